@@ -6,17 +6,23 @@ column of a store and has one fingerprint, so that two encoders that share a tex
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
-from frevl.errors import EncoderError, UsageError, nearest
+from frevl.embeddings import pool, stack
+from frevl.errors import UsageError, nearest
+from frevl.images import ImageSource, read_image
 
-__all__ = ["ENCODERS", "Embeddings", "Encoder", "ImageTower", "TextTower", "load_encoder"]
+__all__ = ["ENCODERS", "TOKENS", "Embeddings", "Encoder", "ImageTower", "TextTower", "load_encoder", "processors"]
+
+TOKENS = ("pooled", "7x7", "4x4", "2x2")
+"""What an embedding is made of: one pooled token, or a grid of image tokens and the word tokens of a text."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,29 @@ class Embeddings:
     """A batch of embeddings.
 
     Attributes:
-        values: ``(n, tokens, dim)`` float32; pooled embeddings have one token.
-        mask: ``(n, tokens)`` bool, True where a token exists. Masked-out values are zero.
+        values: ``(n, tokens, dim)`` float32; pooled embeddings have one token. Masked-out values are zero.
+        mask: ``(n, tokens)`` bool, True where a token exists; each item has at least one.
     """
 
     values: np.ndarray
     mask: np.ndarray
+
+    @classmethod
+    def of(cls, items: Sequence[np.ndarray], dim: int) -> Embeddings:
+        """Make a batch of items.
+
+        Args:
+            items: One ``(tokens, dim)`` float32 array an item; the number of tokens may differ.
+            dim: Width, needed when there is no item: the batch is then ``(0, 1, dim)``.
+        """
+        if not items:
+            return cls(np.zeros((0, 1, dim), np.float32), np.zeros((0, 1), bool))
+        return cls(*stack(items))
+
+    @property
+    def items(self) -> list[np.ndarray]:
+        """The items without padding: one ``(tokens, dim)`` array each."""
+        return [values[mask] for values, mask in zip(self.values, self.mask, strict=True)]
 
 
 class ImageTower(Protocol):
@@ -47,11 +70,22 @@ class ImageTower(Protocol):
     def identity(self) -> dict[str, str]:
         """Everything that can change an embedding, field by field; hashed into the fingerprint."""
 
+    @property
+    def target(self) -> int:
+        """The ``target`` to pass to `frevl.images.read_image`; part of the identity."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many prepared images to hand to `embed` at once; changes speed, never a value."""
+
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Turn one decoded RGB image into the network's input, without the batch axis. Thread-safe."""
+        """Turn one image that `read_image` returned into the network's input, without a batch axis.
+
+        Thread-safe; meant to be called by the threads that decode.
+        """
 
     def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
-        """Embed a batch of prepared images."""
+        """Embed a batch of prepared images, on all processor cores. Thread-safe."""
 
 
 class TextTower(Protocol):
@@ -69,5 +103,154 @@ class TextTower(Protocol):
     def identity(self) -> dict[str, str]:
         """Everything that can change an embedding, field by field; hashed into the fingerprint."""
 
+    @property
+    def batch_size(self) -> int:
+        """How many texts to hand to `embed` at once; changes speed, never a value."""
+
     def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Embed a batch of texts."""
+        """Embed a batch of texts, on all processor cores. Thread-safe."""
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """Count the texts that are too long for the network, so that their end is not embedded."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One image tower, one text tower, or one of each.
+
+    Attributes:
+        name: The name that `load_encoder` was given.
+        image: The image tower, or None.
+        text: The text tower, or None.
+    """
+
+    name: str
+    image: ImageTower | None
+    text: TextTower | None
+
+    @overload
+    def embed_images(self, images: Sequence[ImageSource], *, tokens: Literal[False] = False) -> np.ndarray: ...
+    @overload
+    def embed_images(self, images: Sequence[ImageSource], *, tokens: Literal[True]) -> Embeddings: ...
+    def embed_images(self, images: Sequence[ImageSource], *, tokens: bool = False) -> np.ndarray | Embeddings:
+        """Embed images, in batches, in the order given.
+
+        Args:
+            images: Paths, bytes of image files, or Pillow images; any number.
+            tokens: Return every token instead of their mean.
+
+        Returns:
+            ``(n, dim)`` float32, the mean of each item's tokens (at unit length, see `frevl.encoders.tokens`);
+            with ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
+
+        Raises:
+            ImageError: An image cannot be read.
+            UsageError: The encoder has no image tower, or ``images`` is a single one.
+        """
+        tower = self.image
+        if tower is None:
+            raise UsageError(f"The encoder '{self.name}' has no image tower, so it cannot embed images.")
+        if isinstance(images, str | bytes | os.PathLike | Image.Image):
+            raise UsageError("embed_images takes a list of images and was given a single one; write [image].")
+
+        def prepared(image: ImageSource) -> np.ndarray:
+            return tower.prepare(read_image(image, target=tower.target))
+
+        with ThreadPoolExecutor(processors()) as workers:
+            batches = (
+                tower.embed(list(workers.map(prepared, images[start : start + tower.batch_size])))
+                for start in range(0, len(images), tower.batch_size)
+            )
+            embedded = Embeddings.of([item for batch in batches for item in batch.items], tower.dim)
+        return embedded if tokens else pool(embedded.values, embedded.mask)
+
+    @overload
+    def embed_texts(self, texts: Sequence[str], *, tokens: Literal[False] = False) -> np.ndarray: ...
+    @overload
+    def embed_texts(self, texts: Sequence[str], *, tokens: Literal[True]) -> Embeddings: ...
+    def embed_texts(self, texts: Sequence[str], *, tokens: bool = False) -> np.ndarray | Embeddings:
+        """Embed texts, in batches, in the order given.
+
+        Args:
+            texts: Any number of texts. Too long ones lose their end (see `TextTower.truncated`).
+            tokens: Return every token instead of their mean.
+
+        Returns:
+            ``(n, dim)`` float32, the mean of each item's tokens (at unit length, see `frevl.encoders.tokens`);
+            with ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
+
+        Raises:
+            UsageError: The encoder has no text tower, or ``texts`` is a single one.
+        """
+        tower = self.text
+        if tower is None:
+            raise UsageError(f"The encoder '{self.name}' has no text tower, so it cannot embed texts.")
+        if isinstance(texts, str):
+            raise UsageError("embed_texts takes a list of texts and was given a single one; write [text].")
+        batches = (
+            tower.embed(texts[start : start + tower.batch_size]) for start in range(0, len(texts), tower.batch_size)
+        )
+        embedded = Embeddings.of([item for batch in batches for item in batch.items], tower.dim)
+        return embedded if tokens else pool(embedded.values, embedded.mask)
+
+
+def processors() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Each row builds the two towers for one value of TOKENS. The imports wait inside: towers need libraries that are
+# optional or slow to import.
+def _packaged(image_tower: str) -> Callable[[str], tuple[ImageTower, TextTower]]:
+    def towers(tokens: str) -> tuple[ImageTower, TextTower]:
+        from frevl.encoders import packaged
+
+        return packaged.image_tower(image_tower, tokens), packaged.text_tower("minilm-l6", tokens)
+
+    return towers
+
+
+def _toy(image_tower: str) -> Callable[[str], tuple[ImageTower, TextTower]]:
+    def towers(tokens: str) -> tuple[ImageTower, TextTower]:
+        from frevl.encoders import toy
+
+        return toy.image_tower(image_tower, tokens), toy.text_tower("toy-text", tokens)
+
+    return towers
+
+
+ENCODERS: dict[str, Callable[[str], tuple[ImageTower, TextTower]]] = {
+    "packaged": _packaged("efficientnet-lite0"),
+    "packaged-lite1": _packaged("efficientnet-lite1"),
+    "packaged-lite2": _packaged("efficientnet-lite2"),
+    "toy": _toy("toy-image"),
+    "toy2": _toy("toy2-image"),
+}
+
+
+def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
+    """Load an encoder by name.
+
+    The first use of a packaged encoder takes some seconds: it exports the network to the user's cache folder.
+
+    Args:
+        name: One of `ENCODERS`.
+        tokens: One of `TOKENS`. ``"7x7"``, ``"4x4"`` and ``"2x2"`` keep a grid of image tokens and the word
+            tokens of texts; ``"pooled"`` keeps their mean.
+
+    Returns:
+        The encoder, ready to embed.
+
+    Raises:
+        UsageError: Unknown name or kind of tokens.
+        MissingExtraError: The encoder's libraries are not installed.
+        EncoderError: The encoder is damaged, or its cache folder cannot be used.
+    """
+    if name not in ENCODERS:
+        raise UsageError(f"There is no encoder '{name}'. {nearest(name, ENCODERS)}")
+    if tokens not in TOKENS:
+        raise UsageError(f"There is no kind of tokens '{tokens}'. {nearest(tokens, TOKENS)}")
+    image, text = ENCODERS[name](tokens)
+    return Encoder(name, image, text)

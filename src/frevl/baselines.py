@@ -1,0 +1,169 @@
+"""What a fusion has to beat: majority, one modality alone, a linear probe, a concatenation MLP.
+
+Pure torch. Every network here takes and returns what `Fusion` does, so that all are trained, saved, scored and
+judged on one road. Tokens are pooled by their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from frevl.fusion import masked_mean
+
+__all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
+
+
+class Majority(nn.Module):
+    """Always answers with the training frequencies, whatever image and text say."""
+
+    def __init__(self, *, outputs: int) -> None:
+        super().__init__()
+        self.settings = {"outputs": outputs}
+        self.logits = nn.Parameter(torch.zeros(outputs), requires_grad=False)
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,  # noqa: ARG002
+        image_mask: Tensor | None = None,  # noqa: ARG002
+        text_mask: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return ``(n, outputs)``: the log frequencies, the same for every pair."""
+        return self.logits.expand(len(image), -1)
+
+
+class Linear(nn.Module):
+    """Logistic regression on ``[v ; t]``, and on ``v*t`` too where the widths agree.
+
+    Features are standardised with training statistics first. Fitted by `fit_linear`.
+    """
+
+    def __init__(self, *, image_dim: int, text_dim: int, outputs: int) -> None:
+        super().__init__()
+        self.settings = {"image_dim": image_dim, "text_dim": text_dim, "outputs": outputs}
+        self.multiply = image_dim == text_dim
+        features = image_dim + text_dim + (image_dim if self.multiply else 0)
+        self.mean = nn.Parameter(torch.zeros(features), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(features), requires_grad=False)
+        self.linear = nn.Linear(features, outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def features(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return ``(n, features)``, standardised."""
+        v, t = _pooled(image, image_mask), _pooled(text, text_mask)
+        parts = [v, t, v * t] if self.multiply else [v, t]
+        return (torch.cat(parts, dim=1) - self.mean) / self.scale
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
+        logits: Tensor = self.linear(self.features(image, text, image_mask, text_mask))
+        return logits
+
+
+class Mlp(nn.Module):
+    """A two-layer network on the concatenation; with one modality switched off, the blind baseline."""
+
+    def __init__(
+        self,
+        *,
+        image_dim: int,
+        text_dim: int,
+        outputs: int,
+        use_image: bool = True,
+        use_text: bool = True,
+        hidden: int = 512,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, int | float | bool] = {
+            "image_dim": image_dim,
+            "text_dim": text_dim,
+            "outputs": outputs,
+            "use_image": use_image,
+            "use_text": use_text,
+            "hidden": hidden,
+            "dropout": dropout,
+        }
+        self.use_image, self.use_text = use_image, use_text
+        inputs = use_image * image_dim + use_text * text_dim
+        self.norm = nn.LayerNorm(inputs)
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(inputs, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, outputs),
+        )
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
+        parts = [_pooled(image, image_mask)] if self.use_image else []
+        parts += [_pooled(text, text_mask)] if self.use_text else []
+        logits: Tensor = self.layers(self.norm(torch.cat(parts, dim=1)))
+        return logits
+
+
+def fit_linear(
+    network: Linear,
+    features: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    development: Callable[[], float],
+    *,
+    penalties: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+    iterations: int = 100,
+) -> float:
+    """Fit logistic regression by full-batch L-BFGS along a path of L2 penalties (ours).
+
+    The path goes from strong to weak, each fit starts from the last one, and it ends when the development
+    metric falls twice: an honest linear baseline needs its penalty chosen.
+
+    Args:
+        network: Its mean and scale are set; its weights are overwritten.
+        features: ``(n, features)`` standardised training features.
+        loss: From ``(n, outputs)`` logits to the mean training loss, without a penalty.
+        development: The metric of the network as it stands, the larger the better.
+        penalties: Factors of half the squared weights (not the biases), strongest first.
+        iterations: Most L-BFGS steps a penalty.
+
+    Returns:
+        The best penalty; the network holds its weights.
+    """
+    best = (float("-inf"), penalties[0], network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
+    falls = 0
+    for penalty in penalties:
+        optimiser = torch.optim.LBFGS(
+            network.linear.parameters(), max_iter=iterations, history_size=10, line_search_fn="strong_wolfe"
+        )
+
+        def closure(penalty: float = penalty, optimiser: torch.optim.LBFGS = optimiser) -> Tensor:
+            optimiser.zero_grad()
+            value = loss(network.linear(features)) + 0.5 * penalty * network.linear.weight.square().sum()
+            torch.autograd.backward(value)
+            return value
+
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        metric = development()
+        falls = 0 if metric >= best[0] else falls + 1
+        if metric > best[0]:
+            best = (metric, penalty, network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
+        if falls == 2:
+            break
+    with torch.no_grad():
+        network.linear.weight.copy_(best[2])
+        network.linear.bias.copy_(best[3])
+    return best[1]
+
+
+def _pooled(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """``(n, d)`` from pooled or token embeddings."""
+    return tokens if tokens.dim() == 2 else masked_mean(tokens, mask)

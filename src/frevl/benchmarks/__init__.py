@@ -1,0 +1,308 @@
+"""Published sets, read from their official files into rows for a pairs file.
+
+A row is an object of `frevl.pairs`: ``image`` (path below the benchmark's folder), ``text``, mostly ``target``,
+and further keys that can slice results. One of them has a meaning for everybody: rows of the same ``cluster``
+are not independent, although their images differ; split and resample by it.
+
+A new set is a row of `BENCHMARKS` and at most one reader in the file of its task.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from frevl.benchmarks import entailment, reasoning, retrieval, vqa
+from frevl.benchmarks.files import Folder, LeftOut, Row
+from frevl.benchmarks.vqa import keep_vocabulary
+from frevl.errors import InputError, MissingExtraError, UsageError, nearest
+
+__all__ = ["BENCHMARKS", "Benchmark", "Source", "keep_vocabulary", "load_benchmark", "write_rows"]
+
+Task = Literal["matching", "classification"]
+Reader = Callable[[Folder, Path, str], Iterator[Row | LeftOut]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One split of a published set.
+
+    Attributes:
+        name: Name in `BENCHMARKS`.
+        split: As asked for.
+        task: ``matching`` or ``classification``.
+        rows: Objects for a pairs file, in the order of the official file.
+        left_out: ``(id, reason)`` of everything that is not in the rows; a missing image stands here once.
+        notes: Sentences for the user: other counts than the official ones, images missing.
+    """
+
+    name: str
+    split: str
+    task: Task
+    rows: list[Row]
+    left_out: list[tuple[str, str]]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """How to read one set.
+
+    Attributes:
+        task: ``matching`` or ``classification``.
+        splits: For each split its name in file names, and the number of rows in the full official set (None:
+            not known to us, not checked).
+        files: File names with their readers; the first one found is read. ``{split}`` is filled in.
+        where: Where to get the files; ends a sentence.
+        exact_images: Image names are not unique: only the official path will do.
+    """
+
+    task: Task
+    splits: Mapping[str, tuple[str, int | None]]
+    files: tuple[tuple[str, Reader], ...]
+    where: str
+    exact_images: bool = field(default=False)
+
+
+_FLICKR_IMAGES = "the images come with the form at shannon.cs.illinois.edu/DenotationGraph"
+_KARPATHY = "caption_datasets.zip at cs.stanford.edu/people/karpathy/deepimagesent"
+
+BENCHMARKS: Mapping[str, Source] = {
+    "coco": Source(
+        "matching",
+        {"train": ("train", 566_747), "val": ("val", 25_010), "test": ("test", 25_010)},
+        (("dataset_coco.json", retrieval.karpathy), ("{split}.jsonl", retrieval.plain_captions)),
+        f"{_KARPATHY}, train2014.zip and val2014.zip at cocodataset.org",
+    ),
+    "flickr30k": Source(
+        "matching",
+        {"train": ("train", 145_000), "val": ("val", 5_070), "test": ("test", 5_000), "all": ("all", None)},
+        (
+            ("dataset_flickr30k.json", retrieval.karpathy),
+            ("results_20130124.token", retrieval.token_file),
+            ("results.csv", retrieval.caption_table),
+            ("captions.txt", retrieval.caption_table),
+            ("captions.csv", retrieval.caption_table),
+            ("{split}.jsonl", retrieval.plain_captions),
+        ),
+        f"{_KARPATHY}; {_FLICKR_IMAGES}",
+    ),
+    "flickr8k": Source(
+        "matching",
+        {"train": ("train", 30_000), "val": ("val", 5_000), "test": ("test", 5_000), "all": ("all", None)},
+        (
+            ("dataset_flickr8k.json", retrieval.karpathy),
+            ("Flickr8k.token.txt", retrieval.token_file),
+            ("captions.txt", retrieval.caption_table),
+            ("captions.csv", retrieval.caption_table),
+            ("{split}.jsonl", retrieval.plain_captions),
+        ),
+        f"{_KARPATHY}; Flickr8k_Dataset.zip and Flickr8k_text.zip of its authors (Hodosh et al. 2013)",
+    ),
+    "vqa-v2": Source(
+        "classification",
+        {
+            "train": ("train2014", 443_757),
+            "val": ("val2014", 214_354),
+            "test-dev": ("test-dev2015", 107_394),
+            "test": ("test2015", 447_793),
+        },
+        (("v2_OpenEnded_mscoco_{split}_questions.json", vqa.vqa_v2),),
+        "visualqa.org/download.html, images at cocodataset.org",
+    ),
+    "gqa": Source(
+        "classification",
+        {
+            "train": ("train", 943_000),
+            "val": ("val", 132_062),
+            "testdev": ("testdev", 12_578),
+            "test": ("test", 95_336),
+        },
+        (("{split}_balanced_questions.json", vqa.gqa),),
+        "cs.stanford.edu/people/dorarad/gqa/download.html",
+    ),
+    "daquar": Source(
+        "classification",
+        {"train": ("train", 6_795), "test": ("test", 5_673)},
+        (
+            ("qa.894.raw.{split}.txt", vqa.daquar),
+            ("qa.894.raw.txt", vqa.daquar),
+            ("all_qa_pairs.txt", vqa.daquar),
+            ("{split}.jsonl", vqa.plain_questions),
+        ),
+        "the Visual Turing Challenge page of MPI Informatics (d2.mpi-inf.mpg.de), with nyu_depth_images.tar",
+    ),
+    "easy-vqa": Source(
+        "classification",
+        {"train": ("train", 38_575), "test": ("test", 9_673)},
+        (("questions.json", vqa.easy_vqa),),
+        "the package easy-vqa: pip install easy-vqa",
+        exact_images=True,
+    ),
+    "snli-ve": Source(
+        "classification",
+        {"train": ("train", 529_527), "dev": ("dev", 17_858), "test": ("test", 17_901)},
+        (("snli_ve_{split}.jsonl", entailment.snli_ve), ("{split}.jsonl", entailment.plain_entailment)),
+        f"github.com/necla-ml/SNLI-VE; {_FLICKR_IMAGES}",
+    ),
+    "e-snli-ve": Source(
+        "classification",
+        {"train": ("train", 401_717), "dev": ("dev", 14_339), "test": ("test", 14_740)},
+        (("esnlive_{split}.csv", entailment.e_snli_ve),),
+        f"github.com/maximek3/e-ViL, folder data; {_FLICKR_IMAGES}",
+    ),
+    "nlvr": Source(
+        "classification",
+        {"train": ("train", None), "dev": ("dev", 5_934), "test": ("test", None)},
+        (("{split}.json", reasoning.nlvr),),
+        "github.com/lil-lab/nlvr, folder nlvr",
+    ),
+    "sugarcrepe": Source(
+        "matching",
+        {"test": ("test", None)},
+        tuple((f"{part}.json", reasoning.sugarcrepe) for part in reasoning.SUGARCREPE_PARTS),
+        "github.com/RAIVNLab/sugar-crepe, folder data; val2017.zip at cocodataset.org",
+    ),
+    "winoground": Source(
+        "matching",
+        {"test": ("test", 1_600)},
+        (("examples.jsonl", reasoning.winoground),),
+        "huggingface.co/datasets/facebook/winoground",
+    ),
+}
+
+# The same split under the names that different authors give it.
+_DEVELOPMENT = ("dev", "val", "validation")
+
+
+def load_benchmark(
+    name: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    *,
+    check: bool = False,
+    find_images: bool = True,
+) -> Benchmark:
+    """Read one split of a published set from its official files.
+
+    Files and images are found by name, wherever they lie below the folder.
+
+    Args:
+        name: A key of `BENCHMARKS`.
+        root: Folder with the official files and the images; only easy-vqa has a default, its package.
+        split: A split of this set; ``dev``, ``val`` and ``validation`` mean the same.
+        check: Refuse a set whose number of rows is not the official one. By default the difference is a note,
+            because people work on parts of sets.
+        find_images: Look for every image and leave out the rows whose image is missing. Without it, the
+            official path becomes the image id, for embeddings that exist already.
+
+    Returns:
+        Rows, what was left out, and notes for the user.
+
+    Raises:
+        UsageError: No such set or split.
+        MissingExtraError: easy-vqa is not installed.
+        InputError: A file or all images are missing, a file is truncated or of another version, or, with
+            `check`, the number of rows is another one.
+    """
+    if name not in BENCHMARKS:
+        raise UsageError(f"There is no benchmark '{name}'. {nearest(name, BENCHMARKS)}")
+    source = BENCHMARKS[name]
+    spellings = _DEVELOPMENT if split in _DEVELOPMENT else (split,)
+    known = next((spelling for spelling in spellings if spelling in source.splits), None)
+    if known is None:
+        raise UsageError(f"'{name}' has no split '{split}'. {nearest(split, source.splits)}")
+    file_split, expected = source.splits[known]
+    folder = Folder(_root(name, root))
+    path, reader = _file(name, source, folder, [file_split, *(s for s in spellings if s != file_split)])
+
+    items = list(reader(folder, path, known))
+    rows = [item for item in items if not isinstance(item, LeftOut)]
+    left_out = [(item.id, item.reason) for item in items if isinstance(item, LeftOut)]
+    if not rows:
+        raise InputError(f"{path}: the split '{split}' has no rows; fetch the file again from {source.where}.")
+    notes = []
+    if expected is not None and len(items) != expected:
+        note = f"{path.name}: the official '{name}' has {expected:,} rows in '{known}', found {len(items):,}."
+        if check:
+            raise InputError(f"{note} Fetch the files again from {source.where}.")
+        notes.append(note)
+    if find_images:
+        rows, missing = _with_images(rows, folder, exact=source.exact_images)
+        if not rows:
+            raise InputError(
+                f"{folder.root}: not one of the {len(missing):,} images of '{name}' is below this folder, for "
+                f"example '{missing[0][0]}'; get them from {source.where}."
+            )
+        if missing:
+            lost = len(items) - len(left_out) - len(rows)
+            notes.append(
+                f"{len(missing):,} images are missing below {folder.root} and {lost:,} rows left out: "
+                + ", ".join(image for image, _ in missing[:3])
+                + ("." if len(missing) <= 3 else ", ...")
+            )
+            left_out += missing
+    return Benchmark(name, split, source.task, rows, left_out, tuple(notes))
+
+
+def write_rows(rows: Iterable[Row], path: str | Path) -> None:
+    """Write rows as a JSONL pairs file, all or nothing.
+
+    Args:
+        rows: Objects with at least ``image`` and ``text``.
+        path: The file; an existing one is replaced when the new one is complete.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path}: the pairs cannot be written ({error.strerror or error}).") from error
+
+
+def _root(name: str, root: str | Path | None) -> Path:
+    if root is not None:
+        return Path(root)
+    if name != "easy-vqa":
+        raise UsageError(f"'{name}' is read from files: give the folder that holds them.")
+    package = importlib.util.find_spec("easy_vqa")
+    if package is None or package.origin is None:
+        raise MissingExtraError("easy-vqa", "packaged")
+    return Path(package.origin).parent / "data"
+
+
+def _file(name: str, source: Source, folder: Folder, splits: list[str]) -> tuple[Path, Reader]:
+    for pattern, reader in source.files:
+        for split in splits:
+            path = folder.find(pattern.format(split=split))
+            if path is not None:
+                return path, reader
+    official = [pattern.format(split=splits[0]) for pattern, _ in source.files if pattern != "{split}.jsonl"]
+    raise InputError(
+        f"{folder.root}: '{name}' needs {' or '.join(official)} below this folder, found none; "
+        f"get it from {source.where}."
+    )
+
+
+def _with_images(rows: list[Row], folder: Folder, *, exact: bool) -> tuple[list[Row], list[tuple[str, str]]]:
+    """Put the paths of the images that exist into the rows; drop the others, and their whole groups."""
+    places = {image: folder.image(image, exact=exact) for image in {row["image"]: None for row in rows}}
+    incomplete = {row["group"] for row in rows if "group" in row and places[row["image"]] is None}
+    kept: list[Row] = []
+    for row in rows:
+        place = places[row["image"]]
+        if place is not None and row.get("group") not in incomplete:
+            kept.append({**row, "image": place})
+    missing = [(image, "the image is missing") for image, place in places.items() if place is None]
+    return kept, missing

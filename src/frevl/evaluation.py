@@ -1,0 +1,264 @@
+"""A scorer and pairs with known truth -> metrics with intervals, slices and provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from frevl.answers import vqa_accuracy
+from frevl.batches import encode_answers, usable_pairs
+from frevl.errors import PairsError
+from frevl.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference
+from frevl.metrics import expected_calibration_error, rank_of_best_match
+from frevl.pairs import Pairs, Target, read_pairs
+from frevl.preparation import hash_prefixes, match_truth
+from frevl.provenance import provenance
+from frevl.rejects import Reject, rejects_sentence
+from frevl.scorer import Scorer
+
+__all__ = ["Result", "evaluate"]
+
+_MOST_SLICES = 50  # a key with more values than this names items, not groups
+_RANKS = (1, 5, 10)
+
+
+@dataclass
+class Result:
+    """The record behind the result JSON (design, "Result JSON"). Metrics are in percent.
+
+    Attributes:
+        task: ``matching`` or ``classification``.
+        n: Pairs judged.
+        metrics: By name.
+        ci95: 95 % interval of every metric, by bootstrap over images; None where it cannot be told.
+        slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` of the task's first metric.
+        provenance: Where the numbers come from.
+        notes: Sentences that a reader of the numbers should know.
+        difference: Against another run, if one was given: first metric, interval and the run's path.
+        hits: Per pair (or query), what the first metric averages; not part of the JSON.
+        clusters: Image of each hit; not part of the JSON.
+    """
+
+    task: str
+    n: int
+    metrics: dict[str, float]
+    ci95: dict[str, list[float] | None]
+    slices: dict[str, Any]
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    difference: dict[str, Any] | None = None
+    hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    clusters: list[str] = field(default_factory=list, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """Return the result JSON."""
+        names = ("task", "n", "metrics", "ci95", "slices", "provenance", "notes", "difference")
+        return {name: getattr(self, name) for name in names if name != "difference" or self.difference is not None}
+
+
+def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None = None) -> Result:
+    """Judge a run on pairs that it has not seen.
+
+    Args:
+        scorer: The run with its store.
+        pairs: Pairs, or a pairs file. Classification needs targets; in matching, pairs without a target are right.
+        versus: Another run, judged on the same pairs; the result holds the paired difference.
+
+    Returns:
+        Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
+        ten answers), ``ece``. Matching: ``i2t_r1`` ... ``t2i_r10`` and, if wrong pairs are given, ``accuracy``.
+
+    Raises:
+        PairsError: The pairs cannot be used.
+        StoreError: Embeddings are missing.
+    """
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    usable, left_out = usable_pairs(read, scorer.store.positions("image"), scorer.store.rejects())
+    judge = _judge_matching if scorer.run.task == "matching" else _judge_classes
+    result = judge(scorer, usable)
+    result.notes = _notes(scorer, usable, [*read.rejected, *left_out]) + result.notes
+    if versus is not None:
+        other = judge(versus, usable)
+        first = next(iter(result.metrics))
+        if len(other.hits) == len(result.hits):
+            gap = paired_difference(result.hits, other.hits, result.clusters)
+            result.difference = {"versus": str(versus.run.path), "metric": first, **_named(gap)}
+    return result
+
+
+def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
+    missing = [place for place, target in zip(pairs.places, pairs.targets, strict=True) if target is None]
+    if missing:
+        raise PairsError(
+            f"{missing[0]}, field 'target': expected the right answer to judge by, found none in {len(missing):,} of "
+            f"{len(pairs):,} pairs; use frevl score for pairs without targets"
+        )
+    labels = scorer.run.labels
+    scores = scorer.score(list(zip(pairs.images, pairs.texts, strict=True)))
+    best = scores.argmax(axis=1)
+    confidence = scorer.probabilities(scores)[np.arange(len(best)), best]
+    answers = encode_answers(pairs.targets, labels)
+    weights = answers.hits(torch.from_numpy(best)).numpy().astype(float)
+    strongest = torch.where(answers.weights > 0, answers.weights, -1).max(dim=1, keepdim=True).values
+    accepted = (answers.classes == torch.from_numpy(best)[:, None]) & (answers.weights >= strongest)
+    hits = accepted.any(dim=1).numpy().astype(float)
+    measured: dict[str, tuple[float, Interval]] = {}
+    official = _official_hits([labels[i] for i in best], pairs.extras)
+    if official is not None or answers.soft:
+        weights = weights if official is None else official
+        measured["vqa_accuracy"] = _measured(weights, pairs.images)
+    measured["accuracy"] = _measured(hits, pairs.images)
+    ece = bootstrap_statistic(
+        lambda rows: expected_calibration_error(confidence[rows], hits[rows]), pairs.images, resamples=200
+    )
+    measured["ece"] = (ece.value, ece)
+    first = weights if "vqa_accuracy" in measured else hits
+    known = set(labels)
+    unseen = sum(1 for target in pairs.targets if known.isdisjoint(_named_answers(target)))
+    notes = [f"{unseen:,} pairs have only classes that training never saw: counted as wrong."] if unseen else []
+    name = next(iter(measured))
+    slices = _slices(pairs, name, lambda rows: bootstrap_interval(first[rows], [pairs.images[i] for i in rows]))
+    return _result(scorer, len(pairs), measured, slices, notes, first, pairs.images)
+
+
+def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
+    truth = match_truth(pairs).numpy() > 0.5
+    right = [i for i in range(len(pairs)) if truth[i]]
+    measured: dict[str, tuple[float, Interval]] = {}
+    notes: list[str] = []
+    hits, clusters = np.zeros(0), pairs.images
+    images = list(dict.fromkeys(pairs.images[i] for i in right))
+    texts = list(dict.fromkeys(pairs.texts[i] for i in right))
+    if len(images) > 1:
+        rows = {id_: n for n, id_ in enumerate(images)}
+        columns = {text: n for n, text in enumerate(texts)}
+        of_image: list[set[int]] = [set() for _ in images]
+        of_text: list[set[int]] = [set() for _ in texts]
+        for i in right:
+            of_image[rows[pairs.images[i]]].add(columns[pairs.texts[i]])
+            of_text[columns[pairs.texts[i]]].add(rows[pairs.images[i]])
+        scores = scorer.grid(images, texts)
+        image_of_text = [images[min(found)] for found in of_text]
+        for direction, ranks, owners in (
+            ("i2t", rank_of_best_match([scores], of_image), images),
+            ("t2i", rank_of_best_match([scores.T], of_text), image_of_text),
+        ):
+            for k in _RANKS:
+                measured[f"{direction}_r{k}"] = _measured((ranks < k).astype(float), owners)
+            if direction == "i2t":
+                hits, clusters = (ranks < 1).astype(float), owners
+        notes.append(f"Retrieval among {len(images):,} images and {len(texts):,} texts; any right one counts.")
+    else:
+        notes.append("Fewer than two images with right texts: no retrieval metrics.")
+    if not truth.all():
+        logits = scorer.score(list(zip(pairs.images, pairs.texts, strict=True)))
+        probabilities = scorer.probabilities(logits)
+        decided = ((probabilities > 0.5) == truth).astype(float)
+        measured["accuracy"] = _measured(decided, pairs.images)
+        ece = bootstrap_statistic(
+            lambda rows: expected_calibration_error(np.maximum(probabilities, 1 - probabilities)[rows], decided[rows]),
+            pairs.images,
+            resamples=200,
+        )
+        measured["ece"] = (ece.value, ece)
+        if len(images) < 2:
+            hits, clusters = decided, pairs.images
+    if not measured:
+        raise PairsError(
+            f"{pairs.places[0]}: expected at least two images, or wrong pairs, to judge matching by; found one"
+        )
+    return _result(scorer, len(pairs), measured, {}, notes, hits, clusters)
+
+
+def _result(
+    scorer: Scorer,
+    n: int,
+    measured: dict[str, tuple[float, Interval]],
+    slices: dict[str, Any],
+    notes: list[str],
+    hits: np.ndarray,
+    clusters: list[str],
+) -> Result:
+    return Result(
+        task=scorer.run.task,
+        n=n,
+        metrics={name: 100 * value for name, (value, _) in measured.items()},
+        ci95={name: _bounds(interval) for name, (_, interval) in measured.items()},
+        slices=slices,
+        provenance=provenance(
+            run=str(scorer.run.path),
+            store_fingerprint=scorer.store.fingerprint,
+            seed=scorer.run.provenance["seed"],
+        ),
+        notes=notes,
+        hits=hits,
+        clusters=clusters,
+    )
+
+
+def _measured(hits: np.ndarray, clusters: Sequence[str]) -> tuple[float, Interval]:
+    interval = bootstrap_interval(hits, clusters)
+    return interval.value, interval
+
+
+def _bounds(interval: Interval) -> list[float] | None:
+    """Return percent bounds, or None where one cluster tells nothing."""
+    if math.isnan(interval.low):
+        return None
+    return [100 * interval.low, 100 * interval.high]
+
+
+def _named(interval: Interval) -> dict[str, Any]:
+    return {"difference": 100 * interval.value, "ci95": _bounds(interval)}
+
+
+def _official_hits(predicted: list[str], extras: Sequence[dict[str, Any]]) -> np.ndarray | None:
+    """Return the official VQA accuracy where every pair holds the answers of ten people, else None."""
+    answers = [extra.get("answers") for extra in extras]
+    if not all(isinstance(ten, list) and len(ten) == 10 and all(isinstance(a, str) for a in ten) for ten in answers):
+        return None
+    return vqa_accuracy(predicted, answers)  # type: ignore[arg-type]
+
+
+def _named_answers(target: Target | None) -> list[str]:
+    return [target] if isinstance(target, str) else list(target or [])
+
+
+def _slices(pairs: Pairs, metric: str, judge: Callable[[list[int]], Interval]) -> dict[str, Any]:
+    """Judge every group of pairs that share the value of a further key."""
+    keys = dict.fromkeys(key for extra in pairs.extras for key in extra)
+    slices: dict[str, Any] = {}
+    for key in keys:
+        groups: dict[str, list[int]] = {}
+        for row, extra in enumerate(pairs.extras):
+            value = extra.get(key)
+            if isinstance(value, str | bool | int):
+                groups.setdefault(str(value), []).append(row)
+        if not 2 <= len(groups) <= _MOST_SLICES:
+            continue
+        slices[key] = {}
+        for value, rows in sorted(groups.items()):
+            interval = judge(rows)
+            slices[key][value] = {"n": len(rows), metric: 100 * interval.value, "ci95": _bounds(interval)}
+    return slices
+
+
+def _notes(scorer: Scorer, pairs: Pairs, rejects: list[Reject]) -> list[str]:
+    notes = []
+    sentence = rejects_sentence(rejects)
+    if sentence:
+        notes.append(sentence)
+    hashes = scorer.store.content_hashes(pairs.images)
+    seen = np.isin(hash_prefixes(hashes.values()), scorer.run.train_image_hashes)
+    if seen.any():
+        notes.append(
+            f"Leak: {int(seen.sum()):,} of {len(seen):,} different images were in training or development "
+            "(same content): these numbers are too good."
+        )
+    return notes

@@ -1,0 +1,226 @@
+"""Images of any kind, read into upright opaque RGB.
+
+Every picture of the project passes through `read_image`: extraction, serving and `embed_images` alike, so the
+same file gives the same pixels on every road. Nothing here changes Pillow's settings, and several threads may
+read at the same time.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from frevl.errors import ImageError
+
+__all__ = ["DECODE_TARGET", "MAX_PIXELS", "ImageSource", "read_image"]
+
+ImageSource = str | Path | bytes | Image.Image
+"""A path, the bytes of an image file, or a Pillow image."""
+
+MAX_PIXELS = 100_000_000
+"""Largest picture that is decoded unless the caller says otherwise: 10,000 x 10,000 (400 MB while decoding)."""
+
+DECODE_TARGET = 336
+"""The ``target`` that encoders ask for: the largest input side of the usual frozen encoders, so that one decoded
+picture serves several of them."""
+
+# What to do with each EXIF orientation (EXIF 2.32, tag 0x0112); 1 means upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(source: ImageSource, *, target: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read one image as upright opaque RGB, 8 bits a channel.
+
+    EXIF orientation is applied; transparency is laid over white; of several frames the first is taken; 16-bit
+    grey is divided by 257; 32-bit and float grey are scaled as `_grey_to_bytes` says. Colour profiles are not
+    applied (CMYK is converted by Pillow's formula), as is usual for network input.
+
+    Args:
+        source: A path, the bytes of an image file, or a Pillow image. A Pillow image is not changed, except that
+            Pillow loads its pixels if they were not loaded yet.
+        target: Side in pixels that the image will be resized to. JPEG files may then be decoded at 1/2, 1/4 or
+            1/8 of their size, several times faster, as long as both sides stay at least twice the target. A
+            Pillow image is never reduced.
+        max_pixels: Refuse pictures with more pixels than this, judged by the header, before decoding. Pillow's
+            own hard limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
+
+    Returns:
+        An image of mode ``RGB`` that is not bound to an open file.
+
+    Raises:
+        ImageError: The file is missing, is not a readable image, is damaged, empty or too large.
+    """
+    with _quiet_pillow():
+        if isinstance(source, Image.Image):
+            return _decode(source, "the given image", None, max_pixels)
+        if isinstance(source, bytes):
+            return _read_stream(io.BytesIO(source), "the given bytes", target, max_pixels)
+        name = f"'{source}'"
+        try:
+            # Opening a named pipe would wait for ever, and reading a device might never end.
+            mode = Path(source).stat().st_mode
+            if stat.S_ISDIR(mode):
+                raise _refusal(name, "it is a folder; pass an image file")
+            if not stat.S_ISREG(mode):
+                raise _refusal(name, "it is not a regular file")
+            with Path(source).open("rb") as stream:
+                return _read_stream(stream, name, target, max_pixels)
+        except FileNotFoundError:
+            raise _refusal(name, "the file does not exist") from None
+        except PermissionError:
+            raise _refusal(name, "there is no permission to read the file") from None
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+            raise _refusal(name, f"the file cannot be opened ({_brief(error)})") from None
+
+
+def _read_stream(stream: IO[bytes], name: str, target: int | None, max_pixels: int) -> Image.Image:
+    if not stream.read(1):
+        raise _refusal(name, "it is empty (0 bytes)")
+    stream.seek(0)
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError:
+        raise _refusal(name, "it is not an image in a format that Pillow can read") from None
+    except Image.DecompressionBombError:
+        raise _refusal(name, "its header announces more pixels than Pillow's own limit") from None
+    # Hostile files make Pillow's parsers fail with nearly any exception (struct.error, KeyError, SyntaxError,
+    # ZeroDivisionError, zlib.error, MemoryError and more), so nothing narrower is right, here and in _decode.
+    except Exception as error:
+        raise _refusal(name, f"it is damaged ({_brief(error)})") from error
+    return _decode(image, name, target, max_pixels)
+
+
+def _decode(image: Image.Image, name: str, target: int | None, max_pixels: int) -> Image.Image:
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise _refusal(name, f"it has no pixels ({width} x {height})")
+    if width * height > max_pixels:
+        raise _refusal(name, f"it has {width} x {height} pixels, more than the limit of {max_pixels}; resize it")
+    if image.format == "EPS":
+        # Pillow would hand the file to Ghostscript, an external program that runs what the file says.
+        raise _refusal(name, "it is PostScript, a program and not a picture; convert it to PNG")
+    try:
+        if target is not None and image.format in {"JPEG", "MPO"}:
+            image.draft(None, (2 * target, 2 * target))
+        image.load()
+        rgb = _to_rgb(image)
+    except Exception as error:
+        raise _refusal(name, f"it is damaged or cut short ({_brief(error)})") from error
+    turn = _UPRIGHT.get(_orientation(image))
+    rgb.info.clear()  # above all the orientation, or a second reading would turn the picture again
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) if there is none or the metadata is damaged."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # broken metadata must not cost the user a picture whose pixels are fine
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
+        return Image.fromarray(_grey_to_bytes(image)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    # Pillow has no direct road from premultiplied La to RGBA.
+    with_alpha = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(with_alpha, mask=with_alpha.getchannel("A"))
+    return white
+
+
+def _grey_to_bytes(image: Image.Image) -> np.ndarray:
+    """Scale grey of more than 8 bits to 0..255.
+
+    16-bit modes span 0..65535. Mode ``I`` (32-bit integers) and ``F`` (floats) do not say what white is, so the
+    values decide (ours): within 0..1 for floats means 1 is white; within 0..255 they are bytes already; integers
+    within 0..65535 are 16-bit (always, in PPM files); anything else is stretched from its smallest to its
+    largest value. Not-a-number is black.
+
+    Args:
+        image: An image of mode ``I;16*``, ``I`` or ``F``.
+
+    Returns:
+        ``(height, width)`` uint8.
+    """
+    values = np.asarray(image)
+    if values.dtype.itemsize == 2:
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    else:
+        low, high = _black_and_white(image, values)
+        scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+        # Not-a-number must not reach the cast, where it would be undefined.
+        grey = np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # PNG: this one grey value is transparent, so it shows the white below
+        grey[values == transparent] = 255
+    return grey
+
+
+def _black_and_white(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    if finite.size == 0:
+        raise ValueError("no pixel is a finite number")
+    low, high = float(finite.min()), float(finite.max())
+    if low >= 0 and high <= 1 and image.mode == "F":
+        return 0, 1
+    if low >= 0 and high <= 255 and image.format != "PPM":
+        return 0, 255
+    if low >= 0 and high <= 65535 and image.mode == "I":
+        return 0, 65535
+    return low, high if high > low else low + 1
+
+
+def _refusal(name: str, reason: str) -> ImageError:
+    return ImageError(f"Cannot read image {name}: {reason}.")
+
+
+def _brief(error: BaseException) -> str:
+    """One short line about an exception, without the addresses and line breaks that Pillow's may hold."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split()).split(" <", 1)[0]
+    return f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__
+
+
+# Pillow warns of corrupt EXIF, odd palettes, large pictures and more. `warnings.catch_warnings` would hide them,
+# but it swaps the whole list of filters and is not safe with threads; so one entry, for Pillow's modules only,
+# stands in the list while at least one thread reads. It is put there directly and not by `filterwarnings`, which
+# would also make every module of the process forget which warnings it has shown already.
+_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_readers = 0
+_readers_lock = threading.Lock()
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    global _readers
+    with _readers_lock:
+        _readers += 1
+        if _IGNORE_PILLOW not in warnings.filters:
+            cast(list[object], warnings.filters).insert(0, _IGNORE_PILLOW)
+    try:
+        yield
+    finally:
+        with _readers_lock:
+            _readers -= 1
+            if _readers == 0 and _IGNORE_PILLOW in warnings.filters:
+                cast(list[object], warnings.filters).remove(_IGNORE_PILLOW)

@@ -1,0 +1,234 @@
+"""Intervals and paired tests that respect clusters: rows about one image are not independent.
+
+Everything resamples whole clusters (images) with replacement, never rows. All functions are deterministic
+for a seed, and hold one block of draws in memory, whatever the number of resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from frevl.errors import UsageError
+
+__all__ = ["Interval", "bootstrap_interval", "bootstrap_statistic", "paired_difference", "paired_test"]
+
+Clusters = Sequence[Hashable] | NDArray[Any] | None
+Floats = NDArray[np.float64]
+
+DRAWS_IN_MEMORY = 1_000_000
+
+
+class Interval(NamedTuple):
+    """A value with its interval; ``low`` and ``high`` are NaN where the data cannot tell."""
+
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    clusters: Clusters = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of per-item values with its percentile interval by cluster bootstrap.
+
+    Clusters are drawn with replacement; the mean of a draw is the ratio of the drawn sums to the drawn
+    counts, so clusters of different sizes keep their weight (Davison and Hinkley 1997, section 3.8).
+
+    With one cluster there is nothing to resample: low and high are NaN, which says "unknown". If every
+    item has the same value, the interval has no width: the bootstrap knows only what the sample shows.
+    With fewer than about 20 clusters the interval is too narrow, as for every percentile bootstrap.
+
+    Args:
+        values: ``(n,)`` finite numbers, for example hits.
+        clusters: ``(n,)`` hashable keys, for example image ids; by default every item is its own cluster.
+        resamples: Number of draws.
+        seed: Of the random draws.
+        level: Share of the draws inside the interval, between 0 and 1.
+
+    Raises:
+        UsageError: No items, lengths differ, a value is not finite, or the level is not between 0 and 1.
+    """
+    items = _finite(values)
+    sums, counts = _cluster_sums(items, clusters)
+    mean = float(items.mean())
+    if len(sums) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    drawn = [
+        sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
+        for chosen in _draws(len(sums), resamples, np.random.default_rng(seed))
+    ]
+    return Interval(mean, *_quantiles(np.concatenate(drawn), level))
+
+
+def paired_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Clusters = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of ``a`` minus mean of ``b`` over the same items, with its interval by cluster bootstrap.
+
+    Args:
+        a: ``(n,)`` per-item values of one run.
+        b: ``(n,)`` per-item values of the other, of the same items in the same order.
+        clusters: As in `bootstrap_interval`.
+        resamples: As in `bootstrap_interval`.
+        seed: As in `bootstrap_interval`.
+        level: As in `bootstrap_interval`.
+
+    Raises:
+        UsageError: As in `bootstrap_interval`.
+    """
+    difference = _difference(a, b)
+    return bootstrap_interval(difference, clusters, resamples=resamples, seed=seed, level=level)
+
+
+def paired_test(
+    a: ArrayLike, b: ArrayLike, clusters: Clusters = None, *, permutations: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided p-value of "a and b are equally good", by flipping the sign of each cluster's difference.
+
+    If the runs were equal, exchanging them on any image would change nothing: every pattern of signs is
+    equally likely (Fisher's randomisation test, with clusters as units). All patterns are visited when they
+    are at most `permutations`; otherwise that many are drawn, and p is ``(1 + hits) / (1 + permutations)``.
+
+    Args:
+        a: ``(n,)`` per-item values of one run.
+        b: ``(n,)`` per-item values of the other, of the same items in the same order.
+        clusters: As in `bootstrap_interval`.
+        permutations: Number of sign patterns.
+        seed: Of the random signs.
+
+    Returns:
+        p in ``(0, 1]``.
+
+    Raises:
+        UsageError: No items, lengths differ, or a value is not finite.
+    """
+    sums, _ = _cluster_sums(_difference(a, b), clusters)
+    # Clusters where the runs agree have no sign to flip.
+    sums = sums[sums != 0]
+    if len(sums) == 0:
+        return 1.0
+    # Equal sums must count as equal although they were added in another order.
+    observed = abs(float(sums.sum())) - 1e-9 * float(np.abs(sums).sum())
+    if len(sums) < 40 and 2 ** len(sums) <= permutations:
+        patterns = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
+        return float(np.mean(np.abs((1.0 - 2.0 * patterns) @ sums) >= observed))
+    random = np.random.default_rng(seed)
+    hits = 0
+    for size in _block_sizes(len(sums), permutations):
+        bits = np.unpackbits(random.integers(0, 256, (size, -(-len(sums) // 8)), dtype=np.uint8), axis=1)
+        flipped = sums.sum() - 2.0 * (bits[:, : len(sums)].astype(np.float64) @ sums)
+        hits += int(np.count_nonzero(np.abs(flipped) >= observed))
+    return (1 + hits) / (1 + permutations)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[NDArray[np.int64]], float],
+    clusters: Sequence[Hashable] | NDArray[Any],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Any number that is not a mean (macro-F1, ECE, median rank) with its interval by cluster bootstrap.
+
+    Args:
+        statistic: Gets item numbers, with repetitions, and returns the number for these items, for example
+            ``lambda items: median_rank(ranks[items])``. Draws where it is not finite are left out.
+        clusters: ``(n,)`` hashable keys, for example image ids.
+        resamples: Number of draws; the statistic is called once for each.
+        seed: Of the random draws.
+        level: Share of the draws inside the interval, between 0 and 1.
+
+    Returns:
+        The statistic of all items and its interval; NaN bounds where there is one cluster or no finite draw.
+
+    Raises:
+        UsageError: No items, or the level is not between 0 and 1.
+    """
+    number_of = _cluster_numbers(clusters, len(clusters))
+    whole = float(statistic(np.arange(len(number_of))))
+    sizes = np.bincount(number_of)
+    if len(sizes) < 2:
+        return Interval(whole, float("nan"), float("nan"))
+    # Items sorted by cluster: a cluster is a range, and a draw is a sequence of ranges.
+    order = np.argsort(number_of, kind="stable")
+    starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
+    drawn = []
+    for block in _draws(len(sizes), resamples, np.random.default_rng(seed)):
+        for chosen in block:
+            lengths = sizes[chosen]
+            ends = np.cumsum(lengths)
+            within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+            drawn.append(float(statistic(order[np.repeat(starts[chosen], lengths) + within])))
+    return Interval(whole, *_quantiles(np.asarray(drawn), level))
+
+
+def _finite(values: ArrayLike) -> Floats:
+    items = np.asarray(values, dtype=np.float64)
+    if items.ndim != 1 or len(items) == 0:
+        raise UsageError(f"Interval: expected at least one value in shape (n,), found shape {items.shape}.")
+    if not np.isfinite(items).all():
+        where = int(np.flatnonzero(~np.isfinite(items))[0])
+        raise UsageError(f"Interval: value {where} is {items[where]}; only finite values have a mean.")
+    return items
+
+
+def _difference(a: ArrayLike, b: ArrayLike) -> Floats:
+    first, second = _finite(a), _finite(b)
+    if len(first) != len(second):
+        raise UsageError(f"Paired comparison: expected the same items, found {len(first)} and {len(second)}.")
+    return first - second
+
+
+def _cluster_numbers(clusters: Clusters, n: int) -> NDArray[np.int64]:
+    if clusters is None:
+        return np.arange(n)
+    if len(clusters) != n or n == 0:
+        raise UsageError(f"Interval: expected one cluster for each of {n} items, found {len(clusters)}.")
+    # A dict and not np.unique: any hashable works, and long paths are not copied into a fixed-width array.
+    numbers: dict[Hashable, int] = {}
+    keys = clusters.tolist() if isinstance(clusters, np.ndarray) else clusters
+    return np.asarray([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def _cluster_sums(values: Floats, clusters: Clusters) -> tuple[Floats, Floats]:
+    number_of = _cluster_numbers(clusters, len(values))
+    sums = np.bincount(number_of, weights=values)
+    return np.asarray(sums, np.float64), np.asarray(np.bincount(number_of), np.float64)
+
+
+def _block_sizes(clusters: int, total: int) -> Iterator[int]:
+    block = max(1, DRAWS_IN_MEMORY // clusters)
+    for start in range(0, total, block):
+        yield min(block, total - start)
+
+
+def _draws(clusters: int, resamples: int, random: np.random.Generator) -> Iterator[NDArray[np.int32]]:
+    """Blocks ``(draws, clusters)`` of cluster numbers, drawn with replacement."""
+    for size in _block_sizes(clusters, resamples):
+        yield random.integers(0, clusters, (size, clusters), dtype=np.int32)
+
+
+def _quantiles(drawn: Floats, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise UsageError(f"Interval: the level must lie between 0 and 1, found {level}.")
+    finite = drawn[np.isfinite(drawn)]
+    if len(finite) == 0:
+        return float("nan"), float("nan")
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,326 @@
+"""The training loop: forward, loss, backward, step, development metric, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from frevl.baselines import Mlp
+from frevl.batches import Answers, EmbeddedPairs, logits_of
+from frevl.errors import TrainingError
+from frevl.fusion import Fusion, masked_mean
+from frevl.loss import binary_loss, class_loss, contrastive_loss, feature_norm_loss, mixup, soft_target_loss
+from frevl.progress import ProgressLine
+
+__all__ = ["Examples", "FitReport", "dev_metric", "fit", "kind_of", "sample_negatives", "task_loss"]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Pairs with what is right about them.
+
+    Attributes:
+        pairs: Embedded pairs.
+        truth: Answers of a classification; for matching ``(n,)`` float32, 1 where image and text belong together.
+    """
+
+    pairs: EmbeddedPairs
+    truth: Answers | Tensor
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """How a training went.
+
+    Attributes:
+        epochs: Epochs trained.
+        best_epoch: The epoch (from 1) whose weights were kept.
+        metric: Its development metric in [0, 1].
+        seconds: Time spent in the loop, interruptions left out.
+        stopped: Why it ended: ``epochs``, ``patience``, ``time`` or ``perfect``.
+    """
+
+    epochs: int
+    best_epoch: int
+    metric: float
+    seconds: float
+    stopped: str
+
+
+def kind_of(truth: Answers | Tensor) -> str:
+    """Return ``match``, ``soft`` or ``class``: which task loss fits."""
+    if isinstance(truth, Tensor):
+        return "match"
+    return "soft" if truth.soft else "class"
+
+
+def task_loss(logits: Tensor, truth: Tensor, *, kind: str, smoothing: float) -> Tensor:
+    """Return the loss of the task.
+
+    Args:
+        logits: ``(n, outputs)``.
+        truth: ``(n,)`` in [0, 1] for ``match``; ``(n, outputs)`` weights for ``class`` and ``soft``.
+        kind: ``match``, ``class`` (weights are shares of one answer) or ``soft`` (every class by itself).
+        smoothing: Label smoothing in [0, 1).
+    """
+    if kind == "match":
+        return binary_loss(logits, truth, label_smoothing=smoothing)
+    if kind == "soft":
+        return soft_target_loss(logits, truth)
+    return class_loss(logits, truth / truth.sum(dim=1, keepdim=True).clamp(min=1e-9), label_smoothing=smoothing)
+
+
+def dev_metric(logits: Tensor, truth: Answers | Tensor) -> float:
+    """Return the share of right answers in [0, 1]: the weight of the predicted class, or right match decisions."""
+    if isinstance(truth, Tensor):
+        return ((logits[:, 0] > 0) == (truth > 0.5)).float().mean().item()
+    return truth.hits(logits.argmax(dim=1)).mean().item()
+
+
+def sample_negatives(
+    pairs: EmbeddedPairs, rows: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw wrong texts for images from the same batch.
+
+    Args:
+        pairs: Embedded pairs.
+        rows: ``(n,)`` rows of right pairs.
+        count: Wrong texts an image.
+        generator: Of the random choice.
+
+    Returns:
+        Image rows and text rows of at most ``n * count`` pairs. A text of the same image, or the same text, is
+        never a negative; such draws are left out.
+    """
+    image, text = pairs.image_rows[rows], pairs.text_rows[rows]
+    images, texts = [], []
+    for _ in range(count):
+        other = torch.randint(len(rows), (len(rows),), generator=generator)
+        wrong = (image[other] != image) & (text[other] != text)
+        images.append(image[wrong])
+        texts.append(text[other][wrong])
+    return torch.cat(images), torch.cat(texts)
+
+
+def fit(
+    network: Fusion | Mlp,
+    train: Examples,
+    dev: Examples,
+    *,
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    final_learning_rate: float,
+    weight_decay: float,
+    warm_up: float,
+    gradient_clip: float,
+    label_smoothing: float,
+    contrastive_weight: float,
+    temperature: float,
+    regularisation_weight: float,
+    mixup_alpha: float,
+    mixup_share: float,
+    negatives: int,
+    patience: int,
+    time_limit: float | None,
+    state_file: Path,
+    log_file: Path,
+    title: str,
+    progress: bool,
+    device: str,
+) -> FitReport:
+    """Train a network by gradient descent; afterwards it holds the weights of its best epoch.
+
+    The arguments are those of `frevl.train`. State is saved after every epoch: a call with the same arguments
+    after an interruption goes on and ends with the identical result, because every random choice follows from
+    seed and epoch.
+
+    Raises:
+        TrainingError: The loss is not finite; names the batch.
+    """
+    trained = [parameter for parameter in network.to(device).parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    state = _State.load(state_file, network, optimiser)
+    kind = kind_of(train.truth)
+    outputs = int(network.settings["outputs"])
+    steps = math.ceil(len(train) / batch_size)
+    started = time.monotonic() - state.seconds
+    if state.epoch == 0:
+        log_file.write_text("", encoding="utf-8")
+    with ProgressLine(title, epochs * steps, enabled=progress) as line:
+        line.advance(state.epoch * steps)
+        while not state.stopped:
+            # Every random choice follows from seed and epoch, so that a resumed training repeats it.
+            torch.manual_seed(seed * 100_003 + state.epoch)  # dropout
+            random = torch.Generator().manual_seed(seed * 100_003 + state.epoch)  # order, negatives, mixup
+            losses = {"task": 0.0, "contrastive": 0.0, "regularisation": 0.0}
+            out_of_time = False
+            network.train()
+            for batch, rows in enumerate(_chunks(torch.randperm(len(train), generator=random), batch_size)):
+                done = (state.epoch + batch / steps) / epochs
+                if time_limit is not None:
+                    # The schedule shrinks to the time that is left, so that a short training is annealed too.
+                    done = max(done, (time.monotonic() - started) / time_limit)
+                    out_of_time = done >= 1 and state.epoch + batch > 0
+                    if out_of_time:
+                        break
+                for group in optimiser.param_groups:
+                    group["lr"] = _scheduled(done, learning_rate, final_learning_rate, warm_up)
+
+                image_rows, text_rows, truth = _with_truth(train, rows, negatives, random, outputs)
+                image, text, image_mask, text_mask = train.pairs.inputs(image_rows, text_rows, device)
+                truth = truth.to(device)
+                contrastive = regularisation = torch.zeros((), device=device)
+                if isinstance(network, Fusion):
+                    image, text = network.project(image, text)
+                    contrastive = contrastive_loss(
+                        masked_mean(image, image_mask),
+                        masked_mean(text, text_mask),
+                        image_rows.to(device),
+                        text_rows.to(device),
+                        temperature=temperature,
+                        matching=truth > 0.5 if kind == "match" else None,
+                    )
+                    pooled = image_mask is None and text_mask is None
+                    if pooled and torch.rand((), generator=random).item() < mixup_share:
+                        mixed = mixup(image, text, truth, alpha=mixup_alpha, generator=random)
+                        image, text, truth = mixed.image_hidden, mixed.text_hidden, mixed.targets
+                    fused = network.fuse(image, text, image_mask, text_mask)
+                    regularisation = feature_norm_loss(fused)
+                    logits = network.head(fused)
+                else:
+                    logits = network(image, text, image_mask, text_mask)
+                task = task_loss(logits, truth, kind=kind, smoothing=label_smoothing)
+                loss = task + contrastive_weight * contrastive + regularisation_weight * regularisation
+                terms = {
+                    "task": task.item(),
+                    "contrastive": contrastive.item(),
+                    "regularisation": regularisation.item(),
+                }
+                if not math.isfinite(loss.item()):
+                    parts = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+                    raise TrainingError(
+                        f"{title}: expected a finite loss, found {loss.item()} in epoch {state.epoch + 1}, batch "
+                        f"{batch + 1} of {steps} ({parts}); "
+                        f"check the embeddings with frevl store verify, or lower --learning-rate ({learning_rate:g})"
+                    )
+                optimiser.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                nn.utils.clip_grad_norm_(trained, gradient_clip)
+                optimiser.step()
+
+                losses = {name: losses[name] + value / steps for name, value in terms.items()}
+                figures = (
+                    f"loss {loss.item():.3f}  dev {100 * state.metric:.2f} %  {line.rate * batch_size:,.0f} pairs/s"
+                )
+                line.advance(note=figures)
+
+            metric = dev_metric(logits_of(network, dev.pairs, 1024, device), dev.truth)
+            state.end_epoch(network, metric, time.monotonic() - started)
+            if out_of_time:
+                state.stopped = "time"
+            elif metric == 1.0:
+                state.stopped = "perfect"
+            elif state.epoch - state.best_epoch >= patience:
+                state.stopped = "patience"
+            elif state.epoch == epochs:
+                state.stopped = "epochs"
+            entry = {"epoch": state.epoch, "dev": metric, "seconds": round(state.seconds, 2), "losses": losses}
+            with log_file.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(entry) + "\n")
+            state.save(state_file, network, optimiser)
+    network.load_state_dict(state.best_weights)
+    network.to("cpu").eval()
+    return FitReport(state.epoch, state.best_epoch, state.best_metric, state.seconds, state.stopped)
+
+
+def _with_truth(
+    train: Examples, rows: Tensor, negatives: int, random: torch.Generator, outputs: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image rows, text rows and truth of a batch; matching gets wrong texts beside the right ones."""
+    pairs = train.pairs
+    image_rows, text_rows = pairs.image_rows[rows], pairs.text_rows[rows]
+    if isinstance(train.truth, Answers):
+        return image_rows, text_rows, train.truth.dense(rows, outputs)
+    truth = train.truth[rows]
+    wrong_images, wrong_texts = sample_negatives(pairs, rows[truth > 0.5], negatives, random)
+    return (
+        torch.cat([image_rows, wrong_images]),
+        torch.cat([text_rows, wrong_texts]),
+        torch.cat([truth, torch.zeros(len(wrong_images))]),
+    )
+
+
+@dataclass
+class _State:
+    """What an interrupted training needs to go on, beside weights and optimiser."""
+
+    epoch: int = 0
+    metric: float = 0.0
+    best_epoch: int = 0
+    best_metric: float = -1.0
+    seconds: float = 0.0
+    stopped: str = ""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def end_epoch(self, network: nn.Module, metric: float, seconds: float) -> None:
+        self.epoch += 1
+        self.metric, self.seconds = metric, seconds
+        if metric > self.best_metric:
+            self.best_epoch, self.best_metric = self.epoch, metric
+            self.best_weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+    def save(self, path: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Write everything in one file, then rename: a kill leaves the former epoch."""
+        tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+        tensors |= {f"best.{name}": value.contiguous() for name, value in self.best_weights.items()}
+        for number, moments in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{number}.{name}": value.cpu().contiguous() for name, value in moments.items()}
+        counters = {name: value for name, value in vars(self).items() if name != "best_weights"}
+        temporary = path.with_suffix(".part")
+        save_file(tensors, temporary, metadata={"counters": json.dumps(counters)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
+        """Read the state of an interrupted training into network and optimiser; a fresh one if there is none."""
+        if not path.exists():
+            return cls()
+        tensors = load_file(path)
+        with safe_open(path, "pt") as file:
+            counters = json.loads(file.metadata()["counters"])
+        network.load_state_dict(_part(tensors, "network."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _part(tensors, "optimiser.").items():
+            number, _, moment = name.partition(".")
+            moments.setdefault(int(number), {})[moment] = value
+        optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+        return cls(**counters, best_weights=_part(tensors, "best."))
+
+
+def _chunks(rows: Tensor, size: int) -> list[Tensor]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _scheduled(done: float, peak: float, final: float, warm_up: float) -> float:
+    """Return the learning rate: linear warm-up, then cosine to the final rate. ``done`` is in [0, 1]."""
+    if done < warm_up:
+        return peak * (done + 1e-3) / (warm_up + 1e-3)
+    share = min(1.0, (done - warm_up) / max(1e-9, 1 - warm_up))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * share))

@@ -1,0 +1,260 @@
+"""What training minimises: ``1.0 task + 0.1 contrastive + 0.01 feature norm`` (weights: FrEVL's public code).
+
+The weighting stands in ``training``; here are the terms, each a pure function of tensors that returns a
+scalar, and mixup. ``n`` is the number of pairs in the batch, ``C`` the number of classes. All are finite,
+with finite gradients, at logits of +-10,000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.errors import UsageError
+
+__all__ = [
+    "Mixed",
+    "binary_loss",
+    "class_loss",
+    "contrastive_loss",
+    "feature_norm_loss",
+    "mixup",
+    "soft_target_loss",
+]
+
+
+def binary_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Binary cross-entropy for matching, the mean over pairs.
+
+    Args:
+        logits: ``(n,)`` or ``(n, 1)``.
+        targets: ``(n,)`` float in [0, 1]; 1 for a match.
+        label_smoothing: ``e`` in [0, 1]: a target ``t`` becomes ``(1 - e) t + e / 2``.
+
+    Raises:
+        UsageError: Shapes or types do not fit.
+    """
+    flat = logits.squeeze(1) if logits.dim() == 2 and logits.shape[1] == 1 else logits
+    if flat.dim() != 1 or targets.shape != flat.shape or not targets.is_floating_point():
+        raise UsageError(
+            "binary_loss expects logits (n,) or (n, 1) and float targets (n,), "
+            f"but got logits {tuple(logits.shape)} and {targets.dtype} targets {tuple(targets.shape)}."
+        )
+    smooth = targets * (1.0 - label_smoothing) + label_smoothing / 2
+    return F.binary_cross_entropy_with_logits(flat, smooth)
+
+
+def class_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Softmax cross-entropy for exactly one right class, the mean over pairs.
+
+    Args:
+        logits: ``(n, C)``.
+        targets: ``(n,)`` int64 class numbers, or ``(n, C)`` float with one distribution a row (mixup, several
+            right answers). A row of zeros, smoothing apart, asks for nothing and costs nothing.
+        label_smoothing: ``e`` in [0, 1]: a distribution ``t`` becomes ``(1 - e) t + e / C``.
+
+    Raises:
+        UsageError: Shapes or types do not fit.
+    """
+    numbers = targets.dim() == 1 and targets.dtype == torch.int64 and targets.shape == logits.shape[:1]
+    if logits.dim() != 2 or not (numbers or (targets.shape == logits.shape and targets.is_floating_point())):
+        raise UsageError(
+            "class_loss expects logits (n, C) and int64 targets (n,) or float targets (n, C), "
+            f"but got logits {tuple(logits.shape)} and {targets.dtype} targets {tuple(targets.shape)}."
+        )
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+
+def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Binary cross-entropy against soft targets for VQA v2: the sum over answers, the mean over questions.
+
+    The sum is customary for VQA v2: the mean over 3,129 answers would make the gradient of the few right ones
+    vanish beside the other terms. There is no label smoothing (ours): the share of the ten annotators is soft
+    already, and half of 0.1 on each of 3,129 answers would ask for 156 right answers a question.
+
+    Args:
+        logits: ``(n, C)``.
+        targets: ``(n, C)`` float in [0, 1]; a row need not sum to 1.
+
+    Raises:
+        UsageError: Shapes or types do not fit.
+    """
+    if logits.dim() != 2 or targets.shape != logits.shape or not targets.is_floating_point():
+        raise UsageError(
+            "soft_target_loss expects logits (n, C) and float targets (n, C), "
+            f"but got logits {tuple(logits.shape)} and {targets.dtype} targets {tuple(targets.shape)}."
+        )
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="sum") / max(logits.shape[0], 1)
+
+
+def contrastive_loss(
+    image_hidden: Tensor,
+    text_hidden: Tensor,
+    image_ids: Tensor,
+    text_ids: Tensor,
+    *,
+    temperature: float = 0.07,
+    matching: Tensor | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE in which whatever shares an image or a text is never a negative.
+
+    With ``s[i, j]`` the cosine of image ``i`` and text ``j`` over the temperature, ``P(i)`` the rows that
+    share an image or a text with row ``i`` (itself included) and ``N(i)`` all others::
+
+        image to text, row i:  mean over p in P(i) of  -log( exp s[i,p] / (exp s[i,p] + sum over N(i) of exp s[i,j]) )
+
+    likewise from text to image, and the mean of both over all rows. Without shared ids this is the InfoNCE of
+    CLIP. The denominator of one positive leaves the other positives out (ours), so that no positive is ever
+    pushed away, as a softmax over all of them would do; and each has to beat the negatives by itself, which
+    the logarithm of their summed probability would not ask for.
+
+    Args:
+        image_hidden: ``(n, d)``; normalised here.
+        text_hidden: ``(n, d)``; normalised here.
+        image_ids: ``(n,)`` integers, equal where two rows have the same image.
+        text_ids: ``(n,)`` integers, equal where two rows have the same text.
+        temperature: Positive.
+        matching: ``(n,)`` bool, True where image and text belong together. Other rows take no part at all,
+            not as negatives either: their texts and images usually stand in matching rows too. Without it
+            all rows match.
+
+    Returns:
+        A scalar of at least 0. Exactly 0, with a gradient of 0, if no row matches or no row has a negative
+        (a batch of one, one image only).
+
+    Raises:
+        UsageError: Shapes do not fit, or the temperature is not positive.
+    """
+    n = image_hidden.shape[0]
+    shapes = [tuple(x.shape) for x in (image_ids, text_ids, *([] if matching is None else [matching]))]
+    if image_hidden.dim() != 2 or text_hidden.shape != image_hidden.shape or any(s != (n,) for s in shapes):
+        raise UsageError(
+            "contrastive_loss expects images and texts (n, d) and ids and matching (n,), but got "
+            f"{tuple(image_hidden.shape)}, {tuple(text_hidden.shape)} and {', '.join(map(str, shapes))}."
+        )
+    if temperature <= 0:
+        raise UsageError(f"contrastive_loss: temperature must be positive, but is {temperature}.")
+    if matching is not None:
+        image_hidden, text_hidden = image_hidden[matching], text_hidden[matching]
+        image_ids, text_ids = image_ids[matching], text_ids[matching]
+    # The larger floor of the norm keeps the gradient of an all-zero vector (an item without tokens) small.
+    v, t = F.normalize(image_hidden, dim=1, eps=1e-6), F.normalize(text_hidden, dim=1, eps=1e-6)
+    similarity = v @ t.T / temperature
+    positive = (image_ids[:, None] == image_ids) | (text_ids[:, None] == text_ids)
+    return 0.5 * (_from_anchors(similarity, positive) + _from_anchors(similarity.T, positive))
+
+
+def _from_anchors(similarity: Tensor, positive: Tensor) -> Tensor:
+    """One direction of the contrastive loss; anchors in rows. ``positive`` is symmetric, diagonal True."""
+    # Finite instead of -inf: a row without negatives then has a gradient of 0 and not NaN.
+    least = torch.finfo(similarity.dtype).min / 4
+    negatives = similarity.masked_fill(positive, least).logsumexp(dim=1, keepdim=True)
+    # -log(e^p / (e^p + e^n)) = softplus(n - p), which neither overflows nor cancels.
+    terms = F.softplus(negatives - similarity).masked_fill(~positive, 0.0)
+    return (terms.sum(dim=1) / positive.sum(dim=1)).sum() / max(similarity.shape[0], 1)
+
+
+def feature_norm_loss(fused: Tensor) -> Tensor:
+    """Mean squared norm of the fused features (ours: the published regulariser is unknown).
+
+    Args:
+        fused: ``(n, k)`` from ``Fusion.fuse``.
+
+    Raises:
+        UsageError: The shape does not fit.
+    """
+    if fused.dim() != 2:
+        raise UsageError(f"feature_norm_loss expects fused features (n, k), but got {tuple(fused.shape)}.")
+    return fused.square().sum() / max(fused.shape[0], 1)
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A batch after mixup; shapes as before it.
+
+    Attributes:
+        image_hidden: ``(n, Nv, d)``.
+        text_hidden: ``(n, Nt, d)``.
+        targets: ``(n,)`` or ``(n, C)`` float.
+        image_mask: ``(n, Nv)`` bool or None.
+        text_mask: ``(n, Nt)`` bool or None.
+    """
+
+    image_hidden: Tensor
+    text_hidden: Tensor
+    targets: Tensor
+    image_mask: Tensor | None
+    text_mask: Tensor | None
+
+
+def mixup(
+    image_hidden: Tensor,
+    text_hidden: Tensor,
+    targets: Tensor,
+    *,
+    generator: torch.Generator,
+    alpha: float = 0.2,
+    image_mask: Tensor | None = None,
+    text_mask: Tensor | None = None,
+) -> Mixed:
+    """Mix every pair of the batch with another one (mixup, arXiv 1710.09412, on projected features).
+
+    ``x = share * x + (1 - share) * x[other]`` for features and targets, with one share a batch from
+    Beta(alpha, alpha) and a random permutation as the others. Tokens are mixed place by place; a masked-out
+    token counts as zero, and a token exists where it exists in either pair (ours).
+
+    Only for targets that can be mixed: probabilities, not class numbers. The contrastive term has no
+    meaning on a mixed batch, whose pairs have two images each.
+
+    Args:
+        image_hidden: ``(n, d)`` or ``(n, Nv, d)`` projected images.
+        text_hidden: ``(n, d)`` or ``(n, Nt, d)`` projected texts.
+        targets: ``(n,)`` or ``(n, C)`` float.
+        generator: A CPU generator. The same state gives the same batch on every device.
+        alpha: In (0, 1]; small values mix little.
+        image_mask: ``(n, Nv)`` bool, True where a token exists.
+        text_mask: ``(n, Nt)`` bool.
+
+    Raises:
+        UsageError: The targets are integers, or ``alpha`` is out of range.
+    """
+    if not targets.is_floating_point():
+        raise UsageError(
+            f"mixup needs targets that can be mixed, float (n,) or (n, C), but got {targets.dtype}: "
+            "turn class numbers into distributions with torch.nn.functional.one_hot(targets, classes).float()."
+        )
+    share = _beta(alpha, generator)
+    other = torch.randperm(targets.shape[0], generator=generator).to(targets.device)
+
+    def mix(x: Tensor, mask: Tensor | None = None) -> Tensor:
+        existing = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+        return torch.lerp(existing[other], existing, share)
+
+    def either(mask: Tensor | None) -> Tensor | None:
+        return None if mask is None else mask | mask[other]
+
+    return Mixed(
+        image_hidden=mix(image_hidden, image_mask),
+        text_hidden=mix(text_hidden, text_mask),
+        targets=mix(targets),
+        image_mask=either(image_mask),
+        text_mask=either(text_mask),
+    )
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """Draw from Beta(alpha, alpha) by Johnk's rejection (1964), as torch's own takes no generator.
+
+    With ``x = u ** (1/alpha)`` and ``y`` likewise, ``x / (x + y)`` given ``x + y <= 1`` is Beta distributed.
+    At least half of all draws are accepted for ``alpha <= 1``.
+    """
+    if not 0.0 < alpha <= 1.0:
+        raise UsageError(f"mixup: alpha must be above 0 and at most 1, but is {alpha}.")
+    while True:
+        u, w = torch.rand(2, dtype=torch.float64, generator=generator).tolist()
+        x, y = u ** (1.0 / alpha), w ** (1.0 / alpha)
+        if 0.0 < x + y <= 1.0:
+            return float(x / (x + y))

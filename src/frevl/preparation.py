@@ -1,0 +1,192 @@
+"""Pairs files and a store -> training and development examples, checked before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frevl.batches import Answers, EmbeddedPairs, encode_answers, label_vocabulary, usable_pairs
+from frevl.errors import PairsError
+from frevl.loop import Examples, sample_negatives
+from frevl.pairs import Pairs, read_pairs, split_by_image
+from frevl.rejects import rejects_sentence
+from frevl.store import Store
+from frevl.towers import Tower
+
+__all__ = ["Prepared", "hash_prefixes", "match_truth", "prepare", "with_wrong_texts"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs.
+
+    Attributes:
+        train: Training examples.
+        dev: Development examples; for matching every right pair stands beside a wrong one.
+        labels: Classes, the most frequent first; empty for matching.
+        image_towers: Towers that are concatenated, in their order.
+        text_towers: The same for texts.
+        image_hashes: ``(n,)`` uint64, sorted: content of the images of both parts.
+        notes: Sentences that the user should read.
+    """
+
+    train: Examples
+    dev: Examples
+    labels: list[str]
+    image_towers: list[Tower]
+    text_towers: list[Tower]
+    image_hashes: np.ndarray
+    notes: list[str]
+
+
+def prepare(
+    store: Store,
+    pairs: str | Path | Pairs,
+    dev: str | Path | Pairs | None,
+    *,
+    task: str,
+    encoder: Sequence[str] | None,
+    seed: int,
+    dev_share: float,
+    min_answer_count: int,
+) -> Prepared:
+    """Read, check, split and embed; the arguments are those of `frevl.train`.
+
+    Raises:
+        PairsError: The pairs cannot be used.
+        StoreError: Embeddings are missing.
+        UsageError: An encoder is not in the store.
+    """
+    notes: list[str] = []
+    train_pairs = _usable(store, pairs, notes)
+    if dev is None:
+        train_pairs, dev_pairs = split_by_image(train_pairs, dev_share, seed=seed)
+    else:
+        dev_pairs = _usable(store, dev, notes)
+    hashes = store.content_hashes([*train_pairs.images, *dev_pairs.images])
+    notes += _shared_images(train_pairs, dev_pairs, hashes)
+
+    towers = store.select_towers("image", encoder), store.select_towers("text", encoder)
+    embedded = _embed(store, [train_pairs, dev_pairs], *towers)
+    labels: list[str] = []
+    if task == "matching":
+        right = match_truth(train_pairs)
+        train = Examples(embedded[0], right)
+        dev_examples = with_wrong_texts(Examples(embedded[1], match_truth(dev_pairs)), 1, seed)
+        if not bool((right > 0.5).any()):
+            raise PairsError(f"{train_pairs.places[0]}: expected right image-text pairs, found only wrong ones")
+    else:
+        for part in (train_pairs, dev_pairs):
+            _check_targets(part)
+        labels = label_vocabulary(train_pairs.targets, min_count=min_answer_count)
+        if len(labels) < 2:
+            raise PairsError(
+                f"{train_pairs.places[0].rpartition(':')[0]}, field 'target': expected at least two classes in the "
+                f"training pairs, found only '{labels[0]}'"
+            )
+        train = _with_known_answers(Examples(embedded[0], encode_answers(train_pairs.targets, labels)), notes)
+        dev_answers = encode_answers(dev_pairs.targets, labels)
+        dev_examples = Examples(embedded[1], dev_answers)
+        unseen = int((dev_answers.classes.max(dim=1).values < 0).sum())
+        if unseen:
+            notes.append(f"{unseen:,} development pairs have only classes that training never saw: counted as wrong.")
+    prefixes = hash_prefixes(hashes.values())
+    return Prepared(train, dev_examples, labels, *towers, prefixes, notes)
+
+
+def match_truth(pairs: Pairs) -> Tensor:
+    """Return ``(n,)`` float32: 1 where image and text belong together.
+
+    No target says so; ``true``, ``1`` and ``match`` too; ``false``, ``0`` and ``no match`` say the contrary.
+
+    Raises:
+        PairsError: Another target.
+    """
+    meaning = {"true": 1.0, "1": 1.0, "match": 1.0, "false": 0.0, "0": 0.0, "no match": 0.0}
+    truth = []
+    for target, place in zip(pairs.targets, pairs.places, strict=True):
+        known = 1.0 if target is None else meaning.get(target.lower()) if isinstance(target, str) else None
+        if known is None:
+            raise PairsError(
+                f"{place}, field 'target': a matching task expects no target (a right pair) or one of "
+                f"{', '.join(meaning)}; found {target!r:.60}. For classes use --task classification"
+            )
+        truth.append(known)
+    return torch.tensor(truth)
+
+
+def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:
+    """Return the first 64 bits of content hashes as sorted ``(n,)`` uint64, each once."""
+    return np.array(sorted({int(hash_[:16], 16) for hash_ in hashes}), np.uint64)
+
+
+def _usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    usable, left_out = usable_pairs(read, store.positions("image"), store.rejects())
+    sentence = rejects_sentence([*read.rejected, *left_out])
+    if sentence:
+        notes.append(sentence)
+    return usable
+
+
+def _shared_images(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
+    """Say how many development images are in the training part too, under the same or another id."""
+    seen = {hashes[image] for image in train.images}
+    shared = [image for image in dict.fromkeys(dev.images) if hashes[image] in seen]
+    if not shared:
+        return []
+    return [
+        f"Leak: {len(shared):,} of {len(set(dev.images)):,} development images have the same content as a training "
+        f"image (the first is '{shared[0]}'): the development metric is too good."
+    ]
+
+
+def _check_targets(pairs: Pairs) -> None:
+    missing = [place for place, target in zip(pairs.places, pairs.targets, strict=True) if target is None]
+    if missing:
+        raise PairsError(
+            f"{missing[0]}, field 'target': classification expects a target in every pair, found none in "
+            f"{len(missing):,} of {len(pairs):,}; add targets, or train with --task matching"
+        )
+
+
+def _embed(
+    store: Store, parts: Sequence[Pairs], image_towers: Sequence[Tower], text_towers: Sequence[Tower]
+) -> list[EmbeddedPairs]:
+    """Read every different item once, whatever the parts that use it."""
+    images = {id_: row for row, id_ in enumerate(dict.fromkeys(id_ for part in parts for id_ in part.images))}
+    texts = {text: row for row, text in enumerate(dict.fromkeys(text for part in parts for text in part.texts))}
+    image_values = store.read("image", list(images), image_towers)
+    text_values = store.read("text", list(texts), text_towers)
+    return [EmbeddedPairs.of(part.images, part.texts, images, image_values, texts, text_values) for part in parts]
+
+
+def _with_known_answers(examples: Examples, notes: list[str]) -> Examples:
+    """Leave out training pairs none of whose answers is a class."""
+    answers = examples.truth
+    if not isinstance(answers, Answers):
+        return examples
+    known = answers.classes.max(dim=1).values >= 0
+    if bool(known.all()):
+        return examples
+    notes.append(f"{int((~known).sum()):,} training pairs have only rare answers and are left out of the training.")
+    return Examples(examples.pairs.select(known), Answers(answers.classes[known], answers.weights[known], answers.soft))
+
+
+def with_wrong_texts(examples: Examples, count: int, seed: int) -> Examples:
+    """Put wrong texts beside every right pair of a matching task, unless the file brought its own."""
+    truth = examples.truth
+    if not isinstance(truth, Tensor) or bool((truth < 0.5).any()):
+        return examples
+    random = torch.Generator().manual_seed(seed)
+    pairs = examples.pairs
+    image_rows, text_rows = sample_negatives(pairs, torch.arange(len(pairs)), count, random)
+    if len(image_rows) == 0:
+        raise PairsError("The pairs have one image only, so that no wrong text can be drawn; give more images")
+    both = pairs.with_rows(torch.cat([pairs.image_rows, image_rows]), torch.cat([pairs.text_rows, text_rows]))
+    return Examples(both, torch.cat([truth, torch.zeros(len(image_rows))]))

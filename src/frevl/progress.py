@@ -1,0 +1,80 @@
+"""Progress lines on standard error: live on a terminal, one line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["ProgressLine"]
+
+
+class ProgressLine:
+    """A progress line that costs nothing when it is switched off.
+
+    Args:
+        title: What is being done.
+        total: How many steps there are, or None if nobody knows.
+        enabled: Off by default everywhere in the library; the command line switches it on.
+    """
+
+    def __init__(self, title: str, total: int | None = None, *, enabled: bool = True) -> None:
+        self._title = title
+        self._total = total
+        self._enabled = enabled
+        self._console = Console(stderr=True)
+        self._live: Progress | None = None
+        self._done = 0
+        self._started = self._printed = time.monotonic()
+
+    def __enter__(self) -> ProgressLine:
+        if self._enabled and self._console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._live.add_task(self._title, total=self._total, note="")
+            self._live.start()
+        return self
+
+    def advance(self, steps: int = 1, *, note: str = "") -> None:
+        """Go on by some steps.
+
+        Args:
+            steps: How many.
+            note: Figures to show beside the bar, for example the loss.
+        """
+        self._done += steps
+        if self._live is not None:
+            self._live.update(self._task, advance=steps, note=note)
+        elif self._enabled and time.monotonic() - self._printed > 10:
+            self._printed = time.monotonic()
+            of = f" of {self._total:,}" if self._total else ""
+            sys.stderr.write(f"{self._title}: {self._done:,}{of} {note}\n")
+
+    @property
+    def rate(self) -> float:
+        """Steps a second since the start."""
+        return self._done / max(time.monotonic() - self._started, 1e-9)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()

@@ -1,0 +1,130 @@
+"""Results -> tables and sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frevl.demo import DemoReport
+    from frevl.evaluation import Result
+    from frevl.run import Run
+
+__all__ = ["demo_table", "result_table", "run_record", "run_sentence", "store_table", "table"]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a plain-text table; the first column is set left, the others right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        set_cells = [cells[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(cells[1:], widths[1:], strict=True))]
+        return "  ".join(set_cells).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def demo_table(report: DemoReport) -> str:
+    """Say what the demo found, where it is, and how to do the same with other files."""
+    rows = [
+        [
+            row.model,
+            f"{row.parameters:,}",
+            f"{row.result.metrics['accuracy']:.2f} {_interval(row.result.ci95['accuracy'])}",
+            f"{row.train_seconds:.1f}",
+        ]
+        for row in report.rows
+    ]
+    examples = [
+        f"  {e['image']}: {e['text']} -> {e['label']} ({100 * e['probability']:.0f} %)"
+        + ("" if e["label"] == e["target"] else f"  WRONG, it is {e['target']}")
+        for e in report.examples
+    ]
+    gap, bounds = report.gain.get("difference", 0.0), report.gain.get("ci95")
+    beaten = bounds is not None and bounds[0] > 0
+    verdict = (
+        f"The fusion {'beats' if beaten else 'does not beat'} the linear probe: "
+        f"{gap:+.1f} points {_interval(bounds)} on {report.rows[-1].result.n:,} test questions."
+    )
+    folder = report.folder
+    return "\n".join(
+        [
+            "",
+            table(["model", "parameters", "test accuracy % (95 % interval)", "training s"], rows),
+            "",
+            verdict,
+            "",
+            "Six test questions, answered by the fusion:",
+            *examples,
+            "",
+            f"Pictures and pairs, the store ({folder}/store) and the runs ({folder}/runs) are in {folder}.",
+            "The same with your own files (pairs.jsonl: one {'image', 'text', 'target'} object a line):",
+            "  frevl extract --images DIR --pairs pairs.jsonl --store STORE",
+            "  frevl train --store STORE --pairs pairs.jsonl --task classification --run RUN",
+            "  frevl evaluate --store STORE --run RUN --pairs test.jsonl",
+        ]
+    )
+
+
+def result_table(result: Result) -> str:
+    """Return metrics with intervals, slices of the first metric, and notes."""
+    rows = [[name, f"{value:.2f}", _interval(result.ci95[name])] for name, value in result.metrics.items()]
+    parts = [f"{result.n:,} pairs, task {result.task}", table(["metric", "%", "95 % interval"], rows)]
+    metric = next(iter(result.metrics))
+    for key, groups in result.slices.items():
+        rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in groups.items()]
+        parts.append(table([key, "n", f"{metric} %", "95 % interval"], rows))
+    if result.difference is not None:
+        parts.append(
+            f"Difference to {result.difference['versus']}: {result.difference['difference']:+.2f} points of "
+            f"{result.difference['metric']} {_interval(result.difference['ci95'])}"
+        )
+    return "\n\n".join([*parts, *result.notes])
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """Return what `frevl train --json` writes."""
+    return {
+        "run": str(run.path),
+        "model": run.model,
+        "task": run.task,
+        "parameters": run.parameters,
+        "encoders": run.encoders,
+        "labels": len(run.labels),
+        "results": run.results,
+        "settings": run.settings,
+        "provenance": run.provenance,
+    }
+
+
+def run_sentence(run: Run) -> str:
+    """Say what was trained and what it reached."""
+    development = run.results["development"]
+    done = (
+        f"Trained {run.model} ({run.parameters:,} parameters) on {run.results['train_pairs']:,} pairs in "
+        f"{run.results['train_seconds']:.1f} s: {development['accuracy']:.2f} % on {development['n']:,} development "
+        f"pairs. Saved in {run.path}"
+    )
+    return "\n".join([done, *run.results["notes"]])
+
+
+def store_table(description: dict[str, Any]) -> str:
+    """Return what a store holds as a table."""
+    rows = [
+        [tower["name"], tower["modality"], str(tower["dim"]), tower["identity"]["tokens"], tower["identity"]["dtype"],
+         f"{tower['lacking']:,}", tower["fingerprint"]]
+        for tower in description["towers"]
+    ]  # fmt: skip
+    rejects = ", ".join(f"{n:,} {kind}" for kind, n in description["rejects"].items()) or "none"
+    return "\n".join(
+        [
+            f"{description['path']}: {description['images']:,} images, {description['texts']:,} texts, "
+            f"{description['bytes'] / 1e6:,.1f} MB, encoders: {', '.join(description['encoders']) or 'none'}",
+            table(["tower", "of", "width", "tokens", "type", "lacking", "fingerprint"], rows),
+            f"rejects: {rejects}; fingerprint of the store: {description['fingerprint']}",
+        ]
+    )
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "(no interval)" if bounds is None else f"({bounds[0]:.2f} to {bounds[1]:.2f})"

@@ -1,0 +1,167 @@
+"""The identity of a tower: what its fingerprint covers, and how a store remembers it.
+
+Two embeddings may be compared, concatenated or mixed in one column only if the same frozen network made them
+in the same way. The fingerprint covers everything that can change a number (design decision 1), and canary
+embeddings catch what no field names: another library version, other hardware, a swapped weight file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from frevl.errors import FingerprintError, StoreError
+
+__all__ = ["CANARY_COSINE", "Modality", "Tower", "check_same", "different_fields", "fingerprint_of"]
+
+Modality = Literal["image", "text"]
+
+FORMAT = 1  # raised when an older frevl can no longer read what this one writes
+CANARY_COSINE = 0.9999  # design decision 1: below this an encoder is not the one that made the store
+
+TOWER_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string()),
+        pa.field("modality", pa.string()),
+        pa.field("encoders", pa.list_(pa.string())),
+        pa.field("identity", pa.string()),
+        pa.field("fingerprint", pa.string()),
+        pa.field("dim", pa.int32()),
+        pa.field("canaries", pa.list_(pa.list_(pa.float32()))),
+        pa.field("format", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """The identity of one column of a store.
+
+    Attributes:
+        name: The column's name.
+        modality: ``image`` or ``text``.
+        encoders: Names of the encoders that use this tower.
+        identity: Everything that can change an embedding, field by field; ``dtype`` is the stored type and
+            ``tokens`` is ``pooled`` or names the tokens.
+        dim: Width of one embedding.
+        canaries: ``(n, dim)`` float32 pooled embeddings of the fixed canary items.
+    """
+
+    name: str
+    modality: Modality
+    encoders: tuple[str, ...]
+    identity: dict[str, str]
+    dim: int
+    canaries: np.ndarray
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the identity."""
+        return fingerprint_of(self.identity)
+
+    @property
+    def pooled(self) -> bool:
+        """True for one vector an item, False for tokens."""
+        return self.identity["tokens"] == "pooled"
+
+    @property
+    def column_type(self) -> pa.DataType:
+        """The Arrow type of the column."""
+        vector = pa.list_(pa.float16() if self.identity["dtype"] == "float16" else pa.float32(), self.dim)
+        return vector if self.pooled else pa.list_(vector)
+
+
+def fingerprint_of(identity: dict[str, str]) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of an identity."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def different_fields(there: dict[str, str], here: dict[str, str]) -> str:
+    """Name the fields in which two identities differ, with both values; empty if they agree."""
+    names = sorted(name for name in {**there, **here} if there.get(name) != here.get(name))
+    return "; ".join(
+        f"'{name}' is {there.get(name, 'absent')!r} there and {here.get(name, 'absent')!r} here" for name in names
+    )
+
+
+def check_same(stored: Tower, found: Tower, place: str) -> None:
+    """Refuse an encoder that is not the one that made a column.
+
+    Args:
+        stored: The tower as the store remembers it.
+        found: The tower as it is now, with its own answers to the canaries.
+        place: Where the stored tower is, for the message.
+
+    Raises:
+        FingerprintError: A field differs, or all fields agree and the canaries do not.
+    """
+    fields = different_fields(stored.identity, found.identity)
+    if fields:
+        raise FingerprintError(
+            f"{place}: the embeddings of the tower '{stored.name}' were made in another way: {fields}. "
+            "Use the encoder and settings that made the store, or extract into a new store"
+        )
+    lengths = np.linalg.norm(stored.canaries, axis=1) * np.linalg.norm(found.canaries, axis=1)
+    cosines = (stored.canaries * found.canaries).sum(axis=1) / np.maximum(lengths, 1e-12)
+    if not cosines.min(initial=1.0) >= CANARY_COSINE:  # also true for NaN
+        raise FingerprintError(
+            f"{place}: the encoder of the tower '{stored.name}' has the right identity but answers the canaries "
+            f"differently (cosine {cosines.min():.5f}, expected at least {CANARY_COSINE}): weights, libraries or "
+            "hardware changed under it. Extract into a new store"
+        )
+
+
+def to_rows(towers: list[Tower]) -> pa.Table:
+    """Write towers as the rows of the ``towers`` table."""
+    rows = [
+        {
+            "name": tower.name,
+            "modality": tower.modality,
+            "encoders": list(tower.encoders),
+            "identity": json.dumps(tower.identity, sort_keys=True),
+            "fingerprint": tower.fingerprint,
+            "dim": tower.dim,
+            "canaries": tower.canaries.astype(np.float32).tolist(),
+            "format": FORMAT,
+        }
+        for tower in towers
+    ]
+    return pa.Table.from_pylist(rows, schema=TOWER_SCHEMA)
+
+
+def from_rows(rows: list[dict[str, Any]], place: str) -> list[Tower]:
+    """Read the rows of the ``towers`` table.
+
+    Raises:
+        StoreError: A newer frevl wrote them.
+        FingerprintError: An identity does not have the fingerprint beside it.
+    """
+    towers = []
+    for row in rows:
+        if row["format"] > FORMAT:
+            raise StoreError(
+                f"{place}: the store has format {row['format']}, this frevl reads up to {FORMAT}; "
+                "upgrade with: pip install -U frevl"
+            )
+        identity = json.loads(row["identity"])
+        if fingerprint_of(identity) != row["fingerprint"]:
+            raise FingerprintError(
+                f"{place}: the identity of the tower '{row['name']}' was changed by hand: expected the fingerprint "
+                f"{row['fingerprint']}, found {fingerprint_of(identity)}; extract into a new store"
+            )
+        towers.append(
+            Tower(
+                name=row["name"],
+                modality=row["modality"],
+                encoders=tuple(row["encoders"]),
+                identity=identity,
+                dim=row["dim"],
+                canaries=np.array(row["canaries"], np.float32).reshape(-1, row["dim"]),
+            )
+        )
+    return towers

@@ -1,0 +1,295 @@
+"""Pairs and a store -> a trained run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frevl.baselines import Linear, Majority, Mlp, fit_linear
+from frevl.batches import Answers, logits_of
+from frevl.calibration import fit_calibration
+from frevl.errors import RunError, UsageError, nearest
+from frevl.fusion import PRESETS, Fusion
+from frevl.jsonfile import write_json
+from frevl.loop import Examples, FitReport, dev_metric, fit, kind_of, task_loss
+from frevl.pairs import Pairs
+from frevl.preparation import prepare, with_wrong_texts
+from frevl.provenance import provenance
+from frevl.run import Run
+from frevl.store import Store
+
+__all__ = ["MODELS", "TASKS", "train"]
+
+TASKS = ("matching", "classification")
+
+MODELS = ("majority", "text", "image", "linear", "mlp", *PRESETS)
+
+
+def train(
+    store: Store | str | Path,
+    pairs: str | Path | Pairs,
+    *,
+    run: str | Path,
+    task: str,
+    model: str = "tiny",
+    dev: str | Path | Pairs | None = None,
+    encoder: Sequence[str] | None = None,
+    seed: int = 0,
+    time_limit: float | None = None,
+    epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 5e-4,
+    final_learning_rate: float = 1e-6,
+    weight_decay: float = 1e-2,
+    warm_up: float = 0.05,
+    gradient_clip: float = 1.0,
+    dropout: float = 0.1,
+    label_smoothing: float = 0.1,
+    contrastive_weight: float = 0.1,
+    temperature: float = 0.07,
+    regularisation_weight: float = 0.01,
+    mixup_alpha: float = 0.2,
+    mixup_share: float = 0.3,
+    negatives: int = 3,
+    patience: int = 5,
+    dev_share: float = 0.1,
+    min_answer_count: int = 1,
+    layers: int | None = None,
+    cross_attention: bool = True,
+    product: bool = True,
+    difference: bool = True,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Run:
+    """Train a fusion or a baseline on frozen embeddings and save it as a run.
+
+    A call that was interrupted is taken up after its last complete epoch by the same call and ends with the
+    identical result.
+
+    Args:
+        store: The store, or its path.
+        pairs: Training pairs, or a pairs file.
+        run: Folder to write; must not hold a finished run.
+        task: ``matching`` or ``classification``.
+        model: A preset of the fusion (``tiny``, ``small``, ``base``) or a baseline.
+        dev: Development pairs: early stopping and calibration. None sets aside images of the training pairs.
+        encoder: Encoders whose towers are concatenated; None takes all in the store.
+        seed: Of initial weights, order, dropout and splits.
+        time_limit: Most seconds of training; the learning-rate schedule shrinks to it.
+        epochs: Most passes over the pairs.
+        batch_size: Pairs a step.
+        learning_rate: Of AdamW, after warm-up.
+        final_learning_rate: At the end of the cosine.
+        weight_decay: Of AdamW.
+        warm_up: Share of the training in which the rate rises linearly (ours).
+        gradient_clip: Largest norm of the gradient.
+        dropout: Inside the network.
+        label_smoothing: Of the task loss; not used with soft targets.
+        contrastive_weight: Weight of the contrastive term.
+        temperature: Of the contrastive term.
+        regularisation_weight: Weight of the feature-norm term.
+        mixup_alpha: Parameter of the Beta distribution of mixup.
+        mixup_share: Share of the batches that are mixed (pooled embeddings only).
+        negatives: Wrong texts for every right pair in matching.
+        patience: Stop after so many epochs without a better development metric.
+        dev_share: Share of the images set aside if ``dev`` is None.
+        min_answer_count: Answers named by fewer training pairs are not classes.
+        layers: Blocks of the fusion, if not the preset's.
+        cross_attention: Ablation: whether the blocks attend.
+        product: Ablation: whether the fused feature holds ``v*t``.
+        difference: Ablation: whether the fused feature holds ``|v-t|``.
+        device: Where to train, as PyTorch names it.
+        progress: Show a progress line.
+
+    Returns:
+        The saved run.
+
+    Raises:
+        UsageError: An unknown task, model or encoder.
+        PairsError: The pairs cannot be used: unknown images, targets missing, one class only.
+        StoreError: Embeddings are missing.
+        TrainingError: The loss is not finite.
+        RunError: The folder holds a finished run, or an interrupted one with other settings.
+    """
+    settings = _settings(locals())
+    _check_names(task, model)
+    folder = _open_folder(Path(run), settings)
+    opened = store if isinstance(store, Store) else Store.open(store)
+    data = prepare(
+        opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
+        min_answer_count=min_answer_count,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    outputs = len(data.labels) if task == "classification" else 1
+    image_dim, text_dim = data.train.pairs.images.shape[2], data.train.pairs.texts.shape[2]
+    network: Fusion | Mlp | Linear | Majority
+    started = time.monotonic()
+    report: FitReport | None = None
+    if model == "majority":
+        network = _fit_majority(data.train, outputs)
+    elif model == "linear":
+        network = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
+        _fit_linear(network, data.train, data.dev, negatives=negatives, seed=seed)
+    else:
+        if model in PRESETS:
+            network = Fusion.from_preset(
+                model,
+                image_dim=image_dim,
+                text_dim=text_dim,
+                outputs=outputs,
+                layers=layers,
+                dropout=dropout,
+                cross_attention=cross_attention,
+                product=product,
+                difference=difference,
+            )
+        else:
+            network = Mlp(
+                image_dim=image_dim,
+                text_dim=text_dim,
+                outputs=outputs,
+                use_image=model != "text",
+                use_text=model != "image",
+            )
+        report = fit(
+            network,
+            data.train,
+            data.dev,
+            seed=seed,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            final_learning_rate=final_learning_rate,
+            weight_decay=weight_decay,
+            warm_up=warm_up,
+            gradient_clip=gradient_clip,
+            label_smoothing=label_smoothing,
+            contrastive_weight=contrastive_weight,
+            temperature=temperature,
+            regularisation_weight=regularisation_weight,
+            mixup_alpha=mixup_alpha,
+            mixup_share=mixup_share,
+            negatives=negatives,
+            patience=patience,
+            time_limit=time_limit,
+            state_file=folder / "state.safetensors",
+            log_file=folder / "log.jsonl",
+            title=f"training {model}",
+            progress=progress,
+            device=device,
+        )
+    seconds = report.seconds if report else time.monotonic() - started
+    logits = logits_of(network, data.dev.pairs, 1024)
+    results = {
+        "development": {"n": len(data.dev), "accuracy": 100 * dev_metric(logits, data.dev.truth)},
+        "train_pairs": len(data.train),
+        "train_seconds": seconds,
+        "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
+        "notes": data.notes,
+        "fit": vars(report) if report else None,
+    }
+    finished = Run(
+        path=folder,
+        model=model,
+        task=task,
+        network_name="fusion" if model in PRESETS else {"text": "mlp", "image": "mlp"}.get(model, model),
+        network_settings=network.settings,
+        labels=data.labels,
+        encoders=list(encoder) if encoder else opened.encoders,
+        towers={
+            "image": {tower.name: tower.identity for tower in data.image_towers},
+            "text": {tower.name: tower.identity for tower in data.text_towers},
+        },
+        calibration=fit_calibration(logits, data.dev.truth),
+        settings=settings,
+        results=results,
+        provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
+        train_image_hashes=data.image_hashes,
+        network=network,
+    )
+    finished.save()
+    (folder / "state.safetensors").unlink(missing_ok=True)
+    return finished
+
+
+def _check_names(task: str, model: str) -> None:
+    if task not in TASKS:
+        raise UsageError(f"There is no task '{task}'. {nearest(task, TASKS)}")
+    if model not in MODELS:
+        raise UsageError(f"There is no model '{model}'. {nearest(model, MODELS)}")
+
+
+def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `train` that a run remembers, in what JSON can hold."""
+    left_out = ("store", "run", "progress")
+    kept = {name: value for name, value in arguments.items() if name not in left_out}
+    kept["pairs"], kept["dev"] = _name(kept["pairs"]), _name(kept["dev"])
+    kept["encoder"] = list(kept["encoder"]) if kept["encoder"] else None
+    return kept
+
+
+def _name(pairs: str | Path | Pairs | None) -> str | None:
+    """Return what to remember of pairs: their file, or how many there were."""
+    if isinstance(pairs, Pairs):
+        return f"{len(pairs)} pairs in memory"
+    return None if pairs is None else str(pairs)
+
+
+def _open_folder(folder: Path, settings: dict[str, Any]) -> Path:
+    """Make the run's folder; an interrupted training with the same settings is gone on with."""
+    if (folder / "run.json").exists():
+        raise RunError(f"{folder}: this folder holds a finished run; choose another --run, or delete it first")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "state.safetensors").exists():
+            former = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+            now = json.loads(json.dumps(settings))
+            differing = [name for name in now if name != "time_limit" and former.get(name) != now[name]]
+            if differing:
+                name = differing[0]
+                raise RunError(
+                    f"{folder}: an interrupted training stands here, and its '{name}' was {former.get(name)!r}, not "
+                    f"{now[name]!r}; use the same settings to go on, another --run, or delete the folder"
+                )
+        write_json(folder / "settings.json", settings)
+    except OSError as error:
+        raise RunError(f"{folder}: the run cannot be written ({error.strerror or error})") from error
+    return folder
+
+
+def _fit_majority(train: Examples, outputs: int) -> Majority:
+    """Count. For matching the share of right pairs is one half by construction (one wrong text each)."""
+    network = Majority(outputs=outputs)
+    if isinstance(train.truth, Answers):
+        shares = torch.zeros(outputs)
+        for start in range(0, len(train), 65_536):
+            rows = torch.arange(start, min(start + 65_536, len(train)))
+            shares += train.truth.dense(rows, outputs).sum(dim=0)
+        network.logits.copy_((shares / len(train)).clamp(min=1e-9).log())
+    return network
+
+
+def _fit_linear(network: Linear, train: Examples, dev: Examples, *, negatives: int, seed: int) -> None:
+    """Fit the linear probe with its penalty chosen on development data."""
+    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, negatives, seed)
+    features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
+    scale, mean = torch.std_mean(features, dim=0)
+    # A feature that never varies says nothing, and dividing by its zero deviation would ruin all others.
+    network.scale.copy_(scale.where(scale > 1e-6, torch.inf))
+    network.mean.copy_(mean)
+    features = (features - network.mean) / network.scale
+    truth = examples.truth
+    target = (
+        truth.dense(torch.arange(len(examples)), network.settings["outputs"]) if isinstance(truth, Answers) else truth
+    )
+
+    def loss(logits: Tensor) -> Tensor:
+        return task_loss(logits, target, kind=kind_of(truth), smoothing=0.0)
+
+    fit_linear(network, features, loss, lambda: dev_metric(logits_of(network, dev.pairs, 1024), dev.truth))
