@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -73,14 +73,21 @@ def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> 
         raise UsageError(
             f"VQA accuracy: expected one prediction a question, found {len(predicted)} for {len(answers)}."
         )
-    return np.asarray([_accuracy(*pair, place) for place, pair in enumerate(zip(predicted, answers, strict=True))])
+    accuracies = np.empty(len(predicted))
+    for place, (prediction, people) in enumerate(zip(predicted, answers, strict=True)):
+        if isinstance(people, str) or len(people) == 0:
+            raise UsageError(f"VQA accuracy: question {place}: expected a list of answers, found {people!r}.")
+        given, form = _comparable(people)
+        accuracies[place] = _credit(form(prediction), given)
+    return accuracies
 
 
 def soft_targets(answers: Sequence[str]) -> dict[str, float]:
     """Weight of every distinct answer to one question: the accuracy that the evaluator gives to it.
 
-    With ten answers these are the customary 0.3, 0.6, 0.9 and 1 for one, two, three and more votes.
-    Weights are rounded to ten digits. Answers without credit are left out, and so is an answer of which normalisation leaves nothing ("the").
+    With ten answers these are the customary 0.3, 0.6, 0.9 and 1 for one, two, three and more votes; they are
+    rounded to ten digits. Answers without credit are left out, and so is an answer of which normalisation
+    leaves nothing ("the").
 
     Args:
         answers: The answers that people gave, officially ten.
@@ -93,8 +100,9 @@ def soft_targets(answers: Sequence[str]) -> dict[str, float]:
     """
     if len(answers) == 0:
         raise UsageError("Soft targets: expected the answers to one question, found none.")
-    _, given = _comparable("", answers)
-    weights = {answer: round(_accuracy(answer, answers, 0), 10) for answer in dict.fromkeys(given) if answer}
+    given, form = _comparable(answers)
+    # A class is a prediction like any other: the evaluator would normalise it once more.
+    weights = {answer: round(_credit(form(answer), given), 10) for answer in dict.fromkeys(given) if answer}
     return {answer: weight for answer, weight in weights.items() if weight > 0}
 
 
@@ -137,17 +145,15 @@ def _trim(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _comparable(predicted: str, answers: Sequence[str]) -> tuple[str, list[str]]:
+def _comparable(answers: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
+    """Return the answers in the form that is compared, and what brings a prediction to that form."""
     given = [_trim(answer) for answer in answers]
-    if len(set(given)) > 1:
-        return normalise_answer(predicted), [normalise_answer(answer) for answer in given]
-    return _trim(predicted), given
+    if all(answer == given[0] for answer in given):
+        return given, _trim
+    return [normalise_answer(answer) for answer in given], normalise_answer
 
 
-def _accuracy(predicted: str, answers: Sequence[str], place: int) -> float:
-    if isinstance(answers, str) or len(answers) == 0:
-        raise UsageError(f"VQA accuracy: question {place}: expected a list of answers, found {answers!r}.")
-    guess, given = _comparable(predicted, answers)
+def _credit(guess: str, given: Sequence[str]) -> float:
     matches = given.count(guess)
     # Added up in the order of the answers, one by one, so that the float is the official one to the last bit.
     earned = [min(1, (matches - (answer == guess)) / 3) for answer in given]

@@ -62,7 +62,7 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """``(n, N, width)`` to ``(n, heads, N, width / heads)``."""
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
     def fold(self, query_norm: nn.LayerNorm, key_norm: nn.LayerNorm) -> None:
         """Take over scale and shift of the norms that are read, and multiply out ``W_o W_v``."""
@@ -125,6 +125,7 @@ class Block(nn.Module):
         self.text_ffn = FeedForward(width, ffn_width, width, dropout)
 
     def forward(self, v: Tensor, t: Tensor, v_mask: Tensor | None, t_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Map images ``(n, Nv, width)`` and texts ``(n, Nt, width)`` to the same shapes; masks ``(n, N)``."""
         if self.cross is not None:
             v, t = self.cross(v, t, v_mask, t_mask)
         return v + self.image_ffn(self.image_norm(v)), t + self.text_ffn(self.text_norm(t))
@@ -141,9 +142,9 @@ class Block(nn.Module):
 def dropped(x: Tensor, probability: float) -> Tensor:
     """Dropout, as ``F.dropout`` in training but several times faster on a CPU.
 
-    PyTorch draws one number after another there, which takes longer than the whole feed-forward part of
-    ``tiny``. Here 64 random bits decide over four values. The probability is rounded to a multiple of
-    1/65536, and what is kept is scaled by exactly one over the rounded probability of keeping.
+    PyTorch draws one number after another there, on one core. Here 64 random bits decide over four values.
+    The probability is rounded to a multiple of 1/65536, and what is kept is scaled by one over the rounded
+    probability of keeping, so that the mean stays what it was.
 
     Args:
         x: Any shape.

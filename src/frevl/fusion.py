@@ -12,7 +12,7 @@ a pooled item is a single key, and dropping its weight would drop the whole othe
 PyTorch starts them (ours: on a small set, larger starts overfitted sooner).
 
 Where the 68.34 million parameters of ``base`` are (``image_dim = text_dim = 768``, 3,129 outputs). The
-two directions share nothing, which is the one reading that meets the published budget of 68.4 million:
+two directions share nothing; with these widths that meets the published budget of 68.4 million:
 
 =================  ==============================================================  ==========  =========
 part               what                                                              ours      published

@@ -195,8 +195,7 @@ def fit(
                     )
                     pooled = image_mask is None and text_mask is None
                     if pooled and torch.rand((), generator=random).item() < mixup_share:
-                        mixed = mixup(image, text, truth, alpha=mixup_alpha, generator=random)
-                        image, text, truth = mixed.image_hidden, mixed.text_hidden, mixed.targets
+                        image, text, truth = mixup(image, text, truth, alpha=mixup_alpha, generator=random)
                     fused = network.fuse(image, text, image_mask, text_mask)
                     regularisation = feature_norm_loss(fused)
                     logits = network.head(fused)

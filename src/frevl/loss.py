@@ -7,8 +7,6 @@ with finite gradients, at logits of +-10,000.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +14,6 @@ from torch import Tensor
 from frevl.errors import UsageError
 
 __all__ = [
-    "Mixed",
     "binary_loss",
     "class_loss",
     "contrastive_loss",
@@ -171,25 +168,6 @@ def feature_norm_loss(fused: Tensor) -> Tensor:
     return fused.square().sum() / max(fused.shape[0], 1)
 
 
-@dataclass(frozen=True)
-class Mixed:
-    """A batch after mixup; shapes as before it.
-
-    Attributes:
-        image_hidden: ``(n, Nv, d)``.
-        text_hidden: ``(n, Nt, d)``.
-        targets: ``(n,)`` or ``(n, C)`` float.
-        image_mask: ``(n, Nv)`` bool or None.
-        text_mask: ``(n, Nt)`` bool or None.
-    """
-
-    image_hidden: Tensor
-    text_hidden: Tensor
-    targets: Tensor
-    image_mask: Tensor | None
-    text_mask: Tensor | None
-
-
 def mixup(
     image_hidden: Tensor,
     text_hidden: Tensor,
@@ -197,26 +175,26 @@ def mixup(
     *,
     generator: torch.Generator,
     alpha: float = 0.2,
-    image_mask: Tensor | None = None,
-    text_mask: Tensor | None = None,
-) -> Mixed:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mix every pair of the batch with another one (mixup, arXiv 1710.09412, on projected features).
 
-    ``x = share * x + (1 - share) * x[other]`` for features and targets, with one share a batch from
-    Beta(alpha, alpha) and a random permutation as the others. Tokens are mixed place by place; a masked-out
-    token counts as zero, and a token exists where it exists in either pair (ours).
+    ``x = share * x + (1 - share) * x[other]`` for images, texts and targets, with one share a batch from
+    Beta(alpha, alpha) and a random permutation as the others.
 
-    Only for targets that can be mixed: probabilities, not class numbers. The contrastive term has no
-    meaning on a mixed batch, whose pairs have two images each.
+    Only for targets that can be mixed: probabilities, not class numbers. Only for pooled embeddings, or
+    tokens that all exist (an image grid): sentences of different length have no mean place by place, and
+    counting missing words as zeros would dilute the shorter one even at a share of 1. The contrastive term
+    has no meaning on a mixed batch, whose pairs have two images each.
 
     Args:
         image_hidden: ``(n, d)`` or ``(n, Nv, d)`` projected images.
         text_hidden: ``(n, d)`` or ``(n, Nt, d)`` projected texts.
         targets: ``(n,)`` or ``(n, C)`` float.
-        generator: A CPU generator. The same state gives the same batch on every device.
+        generator: A CPU generator. The same state gives the same draws on every device.
         alpha: In (0, 1]; small values mix little.
-        image_mask: ``(n, Nv)`` bool, True where a token exists.
-        text_mask: ``(n, Nt)`` bool.
+
+    Returns:
+        Images, texts and targets of the mixed batch, shapes as before.
 
     Raises:
         UsageError: The targets are integers, or ``alpha`` is out of range.
@@ -228,25 +206,12 @@ def mixup(
         )
     share = _beta(alpha, generator)
     other = torch.randperm(targets.shape[0], generator=generator).to(targets.device)
-
-    def mix(x: Tensor, mask: Tensor | None = None) -> Tensor:
-        existing = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
-        return torch.lerp(existing[other], existing, share)
-
-    def either(mask: Tensor | None) -> Tensor | None:
-        return None if mask is None else mask | mask[other]
-
-    return Mixed(
-        image_hidden=mix(image_hidden, image_mask),
-        text_hidden=mix(text_hidden, text_mask),
-        targets=mix(targets),
-        image_mask=either(image_mask),
-        text_mask=either(text_mask),
-    )
+    image_hidden, text_hidden, targets = (torch.lerp(x[other], x, share) for x in (image_hidden, text_hidden, targets))
+    return image_hidden, text_hidden, targets
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    """Draw from Beta(alpha, alpha) by Johnk's rejection (1964), as torch's own takes no generator.
+    """Draw from Beta(alpha, alpha) by rejection from two uniforms, as torch's own takes no generator.
 
     With ``x = u ** (1/alpha)`` and ``y`` likewise, ``x / (x + y)`` given ``x + y <= 1`` is Beta distributed.
     At least half of all draws are accepted for ``alpha <= 1``.

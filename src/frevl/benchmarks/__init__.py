@@ -236,13 +236,13 @@ def load_benchmark(
         rows, missing = _with_images(rows, folder, exact=source.exact_images)
         if not rows:
             raise InputError(
-                f"{folder.root}: not one of the {len(missing):,} images of '{name}' is below this folder, for "
+                f"{folder.root}: not one of the {len(missing):,} image(s) of '{name}' is below this folder, for "
                 f"example '{missing[0][0]}'; get them from {source.where}."
             )
         if missing:
             lost = len(items) - len(left_out) - len(rows)
             notes.append(
-                f"{len(missing):,} images are missing below {folder.root} and {lost:,} rows left out: "
+                f"{len(missing):,} image(s) missing below {folder.root}, {lost:,} row(s) left out: "
                 + ", ".join(image for image, _ in missing[:3])
                 + ("." if len(missing) <= 3 else ", ...")
             )

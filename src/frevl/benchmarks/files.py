@@ -174,10 +174,10 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str]]
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True, strict=True)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             for cells in reader:
                 if any(cells):
-                    yield f"{path.name}:{reader.line_num}", [cell.strip() for cell in cells]
+                    yield f"{path.name}:{reader.line_num}", cells
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: malformed CSV ({error}); fetch the file again.") from error
     except (OSError, UnicodeDecodeError) as error:

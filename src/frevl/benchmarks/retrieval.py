@@ -46,7 +46,7 @@ def caption_table(folder: Folder, path: Path, split: str) -> Iterator[Row | Left
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         delimiter = "|" if "|" in file.readline() else ","
     table = csv_rows(path, delimiter)
-    header = [cell.lower() for cell in next(table, ("", []))[1]]
+    header = [cell.strip().lower() for cell in next(table, ("", []))[1]]
     columns = next(
         (pair for pair in (("image", "caption"), ("image_name", "comment")) if set(pair) <= set(header)), None
     )
@@ -54,11 +54,12 @@ def caption_table(folder: Folder, path: Path, split: str) -> Iterator[Row | Left
         raise InputError(f"{path}, line 1: expected the columns 'image' and 'caption', found {header}.")
     of_image, of_text = (header.index(column) for column in columns)
     for place, cells in table:
+        image = cells[of_image].strip() if of_image < len(cells) else ""
         # A caption with a comma that nobody quoted goes on in the cells that follow.
-        text = delimiter.join(cells[of_text:]).strip() if of_text == len(header) - 1 else "".join(cells[of_text:][:1])
-        if not keep(cells[of_image]):
-            continue
-        yield {"image": cells[of_image], "text": text} if text else LeftOut(place, "the caption is missing")
+        last = len(cells) if of_text == len(header) - 1 else of_text + 1
+        text = delimiter.join(cells[of_text:last]).strip()
+        if keep(image):
+            yield {"image": image, "text": text} if text else LeftOut(place, "the caption is missing")
 
 
 def token_file(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:

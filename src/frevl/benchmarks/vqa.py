@@ -135,10 +135,10 @@ def daquar(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
             question = line
             continue
         images = _DAQUAR_IMAGE.findall(question)
-        if not images:
+        if not images or line.endswith("?"):
             raise InputError(
-                f"{path.parent / place}: expected before this answer a question that names its image ('... image3 ?'), "
-                f"found the question {question[:60]!r}; questions and answers must alternate."
+                f"{path.parent / place}: expected a question that names its image ('... in the image3 ?') and then "
+                f"its answer, found {question[-40:]!r} and then {line[-40:]!r}; fetch the file again."
             )
         text, question = question, ""
         if wanted is not None and images[-1] not in wanted:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol, overload
 
 import numpy as np
@@ -201,33 +202,27 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-# Each row builds the two towers for one value of TOKENS. The imports wait inside: towers need libraries that are
-# optional or slow to import.
-def _packaged(image_tower: str) -> Callable[[str], tuple[ImageTower, TextTower]]:
-    def towers(tokens: str) -> tuple[ImageTower, TextTower]:
-        from frevl.encoders import packaged
+# The imports wait inside: towers need libraries that are optional or slow to import.
+def _packaged(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
+    from frevl.encoders.packaged import image_tower, text_tower
 
-        return packaged.image_tower(image_tower, tokens), packaged.text_tower("minilm-l6", tokens)
-
-    return towers
+    return image_tower(image, tokens), text_tower("minilm-l6", tokens)
 
 
-def _toy(image_tower: str) -> Callable[[str], tuple[ImageTower, TextTower]]:
-    def towers(tokens: str) -> tuple[ImageTower, TextTower]:
-        from frevl.encoders import toy
+def _toy(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
+    from frevl.encoders.toy import image_tower, text_tower
 
-        return toy.image_tower(image_tower, tokens), toy.text_tower("toy-text", tokens)
-
-    return towers
+    return image_tower(image, tokens), text_tower("toy-text", tokens)
 
 
-ENCODERS: dict[str, Callable[[str], tuple[ImageTower, TextTower]]] = {
-    "packaged": _packaged("efficientnet-lite0"),
-    "packaged-lite1": _packaged("efficientnet-lite1"),
-    "packaged-lite2": _packaged("efficientnet-lite2"),
-    "toy": _toy("toy-image"),
-    "toy2": _toy("toy2-image"),
+ENCODERS: dict[str, Callable[[str], tuple[ImageTower | None, TextTower | None]]] = {
+    "packaged": partial(_packaged, "efficientnet-lite0"),
+    "packaged-lite1": partial(_packaged, "efficientnet-lite1"),
+    "packaged-lite2": partial(_packaged, "efficientnet-lite2"),
+    "toy": partial(_toy, "toy-image"),
+    "toy2": partial(_toy, "toy2-image"),
 }
+"""Every encoder by name: a function from a kind of tokens to the two towers."""
 
 
 def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:

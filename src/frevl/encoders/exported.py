@@ -115,7 +115,7 @@ def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
 
 def run(session: Any, value: np.ndarray) -> np.ndarray:
     """Run a network on its one input and return its one output."""
-    output: np.ndarray = session.run(None, {session.get_inputs()[0].name: value})[0]
+    output: np.ndarray = session.run(None, {"input": value})[0]
     return output
 
 
@@ -190,7 +190,7 @@ def _check(source: Source, path: Path, name: str, weights: str) -> None:
     if session is None:
         raise EncoderError(f"ONNX Runtime cannot read the exported encoder '{name}'; reinstall onnxruntime.")
     for example in source.examples:
-        with torch.no_grad():
+        with _one_thread(), torch.no_grad():
             expected = source.network(torch.from_numpy(example)).numpy()
         found = run(session, example)
         lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
@@ -200,6 +200,19 @@ def _check(source: Source, path: Path, name: str, weights: str) -> None:
                 f"The exported encoder '{name}' does not do what PyTorch does: cosine {cosine:.6f} for an input of "
                 f"shape {example.shape}, expected at least {PARITY}. Install the versions in constraints.txt."
             )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep PyTorch on one core: on a busy machine its waiting threads made single images 20 times slower."""
+    import torch
+
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 @contextmanager

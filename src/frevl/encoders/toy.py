@@ -79,7 +79,8 @@ class ToyImageTower:
     def _projection(self) -> np.ndarray:
         inputs = 3 * _CELL * _CELL + 1  # the last is the bias
         numbers = hashed(self.name, inputs * (self.dim - 3 * self.layout**2))
-        return numbers.reshape(inputs, -1) / np.sqrt(inputs)
+        projection: np.ndarray = numbers.reshape(inputs, -1) / np.sqrt(inputs)
+        return projection
 
     def _cells(self, pixels: np.ndarray) -> np.ndarray:
         scaled = pixels.astype(np.float64) / 127.5 - 1
