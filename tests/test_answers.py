@@ -274,6 +274,8 @@ def test_soft_targets_by_hand() -> None:
     assert soft_targets(["Yes."] * 10) == {"Yes.": 1.0}
     assert soft_targets(["the"] * 5 + ["dog"] * 5) == {"dog": 1.0}
     assert soft_targets(["dog"]) == {}  # without the others there is nobody to agree with
+    # 8 of 40 periods outlive normalisation, but not the second one, of the prediction: no credit.
+    assert soft_targets(["." * 40 + "x"] * 5 + ["y"] * 5) == {"y": 1.0}
     with pytest.raises(UsageError, match="expected the answers to one question, found none"):
         soft_targets([])
 

@@ -15,7 +15,7 @@ SOURCE = Path(frevl.__file__).parent
 LAYERS = [
     {"errors"},
     {"rejects", "jsonfile", "provenance", "progress", "embeddings", "images", "answers", "intervals", "metrics", "wups"},
-    {"blocks", "fusion", "loss", "baselines"},
+    {"blocks", "fusion", "loss", "baselines", "kernel"},
     {"encoders", "pairs", "towers", "benchmarks"},
     {"store", "canaries"},
     {"writer", "batches", "calibration", "run"},
@@ -27,7 +27,7 @@ LAYERS = [
     {"cli", "__init__"},
     {"__main__"},
 ]
-PURE = {"blocks", "fusion", "loss", "baselines", "metrics", "intervals", "answers"}
+PURE = {"blocks", "fusion", "kernel", "loss", "baselines", "metrics", "intervals", "answers"}
 IMPURE = {"pathlib", "os", "json", "logging", "lance", "pyarrow", "typer", "rich"}
 
 

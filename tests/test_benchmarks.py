@@ -297,10 +297,14 @@ def test_daquar(tmp_path: Path) -> None:
 )
 def test_daquar_full_file_with_the_official_lists(tmp_path: Path, file: str, list_name: str, entry: str) -> None:
     put(tmp_path, file, DAQUAR)
-    put(tmp_path, list_name, entry + "\n")
-    images(tmp_path, "images/image4.png")
+    put(tmp_path, list_name, entry + "\n" + entry.replace("4", "3"))
+    images(tmp_path, "images/image3.png", "images/image4.png", "images/image5.png")
     found = load_benchmark("daquar", tmp_path, "test")
-    assert simple(found) == [("images/image4.png", "how many chairs are in the image4 ?", "3")]
+    # The question about "the image3 in the image5" is about image5, which is not in the list.
+    assert simple(found) == [
+        ("images/image3.png", "what is on the desk in the image3 ?", ["book", "scissor", "tape_dispenser"]),
+        ("images/image4.png", "how many chairs are in the image4 ?", "3"),
+    ]
     with pytest.raises(InputError, match=r"put the list train\.txt or train_images_list.txt below"):
         load_benchmark("daquar", tmp_path, "train")
 
@@ -382,6 +386,8 @@ def test_snli_ve(tmp_path: Path) -> None:
         ("flickr30k-images/22.jpg", "A cat.", "entailment"),
     ]
     assert found.rows[0]["pair_id"] == "11.jpg#0r1n"
+    without = load_benchmark("snli-ve", tmp_path, "dev", find_images=False)
+    assert [row["image"] for row in without.rows] == ["11.jpg", "22.jpg"]
     assert found.left_out == [("22.jpg#0r1e", "people did not agree on a label")]
     put(tmp_path, "snli_ve_dev.jsonl", [{**lines[0], "gold_label": "maybe"}])
     with pytest.raises(InputError, match=r"snli_ve_dev.jsonl:1: expected a label out of entailment, .* found 'maybe'"):
@@ -468,6 +474,16 @@ def test_nlvr(tmp_path: Path) -> None:
     assert len(found.notes) == 2
     assert found.notes[1].startswith("1 image(s) missing below")
     assert found.notes[1].endswith("1 row(s) left out: images/0/dev-9-3-5.png.")
+
+
+def test_nlvr_scene_of_squares_is_scattered_if_they_do_not_stand_in_line(tmp_path: Path) -> None:
+    squares = [thing("square", 20, "Black", 40), thing("square", 20, "Black", 41)]
+    line = {"sentence": "x", "label": "true", "identifier": "1-0", "structured_rep": [squares, [], []]}
+    put(tmp_path, "test.json", json.dumps(line))
+    found = load_benchmark("nlvr", tmp_path, "test", find_images=False)
+    assert found.rows[5]["image"] == "test-1-0-5.png"
+    assert found.rows[0]["scene"] == "scattered"
+    assert found.notes == ()
 
 
 def test_sugarcrepe_keeps_choices_together(tmp_path: Path) -> None:
@@ -584,6 +600,15 @@ def test_truncated_files_name_the_place(tmp_path: Path) -> None:
         load_benchmark("snli-ve", tmp_path, "dev")
 
 
+def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path: Path) -> None:
+    put(tmp_path, "dataset_flickr8k.json", "\ufeff" + json.dumps({"images": [karpathy_image("test", "1.jpg", "A")]}))
+    put(tmp_path, "snli_ve_dev.jsonl", '\ufeff{"Flickr30K_ID": "1", "sentence2": "A", "gold_label": "neutral"}')
+    put(tmp_path, "esnlive_dev.csv", "\ufeffpairID,Flickr30kID,hypothesis,gold_label\n1,1.jpg,A,neutral\n")
+    images(tmp_path, "1.jpg")
+    for name, split in (("flickr8k", "test"), ("snli-ve", "dev"), ("e-snli-ve", "dev")):
+        assert [row["text"] for row in load_benchmark(name, tmp_path, split).rows] == ["A"]
+
+
 def test_other_versions_name_the_key_that_is_not_there(tmp_path: Path) -> None:
     put(tmp_path, "dataset_flickr8k.json", {"annotations": [], "info": 1})
     with pytest.raises(
@@ -607,7 +632,7 @@ def test_other_versions_name_the_key_that_is_not_there(tmp_path: Path) -> None:
 def test_images_are_found_wherever_they_lie(tmp_path: Path) -> None:
     names = ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg"]
     put(tmp_path, "dataset_flickr8k.json", {"images": [karpathy_image("test", name, "A dog .") for name in names]})
-    images(tmp_path, "a/b/1.jpg", "z/1.jpg", "2.png", "c/3.PNG", "c/3.jpg", ".hidden/4.jpg", "x/y/._4.jpg")
+    images(tmp_path, "a/b/1.jpg", "z/1.jpg", "2.png", "c/3.PNG", "c/3.jpg", ".hidden/4.jpg")
     outside = tmp_path.parent / f"{tmp_path.name}-elsewhere"
     images(outside, "5.jpg")
     (tmp_path / "linked").symlink_to(outside)
@@ -619,7 +644,7 @@ def test_images_are_found_wherever_they_lie(tmp_path: Path) -> None:
 
 def test_of_two_images_with_one_name_the_official_path_wins(tmp_path: Path) -> None:
     put(tmp_path, "dataset_coco.json", {"images": [karpathy_image("val", "7.jpg", "A dog.", folder="val2014")]})
-    images(tmp_path, "7.jpg", "coco/images/val2014/7.jpg")
+    images(tmp_path, "7.jpg", "rival2014/7.jpg", "coco/images/val2014/7.jpg")
     assert simple(load_benchmark("coco", tmp_path, "val"))[0][0] == "coco/images/val2014/7.jpg"
 
 

@@ -131,6 +131,7 @@ def test_presets_are_the_specification_and_tiny_is_the_default() -> None:
     }
     defaults = {name: parameter.default for name, parameter in inspect.signature(Fusion).parameters.items()}
     assert {name: defaults[name] for name in PRESETS["tiny"]} == PRESETS["tiny"]
+    assert defaults["dropout"] == 0.1
     shared = inspect.signature(Fusion.from_preset).parameters.keys() & defaults.keys() - {"outputs", "layers"}
     assert {name: inspect.signature(Fusion.from_preset).parameters[name].default for name in shared} == {
         name: defaults[name] for name in shared
@@ -403,6 +404,7 @@ def test_without_cross_attention_a_modality_never_hears_of_the_other() -> None:
 def test_number_of_layers(layers: int) -> None:
     fusion = Fusion.from_preset("tiny", image_dim=3, text_dim=5, outputs=2, layers=layers)
     assert len(fusion.blocks) == layers
+    assert PRESETS["tiny"]["layers"] == 2
     assert fusion.settings["layers"] == layers
     assert fusion(torch.randn(4, 3), torch.randn(4, 5)).shape == (4, 2)
 
@@ -448,6 +450,14 @@ def test_the_seed_decides_about_weights_and_dropout() -> None:
     assert not torch.equal(fusion(*inputs("pooled")), fusion(*inputs("pooled")))
     fusion = network(dropout=0.0).train()
     assert torch.equal(fusion(*inputs("pooled")), fusion(*inputs("pooled")))
+
+
+@pytest.mark.parametrize("part", ["head", "image_ffn", "text_ffn"])
+def test_dropout_stands_in_the_head_and_in_both_feed_forward_parts(part: str) -> None:
+    fusion = network(dropout=0.5, layers=1)
+    expected = fusion(*inputs("pooled"))
+    next(module for name, module in fusion.named_modules() if name.endswith(part)).train()
+    assert not torch.equal(fusion(*inputs("pooled")), expected)
 
 
 # --- wrong use -------------------------------------------------------------------------------------------------------

@@ -113,6 +113,15 @@ def test_statistic_that_is_not_finite_is_left_out() -> None:
     assert found == (0.5, 0.5, 1.0)
     _, low, _ = bootstrap_statistic(lambda _: math.nan, ["a", "b"])
     assert math.isnan(low)
+    # The draw (1, 1) is infinite; 0 and 1/2 remain.
+    endless = bootstrap_statistic(lambda i: math.inf if values[i].all() else float(values[i].mean()), ["a", "b"])
+    assert endless == (0.5, 0.0, 0.5)
+
+
+def test_statistic_depends_on_the_seed() -> None:
+    values = np.random.default_rng(4).random(53)
+    ask = [bootstrap_statistic(lambda i: float(values[i].mean()), range(53), seed=seed) for seed in (1, 1, 2)]
+    assert ask[0] == ask[1] != ask[2]
 
 
 def test_paired_difference_by_hand() -> None:
@@ -130,6 +139,10 @@ def test_paired_test_by_hand() -> None:
     # Differences 3, 1, -1 and 0: |sum| >= 3 for 6 of 8 patterns (5, 3, 3 and their mirrors).
     assert paired_test([3, 1, 0, 1], [0, 0, 1, 1], [1, 2, 3, 4]) == 6 / 8
     assert paired_test([1, 0], [1, 0]) == 1.0
+    # Images without a difference have no sign to flip, however many they are: counted, not drawn.
+    assert paired_test([1, 1, 1] + [0] * 97, [0] * 100) == 2 / 8
+    # Drawn, the observed signs count as one of the patterns: p is never 0.
+    assert paired_test([1] * 60, [0] * 60, permutations=99) == 1 / 100
 
 
 def test_drawn_signs_agree_with_counted_ones() -> None:

@@ -101,7 +101,7 @@ def test_brier_by_hand() -> None:
     values = metrics.brier([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1], [0.0, 1.0, 0.0]], [0, -1, 0])
     # 0.25 + 0.0625 + 0.0625; 0.04 + 0.49 + 0.01 + 1 (no class holds the truth); 2
     assert values == pytest.approx([0.375, 1.54, 2.0], abs=1e-12)
-    assert metrics.brier([0.8, 0.8], [1, 0]) == pytest.approx([0.04, 0.64], abs=1e-12)
+    assert metrics.brier([0.8, 0.8, 0.8], [1, 0, -1]) == pytest.approx([0.04, 0.64, 1.0], abs=1e-12)
     assert metrics.brier(np.array([[0.75, 0.25]], np.float32), [0]).tolist() == [0.125]
 
 
@@ -112,6 +112,7 @@ def test_bad_probabilities_are_refused(metric: object) -> None:
         ([[0.5, 0.5]], [-2], "class numbers in 0 to 1"),
         ([[0.5, 0.5]], [0.5], "class numbers in 0 to 1"),
         ([[1.5, 0.5]], [0], "must lie in 0 to 1"),
+        ([[-0.5, 0.5]], [0], "must lie in 0 to 1"),
         ([[np.nan, 0.5]], [0], "must lie in 0 to 1"),
         ([[[0.5]]], [0], r"found \(1, 1, 1\)"),
         ([0.5, 0.5], [0], "found 2 and 1"),
@@ -209,11 +210,13 @@ def test_group_scores_by_hand() -> None:
         [[2, 2], [1, 3]],  # image: caption 0 ties; text: right
         [[1, 2], [2, 1]],  # everything wrong
         [[np.nan, 1], [1, 2]],  # not a number is wrong
+        [[2, 2], [1, 2]],  # image 1 ties between its captions, caption 0 between its images
+        [[2, 1], [2, 2]],  # image 0 ties, caption 1 ties
     ]
     hits = metrics.group_hits(scores)
-    assert hits["text"].tolist() == [1, 0, 1, 0, 0]
-    assert hits["image"].tolist() == [1, 1, 0, 0, 0]
-    assert hits["group"].tolist() == [1, 0, 0, 0, 0]
+    assert hits["text"].tolist() == [1, 0, 1, 0, 0, 0, 0]
+    assert hits["image"].tolist() == [1, 1, 0, 0, 0, 0, 0]
+    assert hits["group"].tolist() == [1, 0, 0, 0, 0, 0, 0]
 
 
 def test_group_scores_at_chance() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.errors import PairsError
@@ -115,6 +116,23 @@ class Answers:
         # Answers outside the vocabulary (-1) fall into a column that is cut off.
         target.scatter_(1, self.classes[rows].where(self.classes[rows] >= 0, outputs), self.weights[rows])
         return target[:, :outputs]
+
+    def select(self, rows: Tensor) -> Answers:
+        """Return the answers of some pairs, by index or bool mask."""
+        return Answers(self.classes[rows], self.weights[rows], self.soft)
+
+    def followed_by(self, other: Answers) -> Answers:
+        """Return these answers and then those of other pairs, in the same classes."""
+        width = max(self.classes.shape[1], other.classes.shape[1])
+
+        def wide(values: Tensor, empty: float) -> Tensor:
+            return F.pad(values, (0, width - values.shape[1]), value=empty)
+
+        return Answers(
+            torch.cat([wide(self.classes, -1), wide(other.classes, -1)]),
+            torch.cat([wide(self.weights, 0), wide(other.weights, 0)]),
+            self.soft or other.soft,
+        )
 
     def hits(self, predicted: Tensor) -> Tensor:
         """Return ``(n,)`` float32: the weight of the predicted class, 1 for a right answer."""

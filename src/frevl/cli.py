@@ -107,7 +107,7 @@ def train(
     task: Annotated[str, typer.Option(help="matching or classification.")],
     model: Annotated[
         str | None,
-        typer.Option(help="majority, text, image, linear, mlp, tiny, small or base.", show_default="tiny"),
+        typer.Option(help="majority, text, image, linear, mlp, kernel, tiny, small or base.", show_default="tiny"),
     ] = None,
     dev: Annotated[
         Path | None, typer.Option(help="Development pairs.", show_default="a tenth of the training images")
@@ -224,6 +224,37 @@ def score(
     scored, left_out = score_file(Scorer.open(run, store=store), pairs, out)
     _say(f"Scored {scored:,} pairs into {out}. {rejects_sentence(left_out)}".rstrip())
     _write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out)})
+
+
+@app.command()
+def pairs(
+    name: Annotated[str, typer.Argument(help="Published set, for example vqa-v2, daquar, flickr8k or nlvr.")],
+    out: Annotated[Path, typer.Option(help="Pairs file to write, one JSON object a line.")],
+    root: Annotated[Path | None, typer.Option(help="Folder with the official files and the images.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the set.", show_default="train")] = None,
+    check: Annotated[
+        bool | None,
+        typer.Option("--check", help="Refuse a set without the official number of rows.", show_default="off"),
+    ] = None,
+    find_images: Annotated[
+        bool | None,
+        typer.Option(
+            "--find-images/--official-paths", help="Look for every image below the folder.", show_default="find"
+        ),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Write a published set, read from its official files, as a pairs file."""
+    from frevl.benchmarks import load_benchmark, write_rows
+
+    benchmark = load_benchmark(name, **_typed(root=root, split=split, check=check, find_images=find_images))
+    write_rows(benchmark.rows, out)
+    left_out = f" Left out: {len(benchmark.left_out):,}." if benchmark.left_out else ""
+    _say(f"Wrote {len(benchmark.rows):,} pairs of {name} ({benchmark.task}) to {out}.{left_out}")
+    for note in benchmark.notes:
+        _say(note)
+    record = {"name": name, "split": benchmark.split, "task": benchmark.task, "rows": len(benchmark.rows)}
+    _write(json, {**record, "left_out": benchmark.left_out, "notes": benchmark.notes})
 
 
 @store_app.command()

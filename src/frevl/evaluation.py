@@ -112,10 +112,10 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
     official = _official_hits([labels[i] for i in best], pairs.extras)
     if official is not None or answers.soft:
         weights = weights if official is None else official
-        measured["vqa_accuracy"] = _measured(weights, pairs.images)
-    measured["accuracy"] = _measured(hits, pairs.images)
+        measured["vqa_accuracy"] = _measured(weights, pairs.clusters)
+    measured["accuracy"] = _measured(hits, pairs.clusters)
     ece = bootstrap_statistic(
-        lambda rows: expected_calibration_error(confidence[rows], hits[rows]), pairs.images, resamples=200
+        lambda rows: expected_calibration_error(confidence[rows], hits[rows]), pairs.clusters, resamples=200
     )
     measured["ece"] = (ece.value, ece)
     first = weights if "vqa_accuracy" in measured else hits
@@ -123,8 +123,9 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
     unseen = sum(1 for target in pairs.targets if known.isdisjoint(_named_answers(target)))
     notes = [f"{unseen:,} pairs have only classes that training never saw: counted as wrong."] if unseen else []
     name = next(iter(measured))
-    slices = _slices(pairs, name, lambda rows: bootstrap_interval(first[rows], [pairs.images[i] for i in rows]))
-    return _result(scorer, len(pairs), measured, slices, notes, first, pairs.images)
+    clusters = pairs.clusters
+    slices = _slices(pairs, name, lambda rows: bootstrap_interval(first[rows], [clusters[i] for i in rows]))
+    return _result(scorer, len(pairs), measured, slices, notes, first, clusters)
 
 
 def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
@@ -160,7 +161,7 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
         logits = scorer.score(list(zip(pairs.images, pairs.texts, strict=True)))
         probabilities = scorer.probabilities(logits)
         decided = ((probabilities > 0.5) == truth).astype(float)
-        measured["accuracy"] = _measured(decided, pairs.images)
+        measured["accuracy"] = _measured(decided, pairs.clusters)
         ece = bootstrap_statistic(
             lambda rows: expected_calibration_error(np.maximum(probabilities, 1 - probabilities)[rows], decided[rows]),
             pairs.images,
@@ -168,7 +169,7 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
         )
         measured["ece"] = (ece.value, ece)
         if len(images) < 2:
-            hits, clusters = decided, pairs.images
+            hits, clusters = decided, pairs.clusters
     if not measured:
         raise PairsError(
             f"{pairs.places[0]}: expected at least two images, or wrong pairs, to judge matching by; found one"

@@ -9,28 +9,24 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from frevl.canaries import tower_records
-from frevl.embeddings import stack
-from frevl.encoders import Embeddings, ImageTower, TextTower, load_encoder, processors
+from frevl.encoders import ImageTower, TextTower, load_encoder, processors
 from frevl.errors import ImageError, InputError, UsageError
+from frevl.folder import FolderFile, list_folder, read_regular_file
 from frevl.images import read_image
 from frevl.pairs import read_pairs
+from frevl.pending import Pending, Work
 from frevl.progress import ProgressLine
 from frevl.rejects import Reject, rejects_sentence
-from frevl.towers import Modality
 from frevl.writer import Item, StoreWriter
 
 __all__ = ["ExtractionReport", "extract"]
 
 _TEXTS_AT_ONCE = 4096  # sorted by length, so that padding wastes little
 _NEVER_CUT = 64  # characters; no tower reads fewer tokens than that
-_COMMIT_BYTES = 64 << 20  # token embeddings of 1,024 images would fill memory
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -117,211 +113,132 @@ def extract(
         raise UsageError("Nothing to embed: give a folder with --images, pairs files with --pairs, or both")
     if dtype not in ("float16", "float32"):
         raise UsageError(f"The stored type must be 'float16' or 'float32', found '{dtype}'")
-    if images is not None and not Path(images).is_dir():
-        raise InputError(
-            f"{images}: expected a folder of images, found {'a file' if Path(images).exists() else 'none'}"
-        )
-    loaded = [load_encoder(name, tokens=tokens) for name in dict.fromkeys(encoder)]
+    if images is not None:
+        _check_folder(Path(images))
     report = ExtractionReport(str(store))
     texts, referred = _texts_of(pairs, report)
+    loaded = [load_encoder(name, tokens=tokens) for name in dict.fromkeys(encoder)]
     with StoreWriter(store) as writer:
-        for one in loaded:
-            for tower in tower_records(one, dtype=dtype):
-                writer.register(tower)
+        writer.register([tower for one in loaded for tower in tower_records(one, dtype=dtype)])
         writer.reject(report.rejects)
-        limits = (commit_rows, commit_seconds)
+        seen: set[str] = set()
         if images is not None:
-            towers = list({one.image.name: one.image for one in loaded if one.image}.values())
-            buffer = _Buffer(writer, "image", limits, np.dtype(dtype))
+            image_towers = list({one.image.name: one.image for one in loaded if one.image}.values())
+            pending = Pending(writer, "image", image_towers, rows=commit_rows, seconds=commit_seconds)
             seen = _extract_images(
-                Path(images), towers, buffer, report, workers=workers or processors(), progress=progress
+                Path(images), image_towers, pending, report, workers=workers or processors(), progress=progress
             )
-            lost = [
-                Reject("pair", place, f"the folder has no image '{id_}'") for id_, place in referred if id_ not in seen
-            ]
-            report.rejects += lost
-            writer.reject(lost)
+        _reject_pairs_without_image(writer, referred, seen, report)
+        _forgive_lines(writer, pairs, report)
         if texts:
             text_towers = list({one.text.name: one.text for one in loaded if one.text}.values())
-            buffer = _Buffer(writer, "text", limits, np.dtype(dtype))
-            _extract_texts(texts, text_towers, buffer, report, progress=progress)
+            pending = Pending(writer, "text", text_towers, rows=commit_rows, seconds=commit_seconds)
+            _extract_texts(texts, text_towers, pending, report, progress=progress)
+    report.notes += writer.notes
     report.seconds = time.monotonic() - started
     return report
-
-
-@dataclass(frozen=True)
-class _Work:
-    """One item on its way: what the store knows of it decides what has to be done.
-
-    Attributes:
-        item: Identity of the item.
-        way: ``new``, ``changed`` (embed again) or ``fill`` (further towers).
-        prepared: Input of every tower that still has to see it, by name.
-    """
-
-    item: Item
-    way: str
-    prepared: dict[str, np.ndarray | str]
-
-
-class _Buffer:
-    """Rows that wait for the next commit."""
-
-    def __init__(
-        self, writer: StoreWriter, modality: Modality, limits: tuple[int, float], dtype: np.dtype[Any]
-    ) -> None:
-        self.writer = writer
-        self._modality = modality
-        self._rows_limit, self._seconds_limit = limits
-        self._dtype = dtype
-        self._rows: list[tuple[_Work, dict[str, np.ndarray]]] = []
-        self._bytes = 0
-        self._since = time.monotonic()
-        self.known = writer.store.positions(modality)
-        self.states = writer.store.states(modality)
-
-    def add(self, work: Sequence[_Work], towers: Sequence[ImageTower | TextTower]) -> None:
-        """Embed a batch and keep the rows until the next commit."""
-        rows: list[dict[str, np.ndarray]] = [{} for _ in work]
-        for tower in towers:
-            needing = [i for i, one in enumerate(work) if tower.name in one.prepared]
-            if not needing:
-                continue
-            embedded = tower.embed([work[i].prepared[tower.name] for i in needing])  # type: ignore[misc]
-            for i, values, mask in zip(needing, embedded.values, embedded.mask, strict=True):
-                rows[i][tower.name] = values[mask].astype(self._dtype)
-        self._rows += zip(work, rows, strict=True)
-        self._bytes += sum(values.nbytes for row in rows for values in row.values())
-        waited = time.monotonic() - self._since
-        if len(self._rows) >= self._rows_limit or self._bytes >= _COMMIT_BYTES or waited >= self._seconds_limit:
-            self.commit()
-
-    def commit(self) -> None:
-        """Write what waits; items that need the same treatment go in one commit."""
-        write = {"new": self.writer.append, "changed": self.writer.replace, "fill": self.writer.fill}
-
-        def treatment(entry: tuple[_Work, dict[str, np.ndarray]]) -> tuple[str, tuple[str, ...]]:
-            return entry[0].way, tuple(entry[1])
-
-        for (way, names), group in groupby(sorted(self._rows, key=treatment), key=treatment):
-            entries = list(group)
-            columns = {name: Embeddings(*stack([row[name] for _, row in entries])) for name in names}
-            write[way](self._modality, [work.item for work, _ in entries], columns)
-        self._rows, self._bytes, self._since = [], 0, time.monotonic()
-
-    def lacking(self, row: int, towers: Sequence[ImageTower | TextTower]) -> list[str]:
-        """Return the names of the towers of which an item that is in the store has no embedding."""
-        return [tower.name for tower in towers if not self.states[f"has:{tower.name}"][row]]
 
 
 def _extract_images(
     folder: Path,
     towers: Sequence[ImageTower],
-    buffer: _Buffer,
+    pending: Pending,
     report: ExtractionReport,
     *,
     workers: int,
     progress: bool,
 ) -> set[str]:
     """Embed the images of a folder that the store lacks; return the ids of all files in the folder."""
-    size = max((tower.batch_size for tower in towers), default=1)
-    former = {reject.id for reject in buffer.writer.store.rejects() if reject.kind == "image"}
+    writer = pending.writer
+    former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     seen: set[str] = set()
-    batch: list[_Work] = []
-    rejected: list[Reject] = []
-    total = sum(1 for _ in _files(folder)) if progress else None
+    batch: list[Work] = []
+    total = sum(1 for _ in list_folder(folder, leave_out=writer.path)) if progress else None
+    files = list_folder(folder, leave_out=writer.path)
     with (
         ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
         ProgressLine("images", total, enabled=progress) as line,
     ):
-        for id_, work in _ahead(pool, lambda path: _prepare(folder, path, towers, buffer), _files(folder), 4 * size):
+        for id_, work in _ahead(pool, lambda file: _prepare(file, towers, pending), files, 4 * pending.size):
             seen.add(id_)
             if isinstance(work, Reject):
-                rejected.append(work)
-                buffer.writer.reject([work])
+                pending.reject(work)
             elif work is None:
                 report.images_kept += 1
             else:
                 batch.append(work)
-                report.images += 1
-            if len(batch) == size:
-                buffer.add(batch, towers)
+            if len(batch) == pending.size:
+                pending.add(batch)
                 batch = []
             line.advance(note=f"{line.rate:.0f}/s")
         if batch:
-            buffer.add(batch, towers)
-        buffer.commit()
-    report.rejects += rejected
-    if len(seen) == len(rejected):
+            pending.add(batch)
+        pending.commit()
+    report.images = pending.embedded
+    report.rejects += pending.rejected
+    if not report.images and not report.images_kept:
         raise InputError(
-            f"{folder}: expected images, found no file that can be read as one. {rejects_sentence(rejected)}".rstrip()
+            f"{folder}: expected images, found no file that can be read as one. {rejects_sentence(pending.rejected)}"
         )
-    buffer.writer.forgive("image", former.intersection(seen) - {reject.id for reject in rejected})
+    writer.forgive("image", former.intersection(seen) - {reject.id for reject in pending.rejected})
     return seen
 
 
-def _prepare(
-    folder: Path, path: Path, towers: Sequence[ImageTower], buffer: _Buffer
-) -> tuple[str, _Work | Reject | None]:
+def _prepare(file: FolderFile, towers: Sequence[ImageTower], pending: Pending) -> tuple[str, Work | Reject | None]:
     """Read, hash and decode one file, if the store does not hold it as it is. Runs in a thread."""
-    id_ = path.relative_to(folder).as_posix()
+    if file.problem:
+        return file.id, Reject("image", file.id, file.problem)
+    state = pending.state(file.id)
     try:
-        id_.encode("utf-8")
-    except UnicodeEncodeError:
-        printable = id_.encode("utf-8", "backslashreplace").decode()
-        return printable, Reject("image", printable, "the file name is not UTF-8; rename it")
-    row = buffer.known.get(id_)
-    try:
-        status = path.stat()
-        if row is not None:
-            lacking = buffer.lacking(row, towers)
-            same_file = (
-                buffer.states["bytes"][row] == status.st_size
-                and buffer.states["modified_ns"][row] == status.st_mtime_ns
-            )
-            if same_file and not lacking:
-                return id_, None
-        content = path.read_bytes()
-        item = Item(id_, hashlib.sha256(content).hexdigest()[:32], len(content), status.st_mtime_ns)
-        needing, way = list(towers), "new"
-        if row is not None:
-            same = buffer.states["content_hash"][row].decode() == item.content_hash
-            if same and not lacking:
-                return id_, None
-            needing, way = ([t for t in towers if t.name in lacking], "fill") if same else (needing, "changed")
-        picture = read_image(content, target=max(tower.target for tower in needing))
-        return id_, _Work(item, way, {tower.name: tower.prepare(picture) for tower in needing})
+        status = os.stat(file.path)  # noqa: PTH116
+        unchanged = state and (state["bytes"], state["modified_ns"]) == (status.st_size, status.st_mtime_ns)
+        if state and unchanged and not state["lacking"]:
+            return file.id, None
+        content = read_regular_file(file.path, status)
+        item = Item(file.id, hashlib.sha256(content).hexdigest()[:32], len(content), status.st_mtime_ns)
+        needing, way = towers, "append"
+        if state and state["content_hash"] != item.content_hash:
+            way = "replace"
+        elif state:
+            needing, way = [tower for tower in towers if tower.name in state["lacking"]], "fill"
+            if not needing:
+                return file.id, None
+        # Every tower gets the pixels that its identity names, whichever others need the picture too.
+        pictures = {target: read_image(content, target=target) for target in {tower.target for tower in needing}}
+        return file.id, Work(item, way, {tower.name: tower.prepare(pictures[tower.target]) for tower in needing})
     except ImageError as error:
-        return id_, Reject("image", id_, str(error))
+        reason = str(error).rpartition("the given bytes: ")[2].rstrip(".")
     except OSError as error:
-        return id_, Reject("image", id_, f"the file cannot be read ({error.strerror or error})")
+        reason = f"the file cannot be read ({error.strerror or error})"
+    kept = "; the store keeps the embedding of its former content" if state else ""
+    return file.id, Reject("image", file.id, reason + kept)
 
 
 def _extract_texts(
-    texts: Sequence[str], towers: Sequence[TextTower], buffer: _Buffer, report: ExtractionReport, *, progress: bool
+    texts: Sequence[str], towers: Sequence[TextTower], pending: Pending, report: ExtractionReport, *, progress: bool
 ) -> None:
     """Embed the texts that the store lacks."""
     work = []
     for text in texts:
-        row = buffer.known.get(text)
-        needing = towers if row is None else [t for t in towers if t.name in buffer.lacking(row, towers)]
+        state = pending.state(text)
+        needing = [tower.name for tower in towers] if state is None else state["lacking"]
         if not needing:
             report.texts_kept += 1
             continue
         content = text.encode("utf-8")
         item = Item(text, hashlib.sha256(content).hexdigest()[:32], len(content))
-        work.append(_Work(item, "new" if row is None else "fill", {tower.name: text for tower in needing}))
-    report.texts = len(work)
-    size = max((tower.batch_size for tower in towers), default=1)
+        work.append(Work(item, "append" if state is None else "fill", dict.fromkeys(needing, text)))
     with ProgressLine("texts", len(work), enabled=progress) as line:
         for start in range(0, len(work), _TEXTS_AT_ONCE):
             # Neighbours of one length need little padding.
             chunk = sorted(work[start : start + _TEXTS_AT_ONCE], key=lambda one: len(one.item.id))
-            for first in range(0, len(chunk), size):
-                batch = chunk[first : first + size]
-                buffer.add(batch, towers)
+            for first in range(0, len(chunk), pending.size):
+                batch = chunk[first : first + pending.size]
+                pending.add(batch)
                 line.advance(len(batch), note=f"{line.rate:.0f}/s")
-        buffer.commit()
+        pending.commit()
+    report.texts = pending.embedded
+    report.rejects += pending.rejected
     # A text of so few characters is never cut; the others are counted by the tower that cuts most.
     long = [one.item.id for one in work if len(one.item.id) > _NEVER_CUT]
     cut = max((tower.truncated(long) for tower in towers), default=0)
@@ -329,49 +246,59 @@ def _extract_texts(
         report.notes.append(f"{cut:,} texts are longer than the encoder reads and were cut.")
 
 
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'none'}")
+    if next(list_folder(folder), None) is None:
+        raise InputError(f"{folder}: expected images, found no file in that folder")
+
+
 def _texts_of(files: Sequence[str | Path], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the different texts of some pairs files, and the image id and place of every pair."""
     texts: dict[str, None] = {}
-    referred: dict[str, str] = {}
-    for file in files:
+    referred: list[tuple[str, str]] = []
+    for file in dict.fromkeys(Path(file) for file in files):
         pairs = read_pairs(file)
         report.rejects += pairs.rejected
         texts.update(dict.fromkeys(pairs.texts))
-        for image, place in zip(pairs.images, pairs.places, strict=True):
-            referred.setdefault(image, place)
-    return list(texts), list(referred.items())
+        referred += zip(pairs.images, pairs.places, strict=True)
+    return list(texts), referred
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder in a fixed order, hidden ones left out; a linked folder is entered once."""
-    entered: set[str] = set()
+def _reject_pairs_without_image(
+    writer: StoreWriter, referred: Sequence[tuple[str, str]], seen: set[str], report: ExtractionReport
+) -> None:
+    """Reject pairs whose image neither the folder nor the store has; not before there are images at all."""
+    known = writer.store.positions("image")
+    if not known and not seen:
+        return
+    lost = [
+        Reject("pair", place, f"field 'image': there is no image '{id_}' in the folder or the store")
+        for id_, place in referred
+        if id_ not in seen and id_ not in known
+    ]
+    writer.reject(lost)
+    report.rejects += lost
 
-    def walk(current: Path) -> Iterator[Path]:
-        real = os.path.realpath(current)
-        if real in entered:
-            return
-        entered.add(real)
-        try:
-            entries = sorted(os.scandir(current), key=lambda entry: entry.name)
-        except OSError as error:
-            raise InputError(f"{current}: the folder cannot be read ({error.strerror})") from error
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from walk(Path(entry.path))
-            else:
-                yield Path(entry.path)
 
-    yield from walk(folder)
+def _forgive_lines(writer: StoreWriter, files: Sequence[str | Path], report: ExtractionReport) -> None:
+    """Take back former rejects of lines of these files that are in order now."""
+    names = {str(Path(file)) for file in files}
+    former = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
+    repaired = {place for place in former if place.rpartition(":")[0] in names}
+    writer.forgive("pair", repaired - {reject.id for reject in report.rejects if reject.kind == "pair"})
 
 
 def _ahead(pool: ThreadPoolExecutor, call: Callable[[A], B], arguments: Iterable[A], depth: int) -> Iterator[B]:
     """Map in threads, in order, never more than ``depth`` results ahead: memory stays flat."""
     waiting: deque[Future[B]] = deque()
-    for argument in arguments:
-        waiting.append(pool.submit(call, argument))
-        if len(waiting) > depth:
+    try:
+        for argument in arguments:
+            waiting.append(pool.submit(call, argument))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
             yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    finally:
+        for future in waiting:  # after an error nobody wants them
+            future.cancel()

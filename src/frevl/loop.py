@@ -14,29 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from frevl.baselines import Mlp
-from frevl.batches import Answers, EmbeddedPairs, logits_of
+from frevl.batches import Answers, logits_of
 from frevl.errors import TrainingError
+from frevl.examples import Examples, dev_metric, kind_of, sample_negatives
 from frevl.fusion import Fusion, masked_mean
 from frevl.loss import binary_loss, class_loss, contrastive_loss, feature_norm_loss, mixup, soft_target_loss
 from frevl.progress import ProgressLine
 
-__all__ = ["Examples", "FitReport", "dev_metric", "fit", "kind_of", "sample_negatives", "task_loss"]
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Pairs with what is right about them.
-
-    Attributes:
-        pairs: Embedded pairs.
-        truth: Answers of a classification; for matching ``(n,)`` float32, 1 where image and text belong together.
-    """
-
-    pairs: EmbeddedPairs
-    truth: Answers | Tensor
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+__all__ = ["FitReport", "fit", "task_loss"]
 
 
 @dataclass(frozen=True)
@@ -58,13 +43,6 @@ class FitReport:
     stopped: str
 
 
-def kind_of(truth: Answers | Tensor) -> str:
-    """Return ``match``, ``soft`` or ``class``: which task loss fits."""
-    if isinstance(truth, Tensor):
-        return "match"
-    return "soft" if truth.soft else "class"
-
-
 def task_loss(logits: Tensor, truth: Tensor, *, kind: str, smoothing: float) -> Tensor:
     """Return the loss of the task.
 
@@ -79,38 +57,6 @@ def task_loss(logits: Tensor, truth: Tensor, *, kind: str, smoothing: float) -> 
     if kind == "soft":
         return soft_target_loss(logits, truth)
     return class_loss(logits, truth / truth.sum(dim=1, keepdim=True).clamp(min=1e-9), label_smoothing=smoothing)
-
-
-def dev_metric(logits: Tensor, truth: Answers | Tensor) -> float:
-    """Return the share of right answers in [0, 1]: the weight of the predicted class, or right match decisions."""
-    if isinstance(truth, Tensor):
-        return ((logits[:, 0] > 0) == (truth > 0.5)).float().mean().item()
-    return truth.hits(logits.argmax(dim=1)).mean().item()
-
-
-def sample_negatives(
-    pairs: EmbeddedPairs, rows: Tensor, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Draw wrong texts for images from the same batch.
-
-    Args:
-        pairs: Embedded pairs.
-        rows: ``(n,)`` rows of right pairs.
-        count: Wrong texts an image.
-        generator: Of the random choice.
-
-    Returns:
-        Image rows and text rows of at most ``n * count`` pairs. A text of the same image, or the same text, is
-        never a negative; such draws are left out.
-    """
-    image, text = pairs.image_rows[rows], pairs.text_rows[rows]
-    images, texts = [], []
-    for _ in range(count):
-        other = torch.randint(len(rows), (len(rows),), generator=generator)
-        wrong = (image[other] != image) & (text[other] != text)
-        images.append(image[wrong])
-        texts.append(text[other][wrong])
-    return torch.cat(images), torch.cat(texts)
 
 
 def fit(

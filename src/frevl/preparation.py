@@ -12,13 +12,13 @@ from torch import Tensor
 
 from frevl.batches import Answers, EmbeddedPairs, encode_answers, label_vocabulary, usable_pairs
 from frevl.errors import PairsError
-from frevl.loop import Examples, sample_negatives
+from frevl.examples import Examples, with_wrong_texts
 from frevl.pairs import Pairs, read_pairs, split_by_image
 from frevl.rejects import rejects_sentence
 from frevl.store import Store
 from frevl.towers import Tower
 
-__all__ = ["Prepared", "hash_prefixes", "match_truth", "prepare", "with_wrong_texts"]
+__all__ = ["Prepared", "hash_prefixes", "match_truth", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,12 @@ def prepare(
 
     towers = store.select_towers("image", encoder), store.select_towers("text", encoder)
     embedded = _embed(store, [train_pairs, dev_pairs], *towers)
+    clusters = _number_clusters([train_pairs, dev_pairs])
     labels: list[str] = []
     if task == "matching":
         right = match_truth(train_pairs)
-        train = Examples(embedded[0], right)
-        dev_examples = with_wrong_texts(Examples(embedded[1], match_truth(dev_pairs)), 1, seed)
+        train = Examples(embedded[0], right, clusters[0])
+        dev_examples = with_wrong_texts(Examples(embedded[1], match_truth(dev_pairs), clusters[1]), 1, seed)
         if not bool((right > 0.5).any()):
             raise PairsError(f"{train_pairs.places[0]}: expected right image-text pairs, found only wrong ones")
     else:
@@ -89,9 +90,11 @@ def prepare(
                 f"{train_pairs.places[0].rpartition(':')[0]}, field 'target': expected at least two classes in the "
                 f"training pairs, found only '{labels[0]}'"
             )
-        train = _with_known_answers(Examples(embedded[0], encode_answers(train_pairs.targets, labels)), notes)
+        train = _with_known_answers(
+            Examples(embedded[0], encode_answers(train_pairs.targets, labels), clusters[0]), notes
+        )
         dev_answers = encode_answers(dev_pairs.targets, labels)
-        dev_examples = Examples(embedded[1], dev_answers)
+        dev_examples = Examples(embedded[1], dev_answers, clusters[1])
         unseen = int((dev_answers.classes.max(dim=1).values < 0).sum())
         if unseen:
             notes.append(f"{unseen:,} development pairs have only classes that training never saw: counted as wrong.")
@@ -166,6 +169,12 @@ def _embed(
     return [EmbeddedPairs.of(part.images, part.texts, images, image_values, texts, text_values) for part in parts]
 
 
+def _number_clusters(parts: Sequence[Pairs]) -> list[Tensor]:
+    """Number the clusters (mostly images) of all parts together."""
+    numbers: dict[str, int] = {}
+    return [torch.tensor([numbers.setdefault(name, len(numbers)) for name in part.clusters]) for part in parts]
+
+
 def _with_known_answers(examples: Examples, notes: list[str]) -> Examples:
     """Leave out training pairs none of whose answers is a class."""
     answers = examples.truth
@@ -175,18 +184,4 @@ def _with_known_answers(examples: Examples, notes: list[str]) -> Examples:
     if bool(known.all()):
         return examples
     notes.append(f"{int((~known).sum()):,} training pairs have only rare answers and are left out of the training.")
-    return Examples(examples.pairs.select(known), Answers(answers.classes[known], answers.weights[known], answers.soft))
-
-
-def with_wrong_texts(examples: Examples, count: int, seed: int) -> Examples:
-    """Put wrong texts beside every right pair of a matching task, unless the file brought its own."""
-    truth = examples.truth
-    if not isinstance(truth, Tensor) or bool((truth < 0.5).any()):
-        return examples
-    random = torch.Generator().manual_seed(seed)
-    pairs = examples.pairs
-    image_rows, text_rows = sample_negatives(pairs, torch.arange(len(pairs)), count, random)
-    if len(image_rows) == 0:
-        raise PairsError("The pairs have one image only, so that no wrong text can be drawn; give more images")
-    both = pairs.with_rows(torch.cat([pairs.image_rows, image_rows]), torch.cat([pairs.text_rows, text_rows]))
-    return Examples(both, torch.cat([truth, torch.zeros(len(image_rows))]))
+    return examples.select(known.nonzero()[:, 0])

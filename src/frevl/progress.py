@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["ProgressLine"]
+__all__ = ["ProgressLine", "say"]
 
 
 class ProgressLine:
@@ -78,3 +78,9 @@ class ProgressLine:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+def say(line: str, *, enabled: bool) -> None:
+    """Print one line on standard error."""
+    if enabled:
+        sys.stderr.write(line + "\n")

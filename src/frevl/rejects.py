@@ -17,7 +17,7 @@ class Reject:
 
     Attributes:
         kind: ``image``, ``text`` or ``pair``.
-        id: The image id, or ``file:line`` for a pair.
+        id: The image id, the text, or ``file:line`` for a pair.
         reason: One sentence.
     """
 
@@ -40,6 +40,11 @@ def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
         return ""
     counts = Counter(reject.kind for reject in rejects)
     counted = ", ".join(f"{n:,} {_PLURALS[kind] if n > 1 else kind}" for kind, n in sorted(counts.items()))
-    named = "; ".join(f"{reject.id}: {reject.reason}" for reject in rejects[:shown])
+    named = _one_line("; ".join(f"{reject.id:.200}: {reject.reason:.200}" for reject in rejects[:shown]))
     more = f"; and {len(rejects) - shown:,} more" if len(rejects) > shown else ""
     return f"Left out: {counted} ({named}{more})."
+
+
+def _one_line(text: str) -> str:
+    """Escape what is not printable: a hostile file name must not move the cursor of the user's terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

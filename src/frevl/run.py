@@ -18,18 +18,32 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from frevl.average import Average
 from frevl.baselines import Linear, Majority, Mlp
 from frevl.errors import FingerprintError, RunError
 from frevl.fusion import Fusion
 from frevl.jsonfile import replace_file, write_json
+from frevl.kernel import KernelFusion
 from frevl.store import Store
 from frevl.towers import different_fields
 
-__all__ = ["NETWORKS", "Run"]
+__all__ = ["NETWORKS", "Run", "name_of"]
 
 FORMAT = 1
 
-NETWORKS: dict[str, type[nn.Module]] = {"fusion": Fusion, "linear": Linear, "majority": Majority, "mlp": Mlp}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "average": Average,
+    "fusion": Fusion,
+    "kernel": KernelFusion,
+    "linear": Linear,
+    "majority": Majority,
+    "mlp": Mlp,
+}
+
+
+def name_of(network: nn.Module) -> str:
+    """Return the key of a network's class in `NETWORKS`."""
+    return next(name for name, kind in NETWORKS.items() if type(network) is kind)
 
 
 @dataclass

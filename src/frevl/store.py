@@ -6,37 +6,41 @@ column, ``rejects`` what could not be used. Every write is one atomic Lance comm
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-# Lance warns on standard error of what is normal here (a first commit makes its table).
-os.environ.setdefault("LANCE_LOG", "error")
-
-import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from frevl.embeddings import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
+from frevl.tables import open_table, reading
 from frevl.towers import Modality, Tower, fingerprint_of, from_rows
+
+if TYPE_CHECKING:
+    import lance
 
 __all__ = ["TABLES", "Store"]
 
 TABLES: dict[Modality, str] = {"image": "images", "text": "texts"}
 
+_SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
+_ROWS_AT_ONCE = {True: 8192, False: 256}  # pooled embeddings, tokens
+
 
 class Store:
     """A store opened at one version: what is written later is seen after `Store.open` is called again.
 
-    Open one with `Store.open`, or with `Store.create` to write.
+    An older version outlives a change by ten minutes; a store that was open for longer goes on with the newest one.
+    Open one with `Store.open`; `frevl.extract` writes to it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tables: dict[str, lance.LanceDataset] = {}
+        self._tables = self._open_tables()
         self._positions: dict[Modality, dict[str, int]] = {}
         self.towers: dict[str, Tower] = {tower.name: tower for tower in self._read_towers()}
 
@@ -45,13 +49,13 @@ class Store:
         """Open a store for reading.
 
         Raises:
-            StoreError: There is no store at this path, or it was written by a newer frevl.
+            StoreError: There is no store at this path, it is damaged, or it was written by a newer frevl.
         """
         path = Path(path)
         if not (path / "towers.lance").is_dir():
+            found = "a file" if path.is_file() else "none in that folder" if path.is_dir() else "no such folder"
             raise StoreError(
-                f"{path}: expected a store (a folder with 'towers.lance'), found "
-                f"{'none in that folder' if path.is_dir() else 'no such folder'}; make one with: "
+                f"{path}: expected a store (a folder with 'towers.lance'), found {found}; make one with: "
                 f"frevl extract --images DIR --pairs FILE --encoder packaged --store {path}"
             )
         return cls(path)
@@ -86,20 +90,15 @@ class Store:
 
     def ids(self, modality: Modality) -> list[str]:
         """Return the id of every row."""
-        table = self._table(TABLES[modality])
-        if table is None:
-            return []
-        try:
-            ids: list[str] = table.to_table(columns=["id"])["id"].to_pylist()
-        except (OSError, ValueError) as error:
-            raise self._damaged(modality, error) from error
+        ids: list[str] = []
+        for batch in self._scan(TABLES[modality], ["id"]):
+            ids += batch["id"].to_pylist()
         return ids
 
     def rejects(self) -> list[Reject]:
         """Return what could not be used, with reasons."""
-        table = self._table("rejects")
-        rows = [] if table is None else table.to_table().to_pylist()
-        return [Reject(row["kind"], row["id"], row["reason"]) for row in rows]
+        batches = self._scan("rejects", ["kind", "id", "reason"])
+        return [Reject(**row) for batch in batches for row in batch.to_pylist()]
 
     def states(self, modality: Modality) -> dict[str, np.ndarray]:
         """Return what is known of every item, in the order of its rows.
@@ -108,30 +107,25 @@ class Store:
             ``content_hash`` (n,) bytes, ``bytes`` (n,) int64, ``modified_ns`` (n,) int64, and for every tower
             of this modality ``has:NAME`` (n,) bool, False where the item still lacks that embedding.
         """
-        table = self._table(TABLES[modality])
         towers = [tower.name for tower in self.towers.values() if tower.modality == modality]
-        if table is None:
-            empty = np.zeros(0, np.int64)
-            hashes = np.zeros(0, "S32")
-            flags = {f"has:{name}": np.zeros(0, bool) for name in towers}
-            return {"content_hash": hashes, "bytes": empty, "modified_ns": empty, **flags}
-        plain = table.to_table(columns=["content_hash", "bytes", "modified_ns"])
-        states = {
-            "content_hash": np.array(plain["content_hash"].to_pylist(), dtype="S32"),
-            "bytes": plain["bytes"].to_numpy(),
-            "modified_ns": plain["modified_ns"].to_numpy(),
+        parts: dict[str, list[np.ndarray]] = {
+            "content_hash": [np.zeros(0, "S32")],
+            "bytes": [np.zeros(0, np.int64)],
+            "modified_ns": [np.zeros(0, np.int64)],
+            **{f"has:{name}": [np.zeros(0, bool)] for name in towers},
         }
-        for name in towers:
-            has = np.ones(len(plain), bool)
-            if name not in table.schema.names:
-                has[:] = False
-            else:
-                # Nulls are asked for by filter: reading the column would load every embedding.
-                lacking = table.to_table(columns=["id"], filter=f"`{name}` IS NULL")["id"].to_pylist()
-                rows = self.positions(modality)
-                has[[rows[id_] for id_ in lacking]] = False
-            states[f"has:{name}"] = has
-        return states
+        # The column 'filled' is there to be asked: looking for nulls would read every embedding.
+        for batch in self._scan(TABLES[modality], ["content_hash", "bytes", "modified_ns", "filled"]):
+            parts["content_hash"].append(batch["content_hash"].to_numpy(zero_copy_only=False).astype("S32"))
+            for name in ("bytes", "modified_ns"):
+                parts[name].append(batch[name].to_numpy())
+            rows = pc.list_parent_indices(batch["filled"]).to_numpy()
+            names = batch["filled"].flatten().field("tower")
+            for name in towers:
+                has = np.zeros(len(batch), bool)
+                has[rows[pc.equal(names, name).to_numpy(zero_copy_only=False)]] = True
+                parts[f"has:{name}"].append(has)
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     def select_towers(self, modality: Modality, encoders: Sequence[str] | None = None) -> list[Tower]:
         """Return the towers of some encoders, in the order of the store.
@@ -176,15 +170,14 @@ class Store:
             tokens: Ask for tokens. A pooled store gives one token an item.
 
         Returns:
-            ``(n, dim)`` float32, each tower of unit length; with ``tokens=True`` a pair of ``(n, tokens, dim)``
-            float32 and a ``(n, tokens)`` bool mask. Tokens are pooled by their mean if ``tokens=False``.
+            ``(n, dim)`` float32, each tower of unit length (stored tokens are averaged, then scaled to it); with
+            ``tokens=True`` a pair of ``(n, tokens, dim)`` float32, as stored, and a ``(n, tokens)`` bool mask.
 
         Raises:
             StoreError: An id is not in the store, or lacks an embedding of one of the towers.
             UsageError: An encoder is not in the store.
         """
-        values, mask = self.read("image", ids, self.select_towers("image", encoders))
-        return (values.astype(np.float32), mask) if tokens else pool(values, mask)
+        return self._read_as("image", ids, self.select_towers("image", encoders), tokens)
 
     @overload
     def read_texts(
@@ -198,8 +191,7 @@ class Store:
         self, texts: Sequence[str], *, encoders: Sequence[str] | None = None, tokens: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Read text embeddings; as `read_images`, with the texts themselves as ids."""
-        values, mask = self.read("text", texts, self.select_towers("text", encoders))
-        return (values.astype(np.float32), mask) if tokens else pool(values, mask)
+        return self._read_as("text", texts, self.select_towers("text", encoders), tokens)
 
     def read(self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]) -> tuple[np.ndarray, np.ndarray]:
         """Read embeddings as they are stored.
@@ -227,92 +219,114 @@ class Store:
             )
         rows = np.fromiter((known[id_] for id_ in ids), np.int64, len(ids))
         unique, inverse = np.unique(rows, return_inverse=True)
-        table = self._take(modality, unique, [tower.name for tower in towers])
-        parts = []
-        for tower in towers:
-            column = table[tower.name]
-            if column.null_count:
-                raise StoreError(
-                    f"{self.path}: {column.null_count:,} of {len(unique):,} {modality}s have no embedding of the "
-                    f"tower '{tower.name}'; an extraction was cut short: run frevl extract again with "
-                    f"--encoder {tower.encoders[0]}"
-                )
-            parts.append(_to_numpy(column, tower.dim))
-        if len({values.shape[1] for values, _ in parts}) > 1:
-            found = ", ".join(f"{t.name}: {values.shape[1]}" for t, (values, _) in zip(towers, parts, strict=True))
+        try:
+            parts = [self._read_column(modality, unique, tower) for tower in towers]
+        except StoreError:
+            if not self._renew():
+                raise
+            return self.read(modality, ids, towers)
+        masks = [mask for _, mask in parts]
+        if not all(np.array_equal(masks[0], mask) for mask in masks[1:]):
+            found = ", ".join(f"{t.name}: up to {mask.shape[1]}" for t, mask in zip(towers, masks, strict=True))
             raise StoreError(
                 f"{self.path}: the towers have different numbers of tokens ({found}) and cannot be concatenated; "
                 "choose one encoder with --encoder"
             )
         values = parts[0][0] if len(parts) == 1 else np.concatenate([v for v, _ in parts], axis=2)
-        return values[inverse], parts[0][1][inverse]
+        if np.array_equal(inverse, np.arange(len(unique))):  # a copy may be gigabytes
+            return values, masks[0]
+        return values[inverse], masks[0][inverse]
 
     def content_hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each of these images that is in the store."""
         known = self.positions("image")
-        present = [id_ for id_ in dict.fromkeys(ids) if id_ in known]
-        if not present:
-            return {}
-        rows = np.array([known[id_] for id_ in present])
-        order = np.argsort(rows)
-        hashes = self._take("image", rows[order], ["content_hash"])["content_hash"].to_pylist()
-        return {present[i]: hash_ for i, hash_ in zip(order, hashes, strict=True)}
+        wanted = {known[id_]: id_ for id_ in dict.fromkeys(ids) if id_ in known}
+        rows = np.array(sorted(wanted), np.int64)
+        hashes = (hash_ for part in self._take("image", rows, "content_hash", 8192) for hash_ in part.to_pylist())
+        return {wanted[row]: hash_ for row, hash_ in zip(rows.tolist(), hashes, strict=True)}
+
+    def _read_as(
+        self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower], tokens: bool
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        values, mask = self.read(modality, ids, towers)
+        if tokens:
+            return values.astype(np.float32), mask
+        pooled = pool(values, mask)
+        start = 0
+        for tower in towers:
+            part = pooled[:, start : start + tower.dim]
+            if not tower.pooled:  # the mean of a coarse grid is only close to unit length
+                part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+            start += tower.dim
+        return pooled
+
+    def _read_column(self, modality: Modality, rows: np.ndarray, tower: Tower) -> tuple[np.ndarray, np.ndarray]:
+        """Read one tower at rows that ascend: ``(n, tokens, dim)`` in the stored type, and the mask."""
+        values = np.zeros((len(rows), 1, tower.dim), tower.identity["dtype"])
+        mask = np.zeros((len(rows), 1), bool)
+        start = lacking = 0
+        for column in self._take(modality, rows, tower.name, _ROWS_AT_ONCE[tower.pooled]):
+            lacking += column.null_count
+            if lacking:
+                continue
+            lengths = np.ones(len(column), int) if tower.pooled else column.value_lengths().to_numpy()
+            flat = column.flatten() if tower.pooled else column.flatten().flatten()
+            wider = int(lengths.max(initial=1)) - values.shape[1]
+            if wider > 0:
+                values = np.pad(values, ((0, 0), (0, wider), (0, 0)))
+                mask = np.pad(mask, ((0, 0), (0, wider)))
+            part = slice(start, start + len(column))
+            mask[part] = np.arange(mask.shape[1]) < lengths[:, None]
+            values[part][mask[part]] = flat.to_numpy().reshape(-1, tower.dim)
+            start += len(column)
+        if lacking:
+            raise StoreError(
+                f"{self.path}: {lacking:,} of {len(rows):,} {modality}s have no embedding of the tower '{tower.name}'; "
+                f"extract them again with --encoder {tower.encoders[0]}, or choose other encoders with --encoder"
+            )
+        return values, mask
 
     # ---- tables
 
-    def _table(self, name: str) -> lance.LanceDataset | None:
-        if name not in self._tables:
-            if not (self.path / f"{name}.lance").is_dir():
-                return None
-            try:
-                self._tables[name] = lance.dataset(str(self.path / f"{name}.lance"))
-            except (OSError, ValueError) as error:
-                # A first commit that was killed leaves a folder without a manifest: the table does not exist yet.
-                if not list((self.path / f"{name}.lance").glob("_versions/*.manifest")):
-                    return None
-                raise StoreError(f"{self.path}: the table '{name}' cannot be read ({_first_line(error)})") from error
-        return self._tables[name]
+    def _open_tables(self) -> dict[str, lance.LanceDataset | None]:
+        return {name: open_table(self.path, name) for name in ("towers", "rejects", *TABLES.values())}
 
-    def _take(self, modality: Modality, rows: np.ndarray, columns: list[str]) -> pa.Table:
-        table = self._table(TABLES[modality])
+    def _renew(self) -> bool:
+        """Go on with the newest version if there is one; older ones are cleaned up after some time."""
+        tables = self._open_tables()
+        if {n: t and t.version for n, t in tables.items()} == {n: t and t.version for n, t in self._tables.items()}:
+            return False
+        self._tables, self._positions = tables, {}
+        return True
+
+    def _scan(self, name: str, columns: list[str] | None, rows_at_once: int = 8192) -> Iterator[pa.RecordBatch]:
+        table = self._tables[name]
         if table is None:
-            raise StoreError(f"{self.path}: the store has no {modality}s; run frevl extract first")
-        try:
-            # A scan reads sequentially and is faster than a take as soon as most rows are wanted.
-            if 2 * len(rows) > table.count_rows():
-                return table.to_table(columns=columns).take(pa.array(rows))
-            return table.take(rows, columns=columns)
-        except (OSError, ValueError) as error:
-            raise self._damaged(modality, error) from error
+            return
+        with reading(self.path, name):
+            yield from table.scanner(columns=columns, batch_size=rows_at_once, io_buffer_size=_SCAN_BYTES).to_batches()
 
-    def _damaged(self, modality: Modality, error: Exception) -> StoreError:
-        return StoreError(
-            f"{self.path}: the table '{TABLES[modality]}' cannot be read ({_first_line(error)}); files of the "
-            "store are damaged or missing: bring them back from a copy, or delete the store and extract again"
-        )
+    def _take(self, modality: Modality, rows: np.ndarray, column: str, rows_at_once: int) -> Iterator[pa.Array]:
+        """Yield a column at rows that ascend, in pieces."""
+        name = TABLES[modality]
+        table = self._tables[name]
+        if table is None or column not in table.schema.names:
+            yield pa.nulls(len(rows))
+            return
+        with reading(self.path, name):
+            scan = 2 * len(rows) > table.count_rows()
+            if not scan:
+                for start in range(0, len(rows), rows_at_once):
+                    yield from table.take(rows[start : start + rows_at_once], columns=[column])[column].chunks
+        if scan:  # sequential reading is faster than a take as soon as most rows are wanted
+            first = 0
+            for batch in self._scan(name, [column], rows_at_once):
+                low, high = np.searchsorted(rows, (first, first + len(batch)))
+                yield (
+                    batch[column] if high - low == len(batch) else batch[column].take(pa.array(rows[low:high] - first))
+                )
+                first += len(batch)
 
     def _read_towers(self) -> list[Tower]:
-        table = self._table("towers")
-        return [] if table is None else from_rows(table.to_table().to_pylist(), str(self.path))
-
-
-def _to_numpy(column: pa.ChunkedArray, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a column without nulls into ``(n, tokens, dim)`` and a mask ``(n, tokens)``."""
-    array = column.combine_chunks()
-    if pa.types.is_fixed_size_list(array.type):
-        values = array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), 1, dim)
-        return values, np.ones((len(array), 1), bool)
-    lengths = array.value_lengths().to_numpy(zero_copy_only=False)
-    flat = array.flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-    longest = int(lengths.max(initial=1))
-    mask = np.arange(longest) < lengths[:, None]
-    if mask.all():
-        return flat.reshape(len(array), longest, dim), mask
-    values = np.zeros((len(array), longest, dim), flat.dtype)
-    values[mask] = flat
-    return values, mask
-
-
-def _first_line(error: Exception) -> str:
-    """Return the part of a Lance error that a user can read."""
-    return str(error).splitlines()[0].partition(", /")[0][:200]
+        rows = [row for batch in self._scan("towers", None) for row in batch.to_pylist()]
+        return from_rows(rows, str(self.path))

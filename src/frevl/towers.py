@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from frevl.errors import FingerprintError, StoreError
 
-__all__ = ["CANARY_COSINE", "Modality", "Tower", "check_same", "different_fields", "fingerprint_of"]
+__all__ = ["CANARY_COSINE", "Modality", "Tower", "check_same", "checksum", "different_fields", "fingerprint_of"]
 
 Modality = Literal["image", "text"]
 
@@ -100,11 +101,18 @@ def check_same(stored: Tower, found: Tower, place: str) -> None:
     Raises:
         FingerprintError: A field differs, or all fields agree and the canaries do not.
     """
-    fields = different_fields(stored.identity, found.identity)
+    fields = different_fields(
+        {**stored.identity, "width": str(stored.dim)}, {**found.identity, "width": str(found.dim)}
+    )
     if fields:
         raise FingerprintError(
             f"{place}: the embeddings of the tower '{stored.name}' were made in another way: {fields}. "
             "Use the encoder and settings that made the store, or extract into a new store"
+        )
+    if stored.canaries.shape != found.canaries.shape:
+        raise FingerprintError(
+            f"{place}: the tower '{stored.name}' has {len(stored.canaries)} canaries there, this frevl asks "
+            f"{len(found.canaries)}; use the version of frevl that made the store, or extract into a new store"
         )
     lengths = np.linalg.norm(stored.canaries, axis=1) * np.linalg.norm(found.canaries, axis=1)
     cosines = (stored.canaries * found.canaries).sum(axis=1) / np.maximum(lengths, 1e-12)
@@ -114,6 +122,17 @@ def check_same(stored: Tower, found: Tower, place: str) -> None:
             f"differently (cosine {cosines.min():.5f}, expected at least {CANARY_COSINE}): weights, libraries or "
             "hardware changed under it. Extract into a new store"
         )
+
+
+def checksum(id_: str, content_hash: str, embedding: np.ndarray) -> int:
+    """Return the CRC-32 of ``id + newline + content hash + newline + embedding``, to find silent damage.
+
+    Args:
+        id_: Id of the item.
+        content_hash: Hash of its content.
+        embedding: ``(tokens, dim)`` in the stored type.
+    """
+    return zlib.crc32(np.ascontiguousarray(embedding).tobytes(), zlib.crc32(f"{id_}\n{content_hash}\n".encode()))
 
 
 def to_rows(towers: list[Tower]) -> pa.Table:

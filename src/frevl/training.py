@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from frevl.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.batches import Answers, logits_of
 from frevl.calibration import fit_calibration
 from frevl.errors import RunError, UsageError, nearest
-from frevl.fusion import PRESETS, Fusion
+from frevl.examples import dev_metric
+from frevl.fitting import MODELS, Options, fit_model
 from frevl.jsonfile import write_json
-from frevl.loop import Examples, FitReport, dev_metric, fit, kind_of, task_loss
 from frevl.pairs import Pairs
-from frevl.preparation import prepare, with_wrong_texts
+from frevl.preparation import prepare
 from frevl.provenance import provenance
-from frevl.run import Run
+from frevl.run import Run, name_of
+from frevl.selection import choose
 from frevl.store import Store
 
-__all__ = ["MODELS", "TASKS", "train"]
+__all__ = ["TASKS", "train"]
 
 TASKS = ("matching", "classification")
-
-MODELS = ("majority", "text", "image", "linear", "mlp", *PRESETS)
 
 
 def train(
@@ -117,7 +112,8 @@ def train(
         TrainingError: The loss is not finite.
         RunError: The folder holds a finished run, or an interrupted one with other settings.
     """
-    settings = _settings(locals())
+    arguments = dict(locals())
+    settings = _settings(arguments)
     _check_names(task, model)
     folder = _open_folder(Path(run), settings)
     opened = store if isinstance(store, Store) else Store.open(store)
@@ -125,80 +121,29 @@ def train(
         opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
         min_answer_count=min_answer_count,
     )  # fmt: skip
-    torch.manual_seed(seed)
     outputs = len(data.labels) if task == "classification" else 1
-    image_dim, text_dim = data.train.pairs.images.shape[2], data.train.pairs.texts.shape[2]
-    network: Fusion | Mlp | Linear | Majority
-    started = time.monotonic()
-    report: FitReport | None = None
-    if model == "majority":
-        network = _fit_majority(data.train, outputs)
-    elif model == "linear":
-        network = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
-        _fit_linear(network, data.train, data.dev, negatives=negatives, seed=seed)
+    options = Options(**{field.name: arguments[field.name] for field in fields(Options)})
+    if model == "auto":
+        chosen = choose(data, outputs, options, folder=folder)
+        fitted, selection = chosen.fitted, chosen.record()
     else:
-        if model in PRESETS:
-            network = Fusion.from_preset(
-                model,
-                image_dim=image_dim,
-                text_dim=text_dim,
-                outputs=outputs,
-                layers=layers,
-                dropout=dropout,
-                cross_attention=cross_attention,
-                product=product,
-                difference=difference,
-            )
-        else:
-            network = Mlp(
-                image_dim=image_dim,
-                text_dim=text_dim,
-                outputs=outputs,
-                use_image=model != "text",
-                use_text=model != "image",
-            )
-        report = fit(
-            network,
-            data.train,
-            data.dev,
-            seed=seed,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            final_learning_rate=final_learning_rate,
-            weight_decay=weight_decay,
-            warm_up=warm_up,
-            gradient_clip=gradient_clip,
-            label_smoothing=label_smoothing,
-            contrastive_weight=contrastive_weight,
-            temperature=temperature,
-            regularisation_weight=regularisation_weight,
-            mixup_alpha=mixup_alpha,
-            mixup_share=mixup_share,
-            negatives=negatives,
-            patience=patience,
-            time_limit=time_limit,
-            state_file=folder / "state.safetensors",
-            log_file=folder / "log.jsonl",
-            title=f"training {model}",
-            progress=progress,
-            device=device,
-        )
-    seconds = report.seconds if report else time.monotonic() - started
+        fitted, selection = fit_model(model, data.train, data.dev, outputs, options, folder=folder), None
+    network = fitted.network
     logits = logits_of(network, data.dev.pairs, 1024)
     results = {
         "development": {"n": len(data.dev), "accuracy": 100 * dev_metric(logits, data.dev.truth)},
         "train_pairs": len(data.train),
-        "train_seconds": seconds,
+        "train_seconds": fitted.seconds,
         "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
         "notes": data.notes,
-        "fit": vars(report) if report else None,
+        "fit": vars(fitted.report) if fitted.report else None,
+        "selection": selection,
     }
     finished = Run(
         path=folder,
         model=model,
         task=task,
-        network_name="fusion" if model in PRESETS else {"text": "mlp", "image": "mlp"}.get(model, model),
+        network_name=name_of(network),
         network_settings=network.settings,
         labels=data.labels,
         encoders=list(encoder) if encoder else opened.encoders,
@@ -221,8 +166,8 @@ def train(
 def _check_names(task: str, model: str) -> None:
     if task not in TASKS:
         raise UsageError(f"There is no task '{task}'. {nearest(task, TASKS)}")
-    if model not in MODELS:
-        raise UsageError(f"There is no model '{model}'. {nearest(model, MODELS)}")
+    if model not in (*MODELS, "auto"):
+        raise UsageError(f"There is no model '{model}'. {nearest(model, (*MODELS, 'auto'))}")
 
 
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -261,35 +206,3 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> Path:
     except OSError as error:
         raise RunError(f"{folder}: the run cannot be written ({error.strerror or error})") from error
     return folder
-
-
-def _fit_majority(train: Examples, outputs: int) -> Majority:
-    """Count. For matching the share of right pairs is one half by construction (one wrong text each)."""
-    network = Majority(outputs=outputs)
-    if isinstance(train.truth, Answers):
-        shares = torch.zeros(outputs)
-        for start in range(0, len(train), 65_536):
-            rows = torch.arange(start, min(start + 65_536, len(train)))
-            shares += train.truth.dense(rows, outputs).sum(dim=0)
-        network.logits.copy_((shares / len(train)).clamp(min=1e-9).log())
-    return network
-
-
-def _fit_linear(network: Linear, train: Examples, dev: Examples, *, negatives: int, seed: int) -> None:
-    """Fit the linear probe with its penalty chosen on development data."""
-    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, negatives, seed)
-    features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
-    scale, mean = torch.std_mean(features, dim=0)
-    # A feature that never varies says nothing, and dividing by its zero deviation would ruin all others.
-    network.scale.copy_(scale.where(scale > 1e-6, torch.inf))
-    network.mean.copy_(mean)
-    features = (features - network.mean) / network.scale
-    truth = examples.truth
-    target = (
-        truth.dense(torch.arange(len(examples)), network.settings["outputs"]) if isinstance(truth, Answers) else truth
-    )
-
-    def loss(logits: Tensor) -> Tensor:
-        return task_loss(logits, target, kind=kind_of(truth), smoothing=0.0)
-
-    fit_linear(network, features, loss, lambda: dev_metric(logits_of(network, dev.pairs, 1024), dev.truth))

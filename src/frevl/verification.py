@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from frevl.embeddings import pool
 from frevl.errors import StoreError
 from frevl.store import TABLES, Store
+from frevl.tables import open_table, reading
+from frevl.towers import Modality, Tower, checksum
+
+if TYPE_CHECKING:
+    import lance
 
 __all__ = ["describe", "verify"]
 
-_ROWS_AT_ONCE = 4096
-_LENGTH_TOLERANCE = 0.01  # float16 rounds a unit vector of 1,280 numbers by far less
+_ROWS_AT_ONCE = {True: 4096, False: 128}  # pooled embeddings, tokens
 
 
 def describe(store: Store) -> dict[str, Any]:
     """Return what a store holds, as `frevl store info` prints it."""
-    files = [file for file in store.path.rglob("*") if file.is_file()]
+    rejects = store.rejects()
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,
-        "bytes": sum(file.stat().st_size for file in files),
+        "bytes": _size(store.path),
         "images": len(store.positions("image")),
         "texts": len(store.positions("text")),
-        "rejects": dict(Counter(reject.kind for reject in store.rejects())),
+        "rejects": dict(Counter(reject.kind for reject in rejects)),
+        "rejected": [vars(reject) for reject in rejects],
         "encoders": store.encoders,
         "towers": [
             {
@@ -47,6 +50,8 @@ def describe(store: Store) -> dict[str, Any]:
 def verify(path: str | Path) -> list[str]:
     """Read every embedding and say what is wrong.
 
+    Missing and cut files are named. Every embedding is compared with the checksum that was stored beside it.
+
     Args:
         path: Folder of the store.
 
@@ -56,39 +61,98 @@ def verify(path: str | Path) -> list[str]:
     Raises:
         StoreError: There is no store at this path.
     """
-    store = Store.open(path)
+    path = Path(path)
     problems: list[str] = []
+    for name in ("towers", "rejects", *TABLES.values()):
+        problems += _file_problems(path, name)
+    try:
+        store = Store.open(path)
+    except StoreError as error:
+        if not (path / "towers.lance").is_dir():
+            raise
+        return problems or [f"{error}."]
     for modality, name in TABLES.items():
         try:
-            ids = store.ids(modality)
+            states = store.states(modality)
+            repeated = [id_ for id_, count in Counter(store.ids(modality)).items() if count > 1]
         except StoreError as error:
-            problems.append(str(error))
+            problems += [] if any(f"table '{name}'" in problem for problem in problems) else [f"{error}."]
             continue
-        repeated = [id_ for id_, n in Counter(ids).items() if n > 1]
         if repeated:
             problems.append(f"Table '{name}': {len(repeated):,} ids stand twice, the first is '{repeated[0]:.80}'.")
-        lacking = store.states(modality)
         for tower in store.select_towers(modality):
-            missing = ~lacking[f"has:{tower.name}"]
-            if missing.any():
+            has = states[f"has:{tower.name}"]
+            if not has.all():
                 problems.append(
-                    f"Tower '{tower.name}': {int(missing.sum()):,} of {len(ids):,} {modality}s lack an embedding; "
+                    f"Tower '{tower.name}': {int((~has).sum()):,} of {len(has):,} {modality}s lack an embedding; "
                     f"run frevl extract again with --encoder {tower.encoders[0]}."
                 )
-            present = [id_ for id_, gap in zip(ids, missing, strict=True) if not gap]
-            bad: list[str] = []
-            try:
-                for start in range(0, len(present), _ROWS_AT_ONCE):
-                    part = present[start : start + _ROWS_AT_ONCE]
-                    vectors = pool(*store.read(modality, part, [tower]))
-                    lengths = np.linalg.norm(vectors, axis=1)
-                    wrong = ~(np.abs(lengths - 1) <= _LENGTH_TOLERANCE)  # NaN is wrong too
-                    bad += [part[i] for i in np.flatnonzero(wrong)]
-            except StoreError as error:
-                problems.append(str(error))
-            if bad and tower.identity.get("tokens") == "pooled":
+            problems += _embedding_problems(store, modality, tower)
+    return problems
+
+
+def _file_problems(path: Path, name: str) -> list[str]:
+    """Name the files of a table that are missing, have another size than when they were written, or cannot be read."""
+    try:
+        table = open_table(path, name)
+    except StoreError as error:
+        return [f"{error}."]
+    problems = []
+    for fragment in [] if table is None else table.get_fragments():
+        for file in fragment.data_files():
+            place = path / f"{name}.lance" / "data" / file.path
+            if not place.is_file():
+                problems.append(f"The table '{name}' has lost its file {place}.")
+            elif file.file_size_bytes is not None and place.stat().st_size != file.file_size_bytes:
+                found = place.stat().st_size
                 problems.append(
-                    f"Tower '{tower.name}': {len(bad):,} embeddings are not finite or not of unit length, the first "
-                    f"is '{bad[0]:.80}'; delete the store and extract again."
+                    f"The table '{name}' has a damaged file, {place}: expected {file.file_size_bytes:,} bytes, "
+                    f"found {found:,}."
                 )
     return problems
+
+
+def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[str]:
+    """Compare every embedding of a tower with its checksum, file by file."""
+    name = TABLES[modality]
+    table = open_table(store.path, name)
+    problems: list[str] = []
+    wrong: list[str] = []
+    for fragment in [] if table is None or tower.name not in table.schema.names else table.get_fragments():
+        try:
+            with reading(store.path, name):
+                wrong += _wrong_ids(fragment, tower)
+        except StoreError as error:
+            files = ", ".join(str(store.path / f"{name}.lance" / "data" / file.path) for file in fragment.data_files())
+            problems.append(f"The table '{name}' has a file that cannot be read: {files} ({error.__cause__!s:.200}).")
+    if wrong:
+        problems.append(
+            f"Tower '{tower.name}': {len(wrong):,} embeddings differ from their checksums, the first is of "
+            f"'{wrong[0]:.80}'."
+        )
+    return problems
+
+
+def _wrong_ids(fragment: lance.LanceFragment, tower: Tower) -> Iterator[str]:
+    columns = ["id", "content_hash", "filled", tower.name]
+    for batch in fragment.to_batches(columns=columns, batch_size=_ROWS_AT_ONCE[tower.pooled]):
+        column = batch[tower.name]
+        described = (batch[name].to_pylist() for name in columns[:3])
+        for row, (id_, content_hash, filled) in enumerate(zip(*described, strict=True)):
+            expected = {entry["tower"]: entry["crc32"] for entry in filled}.get(tower.name)
+            found = None
+            if column[row].is_valid:
+                values = column[row].values if tower.pooled else column[row].values.flatten()
+                found = checksum(id_, content_hash, values.to_numpy(zero_copy_only=False))
+            if found != expected:
+                yield id_
+
+
+def _size(path: Path) -> int:
+    size = 0
+    for file in path.rglob("*"):
+        try:
+            size += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:  # a writer has tidied up meanwhile
+            continue
+    return size

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
-import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock, Timeout
 
 from frevl.encoders import Embeddings
 from frevl.errors import StoreError
 from frevl.rejects import Reject
 from frevl.store import TABLES, Store
-from frevl.towers import Modality, Tower, check_same, to_rows
+from frevl.tables import append_rows, existing_table, open_table, reading, replace_rows, writing
+from frevl.towers import Modality, Tower, check_same, checksum, to_rows
 
 __all__ = ["Item", "StoreWriter"]
 
@@ -27,10 +27,13 @@ _ITEM_FIELDS = [
     pa.field("content_hash", pa.string()),
     pa.field("bytes", pa.int64()),
     pa.field("modified_ns", pa.int64()),
+    pa.field("filled", pa.list_(pa.struct([pa.field("tower", pa.string()), pa.field("crc32", pa.uint32())]))),
 ]
 _REJECT_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("kind", "id", "reason")])
 _SMALL_FRAGMENTS = 64  # this many commits are merged into larger files at a time
-_KEEP_VERSIONS = timedelta(minutes=10)  # a reader that is open on an older version goes on for that long
+_FRAGMENT_BYTES = 256 << 20  # and no larger than that, because merging holds about so much in memory
+_FRAGMENT_ROWS = 65_536
+_KEEP_VERSIONS = timedelta(minutes=10)  # for readers that opened an older version
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,18 @@ class StoreWriter:
     Args:
         path: Folder of the store; made if it is missing.
 
+    Attributes:
+        store: The store as it was when this writer began.
+        notes: Sentences that a user should read.
+
     Raises:
         StoreError: The folder cannot be written, holds something else, or another process is writing.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._commits = dict.fromkeys(TABLES, 0)
+        self.notes: list[str] = []
+        self._commits: dict[str, int] = dict.fromkeys([*TABLES.values(), "towers", "rejects"], 0)
         _make_folder(self.path)
         self._lock = FileLock(self.path / ".lock")
 
@@ -71,38 +79,61 @@ class StoreWriter:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise StoreError(f"{self.path}: another process is writing to this store; wait for it to end") from error
-        self.store = Store(self.path)
+        except OSError as error:
+            raise StoreError(f"{self.path}: the store cannot be locked for writing ({error.strerror})") from error
+        try:
+            for name in self._commits:
+                self._tidy(name)  # also what a killed process has left
+            self.store = Store(self.path)
+            self._rejects = {(reject.kind, reject.id): reject.reason for reject in self.store.rejects()}
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Compaction only tidies; after an error (a full disk) it would fail for the same reason.
-        if kind is None:
-            for modality in TABLES:
-                self._compact(modality, at_least=2)
-        self._lock.release()
+        try:
+            if kind is None:
+                for name, commits in self._commits.items():
+                    if commits:
+                        self._tidy(name)
+        finally:
+            self._lock.release()
 
-    def register(self, tower: Tower) -> None:
-        """Make a tower known, or check that it is the one that the store knows.
+    def register(self, towers: Sequence[Tower]) -> None:
+        """Make towers known, or check that they are those that the store knows. Writes nothing if one is refused.
 
         Raises:
-            FingerprintError: The store holds embeddings that another encoder made under this name.
+            FingerprintError: The store holds embeddings that another encoder made under the same name.
         """
-        stored = self.store.towers.get(tower.name)
-        if stored is not None:
-            check_same(stored, tower, str(self.path))
-            tower = replace(stored, encoders=tuple(dict.fromkeys([*stored.encoders, *tower.encoders])))
-        if stored is None or tower.encoders != stored.encoders:
-            towers = {**self.store.towers, tower.name: tower}
-            with self._explained("towers"):
-                lance.write_dataset(to_rows(list(towers.values())), self._uri("towers"), mode="overwrite")
-            self.store.towers = towers
-        table = self._dataset(TABLES[tower.modality])
-        if table is not None and tower.name not in table.schema.names:
-            # An all-null column is metadata only; rows are filled as they are embedded.
-            with self._explained(TABLES[tower.modality]):
-                table.add_columns(pa.schema([pa.field(tower.name, tower.column_type)]))
+        known = dict(self.store.towers)
+        for tower in towers:
+            stored = known.get(tower.name)
+            if stored is None:
+                known[tower.name] = tower
+            else:
+                check_same(stored, tower, str(self.path))
+                encoders = tuple(dict.fromkeys([*stored.encoders, *tower.encoders]))
+                known[tower.name] = replace(stored, encoders=encoders)
+        if {name: tower.encoders for name, tower in known.items()} != {
+            name: tower.encoders for name, tower in self.store.towers.items()
+        }:
+            replace_rows(self.path, "towers", to_rows(list(known.values())))
+            self._committed("towers")
+            self.store.towers = known
+        for modality, name in TABLES.items():
+            table = open_table(self.path, name)
+            columns = [
+                pa.field(tower.name, tower.column_type)
+                for tower in known.values()
+                if tower.modality == modality and table is not None and tower.name not in table.schema.names
+            ]
+            if table is not None and columns:
+                # All-null columns are metadata only; rows are filled as they are embedded.
+                with writing(self.path, name):
+                    table.add_columns(pa.schema(columns))
 
     def append(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
         """Add new items.
@@ -112,12 +143,7 @@ class StoreWriter:
             items: Items whose ids are not in the store.
             embeddings: By tower name, one row an item. Towers that are not named stay empty for these items.
         """
-        name = TABLES[modality]
-        table = self._rows(modality, items, embeddings)
-        exists = self._dataset(name) is not None
-        with self._explained(name):
-            lance.write_dataset(table, self._uri(name), mode="append" if exists else "create")
-        self._committed(modality)
+        self._append(TABLES[modality], self._rows(modality, items, embeddings))
 
     def replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
         """Replace items whose content changed; towers that are not named become empty for these items."""
@@ -125,93 +151,116 @@ class StoreWriter:
 
     def fill(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
         """Add embeddings of further towers to items that are in the store."""
-        columns: dict[str, pa.Array] = {"id": pa.array([item.id for item in items], pa.string())}
-        for name, values in embeddings.items():
-            columns[name] = _to_arrow(values, self.store.towers[name])
-        self._merge(modality, pa.table(columns))
+        new = self._rows(modality, items, embeddings)
+        old = self._find(modality, new["id"].combine_chunks())
+        filled = [[*a, *b] for a, b in zip(old["filled"].to_pylist(), new["filled"].to_pylist(), strict=True)]
+        columns = {
+            name: (old if name in self.store.towers and name not in embeddings else new)[name]
+            for name in new.column_names
+        }
+        columns["filled"] = pa.array(filled, new.schema.field("filled").type)
+        self._merge(modality, pa.table(columns, schema=new.schema))
 
     def reject(self, rejects: Sequence[Reject]) -> None:
         """Keep what could not be used; a reject of the same kind and id takes the place of the former one."""
-        if not rejects:
+        latest = {(_text(reject.kind), _text(reject.id)): _text(reject.reason) for reject in rejects}
+        changed = {key: reason for key, reason in latest.items() if self._rejects.get(key) != reason}
+        if not changed:
             return
-        latest = {(reject.kind, reject.id): reject for reject in rejects}
-        table = pa.Table.from_pylist([vars(reject) for reject in latest.values()], schema=_REJECT_SCHEMA)
-        dataset = self._dataset("rejects")
-        with self._explained("rejects"):
-            if dataset is None:
-                lance.write_dataset(table, self._uri("rejects"), mode="create")
-            else:
-                merge = dataset.merge_insert(["kind", "id"])
-                merge.when_matched_update_all().when_not_matched_insert_all().execute(table)
+        again = not changed.keys().isdisjoint(self._rejects)
+        self._rejects.update(changed)
+        if again:
+            self._write_rejects()
+        else:
+            self._append("rejects", _reject_rows(changed))
 
     def forgive(self, kind: str, ids: Collection[str]) -> None:
         """Take back rejects of things that have become usable."""
-        dataset = self._dataset("rejects")
-        if dataset is None or not ids:
-            return
-        known = set(dataset.to_table(columns=["id"], filter=f"kind = '{kind}'")["id"].to_pylist())
-        for id_ in known.intersection(ids):
-            with self._explained("rejects"):
-                quoted = id_.replace("'", "''")
-                self._dataset("rejects").delete(f"kind = '{kind}' AND id = '{quoted}'")  # type: ignore[union-attr]
+        keys = {(kind, id_) for id_ in ids}.intersection(self._rejects)
+        if keys:
+            self._rejects = {key: reason for key, reason in self._rejects.items() if key not in keys}
+            self._write_rejects()
+
+    def _write_rejects(self) -> None:
+        replace_rows(self.path, "rejects", _reject_rows(self._rejects))
+        self._committed("rejects")
 
     def _rows(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> pa.Table:
         towers = [tower for tower in self.store.towers.values() if tower.modality == modality]
-        fields = [*_ITEM_FIELDS, *(pa.field(tower.name, tower.column_type) for tower in towers)]
-        columns: list[pa.Array] = [
-            pa.array([getattr(item, field.name) for item in items], field.type) for field in _ITEM_FIELDS
-        ]
+        filled: list[list[dict[str, str | int]]] = [[] for _ in items]
+        columns: list[pa.Array] = []
         for tower in towers:
-            values = embeddings.get(tower.name)
-            columns.append(pa.nulls(len(items), tower.column_type) if values is None else _to_arrow(values, tower))
-        return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+            if tower.name not in embeddings:
+                columns.append(pa.nulls(len(items), tower.column_type))
+                continue
+            found = embeddings[tower.name]
+            values = found.values.astype(tower.identity["dtype"], copy=False)
+            columns.append(_to_arrow(values, found.mask, tower))
+            for entries, item, value, mask in zip(filled, items, values, found.mask, strict=True):
+                entries.append({"tower": tower.name, "crc32": checksum(item.id, item.content_hash, value[mask])})
+        described = [pa.array([getattr(item, field.name) for item in items], field.type) for field in _ITEM_FIELDS[:-1]]
+        fields = [*_ITEM_FIELDS, *(pa.field(tower.name, tower.column_type) for tower in towers)]
+        return pa.Table.from_arrays(
+            [*described, pa.array(filled, _ITEM_FIELDS[-1].type), *columns], schema=pa.schema(fields)
+        )
 
-    def _merge(self, modality: Modality, table: pa.Table) -> None:
+    def _find(self, modality: Modality, ids: pa.Array) -> pa.Table:
+        """Return the rows of some items, in the order of the ids."""
         name = TABLES[modality]
-        dataset = self._dataset(name)
-        if dataset is None:
-            raise StoreError(f"{self.path}: the table '{name}' has vanished while it was written")
-        with self._explained(name):
-            dataset.merge_insert("id").when_matched_update_all().execute(table)
-        self._committed(modality)
+        dataset = existing_table(self.path, name)
+        with reading(self.path, name):
+            rows, first = [], 0
+            # Found by reading all ids: with Lance's filters an id, which may be any text, would have to be SQL.
+            for batch in dataset.scanner(columns=["id"]).to_batches():
+                rows.append(first + np.flatnonzero(pc.is_in(batch["id"], value_set=ids).to_numpy(zero_copy_only=False)))
+                first += len(batch)
+            found = dataset.take(np.concatenate(rows))
+        order = pc.index_in(ids, value_set=found["id"].combine_chunks())
+        if order.null_count:
+            raise StoreError(f"{self.path}: {order.null_count:,} items have vanished from the table '{name}'")
+        return found.take(order)
 
-    def _committed(self, modality: Modality) -> None:
-        self._commits[modality] += 1
-        if self._commits[modality] % _SMALL_FRAGMENTS == 0:
-            self._compact(modality, at_least=_SMALL_FRAGMENTS)
+    def _append(self, name: str, rows: pa.Table) -> None:
+        append_rows(self.path, name, rows)
+        self._committed(name)
 
-    def _compact(self, modality: Modality, *, at_least: int) -> None:
-        dataset = self._dataset(TABLES[modality])
-        if dataset is None or self._commits[modality] == 0 or len(dataset.get_fragments()) < at_least:
+    def _merge(self, modality: Modality, rows: pa.Table) -> None:
+        # With every column in the source, Lance reads no column but the id.
+        name = TABLES[modality]
+        table = existing_table(self.path, name)
+        with writing(self.path, name):
+            table.merge_insert("id").when_matched_update_all().execute(rows)
+        self._committed(name)
+
+    def _committed(self, name: str) -> None:
+        self._commits[name] += 1
+        if self._commits[name] % _SMALL_FRAGMENTS == 0:
+            self._tidy(name)
+
+    def _tidy(self, name: str) -> None:
+        """Merge small files when there are many, and delete what no version needs that a reader may hold."""
+        table = open_table(self.path, name)
+        if table is None:
             return
-        with self._explained(TABLES[modality]):
-            dataset.optimize.compact_files(target_rows_per_fragment=65_536)
-            dataset.cleanup_old_versions(older_than=_KEEP_VERSIONS)
-
-    def _uri(self, name: str) -> str:
-        return str(self.path / f"{name}.lance")
-
-    def _dataset(self, name: str) -> lance.LanceDataset | None:
-        """Return a table at its newest version."""
-        if not list((self.path / f"{name}.lance").glob("_versions/*.manifest")):
-            return None
-        with self._explained(name):
-            return lance.dataset(self._uri(name))
-
-    @contextlib.contextmanager
-    def _explained(self, name: str) -> Iterator[None]:
         try:
-            yield
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise StoreError(
-                f"{self.path}: writing the table '{name}' failed ({_cause(reason)}); everything committed before "
-                "is kept: make room or mend the permission, and run the same command again to go on"
-            ) from error
+            with writing(self.path, name):
+                fragments = [fragment.metadata for fragment in table.get_fragments()]
+                rows = sum(fragment.num_rows for fragment in fragments)
+                size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
+                target = int(min(max(_FRAGMENT_BYTES * rows // max(size, 1), 1), _FRAGMENT_ROWS))
+                if sum(fragment.num_rows < target for fragment in fragments) >= _SMALL_FRAGMENTS:
+                    table.optimize.compact_files(target_rows_per_fragment=target, batch_size=max(1, target // 16))
+                # Unverified files are those of a killed process: there is no other writer, we hold the lock.
+                table.cleanup_old_versions(older_than=_KEEP_VERSIONS, delete_unverified=True)
+        except StoreError as error:
+            # Nothing is lost: what could not be tidied (a full disk) is tidied next time.
+            self.notes = [f"The store is complete, but could not be tidied up: {error}."]
 
 
 def _make_folder(path: Path) -> None:
     try:
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path}: expected a store, or an empty or new folder for one, found a file")
         if path.is_dir() and not (path / "towers.lance").is_dir():
             entries = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
             if entries:
@@ -227,20 +276,20 @@ def _make_folder(path: Path) -> None:
         ) from error
 
 
-def _cause(reason: str) -> str:
-    """Return the operating system's words out of a Lance error, if they are in it."""
-    for words in ("No space left on device", "Permission denied", "File too large", "Read-only file system"):
-        if words in reason:
-            return words
-    return reason[:200]
+def _text(text: str) -> str:
+    """Escape what is not UTF-8 (a file name may hold anything)."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _to_arrow(embeddings: Embeddings, tower: Tower) -> pa.Array:
-    """Turn embeddings into a column of a tower's type."""
-    dtype = np.dtype(tower.identity["dtype"])
-    values = embeddings.values.astype(dtype)
+def _reject_rows(rejects: dict[tuple[str, str], str]) -> pa.Table:
+    columns = list(zip(*((kind, id_, reason) for (kind, id_), reason in rejects.items()), strict=True)) or [()] * 3
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], schema=_REJECT_SCHEMA)
+
+
+def _to_arrow(values: np.ndarray, mask: np.ndarray, tower: Tower) -> pa.Array:
+    """Turn ``(n, tokens, dim)`` embeddings in the stored type into a column of a tower's type."""
     if tower.pooled:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), tower.dim)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values[embeddings.mask].reshape(-1)), tower.dim)
-    offsets = np.concatenate([[0], np.cumsum(embeddings.mask.sum(axis=1))]).astype(np.int32)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values[mask].reshape(-1)), tower.dim)
+    offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), vectors)

@@ -32,7 +32,7 @@ class Folder:
         """Walk the folder once.
 
         Args:
-            root: The folder; links to folders are followed, hidden files are not seen.
+            root: The folder; links to folders are followed, hidden folders are not.
 
         Raises:
             InputError: There is no such folder.
@@ -52,7 +52,7 @@ class Folder:
             folders[:] = sorted(folder for folder in folders if not folder.startswith("."))
             inner = Path(place).relative_to(root).as_posix()
             prefix = "" if inner == "." else inner + "/"
-            for name in sorted(name for name in names if not name.startswith(".")):
+            for name in sorted(names):
                 stem, suffix = _split_suffix(name)
                 if suffix.lower() in IMAGE_SUFFIXES:
                     self._images.setdefault(stem, []).append(prefix + name)

@@ -92,6 +92,7 @@ def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
         MissingExtraError: A library is missing.
         EncoderError: The cache folder cannot be used, or ONNX Runtime does not agree with PyTorch.
     """
+    library("onnxruntime")  # before anything slow
     path = cache_folder() / f"{name}-{weights[:16]}-{_FORMAT}.onnx"
     session = _open(path, weights)
     if session is not None:
@@ -101,7 +102,7 @@ def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
         with FileLock(path.parent / "export.lock"):
             session = _open(path, weights)  # another process may have been first
             if session is None:
-                _export(build(), path, weights)
+                _export(build(), path, name, weights)
                 session = _open(path, weights)
     except OSError as error:
         raise EncoderError(
@@ -145,14 +146,14 @@ def _open_unchanged(path: Path, size: int, modified: int, weights: str) -> Any: 
     return session if session.get_modelmeta().custom_metadata_map.get("frevl.weights") == weights else None
 
 
-def _export(source: Source, path: Path, weights: str) -> None:
+def _export(source: Source, path: Path, name: str, weights: str) -> None:
     """Export, check and put in place; the caller holds the lock."""
     for left_over in path.parent.glob(f"{path.stem}.*.part"):
         left_over.unlink()
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         _write(source, part, weights)
-        _check(source, part, path.stem, weights)
+        _check(source, part, name, weights)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -193,8 +194,10 @@ def _check(source: Source, path: Path, name: str, weights: str) -> None:
         with _one_thread(), torch.no_grad():
             expected = source.network(torch.from_numpy(example)).numpy()
         found = run(session, example)
+        dots = (expected * found).sum(axis=-1)
         lengths = np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1)
-        cosine = float(((expected * found).sum(axis=-1) / np.maximum(lengths, 1e-12)).min())
+        both_zero = ~(expected.any(axis=-1) | found.any(axis=-1))  # a silent token has no direction to compare
+        cosine = float(np.where(both_zero, 1.0, dots / np.maximum(lengths, 1e-12)).min())
         if not cosine >= PARITY:  # also true for NaN
             raise EncoderError(
                 f"The exported encoder '{name}' does not do what PyTorch does: cosine {cosine:.6f} for an input of "

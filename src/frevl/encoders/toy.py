@@ -139,7 +139,7 @@ class ToyTextTower:
             triples = [f"<{word}>"[i : i + 3] for i in range(len(word))]
             letters = sum((hashed("3:" + triple, self.dim) for triple in triples), np.zeros(self.dim))
             pair = hashed(f"2:{before} {word}", self.dim)
-            vectors.append(hashed("1:" + word, self.dim) + letters / max(len(triples), 1) + pair / 2)
+            vectors.append(hashed("1:" + word, self.dim) + letters / max(len(triples), 1) ** 0.5 + pair / 2)
         return np.stack(vectors)
 
 

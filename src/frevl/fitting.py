@@ -1,0 +1,210 @@
+"""One model, training and development examples -> a fitted network: the closed table of what can be trained."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from frevl.average import Average
+from frevl.baselines import Linear, Majority, Mlp, fit_linear
+from frevl.batches import Answers, logits_of
+from frevl.errors import UsageError
+from frevl.examples import Examples, dev_metric, kind_of, with_wrong_texts
+from frevl.fusion import PRESETS, Fusion, masked_mean
+from frevl.kernel import KernelFusion, fit_kernel
+from frevl.loop import FitReport, fit, task_loss
+
+__all__ = ["MODELS", "Fitted", "Network", "Options", "fit_model"]
+
+Network = Average | Fusion | KernelFusion | Linear | Majority | Mlp
+
+# Simplest first: where two are equally good, selection takes the one that stands earlier.
+MODELS = ("majority", "text", "image", "linear", "mlp", "kernel", *PRESETS)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to train; the fields are arguments of `frevl.train`, which has their defaults."""
+
+    seed: int
+    time_limit: float | None
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    final_learning_rate: float
+    weight_decay: float
+    warm_up: float
+    gradient_clip: float
+    dropout: float
+    label_smoothing: float
+    contrastive_weight: float
+    temperature: float
+    regularisation_weight: float
+    mixup_alpha: float
+    mixup_share: float
+    negatives: int
+    patience: int
+    layers: int | None
+    cross_attention: bool
+    product: bool
+    difference: bool
+    device: str
+    progress: bool
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted network.
+
+    Attributes:
+        network: On the CPU, in evaluation mode.
+        seconds: Time spent.
+        report: How gradient descent went; None for what is solved or counted.
+    """
+
+    network: Network
+    seconds: float
+    report: FitReport | None
+
+
+def fit_model(
+    model: str, train: Examples, dev: Examples, outputs: int, options: Options, *, folder: Path, title: str = ""
+) -> Fitted:
+    """Fit one model.
+
+    Args:
+        model: One of `MODELS`.
+        train: Training examples.
+        dev: Development examples, for early stopping and penalties.
+        outputs: Number of classes; 1 for matching.
+        options: How.
+        folder: For the state and the log of gradient descent.
+        title: Of the progress line.
+
+    Raises:
+        UsageError: The model does not fit the task.
+        TrainingError: The loss is not finite, or there are too many pairs for the kernel fusion.
+    """
+    started = time.monotonic()
+    torch.manual_seed(options.seed)
+    image_dim, text_dim = train.pairs.images.shape[2], train.pairs.texts.shape[2]
+    if model == "majority":
+        return Fitted(_fit_majority(train, outputs), time.monotonic() - started, None)
+    if model == "kernel":
+        return Fitted(_fit_kernel(train, outputs), time.monotonic() - started, None)
+    if model == "linear":
+        linear = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
+        _fit_linear(linear, train, dev, negatives=options.negatives, seed=options.seed)
+        return Fitted(linear, time.monotonic() - started, None)
+    network: Fusion | Mlp
+    if model in PRESETS:
+        network = Fusion.from_preset(
+            model,
+            image_dim=image_dim,
+            text_dim=text_dim,
+            outputs=outputs,
+            layers=options.layers,
+            dropout=options.dropout,
+            cross_attention=options.cross_attention,
+            product=options.product,
+            difference=options.difference,
+        )
+    else:
+        network = Mlp(
+            image_dim=image_dim,
+            text_dim=text_dim,
+            outputs=outputs,
+            use_image=model != "text",
+            use_text=model != "image",
+        )
+    report = fit(
+        network,
+        train,
+        dev,
+        seed=options.seed,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        final_learning_rate=options.final_learning_rate,
+        weight_decay=options.weight_decay,
+        warm_up=options.warm_up,
+        gradient_clip=options.gradient_clip,
+        label_smoothing=options.label_smoothing,
+        contrastive_weight=options.contrastive_weight,
+        temperature=options.temperature,
+        regularisation_weight=options.regularisation_weight,
+        mixup_alpha=options.mixup_alpha,
+        mixup_share=options.mixup_share,
+        negatives=options.negatives,
+        patience=options.patience,
+        time_limit=options.time_limit,
+        state_file=folder / "state.safetensors",
+        log_file=folder / "log.jsonl",
+        title=title or f"training {model}",
+        progress=options.progress,
+        device=options.device,
+    )
+    return Fitted(network, report.seconds, report)
+
+
+def _fit_majority(train: Examples, outputs: int) -> Majority:
+    """Count. For matching the share of right pairs is one half by construction (one wrong text each)."""
+    network = Majority(outputs=outputs)
+    if isinstance(train.truth, Answers):
+        shares = torch.zeros(outputs)
+        for start in range(0, len(train), 65_536):
+            rows = torch.arange(start, min(start + 65_536, len(train)))
+            shares += train.truth.dense(rows, outputs).sum(dim=0)
+        network.logits.copy_((shares / len(train)).clamp(min=1e-9).log())
+    return network
+
+
+def _fit_kernel(train: Examples, outputs: int) -> KernelFusion:
+    """Solve the kernel fusion on the items that the training pairs use."""
+    if not isinstance(train.truth, Answers):
+        raise UsageError("The model 'kernel' does classification only; for matching take a fusion, mlp or linear")
+    image_numbers, image_rows = torch.unique(train.pairs.image_rows, return_inverse=True)
+    text_numbers, text_rows = torch.unique(train.pairs.text_rows, return_inverse=True)
+    images, image_mask = train.pairs.images[image_numbers].float(), train.pairs.image_mask[image_numbers]
+    texts, text_mask = train.pairs.texts[text_numbers].float(), train.pairs.text_mask[text_numbers]
+    network = KernelFusion(
+        image_dim=images.shape[2],
+        text_dim=texts.shape[2],
+        outputs=outputs,
+        pairs=len(train),
+        images=len(images),
+        texts=len(texts),
+    )
+    fit_kernel(
+        network,
+        masked_mean(images, image_mask),
+        masked_mean(texts, text_mask),
+        image_rows,
+        text_rows,
+        train.truth.dense(torch.arange(len(train)), outputs),
+    )
+    return network
+
+
+def _fit_linear(network: Linear, train: Examples, dev: Examples, *, negatives: int, seed: int) -> None:
+    """Fit the linear probe with its penalty chosen on development data."""
+    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, negatives, seed)
+    features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
+    scale, mean = torch.std_mean(features, dim=0)
+    # A feature that never varies says nothing, and dividing by its zero deviation would ruin all others.
+    network.scale.copy_(scale.where(scale > 1e-6, torch.inf))
+    network.mean.copy_(mean)
+    features = (features - network.mean) / network.scale
+    truth = examples.truth
+    target = (
+        truth.dense(torch.arange(len(examples)), network.settings["outputs"]) if isinstance(truth, Answers) else truth
+    )
+
+    def loss(logits: Tensor) -> Tensor:
+        return task_loss(logits, target, kind=kind_of(truth), smoothing=0.0)
+
+    fit_linear(network, features, loss, lambda: dev_metric(logits_of(network, dev.pairs, 1024), dev.truth))

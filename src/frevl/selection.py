@@ -1,0 +1,341 @@
+"""``--model auto``: try baselines and fusions on data that they have not seen, and take the simplest of the best.
+
+Every candidate is judged on held-out images, by cross-validation where there are few pairs. Among the candidates
+whose paired difference from the best lies within one standard error (by image), the simplest is chosen; averages of
+the best candidates are candidates too. Test data never enters. The procedure is ours.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frevl.average import Average
+from frevl.batches import Answers, logits_of
+from frevl.calibration import calibrated, fit_calibration
+from frevl.examples import Examples, join
+from frevl.fitting import Fitted, Network, Options, fit_model
+from frevl.kernel import MOST_PAIRS
+from frevl.preparation import Prepared
+from frevl.progress import say
+
+__all__ = ["CANDIDATES", "Candidate", "Selection", "choose", "one_standard_error"]
+
+_FOLDS = 3
+_CROSS_VALIDATED = 20_000  # with more pairs than this, the development part alone tells enough
+_CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
+_SEEDS = 3
+_INNER_SHARE = 0.1
+_DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given
+_SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that may be chosen.
+
+    Attributes:
+        name: As it stands in the table.
+        model: What `fit_model` fits.
+        changes: Options that differ from those of the call.
+    """
+
+    name: str
+    model: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+# Simplest first. Regularised variants: what held on small real sets (docs/experiments.md).
+CANDIDATES = (
+    Candidate("majority", "majority"),
+    Candidate("text", "text"),
+    Candidate("image", "image"),
+    Candidate("linear", "linear"),
+    Candidate("mlp", "mlp"),
+    Candidate("kernel", "kernel"),
+    Candidate("tiny", "tiny"),
+    Candidate("tiny regularised", "tiny", {"dropout": 0.4, "weight_decay": 0.2, "batch_size": 128}),
+    Candidate("small regularised", "small", {"dropout": 0.4, "weight_decay": 0.2, "layers": 2}),
+)
+
+
+@dataclass
+class Judged:
+    """A candidate with what it said of held-out pairs.
+
+    Attributes:
+        candidate: The candidate.
+        hits: ``(n,)`` float, weight of the predicted class (or 1 for a right match decision), mean over seeds.
+        probabilities: ``(n, outputs)`` calibrated.
+        fit_seconds: Longest single fit.
+        seeds: How many seeds were tried.
+        reason: Why it was left out, if it was.
+    """
+
+    candidate: Candidate
+    hits: Tensor
+    probabilities: Tensor
+    fit_seconds: float
+    seeds: int
+
+
+@dataclass
+class Selection:
+    """The outcome.
+
+    Attributes:
+        fitted: The chosen network, fitted on the training part.
+        chosen: Its name.
+        reason: Why.
+        rows: The table: every candidate with mean, standard error, difference from the best, and time.
+        judged_on: On what the candidates were judged.
+    """
+
+    fitted: Fitted
+    chosen: str
+    reason: str
+    rows: list[dict[str, Any]]
+    judged_on: str
+
+    def record(self) -> dict[str, Any]:
+        """Return what the run keeps."""
+        return {"chosen": self.chosen, "reason": self.reason, "judged_on": self.judged_on, "candidates": self.rows}
+
+
+def choose(data: Prepared, outputs: int, options: Options, *, folder: Path) -> Selection:
+    """Choose a model on held-out images and fit it on the training part.
+
+    Args:
+        data: Training and development examples.
+        outputs: Number of classes; 1 for matching.
+        options: Of the call; ``time_limit`` bounds the whole selection.
+        folder: Of the run.
+
+    Returns:
+        The chosen network with the whole table.
+    """
+    started = time.monotonic()
+    limit = options.time_limit or _DEFAULT_LIMIT
+    splits, judged_on = _splits(data, options.seed)
+    judges = torch.cat([judge for _, _, judge in splits])
+    everything = data.train if isinstance(data.train.truth, Tensor) else join(data.train, data.dev)
+    if isinstance(data.train.truth, Tensor):
+        everything = data.dev
+    held = everything.select(judges)
+    say(f"choosing on {judged_on}", enabled=options.progress)
+    judged: list[Judged] = []
+    left_out: list[dict[str, Any]] = []
+    for candidate in CANDIDATES:
+        reason = _unfit(candidate, data)
+        left = limit * _SELECTION_SHARE - (time.monotonic() - started)
+        if not reason and left < limit * 0.03:
+            reason = "no time left"
+        if reason:
+            left_out.append({"name": candidate.name, "reason": reason})
+            continue
+        result = _judge(candidate, data, everything, splits, outputs, options, left)
+        if result is None:
+            left_out.append({"name": candidate.name, "reason": "would take more than the time that is left"})
+            say(f"  {candidate.name:<20} left out: no time", enabled=options.progress)
+            continue
+        judged.append(result)
+        shown = f"{100 * result.hits.mean():6.2f} %  {result.fit_seconds:6.1f} s a fit"
+        say(f"  {candidate.name:<20} {shown}", enabled=options.progress)
+    judged += _averages(judged, held)
+    winner, reason, rows = one_standard_error(judged, held.clusters)
+    say(f"chosen: {winner.candidate.name}: {reason}", enabled=options.progress)
+    fitted = _final(winner.candidate, judged, data, outputs, options, folder, limit - (time.monotonic() - started))
+    return Selection(fitted, winner.candidate.name, reason, rows + left_out, judged_on)
+
+
+def one_standard_error(judged: list[Judged], clusters: Tensor) -> tuple[Judged, str, list[dict[str, Any]]]:
+    """Take the simplest candidate whose paired difference from the best is within one standard error.
+
+    Args:
+        judged: Simplest first.
+        clusters: ``(n,)`` int64, the unit of resampling.
+
+    Returns:
+        The choice, the reason, and the table.
+    """
+    best = max(judged, key=lambda one: float(one.hits.mean()))
+    rows = []
+    winner = best
+    for one in judged:
+        error = _standard_error(one.hits, clusters)
+        gap = float(best.hits.mean() - one.hits.mean())
+        gap_error = _standard_error(best.hits - one.hits, clusters)
+        within = gap <= gap_error or one is best
+        if within and winner is best and judged.index(one) < judged.index(best):
+            winner = one
+        rows.append(
+            {
+                "name": one.candidate.name,
+                "metric": 100 * float(one.hits.mean()),
+                "standard_error": 100 * error,
+                "behind_best": 100 * gap,
+                "standard_error_of_difference": 100 * gap_error,
+                "within_one_standard_error": bool(within),
+                "fit_seconds": one.fit_seconds,
+                "seeds": one.seeds,
+            }
+        )
+    if winner is best:
+        reason = "the best, and no simpler candidate within one standard error of it"
+    else:
+        gap = 100 * float(best.hits.mean() - winner.hits.mean())
+        reason = f"the simplest within one standard error of the best ({best.candidate.name}, {gap:+.2f} points)"
+    return winner, reason, rows
+
+
+def _splits(data: Prepared, seed: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], str]:
+    """Return ``(train, inner development, judge)`` rows of every fold, and in words what is judged on.
+
+    Rows count through the training part and then the development part; for matching (whose wrong texts are drawn
+    for development only) the judge's rows count in the development part.
+    """
+    train, dev = len(data.train), len(data.dev)
+    if isinstance(data.train.truth, Tensor):
+        return [(torch.arange(train), torch.arange(dev), torch.arange(dev))], f"{dev:,} development pairs"
+    clusters = torch.cat([data.train.clusters, data.dev.clusters])
+    random = np.random.default_rng(seed)
+    if train + dev > _CROSS_VALIDATED:
+        inside, inner = _apart(torch.arange(train), clusters, random)
+        return [(inside, inner, torch.arange(train, train + dev))], f"{dev:,} development pairs"
+    names = clusters.unique().numpy()  # type: ignore[no-untyped-call]
+    fold_of = dict(zip(random.permutation(names).tolist(), np.arange(len(names)) % _FOLDS, strict=True))
+    folds = torch.tensor([int(fold_of[int(name)]) for name in clusters])
+    splits = []
+    for fold in range(_FOLDS):
+        inside, inner = _apart((folds != fold).nonzero()[:, 0], clusters, random)
+        splits.append((inside, inner, (folds == fold).nonzero()[:, 0]))
+    return splits, f"{train + dev:,} pairs by {_FOLDS}-fold cross-validation over images"
+
+
+def _apart(rows: Tensor, clusters: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Set a tenth of the clusters aside for early stopping and calibration."""
+    names = np.unique(clusters[rows].numpy())
+    held = random.permutation(names)[: max(1, round(_INNER_SHARE * len(names)))]
+    inner = torch.from_numpy(np.isin(clusters[rows].numpy(), held))
+    return rows[~inner], rows[inner]
+
+
+def _unfit(candidate: Candidate, data: Prepared) -> str:
+    if candidate.model == "kernel" and isinstance(data.train.truth, Tensor):
+        return "does classification only"
+    if candidate.model == "kernel" and len(data.train) > MOST_PAIRS:
+        return f"takes at most {MOST_PAIRS:,} pairs"
+    return ""
+
+
+def _judge(
+    candidate: Candidate,
+    data: Prepared,
+    everything: Examples,
+    splits: list[tuple[Tensor, Tensor, Tensor]],
+    outputs: int,
+    options: Options,
+    left: float,
+) -> Judged | None:
+    """Fit a candidate on every fold, with several seeds if it is cheap; None if that would take too long."""
+    soft = isinstance(everything.truth, Tensor) or everything.truth.soft
+    longest, seeds, planned = 0.0, 0, _SEEDS
+    probabilities: list[Tensor] = []
+    hits: list[Tensor] = []
+    while seeds < planned:
+        parts = []
+        for number, (inside, inner, judge) in enumerate(splits):
+            if isinstance(data.train.truth, Tensor):
+                train, dev = data.train, data.dev
+            else:
+                train, dev = everything.select(inside), everything.select(inner)
+            bound = left / (2 * len(splits))
+            changed = replace(
+                options, **{**candidate.changes, "seed": options.seed + seeds, "time_limit": bound, "progress": False}
+            )
+            begun = time.monotonic()
+            with TemporaryDirectory() as scratch:
+                fitted = fit_model(candidate.model, train, dev, outputs, changed, folder=Path(scratch))
+            longest = max(longest, time.monotonic() - begun)
+            if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
+                return None
+            calibration = _calibration(fitted, dev)
+            logits = logits_of(fitted.network, everything.select(judge).pairs, 1024)
+            parts.append(calibrated(logits, calibration, soft=soft))
+        said = torch.cat(parts)
+        probabilities.append(said)
+        hits.append(_hits(said, everything.select(torch.cat([judge for _, _, judge in splits]))))
+        seeds += 1
+        if longest > _CHEAP_SECONDS or candidate.model in ("majority", "linear", "kernel"):
+            planned = seeds  # deterministic, or too dear to repeat
+    return Judged(candidate, torch.stack(hits).mean(dim=0), torch.stack(probabilities).mean(dim=0), longest, seeds)
+
+
+def _calibration(fitted: Fitted, dev: Examples) -> dict[str, float]:
+    return fit_calibration(logits_of(fitted.network, dev.pairs, 1024), dev.truth)
+
+
+def _hits(probabilities: Tensor, examples: Examples) -> Tensor:
+    if isinstance(examples.truth, Answers):
+        return examples.truth.hits(probabilities.argmax(dim=1))
+    return ((probabilities[:, 0] > 0.5) == (examples.truth > 0.5)).float()
+
+
+def _averages(judged: list[Judged], held: Examples) -> list[Judged]:
+    """Average the best two and the best three candidates."""
+    ranked = sorted(judged, key=lambda one: -float(one.hits.mean()))
+    averages = []
+    for count in (2, 3):
+        if len(ranked) < count:
+            continue
+        members = ranked[:count]
+        probabilities = torch.stack([one.probabilities for one in members]).mean(dim=0)
+        candidate = Candidate(" + ".join(one.candidate.name for one in members), "average")
+        seconds = sum(one.fit_seconds for one in members)
+        averages.append(Judged(candidate, _hits(probabilities, held), probabilities, seconds, 1))
+    return averages
+
+
+def _final(
+    candidate: Candidate,
+    judged: list[Judged],
+    data: Prepared,
+    outputs: int,
+    options: Options,
+    folder: Path,
+    left: float,
+) -> Fitted:
+    """Fit the choice on the training part, with the development part for early stopping and calibration."""
+    names = candidate.name.split(" + ") if candidate.model == "average" else [candidate.name]
+    members = [one.candidate for name in names for one in judged if one.candidate.name == name]
+    networks: list[Network] = []
+    seconds = 0.0
+    fitted: Fitted | None = None
+    for member in members:
+        bound = max(left, 30.0) / len(members)
+        changed = replace(options, **{**member.changes, "time_limit": bound})
+        for leftover in ("state.safetensors", "log.jsonl"):
+            if len(members) > 1:
+                (folder / leftover).unlink(missing_ok=True)
+        fitted = fit_model(member.model, data.train, data.dev, outputs, changed, folder=folder)
+        seconds += fitted.seconds
+        networks.append(fitted.network)
+    if len(networks) == 1 and fitted is not None:
+        return fitted
+    calibrations = [fit_calibration(logits_of(one, data.dev.pairs, 1024), data.dev.truth) for one in networks]
+    soft = isinstance(data.train.truth, Tensor) or data.train.truth.soft
+    return Fitted(Average.of(list(networks), calibrations, soft=soft), seconds, None)
+
+
+def _standard_error(values: Tensor, clusters: Tensor) -> float:
+    """Standard error of a mean whose clusters are the independent units (ratio estimator)."""
+    deviations = torch.zeros(int(clusters.max()) + 1, dtype=torch.double)
+    deviations.index_add_(0, clusters, (values - values.mean()).double())
+    return float(deviations.square().sum().sqrt() / len(values))

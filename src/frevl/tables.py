@@ -1,0 +1,135 @@
+"""The Lance tables of a store: opening them, and saying in plain words what went wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Lance warns on standard error of what is normal here (a first commit makes its table). It reads this when it is
+# imported, so no other file of the package imports it.
+os.environ.setdefault("LANCE_LOG", "error")
+
+import lance
+import pyarrow as pa
+
+from frevl.errors import StoreError
+
+__all__ = ["append_rows", "existing_table", "open_table", "reading", "replace_rows", "writing"]
+
+# The system's words for a failed write, which Lance buries in a long message.
+_SYSTEM_REASONS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Permission denied",
+    "Read-only file system",
+    "Too many open files",
+)
+
+
+def open_table(store: Path, name: str) -> lance.LanceDataset | None:
+    """Open a table at its newest version.
+
+    Args:
+        store: Folder of the store.
+        name: ``images``, ``texts``, ``towers`` or ``rejects``.
+
+    Returns:
+        The table; None if it was never committed (a first commit that was killed leaves a folder without a manifest).
+
+    Raises:
+        StoreError: The table is damaged, or may not be read.
+    """
+    path = _path(store, name)
+    with reading(store, name):
+        try:
+            versions = [entry.name for entry in (path / "_versions").iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return lance.dataset(str(path)) if any(name.endswith(".manifest") for name in versions) else None
+
+
+def existing_table(store: Path, name: str) -> lance.LanceDataset:
+    """Open a table that must be there, at its newest version.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    table = open_table(store, name)
+    if table is None:
+        raise StoreError(f"{store}: the table '{name}' has vanished while it was used; do not touch a store by hand")
+    return table
+
+
+def append_rows(store: Path, name: str, rows: pa.Table) -> None:
+    """Add rows to a table, which is made if it is missing; one atomic commit.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    with writing(store, name):
+        lance.write_dataset(rows, str(_path(store, name)), mode="append")
+
+
+def replace_rows(store: Path, name: str, rows: pa.Table) -> None:
+    """Put other rows in the place of all rows of a table; one atomic commit.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    with writing(store, name):
+        lance.write_dataset(rows, str(_path(store, name)), mode="overwrite")
+
+
+@contextmanager
+def reading(store: Path, name: str) -> Iterator[None]:
+    """Turn what Lance raises while it reads a table into a `StoreError`."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_lance_failure(error):
+            raise
+        if isinstance(error, PermissionError):
+            raise StoreError(
+                f"{store}: there is no permission to read the table '{name}'; ask its owner for permission"
+            ) from error
+        raise StoreError(
+            f"{store}: the table '{name}' cannot be read ({_brief(error)}); files of the store are damaged or missing: "
+            f"see frevl store verify {store}, then bring them back from a copy, or extract into a new store"
+        ) from error
+
+
+@contextmanager
+def writing(store: Path, name: str) -> Iterator[None]:
+    """Turn what Lance raises while it writes a table into a `StoreError`."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_lance_failure(error):
+            raise
+        raise StoreError(
+            f"{store}: writing the table '{name}' failed ({_brief(error)}); everything committed before is kept: "
+            "make room or mend the permission, and run the same command again to go on"
+        ) from error
+
+
+def _path(store: Path, name: str) -> Path:
+    return store / f"{name}.lance"
+
+
+def _is_lance_failure(error: BaseException) -> bool:
+    # A panic in Lance's Rust code (a damaged file can cause one) derives from BaseException, in a class of its own.
+    return isinstance(error, OSError | ValueError | RuntimeError | pa.ArrowException) or (
+        type(error).__name__ == "PanicException"
+    )
+
+
+def _brief(error: BaseException) -> str:
+    """Return what a user can read of a Lance error: one line, without places in Lance's own source."""
+    text = " ".join(str(error).split())
+    for words in _SYSTEM_REASONS:
+        if words in text:
+            return words
+    return text.partition(", /")[0][:200] or type(error).__name__

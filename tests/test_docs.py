@@ -1,0 +1,88 @@
+"""What the documents say is executed, generated, or there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def executed(language):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"<!-- executed by tests/test_docs.py -->\n```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def newcomer(made, tmp_path_factory):
+    """A folder with the files that the README's examples name."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    (folder / "images").symlink_to(made.images)
+    for name, source in (("train.jsonl", made.train_file), ("test.jsonl", made.test_file)):
+        (folder / name).write_bytes(source.read_bytes())
+    return folder
+
+
+def run(command, folder):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_commands_of_the_readme_work(newcomer):
+    blocks = executed("bash")
+    assert len(blocks) == 1
+    output = run(["bash", "-euc", blocks[0]], newcomer)
+    assert "Difference to RUN/linear" in output
+    assert (newcomer / "result.json").exists()
+    assert len((newcomer / "scores.jsonl").read_text().splitlines()) == 60
+
+
+def test_the_python_of_the_readme_works(newcomer):
+    blocks = executed("python")
+    assert len(blocks) == 1
+    output = run([sys.executable, "-W", "error", "-c", blocks[0]], newcomer)
+    assert "(3, 1280)" in output
+    assert "(1, 384)" in output
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_point_to_files_that_exist(document):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_readme_names_both_commands():
+    for number, ending in (("1", "frevl demo"), ("2", "pytest -q")):
+        command = run([str(ROOT / "scripts" / "readme_command"), number], ROOT).strip()
+        assert command.startswith("pip install -c constraints.txt -e ")
+        assert command.endswith(ending)
+        assert "\n" not in command
+
+
+def test_the_glossary_names_every_model_and_the_changelog_the_version():
+    import frevl
+    from frevl.encoders import ENCODERS
+    from frevl.training import MODELS
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in [*MODELS, *ENCODERS]:
+        assert f"`{name}`" in readme
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert versions[0] == frevl.__version__
+    assert f'version = "{frevl.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_direct_dependencies_are_pinned():
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = set(re.findall(r'^    "([A-Za-z0-9_-]+)>=', pyproject, flags=re.MULTILINE))
+    named |= {
+        name for line in re.findall(r"= \[(.*)\]", pyproject) for name in re.findall(r'"([A-Za-z0-9_-]+)>=', line)
+    }
+    pinned = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert {name.lower().replace("_", "-") for name in named} <= {name.lower().replace("_", "-") for name in pinned}
