@@ -1,10 +1,14 @@
 """What every test gets: fixed seeds, no network, small pictures, the command line in this process."""
 
+import os
 import random
 import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+# Small networks are as fast on one thread, and spinning threads of several processes would slow all of them down.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest

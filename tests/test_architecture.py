@@ -23,7 +23,8 @@ LAYERS = [
     {"preparation"},
     {"training", "scorer"},
     {"scoring", "evaluation"},
-    {"demo", "report"},
+    {"seeds"},
+    {"demo", "report", "ablation", "ablation_report"},
     {"cli", "__init__"},
     {"__main__"},
 ]

@@ -10,6 +10,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from frevl.ablation import ablate
 from frevl.cli import app
 from frevl.demo import demo
 from frevl.extraction import extract
@@ -29,7 +30,9 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "function", "only_there", "only_here"),
     [
-        ("train", train, {"progress"}, {"quiet", "json"}),
+        # --seeds belongs to train_seeds, which hands everything else on to train.
+        ("train", train, {"progress"}, {"quiet", "json", "seeds"}),
+        ("ablate", ablate, {"progress"}, {"quiet", "json"}),
         ("extract", extract, {"progress"}, {"quiet", "json", "grid"}),
         ("demo", demo, {"progress", "say"}, {"quiet", "json"}),
     ],

@@ -174,11 +174,23 @@ def train(
         bool | None, typer.Option("--difference/--no-difference", help="Ablation: |v-t|.", show_default="on")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Where to train.", show_default="cpu")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train so many seeds, from --seed on, as RUN/seed0, ...", show_default="one run"),
+    ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
     """Train a fusion or a baseline on the embeddings of a store; goes on if it was interrupted."""
-    arguments = {name: value for name, value in locals().items() if name not in ("quiet", "json")}
+    arguments = {name: value for name, value in locals().items() if name not in ("seeds", "quiet", "json")}
+    if seeds is not None:
+        from frevl.report import seeds_sentence
+        from frevl.seeds import train_seeds
+
+        several = train_seeds(**_typed(**arguments), seeds=seeds, progress=not quiet).record()
+        _say(seeds_sentence(several))
+        _write(json, several)
+        return
     from frevl.report import run_record, run_sentence
     from frevl.training import train as run_train
 
@@ -195,17 +207,71 @@ def evaluate(
     versus: Annotated[Path | None, typer.Option(help="Another run, to compare on the same pairs.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Judge a run: metrics with intervals by image, slices, provenance."""
+    """Judge a run, or the mean of its seeds: metrics with intervals by image, slices, provenance."""
     from frevl.evaluation import evaluate as run_evaluate
     from frevl.report import result_table
     from frevl.scorer import Scorer
+    from frevl.seeds import evaluate_seeds, is_seeds, open_seeds
     from frevl.store import Store
 
     opened = Store.open(store)
+    if is_seeds(run) or (versus and is_seeds(versus)):
+        others = open_seeds(versus, store=opened) if versus else ()
+        mean = evaluate_seeds(open_seeds(run, store=opened), pairs, versus=others)
+        _say(result_table(mean))
+        _write(json, mean.record())
+        return
     other = Scorer.open(versus, store=opened) if versus else None
     result = run_evaluate(Scorer.open(run, store=opened), pairs, versus=other)
     _say(result_table(result))
     _write(json, result.record())
+
+
+@app.command()
+def ablate(
+    store: Annotated[
+        list[Path], typer.Option("--store", help="Folder of the store; further ones to compare encoders.")
+    ],
+    pairs: Annotated[Path, typer.Option(help="Training pairs.")],
+    test: Annotated[Path, typer.Option(help="Test pairs with known truth.")],
+    task: Annotated[str, typer.Option(help="matching or classification.")],
+    out: Annotated[Path, typer.Option(help="Folder for table, plot and runs.")],
+    dev: Annotated[
+        Path | None, typer.Option(help="Development pairs.", show_default="a tenth of the training images")
+    ] = None,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Encoder of the first store; may be repeated.", show_default="all in it")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="tiny, small or base.", show_default="tiny")] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=0, help="Blocks of the full fusion.", show_default="the preset's")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings a variant.", show_default="3")] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed.", show_default="0")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Most seconds of every single training.", show_default="none")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Most passes.", show_default="as train")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs a step.", show_default="as train")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="as train")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="as train")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Inside the network.", show_default="as train")] = None,
+    patience: Annotated[int | None, typer.Option(min=1, help="Epochs without gain.", show_default="as train")] = None,
+    min_answer_count: Annotated[
+        int | None, typer.Option(min=1, help="Rarer answers are not classes.", show_default="as train")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to train.", show_default="as train")] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Take the fusion apart: what each part is worth, with intervals, as table, JSON and plot."""
+    arguments = {name: value for name, value in locals().items() if name not in ("quiet", "json")}
+    from frevl.ablation import ablate as run_ablate
+    from frevl.ablation_report import ablation_table
+
+    ablation = run_ablate(**_typed(**arguments), progress=not quiet)
+    _say(ablation_table(ablation))
+    _write(json, ablation.record())
 
 
 @app.command()

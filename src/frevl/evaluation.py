@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from frevl.answers import vqa_accuracy
 from frevl.batches import encode_answers, usable_pairs
 from frevl.errors import PairsError
-from frevl.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference
-from frevl.metrics import expected_calibration_error, rank_of_best_match
+from frevl.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
+from frevl.metrics import (
+    brier,
+    choice_hits,
+    correct,
+    expected_calibration_error,
+    group_hits,
+    macro_f1,
+    rank_of_best_match,
+)
 from frevl.pairs import Pairs, Target, read_pairs
 from frevl.preparation import hash_prefixes, match_truth
 from frevl.provenance import provenance
 from frevl.rejects import Reject, rejects_sentence
 from frevl.scorer import Scorer
+from frevl.wups import wups, wups_available
 
 __all__ = ["Result", "evaluate"]
 
@@ -40,7 +48,7 @@ class Result:
         slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` of the task's first metric.
         provenance: Where the numbers come from.
         notes: Sentences that a reader of the numbers should know.
-        difference: Against another run, if one was given: first metric, interval and the run's path.
+        difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
         hits: Per pair (or query), what the first metric averages; not part of the JSON.
         clusters: Image of each hit; not part of the JSON.
     """
@@ -72,7 +80,8 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
 
     Returns:
         Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
-        ten answers), ``ece``. Matching: ``i2t_r1`` ... ``t2i_r10`` and, if wrong pairs are given, ``accuracy``.
+        ten answers), ``ece``, and for single answers ``brier`` and ``macro_f1``. Matching: ``i2t_r1`` ... ``t2i_r10``
+        and, if wrong pairs are given, ``accuracy``, ``ece`` and the scores of choice groups.
 
     Raises:
         PairsError: The pairs cannot be used.
@@ -88,7 +97,14 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
         first = next(iter(result.metrics))
         if len(other.hits) == len(result.hits):
             gap = paired_difference(result.hits, other.hits, result.clusters)
-            result.difference = {"versus": str(versus.run.path), "metric": first, **_named(gap)}
+            p = paired_test(result.hits, other.hits, result.clusters)
+            result.difference = {
+                "versus": str(versus.run.path),
+                "metric": first,
+                "difference": 100 * gap.value,
+                "ci95": _bounds(gap),
+                "p": p,
+            }
     return result
 
 
@@ -99,31 +115,36 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
             f"{missing[0]}, field 'target': expected the right answer to judge by, found none in {len(missing):,} of "
             f"{len(pairs):,} pairs; use frevl score for pairs without targets"
         )
-    labels = scorer.run.labels
+    labels, clusters = scorer.run.labels, pairs.clusters
     scores = scorer.score(list(zip(pairs.images, pairs.texts, strict=True)))
     best = scores.argmax(axis=1)
-    confidence = scorer.probabilities(scores)[np.arange(len(best)), best]
-    answers = encode_answers(pairs.targets, labels)
-    weights = answers.hits(torch.from_numpy(best)).numpy().astype(float)
-    strongest = torch.where(answers.weights > 0, answers.weights, -1).max(dim=1, keepdim=True).values
-    accepted = (answers.classes == torch.from_numpy(best)[:, None]) & (answers.weights >= strongest)
-    hits = accepted.any(dim=1).numpy().astype(float)
-    measured: dict[str, tuple[float, Interval]] = {}
-    official = _official_hits([labels[i] for i in best], pairs.extras)
-    if official is not None or answers.soft:
-        weights = weights if official is None else official
-        measured["vqa_accuracy"] = _measured(weights, pairs.clusters)
-    measured["accuracy"] = _measured(hits, pairs.clusters)
-    ece = bootstrap_statistic(
-        lambda rows: expected_calibration_error(confidence[rows], hits[rows]), pairs.clusters, resamples=200
+    predicted = [labels[i] for i in best]
+    probabilities = scorer.probabilities(scores)
+    confidence = probabilities[np.arange(len(best)), best]
+    accepted = [_best_answers(target) for target in pairs.targets]
+    hits = correct(predicted, accepted)
+    measured: dict[str, Interval] = {}
+    weights = _vqa_weights(predicted, pairs)
+    if weights is not None:
+        measured["vqa_accuracy"] = bootstrap_interval(weights, clusters)
+    first = hits if weights is None else weights
+    measured["accuracy"] = bootstrap_interval(hits, clusters)
+    measured["ece"] = bootstrap_statistic(
+        lambda rows: expected_calibration_error(confidence[rows], hits[rows]), clusters, resamples=200
     )
-    measured["ece"] = (ece.value, ece)
-    first = weights if "vqa_accuracy" in measured else hits
+    if all(isinstance(target, str) for target in pairs.targets):
+        truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()
+        measured["brier"] = bootstrap_interval(brier(probabilities, truth), clusters)
+        measured["macro_f1"] = bootstrap_statistic(
+            lambda rows: macro_f1([predicted[i] for i in rows], [pairs.targets[i] for i in rows]),
+            clusters,
+            resamples=100,
+        )
     known = set(labels)
-    unseen = sum(1 for target in pairs.targets if known.isdisjoint(_named_answers(target)))
+    unseen = sum(1 for answers in accepted if known.isdisjoint(answers))
     notes = [f"{unseen:,} pairs have only classes that training never saw: counted as wrong."] if unseen else []
+    notes += _wups(measured, predicted, pairs)
     name = next(iter(measured))
-    clusters = pairs.clusters
     slices = _slices(pairs, name, lambda rows: bootstrap_interval(first[rows], [clusters[i] for i in rows]))
     return _result(scorer, len(pairs), measured, slices, notes, first, clusters)
 
@@ -131,7 +152,7 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
 def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
     truth = match_truth(pairs).numpy() > 0.5
     right = [i for i in range(len(pairs)) if truth[i]]
-    measured: dict[str, tuple[float, Interval]] = {}
+    measured: dict[str, Interval] = {}
     notes: list[str] = []
     hits, clusters = np.zeros(0), pairs.images
     images = list(dict.fromkeys(pairs.images[i] for i in right))
@@ -151,7 +172,7 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
             ("t2i", rank_of_best_match([scores.T], of_text), image_of_text),
         ):
             for k in _RANKS:
-                measured[f"{direction}_r{k}"] = _measured((ranks < k).astype(float), owners)
+                measured[f"{direction}_r{k}"] = bootstrap_interval((ranks < k).astype(float), owners)
             if direction == "i2t":
                 hits, clusters = (ranks < 1).astype(float), owners
         notes.append(f"Retrieval among {len(images):,} images and {len(texts):,} texts; any right one counts.")
@@ -161,13 +182,12 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
         logits = scorer.score(list(zip(pairs.images, pairs.texts, strict=True)))
         probabilities = scorer.probabilities(logits)
         decided = ((probabilities > 0.5) == truth).astype(float)
-        measured["accuracy"] = _measured(decided, pairs.clusters)
-        ece = bootstrap_statistic(
-            lambda rows: expected_calibration_error(np.maximum(probabilities, 1 - probabilities)[rows], decided[rows]),
-            pairs.images,
-            resamples=200,
+        measured["accuracy"] = bootstrap_interval(decided, pairs.clusters)
+        confidence = np.maximum(probabilities, 1 - probabilities)
+        measured["ece"] = bootstrap_statistic(
+            lambda rows: expected_calibration_error(confidence[rows], decided[rows]), pairs.clusters, resamples=200
         )
-        measured["ece"] = (ece.value, ece)
+        measured |= _group_scores(logits, truth, pairs)
         if len(images) < 2:
             hits, clusters = decided, pairs.clusters
     if not measured:
@@ -180,7 +200,7 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
 def _result(
     scorer: Scorer,
     n: int,
-    measured: dict[str, tuple[float, Interval]],
+    measured: dict[str, Interval],
     slices: dict[str, Any],
     notes: list[str],
     hits: np.ndarray,
@@ -189,8 +209,8 @@ def _result(
     return Result(
         task=scorer.run.task,
         n=n,
-        metrics={name: 100 * value for name, (value, _) in measured.items()},
-        ci95={name: _bounds(interval) for name, (_, interval) in measured.items()},
+        metrics={name: 100 * interval.value for name, interval in measured.items()},
+        ci95={name: _bounds(interval) for name, interval in measured.items()},
         slices=slices,
         provenance=provenance(
             run=str(scorer.run.path),
@@ -203,11 +223,6 @@ def _result(
     )
 
 
-def _measured(hits: np.ndarray, clusters: Sequence[str]) -> tuple[float, Interval]:
-    interval = bootstrap_interval(hits, clusters)
-    return interval.value, interval
-
-
 def _bounds(interval: Interval) -> list[float] | None:
     """Return percent bounds, or None where one cluster tells nothing."""
     if math.isnan(interval.low):
@@ -215,20 +230,68 @@ def _bounds(interval: Interval) -> list[float] | None:
     return [100 * interval.low, 100 * interval.high]
 
 
-def _named(interval: Interval) -> dict[str, Any]:
-    return {"difference": 100 * interval.value, "ci95": _bounds(interval)}
-
-
-def _official_hits(predicted: list[str], extras: Sequence[dict[str, Any]]) -> np.ndarray | None:
-    """Return the official VQA accuracy where every pair holds the answers of ten people, else None."""
-    answers = [extra.get("answers") for extra in extras]
-    if not all(isinstance(ten, list) and len(ten) == 10 and all(isinstance(a, str) for a in ten) for ten in answers):
-        return None
-    return vqa_accuracy(predicted, answers)  # type: ignore[arg-type]
-
-
-def _named_answers(target: Target | None) -> list[str]:
+def _best_answers(target: Target | None) -> list[str]:
+    """Return the answers that count as right: all of a list, the heaviest of weighted ones."""
+    if isinstance(target, dict):
+        return [answer for answer, weight in target.items() if weight == max(target.values())]
     return [target] if isinstance(target, str) else list(target or [])
+
+
+def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
+    """Return the official VQA accuracy where every pair has ten answers, the soft weight where it has weights."""
+    answers = [extra.get("answers") for extra in pairs.extras]
+    if all(isinstance(ten, list) and len(ten) == 10 and all(isinstance(a, str) for a in ten) for ten in answers):
+        return vqa_accuracy(predicted, answers)  # type: ignore[arg-type]
+    if any(isinstance(target, dict) for target in pairs.targets):
+        return np.array(
+            [
+                target.get(label, 0.0) if isinstance(target, dict) else float(label in _best_answers(target))
+                for label, target in zip(predicted, pairs.targets, strict=True)
+            ]
+        )
+    return None
+
+
+def _wups(measured: dict[str, Interval], predicted: list[str], pairs: Pairs) -> list[str]:
+    """Add WUPS at 0.9 where pairs hold the answer sets of DAQUAR; say so if WordNet is absent."""
+    answers = [extra.get("answers") for extra in pairs.extras]
+    if not all(isinstance(one, list) and len(one) != 10 for one in answers):
+        return []
+    if not wups_available():
+        return ["WUPS at 0.9: absent, WordNet is not installed (pip install nltk, then nltk.download('wordnet'))."]
+    sets = [one for one in answers if isinstance(one, list)]
+    measured["wups_0.9"] = bootstrap_interval(wups([[label] for label in predicted], sets), pairs.clusters)
+    return []
+
+
+def _group_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[str, Interval]:
+    """Score choice sets: every group holds one picture with several texts, or two pictures with two texts."""
+    groups: dict[str, list[int]] = {}
+    for row, extra in enumerate(pairs.extras):
+        if "group" not in extra:
+            return {}
+        groups.setdefault(str(extra["group"]), []).append(row)
+    rows = list(groups.values())
+    names = list(groups)
+    pictures = {len({pairs.images[i] for i in group}) for group in rows}
+    if {len(group) for group in rows} == {4} and pictures == {2}:
+        blocks = np.array([_two_by_two(group, scores, pairs) for group in rows])
+        return {f"{name}_score": bootstrap_interval(hits, names) for name, hits in group_hits(blocks).items()}
+    if len({len(group) for group in rows}) == 1 and pictures == {1}:
+        right = np.array([int(np.argmax(truth[group])) for group in rows])
+        return {"choice_accuracy": bootstrap_interval(choice_hits(scores[np.array(rows)], right), names)}
+    return {}
+
+
+def _two_by_two(group: list[int], scores: np.ndarray, pairs: Pairs) -> list[list[float]]:
+    """Return the ``[caption][picture]`` scores of a Winoground group."""
+    captions = sorted({int(pairs.extras[i]["caption"]) for i in group})
+    pictures = sorted({int(pairs.extras[i]["picture"]) for i in group})
+    block = np.full((2, 2), np.nan)
+    for i in group:
+        extra = pairs.extras[i]
+        block[captions.index(int(extra["caption"])), pictures.index(int(extra["picture"]))] = scores[i]
+    return block.tolist()
 
 
 def _slices(pairs: Pairs, metric: str, judge: Callable[[list[int]], Interval]) -> dict[str, Any]:

@@ -113,11 +113,15 @@ def extract(
         raise UsageError("Nothing to embed: give a folder with --images, pairs files with --pairs, or both")
     if dtype not in ("float16", "float32"):
         raise UsageError(f"The stored type must be 'float16' or 'float32', found '{dtype}'")
-    if images is not None:
-        _check_folder(Path(images))
+    if images is not None and not Path(images).is_dir():
+        raise InputError(
+            f"{images}: expected a folder of images, found {'a file' if Path(images).exists() else 'none'}"
+        )
+    loaded = [load_encoder(name, tokens=tokens) for name in dict.fromkeys(encoder)]
+    if images is not None and next(list_folder(images), None) is None:
+        raise InputError(f"{images}: expected images, found no file in that folder")
     report = ExtractionReport(str(store))
     texts, referred = _texts_of(pairs, report)
-    loaded = [load_encoder(name, tokens=tokens) for name in dict.fromkeys(encoder)]
     with StoreWriter(store) as writer:
         writer.register([tower for one in loaded for tower in tower_records(one, dtype=dtype)])
         writer.reject(report.rejects)
@@ -244,13 +248,6 @@ def _extract_texts(
     cut = max((tower.truncated(long) for tower in towers), default=0)
     if cut:
         report.notes.append(f"{cut:,} texts are longer than the encoder reads and were cut.")
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder of images, found {'a file' if folder.exists() else 'none'}")
-    if next(list_folder(folder), None) is None:
-        raise InputError(f"{folder}: expected images, found no file in that folder")
 
 
 def _texts_of(files: Sequence[str | Path], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:

@@ -13,7 +13,7 @@ from frevl.average import Average
 from frevl.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.batches import Answers, logits_of
 from frevl.errors import UsageError
-from frevl.examples import Examples, dev_metric, kind_of, with_wrong_texts
+from frevl.examples import Examples, dev_metric, join, kind_of, with_wrong_texts
 from frevl.fusion import PRESETS, Fusion, masked_mean
 from frevl.kernel import KernelFusion, fit_kernel
 from frevl.loop import FitReport, fit, task_loss
@@ -64,15 +64,23 @@ class Fitted:
         network: On the CPU, in evaluation mode.
         seconds: Time spent.
         report: How gradient descent went; None for what is solved or counted.
+        held_out: Scores and truth of all training pairs, each without its own image, where the solution gives them.
     """
 
     network: Network
     seconds: float
-    report: FitReport | None
+    report: FitReport | None = None
+    held_out: tuple[Tensor, Answers | Tensor] | None = None
+
+    def development(self, dev: Examples) -> tuple[Tensor, Answers | Tensor]:
+        """Return logits and truth of pairs that the network was not fitted on: held out, or of development."""
+        if self.held_out is not None:
+            return self.held_out
+        return logits_of(self.network, dev.pairs, 1024), dev.truth
 
 
 def fit_model(
-    model: str, train: Examples, dev: Examples, outputs: int, options: Options, *, folder: Path, title: str = ""
+    model: str, train: Examples, dev: Examples, outputs: int, options: Options, *, folder: Path, dev_is_spare: bool
 ) -> Fitted:
     """Fit one model.
 
@@ -83,7 +91,7 @@ def fit_model(
         outputs: Number of classes; 1 for matching.
         options: How.
         folder: For the state and the log of gradient descent.
-        title: Of the progress line.
+        dev_is_spare: The development part was set aside by us: a model that needs none may learn from it too.
 
     Raises:
         UsageError: The model does not fit the task.
@@ -93,13 +101,17 @@ def fit_model(
     torch.manual_seed(options.seed)
     image_dim, text_dim = train.pairs.images.shape[2], train.pairs.texts.shape[2]
     if model == "majority":
-        return Fitted(_fit_majority(train, outputs), time.monotonic() - started, None)
+        return Fitted(_fit_majority(train, outputs), time.monotonic() - started)
     if model == "kernel":
-        return Fitted(_fit_kernel(train, outputs), time.monotonic() - started, None)
+        examples = join(train, dev) if dev_is_spare else train
+        kernel, held_out = _fit_kernel(examples, outputs)
+        # Exact leave-one-image-out scores serve as development where that part was learnt from.
+        spare = (held_out, examples.truth) if dev_is_spare else None
+        return Fitted(kernel, time.monotonic() - started, held_out=spare)
     if model == "linear":
         linear = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
         _fit_linear(linear, train, dev, negatives=options.negatives, seed=options.seed)
-        return Fitted(linear, time.monotonic() - started, None)
+        return Fitted(linear, time.monotonic() - started)
     network: Fusion | Mlp
     if model in PRESETS:
         network = Fusion.from_preset(
@@ -144,7 +156,7 @@ def fit_model(
         time_limit=options.time_limit,
         state_file=folder / "state.safetensors",
         log_file=folder / "log.jsonl",
-        title=title or f"training {model}",
+        title=f"training {model}",
         progress=options.progress,
         device=options.device,
     )
@@ -163,7 +175,7 @@ def _fit_majority(train: Examples, outputs: int) -> Majority:
     return network
 
 
-def _fit_kernel(train: Examples, outputs: int) -> KernelFusion:
+def _fit_kernel(train: Examples, outputs: int) -> tuple[KernelFusion, Tensor]:
     """Solve the kernel fusion on the items that the training pairs use."""
     if not isinstance(train.truth, Answers):
         raise UsageError("The model 'kernel' does classification only; for matching take a fusion, mlp or linear")
@@ -179,7 +191,7 @@ def _fit_kernel(train: Examples, outputs: int) -> KernelFusion:
         images=len(images),
         texts=len(texts),
     )
-    fit_kernel(
+    found = fit_kernel(
         network,
         masked_mean(images, image_mask),
         masked_mean(texts, text_mask),
@@ -187,7 +199,7 @@ def _fit_kernel(train: Examples, outputs: int) -> KernelFusion:
         text_rows,
         train.truth.dense(torch.arange(len(train)), outputs),
     )
-    return network
+    return network, found.held_out
 
 
 def _fit_linear(network: Linear, train: Examples, dev: Examples, *, negatives: int, seed: int) -> None:

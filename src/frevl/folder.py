@@ -54,8 +54,10 @@ def list_folder(folder: str | Path, *, leave_out: str | Path | None = None) -> I
     except OSError as error:
         found = "none" if isinstance(error, FileNotFoundError) else str(error.strerror)
         raise InputError(f"{root}: expected a folder of images that can be read, found: {found}") from error
-    outside = None if leave_out is None else os.path.realpath(leave_out)
-    entered: set[str] = set()
+    outside = None
+    if leave_out is not None and os.path.isdir(leave_out):  # noqa: PTH112
+        outside = _identity(os.fspath(leave_out))
+    entered: set[tuple[int, int]] = set()
     # Linked folders come last, so that a file that has a name without links has it as its id.
     waiting = deque([("", root, "folder")])
     while waiting:
@@ -96,15 +98,23 @@ def read_regular_file(path: str, status: os.stat_result) -> bytes:
         return stream.read()
 
 
-def _enter(path: str, entered: set[str], outside: str | None) -> tuple[list[tuple[str, str]], str]:
+def _identity(folder: str) -> tuple[int, int]:
+    """Return what a folder has in common with itself under another name, and with no other folder."""
+    status = os.stat(folder)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def _enter(
+    path: str, entered: set[tuple[int, int]], outside: tuple[int, int] | None
+) -> tuple[list[tuple[str, str]], str]:
     """Return names and kinds of what is in a folder, and why it cannot be entered."""
-    real = os.path.realpath(path)
-    if real == outside:
-        return [], ""
-    if real in entered:
-        return [], "it is a folder that is read under another name"
-    entered.add(real)
     try:
+        identity = _identity(path)
+        if identity == outside:
+            return [], ""
+        if identity in entered:
+            return [], "it is a folder that is read under another name"
+        entered.add(identity)
         with os.scandir(path) as entries:
             # Only names and kinds are kept: the entries of a folder with millions of files would be large.
             found = sorted((entry.name, _kind(entry)) for entry in entries)

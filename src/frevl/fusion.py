@@ -22,6 +22,8 @@ cross-attention    4 blocks * 2 directions * (attention 4 (768*768 + 768)
                    + feed-forward 2*768*2752 + 2752 + 768 + 2 norms 2*768)         52,768,256    52.8 M
 head               3072*2320 + 2320 + 2320*3129 + 3129                             14,391,769    14.4 M
 =================  ==============================================================  ==========  =========
+
+On pooled embeddings 13.8 % of ``base`` (the query and key maps) is never used: see ``blocks.Attention``.
 """
 
 from __future__ import annotations

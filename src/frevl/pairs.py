@@ -57,7 +57,7 @@ class Pairs:
 
     @property
     def clusters(self) -> list[str]:
-        """What stays together when pairs are split or resampled: the key ``cluster`` if there is one, else the image."""
+        """What stays together when pairs are split or resampled: the key ``cluster`` if there is one, or the image."""
         return [str(extra.get("cluster", image)) for image, extra in zip(self.images, self.extras, strict=True)]
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Pairs:

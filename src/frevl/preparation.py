@@ -33,6 +33,7 @@ class Prepared:
         text_towers: The same for texts.
         image_hashes: ``(n,)`` uint64, sorted: content of the images of both parts.
         notes: Sentences that the user should read.
+        dev_is_spare: Development examples were set aside from the training pairs, not given.
     """
 
     train: Examples
@@ -42,6 +43,7 @@ class Prepared:
     text_towers: list[Tower]
     image_hashes: np.ndarray
     notes: list[str]
+    dev_is_spare: bool
 
 
 def prepare(
@@ -99,7 +101,7 @@ def prepare(
         if unseen:
             notes.append(f"{unseen:,} development pairs have only classes that training never saw: counted as wrong.")
     prefixes = hash_prefixes(hashes.values())
-    return Prepared(train, dev_examples, labels, *towers, prefixes, notes)
+    return Prepared(train, dev_examples, labels, *towers, prefixes, notes, dev_is_spare=dev is None)
 
 
 def match_truth(pairs: Pairs) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,11 +41,13 @@ def demo_table(report: DemoReport) -> str:
         + ("" if e["label"] == e["target"] else f"  WRONG, it is {e['target']}")
         for e in report.examples
     ]
-    gap, bounds = report.gain.get("difference", 0.0), report.gain.get("ci95")
-    beaten = bounds is not None and bounds[0] > 0
-    verdict = (
-        f"The fusion {'beats' if beaten else 'does not beat'} the linear probe: "
-        f"{gap:+.1f} points {_interval(bounds)} on {report.rows[-1].result.n:,} test questions."
+    verdict = " ".join(
+        f"The fusion {'beats' if gain['ci95'][0] > 0 else 'does not measurably beat'} {name}: "
+        f"{gain['difference']:+.2f} points {_interval(gain['ci95'])}."
+        for name, gain in (
+            ("the linear probe", report.gain),
+            (f"the best baseline ({Path(report.gain_over_best['versus']).name})", report.gain_over_best),
+        )
     )
     folder = report.folder
     return "\n".join(
@@ -106,6 +109,17 @@ def run_sentence(run: Run) -> str:
         f"pairs. Saved in {run.path}"
     )
     return "\n".join([done, *run.results["notes"]])
+
+
+def seeds_sentence(record: dict[str, Any]) -> str:
+    """Say what several seeds reached; the record is that of `frevl.seeds.SeedRuns`."""
+    development, seeds = record["development"], record["seeds"]
+    spread = "" if development["deviation"] is None else f", standard deviation {development['deviation']:.2f}"
+    return (
+        f"Trained {record['model']} ({record['parameters']:,} parameters) with {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))}) in {sum(record['train_seconds']):.1f} s: {development['accuracy']:.2f} % on "
+        f"development pairs{spread}. Saved in {record['run']}"
+    )
 
 
 def store_table(description: dict[str, Any]) -> str:

@@ -151,7 +151,8 @@ def choose(data: Prepared, outputs: int, options: Options, *, folder: Path) -> S
     judged += _averages(judged, held)
     winner, reason, rows = one_standard_error(judged, held.clusters)
     say(f"chosen: {winner.candidate.name}: {reason}", enabled=options.progress)
-    fitted = _final(winner.candidate, judged, data, outputs, options, folder, limit - (time.monotonic() - started))
+    left = limit - (time.monotonic() - started)
+    fitted = _final(winner.candidate, judged, held, data, outputs, options, folder, left)
     return Selection(fitted, winner.candidate.name, reason, rows + left_out, judged_on)
 
 
@@ -253,20 +254,22 @@ def _judge(
         parts = []
         for number, (inside, inner, judge) in enumerate(splits):
             if isinstance(data.train.truth, Tensor):
-                train, dev = data.train, data.dev
+                train, dev, spare = data.train, data.dev, False
             else:
-                train, dev = everything.select(inside), everything.select(inner)
+                train, dev, spare = everything.select(inside), everything.select(inner), True
             bound = left / (2 * len(splits))
             changed = replace(
                 options, **{**candidate.changes, "seed": options.seed + seeds, "time_limit": bound, "progress": False}
             )
             begun = time.monotonic()
             with TemporaryDirectory() as scratch:
-                fitted = fit_model(candidate.model, train, dev, outputs, changed, folder=Path(scratch))
+                fitted = fit_model(
+                    candidate.model, train, dev, outputs, changed, folder=Path(scratch), dev_is_spare=spare
+                )
             longest = max(longest, time.monotonic() - begun)
             if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
                 return None
-            calibration = _calibration(fitted, dev)
+            calibration = fit_calibration(*fitted.development(dev))
             logits = logits_of(fitted.network, everything.select(judge).pairs, 1024)
             parts.append(calibrated(logits, calibration, soft=soft))
         said = torch.cat(parts)
@@ -276,10 +279,6 @@ def _judge(
         if longest > _CHEAP_SECONDS or candidate.model in ("majority", "linear", "kernel"):
             planned = seeds  # deterministic, or too dear to repeat
     return Judged(candidate, torch.stack(hits).mean(dim=0), torch.stack(probabilities).mean(dim=0), longest, seeds)
-
-
-def _calibration(fitted: Fitted, dev: Examples) -> dict[str, float]:
-    return fit_calibration(logits_of(fitted.network, dev.pairs, 1024), dev.truth)
 
 
 def _hits(probabilities: Tensor, examples: Examples) -> Tensor:
@@ -306,6 +305,7 @@ def _averages(judged: list[Judged], held: Examples) -> list[Judged]:
 def _final(
     candidate: Candidate,
     judged: list[Judged],
+    held: Examples,
     data: Prepared,
     outputs: int,
     options: Options,
@@ -316,6 +316,7 @@ def _final(
     names = candidate.name.split(" + ") if candidate.model == "average" else [candidate.name]
     members = [one.candidate for name in names for one in judged if one.candidate.name == name]
     networks: list[Network] = []
+    calibrations: list[dict[str, float]] = []
     seconds = 0.0
     fitted: Fitted | None = None
     for member in members:
@@ -324,14 +325,25 @@ def _final(
         for leftover in ("state.safetensors", "log.jsonl"):
             if len(members) > 1:
                 (folder / leftover).unlink(missing_ok=True)
-        fitted = fit_model(member.model, data.train, data.dev, outputs, changed, folder=folder)
+        fitted = fit_model(
+            member.model, data.train, data.dev, outputs, changed, folder=folder, dev_is_spare=data.dev_is_spare
+        )
         seconds += fitted.seconds
         networks.append(fitted.network)
+        calibrations.append(fit_calibration(*fitted.development(data.dev)))
     if len(networks) == 1 and fitted is not None:
         return fitted
-    calibrations = [fit_calibration(logits_of(one, data.dev.pairs, 1024), data.dev.truth) for one in networks]
     soft = isinstance(data.train.truth, Tensor) or data.train.truth.soft
-    return Fitted(Average.of(list(networks), calibrations, soft=soft), seconds, None)
+    average = Average.of(list(networks), calibrations, soft=soft)
+    # A member that learnt from the development part knows it; the held-out folds of the selection do not.
+    return Fitted(average, seconds, held_out=(_average_logits(members, judged, soft=soft), held.truth))
+
+
+def _average_logits(members: list[Candidate], judged: list[Judged], *, soft: bool) -> Tensor:
+    """Return what the average of some candidates said of the pairs it was judged on, as logits."""
+    said = [one.probabilities for one in judged if one.candidate in members]
+    mean = torch.stack(said).mean(dim=0).clamp(1e-7, 1 - 1e-7)
+    return torch.logit(mean) if soft else mean.log()
 
 
 def _standard_error(values: Tensor, clusters: Tensor) -> float:

@@ -311,7 +311,8 @@ class Store:
         name = TABLES[modality]
         table = self._tables[name]
         if table is None or column not in table.schema.names:
-            yield pa.nulls(len(rows))
+            if len(rows):
+                yield pa.nulls(len(rows))
             return
         with reading(self.path, name):
             scan = 2 * len(rows) > table.count_rows()

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from frevl.batches import Answers, logits_of
+from frevl.batches import Answers
 from frevl.calibration import fit_calibration
 from frevl.errors import RunError, UsageError, nearest
 from frevl.examples import dev_metric
@@ -127,12 +127,15 @@ def train(
         chosen = choose(data, outputs, options, folder=folder)
         fitted, selection = chosen.fitted, chosen.record()
     else:
-        fitted, selection = fit_model(model, data.train, data.dev, outputs, options, folder=folder), None
+        fitted, selection = (
+            fit_model(model, data.train, data.dev, outputs, options, folder=folder, dev_is_spare=data.dev_is_spare),
+            None,
+        )
     network = fitted.network
-    logits = logits_of(network, data.dev.pairs, 1024)
+    logits, truth = fitted.development(data.dev)
     results = {
-        "development": {"n": len(data.dev), "accuracy": 100 * dev_metric(logits, data.dev.truth)},
-        "train_pairs": len(data.train),
+        "development": {"n": len(logits), "accuracy": 100 * dev_metric(logits, truth)},
+        "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
         "train_seconds": fitted.seconds,
         "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
         "notes": data.notes,
@@ -151,7 +154,7 @@ def train(
             "image": {tower.name: tower.identity for tower in data.image_towers},
             "text": {tower.name: tower.identity for tower in data.text_towers},
         },
-        calibration=fit_calibration(logits, data.dev.truth),
+        calibration=fit_calibration(logits, truth),
         settings=settings,
         results=results,
         provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from frevl.errors import StoreError
 from frevl.store import TABLES, Store
@@ -62,9 +64,8 @@ def verify(path: str | Path) -> list[str]:
         StoreError: There is no store at this path.
     """
     path = Path(path)
-    problems: list[str] = []
-    for name in ("towers", "rejects", *TABLES.values()):
-        problems += _file_problems(path, name)
+    damaged = {name: _file_problems(path, name) for name in ("towers", "rejects", *TABLES.values())}
+    problems = [problem for found in damaged.values() for problem in found]
     try:
         store = Store.open(path)
     except StoreError as error:
@@ -72,12 +73,10 @@ def verify(path: str | Path) -> list[str]:
             raise
         return problems or [f"{error}."]
     for modality, name in TABLES.items():
-        try:
-            states = store.states(modality)
-            repeated = [id_ for id_, count in Counter(store.ids(modality)).items() if count > 1]
-        except StoreError as error:
-            problems += [] if any(f"table '{name}'" in problem for problem in problems) else [f"{error}."]
+        if damaged[name]:
             continue
+        states = store.states(modality)
+        repeated = [id_ for id_, count in Counter(store.ids(modality)).items() if count > 1]
         if repeated:
             problems.append(f"Table '{name}': {len(repeated):,} ids stand twice, the first is '{repeated[0]:.80}'.")
         for tower in store.select_towers(modality):
@@ -97,19 +96,45 @@ def _file_problems(path: Path, name: str) -> list[str]:
         table = open_table(path, name)
     except StoreError as error:
         return [f"{error}."]
-    problems = []
-    for fragment in [] if table is None else table.get_fragments():
-        for file in fragment.data_files():
-            place = path / f"{name}.lance" / "data" / file.path
-            if not place.is_file():
-                problems.append(f"The table '{name}' has lost its file {place}.")
-            elif file.file_size_bytes is not None and place.stat().st_size != file.file_size_bytes:
-                found = place.stat().st_size
-                problems.append(
-                    f"The table '{name}' has a damaged file, {place}: expected {file.file_size_bytes:,} bytes, "
-                    f"found {found:,}."
-                )
+    if table is None:
+        return []
+    problems: list[str] = []
+    plain = [field.name for field in table.schema if not _is_embedding(field.type)]
+    for fragment in table.get_fragments():
+        lost = [problem for file in fragment.data_files() for problem in _size_problems(path, name, file)]
+        problems += lost or _read_problems(path, name, fragment, lambda part: part.to_table(columns=plain))
     return problems
+
+
+def _size_problems(path: Path, name: str, file: Any) -> list[str]:
+    place = path / f"{name}.lance" / "data" / file.path
+    if not place.is_file():
+        return [f"The table '{name}' has lost its file {place}."]
+    found = place.stat().st_size
+    if file.file_size_bytes in (None, found):
+        return []
+    return [
+        f"The table '{name}' has a damaged file, {place}: expected {file.file_size_bytes:,} bytes, found {found:,}."
+    ]
+
+
+def _read_problems(
+    path: Path, name: str, fragment: lance.LanceFragment, read: Callable[[lance.LanceFragment], object]
+) -> list[str]:
+    """Try to read a part of a table, and name its file if that fails."""
+    try:
+        with reading(path, name):
+            read(fragment)
+    except StoreError as error:
+        files = ", ".join(str(path / f"{name}.lance" / "data" / file.path) for file in fragment.data_files())
+        cause = " ".join(str(error.__cause__).split()).partition(", /")[0]
+        return [f"The table '{name}' has a file that cannot be read, {files}: {cause:.200}."]
+    return []
+
+
+def _is_embedding(kind: pa.DataType) -> bool:
+    vector: bool = pa.types.is_fixed_size_list(kind.value_type if pa.types.is_list(kind) else kind)
+    return vector
 
 
 def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[str]:
@@ -119,12 +144,7 @@ def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[
     problems: list[str] = []
     wrong: list[str] = []
     for fragment in [] if table is None or tower.name not in table.schema.names else table.get_fragments():
-        try:
-            with reading(store.path, name):
-                wrong += _wrong_ids(fragment, tower)
-        except StoreError as error:
-            files = ", ".join(str(store.path / f"{name}.lance" / "data" / file.path) for file in fragment.data_files())
-            problems.append(f"The table '{name}' has a file that cannot be read: {files} ({error.__cause__!s:.200}).")
+        problems += _read_problems(store.path, name, fragment, lambda part: wrong.extend(_wrong_ids(part, tower)))
     if wrong:
         problems.append(
             f"Tower '{tower.name}': {len(wrong):,} embeddings differ from their checksums, the first is of "

@@ -209,6 +209,17 @@ def _packaged(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
     return image_tower(image, tokens), text_tower("minilm-l6", tokens)
 
 
+def _packaged_deep(tokens: str) -> tuple[ImageTower, TextTower]:
+    if tokens != "pooled":
+        raise UsageError(
+            f"The encoder 'packaged-deep' is pooled only and cannot keep the tokens '{tokens}'; for tokens take "
+            "'packaged', 'packaged-lite1' or 'packaged-lite2'."
+        )
+    from frevl.encoders.packaged import deep_image_tower, deep_text_tower
+
+    return deep_image_tower(), deep_text_tower()
+
+
 def _toy(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
     from frevl.encoders.toy import image_tower, text_tower
 
@@ -219,6 +230,7 @@ ENCODERS: dict[str, Callable[[str], tuple[ImageTower | None, TextTower | None]]]
     "packaged": partial(_packaged, "efficientnet-lite0"),
     "packaged-lite1": partial(_packaged, "efficientnet-lite1"),
     "packaged-lite2": partial(_packaged, "efficientnet-lite2"),
+    "packaged-deep": _packaged_deep,
     "toy": partial(_toy, "toy-image"),
     "toy2": partial(_toy, "toy2-image"),
 }
@@ -233,13 +245,13 @@ def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
     Args:
         name: One of `ENCODERS`.
         tokens: One of `TOKENS`. ``"7x7"``, ``"4x4"`` and ``"2x2"`` keep a grid of image tokens and the word
-            tokens of texts; ``"pooled"`` keeps their mean.
+            tokens of texts; ``"pooled"`` keeps their mean. ``packaged-deep`` is pooled only.
 
     Returns:
         The encoder, ready to embed.
 
     Raises:
-        UsageError: Unknown name or kind of tokens.
+        UsageError: Unknown name or kind of tokens, or tokens that the encoder does not keep.
         MissingExtraError: The encoder's libraries are not installed.
         EncoderError: The encoder is damaged, or its cache folder cannot be used.
     """

@@ -1,7 +1,7 @@
 """PyTorch networks that run in ONNX Runtime: exported once, to a file in the user's cache folder.
 
-On two processor cores ONNX Runtime gives about six times the images of an eager PyTorch loop (``bench/encoder.py``),
-and a program that only embeds need not import torch or transformers.
+On two processor cores ONNX Runtime gives five to ten times the images of eager PyTorch, the more the busier the machine
+(``bench/encoder.py``), and a program that only embeds need not import torch or transformers.
 
 The exporter is ``torch.onnx.export(dynamo=True)``: the older, TorchScript one is quicker (2 s against 5 s, once) but
 deprecated. Both gave the same numbers to 2e-5.

