@@ -14,13 +14,15 @@ SOURCE = Path(frevl.__file__).parent
 # Modules by layer; a module imports from its own layer or a lower one, never from a higher one.
 LAYERS = [
     {"errors"},
-    {"rejects", "jsonfile", "provenance", "progress", "embeddings", "images", "answers", "intervals", "metrics", "wups"},
-    {"blocks", "fusion", "loss", "baselines", "kernel"},
+    {"rejects", "jsonfile", "provenance", "progress", "embeddings", "folder", "images"},
+    {"tables", "answers", "intervals", "metrics", "wups"},
+    {"blocks", "fusion", "loss", "baselines", "kernel", "average"},
     {"encoders", "pairs", "towers", "benchmarks"},
     {"store", "canaries"},
     {"writer", "batches", "calibration", "run"},
-    {"extraction", "verification", "loop"},
-    {"preparation"},
+    {"pending", "extraction", "verification", "examples", "loop"},
+    {"preparation", "fitting"},
+    {"selection"},
     {"training", "scorer"},
     {"scoring", "evaluation"},
     {"seeds"},
@@ -53,7 +55,9 @@ def imports_of(path):
             names = [node.module]
         for name in names:
             parts = name.split(".")
-            (inside if parts[0] == "frevl" else outside).add(parts[1] if parts[0] == "frevl" and parts[1:] else parts[0])
+            (inside if parts[0] == "frevl" else outside).add(
+                parts[1] if parts[0] == "frevl" and parts[1:] else parts[0]
+            )
     return outside, inside - {"frevl"}
 
 

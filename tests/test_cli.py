@@ -56,16 +56,21 @@ def test_the_contract_from_files_to_scores(made, tmp_path):
                "--encoder", "toy", "--store", store, "--json", tmp_path / "extract.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "extract.json").read_text())["images"] == 120
-    done = run("train", "--store", store, "--pairs", made.train_file, "--dev", made.test_file, "--task", "classification",
-               "--model", "linear", "--run", runs / "linear", "--seed", 1, "--time-limit", 600, "--json", tmp_path / "t.json")  # fmt: skip
+    done = run("train", "--store", store, "--pairs", made.train_file, "--dev", made.test_file,
+               "--task", "classification", "--model", "linear", "--run", runs / "linear",
+               "--seed", 1, "--time-limit", 600, "--json", tmp_path / "t.json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "t.json").read_text())["provenance"]["seed"] == 1
-    done = run("evaluate", "--store", store, "--run", runs / "linear", "--pairs", made.test_file, "--json", tmp_path / "r.json")
+    done = run(
+        "evaluate", "--store", store, "--run", runs / "linear", "--pairs", made.test_file, "--json", tmp_path / "r.json"
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "r.json").read_text())
     assert {"task", "n", "metrics", "ci95", "slices", "provenance"} <= set(result)
     assert {"run", "store_fingerprint", "seed", "versions", "command", "hardware"} <= set(result["provenance"])
-    done = run("score", "--store", store, "--run", runs / "linear", "--pairs", made.test_file, "--out", tmp_path / "s.jsonl")
+    done = run(
+        "score", "--store", store, "--run", runs / "linear", "--pairs", made.test_file, "--out", tmp_path / "s.jsonl"
+    )
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
     assert len(rows) == len(made.test)
@@ -98,9 +103,15 @@ def test_wrong_use_exits_with_2_and_says_what_is_right(arguments, message, tmp_p
     ("arguments", "message"),
     [
         (["evaluate", "--store", "nowhere", "--run", "r", "--pairs", "p.jsonl"], "nowhere: expected a store"),
-        (["train", "--store", "nowhere", "--pairs", "p", "--run", "r", "--task", "matching"], "nowhere: expected a store"),
+        (
+            ["train", "--store", "nowhere", "--pairs", "p", "--run", "r", "--task", "matching"],
+            "nowhere: expected a store",
+        ),
         (["store", "info", "nowhere"], "nowhere: expected a store"),
-        (["extract", "--store", "s", "--images", "nowhere", "--encoder", "toy"], "nowhere: expected a folder of images"),
+        (
+            ["extract", "--store", "s", "--images", "nowhere", "--encoder", "toy"],
+            "nowhere: expected a folder of images",
+        ),
         (["extract", "--store", "s", "--pairs", "p.jsonl", "--encoder", "toy"], "p.jsonl: there is no such pairs file"),
     ],
 )
@@ -132,3 +143,32 @@ def test_store_info_and_verify(made_twice, tmp_path):
     verified = runner.invoke(app, ["store", "verify", str(made_twice.store.path)])
     assert verified.exit_code == 0
     assert "sound" in verified.output
+
+
+def test_pairs_of_a_published_set_are_written_as_a_pairs_file(tmp_path):
+    done = run(
+        "pairs", "easy-vqa", "--split", "test", "--out", tmp_path / "test.jsonl", "--json", tmp_path / "pairs.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "9,673 pairs of easy-vqa (classification)" in done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    assert len(rows) == 9673
+    assert {"image", "text", "target"} <= set(rows[0])
+    assert json.loads((tmp_path / "pairs.json").read_text())["rows"] == 9673
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["esy-vqa"], 2, "Did you mean 'easy-vqa'"),
+        (["easy-vqa", "--split", "tset"], 2, "Did you mean 'test'"),
+        (["vqa-v2"], 2, "give the folder"),
+        (["nlvr", "--root", "."], 1, "needs train.json"),
+    ],
+)
+def test_pairs_says_what_is_missing(arguments, code, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("pairs", *arguments, "--out", "x.jsonl")
+    assert done.returncode == code
+    assert message in done.stderr
+    assert not (tmp_path / "x.jsonl").exists()

@@ -101,6 +101,7 @@ def test_rejects_stand_once_and_are_taken_back(tmp_path):
     assert lance.dataset(str(path / "rejects.lance")).version == version
     with StoreWriter(path) as writer:
         writer.reject([Reject("image", "a", "third"), Reject("text", "c", "new")])
+        assert len(Store.open(path).rejects()) == 4
         writer.forgive("image", ["b's \\udcff", "never there"])
         writer.forgive("pair", ["b"])
     assert sorted((reject.kind, reject.id, reject.reason) for reject in Store.open(path).rejects()) == [
@@ -127,13 +128,18 @@ def test_the_closing_line_counts_and_shows_no_control_characters():
     assert rejects_sentence([]) == ""
 
 
-def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path):
+def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path, monkeypatch):
     with StoreWriter(tmp_path / "s"):
         with pytest.raises(StoreError) as raised, StoreWriter(tmp_path / "s"):
             pass
         assert str(raised.value) == f"{tmp_path / 's'}: another process is writing to this store; wait for it to end"
     with pytest.raises(KeyError), StoreWriter(tmp_path / "s"):
         raise KeyError
+    cut_short = StoreWriter(tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr("frevl.writer.Store", {}.__getitem__)
+        with pytest.raises(KeyError):
+            cut_short.__enter__()
     with StoreWriter(tmp_path / "s") as writer:
         writer.register([tower()])
 

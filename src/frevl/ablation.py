@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,8 @@ class AblationRow:
         variant: What was trained.
         runs: Its runs.
         result: Metrics in percent, means over seeds; the first is the one that is compared.
-        difference: Variant minus full fusion in points: ``difference`` and ``ci95``; None for the full fusion.
+        difference: Variant minus full fusion in points: ``difference``, ``ci95`` over images and
+            ``standard_error_over_seeds`` (None for one seed); None for the full fusion.
     """
 
     variant: Variant
@@ -289,7 +291,15 @@ def _slug(name: str) -> str:
 def _difference(result: SeedsResult, full: SeedsResult, versus: Path) -> dict[str, Any]:
     gap = paired_difference(result.hits, full.hits, full.clusters)
     metric = next(iter(full.metrics))
-    return {"versus": str(versus), "metric": metric, "difference": 100 * gap.value, "ci95": points(gap)}
+    spreads = [one.seeds["deviation"][metric] for one in (result, full)]
+    error = None if None in spreads else math.hypot(*spreads) / math.sqrt(full.seeds["n"])
+    return {
+        "versus": str(versus),
+        "metric": metric,
+        "difference": 100 * gap.value,
+        "ci95": points(gap),
+        "standard_error_over_seeds": error,
+    }
 
 
 def _notes(rows: list[AblationRow]) -> list[str]:

@@ -42,16 +42,21 @@ def ablation_markdown(ablation: Ablation) -> str:
 
 
 def verdict(ablation: Ablation) -> str:
-    """Say which variants are measurably worse or better than the full fusion, and which are not."""
+    """Say which variants are measurably worse or better than the full fusion, and which are not.
+
+    The interval over images holds for these very trainings. A difference is called measurable only if it is also
+    larger than two standard errors over seeds: other images and other seeds would then show it again.
+    """
     worse: list[str] = []
     better: list[str] = []
     level: list[str] = []
     for row in ablation.rows[1:]:
-        bounds = row.difference["ci95"] if row.difference else None
-        if row.runs.path == ablation.rows[0].runs.path:
+        if row.difference is None or row.runs.path == ablation.rows[0].runs.path:
             continue  # the full fusion under another name
-        kind = level if bounds is None or bounds[0] <= 0 <= bounds[1] else worse if bounds[1] < 0 else better
-        kind.append(row.variant.name)
+        gap, bounds = row.difference["difference"], row.difference["ci95"]
+        error = row.difference["standard_error_over_seeds"] or 0.0
+        measured = bounds is not None and not bounds[0] <= 0 <= bounds[1] and abs(gap) > 2 * error
+        (level if not measured else worse if gap < 0 else better).append(row.variant.name)
     sentences = [
         f"{title}: {', '.join(names)}."
         for title, names in (
@@ -66,6 +71,10 @@ def verdict(ablation: Ablation) -> str:
         f"Each interval is at 95 %: among {compared} comparisons about {0.05 * compared:.1f} would exclude zero by "
         "chance alone."
     )
+    if len(ablation.seeds) == 1:
+        sentences.append("One seed: how much of a difference is the luck of one training is not known.")
+    else:
+        sentences.append("Measurable means: zero outside the interval, and more than two standard errors over seeds.")
     return " ".join(sentences)
 
 

@@ -6,6 +6,7 @@ judged on one road. Tokens are pooled by their mean.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -120,7 +121,8 @@ def fit_linear(
     development: Callable[[], float],
     *,
     penalties: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
-    iterations: int = 100,
+    iterations: int = 60,
+    time_limit: float | None = None,
 ) -> float:
     """Fit logistic regression by full-batch L-BFGS along a path of L2 penalties (ours).
 
@@ -134,12 +136,13 @@ def fit_linear(
         development: The metric of the network as it stands, the larger the better.
         penalties: Factors of half the squared weights (not the biases), strongest first.
         iterations: Most L-BFGS steps a penalty.
+        time_limit: No further penalty is tried after so many seconds.
 
     Returns:
         The best penalty; the network holds its weights.
     """
     best = (float("-inf"), penalties[0], network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
-    falls = 0
+    falls, started = 0, time.monotonic()
     for penalty in penalties:
         optimiser = torch.optim.LBFGS(
             network.linear.parameters(), max_iter=iterations, history_size=10, line_search_fn="strong_wolfe"
@@ -156,7 +159,7 @@ def fit_linear(
         falls = 0 if metric >= best[0] else falls + 1
         if metric > best[0]:
             best = (metric, penalty, network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
-        if falls == 2:
+        if falls == 2 or (time_limit is not None and time.monotonic() - started > time_limit):
             break
     with torch.no_grad():
         network.linear.weight.copy_(best[2])

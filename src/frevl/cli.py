@@ -176,14 +176,16 @@ def train(
     device: Annotated[str | None, typer.Option(help="Where to train.", show_default="cpu")] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Train so many seeds, from --seed on, as RUN/seed0, ...", show_default="one run"),
+        typer.Option(
+            min=1, help="If more than 1: so many trainings, from --seed on, as RUN/seed0 ...", show_default="1"
+        ),
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
     """Train a fusion or a baseline on the embeddings of a store; goes on if it was interrupted."""
     arguments = {name: value for name, value in locals().items() if name not in ("seeds", "quiet", "json")}
-    if seeds is not None:
+    if seeds is not None and seeds > 1:
         from frevl.report import seeds_sentence
         from frevl.seeds import train_seeds
 

@@ -110,7 +110,7 @@ def fit_model(
         return Fitted(kernel, time.monotonic() - started, held_out=spare)
     if model == "linear":
         linear = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
-        _fit_linear(linear, train, dev, negatives=options.negatives, seed=options.seed)
+        _fit_linear(linear, train, dev, options)
         return Fitted(linear, time.monotonic() - started)
     network: Fusion | Mlp
     if model in PRESETS:
@@ -202,9 +202,9 @@ def _fit_kernel(train: Examples, outputs: int) -> tuple[KernelFusion, Tensor]:
     return network, found.held_out
 
 
-def _fit_linear(network: Linear, train: Examples, dev: Examples, *, negatives: int, seed: int) -> None:
+def _fit_linear(network: Linear, train: Examples, dev: Examples, options: Options) -> None:
     """Fit the linear probe with its penalty chosen on development data."""
-    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, negatives, seed)
+    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, options.seed)
     features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
     scale, mean = torch.std_mean(features, dim=0)
     # A feature that never varies says nothing, and dividing by its zero deviation would ruin all others.
@@ -219,4 +219,7 @@ def _fit_linear(network: Linear, train: Examples, dev: Examples, *, negatives: i
     def loss(logits: Tensor) -> Tensor:
         return task_loss(logits, target, kind=kind_of(truth), smoothing=0.0)
 
-    fit_linear(network, features, loss, lambda: dev_metric(logits_of(network, dev.pairs, 1024), dev.truth))
+    def development() -> float:
+        return dev_metric(logits_of(network, dev.pairs, 1024), dev.truth)
+
+    fit_linear(network, features, loss, development, time_limit=options.time_limit)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from frevl.evaluation import Result
     from frevl.run import Run
 
-__all__ = ["demo_table", "result_table", "run_record", "run_sentence", "store_table", "table"]
+__all__ = ["demo_table", "result_table", "run_record", "run_sentence", "seeds_sentence", "store_table", "table"]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

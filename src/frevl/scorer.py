@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,6 @@ from frevl.store import Store
 from frevl.towers import Modality, Tower, check_same
 
 __all__ = ["Prediction", "Scorer"]
-
-_GRID_PAIRS = 16_384  # pairs scored at a time by `grid`
 
 
 @dataclass(frozen=True)
@@ -160,28 +158,45 @@ class Scorer:
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: a grid needs a matching run, found task '{self.run.task}'")
         scores = np.empty((len(image_ids), len(texts)), np.float32)
-        block = max(1, _GRID_PAIRS // max(1, len(texts)))
         image_values = self.store.read("image", image_ids, self._towers["image"])
-        text_values = self._read_texts(texts)
-        embedded = EmbeddedPairs.of([], [], {}, image_values, {}, text_values)
+        embedded = EmbeddedPairs.of([], [], {}, image_values, {}, self._read_texts(texts))
         with torch.inference_mode():
-            for start in range(0, len(image_ids), block):
-                stop = min(start + block, len(image_ids))
-                for first in range(0, len(texts), _GRID_PAIRS):
-                    last = min(first + _GRID_PAIRS, len(texts))
-                    rows = torch.arange(start, stop).repeat_interleave(last - first)
-                    columns = torch.arange(first, last).repeat(stop - start)
-                    logits = self._pair_logits(embedded, rows, columns)
-                    scores[start:stop, first:last] = logits.view(stop - start, last - first).numpy()
+            logits_of_pairs = self._by_item(embedded) if isinstance(self.network, Fusion) else self._by_pair(embedded)
+            for start in range(0, scores.size, self.batch_size):
+                numbers = torch.arange(start, min(start + self.batch_size, scores.size))
+                logits = logits_of_pairs(numbers // len(texts), numbers % len(texts))
+                scores.reshape(-1)[start : start + len(numbers)] = logits[:, 0].cpu().numpy()
         return scores
 
-    def _pair_logits(self, embedded: EmbeddedPairs, rows: Tensor, columns: Tensor) -> Tensor:
-        outputs: list[Tensor] = []
-        for start in range(0, len(rows), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            inputs = embedded.inputs(rows[part], columns[part], self.device)
-            outputs.append(self.network(*inputs)[:, 0].cpu())
-        return torch.cat(outputs)
+    def _by_item(self, embedded: EmbeddedPairs) -> Callable[[Tensor, Tensor], Tensor]:
+        """Project every item once; what is left for a pair are the blocks and the head."""
+        network = self.network
+        if not isinstance(network, Fusion):
+            return self._by_pair(embedded)
+
+        def projected(project: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+            parts = values.split(self.batch_size)  # type: ignore[no-untyped-call]
+            return torch.cat([project(part.to(self.device).float()) for part in parts])
+
+        image = projected(network.project_image, embedded.images)
+        text = projected(network.project_text, embedded.texts)
+        image_mask = None if image.shape[1] == 1 else embedded.image_mask.to(self.device)
+        text_mask = None if text.shape[1] == 1 else embedded.text_mask.to(self.device)
+
+        def logits(rows: Tensor, columns: Tensor) -> Tensor:
+            fused = network.fuse(
+                image[rows],
+                text[columns],
+                None if image_mask is None else image_mask[rows],
+                None if text_mask is None else text_mask[columns],
+            )
+            scored: Tensor = network.head(fused)
+            return scored
+
+        return logits
+
+    def _by_pair(self, embedded: EmbeddedPairs) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda rows, columns: self.network(*embedded.inputs(rows, columns, self.device))
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Read texts from the store, and embed those that are not in it."""

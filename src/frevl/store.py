@@ -6,43 +6,40 @@ column, ``rejects`` what could not be used. Every write is one atomic Lance comm
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, TypeVar, overload
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from frevl.embeddings import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
-from frevl.tables import open_table, reading
+from frevl.tables import Snapshot
 from frevl.towers import Modality, Tower, fingerprint_of, from_rows
-
-if TYPE_CHECKING:
-    import lance
 
 __all__ = ["TABLES", "Store"]
 
 TABLES: dict[Modality, str] = {"image": "images", "text": "texts"}
 
-_SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
-_ROWS_AT_ONCE = {True: 8192, False: 256}  # pooled embeddings, tokens
+A = TypeVar("A")
+
+_ROWS_AT_ONCE = {True: 1024, False: 256}  # pooled embeddings, tokens
 
 
 class Store:
-    """A store opened at one version: what is written later is seen after `Store.open` is called again.
+    """A store, read at the version that was the newest when it was opened.
 
-    An older version outlives a change by ten minutes; a store that was open for longer goes on with the newest one.
-    Open one with `Store.open`; `frevl.extract` writes to it.
+    Where something is missing there, or was deleted because it is old, the store goes on with the newest version. Open
+    one with `Store.open`; `frevl.extract` writes to it. Several threads may read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._tables = self._open_tables()
-        self._positions: dict[Modality, dict[str, int]] = {}
-        self.towers: dict[str, Tower] = {tower.name: tower for tower in self._read_towers()}
+        self._at = self._newest()
+        rows = [row for batch in self._at.scan("towers") for row in batch.to_pylist()]
+        self.towers: dict[str, Tower] = {tower.name: tower for tower in from_rows(rows, str(path))}
 
     @classmethod
     def open(cls, path: str | Path) -> Store:
@@ -83,22 +80,22 @@ class Store:
         return fingerprint_of({name: tower.fingerprint for name, tower in sorted(self.towers.items())})
 
     def positions(self, modality: Modality) -> dict[str, int]:
-        """Return the row of every id. About 120 bytes an id of memory; read once."""
-        if modality not in self._positions:
-            self._positions[modality] = {id_: row for row, id_ in enumerate(self.ids(modality))}
-        return self._positions[modality]
+        """Return the row of every id. About 150 bytes an id of memory; read once."""
+        return self._read(lambda at: at.rows(TABLES[modality]))
 
     def ids(self, modality: Modality) -> list[str]:
         """Return the id of every row."""
-        ids: list[str] = []
-        for batch in self._scan(TABLES[modality], ["id"]):
-            ids += batch["id"].to_pylist()
-        return ids
+        return self._read(
+            lambda at: [id_ for batch in at.scan(TABLES[modality], ["id"]) for id_ in batch["id"].to_pylist()]
+        )
 
     def rejects(self) -> list[Reject]:
         """Return what could not be used, with reasons."""
-        batches = self._scan("rejects", ["kind", "id", "reason"])
-        return [Reject(**row) for batch in batches for row in batch.to_pylist()]
+        return self._read(
+            lambda at: [
+                Reject(**row) for batch in at.scan("rejects", ["kind", "id", "reason"]) for row in batch.to_pylist()
+            ]
+        )
 
     def states(self, modality: Modality) -> dict[str, np.ndarray]:
         """Return what is known of every item, in the order of its rows.
@@ -107,6 +104,9 @@ class Store:
             ``content_hash`` (n,) bytes, ``bytes`` (n,) int64, ``modified_ns`` (n,) int64, and for every tower
             of this modality ``has:NAME`` (n,) bool, False where the item still lacks that embedding.
         """
+        return self._read(lambda at: self._states(at, modality))
+
+    def _states(self, at: Snapshot, modality: Modality) -> dict[str, np.ndarray]:
         towers = [tower.name for tower in self.towers.values() if tower.modality == modality]
         parts: dict[str, list[np.ndarray]] = {
             "content_hash": [np.zeros(0, "S32")],
@@ -115,7 +115,7 @@ class Store:
             **{f"has:{name}": [np.zeros(0, bool)] for name in towers},
         }
         # The column 'filled' is there to be asked: looking for nulls would read every embedding.
-        for batch in self._scan(TABLES[modality], ["content_hash", "bytes", "modified_ns", "filled"]):
+        for batch in at.scan(TABLES[modality], ["content_hash", "bytes", "modified_ns", "filled"]):
             parts["content_hash"].append(batch["content_hash"].to_numpy(zero_copy_only=False).astype("S32"))
             for name in ("bytes", "modified_ns"):
                 parts[name].append(batch[name].to_numpy())
@@ -209,22 +209,7 @@ class Store:
         """
         if not towers:
             raise StoreError(f"{self.path}: the store has no {modality} embeddings; run frevl extract first")
-        known = self.positions(modality)
-        missing = [id_ for id_ in ids if id_ not in known]
-        if missing:
-            flag = "--images DIR" if modality == "image" else "--pairs FILE"
-            raise StoreError(
-                f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store, the first is "
-                f"'{missing[0]:.80}'; add them with: frevl extract {flag} --store {self.path}"
-            )
-        rows = np.fromiter((known[id_] for id_ in ids), np.int64, len(ids))
-        unique, inverse = np.unique(rows, return_inverse=True)
-        try:
-            parts = [self._read_column(modality, unique, tower) for tower in towers]
-        except StoreError:
-            if not self._renew():
-                raise
-            return self.read(modality, ids, towers)
+        parts, inverse = self._read(lambda at: self._read_towers(at, modality, ids, towers))
         masks = [mask for _, mask in parts]
         if not all(np.array_equal(masks[0], mask) for mask in masks[1:]):
             found = ", ".join(f"{t.name}: up to {mask.shape[1]}" for t, mask in zip(towers, masks, strict=True))
@@ -233,17 +218,22 @@ class Store:
                 "choose one encoder with --encoder"
             )
         values = parts[0][0] if len(parts) == 1 else np.concatenate([v for v, _ in parts], axis=2)
-        if np.array_equal(inverse, np.arange(len(unique))):  # a copy may be gigabytes
+        if np.array_equal(inverse, np.arange(len(values))):  # a copy may be gigabytes
             return values, masks[0]
         return values[inverse], masks[0][inverse]
 
     def content_hashes(self, ids: Sequence[str]) -> dict[str, str]:
         """Return the content hash of each of these images that is in the store."""
-        known = self.positions("image")
-        wanted = {known[id_]: id_ for id_ in dict.fromkeys(ids) if id_ in known}
-        rows = np.array(sorted(wanted), np.int64)
-        hashes = (hash_ for part in self._take("image", rows, "content_hash", 8192) for hash_ in part.to_pylist())
-        return {wanted[row]: hash_ for row, hash_ in zip(rows.tolist(), hashes, strict=True)}
+
+        def read(at: Snapshot) -> dict[str, str]:
+            known = at.rows("images")
+            wanted = {known[id_]: id_ for id_ in dict.fromkeys(ids) if id_ in known}
+            rows = np.array(sorted(wanted), np.int64)
+            parts = at.take("images", "content_hash", rows, rows_at_once=8192)
+            hashes = (hash_ for part in parts for hash_ in part.to_pylist())
+            return {wanted[row]: hash_ for row, hash_ in zip(rows.tolist(), hashes, strict=True)}
+
+        return self._read(read)
 
     def _read_as(
         self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower], tokens: bool
@@ -260,25 +250,46 @@ class Store:
             start += tower.dim
         return pooled
 
-    def _read_column(self, modality: Modality, rows: np.ndarray, tower: Tower) -> tuple[np.ndarray, np.ndarray]:
+    def _read_towers(
+        self, at: Snapshot, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+        """Read towers at the different ones of some ids; the second answer leads back from these to the ids."""
+        known = at.rows(TABLES[modality])
+        missing = [id_ for id_ in ids if id_ not in known]
+        if missing:
+            flag = "--images DIR" if modality == "image" else "--pairs FILE"
+            raise StoreError(
+                f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store, the first is "
+                f"'{missing[0]:.80}'; add them with: frevl extract {flag} --store {self.path}"
+            )
+        rows = np.fromiter((known[id_] for id_ in ids), np.int64, len(ids))
+        unique, inverse = np.unique(rows, return_inverse=True)
+        return [self._read_tower(at, modality, unique, tower) for tower in towers], inverse
+
+    def _read_tower(
+        self, at: Snapshot, modality: Modality, rows: np.ndarray, tower: Tower
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Read one tower at rows that ascend: ``(n, tokens, dim)`` in the stored type, and the mask."""
         values = np.zeros((len(rows), 1, tower.dim), tower.identity["dtype"])
         mask = np.zeros((len(rows), 1), bool)
         start = lacking = 0
-        for column in self._take(modality, rows, tower.name, _ROWS_AT_ONCE[tower.pooled]):
+        for column in at.take(TABLES[modality], tower.name, rows, rows_at_once=_ROWS_AT_ONCE[tower.pooled]):
             lacking += column.null_count
             if lacking:
                 continue
-            lengths = np.ones(len(column), int) if tower.pooled else column.value_lengths().to_numpy()
-            flat = column.flatten() if tower.pooled else column.flatten().flatten()
+            part = slice(start, start + len(column))
+            start += len(column)
+            if tower.pooled:
+                values[part, 0] = column.flatten().to_numpy().reshape(-1, tower.dim)
+                mask[part] = True
+                continue
+            lengths = column.value_lengths().to_numpy()
             wider = int(lengths.max(initial=1)) - values.shape[1]
             if wider > 0:
                 values = np.pad(values, ((0, 0), (0, wider), (0, 0)))
                 mask = np.pad(mask, ((0, 0), (0, wider)))
-            part = slice(start, start + len(column))
             mask[part] = np.arange(mask.shape[1]) < lengths[:, None]
-            values[part][mask[part]] = flat.to_numpy().reshape(-1, tower.dim)
-            start += len(column)
+            values[part][mask[part]] = column.flatten().flatten().to_numpy().reshape(-1, tower.dim)
         if lacking:
             raise StoreError(
                 f"{self.path}: {lacking:,} of {len(rows):,} {modality}s have no embedding of the tower '{tower.name}'; "
@@ -286,48 +297,23 @@ class Store:
             )
         return values, mask
 
-    # ---- tables
+    # ---- versions
 
-    def _open_tables(self) -> dict[str, lance.LanceDataset | None]:
-        return {name: open_table(self.path, name) for name in ("towers", "rejects", *TABLES.values())}
+    def _newest(self) -> Snapshot:
+        return Snapshot(self.path, ("towers", "rejects", *TABLES.values()))
 
-    def _renew(self) -> bool:
-        """Go on with the newest version if there is one; older ones are cleaned up after some time."""
-        tables = self._open_tables()
-        if {n: t and t.version for n, t in tables.items()} == {n: t and t.version for n, t in self._tables.items()}:
-            return False
-        self._tables, self._positions = tables, {}
-        return True
+    def _read(self, read: Callable[[Snapshot], A]) -> A:
+        """Read from the tables as they were opened, or, where that fails, from newer ones if there are any.
 
-    def _scan(self, name: str, columns: list[str] | None, rows_at_once: int = 8192) -> Iterator[pa.RecordBatch]:
-        table = self._tables[name]
-        if table is None:
-            return
-        with reading(self.path, name):
-            yield from table.scanner(columns=columns, batch_size=rows_at_once, io_buffer_size=_SCAN_BYTES).to_batches()
-
-    def _take(self, modality: Modality, rows: np.ndarray, column: str, rows_at_once: int) -> Iterator[pa.Array]:
-        """Yield a column at rows that ascend, in pieces."""
-        name = TABLES[modality]
-        table = self._tables[name]
-        if table is None or column not in table.schema.names:
-            if len(rows):
-                yield pa.nulls(len(rows))
-            return
-        with reading(self.path, name):
-            scan = 2 * len(rows) > table.count_rows()
-            if not scan:
-                for start in range(0, len(rows), rows_at_once):
-                    yield from table.take(rows[start : start + rows_at_once], columns=[column])[column].chunks
-        if scan:  # sequential reading is faster than a take as soon as most rows are wanted
-            first = 0
-            for batch in self._scan(name, [column], rows_at_once):
-                low, high = np.searchsorted(rows, (first, first + len(batch)))
-                yield (
-                    batch[column] if high - low == len(batch) else batch[column].take(pa.array(rows[low:high] - first))
-                )
-                first += len(batch)
-
-    def _read_towers(self) -> list[Tower]:
-        rows = [row for batch in self._scan("towers", None) for row in batch.to_pylist()]
-        return from_rows(rows, str(self.path))
+        Versions are deleted some time after they were replaced. Everything that belongs together is read from one
+        snapshot, because rows move between versions, and several threads may read.
+        """
+        at = self._at
+        try:
+            return read(at)
+        except StoreError:
+            newest = self._newest()
+            if newest.versions == at.versions:
+                raise
+            self._at = newest
+            return read(newest)
