@@ -18,7 +18,7 @@ from frevl.writer import Item, StoreWriter
 
 __all__ = ["Pending", "Work"]
 
-_COMMIT_BYTES = 64 << 20  # token embeddings of 1,024 images would fill memory
+_COMMIT_BYTES = 16 << 20  # token embeddings of 1,024 images would be 128 MB, several times on their way to the disk
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _ITEM_FIELDS = [
 ]
 _REJECT_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("kind", "id", "reason")])
 _SMALL_FRAGMENTS = 64  # this many commits are merged into larger files at a time
-_FRAGMENT_BYTES = 256 << 20  # and no larger than that, because merging holds about so much in memory
+_FRAGMENT_BYTES = 64 << 20  # and no larger than that, because merging may hold several times so much in memory
 _FRAGMENT_ROWS = 65_536
 _KEEP_VERSIONS = timedelta(minutes=10)  # for readers that opened an older version
 
@@ -249,7 +249,13 @@ class StoreWriter:
                 size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
                 target = int(min(max(_FRAGMENT_BYTES * rows // max(size, 1), 1), _FRAGMENT_ROWS))
                 if sum(fragment.num_rows < target for fragment in fragments) >= _SMALL_FRAGMENTS:
-                    table.optimize.compact_files(target_rows_per_fragment=target, batch_size=max(1, target // 16))
+                    # Copied as they are where no row was deleted: half the time, a sixth of the memory.
+                    table.optimize.compact_files(
+                        target_rows_per_fragment=target,
+                        compaction_mode="try_binary_copy",
+                        batch_size=max(1, target // 16),
+                        num_threads=1,
+                    )
                 # Unverified files are those of a killed process: there is no other writer, we hold the lock.
                 table.cleanup_old_versions(older_than=_KEEP_VERSIONS, delete_unverified=True)
         except StoreError as error:
