@@ -119,3 +119,11 @@ def test_an_average_is_saved_and_loaded_like_any_run(made, tmp_path):
     pair = [(made.test.images[0], made.test.texts[0])]
     loaded = Scorer(Run.load(tmp_path / "average"), made.store).score(pair)
     assert np.allclose(loaded, Scorer(run, made.store).score(pair))
+
+
+def test_a_handful_of_images_is_not_cross_validated(made, tmp_path):
+    images = sorted(set(made.train.images))[:6]
+    rows = [i for i, image in enumerate(made.train.images) if image in images]
+    few = made.train.select(rows)
+    run = train(made.store, few, run=tmp_path / "run", task="classification", model="auto", time_limit=30, epochs=2)
+    assert "too few images to cross-validate" in run.results["selection"]["judged_on"]

@@ -30,6 +30,7 @@ __all__ = ["CANDIDATES", "Candidate", "Selection", "choose", "one_standard_error
 
 _FOLDS = 3
 _CROSS_VALIDATED = 20_000  # with more pairs than this, the development part alone tells enough
+_FEWEST_CLUSTERS = 10  # with fewer images a fold would hold almost none
 _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
 _INNER_SHARE = 0.1
@@ -129,11 +130,9 @@ def choose(data: Prepared, outputs: int, options: Options, *, folder: Path) -> S
     started = time.monotonic()
     limit = options.time_limit or _DEFAULT_LIMIT
     splits, judged_on = _splits(data, options.seed)
-    judges = torch.cat([judge for _, _, judge in splits])
-    everything = data.train if isinstance(data.train.truth, Tensor) else join(data.train, data.dev)
-    if isinstance(data.train.truth, Tensor):
-        everything = data.dev
-    held = everything.select(judges)
+    # In matching only the development part holds wrong pairs, so only that can be judged on.
+    everything = data.dev if isinstance(data.train.truth, Tensor) else join(data.train, data.dev)
+    held = everything.select(torch.cat([judge for _, _, judge in splits]))
     say(f"choosing on {judged_on}", enabled=options.progress)
     judged: list[Judged] = []
     left_out: list[dict[str, Any]] = []
@@ -217,10 +216,13 @@ def _splits(data: Prepared, seed: int) -> tuple[list[tuple[Tensor, Tensor, Tenso
         return [(torch.arange(train), torch.arange(dev), torch.arange(dev))], f"{dev:,} development pairs"
     clusters = torch.cat([data.train.clusters, data.dev.clusters])
     random = np.random.default_rng(seed)
+    if len(torch.unique(clusters)) < _FEWEST_CLUSTERS:
+        rest = torch.arange(train, train + dev)
+        return [(torch.arange(train), rest, rest)], f"{dev:,} development pairs (too few images to cross-validate)"
     if train + dev > _CROSS_VALIDATED:
         inside, inner = _apart(torch.arange(train), clusters, random)
         return [(inside, inner, torch.arange(train, train + dev))], f"{dev:,} development pairs"
-    names = clusters.unique().numpy()  # type: ignore[no-untyped-call]
+    names = torch.unique(clusters).numpy()
     fold_of = dict(zip(random.permutation(names).tolist(), np.arange(len(names)) % _FOLDS, strict=True))
     folds = torch.tensor([int(fold_of[int(name)]) for name in clusters])
     splits = []
@@ -241,7 +243,7 @@ def _apart(rows: Tensor, clusters: Tensor, random: np.random.Generator) -> tuple
 def _unfit(candidate: Candidate, data: Prepared) -> str:
     if candidate.model == "kernel" and isinstance(data.train.truth, Tensor):
         return "does classification only"
-    if candidate.model == "kernel" and len(data.train) > MOST_PAIRS:
+    if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
         return f"takes at most {MOST_PAIRS:,} pairs"
     return ""
 
@@ -266,7 +268,9 @@ def _judge(
             if isinstance(data.train.truth, Tensor):
                 train, dev, spare = data.train, data.dev, False
             else:
-                train, dev, spare = everything.select(inside), everything.select(inner), True
+                # Where the inner development part is the judge, nothing may learn from it.
+                train, dev = everything.select(inside), everything.select(inner)
+                spare = not torch.equal(inner, judge)
             changed = replace(options, **{**candidate.changes, "seed": options.seed + seeds, "progress": False})
             begun = time.monotonic()
             with TemporaryDirectory() as scratch:
