@@ -45,7 +45,7 @@ def problem(blind=False):
 def solved(blind=False):
     images, texts, image_rows, text_rows, weights = problem(blind)
     network = KernelFusion(image_dim=5, text_dim=7, outputs=2, pairs=240, images=60, texts=11)
-    return network, fit_kernel(network, images, texts, image_rows, text_rows, weights)
+    return network, fit_kernel(network, images, texts, image_rows, text_rows, weights, image_rows)
 
 
 def test_it_learns_what_needs_both_modalities():
@@ -94,7 +94,7 @@ def test_constant_dimensions_do_no_harm_and_tokens_are_pooled():
     images, texts, image_rows, text_rows, weights = problem()
     images[:, 2] = 0.25
     network = KernelFusion(image_dim=5, text_dim=7, outputs=2, pairs=240, images=60, texts=11)
-    assert math.isfinite(fit_kernel(network, images, texts, image_rows, text_rows, weights).metric)
+    assert math.isfinite(fit_kernel(network, images, texts, image_rows, text_rows, weights, image_rows).metric)
     image = torch.stack([images[:3] - 1, images[:3] + 1, images[:3] * 0 + 77], dim=1)
     mask = torch.tensor([[True, True, False]] * 3)
     torch.testing.assert_close(network(image, texts[:3], mask), network(images[:3], texts[:3]), atol=1e-5, rtol=1e-5)
@@ -104,4 +104,20 @@ def test_too_many_pairs_are_refused():
     network = KernelFusion(image_dim=1, text_dim=1, outputs=1, pairs=1, images=1, texts=1)
     rows = torch.zeros(MOST_PAIRS + 1, dtype=torch.long)
     with pytest.raises(TrainingError, match="at most 20,000 training pairs, found 20,001"):
-        fit_kernel(network, torch.zeros(1, 1), torch.zeros(1, 1), rows, rows, torch.zeros(1, 1))
+        fit_kernel(network, torch.zeros(1, 1), torch.zeros(1, 1), rows, rows, torch.zeros(1, 1), rows)
+
+
+def test_near_copies_of_one_cluster_do_not_vouch_for_each_other():
+    """Every picture stands there twice with one random label: only leaving both out tells that nothing is known."""
+    random = torch.Generator().manual_seed(5)
+    once = torch.randn(40, 5, generator=random)
+    images = torch.cat([once, once + 1e-3])
+    rows, texts = torch.arange(80), torch.zeros(80, dtype=torch.long)
+    label = torch.randint(0, 2, (40,), generator=random).repeat(2)
+    weights = torch.nn.functional.one_hot(label, 2).float()
+    found = []
+    for clusters in (rows, rows % 40):
+        network = KernelFusion(image_dim=5, text_dim=3, outputs=2, pairs=80, images=80, texts=1)
+        found.append(fit_kernel(network, images, torch.ones(1, 3), rows, texts, weights, clusters).metric)
+    assert found[0] > 0.9
+    assert found[1] < 0.75

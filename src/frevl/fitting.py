@@ -64,7 +64,7 @@ class Fitted:
         network: On the CPU, in evaluation mode.
         seconds: Time spent.
         report: How gradient descent went; None for what is solved or counted.
-        held_out: Scores and truth of all training pairs, each without its own image, where the solution gives them.
+        held_out: Scores and truth of all training pairs, each without its own cluster, where the solution gives them.
     """
 
     network: Network
@@ -198,6 +198,7 @@ def _fit_kernel(train: Examples, outputs: int) -> tuple[KernelFusion, Tensor]:
         image_rows,
         text_rows,
         train.truth.dense(torch.arange(len(train)), outputs),
+        train.clusters,
     )
     return network, found.held_out
 
@@ -206,7 +207,7 @@ def _fit_linear(network: Linear, train: Examples, dev: Examples, options: Option
     """Fit the linear probe with its penalty chosen on development data."""
     examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, options.seed)
     features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
-    scale, mean = torch.std_mean(features, dim=0)
+    scale, mean = torch.std_mean(features, dim=0, correction=0)
     # A feature that never varies says nothing, and dividing by its zero deviation would ruin all others.
     network.scale.copy_(scale.where(scale > 1e-6, torch.inf))
     network.mean.copy_(mean)

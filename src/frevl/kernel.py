@@ -88,13 +88,13 @@ class KernelFusion(nn.Module):
 
 @dataclass(frozen=True)
 class KernelFit:
-    """What was chosen, and how it does on images that the solution has not seen.
+    """What was chosen, and how it does on clusters (images) that the solution has not seen.
 
     Attributes:
         ridge: Chosen penalty.
         blind_share: Chosen ``c``.
         metric: Share of right answers, in [0, 1], of the held-out scores.
-        held_out: ``(n, outputs)`` scores of every training pair by the solution without its image.
+        held_out: ``(n, outputs)`` scores of every training pair by the solution without its cluster.
     """
 
     ridge: float
@@ -104,9 +104,15 @@ class KernelFit:
 
 
 def fit_kernel(
-    network: KernelFusion, images: Tensor, texts: Tensor, image_rows: Tensor, text_rows: Tensor, weights: Tensor
+    network: KernelFusion,
+    images: Tensor,
+    texts: Tensor,
+    image_rows: Tensor,
+    text_rows: Tensor,
+    weights: Tensor,
+    clusters: Tensor,
 ) -> KernelFit:
-    """Solve the regression; penalty and share are chosen by exact leave-one-image-out scores.
+    """Solve the regression; penalty and share are chosen by exact leave-one-cluster-out scores.
 
     Args:
         network: Filled with the solution on all pairs.
@@ -115,6 +121,7 @@ def fit_kernel(
         image_rows: ``(n,)`` int64, image of every pair.
         text_rows: ``(n,)`` int64, text of every pair.
         weights: ``(n, outputs)`` float32, weight of every class for every pair.
+        clusters: ``(n,)`` int64; pairs of one number (mostly: of one image) are left out together.
 
     Raises:
         TrainingError: There are more pairs than memory is planned for.
@@ -125,7 +132,7 @@ def fit_kernel(
             "grows with their square; train a fusion (--model tiny) instead"
         )
     for modality, items in (("image", images), ("text", texts)):
-        scale, mean = torch.std_mean(items, dim=0)
+        scale, mean = torch.std_mean(items, dim=0, correction=0)  # a single item has no deviation
         # A dimension that never varies says nothing, and its zero deviation would divide.
         getattr(network, f"{modality}_scale").copy_(scale.where(scale > 1e-6, torch.inf))
         getattr(network, f"{modality}_mean").copy_(mean)
@@ -144,7 +151,7 @@ def fit_kernel(
     for blind_share in BLIND_SHARES:
         kernel = text_kernel * (blind_share + (1 - blind_share) * image_kernel)
         for ridge in RIDGES:
-            alphas, held_out = held_out_scores(kernel, centred, image_rows, ridge)
+            alphas, held_out = held_out_scores(kernel, centred, clusters, ridge)
             held_out += network.mean
             metric = weights.gather(1, held_out.argmax(dim=1, keepdim=True)).mean().item()
             if best is None or metric > best.metric:
