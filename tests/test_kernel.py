@@ -119,5 +119,5 @@ def test_near_copies_of_one_cluster_do_not_vouch_for_each_other():
     for clusters in (rows, rows % 40):
         network = KernelFusion(image_dim=5, text_dim=3, outputs=2, pairs=80, images=80, texts=1)
         found.append(fit_kernel(network, images, torch.ones(1, 3), rows, texts, weights, clusters).metric)
-    assert found[0] > 0.9
-    assert found[1] < 0.75
+    assert found[0] > 0.75
+    assert found[1] < 0.65
