@@ -117,6 +117,13 @@ def test_a_finished_run_is_not_overwritten(made, tmp_path):
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
+def test_a_single_run_is_not_put_among_the_runs_of_several_seeds(made, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "seeds.json").write_text("{}")
+    with pytest.raises(RunError, match="holds the runs of several seeds; choose another --run, or use --seeds"):
+        quick(made, tmp_path / "run", model="majority")
+
+
 def test_the_fusion_learns_a_conjunction_that_one_modality_cannot_tell(made, tmp_path):
     accuracy = {
         model: quick(made, tmp_path / model, model=model, epochs=30, batch_size=32, patience=30).results["development"][

@@ -193,6 +193,8 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> Path:
     """Make the run's folder; an interrupted training with the same settings is gone on with."""
     if (folder / "run.json").exists():
         raise RunError(f"{folder}: this folder holds a finished run; choose another --run, or delete it first")
+    if (folder / "seeds.json").exists():
+        raise RunError(f"{folder}: this folder holds the runs of several seeds; choose another --run, or use --seeds")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "state.safetensors").exists():
