@@ -34,6 +34,7 @@ __all__ = ["Result", "evaluate"]
 
 _MOST_SLICES = 50  # a key with more values than this names items, not groups
 _RANKS = (1, 5, 10)
+_PAIRS_AT_ONCE = 16_384
 
 
 @dataclass
@@ -116,11 +117,18 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
             f"{len(pairs):,} pairs; use frevl score for pairs without targets"
         )
     labels, clusters = scorer.run.labels, pairs.clusters
-    scores = scorer.score(list(zip(pairs.images, pairs.texts, strict=True)))
-    best = scores.argmax(axis=1)
+    single = all(isinstance(target, str) for target in pairs.targets)
+    truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()
+    best = np.empty(len(pairs), np.int64)
+    confidence, squares = np.empty(len(pairs)), np.empty(len(pairs))
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # all scores of thousands of classes would fill memory
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        scores = scorer.score(list(zip(pairs.images[part], pairs.texts[part], strict=True)))
+        probabilities = scorer.probabilities(scores)
+        best[part] = scores.argmax(axis=1)
+        confidence[part] = np.take_along_axis(probabilities, best[part, None], axis=1)[:, 0]
+        squares[part] = brier(probabilities, truth[part])
     predicted = [labels[i] for i in best]
-    probabilities = scorer.probabilities(scores)
-    confidence = probabilities[np.arange(len(best)), best]
     accepted = [_best_answers(target) for target in pairs.targets]
     hits = correct(predicted, accepted)
     measured: dict[str, Interval] = {}
@@ -132,9 +140,8 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
     measured["ece"] = bootstrap_statistic(
         lambda rows: expected_calibration_error(confidence[rows], hits[rows]), clusters, resamples=200
     )
-    if all(isinstance(target, str) for target in pairs.targets):
-        truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()
-        measured["brier"] = bootstrap_interval(brier(probabilities, truth), clusters)
+    if single:
+        measured["brier"] = bootstrap_interval(squares, clusters)
         measured["macro_f1"] = bootstrap_statistic(
             lambda rows: macro_f1([predicted[i] for i in rows], [pairs.targets[i] for i in rows]),
             clusters,
