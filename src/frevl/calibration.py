@@ -13,6 +13,8 @@ from frevl.batches import Answers
 
 __all__ = ["calibrated", "fit_calibration"]
 
+_MOST_PAIRS = 20_000  # two numbers are fitted: more pairs only cost memory
+
 
 def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> Tensor:
     """Turn logits into probabilities.
@@ -40,6 +42,9 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers) -> dict[str, float
         ``{"scale": positive, "offset": any}``; scale 1 and offset 0 if the data cannot tell (no pair has a
         known answer, or the fit diverges).
     """
+    if len(logits) > _MOST_PAIRS:
+        rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))[:_MOST_PAIRS]
+        logits, target = logits[rows], target[rows] if isinstance(target, Tensor) else target.select(rows)
     logits = logits.detach().double()
     log_scale = torch.zeros((), dtype=torch.double, requires_grad=True)
     offset = torch.zeros((), dtype=torch.double, requires_grad=True)
