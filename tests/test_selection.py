@@ -53,7 +53,13 @@ def test_pairs_of_one_image_are_not_independent():
 
 def test_auto_looks_at_the_image_where_it_is_needed_and_says_why(made, tmp_path):
     run = train(
-        made.store, made.train_file, run=tmp_path / "run", task="classification", model="auto", time_limit=60, epochs=8
+        made.store,
+        made.train_file,
+        run=tmp_path / "run",
+        task="classification",
+        model="auto",
+        time_limit=3000,
+        epochs=2,
     )
     selection = run.results["selection"]
     assert selection["chosen"] not in ("majority", "text", "image")
@@ -75,13 +81,13 @@ def test_auto_takes_the_simplest_where_nothing_can_be_learnt(made, tmp_path):
     pairs = made.train
     rng = np.random.default_rng(0)
     pairs.targets[:] = [str(rng.choice(["a", "b"], p=[0.8, 0.2])) for _ in pairs.targets]
-    run = train(made.store, pairs, run=tmp_path / "run", task="classification", model="auto", time_limit=60, epochs=3)
+    run = train(made.store, pairs, run=tmp_path / "run", task="classification", model="auto", time_limit=3000, epochs=1)
     assert run.results["selection"]["chosen"] == "majority"
 
 
 def test_auto_chooses_for_matching_too(made, tmp_path):
     run = train(
-        made.store, made.captions_file, run=tmp_path / "run", task="matching", model="auto", time_limit=60, epochs=4
+        made.store, made.captions_file, run=tmp_path / "run", task="matching", model="auto", time_limit=3000, epochs=1
     )
     names = {row["name"]: row for row in run.results["selection"]["candidates"]}
     assert names["kernel"]["reason"] == "does classification only"
@@ -125,5 +131,5 @@ def test_a_handful_of_images_is_not_cross_validated(made, tmp_path):
     images = sorted(set(made.train.images))[:6]
     rows = [i for i, image in enumerate(made.train.images) if image in images]
     few = made.train.select(rows)
-    run = train(made.store, few, run=tmp_path / "run", task="classification", model="auto", time_limit=30, epochs=2)
+    run = train(made.store, few, run=tmp_path / "run", task="classification", model="auto", time_limit=3000, epochs=1)
     assert "too few images to cross-validate" in run.results["selection"]["judged_on"]

@@ -138,7 +138,7 @@ def test_the_fusion_learns_a_conjunction_that_one_modality_cannot_tell(made, tmp
 def test_a_time_limit_ends_the_training_and_keeps_the_best_so_far(made, tmp_path):
     run = quick(made, tmp_path / "run", epochs=100_000, patience=100_000, time_limit=1.5)
     assert run.results["fit"]["stopped"] in ("time", "perfect")
-    assert run.results["train_seconds"] < 15
+    assert run.results["fit"]["epochs"] < 100_000
 
 
 def test_a_loss_that_is_not_finite_names_the_batch(made, tmp_path):
