@@ -158,8 +158,9 @@ def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) ->
     """
     counts: dict[str, int] = {}
     for target in targets:
-        for answer in _weights(target):
-            counts[answer] = counts.get(answer, 0) + 1
+        for answer, weight in _weights(target).items():
+            if weight > 0:
+                counts[answer] = counts.get(answer, 0) + 1
     labels = sorted((answer for answer, n in counts.items() if n >= min_count), key=lambda a: (-counts[a], a))
     if not labels:
         raise PairsError(f"No answer of the training pairs is named by at least {min_count} pairs; lower the minimum")

@@ -107,7 +107,9 @@ def train(
     task: Annotated[str, typer.Option(help="matching or classification.")],
     model: Annotated[
         str | None,
-        typer.Option(help="majority, text, image, linear, mlp, kernel, tiny, small or base.", show_default="tiny"),
+        typer.Option(
+            help="auto, majority, text, image, linear, mlp, kernel, tiny, small or base.", show_default="tiny"
+        ),
     ] = None,
     dev: Annotated[
         Path | None, typer.Option(help="Development pairs.", show_default="a tenth of the training images")

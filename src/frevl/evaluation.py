@@ -12,7 +12,7 @@ import numpy as np
 
 from frevl.answers import vqa_accuracy
 from frevl.batches import encode_answers, usable_pairs
-from frevl.errors import PairsError
+from frevl.errors import PairsError, UsageError
 from frevl.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
 from frevl.metrics import (
     brier,
@@ -88,6 +88,11 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
         PairsError: The pairs cannot be used.
         StoreError: Embeddings are missing.
     """
+    if versus is not None and versus.run.task != scorer.run.task:
+        raise UsageError(
+            f"{versus.run.path}: expected a run of the task '{scorer.run.task}' to compare with, found one of "
+            f"'{versus.run.task}'"
+        )
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     usable, left_out = usable_pairs(read, scorer.store.positions("image"), scorer.store.rejects())
     judge = _judge_matching if scorer.run.task == "matching" else _judge_classes
@@ -281,7 +286,8 @@ def _group_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[s
     rows = list(groups.values())
     names = list(groups)
     pictures = {len({pairs.images[i] for i in group}) for group in rows}
-    if {len(group) for group in rows} == {4} and pictures == {2}:
+    numbered = all(isinstance(extra.get(key), int) for extra in pairs.extras for key in ("caption", "picture"))
+    if numbered and {len(group) for group in rows} == {4} and pictures == {2}:
         blocks = np.array([_two_by_two(group, scores, pairs) for group in rows])
         return {f"{name}_score": bootstrap_interval(hits, names) for name, hits in group_hits(blocks).items()}
     if len({len(group) for group in rows}) == 1 and pictures == {1}:

@@ -12,6 +12,8 @@ from frevl.errors import PairsError
 
 __all__ = ["Examples", "dev_metric", "join", "kind_of", "sample_negatives", "with_wrong_texts"]
 
+_DRAWS = 16  # tries to find a wrong text; only where nearly all pairs share an image or text is one missing after that
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -64,40 +66,55 @@ def dev_metric(logits: Tensor, truth: Answers | Tensor) -> float:
 
 
 def sample_negatives(
-    pairs: EmbeddedPairs, rows: Tensor, count: int, generator: torch.Generator
+    pairs: EmbeddedPairs, rows: Tensor, count: int, generator: torch.Generator, *, pool: EmbeddedPairs | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw wrong texts for images from the same batch.
+    """Draw wrong texts for images.
 
     Args:
         pairs: Embedded pairs.
         rows: ``(n,)`` rows of right pairs.
         count: Wrong texts an image.
         generator: Of the random choice.
+        pool: Pairs of the same items to draw texts from; None takes the chosen pairs themselves.
 
     Returns:
         Image rows and text rows of at most ``n * count`` pairs. A text of the same image, or the same text, is
-        never a negative; such draws are left out.
+        never a negative; where several draws find nothing else, the pair gets none.
     """
+    source = pairs.select(rows) if pool is None else pool
     image, text = pairs.image_rows[rows], pairs.text_rows[rows]
     images, texts = [], []
-    for _ in range(count):
-        other = torch.randint(len(rows), (len(rows),), generator=generator)
-        wrong = (image[other] != image) & (text[other] != text)
-        images.append(image[wrong])
-        texts.append(text[other][wrong])
-    return torch.cat(images), torch.cat(texts)
+    for _ in range(count if len(source) else 0):
+        drawn = torch.randint(len(source), (len(rows),), generator=generator)
+        for _ in range(_DRAWS):
+            clash = (source.image_rows[drawn] == image) | (source.text_rows[drawn] == text)
+            if not bool(clash.any()):
+                break
+            drawn = torch.where(clash, torch.randint(len(source), (len(rows),), generator=generator), drawn)
+        right = (source.image_rows[drawn] != image) & (source.text_rows[drawn] != text)
+        images.append(image[right])
+        texts.append(source.text_rows[drawn][right])
+    none = rows.new_zeros(0)
+    return torch.cat([none, *images]), torch.cat([none, *texts])
 
 
-def with_wrong_texts(examples: Examples, count: int, seed: int) -> Examples:
-    """Put wrong texts beside every right pair of a matching task, unless the file brought its own."""
+def with_wrong_texts(examples: Examples, count: int, seed: int, *, pool: EmbeddedPairs | None = None) -> Examples:
+    """Put wrong texts beside every right pair of a matching task, unless the file brought its own.
+
+    Raises:
+        PairsError: There is no wrong text to draw.
+    """
     truth = examples.truth
     if not isinstance(truth, Tensor) or bool((truth < 0.5).any()):
         return examples
     random = torch.Generator().manual_seed(seed)
     pairs = examples.pairs
-    image_rows, text_rows = sample_negatives(pairs, torch.arange(len(pairs)), count, random)
+    image_rows, text_rows = sample_negatives(pairs, torch.arange(len(pairs)), count, random, pool=pool)
     if len(image_rows) == 0:
-        raise PairsError("The pairs have one image only, so that no wrong text can be drawn; give more images")
+        raise PairsError(
+            "No wrong text can be drawn: matching expects at least two images with different texts, found one image or "
+            "one text; give more pairs, or wrong pairs with target false"
+        )
     both = pairs.with_rows(torch.cat([pairs.image_rows, image_rows]), torch.cat([pairs.text_rows, text_rows]))
     clusters = torch.zeros(int(pairs.image_rows.max()) + 1, dtype=torch.long)
     clusters[pairs.image_rows] = examples.clusters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["replace_file", "write_json"]
+__all__ = ["plain", "replace_file", "write_json"]
 
 
 def write_json(path: Path, record: Any) -> None:
     """Write JSON atomically, in UTF-8; numbers that are not finite become null."""
-    text = json.dumps(_plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -27,17 +28,18 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error of the write is the one to tell
+            temporary.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> Any:
-    """Turn numpy numbers, paths and tuples into what JSON knows."""
+def plain(value: Any) -> Any:
+    """Turn numpy numbers, paths and tuples into what JSON knows; numbers that are not finite become None."""
     if isinstance(value, dict):
-        return {str(key): _plain(entry) for key, entry in value.items()}
+        return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -235,24 +235,36 @@ class _State:
             tensors |= {f"optimiser.{number}.{name}": value.cpu().contiguous() for name, value in moments.items()}
         counters = {name: value for name, value in vars(self).items() if name != "best_weights"}
         temporary = path.with_suffix(".part")
-        save_file(tensors, temporary, metadata={"counters": json.dumps(counters)})
-        temporary.replace(path)
+        try:
+            save_file(tensors, temporary, metadata={"counters": json.dumps(counters)})
+            temporary.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{path}: the state of the training cannot be written ({error}); make room, and run the same command "
+                "again to go on after the last complete epoch"
+            ) from error
 
     @classmethod
     def load(cls, path: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
         """Read the state of an interrupted training into network and optimiser; a fresh one if there is none."""
         if not path.exists():
             return cls()
-        tensors = load_file(path)
-        with safe_open(path, "pt") as file:
-            counters = json.loads(file.metadata()["counters"])
-        network.load_state_dict(_part(tensors, "network."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(tensors, "optimiser.").items():
-            number, _, moment = name.partition(".")
-            moments.setdefault(int(number), {})[moment] = value
-        optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-        return cls(**counters, best_weights=_part(tensors, "best."))
+        try:
+            tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                counters = json.loads(file.metadata()["counters"])
+            network.load_state_dict(_part(tensors, "network."))
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, value in _part(tensors, "optimiser.").items():
+                number, _, moment = name.partition(".")
+                moments.setdefault(int(number), {})[moment] = value
+            optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+            return cls(**counters, best_weights=_part(tensors, "best."))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise TrainingError(
+                f"{path}: the state of an interrupted training is damaged ({str(error).splitlines()[0][:120]}); delete "
+                f"{path.parent} and train again"
+            ) from error
 
 
 def _chunks(rows: Tensor, size: int) -> list[Tensor]:

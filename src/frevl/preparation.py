@@ -80,7 +80,9 @@ def prepare(
     if task == "matching":
         right = match_truth(train_pairs)
         train = Examples(embedded[0], right, clusters[0])
-        dev_examples = with_wrong_texts(Examples(embedded[1], match_truth(dev_pairs), clusters[1]), 1, seed)
+        dev_examples = with_wrong_texts(
+            Examples(embedded[1], match_truth(dev_pairs), clusters[1]), 1, seed, pool=_right(embedded, right, dev_pairs)
+        )
         if not bool((right > 0.5).any()):
             raise PairsError(f"{train_pairs.places[0]}: expected right image-text pairs, found only wrong ones")
     else:
@@ -169,6 +171,13 @@ def _embed(
     image_values = store.read("image", list(images), image_towers)
     text_values = store.read("text", list(texts), text_towers)
     return [EmbeddedPairs.of(part.images, part.texts, images, image_values, texts, text_values) for part in parts]
+
+
+def _right(embedded: list[EmbeddedPairs], right: Tensor, dev: Pairs) -> EmbeddedPairs:
+    """Return the right pairs of both parts: a development part of one image finds its wrong texts in training."""
+    both = torch.cat([right, match_truth(dev)]) > 0.5
+    image_rows = torch.cat([part.image_rows for part in embedded])
+    return embedded[0].with_rows(image_rows[both], torch.cat([part.text_rows for part in embedded])[both])
 
 
 def _number_clusters(parts: Sequence[Pairs]) -> list[Tensor]:

@@ -103,8 +103,9 @@ class Run:
             seen = {"images": self.train_image_hashes}
             replace_file(self.path / "seen.safetensors", lambda path: save_arrays(seen, path))
             write_json(self.path / "run.json", {"format": FORMAT, "parameters": self.parameters, **record})
-        except OSError as error:
-            raise RunError(f"{self.path}: the run cannot be written ({error.strerror or error})") from error
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RunError(f"{self.path}: the run cannot be written ({reason or error})") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Run:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from frevl.batches import usable_pairs
 from frevl.errors import InputError
+from frevl.jsonfile import plain
 from frevl.pairs import Pairs, read_pairs
 from frevl.rejects import Reject
 from frevl.scorer import Scorer
@@ -50,12 +52,15 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
                 for row in rows:
                     reason = reasons.get(read.places[row])
                     added = {"score": None, "reject": reason} if reason else next(said)
-                    lines.write(json.dumps({**read.row(row), **added}, ensure_ascii=False) + "\n")
+                    lines.write(
+                        json.dumps(plain({**read.row(row), **added}), ensure_ascii=False, allow_nan=False) + "\n"
+                    )
         part.replace(out)
     except OSError as error:
         raise InputError(f"{out}: the scores cannot be written ({error.strerror or error})") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the error of the write is the one to tell
+            part.unlink(missing_ok=True)
     return len(usable), [*read.rejected, *left_out]
 
 

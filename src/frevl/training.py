@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from frevl.batches import Answers
 from frevl.calibration import fit_calibration
@@ -115,6 +118,7 @@ def train(
     arguments = dict(locals())
     settings = _settings(arguments)
     _check_names(task, model)
+    _check_numbers(arguments)
     folder = _open_folder(Path(run), settings)
     opened = store if isinstance(store, Store) else Store.open(store)
     data = prepare(
@@ -173,6 +177,26 @@ def _check_names(task: str, model: str) -> None:
         raise UsageError(f"There is no model '{model}'. {nearest(model, (*MODELS, 'auto'))}")
 
 
+def _check_numbers(arguments: dict[str, Any]) -> None:
+    """Refuse what no training can work with, before anything is read."""
+    positive = ("learning_rate", "gradient_clip", "temperature", "mixup_alpha", "epochs", "batch_size", "patience")
+    others = ("final_learning_rate", "weight_decay", "contrastive_weight", "regularisation_weight")
+    for name in (*positive, *others):
+        value = arguments[name]
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
+            least = "above" if name in positive else "at least"
+            raise UsageError(f"--{name.replace('_', '-')} must be a number {least} 0, found {value}")
+    if arguments["mixup_alpha"] > 1:
+        raise UsageError(f"--mixup-alpha must be at most 1, found {arguments['mixup_alpha']}")
+    if not 0 <= arguments["seed"] < 2**31:
+        raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {arguments['seed']}")
+    try:
+        torch.zeros(1, device=arguments["device"])
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise UsageError(f"--device: '{arguments['device']}' cannot be used here ({reason})") from error
+
+
 def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `train` that a run remembers, in what JSON can hold."""
     left_out = ("store", "run", "progress")
@@ -210,4 +234,6 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> Path:
         write_json(folder / "settings.json", settings)
     except OSError as error:
         raise RunError(f"{folder}: the run cannot be written ({error.strerror or error})") from error
+    except ValueError as error:
+        raise RunError(f"{folder}: the settings of an interrupted training are damaged; delete the folder") from error
     return folder

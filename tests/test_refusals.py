@@ -1,0 +1,118 @@
+"""What an outside user tripped over: small matching files, wrong values, damaged state, odd extra keys."""
+
+import json
+
+import pytest
+import torch
+
+from frevl.errors import InputError, PairsError, TrainingError, UsageError
+from frevl.evaluation import evaluate
+from frevl.scorer import Scorer
+from frevl.scoring import score_file
+from frevl.training import train
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("count", [3, 12])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_matching_trains_on_a_handful_of_images(made, tmp_path, count, seed):
+    captions = dict(zip(made.captions.images, made.captions.texts, strict=True))
+    images = sorted(captions, key=lambda image: (captions[image], image))
+    images = images[:: len(images) // count][:count]
+    pairs = write(tmp_path / "few.jsonl", [{"image": image, "text": captions[image]} for image in images])
+    run = train(made.store, pairs, run=tmp_path / "run", task="matching", model="linear", seed=seed)
+    right = run.results["development"]["n"] // 2
+    assert run.results["development"]["n"] == 2 * right, "one wrong text beside every right one"
+
+
+def test_one_text_for_all_images_cannot_be_matched(made, tmp_path):
+    rows = [{"image": image, "text": made.captions.texts[0]} for image in made.store.image_ids[:9]]
+    with pytest.raises(PairsError, match="at least two images with different texts, found one image or one text"):
+        train(made.store, write(tmp_path / "p.jsonl", rows), run=tmp_path / "run", task="matching", model="linear")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("seed", -1, "--seed must be from 0"),
+        ("seed", 10**20, "--seed must be from 0"),
+        ("device", "foo", "--device: 'foo' cannot be used here"),
+        ("learning_rate", -1.0, "--learning-rate must be a number above 0, found -1.0"),
+        ("learning_rate", float("nan"), "--learning-rate must be a number above 0"),
+        ("weight_decay", -1.0, "--weight-decay must be a number at least 0"),
+        ("gradient_clip", 0.0, "--gradient-clip must be a number above 0"),
+        ("mixup_alpha", 2.0, "--mixup-alpha must be at most 1"),
+    ],
+)
+def test_values_that_no_training_can_work_with(made, tmp_path, option, value, message):
+    with pytest.raises(UsageError, match=message):
+        train(made.store, made.train_file, run=tmp_path / "run", task="classification", **{option: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_state_is_refused(made, tmp_path, monkeypatch):
+    import frevl.loop
+
+    real = frevl.loop._State.save
+
+    def stop(self, *arguments):
+        real(self, *arguments)
+        raise KeyboardInterrupt
+
+    settings = {"task": "classification", "epochs": 2, "layers": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(frevl.loop._State, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(made.store, made.train_file, run=tmp_path / "run", **settings)
+    state = tmp_path / "run" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:500])
+    with pytest.raises(TrainingError, match="the state of an interrupted training is damaged .*; delete"):
+        train(made.store, made.train_file, run=tmp_path / "run", **settings)
+
+
+def test_runs_of_two_tasks_are_not_compared(made, tmp_path):
+    train(made.store, made.train_file, run=tmp_path / "a", task="classification", model="majority")
+    train(made.store, made.captions_file, run=tmp_path / "b", task="matching", model="linear")
+    a, b = (Scorer.open(tmp_path / name, store=made.store) for name in "ab")
+    with pytest.raises(UsageError, match="expected a run of the task 'classification' to compare"):
+        evaluate(a, made.test_file, versus=b)
+
+
+def test_a_key_named_group_may_mean_something_else(made, tmp_path):
+    train(made.store, made.captions_file, run=tmp_path / "run", task="matching", model="linear")
+    images, texts = made.store.image_ids[:2], list(dict.fromkeys(made.captions.texts))[:2]
+    rows = [
+        {"image": image, "text": text, "target": "match" if (i == j) else "no match", "group": 0}
+        for i, image in enumerate(images)
+        for j, text in enumerate(texts)
+    ]
+    result = evaluate(Scorer.open(tmp_path / "run", store=made.store), write(tmp_path / "p.jsonl", rows))
+    assert "group_score" not in result.metrics
+    assert "accuracy" in result.metrics
+
+
+def test_answers_without_weight_are_no_classes(made, tmp_path):
+    rows = [{**made.train.row(i), "target": {"a": 0.0, "b": 0.0}} for i in range(20)]
+    with pytest.raises(PairsError, match="No answer of the training pairs"):
+        train(made.store, write(tmp_path / "p.jsonl", rows), run=tmp_path / "run", task="classification", model="mlp")
+
+
+def test_scores_are_strict_json_and_say_where_they_cannot_be_written(made, tmp_path):
+    train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="majority")
+    scorer = Scorer.open(tmp_path / "run", store=made.store)
+    row = f'{{"image": "{made.test.images[0]}", "text": "{made.test.texts[0]}", "weight": 1e999}}\n'
+    (tmp_path / "p.jsonl").write_text(row)
+    score_file(scorer, tmp_path / "p.jsonl", tmp_path / "s.jsonl")
+
+    def refuse(constant):
+        raise ValueError(constant)
+
+    written = json.loads((tmp_path / "s.jsonl").read_text(), parse_constant=refuse)
+    assert written["weight"] is None
+    with pytest.raises(InputError, match="the scores cannot be written"):
+        score_file(scorer, tmp_path / "p.jsonl", tmp_path / "p.jsonl" / "s.jsonl")
+    assert torch.is_grad_enabled()
