@@ -161,7 +161,7 @@ class Scorer:
         image_values = self.store.read("image", image_ids, self._towers["image"])
         embedded = EmbeddedPairs.of([], [], {}, image_values, {}, self._read_texts(texts))
         with torch.inference_mode():
-            logits_of_pairs = self._by_item(embedded) if isinstance(self.network, Fusion) else self._by_pair(embedded)
+            logits_of_pairs = self._by_item(embedded)
             for start in range(0, scores.size, self.batch_size):
                 numbers = torch.arange(start, min(start + self.batch_size, scores.size))
                 logits = logits_of_pairs(numbers // len(texts), numbers % len(texts))
@@ -169,7 +169,7 @@ class Scorer:
         return scores
 
     def _by_item(self, embedded: EmbeddedPairs) -> Callable[[Tensor, Tensor], Tensor]:
-        """Project every item once; what is left for a pair are the blocks and the head."""
+        """Let a fusion project every item once: what is left for a pair are the blocks and the head."""
         network = self.network
         if not isinstance(network, Fusion):
             return self._by_pair(embedded)
