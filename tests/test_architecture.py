@@ -27,6 +27,7 @@ LAYERS = [
     {"scoring", "evaluation"},
     {"seeds"},
     {"demo", "report", "ablation", "ablation_report"},
+    {"commands"},
     {"cli", "__init__"},
     {"__main__"},
 ]

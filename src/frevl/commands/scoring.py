@@ -1,0 +1,56 @@
+"""Commands that apply and judge a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frevl.commands import JsonOption, RunOption, StoreOption, app, say, write
+
+
+@app.command()
+def evaluate(
+    store: StoreOption,
+    run: RunOption,
+    pairs: Annotated[Path, typer.Option(help="Pairs with known truth.")],
+    versus: Annotated[Path | None, typer.Option(help="Another run, to compare on the same pairs.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Judge a run, or the mean of its seeds: metrics with intervals by image, slices, provenance."""
+    from frevl.evaluation import evaluate as run_evaluate
+    from frevl.report import result_table
+    from frevl.scorer import Scorer
+    from frevl.seeds import evaluate_seeds, is_seeds, open_seeds
+    from frevl.store import Store
+
+    opened = Store.open(store)
+    if is_seeds(run) or (versus and is_seeds(versus)):
+        others = open_seeds(versus, store=opened) if versus else ()
+        mean = evaluate_seeds(open_seeds(run, store=opened), pairs, versus=others)
+        say(result_table(mean))
+        write(json, mean.record())
+        return
+    other = Scorer.open(versus, store=opened) if versus else None
+    result = run_evaluate(Scorer.open(run, store=opened), pairs, versus=other)
+    say(result_table(result))
+    write(json, result.record())
+
+
+@app.command()
+def score(
+    store: StoreOption,
+    run: RunOption,
+    pairs: Annotated[Path, typer.Option(help="Pairs to score; targets are not needed.")],
+    out: Annotated[Path, typer.Option(help="File to write, one JSON object a line.")],
+    json: JsonOption = None,
+) -> None:
+    """Copy every pair and add what the run says of it."""
+    from frevl.rejects import rejects_sentence
+    from frevl.scorer import Scorer
+    from frevl.scoring import score_file
+
+    scored, left_out = score_file(Scorer.open(run, store=store), pairs, out)
+    say(f"Scored {scored:,} pairs into {out}. {rejects_sentence(left_out)}".rstrip())
+    write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out)})
