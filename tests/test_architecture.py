@@ -14,7 +14,7 @@ SOURCE = Path(frevl.__file__).parent
 # Modules by layer; a module imports from its own layer or a lower one, never from a higher one.
 LAYERS = [
     {"errors"},
-    {"rejects", "jsonfile", "provenance", "progress", "embeddings", "folder", "images"},
+    {"rejects", "jsonfile", "provenance", "progress", "embeddings", "folder", "images", "findings"},
     {"tables", "answers", "intervals", "metrics", "wups"},
     {"blocks", "fusion", "loss", "baselines", "kernel", "average"},
     {"encoders", "pairs", "towers", "benchmarks"},
