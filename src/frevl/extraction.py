@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from frevl.canaries import tower_records
-from frevl.encoders import ImageTower, TextTower, load_encoder, processors
+from frevl.encoders import ImageTower, TextTower, load_encoder, processors, with_layers
 from frevl.errors import ImageError, InputError, UsageError
 from frevl.folder import FolderFile, list_folder, read_regular_file
 from frevl.images import read_image
@@ -26,7 +26,7 @@ from frevl.writer import Item, StoreWriter
 __all__ = ["ExtractionReport", "extract"]
 
 _TEXTS_AT_ONCE = 4096  # sorted by length, so that padding wastes little
-_NEVER_CUT = 64  # characters; no tower reads fewer tokens than that
+_NEVER_CUT = 16  # characters; where four tokens stand for one (bytes of rare signs), 64 tokens hold them
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -76,6 +76,7 @@ def extract(
     pairs: Sequence[str | Path] = (),
     encoder: Sequence[str] = ("packaged",),
     tokens: str = "pooled",
+    layers: Sequence[int] = (),
     dtype: str = "float16",
     commit_rows: int = 1024,
     commit_seconds: float = 5.0,
@@ -93,6 +94,8 @@ def extract(
         pairs: Pairs files whose texts are embedded.
         encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
         tokens: ``pooled``, or an image grid ``7x7``, ``4x4``, ``2x2`` with word tokens for texts.
+        layers: Hidden layers to keep side by side instead of an encoder's own output, -1 for the last; only encoders
+            ``hf:MODEL`` have them, and they become part of the encoder's name.
         dtype: ``float16`` or ``float32``, as stored.
         commit_rows: Commit after this many items,
         commit_seconds: or after this many seconds, whichever comes first.
@@ -117,7 +120,8 @@ def extract(
         raise InputError(
             f"{images}: expected a folder of images, found {'a file' if Path(images).exists() else 'none'}"
         )
-    loaded = [load_encoder(name, tokens=tokens) for name in dict.fromkeys(encoder)]
+    names = dict.fromkeys(with_layers(name, layers) for name in encoder)
+    loaded = [load_encoder(name, tokens=tokens) for name in names]
     if images is not None and next(list_folder(images), None) is None:
         raise InputError(f"{images}: expected images, found no file in that folder")
     report = ExtractionReport(str(store))
@@ -196,11 +200,14 @@ def _prepare(file: FolderFile, towers: Sequence[ImageTower], pending: Pending) -
     try:
         status = os.stat(file.path)  # noqa: PTH116
         unchanged = state and (state["bytes"], state["modified_ns"]) == (status.st_size, status.st_mtime_ns)
-        if state and unchanged and not state["lacking"]:
+        imported = state and not state["bytes"]  # its file was never seen, so nothing says that it changed
+        if state and (unchanged or imported) and not state["lacking"]:
             return file.id, None
         content = read_regular_file(file.path, status)
         item = Item(file.id, hashlib.sha256(content).hexdigest()[:32], len(content), status.st_mtime_ns)
         needing, way = towers, "append"
+        if state and imported:
+            item = Item(file.id, state["content_hash"], 0)
         if state and state["content_hash"] != item.content_hash:
             way = "replace"
         elif state:

@@ -20,7 +20,18 @@ from frevl.embeddings import pool, stack
 from frevl.errors import UsageError, nearest
 from frevl.images import ImageSource, read_image
 
-__all__ = ["ENCODERS", "TOKENS", "Embeddings", "Encoder", "ImageTower", "TextTower", "load_encoder", "processors"]
+__all__ = [
+    "ENCODERS",
+    "PREFIXES",
+    "TOKENS",
+    "Embeddings",
+    "Encoder",
+    "ImageTower",
+    "TextTower",
+    "load_encoder",
+    "processors",
+    "with_layers",
+]
 
 TOKENS = ("pooled", "7x7", "4x4", "2x2")
 """What an embedding is made of: one pooled token, or a grid of image tokens and the word tokens of a text."""
@@ -237,13 +248,50 @@ ENCODERS: dict[str, Callable[[str], tuple[ImageTower | None, TextTower | None]]]
 """Every encoder by name: a function from a kind of tokens to the two towers."""
 
 
+def _huggingface(model: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
+    from frevl.encoders.huggingface import towers
+
+    return towers(model, tokens)
+
+
+def _openclip(model: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
+    from frevl.encoders.openclip import towers
+
+    return towers(model, tokens)
+
+
+PREFIXES: dict[str, Callable[[str, str], tuple[ImageTower | None, TextTower | None]]] = {
+    "hf:": _huggingface,
+    "openclip:": _openclip,
+}
+"""The two open entries: a prefix, and a function from the rest of the name and a kind of tokens to the two towers."""
+
+
+def with_layers(name: str, layers: Sequence[int]) -> str:
+    """Write chosen hidden layers into an encoder's name, so that the name says all that loading needs.
+
+    Args:
+        name: For `load_encoder`.
+        layers: 0 for the embedding layer, -1 for the last hidden state; none leaves the name as it is.
+
+    Raises:
+        UsageError: Only encoders ``hf:`` have layers to choose from.
+    """
+    if not layers:
+        return name
+    if not name.startswith("hf:"):
+        raise UsageError(f"--layers goes with encoders of a model hub (hf:MODEL), not with '{name}'; leave it out")
+    return f"{name}#layers={','.join(map(str, layers))}"
+
+
 def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
     """Load an encoder by name.
 
     The first use of a packaged encoder takes some seconds: it exports the network to the user's cache folder.
 
     Args:
-        name: One of `ENCODERS`.
+        name: One of `ENCODERS`, ``hf:MODEL`` (see `frevl.encoders.huggingface`) or ``openclip:ARCHITECTURE/WEIGHTS``
+            (see `frevl.encoders.openclip`).
         tokens: One of `TOKENS`. ``"7x7"``, ``"4x4"`` and ``"2x2"`` keep a grid of image tokens and the word
             tokens of texts; ``"pooled"`` keeps their mean. ``packaged-deep`` is pooled only.
 
@@ -253,11 +301,13 @@ def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
     Raises:
         UsageError: Unknown name or kind of tokens, or tokens that the encoder does not keep.
         MissingExtraError: The encoder's libraries are not installed.
-        EncoderError: The encoder is damaged, or its cache folder cannot be used.
+        EncoderError: The encoder is damaged, cannot be fetched, or its cache folder cannot be used.
     """
-    if name not in ENCODERS:
-        raise UsageError(f"There is no encoder '{name}'. {nearest(name, ENCODERS)}")
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+    if prefix is None and name not in ENCODERS:
+        hint = f" A model of a hub is written 'hf:{name}'." if "/" in name else ""
+        raise UsageError(f"There is no encoder '{name}'. {nearest(name, ENCODERS)}{hint}")
     if tokens not in TOKENS:
         raise UsageError(f"There is no kind of tokens '{tokens}'. {nearest(tokens, TOKENS)}")
-    image, text = ENCODERS[name](tokens)
+    image, text = ENCODERS[name](tokens) if prefix is None else PREFIXES[prefix](name.removeprefix(prefix), tokens)
     return Encoder(name, image, text)

@@ -29,9 +29,20 @@ from frevl.errors import EncoderError, MissingExtraError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Source", "cache_folder", "library", "open_network", "run"]
+__all__ = [
+    "INT8_PARITY",
+    "Source",
+    "cache_folder",
+    "exported_path",
+    "library",
+    "open_int8",
+    "open_network",
+    "quiet_export",
+    "run",
+]
 
 PARITY = 0.9999  # smallest cosine between PyTorch's tokens and ONNX Runtime's that is accepted
+INT8_PARITY = 0.99  # smallest cosine between an item's float32 and its int8 embedding that is accepted
 _FORMAT = 1  # raised when the same weights shall be exported in another way
 
 
@@ -50,8 +61,8 @@ class Source:
     examples: Sequence[np.ndarray]
 
 
-def library(name: str) -> ModuleType:
-    """Import an optional library.
+def library(name: str, extra: str = "packaged") -> ModuleType:
+    """Import an optional library of an extra of this package.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -61,7 +72,7 @@ def library(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise
-        raise MissingExtraError(name, "packaged") from None
+        raise MissingExtraError(name, extra) from None
 
 
 def cache_folder() -> Path:
@@ -93,7 +104,41 @@ def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
         EncoderError: The cache folder cannot be used, or ONNX Runtime does not agree with PyTorch.
     """
     library("onnxruntime")  # before anything slow
-    path = cache_folder() / f"{name}-{weights[:16]}-{_FORMAT}.onnx"
+    return _open_or_make(exported_path(name, weights), weights, lambda path: _export(build(), path, name, weights))
+
+
+def open_int8(name: str, weights: str, build: Callable[[], Source]) -> Any:
+    """Open an exported network whose matrix products have 8-bit weights; make it if this was never done.
+
+    Weights are quantised a column at a time, activations while it runs (ONNX Runtime's dynamic quantisation).
+
+    Args:
+        name: As for `open_network`, like all that follow.
+        weights: SHA-256 of the weight file.
+        build: Loads the PyTorch network.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``.
+
+    Raises:
+        MissingExtraError: A library is missing.
+        EncoderError: As for `open_network`, or the embeddings of int8 are too far from those of float32.
+    """
+    path, mark = exported_path(name, weights, "-int8"), f"{weights}-int8"
+    session = _open(path, mark)
+    if session is not None:
+        return session
+    exact = open_network(name, weights, build)
+    return _open_or_make(path, mark, lambda path: _quantise(exact, build(), path, name, weights))
+
+
+def exported_path(name: str, weights: str, kind: str = "") -> Path:
+    """Return where the exported file of a network is or will be; ``kind`` tells variants of one network apart."""
+    return cache_folder() / f"{name}-{weights[:16]}-{_FORMAT}{kind}.onnx"
+
+
+def _open_or_make(path: Path, weights: str, make: Callable[[Path], None]) -> Any:
+    """Open a file of the cache folder; if there is none that fits, make it while other processes wait."""
     session = _open(path, weights)
     if session is not None:
         return session
@@ -102,7 +147,7 @@ def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
         with FileLock(path.parent / "export.lock"):
             session = _open(path, weights)  # another process may have been first
             if session is None:
-                _export(build(), path, name, weights)
+                make(path)
                 session = _open(path, weights)
     except OSError as error:
         raise EncoderError(
@@ -165,7 +210,7 @@ def _write(source: Source, path: Path, weights: str) -> None:
     library("onnx")
     library("onnxscript")  # torch's exporter needs both and says so less clearly
     example = torch.from_numpy(source.examples[0])
-    with _quiet_export():
+    with quiet_export():
         program = torch.onnx.export(
             source.network.eval(),
             (example,),
@@ -205,6 +250,45 @@ def _check(source: Source, path: Path, name: str, weights: str) -> None:
             )
 
 
+def _quantise(exact: Any, source: Source, path: Path, name: str, weights: str) -> None:
+    """Write the network of `exact` with 8-bit weights, check it and put it in place; the caller holds the lock."""
+    onnx = library("onnx")
+    quantization = library("onnxruntime.quantization")
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        model = onnx.load(exported_path(name, weights))
+        # The exporter's notes of inner shapes contradict ONNX's own inference at some nodes, and nothing needs them.
+        del model.graph.value_info[:]
+        quantization.quant_utils.add_pre_process_metadata(model)  # else it advises to do what was just done
+        with quiet_export():
+            quantization.quantize_dynamic(
+                model,
+                part,
+                op_types_to_quantize=["MatMul", "Gemm"],
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+            )
+        model = onnx.load(part)
+        onnx.helper.set_model_props(model, {"frevl.weights": f"{weights}-int8"})
+        onnx.save(model, part)
+        session = _open_unchanged.__wrapped__(part, 0, 0, f"{weights}-int8")
+        if session is None:
+            raise EncoderError(f"ONNX Runtime cannot read the int8 form of the encoder '{name}'; leave '#int8' out.")
+        for example in source.examples:
+            expected = run(exact, example).reshape(len(example), -1)
+            found = run(session, example).reshape(len(example), -1)
+            lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+            cosine = float(((expected * found).sum(axis=1) / np.maximum(lengths, 1e-12)).min())
+            if not cosine >= INT8_PARITY:  # also true for NaN
+                raise EncoderError(
+                    f"With 8-bit weights the encoder '{name}' says something else: cosine {cosine:.4f}, expected at "
+                    f"least {INT8_PARITY}. Leave '#int8' out."
+                )
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Keep PyTorch on one core: on a busy machine its waiting threads made single images 20 times slower."""
@@ -219,14 +303,16 @@ def _one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_export() -> Iterator[None]:
+def quiet_export() -> Iterator[None]:
     """Hide what the exporter says about its own insides: warnings, and log lines about absent torchvision."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

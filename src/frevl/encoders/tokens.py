@@ -6,10 +6,28 @@ import math
 
 import numpy as np
 
-__all__ = ["keep_tokens"]
+__all__ = ["keep_layers", "keep_tokens"]
 
 
-def keep_tokens(tokens: np.ndarray, kind: str) -> np.ndarray:
+def keep_layers(tokens: np.ndarray, kind: str, layers: int, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Reduce tokens that hold several hidden states side by side; each is kept and scaled as `keep_tokens` does.
+
+    The whole is divided by the square root of the number of states, so that its pooled embedding has unit length.
+
+    Args:
+        tokens: ``(tokens, layers * width)`` float.
+        kind: As for `keep_tokens`.
+        layers: How many hidden states.
+        shape: As for `keep_tokens`.
+
+    Returns:
+        ``(kept tokens, layers * width)`` float32.
+    """
+    parts = [keep_tokens(part, kind, shape) for part in np.split(tokens, layers, axis=1)]
+    return parts[0] if layers == 1 else np.concatenate(parts, axis=1) / np.float32(math.sqrt(layers))
+
+
+def keep_tokens(tokens: np.ndarray, kind: str, shape: tuple[int, int] | None = None) -> np.ndarray:
     """Reduce one item's tokens to the kind that is asked for, and scale them.
 
     Every kind is divided by one number, the length of the mean of all tokens (ours). So the pooled embedding has
@@ -18,9 +36,10 @@ def keep_tokens(tokens: np.ndarray, kind: str) -> np.ndarray:
     to the pooled embedding.
 
     Args:
-        tokens: ``(tokens, dim)`` float; for a grid kind row by row, square.
+        tokens: ``(tokens, dim)`` float; for a grid kind row by row.
         kind: ``"pooled"``, ``"words"`` (all tokens), or ``"GxG"``: cell averages as in adaptive average pooling
             (``torch.nn.AdaptiveAvgPool2d``), so cell i of G covers floor(i n/G) to ceil((i+1) n/G) of n.
+        shape: Rows and columns of the grid; None for a square one.
 
     Returns:
         ``(1, dim)``, ``(tokens, dim)`` or ``(G * G, dim)`` float32.
@@ -32,19 +51,24 @@ def keep_tokens(tokens: np.ndarray, kind: str) -> np.ndarray:
     if kind == "pooled":
         tokens = mean[None]
     elif kind != "words":
-        tokens = _cell_averages(tokens, int(kind.split("x")[0]))
+        tokens = _cell_averages(tokens, int(kind.split("x")[0]), shape)
     scaled: np.ndarray = tokens / length
     return scaled.astype(np.float32)
 
 
-def _cell_averages(tokens: np.ndarray, wanted: int) -> np.ndarray:
-    """Average ``(side², dim)`` to ``(wanted², dim)``: first over rows, then over columns."""
+def _cell_averages(tokens: np.ndarray, wanted: int, shape: tuple[int, int] | None) -> np.ndarray:
+    """Average ``(rows * columns, dim)`` to ``(wanted², dim)``: first over rows, then over columns."""
     side, dim = math.isqrt(len(tokens)), tokens.shape[1]
-    if side == wanted:
+    rows, columns = shape or (side, side)
+    if rows == columns == wanted:
         return tokens
     # Slices and no matrix product: towers call this from several threads, where a threaded product took ten times
     # as long as it should.
-    bounds = [(i * side // wanted, -(-(i + 1) * side // wanted)) for i in range(wanted)]
-    grid = tokens.reshape(side, side, dim)
-    rows = np.stack([grid[start:stop].mean(axis=0) for start, stop in bounds])
-    return np.stack([rows[:, start:stop].mean(axis=1) for start, stop in bounds], axis=1).reshape(-1, dim)
+    grid = tokens.reshape(rows, columns, dim)
+    averaged = np.stack([grid[start:stop].mean(axis=0) for start, stop in _cells(rows, wanted)])
+    across = [averaged[:, start:stop].mean(axis=1) for start, stop in _cells(columns, wanted)]
+    return np.stack(across, axis=1).reshape(-1, dim)
+
+
+def _cells(count: int, wanted: int) -> list[tuple[int, int]]:
+    return [(i * count // wanted, -(-(i + 1) * count // wanted)) for i in range(wanted)]

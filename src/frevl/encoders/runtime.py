@@ -1,0 +1,181 @@
+"""How a frozen network of a model hub runs: ONNX Runtime on a processor, PyTorch on accelerators or where asked.
+
+On a processor the network is exported once (`frevl.encoders.exported`); if that fails, PyTorch runs it and the reason
+is logged. On accelerators PyTorch runs it in float16, one copy a device, each with its own share of a batch. How many
+items go in one run is measured on the first ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from frevl.encoders import processors
+from frevl.encoders.exported import Source, open_int8, open_network, run
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["BatchSizes", "Network", "accelerators", "open_in_torch", "open_runtime"]
+
+_log = logging.getLogger("frevl")
+_PROCESSOR_SIZES = (1, 4, 16)
+_ACCELERATOR_SIZES = (16, 64, 256)
+_TRIES = 2  # of every size; the faster one counts, since the first run of a size also allocates
+
+
+class BatchSizes:
+    """Chooses how many items go in one run: tries every size on real work, then keeps the fastest (ours).
+
+    Args:
+        sizes: To choose among, in the order in which they are tried.
+
+    Attributes:
+        sizes: As given.
+    """
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.sizes = tuple(sizes)
+        self._seconds: dict[int, list[float]] = {size: [] for size in self.sizes}
+        self._lock = threading.Lock()
+
+    def next(self) -> int:
+        """Return the size that the next run should have."""
+        with self._lock:
+            for size, seconds in self._seconds.items():
+                if len(seconds) < _TRIES:
+                    return size
+            return min(self._seconds, key=lambda size: min(self._seconds[size]))
+
+    def took(self, size: int, seconds: float) -> None:
+        """Report how long a run of this size took, in seconds an item."""
+        with self._lock:
+            if len(self._seconds[size]) < _TRIES:
+                self._seconds[size].append(seconds)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A frozen network that is ready to run.
+
+    Attributes:
+        copies: One function from a batch to its outputs for each run that goes on at the same time.
+        sizes: Sizes of a run to choose among.
+        name: ``ONNX Runtime``, ``ONNX Runtime, int8`` or ``PyTorch on`` some device.
+    """
+
+    copies: Sequence[Callable[[np.ndarray], np.ndarray]]
+    sizes: BatchSizes
+    name: str
+
+    @property
+    def batch_size(self) -> int:
+        """How many items a tower should ask for at once, so that every copy has work of any size."""
+        return max(32, self.sizes.sizes[-1] * len(self.copies))
+
+    def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run equal-shaped inputs.
+
+        Args:
+            items: Inputs without a batch axis.
+
+        Returns:
+            One output an item, without a batch axis.
+        """
+        outputs: list[np.ndarray] = []
+        while len(outputs) < len(items):
+            size = self.sizes.next()
+            rest = items[len(outputs) : len(outputs) + size * len(self.copies)]
+            shares = [np.stack(rest[start : start + size]) for start in range(0, len(rest), size)]
+            started = time.perf_counter()
+            if len(shares) == 1:
+                outputs += list(self.copies[0](shares[0]))
+            else:
+                with ThreadPoolExecutor(len(shares)) as pool:
+                    for output in pool.map(lambda copy, share: copy(share), self.copies, shares):
+                        outputs += list(output)
+            if len(rest) == size * len(self.copies):  # a smaller rest would make a size look slow
+                self.sizes.took(size, (time.perf_counter() - started) / len(rest))
+        return outputs
+
+
+def accelerators() -> list[str]:
+    """Return the devices that PyTorch can use beside the processor: every CUDA device, or Apple's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return ["mps"] if torch.backends.mps.is_available() else []
+
+
+def open_runtime(name: str, key: str, build: Callable[[], Source], choice: str) -> Network:
+    """Open a network in the way that suits the machine.
+
+    Args:
+        name: Of the tower; names the exported file.
+        key: Hash of everything that the exported network depends on.
+        build: Loads the PyTorch network and says what to export; called only if it is needed.
+        choice: ``auto``, ``torch`` (never export) or ``int8`` (8-bit weights, always ONNX Runtime).
+
+    Raises:
+        EncoderError: The network cannot be loaded, or int8 is asked for and does not work.
+        MissingExtraError: int8 is asked for and ONNX Runtime is not installed.
+    """
+    if choice == "int8":
+        # Activations are rounded with one scale a run: an item alone in its run does not depend on its neighbours.
+        return _in_onnx_runtime(open_int8(name, key, build), "ONNX Runtime, int8", (1,))
+    if choice == "torch" or accelerators():
+        return open_in_torch(build(), accelerators() or ["cpu"])
+    built: list[Source] = []
+
+    def build_once() -> Source:
+        if not built:
+            built.append(build())
+        return built[0]
+
+    try:
+        return _in_onnx_runtime(open_network(name, key, build_once), "ONNX Runtime", _PROCESSOR_SIZES)
+    # The exporter fails with exceptions of many kinds; whatever it is, PyTorch can still run the network.
+    except Exception as error:
+        source = build_once()  # raises what is wrong with the network itself, if it was that
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        _log.warning("frevl: '%s' runs in PyTorch, slower, because its export to ONNX failed: %s", name, reason)
+        return open_in_torch(source, ["cpu"])
+
+
+def open_in_torch(source: Source, devices: Sequence[str]) -> Network:
+    """Run a network in PyTorch: float32 on a processor, float16 on other devices, one copy a device."""
+    copies = [_torch_copy(source.network, device) for device in devices]
+    sizes = _PROCESSOR_SIZES if devices[0] == "cpu" else _ACCELERATOR_SIZES
+    return Network(copies, BatchSizes(sizes), f"PyTorch on {', '.join(devices)}")
+
+
+def _torch_copy(network: torch.nn.Module, device: str) -> Callable[[np.ndarray], np.ndarray]:
+    import torch
+
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    # A network on its only device needs no copy of its weights.
+    placed = (network if device == "cpu" else copy.deepcopy(network)).to(device=device, dtype=dtype).eval()
+
+    def embed(batch: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            output: torch.Tensor = placed(torch.from_numpy(batch).to(device))
+            values: np.ndarray = output.float().cpu().numpy()
+        return values
+
+    return embed
+
+
+def _in_onnx_runtime(session: Any, name: str, sizes: Sequence[int]) -> Network:
+    """One run uses one core (`frevl.encoders.exported`), so as many go on at once as there are cores."""
+    count = processors()
+    copies = [lambda batch: run(session, batch)] * count
+    return Network(copies, BatchSizes(sizes), name)
