@@ -198,6 +198,35 @@ class Fusion(nn.Module):
             difference=difference,
         )
 
+    @classmethod
+    def from_pretrained(cls, model: str, *, revision: str | None = None, **options: str | bool | None) -> Fusion:
+        """Load a published network; for a whole run with its calibration and labels take ``Scorer.open``.
+
+        Args:
+            model: A folder (of `save_pretrained`, or a run), or an id on the model hub.
+            revision: Branch, tag or commit on the hub.
+            options: As for `frevl.hub.load_network`.
+
+        Raises:
+            MissingExtraError: ``huggingface_hub`` is not installed.
+            RunError: There is no fusion network, or it is damaged, or the hub cannot be reached.
+        """
+        from frevl.hub import load_network
+
+        return load_network(cls, model, revision=revision, **options)
+
+    def save_pretrained(self, folder: str, *, card: str | None = None) -> None:
+        """Write the network to a folder: see `frevl.hub.save_network`."""
+        from frevl.hub import save_network
+
+        save_network(self, folder, self.settings, card=card)
+
+    def push_to_hub(self, repository: str, *, card: str | None = None, **options: str | bool | None) -> str:
+        """Send the network to the model hub and return the commit's address: see `frevl.hub.push_network`."""
+        from frevl.hub import push_network
+
+        return push_network(self, repository, self.settings, card=card, **options)
+
     @property
     def settings(self) -> dict[str, int | float | bool]:
         """The constructor's arguments: ``Fusion(**settings)`` builds a network of the same shape."""

@@ -1,0 +1,181 @@
+"""The model card of a run: what stands on its page of a model hub, all of it read off the run's own records.
+
+The fields follow Mitchell et al., "Model Cards for Model Reporting" (arXiv 1810.03993); the head is the metadata that
+hubs read. A number that the records do not hold is said to be missing and never made up.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["model_card"]
+
+_MOST_LABELS = 20
+_TITLES = {
+    "i2t_r1": "image to text, recall at 1",
+    "i2t_r5": "image to text, recall at 5",
+    "i2t_r10": "image to text, recall at 10",
+    "t2i_r1": "text to image, recall at 1",
+    "t2i_r5": "text to image, recall at 5",
+    "t2i_r10": "text to image, recall at 10",
+    "accuracy": "accuracy",
+    "vqa_accuracy": "VQA accuracy",
+    "ece": "calibration error (ECE, less is better)",
+    "brier": "Brier score (less is better)",
+    "macro_f1": "F1, mean over the classes",
+}
+
+
+def model_card(
+    run: Mapping[str, Any],
+    *,
+    name: str,
+    results: Sequence[Mapping[str, Any]] = (),
+    diagnosis: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the card.
+
+    Args:
+        run: What ``run.json`` holds.
+        name: Of the model, for headings and examples: an id on a hub.
+        results: What ``frevl evaluate --json`` wrote, one a test set.
+        diagnosis: What ``frevl diagnose --json`` wrote; its verdict goes into the card.
+
+    Returns:
+        Markdown with a head of metadata.
+    """
+    parts = [
+        _head(run),
+        f"# {name.rpartition('/')[2]}",
+        f"A `{run['model']}` network of {run['parameters']:,} parameters for {run['task']} on **frozen embeddings**, "
+        f"trained with frevl {run['provenance']['versions'].get('frevl', '')}. The encoders are not part of it: they "
+        "embed images and texts first, and this network reads the embeddings.",
+        _verdict(diagnosis),
+        _metrics(run, results),
+        _encoders(run),
+        _training(run),
+        _limits(run, results, diagnosis),
+        _use(run, name),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(run: Mapping[str, Any]) -> str:
+    lines = [
+        "---",
+        "library_name: frevl",
+        "tags:",
+        *(f"- {tag}" for tag in ("frevl", "frozen-embeddings", "vision-language", run["task"], run["model"])),
+    ]
+    return "\n".join([*lines, "---"])
+
+
+def _verdict(diagnosis: Mapping[str, Any] | None) -> str:
+    if diagnosis is None:
+        return "No diagnosis was made, so this card cannot say whether simpler models would do: `frevl diagnose` can."
+    return f"> **Verdict.** {diagnosis['verdict']['sentence']}"
+
+
+def _metrics(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["## Results"]
+    for result in results:
+        lines += ["", f"{result['n']:,} test pairs; 95 % intervals by bootstrap over images.", ""]
+        lines += ["| metric | % | 95 % interval |", "|---|---|---|"]
+        for metric, value in result["metrics"].items():
+            low, high = result.get("ci95", {}).get(metric, (None, None))
+            interval = "not measured" if low is None else f"{low:.2f} to {high:.2f}"
+            lines.append(f"| {_TITLES.get(metric, metric)} | {value:.2f} | {interval} |")
+        lines += ["", *(f"- {note}" for note in result.get("notes", []))]
+    if not results:
+        lines += [
+            "",
+            "No test set was evaluated for this card. On the development data that also chose and calibrated it",
+        ]
+        lines += ["(an optimistic number, without interval):", ""]
+        development = run["results"].get("development", {})
+        lines += [f"- {_TITLES.get(key, key)}: {_number(value)}" for key, value in development.items()]
+    return "\n".join(lines)
+
+
+def _encoders(run: Mapping[str, Any]) -> str:
+    lines = ["## Encoders", "", "Scores mean something only for embeddings that were made in exactly this way.", ""]
+    lines += ["| encoder | tower | field | value |", "|---|---|---|---|"]
+    for modality, towers in run["towers"].items():
+        for tower, identity in towers.items():
+            for field, value in sorted(identity.items()):
+                lines.append(f"| {', '.join(run['encoders'])} | {modality} `{tower}` | {field} | {_cell(value)} |")
+    return "\n".join(lines)
+
+
+def _training(run: Mapping[str, Any]) -> str:
+    results, settings, provenance = run["results"], run["settings"], run["provenance"]
+    hardware = ", ".join(f"{key} {value}" for key, value in provenance.get("hardware", {}).items())
+    lines = [
+        "## Training data and procedure",
+        "",
+        f"- pairs: {results.get('train_pairs', 0):,}, from `{settings.get('pairs', 'unknown')}`; split by image",
+        f"- seconds: {results.get('train_seconds', 0):.1f}; seed {provenance.get('seed')}; {hardware}",
+        f"- store: fingerprint `{provenance.get('store_fingerprint')}`",
+        f"- calibration: logits are multiplied by {run['calibration']['scale']:.4g} and shifted by "
+        f"{run['calibration']['offset']:.4g}",
+    ]
+    labels = run["labels"]
+    if labels:
+        shown = ", ".join(f"`{_cell(label)}`" for label in labels[:_MOST_LABELS])
+        lines.append(f"- {len(labels):,} labels: {shown}{', ...' if len(labels) > _MOST_LABELS else ''}")
+    lines += [f"- {note}" for note in results.get("notes", [])]
+    changed = {key: value for key, value in settings.items() if value is not None and key != "pairs"}
+    return "\n".join([*lines, "", "```json", json.dumps(changed, indent=1, sort_keys=True), "```"])
+
+
+def _limits(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], diagnosis: Mapping[str, Any] | None) -> str:
+    lines = [
+        "## Limits",
+        "",
+        "- What the frozen encoders did not keep of an image or a text cannot be found again here: counting, spatial",
+        "  relations and reading are weak in most encoders.",
+        "- It inherits the biases of its encoders and of the pairs above, and was tested on nothing but what is named.",
+    ]
+    if run["labels"]:
+        lines.append("- It always answers with one of its labels, whatever is asked; low probabilities say so.")
+    else:
+        lines.append("- Its probability assumes that half of the pairs match, as in its development data.")
+    for result in results:
+        for key, slices in result.get("slices", {}).items():
+            worst = min(slices.items(), key=lambda item: _score(item[1]), default=None)
+            if worst is not None:
+                lines.append(
+                    f"- weakest slice of `{key}`: `{worst[0]}` with {_score(worst[1]):.2f} % ({worst[1]['n']} pairs)"
+                )
+    findings = diagnosis["findings"] if diagnosis else []
+    lines += [f"- {finding['claim']}" for finding in findings if finding.get("section") in ("skills", "data")]
+    return "\n".join(lines)
+
+
+def _use(run: Mapping[str, Any], name: str) -> str:
+    encoders = " ".join(f"--encoder {encoder}" for encoder in run["encoders"])
+    return "\n".join(
+        [
+            "## Use",
+            "",
+            "```bash",
+            f"frevl extract --images images --pairs pairs.jsonl {encoders} --store STORE",
+            f"frevl score --store STORE --run hf:{name} --pairs pairs.jsonl --out scores.jsonl",
+            "```",
+        ]
+    )
+
+
+def _score(record: Mapping[str, Any]) -> float:
+    return float(next((value for key, value in record.items() if key not in ("n", "ci95")), 0.0))
+
+
+def _number(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: str) -> str:
+    """Text that cannot break a table or leave it."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
