@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from frevl.embeddings import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
-from frevl.tables import Snapshot
+from frevl.tables import ITEM_COLUMNS, Snapshot
 from frevl.towers import Modality, Tower, fingerprint_of, from_rows
 
 __all__ = ["TABLES", "Store"]
@@ -126,6 +127,55 @@ class Store:
                 has[rows[pc.equal(names, name).to_numpy(zero_copy_only=False)]] = True
                 parts[f"has:{name}"].append(has)
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    def version(self, modality: Modality) -> int | None:
+        """Return the version of a table of items: if it is the same, so is every row. None if there is no table."""
+        return self._read(lambda at: at.versions[TABLES[modality]])
+
+    def metadata(self, modality: Modality) -> dict[str, pa.DataType]:
+        """Return name and type of the columns that an import kept beside the embeddings."""
+        columns = self._read(lambda at: at.columns(TABLES[modality]))
+        # Lists are embeddings, also those of towers that came after this store was opened.
+        return {f.name: f.type for f in columns if f.name not in ITEM_COLUMNS and not pa.types.is_nested(f.type)}
+
+    def read_metadata(self, modality: Modality, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the metadata columns of some items, one dictionary each; empty where the store has none."""
+        names = list(self.metadata(modality))
+
+        def read(at: Snapshot) -> list[dict[str, Any]]:
+            known = at.rows(TABLES[modality])
+            missing = [id_ for id_ in ids if id_ not in known]
+            if missing:
+                raise StoreError(f"{self.path}: there is no {modality} '{missing[0]:.80}' in the store")
+            rows = np.unique(np.array([known[id_] for id_ in ids], np.int64))
+            taken = [
+                [
+                    value
+                    for part in at.take(TABLES[modality], name, rows, rows_at_once=8192)
+                    for value in part.to_pylist()
+                ]
+                for name in names
+            ]
+            found = {int(row): dict(zip(names, values, strict=True)) for row, *values in zip(rows, *taken, strict=True)}
+            return [found[known[id_]] for id_ in ids]
+
+        return self._read(read) if names else [{} for _ in ids]
+
+    def matching(self, modality: Modality, where: str) -> list[str]:
+        """Return the ids of the items for which a condition in SQL holds.
+
+        Args:
+            modality: ``image`` or ``text``.
+            where: Such as ``id LIKE 'kitchen/%' AND width >= 640``, over ``id``, ``bytes`` and metadata columns.
+
+        Raises:
+            UsageError: The condition cannot be understood, or names a column that is not there.
+        """
+        try:
+            return self._read(lambda at: at.matching(TABLES[modality], where))
+        except UsageError as error:
+            names = ", ".join(["id", "bytes", *self.metadata(modality)])
+            raise UsageError(f"{error}. Columns of the {modality}s of {self.path}: {names}") from error
 
     def select_towers(self, modality: Modality, encoders: Sequence[str] | None = None) -> list[Tower]:
         """Return the towers of some encoders, in the order of the store.
@@ -258,9 +308,11 @@ class Store:
         missing = [id_ for id_ in ids if id_ not in known]
         if missing:
             flag = "--images DIR" if modality == "image" else "--pairs FILE"
+            imported = next((tower for tower in towers if tower.imported), None)
+            remedy = imported.remedy if imported else f"add them with: frevl extract {flag} --store {self.path}"
             raise StoreError(
                 f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store, the first is "
-                f"'{missing[0]:.80}'; add them with: frevl extract {flag} --store {self.path}"
+                f"'{missing[0]:.80}'; {remedy}"
             )
         rows = np.fromiter((known[id_] for id_ in ids), np.int64, len(ids))
         unique, inverse = np.unique(rows, return_inverse=True)
@@ -293,7 +345,7 @@ class Store:
         if lacking:
             raise StoreError(
                 f"{self.path}: {lacking:,} of {len(rows):,} {modality}s have no embedding of the tower '{tower.name}'; "
-                f"extract them again with --encoder {tower.encoders[0]}, or choose other encoders with --encoder"
+                f"{tower.remedy}, or choose other encoders with --encoder"
             )
         return values, mask
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,9 +15,22 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from frevl.errors import StoreError
+from frevl.errors import StoreError, UsageError
 
-__all__ = ["Snapshot", "append_rows", "existing_table", "open_table", "reading", "replace_rows", "writing"]
+__all__ = [
+    "ITEM_COLUMNS",
+    "Snapshot",
+    "append_rows",
+    "existing_table",
+    "open_table",
+    "read_lance",
+    "reading",
+    "replace_rows",
+    "writing",
+]
+
+ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
+"""Columns of the tables of items that are neither embeddings nor metadata."""
 
 _SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
 
@@ -72,6 +85,30 @@ class Snapshot:
             for start in range(0, len(rows), rows_at_once):
                 yield from table.take(rows[start : start + rows_at_once], columns=[column])[column].chunks
 
+    def columns(self, name: str) -> pa.Schema:
+        """Return the columns of a table, none if it was never written."""
+        table = self._tables[name]
+        return pa.schema([]) if table is None else table.schema
+
+    def matching(self, name: str, where: str) -> list[str]:
+        """Return the ids of the rows for which a condition in SQL holds.
+
+        Raises:
+            UsageError: The condition cannot be understood.
+        """
+        table = self._tables[name]
+        if table is None:
+            return []
+        try:
+            scanner = table.scanner(columns=["id"], filter=where)
+            scanner.explain_plan()  # only reads the condition, so that a damaged file is not taken for a wrong one
+        except BaseException as error:
+            if not _is_lance_failure(error):
+                raise
+            raise UsageError(f"The condition {where!r} cannot be understood ({_brief(error)})") from error
+        with reading(self._store, name):
+            return [id_ for batch in scanner.to_batches() for id_ in batch["id"].to_pylist()]
+
     def rows(self, name: str) -> dict[str, int]:
         """Return the row of every id of a table; read once."""
         if name not in self._rows:
@@ -100,6 +137,19 @@ def open_table(store: Path, name: str) -> lance.LanceDataset | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return lance.dataset(str(path)) if any(name.endswith(".manifest") for name in versions) else None
+
+
+def read_lance(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.RecordBatch]]]:
+    """Open any Lance table, of whoever made it.
+
+    Returns:
+        Its schema, and a function that yields its rows in batches of at most so many.
+
+    Raises:
+        OSError, ValueError: It is missing or damaged.
+    """
+    table = lance.dataset(str(path))
+    return table.schema, lambda rows: table.scanner(batch_size=rows, io_buffer_size=_SCAN_BYTES).to_batches()
 
 
 def existing_table(store: Path, name: str) -> lance.LanceDataset:

@@ -18,11 +18,21 @@ import pyarrow as pa
 
 from frevl.errors import FingerprintError, StoreError
 
-__all__ = ["CANARY_COSINE", "Modality", "Tower", "check_same", "checksum", "different_fields", "fingerprint_of"]
+__all__ = [
+    "CANARY_COSINE",
+    "IMPORTED",
+    "Modality",
+    "Tower",
+    "check_same",
+    "checksum",
+    "different_fields",
+    "fingerprint_of",
+]
 
 Modality = Literal["image", "text"]
 
 FORMAT = 1  # raised when an older frevl can no longer read what this one writes
+IMPORTED = "declared at import"  # instead of a hash of weights that nobody here has seen
 CANARY_COSINE = 0.9999  # design decision 1: below this an encoder is not the one that made the store
 
 TOWER_SCHEMA = pa.schema(
@@ -69,6 +79,18 @@ class Tower:
     def pooled(self) -> bool:
         """True for one vector an item, False for tokens."""
         return self.identity["tokens"] == "pooled"
+
+    @property
+    def imported(self) -> bool:
+        """True where the identity was declared by a user, so that frevl cannot embed anything with this tower."""
+        return self.identity.get("weights") == IMPORTED
+
+    @property
+    def remedy(self) -> str:
+        """What to do where embeddings of this tower are missing."""
+        if self.imported:
+            return f"import them with frevl import --encoder {self.encoders[0]}"
+        return f"run frevl extract again with --encoder {self.encoders[0]}"
 
     @property
     def column_type(self) -> pa.DataType:

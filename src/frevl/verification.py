@@ -84,7 +84,7 @@ def verify(path: str | Path) -> list[str]:
             if not has.all():
                 problems.append(
                     f"Tower '{tower.name}': {int((~has).sum()):,} of {len(has):,} {modality}s lack an embedding; "
-                    f"run frevl extract again with --encoder {tower.encoders[0]}."
+                    f"{tower.remedy}."
                 )
             problems += _embedding_problems(store, modality, tower)
     return problems

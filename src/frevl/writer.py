@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -85,6 +85,7 @@ class StoreWriter:
             for name in self._commits:
                 self._tidy(name)  # also what a killed process has left
             self.store = Store(self.path)
+            self._metadata = {modality: self.store.metadata(modality) for modality in TABLES}
             self._rejects = {(reject.kind, reject.id): reject.reason for reject in self.store.rejects()}
         except BaseException:
             self._lock.release()
@@ -102,6 +103,26 @@ class StoreWriter:
         finally:
             self._lock.release()
 
+    def metadata_types(self, modality: Modality) -> dict[str, pa.DataType]:
+        """Return name and type of the metadata columns of the images or texts."""
+        return dict(self._metadata[modality])
+
+    def describe(self, modality: Modality, fields: Sequence[pa.Field]) -> None:
+        """Add metadata columns; those that the store has keep their type.
+
+        Raises:
+            StoreError: A tower has such a name.
+        """
+        taken = [field.name for field in fields if field.name in self.store.towers]
+        if taken:
+            raise StoreError(f"{self.path}: '{taken[0]}' is the name of a tower; rename this metadata column")
+        new = [field for field in fields if field.name not in self._metadata[modality]]
+        self._metadata[modality].update({field.name: field.type for field in new})
+        table = open_table(self.path, TABLES[modality])
+        if table is not None and new:
+            with writing(self.path, TABLES[modality]):
+                table.add_columns(pa.schema(new))
+
     def register(self, towers: Sequence[Tower]) -> None:
         """Make towers known, or check that they are those that the store knows. Writes nothing if one is refused.
 
@@ -112,6 +133,8 @@ class StoreWriter:
         for tower in towers:
             stored = known.get(tower.name)
             if stored is None:
+                if tower.name in self._metadata[tower.modality]:
+                    raise StoreError(f"{self.path}: '{tower.name}' is the name of a metadata column, not of a tower")
                 known[tower.name] = tower
             else:
                 check_same(stored, tower, str(self.path))
@@ -135,23 +158,43 @@ class StoreWriter:
                 with writing(self.path, name):
                     table.add_columns(pa.schema(columns))
 
-    def append(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
+    def append(
+        self,
+        modality: Modality,
+        items: Sequence[Item],
+        embeddings: dict[str, Embeddings],
+        *,
+        metadata: Mapping[str, pa.Array] | None = None,
+    ) -> None:
         """Add new items.
 
         Args:
             modality: ``image`` or ``text``.
             items: Items whose ids are not in the store.
             embeddings: By tower name, one row an item. Towers that are not named stay empty for these items.
+            metadata: By column name (see `describe`), one value an item; columns that are not named stay empty.
         """
-        self._append(TABLES[modality], self._rows(modality, items, embeddings))
+        self._append(TABLES[modality], self._rows(modality, items, embeddings, metadata))
 
     def replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
         """Replace items whose content changed; towers that are not named become empty for these items."""
-        self._merge(modality, self._rows(modality, items, embeddings))
+        rows = self._rows(modality, items, embeddings)
+        if self._metadata[modality]:
+            old = self._find(modality, rows["id"].combine_chunks())
+            for name in self._metadata[modality]:
+                rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), old[name])
+        self._merge(modality, rows)
 
-    def fill(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
-        """Add embeddings of further towers to items that are in the store."""
-        new = self._rows(modality, items, embeddings)
+    def fill(
+        self,
+        modality: Modality,
+        items: Sequence[Item],
+        embeddings: dict[str, Embeddings],
+        *,
+        metadata: Mapping[str, pa.Array] | None = None,
+    ) -> None:
+        """Add embeddings of further towers, and metadata, to items that are in the store."""
+        new = self._rows(modality, items, embeddings, metadata)
         old = self._find(modality, new["id"].combine_chunks())
         filled = [[*a, *b] for a, b in zip(old["filled"].to_pylist(), new["filled"].to_pylist(), strict=True)]
         columns = {
@@ -159,6 +202,7 @@ class StoreWriter:
             for name in new.column_names
         }
         columns["filled"] = pa.array(filled, new.schema.field("filled").type)
+        columns.update({name: pc.coalesce(new[name], old[name]) for name in self._metadata[modality]})
         self._merge(modality, pa.table(columns, schema=new.schema))
 
     def reject(self, rejects: Sequence[Reject]) -> None:
@@ -185,7 +229,13 @@ class StoreWriter:
         replace_rows(self.path, "rejects", _reject_rows(self._rejects))
         self._committed("rejects")
 
-    def _rows(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> pa.Table:
+    def _rows(
+        self,
+        modality: Modality,
+        items: Sequence[Item],
+        embeddings: dict[str, Embeddings],
+        metadata: Mapping[str, pa.Array] | None = None,
+    ) -> pa.Table:
         towers = [tower for tower in self.store.towers.values() if tower.modality == modality]
         filled: list[list[dict[str, str | int]]] = [[] for _ in items]
         columns: list[pa.Array] = []
@@ -200,6 +250,10 @@ class StoreWriter:
                 entries.append({"tower": tower.name, "crc32": checksum(item.id, item.content_hash, value[mask])})
         described = [pa.array([getattr(item, field.name) for item in items], field.type) for field in _ITEM_FIELDS[:-1]]
         fields = [*_ITEM_FIELDS, *(pa.field(tower.name, tower.column_type) for tower in towers)]
+        for name, kind in self._metadata[modality].items():
+            fields.append(pa.field(name, kind))
+            given = (metadata or {}).get(name)
+            columns.append(pa.nulls(len(items), kind) if given is None else given)
         return pa.Table.from_arrays(
             [*described, pa.array(filled, _ITEM_FIELDS[-1].type), *columns], schema=pa.schema(fields)
         )

@@ -1,0 +1,81 @@
+"""Exact nearest neighbours: one pass over half-precision vectors. Pure numpy and a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+__all__ = ["nearest_rows"]
+
+_MORE = 32  # rows beyond k that are compared again in float32: the pass rounds the query to float16
+_PIECE_ROWS = 65_536  # what a thread takes at a time
+
+
+def nearest_rows(
+    blocks: Sequence[np.ndarray],
+    query: np.ndarray,
+    k: int,
+    *,
+    allowed: np.ndarray | None = None,
+    threads: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the rows with the largest dot products, exactly: every row is read.
+
+    Half-precision kernels compare all rows with the query in float16; the best are compared again with the query as
+    it is, so that only the rounding of the stored vectors remains.
+
+    Args:
+        blocks: ``(rows, d)`` float16 each, C-contiguous; together all rows in their order.
+        query: ``(d,)`` float32.
+        k: How many rows to find, at least 1.
+        allowed: ``(all rows,)`` bool, False for rows that must not be found; None allows all.
+        threads: How many pieces to read at once.
+
+    Returns:
+        Up to ``k`` row numbers, the best first (ties: the lower number), and their dot products in float32.
+    """
+    import numkong
+
+    rounded = query.astype(np.float16)[None]
+    wanted = k + _MORE
+    starts = np.cumsum([0, *(len(block) for block in blocks)])
+
+    floor = -np.inf  # so many rows are at least as near: what a finished piece says holds for all others
+
+    def best(number: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal floor
+        block, rows = blocks[number][first:last], None
+        if allowed is not None:
+            rows = np.flatnonzero(allowed[starts[number] + first : starts[number] + last])
+            if not len(rows):
+                return rows, np.zeros(0, np.float32)
+            if 4 * len(rows) < len(block):  # a copy of few rows is cheaper than comparing all of them
+                block = block[rows]
+        similarities = np.asarray(numkong.cdist(np.asarray(block), rounded, metric="dot", out_dtype="float32"))[:, 0]
+        if rows is not None and len(block) != len(rows):
+            similarities = similarities[rows]
+        near = np.flatnonzero(similarities >= floor)
+        if len(near) > wanted:
+            near = near[np.argpartition(similarities[near], -wanted)[-wanted:]]
+            floor = max(floor, similarities[near].min())
+        chosen = first + (near if rows is None else rows[near])
+        return starts[number] + chosen, blocks[number][chosen].astype(np.float32) @ query
+
+    pieces = [
+        (number, first, min(first + _PIECE_ROWS, len(block)))
+        for number, block in enumerate(blocks)
+        for first in range(0, len(block), _PIECE_ROWS)
+    ]
+    if not pieces:
+        return np.zeros(0, np.int64), np.zeros(0, np.float32)
+    if min(threads, len(pieces)) > 1:
+        with ThreadPoolExecutor(min(threads, len(pieces))) as pool:
+            found = list(pool.map(lambda piece: best(*piece), pieces))
+    else:
+        found = [best(*piece) for piece in pieces]
+    rows = np.concatenate([rows for rows, _ in found])
+    similarities = np.concatenate([values for _, values in found])
+    order = np.lexsort((rows, -similarities))[:k]
+    return rows[order], similarities[order]
