@@ -14,6 +14,7 @@ from torch import Tensor
 from frevl.errors import UsageError
 
 __all__ = [
+    "batch_contrast",
     "binary_loss",
     "class_loss",
     "contrastive_loss",
@@ -152,6 +153,42 @@ def _from_anchors(similarity: Tensor, positive: Tensor) -> Tensor:
     # -log(e^p / (e^p + e^n)) = softplus(n - p), which neither overflows nor cancels.
     terms = F.softplus(negatives - similarity).masked_fill(~positive, 0.0)
     return (terms.sum(dim=1) / positive.sum(dim=1)).sum() / max(similarity.shape[0], 1)
+
+
+def batch_contrast(
+    similarity: Tensor, image_places: Tensor, text_ids: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Symmetric InfoNCE of a batch of texts and its different images, with several positives and soft labels.
+
+    Cross-entropy of each row's softmax against a distribution that gives every positive the same share, and
+    ``label_smoothing`` evenly to all; texts to images and images to texts, the mean of both (CLIP's loss with the
+    targets of supervised contrastive learning, arXiv 2004.11362, equation 2).
+
+    Args:
+        similarity: ``(texts, images)`` logits.
+        image_places: ``(texts,)`` int64, the column of each text's image; every column has a text.
+        text_ids: ``(texts,)`` integers, equal where two rows have the same text: a text that describes two images of
+            the batch is right for both.
+        label_smoothing: In [0, 1).
+
+    Raises:
+        UsageError: Shapes do not fit.
+    """
+    texts, images = similarity.shape
+    if image_places.shape != (texts,) or text_ids.shape != (texts,):
+        raise UsageError(
+            f"batch_contrast expects image_places and text_ids ({texts},), but got {tuple(image_places.shape)} and "
+            f"{tuple(text_ids.shape)}."
+        )
+    of_text = F.one_hot(image_places, images).to(similarity.dtype)
+    _, same = torch.unique(text_ids, return_inverse=True)
+    of_name = torch.zeros(int(same.max()) + 1, images, dtype=similarity.dtype, device=similarity.device)
+    positive = of_name.index_add_(0, same, of_text)[same].clamp_(max=1)
+
+    def one_way(logits: Tensor, right: Tensor) -> Tensor:
+        return F.cross_entropy(logits, right / right.sum(dim=1, keepdim=True), label_smoothing=label_smoothing)
+
+    return 0.5 * (one_way(similarity, positive) + one_way(similarity.T, positive.T))
 
 
 def feature_norm_loss(fused: Tensor) -> Tensor:

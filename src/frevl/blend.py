@@ -1,0 +1,158 @@
+"""How much each term of a reranked score should weigh, chosen on development data.
+
+Weight 0 is always among what is tried, and a setting that loses R@1 in either direction is not: reranking
+is never worse on development data than the first stage alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Blend", "Candidates", "candidates_of", "choose_blend", "recall_by_image"]
+
+CROWD_WEIGHTS = (0.0, -0.25, -0.5, -0.75, -1.0)
+ALIGNMENT_WEIGHTS = (0.0, 5.0, 10.0, 15.0, 25.0)
+FUSION_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+DEPTHS = (20, 50, 100)
+_RANKS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best items of the first stage for every query of one direction, best first.
+
+    Attributes:
+        columns: ``(queries, depth)`` int64.
+        right: ``(queries, depth)`` bool.
+        terms: ``(queries, depth, 3)``: first stage, crowd of the candidate, fusion.
+    """
+
+    columns: Tensor
+    right: Tensor
+    terms: Tensor
+
+    @property
+    def first_hits(self) -> Tensor:
+        """``(queries, 3)``: the hits of the terms as they are."""
+        return self.hits(0.0, 0.0, self.columns.shape[1])
+
+    def hits(self, crowd: float, fusion: float, depth: int) -> Tensor:
+        """``(queries, 3)`` float: whether a right item is among the first 1, 5 and 10; ties count as misses."""
+        terms, right = self.terms[:, :depth], self.right[:, :depth]
+        scores = terms[..., 0] + crowd * terms[..., 1] + fusion * terms[..., 2]
+        return _hits(scores, right)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """The choice.
+
+    Attributes:
+        weights: ``alignment``, ``image_crowd``, ``text_crowd``, ``fusion``.
+        depth: Candidates a query.
+        i2t: ``(images, 3)`` hits among the first 1, 5 and 10.
+        t2i: ``(texts, 3)``.
+        tried: How many settings.
+    """
+
+    weights: dict[str, float]
+    depth: int
+    i2t: Tensor
+    t2i: Tensor
+    tried: int
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Recall in percent, by name."""
+        rows = (("i2t", self.i2t), ("t2i", self.t2i))
+        return {f"{name}_r{k}": 100 * hits[:, i].mean().item() for name, hits in rows for i, k in enumerate(_RANKS)}
+
+    @property
+    def mean(self) -> float:
+        """Mean of the six recalls in percent."""
+        values = list(self.metrics.values())
+        return sum(values) / len(values)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the run keeps."""
+        return {"weights": self.weights, "depth": self.depth, "metrics": self.metrics, "settings_tried": self.tried}
+
+
+def candidates_of(first: Tensor, right: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Return columns and truth of the ``depth`` best of ``(queries, items)`` scores, wrong before right on ties."""
+    lowered = torch.where(right, torch.nextafter(first, first.new_tensor(-torch.inf)), first)
+    columns = lowered.topk(min(depth, first.shape[1]), dim=1).indices
+    return columns, right.gather(1, columns)
+
+
+def recall_by_image(scores: Tensor, right: Tensor) -> Tensor:
+    """``(images,)``: the mean of the six hits of every image and its texts (among 1, 5, 10; both directions).
+
+    Args:
+        scores: ``(images, texts)``; ties count as misses.
+        right: ``(images, texts)`` bool.
+    """
+    i2t, t2i = _hits(scores, right).mean(dim=1), _hits(scores.T, right.T).mean(dim=1)
+    shares = right.float()
+    of_texts = (shares @ t2i) / shares.sum(dim=1).clamp(min=1)
+    return 0.5 * (i2t + of_texts)
+
+
+def _hits(scores: Tensor, right: Tensor) -> Tensor:
+    best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+    before = ((scores >= best) & ~right).sum(dim=1)
+    found = right.any(dim=1)
+    return torch.stack([(found & (before < k)).float() for k in _RANKS], dim=1)
+
+
+def choose_blend(
+    i2t: Candidates,
+    t2i: Candidates,
+    *,
+    crowd: bool = True,
+    fusion: bool = True,
+    least: tuple[float, float] | None = None,
+) -> Blend | None:
+    """Take the weights and the depth with the best mean recall.
+
+    The crowd of the query is the same for all its candidates, so each direction decides on one crowd weight; the weight
+    of the fusion and the depth are common to both.
+
+    Args:
+        i2t: For every image its best texts.
+        t2i: For every text its best images.
+        crowd: Whether crowds may have a weight.
+        fusion: Whether the fusion may have one.
+        least: R@1 of both directions that no choice may fall below; None takes that of the terms without weights.
+
+    Returns:
+        The best, or None if every setting loses R@1 in one direction.
+    """
+    crowds = CROWD_WEIGHTS if crowd else (0.0,)
+    fusions = FUSION_WEIGHTS if fusion else (0.0,)
+    longest = max(i2t.columns.shape[1], t2i.columns.shape[1])
+    depths = sorted({min(depth, longest) for depth in DEPTHS})
+    plain = [float(side.first_hits[:, 0].mean()) for side in (i2t, t2i)] if least is None else list(least)
+    best: Blend | None = None
+    tried = 0
+    for depth, weight in product(depths, fusions):
+        chosen = []
+        for number, side in enumerate((i2t, t2i)):
+            found = [(value, side.hits(value, weight, depth)) for value in crowds]
+            tried += len(found)
+            kept = [one for one in found if float(one[1][:, 0].mean()) >= plain[number]]
+            if kept:
+                chosen.append(max(kept, key=lambda one: float(one[1].mean())))
+        if len(chosen) < 2:
+            continue
+        (text_crowd, image_hits), (image_crowd, text_hits) = chosen
+        weights = {"alignment": 0.0, "image_crowd": image_crowd, "text_crowd": text_crowd, "fusion": weight}
+        blend = Blend(weights, depth, image_hits, text_hits, tried)
+        if best is None or blend.mean > best.mean + 1e-9:
+            best = blend
+    return None if best is None else replace(best, tried=tried)
