@@ -278,6 +278,19 @@ def test_without_permission(tmp_path, draw):
         "write to"
     )
 
+    pairs.chmod(0)
+    for command in (
+        [*extract, "--pairs", pairs, "--store", tmp_path / "s"],
+        ["train", "--store", tmp_path / "s", "--pairs", pairs, "--task", "matching", "--run", tmp_path / "r"],
+        ["evaluate", "--store", tmp_path / "s", "--pairs", pairs, "--run", tmp_path / "r"],
+    ):
+        done = run(*command, code=AS_ANYBODY)
+        assert done.returncode == 1, done.stderr
+    assert one_sentence(run(*extract, "--pairs", pairs, "--store", tmp_path / "s", code=AS_ANYBODY), 1) == (
+        f"{pairs}: the file cannot be read (Permission denied)"
+    )
+    pairs.chmod(0o600)
+
     for folder in (tmp_path / "s").rglob("*"):
         folder.chmod(0o500 if folder.is_dir() else 0o400)
     said = one_sentence(run(*extract, "--pairs", pairs, "--store", tmp_path / "s", code=AS_ANYBODY), 1)

@@ -33,6 +33,8 @@ class GivenScorer:
             positions=lambda _: images, rejects=list, content_hashes=lambda _: {}, fingerprint="made"
         )
 
+    has_first_stage, rerank_depth = False, 0
+
     def score(self, pairs):
         return np.array([self.table[pair] for pair in pairs], np.float32)
 

@@ -7,8 +7,10 @@ import torch
 
 from frevl.errors import InputError, PairsError, TrainingError, UsageError
 from frevl.evaluation import evaluate
+from frevl.rejects import Reject
 from frevl.scorer import Scorer
 from frevl.scoring import score_file
+from frevl.store import Store
 from frevl.training import train
 
 
@@ -116,3 +118,58 @@ def test_scores_are_strict_json_and_say_where_they_cannot_be_written(made, tmp_p
     with pytest.raises(InputError, match="the scores cannot be written"):
         score_file(scorer, tmp_path / "p.jsonl", tmp_path / "p.jsonl" / "s.jsonl")
     assert torch.is_grad_enabled()
+
+
+def test_a_run_is_not_written_among_other_files(made, tmp_path, frevl):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / ".hidden").touch()
+    (folder / "log.jsonl").touch()  # of a training that was interrupted in its first epoch
+    (folder / "chapter.md").write_text("words")
+    arguments = ["--store", made.store.path, "--pairs", made.train_file, "--task", "classification", "--run", folder]
+    done = frevl("train", *arguments, "--model", "majority")
+    assert done.code == 1
+    assert done.err.strip() == (
+        f"frevl: {folder}: expected a new or empty folder for the run, found other files in it (the first is "
+        "'chapter.md'); choose another --run"
+    )
+    done = frevl("train", *arguments, "--model", "majority", "--seeds", 2)
+    assert done.code == 1
+    assert "found other files in it (the first is 'chapter.md')" in done.err
+    assert sorted(path.name for path in folder.iterdir()) == [".hidden", "chapter.md", "log.jsonl"]
+    (folder / "chapter.md").unlink()
+    assert frevl("train", *arguments, "--model", "majority", "--quiet").code == 0
+
+
+def test_pairs_of_a_text_that_was_rejected_are_left_out_with_the_reason(made, tmp_path, monkeypatch):
+    run = train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="linear")
+    text = "what the encoder could not embed"
+    reject = Reject("text", text, "its embedding is not finite")
+    monkeypatch.setattr(Store, "rejects", lambda _: [reject])
+    rows = [made.test.row(0), {"image": made.test.images[1], "text": text, "target": "yes"}, made.test.row(2)]
+    pairs = write(tmp_path / "p.jsonl", rows)
+    result = evaluate(Scorer(run, made.store), pairs)
+    assert result.n == 2
+    why = f"{pairs}:2: its text '{text}' was rejected: its embedding is not finite"
+    assert result.notes[0] == f"Left out: 1 pair ({why})."
+    score_file(Scorer(run, made.store), pairs, tmp_path / "scores.jsonl")
+    said = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert [row.get("reject") for row in said] == [None, why.partition(": ")[2], None]
+    # A text that the store holds after all is used, whatever was said of it once.
+    reject = Reject("text", made.test.texts[0], "an older failure")
+    assert evaluate(Scorer(run, made.store), write(tmp_path / "q.jsonl", rows[::2])).n == 2
+
+
+def test_matching_with_two_images_and_no_development_part_says_what_to_do(made, tmp_path):
+    two = write(tmp_path / "two.jsonl", [made.captions.row(0), made.captions.row(2)])
+    with pytest.raises(PairsError) as caught:
+        train(made.store, two, run=tmp_path / "run", task="matching", model="linear")
+    assert str(caught.value) == (
+        f"{two}: matching sets images aside for development and needs two more whose texts are wrong for each other; "
+        "expected at least three images, found 2; give more pairs, a development file with --dev, or wrong pairs with "
+        "target false"
+    )
+    train(made.store, two, dev=two, run=tmp_path / "given", task="matching", model="linear")
+    one = write(tmp_path / "one.jsonl", [made.captions.row(0)])
+    with pytest.raises(PairsError, match="at least two different images to set some aside for development, found 1"):
+        train(made.store, one, run=tmp_path / "run2", task="matching", model="linear")

@@ -225,7 +225,7 @@ def test_evaluation_counts_by_hand(made, answering):
         assert group["n"] == len(own)
         assert group["accuracy"] == pytest.approx(100 * np.mean(own))
     json.dumps(result.record(), allow_nan=False)
-    assert set(result.record()) == {"task", "n", "metrics", "ci95", "slices", "provenance", "notes"}
+    assert set(result.record()) == {"task", "n", "metrics", "ci95", "slices", "provenance", "notes", "majority"}
 
 
 def test_unseen_classes_are_wrong_and_said_and_leaks_are_found(made, answering):
@@ -254,7 +254,8 @@ def test_a_difference_between_two_runs_is_paired(made, answering, tmp_path):
 def test_retrieval_metrics_follow_the_grid(made, matching):
     scorer = Scorer.open(matching, store=made.store)
     result = evaluate(scorer, made.captions_file)
-    assert list(result.metrics) == [f"{d}_r{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)]
+    recalls = [f"{d}_r{k}" for d in ("i2t", "t2i") for k in (1, 5, 10)]
+    assert list(result.metrics) == [*recalls, "i2t_median_rank", "t2i_median_rank"]
     images, texts = made.store.image_ids, list(dict.fromkeys(made.captions.texts))
     owners = {}
     for image, text in pairs_of(made.captions):

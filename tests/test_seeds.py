@@ -12,6 +12,7 @@ import frevl.seeds
 from frevl.errors import RunError, UsageError
 from frevl.evaluation import Result, evaluate
 from frevl.intervals import bootstrap_interval, paired_difference
+from frevl.measures import Measure
 from frevl.run import Run
 from frevl.scorer import Scorer
 from frevl.seeds import deviation, evaluate_seeds, is_seeds, open_seeds, train_seeds
@@ -30,19 +31,21 @@ def three(made, tmp_path_factory):
     return done
 
 
-def judged(hits, seed, slices):
-    hits = np.array(hits, float)
+def judged(hits, seed):
+    hits, clusters = np.array(hits, float), ["a", "a", "b", "c"]
+    # A metric that is not a mean: the seed's number times the largest hit of the draw.
+    largest = Measure(clusters, statistic=lambda rows: seed * hits[rows].max() / 10, resamples=50)
     return Result(
         task="classification", n=4, metrics={"accuracy": 100 * hits.mean(), "ece": 10.0 * seed},
-        ci95={"accuracy": [0.0, 100.0], "ece": [1.0 * seed, 20.0 * seed]},
-        slices={"asked": {"red": {"n": 2, "accuracy": slices, "ci95": [slices - 10, slices + 10]}}},
+        ci95={"accuracy": [0.0, 100.0], "ece": [0.0, 100.0]}, slices={},
         provenance={"run": f"runs/seed{seed}", "seed": seed}, notes=["the same note"],
-        hits=hits, clusters=["a", "a", "b", "c"],
+        hits=hits, clusters=clusters, measures={"accuracy": Measure(clusters, hits), "ece": largest},
+        slice_rows={"asked": {"red": [1, 2]}},
     )  # fmt: skip
 
 
 def test_means_and_deviations_by_hand(monkeypatch):
-    answers = {1: judged([1, 1, 0, 0], 1, 50), 2: judged([1, 1, 1, 0], 2, 60), 3: judged([1, 1, 1, 1], 3, 100)}
+    answers = {1: judged([1, 1, 0, 0], 1), 2: judged([1, 1, 1, 0], 2), 3: judged([1, 1, 1, 1], 3)}
     monkeypatch.setattr(frevl.seeds, "evaluate", lambda scorer, _: answers[scorer])
     result = evaluate_seeds([1, 2, 3], frevl.seeds.Pairs([], [], [], [], []))
     assert result.metrics == {"accuracy": 75, "ece": 20}
@@ -53,8 +56,15 @@ def test_means_and_deviations_by_hand(monkeypatch):
     expected = bootstrap_interval([1, 1, 2 / 3, 1 / 3], ["a", "a", "b", "c"])
     np.testing.assert_allclose(result.ci95["accuracy"], [100 * expected.low, 100 * expected.high])
     assert expected.low == pytest.approx(1 / 3)
-    assert result.ci95["ece"] == [2, 40]
-    assert result.slices == {"asked": {"red": {"n": 2, "accuracy": 70, "ci95": [60, 80]}}}
+    # The draws are the same for all seeds: with "a" in it every seed's largest hit is 1 and the mean is 20 %; without
+    # "a" it is 0, 1 or 0 for seed 1, and so on; the lowest draw, all of "c", gives (0 + 0 + 3) / 3 = 10 %.
+    # One or two of the 50 draws are all "c": the lower bound lies between 10 and the next, (0 + 2 + 3) / 3 = 16.7 %.
+    assert result.ci95["ece"] == pytest.approx([11.5, 20])
+    red = result.slices["asked"]["red"]
+    expected = bootstrap_interval([1, 2 / 3], ["a", "b"])
+    assert red["n"] == 2
+    assert red["accuracy"] == pytest.approx(100 * 5 / 6)
+    np.testing.assert_allclose(red["ci95"], [100 * expected.low, 100 * expected.high])
     assert result.provenance == {"run": "runs", "seed": [1, 2, 3]}
     assert result.notes == [
         "the same note",
@@ -136,8 +146,8 @@ def test_finished_seeds_are_used_again_and_more_may_follow(made, tmp_path, monke
 def test_finished_seeds_of_other_settings_pairs_or_pictures_are_refused(made, tmp_path, monkeypatch):
     arguments = {"run": tmp_path / "run", "seeds": 1, "task": "classification", "model": "majority"}
     train_seeds(made.store, made.train_file, **arguments)
-    train_seeds(made.store, made.train_file, epochs=20, **arguments)  # the default, typed
-    with pytest.raises(RunError, match="'dropout' was 0.1, not 0.4"):
+    train_seeds(made.store, made.train_file, negatives=3, **arguments)  # the default, typed
+    with pytest.raises(RunError, match="'dropout' was None, not 0.4"):
         train_seeds(made.store, made.train_file, dropout=0.4, **arguments)
     with pytest.raises(RunError, match="its 'pairs' was"):
         train_seeds(made.store, made.train.select(range(9, 180)), **arguments)

@@ -51,9 +51,11 @@ VARIANTS = (
     Variant("no contrastive term", "training", {"contrastive_weight": 0.0}),
     Variant("no regularisation term", "training", {"regularisation_weight": 0.0}),
     Variant("no mixup", "training", {"mixup_share": 0.0}),
+    Variant("standardised inputs, 0.3 dropped", "training", {"standardise": True, "input_dropout": 0.3}),
     Variant("no label smoothing", "training", {"label_smoothing": 0.0}),
 )
 DEPTHS = (1, 2, 4, 6, 8)
+_OF_ONE_ROW = ("Means of ", "Chance: ")  # notes that say something of one row, not of the comparison
 BASELINES = ("linear", "mlp")
 
 
@@ -277,7 +279,7 @@ def _common_pairs(test: str | Path | Pairs, stores: list[Store]) -> tuple[Pairs,
     common = test if isinstance(test, Pairs) else read_pairs(test)
     left_out: list[Reject] = [*common.rejected]
     for store in stores:
-        common, rejected = usable_pairs(common, store.positions("image"), store.rejects())
+        common, rejected = usable_pairs(common, store)
         left_out += rejected
     sentence = rejects_sentence(left_out)
     return common, [sentence] if sentence else []
@@ -304,7 +306,10 @@ def _difference(result: SeedsResult, full: SeedsResult, versus: Path) -> dict[st
 
 def _notes(rows: list[AblationRow]) -> list[str]:
     """Say what the runs said, each sentence once, and which changes changed nothing."""
-    notes = list(dict.fromkeys(note for row in rows for note in row.result.notes if not note.startswith("Means of ")))
+    notes = list(dict.fromkeys(note for row in rows for note in row.result.notes if not note.startswith(_OF_ONE_ROW)))
+    chance = [row.variant.name for row in rows if row.result.chance is not None and row.result.chance.is_chance]
+    if chance:
+        notes.append(f"At chance, not measurably better than always giving the majority answer: {', '.join(chance)}.")
     full = rows[0]
     same = [
         row.variant.name

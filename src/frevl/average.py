@@ -23,20 +23,22 @@ _MEMBERS: dict[str, type[nn.Module]] = {
 
 
 class Average(nn.Module):
-    """The logarithm of the mean of its members' calibrated probabilities."""
+    """The logarithm of the (weighted) mean of its members' calibrated probabilities."""
 
     def __init__(self, *, members: list[dict[str, Any]], soft: bool) -> None:
         """Build the members without their weights.
 
         Args:
             members: For each ``network`` (its kind), ``settings`` (its constructor's arguments), ``scale`` and
-                ``offset`` (its calibration).
+                ``offset`` (its calibration), and maybe ``weight``, 1 if absent.
             soft: True where every class is judged by itself: sigmoid instead of softmax.
         """
         super().__init__()
         self.settings: dict[str, Any] = {"members": members, "soft": soft}
         self.soft = soft
         self.calibrations = [(float(one["scale"]), float(one["offset"])) for one in members]
+        total = sum(float(one.get("weight", 1)) for one in members)
+        self.weights = [float(one.get("weight", 1)) / total for one in members]
         self.members = nn.ModuleList(_MEMBERS[one["network"]](**one["settings"]) for one in members)
 
     @classmethod
@@ -45,7 +47,7 @@ class Average(nn.Module):
 
         Args:
             networks: At least one, none of them an average.
-            calibrations: ``scale`` and ``offset`` of each.
+            calibrations: ``scale``, ``offset`` and maybe ``weight`` of each.
             soft: As in the constructor.
         """
         kinds = {kind: name for name, kind in _MEMBERS.items()}
@@ -63,11 +65,12 @@ class Average(nn.Module):
     ) -> Tensor:
         """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
         total: Tensor | None = None
-        for member, (scale, offset) in zip(self.members, self.calibrations, strict=True):
+        parts = zip(self.members, self.calibrations, self.weights, strict=True)
+        for member, (scale, offset), weight in parts:
             logits = member(image, text, image_mask, text_mask) * scale + offset
-            probabilities = logits.sigmoid() if self.soft else logits.softmax(dim=1)
+            probabilities = weight * (logits.sigmoid() if self.soft else logits.softmax(dim=1))
             total = probabilities if total is None else total + probabilities
         if total is None:
             return image.new_zeros(len(image), 0)
-        mean = (total / len(self.members)).clamp(1e-7, 1 - 1e-7)
+        mean = total.clamp(1e-7, 1 - 1e-7)
         return torch.logit(mean) if self.soft else mean.log()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from frevl.errors import PairsError
 from frevl.pairs import Pairs, Target
 from frevl.rejects import Reject
+from frevl.store import Store
 
 __all__ = ["Answers", "EmbeddedPairs", "Inputs", "encode_answers", "label_vocabulary", "logits_of", "usable_pairs"]
 
@@ -68,6 +69,14 @@ class EmbeddedPairs:
     def with_rows(self, image_rows: Tensor, text_rows: Tensor) -> EmbeddedPairs:
         """Return other pairs of the same items."""
         return replace(self, image_rows=image_rows, text_rows=text_rows)
+
+    def items(self, image_rows: Tensor, text_rows: Tensor) -> EmbeddedPairs:
+        """Return some of the items, ``(n,)`` and ``(m,)`` int64, without pairs."""
+        none = image_rows.new_zeros(0)
+        return EmbeddedPairs(
+            self.images[image_rows], self.image_mask[image_rows], self.texts[text_rows], self.text_mask[text_rows],
+            none, none,
+        )  # fmt: skip
 
     def select(self, rows: Tensor) -> EmbeddedPairs:
         """Return some of the pairs, by index or bool mask."""
@@ -182,13 +191,12 @@ def encode_answers(targets: Sequence[Target | None], labels: Sequence[str]) -> A
     return Answers(torch.from_numpy(classes), torch.from_numpy(weights), soft)
 
 
-def usable_pairs(pairs: Pairs, known_images: dict[str, int], rejects: Sequence[Reject]) -> tuple[Pairs, list[Reject]]:
-    """Leave out the pairs whose image was rejected at extraction.
+def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
+    """Leave out the pairs whose image or text was rejected at extraction.
 
     Args:
         pairs: As read.
-        known_images: Ids of the images in the store.
-        rejects: The store's rejects.
+        store: Where their embeddings are. A text that it has never seen is usable: it can still be embedded.
 
     Returns:
         The usable pairs, and one reject for each that is left out.
@@ -196,7 +204,12 @@ def usable_pairs(pairs: Pairs, known_images: dict[str, int], rejects: Sequence[R
     Raises:
         PairsError: A pair names an image that the store has never seen, or no pair is left.
     """
+    known_images, rejects = store.positions("image"), store.rejects()
     broken = {reject.id: reject.reason for reject in rejects if reject.kind == "image"}
+    broken_texts = {reject.id: reject.reason for reject in rejects if reject.kind == "text"}
+    if broken_texts:
+        known_texts = store.positions("text")  # another encoder, or a later call, may have embedded it
+        broken_texts = {text: reason for text, reason in broken_texts.items() if text not in known_texts}
     unknown = [i for i, image in enumerate(pairs.images) if image not in known_images and image not in broken]
     if unknown:
         first = unknown[0]
@@ -205,14 +218,18 @@ def usable_pairs(pairs: Pairs, known_images: dict[str, int], rejects: Sequence[R
             f"({len(unknown):,} of {len(pairs):,} pairs name unknown images); "
             "extract the folder that holds them, or correct the ids"
         )
-    kept = [i for i, image in enumerate(pairs.images) if image in known_images]
-    left_out = [
-        Reject("pair", pairs.places[i], f"its image '{image}' was rejected: {broken[image]}")
-        for i, image in enumerate(pairs.images)
-        if image not in known_images
-    ]
+    kept, left_out = [], []
+    for i, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True)):
+        if image not in known_images:
+            left_out.append(Reject("pair", pairs.places[i], f"its image '{image}' was rejected: {broken[image]}"))
+        elif text in broken_texts:
+            left_out.append(
+                Reject("pair", pairs.places[i], f"its text '{text:.80}' was rejected: {broken_texts[text]}")
+            )
+        else:
+            kept.append(i)
     if not kept:
-        raise PairsError(f"{pairs.places[0]}: no pair is left, all images were rejected ({left_out[0].reason})")
+        raise PairsError(f"{pairs.places[0]}: no pair is left, everything was rejected ({left_out[0].reason})")
     return pairs.select(kept), left_out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import numpy as np
 
 from frevl.answers import vqa_accuracy
 from frevl.batches import encode_answers, usable_pairs
+from frevl.chance import Chance, against_majority
 from frevl.errors import PairsError, UsageError
-from frevl.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
+from frevl.intervals import Interval, paired_difference, paired_test
+from frevl.measures import Measure
 from frevl.metrics import (
     brier,
     choice_hits,
@@ -21,19 +22,18 @@ from frevl.metrics import (
     expected_calibration_error,
     group_hits,
     macro_f1,
-    rank_of_best_match,
 )
 from frevl.pairs import Pairs, Target, read_pairs
 from frevl.preparation import hash_prefixes, match_truth
 from frevl.provenance import provenance
+from frevl.recall import judge_retrieval
 from frevl.rejects import Reject, rejects_sentence
 from frevl.scorer import Scorer
+from frevl.slices import slice_rows, slice_table
 from frevl.wups import wups, wups_available
 
 __all__ = ["Result", "evaluate"]
 
-_MOST_SLICES = 50  # a key with more values than this names items, not groups
-_RANKS = (1, 5, 10)
 _PAIRS_AT_ONCE = 16_384
 
 
@@ -50,8 +50,12 @@ class Result:
         provenance: Where the numbers come from.
         notes: Sentences that a reader of the numbers should know.
         difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
-        hits: Per pair (or query), what the first metric averages; not part of the JSON.
-        clusters: Image of each hit; not part of the JSON.
+        chance: Of a classification, the first metric against always giving the majority answer of the training pairs;
+            ``majority`` in the JSON.
+        hits: Per pair (or query), what the first metric averages; not part of the JSON, like all that follow.
+        clusters: Image of each hit.
+        measures: Every metric with what it takes to compute it again on resampled images.
+        slice_rows: Rows of every group of ``slices``.
     """
 
     task: str
@@ -62,13 +66,21 @@ class Result:
     provenance: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     difference: dict[str, Any] | None = None
+    chance: Chance | None = None
     hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     clusters: list[str] = field(default_factory=list, repr=False)
+    measures: dict[str, Measure] = field(default_factory=dict, repr=False)
+    slice_rows: dict[str, dict[str, list[int]]] = field(default_factory=dict, repr=False)
 
     def record(self) -> dict[str, Any]:
         """Return the result JSON."""
-        names = ("task", "n", "metrics", "ci95", "slices", "provenance", "notes", "difference")
-        return {name: getattr(self, name) for name in names if name != "difference" or self.difference is not None}
+        names = ("task", "n", "metrics", "ci95", "slices", "provenance", "notes")
+        record = {name: getattr(self, name) for name in names}
+        if self.difference is not None:
+            record["difference"] = self.difference
+        if self.chance is not None:
+            record["majority"] = self.chance.record()
+        return record
 
 
 def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None = None) -> Result:
@@ -94,10 +106,12 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
             f"'{versus.run.task}'"
         )
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    usable, left_out = usable_pairs(read, scorer.store.positions("image"), scorer.store.rejects())
+    usable, left_out = usable_pairs(read, scorer.store)
     judge = _judge_matching if scorer.run.task == "matching" else _judge_classes
     result = judge(scorer, usable)
     result.notes = _notes(scorer, usable, [*read.rejected, *left_out]) + result.notes
+    if result.chance is not None and result.chance.is_chance:
+        result.notes.append(result.chance.sentence)
     if versus is not None:
         other = judge(versus, usable)
         first = next(iter(result.metrics))
@@ -136,68 +150,58 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
     predicted = [labels[i] for i in best]
     accepted = [_best_answers(target) for target in pairs.targets]
     hits = correct(predicted, accepted)
-    measured: dict[str, Interval] = {}
+    measured: dict[str, Measure] = {}
     weights = _vqa_weights(predicted, pairs)
     if weights is not None:
-        measured["vqa_accuracy"] = bootstrap_interval(weights, clusters)
+        measured["vqa_accuracy"] = Measure(clusters, weights)
     first = hits if weights is None else weights
-    measured["accuracy"] = bootstrap_interval(hits, clusters)
-    measured["ece"] = bootstrap_statistic(
-        lambda rows: expected_calibration_error(confidence[rows], hits[rows]), clusters, resamples=200
+    measured["accuracy"] = Measure(clusters, hits)
+    measured["ece"] = Measure(
+        clusters, statistic=lambda rows: expected_calibration_error(confidence[rows], hits[rows]), resamples=200
     )
     if single:
-        measured["brier"] = bootstrap_interval(squares, clusters)
-        measured["macro_f1"] = bootstrap_statistic(
-            lambda rows: macro_f1([predicted[i] for i in rows], [pairs.targets[i] for i in rows]),
+        measured["brier"] = Measure(clusters, squares)
+        measured["macro_f1"] = Measure(
             clusters,
+            statistic=lambda rows: macro_f1([predicted[i] for i in rows], [pairs.targets[i] for i in rows]),
             resamples=100,
         )
     known = set(labels)
     unseen = sum(1 for answers in accepted if known.isdisjoint(answers))
     notes = [f"{unseen:,} pairs have only classes that training never saw: counted as wrong."] if unseen else []
     notes += _wups(measured, predicted, pairs)
-    name = next(iter(measured))
-    slices = _slices(pairs, name, lambda rows: bootstrap_interval(first[rows], [clusters[i] for i in rows]))
-    return _result(scorer, len(pairs), measured, slices, notes, first, clusters)
+    result = _result(scorer, len(pairs), measured, notes, first, clusters)
+    always = _earned_by(labels[0], pairs, weighted=weights is not None)
+    result.chance = against_majority(first, always, clusters, labels[0])
+    result.slice_rows = slice_rows(pairs.extras)
+    result.slices = slice_table(result.slice_rows, next(iter(measured)), first, clusters)
+    return result
 
 
 def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
     truth = match_truth(pairs).numpy() > 0.5
     right = [i for i in range(len(pairs)) if truth[i]]
-    measured: dict[str, Interval] = {}
+    measured: dict[str, Measure] = {}
     notes: list[str] = []
     hits, clusters = np.zeros(0), pairs.images
     images = list(dict.fromkeys(pairs.images[i] for i in right))
-    texts = list(dict.fromkeys(pairs.texts[i] for i in right))
     if len(images) > 1:
-        rows = {id_: n for n, id_ in enumerate(images)}
-        columns = {text: n for n, text in enumerate(texts)}
-        of_image: list[set[int]] = [set() for _ in images]
-        of_text: list[set[int]] = [set() for _ in texts]
-        for i in right:
-            of_image[rows[pairs.images[i]]].add(columns[pairs.texts[i]])
-            of_text[columns[pairs.texts[i]]].add(rows[pairs.images[i]])
-        scores = scorer.grid(images, texts)
-        image_of_text = [images[min(found)] for found in of_text]
-        for direction, ranks, owners in (
-            ("i2t", rank_of_best_match([scores], of_image), images),
-            ("t2i", rank_of_best_match([scores.T], of_text), image_of_text),
-        ):
-            for k in _RANKS:
-                measured[f"{direction}_r{k}"] = bootstrap_interval((ranks < k).astype(float), owners)
-            if direction == "i2t":
-                hits, clusters = (ranks < 1).astype(float), owners
-        notes.append(f"Retrieval among {len(images):,} images and {len(texts):,} texts; any right one counts.")
+        measured, note = judge_retrieval(scorer, pairs.select(right))
+        first = measured["i2t_r1"]
+        hits, clusters = np.zeros(0) if first.values is None else first.values, list(first.clusters)
+        notes.append(note)
     else:
         notes.append("Fewer than two images with right texts: no retrieval metrics.")
     if not truth.all():
         logits = scorer.score(list(zip(pairs.images, pairs.texts, strict=True)))
         probabilities = scorer.probabilities(logits)
         decided = ((probabilities > 0.5) == truth).astype(float)
-        measured["accuracy"] = bootstrap_interval(decided, pairs.clusters)
+        measured["accuracy"] = Measure(pairs.clusters, decided)
         confidence = np.maximum(probabilities, 1 - probabilities)
-        measured["ece"] = bootstrap_statistic(
-            lambda rows: expected_calibration_error(confidence[rows], decided[rows]), pairs.clusters, resamples=200
+        measured["ece"] = Measure(
+            pairs.clusters,
+            statistic=lambda rows: expected_calibration_error(confidence[rows], decided[rows]),
+            resamples=200,
         )
         measured |= _group_scores(logits, truth, pairs)
         if len(images) < 2:
@@ -206,24 +210,24 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
         raise PairsError(
             f"{pairs.places[0]}: expected at least two images, or wrong pairs, to judge matching by; found one"
         )
-    return _result(scorer, len(pairs), measured, {}, notes, hits, clusters)
+    return _result(scorer, len(pairs), measured, notes, hits, clusters)
 
 
 def _result(
     scorer: Scorer,
     n: int,
-    measured: dict[str, Interval],
-    slices: dict[str, Any],
+    measured: dict[str, Measure],
     notes: list[str],
     hits: np.ndarray,
     clusters: list[str],
 ) -> Result:
+    intervals = {name: measure.interval() for name, measure in measured.items()}
     return Result(
         task=scorer.run.task,
         n=n,
-        metrics={name: 100 * interval.value for name, interval in measured.items()},
-        ci95={name: _bounds(interval) for name, interval in measured.items()},
-        slices=slices,
+        metrics={name: 100 * interval.value for name, interval in intervals.items()},
+        ci95={name: _bounds(interval) for name, interval in intervals.items()},
+        slices={},
         provenance=provenance(
             run=str(scorer.run.path),
             store_fingerprint=scorer.store.fingerprint,
@@ -232,6 +236,7 @@ def _result(
         notes=notes,
         hits=hits,
         clusters=clusters,
+        measures=measured,
     )
 
 
@@ -264,7 +269,7 @@ def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
     return None
 
 
-def _wups(measured: dict[str, Interval], predicted: list[str], pairs: Pairs) -> list[str]:
+def _wups(measured: dict[str, Measure], predicted: list[str], pairs: Pairs) -> list[str]:
     """Add WUPS at 0.9 where pairs hold the answer sets of DAQUAR; say so if WordNet is absent."""
     answers = [extra.get("answers") for extra in pairs.extras]
     if not all(isinstance(one, list) and len(one) != 10 for one in answers):
@@ -272,11 +277,11 @@ def _wups(measured: dict[str, Interval], predicted: list[str], pairs: Pairs) -> 
     if not wups_available():
         return ["WUPS at 0.9: absent, WordNet is not installed (pip install nltk, then nltk.download('wordnet'))."]
     sets = [one for one in answers if isinstance(one, list)]
-    measured["wups_0.9"] = bootstrap_interval(wups([[label] for label in predicted], sets), pairs.clusters)
+    measured["wups_0.9"] = Measure(pairs.clusters, wups([[label] for label in predicted], sets))
     return []
 
 
-def _group_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[str, Interval]:
+def _group_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[str, Measure]:
     """Score choice sets: every group holds one picture with several texts, or two pictures with two texts."""
     groups: dict[str, list[int]] = {}
     for row, extra in enumerate(pairs.extras):
@@ -289,10 +294,10 @@ def _group_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[s
     numbered = all(isinstance(extra.get(key), int) for extra in pairs.extras for key in ("caption", "picture"))
     if numbered and {len(group) for group in rows} == {4} and pictures == {2}:
         blocks = np.array([_two_by_two(group, scores, pairs) for group in rows])
-        return {f"{name}_score": bootstrap_interval(hits, names) for name, hits in group_hits(blocks).items()}
+        return {f"{name}_score": Measure(names, hits) for name, hits in group_hits(blocks).items()}
     if len({len(group) for group in rows}) == 1 and pictures == {1}:
         right = np.array([int(np.argmax(truth[group])) for group in rows])
-        return {"choice_accuracy": bootstrap_interval(choice_hits(scores[np.array(rows)], right), names)}
+        return {"choice_accuracy": Measure(names, choice_hits(scores[np.array(rows)], right))}
     return {}
 
 
@@ -307,23 +312,11 @@ def _two_by_two(group: list[int], scores: np.ndarray, pairs: Pairs) -> list[list
     return block.tolist()
 
 
-def _slices(pairs: Pairs, metric: str, judge: Callable[[list[int]], Interval]) -> dict[str, Any]:
-    """Judge every group of pairs that share the value of a further key."""
-    keys = dict.fromkeys(key for extra in pairs.extras for key in extra)
-    slices: dict[str, Any] = {}
-    for key in keys:
-        groups: dict[str, list[int]] = {}
-        for row, extra in enumerate(pairs.extras):
-            value = extra.get(key)
-            if isinstance(value, str | bool | int):
-                groups.setdefault(str(value), []).append(row)
-        if not 2 <= len(groups) <= _MOST_SLICES:
-            continue
-        slices[key] = {}
-        for value, rows in sorted(groups.items()):
-            interval = judge(rows)
-            slices[key][value] = {"n": len(rows), metric: 100 * interval.value, "ci95": _bounds(interval)}
-    return slices
+def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:
+    """Return what always giving one answer earns a pair, in the currency of the first metric."""
+    predicted = [label] * len(pairs)
+    weights = _vqa_weights(predicted, pairs) if weighted else None
+    return correct(predicted, [_best_answers(target) for target in pairs.targets]) if weights is None else weights
 
 
 def _notes(scorer: Scorer, pairs: Pairs, rejects: list[Reject]) -> list[str]:

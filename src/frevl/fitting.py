@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +14,22 @@ from torch import Tensor
 from frevl.average import Average
 from frevl.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.batches import Answers, logits_of
+from frevl.dual import Cosine, Dual
 from frevl.errors import UsageError
 from frevl.examples import Examples, dev_metric, join, kind_of, with_wrong_texts
 from frevl.fusion import PRESETS, Fusion, masked_mean
-from frevl.kernel import KernelFusion, fit_kernel
+from frevl.itemwise import logits_by_item
+from frevl.kernel import BLIND_SHARES, RIDGES, KernelFit, KernelFusion, fit_kernel
 from frevl.loop import FitReport, fit, task_loss
+from frevl.rerank import Reranked
+from frevl.standardisation import fold, statistics_of
 
-__all__ = ["MODELS", "Fitted", "Network", "Options", "fit_model"]
+__all__ = ["MODELS", "Fitted", "Network", "Options", "fit_kernel_on", "fit_model"]
 
-Network = Average | Fusion | KernelFusion | Linear | Majority | Mlp
+Network = Average | Cosine | Dual | Fusion | KernelFusion | Linear | Majority | Mlp | Reranked
 
 # Simplest first: where two are equally good, selection takes the one that stands earlier.
-MODELS = ("majority", "text", "image", "linear", "mlp", "kernel", *PRESETS)
+MODELS = ("majority", "text", "image", "cosine", "linear", "mlp", "kernel", "dual", *PRESETS)
 
 
 @dataclass(frozen=True)
@@ -32,20 +38,22 @@ class Options:
 
     seed: int
     time_limit: float | None
-    epochs: int
-    batch_size: int
-    learning_rate: float
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
     final_learning_rate: float
-    weight_decay: float
-    warm_up: float
+    weight_decay: float | None
+    warm_up: float | None
     gradient_clip: float
-    dropout: float
-    label_smoothing: float
+    dropout: float | None
+    label_smoothing: float | None
     contrastive_weight: float
     temperature: float
     regularisation_weight: float
     mixup_alpha: float
     mixup_share: float
+    standardise: bool
+    input_dropout: float
     negatives: int
     patience: int
     layers: int | None
@@ -54,6 +62,10 @@ class Options:
     difference: bool
     device: str
     progress: bool
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return those of some options that are not None; where one is None, the function called has its own."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -76,6 +88,8 @@ class Fitted:
         """Return logits and truth of pairs that the network was not fitted on: held out, or of development."""
         if self.held_out is not None:
             return self.held_out
+        if isinstance(self.network, Reranked):
+            return logits_by_item(self.network, dev.pairs, 1024, "cpu"), dev.truth
         return logits_of(self.network, dev.pairs, 1024), dev.truth
 
 
@@ -104,10 +118,12 @@ def fit_model(
         return Fitted(_fit_majority(train, outputs), time.monotonic() - started)
     if model == "kernel":
         examples = join(train, dev) if dev_is_spare else train
-        kernel, held_out = _fit_kernel(examples, outputs)
+        kernel, solved = fit_kernel_on(examples, outputs)
         # Exact leave-one-image-out scores serve as development where that part was learnt from.
-        spare = (held_out, examples.truth) if dev_is_spare else None
+        spare = (solved.held_out, examples.truth) if dev_is_spare else None
         return Fitted(kernel, time.monotonic() - started, held_out=spare)
+    if model in ("cosine", "dual"):
+        raise UsageError(f"The model '{model}' does matching only; for classification take a fusion, mlp or linear")
     if model == "linear":
         linear = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
         _fit_linear(linear, train, dev, options)
@@ -120,7 +136,7 @@ def fit_model(
             text_dim=text_dim,
             outputs=outputs,
             layers=options.layers,
-            dropout=options.dropout,
+            **options.given("dropout"),
             cross_attention=options.cross_attention,
             product=options.product,
             difference=options.difference,
@@ -133,24 +149,23 @@ def fit_model(
             use_image=model != "text",
             use_text=model != "image",
         )
+    statistics = None
+    if options.standardise and isinstance(network, Fusion):
+        statistics = statistics_of(train.pairs)
+        train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
     report = fit(
         network,
         train,
         dev,
         seed=options.seed,
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
         final_learning_rate=options.final_learning_rate,
-        weight_decay=options.weight_decay,
-        warm_up=options.warm_up,
         gradient_clip=options.gradient_clip,
-        label_smoothing=options.label_smoothing,
         contrastive_weight=options.contrastive_weight,
         temperature=options.temperature,
         regularisation_weight=options.regularisation_weight,
         mixup_alpha=options.mixup_alpha,
         mixup_share=options.mixup_share,
+        input_dropout=options.input_dropout,
         negatives=options.negatives,
         patience=options.patience,
         time_limit=options.time_limit,
@@ -159,7 +174,10 @@ def fit_model(
         title=f"training {model}",
         progress=options.progress,
         device=options.device,
+        **options.given("epochs", "batch_size", "learning_rate", "weight_decay", "warm_up", "label_smoothing"),
     )
+    if statistics is not None and isinstance(network, Fusion):
+        fold(network, statistics)
     return Fitted(network, report.seconds, report)
 
 
@@ -175,8 +193,25 @@ def _fit_majority(train: Examples, outputs: int) -> Majority:
     return network
 
 
-def _fit_kernel(train: Examples, outputs: int) -> tuple[KernelFusion, Tensor]:
-    """Solve the kernel fusion on the items that the training pairs use."""
+def fit_kernel_on(
+    train: Examples,
+    outputs: int,
+    *,
+    blind_shares: Sequence[float] = BLIND_SHARES,
+    ridges: Sequence[float] = RIDGES,
+) -> tuple[KernelFusion, KernelFit]:
+    """Solve the kernel fusion on the items that the training pairs use.
+
+    Args:
+        train: Examples of a classification.
+        outputs: Number of classes.
+        blind_shares: As in `fit_kernel`.
+        ridges: As in `fit_kernel`.
+
+    Raises:
+        UsageError: The examples are of matching.
+        TrainingError: There are too many pairs.
+    """
     if not isinstance(train.truth, Answers):
         raise UsageError("The model 'kernel' does classification only; for matching take a fusion, mlp or linear")
     image_numbers, image_rows = torch.unique(train.pairs.image_rows, return_inverse=True)
@@ -199,8 +234,10 @@ def _fit_kernel(train: Examples, outputs: int) -> tuple[KernelFusion, Tensor]:
         text_rows,
         train.truth.dense(torch.arange(len(train)), outputs),
         train.clusters,
+        blind_shares=blind_shares,
+        ridges=ridges,
     )
-    return network, found.held_out
+    return network, found
 
 
 def _fit_linear(network: Linear, train: Examples, dev: Examples, options: Options) -> None:

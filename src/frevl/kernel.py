@@ -7,6 +7,7 @@ the text alone. It is ours, beyond the paper. Memory grows with the square of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,21 @@ from torch import Tensor, nn
 from frevl.errors import TrainingError
 from frevl.fusion import masked_mean
 
-__all__ = ["MOST_PAIRS", "KernelFit", "KernelFusion", "fit_kernel", "held_out_scores", "kernel_matrix"]
+__all__ = [
+    "BLIND_SHARES",
+    "MOST_PAIRS",
+    "RIDGES",
+    "KernelFit",
+    "KernelFusion",
+    "fit_kernel",
+    "held_out_scores",
+    "kernel_matrix",
+]
 
 MOST_PAIRS = 20_000  # the kernel matrix and its inverse then take 3.2 GB together
-# The simplest first: a later choice has to be better, not as good.
-BLIND_SHARES = (1.0, 0.25, 0.0)
-RIDGES = (3.0, 1.0, 0.3, 0.1)
+# The penalty is chosen at the first share, the share at that penalty: half the solutions of the whole grid.
+BLIND_SHARES = (0.25, 0.0, 1.0)
+RIDGES = (3.0, 1.0, 0.3, 0.1)  # the strongest first: a weaker one has to be better, not as good
 _PAIRS_AT_ONCE = 512
 
 
@@ -111,6 +121,9 @@ def fit_kernel(
     text_rows: Tensor,
     weights: Tensor,
     clusters: Tensor,
+    *,
+    blind_shares: Sequence[float] = BLIND_SHARES,
+    ridges: Sequence[float] = RIDGES,
 ) -> KernelFit:
     """Solve the regression; penalty and share are chosen by exact leave-one-cluster-out scores.
 
@@ -122,6 +135,8 @@ def fit_kernel(
         text_rows: ``(n,)`` int64, text of every pair.
         weights: ``(n, outputs)`` float32, weight of every class for every pair.
         clusters: ``(n,)`` int64; pairs of one number (mostly: of one image) are left out together.
+        blind_shares: Values of ``c`` to try, at least one.
+        ridges: Penalties to try, at least one.
 
     Raises:
         TrainingError: There are more pairs than memory is planned for.
@@ -148,13 +163,14 @@ def fit_kernel(
     image_kernel = kernel_matrix(network.images, network.images, network.image_width)[image_rows][:, image_rows]
     text_kernel = kernel_matrix(network.texts, network.texts, network.text_width)[text_rows][:, text_rows]
     best: KernelFit | None = None
-    for blind_share in BLIND_SHARES:
+    for blind_share in blind_shares:
         kernel = text_kernel * (blind_share + (1 - blind_share) * image_kernel)
-        for ridge in RIDGES:
+        for ridge in ridges if best is None else (best.ridge,):
             alphas, held_out = held_out_scores(kernel, centred, clusters, ridge)
             held_out += network.mean
             metric = weights.gather(1, held_out.argmax(dim=1, keepdim=True)).mean().item()
-            if best is None or metric > best.metric:
+            # As good without the image is better: it is simpler.
+            if best is None or metric > best.metric or (metric == best.metric and blind_share == 1.0):
                 best = KernelFit(ridge, blind_share, metric, held_out)
                 network.alphas.copy_(alphas)
                 network.blind_share.copy_(torch.tensor(blind_share))

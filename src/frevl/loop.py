@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from frevl.baselines import Mlp
 from frevl.batches import Answers, logits_of
+from frevl.blocks import dropped
 from frevl.errors import TrainingError
 from frevl.examples import Examples, dev_metric, kind_of, sample_negatives
 from frevl.fusion import Fusion, masked_mean
 from frevl.loss import binary_loss, class_loss, contrastive_loss, feature_norm_loss, mixup, soft_target_loss
 from frevl.progress import ProgressLine
 
-__all__ = ["FitReport", "fit", "task_loss"]
+__all__ = ["FitReport", "fit", "scheduled", "task_loss"]
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,20 @@ def fit(
     dev: Examples,
     *,
     seed: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    epochs: int = 20,
+    batch_size: int = 256,
+    learning_rate: float = 5e-4,
     final_learning_rate: float,
-    weight_decay: float,
-    warm_up: float,
+    weight_decay: float = 1e-2,
+    warm_up: float = 0.05,
     gradient_clip: float,
-    label_smoothing: float,
+    label_smoothing: float = 0.1,
     contrastive_weight: float,
     temperature: float,
     regularisation_weight: float,
     mixup_alpha: float,
     mixup_share: float,
+    input_dropout: float,
     negatives: int,
     patience: int,
     time_limit: float | None,
@@ -123,13 +125,15 @@ def fit(
                     if out_of_time:
                         break
                 for group in optimiser.param_groups:
-                    group["lr"] = _scheduled(done, learning_rate, final_learning_rate, warm_up)
+                    group["lr"] = scheduled(done, learning_rate, final_learning_rate, warm_up)
 
                 image_rows, text_rows, truth = _with_truth(train, rows, negatives, random, outputs)
                 image, text, image_mask, text_mask = train.pairs.inputs(image_rows, text_rows, device)
                 truth = truth.to(device)
                 contrastive = regularisation = torch.zeros((), device=device)
                 if isinstance(network, Fusion):
+                    if input_dropout > 0:
+                        image, text = dropped(image, input_dropout), dropped(text, input_dropout)
                     image, text = network.project(image, text)
                     contrastive = contrastive_loss(
                         masked_mean(image, image_mask),
@@ -275,7 +279,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _scheduled(done: float, peak: float, final: float, warm_up: float) -> float:
+def scheduled(done: float, peak: float, final: float, warm_up: float) -> float:
     """Return the learning rate: linear warm-up, then cosine to the final rate. ``done`` is in [0, 1]."""
     if done < warm_up:
         return peak * (done + 1e-3) / (warm_up + 1e-3)

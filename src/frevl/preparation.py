@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ def prepare(
     notes: list[str] = []
     train_pairs = _usable(store, pairs, notes)
     if dev is None:
+        if task == "matching":
+            _check_enough_to_split(train_pairs)
         train_pairs, dev_pairs = split_by_image(train_pairs, dev_share, seed=seed)
     else:
         dev_pairs = _usable(store, dev, notes)
@@ -102,6 +105,7 @@ def prepare(
         unseen = int((dev_answers.classes.max(dim=1).values < 0).sum())
         if unseen:
             notes.append(f"{unseen:,} development pairs have only classes that training never saw: counted as wrong.")
+        notes += _single_class(dev_pairs)
     prefixes = hash_prefixes(hashes.values())
     return Prepared(train, dev_examples, labels, *towers, prefixes, notes, dev_is_spare=dev is None)
 
@@ -134,7 +138,7 @@ def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:
 
 def _usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    usable, left_out = usable_pairs(read, store.positions("image"), store.rejects())
+    usable, left_out = usable_pairs(read, store)
     sentence = rejects_sentence([*read.rejected, *left_out])
     if sentence:
         notes.append(sentence)
@@ -151,6 +155,28 @@ def _shared_images(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str
         f"Leak: {len(shared):,} of {len(set(dev.images)):,} development images have the same content as a training "
         f"image (the first is '{shared[0]}'): the development metric is too good."
     ]
+
+
+def _single_class(dev: Pairs) -> list[str]:
+    """Say that development pairs of one class cannot tell a model that looks from one that always answers the same."""
+    classes = {json.dumps(target, sort_keys=True) for target in dev.targets}
+    if len(classes) > 1:
+        return []
+    return [
+        f"All {len(dev):,} development pairs have the same target ({classes.pop():.60}): the best epoch, calibration "
+        "and the development metric say nothing then; give development pairs of several classes with --dev."
+    ]
+
+
+def _check_enough_to_split(pairs: Pairs) -> None:
+    """Refuse two images of right pairs only: one would be set aside, and the other would have no wrong text."""
+    images = len(set(pairs.images))
+    if images == 2 and bool((match_truth(pairs) > 0.5).all()):
+        raise PairsError(
+            f"{pairs.places[0].rpartition(':')[0]}: matching sets images aside for development and needs two more "
+            "whose texts are wrong for each other; expected at least three images, found 2; give more pairs, a "
+            "development file with --dev, or wrong pairs with target false"
+        )
 
 
 def _check_targets(pairs: Pairs) -> None:

@@ -7,7 +7,9 @@ is ever unpickled.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,53 @@ from torch import nn
 
 from frevl.average import Average
 from frevl.baselines import Linear, Majority, Mlp
+from frevl.dual import Cosine, Dual
 from frevl.errors import FingerprintError, RunError
 from frevl.fusion import Fusion
+from frevl.hub import run_folder
 from frevl.jsonfile import replace_file, write_json
 from frevl.kernel import KernelFusion
+from frevl.rerank import Reranked
 from frevl.store import Store
 from frevl.towers import different_fields
 
-__all__ = ["NETWORKS", "Run", "name_of"]
+__all__ = ["NETWORKS", "Run", "name_of", "refuse_other_files"]
 
 FORMAT = 1
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "average": Average,
+    "cosine": Cosine,
+    "dual": Dual,
     "fusion": Fusion,
     "kernel": KernelFusion,
     "linear": Linear,
     "majority": Majority,
     "mlp": Mlp,
+    "reranked": Reranked,
 }
+
+
+def refuse_other_files(folder: Path, own: Sequence[str]) -> None:
+    """Refuse a folder with files that no training wrote: weights do not belong among somebody's documents.
+
+    Args:
+        folder: Where a run is to be written; may be absent.
+        own: Names, with ``*`` for anything, that an interrupted training may have left. Hidden files are passed over.
+
+    Raises:
+        RunError: Names the first other file.
+    """
+    try:
+        names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise RunError(f"{folder}: the folder cannot be read ({error.strerror or error})") from error
+    others = [name for name in names if not name.startswith(".") and not any(fnmatch(name, kind) for kind in own)]
+    if others:
+        raise RunError(
+            f"{folder}: expected a new or empty folder for the run, found other files in it (the first is "
+            f"'{others[0]}'); choose another --run"
+        )
 
 
 def name_of(network: nn.Module) -> str:
@@ -109,12 +139,12 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """Load a run.
+        """Load a run from its folder, or from the model hub: ``hf:NAME[@REVISION]``.
 
         Raises:
             RunError: There is no complete run at this path, it is damaged, or a newer frevl wrote it.
         """
-        path = Path(path)
+        path = run_folder(path)
         if not (path / "run.json").is_file():
             unfinished = (path / "state.safetensors").exists()
             found = (

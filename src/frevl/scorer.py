@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from frevl.batches import EmbeddedPairs, logits_of
 from frevl.calibration import calibrated
 from frevl.canaries import tower_records
+from frevl.dual import Cosine, Dual
 from frevl.embeddings import stack
-from frevl.encoders import Encoder, load_encoder
-from frevl.errors import StoreError, UsageError
+from frevl.encoders import Encoder, ImageTower, load_encoder
+from frevl.errors import StoreError, UsageError, nearest
 from frevl.fusion import Fusion
+from frevl.images import MAX_PIXELS, ImageSource, read_image
+from frevl.itemwise import by_item, logits_by_item
+from frevl.onnxfile import open_exported
+from frevl.rerank import Reranked
+from frevl.retrieval import PairScores, full_grid
 from frevl.run import Run
 from frevl.store import Store
 from frevl.towers import Modality, Tower, check_same
 
-__all__ = ["Prediction", "Scorer"]
+__all__ = ["BACKENDS", "Prediction", "Scorer"]
+
+BACKENDS = ("torch", "onnx")
 
 
 @dataclass(frozen=True)
@@ -68,22 +76,49 @@ class Scorer:
         self._encoders: list[Encoder] = []
 
     @classmethod
-    def open(cls, run: str | Path, *, store: Store | str | Path, batch_size: int = 1024, device: str = "cpu") -> Scorer:
+    def open(
+        cls,
+        run: str | Path,
+        *,
+        store: Store | str | Path,
+        batch_size: int = 1024,
+        device: str = "cpu",
+        backend: str = "torch",
+        onnx: str | Path | None = None,
+    ) -> Scorer:
         """Load a run and bind it to a store.
 
+        Args:
+            run: Folder of the run.
+            store: Where the embeddings are.
+            batch_size: Pairs at once.
+            device: Where PyTorch computes.
+            backend: ``torch``, or ``onnx``: scores come from the run's exported file, on the CPU.
+            onnx: The exported file, if it is not ``model.onnx`` in the run's folder.
+
         Raises:
-            RunError: There is no complete run at this path.
+            UsageError: There is no such backend, or an exported file for another one.
+            RunError: There is no complete run at this path, or no exported file of it.
             StoreError: There is no store at this path.
             FingerprintError: They do not belong together.
         """
         opened = store if isinstance(store, Store) else Store.open(store)
-        return cls(Run.load(run), opened, batch_size=batch_size, device=device)
+        if backend not in BACKENDS:
+            raise UsageError(f"There is no backend '{backend}'. {nearest(backend, BACKENDS)}")
+        if onnx is not None and backend != "onnx":
+            raise UsageError(f"The exported file {onnx} goes with the backend 'onnx', found '{backend}'")
+        scorer = cls(Run.load(run), opened, batch_size=batch_size, device=device)
+        if backend == "onnx":
+            scorer.network = open_exported(scorer.run, onnx)
+        return scorer
 
-    def score(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    def score(self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         """Score pairs.
 
         Args:
             pairs: ``(image id, text)``.
+            images: Embeddings of images that need not be in the store, by the id that ``pairs`` use for them:
+                ``(tokens, dim)`` each, as `embed_images` makes them. The store is asked for all others.
 
         Returns:
             Logits in float32: ``(n,)`` for matching (the larger, the better the match), ``(n, classes)`` for
@@ -95,17 +130,18 @@ class Scorer:
         """
         if not pairs:
             return np.zeros((0,) if self.run.task == "matching" else (0, len(self.run.labels)), np.float32)
-        images = {id_: row for row, id_ in enumerate(dict.fromkeys(image for image, _ in pairs))}
+        rows = {id_: row for row, id_ in enumerate(dict.fromkeys(image for image, _ in pairs))}
         texts = {text: row for row, text in enumerate(dict.fromkeys(text for _, text in pairs))}
         embedded = EmbeddedPairs.of(
             [image for image, _ in pairs],
             [text for _, text in pairs],
-            images,
-            self.store.read("image", list(images), self._towers["image"]),
+            rows,
+            self._read_images(list(rows), images or {}),
             texts,
             self._read_texts(list(texts)),
         )
-        logits = logits_of(self.network, embedded, self.batch_size, self.device).numpy()
+        logits_of_all = logits_by_item if isinstance(self.network, Reranked) else logits_of
+        logits = logits_of_all(self.network, embedded, self.batch_size, self.device).numpy()
         return logits[:, 0] if self.run.task == "matching" else logits
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
@@ -157,46 +193,99 @@ class Scorer:
         """
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: a grid needs a matching run, found task '{self.run.task}'")
-        scores = np.empty((len(image_ids), len(texts)), np.float32)
+        return full_grid(len(image_ids), len(texts), self.between(image_ids, texts))
+
+    def between(self, image_ids: Sequence[str], texts: Sequence[str]) -> PairScores:
+        """Do the work of single items, so that any pairs of them can be scored at the least cost.
+
+        Returns:
+            A function from ``(n,)`` rows of ``image_ids`` and ``(n,)`` rows of ``texts`` to ``(n,)`` float32 logits:
+            those of `score`.
+        """
         image_values = self.store.read("image", image_ids, self._towers["image"])
         embedded = EmbeddedPairs.of([], [], {}, image_values, {}, self._read_texts(texts))
         with torch.inference_mode():
-            logits_of_pairs = self._by_item(embedded)
-            for start in range(0, scores.size, self.batch_size):
-                numbers = torch.arange(start, min(start + self.batch_size, scores.size))
-                logits = logits_of_pairs(numbers // len(texts), numbers % len(texts))
-                scores.reshape(-1)[start : start + len(numbers)] = logits[:, 0].cpu().numpy()
+            logits_of_pairs = by_item(self.network, embedded, self.batch_size, self.device)
+
+        def scores(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                parts = [np.zeros(0, np.float32)]
+                for start in range(0, len(rows), self.batch_size):
+                    part = slice(start, start + self.batch_size)
+                    logits = logits_of_pairs(torch.from_numpy(rows[part]), torch.from_numpy(columns[part]))
+                    parts.append(logits[:, 0].cpu().numpy())
+            return np.concatenate(parts)
+
         return scores
 
-    def _by_item(self, embedded: EmbeddedPairs) -> Callable[[Tensor, Tensor], Tensor]:
-        """Let a fusion project every item once: what is left for a pair are the blocks and the head."""
-        network = self.network
-        if not isinstance(network, Fusion):
-            return self._by_pair(embedded)
+    @property
+    def has_first_stage(self) -> bool:
+        """Whether the run has vectors of items to search by: the model ``dual`` or ``cosine``, or a reranker."""
+        return self._first_stage is not None
 
-        def projected(project: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-            parts = values.split(self.batch_size)  # type: ignore[no-untyped-call]
-            return torch.cat([project(part.to(self.device).float()) for part in parts])
+    @property
+    def rerank_depth(self) -> int:
+        """How many candidates of the first stage the fusion scores again; 0 if the run does not rerank."""
+        return self.network.depth if isinstance(self.network, Reranked) else 0
 
-        image = projected(network.project_image, embedded.images)
-        text = projected(network.project_text, embedded.texts)
-        image_mask = None if image.shape[1] == 1 else embedded.image_mask.to(self.device)
-        text_mask = None if text.shape[1] == 1 else embedded.text_mask.to(self.device)
+    def image_vectors(self, image_ids: Sequence[str], *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """Return the first stage's vectors of images.
 
-        def logits(rows: Tensor, columns: Tensor) -> Tensor:
-            fused = network.fuse(
-                image[rows],
-                text[columns],
-                None if image_mask is None else image_mask[rows],
-                None if text_mask is None else text_mask[columns],
+        Args:
+            image_ids: Ids of images, repeats allowed.
+            images: Embeddings of images that need not be in the store, as in `score`.
+
+        Returns:
+            ``(n, d)`` float32 of unit length; their dot products with `text_vectors` rank as the first stage does.
+
+        Raises:
+            UsageError: The run has no first stage.
+            StoreError: An image is not in the store.
+        """
+        return self._vectors("image", self._read_images(image_ids, images or {}) if self.has_first_stage else None)
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the first stage's vectors of texts, ``(n, d)`` float32 of unit length.
+
+        Texts that are not in the store are embedded.
+
+        Raises:
+            UsageError: The run has no first stage.
+            StoreError: A text is empty.
+            FingerprintError: A text has to be embedded and the encoder is not the one that made the store.
+        """
+        return self._vectors("text", self._read_texts(texts) if self.has_first_stage else None)
+
+    @property
+    def _first_stage(self) -> Dual | Cosine | None:
+        network = self.network.first if isinstance(self.network, Reranked) else self.network
+        return network if isinstance(network, Dual | Cosine) else None
+
+    def _vectors(self, modality: Modality, embedded: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+        first = self._first_stage
+        if first is None or embedded is None:
+            raise UsageError(
+                f"{self.run.path}: the run has no first stage, so it cannot search; train one with --task matching "
+                "and --model auto or dual"
             )
-            scored: Tensor = network.head(fused)
-            return scored
+        vectors_of = first.image_vectors if modality == "image" else first.text_vectors
+        parts = []
+        with torch.inference_mode():
+            for start in range(0, max(1, len(embedded[0])), self.batch_size):
+                values, mask = (torch.from_numpy(part[start : start + self.batch_size]) for part in embedded)
+                parts.append(vectors_of(values.to(self.device).float(), mask.to(self.device)).cpu().numpy())
+        return np.concatenate(parts)
 
-        return logits
-
-    def _by_pair(self, embedded: EmbeddedPairs) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda rows, columns: self.network(*embedded.inputs(rows, columns, self.device))
+    def _read_images(self, ids: Sequence[str], given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Read images from the store, except those that are given."""
+        stored = [id_ for id_ in ids if id_ not in given]
+        if len(stored) == len(ids):
+            return self.store.read("image", ids, self._towers["image"])
+        parts = {id_: given[id_] for id_ in ids if id_ in given}
+        if stored:
+            values, mask = self.store.read("image", stored, self._towers["image"])
+            parts.update({id_: v[m] for id_, v, m in zip(stored, values, mask, strict=True)})
+        return stack([parts[id_] for id_ in ids])
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Read texts from the store, and embed those that are not in it."""
@@ -233,9 +322,54 @@ class Scorer:
             parts.append((embedded.values.astype(tower.identity["dtype"]), embedded.mask))
         return np.concatenate([values for values, _ in parts], axis=2), parts[0][1]
 
+    def prepare_image(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
+        """Read one image as extraction does, into the input of each image tower. Thread-safe once encoders are loaded.
+
+        Args:
+            image: A path, the bytes of an image file, or a Pillow image.
+            max_pixels: As `frevl.images.read_image`.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        towers = self._image_networks()
+        pictures = {t: read_image(image, target=t, max_pixels=max_pixels) for t in {tower.target for tower in towers}}
+        return [tower.prepare(pictures[tower.target]) for tower in towers]
+
+    def embed_images(self, prepared: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+        """Embed images as the store would hold them.
+
+        Args:
+            prepared: What `prepare_image` made of each.
+
+        Returns:
+            One ``(tokens, dim)`` array an image, in the stored type; what `score` takes as ``images``.
+
+        Raises:
+            FingerprintError: An encoder is not the one that made the store.
+        """
+        parts = []
+        for row, network in enumerate(self._image_networks()):
+            items: list[np.ndarray] = []
+            for start in range(0, len(prepared), network.batch_size):
+                items += network.embed([one[row] for one in prepared[start : start + network.batch_size]]).items
+            parts.append(items)
+        dtype = self._towers["image"][0].identity["dtype"]
+        return [np.concatenate(items, axis=1).astype(dtype) for items in zip(*parts, strict=True)]
+
+    def _image_networks(self) -> list[ImageTower]:
+        loaded = {encoder.image.name: encoder.image for encoder in self.encoders() if encoder.image is not None}
+        return [loaded[tower.name] for tower in self._towers["image"]]
+
     def encoders(self) -> list[Encoder]:
         """Load the run's encoders on first use, and check that they are those that made the store."""
         if not self._encoders:
+            imported = [tower for towers in self._towers.values() for tower in towers if tower.imported]
+            if imported:
+                raise StoreError(
+                    f"{self.store.path}: the vectors of '{imported[0].name}' were imported, so nothing that is not in "
+                    "the store can be embedded like them; use its own images and texts, or import more vectors"
+                )
             loaded = [load_encoder(name, tokens=self._tokens()) for name in self.run.encoders]
             for encoder in loaded:
                 for record in tower_records(encoder, dtype=self._towers["text"][0].identity["dtype"]):

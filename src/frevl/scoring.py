@@ -38,7 +38,7 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
         InputError: The file cannot be written.
     """
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    usable, left_out = usable_pairs(read, scorer.store.positions("image"), scorer.store.rejects())
+    usable, left_out = usable_pairs(read, scorer.store)
     reasons = {reject.id: reject.reason for reject in left_out}
     out = Path(out)
     part = out.with_name(f".{out.name}.part")

@@ -1,8 +1,8 @@
 """One model trained with several seeds: how much of a number is luck.
 
 A folder of seeds holds an ordinary run a seed (``seed0``, ``seed1``, ...) and ``seeds.json``, which is written last.
-The deviation is the sample standard deviation over seeds; the interval is the cluster bootstrap over images of hits
-averaged over seeds, so the first tells of the training and the second of the test set (ours).
+The deviation is the sample standard deviation over seeds; the intervals are those of the mean over seeds, by cluster
+bootstrap over images, so the first tells of the training and the second of the test set (ours).
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import Any
 import numpy as np
 
 import frevl
+from frevl.chance import against_majority
 from frevl.errors import RunError, UsageError
 from frevl.evaluation import Result, evaluate
-from frevl.intervals import Interval, bootstrap_interval, paired_difference, paired_test
+from frevl.intervals import Interval, paired_difference, paired_test
 from frevl.jsonfile import write_json
+from frevl.measures import mean_measure
 from frevl.pairs import Pairs, read_pairs
 from frevl.progress import say
 from frevl.provenance import provenance
-from frevl.run import Run
+from frevl.run import Run, refuse_other_files
 from frevl.scorer import Scorer
+from frevl.slices import slice_table
 from frevl.store import Store
 from frevl.training import train
 
@@ -220,9 +223,8 @@ def evaluate_seeds(
         versus: Seeds of another model, to compare on the same pairs.
 
     Returns:
-        Means over seeds. The interval of the first metric (and of the difference) is the bootstrap over images of hits
-        averaged over seeds. The bounds of all other metrics and of slices are the means of the seeds' bounds: the
-        interval of a typical single seed, which is not narrower.
+        Means over seeds. Every interval, those of slices and of the difference too, draws images and averages over
+        seeds what each run earns on the draw.
 
     Raises:
         UsageError: No scorer.
@@ -236,12 +238,16 @@ def evaluate_seeds(
     first = results[0]
     names = list(first.metrics)
     hits = np.mean([result.hits for result in results], axis=0)
-    ci95 = {name: _mean_bounds([result.ci95[name] for result in results]) for name in names}
-    ci95[names[0]] = points(bootstrap_interval(hits, first.clusters))
+    measures = {name: mean_measure([result.measures[name] for result in results]) for name in names}
     values = {name: [result.metrics[name] for result in results] for name in names}
     deviations = {name: deviation(values[name]) for name in names}
     numbers = [result.provenance["seed"] for result in results]
-    notes = list(dict.fromkeys(note for result in results for note in result.notes))
+    own = [result.chance.sentence for result in results if result.chance is not None]
+    notes = list(dict.fromkeys(note for result in results for note in result.notes if note not in own))
+    # The majority answer is that of the training pairs, the same for all seeds.
+    chance = first.chance and against_majority(hits, first.chance.earned, first.clusters, first.chance.answer)
+    if chance is not None and chance.is_chance:
+        notes.append(chance.sentence)
     if len(results) > 1:
         shown = ", ".join(f"{name} {deviations[name]:.2f}" for name in names)
         notes.append(f"Means of {len(results)} seeds. Standard deviation over seeds in points: {shown}.")
@@ -249,12 +255,15 @@ def evaluate_seeds(
         task=first.task,
         n=first.n,
         metrics={name: float(np.mean(values[name])) for name in names},
-        ci95=ci95,
-        slices=_mean_slices(results),
+        ci95={name: points(measure.interval()) for name, measure in measures.items()},
+        slices=slice_table(first.slice_rows, names[0], hits, first.clusters),
         provenance={**first.provenance, "run": _folder_of(results), "seed": numbers},
         notes=notes,
         hits=hits,
         clusters=first.clusters,
+        measures=measures,
+        slice_rows=first.slice_rows,
+        chance=chance,
         seeds={"n": len(results), "seeds": numbers, "deviation": deviations, "values": values},
     )
     others = [evaluate(scorer, read) for scorer in versus]
@@ -279,29 +288,6 @@ def deviation(values: Sequence[float]) -> float | None:
 def points(interval: Interval) -> list[float] | None:
     """Return the bounds in percent, None where one image tells nothing."""
     return None if np.isnan(interval.low) else [100 * interval.low, 100 * interval.high]
-
-
-def _mean_bounds(bounds: Sequence[list[float] | None]) -> list[float] | None:
-    known = [one for one in bounds if one is not None]
-    if len(known) < len(bounds):
-        return None
-    return [float(np.mean([one[side] for one in known])) for side in (0, 1)]
-
-
-def _mean_slices(results: Sequence[Result]) -> dict[str, Any]:
-    """Average the slices, which are the same groups of pairs for every seed."""
-    metric = next(iter(results[0].metrics))
-    return {
-        key: {
-            value: {
-                "n": group["n"],
-                metric: float(np.mean([result.slices[key][value][metric] for result in results])),
-                "ci95": _mean_bounds([result.slices[key][value]["ci95"] for result in results]),
-            }
-            for value, group in groups.items()
-        }
-        for key, groups in results[0].slices.items()
-    }
 
 
 def _folder_of(results: Sequence[Result]) -> str:
@@ -343,6 +329,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or refuse one that holds something else."""
     if (folder / "run.json").exists() or (folder / "state.safetensors").exists():
         raise RunError(f"{folder}: this folder holds a run of one seed; choose another folder, or delete it first")
+    refuse_other_files(folder, ("settings.json", "seeds.json", "seed*", "*.part"))
     file = folder / "settings.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

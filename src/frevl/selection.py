@@ -8,33 +8,34 @@ the best candidates are candidates too. Test data never enters. The procedure is
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from frevl.average import Average
 from frevl.batches import Answers, logits_of
 from frevl.calibration import calibrated, fit_calibration
+from frevl.chance import Chance, against_majority
+from frevl.encoder_choice import EncoderChoice, choose_encoders, narrow
 from frevl.examples import Examples, join
 from frevl.fitting import Fitted, Network, Options, fit_model
+from frevl.folds import folds_of
 from frevl.kernel import MOST_PAIRS
 from frevl.preparation import Prepared
 from frevl.progress import say
 
 __all__ = ["CANDIDATES", "Candidate", "Selection", "choose", "one_standard_error"]
 
-_FOLDS = 3
-_CROSS_VALIDATED = 20_000  # with more pairs than this, the development part alone tells enough
-_FEWEST_CLUSTERS = 10  # with fewer images a fold would hold almost none
 _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
-_INNER_SHARE = 0.1
+_FEWEST_FOR_SMALL = 8_000  # pairs; below, larger networks took most of the time and won nothing
 _DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given
+_ENCODERS_SHARE = 0.25  # of the time limit, for comparing encoders
 _SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
 
 
@@ -46,11 +47,13 @@ class Candidate:
         name: As it stands in the table.
         model: What `fit_model` fits.
         changes: Options that differ from those of the call.
+        members: Of an average, what is averaged.
     """
 
     name: str
     model: str
     changes: dict[str, Any] = field(default_factory=dict)
+    members: tuple[Candidate, ...] = ()
 
 
 # Simplest first: the order that decides between equals. Regularised variants: what held on small real sets
@@ -63,13 +66,29 @@ CANDIDATES = (
     Candidate("mlp", "mlp"),
     Candidate("kernel", "kernel"),
     Candidate("tiny", "tiny"),
-    Candidate("tiny regularised", "tiny", {"dropout": 0.4, "weight_decay": 0.2, "batch_size": 128}),
+    Candidate(
+        "tiny standardised",
+        "tiny",
+        {
+            "standardise": True,
+            "input_dropout": 0.3,
+            "dropout": 0.4,
+            "weight_decay": 0.1,
+            "batch_size": 128,
+            "learning_rate": 1e-3,
+            "contrastive_weight": 0.0,
+            "regularisation_weight": 0.0,
+            "mixup_share": 0.0,
+            "layers": 0,
+            "patience": 100,  # a small development part is too noisy to stop by: the whole schedule runs
+        },
+    ),
     Candidate("small regularised", "small", {"dropout": 0.4, "weight_decay": 0.2, "layers": 2}),
 )
 
 
 # What is tried first, so that a short time limit still sees what is cheap or mostly wins.
-_TRIED = ("majority", "kernel", "tiny regularised", "text", "linear", "mlp", "tiny", "small regularised", "image")
+_TRIED = ("majority", "kernel", "linear", "text", "mlp", "tiny standardised", "tiny", "small regularised", "image")
 
 
 @dataclass
@@ -78,7 +97,7 @@ class Judged:
 
     Attributes:
         candidate: The candidate.
-        hits: ``(n,)`` float, weight of the predicted class (or 1 for a right match decision), mean over seeds.
+        hits: ``(n,)`` float, weight of the predicted class, mean over seeds.
         probabilities: ``(n, outputs)`` calibrated.
         fit_seconds: Longest single fit.
         seeds: How many seeds were tried.
@@ -102,6 +121,9 @@ class Selection:
         reason: Why.
         rows: The table: every candidate with mean, standard error, difference from the best, and time.
         judged_on: On what the candidates were judged.
+        data: The examples with the embeddings of the chosen encoders only.
+        encoders: The chosen encoders, with the table of all sets that were compared.
+        chance: The choice against the majority answer.
     """
 
     fitted: Fitted
@@ -109,18 +131,29 @@ class Selection:
     reason: str
     rows: list[dict[str, Any]]
     judged_on: str
+    data: Prepared
+    encoders: EncoderChoice
+    chance: Chance | None = None
 
     def record(self) -> dict[str, Any]:
         """Return what the run keeps."""
-        return {"chosen": self.chosen, "reason": self.reason, "judged_on": self.judged_on, "candidates": self.rows}
+        return {
+            "chosen": self.chosen,
+            "reason": self.reason,
+            "judged_on": self.judged_on,
+            "candidates": self.rows,
+            "encoders": {"chosen": self.encoders.encoders, "pairs": self.encoders.pairs, "sets": self.encoders.rows},
+            "majority": self.chance.record() if self.chance else None,
+        }
 
 
-def choose(data: Prepared, outputs: int, options: Options, *, folder: Path) -> Selection:
-    """Choose a model on held-out images and fit it on the training part.
+def choose(data: Prepared, encoders: Sequence[str], outputs: int, options: Options, *, folder: Path) -> Selection:
+    """Choose encoders and model on held-out images and fit the model on the training part.
 
     Args:
-        data: Training and development examples.
-        outputs: Number of classes; 1 for matching.
+        data: Training and development examples of a classification.
+        encoders: Encoders whose embeddings they hold; the set of them that does best is used.
+        outputs: Number of classes.
         options: Of the call; ``time_limit`` bounds the whole selection.
         folder: Of the run.
 
@@ -129,9 +162,10 @@ def choose(data: Prepared, outputs: int, options: Options, *, folder: Path) -> S
     """
     started = time.monotonic()
     limit = options.time_limit or _DEFAULT_LIMIT
-    splits, judged_on = _splits(data, options.seed)
-    # In matching only the development part holds wrong pairs, so only that can be judged on.
-    everything = data.dev if isinstance(data.train.truth, Tensor) else join(data.train, data.dev)
+    found = choose_encoders(data, encoders, outputs, options, time_limit=limit * _ENCODERS_SHARE)
+    data = narrow(data, found.encoders)
+    splits, judged_on = folds_of(data, options.seed)
+    everything = join(data.train, data.dev)
     held = everything.select(torch.cat([judge for _, _, judge in splits]))
     say(f"choosing on {judged_on}", enabled=options.progress)
     judged: list[Judged] = []
@@ -148,7 +182,7 @@ def choose(data: Prepared, outputs: int, options: Options, *, folder: Path) -> S
             continue
         # Twice the fair share: most candidates take less than theirs.
         bound = 2 * left / (len(splits) * (len(_TRIED) - tried))
-        result = _judge(candidate, data, everything, splits, outputs, replace(options, time_limit=bound), left)
+        result = _judge(candidate, everything, splits, outputs, replace(options, time_limit=bound), left)
         if result is None:
             left_out.append({"name": candidate.name, "reason": "would take more than the time that is left"})
             say(f"  {candidate.name:<20} left out: no time", enabled=options.progress)
@@ -162,7 +196,8 @@ def choose(data: Prepared, outputs: int, options: Options, *, folder: Path) -> S
     say(f"chosen: {winner.candidate.name}: {reason}", enabled=options.progress)
     left = limit - (time.monotonic() - started)
     fitted = _final(winner.candidate, judged, held, data, outputs, options, folder, left)
-    return Selection(fitted, winner.candidate.name, reason, rows + left_out, judged_on)
+    chance = _against_majority(winner, judged, held, data.labels)
+    return Selection(fitted, winner.candidate.name, reason, rows + left_out, judged_on, data, found, chance)
 
 
 def one_standard_error(judged: list[Judged], clusters: Tensor) -> tuple[Judged, str, list[dict[str, Any]]]:
@@ -205,52 +240,25 @@ def one_standard_error(judged: list[Judged], clusters: Tensor) -> tuple[Judged, 
     return winner, reason, rows
 
 
-def _splits(data: Prepared, seed: int) -> tuple[list[tuple[Tensor, Tensor, Tensor]], str]:
-    """Return ``(train, inner development, judge)`` rows of every fold, and in words what is judged on.
-
-    Rows count through the training part and then the development part; for matching (whose wrong texts are drawn
-    for development only) the judge's rows count in the development part.
-    """
-    train, dev = len(data.train), len(data.dev)
-    if isinstance(data.train.truth, Tensor):
-        return [(torch.arange(train), torch.arange(dev), torch.arange(dev))], f"{dev:,} development pairs"
-    clusters = torch.cat([data.train.clusters, data.dev.clusters])
-    random = np.random.default_rng(seed)
-    if len(torch.unique(clusters)) < _FEWEST_CLUSTERS:
-        rest = torch.arange(train, train + dev)
-        return [(torch.arange(train), rest, rest)], f"{dev:,} development pairs (too few images to cross-validate)"
-    if train + dev > _CROSS_VALIDATED:
-        inside, inner = _apart(torch.arange(train), clusters, random)
-        return [(inside, inner, torch.arange(train, train + dev))], f"{dev:,} development pairs"
-    names = torch.unique(clusters).numpy()
-    fold_of = dict(zip(random.permutation(names).tolist(), np.arange(len(names)) % _FOLDS, strict=True))
-    folds = torch.tensor([int(fold_of[int(name)]) for name in clusters])
-    splits = []
-    for fold in range(_FOLDS):
-        inside, inner = _apart((folds != fold).nonzero()[:, 0], clusters, random)
-        splits.append((inside, inner, (folds == fold).nonzero()[:, 0]))
-    return splits, f"{train + dev:,} pairs by {_FOLDS}-fold cross-validation over images"
-
-
-def _apart(rows: Tensor, clusters: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Set a tenth of the clusters aside for early stopping and calibration."""
-    names = np.unique(clusters[rows].numpy())
-    held = random.permutation(names)[: max(1, round(_INNER_SHARE * len(names)))]
-    inner = torch.from_numpy(np.isin(clusters[rows].numpy(), held))
-    return rows[~inner], rows[inner]
+def _against_majority(winner: Judged, judged: list[Judged], held: Examples, labels: list[str]) -> Chance | None:
+    """Compare the choice with the majority answer on the pairs that all candidates were judged on."""
+    majority = next((one for one in judged if one.candidate.name == "majority"), None)
+    if majority is None or not labels:
+        return None
+    answer = labels[int(majority.probabilities.mean(dim=0).argmax())]
+    return against_majority(winner.hits.numpy(), majority.hits.numpy(), held.clusters.numpy(), answer)
 
 
 def _unfit(candidate: Candidate, data: Prepared) -> str:
-    if candidate.model == "kernel" and isinstance(data.train.truth, Tensor):
-        return "does classification only"
     if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
         return f"takes at most {MOST_PAIRS:,} pairs"
+    if candidate.model == "small" and len(data.train) + len(data.dev) < _FEWEST_FOR_SMALL:
+        return f"never won with fewer than {_FEWEST_FOR_SMALL:,} pairs"
     return ""
 
 
 def _judge(
     candidate: Candidate,
-    data: Prepared,
     everything: Examples,
     splits: list[tuple[Tensor, Tensor, Tensor]],
     outputs: int,
@@ -258,19 +266,16 @@ def _judge(
     left: float,
 ) -> Judged | None:
     """Fit a candidate on every fold, with several seeds if it is cheap; None if that would take too long."""
-    soft = isinstance(everything.truth, Tensor) or everything.truth.soft
+    soft = _answers(everything).soft
     longest, seeds, planned = 0.0, 0, _SEEDS
     probabilities: list[Tensor] = []
     hits: list[Tensor] = []
     while seeds < planned:
         parts = []
         for number, (inside, inner, judge) in enumerate(splits):
-            if isinstance(data.train.truth, Tensor):
-                train, dev, spare = data.train, data.dev, False
-            else:
-                # Where the inner development part is the judge, nothing may learn from it.
-                train, dev = everything.select(inside), everything.select(inner)
-                spare = not torch.equal(inner, judge)
+            train, dev = everything.select(inside), everything.select(inner)
+            # Where the inner development part is the judge, nothing may learn from it.
+            spare = not torch.equal(inner, judge)
             changed = replace(options, **{**candidate.changes, "seed": options.seed + seeds, "progress": False})
             begun = time.monotonic()
             with TemporaryDirectory() as scratch:
@@ -293,22 +298,28 @@ def _judge(
 
 
 def _hits(probabilities: Tensor, examples: Examples) -> Tensor:
-    if isinstance(examples.truth, Answers):
-        return examples.truth.hits(probabilities.argmax(dim=1))
-    return ((probabilities[:, 0] > 0.5) == (examples.truth > 0.5)).float()
+    return _answers(examples).hits(probabilities.argmax(dim=1))
+
+
+def _answers(examples: Examples) -> Answers:
+    if not isinstance(examples.truth, Answers):
+        raise TypeError("this selection is for classification; matching has its own")
+    return examples.truth
 
 
 def _averages(judged: list[Judged], held: Examples) -> list[Judged]:
-    """Average the best two and the best three candidates."""
+    """Average the seeds of the best candidate that has several, the best two, and the best three candidates."""
     ranked = sorted(judged, key=lambda one: -float(one.hits.mean()))
+    groups = [[one] for one in ranked if one.seeds > 1][:1] + [
+        ranked[:count] for count in (2, 3) if count <= len(ranked)
+    ]
     averages = []
-    for count in (2, 3):
-        if len(ranked) < count:
-            continue
-        members = ranked[:count]
+    for members in groups:
+        # What a candidate with several seeds said is their mean: so it goes into the average, and so it is fitted.
         probabilities = torch.stack([one.probabilities for one in members]).mean(dim=0)
-        candidate = Candidate(" + ".join(one.candidate.name for one in members), "average")
-        seconds = sum(one.fit_seconds for one in members)
+        names = [one.candidate.name + (f" x {one.seeds}" if one.seeds > 1 else "") for one in members]
+        candidate = Candidate(" + ".join(names), "average", members=tuple(one.candidate for one in members))
+        seconds = sum(one.fit_seconds * one.seeds for one in members)
         averages.append(Judged(candidate, _hits(probabilities, held), probabilities, seconds, 1))
     return averages
 
@@ -324,15 +335,19 @@ def _final(
     left: float,
 ) -> Fitted:
     """Fit the choice on the training part, with the development part for early stopping and calibration."""
-    names = candidate.name.split(" + ") if candidate.model == "average" else [candidate.name]
-    members = [one.candidate for name in names for one in judged if one.candidate.name == name]
+    tried = {one.candidate.name: one.seeds for one in judged}
+    members = [
+        (member, seed, 1 / tried[member.name])
+        for member in candidate.members or (candidate,)
+        for seed in range(tried[member.name] if candidate.members else 1)
+    ]
     networks: list[Network] = []
     calibrations: list[dict[str, float]] = []
     seconds = 0.0
     fitted: Fitted | None = None
-    for member in members:
+    for member, seed, weight in members:
         bound = max(left, 30.0) / len(members)
-        changed = replace(options, **{**member.changes, "time_limit": bound})
+        changed = replace(options, **{**member.changes, "time_limit": bound, "seed": options.seed + seed})
         for leftover in ("state.safetensors", "log.jsonl"):
             if len(members) > 1:
                 (folder / leftover).unlink(missing_ok=True)
@@ -341,19 +356,18 @@ def _final(
         )
         seconds += fitted.seconds
         networks.append(fitted.network)
-        calibrations.append(fit_calibration(*fitted.development(data.dev)))
+        calibrations.append({**fit_calibration(*fitted.development(data.dev)), "weight": weight})
     if len(networks) == 1 and fitted is not None:
         return fitted
-    soft = isinstance(data.train.truth, Tensor) or data.train.truth.soft
+    soft = _answers(data.train).soft
     average = Average.of(list(networks), calibrations, soft=soft)
     # A member that learnt from the development part knows it; the held-out folds of the selection do not.
-    return Fitted(average, seconds, held_out=(_average_logits(members, judged, soft=soft), held.truth))
+    return Fitted(average, seconds, held_out=(_average_logits(candidate, judged, soft=soft), held.truth))
 
 
-def _average_logits(members: list[Candidate], judged: list[Judged], *, soft: bool) -> Tensor:
-    """Return what the average of some candidates said of the pairs it was judged on, as logits."""
-    said = [one.probabilities for one in judged if one.candidate in members]
-    mean = torch.stack(said).mean(dim=0).clamp(1e-7, 1 - 1e-7)
+def _average_logits(average: Candidate, judged: list[Judged], *, soft: bool) -> Tensor:
+    """Return what an average said of the pairs it was judged on, as logits."""
+    mean = next(one.probabilities for one in judged if one.candidate is average).clamp(1e-7, 1 - 1e-7)
     return torch.logit(mean) if soft else mean.log()
 
 

@@ -17,16 +17,19 @@ from frevl.errors import RunError, UsageError, nearest
 from frevl.examples import dev_metric
 from frevl.fitting import MODELS, Options, fit_model
 from frevl.jsonfile import write_json
+from frevl.matching import fit_matching, without_wide
+from frevl.matching_choice import choose_matching
 from frevl.pairs import Pairs
 from frevl.preparation import prepare
 from frevl.provenance import provenance
-from frevl.run import Run, name_of
+from frevl.run import Run, name_of, refuse_other_files
 from frevl.selection import choose
 from frevl.store import Store
 
 __all__ = ["TASKS", "train"]
 
 TASKS = ("matching", "classification")
+_OWN_FILES = ("settings.json", "state.safetensors", "log.jsonl", "weights.safetensors", "seen.safetensors", "*.part")
 
 
 def train(
@@ -36,24 +39,27 @@ def train(
     run: str | Path,
     task: str,
     model: str = "tiny",
+    first_stage: str | None = None,
     dev: str | Path | Pairs | None = None,
     encoder: Sequence[str] | None = None,
     seed: int = 0,
     time_limit: float | None = None,
-    epochs: int = 20,
-    batch_size: int = 256,
-    learning_rate: float = 5e-4,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
     final_learning_rate: float = 1e-6,
-    weight_decay: float = 1e-2,
-    warm_up: float = 0.05,
+    weight_decay: float | None = None,
+    warm_up: float | None = None,
     gradient_clip: float = 1.0,
-    dropout: float = 0.1,
-    label_smoothing: float = 0.1,
+    dropout: float | None = None,
+    label_smoothing: float | None = None,
     contrastive_weight: float = 0.1,
     temperature: float = 0.07,
     regularisation_weight: float = 0.01,
     mixup_alpha: float = 0.2,
     mixup_share: float = 0.3,
+    standardise: bool = False,
+    input_dropout: float = 0.0,
     negatives: int = 3,
     patience: int = 5,
     dev_share: float = 0.1,
@@ -76,11 +82,14 @@ def train(
         run: Folder to write; must not hold a finished run.
         task: ``matching`` or ``classification``.
         model: A preset of the fusion (``tiny``, ``small``, ``base``) or a baseline.
+        first_stage: In matching, ``dual`` or ``cosine``: it finds candidates and the fusion reads them again, in one
+            run whose score is their blend. None: the fusion stands alone, except with ``auto``.
         dev: Development pairs: early stopping and calibration. None sets aside images of the training pairs.
         encoder: Encoders whose towers are concatenated; None takes all in the store.
         seed: Of initial weights, order, dropout and splits.
         time_limit: Most seconds of training; the learning-rate schedule shrinks to it.
-        epochs: Most passes over the pairs.
+        epochs: Most passes over the pairs. None, here and below, takes the model's own: for fusions and ``mlp`` the
+            defaults of `frevl.loop.fit`, for ``dual`` those of `frevl.contrastive.fit_members`.
         batch_size: Pairs a step.
         learning_rate: Of AdamW, after warm-up.
         final_learning_rate: At the end of the cosine.
@@ -94,6 +103,9 @@ def train(
         regularisation_weight: Weight of the feature-norm term.
         mixup_alpha: Parameter of the Beta distribution of mixup.
         mixup_share: Share of the batches that are mixed (pooled embeddings only).
+        standardise: A fusion learns from embeddings that are standardised a dimension with training statistics; the run
+            takes plain embeddings all the same.
+        input_dropout: Probability in [0, 1) of dropping a dimension of an embedding while a fusion trains.
         negatives: Wrong texts for every right pair in matching.
         patience: Stop after so many epochs without a better development metric.
         dev_share: Share of the images set aside if ``dev`` is None.
@@ -118,6 +130,8 @@ def train(
     arguments = dict(locals())
     settings = _settings(arguments)
     _check_names(task, model)
+    if first_stage is not None and task != "matching":
+        raise UsageError(f"--first-stage belongs to --task matching, found --task {task}")
     _check_numbers(arguments)
     folder = _open_folder(Path(run), settings)
     opened = store if isinstance(store, Store) else Store.open(store)
@@ -127,9 +141,19 @@ def train(
     )  # fmt: skip
     outputs = len(data.labels) if task == "classification" else 1
     options = Options(**{field.name: arguments[field.name] for field in fields(Options)})
-    if model == "auto":
-        chosen = choose(data, outputs, options, folder=folder)
-        fitted, selection = chosen.fitted, chosen.record()
+    encoders = list(encoder) if encoder else opened.encoders
+    selection: dict[str, Any] | None = None
+    if task == "matching":
+        data = without_wide(data)
+        if model == "auto":
+            fitted, selection = choose_matching(data, options)
+        else:
+            fitted, selection = fit_matching(model, data, options, first_stage=first_stage, folder=folder)
+    elif model == "auto":
+        chosen = choose(data, encoders, outputs, options, folder=folder)
+        fitted, selection, data, encoders = chosen.fitted, chosen.record(), chosen.data, chosen.encoders.encoders
+        if chosen.chance is not None and chosen.chance.is_chance:
+            data.notes.append(chosen.chance.sentence)
     else:
         fitted, selection = (
             fit_model(model, data.train, data.dev, outputs, options, folder=folder, dev_is_spare=data.dev_is_spare),
@@ -153,7 +177,7 @@ def train(
         network_name=name_of(network),
         network_settings=network.settings,
         labels=data.labels,
-        encoders=list(encoder) if encoder else opened.encoders,
+        encoders=encoders,
         towers={
             "image": {tower.name: tower.identity for tower in data.image_towers},
             "text": {tower.name: tower.identity for tower in data.text_towers},
@@ -183,6 +207,8 @@ def _check_numbers(arguments: dict[str, Any]) -> None:
     others = ("final_learning_rate", "weight_decay", "contrastive_weight", "regularisation_weight")
     for name in (*positive, *others):
         value = arguments[name]
+        if value is None:
+            continue
         if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
             least = "above" if name in positive else "at least"
             raise UsageError(f"--{name.replace('_', '-')} must be a number {least} 0, found {value}")
@@ -219,6 +245,7 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> Path:
         raise RunError(f"{folder}: this folder holds a finished run; choose another --run, or delete it first")
     if (folder / "seeds.json").exists():
         raise RunError(f"{folder}: this folder holds the runs of several seeds; choose another --run, or use --seeds")
+    refuse_other_files(folder, _OWN_FILES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "state.safetensors").exists():

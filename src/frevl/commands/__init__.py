@@ -25,9 +25,9 @@ app = typer.Typer(
 store_app = typer.Typer(help="Look into a store.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(store_app, name="store")
 
-StoreOption = Annotated[Path, typer.Option("--store", help="Folder of the store.")]
-RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the result to this JSON file.")]
+StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of the store.")]
+RunOption = Annotated[Path, typer.Option("--run", readable=False, help="Folder of the run.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", readable=False, help="Write the result to this JSON file.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
 
 

@@ -14,15 +14,24 @@ from frevl.errors import UsageError
 @app.command()
 def extract(
     store: StoreOption,
-    images: Annotated[Path | None, typer.Option(help="Folder of images; an image's id is its path below it.")] = None,
+    images: Annotated[
+        Path | None, typer.Option(readable=False, help="Folder of images; an image's id is its path below it.")
+    ] = None,
     pairs: Annotated[
-        list[Path] | None, typer.Option(help="Pairs file whose texts are embedded; may be repeated.")
+        list[Path] | None, typer.Option(readable=False, help="Pairs file whose texts are embedded; may be repeated.")
     ] = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Frozen encoder; may be repeated.", show_default="packaged")
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Store image and word tokens, not pooled vectors.")] = False,
     grid: Annotated[str | None, typer.Option(help="With --tokens: 7x7, 4x4 or 2x2.", show_default="7x7")] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Hidden layers to keep side by side, for example -1,-4; for encoders hf:MODEL.",
+            show_default="the encoder's own output",
+        ),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Stored type: float16 or float32.", show_default="float16")] = None,
     commit_rows: Annotated[
         int | None, typer.Option(min=1, help="Commit after this many items.", show_default="1024")
@@ -49,6 +58,7 @@ def extract(
             pairs=pairs,
             encoder=encoder,
             tokens=chosen,
+            layers=None if layers is None else _numbers(layers),
             dtype=dtype,
             commit_rows=commit_rows,
             commit_seconds=commit_seconds,
@@ -63,8 +73,10 @@ def extract(
 @app.command()
 def pairs(
     name: Annotated[str, typer.Argument(help="Published set, for example vqa-v2, daquar, flickr8k or nlvr.")],
-    out: Annotated[Path, typer.Option(help="Pairs file to write, one JSON object a line.")],
-    root: Annotated[Path | None, typer.Option(help="Folder with the official files and the images.")] = None,
+    out: Annotated[Path, typer.Option(readable=False, help="Pairs file to write, one JSON object a line.")],
+    root: Annotated[
+        Path | None, typer.Option(readable=False, help="Folder with the official files and the images.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the set.", show_default="train")] = None,
     check: Annotated[
         bool | None,
@@ -92,7 +104,9 @@ def pairs(
 
 
 @store_app.command()
-def info(store: Annotated[Path, typer.Argument(help="Folder of the store.")], json: JsonOption = None) -> None:
+def info(
+    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
+) -> None:
     """Say what a store holds."""
     from frevl.report import store_table
     from frevl.store import Store
@@ -104,7 +118,9 @@ def info(store: Annotated[Path, typer.Argument(help="Folder of the store.")], js
 
 
 @store_app.command()
-def verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")], json: JsonOption = None) -> None:
+def verify(
+    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
+) -> None:
     """Read a whole store and say what is damaged."""
     from frevl.errors import StoreError
     from frevl.verification import verify as run_verify
@@ -114,3 +130,12 @@ def verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")], 
     if problems:
         raise StoreError(f"{store}: found {len(problems)} problems. " + " ".join(problems))
     say(f"{store}: sound.")
+
+
+def _numbers(written: str) -> list[int]:
+    try:
+        return [int(number) for number in written.split(",")]
+    except ValueError:
+        raise UsageError(
+            f"--layers takes whole numbers with commas between them, such as -1,-4; found '{written}'"
+        ) from None

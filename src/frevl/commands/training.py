@@ -13,7 +13,7 @@ from frevl.commands import JsonOption, QuietOption, RunOption, StoreOption, app,
 @app.command()
 def demo(
     folder: Annotated[
-        Path | None, typer.Option(help="Where to put data, store and runs.", show_default="frevl-demo")
+        Path | None, typer.Option(readable=False, help="Where to put data, store and runs.", show_default="frevl-demo")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the trainings.", show_default="0")] = None,
     quiet: QuietOption = False,
@@ -31,17 +31,26 @@ def demo(
 @app.command()
 def train(
     store: StoreOption,
-    pairs: Annotated[Path, typer.Option(help="Training pairs.")],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     run: RunOption,
     task: Annotated[str, typer.Option(help="matching or classification.")],
     model: Annotated[
         str | None,
         typer.Option(
-            help="auto, majority, text, image, linear, mlp, kernel, tiny, small or base.", show_default="tiny"
+            help="auto, majority, text, image, cosine, linear, mlp, kernel, dual, tiny, small or base.",
+            show_default="tiny",
+        ),
+    ] = None,
+    first_stage: Annotated[
+        str | None,
+        typer.Option(
+            help="Matching: dual or cosine finds candidates, the fusion reads them again.",
+            show_default="none; with auto, dual",
         ),
     ] = None,
     dev: Annotated[
-        Path | None, typer.Option(help="Development pairs.", show_default="a tenth of the training images")
+        Path | None,
+        typer.Option(readable=False, help="Development pairs.", show_default="a tenth of the training images"),
     ] = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
@@ -50,21 +59,23 @@ def train(
     time_limit: Annotated[
         float | None, typer.Option(min=1, help="Most seconds of training.", show_default="none")
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Most passes over the pairs.", show_default="20")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs a step.", show_default="256")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="0.0005")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Most passes over the pairs.", show_default="20; dual 6")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs a step.", show_default="256; dual 1024")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="0.0005; dual 0.001")] = None,
     final_learning_rate: Annotated[
         float | None, typer.Option(help="At the end of the cosine.", show_default="1e-06")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="0.01")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="0.01; dual 0.2")] = None,
     warm_up: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of linear warm-up.", show_default="0.05")
+        float | None, typer.Option(min=0, max=1, help="Share of linear warm-up.", show_default="0.05; dual 0.1")
     ] = None,
     gradient_clip: Annotated[
         float | None, typer.Option(help="Largest norm of the gradient.", show_default="1.0")
     ] = None,
     dropout: Annotated[
-        float | None, typer.Option(min=0, max=0.99, help="Inside the network.", show_default="0.1")
+        float | None, typer.Option(min=0, max=0.99, help="Inside the network.", show_default="0.1; dual 0.5")
     ] = None,
     label_smoothing: Annotated[
         float | None, typer.Option(min=0, max=0.99, help="Of the task loss.", show_default="0.1")
@@ -79,6 +90,15 @@ def train(
     mixup_alpha: Annotated[float | None, typer.Option(help="Beta parameter of mixup.", show_default="0.2")] = None,
     mixup_share: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of batches mixed.", show_default="0.3")
+    ] = None,
+    standardise: Annotated[
+        bool | None,
+        typer.Option(
+            "--standardise/--no-standardise", help="A fusion learns from standardised embeddings.", show_default="off"
+        ),
+    ] = None,
+    input_dropout: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Of a fusion, on the embeddings.", show_default="0.0")
     ] = None,
     negatives: Annotated[
         int | None, typer.Option(min=1, help="Matching: wrong texts for every right pair.", show_default="3")
@@ -135,14 +155,16 @@ def train(
 @app.command()
 def ablate(
     store: Annotated[
-        list[Path], typer.Option("--store", help="Folder of the store; further ones to compare encoders.")
+        list[Path],
+        typer.Option("--store", readable=False, help="Folder of the store; further ones to compare encoders."),
     ],
-    pairs: Annotated[Path, typer.Option(help="Training pairs.")],
-    test: Annotated[Path, typer.Option(help="Test pairs with known truth.")],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
+    test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known truth.")],
     task: Annotated[str, typer.Option(help="matching or classification.")],
-    out: Annotated[Path, typer.Option(help="Folder for table, plot and runs.")],
+    out: Annotated[Path, typer.Option(readable=False, help="Folder for table, plot and runs.")],
     dev: Annotated[
-        Path | None, typer.Option(help="Development pairs.", show_default="a tenth of the training images")
+        Path | None,
+        typer.Option(readable=False, help="Development pairs.", show_default="a tenth of the training images"),
     ] = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder of the first store; may be repeated.", show_default="all in it")
