@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SECTIONS", "Finding"]
+__all__ = ["SECTIONS", "Finding", "chart", "series"]
 
 # The sections of the page, in its order, with their headings.
 SECTIONS = {
@@ -35,7 +36,7 @@ class Finding:
         how: How it was computed, in one or two sentences: data, method, unit.
         advice: What to do about it.
         table: Rows of the evidence, every row with the same keys; values are strings, numbers or None.
-        plot: Named series of numbers that the page draws; every plotted number stands here.
+        plot: What the page draws, as `chart` makes it; every plotted number stands here. Empty: no plot.
     """
 
     name: str
@@ -51,3 +52,39 @@ class Finding:
     def record(self) -> dict[str, Any]:
         """Return what the JSON holds of it."""
         return dict(vars(self))
+
+
+def chart(kind: str, x_label: str, y_label: str, *lines: dict[str, Any], log_x: bool = False) -> dict[str, Any]:
+    """Return the data of a plot.
+
+    Args:
+        kind: ``bars`` (x are names; several series stand side by side) or ``lines`` (x are numbers).
+        x_label: Title of the x axis.
+        y_label: Title of the y axis, with its unit.
+        lines: At least one, from `series`.
+        log_x: The x axis is logarithmic.
+    """
+    return {"kind": kind, "x_label": x_label, "y_label": y_label, "log_x": log_x, "series": list(lines)}
+
+
+def series(
+    name: str,
+    x: Sequence[str | float],
+    y: Sequence[float | None],
+    *,
+    low: Sequence[float | None] | None = None,
+    high: Sequence[float | None] | None = None,
+    dashed: bool = False,
+) -> dict[str, Any]:
+    """Return one series of a plot; ``low`` and ``high`` are error bars (bars) or a band (lines), in units of y.
+
+    A dashed series is a reference (the diagonal, a fitted law), not a measurement. None leaves a gap.
+    """
+    return {
+        "name": name,
+        "x": list(x),
+        "y": list(y),
+        "low": None if low is None else list(low),
+        "high": None if high is None else list(high),
+        "dashed": dashed,
+    }

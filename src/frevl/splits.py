@@ -1,0 +1,151 @@
+"""What a diagnosis is made on: training, development and test pairs of one store, checked once for all models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from frevl.batches import usable_pairs
+from frevl.errors import PairsError
+from frevl.pairs import Pairs, read_pairs, split_by_image
+from frevl.preparation import match_truth
+from frevl.rejects import rejects_sentence
+from frevl.store import Store
+
+__all__ = ["Splits", "constant", "read_splits", "share_of_clusters"]
+
+# Also decides temperature and thresholds, so somewhat more than a training needs for early stopping.
+DEV_SHARE = 0.15
+_DRAWS = 16
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Pairs that every model of a diagnosis is trained, tuned and judged on.
+
+    Attributes:
+        store: Holds the embeddings.
+        task: ``matching`` or ``classification``.
+        train: Training pairs; no cluster (image) of them is in `dev`.
+        dev: Development pairs: early stopping, temperature, thresholds, choice of the fusion. With wrong pairs.
+        test: Test pairs. In matching, one wrong text was drawn for every right pair if the file had no wrong ones.
+        encoder: Names of encoders; None is all in the store.
+        seed: Of every random choice.
+        notes: Sentences that a reader of the numbers should know.
+    """
+
+    store: Store
+    task: str
+    train: Pairs
+    dev: Pairs
+    test: Pairs
+    encoder: list[str] | None
+    seed: int
+    notes: list[str] = field(default_factory=list)
+
+
+def read_splits(
+    store: Store,
+    pairs: str | Path | Pairs,
+    test: str | Path | Pairs,
+    *,
+    task: str,
+    dev: str | Path | Pairs | None,
+    encoder: Sequence[str] | None,
+    seed: int,
+) -> Splits:
+    """Read and check the pairs of a diagnosis; the arguments are those of `frevl.diagnose`.
+
+    Raises:
+        PairsError: Pairs cannot be used: unknown images, no targets, one image only.
+        UsageError: An encoder is not in the store.
+    """
+    store.select_towers("image", encoder)
+    notes: list[str] = []
+    train, judged = _usable(store, pairs, notes), _usable(store, test, notes)
+    if dev is None:
+        train, held = split_by_image(train, DEV_SHARE, seed=seed)
+    else:
+        held = _usable(store, dev, notes)
+    if task == "matching":
+        held, judged = with_wrong_pairs(held, seed), with_wrong_pairs(judged, seed)
+    else:
+        for part in (train, held, judged):
+            _check_targets(part)
+    return Splits(store, task, train, held, judged, list(encoder) if encoder else None, seed, notes)
+
+
+def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:
+    """Put one wrong pair, with target ``false``, beside every right pair; a file with wrong pairs stays as it is.
+
+    A wrong text belongs to another image, and to no pair of this image. Where all texts are right for an image, it
+    gets none.
+
+    Raises:
+        PairsError: No wrong text can be drawn.
+    """
+    truth = match_truth(pairs).numpy() > 0.5
+    if not truth.all():
+        return pairs
+    random = np.random.default_rng(seed)
+    texts_of: dict[str, set[str]] = {}
+    for image, text in zip(pairs.images, pairs.texts, strict=True):
+        texts_of.setdefault(image, set()).add(text)
+    rows, texts = [], []
+    for row, image in enumerate(pairs.images):
+        for drawn in random.integers(0, len(pairs), _DRAWS):
+            if pairs.texts[drawn] not in texts_of[image]:
+                rows.append(row)
+                texts.append(pairs.texts[drawn])
+                break
+    if not rows:
+        raise PairsError(
+            f"{pairs.places[0]}: matching is judged by right and wrong pairs, and no wrong text can be drawn: expected "
+            "at least two images with different texts; give more pairs, or wrong pairs with target false"
+        )
+    wrong = replace(pairs.select(rows), texts=texts, targets=["false"] * len(rows))
+    return Pairs(
+        images=pairs.images + wrong.images,
+        texts=pairs.texts + wrong.texts,
+        targets=[*["true"] * len(pairs), *wrong.targets],
+        extras=pairs.extras + wrong.extras,
+        places=pairs.places + wrong.places,
+        rejected=pairs.rejected,
+    )
+
+
+def constant(pairs: Pairs, *, image: str | None = None, text: str | None = None) -> Pairs:
+    """Give every pair the same image or the same text, which then says nothing; clusters stay what they were."""
+    extras = [{**extra, "cluster": name} for extra, name in zip(pairs.extras, pairs.clusters, strict=True)]
+    images = pairs.images if image is None else [image] * len(pairs)
+    texts = pairs.texts if text is None else [text] * len(pairs)
+    return replace(pairs, images=images, texts=texts, extras=extras)
+
+
+def share_of_clusters(pairs: Pairs, share: float, *, seed: int) -> Pairs:
+    """Return the pairs of a share of the clusters (images); a smaller share is part of a larger one."""
+    names = sorted(set(pairs.clusters))
+    order = np.random.default_rng(seed).permutation(len(names))
+    kept = {names[i] for i in order[: max(1, round(share * len(names)))]}
+    return pairs.select([row for row, name in enumerate(pairs.clusters) if name in kept])
+
+
+def _usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    usable, left_out = usable_pairs(read, store)
+    sentence = rejects_sentence([*read.rejected, *left_out])
+    if sentence:
+        notes.append(sentence)
+    return usable
+
+
+def _check_targets(pairs: Pairs) -> None:
+    missing = [place for place, target in zip(pairs.places, pairs.targets, strict=True) if target is None]
+    if missing:
+        raise PairsError(
+            f"{missing[0]}, field 'target': a diagnosis of a classification expects a target in every pair, found none "
+            f"in {len(missing):,} of {len(pairs):,}; add targets, or diagnose with --task matching"
+        )

@@ -1,0 +1,327 @@
+"""Diagnoses where the truth is known by construction: verdict, data findings, false alarms, command line."""
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frevl.blindness import exchanged_hits
+from frevl.contest import ENTRANTS, hold_contest, mark
+from frevl.diagnosis import _judged, diagnose
+from frevl.diagnosis_markdown import diagnosis_markdown
+from frevl.errors import MissingExtraError, UsageError
+from frevl.evaluation import evaluate
+from frevl.findings import SECTIONS
+from frevl.labels import label_error_finding
+from frevl.skills import RULES
+from frevl.splits import read_splits
+from frevl.verdict import KINDS, reach_verdict
+from planted import plant
+
+# Closed-form and counted models, and the two networks of one side: seconds instead of a minute.
+FAST = ["majority", "text", "image", "text kernel", "image kernel", "linear", "kernel"]
+FASTEST = ["majority", "text kernel", "image kernel", "linear", "kernel"]
+NAMES = [f"{number}.png" for number in range(300)]
+
+TRUTHS = {
+    "nothing": lambda _, __, random: random.integers(0, 2),
+    "text": lambda _, text, random: text ^ int(random.random() < 0.1),
+    "image": lambda image, _, random: image ^ int(random.random() < 0.1),
+    "both": lambda image, text, _: image ^ text,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return plant(tmp_path_factory.mktemp("planted") / "store")
+
+
+def verdict_of(world, truth, folder, *, seed=0, models=FAST, images=200):
+    train = world.pairs(NAMES[: images // 2], TRUTHS[truth], seed=2 * seed)
+    test = world.pairs(NAMES[200:], TRUTHS[truth], seed=2 * seed + 1)
+    splits = read_splits(world.store, train, test, task="classification", dev=None, encoder=None, seed=seed)
+    contest = hold_contest(splits, folder=folder, time_limit=100, models=models)
+    verdict, _ = reach_verdict(_judged(contest), exchanged_hits(contest), contest.clusters)
+    return verdict, contest
+
+
+@pytest.mark.parametrize(
+    ("truth", "kind", "words"),
+    [
+        ("nothing", "chance", "Everything is at chance"),
+        ("text", "text", "The image adds nothing that can be measured on 200 pairs"),
+        ("image", "image", "The text adds nothing that can be measured on 200 pairs"),
+    ],
+)
+def test_the_verdict_says_what_the_labels_were_made_from(world, tmp_path, truth, kind, words):
+    verdict, _ = verdict_of(world, truth, tmp_path)
+    assert verdict["kind"] == kind
+    assert words in verdict["sentence"]
+
+
+def test_false_alarms_are_counted(world, tmp_path):
+    """On 20 sets of random labels at most one claims that anything is learnt."""
+    kinds = [
+        verdict_of(world, "nothing", tmp_path / str(seed), seed=seed, models=FASTEST, images=100)[0]["kind"]
+        for seed in range(20)
+    ]
+    assert sum(kind != "chance" for kind in kinds) <= 1
+
+
+@pytest.fixture(scope="module")
+def both(world, tmp_path_factory):
+    """A whole diagnosis: labels need image and text together, a fifth of them is wrong, test images leak."""
+    random = np.random.default_rng(4)
+    train = world.pairs(NAMES[:200], TRUTHS["both"], seed=1, extras=lambda _, text: {"half": text < "is it am"})
+    test = world.pairs(NAMES[200:], TRUTHS["both"], seed=2, extras=lambda _, text: {"half": text < "is it am"})
+    wrong = {int(row) for row in random.permutation(len(train))[: len(train) // 5]}
+    for row in wrong:
+        train.targets[row] = "yes" if train.targets[row] == "no" else "no"
+    diagnosis = diagnose(world.store, train, test, task="classification", models=FAST, probes=False)
+    return diagnosis, {train.places[row] for row in wrong}, test
+
+
+def of_name(diagnosis, name):
+    return next(finding for finding in diagnosis.findings if finding.name == name)
+
+
+def test_where_both_are_needed_the_fusion_wins_and_the_linear_probe_is_at_chance(both):
+    diagnosis, _, _ = both
+    assert diagnosis.verdict["kind"] == "fusion"
+    assert diagnosis.verdict["sentence"].startswith("The fusion (kernel) beats the linear probe by ")
+    assert diagnosis.verdict["sentence"].endswith(": worth it.")
+    linear = of_name(diagnosis, "fusion-against-linear")
+    assert linear.ci95[0] > 0
+    probe = diagnosis.verdict["scores"]["linear"]
+    assert probe["ci95"][0] < 55 < 100 - probe["ci95"][0]
+    assert of_name(diagnosis, "wrong-image").value > 10
+    assert of_name(diagnosis, "solvable-blind").value < 62
+    assert "half" in "".join(finding.name for finding in diagnosis.findings if finding.section == "skills")
+
+
+def test_every_finding_is_complete_and_every_section_known(both):
+    diagnosis, _, _ = both
+    sections = {finding.section for finding in diagnosis.findings}
+    assert {"verdict", "image", "skills", "curve", "calibration", "data", "embedding", "cost"} <= sections
+    assert sections <= set(SECTIONS)
+    names = [finding.name for finding in diagnosis.findings]
+    assert len(names) == len(set(names))
+    for finding in diagnosis.findings:
+        assert finding.claim.endswith(".")
+        assert finding.how
+        assert finding.advice
+        assert len({tuple(row) for row in finding.table}) <= 1
+        if finding.ci95 is not None:
+            assert finding.ci95[0] <= finding.value <= finding.ci95[1] or finding.name == "calibration"
+    record = json.loads(json.dumps(diagnosis.record(), allow_nan=False))
+    assert {"verdict", "findings", "provenance"} <= set(record)
+    assert {"name", "claim", "value", "ci95", "how", "advice"} <= set(record["findings"][0])
+
+
+def test_the_markdown_says_what_the_json_says(both):
+    diagnosis, _, _ = both
+    text = diagnosis_markdown(diagnosis)
+    assert text.startswith(f"# {diagnosis.verdict['sentence']}\n")
+    assert all(finding.claim in text for finding in diagnosis.findings)
+    assert text.index("## Is the fusion worth it?") < text.index("## Leaks and noise in the data")
+
+
+def test_tokens_and_several_encoders_are_diagnosed_too(made_tokens, made_twice):
+    for world, encoders in ((made_tokens, 1), (made_twice, 2)):
+        diagnosis = diagnose(
+            world.store, world.train, world.test, task="classification", models=FASTEST, probes=False, time_limit=30
+        )
+        assert {row["shown"] for row in of_name(diagnosis, "wrong-image").table} >= {"the mean image"}
+        assert len(of_name(diagnosis, "encoders").table) == encoders
+        json.dumps(diagnosis.record(), allow_nan=False)
+
+
+def test_a_curve_begins_where_there_are_two_classes(world):
+    """Of 160 training pairs 4 are of the rarer class: the smallest part has one class only."""
+    rare = set(NAMES[60:62])
+    train, test = (world.pairs(names, lambda *_: "yes", seed=3) for names in (NAMES[:80], [*NAMES[200:240]]))
+    train.targets[:] = ["no" if image in rare else "yes" for image in train.images]
+    diagnosis = diagnose(
+        world.store, train, test, task="classification", models=FASTEST, probes=False, dev=train.select(range(118, 126))
+    )
+    assert diagnosis.verdict["kind"] == "chance"
+    curves = [finding for finding in diagnosis.findings if finding.section == "curve"]
+    measured = [row for row in curves[0].table if row["model"] == "linear" and row["from"] == "measured"]
+    assert len(measured) == 4
+    assert "on 4 nested parts" in curves[0].how
+
+
+def test_a_leak_stands_beside_the_verdict_and_one_image_is_too_few(world):
+    train = world.pairs(NAMES[:40], TRUTHS["both"], seed=1)
+    diagnosis = diagnose(world.store, train, train.select([0]), task="classification", models=FASTEST, probes=False)
+    assert diagnosis.verdict["kind"] == "few"
+    assert "1 of 1 test images stand in the training or development pairs too" in diagnosis.verdict["detail"][0]
+    assert "1 of 1 test pairs stand in the training" in diagnosis.verdict["detail"][1]
+    assert of_name(diagnosis, "solvable-blind").value is None
+    json.dumps(diagnosis.record(), allow_nan=False)
+
+
+def test_cases_are_real_test_pairs(both):
+    diagnosis, _, test = both
+    shown = {(case["image"], case["text"], case["target"]) for case in diagnosis.cases}
+    assert shown <= set(zip(test.images, test.texts, test.targets, strict=True))
+    for case in diagnosis.cases:
+        assert (case["answer"] == case["target"]) == (case["kind"] == "right only with the image")
+        assert 0 <= case["confidence"] <= 100
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_planted_label_errors_are_named(world, tmp_path, share):
+    """At least 85 % of what is named was planted, and at least 85 % of what was planted is named."""
+    train = world.pairs(NAMES[:200], lambda image, _, __: image, seed=1)
+    test = world.pairs(NAMES[200:], lambda image, _, __: image, seed=2)
+    wrong = np.random.default_rng(2).permutation(len(train))[: round(len(train) * share)]
+    for row in wrong:
+        train.targets[row] = "yes" if train.targets[row] == "no" else "no"
+    test.places[:] = [f"test:{place}" for place in test.places]
+    splits = read_splits(world.store, train, test, task="classification", dev=None, encoder=None, seed=0)
+    contest = hold_contest(splits, folder=tmp_path / "models", time_limit=100, models=FASTEST)
+    finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
+    named = {row["place"] for row in finding.table}
+    planted = {train.places[row] for row in wrong}
+    assert len(named & planted) / len(named) >= 0.85
+    assert len(named & planted) / len(planted) >= 0.85
+    assert finding.value == pytest.approx(100 * len(named) / 600)
+    assert finding.claim.startswith(f"{len(named)} of 600 labels are likely wrong")
+
+
+def test_where_the_model_cannot_tell_no_label_is_accused(world, tmp_path):
+    _, contest = verdict_of(world, "nothing", tmp_path, models=FASTEST, images=120)
+    contest = replace(contest, entries=[_never_right(entry) for entry in contest.entries])
+    finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
+    assert finding.value is None
+    assert finding.claim == (
+        "Label errors cannot be told from errors of the model: kernel answers only 0 % of the development pairs right, "
+        "and always giving the most frequent answer 0 %."
+    )
+
+
+def _never_right(entry):
+    return replace(entry, dev=replace(entry.dev, hits=np.zeros_like(entry.dev.hits)))
+
+
+def test_marks_are_those_of_evaluate(made, tmp_path):
+    splits = read_splits(made.store, made.train, made.test, task="classification", dev=None, encoder=None, seed=0)
+    contest = hold_contest(splits, folder=tmp_path, time_limit=100, models=FASTEST)
+    for entry in contest.entries:
+        result = evaluate(entry.scorer, made.test)
+        assert 100 * entry.test.hits.mean() == pytest.approx(result.metrics["accuracy"])
+        assert np.array_equal(mark(entry.scorer, splits.test).hits, result.hits)
+        assert len(set(splits.train.images) & set(splits.dev.images)) == 0
+
+
+def test_matching_is_diagnosed_too(made, made_matching):
+    diagnosis = made_matching
+    assert diagnosis.task == "matching"
+    scores = diagnosis.verdict["scores"]
+    assert scores["majority"]["value"] == pytest.approx(50, abs=1)  # one wrong text beside every right one
+    assert "kernel" not in scores
+    assert of_name(diagnosis, "label-errors").claim
+    ranking = of_name(diagnosis, "ranking")
+    assert [row["model"] for row in ranking.table] == ["linear", "tiny"]
+    assert "Among 8 texts the fusion (tiny) finds a right one first for" in ranking.claim
+    assert ranking.value == ranking.table[1]["i2t_r1"] <= ranking.table[1]["i2t_r5"]
+
+
+@pytest.fixture(scope="module")
+def made_matching(made):
+    captions = made.captions
+    half = [row for row, image in enumerate(captions.images) if int(image.split(".")[0]) < 80]
+    rest = [row for row, image in enumerate(captions.images) if int(image.split(".")[0]) >= 80]
+    models = ["majority", "text", "image", "linear", "tiny"]
+    return diagnose(
+        made.store, captions.select(half), captions.select(rest), task="matching", models=models, probes=False,
+        time_limit=20,
+    )  # fmt: skip
+
+
+def test_what_cannot_be_written_is_refused_first(made, tmp_path, frevl):
+    arguments = ["--store", made.store.path, "--pairs", made.train_file, "--test", made.test_file, "--task", "matching"]
+    said = frevl("diagnose", *arguments, "--images", tmp_path)
+    assert (said.code, said.err) == (2, "frevl: --images goes with --html; add --html FILE, or leave --images out\n")
+    said = frevl("diagnose", *arguments, "--images", tmp_path / "none", "--html", tmp_path / "a.html")
+    assert said.code == 2
+    assert "--images: expected a folder of images, found none at" in said.err
+    said = frevl("diagnose", *arguments[:-1], "ranking")
+    assert said.code == 2
+    assert "There is no task 'ranking'" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"task": "ranking"}, "There is no task 'ranking'"),
+        ({"precision": 1.5}, "--precision must lie between 0 and 1, found 1.5"),
+        ({"time_limit": 0}, "--time-limit must be a number of seconds above 0, found 0"),
+        ({"models": ["kernle"]}, r"compares no model 'kernle'. Did you mean 'kernel'\?"),
+        ({"models": ["kernel", "text", "image", "majority"]}, "found none for: baseline"),
+        ({"encoder": ["toy9"]}, "has no embeddings of the encoder 'toy9'"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_is_trained(made, arguments, words):
+    with pytest.raises(UsageError, match=words):
+        diagnose(made.store, made.train, made.test, **{"task": "classification", "probes": False, **arguments})
+    with pytest.raises(UsageError, match="needs a store"):
+        diagnose([], made.train, made.test, task="classification")
+
+
+def test_a_missing_extra_is_named(made, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cleanlab", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'frevl\[diagnose\]'"):
+        diagnose(made.store, made.train, made.test, task="classification")
+
+
+# ---------------------------------------------------------------------------------------- document
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "diagnosis.md"
+
+
+def executed(language):
+    marked = rf"<!-- executed by tests/test_diagnosis.py -->\n```{language}\n(.*?)```"
+    (block,) = re.findall(marked, DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return block
+
+
+@pytest.fixture
+def newcomer(made, tmp_path, monkeypatch):
+    """A folder with the files that the document's examples name."""
+    (tmp_path / "STORE").symlink_to(made.store.path)
+    (tmp_path / "train.jsonl").write_bytes(made.train_file.read_bytes())
+    (tmp_path / "test.jsonl").write_bytes(made.test_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command_of_the_document_works(newcomer, frevl):
+    models = [argument for model in FASTEST for argument in ("--model", model)]
+    said = frevl(*shlex.split(executed("bash"))[1:], *models)
+    assert said.code == 0, said.err
+    record = json.loads((newcomer / "report.json").read_text())
+    assert said.out.startswith(record["verdict"]["sentence"])
+    assert (newcomer / "report.md").read_text().startswith(f"# {record['verdict']['sentence']}")
+    assert record["verdict"]["sentence"] in (newcomer / "report.html").read_text()
+    assert "training and judging models on" in said.err
+    assert record["provenance"]["command"].startswith("frevl diagnose --store STORE")
+
+
+def test_the_python_of_the_document_works(newcomer, capsys):
+    code = executed("python").replace("probes=False", f"probes=False, models={FASTEST}")
+    exec(compile(code, "diagnosis.md", "exec"), {})  # noqa: S102
+    assert "verdict The fusion" in capsys.readouterr().out
+
+
+def test_the_document_names_what_there_is():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name in [*RULES, "yes/no", "object", *(entrant.name for entrant in ENTRANTS), *KINDS]:
+        assert f"`{name}`" in text, name
+    for heading in SECTIONS.values():
+        assert f"**{heading.rstrip('?')}" in text, heading
