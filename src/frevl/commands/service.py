@@ -1,0 +1,70 @@
+"""The command that serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from frevl.commands import StoreOption, app, say, typed, write
+from frevl.errors import MissingExtraError, UsageError
+
+
+@app.command()
+def serve(
+    store: StoreOption,
+    run: Annotated[
+        list[str],
+        typer.Option("--run", help="Folder of a run, or NAME=FOLDER; may be repeated, the first is used most."),
+    ],
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8000")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False, help="Folder of the images, so that the page can show them.", show_default="ids only"
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Diagnosis page to show.", show_default="report.html of the runs"),
+    ] = None,
+    page: Annotated[
+        bool | None, typer.Option("--page/--no-page", help="Serve the web page.", show_default="on")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", readable=False, help="Write address and models to this file when ready.")
+    ] = None,
+) -> None:
+    """Serve runs over HTTP, with a web page, until told to stop; API keys come from FREVL_API_KEYS."""
+    try:
+        from frevl.service_start import serve as run_serve
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _LIBRARIES:
+            raise
+        raise MissingExtraError(error.name, "serve") from error
+
+    def ready(record: dict[str, Any]) -> None:
+        write(json, record)
+        say(f"Ready at {record['url']} after {record['seconds']} s (routes: {record['url']}/docs).")
+
+    options = typed(host=host, port=port, images=images, report=report, page=page)
+    run_serve(store, _named(run), **options, ready=ready)
+
+
+_LIBRARIES = {"fastapi", "fastapi_offline", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
+
+
+def _named(runs: list[str]) -> dict[str, str]:
+    """Split ``NAME=FOLDER``; without a name, the folder's name is taken."""
+    named: dict[str, str] = {}
+    for given in runs:
+        name, equals, folder = given.partition("=")
+        # A folder may have an equals sign in its path; a name has no slash.
+        if not equals or "/" in name or not name:
+            name, folder = Path(given).resolve().name, given
+        if name in named:
+            raise UsageError(f"--run {given}: the name '{name}' is taken; give another one with --run NAME=FOLDER")
+        named[name] = folder
+    return named

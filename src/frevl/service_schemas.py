@@ -1,0 +1,307 @@
+"""What goes over the wire: bodies of requests and answers, with examples for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+__all__ = [
+    "Answer",
+    "AnswerRequest",
+    "AnswerResponse",
+    "EmbedRequest",
+    "EmbedResponse",
+    "ErrorResponse",
+    "Label",
+    "ModelRecord",
+    "ModelsResponse",
+    "Pair",
+    "Score",
+    "ScoreRequest",
+    "ScoreResponse",
+    "SearchHit",
+    "SearchRequest",
+    "SearchResponse",
+    "StateResponse",
+]
+
+_BASE64 = {
+    "type": "string",
+    "contentEncoding": "base64",
+    "minLength": 1,
+    "pattern": "^(data:[a-z/+.-]+;base64,)?([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+}
+
+Uploads = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=100)], Annotated[str, Field(min_length=1)]],
+    Field(
+        description="Images sent along, in base64, by names of your choice (in a multipart request: further fields).",
+        json_schema_extra={"additionalProperties": _BASE64},
+    ),
+]
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a text needs more than blanks")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"\S"}), AfterValidator(_not_blank)]
+"""A sentence or question."""
+ImageId = Annotated[str, Field(min_length=1, max_length=4096, description="Id of an image in the store.")]
+UploadName = Annotated[str, Field(min_length=1, max_length=100, description="Name of an image that is sent along.")]
+
+
+def _not_null(value: object) -> object:
+    if value is None:
+        raise ValueError("null is no value here; leave the field out")
+    return value
+
+
+_LEAVE_OUT = BeforeValidator(_not_null)
+ModelName = Annotated[str | None, Field(max_length=200, description="Name of the model; the first one if left out.")]
+
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _one_of_image_and_upload(schema: dict[str, Any]) -> None:
+    for name in ("image", "upload"):
+        schema["properties"][name].pop("default", None)
+    schema["oneOf"] = [{"required": ["image"]}, {"required": ["upload"]}]
+
+
+class Pair(_Body):
+    """An image and a text. The image is either in the store or sent along."""
+
+    image: Annotated[ImageId | SkipJsonSchema[None], _LEAVE_OUT] = None
+    upload: Annotated[UploadName | SkipJsonSchema[None], _LEAVE_OUT] = None
+    text: Text
+
+    model_config = ConfigDict(json_schema_extra=_one_of_image_and_upload)
+
+    @model_validator(mode="after")
+    def _one_image(self) -> Pair:
+        if (self.image is None) == (self.upload is None):
+            raise ValueError("a pair names either 'image' (an id in the store) or 'upload' (an image sent along)")
+        return self
+
+
+class _PairsRequest(_Body):
+    model: ModelName = None
+    pairs: Annotated[list[Pair], Field(min_length=1)]
+    uploads: Uploads = {}
+
+
+class ScoreRequest(_PairsRequest):
+    """Pairs to score."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"pairs": [{"image": "0.png", "text": "a red square"}]},
+                {"pairs": [{"upload": "mine", "text": "a red square"}], "uploads": {"mine": _PIXEL}},
+            ]
+        }
+    )
+
+
+class AnswerRequest(_PairsRequest):
+    """Questions about images."""
+
+    top: Annotated[int, Field(ge=1, le=100, description="How many classes to name.")] = 5
+    threshold: Annotated[
+        float,
+        Field(ge=0, le=1, allow_inf_nan=False, description="Abstain where the best probability is below this."),
+    ] = 0.0
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"pairs": [{"image": "0.png", "text": "is the square red?"}], "top": 3, "threshold": 0.5},
+                {"pairs": [{"upload": "mine", "text": "is the square red?"}], "uploads": {"mine": _PIXEL}},
+            ]
+        }
+    )
+
+
+def _one_of_three(schema: dict[str, Any]) -> None:
+    for name in ("text", "image", "upload"):
+        schema["properties"][name].pop("default", None)
+    schema["oneOf"] = [{"required": [name]} for name in ("text", "image", "upload")]
+    schema["examples"] = [
+        {"text": "a red square", "k": 3},
+        {"image": "0.png", "k": 3},
+        {"upload": "mine", "uploads": {"mine": _PIXEL}, "find": "texts", "k": 3},
+    ]
+
+
+class SearchRequest(_Body):
+    """What to look for: a text, an image of the store, or an image sent along."""
+
+    model: ModelName = None
+    text: Annotated[Text | SkipJsonSchema[None], _LEAVE_OUT] = None
+    image: Annotated[ImageId | SkipJsonSchema[None], _LEAVE_OUT] = None
+    upload: Annotated[UploadName | SkipJsonSchema[None], _LEAVE_OUT] = None
+    uploads: Uploads = {}
+    find: Annotated[Literal["images", "texts"], Field(description="Texts are found for an image only.")] = "images"
+    k: Annotated[int, Field(ge=1, le=100, description="How many hits.")] = 10
+    rerank: Annotated[
+        bool, Field(description="Sort by what the run says; false: by the first stage's similarity alone.")
+    ] = True
+    where: Annotated[
+        str | None,
+        Field(
+            max_length=1000, description="Only items for which this SQL condition over id, bytes and metadata holds."
+        ),
+    ] = None
+
+    model_config = ConfigDict(json_schema_extra=_one_of_three)
+
+    @model_validator(mode="after")
+    def _one_query(self) -> SearchRequest:
+        if sum(query is not None for query in (self.text, self.image, self.upload)) != 1:
+            raise ValueError("a search needs one of 'text', 'image' (an id in the store) and 'upload'")
+        if self.text is not None and self.find == "texts":
+            raise ValueError("a text finds images; to find texts, give an image")
+        return self
+
+
+class EmbedRequest(_Body):
+    """Items to embed with the encoders of a model: texts, images in the store, images sent along."""
+
+    model: ModelName = None
+    texts: list[Text] = []
+    images: list[ImageId] = []
+    uploads: Uploads = {}
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"texts": ["a dog on a beach"], "images": ["0.png"]}, {"uploads": {"mine": _PIXEL}}],
+            "anyOf": [
+                {"required": ["texts"], "properties": {"texts": {"minItems": 1}}},
+                {"required": ["images"], "properties": {"images": {"minItems": 1}}},
+                {"required": ["uploads"], "properties": {"uploads": {"minProperties": 1}}},
+            ],
+        }
+    )
+
+
+class Label(_Body):
+    """A class and its calibrated probability."""
+
+    label: str
+    probability: float
+
+
+class Score(_Body):
+    """What the model says of a pair: ``score`` for matching, ``label`` and ``top`` for classification."""
+
+    score: float | None = Field(None, description="Matching: the logit; the larger, the better the match.")
+    label: str | None = Field(None, description="Classification: the most probable class.")
+    probability: float = Field(description="Calibrated: of a match, or of the label.")
+    top: list[Label] | None = Field(None, description="Classification: the five most probable classes.")
+
+
+class ScoreResponse(_Body):
+    """One score a pair, in their order."""
+
+    model: str
+    task: Literal["matching", "classification"]
+    scores: list[Score]
+
+
+class Answer(_Body):
+    """An answer, or none where the model is not sure."""
+
+    answer: str | None = Field(description="The most probable class; null if its probability is below the threshold.")
+    probability: float = Field(description="Calibrated probability of the most probable class.")
+    abstained: bool
+    top: list[Label]
+
+
+class AnswerResponse(_Body):
+    """One answer a pair, in their order."""
+
+    model: str
+    threshold: float
+    answers: list[Answer]
+
+
+class SearchHit(_Body):
+    """An item that was found."""
+
+    rank: int
+    id: str = Field(description="Id of the image, or the text.")
+    score: float = Field(description="What the run says of the pair; for image to image the similarity.")
+    probability: float | None = Field(description="Calibrated probability of a match; null for image to image.")
+    similarity: float = Field(description="Cosine of the first stage.")
+    metadata: dict[str, Any]
+
+
+class SearchResponse(_Body):
+    """The best items first."""
+
+    model: str
+    find: Literal["images", "texts"]
+    searched: int = Field(description="How many items could have been found.")
+    reranked: int = Field(description="How many candidates the run scored again.")
+    exact: bool = Field(description="False where an index named the candidates.")
+    notes: list[str]
+    hits: list[SearchHit]
+
+
+class EmbedResponse(_Body):
+    """Embeddings as `Store.read_texts` and `Store.read_images` return them: float32, each tower at unit length."""
+
+    model: str
+    text_dim: int
+    image_dim: int
+    texts: list[list[float]]
+    images: list[list[float]]
+    uploads: dict[str, list[float]]
+
+
+class ModelRecord(_Body):
+    """A model that is served."""
+
+    name: str
+    model: str = Field(description="Its kind: tiny, linear, ...")
+    task: Literal["matching", "classification"]
+    parameters: int
+    labels: int = Field(description="Number of classes; 0 for matching.")
+    encoders: list[str]
+    searches: bool = Field(description="Whether /v1/search can use it.")
+
+
+class ModelsResponse(_Body):
+    """All models; the first is used where a request names none. ``limits`` says how much a request may ask."""
+
+    models: list[ModelRecord]
+    images: int = Field(description="Images in the store.")
+    texts: int = Field(description="Texts in the store.")
+    limits: dict[str, float]
+
+
+class StateResponse(_Body):
+    """Whether the service is alive or ready."""
+
+    status: Literal["alive", "ready"]
+
+
+class _Error(_Body):
+    code: str = Field(description="A word for programs.")
+    message: str = Field(description="One sentence for people.")
+    request_id: str = Field(description="Also in the header X-Request-ID and in the log.")
+
+
+class ErrorResponse(_Body):
+    """Why a request was not answered."""
+
+    error: _Error

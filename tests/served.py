@@ -1,0 +1,68 @@
+"""A service over the made world, for tests."""
+
+import base64
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from starlette.testclient import TestClient
+
+from frevl.scorer import Scorer
+from frevl.service_limits import Keys, Limits
+from frevl.service_models import Service
+from frevl.serving import Application
+from frevl.training import train
+
+__all__ = ["based", "client_of", "refused", "runs", "served"]
+
+
+_TRAINED: dict[Path, Path] = {}
+
+
+@pytest.fixture(scope="session")
+def runs(made, tmp_path_factory):
+    """Runs of the made world: ``ask`` answers questions, ``match`` scores captions, ``find`` searches."""
+    if made.folder in _TRAINED:  # a fixture that several files import is made once a file
+        return _TRAINED[made.folder]
+    folder = _TRAINED[made.folder] = tmp_path_factory.mktemp("runs")
+    for name, task, pairs in (("ask", "classification", made.train_file), ("match", "matching", made.captions_file)):
+        train(made.store, pairs, run=folder / name, task=task, model="tiny", layers=1, epochs=2, batch_size=64)
+    train(made.store, made.captions_file, run=folder / "find", task="matching", model="dual", epochs=2)
+    return folder
+
+
+@contextmanager
+def client_of(made, runs, *, limits=None, keys=(), report=None, names=("ask", "match", "find"), trust=False):
+    """Serve the runs in this process: ``.http`` asks, ``.service`` and ``.scorers`` are what answers."""
+    scorers = {name: Scorer.open(runs / name, store=made.store) for name in names}
+    service = Service(scorers, limits=limits or Limits())
+    app = Application(service, keys=Keys(keys), report=report)
+    with TestClient(app, raise_server_exceptions=trust) as http:
+        yield SimpleNamespace(http=http, service=service, scorers=scorers, app=app)
+
+
+@pytest.fixture(scope="module")
+def served(made, runs):
+    with client_of(made, runs) as client:
+        yield client
+
+
+def based(content):
+    """Base64, as JSON holds it."""
+    return base64.b64encode(content).decode()
+
+
+def refused(response, status, code, sentence):
+    """Check that a request was refused with one sentence, an id, and nothing of the server's inside."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error.keys() == {"code", "message", "request_id"}
+    assert error["code"] == code
+    assert sentence in error["message"], error["message"]
+    assert response.headers["x-request-id"] == error["request_id"]
+    assert response.headers["content-type"] == "application/json"
+    assert "\n" not in error["message"]
+    assert len(error["message"]) < 500
+    for leak in ("Traceback", "site-packages", "/src/", ".py"):
+        assert leak not in error["message"]
