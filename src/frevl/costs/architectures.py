@@ -1,0 +1,158 @@
+"""The networks of the paper's comparison, with random weights: speed does not depend on them.
+
+Sizes are those of the published configurations. Towers that are read apart: CLIP (Radford et al. 2021). Joint
+encoders, which read a picture and a text together and so have to run for every pair: ViLT (Kim et al. 2021) and the
+image-text matching head of BLIP (Li et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frevl.encoders.exported import library
+
+__all__ = ["CLIPS", "JOINT", "ClipTowers", "Joint", "clip_config", "open_clip_towers", "open_joint"]
+
+# (image side, patch, image width, image layers, text width, text layers, width of the common space)
+CLIPS: dict[str, tuple[int, int, int, int, int, int, int]] = {
+    "CLIP ViT-B/32": (224, 32, 768, 12, 512, 12, 512),
+    "CLIP ViT-L/14": (224, 14, 1024, 24, 768, 12, 768),
+}
+CLIP_TEXT_TOKENS = 77  # its processor pads to them
+_HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class ClipTowers:
+    """A CLIP whose towers are called apart.
+
+    Attributes:
+        model: The transformers ``CLIPModel``.
+        dim: Width of an embedding.
+        side: Side of a picture in pixels.
+        text_tokens: Tokens of a text.
+    """
+
+    model: Any
+    dim: int
+    side: int
+    text_tokens: int
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return ``(count, 3, side, side)`` pixels and ``(count, text_tokens)`` ids."""
+        vocabulary = self.model.config.text_config.vocab_size
+        return torch.randn(count, 3, self.side, self.side), torch.randint(vocabulary, (count, self.text_tokens))
+
+    def images(self, pixels: Tensor) -> Tensor:
+        """Embed pictures: ``(n, dim)`` of unit length."""
+        pooled = self.model.vision_model(pixel_values=pixels).pooler_output
+        return nn.functional.normalize(self.model.visual_projection(pooled), dim=1)
+
+    def texts(self, ids: Tensor) -> Tensor:
+        """Embed texts: ``(n, dim)`` of unit length."""
+        pooled = self.model.text_model(input_ids=ids).pooler_output
+        return nn.functional.normalize(self.model.text_projection(pooled), dim=1)
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A joint encoder.
+
+    Attributes:
+        name: In words, with its input sizes.
+        network: The transformers model.
+        inputs: Its inputs for so many pairs.
+    """
+
+    name: str
+    network: Any
+    inputs: Callable[[int], dict[str, Tensor]]
+
+    def score(self, inputs: dict[str, Tensor]) -> object:
+        """Score the pairs of `inputs`."""
+        return self.network(**inputs)
+
+
+def clip_config(sizes: tuple[int, int, int, int, int, int, int], **text: int) -> Any:
+    """Build a ``CLIPConfig``.
+
+    Args:
+        sizes: As in `CLIPS`.
+        **text: Further fields of the text configuration.
+    """
+    side, patch, image_width, image_layers, text_width, text_layers, dim = sizes
+
+    def tower(width: int, layers: int) -> dict[str, int]:
+        return {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": max(1, width // _HEAD_WIDTH),
+            "projection_dim": dim,
+        }
+
+    return library("transformers", "hf").CLIPConfig(
+        vision_config={**tower(image_width, image_layers), "image_size": side, "patch_size": patch},
+        text_config={**tower(text_width, text_layers), **text},
+        projection_dim=dim,
+    )
+
+
+def open_clip_towers(name: str, *, device: str = "cpu") -> ClipTowers:
+    """Build a CLIP of the table `CLIPS`.
+
+    Args:
+        name: Its key.
+        device: ``meta`` for a network without numbers, to count operations.
+
+    Raises:
+        MissingExtraError: transformers is not installed.
+    """
+    config = clip_config(CLIPS[name])
+    with torch.device(device):
+        model = library("transformers", "hf").CLIPModel(config).eval()
+    return ClipTowers(model, config.projection_dim, CLIPS[name][0], CLIP_TEXT_TOKENS)
+
+
+def _vilt(device: str) -> Joint:
+    transformers = library("transformers", "hf")
+    with torch.device(device):
+        network = transformers.ViltForImageAndTextRetrieval(transformers.ViltConfig()).eval()
+
+    def inputs(pairs: int) -> dict[str, Tensor]:
+        # A photo of 4:3 with the shorter side of 384 pixels, and its longest text.
+        pixels = torch.randn(pairs, 3, 384, 512, device=device)
+        return {"input_ids": torch.ones(pairs, 40, dtype=torch.long, device=device), "pixel_values": pixels}
+
+    return Joint("ViLT-B/32 (384 x 512 pixels, 40 word pieces)", network, inputs)
+
+
+def _blip(device: str) -> Joint:
+    transformers = library("transformers", "hf")
+    # The configuration of the published image-text matching models: 384 pixels, 12 text layers of 12 heads.
+    config = transformers.BlipConfig(
+        vision_config={"image_size": 384},
+        text_config={"num_attention_heads": 12, "encoder_hidden_size": 768},
+    )
+    with torch.device(device):
+        network = transformers.BlipForImageTextRetrieval(config).eval()
+
+    def inputs(pairs: int) -> dict[str, Tensor]:
+        ids = torch.ones(pairs, 35, dtype=torch.long, device=device)
+        pixels = torch.randn(pairs, 3, 384, 384, device=device)
+        return {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
+
+    return Joint("BLIP-B/16 image-text matching (384 x 384 pixels, 35 word pieces)", network, inputs)
+
+
+JOINT: dict[str, Callable[[str], Joint]] = {"ViLT": _vilt, "BLIP": _blip}
+
+
+def open_joint(name: str, *, device: str = "cpu") -> Joint:
+    """Build a joint encoder of the table `JOINT`; the arguments are those of `open_clip_towers`."""
+    return JOINT[name](device)
