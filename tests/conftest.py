@@ -16,8 +16,9 @@ from hypothesis import settings
 from PIL import Image
 
 from made import made, made_tokens, made_twice
+from pretrained import pretrained
 
-__all__ = ["made", "made_tokens", "made_twice"]
+__all__ = ["made", "made_tokens", "made_twice", "pretrained"]
 
 # The same examples in every run, and no folder of examples left behind.
 settings.register_profile("frevl", derandomize=True, database=None, deadline=None)

@@ -2,18 +2,22 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def executed(language):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def executed(language, document="README.md"):
+    text = (ROOT / document).read_text(encoding="utf-8")
     return re.findall(rf"<!-- executed by tests/test_docs.py -->\n```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
@@ -49,6 +53,30 @@ def test_the_python_of_the_readme_works(newcomer):
     output = run([sys.executable, "-W", "error", "-c", blocks[0]], newcomer)
     assert "(3, 1280)" in output
     assert "(1, 384)" in output
+
+
+def test_the_search_page_works(newcomer, made, frevl, monkeypatch, capfd):
+    from test_importing import clip_retrieval, unit
+
+    monkeypatch.chdir(newcomer)
+    clip_retrieval(newcomer / "clip", sizes=(10, 10))
+    (newcomer / "captions.jsonl").write_bytes(made.captions_file.read_bytes())
+    np.save("vectors.npy", unit(2))
+    (newcomer / "ids.txt").write_text("a.png\nb.png\n")
+    pq.write_table(pa.table({"caption": ["a", "b"], "embedding": unit(2).tolist()}), "table.parquet")
+    said = []
+    for block in executed("bash", "docs/search.md"):
+        # In this process, and with the encoder that takes milliseconds where the page has a real one.
+        for line in filter(None, block.replace("--encoder packaged", "--encoder toy").splitlines()):
+            done = frevl(*shlex.split(line)[1:])
+            assert done.code == 0, (line, done.err)
+            said.append(done.out)
+    assert "recall@10 against exact search 100.0 %" in said[6]
+    assert "Imported 20 images and 20 texts" in said[7]
+    assert (newcomer / "sheet.html").exists()
+    (python,) = executed("python", "docs/search.md")
+    exec(python, {})  # noqa: S102
+    assert len(capfd.readouterr().out.splitlines()) == 4
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from frevl.benchmarks import load_benchmark
+    from frevl.diagnosis import diagnose
     from frevl.encoders import load_encoder
     from frevl.errors import FrevlError
     from frevl.evaluation import evaluate
     from frevl.extraction import extract
     from frevl.fusion import Fusion
     from frevl.scorer import Scorer
+    from frevl.searching import search
     from frevl.store import Store
     from frevl.training import train
 
@@ -23,10 +25,12 @@ __all__ = [
     "Fusion",
     "Scorer",
     "Store",
+    "diagnose",
     "evaluate",
     "extract",
     "load_benchmark",
     "load_encoder",
+    "search",
     "train",
 ]
 
@@ -36,10 +40,12 @@ _HOMES = {
     "Fusion": "frevl.fusion",
     "Scorer": "frevl.scorer",
     "Store": "frevl.store",
+    "diagnose": "frevl.diagnosis",
     "evaluate": "frevl.evaluation",
     "extract": "frevl.extraction",
     "load_benchmark": "frevl.benchmarks",
     "load_encoder": "frevl.encoders",
+    "search": "frevl.searching",
     "train": "frevl.training",
 }
 

@@ -6,13 +6,26 @@ import sys
 
 import typer
 
-from frevl.commands import app, data, scoring, training
+from frevl.commands import (
+    app,
+    cost,
+    data,
+    diagnosis,
+    encoders,
+    export,
+    importing,
+    publishing,
+    scoring,
+    searching,
+    service,
+    training,
+)
 from frevl.errors import FrevlError, UsageError
 
 __all__ = ["app", "main"]
 
 # Importing a file of commands adds them; the order here is the order of the help.
-_COMMANDS = (training, data, scoring)
+_COMMANDS = (training, data, importing, scoring, searching, diagnosis, encoders, export, publishing, service, cost)
 
 
 def main() -> None:

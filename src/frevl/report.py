@@ -10,8 +10,18 @@ if TYPE_CHECKING:
     from frevl.demo import DemoReport
     from frevl.evaluation import Result
     from frevl.run import Run
+    from frevl.searching import SearchResult
 
-__all__ = ["demo_table", "result_table", "run_record", "run_sentence", "seeds_sentence", "store_table", "table"]
+__all__ = [
+    "demo_table",
+    "result_table",
+    "run_record",
+    "run_sentence",
+    "search_table",
+    "seeds_sentence",
+    "store_table",
+    "table",
+]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -109,6 +119,24 @@ def run_sentence(run: Run) -> str:
         f"pairs. Saved in {run.path}"
     )
     return "\n".join([done, *run.results["notes"]])
+
+
+def search_table(found: SearchResult) -> str:
+    """Return the hits of a search as a table, and its notes."""
+    judged = any(hit.probability is not None for hit in found.hits)
+    rows = [
+        [
+            str(hit.rank),
+            f"{hit.similarity:.3f}",
+            *(["-" if hit.probability is None else f"{100 * hit.probability:.1f}"] if judged else []),
+            " ".join((hit.path or hit.id).split()),
+        ]
+        for hit in found.hits
+    ]
+    width = max((len(row[-1]) for row in rows), default=0)
+    rows = [[*row[:-1], row[-1].ljust(width)] for row in rows]
+    header = ["#", "similarity", *(["match %"] if judged else []), found.find.ljust(width)]
+    return "\n".join([*([table(header, rows)] if rows else []), *found.notes])
 
 
 def seeds_sentence(record: dict[str, Any]) -> str:
