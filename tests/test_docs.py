@@ -21,14 +21,19 @@ def executed(language, document="README.md"):
     return re.findall(rf"<!-- executed by tests/test_docs.py -->\n```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+def arrive(made, folder):
+    """Put the files that the examples name into a folder."""
+    (folder / "images").symlink_to(made.images)
+    sources = {"train": made.train_file, "test": made.test_file, "captions": made.captions_file}
+    for name, source in sources.items():
+        (folder / f"{name}.jsonl").write_bytes(source.read_bytes())
+    return folder
+
+
 @pytest.fixture(scope="module")
 def newcomer(made, tmp_path_factory):
-    """A folder with the files that the README's examples name."""
-    folder = tmp_path_factory.mktemp("newcomer")
-    (folder / "images").symlink_to(made.images)
-    for name, source in (("train.jsonl", made.train_file), ("test.jsonl", made.test_file)):
-        (folder / name).write_bytes(source.read_bytes())
-    return folder
+    """Where the commands and the Python of the README run, one after the other."""
+    return arrive(made, tmp_path_factory.mktemp("newcomer"))
 
 
 def run(command, folder):
@@ -55,12 +60,11 @@ def test_the_python_of_the_readme_works(newcomer):
     assert "(1, 384)" in output
 
 
-def test_the_search_page_works(newcomer, made, frevl, monkeypatch, capfd):
+def test_the_search_page_works(tmp_path, made, frevl, monkeypatch, capfd):
     from test_importing import clip_retrieval, unit
 
-    monkeypatch.chdir(newcomer)
-    clip_retrieval(newcomer / "clip", sizes=(10, 10))
-    (newcomer / "captions.jsonl").write_bytes(made.captions_file.read_bytes())
+    monkeypatch.chdir(arrive(made, tmp_path))
+    clip_retrieval(tmp_path / "clip", sizes=(10, 10))
     np.save("vectors.npy", unit(2))
     (newcomer / "ids.txt").write_text("a.png\nb.png\n")
     pq.write_table(pa.table({"caption": ["a", "b"], "embedding": unit(2).tolist()}), "table.parquet")
@@ -73,7 +77,7 @@ def test_the_search_page_works(newcomer, made, frevl, monkeypatch, capfd):
             said.append(done.out)
     assert "recall@10 against exact search 100.0 %" in said[6]
     assert "Imported 20 images and 20 texts" in said[7]
-    assert (newcomer / "sheet.html").exists()
+    assert (tmp_path / "sheet.html").exists()
     (python,) = executed("python", "docs/search.md")
     exec(python, {})  # noqa: S102
     assert len(capfd.readouterr().out.splitlines()) == 4

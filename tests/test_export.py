@@ -63,7 +63,7 @@ def matching(made, tmp_path_factory):
     fusion = {**sizes, "outputs": 1, "width": 8, "heads": 2, "layers": 1, "ffn_width": 11, "head_width": 13}
     reader = Standardised(fusion=fusion, input_dropout=0.1)
     torch.nn.init.normal_(reader.fusion.head.outer.weight)  # it starts as zeros
-    weights = {"image_crowd": -0.5, "text_crowd": -0.25, "fusion": 2.0}
+    weights = {"alignment": 0.0, "image_crowd": -0.5, "text_crowd": -0.25, "fusion": 2.0}
     bank = torch.nn.functional.normalize(torch.randn(2, 3, 10), dim=2)
     network = Reranked.of(first, bank[0], bank[1], reader, weights=weights, depth=3)
     folder = renamed(run, network, "reranked")

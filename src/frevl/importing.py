@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,7 +17,7 @@ from frevl.declared import declared_towers, verified_towers
 from frevl.encoders import Embeddings
 from frevl.errors import InputError, UsageError
 from frevl.jsonfile import replace_file
-from frevl.layouts import Part, open_parts
+from frevl.layouts import Part, lacking_parts, open_parts
 from frevl.metadata import metadata_fields, named_metadata
 from frevl.progress import ProgressLine
 from frevl.rejects import Reject, rejects_sentence
@@ -156,18 +156,21 @@ def import_embeddings(
     towers = verified or declared_towers(
         encoder, dims, revision=revision, preprocessing=preprocessing, common_space=common_space, dtype=dtype
     )
-    report = ImportReport(str(store))
+    report = ImportReport(str(store), notes=lacking_parts(Path(source), _OF[of] if of else None))
     if verified:
         report.notes.append(f"'{encoder}' gives the same vectors for the items that were embedded again.")
+    imported: dict[Modality, set[str]] = {}
     with StoreWriter(store) as writer:
         writer.register(list(towers.values()))
         for modality in dims:
             own = [part for part in parts if part.modality == modality]
             writer.describe(modality, metadata_fields([part.metadata for part in own]))
-            _Import(writer, towers[modality], folder, report).run(own, progress=progress)
+            one = _Import(writer, towers[modality], folder, report)
+            one.run(own, progress=progress)
+            imported[modality] = one.seen
         report.notes += writer.notes
     if write_pairs is not None:
-        written = _write_pairs(Path(write_pairs), parts, folder, report)
+        written = _write_pairs(Path(write_pairs), parts, folder, imported)
         report.notes.append(f"Wrote {written:,} pairs to {write_pairs}.")
     report.seconds = time.monotonic() - started
     return report
@@ -303,15 +306,20 @@ def _width(parts: Sequence[Part]) -> int:
     raise InputError(f"{parts[0].place}: expected vectors, found none")
 
 
-def _write_pairs(path: Path, parts: Sequence[Part], folder: Path | None, report: ImportReport) -> int:
-    """Write every image of a clip-retrieval folder with its caption, except those that were left out."""
+def _write_pairs(
+    path: Path, parts: Sequence[Part], folder: Path | None, imported: Mapping[Modality, Collection[str]]
+) -> int:
+    """Write every image of a clip-retrieval folder with its caption, except those that were left out.
+
+    Captions without vectors are written where the folder has no vectors of texts at all: they may be embedded later.
+    """
     described = [part for part in parts if "caption" in part.metadata.names and part.modality == "image"]
     if not described:
         raise UsageError(
             "--write-pairs needs images that stand beside their captions (a column 'caption'), as in a clip-retrieval "
             "folder with texts; write the pairs file yourself"
         )
-    out = {(reject.kind, reject.id) for reject in report.rejects if "stands twice" not in reject.reason}
+    images, texts = imported["image"], imported.get("text")
     written = 0
 
     def write(target: Path) -> None:
@@ -322,8 +330,8 @@ def _write_pairs(path: Path, parts: Sequence[Part], folder: Path | None, report:
                     table = block.columns if block.columns is not None else pa.table({})
                     for id_, text in zip(table["id"].to_pylist(), table["caption"].to_pylist(), strict=True):
                         image = item_id(id_, "image", folder)
-                        usable = image and text and text.strip() and image.strip()
-                        if usable and ("image", image) not in out and ("text", text) not in out:
+                        usable = image in images and text is not None and text.strip()
+                        if usable and (texts is None or text in texts):
                             lines.write(json.dumps({"image": image, "text": text}, ensure_ascii=False) + "\n")
                             written += 1
 

@@ -13,7 +13,7 @@ from frevl.errors import InputError, UsageError
 from frevl.towers import Modality
 from frevl.vectorfiles import VectorBlock, is_table, named_id, parquet_shape, read_arrays, read_ids, read_table
 
-__all__ = ["Part", "is_clip_retrieval", "open_parts"]
+__all__ = ["Part", "is_clip_retrieval", "lacking_parts", "open_parts"]
 
 _FOLDERS: dict[Modality, str] = {"image": "img_emb", "text": "text_emb"}
 _CLIP_IDS: dict[Modality, str] = {"image": "image_path", "text": "caption"}
@@ -76,6 +76,8 @@ def open_parts(
             )
         chosen: list[Modality] = [of] if of else [one for one in _FOLDERS if (source / _FOLDERS[one]).is_dir()]
         return [part for one in chosen for part in _clip_retrieval(source, one, ids)]
+    if not source.exists():
+        raise InputError(f"{source}: expected a file of vectors or ids, found none; check the path")
     if of is None:
         raise UsageError(f"{source}: say what the vectors are of with --of images or --of texts")
     if is_table(source):
@@ -113,6 +115,28 @@ def _clip_part(vectors: Path, described: Path, modality: Modality) -> Part:
     return _array(
         vectors, modality, described, rows, named, lambda: read_ids(described, id_column=column, usual=()), None
     )
+
+
+def lacking_parts(source: Path, of: Modality | None) -> list[str]:
+    """Say which parts of a clip-retrieval folder have ids but no vectors; none for anything else.
+
+    Such a folder can be imported, but it was mostly copied incompletely.
+    """
+    if not source.is_dir() or is_table(source):
+        return []
+    described = _numbered(source / "metadata", ".parquet")
+    notes = []
+    for modality, folder in _FOLDERS.items():
+        if of not in (None, modality) or not (source / folder).is_dir():
+            continue
+        lost = sorted(described.keys() - _numbered(source / folder, ".npy").keys(), key=int)
+        if lost:
+            rows = sum(parquet_shape(described[number])[0] for number in lost)
+            notes.append(
+                f"{source / folder} lacks {len(lost):,} of {len(described):,} parts ({', '.join(lost[:3])}"
+                f"{' ...' if len(lost) > 3 else ''}): {rows:,} {modality}s of the metadata were not imported."
+            )
+    return notes
 
 
 def _numbered(folder: Path, suffix: str) -> dict[str, Path]:

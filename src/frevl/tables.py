@@ -34,6 +34,9 @@ ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
 
 _SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
 
+# How Lance says that a condition failed on a row, and not a file.
+_OF_CONDITION = "Error applying filter expression"
+
 # The system's words for a failed write, which Lance buries in a long message.
 _SYSTEM_REASONS = (
     "No space left on device",
@@ -94,7 +97,7 @@ class Snapshot:
         """Return the ids of the rows for which a condition in SQL holds.
 
         Raises:
-            UsageError: The condition cannot be understood.
+            UsageError: The condition cannot be understood, or fails on a row (a division by zero, a cast).
         """
         table = self._tables[name]
         if table is None:
@@ -107,7 +110,13 @@ class Snapshot:
                 raise
             raise UsageError(f"The condition {where!r} cannot be understood ({_brief(error)})") from error
         with reading(self._store, name):
-            return [id_ for batch in scanner.to_batches() for id_ in batch["id"].to_pylist()]
+            try:
+                return [id_ for batch in scanner.to_batches() for id_ in batch["id"].to_pylist()]
+            except pa.ArrowException as error:
+                if _OF_CONDITION not in str(error):
+                    raise
+                reason = _brief(error).rpartition("Arrow error: ")[2]
+                raise UsageError(f"The condition {where!r} fails on a row ({reason})") from error
 
     def rows(self, name: str) -> dict[str, int]:
         """Return the row of every id of a table; read once."""

@@ -158,7 +158,7 @@ def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa
             schema, batches = _open_table(path)
             table = pa.Table.from_batches(list(batches(65_536)), schema=schema)
             return named_id(path, table, id_column, usual)
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows editors put a mark first
         # Not splitlines: a caption may hold a form feed, or a line separator of Unicode.
         lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
         if suffix == ".json":
