@@ -66,7 +66,7 @@ def test_the_search_page_works(tmp_path, made, frevl, monkeypatch, capfd):
     monkeypatch.chdir(arrive(made, tmp_path))
     clip_retrieval(tmp_path / "clip", sizes=(10, 10))
     np.save("vectors.npy", unit(2))
-    (newcomer / "ids.txt").write_text("a.png\nb.png\n")
+    (tmp_path / "ids.txt").write_text("a.png\nb.png\n")
     pq.write_table(pa.table({"caption": ["a", "b"], "embedding": unit(2).tolist()}), "table.parquet")
     said = []
     for block in executed("bash", "docs/search.md"):

@@ -98,6 +98,9 @@ def image_findings(contest: Contest, exchanged: dict[str, np.ndarray]) -> list[F
     if lost.up:
         claim = f"With wrong images the fusion loses {lost.value:.1f} points: it looks at the image."
         advice = "The image earns these points; a better image encoder may earn more."
+    elif len(set(clusters)) < FEWEST_IMAGES:
+        claim = f"What wrong images cost cannot be told from {len(set(clusters)):,} test images."
+        advice = f"Test on {FEWEST_IMAGES} different images or more."
     else:
         claim = f"With wrong images the fusion loses nothing that can be measured ({lost}): it does not use the image."
         advice = "Use the text alone, or an encoder that sees what the question is about."
@@ -128,6 +131,8 @@ def _same_class(name: str, own: np.ndarray, kin: np.ndarray, rows: np.ndarray, c
     gap = compare(own[rows], kin, [clusters[row] for row in rows])
     if gap.up:
         claim = f"An image of another pair with the same answer costs {gap.value:.1f} points: it needs this very image."
+    elif len(set(clusters)) < FEWEST_IMAGES:
+        claim = f"What an image of another pair with the same answer costs cannot be told from {len(set(clusters)):,} images."
     else:
         claim = (
             f"An image of another pair with the same answer does as well ({gap}): the image says which answers are "

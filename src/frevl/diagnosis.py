@@ -142,7 +142,10 @@ def diagnose(
         clock.step("looking for leaks and wrong labels")
         leaks = leak_findings(splits)
         # Whoever reads only the verdict must know that it stands on leaked pairs.
-        verdict["detail"] += [one.claim for one in leaks if one.name in ("same-image", "same-pair") and one.value]
+        leaked = [one for one in leaks if one.name in ("same-image", "same-pair") and one.value]
+        verdict["detail"] += [one.claim for one in leaked]
+        if any(one.value is not None and one.value > _MOSTLY for one in leaked):
+            verdict["sentence"] = f"Not to be believed, because most of the test set was trained on: {verdict['sentence']}"
         findings += [*leaks, conflict_finding(splits), imbalance_finding(splits)]
         findings.append(label_error_finding(contest, folder=folder / "labels", time_limit=0.15 * time_limit))
         clock.step("looking at the embeddings")

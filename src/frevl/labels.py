@@ -29,6 +29,7 @@ _LEAST_SKILL = 0.4  # of the way from the most frequent answer to all right
 _MOST_CELLS = 40_000_000  # probabilities in memory
 _AS_GOOD = 0.02
 _SURE = 0.8  # of the mean confidence
+_TRUSTED = 0.9  # below, as many contradictions may come from the model as from the labels
 _SHOWN = 30
 
 
@@ -224,7 +225,11 @@ def _errors(parts: list[tuple[Pairs, np.ndarray]], classes: list[str], splits: S
     return Finding(
         name="label-errors",
         section="data",
-        claim=f"{len(table):,} of {n:,} labels are likely wrong ({share:.1f} %).",
+        claim=(
+            f"{len(table):,} of {n:,} labels are likely wrong ({share:.1f} %)"
+            + (_or_hard(entry.name, float(entry.dev.hits.mean())) if table else "")
+            + "."
+        ),
         value=share,
         ci95=None,
         how=(
@@ -240,6 +245,13 @@ def _errors(parts: list[tuple[Pairs, np.ndarray]], classes: list[str], splits: S
         ),
         table=table,
     )
+
+
+def _or_hard(name: str, accuracy: float) -> str:
+    """Say what else may be behind a contradiction: wrong labels lower the accuracy, and so does a weak model."""
+    if accuracy >= _TRUSTED:
+        return ""
+    return f", or are what {name} cannot do: it answers {100 * accuracy:.0f} % right, and the two cannot be told apart"
 
 
 def _cannot_tell(reason: str) -> Finding:
