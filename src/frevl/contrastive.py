@@ -201,10 +201,12 @@ def pooled_items(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def low_precision(device: str) -> AbstractContextManager[object]:
-    """Multiply in bfloat16 while training where the processor has instructions for it.
+    """Multiply in bfloat16 while training where the processor has matrix instructions for it (AMX).
 
-    Matrix products are seven times as fast with AMX (docs/experiments.md). Scores are always computed in float32.
+    Matrix products are then seven times as fast (docs/experiments.md); emulated, they would be slower than float32.
+    Scores are always computed in float32.
     """
-    if torch.device(device).type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    if torch.device(device).type == "cpu" and capabilities.get("amx_bf16", False):
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()
