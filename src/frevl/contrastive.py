@@ -206,7 +206,7 @@ def low_precision(device: str) -> AbstractContextManager[object]:
     Matrix products are then seven times as fast (docs/experiments.md); emulated, they would be slower than float32.
     Scores are always computed in float32.
     """
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if torch.device(device).type == "cpu" and capabilities.get("amx_bf16", False):
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()
