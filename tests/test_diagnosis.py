@@ -161,6 +161,10 @@ def test_a_leak_stands_beside_the_verdict_and_one_image_is_too_few(world):
     assert diagnosis.verdict["kind"] == "few"
     assert "1 of 1 test images stand in the training or development pairs too" in diagnosis.verdict["detail"][0]
     assert "1 of 1 test pairs stand in the training" in diagnosis.verdict["detail"][1]
+    assert diagnosis.verdict["sentence"].startswith(
+        "Not to be believed for new images, as most test images stand in the training or development pairs: Too few"
+    )
+    assert of_name(diagnosis, "wrong-image").claim == "What wrong images cost cannot be told from 1 test images."
     assert of_name(diagnosis, "solvable-blind").value is None
     json.dumps(diagnosis.record(), allow_nan=False)
 
@@ -205,6 +209,30 @@ def test_where_the_model_cannot_tell_no_label_is_accused(world, tmp_path):
     )
 
 
+def test_a_weak_model_says_that_it_may_be_the_model(world, tmp_path):
+    """A fifth of the test labels is exchanged; development pairs say that the model is right on 22 of 30."""
+    _, contest = verdict_of(world, "both", tmp_path, models=FASTEST, images=200)
+    weak = [
+        replace(entry, dev=replace(entry.dev, hits=_mostly_right(len(entry.dev.hits)))) for entry in contest.entries
+    ]
+    weak = [_never_right(entry) if entry.entrant.role == "majority" else entry for entry in weak]
+    random = np.random.default_rng(5)
+    targets = [
+        ("yes", "no")[target == "yes"] if random.random() < 0.2 else target for target in contest.splits.test.targets
+    ]
+    test = replace(contest.splits.test, targets=targets)
+    contest = replace(contest, entries=weak, splits=replace(contest.splits, test=test))
+    finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
+    assert finding.table
+    assert finding.claim.endswith(
+        "%), or are what kernel cannot do: it answers 73 % right, and the two cannot be told apart."
+    )
+
+
+def _mostly_right(count):
+    return (np.arange(count) % 4 > 0).astype(float)
+
+
 def _never_right(entry):
     return replace(entry, dev=replace(entry.dev, hits=np.zeros_like(entry.dev.hits)))
 
@@ -225,6 +253,11 @@ def test_matching_is_diagnosed_too(made, made_matching):
     scores = diagnosis.verdict["scores"]
     assert scores["majority"]["value"] == pytest.approx(50, abs=1)  # one wrong text beside every right one
     assert "kernel" not in scores
+    shown = [(case["kind"], case["image"], case["text"]) for case in diagnosis.cases]
+    assert len(shown) == len(set(shown)) > 0
+    for case in diagnosis.cases:
+        assert {case["target"], case["answer"]} <= {"match", "no match"}
+        assert (case["target"] == case["answer"]) == (case["kind"] == "right only with the image")
     assert of_name(diagnosis, "label-errors").claim
     ranking = of_name(diagnosis, "ranking")
     assert [row["model"] for row in ranking.table] == ["linear", "tiny"]

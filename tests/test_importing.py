@@ -188,6 +188,33 @@ def test_every_format_gives_the_same_store(tmp_path, ending):
     assert store.towers["e-image"].identity["dtype"] == "float32"
 
 
+def test_parts_without_vectors_are_said_and_get_no_pairs(tmp_path):
+    clip_retrieval(tmp_path / "clip", sizes=(3, 2, 4))
+    (tmp_path / "clip/img_emb/img_emb_1.npy").unlink()
+    (tmp_path / "clip/text_emb/text_emb_2.npy").unlink()
+    report = import_embeddings(
+        tmp_path / "clip", store=tmp_path / "s", encoder="e", write_pairs=tmp_path / "pairs.jsonl"
+    )
+    assert (report.images, report.texts) == (7, 5)
+    lacks = f"{tmp_path}/clip/"
+    assert report.notes == [
+        f"{lacks}img_emb lacks 1 of 3 parts (1): 2 images of the metadata were not imported.",
+        f"{lacks}text_emb lacks 1 of 3 parts (2): 4 texts of the metadata were not imported.",
+        f"Wrote 3 pairs to {tmp_path}/pairs.jsonl.",
+    ]
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [pair["text"] for pair in pairs] == ["caption 0", "caption 1", "caption 2"]
+    only = import_embeddings(tmp_path / "clip", store=tmp_path / "t", encoder="e", of="texts")
+    assert only.notes == [f"{lacks}text_emb lacks 1 of 3 parts (2): 4 texts of the metadata were not imported."]
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_the_first_id(tmp_path):
+    np.save(tmp_path / "v.npy", unit(2))
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
+    import_embeddings(tmp_path / "v.npy", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt")
+    assert sorted(Store.open(tmp_path / "s").image_ids) == ["a.png", "b.png"]
+
+
 def test_bfloat16_and_float64(tmp_path):
     import torch
     from safetensors.torch import save_file as save_torch
@@ -275,6 +302,7 @@ BAD = {
         1,
         "two.txt: expected one id for each of the 3 vectors of v.npy, found 2 ids",
     ),
+    "nothing there": (["none"], 1, "none: expected a file of vectors or ids, found none"),
     "missing": (["none.npy", "--of", "images", "--ids", "two.txt"], 1, "none.npy: expected a file of vectors or ids"),
     "kind": (["v.txt", "--of", "images", "--ids", "two.txt"], 1, "v.txt: expected vectors in a .npy, .npz"),
     "shape": (["flat.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (3,) of float64"),

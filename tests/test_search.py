@@ -373,6 +373,12 @@ BAD = {
     "for": (["--image", "3.png", "--for", "videos"], 2, "must be 'images' or 'texts', found 'videos'"),
     "k": (["a dog", "-k", "0"], 2, "The number of results must be at least 1, found 0"),
     "column": (["a dog", "--where", "colour = 'red'"], 2, "The condition \"colour = 'red'\" cannot be understood"),
+    "division": (
+        ["a dog", "--where", "1 / (bytes - bytes) = 1"],
+        2,
+        "fails on a row (Divide by zero error). Columns of",
+    ),
+    "cast": (["a dog", "--where", "CAST(id AS INT) = 1"], 2, "fails on a row (Cast error: Cannot cast string"),
     "no image": (["--image", "nowhere.png"], 2, "nowhere.png: expected a picture file, or the id of an image of"),
     "no picture": (["--image", __file__], 1, "Cannot read image"),
 }

@@ -230,6 +230,35 @@ def test_a_client_that_hangs_up_leaves_the_queue(made, runs):
         asyncio.run(run())
 
 
+@pytest.mark.parametrize(
+    ("kind", "begun"), [("application/json", b'{"pairs"'), ("multipart/form-data; boundary=x", b"--x\r\n")]
+)
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_failure(served, caplog, kind, begun):
+    before = counted(served, 'frevl_refused_total{code="internal"}')
+    sent = []
+    messages = [{"type": "http.request", "body": begun, "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", kind.encode()), (b"content-length", b"500")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/score", "headers": headers, "query_string": b""}
+    caplog.clear()
+    caplog.set_level(logging.INFO, logger="frevl.service")
+    asyncio.run(served.app({**scope, "raw_path": b"/v1/score", "server": ("test", 80)}, receive, send))
+    assert sent == []
+    assert [(record.levelname, record.fields["status"]) for record in caplog.records] == [("INFO", 499)]
+    assert counted(served, 'frevl_refused_total{code="internal"}') == before
+
+
+def counted(served, name):
+    lines = served.http.get("/metrics").text.splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
+
+
 def test_state_routes_and_counters(made, served):
     assert served.http.get("/healthz").json() == {"status": "alive"}
     assert served.http.get("/readyz").json() == {"status": "ready"}

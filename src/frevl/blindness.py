@@ -13,7 +13,7 @@ from frevl.findings import Finding, chart, series
 from frevl.intervals import bootstrap_interval
 from frevl.pairs import Pairs
 from frevl.splits import Splits
-from frevl.verdict import compare, edges, points
+from frevl.verdict import FEWEST_IMAGES, compare, edges, points
 
 __all__ = ["another_of_class", "exchange", "exchanged_hits", "image_findings", "solvable_blind"]
 
@@ -132,7 +132,10 @@ def _same_class(name: str, own: np.ndarray, kin: np.ndarray, rows: np.ndarray, c
     if gap.up:
         claim = f"An image of another pair with the same answer costs {gap.value:.1f} points: it needs this very image."
     elif len(set(clusters)) < FEWEST_IMAGES:
-        claim = f"What an image of another pair with the same answer costs cannot be told from {len(set(clusters)):,} images."
+        claim = (
+            "What an image of another pair with the same answer costs cannot be told from "
+            f"{len(set(clusters)):,} test images."
+        )
     else:
         claim = (
             f"An image of another pair with the same answer does as well ({gap}): the image says which answers are "

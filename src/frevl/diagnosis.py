@@ -25,13 +25,14 @@ from frevl.findings import Finding
 from frevl.labels import check_cleanlab, conflict_finding, imbalance_finding, label_error_finding
 from frevl.leaks import leak_findings
 from frevl.pairs import Pairs
+from frevl.preparation import match_truth
 from frevl.probes import probe_findings
 from frevl.progress import say
 from frevl.provenance import provenance
 from frevl.ranking import ranking_findings
 from frevl.run_costs import cost_findings
 from frevl.skills import skill_findings
-from frevl.splits import read_splits
+from frevl.splits import Splits, read_splits
 from frevl.store import Store
 from frevl.training import TASKS
 from frevl.trust import trust_findings
@@ -40,6 +41,7 @@ from frevl.verdict import Judged, reach_verdict
 __all__ = ["Diagnosis", "diagnose"]
 
 _CASES = 6  # telling pairs of each kind
+_MOSTLY = 50.0  # percent of the test set in the training data, above which no verdict is to be believed
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,10 @@ def diagnose(
         leaked = [one for one in leaks if one.name in ("same-image", "same-pair") and one.value]
         verdict["detail"] += [one.claim for one in leaked]
         if any(one.value is not None and one.value > _MOSTLY for one in leaked):
-            verdict["sentence"] = f"Not to be believed, because most of the test set was trained on: {verdict['sentence']}"
+            warning = (
+                "Not to be believed for new images, as most test images stand in the training or development pairs"
+            )
+            verdict["sentence"] = f"{warning}: {verdict['sentence']}"
         findings += [*leaks, conflict_finding(splits), imbalance_finding(splits)]
         findings.append(label_error_finding(contest, folder=folder / "labels", time_limit=0.15 * time_limit))
         clock.step("looking at the embeddings")
@@ -227,19 +232,29 @@ def _cases(contest: Contest, exchanged: dict[str, np.ndarray]) -> list[dict[str,
     seen = (fusion.test.hits >= 1) & (text.test.hits == 0) & (exchanged["image"] < 0.5)
     wrong = fusion.test.hits == 0
     return [
-        _case(kind, fusion, contest.splits.test, int(row))
+        _case(kind, fusion, contest.splits, row)
         for kind, rows in (("right only with the image", seen), ("confident and wrong", wrong))
-        for row in [row for row in sure if rows[row]][:_CASES]
+        for row in _different(contest.splits.test, [int(row) for row in sure if rows[row]])[:_CASES]
     ]
 
 
-def _case(kind: str, fusion: Entry, pairs: Pairs, row: int) -> dict[str, Any]:
-    marks = fusion.test
+def _different(pairs: Pairs, rows: list[int]) -> list[int]:
+    """Return the first row of every pair; wrong pairs that were drawn may be the same twice."""
+    first: dict[tuple[str, str], int] = {}
+    for row in rows:
+        first.setdefault((pairs.images[row], pairs.texts[row]), row)
+    return list(first.values())
+
+
+def _case(kind: str, fusion: Entry, splits: Splits, row: int) -> dict[str, Any]:
+    marks, pairs = fusion.test, splits.test
+    # In matching, truth and answer are said in the same words.
+    truth = int(match_truth(pairs.select([row]))[0] > 0.5) if splits.task == "matching" else None
     return {
         "kind": kind,
         "image": pairs.images[row],
         "text": pairs.texts[row],
-        "target": pairs.targets[row],
+        "target": pairs.targets[row] if truth is None else marks.labels[truth],
         "answer": marks.labels[int(marks.predicted[row])],
         "confidence": 100 * float(marks.confidence[row]),
     }

@@ -61,7 +61,7 @@ class Sizes:
     train: int = 288
     dev: int = 72
     test: int = 360
-    epochs: int = 20
+    epochs: int = 12
 
     @property
     def all(self) -> int:

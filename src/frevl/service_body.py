@@ -83,7 +83,9 @@ def _checked(kind: type[B], content: bytes | str) -> B:
         first = problems[0]
         if first["type"] == "json_invalid":
             raise RefusedError(400, "not_json", f"The request is not valid JSON: {first['msg']}.") from None
-        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])[:200]
+        # Beside fields, pydantic names its own functions.
+        steps = [step for step in first["loc"] if not str(step).startswith("function-")]
+        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200]
         more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
         message = first["msg"].removeprefix("Value error, ")
         raise RefusedError(422, "invalid", f"Field '{place.lstrip('.') or 'body'}': {message}{more}.") from None

@@ -15,6 +15,7 @@ from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -123,6 +124,8 @@ class _Passage:
             await gate._app(self._scope, self._checked_receive, self._noted_send)
         except RefusedError as error:
             await self._refuse(error)
+        except ClientDisconnect:  # in the middle of its body: nobody is left to answer, and nothing failed here
+            self._status = self._status or 499
         except Exception as error:
             _log.error("request failed", exc_info=error, extra={"fields": {"request_id": self._id}})
             await self._refuse(
