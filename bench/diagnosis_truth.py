@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from frevl.blindness import exchanged_hits
-from frevl.contest import hold_contest
 from frevl.diagnosis import _judged
-from frevl.labels import label_error_finding
-from frevl.splits import read_splits
-from frevl.verdict import reach_verdict
+from frevl.diagnosis.blindness import exchanged_hits
+from frevl.diagnosis.contest import hold_contest
+from frevl.diagnosis.labels import label_error_finding
+from frevl.diagnosis.splits import read_splits
+from frevl.diagnosis.verdict import reach_verdict
 from planted import plant
 
 MODELS = ["majority", "text", "image", "text kernel", "image kernel", "linear", "kernel"]

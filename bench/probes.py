@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from frevl.diagnosis.probe_fits import probe_encoder
+from frevl.diagnosis.probe_pictures import SKILLS
+from frevl.diagnosis.probes import shortfall
 from frevl.encoders import load_encoder
 from frevl.intervals import bootstrap_interval
-from frevl.probe_fits import probe_encoder
-from frevl.probe_pictures import SKILLS
-from frevl.probes import shortfall
 from frevl.provenance import hardware
 
 LIMIT = 180  # seconds, on two cores with the packaged encoder

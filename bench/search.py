@@ -25,19 +25,19 @@ import torch
 
 from frevl.fusion import PRESETS, Fusion
 from frevl.importing import import_embeddings
-from frevl.nearest import nearest_rows
-from frevl.neighbour_index import build_index
 from frevl.provenance import hardware
 from frevl.run import Run
 from frevl.scorer import Scorer
-from frevl.shortlist import PART_ROWS
+from frevl.searching.nearest import nearest_rows
+from frevl.searching.neighbour_index import build_index
+from frevl.searching.shortlist import PART_ROWS
 from frevl.store import Store
 
 LATENT, CANDIDATES, IMAGE_DIM, TEXT_DIM, SQUARE = 48, 100, 1280, 384, 2048
 
 
 class Made:
-    """Vectors in memory, with what an index asks of a `frevl.shortlist.Shortlist`."""
+    """Vectors in memory, with what an index asks of a `frevl.searching.shortlist.Shortlist`."""
 
     def __init__(self, rows: int, dim: int, folder: Path) -> None:
         rng = np.random.default_rng(0)

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from diagnosed import written
-from frevl.diagnosis_page import write_page
-from frevl.findings import SECTIONS
+from frevl.diagnosis.findings import SECTIONS
+from frevl.diagnosis.page import write_page
+from frevl.diagnosis.probe_pictures import draw_probe
 from frevl.jsonfile import write_json
-from frevl.probe_pictures import draw_probe
 
 LOOKS = [(size, scheme) for size in ("phone", "desktop") for scheme in ("light", "dark")]
 

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from frevl.searching import Hit
-from frevl.service_models import Found
+from frevl.service.models import Found
 from frevl.training import train
 from made import make
 
@@ -191,7 +191,7 @@ def test_the_documents_ask_no_other_host(visit, url, shots):
 
 
 def test_both_orders_stand_side_by_side(world):
-    from frevl.page import _Gallery
+    from frevl.service.page import _Gallery
 
     class Holder:
         limits = type("Limits", (), {"pixels": 10_000})()

@@ -9,9 +9,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from frevl.scorer import Scorer
-from frevl.service_limits import Keys, Limits
-from frevl.service_models import Service
-from frevl.serving import Application
+from frevl.service.app import Application
+from frevl.service.limits import Keys, Limits
+from frevl.service.models import Service
 from frevl.training import train
 
 __all__ = ["based", "client_of", "refused", "runs", "served"]

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from frevl.contest import ENTRANTS, Contest, Entry, fit, mark
-from frevl.encoder_comparison import encoder_cost, encoder_findings
+from frevl.diagnosis.contest import ENTRANTS, Contest, Entry, fit, mark
+from frevl.diagnosis.encoder_comparison import encoder_cost, encoder_findings
+from frevl.diagnosis.run_costs import cost_findings
+from frevl.diagnosis.splits import read_splits
 from frevl.errors import UsageError
-from frevl.run_costs import cost_findings
-from frevl.splits import read_splits
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_an_encoder_that_cannot_be_loaded_has_bytes_but_no_seconds(splits, monke
     def refused(name, **given):
         raise UsageError("imported")
 
-    monkeypatch.setattr("frevl.encoder_comparison.load_encoder", refused)
+    monkeypatch.setattr("frevl.diagnosis.encoder_comparison.load_encoder", refused)
     cost = encoder_cost(splits.store, "toy", splits)
     assert cost.image_bytes > 0
     assert cost.image_seconds is None

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frevl.blindness import exchanged_hits
-from frevl.contest import ENTRANTS, hold_contest, mark
 from frevl.diagnosis import _judged, diagnose
-from frevl.diagnosis_markdown import diagnosis_markdown
+from frevl.diagnosis.blindness import exchanged_hits
+from frevl.diagnosis.contest import ENTRANTS, hold_contest, mark
+from frevl.diagnosis.findings import SECTIONS
+from frevl.diagnosis.labels import label_error_finding
+from frevl.diagnosis.markdown import diagnosis_markdown
+from frevl.diagnosis.skills import RULES
+from frevl.diagnosis.splits import read_splits
+from frevl.diagnosis.verdict import KINDS, reach_verdict
 from frevl.errors import MissingExtraError, UsageError
 from frevl.evaluation import evaluate
-from frevl.findings import SECTIONS
-from frevl.labels import label_error_finding
-from frevl.skills import RULES
-from frevl.splits import read_splits
-from frevl.verdict import KINDS, reach_verdict
 from planted import plant
 
 # Closed-form and counted models, and the two networks of one side: seconds instead of a minute.

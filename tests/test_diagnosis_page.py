@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from diagnosed import SENTENCE, written
-from frevl.diagnosis_page import check_page_libraries, figures, page_of, write_page
-from frevl.diagnosis_plots import NARROW, WIDE, draw_plot, series_colours
+from frevl.diagnosis.findings import SECTIONS, chart, series
+from frevl.diagnosis.page import check_page_libraries, figures, page_of, write_page
+from frevl.diagnosis.plots import NARROW, WIDE, draw_plot, series_colours
 from frevl.errors import InputError, MissingExtraError, UsageError
-from frevl.findings import SECTIONS, chart, series
 from frevl.jsonfile import plain
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?")

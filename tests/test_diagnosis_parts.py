@@ -5,16 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from frevl.blindness import another_of_class, exchange
-from frevl.contest import Marks
-from frevl.curve import Law, fit_law, law_interval
+from frevl.diagnosis.blindness import another_of_class, exchange
+from frevl.diagnosis.contest import Marks
+from frevl.diagnosis.curve import Law, fit_law, law_interval
+from frevl.diagnosis.labels import conflict_finding, imbalance_finding, likely_errors
+from frevl.diagnosis.leaks import leak_findings, likeness_threshold, nearest_others, normal_text
+from frevl.diagnosis.skills import skills_of, slices_of
+from frevl.diagnosis.splits import Splits, constant, read_splits, share_of_clusters, with_wrong_pairs
+from frevl.diagnosis.trust import abstention_finding, calibration_finding, reliability, risk_coverage, threshold_for
 from frevl.errors import PairsError
-from frevl.labels import conflict_finding, imbalance_finding, likely_errors
-from frevl.leaks import leak_findings, likeness_threshold, nearest_others, normal_text
 from frevl.pairs import Pairs
-from frevl.skills import skills_of, slices_of
-from frevl.splits import Splits, constant, read_splits, share_of_clusters, with_wrong_pairs
-from frevl.trust import abstention_finding, calibration_finding, reliability, risk_coverage, threshold_for
 from planted import plant
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from frevl.embedding_quality import (
+from frevl.diagnosis.embedding_quality import (
     effective_rank,
     embedding_findings,
     explained,

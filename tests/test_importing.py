@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from frevl.declared import verified_towers
 from frevl.encoders import load_encoder
 from frevl.errors import FingerprintError, InputError, StoreError, UsageError
 from frevl.importing import import_embeddings
-from frevl.layouts import open_parts
+from frevl.importing.declared import verified_towers
+from frevl.importing.layouts import open_parts
 from frevl.store import Store
 from frevl.verification import verify
 from frevl.writer import StoreWriter

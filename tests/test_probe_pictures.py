@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from frevl.probe_pictures import COLOURS, SHAPES, SIDE, SKILLS, WORDS, draw_probe
+from frevl.diagnosis.probe_pictures import COLOURS, SHAPES, SIDE, SKILLS, WORDS, draw_probe
 
 KINDS = {colour: np.array(rgb) for colour, rgb in COLOURS.items()}
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from frevl import probe_fits
 from frevl.baselines import Linear, fit_linear
+from frevl.diagnosis import probe_fits
+from frevl.diagnosis.probe_fits import WAYS, Probed, Sizes, _linear_hits, _read_with_tiny, probe_encoder
+from frevl.diagnosis.probe_pictures import SKILLS
+from frevl.diagnosis.probes import probe_findings, shortfall
 from frevl.encoders import Encoder
 from frevl.errors import UsageError
-from frevl.probe_fits import WAYS, Probed, Sizes, _linear_hits, _read_with_tiny, probe_encoder
-from frevl.probe_pictures import SKILLS
-from frevl.probes import probe_findings, shortfall
 
 SMALL = Sizes(train=18, dev=9, test=18, epochs=1)
 CLASSES = {name: len(skill.answers) for name, skill in SKILLS.items()}
@@ -158,7 +158,7 @@ def test_a_store_names_its_encoders(made_twice, tmp_path, monkeypatch):
         asked.append(name)
         raise UsageError("not now")
 
-    monkeypatch.setattr("frevl.probes.probe_encoder", remembered)
+    monkeypatch.setattr("frevl.diagnosis.probes.probe_encoder", remembered)
     probe_findings(made_twice.store, cache=tmp_path)
     assert asked == ["toy", "toy2"]
 
@@ -205,7 +205,7 @@ def test_the_shortfall_is_that_of_the_scores():
     ],
 )
 def test_the_rule_has_four_ends(semantic, fine, said, advised, monkeypatch, tmp_path):
-    monkeypatch.setattr("frevl.probes.probe_encoder", always(judged(semantic, fine)))
+    monkeypatch.setattr("frevl.diagnosis.probes.probe_encoder", always(judged(semantic, fine)))
     skills, rule = probe_findings(["x"], cache=tmp_path)
     assert said in rule.claim
     assert advised in rule.advice
@@ -218,7 +218,7 @@ def test_the_weakest_skill_is_named_with_its_accuracy(monkeypatch, tmp_path):
     hits = hits_of(100, 100)
     hits["reading"] = [1] * 90 + [0] * 270
     one = Probed("x", {"tiny, pooled": hits}, {"draw and embed": 1.0}, Sizes())
-    monkeypatch.setattr("frevl.probes.probe_encoder", always(one))
+    monkeypatch.setattr("frevl.diagnosis.probes.probe_encoder", always(one))
     skills, _ = probe_findings(["x"], cache=tmp_path)
     assert "reading worst: 25.0 % of 360 drawn pictures are answered right there, guessing gives 10.0 %" in skills.claim
     assert skills.value == 25.0
@@ -231,7 +231,7 @@ def test_the_weakest_skill_is_named_with_its_accuracy(monkeypatch, tmp_path):
 @pytest.mark.parametrize(("tokens", "said"), [(80, "hold more fine detail"), (40, "worse"), (60, "add nothing")])
 def test_tokens_are_compared_on_the_same_pictures(tokens, said, monkeypatch, tmp_path):
     one = judged(90, 60, **{"tiny, tokens": hits_of(90, tokens)})
-    monkeypatch.setattr("frevl.probes.probe_encoder", always(one))
+    monkeypatch.setattr("frevl.diagnosis.probes.probe_encoder", always(one))
     *_, finding = probe_findings(["x"], cache=tmp_path)
     assert said in finding.claim
     assert finding.value == pytest.approx(tokens - 60, abs=0.5)

@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 import frevl as package
-import frevl.shortlist
-from frevl.contact_sheet import contact_sheet
+import frevl.searching.shortlist
 from frevl.errors import UsageError
 from frevl.extraction import extract
-from frevl.neighbour_index import NeighbourIndex
 from frevl.scorer import Scorer
 from frevl.searching import Searcher, index_store, search
-from frevl.shortlist import Shortlist
+from frevl.searching.contact_sheet import contact_sheet
+from frevl.searching.neighbour_index import NeighbourIndex
+from frevl.searching.shortlist import Shortlist
 from frevl.training import train
 
 
@@ -204,7 +204,7 @@ def test_many_changed_images_start_anew(world, draw, tmp_path):
 
 
 def test_parts_are_filled_and_rows_keep_their_numbers(world, draw, tmp_path, monkeypatch):
-    monkeypatch.setattr(frevl.shortlist, "PART_ROWS", 50)
+    monkeypatch.setattr(frevl.searching.shortlist, "PART_ROWS", 50)
     scorer, store, run = world
     before = Shortlist(scorer, "image")
     assert [len(block) for block in before.blocks] == [50, 50, 20]
@@ -249,21 +249,21 @@ def test_a_store_that_cannot_be_written_is_searched_all_the_same(world):
 
 DOOMED = """
 import os, signal, sys
-import frevl.shortlist, frevl.neighbour_index
+import frevl.searching.shortlist, frevl.searching.neighbour_index
 from frevl.cli import main
 
 where = sys.argv.pop(1)
 def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 if where == "second":
-    frevl.shortlist.PART_ROWS = 50
-    original, calls = frevl.shortlist.write_json, []
+    frevl.searching.shortlist.PART_ROWS = 50
+    original, calls = frevl.searching.shortlist.write_json, []
     def second(*arguments):
         calls.append(1)
         die() if len(calls) == 2 else original(*arguments)
-    frevl.shortlist.write_json = second  # the files of the second part are there, and do not count
+    frevl.searching.shortlist.write_json = second  # the files of the second part are there, and do not count
 elif where == "index":
-    frevl.neighbour_index.write_json = die
+    frevl.searching.neighbour_index.write_json = die
 else:
     import frevl.writer
     frevl.writer.append_rows = die
@@ -351,9 +351,9 @@ def test_an_index_that_does_not_fit_is_not_used(world, draw, tmp_path):
 
 
 def test_the_recall_that_was_asked_for_is_measured_and_missed_aloud(world, monkeypatch):
-    import frevl.neighbour_index
+    import frevl.searching.neighbour_index
 
-    monkeypatch.setattr(frevl.neighbour_index, "_recall", lambda *_: 0.5)
+    monkeypatch.setattr(frevl.searching.neighbour_index, "_recall", lambda *_: 0.5)
     report, notes = index_store(world[0], recall=0.9)
     assert report.expansion == 1024  # the greatest effort
     assert notes == [

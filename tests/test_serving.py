@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from frevl.searching import search
-from frevl.service_gate import JsonLines
+from frevl.service.gate import JsonLines
 from served import based, client_of, runs, served
 
 __all__ = ["runs", "served"]  # fixtures

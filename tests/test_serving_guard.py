@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from frevl.page_guard import PageGuard
+from frevl.service.page_guard import PageGuard
 
 UPLOADS = "/uploads"
 EVENTS = "/gradio_api/queue/join"

@@ -17,8 +17,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from frevl import service_connection
-from frevl.service_connection import Connection
+from frevl.service import connection as service_connection
+from frevl.service.connection import Connection
 from served import runs
 
 __all__ = ["runs"]  # a fixture

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from frevl.service_limits import RefusedError
-from frevl.service_queue import ModelQueue
+from frevl.service.limits import RefusedError
+from frevl.service.queue import ModelQueue
 
 
 class Doubling:

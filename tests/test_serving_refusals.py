@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from frevl.errors import UsageError
-from frevl.service_limits import KEYS_VARIABLE, Keys, Limits
+from frevl.service.limits import KEYS_VARIABLE, Keys, Limits
 from frevl.store import Store
 from served import based, client_of, refused, runs, served
 

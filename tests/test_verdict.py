@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frevl.verdict import Gap, Judged, compare, reach_verdict
+from frevl.diagnosis.verdict import Gap, Judged, compare, reach_verdict
 
 
 def hits(right, n=100):

@@ -58,11 +58,11 @@ def diagnose(
     if images is not None and not images.is_dir():
         raise UsageError(f"--images: expected a folder of images, found none at {images}")
     if html is not None:
-        from frevl.diagnosis_page import check_page_libraries
+        from frevl.diagnosis.page import check_page_libraries
 
         check_page_libraries(images)  # now, not after minutes of training
     from frevl.diagnosis import diagnose as run_diagnose
-    from frevl.diagnosis_markdown import diagnosis_markdown, diagnosis_summary
+    from frevl.diagnosis.markdown import diagnosis_markdown, diagnosis_summary
 
     options = typed(
         dev=dev,
@@ -83,7 +83,7 @@ def diagnose(
         except OSError as error:
             raise FrevlError(f"{markdown}: the Markdown cannot be written ({error.strerror or error})") from error
     if html is not None:
-        from frevl.diagnosis_page import write_page
+        from frevl.diagnosis.page import write_page
 
         html.parent.mkdir(parents=True, exist_ok=True)
         write_page(diagnosis, html, images=images)

@@ -35,10 +35,10 @@ def search(
     json: JsonOption = None,
 ) -> None:
     """Find images for a text, or texts or images for an image."""
-    from frevl.contact_sheet import write_contact_sheet
     from frevl.report import search_table
     from frevl.scorer import Scorer
     from frevl.searching import search as run_search
+    from frevl.searching.contact_sheet import write_contact_sheet
 
     found = run_search(
         Scorer.open(run, store=store),

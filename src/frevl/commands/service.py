@@ -39,7 +39,7 @@ def serve(
 ) -> None:
     """Serve runs over HTTP, with a web page, until told to stop; API keys come from FREVL_API_KEYS."""
     try:
-        from frevl.service_start import serve as run_serve
+        from frevl.service.start import serve as run_serve
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _LIBRARIES:
             raise

@@ -1,0 +1,1 @@
+"""The service: HTTP routes, the model worker, the web page."""
