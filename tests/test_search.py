@@ -373,6 +373,7 @@ BAD = {
     "for": (["--image", "3.png", "--for", "videos"], 2, "must be 'images' or 'texts', found 'videos'"),
     "k": (["a dog", "-k", "0"], 2, "The number of results must be at least 1, found 0"),
     "column": (["a dog", "--where", "colour = 'red'"], 2, "The condition \"colour = 'red'\" cannot be understood"),
+    "two conditions": (["a dog", "--where", "1 = 1; DROP TABLE x"], 2, "must be one condition, found ';'"),
     "division": (
         ["a dog", "--where", "1 / (bytes - bytes) = 1"],
         2,

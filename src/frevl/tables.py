@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,6 +100,8 @@ class Snapshot:
         Raises:
             UsageError: The condition cannot be understood, or fails on a row (a division by zero, a cast).
         """
+        if ";" in re.sub(r"'[^']*'", "", where):  # Lance reads up to it and drops the rest without a word
+            raise UsageError(f"The condition {where!r} must be one condition, found ';'; join several with AND or OR")
         table = self._tables[name]
         if table is None:
             return []
