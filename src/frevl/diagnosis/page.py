@@ -79,8 +79,8 @@ def page_of(diagnosis: Diagnosis, *, images: Path | None = None) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("frevl.diagnosis"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.PackageLoader("frevl.diagnosis"), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update({"figures": figures, "anchor": _anchor, "answers": _answers})
     record = plain(diagnosis.record())  # exactly what the JSON holds
