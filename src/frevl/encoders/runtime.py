@@ -94,7 +94,9 @@ class Network:
         while len(outputs) < len(items):
             size = self.sizes.next()
             rest = items[len(outputs) : len(outputs) + size * len(self.copies)]
-            shares = [np.stack(rest[start : start + size]) for start in range(0, len(rest), size)]
+            # Too few items for full runs still occupy every copy.
+            share = min(size, -(-len(rest) // len(self.copies)))
+            shares = [np.stack(rest[start : start + share]) for start in range(0, len(rest), share)]
             started = time.perf_counter()
             if len(shares) == 1:
                 outputs += list(self.copies[0](shares[0]))
