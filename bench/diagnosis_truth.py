@@ -1,11 +1,13 @@
 """How often a diagnosis says the right thing where the truth is known by construction, on many made sets.
 
-Run: ``python bench/diagnosis_truth.py [sets a truth]``. Prints the kinds of verdict for every truth, and precision and
-recall of planted label errors; takes about a second a set on one core.
+Run: ``python bench/diagnosis_truth.py [sets a truth]``. Prints precision and recall of planted label errors and of
+planted near-same texts, false alarms of the latter, and the kinds of verdict for every truth; takes about a second a
+set on one core.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,11 +16,12 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from frevl.diagnosis import _judged
+import test_text_leaks as made_texts
+from frevl.diagnosis import _judged, text_leaks
 from frevl.diagnosis.blindness import exchanged_hits
 from frevl.diagnosis.contest import hold_contest
 from frevl.diagnosis.labels import label_error_finding
-from frevl.diagnosis.splits import read_splits
+from frevl.diagnosis.splits import Splits, read_splits
 from frevl.diagnosis.verdict import reach_verdict
 from planted import plant
 
@@ -72,7 +75,44 @@ def label_errors(sets):
         print(f"label errors {noise:4.0%}: {found} of {600 * sets} labels named{shares}", flush=True)
 
 
+def near_texts(sets):
+    """600 captions of 300 images; 45 of 200 test captions are training captions with one change, or none are."""
+    text_leaks._SHOWN = 1000  # all that is named, not the first few
+    alarms = {"near-same-text": 0, "same-text": 0}
+    named = right = planted = claimed = 0
+    for seed in range(sets):
+        draw = random.Random(seed)  # noqa: S311 - reproducible, not secret
+        captions = [[made_texts.sentence(draw), made_texts.sentence(draw)] for _ in range(300)]
+        changed = set()
+        for number in range(200, 245):
+            original = draw.choice(captions[draw.randrange(200)])
+            text = made_texts.changed(original, ("order", "word", "drop")[number % 3], draw)
+            captions.append([text, made_texts.sentence(draw)])
+            changed.add(text)
+        with TemporaryDirectory() as scratch:
+            store = made_texts.world(Path(scratch) / "store", captions)
+            train = made_texts.pairs_of(captions, range(200))
+            for numbers in (range(200, 300), [*range(245, 300), *range(300, 345)]):
+                test = made_texts.pairs_of(captions, numbers)
+                splits = Splits(store, "classification", train, train.select([0]), test, None, seed)
+                found = made_texts.findings_of(splits)
+                if 300 not in numbers:
+                    for name in alarms:
+                        alarms[name] += "more than" in found[name].claim
+                    continue
+                said = {row["test text"] for row in found["near-same-text"].table}
+                claimed += "more than" in found["near-same-text"].claim
+                named, right, planted = named + len(said), right + len(said & changed), planted + len(changed)
+    print(f"near-same texts on {sets} sets without copies: {alarms} claims of more than chance")
+    print(
+        f"near-same texts planted in {sets} sets: claimed in {claimed}, precision {right / max(named, 1):.2f}, "
+        f"recall {right / planted:.2f}",
+        flush=True,
+    )
+
+
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     label_errors(max(count // 4, 1))
+    near_texts(count)
     verdicts(count)

@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import expect
 
 from frevl.searching import Hit
-from frevl.service.models import Found
+from frevl.service.served_model import Found
 from frevl.training import train
 from made import make
 

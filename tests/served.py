@@ -14,7 +14,7 @@ from frevl.service.limits import Keys, Limits
 from frevl.service.models import Service
 from frevl.training import train
 
-__all__ = ["based", "client_of", "refused", "runs", "served"]
+__all__ = ["based", "client_of", "refused", "reranking_run", "runs", "served"]
 
 
 _TRAINED: dict[Path, Path] = {}
@@ -30,6 +30,19 @@ def runs(made, tmp_path_factory):
         train(made.store, pairs, run=folder / name, task=task, model="tiny", layers=1, epochs=2, batch_size=64)
     train(made.store, made.captions_file, run=folder / "find", task="matching", model="dual", epochs=2)
     return folder
+
+
+def reranking_run(store, captions, folder):
+    """Train a run that reranks, and let crowds weigh so much that both orders differ."""
+    run = train(
+        store, captions, run=folder / "trained", task="matching", model="tiny", first_stage="dual", layers=1, epochs=1,
+        batch_size=64,
+    )  # fmt: skip
+    weights = {**run.network.weights, "image_crowd": -3.0, "text_crowd": -0.25}
+    run.network = run.network.weighed(weights, 20)
+    run.network_settings, run.path = run.network.settings, folder / "rerank"
+    run.save()
+    return run.path
 
 
 @contextmanager

@@ -41,7 +41,7 @@ def test_every_variant_of_the_published_kind_is_there(ablation):
         "no cross-attention", "concatenation only", "no product", "no difference",
         "1 layer", "2 layers", "4 layers", "6 layers", "8 layers",
         "no contrastive term", "no regularisation term", "no mixup",
-        "standardised inputs, 0.3 dropped", "no label smoothing",
+        "standardised inputs, 0.3 dropped", "last epoch, not the best", "no label smoothing",
         "linear", "mlp",
     ]  # fmt: skip
 
@@ -68,6 +68,7 @@ def test_a_variant_differs_in_what_it_names_and_in_nothing_else(ablation):
         "no-mixup": {"mixup_share": 0.0},
         "standardised-inputs-0-3-dropped": {"standardise": True, "input_dropout": 0.3},
         "no-label-smoothing": {"label_smoothing": 0.0},
+        "last-epoch-not-the-best": {"keep_last": True},
         "linear": {"model": "linear", "layers": None},
         "mlp": {"model": "mlp", "layers": None},
     }
@@ -130,11 +131,11 @@ def test_files_hold_the_table(ablation):
     }  # fmt: skip
     page = (folder / "ablation.md").read_text().splitlines()
     rows = [line for line in page if line.startswith("| ")]
-    assert len(rows) == 1 + 17
+    assert len(rows) == 1 + 18
     assert {line.count("|") for line in rows} == {9}
     shown = ablation_table(table)
     assert "no cross-attention" in shown
-    assert "among 15 comparisons about 0.8 would exclude zero by chance alone" in shown
+    assert "among 16 comparisons about 0.8 would exclude zero by chance alone" in shown
     drawn = ElementTree.parse(folder / "ablation.svg").getroot()  # noqa: S314
     words = {element.text for element in drawn.iter() if element.text}
     assert {row.variant.name for row in table.rows} <= words

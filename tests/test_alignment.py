@@ -55,7 +55,8 @@ def test_anchors_are_bounded_and_settings_rebuild_it():
     twin = Alignment(**found.settings)
     twin.load_state_dict(found.state_dict())
     assert torch.isfinite(found.text_vectors(t)).all()
-    assert torch.equal(found.image_vectors(v), twin.image_vectors(v))
+    # Matrices are written in half precision.
+    torch.testing.assert_close(found.image_vectors(v), twin.image_vectors(v), rtol=0, atol=2e-3)
     tokens = torch.stack([v, v, torch.full_like(v, 9.0)], dim=1)
     mask = torch.tensor([True, True, False]).expand(len(v), 3)
     torch.testing.assert_close(twin.image_vectors(tokens, mask), twin.image_vectors(v))

@@ -14,9 +14,21 @@ SOURCE = Path(frevl.__file__).parent
 # Modules by layer; a module imports from its own layer or a lower one, never from a higher one.
 LAYERS = [
     {"errors"},
-    {"rejects", "jsonfile", "provenance", "progress", "embeddings", "folder", "images", "hub", "model_card"},
+    {"rejects", "jsonfile", "provenance", "progress", "embeddings", "folder", "images", "hub", "model_card", "cores"},
     {"tables", "answers", "intervals", "metrics", "retrieval", "wups", "chance", "measures", "slices", "metadata"},
-    {"blocks", "fusion", "loss", "baselines", "kernel", "average", "dual", "alignment", "rerank"},
+    {
+        "precision",
+        "blocks",
+        "pooled",
+        "fusion",
+        "loss",
+        "baselines",
+        "kernel",
+        "average",
+        "dual",
+        "alignment",
+        "rerank",
+    },
     {"encoders", "pairs", "towers", "benchmarks"},
     {"store", "canaries", "cosine"},
     {"writer", "batches", "calibration", "run"},
@@ -26,6 +38,7 @@ LAYERS = [
         "verification",
         "examples",
         "loop",
+        "descent",
         "contrastive",
         "mining",
         "rerank_loop",
@@ -49,7 +62,9 @@ LAYERS = [
 ]
 PURE = {
     "alignment",
+    "precision",
     "blocks",
+    "pooled",
     "dual",
     "rerank",
     "fusion",

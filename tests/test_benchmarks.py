@@ -282,10 +282,11 @@ def test_daquar(tmp_path: Path) -> None:
     images(tmp_path, "nyu_depth_images/image3.png", "nyu_depth_images/image4.png", "nyu_depth_images/image5.jpg")
     found = load_benchmark("daquar", tmp_path, "train")
     assert simple(found) == [
-        ("nyu_depth_images/image3.png", "what is on the desk in the image3 ?", ["book", "scissor", "tape_dispenser"]),
-        ("nyu_depth_images/image4.png", "how many chairs are in the image4 ?", "3"),
-        ("nyu_depth_images/image5.jpg", "what color is the image3 in the image5 ?", "red"),
+        ("nyu_depth_images/image3.png", "what is on the desk ?", ["book", "scissor", "tape_dispenser"]),
+        ("nyu_depth_images/image4.png", "how many chairs are ?", "3"),
+        ("nyu_depth_images/image5.jpg", "what color is the image3 ?", "red"),
     ]
+    assert found.rows[1]["question"] == "how many chairs are in the image4 ?"
     assert [row["answer_type"] for row in found.rows] == ["set", "single", "single"]
     assert [row["question_type"] for row in found.rows] == ["object", "count", "colour"]
     assert found.rows[1]["answers"] == ["3"]
@@ -302,11 +303,29 @@ def test_daquar_full_file_with_the_official_lists(tmp_path: Path, file: str, lis
     found = load_benchmark("daquar", tmp_path, "test")
     # The question about "the image3 in the image5" is about image5, which is not in the list.
     assert simple(found) == [
-        ("images/image3.png", "what is on the desk in the image3 ?", ["book", "scissor", "tape_dispenser"]),
-        ("images/image4.png", "how many chairs are in the image4 ?", "3"),
+        ("images/image3.png", "what is on the desk ?", ["book", "scissor", "tape_dispenser"]),
+        ("images/image4.png", "how many chairs are ?", "3"),
     ]
     with pytest.raises(InputError, match=r"put the list train\.txt or train_images_list.txt below"):
         load_benchmark("daquar", tmp_path, "train")
+
+
+def test_daquar_names_and_rooms(tmp_path: Path) -> None:
+    """Only the image's own name goes; consecutive numbers are one room, in whatever order; other names have none."""
+    asked = [
+        ("image11.jpg", "what is in this image11 next to image1 ?", "what is next to image1 ?"),
+        ("image9.jpg", "how many beds image9 ?", "how many beds ?"),
+        ("image10.jpg", "image10", "image10"),
+        ("image13.jpg", "what is left of the tv ?", "what is left of the tv ?"),
+        ("hall.jpg", "what is of hall ?", "what is ?"),
+    ]
+    rows = [{"image": image, "question": question, "answers": ["x"]} for image, question, _ in asked]
+    put(tmp_path, "train.jsonl", rows)
+    images(tmp_path, *(f"images/{image}" for image, _, _ in asked))
+    found = load_benchmark("daquar", tmp_path, "train").rows
+    assert [row["text"] for row in found] == [text for _, _, text in asked]
+    rooms = [row.get("cluster") for row in found]
+    assert rooms == ["from image9", "from image9", "from image9", "from image13", None]
 
 
 def test_daquar_out_of_step(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Chance said in plain words, slices of numbers, metrics that can be resampled, the choice of encoders."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,7 +73,9 @@ def test_evaluation_and_selection_say_chance_where_nothing_can_be_learnt(made, t
     result = evaluate(Scorer(text, made.store), test)
     assert result.record()["majority"]["chance"] is True
     assert "is not measurably better than always answering 'a'" in result_table(result)
-    assert run.results["selection"]["encoders"] == {"chosen": ["toy"], "pairs": 0, "sets": []}
+    assert run.results["selection"]["encoders"] == {
+        "chosen": ["toy"], "images": ["toy"], "texts": ["toy"], "pairs": 0, "sets": [],
+    }  # fmt: skip
 
 
 def test_evaluation_does_not_say_chance_of_what_can_be_learnt(made, tmp_path):
@@ -150,6 +153,11 @@ def test_narrowing_keeps_the_columns_of_the_encoders(made_twice, prepared):
         assert part.train.pairs.images is part.dev.pairs.images
         assert part.train.pairs.images.shape[2] < pairs.images.shape[2]
     assert narrow(prepared, ["toy", "toy2"]) is prepared
+    mixed = narrow(prepared, ["toy2"], ["toy"])
+    assert [t.name for t in mixed.image_towers] == [t.name for t in store.select_towers("image", ["toy2"])]
+    assert [t.name for t in mixed.text_towers] == [t.name for t in store.select_towers("text", ["toy"])]
+    torch.testing.assert_close(mixed.train.pairs.images, narrow(prepared, ["toy2"]).train.pairs.images)
+    torch.testing.assert_close(mixed.train.pairs.texts, narrow(prepared, ["toy"]).train.pairs.texts)
 
 
 def test_an_encoder_that_says_nothing_is_left_out(made_twice, prepared):
@@ -163,14 +171,39 @@ def test_an_encoder_that_says_nothing_is_left_out(made_twice, prepared):
     object.__setattr__(options, "seed", 0)
     object.__setattr__(options, "progress", False)
     choice = choose_encoders(prepared, ["toy", "toy2"], 2, options, time_limit=1000)
-    assert choice.encoders == ["toy"]
+    assert (choice.encoders, choice.images, choice.texts) == (["toy"], ["toy"], ["toy"])
     assert choice.pairs == len(prepared.train) + len(prepared.dev)
-    assert [row["encoders"] for row in choice.rows] == [["toy", "toy2"], ["toy"], ["toy2"]]
-    behind = {tuple(row["encoders"]): row["behind_best"] for row in choice.rows}
-    assert behind["toy",] == behind["toy", "toy2"] == 0
-    assert behind["toy2",] > 10
+    # Both have one text tower in common, so no other texts can be tried.
+    both, one, two = ["toy", "toy2"], ["toy"], ["toy2"]
+    assert [(row["images"], row["texts"]) for row in choice.rows] == [(both, both), (one, one), (two, two)]
+    behind = [row["behind_best"] for row in choice.rows]
+    assert behind[0] == behind[1] == 0
+    assert behind[2] > 10
     late = choose_encoders(prepared, ["toy", "toy2"], 2, options, time_limit=0)
     assert [row.get("reason") for row in late.rows] == [None, "no time left", "no time left"]
+
+
+def test_images_and_texts_may_come_from_different_encoders(made_twice, prepared):
+    """``toy`` has images that say something and texts that do not, ``toy2`` the other way round."""
+    images = prepared.train.pairs.images.clone()
+    images[..., prepared.image_towers[0].dim :] = 0.25
+    texts = torch.cat([torch.full_like(prepared.train.pairs.texts, 0.25), prepared.train.pairs.texts], dim=2)
+    tower = prepared.text_towers[0]
+    own = [replace(tower, name="spoilt", encoders=("toy",)), replace(tower, name="good", encoders=("toy2",))]
+    train_part, dev_part = (
+        replace(part, pairs=replace(part.pairs, images=images, texts=texts)) for part in (prepared.train, prepared.dev)
+    )
+    data = replace(prepared, train=train_part, dev=dev_part, text_towers=own)
+    options = Options(**{**dict.fromkeys(Options.__dataclass_fields__), "seed": 0, "progress": False})
+    choice = choose_encoders(data, ["toy", "toy2"], 2, options, time_limit=1000)
+    assert (choice.encoders, choice.images, choice.texts) == (["toy", "toy2"], ["toy"], ["toy2"])
+    both, one, two = ["toy", "toy2"], ["toy"], ["toy2"]
+    # Three sets, then other images for the texts of the best one, then other texts for the best images.
+    found = [(row["images"], row["texts"]) for row in choice.rows]
+    assert found[:3] == [(both, both), (one, one), (two, two)]
+    assert (one, two) in found
+    assert choice.rows[0]["metric"] > choice.rows[1]["metric"] + 10
+    assert choice.rows[0]["metric"] > choice.rows[2]["metric"] + 10
 
 
 def test_auto_records_the_encoders_it_chose_and_the_run_uses_them(made_twice, tmp_path):
@@ -179,8 +212,9 @@ def test_auto_records_the_encoders_it_chose_and_the_run_uses_them(made_twice, tm
         time_limit=3000,
     )  # fmt: skip
     sets = run.results["selection"]["encoders"]
-    assert [row["encoders"] for row in sets["sets"]] == [["toy", "toy2"], ["toy"], ["toy2"]]
+    assert [row["encoders"] for row in sets["sets"]][:3] == [["toy", "toy2"], ["toy"], ["toy2"]]
     assert run.encoders == sets["chosen"]
-    assert list(run.towers["image"]) == [t.name for t in made_twice.store.select_towers("image", run.encoders)]
+    assert list(run.towers["image"]) == [t.name for t in made_twice.store.select_towers("image", sets["images"])]
+    assert list(run.towers["text"]) == [t.name for t in made_twice.store.select_towers("text", sets["texts"])]
     scored = Scorer.open(tmp_path / "run", store=made_twice.store).score([(made_twice.test.images[0], "is it red?")])
     assert scored.shape == (1, 2)

@@ -80,9 +80,9 @@ def test_the_first_use_is_silent_and_leaves_two_files(first_use: subprocess.Comp
     assert (first_use.returncode, first_use.stderr) == (0, "")
     names = sorted(path.name for path in exported.cache_folder().iterdir())
     assert names == [
-        "efficientnet-lite0-deep-579344248a93e230-1.onnx",
+        "efficientnet-lite0-deep-579344248a93e230-2.onnx",
         "export.lock",
-        "minilm-l6-deep-53aa51172d142c89-1.onnx",
+        "minilm-l6-deep-53aa51172d142c89-2.onnx",
     ]
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from frevl.diagnosis import _judged, diagnose
+from frevl.diagnosis import _judged, diagnose, labels
+from frevl.diagnosis import contest as contest_module
 from frevl.diagnosis.blindness import exchanged_hits
-from frevl.diagnosis.contest import ENTRANTS, hold_contest, mark
+from frevl.diagnosis.contest import ENTRANTS, fit, hold_contest, mark, most_passes, quick_products
 from frevl.diagnosis.findings import SECTIONS
 from frevl.diagnosis.labels import label_error_finding
 from frevl.diagnosis.markdown import diagnosis_markdown
@@ -148,7 +150,7 @@ def test_a_curve_begins_where_there_are_two_classes(world):
     diagnosis = diagnose(
         world.store, train, test, task="classification", models=FASTEST, probes=False, dev=train.select(range(118, 126))
     )
-    assert diagnosis.verdict["kind"] == "chance"
+    assert diagnosis.verdict["kind"] == "single"  # all test pairs say yes
     curves = [finding for finding in diagnosis.findings if finding.section == "curve"]
     measured = [row for row in curves[0].table if row["model"] == "linear" and row["from"] == "measured"]
     assert len(measured) == 4
@@ -167,6 +169,48 @@ def test_a_leak_stands_beside_the_verdict_and_one_image_is_too_few(world):
     assert of_name(diagnosis, "wrong-image").claim == "What wrong images cost cannot be told from 1 test images."
     assert of_name(diagnosis, "solvable-blind").value is None
     json.dumps(diagnosis.record(), allow_nan=False)
+
+
+def test_a_test_set_of_one_class_tells_nothing(world):
+    train = world.pairs(NAMES[:60], TRUTHS["both"], seed=1)
+    dev, test = (world.pairs(names, lambda *_: "yes", seed=2) for names in (NAMES[160:180], NAMES[200:240]))
+    diagnosis = diagnose(world.store, train, test, task="classification", models=FASTEST, probes=False, dev=dev)
+    assert diagnosis.verdict["kind"] == "single"
+    assert diagnosis.verdict["sentence"] == (
+        "Nothing can be told from test pairs of a single class: all 80 have the answer 'yes', so whoever always says "
+        "that is right. Give test pairs of every class."
+    )
+    assert of_name(diagnosis, "single-class-test").claim.startswith("All 80 test pairs have the one answer 'yes': ")
+    assert of_name(diagnosis, "single-class-dev").claim in diagnosis.verdict["detail"]
+
+
+def test_passes_are_more_where_pairs_are_fewer():
+    assert [most_passes(12, n) for n in (8_001, 19_200, 24_000, 32_000, 400_000)] == [20, 20, 16, 12, 12]
+    assert [most_passes(4, n) for n in (8_001, 16_000, 400_000)] == [15, 8, 4]
+
+
+def test_networks_are_given_time_to_begin_in_matching(made, tmp_path, monkeypatch):
+    """While every pair is called wrong the development score stands at one half; 5 such passes were the end."""
+    given = []
+    real = contest_module.train
+    monkeypatch.setattr(contest_module, "train", lambda *args, **more: given.append(more) or real(*args, **more))
+    splits = read_splits(made.store, made.captions, made.captions, task="matching", dev=None, encoder=None, seed=0)
+    for name in ("text", "linear"):
+        entrant = next(one for one in ENTRANTS if one.name == name)
+        fit(splits, entrant, folder=tmp_path / name, time_limit=5)
+    assert [more.get("patience") for more in given] == [10, None]
+
+
+def test_products_are_rounded_only_while_networks_of_many_pairs_train():
+    before = torch.get_float32_matmul_precision()
+    with quick_products(wanted=False):
+        assert torch.get_float32_matmul_precision() == before == "highest"
+    with quick_products():
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ZeroDivisionError), quick_products():
+        _ = 1 / 0
+    assert torch.get_float32_matmul_precision() == before
 
 
 def test_cases_are_real_test_pairs(both):
@@ -198,13 +242,41 @@ def test_planted_label_errors_are_named(world, tmp_path, share):
     assert finding.claim.startswith(f"{len(named)} of 600 labels are likely wrong")
 
 
+def test_all_labels_of_many_pairs_are_judged_in_blocks(world, tmp_path, monkeypatch):
+    """As if 60 pairs were many, a fold learnt from at most 150, and 700 probabilities filled the memory."""
+    train = world.pairs(NAMES[:200], lambda image, _, __: image, seed=1)
+    test = world.pairs(NAMES[200:], lambda image, _, __: image, seed=2)
+    test.places[:] = [f"test:{place}" for place in test.places]
+    wrong = [row for row, target in enumerate(train.targets) if target == "no"][:40]
+    for row in wrong:
+        train.targets[row] = "yes"
+    splits = read_splits(world.store, train, test, task="classification", dev=None, encoder=None, seed=0)
+    contest = hold_contest(splits, folder=tmp_path / "models", time_limit=100, models=FASTEST)
+    for name, value in (("SMALL", 60), ("_MOST_LEARNT", 150), ("_MOST_CELLS", 700)):
+        monkeypatch.setattr(f"frevl.diagnosis.labels.{name}", value)
+    learnt = []
+    real = labels.fit
+    monkeypatch.setattr(labels, "fit", lambda *args, **more: learnt.append(len(more["pairs"])) or real(*args, **more))
+    finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
+    assert len(learnt) == 2
+    assert all(100 < count <= 160 for count in learnt)  # whole images: a pair or two more or less
+    assert " of 600 labels are likely wrong" in finding.claim  # every pair was looked at
+    assert "of them say 'yes' where 'no' is likelier" in finding.claim
+    named = {row["place"] for row in finding.table}
+    planted = {train.places[row] for row in wrong}
+    assert len(named & planted) >= 0.65 * len(planted)  # noise of one class moves the model too
+    assert len(named & planted) >= 0.85 * len(named)
+    shares = [row["probability of label %"] for row in finding.table]
+    assert shares == sorted(shares)  # the likeliest first, whatever the block
+
+
 def test_where_the_model_cannot_tell_no_label_is_accused(world, tmp_path):
     _, contest = verdict_of(world, "nothing", tmp_path, models=FASTEST, images=120)
     contest = replace(contest, entries=[_never_right(entry) for entry in contest.entries])
     finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
     assert finding.value is None
     assert finding.claim == (
-        "Label errors cannot be told from errors of the model: kernel answers only 0 % of the development pairs right, "
+        "Label errors cannot be told from errors of the model: linear answers only 0 % of the development pairs right, "
         "and always giving the most frequent answer 0 %."
     )
 
@@ -225,7 +297,7 @@ def test_a_weak_model_says_that_it_may_be_the_model(world, tmp_path):
     finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
     assert finding.table
     assert finding.claim.endswith(
-        "%), or are what kernel cannot do: it answers 73 % right, and the two cannot be told apart."
+        "%), or are what linear cannot do: it answers 73 % right, and the two cannot be told apart."
     )
 
 

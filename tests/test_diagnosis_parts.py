@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from frevl.diagnosis.blindness import another_of_class, exchange
-from frevl.diagnosis.contest import Marks
+from frevl.diagnosis.class_balance import balanced_findings, imbalance_finding, only_class, single_class_findings
+from frevl.diagnosis.contest import ENTRANTS, Contest, Entry, Marks
 from frevl.diagnosis.curve import Law, fit_law, law_interval
-from frevl.diagnosis.labels import conflict_finding, imbalance_finding, likely_errors
-from frevl.diagnosis.leaks import leak_findings, likeness_threshold, nearest_others, normal_text
+from frevl.diagnosis.labels import conflict_finding, likely_errors
+from frevl.diagnosis.leaks import leak_findings, likeness_threshold, nearest_others
+from frevl.diagnosis.near_texts import normal_text
 from frevl.diagnosis.skills import skills_of, slices_of
 from frevl.diagnosis.splits import Splits, constant, read_splits, share_of_clusters, with_wrong_pairs
 from frevl.diagnosis.trust import abstention_finding, calibration_finding, reliability, risk_coverage, threshold_for
@@ -150,12 +152,29 @@ def test_planted_overconfidence_is_found_with_its_size():
     sure = calibration_finding(marks(right + 0.15, hits, raw=np.ones(n)), clusters)
     assert "over-confident by" in sure.claim
     assert sure.value == pytest.approx(15, abs=3)
+    before = f"{100 * (1 - hits.mean()):.1f}"  # always sure: both are the share of wrong answers
+    assert sure.claim.endswith(f"({before} % before the temperature, over-confident by {before} points).")
     shy = calibration_finding(marks(right - 0.15, hits), clusters)
     assert "under-confident by" in shy.claim
     assert sure.ci95[0] < sure.value < sure.ci95[1]
     before = [row for row in sure.table if row["temperature"] == "before"]
     assert before[0]["pairs"] == n
     assert before[0]["right %"] == pytest.approx(100 * hits.mean())
+
+
+@pytest.mark.parametrize(("temperature", "word"), [(0.3, "over-confident by"), (3.0, "under-confident by")])
+def test_a_planted_temperature_is_found_before_and_after(temperature, word):
+    random = np.random.default_rng(2)
+    logits = 2 * random.normal(size=(800, 5))
+    honest, wrong = (np.exp(logits / t) / np.exp(logits / t).sum(1, keepdims=True) for t in (1.0, temperature))
+    truth = np.array([random.choice(5, p=row) for row in honest])
+    hits, clusters = logits.argmax(axis=1) == truth, [str(k) for k in range(800)]
+    planted = calibration_finding(marks(wrong.max(axis=1), hits, raw=honest.max(axis=1)), clusters)
+    assert word in planted.claim.split(":")[0]
+    assert planted.value == pytest.approx(100 * abs(wrong.max(axis=1).mean() - hits.mean()), abs=1.5)
+    mended = calibration_finding(marks(honest.max(axis=1), hits, raw=wrong.max(axis=1)), clusters)
+    assert mended.claim.startswith("The fusion is as calibrated as can be measured here")
+    assert f"before the temperature, {word}" in mended.claim
 
 
 def test_calibrated_answers_are_seldom_accused():
@@ -260,6 +279,54 @@ def test_classes_by_hand(tmp_path):
     assert "2 classes, as uneven as 1.8 equal ones; 'a' alone is 75.0 %, 1 have fewer than 5" in finding.claim
     assert "1 of 3 test pairs ask for a class that training never saw" in finding.claim
     assert "No model can answer more than 66.7 %" in finding.advice
+
+
+def test_a_part_with_one_class_is_named(tmp_path):
+    world = plant(tmp_path / "store", images=10)
+    both = pairs_of(("1.png", "q", "a"), ("2.png", "q", "b"))
+    one = pairs_of(("8.png", "q", "a"), ("9.png", "q", ["a"]), ("9.png", "r", {"a": 0.5, "b": 0.0}))
+    assert only_class(one, "classification") == "a"
+    assert only_class(both, "classification") is None
+    assert only_class(pairs_of(("1", "q", ["a", "b"])), "classification") is None
+    assert only_class(pairs_of(("1", "q", "false"), ("2", "q", "0")), "matching") == "no match"
+    assert single_class_findings(Splits(world.store, "classification", both, both, both, None, 0)) == []
+    named = single_class_findings(Splits(world.store, "classification", both, both, one, None, 0))
+    assert [(finding.name, finding.claim) for finding in named] == [
+        (
+            "single-class-test",
+            "All 3 test pairs have the one answer 'a': a model that always gives it would be right every time, so they "
+            "cannot tell a good model from a bad one.",
+        )
+    ]
+    (dev,) = single_class_findings(Splits(world.store, "classification", both, one, both, None, 0))
+    assert dev.claim.startswith("All 3 development pairs have the one answer 'a': models, temperatures and thresholds")
+
+
+def uneven(tmp_path, hits):
+    """100 test pairs, 90 of them ``no``; a contest of one fusion with these hits."""
+    world = plant(tmp_path / "store", images=10)
+    test = pairs_of(*[(f"{k}.png", "q", "no" if k < 90 else "yes") for k in range(100)])
+    said = marks(np.full(100, 0.9), hits)
+    entry = Entry(next(one for one in ENTRANTS if one.name == "kernel"), None, said, said, 0.0)
+    return Contest(Splits(world.store, "classification", test, test, test, None, 0), [entry])
+
+
+def test_accuracy_by_class_where_one_answer_is_nearly_all(tmp_path):
+    """81 of 90 and 6 of 10 are right: (90 + 60) / 2 = 75, where always `no` gives 50 (and an accuracy of 90)."""
+    hits = [k < 81 or k >= 94 for k in range(100)]
+    (finding,) = balanced_findings(uneven(tmp_path, hits))
+    assert finding.value == pytest.approx(75)
+    assert finding.ci95[0] < 75 < finding.ci95[1]
+    assert (
+        "always giving 'no', which is 90.0 % of the test pairs, would give 50.0 %: something was learnt"
+        in finding.claim
+    )
+    assert [(row["class"], row["test pairs"], row["right %"]) for row in finding.table] == [
+        ("no", 90, pytest.approx(90)), ("yes", 10, pytest.approx(60))
+    ]  # fmt: skip
+    (none,) = balanced_findings(uneven(tmp_path / "b", [k < 90 for k in range(100)]))
+    assert none.value == 50
+    assert "nothing was learnt that shows here" in none.claim
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2])

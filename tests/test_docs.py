@@ -78,9 +78,14 @@ def test_the_search_page_works(tmp_path, made, frevl, monkeypatch, capfd):
     assert "recall@10 against exact search 100.0 %" in said[6]
     assert "Imported 20 images and 20 texts" in said[7]
     assert (tmp_path / "sheet.html").exists()
-    (python,) = executed("python", "docs/search.md")
-    exec(python, {})  # noqa: S102
-    assert len(capfd.readouterr().out.splitlines()) == 4
+    capfd.readouterr()
+    for block in executed("python", "docs/search.md"):
+        exec(block, {})  # noqa: S102
+    printed = capfd.readouterr().out.splitlines()
+    assert len(printed) == 4 + 6
+    for line in printed[4:]:
+        _, _, again, evaluated = line.split()
+        assert float(again) == pytest.approx(float(evaluated), abs=1e-9)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

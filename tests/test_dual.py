@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from frevl.alignment import fit_alignment
 from frevl.cosine import COMMON_SPACE, cosine_of, has_common_space
-from frevl.dual import LARGEST_SCALE, Cosine, Dual, Projection
+from frevl.dual import LARGEST_SCALE, Cosine, Dual, Projection, part_scales, with_alignment
 from frevl.errors import UsageError
 from frevl.loss import batch_contrast
 from frevl.towers import Tower
@@ -52,6 +53,24 @@ def test_tokens_are_pooled_and_masked_ones_do_not_count():
     tokens = torch.randn(4, 3, 5)
     mask = torch.tensor([[True, True, False]] * 4)
     torch.testing.assert_close(dual.image_vectors(tokens, mask), dual.image_vectors(tokens[:, :2].mean(dim=1)))
+
+
+def test_an_alignment_adds_its_cosine_to_the_logit():
+    image, text, rows = torch.randn(13, 5), torch.randn(13, 3), torch.arange(13)
+    alignment = fit_alignment(image, text, rows, rows, seed=0, rank=2)
+    aligned = (alignment.image_vectors(image) * alignment.text_vectors(text)).sum(dim=1)
+    for own, width in ((Dual(image_dim=5, text_dim=3, hidden=7, width=11).eval(), 11),
+                       (Cosine(spaces=[[1, 3, 0, 2]], scale=10.0), 2)):  # fmt: skip
+        joined = with_alignment(own, alignment, 4.0)
+        expected = own(image, text)[:, 0] + 4 * aligned
+        torch.testing.assert_close(joined(image, text)[:, 0], expected, rtol=0, atol=0.02)
+        vectors = joined.image_vectors(image), joined.text_vectors(text)
+        assert vectors[0].shape == (13, width + 2)
+        torch.testing.assert_close(vectors[1].norm(dim=1), torch.ones(13))
+        assert part_scales(joined, 7.0, width + 2).tolist() == pytest.approx([own.scale.item()] * width + [7.0] * 2)
+        unweighed = with_alignment(own, alignment, 0.0)
+        assert unweighed.image_vectors(image).shape == (13, width)
+        assert unweighed.image_parts(image).shape == (13, width + 2)
 
 
 def test_contrast_by_hand():

@@ -125,3 +125,20 @@ def test_the_p_value_of_a_difference():
     )
     assert result.difference["difference"] == 100
     assert result.difference["p"] == pytest.approx(2 / 256)
+
+
+def test_pairs_of_one_class_are_said_to_tell_nothing():
+    table = {("0", "a"): [2.0, 0.0], ("1", "b"): [0.0, 1.0]}
+    scorer = GivenScorer(table, "classification", ["yes", "no"])
+    one = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "yes", {})]))
+    assert (
+        "All 2 pairs have the same right answer ('yes'): always giving it would be right in all, so these numbers say "
+        "nothing about the run; judge by pairs of several classes."
+    ) in one.notes
+    two = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "no", {})]))
+    assert not any("same right answer" in note for note in two.notes)
+
+    wrong = evaluate(GivenScorer({("0", "a"): 1.0, ("1", "b"): -1.0}, "matching"),
+                     pairs_of([("0", "a", "false", {}), ("1", "b", "false", {})]))  # fmt: skip
+    assert wrong.metrics["accuracy"] == 50
+    assert "All 2 pairs are wrong ones: a run that always says no would be right in all." in wrong.notes

@@ -13,6 +13,7 @@ import torch
 from onnx import numpy_helper
 
 from frevl import export as exporting
+from frevl import onnxfile
 from frevl.average import Average
 from frevl.dual import Dual
 from frevl.errors import RunError, UsageError
@@ -125,11 +126,11 @@ def test_matching_grids_and_probabilities_are_the_same(made, matching):
     images, texts = made.store.image_ids[:5], list(dict.fromkeys(made.captions.texts))[:3]
     torch_side, onnx_side = (Scorer.open(matching, store=made.store, backend=name) for name in ("torch", "onnx"))
     np.testing.assert_allclose(onnx_side.grid(images, texts), torch_side.grid(images, texts), atol=1e-5)
-    scores = torch_side.score([(images[0], texts[0])])
+    probabilities = torch_side.judge([(images[0], texts[0])])[1]
     network = onnx_side.network
     image, text = made.store.read_images(images[:1]), made.store.read_texts(texts[:1])
     said = network.session.run(["probabilities"], {"image": image, "text": text})[0]
-    np.testing.assert_allclose(said[:, 0], torch_side.probabilities(scores), atol=1e-5)
+    np.testing.assert_allclose(said[:, 0], probabilities, atol=1e-5)
 
 
 def test_tokens_have_masks_and_any_length(made_tokens, tmp_path):
@@ -140,10 +141,10 @@ def test_tokens_have_masks_and_any_length(made_tokens, tmp_path):
     inputs = {one.name: one.shape for one in ExportedNetwork(run / "model.onnx").session.get_inputs()}
     towers = made_tokens.store.towers
     assert inputs == {
-        "image": ["pairs", "image_tokens", towers["toy-image"].dim],
-        "text": ["pairs", "text_tokens", towers["toy-text"].dim],
-        "image_mask": ["pairs", "image_tokens"],
-        "text_mask": ["pairs", "text_tokens"],
+        "image": ["batch", "image_tokens", towers["toy-image"].dim],
+        "text": ["batch", "text_tokens", towers["toy-text"].dim],
+        "image_mask": ["batch", "image_tokens"],
+        "text_mask": ["batch", "text_tokens"],
     }
     image = made_tokens.train.images[0]
     long = "is the square in the middle of this white picture really red or is it not?"
@@ -230,9 +231,7 @@ def test_the_example_of_the_document_needs_only_numpy_and_onnxruntime(
     scorer = Scorer.open(run, store=made.store)
     lines = done.stdout.splitlines()
     if task == "matching":
-        np.testing.assert_allclose(
-            [float(line) for line in lines], scorer.probabilities(scorer.score(pairs)), atol=2e-6
-        )
+        np.testing.assert_allclose([float(line) for line in lines], scorer.judge(pairs)[1], atol=2e-6)
         return
     for line, expected in zip(lines, scorer.predict(pairs), strict=True):
         label, probability = line.split("\t")
@@ -327,3 +326,18 @@ def test_the_command_prints_and_writes_size_comparison_and_speed(answering, trac
     assert f"({record['bytes'] / 1e6:.2f} MB)" in done.out.replace("float32, ", "(")
     assert "on 256 pairs of random embeddings of unit length" in done.out
     assert "Batch 3: " in done.out
+
+
+def test_a_large_batch_is_run_in_parts_and_keeps_its_order(answering, exported, monkeypatch):
+    monkeypatch.setattr(onnxfile, "_LEAST_SHARE", 3)
+    monkeypatch.setattr(onnxfile, "_MOST_ROWS", 5)
+    run = Run.load(answering)
+    inputs = drawn_inputs(run, 17, text_tokens=1)
+    expected = run.network.eval()(*inputs).detach()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            np.testing.assert_allclose(ExportedNetwork(exported.path)(*inputs), expected, atol=1e-5)
+    finally:
+        torch.set_num_threads(before)

@@ -130,6 +130,17 @@ def test_the_card_without_a_test_set_says_so_and_a_diagnosis_gives_its_verdict(r
     assert "accuracy:" not in model_card(record, name="x")
 
 
+def test_the_card_of_a_choice_names_what_was_chosen_and_a_result_of_one_image_has_no_interval(run):
+    record = json.loads((run / "run.json").read_text())
+    assert f"A network of the kind `{record['model']}` with" in model_card(record, name="x")
+    record["model"], record["results"]["selection"] = "auto", {"chosen": "kernel"}
+    result = {"n": 3, "metrics": {"i2t_r1": 50.0, "i2t_median_rank": 2.5}, "ci95": {"i2t_r1": None}}
+    card = model_card(record, name="x", results=[result])
+    assert "A network of the kind `kernel`, chosen by `auto`, with" in card
+    assert "| image to text, recall at 1 | 50.00 | not measured |" in card
+    assert "| image to text, median rank from 1 (not %) | 2.50 | not measured |" in card
+
+
 def test_labels_cannot_break_the_card(run):
     record = json.loads((run / "run.json").read_text())
     record["labels"] = ["a|b", "`c`\n# d", "<script>", *(str(i) for i in range(30))]

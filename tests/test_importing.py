@@ -274,7 +274,7 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path):
         "nan.png": place + "2: its vector is not finite",
         "inf.png": place + "3: its vector is not finite",
         "zero.png": place + "4: its vector is zero",
-        "a.png": place + "5: the id stands twice; the first is kept",
+        "a.png": place + "5: the id stands twice with different vectors; the first is kept",
         place + "6": "it has no id",
         "null.png": place + "7: it has no vector",
         "wide.png": place + "8: expected 2 numbers, found 3",
@@ -283,6 +283,44 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path):
     }
     assert {reject.id for reject in Store.open(tmp_path / "s").rejects()} == set(reasons)
     assert Store.open(tmp_path / "s").read_images(["a.png"]).tolist() == [[1, 0]]
+
+
+def test_an_image_that_stands_beside_each_of_its_captions_is_no_reject(tmp_path):
+    clip_retrieval(tmp_path / "clip", sizes=(4,))
+    vectors = np.load(tmp_path / "clip/img_emb/img_emb_0.npy")
+    vectors[2] = vectors[1]
+    np.save(tmp_path / "clip/img_emb/img_emb_0.npy", vectors)
+    metadata = pq.read_table(tmp_path / "clip/metadata/metadata_0.parquet").drop_columns(["image_path"])
+    twice = metadata.append_column("image_path", [["a.jpg", "b.jpg", "b.jpg", "a.jpg"]])
+    pq.write_table(twice, tmp_path / "clip/metadata/metadata_0.parquet")
+    pairs = tmp_path / "pairs.jsonl"
+    report = import_embeddings(tmp_path / "clip", store=tmp_path / "s", encoder="e", write_pairs=pairs)
+    assert (report.images, report.texts, report.repeats) == (2, 4, 1)
+    assert "Rows that repeat an item with the same vector: 1." in report.sentence()
+    assert [(reject.id, reject.reason.rpartition(", ")[2]) for reject in report.rejects] == [
+        ("a.jpg", "row 4: the id stands twice with different vectors; the first is kept")
+    ]
+    written = [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert [(row["image"], row["text"]) for row in written] == [
+        ("a.jpg", "caption 0"),
+        ("b.jpg", "caption 1"),
+        ("b.jpg", "caption 2"),
+        ("a.jpg", "caption 3"),
+    ]
+
+
+def test_an_import_of_which_nothing_can_be_used_has_failed(tmp_path, monkeypatch, frevl):
+    monkeypatch.chdir(tmp_path)
+    clip_retrieval(tmp_path / "clip", sizes=(3,))
+    np.save("clip/img_emb/img_emb_0.npy", np.array([[np.nan] * 5, [0.0] * 5, [np.inf] * 5]))
+    said = frevl("import", "clip", "--store", "s", "--encoder", "e", "--quiet")
+    assert said.code == 1
+    assert said.err.startswith(
+        "frevl: clip: expected vectors of images, found none that can be used. Left out: 3 images (/data/pictures/dir/"
+        "0.jpg: clip/img_emb/img_emb_0.npy, row 1: its vector is not finite; "
+    )
+    assert len(said.err.strip().splitlines()) == 1
+    assert (Store.open("s").image_ids, len(Store.open("s").texts), len(Store.open("s").rejects())) == ([], 3, 3)
 
 
 def test_the_same_picture_under_two_names_is_still_found(tmp_path):

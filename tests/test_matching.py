@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frevl.alignment import fit_alignment
-from frevl.dual import Dual
+from frevl.dual import Dual, with_alignment
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation import evaluate
 from frevl.mining import bank_of
@@ -32,8 +32,9 @@ def random_reranker(image_dim, text_dim):
     fusion.standardise(torch.randn(31, image_dim), torch.randn(31, text_dim))
     images, texts = torch.randn(17, image_dim), torch.randn(34, text_dim)
     alignment = fit_alignment(images, texts, torch.arange(17).repeat(2), torch.arange(34), seed=0, rank=2)
-    banks = bank_of([first, alignment], images, texts, torch.arange(3), torch.arange(11), 99, 0)
-    return Reranked.of(first, *banks, fusion, alignment=alignment, weights=WEIGHTS, depth=3)
+    first = with_alignment(first, alignment, 3.0)
+    banks = bank_of(first, images, texts, torch.arange(3), torch.arange(11), 99, 0)
+    return Reranked.of(first, *banks, fusion, weights=WEIGHTS, depth=3)
 
 
 @pytest.fixture(scope="module")
@@ -52,32 +53,46 @@ def reranked_run(made, tmp_path_factory):
 def test_the_score_of_a_pair_is_the_sum_of_its_terms():
     network = random_reranker(5, 3)
     image, text = torch.randn(13, 5), torch.randn(13, 3)
-    first = network.first(image, text)[:, 0]
+    own = Dual(**{**network.first.settings, "alignment": None, "alignment_weight": 0.0}).eval()
+    own.load_state_dict(network.first.state_dict(), strict=False)
+    alignment = network.first.alignment
+    first = own(image, text)[:, 0]
     banks, width = (network.bank_texts, network.bank_images), 10
     crowds = []
     for bank, side in zip(banks, ("image_vectors", "text_vectors"), strict=True):
-        vectors = [
-            getattr(part, side)(image if side == "image_vectors" else text)
-            for part in (network.first, network.alignment)
-        ]
-        logits = network.first.scale * vectors[0] @ bank[:, :width].T + 2 * vectors[1] @ bank[:, width:].T
+        vectors = [getattr(part, side)(image if side == "image_vectors" else text) for part in (own, alignment)]
+        logits = own.scale * vectors[0] @ bank[:, :width].T + 2 * vectors[1] @ bank[:, width:].T
         crowds.append(logits.exp().mean(dim=1).log())
     image_crowd, text_crowd = crowds
-    aligned = (network.alignment.image_vectors(image) * network.alignment.text_vectors(text)).sum(dim=1)
+    aligned = (alignment.image_vectors(image) * alignment.text_vectors(text)).sum(dim=1)
     inner = network.fusion
     fused = inner.fusion((image - inner.image_mean) / inner.image_scale, (text - inner.text_mean) / inner.text_scale)
     expected = first + 2 * aligned - 0.5 * image_crowd - 0.25 * text_crowd + 1.5 * fused[:, 0]
     torch.testing.assert_close(network(image, text)[:, 0], expected, rtol=1e-4, atol=1e-4)
+    # The candidates are sought with another weight of the alignment, by unit vectors.
+    vectors = network.first.image_vectors(image), network.first.text_vectors(text)
+    torch.testing.assert_close(vectors[0].norm(dim=1), torch.ones(13))
+    torch.testing.assert_close(network.first.scale * (vectors[0] * vectors[1]).sum(dim=1), first + 3 * aligned)
 
 
 def test_a_fusion_that_weighs_nothing_is_left_out():
     network = random_reranker(5, 3)
     image, text = torch.randn(7, 5), torch.randn(7, 3)
-    plain = network.weighed({"alignment": 0.0, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 0.0}, 2)
+    plain = network.weighed({"alignment": 3.0, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 0.0}, 2)
     assert plain.fusion is None
-    assert plain.alignment is None
-    torch.testing.assert_close(plain(image, text), network.first(image, text))
+    torch.testing.assert_close(plain(image, text), network.first(image, text).expand(7, 2))
     torch.testing.assert_close(network.weighed(WEIGHTS, 3)(image, text), network(image, text))
+
+
+def test_probabilities_come_from_a_logit_without_crowds():
+    network = random_reranker(5, 3)
+    image, text = torch.randn(7, 5), torch.randn(7, 3)
+    score, match = network(image, text).T
+    first, image_crowd, text_crowd, fusion = network.terms(network.image_items(image), network.text_items(text)).T
+    torch.testing.assert_close(match, first + WEIGHTS["fusion"] * fusion)
+    crowds = WEIGHTS["image_crowd"] * image_crowd + WEIGHTS["text_crowd"] * text_crowd
+    assert crowds.abs().min() > 1e-3
+    torch.testing.assert_close(score - match, crowds)
 
 
 def test_a_new_reranker_adds_nothing_to_the_first_stage():
@@ -109,11 +124,11 @@ def test_vectors_of_the_first_stage(made, reranked_run):
     assert scorer.has_first_stage
     assert scorer.rerank_depth == 3
     vectors = scorer.image_vectors(made.store.image_ids[:7])
-    assert vectors.shape == (7, 10)
+    assert vectors.shape == (7, 12)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert scorer.text_vectors(["a red square", "never seen before"]).shape == (2, 10)
-    assert scorer.image_vectors([]).shape == (0, 10)
+    assert scorer.text_vectors(["a red square", "never seen before"]).shape == (2, 12)
+    assert scorer.image_vectors([]).shape == (0, 12)
 
 
 def test_a_run_without_a_first_stage_says_so(made, tmp_path):
@@ -160,10 +175,9 @@ def test_auto_keeps_the_whole_table(made, tmp_path, frevl):
     selection = Run.load(tmp_path / "run").results["selection"]
     names = [row["name"] for row in selection["candidates"]]
     assert names == [
-        "dual", "dual with crowds", "dual with crowds and alignment", "dual with crowds, alignment and tiny", "linear",
-        "mlp", "cosine",
+        "dual", "dual with alignment", "dual with alignment and crowds", "dual with alignment, crowds and tiny",
+        "linear", "mlp", "cosine",
     ]  # fmt: skip
-
     assert selection["candidates"][-1]["reason"] == "the encoders have no common space of image and text"
     assert selection["chosen"] in names
     blend = selection["blend"]

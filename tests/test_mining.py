@@ -8,7 +8,8 @@ import torch
 import frevl.mining
 from frevl.batches import EmbeddedPairs
 from frevl.dual import Cosine
-from frevl.mining import bank_of, crowds, fold_by_image, mine, near_duplicate_bound
+from frevl.mining import bank_of, fold_by_image, mine, near_duplicate_bound
+from frevl.rerank import crowds
 from frevl.rerank_loop import listwise_loss
 
 
@@ -30,7 +31,9 @@ def test_an_image_lies_in_one_fold_and_folds_are_even():
 
 
 def test_crowds_by_hand():
-    found = crowds(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor(2.0))
+    found = crowds(
+        torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([2.0, 3.0])
+    )
     assert found.tolist() == pytest.approx([math.log((math.exp(2) + math.exp(-2)) / 2), 0.0])
 
 
@@ -41,19 +44,23 @@ def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch
     image_rows, text_rows = torch.arange(count).repeat(2), torch.randperm(2 * count)
     pairs = pairs_of(images, texts, image_rows, text_rows)
     first = Cosine(spaces=[[0, width, 0, width]], scale=3.0)
-    lists = mine(pairs, seed=1, folds=2, depth=4, crowd_weight=0.5, bank=6, first=first)
+    lists = mine(pairs, seed=1, folds=2, depth=4, alignment_weight=0.0, crowd_weight=0.5, bank=6, first=first)
     assert lists.image_rows.tolist() == image_rows.tolist()
     assert lists.text_rows.tolist() == text_rows.tolist()
     folds = fold_by_image(image_rows, 2, 1)
     image_of = dict(zip(text_rows.tolist(), image_rows.tolist(), strict=True))
     fold_of = dict(zip(image_rows.tolist(), folds.tolist(), strict=True))
-    banks = bank_of([first], pairs.images[:, 0], pairs.texts[:, 0], image_rows, text_rows, 6, 1)
+    # Crowds are measured with items of the other folds.
+    outside = [folds != fold for fold in range(2)]
+    of_fold = [bank_of(first, images, texts, image_rows[rows], text_rows[rows], 6, 1) for rows in outside]
     for n in range(len(lists)):
         image, text = int(image_rows[n]), int(text_rows[n])
+        banks = of_fold[fold_of[image]]
 
-        def score(i, t):
+        def score(i, t, banks=banks):
             v, w = first.image_vectors(images[i : i + 1]), first.text_vectors(texts[t : t + 1])
-            crowd = crowds(v, banks[1], first.scale) + crowds(w, banks[0], first.scale)
+            scales = torch.full((width,), 3.0)
+            crowd = crowds(v, banks[1], scales) + crowds(w, banks[0], scales)
             return float(3 * (v * w).sum() - 0.5 * crowd)
 
         assert float(lists.base[n]) == pytest.approx(score(image, text), abs=1e-4)
@@ -67,14 +74,15 @@ def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch
 
 def test_another_wording_is_not_a_wrong_text_and_its_image_not_a_wrong_image(monkeypatch):
     monkeypatch.setattr(frevl.mining, "near_duplicate_bound", lambda *_: 0.99)
-    texts = torch.randn(6, 4)
-    texts[1] = texts[0]
-    pairs = pairs_of(torch.randn(6, 4), texts, range(6), range(6))
-    lists = mine(pairs, seed=0, folds=1, depth=5, first=Cosine(spaces=[[0, 4, 0, 4]]))
-    for n in (0, 1):
-        assert set(lists.wrong_images[n].tolist()) == {2, 3, 4, 5, -1}
-        assert set(lists.wrong_texts[n].tolist()) == {2, 3, 4, 5, -1}
-    assert set(lists.wrong_texts[2].tolist()) == {0, 1, 3, 4, 5}
+    fold = (fold_by_image(torch.arange(12), 2, 0) == 0).nonzero()[:, 0].tolist()
+    texts = torch.randn(12, 4)
+    texts[fold[1]] = texts[fold[0]]
+    pairs = pairs_of(torch.randn(12, 4), texts, range(12), range(12))
+    lists = mine(pairs, seed=0, folds=2, depth=5, first=Cosine(spaces=[[0, 4, 0, 4]]))
+    for n in fold[:2]:
+        assert set(lists.wrong_images[n].tolist()) == {*fold[2:], -1}
+        assert set(lists.wrong_texts[n].tolist()) == {*fold[2:], -1}
+    assert set(lists.wrong_texts[fold[2]].tolist()) == {*fold} - {fold[2]}
 
 
 def test_the_bound_of_another_wording():

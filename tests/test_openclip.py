@@ -2,6 +2,7 @@
 
 import sys
 import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 
 from frevl.encoders import load_encoder
-from frevl.errors import EncoderError, MissingExtraError, UsageError
+from frevl.errors import EncoderError, ImageError, MissingExtraError, UsageError
 from frevl.towers import fingerprint_of
 
 LENGTH = 7
@@ -18,11 +19,13 @@ LENGTH = 7
 class Model(torch.nn.Module):
     """A joint model of two linear maps."""
 
+    prepared: ClassVar[dict] = {"size": [4, 4], "mean": [0.5]}
+
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.visual = torch.nn.Linear(3 * 4 * 4, 5)
-        self.visual.preprocess_cfg = {"size": [4, 4], "mean": [0.5]}
+        self.visual.preprocess_cfg = self.prepared
         self.words = torch.nn.EmbeddingBag(300, 5, mode="sum")
         self.logit_scale = torch.nn.Parameter(torch.tensor(2.0))
         self.logit_bias = torch.nn.Parameter(torch.tensor(-3.0))
@@ -89,6 +92,15 @@ def test_both_towers_are_those_of_the_library(library, weights, capfd):
     assert identity["common_space"] == encoder.text.identity["common_space"] == identity["weights"]
     assert (encoder.image.name, encoder.text.name) == ("openclip-tiny-own-image", "openclip-tiny-own-text")
     assert capfd.readouterr().out == ""
+
+
+def test_a_picture_like_a_thread_is_refused_before_it_fills_the_memory(library, weights, monkeypatch):
+    thread = Image.new("RGB", (70_000, 1))
+    monkeypatch.setattr(Model, "prepared", {"size": 40}, raising=False)
+    with pytest.raises(ImageError, match="too long and narrow: at 40 pixels on its shorter side"):
+        load_encoder(f"openclip:tiny/{weights}#torch").embed_images([thread])
+    monkeypatch.setattr(Model, "prepared", {"size": (40, 60), "resize_mode": "squash"}, raising=False)
+    assert load_encoder(f"openclip:tiny/{weights}#torch").embed_images([thread]).shape == (1, 5)
 
 
 def test_other_weights_are_another_encoder(library, weights, tmp_path):

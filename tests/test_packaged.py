@@ -94,7 +94,7 @@ def test_the_first_use_is_silent_and_leaves_two_files(first_use: subprocess.Comp
     names = sorted(path.name for path in exported.cache_folder().glob("efficientnet-lite0-*")) + sorted(
         path.name for path in exported.cache_folder().glob("minilm-*")
     )
-    assert names == ["efficientnet-lite0-579344248a93e230-1.onnx", "minilm-l6-53aa51172d142c89-1.onnx"]
+    assert names == ["efficientnet-lite0-579344248a93e230-2.onnx", "minilm-l6-53aa51172d142c89-2.onnx"]
     assert not list(exported.cache_folder().glob("*.part"))
 
 
@@ -326,7 +326,7 @@ def test_three_processes_at_once_export_once(fresh: Path, finished: Path) -> Non
     processes = [other_process(fresh, finished) for _ in range(3)]
     assert [process.communicate()[0] for process in processes] == ["[[3.0, 5.0, 7.0]]\n"] * 3
     assert (fresh / "log").read_text() == "built\n"
-    assert sorted(path.name for path in (fresh / "encoders").iterdir()) == ["export.lock", f"tiny-{'a' * 16}-1.onnx"]
+    assert sorted(path.name for path in (fresh / "encoders").iterdir()) == ["export.lock", f"tiny-{'a' * 16}-2.onnx"]
 
 
 def test_a_process_that_is_killed_leaves_nothing_that_counts(fresh: Path, finished: Path) -> None:
@@ -347,7 +347,7 @@ def never() -> exported.Source:
 def test_a_damaged_or_foreign_file_is_exported_again(fresh: Path) -> None:
     value = np.array([[0, 1, 2]], np.float32)
     exported.open_network("tiny", "b" * 64, tiny)
-    path = fresh / "encoders" / f"tiny-{'b' * 16}-1.onnx"
+    path = fresh / "encoders" / f"tiny-{'b' * 16}-2.onnx"
     content = path.read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"something else"):
         path.write_bytes(damaged)

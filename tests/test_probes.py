@@ -178,7 +178,7 @@ def hits_of(semantic, fine, n=360):
 
 
 def judged(semantic, fine, **more):
-    return Probed("x", {"tiny, pooled": hits_of(semantic, fine), **more}, {"draw and embed": 1.0}, Sizes())
+    return Probed("x", {"tiny, pooled": hits_of(semantic, fine), **more}, {"draw and embed": 1.0}, Sizes(test=360))
 
 
 def test_the_shortfall_is_that_of_the_scores():
@@ -217,7 +217,7 @@ def test_the_rule_has_four_ends(semantic, fine, said, advised, monkeypatch, tmp_
 def test_the_weakest_skill_is_named_with_its_accuracy(monkeypatch, tmp_path):
     hits = hits_of(100, 100)
     hits["reading"] = [1] * 90 + [0] * 270
-    one = Probed("x", {"tiny, pooled": hits}, {"draw and embed": 1.0}, Sizes())
+    one = Probed("x", {"tiny, pooled": hits}, {"draw and embed": 1.0}, Sizes(test=360))
     monkeypatch.setattr("frevl.diagnosis.probes.probe_encoder", always(one))
     skills, _ = probe_findings(["x"], cache=tmp_path)
     assert "reading worst: 25.0 % of 360 drawn pictures are answered right there, guessing gives 10.0 %" in skills.claim

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import frevl as package
 import frevl.searching.shortlist
 from frevl.errors import UsageError
 from frevl.extraction import extract
+from frevl.importing import import_embeddings
+from frevl.jsonfile import write_json
 from frevl.scorer import Scorer
 from frevl.searching import Searcher, index_store, search
 from frevl.searching.contact_sheet import contact_sheet
@@ -58,7 +61,8 @@ def test_a_text_finds_the_images_that_score_best(world, made):
         # Vectors are stored in float16: neighbours of nearly the same score may change places, no more.
         assert scores == pytest.approx(scorer.score([(ids[row], text) for row in best[:7]]), abs=5e-3)
         assert [hit.rank for hit in found.hits] == [1, 2, 3, 4, 5, 6, 7]
-        assert [hit.probability for hit in found.hits] == pytest.approx(scorer.probabilities(scores).tolist(), abs=1e-4)
+        probabilities = scorer.judge([(hit.id, text) for hit in found.hits])[1]
+        assert [hit.probability for hit in found.hits] == pytest.approx(probabilities.tolist(), abs=1e-4)
         assert all(hit.path == str(made.images / hit.id) for hit in found.hits)
         assert (found.find, found.searched, found.exact) == ("images", 120, True)
 
@@ -93,10 +97,11 @@ def test_a_reranking_run_scores_its_depth_again(world):
     class Reranking(Scorer):
         rerank_depth = 50
 
-        def score(self, pairs, *, images=None):
+        def judge(self, pairs, *, images=None):
             asked.append(len(pairs))
+            scores, probabilities = super().judge(pairs, images=images)
             # The worst of the candidates becomes the best.
-            return -super().score(pairs, images=images)
+            return -scores, probabilities
 
     asked = []
     first = search(scorer, "a red square", k=50)
@@ -112,8 +117,6 @@ def test_conditions_and_their_metadata(world, made, tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from frevl.importing import import_embeddings
-
     scorer, store, run = world
     found = search(scorer, "a red square", k=200, where="id LIKE '1%.png' AND bytes > 10")
     assert {hit.id for hit in found.hits} == {id_ for id_ in scorer.store.image_ids if id_.startswith("1")}
@@ -121,21 +124,35 @@ def test_conditions_and_their_metadata(world, made, tmp_path):
     assert "Only 31 images can be found, fewer than the 200 that were asked for." in found.notes
     nothing = search(scorer, "a red square", where="id = 'it''s not there'")
     assert (nothing.hits, nothing.notes) == ([], ["No image can be found: none meets the condition."])
-    with pytest.raises(
-        UsageError, match=r"The condition 'colour = 1' cannot be understood .*colour.*Columns .*: id, bytes"
-    ):
+    with pytest.raises(UsageError) as refused:
         search(scorer, "a red square", where="colour = 1")
+    assert str(refused.value) == (
+        "The condition 'colour = 1' cannot be understood (there is no column 'colour'). "
+        f"Columns of the images of {store}: id, bytes"
+    )
+    similar = search(scorer, image="5.png", k=9, where="id IN ('6.png', '7.png')")
+    assert ({hit.id for hit in similar.hits}, similar.searched) == ({"6.png", "7.png"}, 2)
+    itself = search(scorer, image="5.png", where="id = '5.png'")
+    assert (itself.hits, itself.searched) == ([], 0)
     with pytest.raises(UsageError, match="cannot be understood"):
         search(scorer, "a red square", where="id LIKE")
 
     # Metadata of an import stands beside images that were extracted, too.
     rows = [[1.0, 0.0], [0.0, 1.0]]
-    table = pa.table({"id": ["3.png", "4.png"], "v": rows, "Licence": ["free", None], "year": [1999, 2001]})
+    taken = [datetime(1999, 12, 31, 23, 59, tzinfo=UTC), datetime(2001, 2, 3, tzinfo=UTC)]
+    columns = {"Licence": ["free", None], "year": [1999, 2001], "taken": taken}
+    table = pa.table({"id": ["3.png", "4.png"], "v": rows, **columns})
     pq.write_table(table, tmp_path / "t.parquet")
     import_embeddings(tmp_path / "t.parquet", store=store, encoder="other", of="images")
     scorer = Scorer.open(run, store=store)
     found = search(scorer, "a red square", where="year > 2000")
-    assert [(hit.id, hit.metadata) for hit in found.hits] == [("4.png", {"Licence": None, "year": 2001})]
+    assert [(hit.id, hit.metadata) for hit in found.hits] == [
+        ("4.png", {"Licence": None, "year": 2001, "taken": taken[1]})
+    ]
+    write_json(tmp_path / "found.json", found.record())
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert written["hits"][0]["metadata"]["taken"] == "2001-02-03T00:00:00+00:00"
+    assert [hit.id for hit in search(scorer, "a red square", where="taken < timestamp '2000-01-01'").hits] == ["3.png"]
     assert [hit.id for hit in search(scorer, "a red square", where="Licence = 'free'").hits] == ["3.png"]
 
 
@@ -175,8 +192,6 @@ def test_new_and_changed_images_are_found(world, draw, tmp_path, monkeypatch):
 
 
 def test_a_scorer_that_opened_the_store_earlier_goes_on(world, draw, tmp_path):
-    from frevl.importing import import_embeddings
-
     scorer, store, run = world
     assert len(scorer.store.image_ids) == 120  # it has looked, and will not look again by itself
     extract(store, images=draw(tmp_path / "more", [500]), encoder=["toy"])
@@ -371,8 +386,13 @@ BAD = {
     "both": (["a dog", "--image", "3.png"], 2, "A search needs a text or an image, and not both"),
     "texts for a text": (["a dog", "--for", "texts"], 2, "to find texts, give an image with --image"),
     "for": (["--image", "3.png", "--for", "videos"], 2, "must be 'images' or 'texts', found 'videos'"),
-    "k": (["a dog", "-k", "0"], 2, "The number of results must be at least 1, found 0"),
-    "column": (["a dog", "--where", "colour = 'red'"], 2, "The condition \"colour = 'red'\" cannot be understood"),
+    "k": (["a dog", "-k", "0"], 2, "The number of results must be a whole number from 1 on, found 0"),
+    "no column": (["a dog", "--where", "colour = 'red'"], 2, "(there is no column 'colour'). Columns of the images of"),
+    "no condition": (["a dog", "--where", " "], 2, "The condition is empty; write one such as id LIKE 'kitchen/%'"),
+    "half": (["a dog", "--where", "bytes >"], 2, "cannot be understood (Expected: an expression, found: EOF). Columns"),
+    "kinds": (["a dog", "--where", "bytes = 'many'"], 2, 'cannot be understood ("many" is not of the type Int64)'),
+    "function": (["a dog", "--where", "f(bytes) = 1"], 2, "cannot be understood (there is no function 'f')"),
+    "quotes": (["a dog", "--where", '"bytes" > 1'], 2, "write bytes without quotes, and texts in single quotes"),
     "two conditions": (["a dog", "--where", "1 = 1; DROP TABLE x"], 2, "must be one condition, found ';'"),
     "division": (
         ["a dog", "--where", "1 / (bytes - bytes) = 1"],
@@ -392,6 +412,19 @@ def test_bad_queries_get_one_sentence(made, dual, frevl, case):
     assert said.code == code, said
     assert words in said.err
     assert len(said.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"text": 3}, "The query must be a string, found int"),
+        ({"text": "a dog", "k": "5"}, "must be a whole number from 1 on, found '5'"),
+        ({"text": "a dog", "k": 2.5}, "must be a whole number from 1 on, found 2.5"),
+    ],
+)
+def test_values_of_another_type(made, dual, asked, words):
+    with pytest.raises(UsageError, match=words):
+        search(Scorer.open(dual, store=made.store), **asked)
 
 
 def test_a_long_query_is_cut_and_said(made, dual):
@@ -460,9 +493,29 @@ def test_imported_embeddings_of_a_common_space_are_searched(tmp_path, frevl, mon
 
     unknown = frevl("search", "--store", "s", "--run", "r", "no caption of the store")
     assert unknown.code == 1
-    assert (
-        "the vectors of 'ViT-image' were imported, so nothing that is not in the store can be embedded" in unknown.err
+    assert unknown.err == (
+        "frevl: s: the vectors of 'ViT-text' were imported, so no text that is not in the store can be embedded like "
+        "them; use its own texts, or import more vectors\n"
     )
+
+
+def test_new_texts_are_found_where_only_the_images_were_imported(made, tmp_path, frevl):
+    ids, texts = made.store.image_ids, made.store.texts
+    for of, vectors, names, encoder, dtype in (
+        ("images", made.store.read_images(ids), ids, "bought", "float16"),
+        ("texts", made.store.read_texts(texts), texts, "toy", "float32"),
+    ):
+        np.save(tmp_path / "v.npy", vectors)
+        (tmp_path / "ids.json").write_text(json.dumps(names))
+        import_embeddings(
+            tmp_path / "v.npy", store=tmp_path / "s", encoder=encoder, of=of, ids=tmp_path / "ids.json", dtype=dtype
+        )
+    train(tmp_path / "s", made.captions_file, run=tmp_path / "r", task="matching", model="dual", epochs=1)
+    scorer = Scorer.open(tmp_path / "r", store=tmp_path / "s")
+    assert len(search(scorer, "a red square that no caption names", k=3).hits) == 3
+    said = frevl("search", "--store", tmp_path / "s", "--run", tmp_path / "r", "--image", made.images / "3.png")
+    assert said.code == 1
+    assert "the vectors of 'bought-image' were imported, so no image that is not in the store can be" in said.err
 
 
 # ---- what it looks like

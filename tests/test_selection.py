@@ -8,10 +8,11 @@ import torch
 
 from frevl.average import Average
 from frevl.baselines import Linear, Majority, Mlp
+from frevl.fitting import Options
 from frevl.fusion import Fusion
 from frevl.run import Run
 from frevl.scorer import Scorer
-from frevl.selection import Candidate, Judged, one_standard_error
+from frevl.selection import Candidate, Judged, one_standard_error, whole_schedule
 from frevl.training import train
 
 
@@ -49,6 +50,15 @@ def test_pairs_of_one_image_are_not_independent():
     apart = one_standard_error([simple, other], torch.arange(4))[2][0]["standard_error_of_difference"]
     together = one_standard_error([simple, other], torch.tensor([0, 0, 1, 1]))[2][0]["standard_error_of_difference"]
     assert together == pytest.approx(apart * np.sqrt(2))
+
+
+def test_few_development_pairs_do_not_end_a_training():
+    names = Options.__dataclass_fields__
+    options = Options(**{**dict.fromkeys(names), "patience": 5, "keep_last": False})
+    assert whole_schedule(options, 1_000) is options
+    changed = whole_schedule(options, 999)
+    assert changed.keep_last
+    assert changed.patience > 10**9
 
 
 def test_auto_looks_at_the_image_where_it_is_needed_and_says_why(made, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from frevl.searching import search
-from frevl.service.gate import JsonLines
+from frevl.service.log import JsonLines
 from served import based, client_of, runs, served
 
 __all__ = ["runs", "served"]  # fixtures
@@ -295,7 +295,7 @@ def test_requests_carry_an_id_into_the_log(served, caplog):
 def test_a_failure_inside_is_logged_and_says_nothing_of_the_inside(made, runs, caplog, monkeypatch):
     with client_of(made, runs, names=["ask"]) as client:
 
-        def broken(ids):
+        async def broken(ids):
             raise KeyError("secret of the server")
 
         monkeypatch.setattr(client.service, "check_images", broken)

@@ -49,7 +49,8 @@ def event(**file):
 def test_files_that_were_not_uploaded_are_refused(guarded, file):
     response = guarded.post(EVENTS, json=event(**file))
     assert response.status_code == 400
-    assert response.json() == {"detail": "This names a file that was not uploaded here."}
+    assert response.json()["error"]["code"] == "invalid"
+    assert response.json()["error"]["message"].startswith("This names a file that was not uploaded here;")
 
 
 def test_uploads_and_plain_data_reach_the_page_unchanged(guarded):
@@ -81,3 +82,20 @@ def test_only_known_routes_are_let_through(guarded):
     ):
         assert guarded.post(path, json=event(path="/etc/passwd")).status_code == 404
     assert guarded.put(EVENTS, json={}).status_code == 404
+
+
+def test_errors_of_the_pages_library_have_the_shape_of_all_others_and_none_of_its_words():
+    async def fail(request):
+        return JSONResponse({"detail": "File not found: /etc/passwd"}, int(request.path_params["status"]))
+
+    app = Starlette(routes=[Route("/static/{status}", fail), Route(EVENTS, fail, methods=["POST"])])
+    with TestClient(PageGuard(app, UPLOADS)) as client:
+        for status, code in ((403, "invalid"), (404, "no_such_route"), (413, "too_large"), (500, "internal")):
+            response = client.get(f"/static/{status}")
+            assert response.status_code == status
+            assert response.json()["error"]["code"] == code
+            assert response.json()["error"].keys() == {"code", "message", "request_id"}
+            assert "passwd" not in response.text
+        elsewhere = client.get("/nowhere").json()["error"]
+        assert elsewhere["code"] == "no_such_route"
+        assert "GET /nowhere: Not part of the page" in elsewhere["message"]

@@ -135,11 +135,11 @@ def test_a_connection_that_never_finishes_its_head_is_closed(monkeypatch):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    async def talk(first, then=b""):
+    async def talk(first, then=b"", after=0.02):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(first)
         if then:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(after)
             writer.write(then)
         answer = await asyncio.wait_for(reader.read(), 5)
         writer.close()
@@ -158,6 +158,12 @@ def test_a_connection_that_never_finishes_its_head_is_closed(monkeypatch):
             assert await talk(b"GET / HTTP/1.1\r\nhost: x\r\n", b"x: y\r\n") == b""
             assert b"ok" in await talk(b"GET / HTTP/1.1\r\n", b"host: x\r\nconnection: close\r\n\r\n")
             assert await talk(b"") == b""
+            # What still comes of a body after its answer keeps the connection open as long, not for ever.
+            assert b"ok" in await talk(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n", b"ab", after=0.25)
+            large = await talk(b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 70_000, b"b")
+            assert large.startswith(b"HTTP/1.1 431 ")
+            head, _, said = large.partition(b"\r\n\r\n")
+            assert f"content-length: {len(said)}".encode() in head
 
     port = 0
     asyncio.run(run())

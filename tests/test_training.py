@@ -141,6 +141,17 @@ def test_a_time_limit_ends_the_training_and_keeps_the_best_so_far(made, tmp_path
     assert run.results["fit"]["epochs"] < 100_000
 
 
+def test_the_last_epoch_is_kept_on_request(made, tmp_path):
+    changes = {"epochs": 4, "patience": 4, "learning_rate": 0.05, "batch_size": 16, "mixup_share": 0}
+    best = quick(made, tmp_path / "best", **changes)
+    last = quick(made, tmp_path / "last", keep_last=True, **changes)
+    log = [json.loads(line)["dev"] for line in (tmp_path / "last" / "log.jsonl").read_text().splitlines()]
+    assert max(log) > log[-1]  # or this test could not fail
+    assert best.results["development"]["accuracy"] == pytest.approx(100 * max(log))
+    assert last.results["development"]["accuracy"] == pytest.approx(100 * log[-1])
+    assert (best.results["fit"]["best_epoch"], last.results["fit"]["best_epoch"]) == (log.index(max(log)) + 1, 4)
+
+
 def test_a_loss_that_is_not_finite_names_the_batch(made, tmp_path):
     with pytest.raises(TrainingError, match=r"found (nan|inf) in epoch 1, batch \d+ of \d+ .*lower --learning-rate"):
         quick(made, tmp_path / "run", learning_rate=1e30, gradient_clip=1e30)

@@ -56,6 +56,13 @@ def test_the_fusion_wins():
     assert 37 < high < 40  # 30 of 100: 1.96 * sqrt(0.3 * 0.7 / 100) is 9 points
     assert said["fusion"] == "kernel"
     assert said["scores"]["kernel"]["value"] == 90
+    low, high = said["scores"]["kernel"]["ci95"]
+    assert said["detail"][0] == (
+        f"The fusion (kernel) answers 90.0 % of the test pairs right ({low:.1f} to {high:.1f}); without the image "
+        "50.0 % can be answered (text), without the text 45.0 % (image), and 40.0 % by always giving the most frequent "
+        "answer."
+    )
+    assert said["detail"][1].startswith("The fusion (kernel) beats the linear model: +30.0 points, ")
 
 
 @pytest.mark.parametrize(
@@ -94,6 +101,16 @@ def test_a_certain_but_tiny_gain_is_not_called_worth_it():
     said = reach_verdict(some, exchanged, [str(number) for number in range(n)])[0]
     assert said["sentence"].startswith("The fusion (kernel) beats the linear probe by 0.5 points")
     assert said["sentence"].endswith("measurable, but hardly worth it.")
+
+
+def test_a_single_class_is_no_evidence():
+    some = models(majority=100, text=100, image=45, linear=60, kernel=90)
+    said = reach_verdict(some, BLIND, CLUSTERS, only="yes")[0]
+    assert said["kind"] == "single"
+    assert said["sentence"].startswith(
+        "Nothing can be told from test pairs of a single class: all 100 have the answer 'yes'"
+    )
+    assert said["detail"] == []
 
 
 def test_few_images_are_no_evidence():

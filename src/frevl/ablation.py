@@ -52,6 +52,7 @@ VARIANTS = (
     Variant("no regularisation term", "training", {"regularisation_weight": 0.0}),
     Variant("no mixup", "training", {"mixup_share": 0.0}),
     Variant("standardised inputs, 0.3 dropped", "training", {"standardise": True, "input_dropout": 0.3}),
+    Variant("last epoch, not the best", "training", {"keep_last": True}),
     Variant("no label smoothing", "training", {"label_smoothing": 0.0}),
 )
 DEPTHS = (1, 2, 4, 6, 8)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.fusion import masked_mean
+from frevl.precision import stored_in_half
 
 __all__ = ["Alignment", "fit_alignment"]
 
@@ -49,6 +50,7 @@ class Alignment(nn.Module):
         self.text_mean, self.text_scale = _fixed(text_dim), _fixed(text_dim)
         self.anchors, self.coefficients = _fixed(anchors, image_dim), _fixed(anchors, rank)
         self.text_map, self.shift = _fixed(text_dim, rank), _fixed(rank)
+        stored_in_half(self)
 
     def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """``(n, rank)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""

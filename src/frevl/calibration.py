@@ -1,6 +1,7 @@
 """From logits to probabilities that can be believed: one scale, and for matching one offset, fitted on held-out data.
 
-Temperature scaling is Guo et al. 2017, "On Calibration of Modern Neural Networks"; with an offset it is Platt 1999.
+Temperature scaling is Guo et al. 2017, "On Calibration of Modern Neural Networks"; with an offset it is Platt 1999, who
+also softens the truth so that few pairs cannot prove certainty. We soften it as Laplace's rule of succession does.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from frevl.batches import Answers
 __all__ = ["calibrated", "fit_calibration"]
 
 _MOST_PAIRS = 20_000  # two numbers are fitted: more pairs only cost memory
+# Pairs of unknown truth that are thought to stand beside the real ones: after 18 right decisions of 18 the next one is
+# believed with (18 + 1) / (18 + 2), not with certainty.
+_UNKNOWN_PAIRS = 2
 
 
 def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> Tensor:
@@ -33,6 +37,10 @@ def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> 
 
 def fit_calibration(logits: Tensor, target: Tensor | Answers) -> dict[str, float]:
     """Fit scale (and offset, for matching and soft targets) on development data by maximum likelihood.
+
+    The truth is softened to ``(n truth + 1) / (n + 2)`` for two outcomes, ``(n truth + 2 / classes) / (n + 2)`` for
+    classes, where n counts the decisions: Platt 1999, section 2.2, without the split by class. It decides where few or
+    separable pairs would ask for certainty, and vanishes with n.
 
     Args:
         logits: ``(n, outputs)`` on pairs that were not trained on.
@@ -58,6 +66,8 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers) -> dict[str, float
             logits, truth = logits[known], truth[known] / truth[known].sum(dim=1, keepdim=True)
     if len(logits) == 0:
         return {"scale": 1.0, "offset": 0.0}
+    decisions, outcomes = (truth.numel(), 2) if binary else truth.shape
+    truth = (decisions * truth + _UNKNOWN_PAIRS / outcomes) / (decisions + _UNKNOWN_PAIRS)
     optimiser = torch.optim.LBFGS(
         [log_scale, offset] if binary else [log_scale], max_iter=100, line_search_fn="strong_wolfe"
     )
@@ -66,7 +76,7 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers) -> dict[str, float
         optimiser.zero_grad()
         adjusted = logits * log_scale.exp() + offset
         fit = F.binary_cross_entropy_with_logits(adjusted, truth) if binary else F.cross_entropy(adjusted, truth)
-        # A weak prior at scale 1: separable development data would ask for an infinite scale.
+        # Logits that are all the same fit every scale: it then stays at 1.
         value = fit + 1e-3 * (log_scale.square() + offset.square())
         torch.autograd.backward(value)
         return value

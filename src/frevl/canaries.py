@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 from PIL import Image
 
 from frevl.embeddings import pool
 from frevl.encoders import Embeddings, Encoder, ImageTower, TextTower
 from frevl.errors import EncoderError
-from frevl.towers import Modality, Tower
+from frevl.towers import Modality, Tower, check_same
 
-__all__ = ["CANARY_TEXTS", "canary_images", "tower_records"]
+__all__ = ["CANARY_TEXTS", "canary_images", "check_encoder", "tower_records"]
 
 CANARY_TEXTS = (
     "A brown dog runs along the beach.",
@@ -65,3 +68,22 @@ def _record(encoder: str, tower: ImageTower | TextTower, modality: Modality, ans
         dim=tower.dim,
         canaries=canaries,
     )
+
+
+def check_encoder(encoder: Encoder, towers: Sequence[Tower], place: str) -> None:
+    """Refuse an encoder that is not the one that made these towers; those of other names are passed over.
+
+    Args:
+        encoder: A loaded encoder.
+        towers: As the store remembers them. Images and texts may be stored in two types.
+        place: Where the store is, for the message.
+
+    Raises:
+        FingerprintError: A field of a tower's identity, or its answers to the canaries, differ.
+    """
+    answered = {tower.name: tower for tower in tower_records(encoder, dtype="float16")}
+    for stored in towers:
+        found = answered.get(stored.name)
+        if found is not None:
+            identity = {**found.identity, "dtype": stored.identity["dtype"]}
+            check_same(stored, replace(found, identity=identity), place)

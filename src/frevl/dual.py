@@ -1,7 +1,10 @@
 """The first stage of retrieval: one vector an image, one vector a text, and their dot product. Pure torch.
 
 A `Dual` has learned projections and works with any two encoders; a `Cosine` has none and needs encoders with a common
-space (CLIP and its kind). Both give the score of a pair on the road of every network, and vectors for search.
+space (CLIP and its kind). Both give the score of a pair on the road of every network, and vectors for search. Either
+may hold a kernel alignment (`frevl.alignment`) beside its own vectors::
+
+    logit = own scale * own cosine + alignment weight * cosine of the alignment = scale * cosine of the joined vectors
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frevl.alignment import Alignment
 from frevl.fusion import masked_mean
+from frevl.precision import stored_in_half
 
-__all__ = ["LARGEST_SCALE", "Cosine", "Dual", "FirstStage", "Projection"]
+__all__ = ["LARGEST_SCALE", "Cosine", "Dual", "FirstStage", "Projection", "part_scales", "with_alignment"]
 
 LARGEST_SCALE = 30.0
 """Bound of a learned logit scale (one over the temperature): without it small sets are learnt by heart."""
@@ -36,6 +41,7 @@ class Projection(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.outer = nn.Linear(hidden, width)
         self.linear = nn.Linear(inputs, width)
+        stored_in_half(self)
 
     def standardise(self, embeddings: Tensor) -> None:
         """Take mean and deviation of ``(n, inputs)`` training embeddings."""
@@ -67,6 +73,8 @@ class Dual(nn.Module):
         members: int = 1,
         input_dropout: float = 0.3,
         dropout: float = 0.5,
+        alignment: dict[str, Any] | None = None,
+        alignment_weight: float = 0.0,
     ) -> None:
         """Build the network.
 
@@ -78,6 +86,8 @@ class Dual(nn.Module):
             members: How many pairs of projections are averaged.
             input_dropout: Probability of dropping a dimension of an embedding while training.
             dropout: The same inside the projections.
+            alignment: Arguments of the `Alignment` beside the projections, or None.
+            alignment_weight: Of its cosine in the logit.
         """
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -88,11 +98,15 @@ class Dual(nn.Module):
             "members": members,
             "input_dropout": input_dropout,
             "dropout": dropout,
+            "alignment": alignment,
+            "alignment_weight": alignment_weight,
         }
         shape: dict[str, Any] = {"hidden": hidden, "width": width, "input_dropout": input_dropout, "dropout": dropout}
         self.image = nn.ModuleList(Projection(inputs=image_dim, **shape) for _ in range(members))
         self.text = nn.ModuleList(Projection(inputs=text_dim, **shape) for _ in range(members))
         self.log_scale = nn.Parameter(torch.full((), math.log(1 / 0.07)))
+        self.alignment = None if alignment is None else Alignment(**alignment)
+        self.alignment_weight = alignment_weight
 
     @classmethod
     def of(cls, networks: list[Dual]) -> Dual:
@@ -106,17 +120,34 @@ class Dual(nn.Module):
         return dual.eval()
 
     @property
-    def scale(self) -> Tensor:
-        """The logit scale, in (0, 30]."""
+    def own_scale(self) -> Tensor:
+        """The learned logit scale, in (0, 30]."""
         return self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
+    @property
+    def scale(self) -> Tensor:
+        """The logit scale of the joined vectors."""
+        return self.own_scale + self.alignment_weight
+
+    def image_parts(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
+        """``(n, members * width + rank)``: own unit vectors, and those of the alignment beside them."""
+        pooled = _pooled(image, image_mask)
+        own = _side_by_side(self.image, pooled)
+        return own if self.alignment is None else torch.cat([own, self.alignment.image_vectors(pooled)], dim=1)
+
+    def text_parts(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """The same for texts."""
+        pooled = _pooled(text, text_mask)
+        own = _side_by_side(self.text, pooled)
+        return own if self.alignment is None else torch.cat([own, self.alignment.text_vectors(pooled)], dim=1)
+
     def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, members * width)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
-        return _side_by_side(self.image, _pooled(image, image_mask))
+        """``(n, d)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
+        return _joined(self, self.image_parts(image, image_mask))
 
     def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """``(n, members * width)`` unit vectors of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
-        return _side_by_side(self.text, _pooled(text, text_mask))
+        """``(n, d)`` unit vectors of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
+        return _joined(self, self.text_parts(text, text_mask))
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
@@ -135,7 +166,15 @@ class Cosine(nn.Module):
     Several encoders with a common space are averaged; columns of encoders without one are passed over.
     """
 
-    def __init__(self, *, spaces: list[list[int]], scale: float = 1.0, bias: float = 0.0) -> None:
+    def __init__(
+        self,
+        *,
+        spaces: list[list[int]],
+        scale: float = 1.0,
+        bias: float = 0.0,
+        alignment: dict[str, Any] | None = None,
+        alignment_weight: float = 0.0,
+    ) -> None:
         """Build the network.
 
         Args:
@@ -143,27 +182,52 @@ class Cosine(nn.Module):
                 concatenated embeddings.
             scale: Logit scale of the encoder.
             bias: Its logit bias (SigLIP).
+            alignment: Arguments of the `Alignment` beside it, or None.
+            alignment_weight: Of its cosine in the logit.
         """
         super().__init__()
-        self.settings: dict[str, Any] = {"spaces": spaces, "scale": scale, "bias": bias}
+        self.settings: dict[str, Any] = {
+            "spaces": spaces,
+            "scale": scale,
+            "bias": bias,
+            "alignment": alignment,
+            "alignment_weight": alignment_weight,
+        }
         self.logit_scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=False)
         self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=False)
         self.spaces = spaces
+        self.alignment = None if alignment is None else Alignment(**alignment)
+        self.alignment_weight = alignment_weight
+
+    @property
+    def own_scale(self) -> Tensor:
+        """The encoder's logit scale."""
+        return self.logit_scale
 
     @property
     def scale(self) -> Tensor:
-        """The logit scale."""
-        return self.logit_scale
+        """The logit scale of the joined vectors."""
+        return self.own_scale + self.alignment_weight
+
+    def image_parts(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
+        """``(n, d + rank)``: own unit vectors, ``d`` the widths of the common spaces, and those of the alignment."""
+        x = _pooled(image, image_mask)
+        own = _normalised([x[:, start:stop] for start, stop, _, _ in self.spaces])
+        return own if self.alignment is None else torch.cat([own, self.alignment.image_vectors(x)], dim=1)
+
+    def text_parts(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
+        """The same for texts."""
+        x = _pooled(text, text_mask)
+        own = _normalised([x[:, start:stop] for _, _, start, stop in self.spaces])
+        return own if self.alignment is None else torch.cat([own, self.alignment.text_vectors(x)], dim=1)
 
     def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, d)`` unit vectors, ``d`` the widths of the common spaces together."""
-        x = _pooled(image, image_mask)
-        return _normalised([x[:, start:stop] for start, stop, _, _ in self.spaces])
+        """``(n, d)`` unit vectors."""
+        return _joined(self, self.image_parts(image, image_mask))
 
     def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """The same for texts."""
-        x = _pooled(text, text_mask)
-        return _normalised([x[:, start:stop] for _, _, start, stop in self.spaces])
+        return _joined(self, self.text_parts(text, text_mask))
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
@@ -177,6 +241,37 @@ class Cosine(nn.Module):
 
 
 FirstStage = Dual | Cosine
+
+
+def with_alignment(first: FirstStage, alignment: Alignment, weight: float) -> FirstStage:
+    """Return the same first stage with a fitted alignment beside its own vectors.
+
+    Args:
+        first: Without one.
+        alignment: Of the same embeddings.
+        weight: Of its cosine in the logit; with 0 it is there for `part_scales` only.
+    """
+    settings = {**first.settings, "alignment": alignment.settings, "alignment_weight": weight}
+    joined: FirstStage = type(first)(**settings)
+    state = {**first.state_dict(), **{f"alignment.{name}": value for name, value in alignment.state_dict().items()}}
+    joined.load_state_dict(state)
+    return joined.eval()
+
+
+def part_scales(first: FirstStage, weight: float, width: int) -> Tensor:
+    """``(width,)``: what each number of the parts weighs in a logit, the alignment's cosine weighing ``weight``."""
+    rank = 0 if first.alignment is None else int(first.alignment.settings["rank"])
+    own = first.own_scale.expand(width - rank)
+    return torch.cat([own, own.new_full((rank,), weight)])
+
+
+def _joined(first: FirstStage, parts: Tensor) -> Tensor:
+    """Unit vectors whose dot product times the scale is the logit, from the parts."""
+    if first.alignment is None:
+        return parts
+    if first.alignment_weight == 0:
+        return parts[:, : parts.shape[1] - int(first.alignment.settings["rank"])]
+    return parts * (part_scales(first, first.alignment_weight, parts.shape[1]) / first.scale).sqrt()
 
 
 def _side_by_side(projections: nn.ModuleList, pooled: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 More embeddings are not better on a small set: what a weak tower adds may hide what a strong one says. The sets of
 encoders are compared by the kernel fusion's exact leave-one-image-out scores, which take one solution a set and
-no development data (ours). Models are then compared on the set that won.
+no development data (ours). Then images and texts of the best set are tried apart, because the encoder with the best
+texts need not have the best images. Models are compared on what won.
 """
 
 from __future__ import annotations
@@ -36,13 +37,17 @@ class EncoderChoice:
     """The outcome.
 
     Attributes:
-        encoders: The chosen encoders.
-        rows: For every set ``encoders``, ``metric`` in percent, ``behind_best`` and ``seconds``; ``reason`` where a set
-            was not tried.
+        encoders: The chosen encoders, of images or texts.
+        images: Those whose image towers are used.
+        texts: Those whose text towers are used.
+        rows: For every set ``encoders``, ``images`` and ``texts`` likewise, ``metric`` in percent, ``behind_best`` and
+            ``seconds``; ``reason`` where a set was not tried.
         pairs: On how many pairs.
     """
 
     encoders: list[str]
+    images: list[str]
+    texts: list[str]
     rows: list[dict[str, Any]]
     pairs: int
 
@@ -64,21 +69,30 @@ def encoder_sets(data: Prepared, encoders: Sequence[str]) -> list[list[str]]:
     return list(sets.values())
 
 
-def narrow(data: Prepared, encoders: Sequence[str]) -> Prepared:
-    """Return the same examples with the embeddings of some of their encoders only."""
+def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = None) -> Prepared:
+    """Return the same examples with the embeddings of some of their encoders only.
+
+    Args:
+        data: Examples.
+        images: Encoders whose image towers are kept.
+        texts: Encoders whose text towers are kept; None means the same.
+    """
     kept = {}
-    for modality, towers in (("images", data.image_towers), ("texts", data.text_towers)):
+    for modality, towers, encoders in (
+        ("images", data.image_towers, images),
+        ("texts", data.text_towers, images if texts is None else texts),
+    ):
         starts = torch.tensor([0, *[tower.dim for tower in towers]]).cumsum(0).tolist()
         chosen = _of(towers, encoders)
         columns = [torch.arange(a, a + t.dim) for a, t in zip(starts, towers, strict=False) if t in chosen]
         kept[modality] = (torch.cat(columns), chosen)
     if all(len(kept[name][1]) == len(of) for name, of in (("images", data.image_towers), ("texts", data.text_towers))):
         return data
-    images, texts = (getattr(data.train.pairs, name)[..., columns] for name, (columns, _) in kept.items())
+    of_images, of_texts = (getattr(data.train.pairs, name)[..., columns] for name, (columns, _) in kept.items())
 
     def narrowed(examples: Examples) -> Examples:
         # Both parts share their items, so the narrow copy stands once in memory.
-        return replace(examples, pairs=replace(examples.pairs, images=images, texts=texts))
+        return replace(examples, pairs=replace(examples.pairs, images=of_images, texts=of_texts))
 
     return replace(
         data,
@@ -102,34 +116,67 @@ def choose_encoders(
         time_limit: Seconds; a set that would probably not fit in is left out. All encoders together come first.
 
     Returns:
-        The set with the best metric, the one with the fewest encoders among equals.
+        The set with the best metric, the one with the narrowest embeddings among equals.
     """
     sets = encoder_sets(data, encoders)
     if len(sets) < 2:
-        return EncoderChoice(list(encoders), [], 0)
-    started, longest = time.monotonic(), 0.0
-    rows: list[dict[str, Any]] = []
+        return EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
+    ends = time.monotonic() + time_limit
+    judged: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, Any]] = {}
     pairs = 0
-    for names in sets:
+
+    def judge(images: list[str], texts: list[str]) -> None:
+        nonlocal pairs
+        towers = _names(data.image_towers, images), _names(data.text_towers, texts)
+        if towers in judged:
+            return
+        row: dict[str, Any] = {
+            "encoders": [name for name in encoders if name in images or name in texts],
+            "images": images,
+            "texts": texts,
+        }
+        judged[towers] = row
         begun = time.monotonic()
-        if longest and begun - started + longest > time_limit:
-            rows.append({"encoders": names, "reason": "no time left"})
-            continue
-        part = narrow(data, names)
+        if any("metric" in one for one in judged.values()):
+            longest = max(one.get("seconds", 0.0) for one in judged.values())
+            if begun + longest > ends:
+                row["reason"] = "no time left"
+                return
+        part = narrow(data, images, texts)
         examples = _sample(join(part.train, part.dev), options.seed)
         pairs = len(examples)
         # All pairs are both learnt from and judged on: each is scored by the solution without its own image.
         _, found = fit_kernel_on(examples, outputs, blind_shares=_BLIND_SHARES, ridges=_RIDGES)
-        seconds = time.monotonic() - begun
-        longest = max(longest, seconds)
-        metric = 100 * found.metric
-        rows.append({"encoders": names, "metric": metric, "seconds": seconds})
-        say(f"  encoders {' + '.join(names):<40} {metric:6.2f} %  {seconds:6.1f} s", enabled=options.progress)
-    judged = [row for row in rows if "metric" in row]
-    best = max(judged, key=lambda row: (row["metric"], -len(row["encoders"])))
-    for row in judged:
-        row["behind_best"] = best["metric"] - row["metric"]
-    return EncoderChoice(best["encoders"], rows, pairs)
+        row |= {"metric": 100 * found.metric, "seconds": time.monotonic() - begun}
+        shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
+        say(f"  encoders {shown:<40} {row['metric']:6.2f} %  {row['seconds']:6.1f} s", enabled=options.progress)
+
+    def best() -> dict[str, Any]:
+        towers = max(
+            (key for key, row in judged.items() if "metric" in row),
+            key=lambda key: (judged[key]["metric"], -_width(data, key)),
+        )
+        return judged[towers]
+
+    for names in sets:
+        judge(names, names)
+    for names in sets:
+        judge(names, best()["texts"])
+    for names in sets:
+        judge(best()["images"], names)
+    chosen = best()
+    for row in judged.values():
+        if "metric" in row:
+            row["behind_best"] = chosen["metric"] - row["metric"]
+    return EncoderChoice(chosen["encoders"], chosen["images"], chosen["texts"], list(judged.values()), pairs)
+
+
+def _names(towers: Sequence[Tower], encoders: Sequence[str]) -> tuple[str, ...]:
+    return tuple(tower.name for tower in _of(towers, encoders))
+
+
+def _width(data: Prepared, names: tuple[tuple[str, ...], tuple[str, ...]]) -> int:
+    return sum(tower.dim for tower in (*data.image_towers, *data.text_towers) if tower.name in (*names[0], *names[1]))
 
 
 def _of(towers: Sequence[Tower], encoders: Sequence[str]) -> list[Tower]:

@@ -169,6 +169,7 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
     known = set(labels)
     unseen = sum(1 for answers in accepted if known.isdisjoint(answers))
     notes = [f"{unseen:,} pairs have only classes that training never saw: counted as wrong."] if unseen else []
+    notes += _single_answer([answers[0] for answers in accepted if len(answers) == 1], len(pairs))
     notes += _wups(measured, predicted, pairs)
     result = _result(scorer, len(pairs), measured, notes, first, clusters)
     always = _earned_by(labels[0], pairs, weighted=weights is not None)
@@ -193,8 +194,9 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
     else:
         notes.append("Fewer than two images with right texts: no retrieval metrics.")
     if not truth.all():
-        logits = scorer.score(list(zip(pairs.images, pairs.texts, strict=True)))
-        probabilities = scorer.probabilities(logits)
+        if not truth.any():
+            notes.append(f"All {len(truth):,} pairs are wrong ones: a run that always says no would be right in all.")
+        logits, probabilities = scorer.judge(list(zip(pairs.images, pairs.texts, strict=True)))
         decided = ((probabilities > 0.5) == truth).astype(float)
         measured["accuracy"] = Measure(pairs.clusters, decided)
         confidence = np.maximum(probabilities, 1 - probabilities)
@@ -245,6 +247,16 @@ def _bounds(interval: Interval) -> list[float] | None:
     if math.isnan(interval.low):
         return None
     return [100 * interval.low, 100 * interval.high]
+
+
+def _single_answer(answers: list[str], pairs: int) -> list[str]:
+    """Say that pairs with one right answer cannot tell a run that looks from one that always answers the same."""
+    if len(answers) < pairs or len(set(answers)) > 1:
+        return []
+    return [
+        f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'): always giving it would be right in all, "
+        "so these numbers say nothing about the run; judge by pairs of several classes."
+    ]
 
 
 def _best_answers(target: Target | None) -> list[str]:

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from frevl.blocks import Block, FeedForward
 from frevl.errors import UsageError, nearest
+from frevl.pooled import pair_logits, suits
 
 __all__ = ["PRESETS", "Fusion", "FusionPreset", "masked_mean"]
 
@@ -144,6 +145,7 @@ class Fusion(nn.Module):
             "difference": difference,
         }
         self.product, self.difference = product, difference
+        self.is_folded = False
         self.image_projection = nn.Linear(image_dim, width)
         self.text_projection = nn.Linear(text_dim, width)
         self.blocks = nn.ModuleList(Block(width, heads, ffn_width, dropout, cross_attention) for _ in range(layers))
@@ -253,6 +255,10 @@ class Fusion(nn.Module):
         Raises:
             UsageError: Shapes do not fit the network or each other.
         """
+        pooled = image.dim() == text.dim() == 2 and image_mask is None and text_mask is None
+        if self.is_folded and pooled and suits(self, image, text):
+            _check_pairs(_tokens("image", image, self.image_projection), _tokens("text", text, self.text_projection))
+            return pair_logits(self, image, text)
         image_hidden, text_hidden = self.project(image, text)
         logits: Tensor = self.head(self.fuse(image_hidden, text_hidden, image_mask, text_mask))
         return logits
@@ -292,11 +298,7 @@ class Fusion(nn.Module):
         Raises:
             UsageError: The numbers of images and texts differ, or a mask does not fit.
         """
-        if image_hidden.shape[0] != text_hidden.shape[0]:
-            raise UsageError(
-                "Fusion scores pairs and needs as many images as texts, "
-                f"but got {image_hidden.shape[0]} images and {text_hidden.shape[0]} texts."
-            )
+        _check_pairs(image_hidden, text_hidden)
         v = _without_masked("image", image_hidden, image_mask)
         t = _without_masked("text", text_hidden, text_mask)
         for block in self.blocks:
@@ -326,13 +328,19 @@ class Fusion(nn.Module):
 
         ``W_o W_v`` becomes one matrix wherever a modality has one token, the scale and shift of every
         LayerNorm move into the linear maps that read it, and the biases on the way become one. Exact but
-        for float32 rounding (computed in float64). The copy is in evaluation mode, its parameters need no
-        gradient, and it has other weights: save and train the original.
+        for float32 rounding (computed in float64). On a processor, pooled pairs take the road of
+        `frevl.pooled`. The copy is in evaluation mode, its parameters need no gradient, and it has other
+        weights: save and train the original.
         """
         twin = copy.deepcopy(self).eval()
         for block in twin.blocks.children():
             if isinstance(block, Block):
                 block.fold()
+        for module in twin.modules():
+            if isinstance(module, nn.Linear):
+                # The same matrix, laid out as products of few rows read it: measured up to a fifth faster.
+                module.weight = nn.Parameter(module.weight.detach().t().contiguous().t())
+        twin.is_folded = True
         return twin.requires_grad_(False)
 
 
@@ -361,6 +369,14 @@ def _tokens(modality: str, x: Tensor, projection: nn.Linear) -> Tensor:
             f"one token, but got {tuple(x.shape)}; was the network built for another encoder?"
         )
     return x[:, None] if x.dim() == 2 else x
+
+
+def _check_pairs(image: Tensor, text: Tensor) -> None:
+    if image.shape[0] != text.shape[0]:
+        raise UsageError(
+            "Fusion scores pairs and needs as many images as texts, "
+            f"but got {image.shape[0]} images and {text.shape[0]} texts."
+        )
 
 
 def _without_masked(modality: str, hidden: Tensor, mask: Tensor | None) -> Tensor:

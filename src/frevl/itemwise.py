@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from frevl.batches import EmbeddedPairs
 from frevl.dual import Cosine, Dual
 from frevl.fusion import Fusion
+from frevl.pooled import SharedItems, suits
 from frevl.rerank import Reranked
 
 __all__ = ["by_item", "logits_by_item"]
+
+_MOST_SHARED_BYTES = 1 << 30
 
 PairLogits = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,7 +53,10 @@ def logits_by_item(network: nn.Module, embedded: EmbeddedPairs, batch_size: int,
 
 
 def _fusion(network: Fusion, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
-    """A fusion projects every item once: what is left for a pair are the blocks and the head."""
+    """A fusion projects every item once: what is left for a pair are the blocks and the head.
+
+    Of a folded fusion on pooled items the first block, too, is mostly work of single items (`SharedItems`).
+    """
 
     def projected(project: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
         parts = values.split(batch_size)  # type: ignore[no-untyped-call]
@@ -58,6 +64,9 @@ def _fusion(network: Fusion, embedded: EmbeddedPairs, batch_size: int, device: s
 
     image = projected(network.project_image, embedded.images)
     text = projected(network.project_text, embedded.texts)
+    pooled = image.shape[1] == text.shape[1] == 1
+    if pooled and _shares_first_block(network, len(image) + len(text)) and suits(network, image, text):
+        return SharedItems(network, image[:, 0], text[:, 0]).logits
     image_mask = None if image.shape[1] == 1 else embedded.image_mask.to(device)
     text_mask = None if text.shape[1] == 1 else embedded.text_mask.to(device)
 
@@ -74,28 +83,40 @@ def _fusion(network: Fusion, embedded: EmbeddedPairs, batch_size: int, device: s
     return logits
 
 
+def _shares_first_block(network: Fusion, items: int) -> bool:
+    """Whether there is a first block whose work of single items can be kept, in bounded memory."""
+    settings = network.settings
+    floats = 2 * items * (settings["width"] + settings["ffn_width"])
+    possible = network.is_folded and settings["layers"] and settings["cross_attention"]
+    return bool(possible) and 4 * floats <= _MOST_SHARED_BYTES
+
+
 def _reranked(network: Dual | Cosine | Reranked, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
     """A first stage makes one vector an item; a reranker its crowd and its projection too."""
 
     def items(make: Callable[..., tuple[Tensor, ...]], values: Tensor, mask: Tensor) -> list[Tensor]:
-        starts = range(0, len(values), batch_size)
-        parts = [
-            make(values[start : start + batch_size].to(device).float(), _mask(mask[start : start + batch_size], device))
-            for start in starts
-        ]
-        return [torch.cat(field) for field in zip(*parts, strict=True)]
+        fields: list[Tensor] = []
+        for start in range(0, len(values), batch_size):
+            part = slice(start, start + batch_size)
+            made = make(values[part].to(device).float(), _mask(mask[part], device))
+            # Into place: pieces that are joined at the end take twice the memory.
+            fields = fields or [field.new_empty((len(values), *field.shape[1:])) for field in made]
+            for field, piece in zip(fields, made, strict=True):
+                field[part] = piece
+        return fields
 
     if isinstance(network, Reranked):
         images = items(network.image_items, embedded.images, embedded.image_mask)
         texts = items(network.text_items, embedded.texts, embedded.text_mask)
+        image_mask, text_mask = embedded.image_mask, embedded.text_mask  # the embeddings themselves may go
 
         def logits(rows: Tensor, columns: Tensor) -> Tensor:
             return network.blend(
                 network.terms(
                     (images[0][rows], images[1][rows], images[2][rows]),
                     (texts[0][columns], texts[1][columns], texts[2][columns]),
-                    _mask(embedded.image_mask[rows], device),
-                    _mask(embedded.text_mask[columns], device),
+                    _mask(image_mask[rows], device),
+                    _mask(text_mask[columns], device),
                 )
             )
 

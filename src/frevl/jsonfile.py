@@ -7,6 +7,8 @@ import json
 import math
 import os
 from collections.abc import Callable
+from datetime import date, timedelta
+from datetime import time as clock
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Turn numpy numbers, paths and tuples into what JSON knows; numbers that are not finite become None."""
+    """Turn numpy numbers, paths, tuples and times into what JSON knows; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -42,4 +44,6 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, date | clock):
+        return value.isoformat()
+    return str(value) if isinstance(value, Path | timedelta) else value

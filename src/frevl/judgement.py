@@ -11,8 +11,8 @@ from torch import Tensor
 
 from frevl.batches import EmbeddedPairs
 from frevl.blend import ALIGNMENT_WEIGHTS, DEPTHS, Blend, Candidates, candidates_of, choose_blend
-from frevl.dual import FirstStage
-from frevl.rerank import Items, Reranked
+from frevl.dual import FirstStage, part_scales
+from frevl.rerank import Items, Reranked, crowds
 
 __all__ = ["Judgement", "judged", "judged_alone", "judged_part"]
 
@@ -25,16 +25,14 @@ class Judgement:
     """A first stage alone, with crowds, and with crowds and fusion, on development data.
 
     Attributes:
-        first: The first stage alone.
-        crowded: With crowds taken back.
-        aligned: With the kernel alignment and crowds.
+        first: The first stage as it searches: with its alignment, if it has one.
+        crowded: With crowds taken back, and the alignment at its best weight.
         fused: With the fusion too.
         owners: ``(texts,)`` row of the image of each text.
     """
 
     first: Blend
     crowded: Blend
-    aligned: Blend
     fused: Blend
     owners: Tensor
 
@@ -46,8 +44,8 @@ class Judgement:
 
     def record(self) -> dict[str, Any]:
         """Return what the run keeps."""
-        return {"first_stage": self.first.record(), "with_crowds": self.crowded.record(),
-                "with_alignment": self.aligned.record(), "with_fusion": self.fused.record()}  # fmt: skip
+        named = {"first_stage": self.first, "with_crowds": self.crowded, "with_fusion": self.fused}
+        return {name: blend.record() for name, blend in named.items()}
 
 
 def judged_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
@@ -59,7 +57,7 @@ def judged_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
 
 def judged_alone(network: FirstStage, dev: EmbeddedPairs) -> Judgement:
     """Judge a first stage without anything else; all results are the same but for crowds, which mean nothing here."""
-    width = network.image_vectors(dev.images[:1].float(), _mask(dev.image_mask, torch.tensor([0]))).shape[1]
+    width = network.image_parts(dev.images[:1].float(), _mask(dev.image_mask, torch.tensor([0]))).shape[1]
     nothing = {"alignment": 0.0, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 0.0}
     bank = torch.zeros(1, width)
     return judged(Reranked.of(network, bank, bank, None, weights=nothing, depth=max(DEPTHS)), dev)
@@ -69,7 +67,7 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
     """Rank development data by the first stage and choose the weights of the other terms.
 
     Args:
-        network: First stage, banks, alignment and fusion; its own weights play no part.
+        network: First stage, banks and fusion; its own weights play no part.
         dev: Right pairs of development.
     """
     image_ids, image_at = torch.unique(dev.image_rows, return_inverse=True)
@@ -77,14 +75,16 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
     right = torch.zeros(len(image_ids), len(text_ids), dtype=torch.bool)
     right[image_at, text_at] = True
     with torch.inference_mode():
-        vectors = [
-            _items(make, *side)[0]
-            for make, side in (
-                (lambda *one: (network.first.image_vectors(*one),), (dev.images, dev.image_mask, image_ids)),
-                (lambda *one: (network.first.text_vectors(*one),), (dev.texts, dev.text_mask, text_ids)),
-            )
-        ]
-        first = vectors[0] @ vectors[1].T
+        images = _items(network.image_items, dev.images, dev.image_mask, image_ids)
+        texts = _items(network.text_items, dev.texts, dev.text_mask, text_ids)
+
+        def grid_of(weight: float) -> tuple[Tensor, Tensor, Tensor]:
+            """Scores of all pairs with this weight of the alignment, crowds of images and of texts."""
+            scales = part_scales(network.first, weight, images[0].shape[1])
+            both = crowds(images[0], network.bank_texts, scales), crowds(texts[0], network.bank_images, scales)
+            return images[0] * scales @ texts[0].T, *both
+
+        first = grid_of(network.first.alignment_weight)[0]
         of_image = candidates_of(first, right, max(DEPTHS))
         of_text = candidates_of(first.T.contiguous(), right.T.contiguous(), max(DEPTHS))
         queries = [
@@ -92,55 +92,47 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
         ]
         pairs = ((queries[0], of_image[0].reshape(-1)), (of_text[0].reshape(-1), queries[1]))
 
-        def fusions(part: Reranked) -> list[Tensor]:
-            if part.fusion is None:
-                return [torch.zeros(len(rows)) for rows, _ in pairs]
-            images = _items(part.image_items, dev.images, dev.image_mask, image_ids)
-            texts = _items(part.text_items, dev.texts, dev.text_mask, text_ids)
-            found = []
-            for rows, columns in pairs:
-                parts = []
-                for start in range(0, len(rows), _PAIRS_AT_ONCE):
-                    a, b = rows[start : start + _PAIRS_AT_ONCE], columns[start : start + _PAIRS_AT_ONCE]
-                    masks = _mask(dev.image_mask, image_ids[a]), _mask(dev.text_mask, text_ids[b])
-                    parts.append(part.terms(_at(images, a), _at(texts, b), *masks)[:, 3])
-                found.append(torch.cat(parts))
-            return found
+        def fusion_of(rows: Tensor, columns: Tensor) -> Tensor:
+            if network.fusion is None:
+                return torch.zeros(len(rows))
+            parts = []
+            for start in range(0, len(rows), _PAIRS_AT_ONCE):
+                a, b = rows[start : start + _PAIRS_AT_ONCE], columns[start : start + _PAIRS_AT_ONCE]
+                masks = _mask(dev.image_mask, image_ids[a]), _mask(dev.text_mask, text_ids[b])
+                parts.append(network.terms(_at(images, a), _at(texts, b), *masks)[:, 3])
+            return torch.cat(parts)
 
-        fused = [said.view(chosen[0].shape) for said, chosen in zip(fusions(network), (of_image, of_text), strict=True)]
-        sides = []
-        weights = [weight for weight in ALIGNMENT_WEIGHTS if weight == 0 or network.alignment is not None]
+        sought = of_image, of_text
+        fused = [fusion_of(*pair).view(side[0].shape) for pair, side in zip(pairs, sought, strict=True)]
+        own = network.first.alignment_weight
+        weights = [own] if network.first.alignment is None else sorted({own, *ALIGNMENT_WEIGHTS})
+        sides = {}
         for weight in weights:
-            plain = {"alignment": weight, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 0.0}
-            part = network.weighed(plain, network.depth)
-            images = _items(part.image_items, dev.images, dev.image_mask, image_ids)
-            texts = _items(part.text_items, dev.texts, dev.text_mask, text_ids)
-            base = part.first_grid(images[0], texts[0])
+            base, image_crowd, text_crowd = grid_of(weight)
             both = []
             for grid, chosen, crowd, fusion in (
-                (base, of_image, texts[1], fused[0]),
-                (base.T, of_text, images[1], fused[1]),
+                (base, of_image, text_crowd, fused[0]),
+                (base.T, of_text, image_crowd, fused[1]),
             ):
                 columns = torch.stack([grid.gather(1, chosen[0]), crowd[chosen[0]], fusion], dim=2)
                 both.append(Candidates(*chosen, columns))
-            sides.append(both)
-    alone = _best([choose_blend(*sides[0], crowd=False, fusion=False)])
+            sides[weight] = both
+    least: tuple[float, float] | None = None
+
+    def best(weights: list[float], *, crowd: bool, fusion: bool) -> Blend:
+        """The best mean recall; among equals the first, which weighs the alignment least."""
+        blends = []
+        for weight in weights:
+            blend = choose_blend(*sides[weight], crowd=crowd, fusion=fusion, least=least)
+            if blend is not None:
+                blends.append(replace(blend, weights={**blend.weights, "alignment": weight}))
+        return max(blends, key=lambda blend: blend.mean)
+
+    alone = best([own], crowd=False, fusion=False)
     least = alone.metrics["i2t_r1"] / 100 - 1e-6, alone.metrics["t2i_r1"] / 100 - 1e-6
-    crowded = _best([choose_blend(*sides[0], fusion=False, least=least)])
-    found = {}
-    for name, allowed in (("aligned", False), ("fused", network.fusion is not None)):
-        blends = [
-            None if (blend := choose_blend(*side, fusion=allowed, least=least)) is None
-            else replace(blend, weights={**blend.weights, "alignment": weight})
-            for weight, side in zip(weights, sides, strict=True)
-        ]  # fmt: skip
-        found[name] = _best(blends)
-    return Judgement(alone, crowded, found["aligned"], found["fused"], right.float().argmax(dim=0))
-
-
-def _best(blends: list[Blend | None]) -> Blend:
-    """The best mean recall; among equals the first, which weighs the alignment least."""
-    return max((blend for blend in blends if blend is not None), key=lambda blend: blend.mean)
+    crowded = best(weights, crowd=True, fusion=False)
+    whole = best(weights, crowd=True, fusion=network.fusion is not None)
+    return Judgement(alone, crowded, whole, right.float().argmax(dim=0))
 
 
 def _items(make: Callable[..., tuple[Tensor, ...]], values: Tensor, mask: Tensor, ids: Tensor) -> tuple[Tensor, ...]:

@@ -82,6 +82,7 @@ def fit(
     input_dropout: float,
     negatives: int,
     patience: int,
+    keep_last: bool,
     time_limit: float | None,
     state_file: Path,
     log_file: Path,
@@ -89,7 +90,7 @@ def fit(
     progress: bool,
     device: str,
 ) -> FitReport:
-    """Train a network by gradient descent; afterwards it holds the weights of its best epoch.
+    """Train a network by gradient descent; afterwards it holds the weights of its best epoch, or of the last one.
 
     The arguments are those of `frevl.train`. State is saved after every epoch: a call with the same arguments
     after an interruption goes on and ends with the identical result, because every random choice follows from
@@ -190,7 +191,10 @@ def fit(
             with log_file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             state.save(state_file, network, optimiser)
-    network.load_state_dict(state.best_weights)
+    if keep_last:
+        state.best_epoch, state.best_metric = state.epoch, state.metric
+    else:
+        network.load_state_dict(state.best_weights)
     network.to("cpu").eval()
     return FitReport(state.epoch, state.best_epoch, state.best_metric, state.seconds, state.stopped)
 

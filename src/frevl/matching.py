@@ -15,7 +15,7 @@ from frevl.batches import EmbeddedPairs
 from frevl.blend import DEPTHS
 from frevl.contrastive import fit_members, pooled_items
 from frevl.cosine import cosine_of
-from frevl.dual import FirstStage
+from frevl.dual import Dual, FirstStage, with_alignment
 from frevl.errors import PairsError, UsageError, nearest
 from frevl.examples import Examples
 from frevl.fitting import Fitted, Options, fit_model
@@ -29,6 +29,7 @@ from frevl.rerank_loop import fit_reranker
 
 __all__ = [
     "FEWEST_IMAGES",
+    "FIRST_SHARE",
     "FIRST_STAGES",
     "fit_first_stage",
     "fit_matching",
@@ -39,11 +40,12 @@ __all__ = [
 
 FIRST_STAGES = ("dual", "cosine")
 
+_ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; docs/experiments.md, "Retrieval"
 _BANK = 2000  # training items of each modality that crowds are measured with
 _WIDEST = 4096  # numbers of an image embedding; docs/experiments.md, "Retrieval"
 FEWEST_IMAGES = 6  # with fewer a fold has no wrong image
 # Of a time limit: first stage and cross-fitted first stages; the fusion gets what is left, less a tenth for judging.
-_FIRST_SHARE, _MINING_SHARE = 0.35, 0.35
+FIRST_SHARE, _MINING_SHARE = 0.4, 0.3
 
 
 def fit_matching(
@@ -74,7 +76,7 @@ def fit_matching(
                 f"--first-stage goes with a fusion ({', '.join(PRESETS)}) that reads its candidates again, found "
                 f"--model {model}"
             )
-        first = fit_first_stage(first_stage, data, options, share=_FIRST_SHARE)
+        first = fit_first_stage(first_stage, data, options, share=FIRST_SHARE)
         fitted, judgement = fit_reranked(model, first, data, options)
         whole = fitted.network
         if not isinstance(whole, Reranked):
@@ -137,7 +139,7 @@ def fit_reranked(preset: str, first: Fitted, data: Prepared, options: Options) -
     lists = mine(
         pairs, seed=options.seed, device=options.device, progress=options.progress,
         time_limit=None if limit is None else _MINING_SHARE * limit,
-        first=None if network.settings.get("members") else network,
+        first=None if isinstance(network, Dual) else network,
     )  # fmt: skip
     torch.manual_seed(options.seed)
     sizes: dict[str, Any] = {**PRESETS[preset], **({} if options.layers is None else {"layers": options.layers})}
@@ -160,11 +162,13 @@ def fit_reranked(preset: str, first: Fitted, data: Prepared, options: Options) -
         device=options.device, progress=options.progress, title=f"training {preset} to rerank",
         **options.given("epochs", "batch_size", "learning_rate", "weight_decay", "warm_up", "label_smoothing"),
     )  # fmt: skip
-    weights = {"alignment": 1.0, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 1.0}
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     alignment = fit_alignment(images, texts, pairs.image_rows, pairs.text_rows, seed=options.seed)
-    banks = bank_of([network, alignment], images, texts, pairs.image_rows, pairs.text_rows, _BANK, options.seed)
-    whole = Reranked.of(network, *banks, fusion, alignment=alignment, weights=weights, depth=max(DEPTHS))
+    # The scale of an encoder's own cosine may be anything, so only a trained one takes the alignment into the search.
+    network = with_alignment(network, alignment, _ALIGNMENT_WEIGHT if isinstance(network, Dual) else 0.0)
+    banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, _BANK, options.seed)
+    weights = {"alignment": network.alignment_weight, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 1.0}
+    whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))
     judgement = judged(whole, judged_part(right_pairs(data.dev), options.seed))
     say(_sentence(judgement), enabled=options.progress)
     return Fitted(whole, first.seconds + time.monotonic() - started, report), judgement
@@ -209,7 +213,6 @@ def _sentence(judgement: Judgement) -> str:
         for name, blend in (
             ("first stage", judgement.first),
             ("with crowds", judgement.crowded),
-            ("with the alignment", judgement.aligned),
             ("with the fusion", judgement.fused),
         )
     ]

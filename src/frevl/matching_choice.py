@@ -27,6 +27,7 @@ from frevl.itemwise import by_item
 from frevl.judgement import Judgement, judged_alone, judged_part
 from frevl.matching import (
     FEWEST_IMAGES,
+    FIRST_SHARE,
     fit_first_stage,
     fit_reranked,
     right_pairs,
@@ -79,7 +80,7 @@ def choose_matching(data: Prepared, options: Options) -> tuple[Fitted, dict[str,
         if kind == "cosine" and not has_common_space(data.image_towers, data.text_towers):
             left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
             continue
-        fitted = fit_first_stage(kind, data, limited, share=0.35)
+        fitted = fit_first_stage(kind, data, limited, share=FIRST_SHARE)
         network = fitted.network
         if not isinstance(network, FirstStage):
             raise UsageError(f"A first stage was expected, found {type(network).__name__}")
@@ -115,9 +116,9 @@ def _reranked(first: _Tried, reranked: Fitted, judgement: Judgement) -> list[_Tr
     if not isinstance(network, Reranked):
         raise UsageError(f"A reranker was expected, found {type(network).__name__}")
     steps = (
-        (f"{first.name} with crowds", judgement.crowded, first.seconds),
-        (f"{first.name} with crowds and alignment", judgement.aligned, first.seconds),
-        (f"{first.name} with crowds, alignment and {_FUSION}", judgement.fused, reranked.seconds),
+        (f"{first.name} with alignment", judgement.first, first.seconds),
+        (f"{first.name} with alignment and crowds", judgement.crowded, first.seconds),
+        (f"{first.name} with alignment, crowds and {_FUSION}", judgement.fused, reranked.seconds),
     )
     return [
         _Tried(

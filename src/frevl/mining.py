@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frevl.alignment import Alignment
+from frevl.alignment import fit_alignment
 from frevl.batches import EmbeddedPairs
 from frevl.contrastive import fit_members, pooled_items
-from frevl.dual import FirstStage
+from frevl.dual import FirstStage, part_scales, with_alignment
+from frevl.rerank import crowds
 
-__all__ = ["Lists", "bank_of", "crowds", "fold_by_image", "mine"]
+__all__ = ["Lists", "bank_of", "fold_by_image", "mine"]
 
-_HELD = 8192  # texts a block: at 2,000 images a fold 64 MB of scores
 _MOST_IMAGES = 2500  # images mined a fold: with five texts each 31 million scores
 _TWIN_QUANTILE = 0.75
 
@@ -35,7 +34,7 @@ class Lists:
     """For every right pair the wrong images of its text and the wrong texts of its image, hardest first.
 
     Rows count in the embedded items of the pairs. ``base`` are the scores that the fusion has to add to: the first
-    stage's logit with the crowds taken back.
+    stage's logit with the alignment, and the crowds taken back.
 
     Attributes:
         image_rows: ``(n,)`` the right image.
@@ -72,7 +71,8 @@ def mine(
     seed: int,
     folds: int = 2,
     depth: int = 30,
-    crowd_weight: float = 0.75,
+    alignment_weight: float = 10.0,
+    crowd_weight: float = 0.5,
     bank: int = 2000,
     device: str = "cpu",
     time_limit: float | None = None,
@@ -90,6 +90,7 @@ def mine(
         seed: Of folds and training.
         folds: How many.
         depth: Wrong items kept for each pair and direction.
+        alignment_weight: Of the kernel alignment in the scores.
         crowd_weight: How much of the crowds is taken back from the scores (`frevl.rerank`).
         bank: Most training items that crowds are measured with.
         device: Where to train.
@@ -105,7 +106,7 @@ def mine(
     parts, order = [], []
     for fold in range(folds):
         held = _at_most(pairs.image_rows, (fold_of == fold).nonzero()[:, 0], _MOST_IMAGES)
-        inside = torch.arange(len(pairs)) if first is not None else (fold_of != fold).nonzero()[:, 0]
+        inside = (fold_of != fold).nonzero()[:, 0]
         network = first
         if network is None:
             left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started)) / (folds - fold)
@@ -113,7 +114,9 @@ def mine(
                 pairs.select(inside), members=1, seed=seed + fold, device=device, time_limit=left, progress=progress,
                 title=f"first stage without fold {fold + 1} of {folds}", **training,
             )  # fmt: skip
-        banks = bank_of([network], images, texts, pairs.image_rows[inside], pairs.text_rows[inside], bank, seed)
+        seen = pairs.image_rows[inside], pairs.text_rows[inside]
+        network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed), alignment_weight)
+        banks = bank_of(network, images, texts, *seen, bank, seed)
         parts.append(_lists(network, images, texts, pairs.image_rows[held], pairs.text_rows[held], banks, near, depth,
                             crowd_weight))  # fmt: skip
         order.append(held)
@@ -129,7 +132,7 @@ def _at_most(image_rows: Tensor, rows: Tensor, most: int) -> Tensor:
 
 
 def bank_of(
-    stages: Sequence[FirstStage | Alignment],
+    first: FirstStage,
     images: Tensor,
     texts: Tensor,
     image_rows: Tensor,
@@ -137,10 +140,7 @@ def bank_of(
     size: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return vectors of at most ``size`` images and ``size`` texts of training pairs, ``(m, d)`` each.
-
-    The vectors of several stages stand side by side.
-    """
+    """Return parts of at most ``size`` images and ``size`` texts of training pairs, ``(m, d)`` each."""
     random = torch.Generator().manual_seed(seed)
 
     def sample(rows: Tensor) -> Tensor:
@@ -149,18 +149,7 @@ def bank_of(
 
     chosen_images, chosen_texts = images[sample(image_rows)].float(), texts[sample(text_rows)].float()
     with torch.inference_mode():
-        return (
-            torch.cat([stage.image_vectors(chosen_images) for stage in stages], dim=1),
-            torch.cat([stage.text_vectors(chosen_texts) for stage in stages], dim=1),
-        )
-
-
-def crowds(vectors: Tensor, bank: Tensor, scale: Tensor) -> Tensor:
-    """``(n,)`` log of the mean exponential of the logits of ``(n, d)`` vectors with a ``(m, d)`` bank."""
-    starts = range(0, len(vectors), _HELD)
-    parts: list[Tensor] = [(scale * vectors[start : start + _HELD] @ bank.T).logsumexp(dim=1) for start in starts]
-    logs: Tensor = torch.cat(parts) - math.log(max(1, len(bank)))
-    return logs
+        return first.image_parts(chosen_images), first.text_parts(chosen_texts)
 
 
 def near_duplicate_bound(texts: Tensor, image_rows: Tensor, text_rows: Tensor) -> float:
@@ -201,11 +190,12 @@ def _lists(
     text_ids, text_at = torch.unique(text_rows, return_inverse=True)
     meaning = centred(texts)[text_ids] if math.isfinite(near) else None
     with torch.inference_mode():
-        image_vectors = network.image_vectors(images[image_ids].float())
-        text_vectors = network.text_vectors(texts[text_ids].float())
-        scores = network.scale * text_vectors @ image_vectors.T
-        scores -= crowd_weight * crowds(text_vectors, banks[0], network.scale)[:, None]
-        scores -= crowd_weight * crowds(image_vectors, banks[1], network.scale)
+        image_parts = network.image_parts(images[image_ids].float())
+        text_parts = network.text_parts(texts[text_ids].float())
+        scales = part_scales(network, network.alignment_weight, image_parts.shape[1])
+        scores = text_parts * scales @ image_parts.T
+        scores -= crowd_weight * crowds(text_parts, banks[0], scales)[:, None]
+        scores -= crowd_weight * crowds(image_parts, banks[1], scales)
         right = torch.zeros(scores.shape, dtype=torch.bool)
         right[text_at, image_at] = True
         alike = right.clone()

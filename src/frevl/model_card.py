@@ -20,6 +20,8 @@ _TITLES = {
     "t2i_r1": "text to image, recall at 1",
     "t2i_r5": "text to image, recall at 5",
     "t2i_r10": "text to image, recall at 10",
+    "i2t_median_rank": "image to text, median rank from 1 (not %)",
+    "t2i_median_rank": "text to image, median rank from 1 (not %)",
     "accuracy": "accuracy",
     "vqa_accuracy": "VQA accuracy",
     "ece": "calibration error (ECE, less is better)",
@@ -49,9 +51,9 @@ def model_card(
     parts = [
         _head(run),
         f"# {name.rpartition('/')[2]}",
-        f"A `{run['model']}` network of {run['parameters']:,} parameters for {run['task']} on **frozen embeddings**, "
-        f"trained with frevl {run['provenance']['versions'].get('frevl', '')}. The encoders are not part of it: they "
-        "embed images and texts first, and this network reads the embeddings.",
+        f"A network of the kind {_kind(run)} with {run['parameters']:,} parameters for {run['task']} on **frozen "
+        f"embeddings**, trained with frevl {run['provenance']['versions'].get('frevl', '')}. The encoders are not part "
+        "of it: they embed images and texts first, and this network reads the embeddings.",
         _verdict(diagnosis),
         _metrics(run, results),
         _encoders(run),
@@ -72,6 +74,11 @@ def _head(run: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "---"])
 
 
+def _kind(run: Mapping[str, Any]) -> str:
+    chosen = (run["results"].get("selection") or {}).get("chosen")
+    return f"`{chosen}`, chosen by `{run['model']}`," if run["model"] == "auto" and chosen else f"`{run['model']}`"
+
+
 def _verdict(diagnosis: Mapping[str, Any] | None) -> str:
     if diagnosis is None:
         return "No diagnosis was made, so this card cannot say whether simpler models would do: `frevl diagnose` can."
@@ -84,7 +91,7 @@ def _metrics(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> st
         lines += ["", f"{result['n']:,} test pairs; 95 % intervals by bootstrap over images.", ""]
         lines += ["| metric | % | 95 % interval |", "|---|---|---|"]
         for metric, value in result["metrics"].items():
-            low, high = result.get("ci95", {}).get(metric, (None, None))
+            low, high = result.get("ci95", {}).get(metric) or (None, None)  # one image has no interval
             interval = "not measured" if low is None else f"{low:.2f} to {high:.2f}"
             lines.append(f"| {_TITLES.get(metric, metric)} | {value:.2f} | {interval} |")
         lines += ["", *(f"- {note}" for note in result.get("notes", []))]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,8 @@ __all__ = ["FILE_NAME", "FORMAT", "ExportedNetwork", "metadata_of", "open_export
 
 FORMAT = "1"  # raised when a reader of today would misread the file
 FILE_NAME = "model.onnx"
+_LEAST_SHARE = 64  # pairs; smaller shares of a batch are not worth a core of their own
+_MOST_ROWS = 512  # pairs of one run on one core; more were slower, because they leave the core's cache
 
 
 @dataclass(frozen=True)
@@ -44,17 +48,16 @@ class ExportedNetwork(nn.Module):
             MissingExtraError: onnxruntime is not installed.
         """
         super().__init__()
-        runtime = library("onnxruntime")
+        library("onnxruntime")
         if not path.is_file():
             raise RunError(
                 f"{path}: expected an exported run, found no file; write it with: frevl export --onnx {path}"
             )
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()  # as PyTorch, which OMP_NUM_THREADS decides
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 4
+        threads = torch.get_num_threads()  # OMP_NUM_THREADS decides
         try:
-            self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = _open(path, threads)
+            # Large batches are shared out (see `_on_every_core`). Opened now: the file may be another one later.
+            self._one_core = self.session if threads == 1 else _open(path, 1)
         # ONNX Runtime's exceptions have no common base below Exception, and any of them says: this is no network.
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
@@ -76,7 +79,32 @@ class ExportedNetwork(nn.Module):
                 feeds[one.name] = tokens.cpu().numpy()
             else:
                 feeds[one.name] = (_as_tokens(values) if one.axes == 3 else values).float().cpu().numpy()
-        return torch.from_numpy(self.session.run(["logits"], feeds)[0])
+        count = len(next(iter(feeds.values())))
+        cores = max(1, min(torch.get_num_threads(), count // _LEAST_SHARE))
+        if cores == 1 and count <= _MOST_ROWS:
+            return torch.from_numpy(self.session.run(["logits"], feeds)[0])
+        return torch.from_numpy(np.concatenate(self._on_every_core(feeds, count, cores)))
+
+    def _on_every_core(self, feeds: dict[str, np.ndarray], count: int, cores: int) -> list[np.ndarray]:
+        """Run parts of a large batch, each on one core, which waits for no other before all is done."""
+        session, rows = self._one_core, min(_MOST_ROWS, -(-count // cores))
+
+        def part(start: int) -> np.ndarray:
+            feed = {name: values[start : start + rows] for name, values in feeds.items()}
+            logits: np.ndarray = session.run(["logits"], feed)[0]
+            return logits
+
+        with ThreadPoolExecutor(cores) as pool:
+            return list(pool.map(part, range(0, count, rows)))
+
+
+def _open(path: Path, threads: int) -> Any:
+    runtime = library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _as_tokens(values: Tensor) -> Tensor:

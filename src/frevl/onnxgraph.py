@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import gelu
 
 from frevl.average import Average
 from frevl.baselines import Linear, Majority, Mlp
 from frevl.batches import Inputs
 from frevl.calibration import calibrated
 from frevl.dual import Cosine, Dual, Projection
-from frevl.encoders.exported import quiet_export
+from frevl.encoders.exported import name_axes, quiet_export
 from frevl.errors import RunError
 from frevl.fusion import Fusion, masked_mean
 from frevl.kernel import KernelFusion, kernel_matrix
@@ -43,8 +44,43 @@ class _WholeKernel(nn.Module):
         return kernel @ net.alphas + net.mean
 
 
+class _FlatFusion(nn.Module):
+    """A folded fusion whose graph has no axis of tokens where there are none.
+
+    Linear maps of two axes become ``Gemm``, which takes the bias along; ``MatMul`` and ``Add`` took 3 % longer.
+    """
+
+    def __init__(self, network: Fusion) -> None:
+        super().__init__()
+        self.network = network.folded()
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        net = self.network
+        logits: Tensor
+        if image.dim() == 3 or text.dim() == 3:
+            logits = net(image, text, image_mask, text_mask)
+            return logits
+        v, t = gelu(net.image_projection(image)), gelu(net.text_projection(text))
+        for block in net.blocks:
+            v, t = _flat_block(block, v, t)
+        parts = [v, t] + ([v * t] if net.product else []) + ([(v - t).abs()] if net.difference else [])
+        logits = net.head(torch.cat(parts, dim=1))
+        return logits
+
+
+def _flat_block(block: Any, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """`frevl.blocks.Block`, folded, on ``(n, d)``."""
+    if block.cross is not None:
+        v_seen, t_seen = block.cross.image_norm(v), block.cross.text_norm(t)
+        v = v + block.cross.image_reads_text.output_value(t_seen)
+        t = t + block.cross.text_reads_image.output_value(v_seen)
+    return v + block.image_ffn(block.image_norm(v)), t + block.text_ffn(block.text_norm(t))
+
+
 def _folded(network: nn.Module) -> nn.Module:
-    return network.folded() if isinstance(network, Fusion) else network
+    return _FlatFusion(network) if isinstance(network, Fusion) else network
 
 
 def _averaged(network: nn.Module) -> nn.Module:
@@ -116,7 +152,9 @@ class _Answering(nn.Module):
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         logits = self.network(image, text, image_mask, text_mask)
-        return logits, calibrated(logits, self.calibration, soft=self.soft)
+        # A reranker has a logit of its own for the probability, the last one.
+        judged = logits[:, -1:] if isinstance(self.network, Reranked) else logits
+        return logits, calibrated(judged, self.calibration, soft=self.soft)
 
 
 def traced(network: nn.Module, run: Run) -> Any:
@@ -139,9 +177,9 @@ def traced(network: nn.Module, run: Run) -> Any:
         tokens = {1: f"{name}_tokens"} if values.dim() == 3 else {}
         # Majority and cosine do not know how wide embeddings are.
         width = {} if _width(run, name) else {values.dim() - 1: f"{name}_width"}
-        axes.append({0: "pairs", **tokens, **width})
+        axes.append({0: "batch", **tokens, **width})
     for name, mask in (("image", image_mask), ("text", text_mask)):
-        axes.append(None if mask is None else {0: "pairs", 1: f"{name}_tokens"})
+        axes.append(None if mask is None else {0: "batch", 1: f"{name}_tokens"})
     given = {"image": image, "text": text, "image_mask": image_mask, "text_mask": text_mask}
     with quiet_export(), torch.no_grad():
         program = torch.onnx.export(
@@ -156,6 +194,7 @@ def traced(network: nn.Module, run: Run) -> Any:
         )
     if program is None:
         raise RunError("PyTorch's ONNX exporter returned nothing; install the versions in constraints.txt")
+    name_axes(program.model, {name: own for name, own in zip(given, axes, strict=True) if own is not None})
     return program.model_proto
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from frevl.errors import PairsError
 from frevl.rejects import Reject, rejects_sentence
 
-__all__ = ["Pairs", "Target", "read_pairs", "split_by_image"]
+__all__ = ["Pairs", "Target", "problem_of", "read_pairs", "split_by_image"]
 
 Target = str | list[str] | dict[str, float]
 
@@ -118,6 +118,15 @@ def read_pairs(path: str | Path) -> Pairs:
             f'{{"image": "a.jpg", "text": "a dog"}}. {detail}'
         )
     return Pairs(images, texts, targets, extras, places, tuple(rejected))
+
+
+def problem_of(row: object) -> str:
+    """Say why a pairs file cannot hold a row, naming the field; an empty string if it can.
+
+    Args:
+        row: An object with ``image``, ``text`` and maybe ``target``, as it would stand in a line.
+    """
+    return _problem(row) or (_HALF_PAIR if _has_half_pair(row) else "")
 
 
 def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs, Pairs]:
@@ -314,7 +323,7 @@ def _check_columns(place: str, names: Sequence[str]) -> None:
 def _has_half_pair(value: Any) -> bool:
     """Whether a text, or a text inside, holds half of a surrogate pair."""
     if isinstance(value, str):
-        return any("\ud800" <= letter <= "\udfff" for letter in value)
+        return not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
     if isinstance(value, dict):
         return any(_has_half_pair(entry) for item in value.items() for entry in item)
     return isinstance(value, list) and any(_has_half_pair(entry) for entry in value)

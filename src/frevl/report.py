@@ -80,9 +80,9 @@ def demo_table(report: DemoReport) -> str:
 
 
 def result_table(result: Result) -> str:
-    """Return metrics with intervals, slices of the first metric, and notes."""
+    """Return metrics (percent; median ranks are ranks) with intervals, slices of the first metric, and notes."""
     rows = [[name, f"{value:.2f}", _interval(result.ci95[name])] for name, value in result.metrics.items()]
-    parts = [f"{result.n:,} pairs, task {result.task}", table(["metric", "%", "95 % interval"], rows)]
+    parts = [f"{result.n:,} pairs, task {result.task}", table(["metric", "value", "95 % interval"], rows)]
     metric = next(iter(result.metrics))
     for key, groups in result.slices.items():
         rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in groups.items()]

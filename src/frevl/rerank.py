@@ -5,12 +5,16 @@ and alone::
 
     score = first + w_alignment alignment + w_image crowd(image) + w_text crowd(text) + w_fusion fusion(image, text)
 
-``first`` is the first stage's logit, ``alignment`` the cosine of a kernel regression (`frevl.alignment`). ``crowd`` is
-the logarithm of the mean of the exponentials of an item's logits, of both, with a fixed sample of training items of the
-other modality: some items are near to everything ("hubs") and come up for every query; a negative weight takes that
-back (ours, after inverted softmax, arXiv 1702.03859, and query-bank normalisation, arXiv 2112.12777; here the bank is a
-part of the run). The weights are chosen on development data (`frevl.blend`), so what does not help there has the
-weight 0.
+``first`` is the first stage's own logit, ``alignment`` the cosine of the kernel regression beside it
+(`frevl.alignment`), which may weigh more here than in the search for candidates. ``crowd`` is the logarithm of the mean
+of the exponentials of an item's logits, of both, with a fixed sample of training items of the other modality: some
+items are near to everything ("hubs") and come up for every query; a negative weight takes that back (ours, after
+inverted softmax, arXiv 1702.03859, and query-bank normalisation, arXiv 2112.12777; here the bank is a part of the run).
+The weights are chosen on development data (`frevl.blend`), so what does not help there has the weight 0.
+
+Crowds put candidates of one query in order. Whether one text describes one image is another question: a general
+caption is near to many images because it describes many. So the match probability comes from a second logit, the same
+sum without crowds (docs/experiments.md, "Retrieval").
 """
 
 from __future__ import annotations
@@ -21,16 +25,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frevl.alignment import Alignment
-from frevl.dual import Cosine, Dual, FirstStage
+from frevl.dual import Cosine, Dual, FirstStage, part_scales
 from frevl.fusion import Fusion
+from frevl.precision import stored_in_half
 
-__all__ = ["Items", "Reranked", "Standardised"]
+__all__ = ["Items", "Reranked", "Standardised", "crowds"]
 
 Items = tuple[Tensor, Tensor, Tensor]
-"""What the score of pairs needs of their items of one modality: vectors ``(n, d)`` of first stage and alignment, crowds
+"""What the score of pairs needs of their items of one modality: the first stage's parts ``(n, d)``, crowds
 ``(n,)`` and the fusion's projected tokens ``(n, N, width)`` (width 0 without a fusion)."""
 
+_CROWDED = 8192  # items a block: with a bank of 2,000 64 MB of logits
 _FIRST: dict[str, type[Dual] | type[Cosine]] = {"cosine": Cosine, "dual": Dual}
 
 
@@ -77,7 +82,6 @@ class Reranked(nn.Module):
         bank_images: int,
         bank_texts: int,
         bank_width: int,
-        alignment: dict[str, Any] | None,
         fusion: dict[str, Any] | None,
         weights: dict[str, float],
         depth: int,
@@ -89,8 +93,7 @@ class Reranked(nn.Module):
             first_settings: Arguments of its constructor.
             bank_images: Training images that the crowd of a text is measured with.
             bank_texts: Training texts that the crowd of an image is measured with.
-            bank_width: Width of the vectors of first stage and alignment together.
-            alignment: Arguments of `Alignment`, or None.
+            bank_width: Width of the first stage's parts.
             fusion: Arguments of `Standardised`, or None.
             weights: ``alignment``, ``image_crowd``, ``text_crowd`` and ``fusion``.
             depth: How many candidates of the first stage are worth reading again.
@@ -102,7 +105,6 @@ class Reranked(nn.Module):
             "bank_images": bank_images,
             "bank_texts": bank_texts,
             "bank_width": bank_width,
-            "alignment": alignment,
             "fusion": fusion,
             "weights": dict(weights),
             "depth": depth,
@@ -110,7 +112,7 @@ class Reranked(nn.Module):
         self.first: Dual | Cosine = _FIRST[first](**first_settings)
         self.bank_images = nn.Parameter(torch.zeros(bank_images, bank_width), requires_grad=False)
         self.bank_texts = nn.Parameter(torch.zeros(bank_texts, bank_width), requires_grad=False)
-        self.alignment = None if alignment is None else Alignment(**alignment)
+        stored_in_half(self, inner=False)
         self.fusion = None if fusion is None else Standardised(**fusion)
         self.weights, self.depth = dict(weights), depth
 
@@ -122,22 +124,16 @@ class Reranked(nn.Module):
         bank_texts: Tensor,
         fusion: Standardised | None,
         *,
-        alignment: Alignment | None = None,
         weights: dict[str, float],
         depth: int,
     ) -> Reranked:
-        """Put fitted parts together.
-
-        ``bank_images`` and ``bank_texts`` are ``(m, d)``: the vectors of the first stage, those of the alignment (if
-        there is one) beside them.
-        """
+        """Put fitted parts together; ``bank_images`` and ``bank_texts`` are ``(m, d)`` parts of the first stage."""
         network = cls(
             first=next(name for name, kind in _FIRST.items() if type(first) is kind),
             first_settings=first.settings,
             bank_images=len(bank_images),
             bank_texts=len(bank_texts),
             bank_width=bank_images.shape[1],
-            alignment=None if alignment is None else alignment.settings,
             fusion=None if fusion is None else fusion.settings,
             weights=weights,
             depth=depth,
@@ -145,44 +141,34 @@ class Reranked(nn.Module):
         network.first.load_state_dict(first.state_dict())
         network.bank_images.copy_(bank_images)
         network.bank_texts.copy_(bank_texts)
-        if network.alignment is not None and alignment is not None:
-            network.alignment.load_state_dict(alignment.state_dict())
         if network.fusion is not None and fusion is not None:
             network.fusion.load_state_dict(fusion.state_dict())
         return network.eval()
 
     def weighed(self, weights: dict[str, float], depth: int) -> Reranked:
-        """Return the same parts with other weights; an alignment or fusion that weighs nothing is left out."""
+        """Return the same parts with other weights; a fusion that weighs nothing is left out."""
         fusion = self.fusion if weights["fusion"] > 0 else None
-        alignment = self.alignment if weights["alignment"] > 0 else None
-        width = self.bank_images.shape[1] - (0 if self.alignment is None else self.alignment.settings["rank"])
-        kept = self.bank_images.shape[1] if alignment is not None else width
-        banks = self.bank_images[:, :kept], self.bank_texts[:, :kept]
-        return Reranked.of(self.first, *banks, fusion, alignment=alignment, weights=weights, depth=depth)
+        return Reranked.of(self.first, self.bank_images, self.bank_texts, fusion, weights=weights, depth=depth)
 
     def image_items(self, image: Tensor, mask: Tensor | None = None) -> Items:
         """Do what needs only the image: ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
-        vectors = self.first.image_vectors(image, mask)
-        if self.alignment is not None:
-            vectors = torch.cat([vectors, self.alignment.image_vectors(image, mask)], dim=1)
+        parts = self.first.image_parts(image, mask)
         hidden = image.new_zeros(len(image), 1, 0) if self.fusion is None else self.fusion.project_image(image)
-        return vectors, self._crowd(vectors, self.bank_texts), hidden
+        return parts, self._crowd(parts, self.bank_texts), hidden
 
     def text_items(self, text: Tensor, mask: Tensor | None = None) -> Items:
         """Do what needs only the text."""
-        vectors = self.first.text_vectors(text, mask)
-        if self.alignment is not None:
-            vectors = torch.cat([vectors, self.alignment.text_vectors(text, mask)], dim=1)
+        parts = self.first.text_parts(text, mask)
         hidden = text.new_zeros(len(text), 1, 0) if self.fusion is None else self.fusion.project_text(text)
-        return vectors, self._crowd(vectors, self.bank_images), hidden
+        return parts, self._crowd(parts, self.bank_images), hidden
 
     def terms(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
         """Return ``(n, 4)``: first stage with the weighted alignment, crowd of the image, crowd of the text, fusion."""
-        vectors, image_crowd, image_hidden = images
-        text_vectors, text_crowd, text_hidden = texts
-        first = (vectors * self._scales() * text_vectors).sum(dim=1)
+        parts, image_crowd, image_hidden = images
+        text_parts, text_crowd, text_hidden = texts
+        first = (parts * self._scales() * text_parts).sum(dim=1)
         if self.fusion is None:
             fused = torch.zeros_like(first)
         else:
@@ -190,32 +176,38 @@ class Reranked(nn.Module):
             fused = network.head(network.fuse(image_hidden, text_hidden, image_mask, text_mask))[:, 0]
         return torch.stack([first, image_crowd, text_crowd, fused], dim=1)
 
-    def first_grid(self, images: Tensor, texts: Tensor) -> Tensor:
-        """``(images, texts)``: the first of the `terms` for all pairs, from the vectors of `Items`."""
-        return images * self._scales() @ texts.T
-
     def blend(self, terms: Tensor) -> Tensor:
-        """Weigh ``(n, 4)`` terms into ``(n, 1)`` logits."""
-        weights = [1.0, self.weights["image_crowd"], self.weights["text_crowd"], self.weights["fusion"]]
-        return (terms * terms.new_tensor(weights)).sum(dim=1, keepdim=True)
+        """Weigh ``(n, 4)`` terms into ``(n, 2)`` logits: the score, and without crowds what the probability is from."""
+        crowds_apart = [0.0, self.weights["image_crowd"], self.weights["text_crowd"], 0.0]
+        match = (terms * terms.new_tensor([1.0, 0.0, 0.0, self.weights["fusion"]])).sum(dim=1)
+        return torch.stack([match + (terms * terms.new_tensor(crowds_apart)).sum(dim=1), match], dim=1)
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, 1)`` logits; the shapes are those of `Fusion.forward`."""
+        """Return the ``(n, 2)`` logits of `blend`; the shapes are those of `Fusion.forward`."""
         images, texts = self.image_items(image, image_mask), self.text_items(text, text_mask)
         return self.blend(self.terms(images, texts, image_mask, text_mask))
 
-    def _crowd(self, vectors: Tensor, bank: Tensor) -> Tensor:
-        """``(n,)`` log of the mean exponential of the logits with a bank of the other modality."""
-        return (vectors * self._scales() @ bank.T).logsumexp(dim=1) - math.log(max(1, len(bank)))
+    def _crowd(self, parts: Tensor, bank: Tensor) -> Tensor:
+        return crowds(parts, bank, self._scales())
 
     def _scales(self) -> Tensor:
-        """``(d,)``: what each number of the vectors weighs in a logit."""
-        rank = 0 if self.alignment is None else int(self.alignment.settings["rank"])
-        width = self.bank_images.shape[1] - rank
-        first = self.first.scale.expand(width)
-        return torch.cat([first, first.new_full((rank,), self.weights["alignment"])])
+        """``(d,)``: what each number of the parts weighs in a logit."""
+        return part_scales(self.first, self.weights["alignment"], self.bank_images.shape[1])
+
+
+def crowds(parts: Tensor, bank: Tensor, scales: Tensor) -> Tensor:
+    """``(n,)`` log of the mean exponential of the logits of items with a bank of the other modality.
+
+    Args:
+        parts: ``(n, d)`` of a first stage.
+        bank: ``(m, d)``.
+        scales: ``(d,)`` of `frevl.dual.part_scales`.
+    """
+    blocks = (parts * scales).split(_CROWDED)  # type: ignore[no-untyped-call]
+    logs: Tensor = torch.cat([(block @ bank.T).logsumexp(dim=1) for block in blocks])
+    return logs - math.log(max(1, len(bank)))
 
 
 def _statistics(width: int) -> tuple[nn.Parameter, nn.Parameter]:

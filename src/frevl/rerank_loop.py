@@ -1,20 +1,17 @@
-"""The training loop of a reranker: a fusion learns what to add to the first stage's score, list by list."""
+"""The training of a reranker: a fusion learns what to add to the first stage's score, list by list."""
 
 from __future__ import annotations
-
-import math
-import time
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.batches import EmbeddedPairs
-from frevl.contrastive import low_precision, pooled_items
-from frevl.errors import TrainingError
-from frevl.loop import FitReport, scheduled
+from frevl.contrastive import pooled_items
+from frevl.descent import descend
+from frevl.loop import FitReport
 from frevl.mining import Lists
-from frevl.progress import ProgressLine
+from frevl.precision import low_precision
 from frevl.rerank import Standardised
 
 __all__ = ["fit_reranker", "listwise_loss"]
@@ -70,55 +67,33 @@ def fit_reranker(
         pooled_items(pairs.images, pairs.image_mask)[torch.unique(lists.image_rows)],
         pooled_items(pairs.texts, pairs.text_mask)[torch.unique(lists.text_rows)],
     )
-    trained = [parameter for parameter in network.to(device).train().parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
-    steps = max(1, round(len(lists) / batch_size))
-    started, stopped, epoch, value = time.monotonic(), "epochs", 0, math.nan
-    with ProgressLine(title, epochs * steps, enabled=progress) as line:
-        for epoch in range(epochs):
-            torch.manual_seed(seed * 100_003 + epoch)  # dropout
-            random = torch.Generator().manual_seed(seed * 100_003 + epoch)
-            for batch, rows in enumerate(torch.randperm(len(lists), generator=random).tensor_split(steps)):
-                done = (epoch + batch / steps) / epochs
-                if time_limit is not None:
-                    done = max(done, (time.monotonic() - started) / time_limit)
-                    if done >= 1 and epoch + batch > 0:
-                        stopped = "time"
-                        break
-                for group in optimiser.param_groups:
-                    group["lr"] = scheduled(done, learning_rate, learning_rate / 1000, warm_up)
-                chosen = torch.randint(lists.wrong_images.shape[1], (2, len(rows), wrong), generator=random)
-                images, image_base = _drawn(lists.wrong_images, lists.wrong_images_base, rows, chosen[0])
-                texts, text_base = _drawn(lists.wrong_texts, lists.wrong_texts_base, rows, chosen[1])
-                image, text = lists.image_rows[rows], lists.text_rows[rows]
-                image_rows = torch.cat([image, images.reshape(-1).clamp(min=0), image.repeat_interleave(wrong)])
-                text_rows = torch.cat([text, text.repeat_interleave(wrong), texts.reshape(-1).clamp(min=0)])
-                with low_precision(device):
-                    logits = _logits(network, pairs, image_rows, text_rows, device).float()
-                count = len(rows), len(rows) + images.numel()
-                right, by_image, by_text = logits[: count[0]], logits[count[0] : count[1]], logits[count[1] :]
-                base = lists.base[rows].to(device) + right
-                loss = 0.5 * (
-                    listwise_loss(base, by_image.view(images.shape) + image_base.to(device), (images >= 0).to(device),
-                                  label_smoothing=label_smoothing)
-                    + listwise_loss(base, by_text.view(texts.shape) + text_base.to(device), (texts >= 0).to(device),
-                                    label_smoothing=label_smoothing)
-                )  # fmt: skip
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise TrainingError(
-                        f"The loss of the reranker must be finite, found {value} in epoch {epoch + 1}, batch "
-                        f"{batch + 1} of {steps}; lower --learning-rate"
-                    )
-                optimiser.zero_grad()
-                torch.autograd.backward(loss)
-                torch.nn.utils.clip_grad_norm_(trained, gradient_clip)
-                optimiser.step()
-                line.advance(note=f"epoch {epoch + 1}/{epochs}  loss {value:.3f}")
-            if stopped == "time":
-                break
-    network.to("cpu").eval()
-    return FitReport(epoch + 1, epoch + 1, value, time.monotonic() - started, stopped)
+    network.to(device)
+
+    def loss_of(rows: Tensor, random: torch.Generator) -> Tensor:
+        chosen = torch.randint(lists.wrong_images.shape[1], (2, len(rows), wrong), generator=random)
+        images, image_base = _drawn(lists.wrong_images, lists.wrong_images_base, rows, chosen[0])
+        texts, text_base = _drawn(lists.wrong_texts, lists.wrong_texts_base, rows, chosen[1])
+        image, text = lists.image_rows[rows], lists.text_rows[rows]
+        image_rows = torch.cat([image, images.reshape(-1).clamp(min=0), image.repeat_interleave(wrong)])
+        text_rows = torch.cat([text, text.repeat_interleave(wrong), texts.reshape(-1).clamp(min=0)])
+        with low_precision(device):
+            logits = _logits(network, pairs, image_rows, text_rows, device).float()
+        right, by_image, by_text = torch.split(logits, [len(rows), images.numel(), texts.numel()])
+        right = lists.base[rows].to(device) + right
+        losses = [
+            listwise_loss(
+                right, said.view(numbers.shape) + base.to(device), (numbers >= 0).to(device),
+                label_smoothing=label_smoothing,
+            )
+            for said, numbers, base in ((by_image, images, image_base), (by_text, texts, text_base))
+        ]  # fmt: skip
+        return 0.5 * (losses[0] + losses[1])
+
+    return descend(
+        network, loss_of, len(lists), seed=seed, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        weight_decay=weight_decay, warm_up=warm_up, gradient_clip=gradient_clip, time_limit=time_limit,
+        progress=progress, title=title, remedy="lower --learning-rate", decay_vectors=True,
+    )  # fmt: skip
 
 
 def listwise_loss(right: Tensor, wrong: Tensor, exists: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

@@ -112,7 +112,7 @@ def _reranked_queries(
     ranks = before.copy()
     depth = min(depth, first.shape[1])
     start = 0
-    for block in _blocks(first, queries=max(1, _BLOCK // max(first.shape[1], 64 * depth))):
+    for block in _blocks(first, queries=max(1, _BLOCK // (4 * max(first.shape[1], 64 * depth)))):
         right = np.zeros(block.shape, bool)
         for row in range(len(block)):
             right[row, list(positives[start + row])] = True

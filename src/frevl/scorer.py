@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from frevl.batches import EmbeddedPairs, logits_of
 from frevl.calibration import calibrated
-from frevl.canaries import tower_records
+from frevl.canaries import check_encoder
 from frevl.dual import Cosine, Dual
 from frevl.embeddings import stack
 from frevl.encoders import Encoder, ImageTower, load_encoder
@@ -26,7 +26,7 @@ from frevl.rerank import Reranked
 from frevl.retrieval import PairScores, full_grid
 from frevl.run import Run
 from frevl.store import Store
-from frevl.towers import Modality, Tower, check_same
+from frevl.towers import Modality
 
 __all__ = ["BACKENDS", "Prediction", "Scorer"]
 
@@ -69,11 +69,9 @@ class Scorer:
         # Folding changes no score beyond float32 rounding and saves a third of the work.
         network = run.network.folded() if isinstance(run.network, Fusion) else run.network
         self.network = network.to(device).eval()
-        self._towers: dict[Modality, list[Tower]] = {
-            "image": [store.towers[name] for name in run.towers["image"]],
-            "text": [store.towers[name] for name in run.towers["text"]],
-        }
-        self._encoders: list[Encoder] = []
+        both: tuple[Modality, Modality] = ("image", "text")
+        self._towers = {modality: [store.towers[name] for name in run.towers[modality]] for modality in both}
+        self._encoders: dict[str, Encoder] = {}
 
     @classmethod
     def open(
@@ -128,24 +126,49 @@ class Scorer:
             StoreError: An image is not in the store.
             FingerprintError: A text has to be embedded and the encoder is not the one that made the store.
         """
+        logits = self._logits(pairs, images or {})
+        return logits[:, 0] if self.run.task == "matching" else logits
+
+    def judge(
+        self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score pairs of a matching run and say how probable each match is.
+
+        Args:
+            pairs: As `score`.
+            images: As `score`.
+
+        Returns:
+            ``(n,)`` scores, those of `score`, and ``(n,)`` calibrated probabilities. A run that reranks computes these
+            without what only orders the candidates of one query (`frevl.rerank`): both need not rank pairs alike.
+
+        Raises:
+            UsageError: The run does classification; else as `score`.
+        """
+        if self.run.task != "matching":
+            raise UsageError(f"{self.run.path}: expected a matching run, found task '{self.run.task}'; use predict")
+        logits = self._logits(pairs, images or {})
+        return logits[:, 0], self.probabilities(logits[:, -1])
+
+    def _logits(self, pairs: Sequence[tuple[str, str]], images: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return ``(n, outputs)`` float32 of the network."""
         if not pairs:
-            return np.zeros((0,) if self.run.task == "matching" else (0, len(self.run.labels)), np.float32)
+            return np.zeros((0, len(self.run.labels) or 1), np.float32)
         rows = {id_: row for row, id_ in enumerate(dict.fromkeys(image for image, _ in pairs))}
         texts = {text: row for row, text in enumerate(dict.fromkeys(text for _, text in pairs))}
         embedded = EmbeddedPairs.of(
             [image for image, _ in pairs],
             [text for _, text in pairs],
             rows,
-            self._read_images(list(rows), images or {}),
+            self._read("image", list(rows), images),
             texts,
             self._read_texts(list(texts)),
         )
         logits_of_all = logits_by_item if isinstance(self.network, Reranked) else logits_of
-        logits = logits_of_all(self.network, embedded, self.batch_size, self.device).numpy()
-        return logits[:, 0] if self.run.task == "matching" else logits
+        return logits_of_all(self.network, embedded, self.batch_size, self.device).numpy()
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Turn scores into calibrated probabilities of the same shape."""
+        """Turn scores into calibrated probabilities of the same shape; for a run that reranks take `judge`."""
         logits = torch.from_numpy(scores)
         if self.run.task == "matching":
             return calibrated(logits[:, None], self.run.calibration, soft=True)[:, 0].numpy()
@@ -181,9 +204,7 @@ class Scorer:
         ]
 
     def grid(self, image_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """Score every image with every text.
-
-        A fusion projects every item once; only what depends on both is computed a pair at a time.
+        """Score every image with every text; work for single items is done once an item.
 
         Returns:
             ``(images, texts)`` float32 logits.
@@ -199,22 +220,21 @@ class Scorer:
         """Do the work of single items, so that any pairs of them can be scored at the least cost.
 
         Returns:
-            A function from ``(n,)`` rows of ``image_ids`` and ``(n,)`` rows of ``texts`` to ``(n,)`` float32 logits:
-            those of `score`.
+            A function from ``(n,)`` rows of ``image_ids`` and ``(n,)`` rows of ``texts`` to their scores, ``(n,)``.
         """
-        image_values = self.store.read("image", image_ids, self._towers["image"])
-        embedded = EmbeddedPairs.of([], [], {}, image_values, {}, self._read_texts(texts))
+        embedded = EmbeddedPairs.of([], [], {}, self._read("image", image_ids, {}), {}, self._read_texts(texts))
         with torch.inference_mode():
             logits_of_pairs = by_item(self.network, embedded, self.batch_size, self.device)
 
         def scores(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+            # Into one array: small pieces kept between large ones would keep the heap from being used again.
+            found = np.empty(len(rows), np.float32)
             with torch.inference_mode():
-                parts = [np.zeros(0, np.float32)]
                 for start in range(0, len(rows), self.batch_size):
                     part = slice(start, start + self.batch_size)
                     logits = logits_of_pairs(torch.from_numpy(rows[part]), torch.from_numpy(columns[part]))
-                    parts.append(logits[:, 0].cpu().numpy())
-            return np.concatenate(parts)
+                    found[part] = logits[:, 0].cpu().numpy()
+            return found
 
         return scores
 
@@ -242,65 +262,59 @@ class Scorer:
             UsageError: The run has no first stage.
             StoreError: An image is not in the store.
         """
-        return self._vectors("image", self._read_images(image_ids, images or {}) if self.has_first_stage else None)
+        return self._vectors(self._searching.image_vectors, *self._read("image", image_ids, images or {}))
 
     def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Return the first stage's vectors of texts, ``(n, d)`` float32 of unit length.
-
-        Texts that are not in the store are embedded.
 
         Raises:
             UsageError: The run has no first stage.
             StoreError: A text is empty.
             FingerprintError: A text has to be embedded and the encoder is not the one that made the store.
         """
-        return self._vectors("text", self._read_texts(texts) if self.has_first_stage else None)
+        return self._vectors(self._searching.text_vectors, *self._read_texts(texts))
 
     @property
     def _first_stage(self) -> Dual | Cosine | None:
         network = self.network.first if isinstance(self.network, Reranked) else self.network
         return network if isinstance(network, Dual | Cosine) else None
 
-    def _vectors(self, modality: Modality, embedded: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
-        first = self._first_stage
-        if first is None or embedded is None:
+    @property
+    def _searching(self) -> Dual | Cosine:
+        if self._first_stage is None:
             raise UsageError(
                 f"{self.run.path}: the run has no first stage, so it cannot search; train one with --task matching "
                 "and --model auto or dual"
             )
-        vectors_of = first.image_vectors if modality == "image" else first.text_vectors
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, max(1, len(embedded[0])), self.batch_size):
-                values, mask = (torch.from_numpy(part[start : start + self.batch_size]) for part in embedded)
-                parts.append(vectors_of(values.to(self.device).float(), mask.to(self.device)).cpu().numpy())
-        return np.concatenate(parts)
+        return self._first_stage
 
-    def _read_images(self, ids: Sequence[str], given: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Read images from the store, except those that are given."""
-        stored = [id_ for id_ in ids if id_ not in given]
-        if len(stored) == len(ids):
-            return self.store.read("image", ids, self._towers["image"])
+    def _vectors(self, of: Callable[[Tensor, Tensor], Tensor], values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        items, masks = (torch.split(torch.from_numpy(part), self.batch_size) for part in (values, mask))
+        with torch.inference_mode():
+            parts = [of(v.to(self.device).float(), m.to(self.device)) for v, m in zip(items, masks, strict=True)]
+            return torch.cat(parts).cpu().numpy()
+
+    def _read(
+        self, modality: Modality, ids: Sequence[str], given: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read items from the store, except those that are given."""
+        stored = [id_ for id_ in dict.fromkeys(ids) if id_ not in given]
         parts = {id_: given[id_] for id_ in ids if id_ in given}
+        if not parts:
+            return self.store.read(modality, ids, self._towers[modality])
         if stored:
-            values, mask = self.store.read("image", stored, self._towers["image"])
+            values, mask = self.store.read(modality, stored, self._towers[modality])
             parts.update({id_: v[m] for id_, v, m in zip(stored, values, mask, strict=True)})
-        return stack([parts[id_] for id_ in ids])
+        together, order = stack(list(parts.values())), {id_: row for row, id_ in enumerate(parts)}
+        rows = [order[id_] for id_ in ids]
+        return together[0][rows], together[1][rows]
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Read texts from the store, and embed those that are not in it."""
         known = self.store.positions("text")
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
-        if not unknown:
-            return self.store.read("text", texts, self._towers["text"])
-        stored = [text for text in dict.fromkeys(texts) if text in known]
-        parts = [self.embed_texts(unknown)]
-        if stored:
-            parts.append(self.store.read("text", stored, self._towers["text"]))
-        rows = {text: row for row, text in enumerate([*unknown, *stored])}
-        together = stack([v[m] for values, mask in parts for v, m in zip(values, mask, strict=True)])
-        order = np.array([rows[text] for text in texts])
-        return together[0][order], together[1][order]
+        embedded = zip(unknown, *self.embed_texts(unknown), strict=True) if unknown else ()
+        return self._read("text", texts, {text: values[mask] for text, values, mask in embedded})
 
     def embed_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Embed texts as the store would hold them.
@@ -309,15 +323,18 @@ class Scorer:
             ``(n, tokens, dim)`` in the stored type and a ``(n, tokens)`` mask.
 
         Raises:
+            UsageError: A text is not a string.
             StoreError: A text is empty.
             FingerprintError: The encoder is not the one that made the store.
         """
         for text in texts:
+            if not isinstance(text, str):
+                raise UsageError(f"A text to score must be a string, found {type(text).__name__}")
             if not text.strip():
                 raise StoreError("A text to score is empty or only blanks; expected a sentence or question")
         parts = []
         for tower in self._towers["text"]:
-            encoder = next(e for e in self.encoders() if e.text is not None and e.text.name == tower.name)
+            encoder = next(e for e in self.encoders("text") if e.text is not None and e.text.name == tower.name)
             embedded = encoder.embed_texts(list(texts), tokens=True)
             parts.append((embedded.values.astype(tower.identity["dtype"]), embedded.mask))
         return np.concatenate([values for values, _ in parts], axis=2), parts[0][1]
@@ -358,34 +375,26 @@ class Scorer:
         return [np.concatenate(items, axis=1).astype(dtype) for items in zip(*parts, strict=True)]
 
     def _image_networks(self) -> list[ImageTower]:
-        loaded = {encoder.image.name: encoder.image for encoder in self.encoders() if encoder.image is not None}
+        loaded = {encoder.image.name: encoder.image for encoder in self.encoders("image") if encoder.image is not None}
         return [loaded[tower.name] for tower in self._towers["image"]]
 
-    def encoders(self) -> list[Encoder]:
-        """Load the run's encoders on first use, and check that they are those that made the store."""
-        if not self._encoders:
-            imported = [tower for towers in self._towers.values() for tower in towers if tower.imported]
-            if imported:
-                raise StoreError(
-                    f"{self.store.path}: the vectors of '{imported[0].name}' were imported, so nothing that is not in "
-                    "the store can be embedded like them; use its own images and texts, or import more vectors"
-                )
-            loaded = [load_encoder(name, tokens=self._tokens()) for name in self.run.encoders]
-            for encoder in loaded:
-                for record in tower_records(encoder, dtype=self._towers["text"][0].identity["dtype"]):
-                    check_same(self.store.towers[record.name], record, str(self.store.path))
-            self._encoders = loaded
-        return self._encoders
+    def encoders(self, modality: Modality | None = None) -> list[Encoder]:
+        """Load the run's encoders, of one modality or both, and check that they are those that made the store.
 
-    def _tokens(self) -> str:
-        return self._towers["image"][0].identity["tokens"]
-
-    def describe(self) -> dict[str, Any]:
-        """Return what a service says of this model."""
-        return {
-            "model": self.run.model,
-            "task": self.run.task,
-            "parameters": self.run.parameters,
-            "labels": len(self.run.labels),
-            "encoders": self.run.encoders,
-        }
+        Raises:
+            StoreError: Vectors of this modality were imported, so nothing can be embedded like them.
+            FingerprintError: An encoder is not the one that made the store.
+        """
+        towers = [tower for of, own in self._towers.items() if modality in (None, of) for tower in own]
+        imported = next((tower for tower in towers if tower.imported), None)
+        if imported is not None:
+            raise StoreError(
+                f"{self.store.path}: the vectors of '{imported.name}' were imported, so no {imported.modality} that is "
+                f"not in the store can be embedded like them; use its own {imported.modality}s, or import more vectors"
+            )
+        for name in self.run.encoders:
+            if name not in self._encoders and any(name in tower.encoders for tower in towers):
+                encoder = load_encoder(name, tokens=self._towers["image"][0].identity["tokens"])
+                check_encoder(encoder, self._towers["image"] + self._towers["text"], str(self.store.path))
+                self._encoders[name] = encoder
+        return [encoder for name, encoder in self._encoders.items() if any(name in tower.encoders for tower in towers)]

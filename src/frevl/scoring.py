@@ -7,14 +7,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from frevl.batches import usable_pairs
-from frevl.errors import InputError
-from frevl.jsonfile import plain
+from frevl.errors import InputError, UsageError
+from frevl.jsonfile import plain, replace_file
 from frevl.pairs import Pairs, read_pairs
 from frevl.rejects import Reject
+from frevl.retrieval import dot_products
 from frevl.scorer import Scorer
 
-__all__ = ["score_file"]
+__all__ = ["score_file", "score_grid"]
 
 _PAIRS_AT_ONCE = 16_384
 
@@ -64,12 +67,54 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
     return len(usable), [*read.rejected, *left_out]
 
 
+def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tuple[int, int, list[Reject]]:
+    """Score every image of a pairs file with every text of it: all that retrieval metrics are made of.
+
+    The file is read with ``numpy.load``: ``images`` ``(n,)`` and ``texts`` ``(m,)`` are strings in the order of the
+    pairs file, ``score`` is ``(n, m)`` float32, and of a run with a first stage ``similarity`` ``(n, m)`` float32 is
+    the dot product by which that ranks, ``depth`` how many of its candidates ``score`` orders again (0 for none).
+
+    Args:
+        scorer: A matching run with its store.
+        pairs: Pairs, or a pairs file.
+        out: File to write, ``.npz``; appears complete or not at all.
+
+    Returns:
+        How many images and texts were scored, and what was left out.
+
+    Raises:
+        UsageError: The run does classification, or the file has another ending.
+        PairsError: The pairs cannot be used.
+        InputError: The file cannot be written.
+    """
+    out = Path(out)
+    if out.suffix != ".npz":
+        raise UsageError(f"{out}: a grid of scores is written as .npz, for numpy.load; found '{out.suffix}'")
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    usable, left_out = usable_pairs(read, scorer.store)
+    images, texts = list(dict.fromkeys(usable.images)), list(dict.fromkeys(usable.texts))
+    arrays = {"images": np.array(images), "texts": np.array(texts), "score": scorer.grid(images, texts)}
+    if scorer.has_first_stage:
+        arrays["depth"] = np.array(scorer.rerank_depth)
+        arrays["similarity"] = dot_products(scorer.image_vectors(images), scorer.text_vectors(texts))
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # its further argument is a bool
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, write)
+    except OSError as error:
+        raise InputError(f"{out}: the scores cannot be written ({error.strerror or error})") from error
+    return len(images), len(texts), [*read.rejected, *left_out]
+
+
 def _said(scorer: Scorer, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
-    scores = scorer.score(pairs)
     if scorer.run.task == "matching":
-        probabilities = scorer.probabilities(scores)
+        scores, probabilities = scorer.judge(pairs)
         return [{"score": float(s), "probability": float(p)} for s, p in zip(scores, probabilities, strict=True)]
     return [
         {"label": one.label, "probability": one.probability, "top": [[label, p] for label, p in one.top]}
-        for one in scorer.name_classes(scores)
+        for one in scorer.name_classes(scorer.score(pairs))
     ]

@@ -12,7 +12,10 @@ from frevl.intervals import bootstrap_interval
 
 __all__ = ["slice_rows", "slice_table"]
 
-_MOST_VALUES = 50  # a key with more names than this names items, not groups
+_MOST_VALUES = 50  # a key with more names than this names items, not groups ...
+_MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 types of questions
+# What the readers of published sets call one item, or the pairs that belong together.
+_NOT_GROUPS = frozenset(("cluster", "group", "identifier", "pair_id", "question_id"))
 _MOST_NUMBERS = 10  # a key with more numbers than this is cut into ranges
 _RANGES = 4
 
@@ -25,10 +28,13 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int
 
     Returns:
         By key, then value, the rows of the group. Names, truth values and numbers make groups, where there are 2 to 50
-        of them. A key with more than 10 different numbers makes up to four ranges of about equally many pairs.
+        of them, or up to 200 of 20 pairs on average. A key with more than 10 different numbers makes up to four ranges
+        of about equally many pairs. ``cluster``, ``group`` and ids make none.
     """
     found: dict[str, dict[str, list[int]]] = {}
     for key in dict.fromkeys(key for extra in extras for key in extra):
+        if key in _NOT_GROUPS:
+            continue
         values = {row: extra[key] for row, extra in enumerate(extras) if isinstance(extra.get(key), str | int | float)}
         numbers = [value for value in values.values() if not isinstance(value, str | bool)]
         if len(numbers) == len(values) and len(set(numbers)) > _MOST_NUMBERS and np.isfinite(numbers).all():
@@ -37,7 +43,7 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int
         groups: dict[str, list[int]] = {}
         for row, value in values.items():
             groups.setdefault(str(value), []).append(row)
-        if 2 <= len(groups) <= _MOST_VALUES:
+        if 2 <= len(groups) <= max(_MOST_VALUES, min(_MOST_LARGE_GROUPS, len(values) // _LARGE)):
             found[key] = dict(sorted(groups.items()))
     return found
 

@@ -146,7 +146,7 @@ class Store:
             known = at.rows(TABLES[modality])
             missing = [id_ for id_ in ids if id_ not in known]
             if missing:
-                raise StoreError(f"{self.path}: there is no {modality} '{missing[0]:.80}' in the store")
+                raise StoreError(f"{self.path}: there is no {modality} '{missing[0]!s:.80}' in the store")
             rows = np.unique(np.array([known[id_] for id_ in ids], np.int64))
             taken = [
                 [
@@ -312,7 +312,7 @@ class Store:
             remedy = imported.remedy if imported else f"add them with: frevl extract {flag} --store {self.path}"
             raise StoreError(
                 f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store, the first is "
-                f"'{missing[0]:.80}'; {remedy}"
+                f"'{missing[0]!s:.80}'; {remedy}"
             )
         rows = np.fromiter((known[id_] for id_ in ids), np.int64, len(ids))
         unique, inverse = np.unique(rows, return_inverse=True)

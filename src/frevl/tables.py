@@ -38,6 +38,15 @@ _SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide th
 # How Lance says that a condition failed on a row, and not a file.
 _OF_CONDITION = "Error applying filter expression"
 
+# How Lance says what is wrong with a condition, and how we do.
+_CONDITION_REASONS = (
+    (r'No field named "?(\w+)', "there is no column '{0}'"),
+    (r"sql parser error: ([^()]*)", "{0}"),
+    (r"Received literal \w+\((.*?)\) and could not convert to literal of type '(\w+)", "{0} is not of the type {1}"),
+    (r"Cast error: ([^,)]*)", "{0}"),
+    (r"Invalid function ('\w+')", "there is no function {0}"),
+)
+
 # The system's words for a failed write, which Lance buries in a long message.
 _SYSTEM_REASONS = (
     "No space left on device",
@@ -100,18 +109,27 @@ class Snapshot:
         Raises:
             UsageError: The condition cannot be understood, or fails on a row (a division by zero, a cast).
         """
-        if ";" in re.sub(r"'[^']*'", "", where):  # Lance reads up to it and drops the rest without a word
+        if not where.strip():
+            raise UsageError("The condition is empty; write one such as id LIKE 'kitchen/%', or leave it out")
+        outside = re.sub(r"'[^']*'", "", where)
+        if ";" in outside:  # Lance reads up to it and drops the rest without a word
             raise UsageError(f"The condition {where!r} must be one condition, found ';'; join several with AND or OR")
         table = self._tables[name]
         if table is None:
             return []
+        quoted = [column for column in re.findall(r'"([^"]*)"', outside) if column in table.schema.names]
+        if quoted:  # Lance takes it for a text, so that the condition would hold for no row
+            raise UsageError(
+                f"The condition {where!r} has the name of a column in double quotes; write {quoted[0]} without quotes, "
+                "and texts in single quotes"
+            )
         try:
             scanner = table.scanner(columns=["id"], filter=where)
             scanner.explain_plan()  # only reads the condition, so that a damaged file is not taken for a wrong one
         except BaseException as error:
             if not _is_lance_failure(error):
                 raise
-            raise UsageError(f"The condition {where!r} cannot be understood ({_brief(error)})") from error
+            raise UsageError(f"The condition {where!r} cannot be understood ({_condition_reason(error)})") from error
         with reading(self._store, name):
             try:
                 return [id_ for batch in scanner.to_batches() for id_ in batch["id"].to_pylist()]
@@ -237,6 +255,16 @@ def _is_lance_failure(error: BaseException) -> bool:
     return isinstance(error, OSError | ValueError | RuntimeError | pa.ArrowException) or (
         type(error).__name__ == "PanicException"
     )
+
+
+def _condition_reason(error: BaseException) -> str:
+    """Return what is wrong with a condition, without Lance's own words and columns around it."""
+    text = " ".join(str(error).split())
+    for pattern, said in _CONDITION_REASONS:
+        found = re.search(pattern, text)
+        if found:
+            return said.format(*found.groups())
+    return _brief(error).removeprefix("Invalid user input: ")
 
 
 def _brief(error: BaseException) -> str:

@@ -62,6 +62,7 @@ def train(
     input_dropout: float = 0.0,
     negatives: int = 3,
     patience: int = 5,
+    keep_last: bool = False,
     dev_share: float = 0.1,
     min_answer_count: int = 1,
     layers: int | None = None,
@@ -108,6 +109,8 @@ def train(
         input_dropout: Probability in [0, 1) of dropping a dimension of an embedding while a fusion trains.
         negatives: Wrong texts for every right pair in matching.
         patience: Stop after so many epochs without a better development metric.
+        keep_last: Keep the weights of the last epoch, where the learning rate has ended, not those of the epoch with
+            the best development metric: with a few hundred development pairs that epoch is chance.
         dev_share: Share of the images set aside if ``dev`` is None.
         min_answer_count: Answers named by fewer training pairs are not classes.
         layers: Blocks of the fusion, if not the preset's.
@@ -161,6 +164,8 @@ def train(
         )
     network = fitted.network
     logits, truth = fitted.development(data.dev)
+    if task == "matching":
+        logits = logits[:, -1:]  # a reranker's second logit is what the probability comes from
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(logits, truth)},
         "train_pairs": len(data.train) if fitted.held_out is None else len(logits),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,19 @@ from typing import Literal
 
 from frevl.benchmarks import entailment, reasoning, retrieval, vqa
 from frevl.benchmarks.files import Folder, LeftOut, Row
-from frevl.benchmarks.vqa import keep_vocabulary
+from frevl.benchmarks.vqa import frequent_answers, keep_vocabulary
 from frevl.errors import InputError, MissingExtraError, UsageError, nearest
+from frevl.pairs import problem_of
 
-__all__ = ["BENCHMARKS", "Benchmark", "Source", "keep_vocabulary", "load_benchmark", "write_rows"]
+__all__ = [
+    "BENCHMARKS",
+    "Benchmark",
+    "Source",
+    "keep_vocabulary",
+    "left_out_sentence",
+    "load_benchmark",
+    "write_rows",
+]
 
 Task = Literal["matching", "classification"]
 Reader = Callable[[Folder, Path, str], Iterator[Row | LeftOut]]
@@ -187,6 +197,7 @@ def load_benchmark(
     *,
     check: bool = False,
     find_images: bool = True,
+    min_answer_count: int = 1,
 ) -> Benchmark:
     """Read one split of a published set from its official files.
 
@@ -200,12 +211,15 @@ def load_benchmark(
             because people work on parts of sets.
         find_images: Look for every image and leave out the rows whose image is missing. Without it, the
             official path becomes the image id, for embeddings that exist already.
+        min_answer_count: Of the training split of vqa-v2: answers that are the majority answer of fewer questions
+            are no classes; questions without any other answer are left out. Customary is 9, which makes 3,129
+            classes of training and validation questions together (Anderson et al. 2018).
 
     Returns:
         Rows, what was left out, and notes for the user.
 
     Raises:
-        UsageError: No such set or split.
+        UsageError: No such set or split, or a `min_answer_count` for what has no vocabulary.
         MissingExtraError: easy-vqa is not installed.
         InputError: A file or all images are missing, a file is truncated or of another version, or, with
             `check`, the number of rows is another one.
@@ -217,21 +231,34 @@ def load_benchmark(
     known = next((spelling for spelling in spellings if spelling in source.splits), None)
     if known is None:
         raise UsageError(f"'{name}' has no split '{split}'. {nearest(split, source.splits)}")
+    if min_answer_count > 1 and (name, known) != ("vqa-v2", "train"):
+        raise UsageError(
+            f"A vocabulary of answers is made from the training questions of vqa-v2, not from '{split}' of '{name}': "
+            "leave the minimum (--min-answer-count) out."
+        )
     file_split, expected = source.splits[known]
     folder = Folder(_root(name, root))
     path, reader = _file(name, source, folder, [file_split, *(s for s in spellings if s != file_split)])
 
     items = list(reader(folder, path, known))
-    rows = [item for item in items if not isinstance(item, LeftOut)]
-    left_out = [(item.id, item.reason) for item in items if isinstance(item, LeftOut)]
+    rows, left_out = _usable(items)
     if not rows:
-        raise InputError(f"{path}: the split '{split}' has no rows; fetch the file again from {source.where}.")
+        reasons = f"not one usable row ({left_out[0][0]}: {left_out[0][1]})" if left_out else "no rows"
+        raise InputError(f"{path}: the split '{split}' has {reasons}; fetch the file again from {source.where}.")
     notes = []
     if expected is not None and len(items) != expected:
         note = f"{path.name}: the official '{name}' has {expected:,} rows in '{known}', found {len(items):,}."
         if check:
             raise InputError(f"{note} Fetch the files again from {source.where}.")
         notes.append(note)
+    if min_answer_count > 1:
+        vocabulary = frequent_answers(rows, min_answer_count)
+        rows, outside = keep_vocabulary(rows, vocabulary)
+        left_out += outside
+        notes.append(f"{len(vocabulary):,} answers are the majority answer of {min_answer_count} questions or more.")
+        if not rows:
+            raise UsageError(f"{path}: {notes[-1]} Lower the minimum (--min-answer-count).")
+    read = len(rows)
     if find_images:
         rows, missing = _with_images(rows, folder, exact=source.exact_images)
         if not rows:
@@ -240,14 +267,24 @@ def load_benchmark(
                 f"example '{missing[0][0]}'; get them from {source.where}."
             )
         if missing:
-            lost = len(items) - len(left_out) - len(rows)
             notes.append(
-                f"{len(missing):,} image(s) missing below {folder.root}, {lost:,} row(s) left out: "
+                f"{len(missing):,} image(s) missing below {folder.root}, {read - len(rows):,} row(s) left out: "
                 + ", ".join(image for image, _ in missing[:3])
                 + ("." if len(missing) <= 3 else ", ...")
             )
             left_out += missing
     return Benchmark(name, split, source.task, rows, left_out, tuple(notes))
+
+
+def left_out_sentence(benchmark: Benchmark) -> str:
+    """Return how many things were left out for which reasons, the most frequent first; nothing if none was."""
+    if not benchmark.left_out:
+        return ""
+    # The answers that are named differ from case to case ("outside the vocabulary: 'puce'").
+    reasons = Counter(reason.partition(": '")[0] for _, reason in benchmark.left_out)
+    shown = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(5))
+    more = "; and other reasons" if len(reasons) > 5 else ""
+    return f"Left out: {len(benchmark.left_out):,} ({shown}{more})."
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> None:
@@ -275,7 +312,7 @@ def _root(name: str, root: str | Path | None) -> Path:
     if root is not None:
         return Path(root)
     if name != "easy-vqa":
-        raise UsageError(f"'{name}' is read from files: give the folder that holds them.")
+        raise UsageError(f"'{name}' is read from files: give the folder that holds them (--root).")
     package = importlib.util.find_spec("easy_vqa")
     if package is None or package.origin is None:
         raise MissingExtraError("easy-vqa", "packaged")
@@ -289,10 +326,35 @@ def _file(name: str, source: Source, folder: Folder, splits: list[str]) -> tuple
             if path is not None:
                 return path, reader
     official = [pattern.format(split=splits[0]) for pattern, _ in source.files if pattern != "{split}.jsonl"]
+    packed = next(filter(None, (folder.find(name + end) for name in official for end in (".gz", ".zip"))), None)
+    if packed is not None:
+        raise InputError(f"{packed}: expected the unpacked file, found an archive; unpack it where it lies.")
     raise InputError(
         f"{folder.root}: '{name}' needs {' or '.join(official)} below this folder, found none; "
         f"get it from {source.where}."
     )
+
+
+def _usable(items: list[Row | LeftOut]) -> tuple[list[Row], list[tuple[str, str]]]:
+    """Put aside what a pairs file could not hold (blank texts, broken letters), and the whole groups of such rows."""
+    rows: list[Row] = []
+    left_out: list[tuple[str, str]] = []
+    broken: set[str] = set()
+    for item in items:
+        if isinstance(item, LeftOut):
+            left_out.append((item.id, item.reason))
+        elif problem := problem_of(item):
+            keys = (key for key in ("question_id", "pair_id", "group", "image") if key in item)
+            key = next(keys)
+            left_out.append((f"{key} {item[key]}", problem))
+            broken |= {item["group"]} if "group" in item else set()
+        else:
+            rows.append(item)
+    whole = [row for row in rows if row.get("group") not in broken]
+    left_out += [
+        (f"group {row['group']}", "another row of the group is left out") for row in rows if row.get("group") in broken
+    ]
+    return whole, left_out
 
 
 def _with_images(rows: list[Row], folder: Folder, *, exact: bool) -> tuple[list[Row], list[tuple[str, str]]]:

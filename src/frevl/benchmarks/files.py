@@ -108,7 +108,8 @@ def need(mapping: Any, key: str, kind: type | tuple[type, ...], place: str) -> A
     if key not in mapping:
         found = ", ".join(f"'{name}'" for name in list(mapping)[:8]) or "nothing"
         raise InputError(f"{place}: expected the key '{key}', found {found}; is it another version of the file?")
-    if not isinstance(mapping[key], kind):
+    # To Python, True is a number; to the authors of these files it is not.
+    if not isinstance(mapping[key], kind) or (isinstance(mapping[key], bool) and kind is not bool):
         wanted = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
         raise InputError(f"{place}: expected '{key}' to be {wanted}, found {type(mapping[key]).__name__}.")
     return mapping[key]
@@ -121,14 +122,24 @@ def read_json(path: Path) -> Any:
         InputError: It cannot be read, is not UTF-8, or ends too early.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: the JSON breaks off or is malformed "
             f"({error.msg}); fetch the file again."
         ) from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path}: the file cannot be read as UTF-8 JSON ({error}).") from error
+    except (OSError, ValueError, RecursionError) as error:  # also from `_once`, or a number of thousands of digits
+        reason = str(error).partition(";")[0]
+        raise InputError(f"{path}: the file cannot be read as UTF-8 JSON ({reason}); fetch it again.") from error
+
+
+def _once(entries: list[tuple[str, Any]]) -> Row:
+    """Build an object; Python alone would take the last of several equal keys without a word."""
+    row = dict(entries)
+    if len(row) < len(entries):
+        names = [name for name, _ in entries]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.40} stands twice")
+    return row
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -155,8 +166,8 @@ def json_lines(path: Path) -> Iterator[tuple[str, Row]]:
     """
     for place, line in lines(path):
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = json.loads(line, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
             raise PairsError(
                 f"{path.parent / place}: expected one JSON object, found {line[:40]!r}...; "
                 "the file is truncated or malformed, fetch it again."

@@ -121,9 +121,16 @@ def sugarcrepe(folder: Folder, _: Path, __: str) -> Iterator[Row | LeftOut]:
 
 def winoground(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
     """``examples.jsonl`` of Winoground (Thrush et al. 2022); ``tag`` is its ``collapsed_tag``."""
+    seen: set[str] = set()
     for place, example in json_lines(path):
         where = f"{path.parent / place}"
         group = str(need(example, "id", (int, str), where))
+        if group in seen:
+            yield from (
+                LeftOut(f"{place}, choice {k}", f"an example with the id {group} stands before it") for k in range(4)
+            )
+            continue
+        seen.add(group)
         tag = {"tag": example["collapsed_tag"]} if example.get("collapsed_tag") else {}
         for caption in range(2):
             for picture in range(2):

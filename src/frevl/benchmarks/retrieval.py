@@ -35,7 +35,10 @@ def karpathy(_: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
         name = need(image, "filename", str, place)
         if image.get("filepath"):
             name = f"{image['filepath']}/{name}"
-        for sentence in need(image, "sentences", list, place):
+        sentences = need(image, "sentences", list, place)
+        if not sentences:
+            yield LeftOut(name, "the image has no caption")
+        for sentence in sentences:
             text = need(sentence, "raw", str, f"{place}, sentences").strip()
             yield {"image": name, "text": text} if text else LeftOut(name, "a caption is empty")
 
@@ -81,7 +84,10 @@ def plain_captions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
     for place, line in json_lines(path):
         where = f"{path.parent / place}"
         image = need(line, "image", str, where)
-        for caption in need(line, "captions", list, where):
+        captions = need(line, "captions", list, where)
+        if not captions:
+            yield LeftOut(image, "the image has no caption")
+        for caption in captions:
             text = str(caption).strip()
             yield {"image": image, "text": text} if text else LeftOut(image, "a caption is empty")
 

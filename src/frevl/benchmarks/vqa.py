@@ -7,14 +7,14 @@ and easy-VQA, one answer or the list of a set for DAQUAR.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from frevl.answers import soft_targets
+from frevl.answers import answer_vocabulary, soft_targets
 from frevl.benchmarks.files import Folder, LeftOut, Row, json_lines, lines, need, read_json
 from frevl.errors import InputError
 
-__all__ = ["daquar", "easy_vqa", "gqa", "keep_vocabulary", "plain_questions", "vqa_v2"]
+__all__ = ["daquar", "easy_vqa", "frequent_answers", "gqa", "keep_vocabulary", "plain_questions", "vqa_v2"]
 
 _DAQUAR_IMAGE = re.compile(r"\bimage\d+\b")
 
@@ -27,7 +27,14 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     """
     document = read_json(path)
     subset = need(document, "data_subtype", str, str(path))
-    annotated = _vqa_annotations(folder, path, split)
+    if not subset.startswith(split.partition("-")[0]):
+        raise InputError(
+            f"{path}: expected the questions of '{split}', found those of '{subset}' (data_subtype); "
+            "fetch the file again."
+        )
+    annotated, twice = _vqa_annotations(folder, path, split)
+    yield from twice
+    seen: set[int] = set()
     # Questions for test-dev are about images of test.
     images = "test2015" if subset.startswith("test") else subset
     for number, question in enumerate(need(document, "questions", list, str(path))):
@@ -38,12 +45,19 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
             "text": need(question, "question", str, place),
             "question_id": id_,
         }
+        if id_ in seen:
+            yield LeftOut(f"question {id_}", "a question with this id stands before it")
+            continue
+        seen.add(id_)
         if annotated is None:
             yield row
             continue
         annotation = annotated.pop(id_, None)
         if annotation is None:
             yield LeftOut(f"question {id_}", "the question has no annotation")
+            continue
+        if annotation.get("image_id", question["image_id"]) != question["image_id"]:
+            yield LeftOut(f"question {id_}", "question and annotation name different images")
             continue
         place = f"annotation of question {id_}"
         answers = [need(answer, "answer", str, place) for answer in need(annotation, "answers", list, place)]
@@ -59,18 +73,33 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
         yield LeftOut(f"annotation of question {id_}", "the annotation has no question")
 
 
-def _vqa_annotations(folder: Folder, questions: Path, split: str) -> dict[int, Row] | None:
+def _vqa_annotations(folder: Folder, questions: Path, split: str) -> tuple[dict[int, Row] | None, list[LeftOut]]:
+    """Return the annotations by question (None for a test split), and those of a question that has one already."""
     if split.startswith("test"):
-        return None
+        return None, []
     name = questions.name.replace("OpenEnded_", "").replace("questions", "annotations")
     path = folder.find(name)
     if path is None:
         raise InputError(f"{folder.root}: the annotations '{name}' that belong to '{questions.name}' are missing.")
-    annotations = need(read_json(path), "annotations", list, str(path))
-    return {
-        need(annotation, "question_id", int, f"{path}, annotations[{number}]"): annotation
-        for number, annotation in enumerate(annotations)
-    }
+    annotated: dict[int, Row] = {}
+    twice = []
+    for number, annotation in enumerate(need(read_json(path), "annotations", list, str(path))):
+        id_ = need(annotation, "question_id", int, f"{path}, annotations[{number}]")
+        if id_ in annotated:
+            twice.append(LeftOut(f"annotation of question {id_}", "an annotation of this question stands before it"))
+        else:
+            annotated[id_] = annotation
+    return annotated, twice
+
+
+def frequent_answers(rows: Sequence[Row], minimum: int) -> list[str]:
+    """Return the answers that are the majority answer of enough training questions; see `answer_vocabulary`.
+
+    Args:
+        rows: Of `vqa_v2`, of the training split.
+        minimum: How many questions; customary is 9.
+    """
+    return answer_vocabulary((row["multiple_choice_answer"] for row in rows), minimum)
 
 
 def keep_vocabulary(rows: Sequence[Row], vocabulary: Collection[str]) -> tuple[list[Row], list[LeftOut]]:
@@ -124,10 +153,17 @@ def daquar(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     """Question line, answer line, and so on (Malinowski and Fritz 2014); the question names its image.
 
     Read from ``qa.894.raw.<split>.txt``, or from the full file and the official list of images of the split.
-    The question stays as it is, with "in the image3 ?". ``answers`` is the set of answers;
-    ``answer_type`` is ``single`` or ``set``; ``question_type`` is ``count`` ("how many ..."), ``colour``
-    ("what color ..." or "what colour ...") or ``object``, a rule of ours.
+    ``text`` is the question without the name of its image ("in the image3"), which says nothing about the picture but
+    splits equal questions and, numbered along NYU Depth's videos, tells rooms apart; ``question`` is as it was asked.
+    ``cluster`` is the run of images whose numbers follow each other: mostly one room, seen again and again, so a
+    development split must not cut it (docs/experiments.md). ``answers`` is the set of answers; ``answer_type`` is
+    ``single`` or ``set``; ``question_type`` is ``count`` ("how many ..."), ``colour`` ("what color ..." or "what colour
+    ...") or ``object``, a rule of ours.
     """
+    yield from _with_rooms(_daquar_rows(folder, path, split))
+
+
+def _daquar_rows(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     wanted = None if split in path.name else _daquar_list(folder, path, split)
     question = ""
     for place, line in lines(path):
@@ -154,10 +190,14 @@ def daquar(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
 
 def plain_questions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
     """``{"image", "question", "answers": [...]}``, rows as of `daquar`; not official, for sets cut out of it."""
+    yield from _with_rooms(_plain_rows(path))
+
+
+def _plain_rows(path: Path) -> Iterator[Row | LeftOut]:
     for place, line in json_lines(path):
         where = f"{path.parent / place}"
         image, question = (need(line, key, str, where) for key in ("image", "question"))
-        answers = [str(answer) for answer in need(line, "answers", list, where)]
+        answers = [text for answer in need(line, "answers", list, where) if (text := str(answer).strip())]
         yield _daquar_row(image, question, answers) if answers else LeftOut(place, "the answer is empty")
 
 
@@ -169,12 +209,40 @@ def _daquar_row(image: str, question: str, answers: list[str]) -> Row:
         kind = "colour"
     return {
         "image": image,
-        "text": question,
+        "text": _without_name(question, Path(image).stem),
+        "question": question,
         "target": answers if len(answers) > 1 else answers[0],
         "answers": answers,
         "answer_type": "set" if len(answers) > 1 else "single",
         "question_type": kind,
     }
+
+
+def _without_name(question: str, image: str) -> str:
+    """Take the image's own name out of a question, with the words that lead to it."""
+    name = rf"\b{re.escape(image)}\b"
+    text = re.sub(rf"\s*\b(?:in|of|on|from|at)\s+(?:(?:the|this)\s+)?{name}", "", question)
+    return re.sub(r"\s+", " ", re.sub(name, "", text)).strip() or question
+
+
+def _with_rooms(found: Iterable[Row | LeftOut]) -> Iterator[Row | LeftOut]:
+    """Give the rows of images with consecutive numbers one ``cluster``; rows whose image has no number get none."""
+    rows = list(found)
+    number = {
+        row["image"]: int(named[1])
+        for row in rows
+        if not isinstance(row, LeftOut) and (named := re.fullmatch(r"image(\d+)", Path(row["image"]).stem))
+    }
+    first: dict[int, int] = {}
+    for n in sorted(set(number.values())):
+        first[n] = first.get(n - 1, n)
+    if len(set(first.values())) == 1:  # a small part of the set, numbered in one go: nothing could be set aside from it
+        number = {}
+    for row in rows:
+        if isinstance(row, LeftOut) or row["image"] not in number:
+            yield row
+        else:
+            yield {**row, "cluster": f"from image{first[number[row['image']]]}"}
 
 
 def _daquar_list(folder: Folder, path: Path, split: str) -> set[str]:

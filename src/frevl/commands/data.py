@@ -88,15 +88,24 @@ def pairs(
             "--find-images/--official-paths", help="Look for every image below the folder.", show_default="find"
         ),
     ] = None,
+    min_answer_count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="vqa-v2, train: rarer majority answers are not classes; customary is 9.", show_default="1"
+        ),
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Write a published set, read from its official files, as a pairs file."""
-    from frevl.benchmarks import load_benchmark, write_rows
+    from frevl.benchmarks import left_out_sentence, load_benchmark, write_rows
 
-    benchmark = load_benchmark(name, **typed(root=root, split=split, check=check, find_images=find_images))
+    benchmark = load_benchmark(
+        name,
+        **typed(root=root, split=split, check=check, find_images=find_images, min_answer_count=min_answer_count),
+    )
     write_rows(benchmark.rows, out)
-    left_out = f" Left out: {len(benchmark.left_out):,}." if benchmark.left_out else ""
-    say(f"Wrote {len(benchmark.rows):,} pairs of {name} ({benchmark.task}) to {out}.{left_out}")
+    written = f"Wrote {len(benchmark.rows):,} pairs of {name} ({benchmark.task}) to {out}."
+    say(f"{written} {left_out_sentence(benchmark)}".strip())
     for note in benchmark.notes:
         say(note)
     record = {"name": name, "split": benchmark.split, "task": benchmark.task, "rows": len(benchmark.rows)}

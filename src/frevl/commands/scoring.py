@@ -58,7 +58,10 @@ def score(
     store: StoreOption,
     run: RunOption,
     pairs: Annotated[Path, typer.Option(readable=False, help="Pairs to score; targets are not needed.")],
-    out: Annotated[Path, typer.Option(readable=False, help="File to write, one JSON object a line.")],
+    out: Annotated[Path, typer.Option(readable=False, help="File to write, one JSON object a line; with --grid .npz.")],
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Matching: score every image of the pairs with every text of them.")
+    ] = False,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
     json: JsonOption = None,
@@ -66,8 +69,15 @@ def score(
     """Copy every pair and add what the run says of it."""
     from frevl.rejects import rejects_sentence
     from frevl.scorer import Scorer
-    from frevl.scoring import score_file
+    from frevl.scoring import score_file, score_grid
 
-    scored, left_out = score_file(Scorer.open(run, store=store, **typed(backend=backend, onnx=onnx)), pairs, out)
+    scorer = Scorer.open(run, store=store, **typed(backend=backend, onnx=onnx))
+    if grid:
+        images, texts, left_out = score_grid(scorer, pairs, out)
+        say(f"Scored {images:,} images with {texts:,} texts into {out}. {rejects_sentence(left_out)}".rstrip())
+        rejects = [vars(reject) for reject in left_out]
+        write(json, {"images": images, "texts": texts, "rejects": rejects, "out": str(out)})
+        return
+    scored, left_out = score_file(scorer, pairs, out)
     say(f"Scored {scored:,} pairs into {out}. {rejects_sentence(left_out)}".rstrip())
     write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out)})

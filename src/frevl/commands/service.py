@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,14 @@ def serve(
 ) -> None:
     """Serve runs over HTTP, with a web page, until told to stop; API keys come from FREVL_API_KEYS."""
     try:
+        gc.disable()  # until it is ready: what is loaded stays, and looking through it is a fifth of the start
+        _serve(store, run, typed(host=host, port=port, images=images, report=report, page=page), json)
+    finally:
+        gc.enable()
+
+
+def _serve(store: Path, runs: list[str], options: dict[str, Any], json: Path | None) -> None:
+    try:
         from frevl.service.start import serve as run_serve
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in _LIBRARIES:
@@ -49,8 +58,7 @@ def serve(
         write(json, record)
         say(f"Ready at {record['url']} after {record['seconds']} s (routes: {record['url']}/docs).")
 
-    options = typed(host=host, port=port, images=images, report=report, page=page)
-    run_serve(store, _named(run), **options, ready=ready)
+    run_serve(store, _named(runs), **options, ready=ready)
 
 
 _LIBRARIES = {"fastapi", "fastapi_offline", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}

@@ -106,6 +106,10 @@ def train(
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many epochs without gain.", show_default="5")
     ] = None,
+    keep_last: Annotated[
+        bool | None,
+        typer.Option("--keep-last/--keep-best", help="Keep the last epoch, or the best.", show_default="keep-best"),
+    ] = None,
     dev_share: Annotated[
         float | None, typer.Option(min=0.001, max=0.9, help="Share of images for development.", show_default="0.1")
     ] = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from frevl.costs import Record, Say
 from frevl.costs.drawn import drawn_run, drawn_towers, write_drawn
 from frevl.costs.flops import fusion_bytes, fusion_flops
 from frevl.costs.machine import PRODUCT_SIDE, Limits, product
+from frevl.costs.profiles import torch_profile
 from frevl.costs.timing import Timing, rate_record, ratio, take_turns
 from frevl.encoders.exported import library
 from frevl.errors import RunError
@@ -215,15 +215,8 @@ def _record(
 def _profile(preset: str, run: Run, batch: int) -> Record:
     """Where the time of one forward goes, operation by operation."""
     network, inputs = _sides(run, ("folded",))["folded"], drawn_inputs(run, batch, text_tokens=_TEXT_TOKENS)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself on standard error
-    with torch.inference_mode(), torch.autograd.profiler.profile(use_kineto=False) as profiled:
-        for _ in range(10):
-            network(*inputs)
-    spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
-    total = sum(spent.values())
-    shares = {name: spent[name] / total for name in sorted(spent, key=lambda name: -spent[name])[:10]}
-    name = f"{preset}, folded PyTorch, batch {batch}: share of the time, operation by operation"
-    return Record("profile", name, shares["aten::addmm"], "share of matrix products", details={"shares": shares})
+    name = f"{preset}, folded PyTorch, batch {batch}, one core: share of the time, operation by operation"
+    return torch_profile(name, _bound(network, inputs))
 
 
 def _scaled(

@@ -122,8 +122,8 @@ def _goals(record: dict[str, Any]) -> list[str]:
     sentence = (
         "All are reached."
         if not missed
-        else f"{len(missed)} of {len(goals)} are missed; where it is the fusion that misses one, a profile below "
-        "shows why."
+        else f"{len(missed)} of {len(goals)} are missed; where it is the fusion or an encoder that misses one, "
+        "profiles below show why."
     )
     return [f"## What was promised\n\n{_markdown(['goal', 'reached', 'least', 'met'], rows)}\n\n{sentence}"]
 
@@ -153,10 +153,12 @@ def _roads(record: dict[str, Any]) -> list[str]:
 
 
 def _profiles(record: dict[str, Any]) -> list[str]:
-    parts = []
-    for one in _of(record, "profile"):
+    profiles = _of(record, "profile")
+    parts = ["## Why a limit is missed"] if profiles else []
+    for one in profiles:
         rows = [[f"`{name}`", f"{100 * share:.1f} %"] for name, share in one["shares"].items()]
-        parts.append(f"## Why a limit is missed\n\n{one['name']}.\n\n{_markdown(['operation', 'share'], rows)}")
+        products = f"Matrix products are {100 * one['value']:.0f} % of the time."
+        parts.append(f"{one['name']}. {products}\n\n{_markdown(['operation', 'share of the time'], rows)}")
     return parts
 
 

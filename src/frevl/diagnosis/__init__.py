@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from frevl.diagnosis.blindness import exchanged_hits, image_findings, solvable_blind
+from frevl.diagnosis.class_balance import balanced_findings, imbalance_finding, only_class, single_class_findings
 from frevl.diagnosis.contest import Contest, Entry, hold_contest
 from frevl.diagnosis.curve import curve_findings
 from frevl.diagnosis.embedding_quality import embedding_findings
 from frevl.diagnosis.encoder_comparison import encoder_findings
 from frevl.diagnosis.findings import Finding
-from frevl.diagnosis.labels import check_cleanlab, conflict_finding, imbalance_finding, label_error_finding
+from frevl.diagnosis.labels import check_cleanlab, conflict_finding, label_error_finding
 from frevl.diagnosis.leaks import leak_findings
 from frevl.diagnosis.probes import probe_findings
 from frevl.diagnosis.ranking import ranking_findings
@@ -131,9 +132,11 @@ def diagnose(
         )
         clock.step("exchanging images and texts")
         exchanged = exchanged_hits(contest)
-        verdict, findings = reach_verdict(_judged(contest), exchanged, contest.clusters)
+        verdict, findings = reach_verdict(
+            _judged(contest), exchanged, contest.clusters, only=only_class(splits.test, task)
+        )
         say(verdict["sentence"], enabled=progress)
-        findings += ranking_findings(contest)
+        findings += balanced_findings(contest) + ranking_findings(contest)
         findings += image_findings(contest, exchanged)
         clock.step("looking at what can be solved blind")
         findings.append(solvable_blind(contest, folder=folder / "blind", time_limit=0.05 * time_limit))
@@ -151,7 +154,9 @@ def diagnose(
                 "Not to be believed for new images, as most test images stand in the training or development pairs"
             )
             verdict["sentence"] = f"{warning}: {verdict['sentence']}"
-        findings += [*leaks, conflict_finding(splits), imbalance_finding(splits)]
+        single = single_class_findings(splits)
+        verdict["detail"] += [one.claim for one in single if one.name == "single-class-dev"]
+        findings += [*single, *leaks, conflict_finding(splits), imbalance_finding(splits)]
         findings.append(label_error_finding(contest, folder=folder / "labels", time_limit=0.15 * time_limit))
         clock.step("looking at the embeddings")
         fusions = [entry.scorer for entry in contest.entries if entry.entrant.role == "fusion"]

@@ -11,7 +11,7 @@ import numpy as np
 from frevl.diagnosis.contest import Contest, Marks, fit, mark, marks_of, seen_by
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.splits import Splits
-from frevl.diagnosis.verdict import FEWEST_IMAGES, compare, edges, points
+from frevl.diagnosis.verdict import FEWEST_IMAGES, HOW_COMPARED, compare, edges, points
 from frevl.intervals import bootstrap_interval
 from frevl.pairs import Pairs
 
@@ -107,7 +107,7 @@ def image_findings(contest: Contest, exchanged: dict[str, np.ndarray]) -> list[F
     how = (
         f"The trained {fusion.name} scored the same test pairs with other images: of another test pair (mean of "
         f"{_ROUNDS} exchanges), the mean of the training images, and of another test pair with the same answer. "
-        "Points of accuracy lost, 95 % bootstrap over images."
+        f"Points of accuracy lost, {HOW_COMPARED}"
     )
     plot = chart(
         "bars",
@@ -149,7 +149,7 @@ def _same_class(name: str, own: np.ndarray, kin: np.ndarray, rows: np.ndarray, c
         ci95=gap.ci95,
         how=(
             f"The trained {name} scored {len(rows):,} test pairs with the image of another test pair of the same "
-            "target. Points of accuracy lost, 95 % bootstrap over images."
+            f"target. Points of accuracy lost, {HOW_COMPARED}"
         ),
         advice="Small here and large with any wrong image: the model knows kinds of scenes rather than what is asked.",
     )
@@ -203,7 +203,7 @@ def solvable_blind(contest: Contest, *, folder: Path, time_limit: float) -> Find
         ci95=points(interval),
         how=(
             f"The {text.name} model, {_FOLDS}-fold cross-validated over the test images; it learnt from the training "
-            "pairs and the test pairs of the other folds. Percent of test pairs, 95 % bootstrap over images."
+            f"pairs and the test pairs of the other folds. Percent of test pairs, {HOW_COMPARED}"
         ),
         advice="Read every score beside this one: only what lies above it can come from the image.",
     )

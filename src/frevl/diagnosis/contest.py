@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from frevl.batches import encode_answers
 from frevl.calibration import calibrated
 from frevl.cosine import has_common_space
-from frevl.diagnosis.splits import Splits, constant
+from frevl.diagnosis.splits import MATCH_LABELS, Splits, constant
 from frevl.errors import UsageError, nearest
 from frevl.pairs import Pairs
 from frevl.preparation import match_truth
@@ -21,11 +22,27 @@ from frevl.progress import say
 from frevl.scorer import Scorer
 from frevl.training import train
 
-__all__ = ["ENTRANTS", "Contest", "Entrant", "Entry", "Marks", "fit", "hold_contest", "mark", "marks_of"]
+__all__ = [
+    "ENTRANTS",
+    "Contest",
+    "Entrant",
+    "Entry",
+    "Marks",
+    "fit",
+    "hold_contest",
+    "mark",
+    "marks_of",
+    "most_passes",
+    "quick_products",
+]
 
-MATCH_LABELS = ["no match", "match"]
 SMALL = 8_000  # training pairs up to which a kernel takes seconds, and a network wants more regularisation
 _PAIRS_AT_ONCE = 16_384
+_NETWORKS = ("text", "image", "mlp", "tiny")  # trained by gradient descent
+# Matching learns from three wrong pairs beside every right one: at first all are called wrong, half of the development
+# pairs are right, and the patience of `frevl.train` (5) ended the training of a small set there.
+_PATIENCE = 10
+_PASSES, _MANY = 20, 32_000
 _REGULARISED = {"dropout": 0.4, "weight_decay": 0.2, "batch_size": 128}
 
 
@@ -39,8 +56,9 @@ class Entrant:
         role: ``majority``, ``text`` and ``image`` (one side alone), ``baseline`` or ``fusion``.
         share: Of the time limit that its training may take.
         changes: Arguments of `frevl.train` that differ from the defaults.
-        epochs: Most passes over more than `SMALL` training pairs; a diagnosis has minutes, and one modality alone has
-            learnt what it can much earlier than the fusion. None leaves the default of `frevl.train`.
+        epochs: Most passes over 32,000 training pairs or more (see `most_passes`); a diagnosis has minutes, and one
+            modality alone has learnt what it can much earlier than the fusion. None leaves the default of
+            `frevl.train`.
         without: ``image`` or ``text``: that side is the same for all pairs, so the model cannot use it.
         sizes: ``small``, ``large`` or ``any``: for how many training pairs it is meant (the border is `SMALL`).
         tasks: The tasks that it can do.
@@ -62,8 +80,8 @@ _CLASSES, _PAIRS = ("classification",), ("matching",)
 # from a text than the network does, and the difference must not be credited to the image.
 ENTRANTS = (
     Entrant("majority", "majority", "majority", 0.01),
-    Entrant("text", "text", "text", 0.06, epochs=8),
-    Entrant("image", "image", "image", 0.08, epochs=8),
+    Entrant("text", "text", "text", 0.06, epochs=4),
+    Entrant("image", "image", "image", 0.08, epochs=4),
     Entrant("text kernel", "kernel", "text", 0.1, without="image", sizes="small", tasks=_CLASSES),
     Entrant("image kernel", "kernel", "image", 0.1, without="text", sizes="small", tasks=_CLASSES),
     Entrant("cosine", "cosine", "baseline", 0.01, tasks=_PAIRS),
@@ -196,20 +214,51 @@ def fit(splits: Splits, entrant: Entrant, *, folder: Path, time_limit: float, pa
         pairs: Training pairs; None takes those of the splits.
     """
     shown = seen_by(entrant, splits.train if pairs is None else pairs, splits)
-    passes = {"epochs": entrant.epochs} if entrant.epochs is not None and len(shown) > SMALL else {}
-    run = train(
-        splits.store,
-        shown,
-        run=folder,
-        task=splits.task,
-        model=entrant.model,
-        dev=seen_by(entrant, splits.dev, splits),
-        encoder=splits.encoder,
-        seed=splits.seed,
-        time_limit=max(time_limit, 1.0),
-        **{**entrant.changes, **passes},
-    )
+    passes = {}
+    if entrant.epochs is not None and len(shown) > SMALL:
+        passes = {"epochs": entrant.epochs if pairs is not None else most_passes(entrant.epochs, len(shown))}
+    patient = {"patience": _PATIENCE} if splits.task == "matching" and entrant.model in _NETWORKS else {}
+    with quick_products(wanted=entrant.model in _NETWORKS and len(shown) > SMALL):
+        run = train(
+            splits.store,
+            shown,
+            run=folder,
+            task=splits.task,
+            model=entrant.model,
+            dev=seen_by(entrant, splits.dev, splits),
+            encoder=splits.encoder,
+            seed=splits.seed,
+            time_limit=max(time_limit, 1.0),
+            **{**entrant.changes, **passes, **patient},
+        )
     return Scorer(run, splits.store)
+
+
+def most_passes(many: int, pairs: int) -> int:
+    """Return how often a model of the contest goes through its pairs: `many` times, up to 20 where they are fewer.
+
+    What a network needs is steps, of which `many` passes over 32,000 pairs are enough.
+    """
+    return max(many, min(_PASSES, many * _MANY // pairs))
+
+
+@contextmanager
+def quick_products(*, wanted: bool = True) -> Iterator[None]:
+    """Let matrix products round their factors to bfloat16 where the processor has instructions for it.
+
+    Sums and weights stay float32, and so does everything elsewhere. For gradient descent only: what is solved needs all
+    digits.
+
+    Args:
+        wanted: False changes nothing.
+    """
+    before = torch.get_float32_matmul_precision()
+    if wanted:
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def seen_by(entrant: Entrant, pairs: Pairs, splits: Splits) -> Pairs:

@@ -15,7 +15,7 @@ from frevl.diagnosis.contest import ENTRANTS, Entrant, Marks, fit, mark
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.probe_pictures import SKILLS, draw_probe
 from frevl.diagnosis.splits import Splits
-from frevl.diagnosis.verdict import Gap, compare, span
+from frevl.diagnosis.verdict import HOW_COMPARED, Gap, compare, span
 from frevl.encoders import Encoder, load_encoder
 from frevl.errors import FrevlError, PairsError, StoreError, UsageError
 from frevl.intervals import bootstrap_interval
@@ -244,7 +244,7 @@ def _compared(candidates: list[_Candidate], splits: Splits, left_out: list[str])
         ci95=gap.ci95,
         how=(
             f"The same models on the embeddings of each encoder, each represented by its best on development pairs; "
-            f"paired on {len(splits.test):,} test pairs, difference in points, 95 % bootstrap over images. "
+            f"paired on {len(splits.test):,} test pairs, difference in points, {HOW_COMPARED} "
             + " ".join([_COST_HOW, *_told(left_out)])
         ),
         advice=(

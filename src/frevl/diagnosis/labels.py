@@ -7,29 +7,36 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from frevl.diagnosis.contest import MATCH_LABELS, SMALL, Contest, Entry, fit, seen_by
-from frevl.diagnosis.findings import Finding, chart, series
-from frevl.diagnosis.leaks import normal_text
-from frevl.diagnosis.splits import Splits, with_wrong_pairs
+from frevl.diagnosis.class_balance import FEWEST_OF_CLASS
+from frevl.diagnosis.contest import SMALL, Contest, Entry, fit, seen_by
+from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.near_texts import normal_text
+from frevl.diagnosis.splits import MATCH_LABELS, Splits, answers_of, share_of_clusters, with_wrong_pairs
 from frevl.errors import MissingExtraError
-from frevl.pairs import Pairs, Target
+from frevl.pairs import Pairs
 from frevl.preparation import match_truth
 from frevl.scorer import Scorer
 
-__all__ = ["check_cleanlab", "conflict_finding", "imbalance_finding", "label_error_finding", "likely_errors"]
+__all__ = [
+    "check_cleanlab",
+    "conflict_finding",
+    "label_error_finding",
+    "likely_errors",
+]
 
-_FEWEST_OF_CLASS = 5  # with fewer, the threshold of a class is the noise of one pair
 _LEAST_ACCURACY = 0.5  # a model that is mostly wrong cannot tell who else is
 _LEAST_SKILL = 0.4  # of the way from the most frequent answer to all right
-_MOST_CELLS = 40_000_000  # probabilities in memory
+_MOST_CELLS = 40_000_000  # probabilities in memory: more are looked at block by block
+_MOST_LEARNT = 20_000  # training pairs of a fold's model, so that a training has an end
 _AS_GOOD = 0.02
 _SURE = 0.8  # of the mean confidence
-_TRUSTED = 0.9  # below, as many contradictions may come from the model as from the labels
+_TRUSTED = 0.97  # below, as many contradictions may come from the model as from the labels
 _SHOWN = 30
 
 
@@ -80,7 +87,7 @@ def conflict_finding(splits: Splits) -> Finding:
     for members in groups.values():
         if len(members) < 2:
             continue
-        answers = [_answers(part.targets[row], splits.task) for part, row in members]
+        answers = [answers_of(part.targets[row], splits.task) for part, row in members]
         if set.intersection(*answers):
             continue
         touched += len(members)
@@ -105,68 +112,14 @@ def conflict_finding(splits: Splits) -> Finding:
     )
 
 
-def imbalance_finding(splits: Splits) -> Finding:
-    """Count classes: how many, how uneven, and what test pairs have only classes that training never saw."""
-    if splits.task == "matching" and bool((match_truth(splits.train) > 0.5).all()):
-        return _only_right_pairs(len(splits.train))
-    counts = Counter(answer for target in splits.train.targets for answer in _answers(target, splits.task))
-    total = sum(counts.values())
-    shares = np.array(list(counts.values())) / total
-    effective = float(np.exp(-(shares * np.log(shares)).sum()))
-    unseen = sum(1 for target in splits.test.targets if counts.keys().isdisjoint(_answers(target, splits.task)))
-    rare = sum(1 for count in counts.values() if count < _FEWEST_OF_CLASS)
-    most, often = counts.most_common(1)[0]
-    share = 100 * often / total
-    n = len(splits.test)
-    named = f"{len(counts):,} class{'es' if len(counts) > 1 else ''}"
-    return Finding(
-        name="class-balance",
-        section="data",
-        claim=(
-            f"{named}, as uneven as {effective:.1f} equal ones; '{most}' alone is {share:.1f} %, {rare:,} have fewer "
-            f"than {_FEWEST_OF_CLASS} training pairs, and {unseen:,} of {n:,} test pairs ask for a class that training "
-            "never saw."
-        ),
-        value=share,
-        ci95=None,
-        how="Targets of the training pairs; percent of the most frequent class. Equal classes: exp of the entropy.",
-        advice=(
-            f"No model can answer more than {100 * (1 - unseen / n):.1f} % of the test pairs; add pairs of the missing "
-            "classes."
-            if unseen
-            else "Report accuracy beside that of the most frequent answer, and macro-F1 if rare classes matter."
-            if share > 50
-            else "Nothing to do."
-        ),
-        table=[{"class": name, "training pairs": count} for name, count in counts.most_common(_SHOWN)],
-        plot=chart(
-            "bars",
-            "class",
-            "training pairs",
-            series("training", [name for name, _ in counts.most_common(20)], [c for _, c in counts.most_common(20)]),
-        ),
-    )
-
-
-def _only_right_pairs(n: int) -> Finding:
-    return Finding(
-        name="class-balance",
-        section="data",
-        claim=f"All {n:,} training pairs are right pairs; wrong ones are drawn while training.",
-        value=None,
-        ci95=None,
-        how="Targets of the training pairs.",
-        advice="Nothing to do; wrong pairs of your own, which are harder, may teach more than drawn ones.",
-    )
-
-
 def label_error_finding(contest: Contest, *, folder: Path, time_limit: float) -> Finding:
     """Look for wrong labels in all pairs, by probabilities of models that did not learn from the pair.
 
     Test and development pairs are judged by the contest's model, training pairs by the same model trained on other
-    folds of the training images; of more than `frevl.diagnosis.contest.SMALL` training pairs only half are judged.
+    folds of the training images: three folds, or two where there are more than `frevl.diagnosis.contest.SMALL` pairs,
+    and from at most 20,000 pairs. Where the probabilities of all pairs are too many, pairs are judged in blocks.
     """
-    splits, entry = contest.splits, _cheapest_as_good(contest)
+    splits, entry = contest.splits, _simplest_as_good(contest)
     accuracy, by_count = (float(one.dev.hits.mean()) for one in (entry, contest.best("majority")))
     if accuracy < max(_LEAST_ACCURACY, by_count + _LEAST_SKILL * (1 - by_count)):
         return _cannot_tell(
@@ -174,59 +127,77 @@ def label_error_finding(contest: Contest, *, folder: Path, time_limit: float) ->
             f"most frequent answer {100 * by_count:.0f} %"
         )
     classes = _classes(splits)
+    if len(classes) < 2:
+        return _cannot_tell(f"fewer than two classes have {FEWEST_OF_CLASS} training pairs")
     train = with_wrong_pairs(splits.train, splits.seed) if splits.task == "matching" else splits.train
-    cells = (len(train) + len(splits.dev) + len(splits.test)) * len(classes)
-    if len(classes) < 2 or cells > _MOST_CELLS:
-        return _cannot_tell(f"{len(classes):,} classes with at least {_FEWEST_OF_CLASS} pairs are too few or too many")
-    parts = [
-        (part, _probabilities(entry.scorer, seen_by(entry.entrant, part, splits), classes))
-        for part in (splits.test, splits.dev)
-    ]
-    small = len(train) <= SMALL
-    folds = 3 if small else 2
-    fold_of = _folds(train.clusters, folds, splits.seed)
-    for fold in range(folds if small else 1):  # of many pairs half are judged: that takes half of a training
-        inside, judged = (train.select(np.flatnonzero(rows)) for rows in (fold_of != fold, fold_of == fold))
+    judged = [(part, entry.scorer) for part in (splits.test, splits.dev)]
+    folds = 3 if len(splits.train) <= SMALL else 2
+    fold_of = _folds(splits.train.clusters, folds, splits.seed)
+    for fold in range(folds):
+        learnt = splits.train.select([row for row, name in enumerate(splits.train.clusters) if fold_of[name] != fold])
+        if len(learnt) > _MOST_LEARNT:
+            learnt = share_of_clusters(learnt, _MOST_LEARNT / len(learnt), seed=splits.seed)
         place = folder / str(fold)
-        scorer = fit(splits, entry.entrant, folder=place, time_limit=time_limit / folds, pairs=inside)
-        parts.append((judged, _probabilities(scorer, seen_by(entry.entrant, judged, splits), classes)))
-    return _errors(parts, classes, splits, entry)
+        scorer = fit(splits, entry.entrant, folder=place, time_limit=time_limit / folds, pairs=learnt)
+        judged.append((train.select([row for row, name in enumerate(train.clusters) if fold_of[name] == fold]), scorer))
+    return _errors(_named(judged, classes, splits, entry), entry)
 
 
-def _errors(parts: list[tuple[Pairs, np.ndarray]], classes: list[str], splits: Splits, entry: Entry) -> Finding:
+@dataclass(frozen=True)
+class _Named:
+    """Labels that were looked at, and those of them that are likely wrong."""
+
+    looked_at: int
+    rows: list[dict[str, Any]]
+
+
+def _named(judged: list[tuple[Pairs, Scorer]], classes: list[str], splits: Splits, entry: Entry) -> _Named:
+    """Judge the labels of pairs, each part by its own model, in as many blocks as the memory asks for."""
     index = {name: number for number, name in enumerate(classes)}
-    targets = [_label(pairs, row, splits.task) for pairs, _ in parts for row in range(len(pairs))]
-    numbers = np.array([index.get(target, -1) if target is not None else -1 for target in targets])
-    usable = np.flatnonzero(numbers >= 0)
-    probabilities = np.concatenate([said for _, said in parts])[usable]
-    # Classes outside are left out, so that what remains is a probability again; a row without any says nothing.
-    probabilities = np.maximum(probabilities, 1e-9)
-    probabilities /= probabilities.sum(axis=1, keepdims=True)
-    present, labels = np.unique(numbers[usable], return_inverse=True)
-    found = likely_errors(labels, probabilities[:, present]) if len(present) > 1 else np.zeros(0, np.int64)
-    where = [(pairs, row) for pairs, _ in parts for row in range(len(pairs))]
-    table: list[dict[str, Any]] = []
+    labels = [[_label(pairs, row, splits.task) for row in range(len(pairs))] for pairs, _ in judged]
+    blocks = -(-sum(map(len, labels)) * len(classes) // _MOST_CELLS)
+    random = np.random.default_rng(splits.seed)
+    block_of = [random.integers(0, blocks, len(part)) for part in labels]
     # Wrong pairs that we drew ourselves are nobody's labels.
     drawn = splits.task == "matching" and bool((match_truth(splits.train) > 0.5).all())
-    for row in found:
-        pairs, place = where[usable[row]]
-        given = classes[present[labels[row]]]
-        if drawn and given != MATCH_LABELS[1]:
+    looked_at, table = 0, []
+    for block in range(blocks):
+        where, numbers, said = [], [], []
+        for (pairs, scorer), given, blocked in zip(judged, labels, block_of, strict=True):
+            rows = [row for row in np.flatnonzero(blocked == block).tolist() if given[row] in index]
+            where += [(pairs, row) for row in rows]
+            numbers += [index[str(given[row])] for row in rows]
+            said.append(_probabilities(scorer, seen_by(entry.entrant, pairs.select(rows), splits), classes))
+        looked_at += sum(not drawn or classes[number] == MATCH_LABELS[1] for number in numbers)
+        present, given_numbers = np.unique(np.array(numbers, np.int64), return_inverse=True)
+        if len(present) < 2:
             continue
-        likelier = classes[present[int(probabilities[row, present].argmax())]]
-        table.append(
-            {
-                "place": pairs.places[place], "image": pairs.images[place], "text": pairs.texts[place], "label": given,
-                "likelier": likelier, "probability of label %": 100 * float(probabilities[row, numbers[usable[row]]]),
-            }
-        )  # fmt: skip
-    n = sum(classes[number] == MATCH_LABELS[1] for number in numbers[usable]) if drawn else len(usable)
-    share = 100 * len(table) / n
+        # Classes outside are left out, so that what remains is a probability again; a row without any says nothing.
+        probabilities = np.maximum(np.concatenate(said)[:, present], 1e-9)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        for row in likely_errors(given_numbers, probabilities):
+            pairs, place = where[row]
+            label = classes[numbers[row]]
+            if drawn and label != MATCH_LABELS[1]:
+                continue
+            table.append(
+                {
+                    "place": pairs.places[place], "image": pairs.images[place], "text": pairs.texts[place],
+                    "label": label, "likelier": classes[present[int(probabilities[row].argmax())]],
+                    "probability of label %": 100 * float(probabilities[row, given_numbers[row]]),
+                }
+            )  # fmt: skip
+    return _Named(looked_at, sorted(table, key=lambda line: float(line["probability of label %"])))
+
+
+def _errors(found: _Named, entry: Entry) -> Finding:
+    table, n = found.rows, found.looked_at
+    share = 100 * len(table) / max(n, 1)
     return Finding(
         name="label-errors",
         section="data",
         claim=(
-            f"{len(table):,} of {n:,} labels are likely wrong ({share:.1f} %)"
+            f"{len(table):,} of {n:,} labels are likely wrong ({share:.1f} %{_mostly(table)})"
             + (_or_hard(entry.name, float(entry.dev.hits.mean())) if table else "")
             + "."
         ),
@@ -236,7 +207,7 @@ def _errors(parts: list[tuple[Pairs, np.ndarray]], classes: list[str], splits: S
             f"Confident learning (cleanlab, prune by noise rate) on out-of-fold probabilities of {entry.name}, which "
             f"answers {100 * entry.dev.hits.mean():.1f} % of the development pairs right; named only where it is about "
             "as sure of another answer as it usually is. Single answers of classes with at least "
-            f"{_FEWEST_OF_CLASS} pairs; percent of labels. What a model cannot do may still look like an error."
+            f"{FEWEST_OF_CLASS} pairs; percent of labels. What a model cannot do may still look like an error."
         ),
         advice=(
             "Look at the first ones (the likeliest come first) before training again; correct, do not only delete."
@@ -245,6 +216,17 @@ def _errors(parts: list[tuple[Pairs, np.ndarray]], classes: list[str], splits: S
         ),
         table=table,
     )
+
+
+def _mostly(table: list[dict[str, Any]]) -> str:
+    """Say which exchange of labels most of them are, if one is two thirds of them or more."""
+    changes = Counter((row["label"], row["likelier"]) for row in table)
+    if not changes:
+        return ""
+    (label, likelier), often = changes.most_common(1)[0]
+    if 3 * often < 2 * len(table) or len(changes) < 2:
+        return ""
+    return f"; {often:,} of them say '{label}' where '{likelier}' is likelier"
 
 
 def _or_hard(name: str, accuracy: float) -> str:
@@ -269,15 +251,14 @@ def _cannot_tell(reason: str) -> Finding:
     )
 
 
-def _cheapest_as_good(contest: Contest) -> Entry:
-    """Return the model with the shortest training whose development score is the best, or nearly."""
+def _simplest_as_good(contest: Contest) -> Entry:
+    """Return the simplest model (`ENTRANTS` stand in that order) whose development score is the best, or nearly."""
     least = contest.best("fusion", "baseline").dev.hits.mean() - _AS_GOOD
-    good = [
+    return next(
         entry
         for entry in contest.entries
         if entry.entrant.role in ("fusion", "baseline") and entry.dev.hits.mean() >= least
-    ]
-    return min(good, key=lambda entry: entry.seconds)
+    )
 
 
 def _probabilities(scorer: Scorer, pairs: Pairs, classes: list[str]) -> np.ndarray:
@@ -297,27 +278,17 @@ def _classes(splits: Splits) -> list[str]:
         return MATCH_LABELS
     labels = (_label(splits.train, row, splits.task) for row in range(len(splits.train)))
     counts = Counter(label for label in labels if label is not None)
-    return [name for name, count in counts.most_common() if count >= _FEWEST_OF_CLASS]
+    return [name for name, count in counts.most_common() if count >= FEWEST_OF_CLASS]
 
 
 def _label(pairs: Pairs, row: int, task: str) -> str | None:
     """Return the only answer of a pair; None where there are several."""
-    answers = _answers(pairs.targets[row], task)
+    answers = answers_of(pairs.targets[row], task)
     return next(iter(answers)) if len(answers) == 1 else None
 
 
-def _answers(target: Target | None, task: str) -> set[str]:
-    """Return the answers that a target names."""
-    if task == "matching":
-        one = Pairs([""], [""], [target], [{}], ["pair"])
-        return {MATCH_LABELS[int(match_truth(one)[0] > 0.5)]}
-    if isinstance(target, dict):
-        return {answer for answer, weight in target.items() if weight > 0}
-    return {target} if isinstance(target, str) else set(target or [])
-
-
-def _folds(clusters: list[str], folds: int, seed: int) -> np.ndarray:
+def _folds(clusters: list[str], folds: int, seed: int) -> dict[str, int]:
+    """Return the fold of every cluster."""
     names = sorted(set(clusters))
     order = np.random.default_rng(seed).permutation(len(names))
-    fold_of = {names[place]: number % folds for number, place in enumerate(order)}
-    return np.array([fold_of[name] for name in clusters])
+    return {names[place]: number % folds for number, place in enumerate(order)}

@@ -1,26 +1,31 @@
-"""Leaks: what test pairs share with training pairs, exactly or nearly."""
+"""Leaks: images and pairs of the test that stand in the training pairs too, exactly or nearly."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.near_texts import expected_more, normal_text
 from frevl.diagnosis.splits import Splits
+from frevl.diagnosis.text_leaks import text_leak_findings
 from frevl.pairs import Pairs
 
-__all__ = ["Likeness", "leak_findings", "likeness_threshold", "nearest_others", "normal_text", "same_images"]
+__all__ = ["Likeness", "leak_findings", "likeness_threshold", "nearest_others", "same_images"]
 
 # From the loosest to the strictest; the loosest that ordinary images of the set do not reach is taken.
-THRESHOLDS = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+THRESHOLDS = (0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 _ORDINARY = 0.005  # share of training images that may reach the threshold with another training image
 _MOST_MEASURED = 2_000
 _MOST_IMAGES = 40_000
 _ROWS_AT_ONCE = 512
 _SHOWN = 20
+_P = 0.01  # from which on near copies are called more than likeness explains
+
+
+_NOTHING = "Nothing to do."
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,10 @@ def leak_findings(splits: Splits) -> list[Finding]:
     seen = [splits.train, splits.dev]
     hashes = splits.store.content_hashes([*splits.test.images, *splits.train.images, *splits.dev.images])
     copies = same_images(splits.test, seen, hashes)
-    return [_images(splits, copies), _near(splits, hashes, copies), _pairs(splits, hashes), _texts(splits)]
+    near, alike = _near(splits, hashes, copies)
+    same_pair, leaked = _pairs(splits, hashes)
+    texts = text_leak_findings(splits, hashes, copies | alike, leaked)
+    return [_images(splits, copies), near, same_pair, *texts]
 
 
 def same_images(test: Pairs, seen: list[Pairs], hashes: dict[str, str]) -> dict[str, str]:
@@ -63,7 +71,7 @@ def _images(splits: Splits, copies: dict[str, str]) -> Finding:
         advice = "Split by image content; leave these images out of one side and diagnose again."
     else:
         claim = f"None of the {images:,} test images stands in the training or development pairs."
-        advice = "Nothing to do."
+        advice = _NOTHING
     return Finding(
         name="same-image",
         section="data",
@@ -109,7 +117,8 @@ def likeness_threshold(cosines: np.ndarray) -> Likeness:
     return Likeness(None, float((cosines >= THRESHOLDS[-1]).mean()))
 
 
-def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> Finding:
+def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tuple[Finding, dict[str, str]]:
+    """Return the finding, and the test images that have a near copy, each with the id of that copy."""
     random = np.random.default_rng(splits.seed)
     known = _some(list(dict.fromkeys([*splits.train.images, *splits.dev.images])), _MOST_IMAGES, random)
     asked = _some([image for image in dict.fromkeys(splits.test.images) if image not in copies], _MOST_IMAGES, random)
@@ -119,7 +128,7 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> Fin
         f"{100 * _ORDINARY:g} % of the training images reach with another training image of other content"
     )
     if len(known) < 2 or not asked:
-        return _no_threshold("Too few images to look for near copies.", how + ".", 0.0)
+        return _no_threshold("Too few images to look for near copies.", how + ".", 0.0), {}
     pool, queries = _unit(splits, known), _unit(splits, asked)
     rows_of: dict[str, list[int]] = {}
     for row, image in enumerate(known):
@@ -127,45 +136,53 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> Fin
     measured = _some(list(range(len(known))), _MOST_MEASURED, random)
     same = [np.array(rows_of[hashes[known[row]]]) for row in measured]
     likeness = likeness_threshold(nearest_others(pool[measured], pool, not_these=same)[0])
-    how += f"; measured {100 * likeness.rate:.2f} % (the false-alarm rate). Percent of test images."
+    how += f"; measured {100 * likeness.rate:.2f} % (the false-alarm rate)."
     if likeness.threshold is None:
-        return _no_threshold(
+        claim = (
             f"Near copies cannot be told from ordinary images: {100 * likeness.rate:.1f} % of the training images have "
-            f"another training image at a cosine of {THRESHOLDS[-1]:g} or more.",
-            how,
-            likeness.rate,
+            f"another training image at a cosine of {THRESHOLDS[-1]:g} or more."
         )
+        return _no_threshold(claim, how, likeness.rate), {}
     cosines, rows = nearest_others(queries, pool, not_these=[np.zeros(0, np.int64)] * len(queries))
     found = np.flatnonzero(cosines >= likeness.threshold)
     expected = likeness.rate * len(asked)
-    many = len(found) > expected + 2 * np.sqrt(expected)
-    claim = (
-        f"{len(found):,} of {len(asked):,} further test images have a near copy in the training or development pairs "
-        f"(cosine {likeness.threshold:g} or more; {expected:.1f} would by likeness alone)."
-    )
-    worst = found[np.argsort(-cosines[found], kind="stable")][:_SHOWN]
-    return Finding(
+    usual = round(likeness.rate * len(measured))
+    p = expected_more(len(found), len(asked), usual, len(measured))
+    worst = found[np.argsort(-cosines[found], kind="stable")]
+    finding = Finding(
         name="near-same-image",
         section="data",
-        claim=claim,
+        claim=(
+            f"{len(found):,} of {len(asked):,} further test images have a near copy in the training or development "
+            f"pairs (cosine {likeness.threshold:g} or more; {expected:.1f} would by likeness alone)"
+            + (": more than chance explains." if p < _P else ".")
+        ),
         value=100 * len(found) / len(asked),
         ci95=None,
-        how=how,
-        advice="Look at them; put images of one scene into one split, with the key 'cluster'."
-        if many
-        else "Nothing to do.",
+        how=(
+            f"{how} Against that rate: one-sided Fisher's exact test, p = {p:.4f}, called more than chance below "
+            f"{_P:g}. Percent of test images."
+        ),
+        advice=(
+            "Look at them; put images of one scene into one split, with the key 'cluster'."
+            if p < _P
+            else "No more than likeness may give: look at the first ones, if any."
+            if len(found)
+            else _NOTHING
+        ),
         table=[
             {"test image": asked[row], "training image": known[rows[row]], "cosine": float(cosines[row])}
-            for row in worst
+            for row in worst[:_SHOWN]
         ],
     )
+    return finding, {asked[row]: known[rows[row]] for row in found}
 
 
 def _no_threshold(claim: str, how: str, rate: float) -> Finding:
     advice = (
         "If they are frames of one film or copies, give such images the same key 'cluster' and split by it."
         if rate > 0
-        else "Nothing to do."
+        else _NOTHING
     )
     return Finding("near-same-image", "data", claim, None, None, how, advice)
 
@@ -182,12 +199,9 @@ def _some(items: list[Any], most: int, random: np.random.Generator) -> list[Any]
     return [items[i] for i in np.sort(random.permutation(len(items))[:most])]
 
 
-def normal_text(text: str) -> str:
-    """Return a text without case, punctuation and further blanks, as two texts are compared."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+def _pairs(splits: Splits, hashes: dict[str, str]) -> tuple[Finding, set[int]]:
+    """Return the finding, and the rows of the test pairs that stand in training or development pairs."""
 
-
-def _pairs(splits: Splits, hashes: dict[str, str]) -> Finding:
     def key(pairs: Pairs, row: int) -> tuple[str, str]:
         return hashes[pairs.images[row]], normal_text(pairs.texts[row])
 
@@ -199,8 +213,8 @@ def _pairs(splits: Splits, hashes: dict[str, str]) -> Finding:
         advice = "Leave them out of one side: a model can answer them by heart."
     else:
         claim = f"None of the {n:,} test pairs stands in the training or development pairs."
-        advice = "Nothing to do."
-    return Finding(
+        advice = _NOTHING
+    finding = Finding(
         name="same-pair",
         section="data",
         claim=claim,
@@ -213,39 +227,4 @@ def _pairs(splits: Splits, hashes: dict[str, str]) -> Finding:
             for row in same[:_SHOWN]
         ],
     )
-
-
-def _texts(splits: Splits) -> Finding:
-    """Texts that return are normal for templates and short questions, and a leak for captions: both are told apart."""
-    images_of: dict[str, set[str]] = {}
-    for part in (splits.train, splits.dev):
-        for image, text in zip(part.images, part.texts, strict=True):
-            images_of.setdefault(normal_text(text), set()).add(image)
-    texts = list(dict.fromkeys(normal_text(text) for text in splits.test.texts))
-    shared = [text for text in texts if text in images_of]
-    share = 100 * len(shared) / len(texts)
-    # How often a training text returns at another training image tells what is usual in this set.
-    usual = 100 * sum(len(images) > 1 for images in images_of.values()) / len(images_of)
-    claim = (
-        f"{len(shared):,} of {len(texts):,} different test texts ({share:.1f} %) stand in the training or development "
-        f"pairs word for word; within those, {usual:.1f} % of the texts return at another image."
-    )
-    leak = share > usual + 5 and shared
-    return Finding(
-        name="same-text",
-        section="data",
-        claim=claim,
-        value=share,
-        ci95=None,
-        how=(
-            "Texts without case, punctuation and blanks. Percent of different test texts. It is called a leak if it "
-            "lies 5 points above the share of training texts that return at another training image."
-        ),
-        advice=(
-            "More texts are shared with training than is usual in this set: if they are captions or sentences, split "
-            "so that they are not."
-            if leak
-            else "As usual in this set: questions repeat; nothing to do."
-        ),
-        table=[{"text": text} for text in shared[:_SHOWN]] if leak else [],
-    )
+    return finding, set(same)

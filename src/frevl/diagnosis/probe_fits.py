@@ -49,7 +49,7 @@ _PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn and learnt; test pictures in multiples of 360 keep every answer equally frequent.
+    """How much is drawn and learnt; test pictures in multiples of 240 keep answers equally frequent, but for one of 9.
 
     Attributes:
         train: Pictures a skill to learn from.
@@ -60,7 +60,7 @@ class Sizes:
 
     train: int = 288
     dev: int = 72
-    test: int = 360
+    test: int = 240
     epochs: int = 12
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 
 from frevl.diagnosis.contest import Contest
 from frevl.diagnosis.findings import Finding
-from frevl.diagnosis.verdict import compare
+from frevl.diagnosis.verdict import HOW_COMPARED, compare
 from frevl.scorer import Scorer
 
 __all__ = ["RunCost", "cost_findings", "run_cost"]
@@ -97,7 +97,9 @@ def cost_findings(contest: Contest) -> list[Finding]:
             how=(
                 "Parameters of the network; bytes of the run's files; milliseconds a pair through Scorer on this "
                 f"machine, embeddings read from the store, median of {_REPEATS} repeats of {min(_BATCH, len(pairs)):,} "
-                "pairs after one to warm up, and of one pair alone. Embedding new items comes on top: see the encoders."
+                "pairs after one to warm up, and of one pair alone. Embedding new items comes on top: see the "
+                "encoders. Difference in right answers: "
+                f"{HOW_COMPARED}"
             ),
             advice=(
                 "Where a cheaper model is not measurably worse, take it. Compare with the milliseconds an image under "

@@ -16,10 +16,9 @@ from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.verdict import FEWEST_IMAGES, edges, points
 from frevl.intervals import bootstrap_interval, paired_difference, paired_test
 from frevl.pairs import Pairs
+from frevl.slices import slice_rows
 
 __all__ = ["RULES", "skill_findings", "skills_of", "slices_of"]
-
-_MOST_VALUES = 50  # a key with more values names items, not groups
 
 _NUMBERS = "two|three|four|five|six|seven|eight|nine|ten|[0-9]+"
 _COLOURS = "red|green|blue|yellow|black|white|brown|gr[ae]y|orange|purple|pink|teal|violet|golden|silver"
@@ -79,20 +78,15 @@ def skills_of(text: str) -> list[str]:
 
 
 def slices_of(pairs: Pairs) -> dict[str, dict[str, np.ndarray]]:
-    """Return the rows of every slice: by the key ``text`` for the rules, and by each further key of the pairs."""
-    slices: dict[str, dict[str, list[int]]] = {"text": {}}
+    """Return the rows of every slice: by the key ``text`` for the rules, and by each key that makes groups."""
+    groups: dict[str, list[int]] = {}
     skills = {text: skills_of(text) for text in dict.fromkeys(pairs.texts)}
-    for row, (text, extra) in enumerate(zip(pairs.texts, pairs.extras, strict=True)):
+    for row, text in enumerate(pairs.texts):
         for skill in skills[text]:
-            slices["text"].setdefault(skill, []).append(row)
-        for key, value in extra.items():
-            if key != "cluster" and isinstance(value, str | bool | int):
-                slices.setdefault(key, {}).setdefault(str(value), []).append(row)
-    return {
-        key: {value: np.array(rows) for value, rows in sorted(groups.items())}
-        for key, groups in slices.items()
-        if (key == "text" and groups) or 2 <= len(groups) <= _MOST_VALUES
-    }
+            groups.setdefault(skill, []).append(row)
+    slices = {"text": dict(sorted(groups.items()))} if groups else {}
+    slices |= slice_rows(pairs.extras)
+    return {key: {value: np.array(rows) for value, rows in own.items()} for key, own in slices.items()}
 
 
 def skill_findings(contest: Contest) -> list[Finding]:
@@ -152,7 +146,8 @@ def _finding(contest: Contest, key: str, groups: dict[str, np.ndarray]) -> Findi
         how=(
             f"Test pairs sliced by {named}; {fusion.name} against {blind.name}, paired. Named as a gain or loss only "
             f"if the {level} % interval over images excludes 0 (0.05 shared among {len(large)} slices of at least "
-            f"{FEWEST_IMAGES} images); the table has 95 % intervals. The value counts the slices with a gain."
+            f"{FEWEST_IMAGES} images: Bonferroni) and the paired sign-flip permutation test over images agrees; the "
+            "table has 95 % percentile bootstrap intervals. The value counts the slices with a gain."
         ),
         advice=advice,
         table=table,

@@ -10,13 +10,14 @@ import numpy as np
 
 from frevl.batches import usable_pairs
 from frevl.errors import PairsError
-from frevl.pairs import Pairs, read_pairs, split_by_image
+from frevl.pairs import Pairs, Target, read_pairs, split_by_image
 from frevl.preparation import match_truth
 from frevl.rejects import rejects_sentence
 from frevl.store import Store
 
-__all__ = ["Splits", "constant", "read_splits", "share_of_clusters"]
+__all__ = ["MATCH_LABELS", "Splits", "answers_of", "constant", "read_splits", "share_of_clusters"]
 
+MATCH_LABELS = ["no match", "match"]
 # Also decides temperature and thresholds, so somewhat more than a training needs for early stopping.
 DEV_SHARE = 0.15
 _DRAWS = 16
@@ -131,6 +132,16 @@ def share_of_clusters(pairs: Pairs, share: float, *, seed: int) -> Pairs:
     order = np.random.default_rng(seed).permutation(len(names))
     kept = {names[i] for i in order[: max(1, round(share * len(names)))]}
     return pairs.select([row for row, name in enumerate(pairs.clusters) if name in kept])
+
+
+def answers_of(target: Target | None, task: str) -> set[str]:
+    """Return the answers that a target names; in matching one of `MATCH_LABELS`."""
+    if task == "matching":
+        one = Pairs([""], [""], [target], [{}], ["pair"])
+        return {MATCH_LABELS[int(match_truth(one)[0] > 0.5)]}
+    if isinstance(target, dict):
+        return {answer for answer, weight in target.items() if weight > 0}
+    return {target} if isinstance(target, str) else set(target or [])
 
 
 def _usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:

@@ -9,7 +9,7 @@ import numpy as np
 from frevl.diagnosis.contest import Contest, Marks
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.verdict import edges, points
-from frevl.intervals import bootstrap_interval, bootstrap_statistic
+from frevl.intervals import Interval, bootstrap_interval, bootstrap_statistic
 from frevl.metrics import expected_calibration_error
 
 __all__ = [
@@ -106,7 +106,7 @@ def calibration_finding(marks: Marks, clusters: list[str]) -> Finding:
         section="calibration",
         claim=(
             f"The fusion is {word}: expected calibration error {100 * after.value:.1f} % ({100 * before:.1f} % before "
-            "the temperature)."
+            f"the temperature{_direction(bootstrap_interval(marks.raw - hits, clusters))})."
         ),
         value=100 * after.value,
         ci95=points(after),
@@ -127,6 +127,13 @@ def calibration_finding(marks: Marks, clusters: list[str]) -> Finding:
             series("perfect", [0.0, 100.0], [0.0, 100.0], dashed=True),
         ),
     )
+
+
+def _direction(gap: Interval) -> str:
+    """Say where confidence lay; nothing where it was right on average as far as can be told."""
+    if gap.low > 0:
+        return f", over-confident by {100 * gap.value:.1f} points"
+    return f", under-confident by {-100 * gap.value:.1f} points" if gap.high < 0 else ""
 
 
 def _xy(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:

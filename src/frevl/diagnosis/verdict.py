@@ -16,11 +16,27 @@ import numpy as np
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.intervals import Interval, bootstrap_interval, paired_difference, paired_test
 
-__all__ = ["FEWEST_IMAGES", "KINDS", "Gap", "Judged", "compare", "edges", "points", "reach_verdict", "span"]
+__all__ = [
+    "FEWEST_IMAGES",
+    "HOW_COMPARED",
+    "KINDS",
+    "Gap",
+    "Judged",
+    "compare",
+    "edges",
+    "points",
+    "reach_verdict",
+    "span",
+]
 
-KINDS = ("few", "chance", "either", "text", "image", "baseline", "simple", "mlp", "fusion")
+KINDS = ("few", "single", "chance", "either", "text", "image", "baseline", "simple", "mlp", "fusion")
 FEWEST_IMAGES = 20  # with fewer, a bootstrap over images is too narrow to be believed
+HOW_COMPARED = (
+    "95 % percentile bootstrap over images; called better or worse only if the paired sign-flip permutation test over "
+    "images agrees (p < 0.05)."
+)
 _SMALL = 1.0  # points; a gain below this is not called worth its cost, however certain
+_UNEVEN = 80.0  # percent of one answer, from which on accuracy hides what is learnt about the others
 _P = 0.05
 _FIRST_P = 0.01  # of the first claim, on which all others rest and of which several are tried
 
@@ -107,7 +123,7 @@ def points(interval: Interval) -> list[float] | None:
 
 
 def reach_verdict(
-    models: list[Judged], exchanged: dict[str, np.ndarray], clusters: list[str]
+    models: list[Judged], exchanged: dict[str, np.ndarray], clusters: list[str], *, only: str | None = None
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Reach the verdict.
 
@@ -115,6 +131,7 @@ def reach_verdict(
         models: All models; the fusion, and the best with one side alone, are chosen by their development scores.
         exchanged: Hits of the fusion with its ``image`` or its ``text`` exchanged among the test pairs.
         clusters: Image of every test pair.
+        only: The answer that all test pairs have, if they have one and the same.
 
     Returns:
         The verdict (``sentence``, ``kind``, ``detail`` and the numbers behind them), and its findings.
@@ -131,12 +148,20 @@ def reach_verdict(
             f"Too few pairs to tell: {n:,} test pairs on {images:,} images; a verdict needs at least {FEWEST_IMAGES} "
             "different test images, and several hundred to see gains of a few points."
         )
+    elif only is not None:
+        kind = "single"
+        sentence = (
+            f"Nothing can be told from test pairs of a single class: all {n:,} have the answer '{only}', so whoever "
+            "always says that is right. Give test pairs of every class."
+        )
     elif not gaps[majority.name].certain:
         kind, sentence = _nothing_learnt(fusion, majority, text, image, others, gaps, clusters)
     else:
         kind, sentence = _something_learnt(fusion, text, image, others, gaps, worth, n)
-    detail = _detail(kind, fusion, others, gaps)
     scores = {model.name: _score(model, clusters) for model in models}
+    detail = _detail(kind, fusion, others, gaps)
+    if detail:
+        detail.insert(0, _level(fusion, text, image, majority, scores))
     verdict = {
         "sentence": sentence,
         "kind": kind,
@@ -180,7 +205,8 @@ def _nothing_learnt(
     return "chance", (
         f"{start}: the fusion ({fusion.name}) answers {100 * fusion.hits.mean():.1f} % right and "
         f"always giving the most frequent answer {share:.1f} % ({gaps[majority.name]}); from these embeddings and this "
-        "many pairs the task cannot be learnt."
+        "many pairs the task cannot be learnt, or labels and pairs do not belong together."
+        + (f" As one answer is {share:.0f} % of the test pairs, look at the classes too." if share >= _UNEVEN else "")
     )
 
 
@@ -247,7 +273,7 @@ def _why_not(named: str, side: str, alone: Judged, gaps: dict[str, Gap], worth: 
 
 def _detail(kind: str, fusion: Judged, others: list[Judged], gaps: dict[str, Gap]) -> list[str]:
     """Say how the fusion does against every baseline, where the first sentence leaves that open."""
-    if kind in ("few", "chance"):
+    if kind in ("few", "single", "chance"):
         return []
     sentences = []
     for model in others:
@@ -255,6 +281,17 @@ def _detail(kind: str, fusion: Judged, others: list[Judged], gaps: dict[str, Gap
         word = "beats" if gap.up else "is worse than" if gap.down else "is not measurably better than"
         sentences.append(f"The fusion ({fusion.name}) {word} the {model.name} model: {gap}.")
     return sentences
+
+
+def _level(fusion: Judged, text: Judged, image: Judged, majority: Judged, scores: dict[str, Any]) -> str:
+    """Say how good it is at all: a fusion may be worth its cost and still be wrong most of the time."""
+    own = scores[fusion.name]
+    blind, deaf, always = (scores[model.name]["value"] for model in (text, image, majority))
+    return (
+        f"The fusion ({fusion.name}) answers {own['value']:.1f} % of the test pairs right ({span(own['ci95'])}); "
+        f"without the image {blind:.1f} % can be answered ({text.name}), without the text {deaf:.1f} % ({image.name}), "
+        f"and {always:.1f} % by always giving the most frequent answer."
+    )
 
 
 def _score(model: Judged, clusters: list[str]) -> dict[str, Any]:
@@ -289,7 +326,8 @@ def _table(models: list[Judged], scores: dict[str, Any], fusion: Judged, sentenc
         ci95=scores[fusion.name]["ci95"],
         how=(
             f"Every model was trained on the same pairs, the fusion was chosen on development pairs, all were judged "
-            f"on {n:,} test pairs about {images:,} images. Percent of right answers, 95 % bootstrap over images."
+            f"on {n:,} test pairs about {images:,} images. Percent of right answers, 95 % percentile bootstrap over "
+            "images (1,000 draws)."
         ),
         advice=sentence,
         table=rows,
@@ -323,8 +361,9 @@ def _against(fusion: Judged, models: list[Judged], gaps: dict[str, Gap]) -> list
                 value=gap.value,
                 ci95=gap.ci95,
                 how=(
-                    "Difference of accuracies on the same test pairs in points; 95 % bootstrap over images; "
-                    f"sign-flip test over images p = {gap.p:.4f}."
+                    "Difference of accuracies on the same test pairs in points; 95 % percentile bootstrap over images "
+                    "(1,000 draws); paired sign-flip permutation test over images (Fisher's randomisation test, "
+                    f"two-sided, 4,000 flips), p = {gap.p:.4f}."
                 ),
                 advice=_ADVICE[model.role][0 if gap.up else 1],
             )

@@ -157,13 +157,19 @@ class Encoder:
 
         Raises:
             ImageError: An image cannot be read.
-            UsageError: The encoder has no image tower, or ``images`` is a single one.
+            UsageError: The encoder has no image tower, ``images`` is a single one, or one of them is no image.
         """
         tower = self.image
         if tower is None:
             raise UsageError(f"The encoder '{self.name}' has no image tower, so it cannot embed images.")
         if isinstance(images, str | bytes | os.PathLike | Image.Image):
             raise UsageError("embed_images takes a list of images and was given a single one; write [image].")
+        kinds = (str, bytes, os.PathLike, Image.Image)
+        wrong = next((type(image).__name__ for image in images if not isinstance(image, kinds)), None)
+        if wrong is not None:
+            raise UsageError(
+                f"embed_images takes paths, bytes of image files or Pillow images, and found one of type {wrong}."
+            )
 
         def prepared(image: ImageSource) -> np.ndarray:
             return tower.prepare(read_image(image, target=tower.target))
@@ -192,13 +198,18 @@ class Encoder:
             with ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
 
         Raises:
-            UsageError: The encoder has no text tower, or ``texts`` is a single one.
+            UsageError: The encoder has no text tower, ``texts`` is a single one, or one of them is not a string.
         """
         tower = self.text
         if tower is None:
             raise UsageError(f"The encoder '{self.name}' has no text tower, so it cannot embed texts.")
         if isinstance(texts, str):
             raise UsageError("embed_texts takes a list of texts and was given a single one; write [text].")
+        wrong = next((type(text).__name__ for text in texts if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise UsageError(
+                f"embed_texts takes a list of texts and found one of type {wrong} in it; give strings only."
+            )
         batches = (
             tower.embed(texts[start : start + tower.batch_size]) for start in range(0, len(texts), tower.batch_size)
         )

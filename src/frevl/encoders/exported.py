@@ -12,8 +12,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,7 @@ __all__ = [
     "cache_folder",
     "exported_path",
     "library",
+    "name_axes",
     "open_int8",
     "open_network",
     "quiet_export",
@@ -43,7 +45,7 @@ __all__ = [
 
 PARITY = 0.9999  # smallest cosine between PyTorch's tokens and ONNX Runtime's that is accepted
 INT8_PARITY = 0.99  # smallest cosine between an item's float32 and its int8 embedding that is accepted
-_FORMAT = 1  # raised when the same weights shall be exported in another way
+_FORMAT = 2  # raised when the same weights shall be exported in another way
 
 
 @dataclass(frozen=True)
@@ -223,10 +225,31 @@ def _write(source: Source, path: Path, weights: str) -> None:
         )
         if program is None:
             raise EncoderError("PyTorch's ONNX exporter returned nothing; install the versions in constraints.txt.")
+        name_axes(program.model, {"input": source.axes})
         program.model.metadata_props["frevl.weights"] = weights
         program.save(path)
     with path.open("rb") as stream:
         os.fsync(stream.fileno())  # or a power cut could leave a complete name with incomplete content
+
+
+def name_axes(model: Any, axes: Mapping[str, Mapping[int, str]]) -> None:
+    """Name the axes of any length in a traced model; the exporter calls them ``s27`` and the like.
+
+    Args:
+        model: The ``model`` of a ``torch.onnx.ONNXProgram``; changed in place.
+        axes: For every input with such axes their names, by position.
+    """
+    inputs = {one.name: one for one in model.graph.inputs}
+    names = {str(inputs[name].shape[axis]): new for name, own in axes.items() for axis, new in own.items()}
+    if not names:
+        return
+    found = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+    made = [value for node in model.graph for value in node.outputs]
+    for value in [*model.graph.inputs, *model.graph.outputs, *made]:
+        if value.shape is not None:
+            for axis, size in enumerate(value.shape):
+                if not isinstance(size, int) and found.search(str(size)):
+                    value.shape[axis] = found.sub(lambda match: names[match[0]], str(size))
 
 
 def _check(source: Source, path: Path, name: str, weights: str) -> None:

@@ -79,6 +79,11 @@ def towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]
         raise EncoderError(
             f"'{checkpoints[wrong].model}' has no {modality} tower; expected hf:VISION+TEXT in this order"
         )
+    if not (sees[0] or reads[-1]):
+        raise EncoderError(
+            f"'{checkpoints[0].model}' is of the type '{load_config(checkpoints[0]).model_type}', which frevl cannot "
+            f"take apart; expected a model of images and texts ({', '.join(JOINT)}), or one of images or texts alone"
+        )
     image = image_tower(checkpoints[0], tokens, request.layers, request.choice) if sees[0] else None
     text = text_tower(checkpoints[-1], tokens, request.layers, request.choice) if reads[-1] else None
     return image, text

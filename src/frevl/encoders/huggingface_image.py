@@ -19,7 +19,7 @@ from frevl.encoders.tokens import keep_layers
 from frevl.errors import EncoderError, ImageError, UsageError
 from frevl.images import MAX_PIXELS
 
-__all__ = ["HuggingFaceImageTower", "common_space", "hidden_layers", "image_tower"]
+__all__ = ["HuggingFaceImageTower", "common_space", "hidden_layers", "image_tower", "refuse_threads"]
 
 # Whatever size the network wants, the decoder never reduces a picture on the way: the pixels are those that the model's
 # own pipeline would see.
@@ -89,15 +89,8 @@ class HuggingFaceImageTower:
 
 def prepare(processor: Any, image: Image.Image, *, flexible: bool) -> np.ndarray:
     """Let a processor make a network's input of one upright RGB picture; see `HuggingFaceImageTower.prepare`."""
-    shortest = 0 if flexible else int(getattr(processor.size, "shortest_edge", None) or 0)
-    width, height = image.size
-    if shortest and getattr(processor, "do_resize", False):
-        wanted = shortest * shortest * max(width, height) / min(width, height)
-        if wanted > MAX_PIXELS:
-            raise ImageError(
-                f"Cannot read image the given bytes: with {width} x {height} pixels it is too long and narrow: at "
-                f"{shortest} pixels on its shorter side it would have {wanted:,.0f} pixels."
-            )
+    if not flexible and getattr(processor, "do_resize", False):
+        refuse_threads(image, int(getattr(processor.size, "shortest_edge", None) or 0))
     made = processor(images=image, return_tensors="np")
     pixels: np.ndarray = made["pixel_values"][0].astype(np.float32, copy=False)
     if not flexible:
@@ -105,6 +98,25 @@ def prepare(processor: Any, image: Image.Image, *, flexible: bool) -> np.ndarray
     last = np.zeros((1, pixels.shape[1]), np.float32)
     last[0, :2] = made["spatial_shapes"][0]
     return np.concatenate([pixels, last])
+
+
+def refuse_threads(image: Image.Image, shortest: int) -> None:
+    """Refuse a picture that would fill the memory if its shorter side were brought to ``shortest`` pixels.
+
+    Args:
+        image: The picture.
+        shortest: Pixels; 0 if its sides are brought to a size each.
+
+    Raises:
+        ImageError: It is too long and narrow.
+    """
+    width, height = image.size
+    wanted = shortest * shortest * max(width, height) / min(width, height)
+    if wanted > MAX_PIXELS:
+        raise ImageError(
+            f"Cannot read image the given bytes: with {width} x {height} pixels it is too long and narrow: at "
+            f"{shortest} pixels on its shorter side it would have {wanted:,.0f} pixels."
+        )
 
 
 def grid_of(pixels: np.ndarray, patch: int, *, flexible: bool) -> tuple[int, int]:

@@ -25,6 +25,7 @@ __all__ = ["JOINT", "image_source", "load_config", "quiet_transformers", "text_s
 
 JOINT = ("clip", "siglip", "siglip2", "chinese_clip")
 """Model types with an image and a text tower in one common space."""
+_POOLED_BY_CLASS_TOKEN = ("clip", "clip_vision_model")
 
 
 @contextmanager
@@ -94,6 +95,10 @@ def image_source(
     if joint:
         model.text_model = None
     network = getattr(model, "vision_model", model)
+    if pooled and not layers and config.model_type in _POOLED_BY_CLASS_TOKEN:
+        from frevl.encoders.one_token import LastLayerOfFirstToken  # needs torch
+
+        network.encoder.layers[-1] = LastLayerOfFirstToken(network.encoder.layers[-1])
     trained_pooler = any(name.startswith("pooler.") for name, _ in model.named_parameters())
 
     class Image(torch.nn.Module):
@@ -115,7 +120,7 @@ def image_source(
             return _token(output.last_hidden_state[:, 0] if own is None else own)
 
     _check_layers(checkpoint, getattr(config, "vision_config", config), layers)
-    return Source(Image().eval(), {0: "images"}, examples)
+    return Source(Image().eval(), {0: "batch"}, examples)
 
 
 def text_source(
@@ -171,7 +176,7 @@ def text_source(
 
     _check_layers(checkpoint, getattr(config, "text_config", config), layers)
     # A padded input has one length, and its second axis always holds ids and mask.
-    return Source(Text().eval(), {0: "texts"} if padded else {0: "texts", 1: "pieces"}, examples)
+    return Source(Text().eval(), {0: "batch"} if padded else {0: "batch", 1: "pieces"}, examples)
 
 
 def unpack_patches(packed: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -220,7 +225,7 @@ def _chosen(states: Sequence[torch.Tensor], layers: Sequence[int]) -> torch.Tens
 
 
 def _token(pooled: torch.Tensor) -> torch.Tensor:
-    return pooled[:, None]
+    return pooled.flatten(1)[:, None]  # convolutional networks pool to (n, width, 1, 1)
 
 
 def _check_layers(checkpoint: Checkpoint, config: Any, layers: Sequence[int]) -> None:

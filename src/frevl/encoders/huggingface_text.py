@@ -238,6 +238,11 @@ def _pooling(checkpoint: Checkpoint) -> str:
     if not folders:
         return "mean"
     settings = checkpoint.settings(f"{folders[0]}/config.json")
+    if settings.get("include_prompt") is False and _prompt(checkpoint):
+        raise EncoderError(
+            f"'{checkpoint.model}' leaves its prompt out when it pools (\"include_prompt\": false), which frevl does "
+            "not do; take a model that pools all of its tokens"
+        )
     names = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_lasttoken": "lasttoken"}
     chosen = (
         [settings["pooling_mode"]]

@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from PIL import Image
 from frevl.encoders import Embeddings, ImageTower, TextTower
 from frevl.encoders.checkpoint import digest_of, file_digest
 from frevl.encoders.exported import Source, library
+from frevl.encoders.huggingface_image import refuse_threads
 from frevl.encoders.runtime import Network, open_runtime
 from frevl.encoders.tokens import keep_tokens
 from frevl.errors import EncoderError, UsageError, nearest
@@ -45,6 +46,7 @@ class OpenClipImageTower:
         identity: Everything that can change an embedding, field by field.
         transform: Turns a picture into a tensor.
         network: Runs on ``(n, 3, height, width)`` float32.
+        shortest: What its shorter side is brought to, in pixels; 0 if both sides are brought to a size each.
         target: What to pass to `frevl.images.read_image`.
     """
 
@@ -53,6 +55,7 @@ class OpenClipImageTower:
     identity: dict[str, str]
     transform: Any
     network: Network
+    shortest: int
     target: int = _NEVER_REDUCED
 
     @property
@@ -61,7 +64,12 @@ class OpenClipImageTower:
         return self.network.batch_size
 
     def prepare(self, image: Image.Image) -> np.ndarray:
-        """Return what open_clip makes of a picture: ``(3, height, width)`` float32."""
+        """Return what open_clip makes of a picture: ``(3, height, width)`` float32.
+
+        Raises:
+            ImageError: The picture is so long that its shorter side cannot be brought to the network's size.
+        """
+        refuse_threads(image, self.shortest)
         pixels: np.ndarray = self.transform(image).numpy()
         return pixels
 
@@ -178,6 +186,7 @@ def towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]
             },
             transform=transform,
             network=image_network,
+            shortest=_shortest(model.visual.preprocess_cfg),
         ),
         OpenClipTextTower(
             name=f"{stem}-text{mark}",
@@ -256,7 +265,14 @@ def _source(model: Any, method: str, example: np.ndarray) -> Source:
             pooled: torch.Tensor = getattr(self.model, method)(items)
             return pooled[:, None]
 
-    return Source(Tower().eval(), {0: "items"}, [example])
+    return Source(Tower().eval(), {0: "batch"}, [example])
+
+
+def _shortest(preparation: Mapping[str, Any]) -> int:
+    size = preparation.get("size", 0)
+    if preparation.get("resize_mode", "shortest") != "shortest":
+        return 0
+    return int(size if isinstance(size, int) else min(size))
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:

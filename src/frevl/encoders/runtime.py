@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BatchSizes", "Network", "accelerators", "open_in_torch", "open_runtime"]
 
 _log = logging.getLogger("frevl")
-_PROCESSOR_SIZES = (1, 4, 16)
+_PROCESSOR_SIZES = (1, 4, 8, 16)
 _ACCELERATOR_SIZES = (16, 64, 256)
 _TRIES = 2  # of every size; the faster one counts, since the first run of a size also allocates
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -44,6 +45,7 @@ class ImportReport:
         images_kept: Images that had an embedding of this tower already.
         texts_kept: Texts that had one.
         scaled: Vectors that were not of unit length and were scaled to it.
+        repeats: Rows that repeat an item of this import with the same vector; the first is kept.
         rejects: What was left out, now.
         notes: Sentences that a user should read.
         seconds: Wall time.
@@ -55,6 +57,7 @@ class ImportReport:
     images_kept: int = 0
     texts_kept: int = 0
     scaled: int = 0
+    repeats: int = 0
     rejects: list[Reject] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
@@ -75,7 +78,9 @@ class ImportReport:
             f"Imported {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
             f"{self.images_kept:,} images and {self.texts_kept:,} texts were in the store already."
         )
-        return " ".join([done, *([lengths] if total else []), *self.notes, rejects_sentence(self.rejects)]).rstrip()
+        repeats = f"Rows that repeat an item with the same vector: {self.repeats:,}."
+        said = [done, *([lengths] if total else []), *([repeats] if self.repeats else []), *self.notes]
+        return " ".join([*said, rejects_sentence(self.rejects)]).rstrip()
 
 
 def import_embeddings(
@@ -99,7 +104,8 @@ def import_embeddings(
     """Put existing embeddings into a store; a call that was killed goes on where the last commit ended.
 
     Vectors are kept as they are, in the stored type; those that are not of unit length are scaled to it. A vector
-    that is not finite or is zero, a row without id and an id that stands twice go to the store's rejects. Columns
+    that is not finite or is zero, a row without id and an id that stands twice with different vectors go to the store's
+    rejects. Columns
     beside ids and vectors are kept as metadata, to filter searches with.
 
     Args:
@@ -159,7 +165,7 @@ def import_embeddings(
     report = ImportReport(str(store), notes=lacking_parts(Path(source), _OF[of] if of else None))
     if verified:
         report.notes.append(f"'{encoder}' gives the same vectors for the items that were embedded again.")
-    imported: dict[Modality, set[str]] = {}
+    imported: dict[Modality, dict[str, int]] = {}
     with StoreWriter(store) as writer:
         writer.register(list(towers.values()))
         for modality in dims:
@@ -169,6 +175,12 @@ def import_embeddings(
             one.run(own, progress=progress)
             imported[modality] = one.seen
         report.notes += writer.notes
+    for modality, usable in imported.items():
+        if not usable:
+            raise InputError(
+                f"{source}: expected vectors of {modality}s, found none that can be used. "
+                + rejects_sentence([reject for reject in report.rejects if reject.kind == modality])
+            )
     if write_pairs is not None:
         written = _write_pairs(Path(write_pairs), parts, folder, imported)
         report.notes.append(f"Wrote {written:,} pairs to {write_pairs}.")
@@ -181,7 +193,7 @@ class _Import:
 
     def __init__(self, writer: StoreWriter, tower: Tower, folder: Path | None, report: ImportReport) -> None:
         self.writer, self.tower, self.folder, self.report = writer, tower, folder, report
-        self.seen: set[str] = set()
+        self.seen: dict[str, int] = {}  # a checksum of its vector by id
         self.rejects: list[Reject] = []
         modality = tower.modality
         self.known = writer.store.positions(modality)
@@ -216,9 +228,13 @@ class _Import:
             elif row in problems:
                 rejects.append(Reject(self.tower.modality, id_, f"{place}: {problems[row]}"))
             elif id_ in self.seen:
-                rejects.append(Reject(self.tower.modality, id_, f"{place}: the id stands twice; the first is kept"))
+                if self.seen[id_] == zlib.crc32(values[row]):  # an image with several captions
+                    self.report.repeats += 1
+                    continue
+                reason = f"{place}: the id stands twice with different vectors; the first is kept"
+                rejects.append(Reject(self.tower.modality, id_, reason))
             else:
-                self.seen.add(id_)
+                self.seen[id_] = zlib.crc32(values[row])
                 way = self._way(id_)
                 if way is None:
                     self._count(kept=1)

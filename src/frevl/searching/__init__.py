@@ -113,16 +113,16 @@ class Searcher:
     ) -> SearchResult:
         """Search; see `search`."""
         wanted, query, notes = self._query(text, image, find)
-        if k < 1:
-            raise UsageError(f"The number of results must be at least 1, found {k}")
+        if not isinstance(k, int) or k < 1:
+            raise UsageError(f"The number of results must be a whole number from 1 on, found {k!r}")
         shortlist, index = self._open(wanted)
         allowed = shortlist.alive()
         if where is not None:
             allowed = shortlist.rows_of(self.scorer.store.matching(wanted, where))
         searched = shortlist.usable if allowed is None else int(allowed.sum())
         itself = [query.id] if query.modality == wanted and query.given is None else []
-        if itself and shortlist.rows_of(itself).any():
-            searched -= 1
+        own = shortlist.rows_of(itself)
+        searched -= int((own if allowed is None else own & allowed).sum())
         if not searched:
             notes.append(f"No {wanted} can be found: " + ("none meets the condition." if where else "there is none."))
         elif k > searched:
@@ -166,6 +166,8 @@ class Searcher:
             raise UsageError(f"What to find must be 'images' or 'texts', found '{find}'")
         wanted = _FIND[find or "images"]
         if text is not None:
+            if not isinstance(text, str):
+                raise UsageError(f"The query must be a string, found {type(text).__name__}")
             if wanted == "text":
                 raise UsageError("A text finds images; to find texts, give an image with --image")
             if not text.strip():
@@ -178,7 +180,9 @@ class Searcher:
         towers = [self.scorer.store.towers[name] for name in self.scorer.run.towers["text"]]
         if len(text) <= _NEVER_CUT or any(tower.imported for tower in towers):
             return []
-        cut = any(encoder.text is not None and encoder.text.truncated([text]) for encoder in self.scorer.encoders())
+        cut = any(
+            encoder.text is not None and encoder.text.truncated([text]) for encoder in self.scorer.encoders("text")
+        )
         return ["The query is longer than the encoder reads; its end was cut."] if cut else []
 
     def _image_query(self, image: ImageSource | None) -> _Query:
@@ -227,8 +231,7 @@ class Searcher:
             return found, 0
         pairs = [(id_, query.id) if wanted == "image" else (query.id, id_) for id_ in ids]
         given = None if query.given is None else {query.id: query.given}
-        scores = self.scorer.score(pairs, images=given)
-        probabilities = self.scorer.probabilities(scores)
+        scores, probabilities = self.scorer.judge(pairs, images=given)
         order = np.argsort(-scores, kind="stable")[:k]
         hits = [
             Hit(rank, ids[row], float(scores[row]), float(probabilities[row]), float(similarities[row]))

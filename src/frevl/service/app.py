@@ -293,7 +293,7 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 
 
 async def _respond(request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
-    said = await unless_gone(request, answer)
+    said = await unless_gone(request.receive, answer)
     return Response(status_code=499) if said is None else _json(said)
 
 

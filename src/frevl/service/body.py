@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
 
 from frevl.service.limits import Limits, RefusedError
 
@@ -21,6 +22,8 @@ Upload = bytes | str
 """An image that came along: the bytes of a file, or text in base64."""
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
+
+_WATCH_AFTER = 0.05  # seconds
 
 B = TypeVar("B", bound=BaseModel)
 A = TypeVar("A")
@@ -40,9 +43,10 @@ async def read_body(request: Request, kind: type[B], limits: Limits) -> tuple[B,
     Raises:
         RefusedError: 400 no JSON, 413 too much, 415 another type, 422 not what was expected.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    given = next((value for name, value in request.scope["headers"] if name == b"content-type"), b"").decode("latin-1")
+    content_type = given.partition(";")[0].strip().lower()
     if content_type == JSON:
-        body = _checked(kind, await request.body())
+        body = _checked(kind, await _whole(request.receive))
         files: dict[str, Upload] = {}
     elif content_type == MULTIPART:
         body, files = await _read_multipart(request, kind, limits)
@@ -61,18 +65,50 @@ async def read_body(request: Request, kind: type[B], limits: Limits) -> tuple[B,
     return body, {**files, **named}
 
 
-async def unless_gone(request: Request, answer: Coroutine[Any, Any, A]) -> A | None:
-    """Wait for an answer, but drop it when the client hangs up; then the answer is None."""
-    answering = asyncio.ensure_future(answer)
-    leaving = asyncio.ensure_future(request.receive())  # the body was read: what comes now is the disconnect
+async def _whole(receive: Receive) -> bytes:
+    """Receive the whole body.
+
+    Raises:
+        ClientDisconnect: The client hung up in the middle of it.
+    """
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, A]) -> A | None:
+    """Wait for an answer, but drop it when the client hangs up; then the answer is None.
+
+    Args:
+        receive: Where the disconnect is heard; the body was read.
+        answer: What makes the answer. Watching begins after 50 ms, when most answers are long on their way.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    watching: list[asyncio.Task[None]] = []
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        await receive()  # nothing else can come
+        gone = True
+        task.cancel()  # type: ignore[union-attr]
+
+    timer = loop.call_later(_WATCH_AFTER, lambda: watching.append(loop.create_task(watch())))
     try:
-        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return answering.result() if answering.done() else None
+        return await answer
+    except asyncio.CancelledError:
+        if not gone or task.uncancel():  # type: ignore[union-attr]
+            raise
+        return None
     finally:
-        leaving.cancel()
-        if not answering.done():
-            answering.cancel()
-            await asyncio.wait((answering,))
+        timer.cancel()
+        for one in watching:
+            one.cancel()
 
 
 def _checked(kind: type[B], content: bytes | str) -> B:

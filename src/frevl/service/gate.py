@@ -6,13 +6,13 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import itertools
 import json
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import MutableMapping
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -20,41 +20,29 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frevl.service.limits import Keys, Limits, RefusedError
+from frevl.service.log import log_request
 from frevl.service.metrics import Metrics
 
-__all__ = ["OPEN_PATHS", "Gate", "JsonLines", "error_response"]
+__all__ = ["OPEN_PATHS", "Gate", "error_response"]
 
 OPEN_PATHS = ("/healthz", "/readyz")
 """Paths that need no key: whoever keeps the service alive asks them."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_THIS_PROCESS = secrets.token_hex(8)
+_numbers = itertools.count()
 _log = logging.getLogger("frevl.service")
 
-# The page works with what comes from this service alone; a browser refuses everything else.
+_NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+# The page works with what comes from this service alone; a browser refuses everything else. JSON asks for nothing.
 _HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
+    _NO_SNIFFING,
     (b"referrer-policy", b"no-referrer"),
     (
         b"content-security-policy",
         b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; base-uri 'self'",
     ),
 ]
-
-
-class JsonLines(logging.Formatter):
-    """One JSON object a log line; what is given as ``extra={"fields": {...}}`` becomes keys."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
 
 
 def error_response(error: RefusedError, request_id: str) -> Response:
@@ -88,6 +76,7 @@ class Gate:
         self._metrics = metrics
         self._under_way = 0
         self._held_bytes = 0
+        metrics.under_way.set_function(lambda: self._under_way)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -108,17 +97,17 @@ class _Passage:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         self._headers = headers
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        self._id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self._id = given if _REQUEST_ID.fullmatch(given) else f"{_THIS_PROCESS}{next(_numbers):016x}"
         scope.setdefault("state", {})["request_id"] = self._id
         self._started = time.perf_counter()
         self._deadline: float | None = None
+        self._complete = False
         self._held = 0
         self._status = 0
 
     async def answer(self) -> None:
         gate = self._gate
         gate._under_way += 1
-        gate._metrics.under_way.inc()
         try:
             self._admit()
             await gate._app(self._scope, self._checked_receive, self._noted_send)
@@ -134,7 +123,6 @@ class _Passage:
         finally:
             gate._under_way -= 1
             gate._held_bytes -= self._held
-            gate._metrics.under_way.dec()
             self._note()
 
     def _admit(self) -> None:
@@ -163,17 +151,9 @@ class _Passage:
 
     async def _checked_receive(self) -> Message:
         """Receive, as long as the body is neither too large nor too slow."""
-        if self._deadline is None:
-            self._deadline = time.perf_counter() + self._gate._limits.body_seconds
-        if self._deadline == 0.0:  # the body is complete
+        if self._complete:
             return await self._receive()
-        try:
-            async with asyncio.timeout(max(0.0, self._deadline - time.perf_counter())):
-                message = await self._receive()
-        except TimeoutError:
-            raise RefusedError(
-                408, "too_slow", f"The request took more than {self._gate._limits.body_seconds:g} s to arrive."
-            ) from None
+        message = await self._receive_in_time()
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
             self._held += size
@@ -184,19 +164,39 @@ class _Passage:
                 raise RefusedError(
                     503, "overloaded", "Too many large requests are under way; ask again later.", retry_after=1
                 )
-            if not message.get("more_body", False):
-                self._deadline = 0.0
+            self._complete = not message.get("more_body", False)
         return message
+
+    async def _receive_in_time(self) -> Message:
+        """Receive a part of the body. As with `asyncio.timeout`, in a third of its time."""
+        loop, task, late = asyncio.get_running_loop(), asyncio.current_task(), []
+        if self._deadline is None:
+            self._deadline = loop.time() + self._gate._limits.body_seconds
+
+        def expire() -> None:
+            late.append(True)
+            task.cancel()  # type: ignore[union-attr]
+
+        timer = loop.call_at(self._deadline, expire)
+        try:
+            return await self._receive()
+        except asyncio.CancelledError:
+            if not late or task.uncancel():  # type: ignore[union-attr]
+                raise
+            raise RefusedError(
+                408, "too_slow", f"The request took more than {self._gate._limits.body_seconds:g} s to arrive."
+            ) from None
+        finally:
+            timer.cancel()
 
     async def _noted_send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._status = message["status"]
-            named = {name.lower() for name, _ in message.get("headers", [])}
-            added = [*_HEADERS, (b"x-request-id", self._id.encode())]
-            message = {
-                **message,
-                "headers": [*message.get("headers", []), *(header for header in added if header[0] not in named)],
-            }
+            given = {name.lower(): value for name, value in message.get("headers", [])}
+            added = [_NO_SNIFFING] if given.get(b"content-type") == b"application/json" else _HEADERS
+            added = [header for header in added if header[0] not in given]
+            headers = [*message.get("headers", []), *added, (b"x-request-id", self._id.encode())]
+            message = {**message, "headers": headers}
         await self._send(message)
 
     async def _refuse(self, error: RefusedError) -> None:
@@ -210,10 +210,9 @@ class _Passage:
         seconds = time.perf_counter() - self._started
         route = _route_of(self._scope)
         method = self._scope["method"] if self._scope["method"] in _METHODS else "other"
-        self._gate._metrics.requests.labels(route, method, str(self._status)).inc()
-        self._gate._metrics.seconds.labels(route).observe(seconds)
-        if _log.isEnabledFor(logging.INFO):
-            fields = {
+        self._gate._metrics.answered(route, method, self._status, seconds)
+        log_request(
+            {
                 "request_id": self._id,
                 "method": method,
                 "path": self._scope["path"][:200],
@@ -222,7 +221,7 @@ class _Passage:
                 "bytes": self._held,
                 "client": (self._scope.get("client") or [None])[0],
             }
-            _log.info("request", extra={"fields": fields})
+        )
 
 
 _METHODS = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"}

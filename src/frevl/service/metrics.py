@@ -33,6 +33,17 @@ class Metrics:
         )
         self.waiting = Gauge("frevl_queue_items", "Items that wait for the model.", registry=self.registry)
         self.under_way = Gauge("frevl_requests_under_way", "Requests being answered.", registry=self.registry)
+        # Looking a counter up by its labels takes longer than counting.
+        self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request that was answered."""
+        counters = self._counters.get((route, method, status))
+        if counters is None:
+            counters = self.requests.labels(route, method, str(status)), self.seconds.labels(route)
+            self._counters[(route, method, status)] = counters
+        counters[0].inc()
+        counters[1].observe(seconds)
 
     def batch(self, work: str, items: int, seconds: float) -> None:
         """Count a batch."""

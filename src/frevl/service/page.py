@@ -28,8 +28,9 @@ from frevl.images import read_image
 from frevl.scorer import Prediction
 from frevl.searching import Hit
 from frevl.service.limits import RefusedError
-from frevl.service.models import Found, Service
+from frevl.service.models import Service
 from frevl.service.page_guard import PageGuard
+from frevl.service.served_model import Found
 
 __all__ = ["build_page"]
 
@@ -133,6 +134,7 @@ def _ask_tab(service: Service) -> None:
             return _problem("Type a question first.")
         served = service.model(name, task="classification")
         service.check_size([text], 1)
+        service.check_texts(served, [text])
         sent = await service.embed_uploads(served, {"picture": bytes(content)})
         prediction: Prediction = (await service.score(served, [(sent["picture"], text)]))[0]
         return _answer(prediction, least)
@@ -171,6 +173,8 @@ def _search_tab(service: Service, images: Path | None) -> None:
             return _problem("Type a text or choose a picture" + (", not both." if content is not None else "."))
         served = service.searching_model(name)
         service.check_size([asked], 1)
+        if content is None:
+            service.check_texts(served, [asked])
         image = None if content is None else await service.checked_image(served, "picture", bytes(content))
         text = asked if content is None else None
         condition = condition.strip() if condition else None

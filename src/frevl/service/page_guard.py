@@ -12,8 +12,11 @@ import os
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from frevl.service.gate import error_response
+from frevl.service.limits import RefusedError
 
 __all__ = ["PageGuard"]
 
@@ -33,6 +36,8 @@ _GETS = (
     "/svelte/",
     "/theme.css",
 )
+
+_NOT_SO = "The page cannot do this; reload it and try again."
 
 
 class PageGuard:
@@ -55,10 +60,11 @@ class PageGuard:
         method, path = scope["method"], scope["path"]
         reads = method in ("GET", "HEAD")
         if not (path in _POSTS if method == "POST" else reads and (path == "/" or path.startswith(_GETS))):
-            await JSONResponse({"detail": "Not part of the page."}, 404)(scope, receive, send)
+            sentence = f"{method[:20]} {path[:100]}: Not part of the page; the routes are listed at /docs."
+            await _refusal(scope, 404, "no_such_route", sentence)(scope, receive, send)
             return
         if path != _EVENTS:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _in_one_shape(scope, receive, send))
             return
         body = await Request(scope, receive).body()
         try:
@@ -66,7 +72,8 @@ class PageGuard:
         except (ValueError, RecursionError):
             allowed = False
         if not allowed:
-            await JSONResponse({"detail": "This names a file that was not uploaded here."}, 400)(scope, receive, send)
+            sentence = "This names a file that was not uploaded here; reload the page and choose it again."
+            await _refusal(scope, 400, "invalid", sentence)(scope, receive, send)
             return
         read = False
 
@@ -77,7 +84,7 @@ class PageGuard:
             read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, again, send)
+        await self._app(scope, again, _in_one_shape(scope, receive, send))
 
     def _allows(self, data: Any) -> bool:
         """Tell whether every path in an event's data lies below the folder of uploads; addresses never do."""
@@ -95,3 +102,27 @@ class PageGuard:
         if key == "url":  # where the browser itself would find it; Gradio must not fetch it
             named = named.partition("/gradio_api/file=")[2]
         return os.path.normpath(named).startswith(self._uploads)
+
+
+def _refusal(scope: Scope, status: int, code: str, sentence: str) -> Response:
+    return error_response(RefusedError(status, code, sentence), str(scope.get("state", {}).get("request_id", "")))
+
+
+def _in_one_shape(scope: Scope, receive: Receive, send: Send) -> Send:
+    """Let errors of the page's library look like all others of the service, without its words, which may name files."""
+    replaced = False
+
+    async def shaped(message: Message) -> None:
+        nonlocal replaced
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            replaced = True
+            status = message["status"]
+            code = {404: "no_such_route", 405: "wrong_method", 413: "too_large"}.get(status, "invalid")
+            code = "internal" if status >= 500 else code
+            await _refusal(scope, status, code, "The page cannot do this; reload it and try again.")(
+                scope, receive, send
+            )
+        elif not replaced:
+            await send(message)
+
+    return shaped

@@ -96,7 +96,7 @@ class Pair(_Body):
 class _PairsRequest(_Body):
     model: ModelName = None
     pairs: Annotated[list[Pair], Field(min_length=1)]
-    uploads: Uploads = {}
+    uploads: Uploads = Field(default_factory=dict)
 
 
 class ScoreRequest(_PairsRequest):
@@ -149,7 +149,7 @@ class SearchRequest(_Body):
     text: Annotated[Text | SkipJsonSchema[None], _LEAVE_OUT] = None
     image: Annotated[ImageId | SkipJsonSchema[None], _LEAVE_OUT] = None
     upload: Annotated[UploadName | SkipJsonSchema[None], _LEAVE_OUT] = None
-    uploads: Uploads = {}
+    uploads: Uploads = Field(default_factory=dict)
     find: Annotated[Literal["images", "texts"], Field(description="Texts are found for an image only.")] = "images"
     k: Annotated[int, Field(ge=1, le=100, description="How many hits.")] = 10
     rerank: Annotated[
@@ -177,9 +177,9 @@ class EmbedRequest(_Body):
     """Items to embed with the encoders of a model: texts, images in the store, images sent along."""
 
     model: ModelName = None
-    texts: list[Text] = []
-    images: list[ImageId] = []
-    uploads: Uploads = {}
+    texts: list[Text] = Field(default_factory=list)
+    images: list[ImageId] = Field(default_factory=list)
+    uploads: Uploads = Field(default_factory=dict)
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,8 +17,9 @@ from frevl.errors import UsageError
 from frevl.scorer import Scorer
 from frevl.service.app import Application
 from frevl.service.connection import Connection
-from frevl.service.gate import JsonLines
+from frevl.service.interpreter import keep_out_of_collections, share_the_interpreter
 from frevl.service.limits import Keys, Limits
+from frevl.service.log import log_json_lines
 from frevl.service.metrics import Metrics
 from frevl.service.models import Service
 from frevl.store import Store
@@ -83,6 +83,7 @@ def serve(
         app = Application(service, keys=keys, metrics=metrics, report=shown, page=make_page)
 
         def say(port: int) -> None:
+            keep_out_of_collections()
             record = {
                 "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
                 "models": [model.record() for model in service.models.values()],
@@ -92,7 +93,8 @@ def serve(
             if ready is not None:
                 ready(record)
 
-        _log_json_lines()
+        log_json_lines()
+        share_the_interpreter()
         for stop in (signal.SIGTERM, signal.SIGINT):
             # uvicorn stops in good order and then sends itself the signal again; the process shall end with success.
             signal.signal(stop, lambda *_: None)
@@ -146,13 +148,6 @@ def _bound(host: str, port: int) -> socket.socket:
 def _make_page(service: Service, images: Path | None, has_report: bool) -> FastAPI:
     from frevl.service.page import build_page  # its libraries take seconds to load
 
-    return build_page(service, images=images, has_report=has_report)
-
-
-def _log_json_lines() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    for name in ("frevl.service", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+    page = build_page(service, images=images, has_report=has_report)
+    keep_out_of_collections()
+    return page

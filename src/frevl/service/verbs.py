@@ -9,8 +9,9 @@ import numpy as np
 
 from frevl.service.body import Upload
 from frevl.service.limits import RefusedError
-from frevl.service.models import Found, ImagePair, Match, ServedModel, Service
+from frevl.service.models import Service
 from frevl.service.schemas import AnswerRequest, EmbedRequest, Pair, ScoreRequest, SearchRequest
+from frevl.service.served_model import Found, ImagePair, Match, ServedModel
 
 __all__ = ["answer", "embed", "score", "search"]
 
@@ -52,9 +53,10 @@ async def search(
     """Find what matches best."""
     if asked.text is not None:
         service.check_size([asked.text], 1)
+        service.check_texts(model, [asked.text])
     image: str | bytes | None = asked.image
     if asked.image is not None:
-        service.check_images([asked.image])
+        await service.check_images([asked.image])
     if asked.upload is not None:
         if asked.upload not in uploads:
             raise RefusedError(404, "unknown_upload", f"The upload {asked.upload[:80]!r} did not come along.")
@@ -92,7 +94,8 @@ async def embed(
     if not items:
         raise RefusedError(422, "invalid", "Nothing to embed: give texts, images or uploads.")
     service.check_size(asked.texts, items)
-    service.check_images(asked.images)
+    service.check_texts(model, asked.texts)
+    await service.check_images(asked.images)
     sent = await service.embed_uploads(model, uploads)
     texts = await service.embed_texts(model, asked.texts)
     images = await service.read_images(model, asked.images)
@@ -110,8 +113,10 @@ async def _pairs(
     service: Service, model: ServedModel, pairs: Sequence[Pair], uploads: Mapping[str, Upload]
 ) -> list[ImagePair]:
     """Check pairs, and put the embeddings of uploads into them."""
-    service.check_size([pair.text for pair in pairs], len(pairs))
-    service.check_images([pair.image for pair in pairs if pair.image is not None])
+    texts = [pair.text for pair in pairs]
+    service.check_size(texts, len(pairs))
+    service.check_texts(model, texts)
+    await service.check_images([pair.image for pair in pairs if pair.image is not None])
     for pair in pairs:
         if pair.upload is not None and pair.upload not in uploads:
             raise RefusedError(

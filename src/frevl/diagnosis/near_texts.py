@@ -1,0 +1,196 @@
+"""Texts that are nearly the same: the same words in another order, one word apart, or close by their embeddings.
+
+What is near depends on the set: "is the square red?" and "is the circle red?" are two questions, two captions of eleven
+equal words and one other are a copy. So every criterion is tried on the training texts first, and only as loose as
+ordinary texts of the set do not meet it (ours).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = [
+    "CRITERIA",
+    "ORDINARY",
+    "Criterion",
+    "NearTexts",
+    "choose_criteria",
+    "expected_more",
+    "met_by",
+    "normal_text",
+    "one_word_apart",
+    "words_of",
+]
+
+ORDINARY = 0.005
+"""Share of the training texts that may meet a criterion with a training text of another image."""
+
+COSINES = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+LENGTHS = (3, 4, 5, 6, 8, 10, 12, 16)  # words that a text must have at least, to be compared word by word
+CRITERIA = {
+    "same words": "the same words in another order",
+    "one word": "one word added, dropped, exchanged or moved",
+    "cosine": "close by the cosine of their embeddings",
+}
+_ROWS_AT_ONCE = 512
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """Return the words of a text without case and punctuation."""
+    return tuple(re.findall(r"\w+", text.casefold()))
+
+
+def normal_text(text: str) -> str:
+    """Return a text without case, punctuation and further blanks, as two texts are compared."""
+    return " ".join(words_of(text))
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One way of being near, and how far it may be believed in this set.
+
+    Attributes:
+        name: A key of `CRITERIA`.
+        least: Words (the first two) or cosine from which on it counts; None if even the strictest is met by ordinary
+            texts, so that it is not used.
+        rate: Share of the training texts that meet it (the strictest, if it is not used), in [0, 1].
+    """
+
+    name: str
+    least: float | None
+    rate: float
+
+
+class NearTexts:
+    """Training texts, made ready to be compared with.
+
+    Args:
+        texts: Different texts.
+        owners: Of every text, the images (clusters) that it stands at.
+        vectors: ``(texts, dim)`` embeddings at unit length, float32; None compares words only.
+    """
+
+    def __init__(self, texts: Sequence[str], owners: Sequence[frozenset[str]], vectors: np.ndarray | None) -> None:
+        self.texts, self.owners, self.vectors = list(texts), list(owners), vectors
+        self._rows_of: dict[str, dict[int, list[int]]] = {"same words": {}, "one word": {}}
+        for row, text in enumerate(self.texts):
+            for criterion, keys in _keys(words_of(text)).items():
+                for key in keys:
+                    self._rows_of[criterion].setdefault(key, []).append(row)
+        self._at: dict[str, list[int]] = {}
+        for row, images in enumerate(self.owners):
+            for image in images:
+                self._at.setdefault(image, []).append(row)
+
+    def nearest(
+        self, texts: Sequence[str], owners: Sequence[frozenset[str]], vectors: np.ndarray | None
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Look for the nearest text of another image, by every criterion.
+
+        Args:
+            texts: ``n`` texts.
+            owners: Images at which each of them stands; texts that stand at one of them do not count.
+            vectors: ``(n, dim)`` at unit length, or None.
+
+        Returns:
+            By criterion ``(n,)`` strengths (words of the shorter text that is near by words, 0 if none; cosine, -1 if
+            none), and ``(n,)`` rows of the training texts.
+        """
+        found = {name: (np.zeros(len(texts)), np.zeros(len(texts), np.int64)) for name in self._rows_of}
+        for i, (text, own) in enumerate(zip(texts, owners, strict=True)):
+            words = words_of(text)
+            for name, keys in _keys(words).items():
+                found[name][0][i], found[name][1][i] = self._longest(words, own, name, keys)
+        if vectors is not None and self.vectors is not None:
+            found["cosine"] = self._closest(owners, vectors)
+        return found
+
+    def _longest(self, words: tuple[str, ...], own: frozenset[str], name: str, keys: list[int]) -> tuple[int, int]:
+        """Return words of the shorter text, and the row, of the longest near text of another image; 0 and 0 if none."""
+        best = (0, 0)
+        for key in keys:
+            for row in self._rows_of[name].get(key, ()):
+                other = words_of(self.texts[row])
+                if other != words and own.isdisjoint(self.owners[row]):
+                    best = max(best, (min(len(words), len(other)), -row))
+                    if best[0] == len(words):  # there is no longer one; templates would have thousands of as long ones
+                        return best[0], row
+        return best[0], -best[1]
+
+    def _closest(self, owners: Sequence[frozenset[str]], vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pool = self.vectors
+        best, rows = np.full(len(vectors), -1.0, np.float32), np.zeros(len(vectors), np.int64)
+        if pool is None or len(pool) == 0:
+            return best, rows
+        for start in range(0, len(vectors), _ROWS_AT_ONCE):
+            cosines = vectors[start : start + _ROWS_AT_ONCE] @ pool.T
+            for row, own in enumerate(owners[start : start + _ROWS_AT_ONCE]):
+                cosines[row, [other for image in own for other in self._at.get(image, ())]] = -1.0
+            part = slice(start, start + len(cosines))
+            rows[part], best[part] = cosines.argmax(axis=1), cosines.max(axis=1)
+        return best, rows
+
+
+def choose_criteria(nearest: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Criterion]:
+    """Choose of every criterion the loosest bound that at most `ORDINARY` of the training texts reach.
+
+    Args:
+        nearest: From `NearTexts.nearest` of training texts.
+    """
+    chosen = []
+    for name, (strength, _) in nearest.items():
+        ladder: tuple[float, ...] = COSINES if name == "cosine" else LENGTHS
+        rates = [float((strength >= least).mean()) for least in ladder]
+        fitting = [at for at, rate in enumerate(rates) if rate <= ORDINARY]
+        chosen.append(
+            Criterion(name, ladder[fitting[0]], rates[fitting[0]]) if fitting else Criterion(name, None, rates[-1])
+        )
+    return chosen
+
+
+def met_by(nearest: dict[str, tuple[np.ndarray, np.ndarray]], criteria: Sequence[Criterion]) -> dict[str, np.ndarray]:
+    """Return by criterion ``(n,)`` bool: the texts that have a near one."""
+    return {
+        one.name: nearest[one.name][0] >= one.least
+        if one.least is not None
+        else np.zeros(len(nearest[one.name][0]), bool)
+        for one in criteria
+    }
+
+
+def expected_more(found: int, of: int, usual: int, among: int) -> float:
+    """Return the one-sided p-value of Fisher's exact test: that so many or more are found, were both alike.
+
+    Args:
+        found: Of `of` test items.
+        of: Test items.
+        usual: Of `among` training items.
+        among: Training items.
+    """
+    total, all_ = found + usual, of + among
+
+    def choose(n: int, k: int) -> float:
+        return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+    whole = choose(all_, total)
+    tail = range(found, min(of, total) + 1)
+    return min(1.0, sum(math.exp(choose(of, k) + choose(among, total - k) - whole) for k in tail if total - k <= among))
+
+
+def one_word_apart(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+    """Tell whether two texts differ by one word that was added, dropped, exchanged or moved."""
+    return a != b and not set(_keys(a)["one word"]).isdisjoint(_keys(b)["one word"])
+
+
+def _keys(words: tuple[str, ...]) -> dict[str, list[int]]:
+    """Return what two near texts have in common: sorted words; the text itself or what is left without one word.
+
+    In the order of the words, so that of equals the same one is found in every process, whatever the hashes.
+    """
+    without = [hash(words[:at] + words[at + 1 :]) for at in range(len(words))]
+    return {"same words": [hash(tuple(sorted(words)))], "one word": list(dict.fromkeys([hash(words), *without]))}
