@@ -321,7 +321,9 @@ async def mix(
             continue
         try:
             response = await client.post("/v1/score", json=body)
-        except httpx2.HTTPError:
+        except httpx2.HTTPError as error:
+            if kind != "too large":
+                print(f"lost, {kind}: {error!r}", file=sys.stderr)
             counts["refused" if kind == "too large" else "lost"] += 1  # a large body may be cut off while it is sent
             continue
         if response.status_code == 503:

@@ -38,6 +38,10 @@ class GivenScorer:
     def score(self, pairs):
         return np.array([self.table[pair] for pair in pairs], np.float32)
 
+    def judge(self, pairs):
+        scores = self.score(pairs)
+        return scores, self.probabilities(scores)
+
     def probabilities(self, scores):
         exp = np.exp(scores)
         return 1 / (1 + 1 / exp) if self.run.task == "matching" else exp / exp.sum(axis=1, keepdims=True)

@@ -110,6 +110,9 @@ def _config(app: Application) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
+        # Longer than clients keep idle connections (5 s is common): the client must be the one to close, or a request
+        # that it sends while we close is lost.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=30,
     )
 
