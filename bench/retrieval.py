@@ -43,11 +43,7 @@ def scorer(model: str, embedded: EmbeddedPairs, batch: int):
 
     def score(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            parts = [
-                logits(torch.from_numpy(rows[start : start + batch]), torch.from_numpy(columns[start : start + batch]))
-                for start in range(0, len(rows), batch)
-            ]
-            return torch.cat(parts)[:, 0].numpy()
+            return logits(torch.from_numpy(rows), torch.from_numpy(columns))[:, 0].numpy()
 
     return score
 

@@ -297,7 +297,7 @@ def test_a_weak_model_says_that_it_may_be_the_model(world, tmp_path):
     finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
     assert finding.table
     assert finding.claim.endswith(
-        "%), or are what linear cannot do: it answers 73 % right, and the two cannot be told apart."
+        "%), or are what linear cannot do: it answers 73.3 % right, and the two cannot be told apart."
     )
 
 

@@ -30,14 +30,14 @@ def by_item(network: nn.Module, embedded: EmbeddedPairs, batch_size: int, device
         device: Where to work.
 
     Returns:
-        A function from ``(n,)`` image rows and ``(n,)`` text rows to ``(n, outputs)`` logits. Call both in inference
-        mode.
+        A function from ``(n,)`` image rows and ``(n,)`` text rows, any number of them, to ``(n, outputs)`` logits. Call
+        both in inference mode.
     """
     if isinstance(network, Fusion):
         return _fusion(network, embedded, batch_size, device)
     if isinstance(network, Dual | Cosine | Reranked):
-        return _reranked(network, embedded, batch_size, device)
-    return lambda rows, columns: network(*embedded.inputs(rows, columns, device))
+        return _in_batches(_reranked(network, embedded, batch_size, device), batch_size)
+    return _in_batches(lambda rows, columns: network(*embedded.inputs(rows, columns, device)), batch_size)
 
 
 def logits_by_item(network: nn.Module, embedded: EmbeddedPairs, batch_size: int, device: str) -> Tensor:
@@ -46,10 +46,21 @@ def logits_by_item(network: nn.Module, embedded: EmbeddedPairs, batch_size: int,
     For networks whose work for an item is much (a reranker's crowd is thousands of dot products).
     """
     with torch.inference_mode():
-        logits = by_item(network, embedded, batch_size, device)
-        starts = range(0, len(embedded), batch_size)
-        rows = [slice(start, start + batch_size) for start in starts]
-        return torch.cat([logits(embedded.image_rows[part], embedded.text_rows[part]).cpu() for part in rows])
+        return by_item(network, embedded, batch_size, device)(embedded.image_rows, embedded.text_rows).cpu()
+
+
+def _in_batches(logits: PairLogits, batch_size: int) -> PairLogits:
+    def of_any_number(rows: Tensor, columns: Tensor) -> Tensor:
+        first = logits(rows[:batch_size], columns[:batch_size])
+        # Into one tensor: small pieces kept between large ones would keep the heap from being used again.
+        found = first.new_empty(len(rows), first.shape[1])
+        found[:batch_size] = first
+        for start in range(batch_size, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            found[part] = logits(rows[part], columns[part])
+        return found
+
+    return of_any_number
 
 
 def _fusion(network: Fusion, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
@@ -66,7 +77,7 @@ def _fusion(network: Fusion, embedded: EmbeddedPairs, batch_size: int, device: s
     text = projected(network.project_text, embedded.texts)
     pooled = image.shape[1] == text.shape[1] == 1
     if pooled and _shares_first_block(network, len(image) + len(text)) and suits(network, image, text):
-        return SharedItems(network, image[:, 0], text[:, 0]).logits
+        return SharedItems(network, image[:, 0], text[:, 0]).logits  # makes blocks of its own
     image_mask = None if image.shape[1] == 1 else embedded.image_mask.to(device)
     text_mask = None if text.shape[1] == 1 else embedded.text_mask.to(device)
 
@@ -80,7 +91,7 @@ def _fusion(network: Fusion, embedded: EmbeddedPairs, batch_size: int, device: s
         scored: Tensor = network.head(fused)
         return scored
 
-    return logits
+    return _in_batches(logits, batch_size)
 
 
 def _shares_first_block(network: Fusion, items: int) -> bool:

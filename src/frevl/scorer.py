@@ -227,13 +227,10 @@ class Scorer:
             logits_of_pairs = by_item(self.network, embedded, self.batch_size, self.device)
 
         def scores(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
-            # Into one array: small pieces kept between large ones would keep the heap from being used again.
-            found = np.empty(len(rows), np.float32)
             with torch.inference_mode():
-                for start in range(0, len(rows), self.batch_size):
-                    part = slice(start, start + self.batch_size)
-                    logits = logits_of_pairs(torch.from_numpy(rows[part]), torch.from_numpy(columns[part]))
-                    found[part] = logits[:, 0].cpu().numpy()
+                found: NDArray[np.float32] = (
+                    logits_of_pairs(torch.from_numpy(rows), torch.from_numpy(columns))[:, 0].cpu().numpy()
+                )
             return found
 
         return scores

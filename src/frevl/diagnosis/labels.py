@@ -37,6 +37,7 @@ _MOST_LEARNT = 20_000  # training pairs of a fold's model, so that a training ha
 _AS_GOOD = 0.02
 _SURE = 0.8  # of the mean confidence
 _TRUSTED = 0.97  # below, as many contradictions may come from the model as from the labels
+_MORE = 2.0  # times the errors of the model
 _SHOWN = 30
 
 
@@ -198,7 +199,7 @@ def _errors(found: _Named, entry: Entry) -> Finding:
         section="data",
         claim=(
             f"{len(table):,} of {n:,} labels are likely wrong ({share:.1f} %{_mostly(table)})"
-            + (_or_hard(entry.name, float(entry.dev.hits.mean())) if table else "")
+            + (_or_hard(entry.name, float(entry.dev.hits.mean()), share / 100) if table else "")
             + "."
         ),
         value=share,
@@ -229,11 +230,14 @@ def _mostly(table: list[dict[str, Any]]) -> str:
     return f"; {often:,} of them say '{label}' where '{likelier}' is likelier"
 
 
-def _or_hard(name: str, accuracy: float) -> str:
-    """Say what else may be behind a contradiction: wrong labels lower the accuracy, and so does a weak model."""
-    if accuracy >= _TRUSTED:
+def _or_hard(name: str, accuracy: float, named: float) -> str:
+    """Say what else may be behind a contradiction: wrong labels lower the accuracy, and so does a weak model.
+
+    Also of a strong one, if it contradicts hardly more labels than it has errors (its folds learn from fewer pairs).
+    """
+    if accuracy >= _TRUSTED and named > _MORE * (1 - accuracy):
         return ""
-    return f", or are what {name} cannot do: it answers {100 * accuracy:.0f} % right, and the two cannot be told apart"
+    return f", or are what {name} cannot do: it answers {100 * accuracy:.1f} % right, and the two cannot be told apart"
 
 
 def _cannot_tell(reason: str) -> Finding:
