@@ -166,8 +166,10 @@ def train(
     logits, truth = fitted.development(data.dev)
     if task == "matching":
         logits = logits[:, -1:]  # a reranker's second logit is what the probability comes from
+    calibration = fit_calibration(logits, truth)
+    judged = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
     results = {
-        "development": {"n": len(logits), "accuracy": 100 * dev_metric(logits, truth)},
+        "development": {"n": len(logits), "accuracy": 100 * dev_metric(judged, truth)},
         "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
         "train_seconds": fitted.seconds,
         "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
@@ -187,7 +189,7 @@ def train(
             "image": {tower.name: tower.identity for tower in data.image_towers},
             "text": {tower.name: tower.identity for tower in data.text_towers},
         },
-        calibration=fit_calibration(logits, truth),
+        calibration=calibration,
         settings=settings,
         results=results,
         provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
