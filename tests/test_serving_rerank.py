@@ -2,6 +2,7 @@
 
 import pytest
 
+from frevl.errors import UsageError
 from frevl.scorer import Scorer
 from frevl.searching import Searcher
 from served import client_of, reranking_run
@@ -37,6 +38,8 @@ def test_scores_are_those_of_the_scorer(made, served, scorer):
     asked = [{"image": image, "text": text} for image, text in pairs]
     said = served.http.post("/v1/score", json={"pairs": asked}).json()["scores"]
     scores, probabilities = scorer.judge(pairs)
+    with pytest.raises(UsageError, match="use judge"):
+        scorer.probabilities(scores)
     assert [one["score"] for one in said] == pytest.approx(scores.tolist(), abs=1e-4)
     assert [one["probability"] for one in said] == pytest.approx(probabilities.tolist(), abs=1e-5)
 

@@ -142,13 +142,12 @@ class Scorer:
             ``(n,)`` scores, those of `score`, and ``(n,)`` calibrated probabilities. A run that reranks computes these
             without what only orders the candidates of one query (`frevl.rerank`): both need not rank pairs alike.
 
-        Raises:
-            UsageError: The run does classification; else as `score`.
+        Raises as `score`, and UsageError if the run does classification.
         """
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: expected a matching run, found task '{self.run.task}'; use predict")
         logits = self._logits(pairs, images or {})
-        return logits[:, 0], self.probabilities(logits[:, -1])
+        return logits[:, 0], self._calibrated(logits[:, -1])
 
     def _logits(self, pairs: Sequence[tuple[str, str]], images: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return ``(n, outputs)`` float32 of the network."""
@@ -168,7 +167,12 @@ class Scorer:
         return logits_of_all(self.network, embedded, self.batch_size, self.device).numpy()
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Turn scores into calibrated probabilities of the same shape; for a run that reranks take `judge`."""
+        """Turn scores into probabilities of the same shape; those of a run that reranks come from `judge`."""
+        if isinstance(self.run.network, Reranked):
+            raise UsageError(f"{self.run.path}: the run reranks, so its scores do not say its probabilities; use judge")
+        return self._calibrated(scores)
+
+    def _calibrated(self, scores: np.ndarray) -> np.ndarray:
         logits = torch.from_numpy(scores)
         if self.run.task == "matching":
             return calibrated(logits[:, None], self.run.calibration, soft=True)[:, 0].numpy()
@@ -228,9 +232,8 @@ class Scorer:
 
         def scores(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                found: NDArray[np.float32] = (
-                    logits_of_pairs(torch.from_numpy(rows), torch.from_numpy(columns))[:, 0].cpu().numpy()
-                )
+                logits = logits_of_pairs(torch.from_numpy(rows), torch.from_numpy(columns))
+            found: NDArray[np.float32] = logits[:, 0].cpu().numpy()
             return found
 
         return scores

@@ -267,9 +267,11 @@ def _simplest_as_good(contest: Contest) -> Entry:
 
 def _probabilities(scorer: Scorer, pairs: Pairs, classes: list[str]) -> np.ndarray:
     """Return ``(n, classes)`` float32; classes that the run does not know get 0."""
-    said = scorer.probabilities(scorer.score(list(zip(pairs.images, pairs.texts, strict=True))))
+    asked = list(zip(pairs.images, pairs.texts, strict=True))
     if scorer.run.task == "matching":
-        return np.stack([1 - said, said], axis=1)
+        _, match = scorer.judge(asked)
+        return np.stack([1 - match, match], axis=1)
+    said = scorer.probabilities(scorer.score(asked))
     columns = {label: number for number, label in enumerate(scorer.run.labels)}
     known = [number for number, name in enumerate(classes) if name in columns]
     chosen = np.zeros((len(pairs), len(classes)), np.float32)
