@@ -41,7 +41,8 @@ def test_every_variant_of_the_published_kind_is_there(ablation):
         "no cross-attention", "concatenation only", "no product", "no difference",
         "1 layer", "2 layers", "4 layers", "6 layers", "8 layers",
         "no contrastive term", "no regularisation term", "no mixup",
-        "standardised inputs, 0.3 dropped", "last epoch, not the best", "no label smoothing",
+        "standardised inputs, 0.3 dropped", "last epoch, not the best", "half of the targets from the kernel",
+        "no label smoothing",
         "linear", "mlp",
     ]  # fmt: skip
 
@@ -69,9 +70,23 @@ def test_a_variant_differs_in_what_it_names_and_in_nothing_else(ablation):
         "standardised-inputs-0-3-dropped": {"standardise": True, "input_dropout": 0.3},
         "no-label-smoothing": {"label_smoothing": 0.0},
         "last-epoch-not-the-best": {"keep_last": True},
+        "half-of-the-targets-from-the-kernel": {"kernel_teacher": 0.5},
         "linear": {"model": "linear", "layers": None},
         "mlp": {"model": "mlp", "layers": None},
     }
+
+
+def test_the_kernel_teaches_where_it_can(made, monkeypatch):
+    def names(task, pairs):
+        taught = frevl.ablation._a_kernel_can_teach(task, pairs)
+        return [one.name for one in frevl.ablation._variants([made.store], None, 1, taught=taught)]
+
+    row = "half of the targets from the kernel"
+    assert row in names("classification", made.train_file)
+    assert row not in names("matching", made.captions)
+    monkeypatch.setattr(frevl.ablation, "MOST_PAIRS", len(made.train) - 1)
+    assert row not in names("classification", made.train)
+    assert len(names("classification", made.train)) == len(names("classification", made.train_file))
 
 
 def test_parameters_by_hand(ablation):
@@ -131,11 +146,11 @@ def test_files_hold_the_table(ablation):
     }  # fmt: skip
     page = (folder / "ablation.md").read_text().splitlines()
     rows = [line for line in page if line.startswith("| ")]
-    assert len(rows) == 1 + 18
+    assert len(rows) == 1 + 19
     assert {line.count("|") for line in rows} == {9}
     shown = ablation_table(table)
     assert "no cross-attention" in shown
-    assert "among 16 comparisons about 0.8 would exclude zero by chance alone" in shown
+    assert "among 17 comparisons about 0.9 would exclude zero by chance alone" in shown
     drawn = ElementTree.parse(folder / "ablation.svg").getroot()  # noqa: S314
     words = {element.text for element in drawn.iter() if element.text}
     assert {row.variant.name for row in table.rows} <= words

@@ -1,33 +1,49 @@
 """Baselines against independent implementations."""
 
 import numpy as np
+import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
 from frevl.baselines import Linear, Majority, Mlp, fit_linear
+from frevl.loss import soft_target_loss
 
 
-def test_linear_equals_scikit_learn():
+@pytest.mark.parametrize(("n", "widths"), [(211, (3, 4)), (31, (29, 41))])
+def test_linear_equals_scikit_learn(n, widths):
+    """With the default number of steps, few and many features, some of them nearly the same and classes unequal."""
     rng = np.random.default_rng(0)
-    features, classes, n = 7, 3, 211
+    features, classes = sum(widths), 3
     x = rng.normal(size=(n, features)).astype(np.float32)
-    y = (x @ rng.normal(size=(features, classes)) + rng.normal(size=(n, classes))).argmax(axis=1)
-    network = Linear(image_dim=3, text_dim=4, outputs=classes)
-    penalty = 0.02
+    x[:, 1] = x[:, 0] + 0.01 * x[:, 1]
+    y = (x @ rng.normal(size=(features, classes)) + [0, 1, 4] + rng.normal(size=(n, classes))).argmax(axis=1)
+    network = Linear(image_dim=widths[0], text_dim=widths[1], outputs=classes)
     target = torch.from_numpy(y)
-    best = fit_linear(
-        network,
-        torch.from_numpy(x),
-        lambda logits: torch.nn.functional.cross_entropy(logits, target),
-        lambda: 0.0,
-        penalties=(penalty,),
-        iterations=500,
-    )
-    twin = LogisticRegression(C=1 / (penalty * n), tol=1e-8, max_iter=5000).fit(x, y)
-    assert best == penalty
-    expected = twin.predict_proba(x)
-    image, text = torch.from_numpy(x[:, :3]), torch.from_numpy(x[:, 3:])
-    np.testing.assert_allclose(network(image, text).softmax(dim=1).detach().numpy(), expected, atol=2e-3)
+    for penalty in (0.1, 0.0005):
+        best = fit_linear(
+            network,
+            torch.from_numpy(x),
+            lambda logits: torch.nn.functional.cross_entropy(logits, target),
+            lambda: 0.0,
+            penalties=(penalty,),
+        )
+        twin = LogisticRegression(C=1 / (penalty * n), tol=1e-7, max_iter=5000).fit(x, y)
+        assert best == penalty
+        expected = twin.predict_proba(x)
+        image, text = torch.from_numpy(x[:, : widths[0]]), torch.from_numpy(x[:, widths[0] :])
+        np.testing.assert_allclose(network(image, text).softmax(dim=1).detach().numpy(), expected, atol=5e-4)
+
+
+def test_a_wide_linear_fit_without_principal_directions_has_the_same_optimum(monkeypatch):
+    torch.manual_seed(4)
+    x, target = torch.randn(67, 11), torch.randint(2, (67, 5)).float()
+    found = []
+    for widest in (5, 11):
+        monkeypatch.setattr("frevl.baselines._WIDEST", widest)
+        network = Linear(image_dim=5, text_dim=6, outputs=5)
+        fit_linear(network, x, lambda logits: soft_target_loss(logits, target), lambda: 0.0, penalties=(0.01,))
+        found.append(network.linear(x).detach())
+    torch.testing.assert_close(*found, atol=2e-3, rtol=0)
 
 
 def test_the_penalty_with_the_best_development_metric_is_kept():

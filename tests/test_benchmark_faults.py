@@ -69,6 +69,17 @@ def test_vqa_questions_of_another_split_are_refused(tmp_path: Path) -> None:
         load_benchmark("vqa-v2", tmp_path)
 
 
+def test_vqa_annotations_of_another_split_or_form_are_refused_with_their_file(tmp_path: Path) -> None:
+    vqa(tmp_path, [(10, 1, "?")], [annotation(10, 1, "a", "a")])
+    name = "v2_mscoco_train2014_annotations.json"
+    put(tmp_path, name, {"data_subtype": "val2014", "annotations": [annotation(10, 1, "a", "a")]})
+    with pytest.raises(InputError, match=rf"{name}: expected the annotations of 'train2014', .* those of 'val2014'"):
+        load_benchmark("vqa-v2", tmp_path)
+    put(tmp_path, name, {"annotations": [annotation(10, 1, "a") | {"answers": ["a", "b"]}]})
+    with pytest.raises(InputError, match=rf"{name}, annotation of question 10: expected an object with 'answer'"):
+        load_benchmark("vqa-v2", tmp_path)
+
+
 def test_true_is_not_an_image_number(tmp_path: Path) -> None:
     vqa(tmp_path, [(10, True, "?")], [annotation(10, True, "a", "a")])
     with pytest.raises(InputError, match=r"questions\[0\]: expected 'image_id' to be int, found bool"):
@@ -222,6 +233,36 @@ def test_a_small_daquar_of_consecutive_images_can_still_be_split(tmp_path: Path)
     put(tmp_path, "qa.894.raw.train.txt", text + "what is on the desk in the image9 ?\nlamp\n")
     rows = load_benchmark("daquar", tmp_path).rows
     assert [row["cluster"] for row in rows] == ["from image3"] * 3 + ["from image9"]
+
+
+def nlvr_sentence(number: int) -> dict[str, Any]:
+    return {"sentence": "x", "label": "true", "identifier": f"{number}-0", "directory": "3", "structured_rep": []}
+
+
+def test_nlvr_pictures_may_keep_the_name_of_the_split_they_were_cut_from(tmp_path: Path) -> None:
+    put(tmp_path, "test.json", "\n".join(json.dumps(nlvr_sentence(n)) for n in (1, 2)))
+    for n in (1, 2):
+        for k in range(6):
+            put(tmp_path, f"images/3/dev-{n}-0-{k}.png", "")
+    rows = load_benchmark("nlvr", tmp_path, "test").rows
+    assert [row["image"] for row in rows] == [f"images/3/dev-{n}-0-{k}.png" for n in (1, 2) for k in range(6)]
+    # One picture of its own split: then the others are missing, not found under another split's name.
+    put(tmp_path, "images/3/test-1-0-4.png", "")
+    assert [row["image"] for row in load_benchmark("nlvr", tmp_path, "test").rows] == ["images/3/test-1-0-4.png"]
+
+
+def test_nlvr_pictures_of_another_split_are_taken_only_if_all_are_there(tmp_path: Path) -> None:
+    put(tmp_path, "test.json", json.dumps(nlvr_sentence(1)))
+    for k in range(5):
+        put(tmp_path, f"images/3/dev-1-0-{k}.png", "")
+    with pytest.raises(InputError, match=r"not one of the 6 image\(s\) of 'nlvr' .* 'images/3/test-1-0-0.png'"):
+        load_benchmark("nlvr", tmp_path, "test")
+
+
+def test_a_development_part_of_daquar_cut_out_by_the_user(tmp_path: Path) -> None:
+    put(tmp_path, "dev.jsonl", json.dumps({"image": "image3.jpg", "question": "what ?", "answers": ["lamp"]}))
+    put(tmp_path, "image3.jpg", "")
+    assert [row["target"] for row in load_benchmark("daquar", tmp_path, "val").rows] == ["lamp"]
 
 
 def test_the_page_names_every_set_with_its_splits_and_files() -> None:

@@ -88,6 +88,19 @@ def test_the_search_page_works(tmp_path, made, frevl, monkeypatch, capfd):
         assert float(again) == pytest.approx(float(evaluated), abs=1e-9)
 
 
+def test_the_lessons_page_works(tmp_path, made, frevl, monkeypatch):
+    monkeypatch.chdir(arrive(made, tmp_path))
+    said = []
+    for block in executed("bash", "docs/lessons.md"):
+        for line in block.replace("--encoder packaged", "--encoder toy").replace("\\\n", "").splitlines():
+            done = frevl(*shlex.split(line)[1:])
+            assert done.code == 0, (line, done.err)
+            said.append(done.out + done.err)
+    assert "Embedded 200 images" in said[1]
+    assert "Trained tiny" in said[2]
+    assert "Trained tiny" in said[4]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_point_to_files_that_exist(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text(encoding="utf-8")):

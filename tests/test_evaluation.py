@@ -8,6 +8,7 @@ import pytest
 from frevl.evaluation import evaluate
 from frevl.metrics import macro_f1
 from frevl.pairs import Pairs
+from frevl.rejects import Reject
 
 
 def pairs_of(rows):
@@ -146,3 +147,37 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
                      pairs_of([("0", "a", "false", {}), ("1", "b", "false", {})]))  # fmt: skip
     assert wrong.metrics["accuracy"] == 50
     assert "All 2 pairs are wrong ones: a run that always says no would be right in all." in wrong.notes
+
+
+def test_the_accuracy_of_single_answers_stands_beside_that_of_sets():
+    table = {("a", "q"): [2.0, 0.0], ("b", "q"): [2.0, 0.0], ("c", "q"): [2.0, 0.0], ("d", "q"): [2.0, 0.0]}
+    rows = [("a", "q", "x", {}), ("b", "q", "y", {}), ("c", "q", "never seen", {}), ("d", "q", ["x", "y"], {})]
+    scorer = GivenScorer(table, "classification", ["x", "y"])
+    result = evaluate(scorer, pairs_of(rows))
+    assert result.n == 4
+    assert next(iter(result.metrics)) == "accuracy"
+    assert result.metrics["accuracy"] == 50
+    assert result.metrics["single_answer_accuracy"] == pytest.approx(100 / 3)
+    assert result.ci95["single_answer_accuracy"] == [0, 100]
+    assert result.notes[0] == "1 pairs have only classes that training never saw: counted as wrong."
+    assert "single_answer_accuracy" not in evaluate(scorer, pairs_of(rows[:3])).metrics
+    assert "single_answer_accuracy" not in evaluate(scorer, pairs_of(rows[3:])).metrics
+
+
+def test_every_pair_that_was_not_judged_is_listed():
+    scorer = GivenScorer({("a", "q"): [2.0, 0.0]}, "classification", ["x", "y"])
+    scorer.store.rejects = lambda: [Reject("image", f"gone {n}", "it is damaged") for n in range(5)]
+    rows = [("a", "q", "x", {}), *((f"gone {n}", "q", "x", {}) for n in range(5))]
+    record = evaluate(scorer, pairs_of(rows)).record()
+    assert record["n"] == 1
+    assert [entry["pair"] for entry in record["left_out"]] == [f"made:{n}" for n in range(1, 6)]
+    assert record["left_out"][4]["reason"] == "its image 'gone 4' was rejected: it is damaged"
+    assert record["notes"][0].startswith("Left out: 5 pairs (made:1: ")
+
+
+def test_a_text_of_several_images_is_one_query():
+    """Text "s" stands with both images and finds b first: right. "t" stands with a, and finds b."""
+    table = {("a", "s"): 1.0, ("b", "s"): 2.0, ("a", "t"): 0.0, ("b", "t"): 3.0}
+    result = evaluate(GivenScorer(table, "matching"), pairs_of([(i, t, None, {}) for i, t in ("as", "bs", "at")]))
+    assert result.metrics["t2i_r1"] == 50
+    assert "2 images and 2 texts; any right one counts (1 of the texts stand with several images)" in result.notes[0]

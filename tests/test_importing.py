@@ -522,3 +522,20 @@ def test_other_names_are_not_checked(tmp_path):
         tmp_path / "v.npy", of="text", ids=tmp_path / "ids.txt", id_column=None, vector_column=None, array=None
     )
     assert verified_towers("toy3", parts, None, dtype="float16") is None
+
+
+def test_another_vector_for_an_item_of_the_store_is_counted_and_the_stores_own_stays(tmp_path, frevl):
+    first = unit(7, seed=1)
+    (tmp_path / "ids.txt").write_text("".join(f"{i}.jpg\n" for i in range(7)))
+    again = first.copy()
+    again[2:5] = unit(3, seed=9)
+    again[6] += 1e-4  # less than rounding tells apart
+    for name, vectors in (("first", first), ("again", again)):
+        np.save(tmp_path / f"{name}.npy", vectors)
+        said = frevl("import", tmp_path / f"{name}.npy", "--ids", tmp_path / "ids.txt", "--of", "images", "--store",
+                     tmp_path / "store", "--encoder", "mine", "--json", tmp_path / "out.json", "--quiet")  # fmt: skip
+        assert said.code == 0, said.err
+    assert "7 images and 0 texts were in the store already. 3 of these have another vector here" in said.out
+    assert json.loads((tmp_path / "out.json").read_text())["differing"] == 3
+    store = Store.open(tmp_path / "store")
+    np.testing.assert_allclose(store.read_images(["3.jpg"])[0], first[3], atol=1e-3)

@@ -1,6 +1,7 @@
 """Matching runs from training to scores: first stage, reranker, selection, the same score on every road."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from frevl.alignment import fit_alignment
 from frevl.dual import Dual, with_alignment
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation import evaluate
+from frevl.fitting import Options
+from frevl.matching import with_enough_steps
 from frevl.mining import bank_of
 from frevl.rerank import Reranked, Standardised
 from frevl.run import Run
@@ -17,6 +20,7 @@ from frevl.scorer import Scorer
 from frevl.store import Store
 from frevl.training import train
 
+OPTIONS = Options(**dict.fromkeys(Options.__dataclass_fields__))
 WEIGHTS = {"alignment": 2.0, "image_crowd": -0.5, "text_crowd": -0.25, "fusion": 1.5}
 
 
@@ -250,3 +254,22 @@ def test_auto_on_too_few_images_to_rerank_takes_what_is_left(made, tmp_path):
     run = train(made.store, few, run=tmp_path / "run", task="matching", model="auto", dev=made.captions, time_limit=20)
     left_out = {row["name"]: row["reason"] for row in run.results["selection"]["candidates"] if "reason" in row}
     assert left_out["reranking"] == "needs at least 6 training images"
+
+
+@pytest.mark.parametrize(("pairs", "size"), [(3, 32), (1_023, 32), (1_125, 35), (2_048, 64), (8_191, 255), (8_192, 256),
+                                             (566_747, 256)])  # fmt: skip
+def test_few_captions_are_trained_in_small_batches(pairs, size):
+    assert with_enough_steps(OPTIONS, pairs).batch_size == size
+    assert with_enough_steps(replace(OPTIONS, batch_size=256), pairs).batch_size == 256
+
+
+def test_a_fusion_alone_makes_enough_steps_and_a_given_batch_size_stands(made, tmp_path):
+    """The same weights as with the size of the rule, other ones than with 256."""
+    weights = {}
+    for name, given in (("own", {}), ("rule", {"batch_size": 32}), ("large", {"batch_size": 256})):
+        train(
+            made.store, made.captions, run=tmp_path / name, task="matching", model="tiny", layers=0, epochs=1, **given
+        )
+        weights[name] = Run.load(tmp_path / name).network.state_dict()
+    assert all(torch.equal(value, weights["rule"][name]) for name, value in weights["own"].items())
+    assert not all(torch.equal(value, weights["large"][name]) for name, value in weights["own"].items())

@@ -70,7 +70,17 @@ def test_means_and_deviations_by_hand(monkeypatch):
         "the same note",
         "Means of 3 seeds. Standard deviation over seeds in points: accuracy 25.00, ece 10.00.",
     ]
-    assert set(result.record()) == {"task", "n", "metrics", "ci95", "slices", "provenance", "notes", "seeds"}
+    assert set(result.record()) == {
+        "task",
+        "n",
+        "metrics",
+        "ci95",
+        "slices",
+        "provenance",
+        "notes",
+        "left_out",
+        "seeds",
+    }
 
 
 def test_the_deviation_has_n_minus_one_below():

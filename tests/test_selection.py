@@ -8,11 +8,12 @@ import torch
 
 from frevl.average import Average
 from frevl.baselines import Linear, Majority, Mlp
+from frevl.candidates import Candidate
 from frevl.fitting import Options
 from frevl.fusion import Fusion
 from frevl.run import Run
 from frevl.scorer import Scorer
-from frevl.selection import Candidate, Judged, one_standard_error, whole_schedule
+from frevl.selection import Judged, one_standard_error, whole_schedule
 from frevl.training import train
 
 

@@ -16,6 +16,7 @@ from frevl.errors import MissingExtraError, RunError, UsageError, nearest
 from frevl.fusion import PRESETS
 from frevl.intervals import paired_difference
 from frevl.jsonfile import write_json
+from frevl.kernel import MOST_PAIRS
 from frevl.pairs import Pairs, read_pairs
 from frevl.progress import say
 from frevl.rejects import Reject, rejects_sentence
@@ -53,6 +54,7 @@ VARIANTS = (
     Variant("no mixup", "training", {"mixup_share": 0.0}),
     Variant("standardised inputs, 0.3 dropped", "training", {"standardise": True, "input_dropout": 0.3}),
     Variant("last epoch, not the best", "training", {"keep_last": True}),
+    Variant("half of the targets from the kernel", "training", {"kernel_teacher": 0.5}),
     Variant("no label smoothing", "training", {"label_smoothing": 0.0}),
 )
 DEPTHS = (1, 2, 4, 6, 8)
@@ -203,7 +205,7 @@ def ablate(
     }  # fmt: skip
     typed = {name: value for name, value in options.items() if value is not None}
     depth = PRESETS[model]["layers"] if layers is None else layers
-    variants = _variants(stores, encoder, depth)
+    variants = _variants(stores, encoder, depth, taught=_a_kernel_can_teach(task, pairs))
     rows: list[AblationRow] = []
     for number, variant in enumerate(variants, start=1):
         say(f"[{number} of {len(variants)}] {variant.name}", enabled=progress)
@@ -257,10 +259,18 @@ def _opened(store: Store | str | Path | Sequence[Store | str | Path]) -> list[St
     return [one if isinstance(one, Store) else Store.open(one) for one in several]
 
 
-def _variants(stores: list[Store], encoder: Sequence[str] | None, depth: int) -> list[Variant]:
+def _a_kernel_can_teach(task: str, pairs: str | Path | Pairs) -> bool:
+    return task == "classification" and len(pairs if isinstance(pairs, Pairs) else read_pairs(pairs)) <= MOST_PAIRS
+
+
+def _variants(stores: list[Store], encoder: Sequence[str] | None, depth: int, *, taught: bool) -> list[Variant]:
     """Return all variants, the full fusion first."""
     parts = [variant for variant in VARIANTS if variant.group == "parts"]
-    training = [variant for variant in VARIANTS if variant.group == "training"]
+    training = [
+        variant
+        for variant in VARIANTS
+        if variant.group == "training" and (taught or "kernel_teacher" not in variant.changes)
+    ]
     depths = [
         Variant(f"{n} layer{'s' if n > 1 else ''}", "layers", {} if n == depth else {"layers": n}) for n in DEPTHS
     ]

@@ -16,6 +16,9 @@ from frevl.fusion import masked_mean
 
 __all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
 
+_TOLERANCE = 5e-5  # largest derivative at which a linear fit is at its optimum; scikit-learn stops at 1e-4
+_WIDEST = 5_000  # features or pairs, whichever are fewer, whose principal directions are worth computing
+
 
 class Majority(nn.Module):
     """Always answers with the training frequencies, whatever image and text say."""
@@ -121,18 +124,23 @@ def fit_linear(
     development: Callable[[], float],
     *,
     penalties: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
-    iterations: int = 60,
+    iterations: int = 150,
     time_limit: float | None = None,
 ) -> float:
-    """Fit logistic regression by full-batch L-BFGS along a path of L2 penalties (ours).
+    """Fit logistic regression to its optimum along a path of L2 penalties (ours).
 
     The path goes from strong to weak, each fit starts from the last one, and it ends when the development
     metric falls twice: an honest linear baseline needs its penalty chosen.
 
+    A fit is full-batch L-BFGS in coordinates in which the problem is nearly round: along the principal directions of
+    the features, each weight times the root of its curvature. The optimum is that of the plain problem, and it is
+    reached in far fewer iterations; stopped before it, the result would depend on how sums are rounded, and so on the
+    number of threads.
+
     Args:
         network: Its mean and scale are set; its weights are overwritten.
         features: ``(n, features)`` standardised training features.
-        loss: From ``(n, outputs)`` logits to the mean training loss, without a penalty.
+        loss: From ``(n, outputs)`` logits to the mean over pairs of the training loss, without a penalty.
         development: The metric of the network as it stands, the larger the better.
         penalties: Factors of half the squared weights (not the biases), strongest first.
         iterations: Most L-BFGS steps a penalty.
@@ -141,30 +149,79 @@ def fit_linear(
     Returns:
         The best penalty; the network holds its weights.
     """
+    started = time.monotonic()
     best = (float("-inf"), penalties[0], network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
-    falls, started = 0, time.monotonic()
+    directions, variances = _principal_directions(features)
+    rotated = features if directions is None else features @ directions
+    weight, bias = rotated.new_zeros(network.linear.out_features, len(variances)), network.linear.bias.detach().clone()
+    falls = 0
     for penalty in penalties:
-        optimiser = torch.optim.LBFGS(
-            network.linear.parameters(), max_iter=iterations, history_size=10, line_search_fn="strong_wolfe"
-        )
-
-        def closure(penalty: float = penalty, optimiser: torch.optim.LBFGS = optimiser) -> Tensor:
-            optimiser.zero_grad()
-            value = loss(network.linear(features)) + 0.5 * penalty * network.linear.weight.square().sum()
-            torch.autograd.backward(value)
-            return value
-
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        curvature = _curvature(loss, torch.addmm(bias, rotated, weight.T))
+        weight_scale, bias_scale = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
+        weight, bias = _minimised(loss, rotated, penalty, weight, bias, weight_scale, bias_scale, iterations)
+        with torch.no_grad():
+            network.linear.weight.copy_(weight if directions is None else weight @ directions.T)
+            network.linear.bias.copy_(bias)
         metric = development()
         falls = 0 if metric >= best[0] else falls + 1
         if metric > best[0]:
-            best = (metric, penalty, network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
+            best = (metric, penalty, network.linear.weight.detach().clone(), bias.clone())
         if falls == 2 or (time_limit is not None and time.monotonic() - started > time_limit):
             break
     with torch.no_grad():
         network.linear.weight.copy_(best[2])
         network.linear.bias.copy_(best[3])
     return best[1]
+
+
+def _minimised(
+    loss: Callable[[Tensor], Tensor],
+    features: Tensor,
+    penalty: float,
+    weight: Tensor,
+    bias: Tensor,
+    weight_scale: Tensor,
+    bias_scale: Tensor,
+    iterations: int,
+) -> tuple[Tensor, Tensor]:
+    """Return ``(outputs, r)`` weights and ``(outputs,)`` biases at the minimum; start and scales have those shapes."""
+    free = [(weight * weight_scale).requires_grad_(), (bias * bias_scale).requires_grad_()]
+    optimiser = torch.optim.LBFGS(
+        free, max_iter=iterations, tolerance_grad=_TOLERANCE, tolerance_change=0, history_size=10,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        weights = free[0] / weight_scale
+        value = loss(torch.addmm(free[1] / bias_scale, features, weights.T)) + 0.5 * penalty * weights.square().sum()
+        torch.autograd.backward(value)
+        return value
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return (free[0] / weight_scale).detach(), (free[1] / bias_scale).detach()
+
+
+def _principal_directions(features: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return orthonormal ``(features, r)`` that span the rows, and ``(r,)`` the variance along each.
+
+    None and a variance of 1 where the eigenvalues would take longer than the iterations that they save.
+    """
+    n, width = features.shape
+    if min(n, width) > _WIDEST:
+        return None, features.new_ones(width)
+    # No weight of the optimum lies outside the span of the rows: the penalty alone would act on it.
+    span = torch.linalg.qr(features.T).Q if n < width else None
+    inside = features if span is None else features @ span
+    variances, directions = torch.linalg.eigh(inside.T @ inside / n)
+    return directions if span is None else span @ directions, variances.clamp(min=0.0)
+
+
+def _curvature(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """Return ``(outputs,)``: how much each logit bends the loss, by its mean squared residual (Fisher information)."""
+    logits = logits.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(logits), logits)
+    return (len(logits) * gradient.square().sum(dim=0)).clamp(min=1e-8)
 
 
 def _pooled(tokens: Tensor, mask: Tensor | None) -> Tensor:

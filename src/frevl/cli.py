@@ -14,6 +14,7 @@ from frevl.commands import (
     encoders,
     export,
     importing,
+    lessons,
     publishing,
     scoring,
     searching,
@@ -25,7 +26,20 @@ from frevl.errors import FrevlError, UsageError
 __all__ = ["app", "main"]
 
 # Importing a file of commands adds them; the order here is the order of the help.
-_COMMANDS = (training, data, importing, scoring, searching, diagnosis, encoders, export, publishing, service, cost)
+_COMMANDS = (
+    training,
+    data,
+    importing,
+    lessons,
+    scoring,
+    searching,
+    diagnosis,
+    encoders,
+    export,
+    publishing,
+    service,
+    cost,
+)
 
 
 def main() -> None:

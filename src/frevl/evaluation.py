@@ -49,6 +49,7 @@ class Result:
         slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` of the task's first metric.
         provenance: Where the numbers come from.
         notes: Sentences that a reader of the numbers should know.
+        left_out: Every pair that was not judged, with its reason.
         difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
         chance: Of a classification, the first metric against always giving the majority answer of the training pairs;
             ``majority`` in the JSON.
@@ -65,6 +66,7 @@ class Result:
     slices: dict[str, Any]
     provenance: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    left_out: list[Reject] = field(default_factory=list)
     difference: dict[str, Any] | None = None
     chance: Chance | None = None
     hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
@@ -76,6 +78,7 @@ class Result:
         """Return the result JSON."""
         names = ("task", "n", "metrics", "ci95", "slices", "provenance", "notes")
         record = {name: getattr(self, name) for name in names}
+        record["left_out"] = [{"pair": one.id, "reason": one.reason} for one in self.left_out]
         if self.difference is not None:
             record["difference"] = self.difference
         if self.chance is not None:
@@ -93,8 +96,9 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
 
     Returns:
         Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
-        ten answers), ``ece``, and for single answers ``brier`` and ``macro_f1``. Matching: ``i2t_r1`` ... ``t2i_r10``
-        and, if wrong pairs are given, ``accuracy``, ``ece`` and the scores of choice groups.
+        ten answers), ``ece``, and for single answers ``brier`` and ``macro_f1``; where only some pairs have a single
+        answer (DAQUAR), ``single_answer_accuracy`` is theirs. Matching: ``i2t_r1`` ... ``t2i_r10`` and, if wrong pairs
+        are given, ``accuracy``, ``ece`` and the scores of choice groups.
 
     Raises:
         PairsError: The pairs cannot be used.
@@ -109,7 +113,8 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
     usable, left_out = usable_pairs(read, scorer.store)
     judge = _judge_matching if scorer.run.task == "matching" else _judge_classes
     result = judge(scorer, usable)
-    result.notes = _notes(scorer, usable, [*read.rejected, *left_out]) + result.notes
+    result.left_out = [*read.rejected, *left_out]
+    result.notes = _notes(scorer, usable, result.left_out) + result.notes
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
     if versus is not None:
@@ -136,7 +141,6 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
             f"{len(pairs):,} pairs; use frevl score for pairs without targets"
         )
     labels, clusters = scorer.run.labels, pairs.clusters
-    single = all(isinstance(target, str) for target in pairs.targets)
     truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()
     best = np.empty(len(pairs), np.int64)
     confidence, squares = np.empty(len(pairs)), np.empty(len(pairs))
@@ -159,7 +163,10 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
     measured["ece"] = Measure(
         clusters, statistic=lambda rows: expected_calibration_error(confidence[rows], hits[rows]), resamples=200
     )
-    if single:
+    lone = np.flatnonzero([isinstance(target, str) for target in pairs.targets])
+    if 0 < len(lone) < len(pairs):
+        measured["single_answer_accuracy"] = Measure([clusters[i] for i in lone], hits[lone])
+    if len(lone) == len(pairs):
         measured["brier"] = Measure(clusters, squares)
         measured["macro_f1"] = Measure(
             clusters,

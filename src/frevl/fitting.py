@@ -14,15 +14,17 @@ from torch import Tensor
 from frevl.average import Average
 from frevl.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.batches import Answers, logits_of
+from frevl.distillation import taught
 from frevl.dual import Cosine, Dual
-from frevl.errors import UsageError
+from frevl.errors import TrainingError, UsageError
 from frevl.examples import Examples, join, kind_of, with_wrong_texts
 from frevl.fusion import PRESETS, Fusion, masked_mean
 from frevl.itemwise import logits_by_item
-from frevl.kernel import BLIND_SHARES, RIDGES, KernelFit, KernelFusion, fit_kernel
+from frevl.kernel import BLIND_SHARES, MOST_PAIRS, RIDGES, KernelFit, KernelFusion, fit_kernel
 from frevl.loop import FitReport, fit, task_loss
 from frevl.rerank import Reranked
-from frevl.standardisation import fold, statistics_of
+from frevl.standardisation import fold, statistics_of, unfold
+from frevl.warm_start import Beginning, begin_with
 
 __all__ = ["MODELS", "Fitted", "Network", "Options", "fit_kernel_on", "fit_model"]
 
@@ -54,6 +56,7 @@ class Options:
     mixup_share: float
     standardise: bool
     input_dropout: float
+    kernel_teacher: float
     negatives: int
     patience: int
     keep_last: bool
@@ -95,7 +98,15 @@ class Fitted:
 
 
 def fit_model(
-    model: str, train: Examples, dev: Examples, outputs: int, options: Options, *, folder: Path, dev_is_spare: bool
+    model: str,
+    train: Examples,
+    dev: Examples,
+    outputs: int,
+    options: Options,
+    *,
+    folder: Path,
+    dev_is_spare: bool,
+    start: Beginning | None = None,
 ) -> Fitted:
     """Fit one model.
 
@@ -104,9 +115,10 @@ def fit_model(
         train: Training examples.
         dev: Development examples, for early stopping and penalties.
         outputs: Number of classes; 1 for matching.
-        options: How.
+        options: How. With ``start`` and no epochs, the fusion stays what it was.
         folder: For the state and the log of gradient descent.
         dev_is_spare: The development part was set aside by us: a model that needs none may learn from it too.
+        start: A trained fusion of the same sizes, whose weights a fusion begins with.
 
     Raises:
         UsageError: The model does not fit the task.
@@ -150,10 +162,18 @@ def fit_model(
             use_image=model != "text",
             use_text=model != "image",
         )
+    if start is not None and isinstance(network, Fusion):
+        begin_with(network, start)
+        if options.epochs == 0:
+            return Fitted(network.eval(), time.monotonic() - started)
+    if options.kernel_teacher and isinstance(network, Fusion):
+        train = _taught_by_kernel(train, outputs, options.kernel_teacher)
     statistics = None
     if options.standardise and isinstance(network, Fusion):
         statistics = statistics_of(train.pairs)
         train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
+        if start is not None:
+            unfold(network, statistics)
     report = fit(
         network,
         train,
@@ -193,6 +213,17 @@ def _fit_majority(train: Examples, outputs: int) -> Majority:
             shares += train.truth.dense(rows, outputs).sum(dim=0)
         network.logits.copy_((shares / len(train)).clamp(min=1e-9).log())
     return network
+
+
+def _taught_by_kernel(train: Examples, outputs: int, share: float) -> Examples:
+    """Let a kernel that is fitted on the training part alone say a share of the targets: nothing of development."""
+    if len(train) > MOST_PAIRS:
+        raise TrainingError(
+            f"--kernel-teacher solves a kernel, which takes at most {MOST_PAIRS:,} training pairs, found "
+            f"{len(train):,}; train without it"
+        )
+    with torch.autocast("cpu", enabled=False):  # the caller may train in half precision; nothing is solved in it
+        return taught(train, fit_kernel_on(train, outputs)[1].held_out, share)
 
 
 def fit_kernel_on(

@@ -35,6 +35,7 @@ __all__ = [
     "fit_matching",
     "fit_reranked",
     "right_pairs",
+    "with_enough_steps",
     "without_wide",
 ]
 
@@ -44,6 +45,8 @@ _ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; docs/experiments.md, "R
 _BANK = 2000  # training items of each modality that crowds are measured with
 _WIDEST = 4096  # numbers of an image embedding; docs/experiments.md, "Retrieval"
 FEWEST_IMAGES = 6  # with fewer a fold has no wrong image
+# A fusion stays at chance for the first hundred steps: batches grow from 32 to 256 with the captions.
+_STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 32, 32, 256
 # Of a time limit: first stage and cross-fitted first stages; the fusion gets what is left, less a tenth for judging.
 FIRST_SHARE, _MINING_SHARE = 0.4, 0.3
 
@@ -56,7 +59,7 @@ def fit_matching(
     Args:
         model: One of `frevl.fitting.MODELS`.
         data: Training and development examples.
-        options: How.
+        options: How; a fusion or mlp that stands alone takes the batch size of `with_enough_steps`.
         first_stage: ``dual`` or ``cosine``: the fusion reads the best candidates of this first stage again. None: the
             fusion stands alone.
         folder: Of the run.
@@ -85,7 +88,19 @@ def fit_matching(
         return replace(fitted, network=whole.weighed(best.weights, best.depth)), judgement.record()
     if model in FIRST_STAGES:
         return fit_first_stage(model, data, options), None
-    return fit_model(model, data.train, data.dev, 1, options, folder=folder, dev_is_spare=data.dev_is_spare), None
+    enough = with_enough_steps(options, len(right_pairs(data.train)))
+    return fit_model(model, data.train, data.dev, 1, enough, folder=folder, dev_is_spare=data.dev_is_spare), None
+
+
+def with_enough_steps(options: Options, pairs: int) -> Options:
+    """Choose the batch size of a fusion or mlp that stands alone, if none is given: 32 steps a pass (ours).
+
+    It lies between 32 and 256 right pairs, so from 8,192 pairs on it is 256. On 1,000 captions batches of 256 are four
+    steps, and training ended at chance (docs/experiments.md, "Matching on few captions").
+    """
+    if options.batch_size is not None:
+        return options
+    return replace(options, batch_size=max(_SMALLEST_BATCH, min(_LARGEST_BATCH, pairs // _STEPS)))
 
 
 def fit_first_stage(kind: str, data: Prepared, options: Options, *, share: float = 1.0) -> Fitted:

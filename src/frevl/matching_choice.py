@@ -31,6 +31,7 @@ from frevl.matching import (
     fit_first_stage,
     fit_reranked,
     right_pairs,
+    with_enough_steps,
 )
 from frevl.preparation import Prepared
 from frevl.progress import say
@@ -160,6 +161,7 @@ def _against_baselines(
         started = time.monotonic()
         changed = replace(options, time_limit=seconds, progress=False)
         train = _some(data.train, options.seed) if name == "linear" else data.train
+        changed = with_enough_steps(changed, len(right_pairs(train)))
         with TemporaryDirectory() as scratch:
             fitted = fit_model(name, train, data.dev, 1, changed, folder=Path(scratch), dev_is_spare=False)
         one = _Tried(name, _by_image(fitted, sample), fitted, time.monotonic() - started)

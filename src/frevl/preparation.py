@@ -19,7 +19,7 @@ from frevl.rejects import rejects_sentence
 from frevl.store import Store
 from frevl.towers import Tower
 
-__all__ = ["Prepared", "hash_prefixes", "match_truth", "prepare"]
+__all__ = ["Prepared", "hash_prefixes", "match_truth", "prepare", "read_usable"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ def prepare(
         UsageError: An encoder is not in the store.
     """
     notes: list[str] = []
-    train_pairs = _usable(store, pairs, notes)
+    train_pairs = read_usable(store, pairs, notes)
     if dev is None:
         if task == "matching":
             _check_enough_to_split(train_pairs)
         train_pairs, dev_pairs = split_by_image(train_pairs, dev_share, seed=seed)
     else:
-        dev_pairs = _usable(store, dev, notes)
+        dev_pairs = read_usable(store, dev, notes)
     hashes = store.content_hashes([*train_pairs.images, *dev_pairs.images])
     notes += _shared_images(train_pairs, dev_pairs, hashes)
 
@@ -136,7 +136,8 @@ def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:
     return np.array(sorted({int(hash_[:16], 16) for hash_ in hashes}), np.uint64)
 
 
-def _usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
+def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
+    """Read pairs and keep those whose items the store has; what is left out is said in the notes."""
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     usable, left_out = usable_pairs(read, store)
     sentence = rejects_sentence([*read.rejected, *left_out])

@@ -23,6 +23,8 @@ def judge_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], s
     item. A run that reranks orders the best candidates of its first stage by its final score, the others stay behind
     them; its metrics with the prefix ``first_`` are those of the first stage alone.
 
+    A text that stands with several images is one query, and each of these images is right.
+
     Args:
         scorer: A matching run with its store.
         pairs: Right pairs of at least two images.
@@ -39,6 +41,9 @@ def judge_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], s
     )
     image_of_text = [images[min(found)] for found in of_text]
     note = f"Retrieval among {len(images):,} images and {len(texts):,} texts; any right one counts"
+    shared = sum(len(found) > 1 for found in of_text)
+    if shared:
+        note += f" ({shared:,} of the texts stand with several images)"
     if not scorer.rerank_depth:
         grid = _first_stage(scorer, images, texts) if scorer.has_first_stage else scorer.grid(images, texts)
         return _measures(retrieval_ranks(grid, of_image, of_text), images, image_of_text), f"{note}."

@@ -259,6 +259,7 @@ def evaluate_seeds(
         slices=slice_table(first.slice_rows, names[0], hits, first.clusters),
         provenance={**first.provenance, "run": _folder_of(results), "seed": numbers},
         notes=notes,
+        left_out=first.left_out,
         hits=hits,
         clusters=first.clusters,
         measures=measures,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +21,7 @@ from torch import Tensor
 from frevl.average import Average
 from frevl.batches import Answers, logits_of
 from frevl.calibration import calibrated, fit_calibration
+from frevl.candidates import TRIED, Candidate, candidates
 from frevl.chance import Chance, against_majority
 from frevl.encoder_choice import EncoderChoice, choose_encoders, narrow
 from frevl.examples import Examples, join
@@ -29,11 +30,13 @@ from frevl.folds import folds_of
 from frevl.kernel import MOST_PAIRS
 from frevl.preparation import Prepared
 from frevl.progress import say
+from frevl.warm_start import Beginning
 
-__all__ = ["CANDIDATES", "Candidate", "Selection", "choose", "one_standard_error", "whole_schedule"]
+__all__ = ["Judged", "Selection", "choose", "one_standard_error", "whole_schedule"]
 
 _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
+_DETERMINISTIC = ("majority", "linear", "kernel", "as begun")
 # Development pairs; with fewer the best epoch is chance (docs/experiments.md), so networks run their whole schedule and
 # keep its end, whatever the call says of patience.
 _FEWEST_TO_STOP_BY = 1_000
@@ -41,58 +44,6 @@ _FEWEST_FOR_SMALL = 8_000  # pairs; below, larger networks took most of the time
 _DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given
 _ENCODERS_SHARE = 0.25  # of the time limit, for comparing encoders
 _SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Something that may be chosen.
-
-    Attributes:
-        name: As it stands in the table.
-        model: What `fit_model` fits.
-        changes: Options that differ from those of the call.
-        members: Of an average, what is averaged.
-    """
-
-    name: str
-    model: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    members: tuple[Candidate, ...] = ()
-
-
-# Simplest first: the order that decides between equals. Regularised variants: what held on small real sets
-# (docs/experiments.md).
-CANDIDATES = (
-    Candidate("majority", "majority"),
-    Candidate("text", "text"),
-    Candidate("image", "image"),
-    Candidate("linear", "linear"),
-    Candidate("kernel", "kernel"),  # two numbers are chosen and the rest is solved: simpler than what is descended to
-    Candidate("mlp", "mlp"),
-    Candidate("tiny", "tiny"),
-    Candidate(
-        "tiny standardised",
-        "tiny",
-        {
-            "standardise": True,
-            "input_dropout": 0.3,
-            "dropout": 0.4,
-            "weight_decay": 0.1,
-            "batch_size": 128,
-            "learning_rate": 1e-3,
-            "contrastive_weight": 0.0,
-            "regularisation_weight": 0.0,
-            "mixup_share": 0.0,
-            "layers": 0,
-            "epochs": 8,  # more learnt the training pairs by heart
-        },
-    ),
-    Candidate("small regularised", "small", {"dropout": 0.4, "weight_decay": 0.2, "layers": 2}),
-)
-
-
-# What is tried first, so that a short time limit still sees what is cheap or mostly wins.
-_TRIED = ("majority", "kernel", "linear", "text", "mlp", "tiny standardised", "tiny", "small regularised", "image")
 
 
 @dataclass
@@ -157,7 +108,15 @@ class Selection:
         }
 
 
-def choose(data: Prepared, encoders: Sequence[str], outputs: int, options: Options, *, folder: Path) -> Selection:
+def choose(
+    data: Prepared,
+    encoders: Sequence[str],
+    outputs: int,
+    options: Options,
+    *,
+    folder: Path,
+    start: Beginning | None = None,
+) -> Selection:
     """Choose encoders and model on held-out images and fit the model on the training part.
 
     Args:
@@ -166,13 +125,17 @@ def choose(data: Prepared, encoders: Sequence[str], outputs: int, options: Optio
         outputs: Number of classes.
         options: Of the call; ``time_limit`` bounds the whole selection.
         folder: Of the run.
+        start: A trained fusion that some candidates begin with; the encoders are then those that it reads.
 
     Returns:
         The chosen network with the whole table.
     """
     started = time.monotonic()
     limit = options.time_limit or _DEFAULT_LIMIT
-    found = choose_encoders(data, encoders, outputs, options, time_limit=limit * _ENCODERS_SHARE)
+    if start is None:
+        found = choose_encoders(data, encoders, outputs, options, time_limit=limit * _ENCODERS_SHARE)
+    else:
+        found = EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
     data = narrow(data, found.images, found.texts)
     splits, judged_on = folds_of(data, options.seed)
     everything = join(data.train, data.dev)
@@ -180,10 +143,12 @@ def choose(data: Prepared, encoders: Sequence[str], outputs: int, options: Optio
     say(f"choosing on {judged_on}", enabled=options.progress)
     judged: list[Judged] = []
     left_out: list[dict[str, Any]] = []
-    by_name = {candidate.name: candidate for candidate in CANDIDATES}
-    for tried, name in enumerate(_TRIED):
+    offered = candidates(start)
+    by_name = {candidate.name: candidate for candidate in offered}
+    names = [name for name in TRIED if name in by_name]
+    for tried, name in enumerate(names):
         candidate = by_name[name]
-        reason = _unfit(candidate, data)
+        reason = _unfit(candidate, data, start)
         left = limit * _SELECTION_SHARE - (time.monotonic() - started)
         if not reason and left < limit * 0.03:
             reason = "no time left"
@@ -191,8 +156,8 @@ def choose(data: Prepared, encoders: Sequence[str], outputs: int, options: Optio
             left_out.append({"name": candidate.name, "reason": reason})
             continue
         # Twice the fair share: most candidates take less than theirs.
-        bound = 2 * left / (len(splits) * (len(_TRIED) - tried))
-        result = _judge(candidate, everything, splits, outputs, replace(options, time_limit=bound), left)
+        bound = 2 * left / (len(splits) * (len(names) - tried))
+        result = _judge(candidate, everything, splits, outputs, replace(options, time_limit=bound), left, start)
         if result is None:
             left_out.append({"name": candidate.name, "reason": "would take more than the time that is left"})
             say(f"  {candidate.name:<20} left out: no time", enabled=options.progress)
@@ -200,12 +165,12 @@ def choose(data: Prepared, encoders: Sequence[str], outputs: int, options: Optio
         judged.append(result)
         shown = f"{100 * result.hits.mean():6.2f} %  {result.fit_seconds:6.1f} s a fit"
         say(f"  {candidate.name:<20} {shown}", enabled=options.progress)
-    judged.sort(key=lambda one: CANDIDATES.index(one.candidate))
+    judged.sort(key=lambda one: offered.index(one.candidate))
     judged += _averages(judged, held)
     winner, reason, rows = one_standard_error(judged, held.clusters)
     say(f"chosen: {winner.candidate.name}: {reason}", enabled=options.progress)
     left = limit - (time.monotonic() - started)
-    fitted = _final(winner.candidate, judged, held, data, outputs, options, folder, left)
+    fitted = _final(winner.candidate, judged, held, data, outputs, options, folder, left, start)
     chance = _against_majority(winner, judged, held, data.labels)
     return Selection(fitted, winner.candidate.name, reason, rows + left_out, judged_on, data, found, chance)
 
@@ -266,7 +231,11 @@ def _against_majority(winner: Judged, judged: list[Judged], held: Examples, labe
     return against_majority(winner.hits.numpy(), majority.hits.numpy(), held.clusters.numpy(), answer)
 
 
-def _unfit(candidate: Candidate, data: Prepared) -> str:
+def _unfit(candidate: Candidate, data: Prepared, start: Beginning | None) -> str:
+    if candidate.begins and start is not None and start.seen:
+        return (
+            f"the run of --start-from has learnt from {start.seen:,} of these images, so judging it here says nothing"
+        )
     if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
         return f"takes at most {MOST_PAIRS:,} pairs"
     if candidate.model == "small" and len(data.train) + len(data.dev) < _FEWEST_FOR_SMALL:
@@ -281,6 +250,7 @@ def _judge(
     outputs: int,
     options: Options,
     left: float,
+    start: Beginning | None,
 ) -> Judged | None:
     """Fit a candidate on every fold, with several seeds if it is cheap; None if that would take too long."""
     soft = _answers(everything).soft
@@ -298,8 +268,9 @@ def _judge(
             begun = time.monotonic()
             with TemporaryDirectory() as scratch:
                 fitted = fit_model(
-                    candidate.model, train, dev, outputs, changed, folder=Path(scratch), dev_is_spare=spare
-                )
+                    candidate.model, train, dev, outputs, changed, folder=Path(scratch), dev_is_spare=spare,
+                    start=start if candidate.begins else None,
+                )  # fmt: skip
             longest = max(longest, time.monotonic() - begun)
             if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
                 return None
@@ -310,7 +281,7 @@ def _judge(
         probabilities.append(said)
         hits.append(_hits(said, everything.select(torch.cat([judge for _, _, judge in splits]))))
         seeds += 1
-        if longest > _CHEAP_SECONDS or candidate.model in ("majority", "linear", "kernel"):
+        if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
             planned = seeds  # deterministic, or too dear to repeat
     return Judged(candidate, torch.stack(hits).mean(dim=0), torch.stack(probabilities).mean(dim=0), longest, seeds)
 
@@ -351,6 +322,7 @@ def _final(
     options: Options,
     folder: Path,
     left: float,
+    start: Beginning | None,
 ) -> Fitted:
     """Fit the choice on the training part, with the development part for early stopping and calibration."""
     tried = {one.candidate.name: one.seeds for one in judged}
@@ -371,8 +343,9 @@ def _final(
             if len(members) > 1:
                 (folder / leftover).unlink(missing_ok=True)
         fitted = fit_model(
-            member.model, data.train, data.dev, outputs, changed, folder=folder, dev_is_spare=data.dev_is_spare
-        )
+            member.model, data.train, data.dev, outputs, changed, folder=folder, dev_is_spare=data.dev_is_spare,
+            start=start if member.begins else None,
+        )  # fmt: skip
         seconds += fitted.seconds
         networks.append(fitted.network)
         calibrations.append({**fit_calibration(*fitted.development(data.dev)), "weight": weight})

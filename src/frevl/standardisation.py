@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from frevl.batches import EmbeddedPairs
 from frevl.fusion import Fusion
 
-__all__ = ["Statistics", "fold", "statistics_of"]
+__all__ = ["Statistics", "fold", "statistics_of", "unfold"]
 
 _ITEMS_AT_ONCE = 4096  # a float32 copy of all items may not fit
 
@@ -67,6 +67,21 @@ def fold(network: Fusion, statistics: Statistics) -> None:
         (network.text_projection, statistics.text),
     ):
         _fold_into(projection, mean.double(), scale.double())
+
+
+def unfold(network: Fusion, statistics: Statistics) -> None:
+    """The inverse of `fold`: a network that takes plain embeddings takes standardised ones from now on.
+
+    A dimension that never varies in the statistics keeps its part as a constant.
+    """
+    for projection, (mean, scale) in (
+        (network.image_projection, statistics.image),
+        (network.text_projection, statistics.text),
+    ):
+        with torch.no_grad():
+            weight = projection.weight.double()
+            projection.bias.copy_(projection.bias.double() + weight @ mean.double())
+            projection.weight.copy_(weight * scale.where(scale.isfinite(), 0).double())
 
 
 def _fold_into(projection: nn.Linear, mean: Tensor, scale: Tensor) -> None:

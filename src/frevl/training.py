@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from frevl.batches import Answers
@@ -16,15 +17,17 @@ from frevl.calibration import fit_calibration
 from frevl.errors import RunError, UsageError, nearest
 from frevl.examples import dev_metric
 from frevl.fitting import MODELS, Options, fit_model
+from frevl.fusion import PRESETS, Fusion
 from frevl.jsonfile import write_json
 from frevl.matching import fit_matching, without_wide
 from frevl.matching_choice import choose_matching
 from frevl.pairs import Pairs
-from frevl.preparation import prepare
+from frevl.preparation import Prepared, prepare
 from frevl.provenance import provenance
 from frevl.run import Run, name_of, refuse_other_files
 from frevl.selection import choose
 from frevl.store import Store
+from frevl.warm_start import Beginning, rows_of_same_classes
 
 __all__ = ["TASKS", "train"]
 
@@ -40,6 +43,7 @@ def train(
     task: str,
     model: str = "tiny",
     first_stage: str | None = None,
+    start_from: str | Path | None = None,
     dev: str | Path | Pairs | None = None,
     encoder: Sequence[str] | None = None,
     seed: int = 0,
@@ -60,6 +64,7 @@ def train(
     mixup_share: float = 0.3,
     standardise: bool = False,
     input_dropout: float = 0.0,
+    kernel_teacher: float = 0.0,
     negatives: int = 3,
     patience: int = 5,
     keep_last: bool = False,
@@ -85,6 +90,10 @@ def train(
         model: A preset of the fusion (``tiny``, ``small``, ``base``) or a baseline.
         first_stage: In matching, ``dual`` or ``cosine``: it finds candidates and the fusion reads them again, in one
             run whose score is their blend. None: the fusion stands alone, except with ``auto``.
+        start_from: A run whose fusion this one begins with: captions or lessons first, then a task with few pairs.
+            The last map is begun with too where the classes are the same. Same encoders, model and layers; its
+            images count as seen by the new run. With ``auto`` such a fusion is one more candidate, and so is the
+            former run as it is.
         dev: Development pairs: early stopping and calibration. None sets aside images of the training pairs.
         encoder: Encoders whose towers are concatenated; None takes all in the store.
         seed: Of initial weights, order, dropout and splits.
@@ -107,6 +116,8 @@ def train(
         standardise: A fusion learns from embeddings that are standardised a dimension with training statistics; the run
             takes plain embeddings all the same.
         input_dropout: Probability in [0, 1) of dropping a dimension of an embedding while a fusion trains.
+        kernel_teacher: Share in [0, 1] of a fusion's targets that is what ``kernel``, fitted on the training pairs,
+            says of each pair without its image; the rest is the truth. Classification of at most 20,000 pairs (ours).
         negatives: Wrong texts for every right pair in matching.
         patience: Stop after so many epochs without a better development metric.
         keep_last: Keep the weights of the last epoch, where the learning rate has ended, not those of the epoch with
@@ -135,6 +146,8 @@ def train(
     _check_names(task, model)
     if first_stage is not None and task != "matching":
         raise UsageError(f"--first-stage belongs to --task matching, found --task {task}")
+    if start_from is not None:
+        _check_start(task, model, first_stage)
     _check_numbers(arguments)
     folder = _open_folder(Path(run), settings)
     opened = store if isinstance(store, Store) else Store.open(store)
@@ -142,6 +155,7 @@ def train(
         opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
         min_answer_count=min_answer_count,
     )  # fmt: skip
+    former, start = (None, None) if start_from is None else _former(Path(start_from), data)
     outputs = len(data.labels) if task == "classification" else 1
     options = Options(**{field.name: arguments[field.name] for field in fields(Options)})
     encoders = list(encoder) if encoder else opened.encoders
@@ -153,13 +167,22 @@ def train(
         else:
             fitted, selection = fit_matching(model, data, options, first_stage=first_stage, folder=folder)
     elif model == "auto":
-        chosen = choose(data, encoders, outputs, options, folder=folder)
+        chosen = choose(data, encoders, outputs, options, folder=folder, start=start)
         fitted, selection, data, encoders = chosen.fitted, chosen.record(), chosen.data, chosen.encoders.encoders
         if chosen.chance is not None and chosen.chance.is_chance:
             data.notes.append(chosen.chance.sentence)
     else:
         fitted, selection = (
-            fit_model(model, data.train, data.dev, outputs, options, folder=folder, dev_is_spare=data.dev_is_spare),
+            fit_model(
+                model,
+                data.train,
+                data.dev,
+                outputs,
+                options,
+                folder=folder,
+                dev_is_spare=data.dev_is_spare,
+                start=start,
+            ),
             None,
         )
     network = fitted.network
@@ -177,6 +200,7 @@ def train(
         "fit": vars(fitted.report) if fitted.report else None,
         "selection": selection,
     }
+    seen = data.image_hashes if former is None else np.union1d(data.image_hashes, former.train_image_hashes)
     finished = Run(
         path=folder,
         model=model,
@@ -193,12 +217,46 @@ def train(
         settings=settings,
         results=results,
         provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
-        train_image_hashes=data.image_hashes,
+        train_image_hashes=seen,
         network=network,
     )
     finished.save()
     (folder / "state.safetensors").unlink(missing_ok=True)
     return finished
+
+
+def _check_start(task: str, model: str, first_stage: str | None) -> None:
+    """Refuse ``--start-from`` where nothing would begin with it."""
+    if first_stage is not None:
+        raise UsageError("--start-from belongs to a fusion alone, found --first-stage; leave one of them out")
+    if model not in (*PRESETS, "auto"):
+        raise UsageError(f"--start-from belongs to a fusion ({', '.join(PRESETS)}) or auto, found --model {model}")
+    if model == "auto" and task == "matching":
+        raise UsageError("--start-from with --model auto belongs to --task classification, found --task matching")
+
+
+def _former(path: Path, data: Prepared) -> tuple[Run, Beginning]:
+    """Load the run to start from; say how many images of the new pairs it has seen."""
+    former = Run.load(path)
+    if not isinstance(former.network, Fusion):
+        raise UsageError(f"--start-from: expected a run of a single fusion, found '{former.network_name}' in {path}")
+    towers = {
+        "image": {tower.name: tower.identity for tower in data.image_towers},
+        "text": {tower.name: tower.identity for tower in data.text_towers},
+    }
+    for modality, own in towers.items():
+        if own != former.towers[modality] or list(own) != list(former.towers[modality]):
+            raise UsageError(
+                f"--start-from: {path} reads the {modality} embeddings {', '.join(former.towers[modality])}, found "
+                f"{', '.join(own)} (or other weights under this name); choose the same with --encoder"
+            )
+    seen = int(np.isin(data.image_hashes, former.train_image_hashes).sum())
+    if seen:
+        data.notes.append(
+            f"The run of --start-from has seen {seen:,} of {len(data.image_hashes):,} images of these pairs: "
+            "where they are development images, the metric may be too good."
+        )
+    return former, Beginning(former.network, rows_of_same_classes(data.labels, former.labels), seen)
 
 
 def _check_names(task: str, model: str) -> None:
@@ -221,6 +279,10 @@ def _check_numbers(arguments: dict[str, Any]) -> None:
             raise UsageError(f"--{name.replace('_', '-')} must be a number {least} 0, found {value}")
     if arguments["mixup_alpha"] > 1:
         raise UsageError(f"--mixup-alpha must be at most 1, found {arguments['mixup_alpha']}")
+    if not 0 <= arguments["kernel_teacher"] <= 1:
+        raise UsageError(f"--kernel-teacher must be from 0 to 1, found {arguments['kernel_teacher']}")
+    if arguments["kernel_teacher"] and arguments["task"] != "classification":
+        raise UsageError(f"--kernel-teacher belongs to --task classification, found --task {arguments['task']}")
     if not 0 <= arguments["seed"] < 2**31:
         raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {arguments['seed']}")
     try:
@@ -235,6 +297,7 @@ def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
     left_out = ("store", "run", "progress")
     kept = {name: value for name, value in arguments.items() if name not in left_out}
     kept["pairs"], kept["dev"] = _name(kept["pairs"]), _name(kept["dev"])
+    kept["start_from"] = str(kept["start_from"]) if kept["start_from"] is not None else None
     kept["encoder"] = list(kept["encoder"]) if kept["encoder"] else None
     return kept
 

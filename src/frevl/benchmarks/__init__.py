@@ -138,7 +138,7 @@ BENCHMARKS: Mapping[str, Source] = {
     ),
     "daquar": Source(
         "classification",
-        {"train": ("train", 6_795), "test": ("test", 5_673)},
+        {"train": ("train", 6_795), "dev": ("dev", None), "test": ("test", 5_673)},
         (
             ("qa.894.raw.{split}.txt", vqa.daquar),
             ("qa.894.raw.txt", vqa.daquar),

@@ -154,7 +154,7 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
                 if line.strip():
                     yield f"{path.name}:{number}", line.strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the file cannot be read as UTF-8 text ({error}).") from error
+        raise InputError(f"{path}: the file cannot be read as UTF-8 text ({error}); fetch it again.") from error
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Row]]:
@@ -192,4 +192,4 @@ def csv_rows(path: Path, delimiter: str = ",") -> Iterator[tuple[str, list[str]]
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: malformed CSV ({error}); fetch the file again.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: the file cannot be read as UTF-8 text ({error}).") from error
+        raise InputError(f"{path}: the file cannot be read as UTF-8 text ({error}); fetch it again.") from error

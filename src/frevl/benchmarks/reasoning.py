@@ -21,6 +21,8 @@ __all__ = ["SUGARCREPE_PARTS", "nlvr", "sugarcrepe", "winoground"]
 
 # --------------------------------------------------------------------------------------------- NLVR
 
+_NLVR_SPLITS = ("train", "dev", "test")
+
 # Which skills a sentence asks for: whole words, lower case. Rules of ours; a sentence may fit several.
 _SKILLS = {
     "count": re.compile(
@@ -35,17 +37,20 @@ _SKILLS = {
 }
 
 
-def nlvr(_: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
+def nlvr(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     """``<split>/<split>.json`` of NLVR (Suhr et al. 2017): six pictures a sentence, one row each.
 
     The six show the same three boxes in another order, and up to four sentences come from one presentation:
-    these rows are not independent. ``cluster`` names the presentation: split and resample by it.
+    these rows are not independent. ``cluster`` names the presentation: split and resample by it. Pictures carry the
+    name of their split; a part cut out of another official split may keep that one's names, if all of them are there.
 
     Slices. From the sentence, by the words in ``_SKILLS``: ``asks_count``, ``asks_colour``, ``asks_position``.
     From the structured representation: ``scene`` (``towers`` if all objects are squares of size 20 that stand
     at the same x, else ``scattered``), ``objects`` (how many, in three boxes), ``colours`` (how many).
     """
-    for place, line in json_lines(path):
+    sentences = list(json_lines(path))
+    part = _nlvr_part(folder, [line for _, line in sentences], split)
+    for place, line in sentences:
         where = f"{path.parent / place}"
         sentence = need(line, "sentence", str, where).strip()
         label = need(line, "label", str, where).lower()
@@ -57,16 +62,31 @@ def nlvr(_: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
             continue
         slices = {f"asks_{skill}": bool(words.search(sentence.lower())) for skill, words in _SKILLS.items()}
         slices |= _scene(need(line, "structured_rep", list, where), where)
-        folder = f"images/{line['directory']}/" if line.get("directory") else ""
-        for k in range(6):
+        for picture in _nlvr_pictures(line, part):
             yield {
-                "image": f"{folder}{split}-{identifier}-{k}.png",
+                "image": picture,
                 "text": sentence,
                 "target": label,
                 "identifier": identifier,
                 "cluster": identifier.partition("-")[0],
                 **slices,
             }
+
+
+def _nlvr_pictures(line: Row, part: str) -> list[str]:
+    inside = f"images/{line['directory']}/" if line.get("directory") else ""
+    return [f"{inside}{part}-{line.get('identifier')}-{k}.png" for k in range(6)]
+
+
+def _nlvr_part(folder: Folder, sentences: list[Row], split: str) -> str:
+    """Return the split that the pictures are named after; another one only if all pictures of the file are there."""
+
+    def there(part: str) -> Iterator[bool]:
+        return (folder.image(name) is not None for line in sentences for name in _nlvr_pictures(line, part))
+
+    if any(there(split)):
+        return split
+    return next((part for part in _NLVR_SPLITS if sentences and all(there(part))), split)
 
 
 def _scene(boxes: list[Any], place: str) -> Row:

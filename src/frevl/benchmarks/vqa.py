@@ -32,7 +32,7 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
             f"{path}: expected the questions of '{split}', found those of '{subset}' (data_subtype); "
             "fetch the file again."
         )
-    annotated, twice = _vqa_annotations(folder, path, split)
+    notes, annotated, twice = _vqa_annotations(folder, path, split, subset)
     yield from twice
     seen: set[int] = set()
     # Questions for test-dev are about images of test.
@@ -59,7 +59,7 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
         if annotation.get("image_id", question["image_id"]) != question["image_id"]:
             yield LeftOut(f"question {id_}", "question and annotation name different images")
             continue
-        place = f"annotation of question {id_}"
+        place = f"{notes}, annotation of question {id_}"
         answers = [need(answer, "answer", str, place) for answer in need(annotation, "answers", list, place)]
         target = soft_targets(answers) if answers else {}
         if not target:
@@ -73,23 +73,32 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
         yield LeftOut(f"annotation of question {id_}", "the annotation has no question")
 
 
-def _vqa_annotations(folder: Folder, questions: Path, split: str) -> tuple[dict[int, Row] | None, list[LeftOut]]:
-    """Return the annotations by question (None for a test split), and those of a question that has one already."""
+def _vqa_annotations(
+    folder: Folder, questions: Path, split: str, subset: str
+) -> tuple[Path, dict[int, Row] | None, list[LeftOut]]:
+    """Return the file, its annotations by question (None for a test split), and second ones of a question."""
     if split.startswith("test"):
-        return None, []
+        return questions, None, []
     name = questions.name.replace("OpenEnded_", "").replace("questions", "annotations")
     path = folder.find(name)
     if path is None:
         raise InputError(f"{folder.root}: the annotations '{name}' that belong to '{questions.name}' are missing.")
+    document = read_json(path)
+    annotations = need(document, "annotations", list, str(path))
+    if document.get("data_subtype", subset) != subset:
+        raise InputError(
+            f"{path}: expected the annotations of '{subset}', as the questions have it, found those of "
+            f"'{document['data_subtype']}' (data_subtype); fetch the file again."
+        )
     annotated: dict[int, Row] = {}
     twice = []
-    for number, annotation in enumerate(need(read_json(path), "annotations", list, str(path))):
+    for number, annotation in enumerate(annotations):
         id_ = need(annotation, "question_id", int, f"{path}, annotations[{number}]")
         if id_ in annotated:
             twice.append(LeftOut(f"annotation of question {id_}", "an annotation of this question stands before it"))
         else:
             annotated[id_] = annotation
-    return annotated, twice
+    return path, annotated, twice
 
 
 def frequent_answers(rows: Sequence[Row], minimum: int) -> list[str]:

@@ -48,6 +48,10 @@ def train(
             show_default="none; with auto, dual",
         ),
     ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Run whose fusion this one begins with.", show_default="fresh weights"),
+    ] = None,
     dev: Annotated[
         Path | None,
         typer.Option(readable=False, help="Development pairs.", show_default="a tenth of the training images"),
@@ -62,7 +66,9 @@ def train(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Most passes over the pairs.", show_default="20; dual 6")
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs a step.", show_default="256; dual 1024")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pairs a step.", show_default="256, fewer for few captions; dual 1024")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of AdamW.", show_default="0.0005; dual 0.001")] = None,
     final_learning_rate: Annotated[
         float | None, typer.Option(help="At the end of the cosine.", show_default="1e-06")
@@ -99,6 +105,10 @@ def train(
     ] = None,
     input_dropout: Annotated[
         float | None, typer.Option(min=0, max=0.99, help="Of a fusion, on the embeddings.", show_default="0.0")
+    ] = None,
+    kernel_teacher: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of a fusion's targets that a kernel says.", show_default="0.0"),
     ] = None,
     negatives: Annotated[
         int | None, typer.Option(min=1, help="Matching: wrong texts for every right pair.", show_default="3")

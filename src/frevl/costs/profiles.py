@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from frevl.costs import Record
-from frevl.encoders.exported import library
+from frevl.encoders.exported import library, one_thread
 
 __all__ = ["onnx_profile", "torch_profile"]
 
@@ -36,7 +35,7 @@ def torch_profile(name: str, call: Callable[[], object], *, calls: int = _CALLS)
         calls: How often.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself on standard error
-    with _one_core(), torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         call()
         with torch.autograd.profiler.profile(use_kineto=False) as profiled:
             for _ in range(calls):
@@ -77,13 +76,3 @@ def _record(name: str, spent: Mapping[str, float]) -> Record:
     shares = {kind: spent[kind] / total for kind in sorted(spent, key=lambda kind: -spent[kind])[:_SHOWN]}
     products = sum(spent.get(kind, 0.0) for kind in _PRODUCTS) / total
     return Record("profile", name, products, "share of matrix products", details={"shares": shares})
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    count = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(count)

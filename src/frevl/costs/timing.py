@@ -86,20 +86,17 @@ def time_record(part: str, name: str, timing: Timing, *, items: int = 1, unit: s
         unit: In words; the number is in milliseconds.
         **details: Further figures.
     """
-    each = [1e3 * seconds / items for seconds in timing.seconds]
-    return Record(
-        part,
-        name,
-        statistics.median(each),
-        unit,
-        {"low": min(each), "high": max(each), "rounds": len(each)},
-        details={"cpu_seconds": timing.cpu_median / items, **details},
-    )
+    return _record(part, name, timing, [1e3 * seconds / items for seconds in timing.seconds], unit, items, details)
 
 
 def rate_record(part: str, name: str, timing: Timing, *, items: int, unit: str, **details: object) -> Record:
     """Record the items a second; the arguments are those of `time_record`."""
-    each = [items / seconds for seconds in timing.seconds]
+    return _record(part, name, timing, [items / seconds for seconds in timing.seconds], unit, items, details)
+
+
+def _record(
+    part: str, name: str, timing: Timing, each: list[float], unit: str, items: int, details: dict[str, object]
+) -> Record:
     return Record(
         part,
         name,

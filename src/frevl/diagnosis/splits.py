@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from frevl.batches import usable_pairs
 from frevl.errors import PairsError
-from frevl.pairs import Pairs, Target, read_pairs, split_by_image
-from frevl.preparation import match_truth
-from frevl.rejects import rejects_sentence
+from frevl.pairs import Pairs, Target, split_by_image
+from frevl.preparation import match_truth, read_usable
 from frevl.store import Store
 
 __all__ = ["MATCH_LABELS", "Splits", "answers_of", "constant", "read_splits", "share_of_clusters"]
@@ -66,11 +64,11 @@ def read_splits(
     """
     store.select_towers("image", encoder)
     notes: list[str] = []
-    train, judged = _usable(store, pairs, notes), _usable(store, test, notes)
+    train, judged = read_usable(store, pairs, notes), read_usable(store, test, notes)
     if dev is None:
         train, held = split_by_image(train, DEV_SHARE, seed=seed)
     else:
-        held = _usable(store, dev, notes)
+        held = read_usable(store, dev, notes)
     if task == "matching":
         held, judged = with_wrong_pairs(held, seed), with_wrong_pairs(judged, seed)
     else:
@@ -142,15 +140,6 @@ def answers_of(target: Target | None, task: str) -> set[str]:
     if isinstance(target, dict):
         return {answer for answer, weight in target.items() if weight > 0}
     return {target} if isinstance(target, str) else set(target or [])
-
-
-def _usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
-    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    usable, left_out = usable_pairs(read, store)
-    sentence = rejects_sentence([*read.rejected, *left_out])
-    if sentence:
-        notes.append(sentence)
-    return usable
 
 
 def _check_targets(pairs: Pairs) -> None:

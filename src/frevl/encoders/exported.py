@@ -37,6 +37,7 @@ __all__ = [
     "exported_path",
     "library",
     "name_axes",
+    "one_thread",
     "open_int8",
     "open_network",
     "quiet_export",
@@ -259,7 +260,7 @@ def _check(source: Source, path: Path, name: str, weights: str) -> None:
     if session is None:
         raise EncoderError(f"ONNX Runtime cannot read the exported encoder '{name}'; reinstall onnxruntime.")
     for example in source.examples:
-        with _one_thread(), torch.no_grad():
+        with one_thread(), torch.no_grad():
             expected = source.network(torch.from_numpy(example)).numpy()
         found = run(session, example)
         dots = (expected * found).sum(axis=-1)
@@ -313,7 +314,7 @@ def _quantise(exact: Any, source: Source, path: Path, name: str, weights: str) -
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Keep PyTorch on one core: on a busy machine its waiting threads made single images 20 times slower."""
     import torch
 

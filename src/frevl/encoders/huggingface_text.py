@@ -16,12 +16,12 @@ from frevl.encoders.exported import Source
 from frevl.encoders.huggingface_image import column, common_space, hidden_layers
 from frevl.encoders.huggingface_networks import JOINT, load_config, quiet_transformers, text_source
 from frevl.encoders.runtime import Network, open_runtime
+from frevl.encoders.texts import MOST_CHARACTERS, readable
 from frevl.encoders.tokens import keep_layers
 from frevl.errors import EncoderError
 
 __all__ = ["HuggingFaceTextTower", "text_tower"]
 
-_MAX_CHARACTERS = 100_000  # a tokenizer splits all of a text before it cuts
 # Trained on texts that were always padded to the full length, so that the padding is part of the input.
 _PADDED = ("siglip", "siglip2")
 # Files that decide what a tokenizer does.
@@ -110,7 +110,7 @@ class HuggingFaceTextTower:
         with self._lock:
             made = self.tokenizer([self._clean(text) for text in texts], truncation=False, padding=False, verbose=False)
         return sum(
-            len(text) > _MAX_CHARACTERS or len(ids) > self.longest
+            len(text) > MOST_CHARACTERS or len(ids) > self.longest
             for text, ids in zip(texts, made["input_ids"], strict=True)
         )
 
@@ -125,8 +125,7 @@ class HuggingFaceTextTower:
         return keep_layers(tokens, self.tokens, max(1, self.layers))
 
     def _clean(self, text: str) -> str:
-        # Half of a surrogate pair, as broken JSON may hold, has no UTF-8.
-        text = text[:_MAX_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        text = readable(text)
         return self.prompt + (text.lower() if self.lower else text)
 
 

@@ -24,6 +24,7 @@ from frevl.encoders.checkpoint import digest_of, file_digest
 from frevl.encoders.exported import Source, library
 from frevl.encoders.huggingface_image import refuse_threads
 from frevl.encoders.runtime import Network, open_runtime
+from frevl.encoders.texts import readable
 from frevl.encoders.tokens import keep_tokens
 from frevl.errors import EncoderError, UsageError, nearest
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["OpenClipImageTower", "OpenClipTextTower", "towers"]
 
 _NEVER_REDUCED = 1 << 20  # as for the transformers library: the pixels that the model's own pipeline would see
-_MAX_CHARACTERS = 100_000
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class OpenClipTextTower:
             return 0
         padding = _ids(self.tokenizer, [""])
         length = padding.shape[1]
-        longer = np.asarray(self.tokenizer([_clean(text) for text in texts], context_length=2 * length))
+        longer = np.asarray(self.tokenizer([readable(text) for text in texts], context_length=2 * length))
         return int((longer[:, length:] != padding[0, -1]).any(axis=1).sum())
 
 
@@ -276,13 +276,8 @@ def _shortest(preparation: Mapping[str, Any]) -> int:
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
-    ids: np.ndarray = tokenizer([_clean(text) for text in texts]).numpy().astype(np.int64)
+    ids: np.ndarray = tokenizer([readable(text) for text in texts]).numpy().astype(np.int64)
     return ids
-
-
-def _clean(text: str) -> str:
-    # Half of a surrogate pair, as broken JSON may hold, has no UTF-8.
-    return text[:_MAX_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _close(name: str, valid: Sequence[str]) -> str:

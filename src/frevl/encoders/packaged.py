@@ -23,6 +23,7 @@ from PIL import Image
 
 from frevl.encoders import Embeddings, originals, processors
 from frevl.encoders.exported import Source, library, open_network, run
+from frevl.encoders.texts import MOST_CHARACTERS, readable
 from frevl.encoders.tokens import keep_tokens
 from frevl.errors import EncoderError
 from frevl.images import DECODE_TARGET
@@ -128,20 +129,17 @@ class MiniLMTower:
         """Count the texts of more than 256 word pieces ([CLS] and [SEP] included)."""
         encodings = self._encodings(texts)
         return sum(
-            len(text) > _MAX_CHARACTERS or bool(encoding.overflowing)
+            len(text) > MOST_CHARACTERS or bool(encoding.overflowing)
             for text, encoding in zip(texts, encodings, strict=True)
         )
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
-        # Half of a surrogate pair, as broken JSON may hold, has no UTF-8; the network's own rule drops U+FFFD.
-        clean = [text[:_MAX_CHARACTERS].encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
-        encodings: list[Any] = self.tokenizer.encode_batch(clean)
+        encodings: list[Any] = self.tokenizer.encode_batch([readable(text) for text in texts])
         return encodings
 
 
 _PIECES_A_RUN = 512  # measured: 32 texts of 12 pieces 160 µs a piece, single texts 210, 128 texts 175
 _MAX_PIECES = 256  # max_seq_length in the model's sentence_bert_config.json
-_MAX_CHARACTERS = 100_000  # the tokenizer splits all of a text before it cuts: 6 million took 16 s and 1.4 GB
 
 
 def image_tower(name: str, tokens: str, *, weights: Path | None = None) -> EfficientNetTower:

@@ -23,7 +23,7 @@ from frevl.jsonfile import replace_file
 from frevl.metadata import metadata_fields, named_metadata
 from frevl.progress import ProgressLine
 from frevl.rejects import Reject, rejects_sentence
-from frevl.towers import Modality, Tower
+from frevl.towers import CANARY_COSINE, Modality, Tower
 from frevl.writer import Item, StoreWriter
 
 __all__ = ["ImportReport", "import_embeddings"]
@@ -44,6 +44,7 @@ class ImportReport:
         texts: Texts whose embedding was stored now.
         images_kept: Images that had an embedding of this tower already.
         texts_kept: Texts that had one.
+        differing: Of those that had one: how many have another vector here; that of the store stays.
         scaled: Vectors that were not of unit length and were scaled to it.
         repeats: Rows that repeat an item of this import with the same vector; the first is kept.
         rejects: What was left out, now.
@@ -56,6 +57,7 @@ class ImportReport:
     texts: int = 0
     images_kept: int = 0
     texts_kept: int = 0
+    differing: int = 0
     scaled: int = 0
     repeats: int = 0
     rejects: list[Reject] = field(default_factory=list)
@@ -78,8 +80,18 @@ class ImportReport:
             f"Imported {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
             f"{self.images_kept:,} images and {self.texts_kept:,} texts were in the store already."
         )
+        differing = (
+            f"{self.differing:,} of these have another vector here (cosine below {CANARY_COSINE}); the store keeps its "
+            "own. To use the new ones, import into a new store, or give --encoder another name."
+        )
         repeats = f"Rows that repeat an item with the same vector: {self.repeats:,}."
-        said = [done, *([lengths] if total else []), *([repeats] if self.repeats else []), *self.notes]
+        said = [
+            done,
+            *([differing] if self.differing else []),
+            *([lengths] if total else []),
+            *([repeats] if self.repeats else []),
+            *self.notes,
+        ]
         return " ".join([*said, rejects_sentence(self.rejects)]).rstrip()
 
 
@@ -103,6 +115,7 @@ def import_embeddings(
 ) -> ImportReport:
     """Put existing embeddings into a store; a call that was killed goes on where the last commit ended.
 
+    What is in the store stays there, and rows that would change it are counted.
     Vectors are kept as they are, in the stored type; those that are not of unit length are scaled to it. A vector
     that is not finite or is zero, a row without id and an id that stands twice with different vectors go to the store's
     rejects. Columns
@@ -220,6 +233,7 @@ class _Import:
         ids = [item_id(id_, self.tower.modality, self.folder) for id_ in columns["id"].to_pylist()]
         values, scaled, problems = self._values(block)
         new: dict[str, list[int]] = {"append": [], "fill": []}
+        kept: list[int] = []
         rejects: list[Reject] = []
         for row, id_ in enumerate(ids):
             place = f"{block.place}, row {block.first + row + 1:,}"
@@ -237,10 +251,12 @@ class _Import:
                 self.seen[id_] = zlib.crc32(values[row])
                 way = self._way(id_)
                 if way is None:
-                    self._count(kept=1)
+                    kept.append(row)
                 else:
                     new[way].append(row)
                     self.report.scaled += bool(scaled[row])
+        self._count(kept=len(kept))
+        self.report.differing += self._differing([str(ids[row]) for row in kept], values[kept])
         metadata = columns.drop_columns(["id"])
         for way, rows in new.items():
             if rows:
@@ -253,6 +269,15 @@ class _Import:
         if row is None:
             return "append"
         return None if self.states[f"has:{self.tower.name}"][row] else "fill"
+
+    def _differing(self, ids: list[str], values: np.ndarray) -> int:
+        """Count the items of the store whose vector there is not this one."""
+        if not ids:
+            return 0
+        stored = self.writer.store.read(self.tower.modality, ids, [self.tower])[0][:, 0].astype(np.float32)
+        given = values.astype(np.float32)
+        lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(given, axis=1)
+        return int(((stored * given).sum(axis=1) < CANARY_COSINE * lengths).sum())
 
     def _write(self, way: str, ids: list[str], values: np.ndarray, metadata: pa.Table) -> None:
         items = [self._item(id_, value) for id_, value in zip(ids, values, strict=True)]
