@@ -46,6 +46,25 @@ def test_a_wide_linear_fit_without_principal_directions_has_the_same_optimum(mon
     torch.testing.assert_close(*found, atol=2e-3, rtol=0)
 
 
+def test_a_fit_without_time_ends_after_its_first_ten_steps():
+    torch.manual_seed(4)
+    x, target = torch.randn(67, 11), torch.randint(5, (67,))
+    losses = []
+
+    def loss(logits):
+        losses.append(torch.nn.functional.cross_entropy(logits, target))
+        return losses[-1]
+
+    counts = {}
+    for limit in (None, 0.0):
+        losses.clear()
+        network = Linear(image_dim=5, text_dim=6, outputs=5)
+        fit_linear(network, x, loss, lambda: 0.0, penalties=(1e-6, 1e-7), time_limit=limit)
+        counts[limit] = len(losses)
+        assert losses[-1] < 0.9 * losses[0]  # what it has learnt by then stays
+    assert counts[0.0] <= 20 < counts[None]
+
+
 def test_the_penalty_with_the_best_development_metric_is_kept():
     torch.manual_seed(0)
     network = Linear(image_dim=2, text_dim=3, outputs=2)

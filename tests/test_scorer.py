@@ -225,7 +225,10 @@ def test_evaluation_counts_by_hand(made, answering):
         assert group["n"] == len(own)
         assert group["accuracy"] == pytest.approx(100 * np.mean(own))
     json.dumps(result.record(), allow_nan=False)
-    assert set(result.record()) == {"task", "n", "metrics", "ci95", "slices", "provenance", "notes", "majority"}
+    assert set(result.record()) == {
+        "task", "n", "metrics", "ci95", "slices", "provenance", "notes", "majority", "left_out",
+    }  # fmt: skip
+    assert result.record()["left_out"] == []
 
 
 def test_unseen_classes_are_wrong_and_said_and_leaks_are_found(made, answering):

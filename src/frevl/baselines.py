@@ -6,6 +6,7 @@ judged on one road. Tokens are pooled by their mean.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from frevl.fusion import masked_mean
 __all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
 
 _TOLERANCE = 5e-5  # largest derivative at which a linear fit is at its optimum; scikit-learn stops at 1e-4
+_AT_ONCE = 10  # steps between two looks at the clock
 _WIDEST = 5_000  # features or pairs, whichever are fewer, whose principal directions are worth computing
 
 
@@ -144,12 +146,13 @@ def fit_linear(
         development: The metric of the network as it stands, the larger the better.
         penalties: Factors of half the squared weights (not the biases), strongest first.
         iterations: Most L-BFGS steps a penalty.
-        time_limit: No further penalty is tried after so many seconds.
+        time_limit: Seconds after which no further penalty is tried and the fit ends where it is, looked at every ten
+            steps.
 
     Returns:
         The best penalty; the network holds its weights.
     """
-    started = time.monotonic()
+    ends = float("inf") if time_limit is None else time.monotonic() + time_limit
     best = (float("-inf"), penalties[0], network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
     directions, variances = _principal_directions(features)
     rotated = features if directions is None else features @ directions
@@ -158,7 +161,7 @@ def fit_linear(
     for penalty in penalties:
         curvature = _curvature(loss, torch.addmm(bias, rotated, weight.T))
         weight_scale, bias_scale = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
-        weight, bias = _minimised(loss, rotated, penalty, weight, bias, weight_scale, bias_scale, iterations)
+        weight, bias = _minimised(loss, rotated, penalty, weight, bias, weight_scale, bias_scale, iterations, ends)
         with torch.no_grad():
             network.linear.weight.copy_(weight if directions is None else weight @ directions.T)
             network.linear.bias.copy_(bias)
@@ -166,7 +169,7 @@ def fit_linear(
         falls = 0 if metric >= best[0] else falls + 1
         if metric > best[0]:
             best = (metric, penalty, network.linear.weight.detach().clone(), bias.clone())
-        if falls == 2 or (time_limit is not None and time.monotonic() - started > time_limit):
+        if falls == 2 or time.monotonic() > ends:
             break
     with torch.no_grad():
         network.linear.weight.copy_(best[2])
@@ -183,11 +186,15 @@ def _minimised(
     weight_scale: Tensor,
     bias_scale: Tensor,
     iterations: int,
+    ends: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return ``(outputs, r)`` weights and ``(outputs,)`` biases at the minimum; start and scales have those shapes."""
+    """Return ``(outputs, r)`` weights and ``(outputs,)`` biases at the minimum, or as near as the time allows.
+
+    Start and scales have those shapes; ``ends`` is a time of `time.monotonic`.
+    """
     free = [(weight * weight_scale).requires_grad_(), (bias * bias_scale).requires_grad_()]
     optimiser = torch.optim.LBFGS(
-        free, max_iter=iterations, tolerance_grad=_TOLERANCE, tolerance_change=0, history_size=10,
+        free, max_iter=min(_AT_ONCE, iterations), tolerance_grad=_TOLERANCE, tolerance_change=0, history_size=10,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
@@ -198,7 +205,11 @@ def _minimised(
         torch.autograd.backward(value)
         return value
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    for _ in range(math.ceil(iterations / _AT_ONCE)):  # the optimiser goes on where it stopped
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        steepest = max(float(one.grad.abs().max()) for one in free if one.grad is not None)
+        if steepest <= _TOLERANCE or time.monotonic() > ends:
+            break
     return (free[0] / weight_scale).detach(), (free[1] / bias_scale).detach()
 
 
