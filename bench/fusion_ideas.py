@@ -38,6 +38,7 @@ from frevl.precision import low_precision
 from frevl.preparation import Prepared, prepare
 from frevl.store import Store
 from frevl.training import train
+from frevl.warm_start import Beginning
 
 BASE = "tiny standardised"
 # What the candidates are changed by: (name, candidate, options). The base comes first, the baselines last.
@@ -156,7 +157,7 @@ def _fit(
             options,
             folder=Path(scratch),
             dev_is_spare=model == "kernel",
-            start=start,
+            start=None if start is None else Beginning(start, None, 0),
         )
 
 

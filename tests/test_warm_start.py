@@ -172,9 +172,10 @@ def test_auto_does_not_judge_a_run_on_images_it_has_learnt_from(made, half, tmp_
         assert reasons[name].startswith("the run of --start-from has learnt from ")
 
 
-def test_a_matching_auto_begins_with_nothing(made, captions, tmp_path):
-    with pytest.raises(UsageError, match="--start-from with --model auto belongs to --task classification"):
-        train(made.store, made.captions, run=tmp_path / "run", task="matching", model="auto", start_from=captions.path)
+@pytest.mark.parametrize("model", ["tiny", "auto"])
+def test_a_matching_begins_with_nothing(made, captions, tmp_path, model):
+    with pytest.raises(UsageError, match="--start-from belongs to --task classification, found --task matching"):
+        train(made.store, made.captions, run=tmp_path / "run", task="matching", model=model, start_from=captions.path)
 
 
 def test_who_knows_the_classes_goes_on_gently():

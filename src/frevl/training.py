@@ -90,10 +90,10 @@ def train(
         model: A preset of the fusion (``tiny``, ``small``, ``base``) or a baseline.
         first_stage: In matching, ``dual`` or ``cosine``: it finds candidates and the fusion reads them again, in one
             run whose score is their blend. None: the fusion stands alone, except with ``auto``.
-        start_from: A run whose fusion this one begins with: captions or lessons first, then a task with few pairs.
-            The last map is begun with too where the classes are the same. Same encoders, model and layers; its
-            images count as seen by the new run. With ``auto`` such a fusion is one more candidate, and so is the
-            former run as it is.
+        start_from: In classification, a run whose fusion this one begins with: captions or lessons first, then a task
+            with few pairs. The last map is begun with too where the classes are the same. Same encoders, model and
+            layers; its images count as seen by the new run. With ``auto`` such a fusion is one more candidate, and
+            so is the former run as it is.
         dev: Development pairs: early stopping and calibration. None sets aside images of the training pairs.
         encoder: Encoders whose towers are concatenated; None takes all in the store.
         seed: Of initial weights, order, dropout and splits.
@@ -147,7 +147,7 @@ def train(
     if first_stage is not None and task != "matching":
         raise UsageError(f"--first-stage belongs to --task matching, found --task {task}")
     if start_from is not None:
-        _check_start(task, model, first_stage)
+        _check_start(task, model)
     _check_numbers(arguments)
     folder = _open_folder(Path(run), settings)
     opened = store if isinstance(store, Store) else Store.open(store)
@@ -225,14 +225,12 @@ def train(
     return finished
 
 
-def _check_start(task: str, model: str, first_stage: str | None) -> None:
+def _check_start(task: str, model: str) -> None:
     """Refuse ``--start-from`` where nothing would begin with it."""
-    if first_stage is not None:
-        raise UsageError("--start-from belongs to a fusion alone, found --first-stage; leave one of them out")
+    if task != "classification":
+        raise UsageError(f"--start-from belongs to --task classification, found --task {task}")
     if model not in (*PRESETS, "auto"):
         raise UsageError(f"--start-from belongs to a fusion ({', '.join(PRESETS)}) or auto, found --model {model}")
-    if model == "auto" and task == "matching":
-        raise UsageError("--start-from with --model auto belongs to --task classification, found --task matching")
 
 
 def _former(path: Path, data: Prepared) -> tuple[Run, Beginning]:

@@ -50,7 +50,9 @@ def train(
     ] = None,
     start_from: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Run whose fusion this one begins with.", show_default="fresh weights"),
+        typer.Option(
+            readable=False, help="Classification: run whose fusion this one begins with.", show_default="fresh weights"
+        ),
     ] = None,
     dev: Annotated[
         Path | None,
