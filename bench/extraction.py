@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from frevl.encoders import load_encoder
-from frevl.extraction import extract
-from frevl.images import read_image
+from frevl.encoders.images import read_image
+from frevl.encoders.registry import load_encoder
 from frevl.provenance import hardware
+from frevl.store.extraction import extract
 
 
 def network_alone(tower, prepared, seconds=8.0) -> float:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frevl.fusion import PRESETS, Fusion
+from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import hardware
 
 DIM, OUTPUTS, SQUARE = 768, 3129, 4096

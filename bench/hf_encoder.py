@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from encoder import photo, rates
-from frevl.encoders.checkpoint import open_checkpoint
-from frevl.encoders.huggingface_image import HuggingFaceImageTower, image_tower
+from frevl.encoders.hub.checkpoint import open_checkpoint
+from frevl.encoders.hub.image_tower import HuggingFaceImageTower, image_tower
 from frevl.provenance import hardware
 
 PICTURES = 32

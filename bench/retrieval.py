@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from frevl.batches import EmbeddedPairs
-from frevl.fusion import PRESETS, Fusion
-from frevl.itemwise import by_item
+from frevl.evaluation.retrieval_metrics import matches_of, reranked
+from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import provenance
-from frevl.retrieval import dot_products, full_grid, matches_of, reranked
+from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.pair_grid import by_item, dot_products, full_grid
 
 IMAGE_DIM, TEXT_DIM = 1280, 384
 

@@ -23,21 +23,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from frevl.fusion import PRESETS, Fusion
-from frevl.importing import import_embeddings
+from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import hardware
-from frevl.run import Run
-from frevl.scorer import Scorer
-from frevl.searching.nearest import nearest_rows
-from frevl.searching.neighbour_index import build_index
-from frevl.searching.shortlist import PART_ROWS
-from frevl.store import Store
+from frevl.runs.run import Run
+from frevl.runs.scorer import Scorer
+from frevl.runs.search.index import build_index
+from frevl.runs.search.nearest import nearest_rows
+from frevl.runs.search.vectors import PART_ROWS
+from frevl.store.importing.vectors import import_embeddings
+from frevl.store.reader import Store
 
 LATENT, CANDIDATES, IMAGE_DIM, TEXT_DIM, SQUARE = 48, 100, 1280, 384, 2048
 
 
 class Made:
-    """Vectors in memory, with what an index asks of a `frevl.searching.shortlist.Shortlist`."""
+    """Vectors in memory, with what an index asks of a `frevl.runs.search.vectors.Shortlist`."""
 
     def __init__(self, rows: int, dim: int, folder: Path) -> None:
         rng = np.random.default_rng(0)

@@ -49,7 +49,7 @@ from PIL import Image
 
 import frevl
 from frevl.provenance import hardware
-from frevl.scorer import Scorer
+from frevl.runs.scorer import Scorer
 
 PARTS = ("throughput", "mixed", "cold")
 CONNECTIONS, BODIES = 64, 64

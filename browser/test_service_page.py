@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from frevl.searching import Hit
-from frevl.service.served_model import Found
-from frevl.training import train
+from frevl.deployment.service.served_model import Found
+from frevl.runs.search.searching import Hit
+from frevl.training.training import train
 from made import make
 
 TIMEOUT = 60_000  # ms: Gradio takes seconds to load, more on a busy machine
@@ -191,7 +191,7 @@ def test_the_documents_ask_no_other_host(visit, url, shots):
 
 
 def test_both_orders_stand_side_by_side(world):
-    from frevl.service.page import _Gallery
+    from frevl.deployment.service.page import _Gallery
 
     class Holder:
         limits = type("Limits", (), {"pixels": 10_000})()

@@ -87,7 +87,7 @@ class Said(NamedTuple):
 @pytest.fixture
 def frevl(monkeypatch, capfd):
     """Call the command line in this process: ``frevl("extract", "--store", path).code``."""
-    from frevl.cli import main
+    from frevl.cli.main import main
 
     def call(*arguments) -> Said:
         monkeypatch.setattr(sys, "argv", ["frevl", *map(str, arguments)])

@@ -1,6 +1,6 @@
 """A diagnosis written by hand: every section, both kinds of plot, cases, notes, and text that must not break a page."""
 
-from frevl.diagnosis import Diagnosis
+from frevl.diagnosis.diagnosis import Diagnosis
 from frevl.diagnosis.findings import SECTIONS, Finding, chart, series
 
 SENTENCE = "The fusion (tiny) beats the linear probe by 13.2 points (12.4 to 14.1): worth it."

@@ -4,10 +4,10 @@ import zlib
 
 import numpy as np
 
-from frevl.encoders import Embeddings
-from frevl.store import Store
-from frevl.towers import Tower
-from frevl.writer import Item, StoreWriter
+from frevl.encoders.interface import Embeddings
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+from frevl.store.writer import Item, StoreWriter
 
 IDENTITY = {
     "tower": "eye",

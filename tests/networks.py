@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frevl.fusion import Fusion
+from frevl.models.fusion import Fusion
 
 # Pairwise different, so that no swapped axis can pass.
 ITEMS, IMAGE_DIM, TEXT_DIM, OUTPUTS, IMAGE_TOKENS, TEXT_TOKENS = 7, 13, 11, 5, 17, 19

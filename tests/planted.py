@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from frevl.encoders import Embeddings
-from frevl.pairs import Pairs
-from frevl.store import Store
-from frevl.writer import Item, StoreWriter
+from frevl.data.pairs import Pairs
+from frevl.encoders.interface import Embeddings
+from frevl.store.reader import Store
+from frevl.store.writer import Item, StoreWriter
 from handmade import tower
 
 DIM, TEXT_DIM = 13, 11  # not equal: else the linear probe would get the product of both

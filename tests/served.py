@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from starlette.testclient import TestClient
 
-from frevl.scorer import Scorer
-from frevl.service.app import Application
-from frevl.service.limits import Keys, Limits
-from frevl.service.models import Service
-from frevl.training import train
+from frevl.deployment.service.app import Application
+from frevl.deployment.service.http.limits import Keys, Limits
+from frevl.deployment.service.models import Service
+from frevl.runs.scorer import Scorer
+from frevl.training.training import train
 
 __all__ = ["based", "client_of", "refused", "reranking_run", "runs", "served"]
 

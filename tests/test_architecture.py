@@ -1,8 +1,9 @@
-"""The shape of the package: who imports whom, what is public, what is loaded when."""
+"""The shape of the package: ten rooms, who may import whom, what is public, what is loaded when."""
 
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,130 +12,111 @@ import frevl
 
 SOURCE = Path(frevl.__file__).parent
 
-# Modules by layer; a module imports from its own layer or a lower one, never from a higher one.
-LAYERS = [
-    {"errors"},
-    {"rejects", "jsonfile", "provenance", "progress", "embeddings", "folder", "images", "hub", "model_card", "cores"},
-    {"tables", "answers", "intervals", "metrics", "retrieval", "wups", "chance", "measures", "slices", "metadata"},
-    {
-        "precision",
-        "blocks",
-        "pooled",
-        "fusion",
-        "loss",
-        "baselines",
-        "kernel",
-        "average",
-        "dual",
-        "alignment",
-        "rerank",
-    },
-    {"encoders", "pairs", "towers", "benchmarks"},
-    {"store", "canaries", "cosine"},
-    {"writer", "batches", "calibration", "run"},
-    {
-        "pending",
-        "extraction",
-        "verification",
-        "examples",
-        "loop",
-        "descent",
-        "contrastive",
-        "mining",
-        "rerank_loop",
-        "blend",
-        "itemwise",
-        "judgement",
-    },
-    {"preparation", "standardisation", "distillation", "warm_start", "fitting"},
-    {"candidates", "selection", "matching", "matching_choice", "folds", "encoder_choice"},
-    {"onnxfile", "onnxgraph", "quantisation"},
-    {"training", "scorer"},
-    {"scoring", "recall", "evaluation"},
-    {"seeds", "export"},
-    {"importing", "searching", "demo", "lessons", "report", "ablation", "ablation_report", "costs"},
+# One row a floor, the lowest first. A room imports from lower rows and from itself, never from a neighbour in its row.
+# `root` are the files beside the rooms: errors, progress, version and the like.
+ROWS = [
+    {"root"},
+    {"data", "encoders", "models"},
+    {"store"},
+    {"runs"},
+    {"evaluation"},
+    {"training", "deployment"},
     {"diagnosis"},
-    {"service"},
-    {"efficiency"},
-    {"commands"},
-    {"cli", "__init__"},
-    {"__main__"},
+    {"cli"},
 ]
-PURE = {
-    "alignment",
-    "precision",
-    "blocks",
-    "pooled",
-    "dual",
-    "rerank",
-    "fusion",
-    "kernel",
-    "loss",
-    "baselines",
-    "metrics",
-    "intervals",
-    "answers",
-}
-IMPURE = {"pathlib", "os", "json", "logging", "lance", "pyarrow", "typer", "rich"}
+ENTRANCES = {"frevl", "frevl.__main__"}  # the public names, and ``python -m frevl``: they stand above everything
+IMPURE = {"pathlib", "json", "logging", "lance", "pyarrow", "typer", "rich"}
+MOST_LINES, MOST_FILES = 400, 10
 
 
+@cache
 def modules():
-    return sorted(SOURCE.rglob("*.py"))
+    """Return every module of the package with its file."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = ("frevl", *path.relative_to(SOURCE).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
 
 
-def name_of(path):
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
-def imports_of(path):
-    """Names of top-level modules that a file imports, and the frevl modules among them."""
+@cache
+def imports_of(module):
+    """Return the top-level libraries and the modules of the package that a file imports, for types only too."""
     outside, inside = set(), set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    hidden = {id(node) for branch in ast.walk(tree) if _is_type_checking(branch) for node in ast.walk(branch)}
-    for node in ast.walk(tree):
-        if id(node) in hidden:
-            continue
+    for node in ast.walk(ast.parse(modules()[module].read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in modules() else node.module for name in whole]
         for name in names:
-            parts = name.split(".")
-            (inside if parts[0] == "frevl" else outside).add(
-                parts[1] if parts[0] == "frevl" and parts[1:] else parts[0]
-            )
-    return outside, inside - {"frevl"}
+            (inside if name.split(".")[0] == "frevl" else outside).add(name)
+    return {name.split(".")[0] for name in outside}, inside - {module}
 
 
-def _is_type_checking(node):
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+def room_of(module):
+    return next((part for part in module.split(".")[1:2] if (SOURCE / part).is_dir()), "root")
 
 
-def test_imports_point_one_way():
-    level = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    assert {name_of(path) for path in modules()} == set(level)
-    for path in modules():
-        for imported in imports_of(path)[1]:
-            assert level[imported] <= level[name_of(path)], f"{path.name} imports {imported}, which stands above it"
+def test_every_room_has_a_row():
+    rooms = {room_of(module) for module in modules()}
+    assert rooms == set().union(*ROWS)
 
 
-def test_maths_knows_no_files_and_the_store_no_torch():
-    for path in modules():
-        outside, _ = imports_of(path)
-        if name_of(path) in PURE:
-            assert not outside & IMPURE, path.name
-        if name_of(path) in ("store", "towers", "writer", "pairs", "extraction", "verification", "canaries"):
-            assert "torch" not in outside, path.name
+def test_imports_point_down():
+    floor = {room: number for number, row in enumerate(ROWS) for room in row}
+    for module in set(modules()) - ENTRANCES:
+        for imported in imports_of(module)[1]:
+            assert imported in modules(), f"{module} imports {imported}, which is not there"
+            own, other = room_of(module), room_of(imported)
+            if imported == "frevl":
+                raise AssertionError(f"{module} imports the public names; import from the module that has them")
+            assert other == own or floor[other] < floor[own], f"{module} imports {imported}: up, or across its row"
 
 
-def test_files_are_short_and_named_for_one_thing():
-    for path in modules():
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path.name
+def test_no_imports_run_in_a_circle():
+    finished, path = set(), []
+
+    def visit(module):
+        assert module not in path, "circle: " + " -> ".join([*path[path.index(module) :], module])
+        if module not in finished:
+            path.append(module)
+            for imported in sorted(imports_of(module)[1] - ENTRANCES):
+                visit(imported)
+            finished.add(path.pop())
+
+    for module in sorted(set(modules()) - ENTRANCES):
+        visit(module)
+
+
+def test_networks_read_no_files_and_the_store_loads_no_torch():
+    for module in modules():
+        outside, _ = imports_of(module)
+        if room_of(module) == "models" and module != "frevl.models.hub":
+            assert not outside & IMPURE, module
+        if room_of(module) in ("store", "data"):
+            assert "torch" not in outside, module
+
+
+def test_files_and_folders_stay_small():
+    for module, path in modules().items():
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES, module
         assert path.stem not in {"utils", "util", "helpers", "common", "misc", "core", "base"}
+    for folder in {path.parent for path in modules().values()}:
+        files = [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(files) <= MOST_FILES, f"{folder.name} has {len(files)} files"
+
+
+def test_every_package_says_what_it_is_for():
+    for path in SOURCE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.parent.name
+    for folder in {path.parent for path in modules().values()}:
+        assert (folder / "__init__.py").exists(), folder.name
 
 
 @pytest.mark.parametrize("ending", ["Trainer", "Manager", "Runner", "Engine"])
 def test_there_are_no_god_classes(ending):
-    for path in modules():
+    for path in modules().values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ClassDef) and node.name.endswith(ending)), f"{path.name}: {node.name}"
 
@@ -156,6 +138,6 @@ def loaded_after(statement):
 def test_importing_loads_nothing_heavy():
     heavy = {"torch", "transformers", "onnxruntime", "lance", "pyarrow", "sklearn", "matplotlib", "fastapi", "PIL"}
     assert not loaded_after("import frevl") & heavy
-    assert not loaded_after("import frevl.cli") & heavy
-    assert not loaded_after("import frevl.store") & {"torch", "transformers", "onnxruntime"}
-    assert not loaded_after("import frevl.extraction") & {"torch", "transformers"}
+    assert not loaded_after("import frevl.cli.main") & heavy
+    assert not loaded_after("import frevl.store.reader") & {"torch", "transformers", "onnxruntime"}
+    assert not loaded_after("import frevl.store.extraction") & {"torch", "transformers"}

@@ -61,7 +61,7 @@ def test_the_python_of_the_readme_works(newcomer):
 
 
 def test_the_search_page_works(tmp_path, made, frevl, monkeypatch, capfd):
-    from test_importing import clip_retrieval, unit
+    from clip_folders import clip_retrieval, unit
 
     monkeypatch.chdir(arrive(made, tmp_path))
     clip_retrieval(tmp_path / "clip", sizes=(10, 10))
@@ -117,8 +117,8 @@ def test_the_readme_names_both_commands():
 
 def test_the_glossary_names_every_model_and_the_changelog_the_version():
     import frevl
-    from frevl.encoders import ENCODERS
-    from frevl.training import MODELS
+    from frevl.encoders.registry import ENCODERS
+    from frevl.training.fit_model import MODELS
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in [*MODELS, *ENCODERS]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from frevl.benchmarks import load_benchmark
-    from frevl.diagnosis import diagnose
-    from frevl.encoders import load_encoder
-    from frevl.errors import FrevlError
-    from frevl.evaluation import evaluate
-    from frevl.extraction import extract
-    from frevl.fusion import Fusion
-    from frevl.scorer import Scorer
-    from frevl.searching import search
-    from frevl.store import Store
-    from frevl.training import train
+from frevl.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from frevl.data.benchmarks.load import load_benchmark
+    from frevl.diagnosis.diagnosis import diagnose
+    from frevl.encoders.registry import load_encoder
+    from frevl.errors import FrevlError
+    from frevl.evaluation.evaluation import evaluate
+    from frevl.models.fusion import Fusion
+    from frevl.runs.scorer import Scorer
+    from frevl.runs.search.searching import search
+    from frevl.store.extraction import extract
+    from frevl.store.reader import Store
+    from frevl.training.training import train
 
 __all__ = [
     "FrevlError",
@@ -37,16 +37,16 @@ __all__ = [
 # Names are imported on first use, so that `import frevl` and `frevl --help` load no torch.
 _HOMES = {
     "FrevlError": "frevl.errors",
-    "Fusion": "frevl.fusion",
-    "Scorer": "frevl.scorer",
-    "Store": "frevl.store",
-    "diagnose": "frevl.diagnosis",
-    "evaluate": "frevl.evaluation",
-    "extract": "frevl.extraction",
-    "load_benchmark": "frevl.benchmarks",
-    "load_encoder": "frevl.encoders",
-    "search": "frevl.searching",
-    "train": "frevl.training",
+    "Fusion": "frevl.models.fusion",
+    "Scorer": "frevl.runs.scorer",
+    "Store": "frevl.store.reader",
+    "diagnose": "frevl.diagnosis.diagnosis",
+    "evaluate": "frevl.evaluation.evaluation",
+    "extract": "frevl.store.extraction",
+    "load_benchmark": "frevl.data.benchmarks.load",
+    "load_encoder": "frevl.encoders.registry",
+    "search": "frevl.runs.search.searching",
+    "train": "frevl.training.training",
 }
 
 

@@ -1,5 +1,7 @@
 """``python -m frevl`` is the same as ``frevl``."""
 
-from frevl.cli import main
+from __future__ import annotations
+
+from frevl.cli.main import main
 
 main()

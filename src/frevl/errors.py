@@ -18,7 +18,9 @@ FrevlError               a known failure; the command line prints it and exits w
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 __all__ = [
     "EncoderError",
@@ -32,8 +34,23 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "UsageError",
+    "library",
     "nearest",
 ]
+
+
+def library(name: str, extra: str = "packaged") -> ModuleType:
+    """Import an optional library of an extra of this package.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise MissingExtraError(name, extra) from None
 
 
 class FrevlError(Exception):

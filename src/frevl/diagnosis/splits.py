@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from frevl.data.pairs import Pairs, Target, split_by_image
 from frevl.errors import PairsError
-from frevl.pairs import Pairs, Target, split_by_image
-from frevl.preparation import match_truth, read_usable
-from frevl.store import Store
+from frevl.runs.targets import match_truth
+from frevl.store.reader import Store
+from frevl.store.usable_pairs import read_usable
 
 __all__ = ["MATCH_LABELS", "Splits", "answers_of", "constant", "read_splits", "share_of_clusters"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from frevl.diagnosis.findings import Finding, chart, series
-from frevl.intervals import Interval, bootstrap_interval, paired_difference, paired_test
+from frevl.evaluation.intervals import Interval, bootstrap_interval, paired_difference, paired_test
 
 __all__ = [
     "FEWEST_IMAGES",
@@ -47,7 +47,7 @@ class Judged:
 
     Attributes:
         name: In the report.
-        role: As in `frevl.diagnosis.contest.Entrant`.
+        role: As in `frevl.diagnosis.model_comparison.Entrant`.
         hits: ``(n,)`` in [0, 1] on the test pairs.
         dev: Share of right answers on development data, in [0, 1].
         parameters: Number of its parameters.

@@ -21,21 +21,14 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from frevl.encoders import Embeddings, originals, processors
-from frevl.encoders.exported import Source, library, open_network, run
-from frevl.encoders.texts import MOST_CHARACTERS, readable
-from frevl.encoders.tokens import keep_tokens
-from frevl.errors import EncoderError
-from frevl.images import DECODE_TARGET
+from frevl.encoders import packaged_networks as originals
+from frevl.encoders.images import DECODE_TARGET
+from frevl.encoders.interface import Embeddings, processors
+from frevl.encoders.onnx_session import Source, open_network, run
+from frevl.encoders.tokens import MOST_CHARACTERS, keep_tokens, readable
+from frevl.errors import EncoderError, library
 
-__all__ = [
-    "EfficientNetTower",
-    "MiniLMTower",
-    "deep_image_tower",
-    "deep_text_tower",
-    "image_tower",
-    "text_tower",
-]
+__all__ = ["EfficientNetTower", "MiniLMTower", "deep_image_tower", "deep_text_tower", "image_tower", "text_tower"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -59,7 +52,7 @@ class EfficientNetTower:
         session: The network in ONNX Runtime.
         dim: Width of an embedding.
         batch_size: How many prepared images to hand over at once.
-        target: What to pass to `frevl.images.read_image`.
+        target: What to pass to `frevl.encoders.images.read_image`.
     """
 
     name: str

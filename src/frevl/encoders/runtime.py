@@ -1,8 +1,8 @@
 """How a frozen network of a model hub runs: ONNX Runtime on a processor, PyTorch on accelerators or where asked.
 
-On a processor the network is exported once (`frevl.encoders.exported`); if that fails, PyTorch runs it and the reason
-is logged. On accelerators PyTorch runs it in float16, one copy a device, each with its own share of a batch. How many
-items go in one run is measured on the first ones.
+On a processor the network is exported once (`frevl.encoders.onnx_session`); if that fails, PyTorch runs it and the
+reason is logged. On accelerators PyTorch runs it in float16, one copy a device, each with its own share of a batch. How
+many items go in one run is measured on the first ones.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from frevl.encoders import processors
-from frevl.encoders.exported import Source, open_int8, open_network, run
+from frevl.encoders.interface import processors
+from frevl.encoders.onnx_session import Source, open_int8, open_network, run
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +177,7 @@ def _torch_copy(network: torch.nn.Module, device: str) -> Callable[[np.ndarray],
 
 
 def _in_onnx_runtime(session: Any, name: str, sizes: Sequence[int]) -> Network:
-    """One run uses one core (`frevl.encoders.exported`), so as many go on at once as there are cores."""
+    """One run uses one core (`frevl.encoders.onnx_session`), so as many go on at once as there are cores."""
     count = processors()
     copies = [lambda batch: run(session, batch)] * count
     return Network(copies, BatchSizes(sizes), name)

@@ -16,9 +16,9 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from frevl.encoders import Embeddings
+from frevl.encoders.images import DECODE_TARGET
+from frevl.encoders.interface import Embeddings
 from frevl.encoders.tokens import keep_tokens
-from frevl.images import DECODE_TARGET
 
 __all__ = ["ToyImageTower", "ToyTextTower", "image_tower", "text_tower"]
 
@@ -42,7 +42,7 @@ class ToyImageTower:
         layout: Parts a side for the colours.
         tokens: ``pooled``, ``7x7``, ``4x4`` or ``2x2``.
         batch_size: How many images to hand over at once.
-        target: What to pass to `frevl.images.read_image`.
+        target: What to pass to `frevl.encoders.images.read_image`.
     """
 
     name: str

@@ -1,0 +1,99 @@
+"""The command that serves."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from frevl.cli.options import JsonOption, QuietOption, StoreOption, app, say, typed, write
+from frevl.errors import MissingExtraError, UsageError
+
+
+@app.command()
+def serve(
+    store: StoreOption,
+    run: Annotated[
+        list[str],
+        typer.Option("--run", help="Folder of a run, or NAME=FOLDER; may be repeated, the first is used most."),
+    ],
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8000")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False, help="Folder of the images, so that the page can show them.", show_default="ids only"
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Diagnosis page to show.", show_default="report.html of the runs"),
+    ] = None,
+    page: Annotated[
+        bool | None, typer.Option("--page/--no-page", help="Serve the web page.", show_default="on")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", readable=False, help="Write address and models to this file when ready.")
+    ] = None,
+) -> None:
+    """Serve runs over HTTP, with a web page, until told to stop; API keys come from FREVL_API_KEYS."""
+    try:
+        gc.disable()  # until it is ready: what is loaded stays, and looking through it is a fifth of the start
+        _serve(store, run, typed(host=host, port=port, images=images, report=report, page=page), json)
+    finally:
+        gc.enable()
+
+
+def _serve(store: Path, runs: list[str], options: dict[str, Any], json: Path | None) -> None:
+    try:
+        from frevl.deployment.service.start import serve as run_serve
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in _LIBRARIES:
+            raise
+        raise MissingExtraError(error.name, "serve") from error
+
+    def ready(record: dict[str, Any]) -> None:
+        write(json, record)
+        say(f"Ready at {record['url']} after {record['seconds']} s (routes: {record['url']}/docs).")
+
+    run_serve(store, _named(runs), **options, ready=ready)
+
+
+_LIBRARIES = {"fastapi", "fastapi_offline", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
+
+
+def _named(runs: list[str]) -> dict[str, str]:
+    """Split ``NAME=FOLDER``; without a name, the folder's name is taken."""
+    named: dict[str, str] = {}
+    for given in runs:
+        name, equals, folder = given.partition("=")
+        # A folder may have an equals sign in its path; a name has no slash.
+        if not equals or "/" in name or not name:
+            name, folder = Path(given).resolve().name, given
+        if name in named:
+            raise UsageError(f"--run {given}: the name '{name}' is taken; give another one with --run NAME=FOLDER")
+        named[name] = folder
+    return named
+
+
+@app.command()
+def bench(
+    quick: Annotated[
+        bool | None, typer.Option("--quick", help="Under a minute, fewer measurements.", show_default="off")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Page to write, a plot beside it: docs/performance.md.", show_default="none"),
+    ] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Measure time, energy and operations a pair on this machine, and when caching pays."""
+    from frevl.deployment.efficiency.bench import bench as run_bench
+    from frevl.deployment.efficiency.page import goals_table
+
+    done = run_bench(**typed(quick=quick, out=out, say=None if quiet else say))
+    say(goals_table(done.record()))
+    write(json, done.record())

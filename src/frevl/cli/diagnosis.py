@@ -1,0 +1,89 @@
+"""The command that tells what frozen embeddings are good for on the user's own data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frevl.cli.options import JsonOption, QuietOption, app, say, typed, write
+from frevl.errors import FrevlError, UsageError
+
+
+@app.command()
+def diagnose(
+    store: Annotated[
+        list[Path],
+        typer.Option("--store", readable=False, help="Folder of the store; further ones to compare encoders."),
+    ],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
+    test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known truth.")],
+    task: Annotated[str, typer.Option(help="matching or classification.")],
+    html: Annotated[Path | None, typer.Option(readable=False, help="Write the page, one file, here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(readable=False, help="Write the same as Markdown here.")] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False, help="Folder of the images: the page shows telling cases.", show_default="none shown"
+        ),
+    ] = None,
+    dev: Annotated[
+        Path | None, typer.Option(readable=False, help="Development pairs.", show_default="15 % of the training images")
+    ] = None,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Model to compare; may be repeated.", show_default="all that fit"),
+    ] = None,
+    precision: Annotated[
+        float | None, typer.Option(help="Wanted share of right answers, 0 to 1.", show_default="chosen")
+    ] = None,
+    probes: Annotated[
+        bool | None,
+        typer.Option("--probes/--no-probes", help="Probe the encoder with drawn pictures.", show_default="on"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every random choice.", show_default="0")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Seconds that all trainings may take.", show_default="600")
+    ] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Say whether frozen embeddings and a fusion of them are enough for a task, with evidence."""
+    if images is not None and html is None:
+        raise UsageError("--images goes with --html; add --html FILE, or leave --images out")
+    if images is not None and not images.is_dir():
+        raise UsageError(f"--images: expected a folder of images, found none at {images}")
+    if html is not None:
+        from frevl.diagnosis.report.page import check_page_libraries
+
+        check_page_libraries(images)  # now, not after minutes of training
+    from frevl.diagnosis.diagnosis import diagnose as run_diagnose
+    from frevl.diagnosis.report.markdown import diagnosis_markdown, diagnosis_summary
+
+    options = typed(
+        dev=dev,
+        encoder=encoder,
+        models=model,
+        precision=precision,
+        probes=probes,
+        seed=seed,
+        time_limit=time_limit,
+    )
+    diagnosis = run_diagnose(store, pairs, test, task=task, **options, progress=not quiet)
+    say(diagnosis_summary(diagnosis))
+    write(json, diagnosis.record())
+    if markdown is not None:
+        try:
+            markdown.parent.mkdir(parents=True, exist_ok=True)
+            markdown.write_text(diagnosis_markdown(diagnosis), encoding="utf-8")
+        except OSError as error:
+            raise FrevlError(f"{markdown}: the Markdown cannot be written ({error.strerror or error})") from error
+    if html is not None:
+        from frevl.diagnosis.report.page import write_page
+
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_page(diagnosis, html, images=images)

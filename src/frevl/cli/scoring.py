@@ -1,0 +1,149 @@
+"""Commands that apply and judge a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frevl.cli.options import JsonOption, QuietOption, RunOption, StoreOption, app, say, store_app, typed, write
+from frevl.errors import UsageError
+
+BackendOption = Annotated[
+    str | None, typer.Option(help="torch, or onnx: the exported file of the run.", show_default="torch")
+]
+OnnxOption = Annotated[
+    Path | None,
+    typer.Option(readable=False, help="With --backend onnx: the exported file.", show_default="model.onnx in the run"),
+]
+
+
+@app.command()
+def evaluate(
+    store: StoreOption,
+    run: RunOption,
+    pairs: Annotated[Path, typer.Option(readable=False, help="Pairs with known truth.")],
+    versus: Annotated[
+        Path | None, typer.Option(readable=False, help="Another run, to compare on the same pairs.")
+    ] = None,
+    backend: BackendOption = None,
+    onnx: OnnxOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Judge a run, or the mean of its seeds: metrics with intervals by image, slices, provenance."""
+    from frevl.cli.tables import result_table
+    from frevl.evaluation.evaluation import evaluate as run_evaluate
+    from frevl.evaluation.seeds import evaluate_seeds, is_seeds, open_seeds
+    from frevl.runs.scorer import Scorer
+    from frevl.store.reader import Store
+
+    opened = Store.open(store)
+    if is_seeds(run) or (versus and is_seeds(versus)):
+        if backend is not None or onnx is not None:
+            raise UsageError(f"{run}: --backend takes one run, found several seeds; name one of them, as {run}/seed0")
+        others = open_seeds(versus, store=opened) if versus else ()
+        mean = evaluate_seeds(open_seeds(run, store=opened), pairs, versus=others)
+        say(result_table(mean))
+        write(json, mean.record())
+        return
+    other = Scorer.open(versus, store=opened) if versus else None
+    result = run_evaluate(Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx)), pairs, versus=other)
+    say(result_table(result))
+    write(json, result.record())
+
+
+@app.command()
+def score(
+    store: StoreOption,
+    run: RunOption,
+    pairs: Annotated[Path, typer.Option(readable=False, help="Pairs to score; targets are not needed.")],
+    out: Annotated[Path, typer.Option(readable=False, help="File to write, one JSON object a line; with --grid .npz.")],
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Matching: score every image of the pairs with every text of them.")
+    ] = False,
+    backend: BackendOption = None,
+    onnx: OnnxOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Copy every pair and add what the run says of it."""
+    from frevl.rejects import rejects_sentence
+    from frevl.runs.score_files import score_file, score_grid
+    from frevl.runs.scorer import Scorer
+
+    scorer = Scorer.open(run, store=store, **typed(backend=backend, onnx=onnx))
+    if grid:
+        images, texts, left_out = score_grid(scorer, pairs, out)
+        say(f"Scored {images:,} images with {texts:,} texts into {out}. {rejects_sentence(left_out)}".rstrip())
+        rejects = [vars(reject) for reject in left_out]
+        write(json, {"images": images, "texts": texts, "rejects": rejects, "out": str(out)})
+        return
+    scored, left_out = score_file(scorer, pairs, out)
+    say(f"Scored {scored:,} pairs into {out}. {rejects_sentence(left_out)}".rstrip())
+    write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out)})
+
+
+@app.command()
+def search(
+    store: StoreOption,
+    run: RunOption,
+    text: Annotated[str | None, typer.Argument(help='What to look for, such as "a dog on a beach".')] = None,
+    image: Annotated[
+        str | None, typer.Option(help="Instead of a text: the id of an image of the store, or a picture file.")
+    ] = None,
+    find: Annotated[
+        str | None, typer.Option("--for", help="With --image: find images, or texts.", show_default="images")
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", help="How many results.", show_default="10")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Condition in SQL over id, bytes and metadata, such as \"id LIKE 'kitchen/%'\".")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Folder of the images, for paths and the contact sheet.", show_default="."),
+    ] = None,
+    exact: Annotated[bool | None, typer.Option("--exact", help="Do not use an index.", show_default="off")] = None,
+    html: Annotated[Path | None, typer.Option(readable=False, help="Write a contact sheet to this HTML file.")] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Find images for a text, or texts or images for an image."""
+    from frevl.cli.tables import search_table
+    from frevl.runs.scorer import Scorer
+    from frevl.runs.search.contact_sheet import write_contact_sheet
+    from frevl.runs.search.searching import search as run_search
+
+    found = run_search(
+        Scorer.open(run, store=store),
+        text,
+        **typed(image=image, find=find, k=k, where=where, images=images, exact=exact),
+        progress=not quiet,
+    )
+    say(search_table(found))
+    if html is not None:
+        write_contact_sheet(html, found)
+        say(f"Wrote the contact sheet to {html}.")
+    write(json, found.record())
+
+
+@store_app.command()
+def index(
+    store: StoreOption,
+    run: RunOption,
+    find: Annotated[
+        str | None, typer.Option("--for", help="Searches that find images, or texts.", show_default="images")
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1, help="Share of the ten nearest neighbours to find.", show_default="0.95"),
+    ] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Build the index that makes searches in a large store fast, or add new items to it; measures its recall."""
+    from frevl.runs.scorer import Scorer
+    from frevl.runs.search.searching import index_store
+
+    report, notes = index_store(Scorer.open(run, store=store), **typed(find=find, recall=recall), progress=not quiet)
+    say("\n".join([report.sentence(), *notes]))
+    write(json, {**vars(report), "notes": notes})

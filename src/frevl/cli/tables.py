@@ -1,0 +1,154 @@
+"""Results -> tables and sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frevl.text_table import table
+
+if TYPE_CHECKING:
+    from frevl.cli.demo import DemoReport
+    from frevl.evaluation.evaluation import Result
+    from frevl.runs.run import Run
+    from frevl.runs.search.searching import SearchResult
+
+__all__ = ["demo_table", "result_table", "run_record", "run_sentence", "search_table", "seeds_sentence", "store_table"]
+
+
+def demo_table(report: DemoReport) -> str:
+    """Say what the demo found, where it is, and how to do the same with other files."""
+    rows = [
+        [
+            row.model,
+            f"{row.parameters:,}",
+            f"{row.result.metrics['accuracy']:.2f} {_interval(row.result.ci95['accuracy'])}",
+            f"{row.train_seconds:.1f}",
+        ]
+        for row in report.rows
+    ]
+    examples = [
+        f"  {e['image']}: {e['text']} -> {e['label']} ({100 * e['probability']:.0f} %)"
+        + ("" if e["label"] == e["target"] else f"  WRONG, it is {e['target']}")
+        for e in report.examples
+    ]
+    verdict = " ".join(
+        f"The fusion {'beats' if gain['ci95'][0] > 0 else 'does not measurably beat'} {name}: "
+        f"{gain['difference']:+.2f} points {_interval(gain['ci95'])}."
+        for name, gain in (
+            ("the linear probe", report.gain),
+            (f"the best baseline ({Path(report.gain_over_best['versus']).name})", report.gain_over_best),
+        )
+    )
+    folder = report.folder
+    return "\n".join(
+        [
+            "",
+            table(["model", "parameters", "test accuracy % (95 % interval)", "training s"], rows),
+            "",
+            verdict,
+            "",
+            "Six test questions, answered by the fusion:",
+            *examples,
+            "",
+            f"Pictures and pairs, the store ({folder}/store) and the runs ({folder}/runs) are in {folder}.",
+            "The same with your own files (pairs.jsonl: one {'image', 'text', 'target'} object a line):",
+            "  frevl extract --images DIR --pairs pairs.jsonl --store STORE",
+            "  frevl train --store STORE --pairs pairs.jsonl --task classification --run RUN",
+            "  frevl evaluate --store STORE --run RUN --pairs test.jsonl",
+        ]
+    )
+
+
+def result_table(result: Result) -> str:
+    """Return metrics (percent; median ranks are ranks) with intervals, slices of the first metric, and notes."""
+    rows = [[name, f"{value:.2f}", _interval(result.ci95[name])] for name, value in result.metrics.items()]
+    parts = [f"{result.n:,} pairs, task {result.task}", table(["metric", "value", "95 % interval"], rows)]
+    metric = next(iter(result.metrics))
+    for key, groups in result.slices.items():
+        rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in groups.items()]
+        parts.append(table([key, "n", f"{metric} %", "95 % interval"], rows))
+    if result.difference is not None:
+        parts.append(
+            f"Difference to {result.difference['versus']}: {result.difference['difference']:+.2f} points of "
+            f"{result.difference['metric']} {_interval(result.difference['ci95'])}"
+        )
+    return "\n\n".join([*parts, *result.notes])
+
+
+def run_record(run: Run) -> dict[str, Any]:
+    """Return what `frevl train --json` writes."""
+    return {
+        "run": str(run.path),
+        "model": run.model,
+        "task": run.task,
+        "parameters": run.parameters,
+        "encoders": run.encoders,
+        "labels": len(run.labels),
+        "results": run.results,
+        "settings": run.settings,
+        "provenance": run.provenance,
+    }
+
+
+def run_sentence(run: Run) -> str:
+    """Say what was trained and what it reached."""
+    development = run.results["development"]
+    done = (
+        f"Trained {run.model} ({run.parameters:,} parameters) on {run.results['train_pairs']:,} pairs in "
+        f"{run.results['train_seconds']:.1f} s: {development['accuracy']:.2f} % on {development['n']:,} development "
+        f"pairs. Saved in {run.path}"
+    )
+    return "\n".join([done, *run.results["notes"]])
+
+
+def search_table(found: SearchResult) -> str:
+    """Return the hits of a search as a table, and its notes."""
+    judged = any(hit.probability is not None for hit in found.hits)
+    rows = [
+        [
+            str(hit.rank),
+            f"{hit.similarity:.3f}",
+            *(["-" if hit.probability is None else f"{100 * hit.probability:.1f}"] if judged else []),
+            " ".join((hit.path or hit.id).split()),
+        ]
+        for hit in found.hits
+    ]
+    width = max((len(row[-1]) for row in rows), default=0)
+    rows = [[*row[:-1], row[-1].ljust(width)] for row in rows]
+    header = ["#", "similarity", *(["match %"] if judged else []), found.find.ljust(width)]
+    return "\n".join([*([table(header, rows)] if rows else []), *found.notes])
+
+
+def seeds_sentence(record: dict[str, Any]) -> str:
+    """Say what several seeds reached; the record is that of `frevl.training.seeds.SeedRuns`."""
+    development, seeds = record["development"], record["seeds"]
+    spread = "" if development["deviation"] is None else f", standard deviation {development['deviation']:.2f}"
+    return (
+        f"Trained {record['model']} ({record['parameters']:,} parameters) with {len(seeds)} seeds "
+        f"({', '.join(map(str, seeds))}) in {sum(record['train_seconds']):.1f} s: {development['accuracy']:.2f} % on "
+        f"development pairs{spread}. Saved in {record['run']}"
+    )
+
+
+def store_table(description: dict[str, Any]) -> str:
+    """Return what a store holds as a table."""
+    rows = [
+        [tower["name"], tower["modality"], str(tower["dim"]), tower["identity"]["tokens"], tower["identity"]["dtype"],
+         f"{tower['lacking']:,}", tower["fingerprint"]]
+        for tower in description["towers"]
+    ]  # fmt: skip
+    rejects = ", ".join(f"{n:,} {kind}" for kind, n in description["rejects"].items()) or "none"
+    return "\n".join(
+        [
+            f"{description['path']}: {description['images']:,} images, {description['texts']:,} texts, "
+            f"{description['bytes'] / 1e6:,.1f} MB, encoders: {', '.join(description['encoders']) or 'none'}",
+            table(["tower", "of", "width", "tokens", "type", "lacking", "fingerprint"], rows),
+            f"rejects: {rejects}; fingerprint of the store: {description['fingerprint']}",
+        ]
+    )
+
+
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "(no interval)" if bounds is None else f"({bounds[0]:.2f} to {bounds[1]:.2f})"

@@ -1,0 +1,1 @@
+"""`frevl bench`: time and energy of a pair, by stage, against running the encoders end to end."""

@@ -1,0 +1,248 @@
+"""The paper's question: what does a pair cost end to end, with cached images, fully cached, and in a joint encoder?
+
+All networks have random weights and their published sizes; pictures are tensors in memory, so decoding and resizing
+are left out of every side (`frevl.deployment.efficiency.stages` has them). The fusion is the same on every road.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frevl.deployment.efficiency.profiles import counted_flops, fusion_flops
+from frevl.deployment.efficiency.records import Meter, Record, Say, energy_record
+from frevl.deployment.efficiency.stand_ins import (
+    ClipTowers,
+    drawn_run,
+    drawn_towers,
+    open_clip_towers,
+    open_joint,
+    write_drawn,
+)
+from frevl.deployment.efficiency.timing import Timing, rate_record, ratio, take_turns
+from frevl.models.fusion import Fusion
+from frevl.runs.scorer import Scorer
+
+__all__ = ["LIMITS", "Work", "break_even", "clip_records", "joint_records", "saved"]
+
+# Least speed-up over end to end that we promise for ViT-L/14 with `base`.
+LIMITS = {"fully cached": 100.0, "half cached": 2.3}
+_CACHED_PAIRS = 1024
+_STORED = 4096
+_WORDS = {
+    "end to end": "nothing is cached: both towers, then the fusion",
+    "half cached": "images from the store, new texts through their tower, then the fusion",
+    "fully cached": f"images and texts from the store, {_CACHED_PAIRS} pairs at once, through Scorer.score",
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """A road that scores pairs.
+
+    Attributes:
+        pairs: Pairs a call.
+        timing: Of the call.
+        flops: Operations a pair.
+        joules: Energy of one call, or None.
+    """
+
+    pairs: int
+    timing: Timing
+    flops: float
+    joules: float | None
+
+
+def break_even(encode: float, write: float, read: float) -> int | None:
+    """After how many uses of an item it is cheaper to have kept its embedding.
+
+    Without a store every use costs ``encode``; with one the first costs ``encode + write`` in advance, and each use
+    ``read``. All three in one unit.
+
+    Returns:
+        The smallest whole number ``n`` with ``encode + write + n * read < n * encode``; None if there is none.
+    """
+    if read >= encode:
+        return None
+    return math.floor((encode + write) / (encode - read)) + 1
+
+
+def saved(before: float, after: float) -> float:
+    """Percent that ``after`` needs less than ``before``."""
+    return 100 * (1 - after / before)
+
+
+def clip_records(
+    name: str,
+    meter: Meter,
+    *,
+    preset: str = "base",
+    batch: int = 8,
+    rounds: int = 3,
+    held: bool = False,
+    stage_seconds: dict[str, float] | None = None,
+    say: Say = str,
+) -> tuple[list[Record], dict[str, Work]]:
+    """Time the three roads of one CLIP.
+
+    Args:
+        name: Key of `frevl.deployment.efficiency.stand_ins.CLIPS`.
+        meter: For energy.
+        preset: The fusion's size.
+        batch: Pairs a call end to end and half cached.
+        rounds: Rounds.
+        held: Hold the speed-ups against `LIMITS`.
+        stage_seconds: ``decode``, ``write`` and ``read`` of an image in seconds, from
+        `frevl.deployment.efficiency.stages`.
+        say: Called before it begins.
+
+    Returns:
+        Records, and the roads by name.
+    """
+    say(f"{name} with {preset}: end to end, half cached, fully cached")
+    towers = open_clip_towers(name)
+    torch.manual_seed(0)
+    network = Fusion.from_preset(preset, image_dim=towers.dim, text_dim=towers.dim, outputs=1)
+    drawn = drawn_towers(towers.dim, towers.dim)
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        store = write_drawn(Path(folder) / "store", drawn, images=_STORED, texts=_STORED)
+        scorer = Scorer(drawn_run(network, drawn, model=preset), store)
+        calls = _roads(towers, scorer, batch)
+        found = take_turns(calls, rounds=rounds, warm_up=rounds > 1)
+        joules = {road: meter.joules(call) for road, call in calls.items()}
+        flops = _flops(towers, network)
+    roads = {
+        road: Work(_CACHED_PAIRS if road == "fully cached" else batch, found[road], flops[road], joules[road])
+        for road in _WORDS
+    }
+    records = []
+    for road, work in roads.items():
+        title = f"{name}, {road} ({_WORDS[road]}), {preset}"
+        record = rate_record(
+            "comparison", title, work.timing, items=work.pairs, unit="pairs/s", flops=work.flops, model=name, road=road
+        )
+        records.append(record)
+        records.append(_energy(f"{name}, {road}", work, meter))
+    for road, limit in LIMITS.items():
+        faster = ratio(found["end to end"], found[road]) * roads[road].pairs / batch
+        records.append(
+            Record(
+                "goals" if held else "comparison",
+                f"{name} with {preset}: {road} over end to end",
+                faster,
+                "times",
+                None,
+                faster,
+                limit if held else None,
+                details=_savings(roads["end to end"], roads[road]),
+            )
+        )
+    records.append(_uses(name, found["images"], batch, stage_seconds or {}))
+    return records, roads
+
+
+def joint_records(
+    name: str, meter: Meter, roads: dict[str, Work], versus: str, *, batch: int = 4, rounds: int = 3, say: Say = str
+) -> list[Record]:
+    """Time a joint encoder on pairs, and set the roads of a CLIP against it.
+
+    Args:
+        name: Key of `frevl.deployment.efficiency.stand_ins.JOINT`.
+        meter: For energy.
+        roads: From `clip_records`.
+        versus: The name of that CLIP.
+        batch: Pairs a call.
+        rounds: Rounds.
+        say: Called before it begins.
+    """
+    joint = open_joint(name)
+    say(joint.name)
+    one, inputs = joint.inputs(1), joint.inputs(batch)
+    with torch.inference_mode():
+        flops = counted_flops(joint.network, **one)
+        timing = take_turns({"joint": lambda: joint.score(inputs)}, rounds=rounds, warm_up=rounds > 1)["joint"]
+        work = Work(batch, timing, flops, meter.joules(lambda: joint.score(inputs)))
+    title = f"{joint.name}: every pair runs the whole network"
+    record = rate_record(
+        "comparison", title, timing, items=batch, unit="pairs/s", flops=flops, model=name, road="joint"
+    )
+    records = [record, _energy(joint.name, work, meter)]
+    each = timing.median / batch
+    for road, other in roads.items():
+        faster = each / (other.timing.median / other.pairs)
+        details = _savings(work, other)
+        records.append(
+            Record("comparison", f"{versus}, {road}, over {joint.name}", faster, "times", None, faster, details=details)
+        )
+    return records
+
+
+def _roads(towers: ClipTowers, scorer: Scorer, batch: int) -> dict[str, Callable[[], object]]:
+    """The calls to time; ``images`` is the image tower alone."""
+    pixels, ids = towers.draw(batch)
+    store, fusion = scorer.store, scorer.network
+    generator = np.random.default_rng(0)
+    stored = [store.image_ids[i] for i in generator.integers(0, _STORED, _CACHED_PAIRS)]
+    texts = [store.texts[i] for i in generator.integers(0, _STORED, _CACHED_PAIRS)]
+    pairs = list(zip(stored, texts, strict=True))
+    image_towers = store.select_towers("image")
+
+    def half() -> Tensor:
+        values, _ = store.read("image", stored[:batch], image_towers)
+        scores: Tensor = fusion(torch.from_numpy(values).float(), towers.texts(ids))
+        return scores
+
+    return {
+        "end to end": lambda: fusion(towers.images(pixels), towers.texts(ids)),
+        "half cached": half,
+        "fully cached": lambda: scorer.score(pairs),
+        "images": lambda: towers.images(pixels),
+    }
+
+
+def _flops(towers: ClipTowers, network: Fusion) -> dict[str, float]:
+    """Operations a pair of every road."""
+    pixels, ids = towers.draw(1)
+    image = counted_flops(towers.model.vision_model, pixel_values=pixels)
+    text = counted_flops(towers.model.text_model, input_ids=ids)
+    fusion = fusion_flops(network.settings)
+    return {"end to end": image + text + fusion, "half cached": text + fusion, "fully cached": fusion}
+
+
+def _energy(name: str, work: Work, meter: Meter) -> Record:
+    seconds = work.timing.cpu_median / work.pairs
+    return energy_record(name, work.joules, meter, pairs=work.pairs, cpu_seconds=seconds, flops=work.flops)
+
+
+def _savings(before: Work, after: Work) -> dict[str, float]:
+    """Percent less of everything that was measured, a pair."""
+    savings = {
+        "percent_less_cpu_seconds": saved(
+            before.timing.cpu_median / before.pairs, after.timing.cpu_median / after.pairs
+        ),
+        "percent_less_flops": saved(before.flops, after.flops),
+    }
+    if before.joules is not None and after.joules is not None:
+        savings["percent_less_energy"] = saved(before.joules / before.pairs, after.joules / after.pairs)
+    return savings
+
+
+def _uses(name: str, images: Timing, batch: int, stage_seconds: dict[str, float]) -> Record:
+    """After how many uses of an image its embedding should have been kept."""
+    parts = {
+        "encode": images.median / batch + stage_seconds.get("decode", 0.0),
+        "write": stage_seconds.get("write", 0.0),
+        "read": stage_seconds.get("read", 0.0),
+    }
+    uses = break_even(**parts)
+    value: float | str = "never" if uses is None else uses
+    milliseconds = {f"{part}_ms": 1e3 * seconds for part, seconds in parts.items()}
+    title = f"{name}: uses of an image from which on keeping its embedding costs less"
+    return Record("break-even", title, value, "uses", details=milliseconds)

@@ -1,0 +1,1 @@
+"""Export a run to ONNX and check it against PyTorch."""

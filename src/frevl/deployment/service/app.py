@@ -1,0 +1,337 @@
+"""The HTTP service: its routes and what they answer. `frevl.deployment.service.start` runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from frevl.deployment.service import handlers as verbs
+from frevl.deployment.service.http.body import JSON, MULTIPART, read_body, unless_gone
+from frevl.deployment.service.http.gate import Gate, error_response
+from frevl.deployment.service.http.limits import Keys, RefusedError
+from frevl.deployment.service.http.metrics import Metrics
+from frevl.deployment.service.models import Service
+from frevl.deployment.service.schemas import (
+    AnswerRequest,
+    AnswerResponse,
+    EmbedRequest,
+    EmbedResponse,
+    ErrorResponse,
+    ModelsResponse,
+    ScoreRequest,
+    ScoreResponse,
+    SearchRequest,
+    SearchResponse,
+    StateResponse,
+)
+from frevl.version import __version__
+
+__all__ = ["Application"]
+
+_DESCRIPTION = """
+Scores, answers, searches and embeds with trained runs on frozen embeddings. Images are named by their id in the store,
+or sent along: in base64 as `uploads` of the JSON, or as files of a multipart form whose field `request` holds the JSON.
+Every error is `{"error": {"code", "message", "request_id"}}` with one sentence that says what to do.
+"""
+
+_ERRORS = {
+    400: "The body is not JSON or not a multipart form.",
+    401: "No API key, or a wrong one.",
+    404: "An unknown model, image or upload.",
+    408: "The request took too long to arrive.",
+    409: "The model does another task.",
+    413: "Too large, or too many items.",
+    415: "Another content type.",
+    422: "A field is missing or wrong, or an image cannot be read.",
+    500: "The service failed; never on purpose.",
+    503: "Too much is waiting, or the service is stopping; see Retry-After.",
+}
+
+
+class Application:
+    """The whole service as an ASGI application: the routes, and beside them the page as soon as it is there.
+
+    Args:
+        service: The models; closed when the application is shut down.
+        keys: Who may ask.
+        metrics: Where requests are counted.
+        page: Makes the page. Runs in a thread after the start, because its libraries take seconds to load.
+        report: The HTML file of a diagnosis, shown at ``/report``.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        *,
+        keys: Keys | None = None,
+        metrics: Metrics | None = None,
+        page: Callable[[], FastAPI] | None = None,
+        report: Path | None = None,
+    ) -> None:
+        keys, metrics = keys or Keys(), metrics or Metrics()
+        self.page: FastAPI | None = None
+        self._make_page = page
+        self._service = service
+        self._stopping = asyncio.Event()
+        self.api = _api(service, keys, metrics, self._lifespan)
+        if report is not None:
+            _add_report(self.api, report)
+        self._metrics = metrics
+        self._direct = {
+            route.path: route
+            for route in self.api.routes
+            if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+        }
+        self._gate = Gate(self._choose, limits=service.limits, keys=keys, metrics=metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self._gate(scope, receive, send)
+
+    async def _choose(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        of_page = self._make_page is not None and scope["type"] == "http" and not path.startswith(_API_PATHS)
+        if scope.get("method") == "POST" and path in self._direct:
+            await self._answer_directly(self._direct[path], Request(scope, receive, send))
+        elif not of_page:
+            await self.api(scope, receive, send)
+        elif self.page is not None:
+            await self.page(scope, receive, send)
+        else:
+            # A browser that waits is no error; whoever asks for a part of the page is too early.
+            await HTMLResponse(_LOADING, 200 if path == "/" else 503, {"Retry-After": "2"})(scope, receive, send)
+
+    async def _answer_directly(self, route: APIRoute, request: Request) -> None:
+        """Answer without what FastAPI does on the way, because these routes read and check their bodies themselves.
+
+        Its layers are two fifths of the time of a small request (measured).
+        """
+        request.scope["route"] = route
+        try:
+            response = await route.endpoint(request)
+        except RefusedError as error:
+            self._metrics.refused.labels(error.code).inc()
+            response = error_response(error, request.scope["state"]["request_id"])
+        await response(request.scope, request.receive, request._send)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        showing = asyncio.create_task(self._show_page())
+        yield
+        self._stopping.set()
+        await showing
+        # Requests under way are answered by now; whatever is left in the queue has nobody to hear it.
+        await asyncio.to_thread(self._service.close)
+
+    async def _show_page(self) -> None:
+        if self._make_page is None:
+            return
+        try:
+            page = await asyncio.to_thread(self._make_page)
+            async with page.router.lifespan_context(page):
+                self.page = page
+                await self._stopping.wait()
+                self.page = None
+        except Exception as error:  # the routes are worth having without the page
+            _log.error("the page failed", exc_info=error)
+
+
+_API_PATHS = ("/v1/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/report")
+
+_LOADING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="1">
+<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>frevl</title></head>
+<body style="font-family: sans-serif; margin: 2rem"><p>The page is loading, a few seconds more.</p></body></html>"""
+
+_log = logging.getLogger("frevl.service")
+
+
+def _api(
+    service: Service, keys: Keys, metrics: Metrics, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+) -> FastAPI:
+
+    app: FastAPI = FastAPIOffline(
+        title="frevl",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs/assets",
+        # By default the page would send the document to a checker elsewhere.
+        swagger_ui_parameters={"validatorUrl": None},
+        lifespan=lifespan,
+    )
+    _add_handlers(app, metrics)
+    _add_state_routes(app, service, metrics)
+    _add_model_routes(app, service)
+    _document_bodies(app, keys)
+    return app
+
+
+def _add_handlers(app: FastAPI, metrics: Metrics) -> None:
+    def id_of(request: Request) -> str:
+        return str(request.scope["state"]["request_id"])
+
+    @app.exception_handler(RefusedError)
+    async def refused(request: Request, error: RefusedError) -> Response:
+        metrics.refused.labels(error.code).inc()
+        return error_response(error, id_of(request))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:  # noqa: ARG001
+        # Starlette raises the error again after this, and the gate logs it.
+        sentence = "The service failed here; its log says more under the request id."
+        return error_response(RefusedError(500, "internal", sentence), id_of(request))
+
+    @app.exception_handler(HTTPException)
+    async def not_found(request: Request, error: HTTPException) -> Response:
+        code = {404: "no_such_route", 405: "wrong_method"}.get(error.status_code, "refused")
+        sentence = f"{request.method[:20]} {request.url.path[:100]}: {error.detail}; the routes are listed at /docs."
+        response = error_response(RefusedError(error.status_code, code, sentence), id_of(request))
+        response.headers.update(error.headers or {})
+        return response
+
+
+def _add_state_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
+    @app.get("/healthz", response_model=StateResponse, tags=["state"], summary="Whether the process lives")
+    async def healthz() -> Response:
+        return _json({"status": "alive"})
+
+    @app.get(
+        "/readyz",
+        response_model=StateResponse,
+        tags=["state"],
+        summary="Whether requests are accepted",
+        responses=_errors(503),
+    )
+    async def readyz() -> Response:
+        if service.queue.closed:
+            raise RefusedError(503, "stopping", "The service is stopping.", retry_after=1)
+        return _json({"status": "ready"})
+
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        tags=["state"],
+        summary="Counters for Prometheus",
+        responses=_errors(401),
+    )
+    async def numbers() -> Response:
+        metrics.waiting.set(service.queue.waiting)
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models", response_model=ModelsResponse, tags=["models"], responses=_errors(401))
+    async def models() -> Response:
+        """Name the models, and say how much a request may ask."""
+        return _json(
+            {
+                "models": [model.record() for model in service.models.values()],
+                "images": len(service.images),
+                "texts": len(service.store.positions("text")),
+                "limits": vars(service.limits),
+            }
+        )
+
+
+def _add_report(app: FastAPI, report: Path) -> None:
+    # The file comes from this project, but it names what users wrote: it may run no script that reads the service.
+    headers = {
+        "Content-Security-Policy": "sandbox allow-scripts; default-src 'unsafe-inline' data:; frame-ancestors 'self'"
+    }
+
+    @app.get("/report", include_in_schema=False)
+    async def shown() -> Response:
+        return HTMLResponse(await asyncio.to_thread(report.read_bytes), headers=headers)
+
+
+def _add_model_routes(app: FastAPI, service: Service) -> None:
+    def post(path: str, body: type[BaseModel], answer: type[BaseModel]) -> Callable[[Any], Any]:
+        codes = [code for code in _ERRORS if code != 500]
+        return app.post(
+            path, response_model=answer, tags=["models"], responses=_errors(*codes), openapi_extra=_body_of(body)
+        )
+
+    @post("/v1/score", ScoreRequest, ScoreResponse)
+    async def score(request: Request) -> Response:
+        """Score pairs of an image and a text."""
+        asked, uploads = await read_body(request, ScoreRequest, service.limits)
+        model = service.model(asked.model)
+        return await _respond(request, verbs.score(service, model, asked, uploads))
+
+    @post("/v1/answer", AnswerRequest, AnswerResponse)
+    async def answer(request: Request) -> Response:
+        """Answer questions about images, or abstain."""
+        asked, uploads = await read_body(request, AnswerRequest, service.limits)
+        model = service.model(asked.model, task="classification")
+        return await _respond(request, verbs.answer(service, model, asked, uploads))
+
+    @post("/v1/search", SearchRequest, SearchResponse)
+    async def search(request: Request) -> Response:
+        """Find images for a text or an image, or texts for an image."""
+        asked, uploads = await read_body(request, SearchRequest, service.limits)
+        model = service.searching_model(asked.model)
+        return await _respond(request, verbs.search(service, model, asked, uploads))
+
+    @post("/v1/embed", EmbedRequest, EmbedResponse)
+    async def embed(request: Request) -> Response:
+        """Embed texts and images with the encoders of a model."""
+        asked, uploads = await read_body(request, EmbedRequest, service.limits)
+        return await _respond(request, verbs.embed(service, service.model(asked.model), asked, uploads))
+
+
+async def _respond(request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+    said = await unless_gone(request.receive, answer)
+    return Response(status_code=499) if said is None else _json(said)
+
+
+def _json(record: Mapping[str, Any]) -> Response:
+    return Response(to_json(record, inf_nan_mode="null", serialize_unknown=True), media_type=JSON)
+
+
+def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": ErrorResponse, "description": _ERRORS[code]} for code in codes}
+
+
+def _body_of(body: type[BaseModel]) -> dict[str, Any]:
+    """Describe a body that `read_body` reads, in both forms."""
+    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
+    form = {
+        "type": "object",
+        "required": ["request"],
+        "properties": {"request": reference},
+        # Images: files, or text in base64.
+        "additionalProperties": {"type": "string", "format": "binary"},
+    }
+    # The keys of an object in a multipart form are sent as JSON when their content type says so.
+    encoding = {"request": {"contentType": JSON}}
+    content = {JSON: {"schema": reference}, MULTIPART: {"schema": form, "encoding": encoding}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _document_bodies(app: FastAPI, keys: Keys) -> None:
+    """Add to the OpenAPI document what FastAPI cannot see, because the routes read their bodies themselves."""
+    document = app.openapi()
+    bodies = (ScoreRequest, AnswerRequest, SearchRequest, EmbedRequest)
+    _, schemas = models_json_schema(
+        [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
+    )
+    document["components"]["schemas"].update(schemas["$defs"])
+    if keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+        for path in ("/healthz", "/readyz"):
+            document["paths"][path]["get"]["security"] = []
+    app.openapi_schema = document

@@ -1,0 +1,133 @@
+"""What a checked request is answered with, verb by verb; HTTP adds nothing to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from frevl.deployment.service.http.body import Upload
+from frevl.deployment.service.http.limits import RefusedError
+from frevl.deployment.service.models import Service
+from frevl.deployment.service.schemas import AnswerRequest, EmbedRequest, Pair, ScoreRequest, SearchRequest
+from frevl.deployment.service.served_model import Found, ImagePair, Match, ServedModel
+
+__all__ = ["answer", "embed", "score", "search"]
+
+
+async def score(
+    service: Service, model: ServedModel, asked: ScoreRequest, uploads: Mapping[str, Upload]
+) -> dict[str, Any]:
+    """Say what a run says of pairs."""
+    said = await service.score(model, await _pairs(service, model, asked.pairs, uploads))
+    scores = [
+        {"score": one.score, "probability": one.probability}
+        if isinstance(one, Match)
+        else {"label": one.label, "probability": one.probability, "top": _labels(one.top)}
+        for one in said
+    ]
+    return {"model": model.name, "task": model.scorer.run.task, "scores": scores}
+
+
+async def answer(
+    service: Service, model: ServedModel, asked: AnswerRequest, uploads: Mapping[str, Upload]
+) -> dict[str, Any]:
+    """Answer questions, or abstain."""
+    said = await service.score(model, await _pairs(service, model, asked.pairs, uploads), top=asked.top)
+    answers = [
+        {
+            "answer": None if one.probability < asked.threshold else one.label,
+            "probability": one.probability,
+            "abstained": one.probability < asked.threshold,
+            "top": _labels(one.top),
+        }
+        for one in said
+    ]
+    return {"model": model.name, "threshold": asked.threshold, "answers": answers}
+
+
+async def search(
+    service: Service, model: ServedModel, asked: SearchRequest, uploads: Mapping[str, Upload]
+) -> dict[str, Any]:
+    """Find what matches best."""
+    if asked.text is not None:
+        service.check_size([asked.text], 1)
+        service.check_texts(model, [asked.text])
+    image: str | bytes | None = asked.image
+    if asked.image is not None:
+        await service.check_images([asked.image])
+    if asked.upload is not None:
+        if asked.upload not in uploads:
+            raise RefusedError(404, "unknown_upload", f"The upload {asked.upload[:80]!r} did not come along.")
+        image = await service.checked_image(model, asked.upload, uploads[asked.upload])
+    found: Found = await service.search(
+        model, text=asked.text, image=image, find=asked.find, k=asked.k, where=asked.where
+    )
+    hits = found.by_score if asked.rerank else found.by_similarity
+    return {
+        "model": model.name,
+        "find": asked.find,
+        "searched": found.searched,
+        "reranked": found.reranked if asked.rerank else 0,
+        "exact": found.exact,
+        "notes": found.notes,
+        "hits": [
+            {
+                "rank": rank,
+                "id": hit.id,
+                "score": hit.score,
+                "probability": hit.probability,
+                "similarity": hit.similarity,
+                "metadata": hit.metadata,
+            }
+            for rank, hit in enumerate(hits, start=1)
+        ],
+    }
+
+
+async def embed(
+    service: Service, model: ServedModel, asked: EmbedRequest, uploads: Mapping[str, Upload]
+) -> dict[str, Any]:
+    """Embed items; those of the store are read."""
+    items = len(asked.texts) + len(asked.images) + len(uploads)
+    if not items:
+        raise RefusedError(422, "invalid", "Nothing to embed: give texts, images or uploads.")
+    service.check_size(asked.texts, items)
+    service.check_texts(model, asked.texts)
+    await service.check_images(asked.images)
+    sent = await service.embed_uploads(model, uploads)
+    texts = await service.embed_texts(model, asked.texts)
+    images = await service.read_images(model, asked.images)
+    return {
+        "model": model.name,
+        "text_dim": sum(tower.dim for tower in model.towers["text"]),
+        "image_dim": sum(tower.dim for tower in model.towers["image"]),
+        "texts": [model.pooled("text", one) for one in texts],
+        "images": [model.pooled("image", one) for one in images],
+        "uploads": {name: model.pooled("image", one) for name, one in sent.items()},
+    }
+
+
+async def _pairs(
+    service: Service, model: ServedModel, pairs: Sequence[Pair], uploads: Mapping[str, Upload]
+) -> list[ImagePair]:
+    """Check pairs, and put the embeddings of uploads into them."""
+    texts = [pair.text for pair in pairs]
+    service.check_size(texts, len(pairs))
+    service.check_texts(model, texts)
+    await service.check_images([pair.image for pair in pairs if pair.image is not None])
+    for pair in pairs:
+        if pair.upload is not None and pair.upload not in uploads:
+            raise RefusedError(
+                404, "unknown_upload", f"A pair names the upload {pair.upload[:80]!r}, which did not come along."
+            )
+    used = {pair.upload for pair in pairs}
+    sent: dict[str, np.ndarray] = await service.embed_uploads(
+        model, {name: content for name, content in uploads.items() if name in used}
+    )
+    return [(pair.image if pair.upload is None else sent[pair.upload], pair.text) for pair in pairs]  # type: ignore[misc]
+
+
+def _labels(top: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    return [{"label": label, "probability": probability} for label, probability in top]

@@ -1,0 +1,1 @@
+"""The service below its routes: limits, request bodies, connections, logs, metrics."""

@@ -1,0 +1,165 @@
+"""Reading a request: JSON, or multipart with the JSON in the field ``request`` and images as files."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive
+
+from frevl.deployment.service.http.limits import Limits, RefusedError
+
+__all__ = ["JSON", "MULTIPART", "Upload", "decoded", "read_body", "unless_gone"]
+
+Upload = bytes | str
+"""An image that came along: the bytes of a file, or text in base64."""
+
+JSON, MULTIPART = "application/json", "multipart/form-data"
+
+_WATCH_AFTER = 0.05  # seconds
+
+B = TypeVar("B", bound=BaseModel)
+A = TypeVar("A")
+
+
+async def read_body(request: Request, kind: type[B], limits: Limits) -> tuple[B, dict[str, Upload]]:
+    """Read and check the body of a request.
+
+    Args:
+        request: The request.
+        kind: What its JSON has to be.
+        limits: For uploads.
+
+    Returns:
+        The checked JSON, and the images that came along, by name: bytes of a file, or text in base64.
+
+    Raises:
+        RefusedError: 400 no JSON, 413 too much, 415 another type, 422 not what was expected.
+    """
+    given = next((value for name, value in request.scope["headers"] if name == b"content-type"), b"").decode("latin-1")
+    content_type = given.partition(";")[0].strip().lower()
+    if content_type == JSON:
+        body = _checked(kind, await _whole(request.receive))
+        files: dict[str, Upload] = {}
+    elif content_type == MULTIPART:
+        body, files = await _read_multipart(request, kind, limits)
+    else:
+        found = f"{content_type[:80]!r}" if content_type else "none"
+        raise RefusedError(415, "wrong_type", f"The content type must be {JSON} or {MULTIPART}, found {found}.")
+    named: dict[str, str] = getattr(body, "uploads", {})
+    if files.keys() & named.keys():
+        raise RefusedError(
+            422, "invalid", f"The upload {min(files.keys() & named.keys())[:80]!r} comes twice; rename one."
+        )
+    if len(files) + len(named) > limits.uploads:
+        raise RefusedError(
+            413, "too_many_uploads", f"A request may bring {limits.uploads} images; send several requests."
+        )
+    return body, {**files, **named}
+
+
+async def _whole(receive: Receive) -> bytes:
+    """Receive the whole body.
+
+    Raises:
+        ClientDisconnect: The client hung up in the middle of it.
+    """
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, A]) -> A | None:
+    """Wait for an answer, but drop it when the client hangs up; then the answer is None.
+
+    Args:
+        receive: Where the disconnect is heard; the body was read.
+        answer: What makes the answer. Watching begins after 50 ms, when most answers are long on their way.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    watching: list[asyncio.Task[None]] = []
+    gone = False
+
+    async def watch() -> None:
+        nonlocal gone
+        await receive()  # nothing else can come
+        gone = True
+        task.cancel()  # type: ignore[union-attr]
+
+    timer = loop.call_later(_WATCH_AFTER, lambda: watching.append(loop.create_task(watch())))
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if not gone or task.uncancel():  # type: ignore[union-attr]
+            raise
+        return None
+    finally:
+        timer.cancel()
+        for one in watching:
+            one.cancel()
+
+
+def _checked(kind: type[B], content: bytes | str) -> B:
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        first = problems[0]
+        if first["type"] == "json_invalid":
+            raise RefusedError(400, "not_json", f"The request is not valid JSON: {first['msg']}.") from None
+        # Beside fields, pydantic names its own functions.
+        steps = [step for step in first["loc"] if not str(step).startswith("function-")]
+        place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200]
+        more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+        message = first["msg"].removeprefix("Value error, ")
+        raise RefusedError(422, "invalid", f"Field '{place.lstrip('.') or 'body'}': {message}{more}.") from None
+
+
+async def _read_multipart(request: Request, kind: type[B], limits: Limits) -> tuple[B, dict[str, Upload]]:
+    most = limits.uploads + 1
+    try:
+        form = await request.form(max_files=most, max_fields=most, max_part_size=limits.body_bytes)
+    except (MultiPartException, HTTPException) as error:  # Starlette raises the second inside an application
+        reason = error.message if isinstance(error, MultiPartException) else error.detail
+        raise RefusedError(400, "not_multipart", f"The multipart form cannot be read: {reason}") from None
+    try:
+        parts = dict(form.multi_items())
+        if len(parts) < len(form.multi_items()):
+            raise RefusedError(422, "invalid", "Every field of a multipart form needs a name of its own.")
+        # Only the name of the field counts; the file name that a client sends is never looked at.
+        read = {name: part if isinstance(part, str) else await part.read() for name, part in parts.items()}
+        if "request" not in read:
+            raise RefusedError(422, "invalid", "The multipart form needs a field 'request' with the request as JSON.")
+        return _checked(kind, read.pop("request")), read
+    finally:
+        await form.close()
+
+
+def decoded(name: str, upload: Upload) -> bytes:
+    """Return the bytes of an image that came along.
+
+    Raises:
+        RefusedError: Text that is not base64.
+    """
+    if isinstance(upload, bytes):
+        return upload
+    # What browsers make of a file starts with "data:".
+    text = upload.partition(",")[2] if upload.startswith("data:") else upload
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise RefusedError(
+            422, "bad_image", f"The upload {name[:80]!r} is not base64; encode the image file."
+        ) from None

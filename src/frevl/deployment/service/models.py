@@ -1,0 +1,234 @@
+"""The models behind the service: what HTTP and the page ask, answered through one queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from frevl.deployment.service.http.body import Upload, decoded
+from frevl.deployment.service.http.limits import Limits, RefusedError
+from frevl.deployment.service.queue import ModelQueue
+from frevl.deployment.service.served_model import Found, ImagePair, ServedModel
+from frevl.deployment.service.store_refresh import Renewal
+from frevl.encoders.interface import processors
+from frevl.errors import ImageError, UsageError, nearest
+from frevl.runs.scorer import Scorer
+from frevl.store.reader import Store
+
+__all__ = ["Service"]
+
+
+class Service:
+    """All served models, their queue and their limits. HTTP and the page ask nothing else.
+
+    Args:
+        scorers: Runs by name, all of one store; the first answers where a request names none.
+        limits: How much a request may ask.
+        observe: Called after every batch with the name of the work, its items and seconds.
+    """
+
+    def __init__(
+        self, scorers: Mapping[str, Scorer], *, limits: Limits, observe: Callable[[str, int, float], None] | None = None
+    ) -> None:
+        self.limits = limits
+        self.models = {name: ServedModel(name, scorer) for name, scorer in scorers.items()}
+        self.store = next(iter(scorers.values())).store
+        self.images = self.store.positions("image")
+        self._renewal = Renewal(self.store, self._go_on_with)
+        self.queue = ModelQueue(waiting_items=limits.waiting_items, batch_items=limits.batch_items, observe=observe)
+        self._decoders = ThreadPoolExecutor(processors(), thread_name_prefix="decode")
+
+    def model(self, name: str | None, *, task: str | None = None) -> ServedModel:
+        """Find a model.
+
+        Args:
+            name: Its name; None takes the first one that does the task.
+            task: What it has to do, if that matters.
+
+        Raises:
+            RefusedError: There is none, or it does another task.
+        """
+        if name is not None and name not in self.models:
+            raise RefusedError(404, "unknown_model", f"There is no model {name[:80]!r}. {nearest(name, self.models)}")
+        chosen = [self.models[name]] if name is not None else list(self.models.values())
+        fitting = [model for model in chosen if task in (None, model.scorer.run.task)]
+        if not fitting:
+            raise RefusedError(
+                409,
+                "wrong_task",
+                f"This needs a model for {task}; the model {chosen[0].name!r} does {chosen[0].scorer.run.task}.",
+            )
+        return fitting[0]
+
+    def searching_model(self, name: str | None) -> ServedModel:
+        """Find a model that searches; None takes the first one.
+
+        Raises:
+            RefusedError: There is none.
+        """
+        if name is not None:
+            model = self.model(name)
+            if not model.searches:
+                raise RefusedError(
+                    409, "wrong_task", f"The model {name!r} cannot search; it needs a matching run with a first stage."
+                )
+            return model
+        searching = [model for model in self.models.values() if model.searches]
+        if not searching:
+            raise RefusedError(
+                409, "wrong_task", "No model here can search; serve a matching run with a first stage (--model dual)."
+            )
+        return searching[0]
+
+    async def check_images(self, ids: Sequence[str]) -> None:
+        """Refuse ids that are not in the store, also not in its newest version.
+
+        Raises:
+            RefusedError: One is not.
+        """
+        unknown = [id_ for id_ in ids if id_ not in self.images]
+        if unknown:
+            await self._renewal.look()
+            unknown = [id_ for id_ in ids if id_ not in self.images]
+        if unknown:
+            raise RefusedError(
+                404,
+                "unknown_image",
+                f"The store has no image {unknown[0][:80]!r} ({len(set(unknown))} of the request's ids are unknown); "
+                "name images that are in the store, or send them along as uploads.",
+            )
+
+    def check_texts(self, model: ServedModel, texts: Sequence[str]) -> None:
+        """Refuse texts that are neither in the store nor can be embedded.
+
+        Raises:
+            RefusedError: One is not, and the vectors of texts were imported.
+        """
+        known = None if model.embeds["text"] else self.store.positions("text")
+        unknown = next((text for text in texts if known is not None and text not in known), None)
+        if unknown is not None:
+            raise RefusedError(
+                409,
+                "cannot_embed",
+                f"The vectors of texts were imported, so a text that is not in the store ({unknown[:80]!r}) cannot be "
+                "embedded like them; use texts of the store.",
+            )
+
+    async def _go_on_with(self, store: Store) -> None:
+        await self.queue.submit(self._take, store, items=1)
+        self.store, self.images = store, store.positions("image")
+
+    def _take(self, stores: Sequence[Store]) -> list[None]:
+        for model in self.models.values():
+            model.go_on_with(stores[-1])
+        return [None] * len(stores)
+
+    def check_size(self, texts: Sequence[str], items: int) -> None:
+        """Refuse texts that are too long, and too many items.
+
+        Raises:
+            RefusedError: One of them.
+        """
+        if items > self.limits.items:
+            raise RefusedError(
+                413, "too_many_items", f"A request may have {self.limits.items} items, found {items}; send several."
+            )
+        longest = max(map(len, texts), default=0)
+        if longest > self.limits.text_characters:
+            raise RefusedError(
+                422,
+                "text_too_long",
+                f"A text may have {self.limits.text_characters} characters, found one of {longest}; shorten it.",
+            )
+
+    async def score(self, model: ServedModel, pairs: Sequence[ImagePair], *, top: int = 5) -> Any:
+        """Score pairs whose images are known: a `Match` or a `Prediction` each."""
+        return await self.queue.submit(model.score, (pairs, top), items=len(pairs))
+
+    async def embed_uploads(self, model: ServedModel, uploads: Mapping[str, Upload]) -> dict[str, np.ndarray]:
+        """Decode and embed images that were sent along.
+
+        Raises:
+            RefusedError: Too many, or one cannot be read.
+        """
+        if not uploads:
+            return {}
+        if len(uploads) > self.limits.uploads:
+            raise RefusedError(
+                413, "too_many_uploads", f"A request may bring {self.limits.uploads} images, found {len(uploads)}."
+            )
+        _check_embeds_images(model)
+        loop = asyncio.get_running_loop()
+        prepared = [
+            await loop.run_in_executor(self._decoders, self._prepare, model, name, upload)
+            for name, upload in uploads.items()
+        ]
+        embedded = await self.queue.submit(model.embed_images, prepared, items=len(prepared))
+        return dict(zip(uploads, embedded, strict=True))
+
+    async def search(
+        self,
+        model: ServedModel,
+        *,
+        text: str | None = None,
+        image: str | bytes | None = None,
+        find: str = "images",
+        k: int = 10,
+        where: str | None = None,
+    ) -> Found:
+        """Search. An image is a checked id of the store, or bytes that `checked_image` returned.
+
+        Raises:
+            RefusedError: A condition that cannot be understood, or texts asked for a text.
+        """
+        await self._renewal.look()  # what was added since shall be found
+        job = {"text": text, "image": image, "find": find, "k": k, "where": where}
+        try:
+            return await self.queue.submit(model.search, job, items=max(1, model.scorer.rerank_depth))
+        except UsageError as error:
+            raise RefusedError(422, "invalid", model.scrubbed(str(error))) from None
+
+    async def checked_image(self, model: ServedModel, name: str, upload: Upload) -> bytes:
+        """Return an image that was sent along, if it can be read.
+
+        Raises:
+            RefusedError: It cannot.
+        """
+        _check_embeds_images(model)
+        content = decoded(name, upload)
+        await asyncio.get_running_loop().run_in_executor(self._decoders, self._prepare, model, name, content)
+        return content
+
+    async def embed_texts(self, model: ServedModel, texts: Sequence[str]) -> list[np.ndarray]:
+        """Embed texts, ``(tokens, dim)`` each."""
+        return await self.queue.submit(model.embed_texts, texts, items=len(texts)) if texts else []
+
+    async def read_images(self, model: ServedModel, ids: Sequence[str]) -> list[np.ndarray]:
+        """Read images of the store, ``(tokens, dim)`` each."""
+        return await self.queue.submit(model.read_images, ids, items=len(ids)) if ids else []
+
+    def close(self) -> None:
+        """Finish what was accepted, and end all threads."""
+        self.queue.close()
+        self._decoders.shutdown(cancel_futures=True)
+
+    def _prepare(self, model: ServedModel, name: str, upload: Upload) -> list[np.ndarray]:
+        try:
+            return model.scorer.prepare_image(decoded(name, upload), max_pixels=self.limits.pixels)
+        except ImageError as error:
+            reason = str(error).rpartition("the given bytes: ")[2]
+            raise RefusedError(422, "bad_image", f"The upload {name[:80]!r} cannot be read: {reason}") from None
+
+
+def _check_embeds_images(model: ServedModel) -> None:
+    if not model.embeds["image"]:
+        raise RefusedError(
+            409,
+            "cannot_embed",
+            "The vectors of images were imported, so pictures that are sent along cannot be embedded like them; name "
+            "images of the store.",
+        )

@@ -1,0 +1,146 @@
+"""The model worker: one thread, a bounded queue, and batches of what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from frevl.deployment.service.http.limits import RefusedError
+
+__all__ = ["ModelQueue", "Work"]
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+Work = Callable[[Sequence[P]], Sequence[R]]
+"""Answers several payloads at once, in their order, each as if it were alone."""
+
+
+@dataclass(eq=False)
+class _Job:
+    work: Work[Any, Any]
+    payload: Any
+    items: int
+    future: asyncio.Future[Any]
+
+
+class ModelQueue:
+    """Runs all models in one thread; whatever waits for the same work is run together.
+
+    There is no pause to collect a batch: while one batch runs, the next one gathers. An idle service answers at once, a
+    busy one in batches. Jobs are served in their order, except that a batch takes along later jobs of its own kind.
+
+    Args:
+        waiting_items: Most items that wait; more are refused at once.
+        batch_items: Most items in a batch; a single larger job runs alone.
+        observe: Called after every batch with the name of the work, its items and seconds. Runs in the thread.
+    """
+
+    def __init__(
+        self, *, waiting_items: int, batch_items: int, observe: Callable[[str, int, float], None] | None = None
+    ) -> None:
+        self._most_waiting = waiting_items
+        self._batch_items = batch_items
+        self._observe = observe
+        self._jobs: deque[_Job] = deque()
+        self._changed = threading.Condition()
+        self._seconds_an_item = 0.001  # smoothed; only decides what Retry-After says
+        self.waiting = 0  # items
+        self.closed = False
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self._thread.start()
+
+    async def submit(self, work: Work[P, R], payload: P, *, items: int) -> R:
+        """Let the worker answer one payload; if the caller is cancelled, it leaves the queue.
+
+        Args:
+            work: What to do; jobs of equal work share batches.
+            payload: What to do it with.
+            items: Its size, at least 1.
+
+        Raises:
+            RefusedError: Too much is waiting already, or the service is stopping.
+            Exception: What the work raised for this payload.
+        """
+        job = _Job(work, payload, items, asyncio.get_running_loop().create_future())
+        with self._changed:
+            if self.closed:
+                raise RefusedError(503, "stopping", "The service is stopping; ask again in a moment.", retry_after=2)
+            if self.waiting + items > self._most_waiting:
+                raise RefusedError(
+                    503,
+                    "overloaded",
+                    f"{self.waiting} items wait for the model and at most {self._most_waiting} may; ask again later.",
+                    retry_after=min(max(1, math.ceil(self.waiting * self._seconds_an_item)), 60),
+                )
+            self._jobs.append(job)
+            self.waiting += items
+            self._changed.notify()
+        try:
+            answer: R = await job.future
+        except asyncio.CancelledError:
+            with self._changed:
+                if job in self._jobs:
+                    self._jobs.remove(job)
+                    self.waiting -= items
+            raise
+        return answer
+
+    def close(self) -> None:
+        """Accept nothing more, finish what was accepted, and end the thread. Blocks, so not for the event loop."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            started = time.perf_counter()
+            answered = _answered(batch)
+            items, seconds = sum(job.items for job in batch), time.perf_counter() - started
+            self._seconds_an_item += 0.1 * (seconds / items - self._seconds_an_item)
+            if self._observe is not None:
+                self._observe(getattr(batch[0].work, "__name__", "work"), items, seconds)
+            for loop in {job.future.get_loop() for job in batch}:  # one wake-up of a loop a batch, not one a job
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(_deliver, [a for a in answered if a[0].future.get_loop() is loop])
+
+    def _next_batch(self) -> list[_Job]:
+        """Wait for jobs and take the next batch; an empty one means the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self.closed)
+            batch: list[_Job] = []
+            room = self._batch_items
+            for job in list(self._jobs):
+                if not batch or (job.work == batch[0].work and job.items <= room):
+                    self._jobs.remove(job)
+                    batch.append(job)
+                    room -= job.items
+                if room <= 0:
+                    break
+            self.waiting -= sum(job.items for job in batch)
+            return batch
+
+
+def _answered(batch: Sequence[_Job]) -> list[tuple[_Job, Any]]:
+    """Run a batch; if it fails, run every job alone, so that only the guilty one fails."""
+    try:
+        return list(zip(batch, batch[0].work([job.payload for job in batch]), strict=True))
+    except BaseException as error:  # whatever it is (Rust panics are no Exception), the thread must go on
+        return [(batch[0], error)] if len(batch) == 1 else [_answered([job])[0] for job in batch]
+
+
+def _deliver(answered: Sequence[tuple[_Job, Any]]) -> None:
+    for job, answer in answered:
+        if job.future.done():  # its caller was cancelled
+            continue
+        if isinstance(answer, BaseException):
+            job.future.set_exception(answer)
+        else:
+            job.future.set_result(answer)

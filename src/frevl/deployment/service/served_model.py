@@ -1,0 +1,197 @@
+"""A run that is served: what it says of several requests at once, through `Scorer` and `Searcher`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from frevl.deployment.service.http.limits import RefusedError
+from frevl.encoders.interface import pool
+from frevl.runs.scorer import Prediction, Scorer
+from frevl.runs.search.searching import Hit, Searcher
+from frevl.store.reader import TABLES, Store
+from frevl.store.towers import Modality, Tower
+
+__all__ = ["Found", "ImagePair", "Match", "ServedModel"]
+
+ImagePair = tuple[str | np.ndarray, str]
+"""An image, by its id in the store or as an embedding, and a text."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a matching run says about a pair: a logit, and the calibrated probability of a match."""
+
+    score: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found, in both orders.
+
+    Attributes:
+        by_score: The best by what the run says.
+        by_similarity: The best by the first stage alone.
+        searched: How many items could have been found.
+        reranked: How many candidates the run scored again; 0 if it does not rerank.
+        exact: False where an index named the candidates.
+        notes: Sentences for whoever asked.
+    """
+
+    by_score: list[Hit]
+    by_similarity: list[Hit]
+    searched: int
+    reranked: int
+    exact: bool
+    notes: list[str]
+
+
+class ServedModel:
+    """A run that is served. Its methods with a list of payloads are work for `ModelQueue`."""
+
+    def __init__(self, name: str, scorer: Scorer) -> None:
+        self.name = name
+        self.scorer = scorer
+        self.towers: dict[Modality, list[Tower]] = {
+            modality: [scorer.store.towers[tower] for tower in scorer.run.towers[modality]] for modality in TABLES
+        }
+        # Vectors that were imported have no encoder here: then only what is in the store can be asked for.
+        self.embeds = {modality: not any(tower.imported for tower in own) for modality, own in self.towers.items()}
+        for modality, can in self.embeds.items():
+            if can:  # now, and checked against the store, so that no request waits for it
+                scorer.encoders(modality)
+        self._searcher = self._new_searcher()
+
+    def go_on_with(self, store: Store) -> None:
+        """Answer from a newer version of the store.
+
+        Raises:
+            FrevlError: It cannot be used; then the old one still answers.
+        """
+        self.scorer.run.check_store(store)
+        before, self.scorer.store = self.scorer.store, store
+        try:
+            self._searcher = self._new_searcher()
+        except BaseException:
+            self.scorer.store = before
+            raise
+
+    def _new_searcher(self) -> Searcher | None:
+        if not self.searches:
+            return None
+        searcher = Searcher(self.scorer)
+        if self.scorer.store.positions("image"):
+            searcher.search(image=next(iter(self.scorer.store.positions("image"))), k=1)  # opens the vectors
+        return searcher
+
+    def score(self, jobs: Sequence[tuple[Sequence[ImagePair], int]]) -> list[list[Any]]:
+        """Score the pairs of several requests: a `Match` each, or a `Prediction` with as many classes as wanted."""
+        given: dict[str, np.ndarray] = {}
+        pairs: list[tuple[str, str]] = []
+        for job, _ in jobs:
+            for image, text in job:
+                if not isinstance(image, str):
+                    id_ = f"\0{len(given)}"  # no path in a store holds a null character
+                    given[id_] = image
+                    image = id_
+                pairs.append((image, text))
+        most = max(k for _, k in jobs)
+        said: list[Any]
+        if self.scorer.run.task == "matching":
+            scores, probabilities = self.scorer.judge(pairs, images=given)
+            said = [Match(s, p) for s, p in zip(scores.tolist(), probabilities.tolist(), strict=True)]
+        else:
+            said = self.scorer.name_classes(self.scorer.score(pairs, images=given), k=most)
+        answers = []
+        start = 0
+        for job, k in jobs:
+            part = said[start : start + len(job)]
+            start += len(job)
+            answers.append([_with_top(one, k) for one in part] if k < most else part)
+        return answers
+
+    def embed_images(self, jobs: Sequence[Sequence[list[np.ndarray]]]) -> list[list[np.ndarray]]:
+        """Embed the prepared images of several requests: ``(tokens, dim)`` each."""
+        return _split(self.scorer.embed_images([one for job in jobs for one in job]), jobs)
+
+    def embed_texts(self, jobs: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """Embed the texts of several requests: ``(tokens, dim)`` each."""
+        texts = list(dict.fromkeys(text for job in jobs for text in job))
+        if self.embeds["text"]:
+            values = self.scorer.embed_texts(texts)
+        else:
+            values = self.scorer.store.read("text", texts, self.towers["text"])
+        embedded = dict(zip(texts, _rows(values), strict=True))
+        return [[embedded[text] for text in job] for job in jobs]
+
+    def read_images(self, jobs: Sequence[Sequence[str]]) -> list[list[np.ndarray]]:
+        """Read the stored images of several requests: ``(tokens, dim)`` each."""
+        ids = [id_ for job in jobs for id_ in job]
+        return _split(_rows(self.scorer.store.read("image", ids, self.towers["image"])), jobs)
+
+    def pooled(self, modality: Modality, embedding: np.ndarray) -> list[float]:
+        """Return ``(dim,)`` as `Store.read_images` does: the mean of the tokens, each tower at unit length."""
+        mean = pool(embedding[None], np.ones((1, len(embedding)), bool))[0]
+        start = 0
+        for tower in self.towers[modality]:
+            part = mean[start : start + tower.dim]
+            if not tower.pooled:
+                part /= max(float(np.linalg.norm(part)), 1e-12)
+            start += tower.dim
+        return mean.tolist()  # type: ignore[no-any-return]
+
+    @property
+    def searches(self) -> bool:
+        """Whether it can search: only a run with a first stage can."""
+        return self.scorer.run.task == "matching" and self.scorer.has_first_stage
+
+    def search(self, jobs: Sequence[dict[str, Any]]) -> list[Found]:
+        """Search, one job after the other; each is the arguments of `Searcher.search`."""
+        if self._searcher is None:
+            raise RefusedError(409, "wrong_task", f"The model {self.name!r} has no first stage to search with.")
+        found = []
+        for job in jobs:
+            k: int = job["k"]
+            # All candidates come back, so that both orders can be made of them.
+            said = self._searcher.search(**{**job, "k": max(k, self.scorer.rerank_depth)})
+            by_similarity = sorted(said.hits, key=lambda hit: -hit.similarity)[:k]
+            notes = [self.scrubbed(note) for note in said.notes if "fewer than the" not in note or said.searched < k]
+            found.append(Found(said.hits[:k], by_similarity, said.searched, said.reranked, said.exact, notes))
+        return found
+
+    def scrubbed(self, sentence: str) -> str:
+        """Take paths of the server out of a sentence."""
+        places = {str(self.scorer.run.path): "RUN", str(self.scorer.store.path): "STORE"}
+        for place, word in places.items():
+            sentence = sentence.replace(place, word)
+        return sentence
+
+    def record(self) -> dict[str, Any]:
+        """Say what it is."""
+        run = self.scorer.run
+        return {
+            "name": self.name,
+            "model": run.model,
+            "task": run.task,
+            "parameters": run.parameters,
+            "labels": len(run.labels),
+            "encoders": run.encoders,
+            "searches": self.searches,
+        }
+
+
+def _with_top(said: Any, k: int) -> Any:
+    return Prediction(said.label, said.probability, said.top[:k]) if isinstance(said, Prediction) else said
+
+
+def _rows(embedded: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    return [values[mask] for values, mask in zip(*embedded, strict=True)]
+
+
+def _split(answers: Sequence[Any], jobs: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    starts = np.cumsum([0, *map(len, jobs)]).tolist()
+    return [list(answers[start : start + len(job)]) for start, job in zip(starts, jobs, strict=False)]

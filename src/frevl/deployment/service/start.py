@@ -1,0 +1,156 @@
+"""Starting the service: open what it serves, listen, and stop in good order."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from frevl.deployment.service.app import Application
+from frevl.deployment.service.http.connection import Connection
+from frevl.deployment.service.http.interpreter import keep_out_of_collections, share_the_interpreter
+from frevl.deployment.service.http.limits import Keys, Limits
+from frevl.deployment.service.http.log import log_json_lines
+from frevl.deployment.service.http.metrics import Metrics
+from frevl.deployment.service.models import Service
+from frevl.errors import UsageError
+from frevl.runs.scorer import Scorer
+from frevl.store.reader import Store
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+__all__ = ["serve"]
+
+_log = logging.getLogger("frevl.service")
+
+
+def serve(
+    store: str | Path,
+    runs: Mapping[str, str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    images: str | Path | None = None,
+    report: str | Path | None = None,
+    page: bool = True,
+    limits: Limits | None = None,
+    ready: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Serve runs until the process is told to stop (SIGTERM or SIGINT); what was accepted is finished first.
+
+    API keys come from the environment variable ``FREVL_API_KEYS``; without it everybody who reaches the port may ask.
+    Logs are JSON lines on standard error.
+
+    Args:
+        store: Folder of the store.
+        runs: Folders of runs by name; the first answers where a request names none.
+        host: Address to listen on.
+        port: Port to listen on; 0 takes a free one, which the log names.
+        images: Folder of the images, so that the page can show them; without it the page names their ids.
+        report: The diagnosis page to show; None looks for ``report.html`` in the folders of the runs.
+        page: Serve the web page as well.
+        limits: How much one client may ask; None takes the defaults.
+        ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
+
+    Raises:
+        UsageError: No run, a folder or file that is not there, an address that is taken, or keys that are too short.
+        FrevlError: A run or the store cannot be used.
+    """
+    if not runs:
+        raise UsageError("Nothing to serve: name at least one run with --run")
+    if images is not None and not Path(images).is_dir():
+        raise UsageError(f"{images}: expected the folder of the images, found none")
+    if report is not None and not Path(report).is_file():
+        raise UsageError(f"{report}: expected the HTML file of a diagnosis, found none")
+    started = time.monotonic()
+    keys, limits, metrics = Keys.of_environment(), limits or Limits(), Metrics()
+    with _bound(host, port) as address:  # before the work, so that an address that is taken costs no time
+        opened = Store.open(store)
+        scorers = {name: Scorer.open(run, store=opened) for name, run in runs.items()}
+        found = [Path(run) / "report.html" for run in runs.values()]
+        shown = Path(report) if report is not None else next((path for path in found if path.is_file()), None)
+        service = Service(scorers, limits=limits, observe=metrics.batch)
+        folder = None if images is None else Path(images)
+        make_page = partial(_make_page, service, folder, shown is not None) if page else None
+        app = Application(service, keys=keys, metrics=metrics, report=shown, page=make_page)
+
+        def say(port: int) -> None:
+            keep_out_of_collections()
+            record = {
+                "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
+                "models": [model.record() for model in service.models.values()],
+                "seconds": round(time.monotonic() - started, 2),
+            }
+            _log.info("ready", extra={"fields": record})
+            if ready is not None:
+                ready(record)
+
+        log_json_lines()
+        share_the_interpreter()
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            # uvicorn stops in good order and then sends itself the signal again; the process shall end with success.
+            signal.signal(stop, lambda *_: None)
+        _Server(_config(app), say).run(sockets=[address])
+
+
+def _config(app: Application) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        backlog=2048,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        # Longer than clients keep idle connections (5 s is common): the client must be the one to close, or a request
+        # that it sends while we close is lost.
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=30,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it is ready."""
+
+    def __init__(self, config: uvicorn.Config, say: Callable[[int], None]) -> None:
+        super().__init__(config)
+        self._say = say
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            self._say(sockets[0].getsockname()[1])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Take an address. Nobody can connect before the server listens on it."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+        except OSError:
+            taken.close()
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"Cannot listen on {host}, port {port} ({error.strerror or error}); choose others with --host and --port"
+        ) from None
+    return taken
+
+
+def _make_page(service: Service, images: Path | None, has_report: bool) -> FastAPI:
+    from frevl.deployment.service.page import build_page  # its libraries take seconds to load
+
+    page = build_page(service, images=images, has_report=has_report)
+    keep_out_of_collections()
+    return page

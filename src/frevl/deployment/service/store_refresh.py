@@ -1,0 +1,63 @@
+"""What the service does when the store has grown: it goes on with the newest version, between two batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from frevl.errors import FrevlError
+from frevl.store.reader import TABLES, Store
+
+__all__ = ["Renewal"]
+
+_SECONDS = 2.0
+
+_log = logging.getLogger("frevl.service")
+
+
+class Renewal:
+    """Looks for a newer version of a store, at most every two seconds and only when somebody asks.
+
+    Args:
+        store: The store as it is served.
+        take: Goes on with a newer version. Runs where models run, so that no batch sees two versions.
+    """
+
+    def __init__(self, store: Store, take: Callable[[Store], Awaitable[None]]) -> None:
+        self._store = store
+        self._take = take
+        self._looking: asyncio.Task[None] | None = None
+        self._looked = float("-inf")
+
+    async def look(self) -> None:
+        """Go on with the newest version, if there is a newer one; whoever asks meanwhile waits for the same look."""
+        if self._looking is None or self._looking.done():
+            if time.monotonic() - self._looked < _SECONDS:
+                return
+            self._looking = asyncio.create_task(self._look())
+        await asyncio.shield(self._looking)  # a client that hangs up must not stop it for others
+
+    async def _look(self) -> None:
+        try:
+            newer = await asyncio.to_thread(_newer, self._store)
+            if newer is not None:
+                await self._take(newer)
+                self._store = newer
+                counts = {TABLES[modality]: len(newer.positions(modality)) for modality in TABLES}
+                _log.info("the store has grown", extra={"fields": counts})
+        except FrevlError as error:  # another store in its place, or one that is being written: the old one answers
+            _log.warning("the newest version of the store cannot be served: %s", error)
+        finally:
+            self._looked = time.monotonic()
+
+
+def _newer(store: Store) -> Store | None:
+    """Open the newest version and read its ids, unless it is the one that is served."""
+    newest = Store.open(store.path)
+    if all(newest.version(modality) == store.version(modality) for modality in TABLES):
+        return None
+    for modality in TABLES:
+        newest.positions(modality)  # now, so that no request waits for it
+    return newest

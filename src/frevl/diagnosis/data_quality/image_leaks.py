@@ -1,0 +1,230 @@
+"""Leaks: images and pairs of the test that stand in the training pairs too, exactly or nearly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from frevl.data.pairs import Pairs
+from frevl.diagnosis.data_quality.near_duplicates import expected_more, normal_text
+from frevl.diagnosis.data_quality.text_leaks import text_leak_findings
+from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.splits import Splits
+
+__all__ = ["Likeness", "leak_findings", "likeness_threshold", "nearest_others", "same_images"]
+
+# From the loosest to the strictest; the loosest that ordinary images of the set do not reach is taken.
+THRESHOLDS = (0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
+_ORDINARY = 0.005  # share of training images that may reach the threshold with another training image
+_MOST_MEASURED = 2_000
+_MOST_IMAGES = 40_000
+_ROWS_AT_ONCE = 512
+_SHOWN = 20
+_P = 0.01  # from which on near copies are called more than likeness explains
+
+
+_NOTHING = "Nothing to do."
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """A cosine from which on two images are called near copies, with its measured false-alarm rate.
+
+    Attributes:
+        threshold: The cosine, or None if even the strictest is reached by ordinary images.
+        rate: Share of training images that reach it with another training image of other content, in [0, 1].
+    """
+
+    threshold: float | None
+    rate: float
+
+
+def leak_findings(splits: Splits) -> list[Finding]:
+    """Look for images, pairs and texts of the test in training and development pairs."""
+    seen = [splits.train, splits.dev]
+    hashes = splits.store.content_hashes([*splits.test.images, *splits.train.images, *splits.dev.images])
+    copies = same_images(splits.test, seen, hashes)
+    near, alike = _near(splits, hashes, copies)
+    same_pair, leaked = _pairs(splits, hashes)
+    texts = text_leak_findings(splits, hashes, copies | alike, leaked)
+    return [_images(splits, copies), near, same_pair, *texts]
+
+
+def same_images(test: Pairs, seen: list[Pairs], hashes: dict[str, str]) -> dict[str, str]:
+    """Return the test images whose content stands in other pairs too, each with the id it has there."""
+    known = {hashes[image]: image for part in seen for image in reversed(list(dict.fromkeys(part.images)))}
+    return {image: known[hashes[image]] for image in dict.fromkeys(test.images) if hashes[image] in known}
+
+
+def _images(splits: Splits, copies: dict[str, str]) -> Finding:
+    test = splits.test
+    images = len(set(test.images))
+    touched = sum(image in copies for image in test.images)
+    share = 100 * len(copies) / images
+    if copies:
+        claim = (
+            f"{len(copies):,} of {images:,} test images stand in the training or development pairs too ({touched:,} of "
+            f"{len(test):,} test pairs): the scores are too good."
+        )
+        advice = "Split by image content; leave these images out of one side and diagnose again."
+    else:
+        claim = f"None of the {images:,} test images stands in the training or development pairs."
+        advice = _NOTHING
+    return Finding(
+        name="same-image",
+        section="data",
+        claim=claim,
+        value=share,
+        ci95=None,
+        how="Content hashes of the image files, so a copy under another name counts. Percent of test images.",
+        advice=advice,
+        table=[{"test image": image, "training image": other} for image, other in list(copies.items())[:_SHOWN]],
+    )
+
+
+def nearest_others(
+    queries: np.ndarray, pool: np.ndarray, *, not_these: list[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest item of a pool for every query, by cosine.
+
+    Args:
+        queries: ``(n, dim)`` of unit length.
+        pool: ``(m, dim)`` of unit length.
+        not_these: For every query the rows of the pool that do not count.
+
+    Returns:
+        ``(n,)`` cosines, -1 where nothing counts, and ``(n,)`` rows of the pool.
+    """
+    best, rows = np.empty(len(queries), np.float32), np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _ROWS_AT_ONCE):
+        cosines = queries[start : start + _ROWS_AT_ONCE] @ pool.T
+        for row, left_out in enumerate(not_these[start : start + _ROWS_AT_ONCE]):
+            cosines[row, left_out] = -1.0
+        part = slice(start, start + len(cosines))
+        rows[part] = cosines.argmax(axis=1)
+        best[part] = cosines.max(axis=1)
+    return best, rows
+
+
+def likeness_threshold(cosines: np.ndarray) -> Likeness:
+    """Choose the threshold from the cosines of training images to their nearest other training image."""
+    for threshold in THRESHOLDS:
+        rate = float((cosines >= threshold).mean())
+        if rate <= _ORDINARY:
+            return Likeness(threshold, rate)
+    return Likeness(None, float((cosines >= THRESHOLDS[-1]).mean()))
+
+
+def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tuple[Finding, dict[str, str]]:
+    """Return the finding, and the test images that have a near copy, each with the id of that copy."""
+    random = np.random.default_rng(splits.seed)
+    known = _some(list(dict.fromkeys([*splits.train.images, *splits.dev.images])), _MOST_IMAGES, random)
+    asked = _some([image for image in dict.fromkeys(splits.test.images) if image not in copies], _MOST_IMAGES, random)
+    how = (
+        "Cosine of the stored embeddings to the nearest training or development image of other content. "
+        f"The threshold is the loosest of {', '.join(f'{t:g}' for t in THRESHOLDS)} that at most "
+        f"{100 * _ORDINARY:g} % of the training images reach with another training image of other content"
+    )
+    if len(known) < 2 or not asked:
+        return _no_threshold("Too few images to look for near copies.", how + ".", 0.0), {}
+    pool, queries = _unit(splits, known), _unit(splits, asked)
+    rows_of: dict[str, list[int]] = {}
+    for row, image in enumerate(known):
+        rows_of.setdefault(hashes[image], []).append(row)
+    measured = _some(list(range(len(known))), _MOST_MEASURED, random)
+    same = [np.array(rows_of[hashes[known[row]]]) for row in measured]
+    likeness = likeness_threshold(nearest_others(pool[measured], pool, not_these=same)[0])
+    how += f"; measured {100 * likeness.rate:.2f} % (the false-alarm rate)."
+    if likeness.threshold is None:
+        claim = (
+            f"Near copies cannot be told from ordinary images: {100 * likeness.rate:.1f} % of the training images have "
+            f"another training image at a cosine of {THRESHOLDS[-1]:g} or more."
+        )
+        return _no_threshold(claim, how, likeness.rate), {}
+    cosines, rows = nearest_others(queries, pool, not_these=[np.zeros(0, np.int64)] * len(queries))
+    found = np.flatnonzero(cosines >= likeness.threshold)
+    expected = likeness.rate * len(asked)
+    usual = round(likeness.rate * len(measured))
+    p = expected_more(len(found), len(asked), usual, len(measured))
+    worst = found[np.argsort(-cosines[found], kind="stable")]
+    finding = Finding(
+        name="near-same-image",
+        section="data",
+        claim=(
+            f"{len(found):,} of {len(asked):,} further test images have a near copy in the training or development "
+            f"pairs (cosine {likeness.threshold:g} or more; {expected:.1f} would by likeness alone)"
+            + (": more than chance explains." if p < _P else ".")
+        ),
+        value=100 * len(found) / len(asked),
+        ci95=None,
+        how=(
+            f"{how} Against that rate: one-sided Fisher's exact test, p = {p:.4f}, called more than chance below "
+            f"{_P:g}. Percent of test images."
+        ),
+        advice=(
+            "Look at them; put images of one scene into one split, with the key 'cluster'."
+            if p < _P
+            else "No more than likeness may give: look at the first ones, if any."
+            if len(found)
+            else _NOTHING
+        ),
+        table=[
+            {"test image": asked[row], "training image": known[rows[row]], "cosine": float(cosines[row])}
+            for row in worst[:_SHOWN]
+        ],
+    )
+    return finding, {asked[row]: known[rows[row]] for row in found}
+
+
+def _no_threshold(claim: str, how: str, rate: float) -> Finding:
+    advice = (
+        "If they are frames of one film or copies, give such images the same key 'cluster' and split by it."
+        if rate > 0
+        else _NOTHING
+    )
+    return Finding("near-same-image", "data", claim, None, None, how, advice)
+
+
+def _unit(splits: Splits, ids: list[str]) -> np.ndarray:
+    values = splits.store.read_images(ids, encoders=splits.encoder)
+    unit: np.ndarray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _some(items: list[Any], most: int, random: np.random.Generator) -> list[Any]:
+    if len(items) <= most:
+        return items
+    return [items[i] for i in np.sort(random.permutation(len(items))[:most])]
+
+
+def _pairs(splits: Splits, hashes: dict[str, str]) -> tuple[Finding, set[int]]:
+    """Return the finding, and the rows of the test pairs that stand in training or development pairs."""
+
+    def key(pairs: Pairs, row: int) -> tuple[str, str]:
+        return hashes[pairs.images[row]], normal_text(pairs.texts[row])
+
+    known = {key(part, row) for part in (splits.train, splits.dev) for row in range(len(part))}
+    same = [row for row in range(len(splits.test)) if key(splits.test, row) in known]
+    n = len(splits.test)
+    if same:
+        claim = f"{len(same):,} of {n:,} test pairs stand in the training or development pairs (same image, same text)."
+        advice = "Leave them out of one side: a model can answer them by heart."
+    else:
+        claim = f"None of the {n:,} test pairs stands in the training or development pairs."
+        advice = _NOTHING
+    finding = Finding(
+        name="same-pair",
+        section="data",
+        claim=claim,
+        value=100 * len(same) / n,
+        ci95=None,
+        how="Image content hash and text without case, punctuation and blanks. Percent of test pairs.",
+        advice=advice,
+        table=[
+            {"place": splits.test.places[row], "image": splits.test.images[row], "text": splits.test.texts[row]}
+            for row in same[:_SHOWN]
+        ],
+    )
+    return finding, set(same)

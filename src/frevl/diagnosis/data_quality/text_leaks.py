@@ -1,0 +1,310 @@
+"""Leaks of texts: test texts, and pairs of an image and a text, that stand in the training pairs exactly or nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from frevl.data.pairs import Pairs
+from frevl.diagnosis.data_quality.near_duplicates import (
+    CRITERIA,
+    ORDINARY,
+    Criterion,
+    NearTexts,
+    choose_criteria,
+    expected_more,
+    met_by,
+    normal_text,
+    one_word_apart,
+    words_of,
+)
+from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.splits import Splits
+from frevl.runs.targets import match_truth
+
+__all__ = ["text_leak_findings"]
+
+_MOST_TEXTS = 20_000
+_MOST_MEASURED = 2_000
+_FEWEST_MEASURED = 100  # texts; with fewer, what is ordinary cannot be told
+_P = 0.01  # from which on near copies are called more than likeness explains
+_SURE = 2.58  # standard errors: one-sided p < 0.005
+_SHOWN = 20
+_SAME = "Texts without case, punctuation and blanks."
+
+
+def text_leak_findings(
+    splits: Splits, hashes: dict[str, str], alike: dict[str, str], leaked: set[int]
+) -> list[Finding]:
+    """Look for test texts, and pairs, that training or development pairs hold word for word or nearly.
+
+    Args:
+        splits: The pairs.
+        hashes: Content hash of every image.
+        alike: Test images that are in training or development, exactly or nearly, with the id they have there.
+        leaked: Rows of the test pairs that stand there exactly.
+
+    Returns:
+        ``same-text``, ``near-same-text`` and ``near-same-pair``.
+    """
+    known = _Texts.of([_right(splits.train, splits.task), _right(splits.dev, splits.task)])
+    asked = _Texts.of([_right(splits.test, splits.task)])
+    near, criteria = _near_texts(splits, known, asked)
+    return [_same_texts(known, asked), near, _near_pairs(splits, hashes, alike, leaked, criteria)]
+
+
+def _right(pairs: Pairs, task: str) -> Pairs:
+    """Return the right pairs of a matching: a wrong pair has the text of another image, so that text would return."""
+    if task != "matching":
+        return pairs
+    rows = np.flatnonzero(match_truth(pairs).numpy() > 0.5)
+    return pairs.select(rows) if len(rows) else pairs
+
+
+class _Texts:
+    """Different texts, each as it first stands in the file and with the clusters (images) that it stands at."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, str] = {}
+        self.at: dict[str, set[str]] = {}
+
+    def returning(self, elsewhere: Callable[[str], bool]) -> np.ndarray:
+        """Return ``(clusters,)``: the share of each cluster's texts that stand elsewhere."""
+        texts_of: dict[str, list[str]] = {}
+        for text, clusters in self.at.items():
+            for cluster in clusters:
+                texts_of.setdefault(cluster, []).append(text)
+        return np.array([np.mean([elsewhere(text) for text in texts]) for cluster, texts in texts_of.items()])
+
+    @classmethod
+    def of(cls, parts: Iterable[Pairs]) -> _Texts:
+        found = cls()
+        normal: dict[str, str] = {}
+        for part in parts:
+            for cluster, text in zip(part.clusters, part.texts, strict=True):
+                if text not in normal:
+                    normal[text] = normal_text(text)
+                name = normal[text]
+                found.first.setdefault(name, text)
+                found.at.setdefault(name, set()).add(cluster)
+        return found
+
+
+def _same_texts(known: _Texts, asked: _Texts) -> Finding:
+    """Texts that return are normal for templates and short questions, and a leak for captions: both are told apart."""
+    shared = [text for text in asked.at if text in known.at]
+    share = 100 * len(shared) / len(asked.at)
+    # Both are means over images of what stands elsewhere, so that they are alike where test images are like the others.
+    usual = known.returning(lambda text: len(known.at[text]) > 1)
+    found = asked.returning(lambda text: text in known.at)
+    error = float(np.hypot(usual.std() / len(usual) ** 0.5, found.std() / len(found) ** 0.5))
+    more = float(found.mean() - usual.mean())
+    leak = bool(shared) and more > _SURE * error
+    compared = f"a test image shares {100 * found.mean():.1f} % of its texts with training images, a training image "
+    return Finding(
+        name="same-text",
+        section="data",
+        claim=(
+            f"{len(shared):,} of {len(asked.at):,} different test texts ({share:.1f} %) stand in the training or "
+            f"development pairs word for word; {compared}{100 * usual.mean():.1f} % with other training images"
+            + (": more than is usual in this set." if leak else ".")
+        ),
+        value=share,
+        ci95=None,
+        how=(
+            f"{_SAME} Percent of different test texts. It is called a leak if the mean share over test images exceeds "
+            f"that over training images by more than {_SURE:g} standard errors (one-sided Welch test over images, p < "
+            "0.005)."
+        ),
+        advice=(
+            "More texts are shared with training than is usual in this set: if they are captions or sentences, split "
+            "so that they are not."
+            if leak
+            else "As usual in this set: texts repeat; nothing to do."
+            if shared
+            else "Nothing to do."
+        ),
+        table=[{"text": asked.first[text]} for text in shared[:_SHOWN]] if leak else [],
+    )
+
+
+def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, list[Criterion]]:
+    random = np.random.default_rng(splits.seed)
+    pool = _some(list(known.at), _MOST_TEXTS, random)
+    further = _some([text for text in asked.at if text not in known.at], _MOST_TEXTS, random)
+    # What returns at another image word for word is not asked about in the test either.
+    measured = _some([text for text in pool if len(known.at[text]) == 1], _MOST_MEASURED, random)
+    if not further:
+        return _nothing("No test text is left that does not stand in training or development word for word.", 0), []
+    if len(measured) < _FEWEST_MEASURED:
+        claim = (
+            f"Near copies cannot be told from ordinary texts: only {len(measured):,} training texts stand at one image."
+        )
+        return _nothing(claim, len(further)), []
+    texts = NearTexts(pool, [frozenset(known.at[text]) for text in pool], _unit(splits, [known.first[t] for t in pool]))
+    usual = texts.nearest(
+        measured, [frozenset(known.at[text]) for text in measured], _unit(splits, [known.first[t] for t in measured])
+    )
+    criteria = choose_criteria(usual)
+    nearest = texts.nearest(
+        further, [frozenset(asked.at[text]) for text in further], _unit(splits, [asked.first[t] for t in further])
+    )
+    ordinary = int(np.any(list(met_by(usual, criteria).values()), axis=0).sum())
+    met = met_by(nearest, criteria)
+    found = np.flatnonzero(np.any(list(met.values()), axis=0))
+    p = expected_more(len(found), len(further), ordinary, len(measured))
+    expected = len(further) * ordinary / len(measured)
+    table: list[dict[str, Any]] = []
+    for row in found[np.argsort(-nearest["cosine"][0][found], kind="stable")] if "cosine" in nearest else found:
+        how = next(name for name, hits in met.items() if hits[row])
+        other = texts.texts[nearest[how][1][row]]
+        table.append(
+            {"test text": asked.first[further[row]], "training text": known.first[other], "near by": CRITERIA[how]}
+        )
+    finding = Finding(
+        name="near-same-text",
+        section="data",
+        claim=(
+            f"{len(found):,} of {len(further):,} further test texts are near copies of a training or development text "
+            f"({expected:.1f} would be by likeness alone)" + (": more than chance explains." if p < _P else ".")
+        ),
+        value=100 * len(found) / len(further),
+        ci95=None,
+        how=(
+            f"{_told(criteria)} Each bound is the loosest that at most {100 * ORDINARY:g} % of {len(measured):,} "
+            "training texts reach with a text of another training image; together those are "
+            f"{100 * ordinary / len(measured):.2f} % (the false-alarm rate). Against that: one-sided Fisher's exact "
+            f"test, p = {p:.4f}, called more than chance below {_P:g}. Percent of the different test texts that do not "
+            "stand there word for word."
+        ),
+        advice=(
+            "Look at them: if they were copied and changed, put them and their originals into one split."
+            if p < _P
+            else "No more than likeness may give: look at the first ones."
+            if len(found)
+            else "Nothing to do."
+        ),
+        table=table[:_SHOWN],
+    )
+    return finding, criteria
+
+
+def _told(criteria: list[Criterion]) -> str:
+    parts = []
+    for one in criteria:
+        if one.least is None:
+            parts.append(f"{CRITERIA[one.name]} (not used: {100 * one.rate:.1f} % of the training texts are)")
+        elif one.name == "cosine":
+            parts.append(f"{CRITERIA[one.name]} ({one.least:g} or more)")
+        else:
+            parts.append(f"{CRITERIA[one.name]} (texts of {one.least:.0f} words or more)")
+    return f"Near copies: {'; '.join(parts)}. {_SAME}"
+
+
+def _nothing(claim: str, n: int) -> Finding:
+    return Finding(
+        name="near-same-text",
+        section="data",
+        claim=claim,
+        value=None,
+        ci95=None,
+        how=f"{n:,} different test texts do not stand in training or development word for word. {_SAME}",
+        advice="Nothing to do." if n == 0 else "Read some test texts beside the training texts by hand.",
+    )
+
+
+def _near_pairs(
+    splits: Splits, hashes: dict[str, str], alike: dict[str, str], leaked: set[int], criteria: list[Criterion]
+) -> Finding:
+    """Pairs that are not the same, but whose image is the same or nearly, and whose text too."""
+    texts_of: dict[str, dict[str, str]] = {}
+    wanted = {hashes[image] for image in alike.values()}
+    for part in (splits.train, splits.dev):
+        for image, text in zip(part.images, part.texts, strict=True):
+            if hashes[image] in wanted:
+                texts_of.setdefault(hashes[image], {}).setdefault(normal_text(text), text)
+    bounds = {one.name: one.least for one in criteria}
+    test = splits.test
+    rows = [row for row in range(len(test)) if test.images[row] in alike and row not in leaked]
+    vectors = _Vectors(
+        splits, [*(test.texts[row] for row in rows), *(t for there in texts_of.values() for t in there.values())]
+    )
+    table = []
+    for row in rows:
+        there = texts_of.get(hashes[alike[test.images[row]]], {})
+        other = _nearest_of(vectors, test.texts[row], there, bounds)
+        if other is not None:
+            table.append(
+                {
+                    "place": test.places[row], "image": test.images[row], "text": test.texts[row],
+                    "training image": alike[test.images[row]], "training text": other,
+                }
+            )  # fmt: skip
+    n = len(test) - len(leaked)
+    return Finding(
+        name="near-same-pair",
+        section="data",
+        claim=(
+            f"{len(table):,} of {n:,} further test pairs have both image and text, or a near copy of either, in one "
+            "training or development pair."
+        ),
+        value=100 * len(table) / max(n, 1),
+        ci95=None,
+        how=(
+            "Image of the same content or a near copy (as same-image and near-same-image), and at that image the same "
+            "text or a near copy (as near-same-text). Percent of the test pairs that do not stand there exactly."
+        ),
+        advice="Look at them, and leave them out of one side: a model can answer them by heart."
+        if table
+        else "Nothing to do.",
+        table=table[:_SHOWN],
+    )
+
+
+class _Vectors:
+    """Embeddings of texts, read at once; none where they are too many or no encoder embeds texts."""
+
+    def __init__(self, splits: Splits, texts: list[str]) -> None:
+        different = list(dict.fromkeys(texts))
+        self.row_of = {text: row for row, text in enumerate(different)}
+        few = 0 < len(different) <= 2 * _MOST_TEXTS
+        self.values = _unit(splits, different) if few else None
+
+
+def _nearest_of(vectors: _Vectors, text: str, there: dict[str, str], bounds: dict[str, float | None]) -> str | None:
+    """Return the training text of an image that is the same as a text or near it; None if there is none."""
+    if normal_text(text) in there:
+        return there[normal_text(text)]
+    words = words_of(text)
+    for name, other in there.items():
+        others = words_of(name)
+        shorter = min(len(words), len(others))
+        for criterion, near in (
+            ("same words", sorted(words) == sorted(others)),
+            ("one word", one_word_apart(words, others)),
+        ):
+            least = bounds.get(criterion)
+            if least is not None and near and shorter >= least:
+                return other
+    least = bounds.get("cosine")
+    if least is None or not there or vectors.values is None:
+        return None
+    cosines = vectors.values[[vectors.row_of[other] for other in there.values()]] @ vectors.values[vectors.row_of[text]]
+    return list(there.values())[int(cosines.argmax())] if cosines.max() >= least else None
+
+
+def _unit(splits: Splits, texts: list[str]) -> np.ndarray | None:
+    """Return ``(texts, dim)`` at unit length; None where no encoder embeds texts."""
+    if not splits.store.select_towers("text", splits.encoder):
+        return None
+    values = splits.store.read_texts(texts, encoders=splits.encoder)
+    unit: np.ndarray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _some(items: list[str], most: int, random: np.random.Generator) -> list[str]:
+    if len(items) <= most:
+        return items
+    return [items[i] for i in np.sort(random.permutation(len(items))[:most])]

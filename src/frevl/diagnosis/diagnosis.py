@@ -1,0 +1,270 @@
+"""Diagnosis: are frozen embeddings enough for this task, is the fusion worth it, and what is wrong with the data.
+
+Every finding says what it claims, its number and interval, how it was computed and what to do; docs/diagnosis.md
+explains each.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from frevl.data.pairs import Pairs
+from frevl.diagnosis.data_quality.image_leaks import leak_findings
+from frevl.diagnosis.data_quality.label_errors import check_cleanlab, conflict_finding, label_error_finding
+from frevl.diagnosis.embeddings.encoder_comparison import encoder_findings
+from frevl.diagnosis.embeddings.geometry import embedding_findings
+from frevl.diagnosis.embeddings.probes import probe_findings
+from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.model_comparison import Contest, Entry, hold_contest
+from frevl.diagnosis.performance.class_balance import (
+    balanced_findings,
+    imbalance_finding,
+    only_class,
+    single_class_findings,
+)
+from frevl.diagnosis.performance.learning_curve import curve_findings
+from frevl.diagnosis.performance.modality_use import exchanged_hits, image_findings, solvable_blind
+from frevl.diagnosis.performance.ranking import ranking_findings
+from frevl.diagnosis.performance.run_costs import cost_findings
+from frevl.diagnosis.performance.selective_prediction import trust_findings
+from frevl.diagnosis.performance.skills import skill_findings
+from frevl.diagnosis.splits import Splits, read_splits
+from frevl.diagnosis.verdict import Judged, reach_verdict
+from frevl.errors import UsageError, nearest
+from frevl.progress import say
+from frevl.provenance import provenance
+from frevl.runs.targets import match_truth
+from frevl.store.reader import Store
+from frevl.training.training import TASKS
+
+__all__ = ["Diagnosis", "diagnose"]
+
+_CASES = 6  # telling pairs of each kind
+_MOSTLY = 50.0  # percent of the test set in the training data, above which no verdict is to be believed
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        task: ``matching`` or ``classification``.
+        verdict: ``sentence``, ``kind``, ``detail`` and the numbers behind them (docs/diagnosis.md).
+        findings: In the order of the page.
+        cases: Telling test pairs: ``kind``, ``image``, ``text``, ``target``, ``answer``, ``confidence`` in percent.
+        notes: Sentences that a reader of the numbers should know.
+        provenance: Store fingerprint, seed, versions, command, hardware, and ``seconds`` a step.
+    """
+
+    task: str
+    verdict: dict[str, Any]
+    findings: list[Finding]
+    cases: list[dict[str, Any]]
+    notes: list[str]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Return the diagnosis JSON (design, "Other JSON")."""
+        return {**vars(self), "findings": [finding.record() for finding in self.findings]}
+
+
+def diagnose(
+    store: Store | str | Path | Sequence[Store | str | Path],
+    pairs: str | Path | Pairs,
+    test: str | Path | Pairs,
+    *,
+    task: str,
+    dev: str | Path | Pairs | None = None,
+    encoder: Sequence[str] | None = None,
+    models: Sequence[str] | None = None,
+    precision: float | None = None,
+    probes: bool = True,
+    seed: int = 0,
+    time_limit: float = 600.0,
+    progress: bool = False,
+) -> Diagnosis:
+    """Find out whether frozen embeddings and a fusion of them are enough for a task.
+
+    Args:
+        store: The store, or its path; further ones of the same items are compared with the first.
+        pairs: Training pairs, or a pairs file.
+        test: Test pairs with known truth.
+        task: ``matching`` or ``classification``.
+        dev: Development pairs; None sets aside 15 % of the training images.
+        encoder: Encoders whose towers are concatenated; None takes all in the store.
+        models: Names of the models to compare (`contest.ENTRANTS`); None takes all that fit task and size.
+        precision: Wanted share of right answers, in (0, 1), for the threshold of abstention; None chooses.
+        probes: Whether generated pictures are embedded and probed too (needs the encoder, not only its store).
+        seed: Of every random choice.
+        time_limit: Seconds that all trainings together may take, roughly; most need less, and a note names those that
+            were cut short.
+        progress: Show progress lines.
+
+    Returns:
+        Verdict and findings.
+
+    Raises:
+        MissingExtraError: cleanlab is not installed (extra ``diagnose``).
+        UsageError: An unknown task, model or encoder, or a number out of range.
+        PairsError: The pairs cannot be used.
+        StoreError: There is no store, or embeddings are missing.
+    """
+    if task not in TASKS:
+        raise UsageError(f"There is no task '{task}'. {nearest(task, TASKS)}")
+    if precision is not None and not 0 < precision < 1:
+        raise UsageError(f"--precision must lie between 0 and 1, found {precision}")
+    if not time_limit > 0:
+        raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")
+    check_cleanlab()
+    several = [store] if isinstance(store, Store | str | Path) else list(store)
+    if not several:
+        raise UsageError("A diagnosis needs a store; give one with --store")
+    stores = [one if isinstance(one, Store) else Store.open(one) for one in several]
+    clock = _Clock(progress)
+    splits = read_splits(stores[0], pairs, test, task=task, dev=dev, encoder=encoder, seed=seed)
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        clock.step(f"training and judging models on {len(splits.train):,} pairs")
+        contest = hold_contest(
+            splits, folder=folder / "models", time_limit=0.55 * time_limit, models=models, progress=progress
+        )
+        clock.step("exchanging images and texts")
+        exchanged = exchanged_hits(contest)
+        verdict, findings = reach_verdict(
+            _judged(contest), exchanged, contest.clusters, only=only_class(splits.test, task)
+        )
+        say(verdict["sentence"], enabled=progress)
+        findings += balanced_findings(contest) + ranking_findings(contest)
+        findings += image_findings(contest, exchanged)
+        clock.step("looking at what can be solved blind")
+        findings.append(solvable_blind(contest, folder=folder / "blind", time_limit=0.05 * time_limit))
+        findings += skill_findings(contest)
+        clock.step("drawing learning curves")
+        findings += curve_findings(contest, folder=folder / "curve", time_limit=0.25 * time_limit, progress=progress)
+        findings += trust_findings(contest, precision=precision)
+        clock.step("looking for leaks and wrong labels")
+        leaks = leak_findings(splits)
+        # Whoever reads only the verdict must know that it stands on leaked pairs.
+        leaked = [one for one in leaks if one.name in ("same-image", "same-pair") and one.value]
+        verdict["detail"] += [one.claim for one in leaked]
+        if any(one.value is not None and one.value > _MOSTLY for one in leaked):
+            warning = (
+                "Not to be believed for new images, as most test images stand in the training or development pairs"
+            )
+            verdict["sentence"] = f"{warning}: {verdict['sentence']}"
+        single = single_class_findings(splits)
+        verdict["detail"] += [one.claim for one in single if one.name == "single-class-dev"]
+        findings += [*single, *leaks, conflict_finding(splits), imbalance_finding(splits)]
+        findings.append(label_error_finding(contest, folder=folder / "labels", time_limit=0.15 * time_limit))
+        clock.step("looking at the embeddings")
+        fusions = [entry.scorer for entry in contest.entries if entry.entrant.role == "fusion"]
+        findings += embedding_findings(splits.store, splits.train, encoders=encoder, scorers=fusions, seed=seed)
+        clock.step("comparing encoders and costs")
+        plain = [entry.name for entry in contest.entries if entry.name in ("linear", "mlp")]
+        findings += encoder_findings(
+            splits,
+            stores[1:],
+            folder=folder / "encoders",
+            time_limit=0.2 * time_limit,
+            models=[*plain, contest.best("fusion").name],
+            progress=progress,
+        )
+        findings += cost_findings(contest)
+    if probes:
+        clock.step("probing the encoders with drawn pictures")
+        findings += probe_findings(encoder or splits.store, seed=seed, progress=progress)
+    clock.step("")
+    origin = provenance(run="", store_fingerprint=stores[0].fingerprint, seed=seed)
+    return Diagnosis(
+        task=task,
+        verdict=verdict,
+        findings=findings,
+        cases=_cases(contest, exchanged),
+        notes=splits.notes + _cut_short(contest),
+        provenance={**origin, "store": str(stores[0].path), "seconds": clock.seconds},
+    )
+
+
+class _Clock:
+    """Says what is being done, and how long each step took."""
+
+    def __init__(self, progress: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._progress = progress
+        self._name, self._started = "", time.monotonic()
+
+    def step(self, name: str) -> None:
+        """Begin a step; an empty name ends the last one."""
+        if self._name:
+            self.seconds[self._name] = round(time.monotonic() - self._started, 1)
+        self._name, self._started = name, time.monotonic()
+        if name:
+            say(name, enabled=self._progress)
+
+
+def _judged(contest: Contest) -> list[Judged]:
+    return [
+        Judged(
+            name=entry.name,
+            role=entry.entrant.role,
+            hits=entry.test.hits,
+            dev=float(entry.dev.hits.mean()),
+            parameters=entry.scorer.run.parameters,
+            seconds=entry.seconds,
+        )
+        for entry in contest.entries
+    ]
+
+
+def _cut_short(contest: Contest) -> list[str]:
+    """Name the models that the time limit stopped: they may do better than it looks."""
+    fits = {entry.name: entry.scorer.run.results.get("fit") or {} for entry in contest.entries}
+    names = [name for name, fit in fits.items() if fit.get("stopped") == "time"]
+    if not names:
+        return []
+    return [
+        f"The time limit cut the training of {', '.join(names)} short: the comparison may be unfair to them; repeat it "
+        "with a larger --time-limit."
+    ]
+
+
+def _cases(contest: Contest, exchanged: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return pairs that are right only with the image, and pairs that are wrong with confidence; surest first."""
+    fusion, text = contest.best("fusion"), contest.best("text")
+    sure = np.argsort(-fusion.test.confidence, kind="stable")
+    seen = (fusion.test.hits >= 1) & (text.test.hits == 0) & (exchanged["image"] < 0.5)
+    wrong = fusion.test.hits == 0
+    return [
+        _case(kind, fusion, contest.splits, row)
+        for kind, rows in (("right only with the image", seen), ("confident and wrong", wrong))
+        for row in _different(contest.splits.test, [int(row) for row in sure if rows[row]])[:_CASES]
+    ]
+
+
+def _different(pairs: Pairs, rows: list[int]) -> list[int]:
+    """Return the first row of every pair; wrong pairs that were drawn may be the same twice."""
+    first: dict[tuple[str, str], int] = {}
+    for row in rows:
+        first.setdefault((pairs.images[row], pairs.texts[row]), row)
+    return list(first.values())
+
+
+def _case(kind: str, fusion: Entry, splits: Splits, row: int) -> dict[str, Any]:
+    marks, pairs = fusion.test, splits.test
+    # In matching, truth and answer are said in the same words.
+    truth = int(match_truth(pairs.select([row]))[0] > 0.5) if splits.task == "matching" else None
+    return {
+        "kind": kind,
+        "image": pairs.images[row],
+        "text": pairs.texts[row],
+        "target": pairs.targets[row] if truth is None else marks.labels[truth],
+        "answer": marks.labels[int(marks.predicted[row])],
+        "confidence": 100 * float(marks.confidence[row]),
+    }

@@ -1,0 +1,1 @@
+"""Findings about embeddings: geometry, probes, comparison of encoders."""

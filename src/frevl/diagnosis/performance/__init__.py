@@ -1,0 +1,1 @@
+"""Findings about models: modality use, skills, learning curve, ranking, cost."""

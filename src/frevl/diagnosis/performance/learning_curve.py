@@ -1,0 +1,233 @@
+"""Learning curves: what ten times the data would buy, and for which model.
+
+Errors at five sizes follow ``e(n) = c + a * n**-b`` with ``a, c >= 0`` (Hestness et al. 2017, "Deep Learning Scaling
+is Predictable, Empirically"). The interval covers the test sample and the scatter of the points about the law; that the
+law goes on to hold is an assumption, and the report says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from frevl.diagnosis.findings import Finding, chart, series
+from frevl.diagnosis.model_comparison import SMALL, Contest, Entry, fit, mark, seen_by
+from frevl.diagnosis.splits import share_of_clusters
+from frevl.errors import PairsError
+from frevl.progress import say
+
+__all__ = ["Law", "curve_findings", "fit_law", "law_interval"]
+
+POINTS = 5
+_FEWEST_POINTS = 4  # the law has three parameters
+_FEWEST = 40  # pairs of the smallest point
+_SMALLEST_SHARE = 1 / 16
+_SHARES_OF_MANY = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1.0)  # a half and a quarter take longer than all others together
+_EXPONENTS = np.concatenate([np.arange(0.05, 1.0, 0.05), np.arange(1.0, 2.01, 0.1)])
+_DRAWS = 400
+_WORTH = 0.5  # points that are called a gain
+_TIMES = 10  # how much more data is asked about
+
+
+@dataclass(frozen=True)
+class Law:
+    """``error(n) = floor + factor * n**-exponent``, all in shares of 1."""
+
+    floor: float
+    factor: float
+    exponent: float
+
+    def at(self, n: float) -> float:
+        """Return the error at so many training pairs, in [0, 1]."""
+        return float(min(self.floor + self.factor * n**-self.exponent, 1.0))
+
+
+def fit_law(sizes: np.ndarray, errors: np.ndarray) -> Law:
+    """Fit the law by least squares of relative errors: exactly for every exponent of a grid, then the best exponent.
+
+    Errors of half and of a hundredth count alike: the late, small ones tell where the curve goes.
+
+    Args:
+        sizes: ``(k,)`` training pairs.
+        errors: ``(k,)`` in (0, 1].
+    """
+    weights = errors**-2 / (errors**-2).sum()
+    mean = float(weights @ errors)
+    x = sizes ** -_EXPONENTS[:, None]  # one row an exponent
+    centred = x - (x @ weights)[:, None]
+    factors = (centred * weights) @ errors / (np.square(centred) @ weights)
+    floors = mean - factors * (x @ weights)
+    # Where the floor would fall below 0, the best solution has the floor 0.
+    factors = np.where(floors < 0, (x * weights) @ errors / (np.square(x) @ weights), factors)
+    floors = np.maximum(floors, 0.0)
+    losses = np.square(floors[:, None] + factors[:, None] * x - errors) @ weights
+    losses[factors <= 0] = np.inf
+    best = int(losses.argmin())
+    if not losses[best] < float(weights @ np.square(errors - mean)) * (1 - 1e-9):
+        return Law(mean, 0.0, 1.0)
+    return Law(float(floors[best]), float(factors[best]), float(_EXPONENTS[best]))
+
+
+def law_interval(sizes: np.ndarray, hits: np.ndarray, clusters: list[str], n: float, seed: int) -> tuple[float, float]:
+    """Return the 95 % interval of the law's error at n, in [0, 1].
+
+    Test clusters are drawn again with replacement, the same for all sizes, and every error is scaled by a log-normal
+    number with the relative deviation of the points about the law (two degrees of freedom are left of five points).
+
+    Args:
+        sizes: ``(k,)`` training pairs.
+        hits: ``(k, pairs)`` test hits at every size.
+        clusters: Image of every test pair.
+        n: Training pairs to extrapolate to.
+        seed: Of the draws.
+    """
+    random = np.random.default_rng(seed)
+    names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    number_of = np.array([names[name] for name in clusters])
+    wrong = np.stack([np.bincount(number_of, weights=1 - row, minlength=len(names)) for row in hits])
+    counts = np.bincount(number_of).astype(float)
+    least = 0.5 / counts.sum()  # no error seen is not no error
+    errors = np.maximum(wrong.sum(axis=1) / counts.sum(), least)
+    law = fit_law(sizes, errors)
+    residuals = np.log(errors / np.array([law.at(size) for size in sizes]))
+    deviation = float(np.sqrt(np.square(residuals).sum() / max(len(sizes) - 3, 1)))
+    drawn = np.empty(_DRAWS)
+    for draw in range(_DRAWS):
+        chosen = random.integers(0, len(names), len(names))
+        resampled = wrong[:, chosen].sum(axis=1) / counts[chosen].sum()
+        moved = np.clip(resampled * np.exp(random.normal(0.0, deviation, len(sizes))), least, 1)
+        drawn[draw] = fit_law(sizes, moved).at(n)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def curve_findings(contest: Contest, *, folder: Path, time_limit: float, progress: bool = False) -> list[Finding]:
+    """Train fusion, linear probe (or the best baseline) and text on growing parts of the training images.
+
+    Args:
+        contest: Its entries are the last point of each curve.
+        folder: For the runs.
+        time_limit: Seconds for all of it.
+        progress: Show progress lines.
+    """
+    train = contest.splits.train
+    smallest = max(_SMALLEST_SHARE, min(1.0, _FEWEST / len(train)))
+    if smallest > 0.25:
+        return [_too_few(len(train))]
+    shares = np.geomspace(smallest, 1.0, POINTS) if len(train) <= SMALL else np.array(_SHARES_OF_MANY)
+    linear = [entry for entry in contest.entries if entry.name == "linear"]
+    entries = [contest.best("fusion"), *(linear or [contest.best("baseline")]), contest.best("text")]
+    cost = sum(entry.seconds for entry in entries) * float(shares[:-1].sum())
+    slower = min(1.0, time_limit / max(cost, 1e-9))
+    curves = []
+    for entry in entries:
+        curve = _Curve(entry)
+        for number, share in enumerate(shares[:-1]):
+            part = share_of_clusters(train, float(share), seed=contest.splits.seed)
+            limit = max(2 * entry.seconds * share * slower, 2.0)
+            place = folder / entry.name / str(number)
+            try:
+                scorer = fit(contest.splits, entry.entrant, folder=place, time_limit=limit, pairs=part)
+            except PairsError:  # so few pairs may hold one class only: then the curve begins later
+                continue
+            judged = seen_by(entry.entrant, contest.splits.test, contest.splits)
+            curve.add(len(part), mark(scorer, judged).hits)
+        curve.add(len(train), entry.test.hits)
+        shown = ", ".join(f"{100 * row.mean():.1f}" for row in curve.hits)
+        say(f"  {entry.name:<18} {shown} %", enabled=progress)
+        if len(curve.sizes) >= _FEWEST_POINTS:
+            curves.append(curve)
+    return _findings(curves, contest) if curves else [_too_few(len(train))]
+
+
+@dataclass
+class _Curve:
+    """Test hits of one model at growing sizes."""
+
+    entry: Entry
+    sizes: list[int] = field(default_factory=list)
+    hits: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, size: int, hits: np.ndarray) -> None:
+        self.sizes.append(size)
+        self.hits.append(hits)
+
+
+def _findings(curves: list[_Curve], contest: Contest) -> list[Finding]:
+    n = len(contest.splits.train)
+    findings: list[Finding] = []
+    lines, table = [], []
+    for curve in curves:
+        name, sizes = curve.entry.name, np.array(curve.sizes, float)
+        scores = [100 * float(row.mean()) for row in curve.hits]
+        law = fit_law(sizes, np.maximum(1 - np.array(scores) / 100, 0.5 / len(contest.clusters)))
+        low, high = law_interval(sizes, np.stack(curve.hits), contest.clusters, _TIMES * n, contest.splits.seed)
+        then, bounds = 100 * (1 - law.at(_TIMES * n)), [100 * (1 - high), 100 * (1 - low)]
+        bounds = [min(bounds[0], then), max(bounds[1], then)]
+        table += [
+            {"model": name, "training pairs": size, "accuracy %": score, "low": None, "high": None, "from": "measured"}
+            for size, score in zip(curve.sizes, scores, strict=True)
+        ]
+        table.append(
+            {
+                "model": name, "training pairs": _TIMES * n, "accuracy %": then, "low": bounds[0], "high": bounds[1],
+                "from": "extrapolated",
+            }
+        )  # fmt: skip
+        lines.append(series(name, curve.sizes, scores))
+        ahead = np.geomspace(sizes[0], _TIMES * n, 25)
+        lines.append(
+            series(
+                f"{name}, law", [float(x) for x in ahead], [100 * (1 - law.at(float(x))) for x in ahead], dashed=True
+            )
+        )
+        findings.append(_finding(curve, law, then, bounds, n))
+    plot = chart("lines", "training pairs", "right answers, %", *lines, log_x=True)
+    first = findings[0]
+    return [replace(first, table=table, plot=plot), *findings[1:]]
+
+
+def _finding(curve: _Curve, law: Law, then: float, bounds: list[float], n: int) -> Finding:
+    name, now = curve.entry.name, 100 * float(curve.hits[-1].mean())
+    # What the law says of all pairs counts too: a last point below it is no gain to come.
+    if bounds[0] > max(now, 100 * (1 - law.at(n))) + _WORTH:
+        claim = (
+            f"Ten times the data would bring {name} from {now:.1f} to about {then:.1f} % ({bounds[0]:.1f} to "
+            f"{bounds[1]:.1f})."
+        )
+        advice = "More pairs of the same kind are worth their cost for this model, if the law goes on to hold."
+    else:
+        claim = (
+            f"Ten times the data would bring {name} from {now:.1f} to about {then:.1f} % ({bounds[0]:.1f} to "
+            f"{bounds[1]:.1f}): a gain cannot be promised."
+        )
+        advice = "Do not label more pairs for this model; another encoder or other information comes first."
+    return Finding(
+        name=f"ten-times-data-{name.replace(' ', '-')}",
+        section="curve",
+        claim=claim,
+        value=then,
+        ci95=bounds,
+        how=(
+            f"{name} trained on {len(curve.sizes)} nested parts of the training images "
+            f"({curve.sizes[0]:,} to {n:,} pairs), judged on the same test pairs; error = {law.floor:.3f} + "
+            f"{law.factor:.3g} n^-{law.exponent:.2f}. "
+            "Percent at ten times the pairs; the 95 % interval covers test images and scatter about the law, not that "
+            "the law may end."
+        ),
+        advice=advice,
+    )
+
+
+def _too_few(n: int) -> Finding:
+    return Finding(
+        name="ten-times-data",
+        section="curve",
+        claim=f"{n:,} training pairs are too few for a learning curve, or too uneven.",
+        value=None,
+        ci95=None,
+        how=f"{POINTS} points from {_FEWEST} pairs up to all of them, over a factor of four at least.",
+        advice=f"Come back with {4 * _FEWEST:,} training pairs or more.",
+    )

@@ -1,0 +1,119 @@
+"""What every compared model costs, so that a gain is read beside its price."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.model_comparison import Contest
+from frevl.diagnosis.verdict import HOW_COMPARED, compare
+from frevl.runs.scorer import Scorer
+
+__all__ = ["RunCost", "cost_findings", "run_cost"]
+
+_BATCH = 256
+_REPEATS = 5
+_RUN_FILES = ("run.json", "weights.safetensors", "seen.safetensors")
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """What a run costs.
+
+    Attributes:
+        parameters: Of its network.
+        bytes: Of its files.
+        pair_ms: Milliseconds a pair, scored 256 at a time, reading the embeddings included.
+        single_ms: Milliseconds of one pair scored alone, as a service meets it.
+        train_seconds: Of its training.
+    """
+
+    parameters: int
+    bytes: int
+    pair_ms: float
+    single_ms: float
+    train_seconds: float
+
+
+def run_cost(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> RunCost:
+    """Measure what a run costs.
+
+    Args:
+        scorer: The run with its store.
+        pairs: At least one ``(image id, text)`` of the store; up to 256 are scored.
+    """
+    some = list(pairs[:_BATCH])
+    files = (scorer.run.path / name for name in _RUN_FILES)
+    return RunCost(
+        parameters=scorer.run.parameters,
+        bytes=sum(file.stat().st_size for file in files),
+        pair_ms=_milliseconds(scorer, some) / len(some),
+        single_ms=_milliseconds(scorer, some[:1]),
+        train_seconds=float(scorer.run.results["train_seconds"]),
+    )
+
+
+def cost_findings(contest: Contest) -> list[Finding]:
+    """Put the price of every model of a contest beside what it reaches.
+
+    Args:
+        contest: Trained models; their runs must still be on disk.
+    """
+    test = contest.splits.test
+    pairs = list(zip(test.images, test.texts, strict=True))
+    rows: list[dict[str, Any]] = []
+    for entry in contest.entries:
+        cost = run_cost(entry.scorer, pairs)
+        rows.append(
+            {
+                "model": entry.name,
+                "accuracy %": 100 * float(entry.test.hits.mean()),
+                "parameters": cost.parameters,
+                "kilobytes": cost.bytes / 1000,
+                "ms a pair": cost.pair_ms,
+                "ms alone": cost.single_ms,
+                "training s": cost.train_seconds,
+            }
+        )
+    fusion, plain = contest.best("fusion"), contest.best("baseline")
+    by_name = {row["model"]: row for row in rows}
+    dear, cheap = by_name[fusion.name], by_name[plain.name]
+    gain = compare(fusion.test.hits, plain.test.hits, contest.clusters)
+    return [
+        Finding(
+            name="cost",
+            section="cost",
+            claim=(
+                f"The fusion ({fusion.name}) scores a pair in {dear['ms a pair']:.3f} ms with {dear['parameters']:,} "
+                f"parameters, {plain.name} in {cheap['ms a pair']:.3f} ms with {cheap['parameters']:,}; the "
+                f"difference in right answers is {gain}."
+            ),
+            value=dear["ms a pair"],
+            ci95=None,
+            how=(
+                "Parameters of the network; bytes of the run's files; milliseconds a pair through Scorer on this "
+                f"machine, embeddings read from the store, median of {_REPEATS} repeats of {min(_BATCH, len(pairs)):,} "
+                "pairs after one to warm up, and of one pair alone. Embedding new items comes on top: see the "
+                "encoders. Difference in right answers: "
+                f"{HOW_COMPARED}"
+            ),
+            advice=(
+                "Where a cheaper model is not measurably worse, take it. Compare with the milliseconds an image under "
+                "the encoders: if those are many times more, the encoder decides what a service costs."
+            ),
+            table=rows,
+        )
+    ]
+
+
+def _milliseconds(scorer: Scorer, pairs: list[tuple[str, str]]) -> float:
+    took = []
+    for _ in range(1 + _REPEATS):
+        started = time.perf_counter()
+        scorer.score(pairs)
+        took.append(1000 * (time.perf_counter() - started))
+    return statistics.median(took[1:])

@@ -1,0 +1,233 @@
+"""Calibration and abstention: can a probability be believed, and what is left if doubtful answers are withheld."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from frevl.diagnosis.findings import Finding, chart, series
+from frevl.diagnosis.model_comparison import Contest, Marks
+from frevl.diagnosis.verdict import edges, points
+from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic
+from frevl.evaluation.metrics import expected_calibration_error
+
+__all__ = [
+    "abstention_finding",
+    "calibration_finding",
+    "reliability",
+    "risk_coverage",
+    "threshold_for",
+    "trust_findings",
+]
+
+_BINS = 15
+_PRECISIONS = (0.8, 0.9, 0.95, 0.99)
+_SIMULATIONS = 200
+_FEWEST_ANSWERED = 20  # a threshold that leaves fewer development pairs says nothing
+
+
+def trust_findings(contest: Contest, *, precision: float | None = None) -> list[Finding]:
+    """Judge the probabilities of the fusion.
+
+    Args:
+        contest: The trained models.
+        precision: Wanted share of right answers among those that are given, in (0, 1); None takes the first of 80, 90,
+            95 and 99 % that the fusion does not reach anyway.
+    """
+    fusion = contest.best("fusion")
+    return [
+        calibration_finding(fusion.test, contest.clusters),
+        abstention_finding(fusion.dev, fusion.test, contest.clusters, precision=precision),
+    ]
+
+
+def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = _BINS) -> list[dict[str, Any]]:
+    """Return the rows of a reliability plot: bins of equal width, as in `expected_calibration_error`.
+
+    Args:
+        confidence: ``(n,)`` in [0, 1].
+        hits: ``(n,)`` in [0, 1].
+        bins: Number of bins.
+
+    Returns:
+        ``bin``, ``pairs``, ``confidence %`` and ``right %`` of every bin that is not empty.
+    """
+    bin_of = np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], confidence, side="left")
+    return [
+        {
+            "bin": f"{100 * b / bins:.0f} to {100 * (b + 1) / bins:.0f} %",
+            "pairs": int(inside.sum()),
+            "confidence %": 100 * float(confidence[inside].mean()),
+            "right %": 100 * float(hits[inside].mean()),
+        }
+        for b in range(bins)
+        if (inside := bin_of == b).any()
+    ]
+
+
+def calibration_finding(marks: Marks, clusters: list[str]) -> Finding:
+    """Compare confidence with the share of right answers.
+
+    The expected calibration error of a perfect model is above 0 on a finite sample, so it is compared with what
+    perfectly calibrated answers of the same confidences would give by chance; over- or under-confidence is claimed
+    by the mean of confidence minus hit, whose interval respects images.
+    """
+    confidence, hits = marks.confidence, marks.hits
+    after = bootstrap_statistic(
+        lambda rows: expected_calibration_error(confidence[rows], hits[rows]), clusters, resamples=300
+    )
+    before = expected_calibration_error(marks.raw, hits)
+    random = np.random.default_rng(0)
+    by_chance = [
+        expected_calibration_error(confidence, (random.random(len(confidence)) < confidence).astype(float))
+        for _ in range(_SIMULATIONS)
+    ]
+    limit = float(np.quantile(by_chance, 0.95))
+    gap = bootstrap_interval(confidence - hits, clusters)
+    if gap.low > 0 and after.value > limit:
+        word = f"over-confident by {100 * gap.value:.1f} points ({100 * gap.low:.1f} to {100 * gap.high:.1f})"
+        advice = (
+            "Do not act on its probabilities as they are: test pairs differ from the development pairs; look there."
+        )
+    elif gap.high < 0 and after.value > limit:
+        word = f"under-confident by {-100 * gap.value:.1f} points ({-100 * gap.high:.1f} to {-100 * gap.low:.1f})"
+        advice = "Probabilities are too low; calibrate on pairs like those of the test."
+    elif after.value > limit:
+        word = "not calibrated bin by bin, though right on average"
+        advice = "Use probabilities to rank answers; calibrate on more development pairs before acting on their size."
+    else:
+        word = "as calibrated as can be measured here"
+        advice = "Probabilities can be read as the share of right answers among pairs like these."
+    rows = reliability(confidence, hits)
+    raw = reliability(marks.raw, hits)
+    return Finding(
+        name="calibration",
+        section="calibration",
+        claim=(
+            f"The fusion is {word}: expected calibration error {100 * after.value:.1f} % ({100 * before:.1f} % before "
+            f"the temperature{_direction(bootstrap_interval(marks.raw - hits, clusters))})."
+        ),
+        value=100 * after.value,
+        ci95=points(after),
+        how=(
+            f"Expected calibration error on {len(hits):,} test pairs in {_BINS} bins, in percent; temperature fitted "
+            "on development pairs. Perfectly calibrated answers of these confidences stay below "
+            f"{100 * limit:.1f} % in 95 % of simulations. 95 % bootstrap over images, which cannot reach 0 on a finite "
+            "sample."
+        ),
+        advice=advice,
+        table=[{**row, "temperature": "after"} for row in rows] + [{**row, "temperature": "before"} for row in raw],
+        plot=chart(
+            "lines",
+            "confidence, %",
+            "right answers, %",
+            series("after temperature", *_xy(rows)),
+            series("before", *_xy(raw)),
+            series("perfect", [0.0, 100.0], [0.0, 100.0], dashed=True),
+        ),
+    )
+
+
+def _direction(gap: Interval) -> str:
+    """Say where confidence lay; nothing where it was right on average as far as can be told."""
+    if gap.low > 0:
+        return f", over-confident by {100 * gap.value:.1f} points"
+    return f", under-confident by {-100 * gap.value:.1f} points" if gap.high < 0 else ""
+
+
+def _xy(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    return [row["confidence %"] for row in rows], [row["right %"] for row in rows]
+
+
+def risk_coverage(confidence: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return coverage and share of right answers if only the surest answers are given (El-Yaniv and Wiener 2010).
+
+    Answers of equal confidence are given or withheld together.
+
+    Returns:
+        ``(k,)`` coverage in (0, 1], rising to 1, and ``(k,)`` share of right answers among the answers given.
+    """
+    order = np.argsort(-confidence, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(confidence[order])), len(order) - 1)
+    return (ends + 1) / len(order), np.cumsum(hits[order])[ends] / (ends + 1)
+
+
+def threshold_for(precision: float, confidence: np.ndarray, hits: np.ndarray) -> float | None:
+    """Return the smallest confidence from which on the answers reach a precision; None if none does.
+
+    Args:
+        precision: Wanted share of right answers, in (0, 1).
+        confidence: ``(n,)`` on development pairs.
+        hits: ``(n,)``.
+    """
+    coverage, right = risk_coverage(confidence, hits)
+    enough = (right >= precision) & (coverage * len(hits) >= min(_FEWEST_ANSWERED, len(hits)))
+    if not enough.any():
+        return None
+    given = round(float(coverage[np.flatnonzero(enough)[-1]]) * len(hits))
+    return float(np.sort(confidence)[::-1][given - 1])
+
+
+def abstention_finding(dev: Marks, test: Marks, clusters: list[str], *, precision: float | None = None) -> Finding:
+    """Choose thresholds on development pairs, and say what they do on test pairs."""
+    overall = float(dev.hits.mean())
+    wanted = precision if precision is not None else next((p for p in _PRECISIONS if p > overall), _PRECISIONS[-1])
+    table = [
+        _threshold_row(one, dev, test, clusters)
+        for one in sorted({*_PRECISIONS, wanted})
+        if one > overall or one == wanted
+    ]
+    row = next(line for line in table if line["wanted %"] == 100 * wanted)
+    if row["threshold"] is None:
+        claim = f"No threshold gives {100 * wanted:.0f} % right answers on the development pairs."
+        advice = "Do not automate at this precision; lower it, or improve the model first."
+    elif row["right %"] is None:
+        claim = (
+            f"Answers above {row['threshold']:.2f} were {100 * wanted:.0f} % right on the development pairs, but no "
+            "test pair reaches that confidence."
+        )
+        advice = "The test pairs differ from the development pairs; look at them."
+    else:
+        claim = (
+            f"Answering only above a confidence of {row['threshold']:.2f}, chosen for {100 * wanted:.0f} % right "
+            f"answers, leaves {row['answered %']:.1f} % of the test pairs, {row['right %']:.1f} % of them right."
+        )
+        advice = f"Use {row['threshold']:.2f} as the threshold, and send the rest to a person."
+    bounds = None if row["low"] is None else [row["low"], row["high"]]
+    coverage, right = risk_coverage(test.confidence, test.hits)
+    shown = np.unique(np.linspace(0, len(coverage) - 1, 60).astype(int))
+    return Finding(
+        name="abstention",
+        section="calibration",
+        claim=claim,
+        value=row["right %"],
+        ci95=bounds,
+        how=(
+            f"The threshold is the smallest that reaches the wanted precision on {len(dev.hits):,} development pairs "
+            f"(at least {_FEWEST_ANSWERED} answered); coverage and percent right are those of the test pairs, 95 % "
+            "bootstrap over images."
+        ),
+        advice=advice,
+        table=table,
+        plot=chart(
+            "lines",
+            "test pairs answered, %",
+            "right among them, %",
+            series("fusion", [100 * float(coverage[i]) for i in shown], [100 * float(right[i]) for i in shown]),
+        ),
+    )
+
+
+def _threshold_row(precision: float, dev: Marks, test: Marks, clusters: list[str]) -> dict[str, Any]:
+    threshold = threshold_for(precision, dev.confidence, dev.hits)
+    empty = {"wanted %": 100 * precision, "threshold": threshold, "answered %": None, "right %": None}
+    if threshold is None:
+        return {**empty, "low": None, "high": None}
+    given = test.confidence >= threshold
+    if not given.any():
+        return {**empty, "answered %": 0.0, "low": None, "high": None}
+    right = bootstrap_interval(test.hits[given], [clusters[row] for row in np.flatnonzero(given)])
+    bounds = edges(points(right))
+    shares = {"answered %": 100 * float(given.mean()), "right %": 100 * right.value}
+    return {**empty, **shares, "low": bounds[0], "high": bounds[1]}

@@ -1,0 +1,1 @@
+"""The diagnosis as one HTML page, as Markdown and as plots."""

@@ -1,0 +1,79 @@
+"""A diagnosis as Markdown: verdict, findings by section, tables. Every number in it stands in the JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from frevl.diagnosis.findings import SECTIONS, Finding
+
+if TYPE_CHECKING:
+    from frevl.diagnosis.diagnosis import Diagnosis
+
+__all__ = ["diagnosis_markdown", "diagnosis_summary"]
+
+_MOST_ROWS = 30
+
+
+def diagnosis_markdown(diagnosis: Diagnosis) -> str:
+    """Return the whole diagnosis as Markdown, the verdict first."""
+    origin = diagnosis.provenance
+    parts = [f"# {diagnosis.verdict['sentence']}", *diagnosis.verdict["detail"], *diagnosis.notes]
+    for section, heading in SECTIONS.items():
+        found = [finding for finding in diagnosis.findings if finding.section == section]
+        if found:
+            parts.append(f"## {heading}")
+            parts += [_finding(finding) for finding in found]
+    if diagnosis.cases:
+        columns = ("kind", "image", "text", "target", "answer", "confidence")
+        parts += ["## Telling pairs", _table([{name: case[name] for name in columns} for case in diagnosis.cases])]
+    parts.append(
+        f"Task {diagnosis.task}, store {origin['store_fingerprint']}, seed {origin['seed']}; "
+        + ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
+        + f"; `{origin['command']}`"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def diagnosis_summary(diagnosis: Diagnosis) -> str:
+    """Return verdict and claims for the terminal, one a line."""
+    lines = [diagnosis.verdict["sentence"], *diagnosis.verdict["detail"]]
+    for section, heading in SECTIONS.items():
+        claims = [
+            finding.claim
+            for finding in diagnosis.findings
+            if finding.section == section and not finding.name.startswith("fusion-against-")  # said in the verdict
+        ]
+        if claims:
+            lines += ["", heading, *(f"  {claim}" for claim in claims)]
+    return "\n".join([*lines, *(["", *diagnosis.notes] if diagnosis.notes else [])])
+
+
+def _finding(finding: Finding) -> str:
+    number = "" if finding.value is None else f" Value {_cell(finding.value)}"
+    if finding.value is not None and finding.ci95 is not None:
+        number += f" (95 % interval {_cell(finding.ci95[0])} to {_cell(finding.ci95[1])})"
+    lines = [
+        f"**{finding.claim}**{number}{'.' if number else ''}",
+        f"What to do: {finding.advice}",
+        f"How: {finding.how}",
+    ]
+    if finding.table:
+        lines.append(_table(finding.table))
+    return "\n\n".join(lines)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows[:_MOST_ROWS]]
+    if len(rows) > _MOST_ROWS:
+        lines.append(f"\n... and {len(rows) - _MOST_ROWS:,} more, in the JSON.")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,242 @@
+"""What an encoder is: an image tower, a text tower, or both, and the embeddings they return."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol, overload
+
+import numpy as np
+from PIL import Image
+
+from frevl.encoders.images import ImageSource, read_image
+from frevl.errors import UsageError
+
+__all__ = ["TOKENS", "Embeddings", "Encoder", "ImageTower", "TextTower", "pool", "processors", "stack"]
+
+TOKENS = ("pooled", "7x7", "4x4", "2x2")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A batch of embeddings.
+
+    Attributes:
+        values: ``(n, tokens, dim)`` float32; pooled embeddings have one token. Masked-out values are zero.
+        mask: ``(n, tokens)`` bool, True where a token exists; each item has at least one.
+    """
+
+    values: np.ndarray
+    mask: np.ndarray
+
+    @classmethod
+    def of(cls, items: Sequence[np.ndarray], dim: int) -> Embeddings:
+        """Make a batch of items.
+
+        Args:
+            items: One ``(tokens, dim)`` float32 array an item; the number of tokens may differ.
+            dim: Width, needed when there is no item: the batch is then ``(0, 1, dim)``.
+        """
+        if not items:
+            return cls(np.zeros((0, 1, dim), np.float32), np.zeros((0, 1), bool))
+        return cls(*stack(items))
+
+    @property
+    def items(self) -> list[np.ndarray]:
+        """The items without padding: one ``(tokens, dim)`` array each."""
+        return [values[mask] for values, mask in zip(self.values, self.mask, strict=True)]
+
+
+class ImageTower(Protocol):
+    """The frozen network that turns images into embeddings."""
+
+    @property
+    def name(self) -> str:
+        """Name of the tower's column in a store, for example ``efficientnet-lite0``."""
+
+    @property
+    def dim(self) -> int:
+        """Width of one embedding."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Everything that can change an embedding, field by field; hashed into the fingerprint."""
+
+    @property
+    def target(self) -> int:
+        """The ``target`` to pass to `frevl.encoders.images.read_image`; part of the identity."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many prepared images to hand to `embed` at once; changes speed, never a value."""
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Turn one image that `read_image` returned into the network's input, without a batch axis.
+
+        Thread-safe; meant to be called by the threads that decode.
+        """
+
+    def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
+        """Embed a batch of prepared images, on all processor cores. Thread-safe."""
+
+
+class TextTower(Protocol):
+    """The frozen network that turns texts into embeddings."""
+
+    @property
+    def name(self) -> str:
+        """Name of the tower's column in a store, for example ``minilm-l6``."""
+
+    @property
+    def dim(self) -> int:
+        """Width of one embedding."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Everything that can change an embedding, field by field; hashed into the fingerprint."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many texts to hand to `embed` at once; changes speed, never a value."""
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Embed a batch of texts, on all processor cores. Thread-safe."""
+
+    def truncated(self, texts: Sequence[str]) -> int:
+        """Count the texts that are too long for the network, so that their end is not embedded."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One image tower, one text tower, or one of each.
+
+    Attributes:
+        name: The name that `load_encoder` was given.
+        image: The image tower, or None.
+        text: The text tower, or None.
+    """
+
+    name: str
+    image: ImageTower | None
+    text: TextTower | None
+
+    @overload
+    def embed_images(self, images: Sequence[ImageSource], *, tokens: Literal[False] = False) -> np.ndarray: ...
+    @overload
+    def embed_images(self, images: Sequence[ImageSource], *, tokens: Literal[True]) -> Embeddings: ...
+    def embed_images(self, images: Sequence[ImageSource], *, tokens: bool = False) -> np.ndarray | Embeddings:
+        """Embed images, in batches, in the order given.
+
+        Args:
+            images: Paths, bytes of image files, or Pillow images; any number.
+            tokens: Return every token instead of their mean.
+
+        Returns:
+            ``(n, dim)`` float32, the mean of each item's tokens (at unit length, see `frevl.encoders.tokens`);
+            with ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
+
+        Raises:
+            ImageError: An image cannot be read.
+            UsageError: The encoder has no image tower, ``images`` is a single one, or one of them is no image.
+        """
+        tower = self.image
+        if tower is None:
+            raise UsageError(f"The encoder '{self.name}' has no image tower, so it cannot embed images.")
+        if isinstance(images, str | bytes | os.PathLike | Image.Image):
+            raise UsageError("embed_images takes a list of images and was given a single one; write [image].")
+        kinds = (str, bytes, os.PathLike, Image.Image)
+        wrong = next((type(image).__name__ for image in images if not isinstance(image, kinds)), None)
+        if wrong is not None:
+            raise UsageError(
+                f"embed_images takes paths, bytes of image files or Pillow images, and found one of type {wrong}."
+            )
+
+        def prepared(image: ImageSource) -> np.ndarray:
+            return tower.prepare(read_image(image, target=tower.target))
+
+        with ThreadPoolExecutor(processors()) as workers:
+            batches = (
+                tower.embed(list(workers.map(prepared, images[start : start + tower.batch_size])))
+                for start in range(0, len(images), tower.batch_size)
+            )
+            embedded = Embeddings.of([item for batch in batches for item in batch.items], tower.dim)
+        return embedded if tokens else pool(embedded.values, embedded.mask)
+
+    @overload
+    def embed_texts(self, texts: Sequence[str], *, tokens: Literal[False] = False) -> np.ndarray: ...
+    @overload
+    def embed_texts(self, texts: Sequence[str], *, tokens: Literal[True]) -> Embeddings: ...
+    def embed_texts(self, texts: Sequence[str], *, tokens: bool = False) -> np.ndarray | Embeddings:
+        """Embed texts, in batches, in the order given.
+
+        Args:
+            texts: Any number of texts. Too long ones lose their end (see `TextTower.truncated`).
+            tokens: Return every token instead of their mean.
+
+        Returns:
+            ``(n, dim)`` float32, the mean of each item's tokens (at unit length, see `frevl.encoders.tokens`);
+            with ``tokens=True`` the `Embeddings` ``(n, tokens, dim)``.
+
+        Raises:
+            UsageError: The encoder has no text tower, ``texts`` is a single one, or one of them is not a string.
+        """
+        tower = self.text
+        if tower is None:
+            raise UsageError(f"The encoder '{self.name}' has no text tower, so it cannot embed texts.")
+        if isinstance(texts, str):
+            raise UsageError("embed_texts takes a list of texts and was given a single one; write [text].")
+        wrong = next((type(text).__name__ for text in texts if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise UsageError(
+                f"embed_texts takes a list of texts and found one of type {wrong} in it; give strings only."
+            )
+        batches = (
+            tower.embed(texts[start : start + tower.batch_size]) for start in range(0, len(texts), tower.batch_size)
+        )
+        embedded = Embeddings.of([item for batch in batches for item in batch.items], tower.dim)
+        return embedded if tokens else pool(embedded.values, embedded.mask)
+
+
+def processors() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def pool(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Mean over the tokens that exist.
+
+    Args:
+        values: ``(n, tokens, dim)``.
+        mask: ``(n, tokens)`` bool.
+
+    Returns:
+        ``(n, dim)`` float32.
+    """
+    if values.shape[1] == 1:
+        return values[:, 0].astype(np.float32)
+    weights = (mask / np.maximum(mask.sum(axis=1, keepdims=True), 1)).astype(np.float32)
+    pooled = np.empty((len(values), values.shape[2]), np.float32)
+    for start in range(0, len(values), 1024):  # in blocks: a float32 copy of all tokens may not fit
+        block = slice(start, start + 1024)
+        pooled[block] = np.matmul(weights[block, None], values[block].astype(np.float32))[:, 0]
+    return pooled
+
+
+def stack(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Put embeddings of different lengths into one batch.
+
+    Args:
+        rows: At least one ``(tokens, dim)`` array, all of one type and width.
+
+    Returns:
+        ``(n, longest, dim)``, zero where there is no token, and a ``(n, longest)`` bool mask.
+    """
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    values = np.zeros((len(rows), int(lengths.max()), rows[0].shape[1]), rows[0].dtype)
+    values[mask] = np.concatenate(rows)
+    return values, mask

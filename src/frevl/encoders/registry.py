@@ -1,0 +1,169 @@
+"""Frozen encoders: what they must offer, and the closed table of those that exist.
+
+An encoder is one image tower, one text tower, or one of each. A tower is the unit of identity: it is one
+column of a store and has one fingerprint, so that two encoders that share a text tower embed texts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from frevl.encoders.interface import TOKENS, Encoder, ImageTower, TextTower
+from frevl.errors import UsageError, nearest
+
+__all__ = ["ENCODERS", "KNOWN", "PREFIXES", "KnownEncoder", "load_encoder", "with_layers"]
+
+"""What an embedding is made of: one pooled token, or a grid of image tokens and the word tokens of a text."""
+
+
+# The imports wait inside: towers need libraries that are optional or slow to import.
+def _packaged(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
+    from frevl.encoders.packaged import image_tower, text_tower
+
+    return image_tower(image, tokens), text_tower("minilm-l6", tokens)
+
+
+def _packaged_deep(tokens: str) -> tuple[ImageTower, TextTower]:
+    if tokens != "pooled":
+        raise UsageError(
+            f"The encoder 'packaged-deep' is pooled only and cannot keep the tokens '{tokens}'; for tokens take "
+            "'packaged', 'packaged-lite1' or 'packaged-lite2'."
+        )
+    from frevl.encoders.packaged import deep_image_tower, deep_text_tower
+
+    return deep_image_tower(), deep_text_tower()
+
+
+def _toy(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
+    from frevl.encoders.toy import image_tower, text_tower
+
+    return image_tower(image, tokens), text_tower("toy-text", tokens)
+
+
+ENCODERS: dict[str, Callable[[str], tuple[ImageTower | None, TextTower | None]]] = {
+    "packaged": partial(_packaged, "efficientnet-lite0"),
+    "packaged-lite1": partial(_packaged, "efficientnet-lite1"),
+    "packaged-lite2": partial(_packaged, "efficientnet-lite2"),
+    "packaged-deep": _packaged_deep,
+    "toy": partial(_toy, "toy-image"),
+    "toy2": partial(_toy, "toy2-image"),
+}
+"""Every encoder by name: a function from a kind of tokens to the two towers."""
+
+
+def _huggingface(model: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
+    from frevl.encoders.hub.huggingface import towers
+
+    return towers(model, tokens)
+
+
+def _openclip(model: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
+    from frevl.encoders.hub.openclip import towers
+
+    return towers(model, tokens)
+
+
+PREFIXES: dict[str, Callable[[str, str], tuple[ImageTower | None, TextTower | None]]] = {
+    "hf:": _huggingface,
+    "openclip:": _openclip,
+}
+"""The two open entries: a prefix, and a function from the rest of the name and a kind of tokens to the two towers."""
+
+
+def with_layers(name: str, layers: Sequence[int]) -> str:
+    """Write chosen hidden layers into an encoder's name, so that the name says all that loading needs.
+
+    Args:
+        name: For `load_encoder`.
+        layers: 0 for the embedding layer, -1 for the last hidden state; none leaves the name as it is.
+
+    Raises:
+        UsageError: Only encoders ``hf:`` have layers to choose from.
+    """
+    if not layers:
+        return name
+    if not name.startswith("hf:"):
+        raise UsageError(f"--layers goes with encoders of a model hub (hf:MODEL), not with '{name}'; leave it out")
+    return f"{name}#layers={','.join(map(str, layers))}"
+
+
+def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
+    """Load an encoder by name.
+
+    The first use of a packaged encoder takes some seconds: it exports the network to the user's cache folder.
+
+    Args:
+        name: One of `ENCODERS`, ``hf:MODEL`` (see `frevl.encoders.hub.huggingface`) or
+            ``openclip:ARCHITECTURE/WEIGHTS`` (see `frevl.encoders.hub.openclip`).
+        tokens: One of `TOKENS`. ``"7x7"``, ``"4x4"`` and ``"2x2"`` keep a grid of image tokens and the word
+            tokens of texts; ``"pooled"`` keeps their mean. ``packaged-deep`` is pooled only.
+
+    Returns:
+        The encoder, ready to embed.
+
+    Raises:
+        UsageError: Unknown name or kind of tokens, or tokens that the encoder does not keep.
+        MissingExtraError: The encoder's libraries are not installed.
+        EncoderError: The encoder is damaged, cannot be fetched, or its cache folder cannot be used.
+    """
+    prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+    if prefix is None and name not in ENCODERS:
+        hint = f" A model of a hub is written 'hf:{name}'." if "/" in name else ""
+        raise UsageError(f"There is no encoder '{name}'. {nearest(name, ENCODERS)}{hint}")
+    if tokens not in TOKENS:
+        raise UsageError(f"There is no kind of tokens '{tokens}'. {nearest(tokens, TOKENS)}")
+    image, text = ENCODERS[name](tokens) if prefix is None else PREFIXES[prefix](name.removeprefix(prefix), tokens)
+    return Encoder(name, image, text)
+
+
+@dataclass(frozen=True)
+class KnownEncoder:
+    """One line of the list.
+
+    Attributes:
+        name: For `frevl.load_encoder`.
+        image_dim: Width of an image embedding; None without an image tower.
+        text_dim: Width of a text embedding; None without a text tower.
+        millions: Parameters of all its towers, in millions.
+        licence: Of the weights.
+        common_space: Whether the cosine of image and text means something.
+        note: What it is, in a few words.
+    """
+
+    name: str
+    image_dim: int | None
+    text_dim: int | None
+    millions: int
+    licence: str
+    common_space: bool
+    note: str
+
+
+KNOWN = (
+    KnownEncoder("packaged", 1280, 384, 26, "Apache-2.0", False, "EfficientNet-Lite0 and MiniLM-L6, nothing to fetch"),
+    KnownEncoder("packaged-lite1", 1280, 384, 27, "Apache-2.0", False, "EfficientNet-Lite1 and MiniLM-L6"),
+    KnownEncoder("packaged-lite2", 1280, 384, 28, "Apache-2.0", False, "EfficientNet-Lite2 and MiniLM-L6"),
+    KnownEncoder("packaged-deep", 12064, 2688, 26, "Apache-2.0", False, "several depths of packaged; pooled only"),
+    KnownEncoder("hf:openai/clip-vit-base-patch32", 512, 512, 151, "MIT (code)", True, "CLIP ViT-B/32"),
+    KnownEncoder("hf:openai/clip-vit-base-patch16", 512, 512, 150, "MIT (code)", True, "CLIP ViT-B/16"),
+    KnownEncoder("hf:openai/clip-vit-large-patch14", 768, 768, 428, "MIT (code)", True, "CLIP ViT-L/14"),
+    KnownEncoder("hf:google/siglip-base-patch16-224", 768, 768, 203, "Apache-2.0", True, "SigLIP B/16"),
+    KnownEncoder(
+        "hf:google/siglip2-base-patch16-224", 768, 768, 375, "Apache-2.0", True, "SigLIP 2 B/16, many languages"
+    ),
+    KnownEncoder("hf:facebook/dinov2-small", 384, None, 22, "Apache-2.0", False, "DINOv2 S/14, images only"),
+    KnownEncoder("hf:facebook/dinov2-base", 768, None, 87, "Apache-2.0", False, "DINOv2 B/14, images only"),
+    KnownEncoder("hf:facebook/dinov2-large", 1024, None, 304, "Apache-2.0", False, "DINOv2 L/14, images only"),
+    KnownEncoder(
+        "hf:sentence-transformers/all-MiniLM-L6-v2", None, 384, 23, "Apache-2.0", False, "texts only, English"
+    ),
+    KnownEncoder(
+        "hf:sentence-transformers/all-mpnet-base-v2", None, 768, 109, "Apache-2.0", False, "texts only, English"
+    ),
+    KnownEncoder("hf:BAAI/bge-small-en-v1.5", None, 384, 33, "MIT", False, "texts only, English"),
+    KnownEncoder("hf:BAAI/bge-base-en-v1.5", None, 768, 109, "MIT", False, "texts only, English"),
+    KnownEncoder("toy", 64, 48, 0, "MIT", False, "no weights; for tests"),
+)
+"""Known good encoders."""

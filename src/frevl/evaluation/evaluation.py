@@ -1,0 +1,346 @@
+"""A scorer and pairs with known truth -> metrics with intervals, slices and provenance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frevl.data.pairs import Pairs, Target, read_pairs
+from frevl.data.vqa_answers import vqa_accuracy
+from frevl.errors import PairsError, UsageError
+from frevl.evaluation.chance import Chance, against_majority
+from frevl.evaluation.intervals import Interval, paired_difference, paired_test
+from frevl.evaluation.measures import Measure
+from frevl.evaluation.metrics import brier, choice_hits, correct, expected_calibration_error, group_hits, macro_f1
+from frevl.evaluation.retrieval_metrics import judge_retrieval
+from frevl.evaluation.slices import slice_rows, slice_table
+from frevl.evaluation.wups import wups, wups_available
+from frevl.provenance import provenance
+from frevl.rejects import Reject, rejects_sentence
+from frevl.runs.scorer import Scorer
+from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
+from frevl.store.usable_pairs import usable_pairs
+
+__all__ = ["Result", "evaluate"]
+
+_PAIRS_AT_ONCE = 16_384
+
+
+@dataclass
+class Result:
+    """The record behind the result JSON (design, "Result JSON"). Metrics are in percent.
+
+    Attributes:
+        task: ``matching`` or ``classification``.
+        n: Pairs judged.
+        metrics: By name.
+        ci95: 95 % interval of every metric, by bootstrap over images; None where it cannot be told.
+        slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` of the task's first metric.
+        provenance: Where the numbers come from.
+        notes: Sentences that a reader of the numbers should know.
+        left_out: Every pair that was not judged, with its reason.
+        difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
+        chance: Of a classification, the first metric against always giving the majority answer of the training pairs;
+            ``majority`` in the JSON.
+        hits: Per pair (or query), what the first metric averages; not part of the JSON, like all that follow.
+        clusters: Image of each hit.
+        measures: Every metric with what it takes to compute it again on resampled images.
+        slice_rows: Rows of every group of ``slices``.
+    """
+
+    task: str
+    n: int
+    metrics: dict[str, float]
+    ci95: dict[str, list[float] | None]
+    slices: dict[str, Any]
+    provenance: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    left_out: list[Reject] = field(default_factory=list)
+    difference: dict[str, Any] | None = None
+    chance: Chance | None = None
+    hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
+    clusters: list[str] = field(default_factory=list, repr=False)
+    measures: dict[str, Measure] = field(default_factory=dict, repr=False)
+    slice_rows: dict[str, dict[str, list[int]]] = field(default_factory=dict, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """Return the result JSON."""
+        names = ("task", "n", "metrics", "ci95", "slices", "provenance", "notes")
+        record = {name: getattr(self, name) for name in names}
+        record["left_out"] = [{"pair": one.id, "reason": one.reason} for one in self.left_out]
+        if self.difference is not None:
+            record["difference"] = self.difference
+        if self.chance is not None:
+            record["majority"] = self.chance.record()
+        return record
+
+
+def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None = None) -> Result:
+    """Judge a run on pairs that it has not seen.
+
+    Args:
+        scorer: The run with its store.
+        pairs: Pairs, or a pairs file. Classification needs targets; in matching, pairs without a target are right.
+        versus: Another run, judged on the same pairs; the result holds the paired difference.
+
+    Returns:
+        Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
+        ten answers), ``ece``, and for single answers ``brier`` and ``macro_f1``; where only some pairs have a single
+        answer (DAQUAR), ``single_answer_accuracy`` is theirs. Matching: ``i2t_r1`` ... ``t2i_r10`` and, if wrong pairs
+        are given, ``accuracy``, ``ece`` and the scores of choice groups.
+
+    Raises:
+        PairsError: The pairs cannot be used.
+        StoreError: Embeddings are missing.
+    """
+    if versus is not None and versus.run.task != scorer.run.task:
+        raise UsageError(
+            f"{versus.run.path}: expected a run of the task '{scorer.run.task}' to compare with, found one of "
+            f"'{versus.run.task}'"
+        )
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    usable, left_out = usable_pairs(read, scorer.store)
+    judge = _judge_matching if scorer.run.task == "matching" else _judge_classes
+    result = judge(scorer, usable)
+    result.left_out = [*read.rejected, *left_out]
+    result.notes = _notes(scorer, usable, result.left_out) + result.notes
+    if result.chance is not None and result.chance.is_chance:
+        result.notes.append(result.chance.sentence)
+    if versus is not None:
+        other = judge(versus, usable)
+        first = next(iter(result.metrics))
+        if len(other.hits) == len(result.hits):
+            gap = paired_difference(result.hits, other.hits, result.clusters)
+            p = paired_test(result.hits, other.hits, result.clusters)
+            result.difference = {
+                "versus": str(versus.run.path),
+                "metric": first,
+                "difference": 100 * gap.value,
+                "ci95": _bounds(gap),
+                "p": p,
+            }
+    return result
+
+
+def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
+    missing = [place for place, target in zip(pairs.places, pairs.targets, strict=True) if target is None]
+    if missing:
+        raise PairsError(
+            f"{missing[0]}, field 'target': expected the right answer to judge by, found none in {len(missing):,} of "
+            f"{len(pairs):,} pairs; use frevl score for pairs without targets"
+        )
+    labels, clusters = scorer.run.labels, pairs.clusters
+    truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()
+    best = np.empty(len(pairs), np.int64)
+    confidence, squares = np.empty(len(pairs)), np.empty(len(pairs))
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # all scores of thousands of classes would fill memory
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        scores = scorer.score(list(zip(pairs.images[part], pairs.texts[part], strict=True)))
+        probabilities = scorer.probabilities(scores)
+        best[part] = scores.argmax(axis=1)
+        confidence[part] = np.take_along_axis(probabilities, best[part, None], axis=1)[:, 0]
+        squares[part] = brier(probabilities, truth[part])
+    predicted = [labels[i] for i in best]
+    accepted = [_best_answers(target) for target in pairs.targets]
+    hits = correct(predicted, accepted)
+    measured: dict[str, Measure] = {}
+    weights = _vqa_weights(predicted, pairs)
+    if weights is not None:
+        measured["vqa_accuracy"] = Measure(clusters, weights)
+    first = hits if weights is None else weights
+    measured["accuracy"] = Measure(clusters, hits)
+    measured["ece"] = Measure(
+        clusters, statistic=lambda rows: expected_calibration_error(confidence[rows], hits[rows]), resamples=200
+    )
+    lone = np.flatnonzero([isinstance(target, str) for target in pairs.targets])
+    if 0 < len(lone) < len(pairs):
+        measured["single_answer_accuracy"] = Measure([clusters[i] for i in lone], hits[lone])
+    if len(lone) == len(pairs):
+        measured["brier"] = Measure(clusters, squares)
+        measured["macro_f1"] = Measure(
+            clusters,
+            statistic=lambda rows: macro_f1([predicted[i] for i in rows], [pairs.targets[i] for i in rows]),
+            resamples=100,
+        )
+    known = set(labels)
+    unseen = sum(1 for answers in accepted if known.isdisjoint(answers))
+    notes = [f"{unseen:,} pairs have only classes that training never saw: counted as wrong."] if unseen else []
+    notes += _single_answer([answers[0] for answers in accepted if len(answers) == 1], len(pairs))
+    notes += _wups(measured, predicted, pairs)
+    result = _result(scorer, len(pairs), measured, notes, first, clusters)
+    always = _earned_by(labels[0], pairs, weighted=weights is not None)
+    result.chance = against_majority(first, always, clusters, labels[0])
+    result.slice_rows = slice_rows(pairs.extras)
+    result.slices = slice_table(result.slice_rows, next(iter(measured)), first, clusters)
+    return result
+
+
+def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
+    truth = match_truth(pairs).numpy() > 0.5
+    right = [i for i in range(len(pairs)) if truth[i]]
+    measured: dict[str, Measure] = {}
+    notes: list[str] = []
+    hits, clusters = np.zeros(0), pairs.images
+    images = list(dict.fromkeys(pairs.images[i] for i in right))
+    if len(images) > 1:
+        measured, note = judge_retrieval(scorer, pairs.select(right))
+        first = measured["i2t_r1"]
+        hits, clusters = np.zeros(0) if first.values is None else first.values, list(first.clusters)
+        notes.append(note)
+    else:
+        notes.append("Fewer than two images with right texts: no retrieval metrics.")
+    if not truth.all():
+        if not truth.any():
+            notes.append(f"All {len(truth):,} pairs are wrong ones: a run that always says no would be right in all.")
+        logits, probabilities = scorer.judge(list(zip(pairs.images, pairs.texts, strict=True)))
+        decided = ((probabilities > 0.5) == truth).astype(float)
+        measured["accuracy"] = Measure(pairs.clusters, decided)
+        confidence = np.maximum(probabilities, 1 - probabilities)
+        measured["ece"] = Measure(
+            pairs.clusters,
+            statistic=lambda rows: expected_calibration_error(confidence[rows], decided[rows]),
+            resamples=200,
+        )
+        measured |= _group_scores(logits, truth, pairs)
+        if len(images) < 2:
+            hits, clusters = decided, pairs.clusters
+    if not measured:
+        raise PairsError(
+            f"{pairs.places[0]}: expected at least two images, or wrong pairs, to judge matching by; found one"
+        )
+    return _result(scorer, len(pairs), measured, notes, hits, clusters)
+
+
+def _result(
+    scorer: Scorer,
+    n: int,
+    measured: dict[str, Measure],
+    notes: list[str],
+    hits: np.ndarray,
+    clusters: list[str],
+) -> Result:
+    intervals = {name: measure.interval() for name, measure in measured.items()}
+    return Result(
+        task=scorer.run.task,
+        n=n,
+        metrics={name: 100 * interval.value for name, interval in intervals.items()},
+        ci95={name: _bounds(interval) for name, interval in intervals.items()},
+        slices={},
+        provenance=provenance(
+            run=str(scorer.run.path),
+            store_fingerprint=scorer.store.fingerprint,
+            seed=scorer.run.provenance["seed"],
+        ),
+        notes=notes,
+        hits=hits,
+        clusters=clusters,
+        measures=measured,
+    )
+
+
+def _bounds(interval: Interval) -> list[float] | None:
+    """Return percent bounds, or None where one cluster tells nothing."""
+    if math.isnan(interval.low):
+        return None
+    return [100 * interval.low, 100 * interval.high]
+
+
+def _single_answer(answers: list[str], pairs: int) -> list[str]:
+    """Say that pairs with one right answer cannot tell a run that looks from one that always answers the same."""
+    if len(answers) < pairs or len(set(answers)) > 1:
+        return []
+    return [
+        f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'): always giving it would be right in all, "
+        "so these numbers say nothing about the run; judge by pairs of several classes."
+    ]
+
+
+def _best_answers(target: Target | None) -> list[str]:
+    """Return the answers that count as right: all of a list, the heaviest of weighted ones."""
+    if isinstance(target, dict):
+        return [answer for answer, weight in target.items() if weight == max(target.values())]
+    return [target] if isinstance(target, str) else list(target or [])
+
+
+def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
+    """Return the official VQA accuracy where every pair has ten answers, the soft weight where it has weights."""
+    answers = [extra.get("answers") for extra in pairs.extras]
+    if all(isinstance(ten, list) and len(ten) == 10 and all(isinstance(a, str) for a in ten) for ten in answers):
+        return vqa_accuracy(predicted, answers)  # type: ignore[arg-type]
+    if any(isinstance(target, dict) for target in pairs.targets):
+        return np.array(
+            [
+                target.get(label, 0.0) if isinstance(target, dict) else float(label in _best_answers(target))
+                for label, target in zip(predicted, pairs.targets, strict=True)
+            ]
+        )
+    return None
+
+
+def _wups(measured: dict[str, Measure], predicted: list[str], pairs: Pairs) -> list[str]:
+    """Add WUPS at 0.9 where pairs hold the answer sets of DAQUAR; say so if WordNet is absent."""
+    answers = [extra.get("answers") for extra in pairs.extras]
+    if not all(isinstance(one, list) and len(one) != 10 for one in answers):
+        return []
+    if not wups_available():
+        return ["WUPS at 0.9: absent, WordNet is not installed (pip install nltk, then nltk.download('wordnet'))."]
+    sets = [one for one in answers if isinstance(one, list)]
+    measured["wups_0.9"] = Measure(pairs.clusters, wups([[label] for label in predicted], sets))
+    return []
+
+
+def _group_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[str, Measure]:
+    """Score choice sets: every group holds one picture with several texts, or two pictures with two texts."""
+    groups: dict[str, list[int]] = {}
+    for row, extra in enumerate(pairs.extras):
+        if "group" not in extra:
+            return {}
+        groups.setdefault(str(extra["group"]), []).append(row)
+    rows = list(groups.values())
+    names = list(groups)
+    pictures = {len({pairs.images[i] for i in group}) for group in rows}
+    numbered = all(isinstance(extra.get(key), int) for extra in pairs.extras for key in ("caption", "picture"))
+    if numbered and {len(group) for group in rows} == {4} and pictures == {2}:
+        blocks = np.array([_two_by_two(group, scores, pairs) for group in rows])
+        return {f"{name}_score": Measure(names, hits) for name, hits in group_hits(blocks).items()}
+    if len({len(group) for group in rows}) == 1 and pictures == {1}:
+        right = np.array([int(np.argmax(truth[group])) for group in rows])
+        return {"choice_accuracy": Measure(names, choice_hits(scores[np.array(rows)], right))}
+    return {}
+
+
+def _two_by_two(group: list[int], scores: np.ndarray, pairs: Pairs) -> list[list[float]]:
+    """Return the ``[caption][picture]`` scores of a Winoground group."""
+    captions = sorted({int(pairs.extras[i]["caption"]) for i in group})
+    pictures = sorted({int(pairs.extras[i]["picture"]) for i in group})
+    block = np.full((2, 2), np.nan)
+    for i in group:
+        extra = pairs.extras[i]
+        block[captions.index(int(extra["caption"])), pictures.index(int(extra["picture"]))] = scores[i]
+    return block.tolist()
+
+
+def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:
+    """Return what always giving one answer earns a pair, in the currency of the first metric."""
+    predicted = [label] * len(pairs)
+    weights = _vqa_weights(predicted, pairs) if weighted else None
+    return correct(predicted, [_best_answers(target) for target in pairs.targets]) if weights is None else weights
+
+
+def _notes(scorer: Scorer, pairs: Pairs, rejects: list[Reject]) -> list[str]:
+    notes = []
+    sentence = rejects_sentence(rejects)
+    if sentence:
+        notes.append(sentence)
+    hashes = scorer.store.content_hashes(pairs.images)
+    seen = np.isin(hash_prefixes(hashes.values()), scorer.run.train_image_hashes)
+    if seen.any():
+        notes.append(
+            f"Leak: {int(seen.sum()):,} of {len(seen):,} different images were in training or development "
+            "(same content): these numbers are too good."
+        )
+    return notes

@@ -1,0 +1,346 @@
+"""Metrics in plain numpy: hits, macro-F1, calibration, recall and choice scores.
+
+Results are fractions, not percent: the caller multiplies. A function whose name is a thing per item
+(`correct`, `brier` and the like) returns one number an item, so that `frevl.evaluation.intervals` can resample
+them; the others return one number. Wrong shapes raise `UsageError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from frevl.errors import UsageError
+
+__all__ = [
+    "Labels",
+    "accuracy",
+    "brier",
+    "choice_hits",
+    "correct",
+    "expected_calibration_error",
+    "group_hits",
+    "macro_f1",
+    "median_rank",
+    "negative_log_likelihood",
+    "rank_of_best_match",
+    "recall_at",
+]
+
+Labels = Sequence[Any] | NDArray[Any]
+Floats = NDArray[np.float64]
+
+# The smallest probability that enters a logarithm: a class that the model calls impossible costs 27.6 nats.
+SMALLEST_PROBABILITY = 1e-12
+
+
+# --------------------------------------------------------------------------------------- labels
+
+
+def correct(predicted: Labels, targets: Labels) -> Floats:
+    """Tell for each item whether the predicted label is right.
+
+    Args:
+        predicted: ``(n,)`` labels, strings or integers.
+        targets: ``(n,)`` labels. A target that is a list, tuple or set holds several right answers.
+
+    Returns:
+        ``(n,)`` of 0 and 1.
+
+    Raises:
+        UsageError: The lengths differ, or there are no items.
+    """
+    _same_length(predicted, targets)
+    hits = [
+        label in target if isinstance(target, (list, tuple, set, frozenset)) else label == target
+        for label, target in zip(_plain(predicted), _plain(targets), strict=True)
+    ]
+    return np.asarray(hits, dtype=np.float64)
+
+
+def accuracy(predicted: Labels, targets: Labels) -> float:
+    """Share of right labels in ``[0, 1]``; see `correct`."""
+    return float(correct(predicted, targets).mean())
+
+
+def macro_f1(predicted: Labels, targets: Labels) -> float:
+    """Mean over classes of F1, in ``[0, 1]``.
+
+    A class counts if it is a target or is predicted at least once; F1 is ``2 TP / (2 TP + FP + FN)``.
+
+    Args:
+        predicted: ``(n,)`` labels.
+        targets: ``(n,)`` labels, one each.
+
+    Raises:
+        UsageError: The lengths differ, or there are no items.
+    """
+    _same_length(predicted, targets)
+    numbers: dict[Hashable, int] = {}
+    coded = [
+        np.asarray([numbers.setdefault(label, len(numbers)) for label in _plain(labels)], dtype=np.int64)
+        for labels in (targets, predicted)
+    ]
+    of_target, of_predicted = (np.bincount(codes, minlength=len(numbers)) for codes in coded)
+    of_hits = np.bincount(coded[0][coded[0] == coded[1]], minlength=len(numbers))
+    return float(np.mean(2 * of_hits / (of_target + of_predicted)))
+
+
+# ---------------------------------------------------------------------------------- calibration
+
+
+def expected_calibration_error(probabilities: ArrayLike, hits: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error in ``[0, 1]`` (Naeini et al. 2015; equal-width bins as in Guo et al. 2017).
+
+    Bin ``i`` of ``b`` holds the confidences in ``(i/b, (i+1)/b]``; a confidence of exactly 0 is in the first.
+
+    Args:
+        probabilities: ``(n,)`` confidence of the predicted label, in ``[0, 1]``.
+        hits: ``(n,)`` 1 where the label was right, 0 where not (a soft credit between is allowed).
+        bins: Number of bins.
+
+    Raises:
+        UsageError: The lengths differ, there are no items, or a confidence lies outside ``[0, 1]``.
+    """
+    confidence, credit = np.asarray(probabilities, np.float64), np.asarray(hits, np.float64)
+    _same_length(confidence, credit)
+    _must_be_probabilities(confidence)
+    bin_of = np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], confidence, side="left")
+    # n_bin * |mean credit - mean confidence| = |sum credit - sum confidence|: empty bins need no care.
+    gap = np.bincount(bin_of, weights=credit - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
+    """Negative log-likelihood of the right class, one number an item, in nats, from 0 to 27.6.
+
+    Args:
+        probabilities: ``(n, classes)``; or ``(n,)``, the probability of class 1 of two (a match).
+        targets: ``(n,)`` class number. -1 means a class that the model does not know: probability 0.
+
+    Returns:
+        ``(n,)``. Probabilities below 1e-12 count as 1e-12.
+
+    Raises:
+        UsageError: Shapes do not fit, a class does not exist, or a probability lies outside ``[0, 1]``.
+    """
+    values, classes = _probabilities_and_classes(probabilities, targets)
+    if values.ndim == 1:
+        of_right = np.where(classes == 1, values, 1.0 - values)
+        of_right[classes < 0] = 0.0
+    else:
+        of_right = _of_class(values, classes)
+    losses: Floats = -np.log(np.clip(of_right, SMALLEST_PROBABILITY, 1.0))
+    return losses
+
+
+def brier(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
+    """Brier score, one number an item: squared distance from the right answer; lower is better.
+
+    Args:
+        probabilities: ``(n, classes)``: the sum over classes, in ``[0, 2]`` (Brier 1950); or ``(n,)``, the
+            probability of class 1 of two: ``(p - y)^2`` in ``[0, 1]``, the form customary for two classes.
+        targets: ``(n,)`` class number; -1 means a class that the model does not know.
+
+    Returns:
+        ``(n,)``.
+
+    Raises:
+        UsageError: Shapes do not fit, a class does not exist, or a probability lies outside ``[0, 1]``.
+    """
+    values, classes = _probabilities_and_classes(probabilities, targets)
+    if values.ndim == 1:
+        return np.where(classes < 0, 1.0, (values - (classes == 1)) ** 2)
+    squares: Floats = np.einsum("nc,nc->n", values, values, dtype=np.float64)
+    return squares - 2.0 * _of_class(values, classes) + 1.0
+
+
+# --------------------------------------------------------------------------------------- recall
+
+
+def rank_of_best_match(
+    blocks: Iterable[NDArray[Any]], positives: Sequence[Collection[int] | NDArray[np.integer[Any]]]
+) -> NDArray[np.int64]:
+    """Rank, for each query, of the best placed candidate that matches it; 0 is the first place.
+
+    The rank is the number of wrong candidates that score at least as much as the best right one: a right
+    candidate tied with wrong ones stands behind them all. Other right candidates never push it down.
+    NaN counts as the lowest score there is. Only one block is in memory at a time.
+
+    Args:
+        blocks: Consecutive row blocks ``(rows, candidates)`` of the ``(queries, candidates)`` scores.
+        positives: For each query the numbers of the candidates that match it, at least one.
+
+    Returns:
+        ``(queries,)`` ranks, from 0 to ``candidates - 1``.
+
+    Raises:
+        UsageError: A query has no match, a candidate does not exist, or the blocks do not have one row a
+            query and the same number of candidates.
+    """
+    ranks = np.empty(len(positives), dtype=np.int64)
+    start, width = 0, -1
+    for block in blocks:
+        if block.ndim != 2 or (width >= 0 and block.shape[1] != width):
+            raise UsageError(
+                f"Score block at query {start}: expected rows that hold all "
+                f"{width if width >= 0 else 'candidates'}, found shape {block.shape}."
+            )
+        width = block.shape[1]
+        rows = positives[start : start + len(block)]
+        if len(rows) < len(block):
+            raise UsageError(f"Scores: expected {len(positives)} queries, found at least {start + len(block)}.")
+        ranks[start : start + len(block)] = _ranks_in_block(block, rows, start)
+        start += len(block)
+    if start != len(positives):
+        raise UsageError(f"Scores: expected {len(positives)} queries, found {start}.")
+    return ranks
+
+
+def _ranks_in_block(
+    block: NDArray[Any], positives: Sequence[Collection[int] | NDArray[np.integer[Any]]], first: int
+) -> NDArray[np.int64]:
+    if len(block) == 0:
+        return np.empty(0, dtype=np.int64)
+    columns_of = [np.unique(np.asarray(list(columns), dtype=np.int64)) for columns in positives]
+    for row, columns in enumerate(columns_of):
+        if len(columns) == 0:
+            raise UsageError(f"Query {first + row} has no matching candidate: leave it out of the ranking.")
+        if columns[0] < 0 or columns[-1] >= block.shape[1]:
+            raise UsageError(
+                f"Query {first + row}: candidate {columns[-1] if columns[0] >= 0 else columns[0]} "
+                f"does not exist; there are {block.shape[1]}."
+            )
+    scores = np.where(np.isnan(block), -np.inf, block)
+    counts = np.asarray([len(columns) for columns in columns_of])
+    row_of = np.repeat(np.arange(len(block)), counts)
+    of_positives = scores[row_of, np.concatenate(columns_of)]
+    best = np.maximum.reduceat(of_positives, np.concatenate(([0], np.cumsum(counts)[:-1])))
+    at_least = np.count_nonzero(scores >= best[:, None], axis=1)
+    # The positives that reach the best score are the best one and those tied with it: not rivals.
+    own = np.bincount(row_of[of_positives == best[row_of]], minlength=len(block))
+    return np.asarray(at_least - own, dtype=np.int64)
+
+
+def recall_at(ranks: ArrayLike, k: int) -> float:
+    """Share of queries, in ``[0, 1]``, whose best match is among the first ``k``; ranks start at 0."""
+    found = np.asarray(ranks)
+    _not_empty(found)
+    return float(np.mean(found < k))
+
+
+def median_rank(ranks: ArrayLike) -> float:
+    """Median rank as papers print it: ranks given from 0 are counted from 1."""
+    found = np.asarray(ranks)
+    _not_empty(found)
+    return float(np.median(found)) + 1.0
+
+
+# --------------------------------------------------------------------------------- choice files
+
+
+def group_hits(scores: ArrayLike) -> dict[str, Floats]:
+    """Text, image and group score of Winoground style sets (Thrush et al. 2022), one hit an example.
+
+    Text: each image prefers its own caption. Image: each caption prefers its own image. Group: both.
+    The preference is strict: a tie or a NaN is wrong.
+
+    Args:
+        scores: ``(n, 2, 2)``, ``scores[i, c, m]`` the score of caption ``c`` with image ``m``; caption 0
+            belongs to image 0 and caption 1 to image 1.
+
+    Returns:
+        ``{"text": (n,), "image": (n,), "group": (n,)}`` of 0 and 1. Chance is 1/4, 1/4 and 1/6.
+
+    Raises:
+        UsageError: The shape is another one.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 3 or values.shape[1:] != (2, 2) or len(values) == 0:
+        raise UsageError(f"Group scores: expected shape (n, 2 captions, 2 images), found {values.shape}.")
+    text = (values[:, 0, 0] > values[:, 1, 0]) & (values[:, 1, 1] > values[:, 0, 1])
+    image = (values[:, 0, 0] > values[:, 0, 1]) & (values[:, 1, 1] > values[:, 1, 0])
+    return {
+        "text": text.astype(np.float64),
+        "image": image.astype(np.float64),
+        "group": (text & image).astype(np.float64),
+    }
+
+
+def choice_hits(scores: ArrayLike, right: ArrayLike | None = None) -> Floats:
+    """Tell for each item whether the right choice scores strictly higher than every other (SugarCrepe).
+
+    Args:
+        scores: ``(n, choices)``, at least two choices. Where choices are missing, fill with ``-inf``.
+        right: ``(n,)`` number of the right choice; by default 0 everywhere.
+
+    Returns:
+        ``(n,)`` of 0 and 1. A tie or a NaN is wrong.
+
+    Raises:
+        UsageError: Shapes do not fit, or a right choice does not exist.
+    """
+    values = np.asarray(scores, np.float64)
+    if values.ndim != 2 or values.shape[1] < 2 or len(values) == 0:
+        raise UsageError(f"Choice scores: expected shape (n, 2 or more choices), found {values.shape}.")
+    chosen = np.zeros(len(values), np.int64) if right is None else np.asarray(right, np.int64)
+    _same_length(values, chosen)
+    if chosen.min() < 0 or chosen.max() >= values.shape[1]:
+        raise UsageError(f"Choice scores: right choices must lie in 0 to {values.shape[1] - 1}.")
+    rows = np.arange(len(values))
+    of_right = values[rows, chosen]
+    # `>` and not `argmax`: a tie and a NaN anywhere in the row must be wrong.
+    beaten = of_right[:, None] > values
+    beaten[rows, chosen] = True
+    return np.asarray(beaten.all(axis=1), dtype=np.float64)
+
+
+# --------------------------------------------------------------------------------------- checks
+
+
+def _plain(labels: Labels) -> Sequence[Any]:
+    """Python objects instead of numpy scalars, which are slow to hash and compare."""
+    return labels.tolist() if isinstance(labels, np.ndarray) else labels
+
+
+def _not_empty(values: Any) -> None:
+    if len(values) == 0:
+        raise UsageError("There are no items to measure.")
+
+
+def _same_length(a: Any, b: Any) -> None:
+    if len(a) != len(b):
+        raise UsageError(f"Expected as many predictions as targets, found {len(a)} and {len(b)}.")
+    _not_empty(a)
+
+
+def _must_be_probabilities(values: NDArray[Any]) -> None:
+    # Written so that NaN fails too; a little room for float32 sums.
+    if not (values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
+        raise UsageError(f"Probabilities must lie in 0 to 1, found {values.min()} to {values.max()}.")
+
+
+def _probabilities_and_classes(
+    probabilities: ArrayLike, targets: ArrayLike
+) -> tuple[NDArray[np.floating[Any]], NDArray[np.int64]]:
+    values, classes = np.asarray(probabilities), np.asarray(targets)
+    if values.dtype != np.float32:
+        values = values.astype(np.float64)
+    if values.ndim not in (1, 2) or classes.ndim != 1:
+        raise UsageError(
+            f"Expected probabilities (n, classes) or (n,) and targets (n,), found {values.shape} and {classes.shape}."
+        )
+    _same_length(values, classes)
+    _must_be_probabilities(values)
+    count = values.shape[1] if values.ndim == 2 else 2
+    if classes.min() < -1 or classes.max() >= count or not np.all(classes == np.floor(classes)):
+        raise UsageError(f"Targets must be class numbers in 0 to {count - 1}, or -1 for an unknown class.")
+    return values, classes.astype(np.int64)
+
+
+def _of_class(values: NDArray[np.floating[Any]], classes: NDArray[np.int64]) -> Floats:
+    picked = values[np.arange(len(values)), np.maximum(classes, 0)].astype(np.float64)
+    return np.where(classes < 0, 0.0, picked)

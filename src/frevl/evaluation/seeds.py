@@ -1,0 +1,156 @@
+"""Evaluate runs that differ only in their seed: means, and how much of a number is chance."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frevl.data.pairs import Pairs, read_pairs
+from frevl.errors import RunError, UsageError
+from frevl.evaluation.chance import against_majority
+from frevl.evaluation.evaluation import Result, evaluate
+from frevl.evaluation.intervals import Interval, paired_difference, paired_test
+from frevl.evaluation.measures import mean_measure
+from frevl.evaluation.slices import slice_table
+from frevl.runs.scorer import Scorer
+from frevl.store.reader import Store
+
+__all__ = ["SeedsResult", "deviation", "evaluate_seeds", "is_seeds", "open_seeds", "points"]
+
+
+@dataclass
+class SeedsResult(Result):
+    """A result of several seeds: metrics are means, `hits` are averaged over seeds.
+
+    Attributes:
+        seeds: ``n``, ``seeds``, ``deviation`` of every metric in points (None for one seed) and ``values`` a seed.
+    """
+
+    seeds: dict[str, Any] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """Return the result JSON with the further key ``seeds``."""
+        return {**super().record(), "seeds": self.seeds}
+
+
+def is_seeds(path: str | Path) -> bool:
+    """Say whether a folder holds seeds, finished or not, and not one run."""
+    path = Path(path)
+    return not (path / "run.json").exists() and (
+        (path / "seeds.json").exists() or any(path.glob("seed*/settings.json"))
+    )
+
+
+def open_seeds(path: str | Path, *, store: Store) -> Iterator[Scorer]:
+    """Open the runs of a folder of seeds one after the other, or the one run of an ordinary folder.
+
+    Raises:
+        RunError: The folder holds neither, or its training was interrupted.
+        FingerprintError: Store and runs do not belong together.
+    """
+    path = Path(path)
+    if not is_seeds(path):
+        yield Scorer.open(path, store=store)
+        return
+    if not (path / "seeds.json").exists():
+        raise RunError(
+            f"{path}: expected finished seeds (a folder with 'seeds.json'), found a training that was interrupted; "
+            "run the same frevl train --seeds again to go on, or judge one seed of it"
+        )
+    try:
+        names = json.loads((path / "seeds.json").read_text(encoding="utf-8"))["runs"]
+        folders = [path / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: 'seeds.json' is damaged ({error}); run the same frevl train --seeds again") from error
+    for folder in folders:
+        yield Scorer.open(folder, store=store)
+
+
+def evaluate_seeds(
+    scorers: Iterable[Scorer], pairs: str | Path | Pairs, *, versus: Iterable[Scorer] = ()
+) -> SeedsResult:
+    """Judge runs that differ in their seed on the same pairs.
+
+    Args:
+        scorers: One a seed, for example from `open_seeds`; one is in memory at a time.
+        pairs: As in `frevl.evaluate`.
+        versus: Seeds of another model, to compare on the same pairs.
+
+    Returns:
+        Means over seeds. Every interval, those of slices and of the difference too, draws images and averages over
+        seeds what each run earns on the draw.
+
+    Raises:
+        UsageError: No scorer.
+        PairsError: As in `frevl.evaluate`.
+        StoreError: As in `frevl.evaluate`.
+    """
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    results = [evaluate(scorer, read) for scorer in scorers]
+    if not results:
+        raise UsageError("evaluate_seeds: expected at least one scorer, found none")
+    first = results[0]
+    names = list(first.metrics)
+    hits = np.mean([result.hits for result in results], axis=0)
+    measures = {name: mean_measure([result.measures[name] for result in results]) for name in names}
+    values = {name: [result.metrics[name] for result in results] for name in names}
+    deviations = {name: deviation(values[name]) for name in names}
+    numbers = [result.provenance["seed"] for result in results]
+    own = [result.chance.sentence for result in results if result.chance is not None]
+    notes = list(dict.fromkeys(note for result in results for note in result.notes if note not in own))
+    # The majority answer is that of the training pairs, the same for all seeds.
+    chance = first.chance and against_majority(hits, first.chance.earned, first.clusters, first.chance.answer)
+    if chance is not None and chance.is_chance:
+        notes.append(chance.sentence)
+    if len(results) > 1:
+        shown = ", ".join(f"{name} {deviations[name]:.2f}" for name in names)
+        notes.append(f"Means of {len(results)} seeds. Standard deviation over seeds in points: {shown}.")
+    done = SeedsResult(
+        task=first.task,
+        n=first.n,
+        metrics={name: float(np.mean(values[name])) for name in names},
+        ci95={name: points(measure.interval()) for name, measure in measures.items()},
+        slices=slice_table(first.slice_rows, names[0], hits, first.clusters),
+        provenance={**first.provenance, "run": _folder_of(results), "seed": numbers},
+        notes=notes,
+        left_out=first.left_out,
+        hits=hits,
+        clusters=first.clusters,
+        measures=measures,
+        slice_rows=first.slice_rows,
+        chance=chance,
+        seeds={"n": len(results), "seeds": numbers, "deviation": deviations, "values": values},
+    )
+    others = [evaluate(scorer, read) for scorer in versus]
+    if others and len(others[0].hits) == len(hits):
+        other_hits = np.mean([other.hits for other in others], axis=0)
+        gap = paired_difference(hits, other_hits, first.clusters)
+        done.difference = {
+            "versus": _folder_of(others),
+            "metric": names[0],
+            "difference": 100 * gap.value,
+            "ci95": points(gap),
+            "p": paired_test(hits, other_hits, first.clusters),
+        }
+    return done
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation (divisor ``n - 1``), None for one value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def points(interval: Interval) -> list[float] | None:
+    """Return the bounds in percent, None where one image tells nothing."""
+    return None if np.isnan(interval.low) else [100 * interval.low, 100 * interval.high]
+
+
+def _folder_of(results: Sequence[Result]) -> str:
+    """Return the folder that holds all runs; of one run its own."""
+    return os.path.commonpath([str(result.provenance["run"]) for result in results])

@@ -1,0 +1,240 @@
+"""What a fusion has to beat: majority, one modality alone, a linear probe, a concatenation MLP.
+
+Pure torch. Every network here takes and returns what `Fusion` does, so that all are trained, saved, scored and
+judged on one road. Tokens are pooled by their mean.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from frevl.models.inputs import masked_mean
+
+__all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
+
+_TOLERANCE = 5e-5  # largest derivative at which a linear fit is at its optimum; scikit-learn stops at 1e-4
+_AT_ONCE = 10  # steps between two looks at the clock
+_WIDEST = 5_000  # features or pairs, whichever are fewer, whose principal directions are worth computing
+
+
+class Majority(nn.Module):
+    """Always answers with the training frequencies, whatever image and text say."""
+
+    def __init__(self, *, outputs: int) -> None:
+        super().__init__()
+        self.settings = {"outputs": outputs}
+        self.logits = nn.Parameter(torch.zeros(outputs), requires_grad=False)
+
+    def forward(
+        self,
+        image: Tensor,
+        text: Tensor,  # noqa: ARG002
+        image_mask: Tensor | None = None,  # noqa: ARG002
+        text_mask: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Return ``(n, outputs)``: the log frequencies, the same for every pair."""
+        return self.logits.expand(len(image), -1)
+
+
+class Linear(nn.Module):
+    """Logistic regression on ``[v ; t]``, and on ``v*t`` too where the widths agree.
+
+    Features are standardised with training statistics first. Fitted by `fit_linear`.
+    """
+
+    def __init__(self, *, image_dim: int, text_dim: int, outputs: int) -> None:
+        super().__init__()
+        self.settings = {"image_dim": image_dim, "text_dim": text_dim, "outputs": outputs}
+        self.multiply = image_dim == text_dim
+        features = image_dim + text_dim + (image_dim if self.multiply else 0)
+        self.mean = nn.Parameter(torch.zeros(features), requires_grad=False)
+        self.scale = nn.Parameter(torch.ones(features), requires_grad=False)
+        self.linear = nn.Linear(features, outputs)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def features(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return ``(n, features)``, standardised."""
+        v, t = _pooled(image, image_mask), _pooled(text, text_mask)
+        parts = [v, t, v * t] if self.multiply else [v, t]
+        return (torch.cat(parts, dim=1) - self.mean) / self.scale
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
+        logits: Tensor = self.linear(self.features(image, text, image_mask, text_mask))
+        return logits
+
+
+class Mlp(nn.Module):
+    """A two-layer network on the concatenation; with one modality switched off, the blind baseline."""
+
+    def __init__(
+        self,
+        *,
+        image_dim: int,
+        text_dim: int,
+        outputs: int,
+        use_image: bool = True,
+        use_text: bool = True,
+        hidden: int = 512,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        self.settings: dict[str, int | float | bool] = {
+            "image_dim": image_dim,
+            "text_dim": text_dim,
+            "outputs": outputs,
+            "use_image": use_image,
+            "use_text": use_text,
+            "hidden": hidden,
+            "dropout": dropout,
+        }
+        self.use_image, self.use_text = use_image, use_text
+        inputs = use_image * image_dim + use_text * text_dim
+        self.norm = nn.LayerNorm(inputs)
+        self.layers = nn.Sequential(
+            nn.Dropout(dropout),
+            nn.Linear(inputs, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, outputs),
+        )
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
+        parts = [_pooled(image, image_mask)] if self.use_image else []
+        parts += [_pooled(text, text_mask)] if self.use_text else []
+        logits: Tensor = self.layers(self.norm(torch.cat(parts, dim=1)))
+        return logits
+
+
+def fit_linear(
+    network: Linear,
+    features: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    development: Callable[[], float],
+    *,
+    penalties: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+    iterations: int = 150,
+    time_limit: float | None = None,
+) -> float:
+    """Fit logistic regression to its optimum along a path of L2 penalties (ours).
+
+    The path goes from strong to weak, each fit starts from the last one, and it ends when the development
+    metric falls twice: an honest linear baseline needs its penalty chosen.
+
+    A fit is full-batch L-BFGS in coordinates in which the problem is nearly round: along the principal directions of
+    the features, each weight times the root of its curvature. The optimum is that of the plain problem, and it is
+    reached in far fewer iterations; stopped before it, the result would depend on how sums are rounded, and so on the
+    number of threads.
+
+    Args:
+        network: Its mean and scale are set; its weights are overwritten.
+        features: ``(n, features)`` standardised training features.
+        loss: From ``(n, outputs)`` logits to the mean over pairs of the training loss, without a penalty.
+        development: The metric of the network as it stands, the larger the better.
+        penalties: Factors of half the squared weights (not the biases), strongest first.
+        iterations: Most L-BFGS steps a penalty.
+        time_limit: Seconds after which no further penalty is tried and the fit ends where it is, looked at every ten
+            steps.
+
+    Returns:
+        The best penalty; the network holds its weights.
+    """
+    ends = float("inf") if time_limit is None else time.monotonic() + time_limit
+    best = (float("-inf"), penalties[0], network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
+    directions, variances = _principal_directions(features)
+    rotated = features if directions is None else features @ directions
+    weight, bias = rotated.new_zeros(network.linear.out_features, len(variances)), network.linear.bias.detach().clone()
+    falls = 0
+    for penalty in penalties:
+        curvature = _curvature(loss, torch.addmm(bias, rotated, weight.T))
+        weight_scale, bias_scale = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
+        weight, bias = _minimised(loss, rotated, penalty, weight, bias, weight_scale, bias_scale, iterations, ends)
+        with torch.no_grad():
+            network.linear.weight.copy_(weight if directions is None else weight @ directions.T)
+            network.linear.bias.copy_(bias)
+        metric = development()
+        falls = 0 if metric >= best[0] else falls + 1
+        if metric > best[0]:
+            best = (metric, penalty, network.linear.weight.detach().clone(), bias.clone())
+        if falls == 2 or time.monotonic() > ends:
+            break
+    with torch.no_grad():
+        network.linear.weight.copy_(best[2])
+        network.linear.bias.copy_(best[3])
+    return best[1]
+
+
+def _minimised(
+    loss: Callable[[Tensor], Tensor],
+    features: Tensor,
+    penalty: float,
+    weight: Tensor,
+    bias: Tensor,
+    weight_scale: Tensor,
+    bias_scale: Tensor,
+    iterations: int,
+    ends: float,
+) -> tuple[Tensor, Tensor]:
+    """Return ``(outputs, r)`` weights and ``(outputs,)`` biases at the minimum, or as near as the time allows.
+
+    Start and scales have those shapes; ``ends`` is a time of `time.monotonic`.
+    """
+    free = [(weight * weight_scale).requires_grad_(), (bias * bias_scale).requires_grad_()]
+    optimiser = torch.optim.LBFGS(
+        free, max_iter=min(_AT_ONCE, iterations), tolerance_grad=_TOLERANCE, tolerance_change=0, history_size=10,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        weights = free[0] / weight_scale
+        value = loss(torch.addmm(free[1] / bias_scale, features, weights.T)) + 0.5 * penalty * weights.square().sum()
+        torch.autograd.backward(value)
+        return value
+
+    for _ in range(math.ceil(iterations / _AT_ONCE)):  # the optimiser goes on where it stopped
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        steepest = max(float(one.grad.abs().max()) for one in free if one.grad is not None)
+        if steepest <= _TOLERANCE or time.monotonic() > ends:
+            break
+    return (free[0] / weight_scale).detach(), (free[1] / bias_scale).detach()
+
+
+def _principal_directions(features: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return orthonormal ``(features, r)`` that span the rows, and ``(r,)`` the variance along each.
+
+    None and a variance of 1 where the eigenvalues would take longer than the iterations that they save.
+    """
+    n, width = features.shape
+    if min(n, width) > _WIDEST:
+        return None, features.new_ones(width)
+    # No weight of the optimum lies outside the span of the rows: the penalty alone would act on it.
+    span = torch.linalg.qr(features.T).Q if n < width else None
+    inside = features if span is None else features @ span
+    variances, directions = torch.linalg.eigh(inside.T @ inside / n)
+    return directions if span is None else span @ directions, variances.clamp(min=0.0)
+
+
+def _curvature(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """Return ``(outputs,)``: how much each logit bends the loss, by its mean squared residual (Fisher information)."""
+    logits = logits.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(logits), logits)
+    return (len(logits) * gradient.square().sum(dim=0)).clamp(min=1e-8)
+
+
+def _pooled(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """``(n, d)`` from pooled or token embeddings."""
+    return tokens if tokens.dim() == 2 else masked_mean(tokens, mask)

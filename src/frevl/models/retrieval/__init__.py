@@ -1,0 +1,1 @@
+"""Networks for retrieval: two towers, kernel alignment, reranking."""

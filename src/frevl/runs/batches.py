@@ -1,0 +1,106 @@
+"""Pairs and their embeddings as tensors in memory, from which batches are taken by index.
+
+Every image and text stands once, whatever the number of pairs that use it, in the type in which it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["EmbeddedPairs", "Inputs", "logits_of"]
+
+Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class EmbeddedPairs:
+    """Embeddings of the different images and texts, and which of them make a pair.
+
+    Attributes:
+        images: ``(images, tokens, dim)`` in the stored type.
+        image_mask: ``(images, tokens)`` bool.
+        texts: ``(texts, tokens, dim)``.
+        text_mask: ``(texts, tokens)`` bool.
+        image_rows: ``(n,)`` int64, row of each pair's image.
+        text_rows: ``(n,)`` int64, row of each pair's text.
+    """
+
+    images: Tensor
+    image_mask: Tensor
+    texts: Tensor
+    text_mask: Tensor
+    image_rows: Tensor
+    text_rows: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[str],
+        texts: Sequence[str],
+        image_embeddings: dict[str, int],
+        image_values: tuple[np.ndarray, np.ndarray],
+        text_embeddings: dict[str, int],
+        text_values: tuple[np.ndarray, np.ndarray],
+    ) -> EmbeddedPairs:
+        """Build from ids, the row of every id, and ``(values, mask)`` arrays."""
+        return cls(
+            torch.from_numpy(image_values[0]),
+            torch.from_numpy(image_values[1]),
+            torch.from_numpy(text_values[0]),
+            torch.from_numpy(text_values[1]),
+            torch.tensor([image_embeddings[id_] for id_ in images], dtype=torch.long),
+            torch.tensor([text_embeddings[text] for text in texts], dtype=torch.long),
+        )
+
+    def __len__(self) -> int:
+        return len(self.image_rows)
+
+    def with_rows(self, image_rows: Tensor, text_rows: Tensor) -> EmbeddedPairs:
+        """Return other pairs of the same items."""
+        return replace(self, image_rows=image_rows, text_rows=text_rows)
+
+    def items(self, image_rows: Tensor, text_rows: Tensor) -> EmbeddedPairs:
+        """Return some of the items, ``(n,)`` and ``(m,)`` int64, without pairs."""
+        none = image_rows.new_zeros(0)
+        return EmbeddedPairs(
+            self.images[image_rows], self.image_mask[image_rows], self.texts[text_rows], self.text_mask[text_rows],
+            none, none,
+        )  # fmt: skip
+
+    def select(self, rows: Tensor) -> EmbeddedPairs:
+        """Return some of the pairs, by index or bool mask."""
+        return self.with_rows(self.image_rows[rows], self.text_rows[rows])
+
+    def inputs(self, image_rows: Tensor, text_rows: Tensor, device: torch.device | str = "cpu") -> Inputs:
+        """Return ``(image, text, image_mask, text_mask)`` of pairs in float32, as `Fusion.forward` takes them.
+
+        Pooled embeddings come as ``(n, dim)`` without a mask.
+        """
+        image, image_mask = _rows(self.images, self.image_mask, image_rows, device)
+        text, text_mask = _rows(self.texts, self.text_mask, text_rows, device)
+        return image, text, image_mask, text_mask
+
+    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Inputs]:
+        """Yield the inputs of all pairs in their order."""
+        for start in range(0, len(self), size):
+            rows = slice(start, start + size)
+            yield self.inputs(self.image_rows[rows], self.text_rows[rows], device)
+
+
+def _rows(values: Tensor, mask: Tensor, rows: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    chosen = values[rows].to(device).float()
+    if values.shape[1] == 1:
+        return chosen[:, 0], None
+    return chosen, mask[rows].to(device)
+
+
+def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the ``(n, outputs)`` float32 logits of a network in evaluation mode, on the CPU."""
+    network.eval()
+    with torch.inference_mode():
+        return torch.cat([network(*inputs).cpu() for inputs in pairs.batches(batch_size, device)])

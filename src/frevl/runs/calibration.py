@@ -1,0 +1,88 @@
+"""From logits to probabilities that can be believed: one scale, and for matching one offset, fitted on held-out data.
+
+Temperature scaling is Guo et al. 2017, "On Calibration of Modern Neural Networks"; with an offset it is Platt 1999, who
+also softens the truth so that few pairs cannot prove certainty. We soften it as Laplace's rule of succession does.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.runs.targets import Answers
+
+__all__ = ["calibrated", "fit_calibration"]
+
+_MOST_PAIRS = 20_000  # two numbers are fitted: more pairs only cost memory
+# Pairs of unknown truth that are thought to stand beside the real ones: after 18 right decisions of 18 the next one is
+# believed with (18 + 1) / (18 + 2), not with certainty.
+_UNKNOWN_PAIRS = 2
+
+
+def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> Tensor:
+    """Turn logits into probabilities.
+
+    Args:
+        logits: ``(n, 1)`` for matching, ``(n, classes)`` for classification.
+        calibration: ``scale`` and ``offset``.
+        soft: True where every class is judged by itself (soft targets), as for matching.
+
+    Returns:
+        Probabilities of the shape of the logits; they sum to one over the classes unless ``soft``.
+    """
+    adjusted = logits * calibration["scale"] + calibration["offset"]
+    return adjusted.sigmoid() if soft else adjusted.softmax(dim=1)
+
+
+def fit_calibration(logits: Tensor, target: Tensor | Answers) -> dict[str, float]:
+    """Fit scale (and offset, for matching and soft targets) on development data by maximum likelihood.
+
+    The truth is softened to ``(n truth + 1) / (n + 2)`` for two outcomes, ``(n truth + 2 / classes) / (n + 2)`` for
+    classes, where n counts the decisions: Platt 1999, section 2.2, without the split by class. It decides where few or
+    separable pairs would ask for certainty, and vanishes with n.
+
+    Args:
+        logits: ``(n, outputs)`` on pairs that were not trained on.
+        target: ``(n,)`` 0 or 1 for matching, or the answers of a classification.
+
+    Returns:
+        ``{"scale": positive, "offset": any}``; scale 1 and offset 0 if the data cannot tell (no pair has a
+        known answer, or the fit diverges).
+    """
+    if len(logits) > _MOST_PAIRS:
+        rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))[:_MOST_PAIRS]
+        logits, target = logits[rows], target[rows] if isinstance(target, Tensor) else target.select(rows)
+    logits = logits.detach().double()
+    log_scale = torch.zeros((), dtype=torch.double, requires_grad=True)
+    offset = torch.zeros((), dtype=torch.double, requires_grad=True)
+    binary = isinstance(target, Tensor) or target.soft
+    if isinstance(target, Tensor):
+        truth = target.double()[:, None]
+    else:
+        truth = target.dense(torch.arange(len(logits)), logits.shape[1]).double()
+        if not target.soft:
+            known = truth.sum(dim=1) > 0
+            logits, truth = logits[known], truth[known] / truth[known].sum(dim=1, keepdim=True)
+    if len(logits) == 0:
+        return {"scale": 1.0, "offset": 0.0}
+    decisions, outcomes = (truth.numel(), 2) if binary else truth.shape
+    truth = (decisions * truth + _UNKNOWN_PAIRS / outcomes) / (decisions + _UNKNOWN_PAIRS)
+    optimiser = torch.optim.LBFGS(
+        [log_scale, offset] if binary else [log_scale], max_iter=100, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        adjusted = logits * log_scale.exp() + offset
+        fit = F.binary_cross_entropy_with_logits(adjusted, truth) if binary else F.cross_entropy(adjusted, truth)
+        # Logits that are all the same fit every scale: it then stays at 1.
+        value = fit + 1e-3 * (log_scale.square() + offset.square())
+        torch.autograd.backward(value)
+        return value
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    scale, shift = log_scale.exp().item(), offset.item()
+    if not (torch.isfinite(log_scale) and torch.isfinite(offset)):
+        return {"scale": 1.0, "offset": 0.0}
+    return {"scale": scale, "offset": shift}

@@ -1,0 +1,173 @@
+"""An exported run: reading its ONNX file, and running it where a network is expected.
+
+The file's metadata say what it is, so that it needs no folder beside it (docs/export.md).
+`frevl.deployment.export.exporting` writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from frevl.errors import RunError, library
+from frevl.runs.run import Run
+
+__all__ = ["FILE_NAME", "FORMAT", "ExportedNetwork", "metadata_of", "open_exported", "weights_hash"]
+
+FORMAT = "1"  # raised when a reader of today would misread the file
+FILE_NAME = "model.onnx"
+_LEAST_SHARE = 64  # pairs; smaller shares of a batch are not worth a core of their own
+_MOST_ROWS = 512  # pairs of one run on one core; more were slower, because they leave the core's cache
+
+
+@dataclass(frozen=True)
+class _Input:
+    name: str
+    axes: int
+
+
+class ExportedNetwork(nn.Module):
+    """An ONNX file as a network: takes and returns what `Fusion.forward` does, on the CPU."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a file.
+
+        Args:
+            path: What `frevl.deployment.export.exporting` wrote.
+
+        Raises:
+            RunError: There is no such file, or ONNX Runtime cannot read it.
+            MissingExtraError: onnxruntime is not installed.
+        """
+        super().__init__()
+        library("onnxruntime")
+        if not path.is_file():
+            raise RunError(
+                f"{path}: expected an exported run, found no file; write it with: frevl export --onnx {path}"
+            )
+        threads = torch.get_num_threads()  # OMP_NUM_THREADS decides
+        try:
+            self.session = _open(path, threads)
+            # Large batches are shared out (see `_on_every_core`). Opened now: the file may be another one later.
+            self._one_core = self.session if threads == 1 else _open(path, 1)
+        # ONNX Runtime's exceptions have no common base below Exception, and any of them says: this is no network.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise RunError(f"{path}: ONNX Runtime cannot read the file ({reason}); export the run again") from error
+        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+        self._inputs = [_Input(one.name, len(one.shape)) for one in self.session.get_inputs()]
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
+        given = {"image": (image, image_mask), "text": (text, text_mask)}
+        feeds = {}
+        for one in self._inputs:
+            values, mask = given[one.name.removesuffix("_mask")]
+            if one.name.endswith("_mask"):
+                # A batch of one-token items comes without tokens' axis and mask; the file always has both.
+                tokens = mask if mask is not None else torch.ones(*_as_tokens(values).shape[:2], dtype=torch.bool)
+                feeds[one.name] = tokens.cpu().numpy()
+            else:
+                feeds[one.name] = (_as_tokens(values) if one.axes == 3 else values).float().cpu().numpy()
+        count = len(next(iter(feeds.values())))
+        cores = max(1, min(torch.get_num_threads(), count // _LEAST_SHARE))
+        if cores == 1 and count <= _MOST_ROWS:
+            return torch.from_numpy(self.session.run(["logits"], feeds)[0])
+        return torch.from_numpy(np.concatenate(self._on_every_core(feeds, count, cores)))
+
+    def _on_every_core(self, feeds: dict[str, np.ndarray], count: int, cores: int) -> list[np.ndarray]:
+        """Run parts of a large batch, each on one core, which waits for no other before all is done."""
+        session, rows = self._one_core, min(_MOST_ROWS, -(-count // cores))
+
+        def part(start: int) -> np.ndarray:
+            feed = {name: values[start : start + rows] for name, values in feeds.items()}
+            logits: np.ndarray = session.run(["logits"], feed)[0]
+            return logits
+
+        with ThreadPoolExecutor(cores) as pool:
+            return list(pool.map(part, range(0, count, rows)))
+
+
+def _open(path: Path, threads: int) -> Any:
+    runtime = library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _as_tokens(values: Tensor) -> Tensor:
+    return values[:, None] if values.dim() == 2 else values
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """Return what an exported file says of itself, parsed.
+
+    Raises:
+        RunError: `frevl export` did not write this file, or a newer one did.
+    """
+    return _parsed(ExportedNetwork(path), path)
+
+
+def open_exported(run: Run, path: str | Path | None = None) -> ExportedNetwork:
+    """Open the exported file of a run.
+
+    Args:
+        run: The run that was exported.
+        path: The file; by default ``model.onnx`` in the run's folder.
+
+    Raises:
+        RunError: The file is missing or damaged, or belongs to other weights than those of the run.
+    """
+    path = run.path / FILE_NAME if path is None else Path(path)
+    if not path.is_file():
+        raise RunError(
+            f"{path}: expected the exported file of the run, found none; write it with: "
+            f"frevl export --run {run.path} --onnx {path}"
+        )
+    network = ExportedNetwork(path)
+    found, expected = _parsed(network, path)["weights"], weights_hash(run)
+    if found != expected:
+        raise RunError(
+            f"{path}: expected the weights {expected[:16]} of the run {run.path}, found an export of {found[:16]}; "
+            f"export the run again with: frevl export --run {run.path} --onnx {path}"
+        )
+    return network
+
+
+def weights_hash(run: Run) -> str:
+    """Return the SHA-256 of the run's weights as they lie in its folder.
+
+    Raises:
+        RunError: They cannot be read.
+    """
+    try:
+        with (run.path / "weights.safetensors").open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"{run.path}: the weights cannot be read ({error.strerror or error})") from error
+
+
+def _parsed(network: ExportedNetwork, path: Path) -> dict[str, Any]:
+    texts = {name.removeprefix("frevl."): text for name, text in network.metadata.items() if name.startswith("frevl.")}
+    if "format" not in texts:
+        raise RunError(f"{path}: expected a file that frevl export wrote, found another ONNX network")
+    if texts["format"] != FORMAT:
+        raise RunError(
+            f"{path}: a newer frevl wrote this file (format {texts['format']}); upgrade with: pip install -U frevl"
+        )
+    try:
+        return {name: json.loads(text) if text[:1] in ("[", "{") else text for name, text in texts.items()}
+    except ValueError as error:
+        raise RunError(f"{path}: the metadata are damaged ({error}); export the run again") from error

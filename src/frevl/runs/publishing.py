@@ -1,0 +1,120 @@
+"""Publish a run on the Hugging Face hub, with its model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from frevl.errors import InputError, RunError, UsageError
+from frevl.jsonfile import write_json
+from frevl.models.hub import _FOLDERS, _RUN_FILES, _brief, _library, _unsent
+from frevl.runs.model_card import model_card
+
+__all__ = ["push_run", "write_published_run"]
+
+
+def push_run(
+    path: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    results: Sequence[str | Path] = (),
+    diagnosis: str | Path | None = None,
+) -> str:
+    """Send a whole run to the hub, with its card.
+
+    Args:
+        path: Folder of the run.
+        repository: Id on the hub; made if it is missing.
+        private: Make it private if it is new.
+        results: JSON files of ``frevl evaluate``, for the card.
+        diagnosis: JSON file of ``frevl diagnose``, for the card.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        MissingExtraError: ``huggingface_hub`` is not installed.
+        InputError: A JSON file cannot be used.
+        RunError: There is no run, or the hub refuses.
+    """
+    hub = _library()
+    with tempfile.TemporaryDirectory() as scratch:
+        write_published_run(path, scratch, name=repository, results=results, diagnosis=diagnosis)
+        try:
+            api = hub.HfApi()
+            api.create_repo(repository, private=private, exist_ok=True)
+            return str(
+                api.upload_folder(repo_id=repository, folder_path=scratch, commit_message="frevl run").commit_url
+            )
+        # The hub's library fails with its own, the HTTP library's or the system's exceptions.
+        except Exception as error:
+            raise _unsent(repository, error) from None
+
+
+def write_published_run(
+    path: str | Path,
+    folder: str | Path,
+    *,
+    name: str,
+    results: Sequence[str | Path] = (),
+    diagnosis: str | Path | None = None,
+) -> None:
+    """Write what `push_run` would send: the run's files and its card.
+
+    Folders of this machine are left out of ``run.json``; names of files stay. The hashes of the training images are
+    part of a run: with them, whoever has an image can tell whether it was trained on.
+
+    Args:
+        path: Folder of the run.
+        folder: Where to write; made if it is missing.
+        name: Of the model on the hub.
+        results: JSON files of ``frevl evaluate``, for the card.
+        diagnosis: JSON file of ``frevl diagnose``, for the card.
+
+    Raises:
+        UsageError: The folder is the run's own.
+        InputError: A JSON file cannot be used.
+        RunError: There is no run, or the folder cannot be written.
+    """
+    path, folder = Path(path), Path(folder)
+    if path.resolve() == folder.resolve():
+        raise UsageError(f"{folder}: expected another folder than the run's own")
+    evaluated = [_read(file, "frevl evaluate", ("n", "metrics")) for file in results]
+    judged = None if diagnosis is None else _read(diagnosis, "frevl diagnose", ("verdict", "findings"))
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        for part in ("settings", "provenance"):
+            record[part] = _without_folders(record[part])
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in _RUN_FILES[1:]:
+            shutil.copyfile(path / file, folder / file)
+        (folder / "README.md").write_text(
+            model_card(record, name=name, results=evaluated, diagnosis=judged), encoding="utf-8"
+        )
+        write_json(folder / "run.json", record)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: the run cannot be published to {folder} ({_brief(error)})") from error
+
+
+def _read(file: str | Path, command: str, keys: Sequence[str]) -> dict[str, Any]:
+    try:
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: expected the JSON of {command}, and cannot read it ({_brief(error)})") from None
+    lacking = [key for key in keys if not isinstance(record, dict) or key not in record]
+    if lacking:
+        raise InputError(f"{file}: expected the JSON of {command}, found no '{lacking[0]}' in it")
+    return dict(record)
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner) for inner in value]
+    return _FOLDERS.sub("", value) if isinstance(value, str) else value

@@ -1,0 +1,120 @@
+"""A pairs file -> the same pairs with what a run says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frevl.data.pairs import Pairs, read_pairs
+from frevl.errors import InputError, UsageError
+from frevl.jsonfile import plain, replace_file
+from frevl.rejects import Reject
+from frevl.runs.pair_grid import dot_products
+from frevl.runs.scorer import Scorer
+from frevl.store.usable_pairs import usable_pairs
+
+__all__ = ["score_file", "score_grid"]
+
+_PAIRS_AT_ONCE = 16_384
+
+
+def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tuple[int, list[Reject]]:
+    """Score every pair of a file and write them with their scores, one JSON object a line.
+
+    Matching adds ``score`` and the calibrated ``probability``; classification adds ``label``, ``probability`` and
+    ``top``. A pair whose image was rejected keeps its place with ``"score": null`` and ``reject``, the reason.
+
+    Args:
+        scorer: The run with its store.
+        pairs: Pairs, or a pairs file.
+        out: File to write; appears complete or not at all.
+
+    Returns:
+        How many pairs were scored, and what was left out.
+
+    Raises:
+        PairsError: The pairs cannot be used.
+        InputError: The file cannot be written.
+    """
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    usable, left_out = usable_pairs(read, scorer.store)
+    reasons = {reject.id: reject.reason for reject in left_out}
+    out = Path(out)
+    part = out.with_name(f".{out.name}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as lines:
+            for start in range(0, len(read), _PAIRS_AT_ONCE):
+                rows = range(start, min(start + _PAIRS_AT_ONCE, len(read)))
+                scorable = [row for row in rows if read.places[row] not in reasons]
+                said = iter(_said(scorer, [(read.images[row], read.texts[row]) for row in scorable]))
+                for row in rows:
+                    reason = reasons.get(read.places[row])
+                    added = {"score": None, "reject": reason} if reason else next(said)
+                    lines.write(
+                        json.dumps(plain({**read.row(row), **added}), ensure_ascii=False, allow_nan=False) + "\n"
+                    )
+        part.replace(out)
+    except OSError as error:
+        raise InputError(f"{out}: the scores cannot be written ({error.strerror or error})") from error
+    finally:
+        with contextlib.suppress(OSError):  # the error of the write is the one to tell
+            part.unlink(missing_ok=True)
+    return len(usable), [*read.rejected, *left_out]
+
+
+def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tuple[int, int, list[Reject]]:
+    """Score every image of a pairs file with every text of it: all that retrieval metrics are made of.
+
+    The file is read with ``numpy.load``: ``images`` ``(n,)`` and ``texts`` ``(m,)`` are strings in the order of the
+    pairs file, ``score`` is ``(n, m)`` float32, and of a run with a first stage ``similarity`` ``(n, m)`` float32 is
+    the dot product by which that ranks, ``depth`` how many of its candidates ``score`` orders again (0 for none).
+
+    Args:
+        scorer: A matching run with its store.
+        pairs: Pairs, or a pairs file.
+        out: File to write, ``.npz``; appears complete or not at all.
+
+    Returns:
+        How many images and texts were scored, and what was left out.
+
+    Raises:
+        UsageError: The run does classification, or the file has another ending.
+        PairsError: The pairs cannot be used.
+        InputError: The file cannot be written.
+    """
+    out = Path(out)
+    if out.suffix != ".npz":
+        raise UsageError(f"{out}: a grid of scores is written as .npz, for numpy.load; found '{out.suffix}'")
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    usable, left_out = usable_pairs(read, scorer.store)
+    images, texts = list(dict.fromkeys(usable.images)), list(dict.fromkeys(usable.texts))
+    arrays = {"images": np.array(images), "texts": np.array(texts), "score": scorer.grid(images, texts)}
+    if scorer.has_first_stage:
+        arrays["depth"] = np.array(scorer.rerank_depth)
+        arrays["similarity"] = dot_products(scorer.image_vectors(images), scorer.text_vectors(texts))
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # its further argument is a bool
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, write)
+    except OSError as error:
+        raise InputError(f"{out}: the scores cannot be written ({error.strerror or error})") from error
+    return len(images), len(texts), [*read.rejected, *left_out]
+
+
+def _said(scorer: Scorer, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+    if scorer.run.task == "matching":
+        scores, probabilities = scorer.judge(pairs)
+        return [{"score": float(s), "probability": float(p)} for s, p in zip(scores, probabilities, strict=True)]
+    return [
+        {"label": one.label, "probability": one.probability, "top": [[label, p] for label, p in one.top]}
+        for one in scorer.name_classes(scorer.score(pairs))
+    ]

@@ -1,0 +1,400 @@
+"""The one road from pairs to scores: command line, HTTP and Python all go through `Scorer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from frevl.encoders.images import MAX_PIXELS, ImageSource, read_image
+from frevl.encoders.interface import Encoder, ImageTower, stack
+from frevl.encoders.registry import load_encoder
+from frevl.errors import StoreError, UsageError, nearest
+from frevl.models.fusion import Fusion
+from frevl.models.retrieval.reranker import Reranked
+from frevl.models.retrieval.two_tower import Cosine, Dual
+from frevl.runs.batches import EmbeddedPairs, logits_of
+from frevl.runs.calibration import calibrated
+from frevl.runs.onnx_backend import open_exported
+from frevl.runs.pair_grid import PairScores, by_item, full_grid, logits_by_item
+from frevl.runs.run import Run
+from frevl.store.canaries import check_encoder
+from frevl.store.reader import Store
+from frevl.store.towers import Modality
+
+__all__ = ["BACKENDS", "Prediction", "Scorer"]
+
+BACKENDS = ("torch", "onnx")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classification run says about a pair.
+
+    Attributes:
+        label: The most probable class.
+        probability: Its calibrated probability.
+        top: The most probable classes with their probabilities, best first.
+    """
+
+    label: str
+    probability: float
+    top: list[tuple[str, float]]
+
+
+class Scorer:
+    """A run together with the store that holds the embeddings of what it scores.
+
+    Texts that are not in the store are embedded with the run's own encoder, after a check that it is the one
+    that made the store. Open with `Scorer.open`.
+    """
+
+    def __init__(self, run: Run, store: Store, *, batch_size: int = 1024, device: str = "cpu") -> None:
+        """Bind a run to a store.
+
+        Raises:
+            FingerprintError: The run was trained on other embeddings.
+        """
+        run.check_store(store)
+        self.run = run
+        self.store = store
+        self.batch_size = batch_size
+        self.device = device
+        # Folding changes no score beyond float32 rounding and saves a third of the work.
+        network = run.network.folded() if isinstance(run.network, Fusion) else run.network
+        self.network = network.to(device).eval()
+        both: tuple[Modality, Modality] = ("image", "text")
+        self._towers = {modality: [store.towers[name] for name in run.towers[modality]] for modality in both}
+        self._encoders: dict[str, Encoder] = {}
+
+    @classmethod
+    def open(
+        cls,
+        run: str | Path,
+        *,
+        store: Store | str | Path,
+        batch_size: int = 1024,
+        device: str = "cpu",
+        backend: str = "torch",
+        onnx: str | Path | None = None,
+    ) -> Scorer:
+        """Load a run and bind it to a store.
+
+        Args:
+            run: Folder of the run.
+            store: Where the embeddings are.
+            batch_size: Pairs at once.
+            device: Where PyTorch computes.
+            backend: ``torch``, or ``onnx``: scores come from the run's exported file, on the CPU.
+            onnx: The exported file, if it is not ``model.onnx`` in the run's folder.
+
+        Raises:
+            UsageError: There is no such backend, or an exported file for another one.
+            RunError: There is no complete run at this path, or no exported file of it.
+            StoreError: There is no store at this path.
+            FingerprintError: They do not belong together.
+        """
+        opened = store if isinstance(store, Store) else Store.open(store)
+        if backend not in BACKENDS:
+            raise UsageError(f"There is no backend '{backend}'. {nearest(backend, BACKENDS)}")
+        if onnx is not None and backend != "onnx":
+            raise UsageError(f"The exported file {onnx} goes with the backend 'onnx', found '{backend}'")
+        scorer = cls(Run.load(run), opened, batch_size=batch_size, device=device)
+        if backend == "onnx":
+            scorer.network = open_exported(scorer.run, onnx)
+        return scorer
+
+    def score(self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """Score pairs.
+
+        Args:
+            pairs: ``(image id, text)``.
+            images: Embeddings of images that need not be in the store, by the id that ``pairs`` use for them:
+                ``(tokens, dim)`` each, as `embed_images` makes them. The store is asked for all others.
+
+        Returns:
+            Logits in float32: ``(n,)`` for matching (the larger, the better the match), ``(n, classes)`` for
+            classification, in the order of ``run.labels``.
+
+        Raises:
+            StoreError: An image is not in the store.
+            FingerprintError: A text has to be embedded and the encoder is not the one that made the store.
+        """
+        logits = self._logits(pairs, images or {})
+        return logits[:, 0] if self.run.task == "matching" else logits
+
+    def judge(
+        self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score pairs of a matching run and say how probable each match is.
+
+        Args:
+            pairs: As `score`.
+            images: As `score`.
+
+        Returns:
+            ``(n,)`` scores, those of `score`, and ``(n,)`` calibrated probabilities. A run that reranks computes these
+            without what only orders the candidates of one query (`frevl.models.retrieval.reranker`): both need not rank
+            pairs alike.
+
+        Raises as `score`, and UsageError if the run does classification.
+        """
+        if self.run.task != "matching":
+            raise UsageError(f"{self.run.path}: expected a matching run, found task '{self.run.task}'; use predict")
+        logits = self._logits(pairs, images or {})
+        return logits[:, 0], self._calibrated(logits[:, -1])
+
+    def _logits(self, pairs: Sequence[tuple[str, str]], images: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return ``(n, outputs)`` float32 of the network."""
+        if not pairs:
+            return np.zeros((0, len(self.run.labels) or 1), np.float32)
+        rows = {id_: row for row, id_ in enumerate(dict.fromkeys(image for image, _ in pairs))}
+        texts = {text: row for row, text in enumerate(dict.fromkeys(text for _, text in pairs))}
+        embedded = EmbeddedPairs.of(
+            [image for image, _ in pairs],
+            [text for _, text in pairs],
+            rows,
+            self._read("image", list(rows), images),
+            texts,
+            self._read_texts(list(texts)),
+        )
+        logits_of_all = logits_by_item if isinstance(self.network, Reranked) else logits_of
+        return logits_of_all(self.network, embedded, self.batch_size, self.device).numpy()
+
+    def probabilities(self, scores: np.ndarray) -> np.ndarray:
+        """Turn scores into probabilities of the same shape; those of a run that reranks come from `judge`."""
+        if isinstance(self.run.network, Reranked):
+            raise UsageError(f"{self.run.path}: the run reranks, so its scores do not say its probabilities; use judge")
+        return self._calibrated(scores)
+
+    def _calibrated(self, scores: np.ndarray) -> np.ndarray:
+        logits = torch.from_numpy(scores)
+        if self.run.task == "matching":
+            return calibrated(logits[:, None], self.run.calibration, soft=True)[:, 0].numpy()
+        return calibrated(logits, self.run.calibration, soft=self.soft).numpy()
+
+    @property
+    def soft(self) -> bool:
+        """Whether the run was trained on soft targets, so that every class has a probability of its own."""
+        return bool(self.run.results.get("soft_targets", False))
+
+    def predict(self, pairs: Sequence[tuple[str, str]], *, k: int = 5) -> list[Prediction]:
+        """Classify pairs.
+
+        Args:
+            pairs: ``(image id, text)``.
+            k: How many classes to name.
+
+        Raises:
+            UsageError: The run does matching.
+        """
+        if self.run.task != "classification":
+            raise UsageError(f"{self.run.path}: expected a classification run, found task '{self.run.task}'; use score")
+        return self.name_classes(self.score(pairs), k=k)
+
+    def name_classes(self, scores: np.ndarray, *, k: int = 5) -> list[Prediction]:
+        """Turn ``(n, classes)`` scores into labels with calibrated probabilities."""
+        probabilities = self.probabilities(scores)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        labels = self.run.labels
+        return [
+            Prediction(labels[row[0]], float(p[row[0]]), [(labels[c], float(p[c])) for c in row])
+            for row, p in zip(best, probabilities, strict=True)
+        ]
+
+    def grid(self, image_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
+        """Score every image with every text; work for single items is done once an item.
+
+        Returns:
+            ``(images, texts)`` float32 logits.
+
+        Raises:
+            UsageError: The run does classification.
+        """
+        if self.run.task != "matching":
+            raise UsageError(f"{self.run.path}: a grid needs a matching run, found task '{self.run.task}'")
+        return full_grid(len(image_ids), len(texts), self.between(image_ids, texts))
+
+    def between(self, image_ids: Sequence[str], texts: Sequence[str]) -> PairScores:
+        """Do the work of single items, so that any pairs of them can be scored at the least cost.
+
+        Returns:
+            A function from ``(n,)`` rows of ``image_ids`` and ``(n,)`` rows of ``texts`` to their scores, ``(n,)``.
+        """
+        embedded = EmbeddedPairs.of([], [], {}, self._read("image", image_ids, {}), {}, self._read_texts(texts))
+        with torch.inference_mode():
+            logits_of_pairs = by_item(self.network, embedded, self.batch_size, self.device)
+
+        def scores(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                logits = logits_of_pairs(torch.from_numpy(rows), torch.from_numpy(columns))
+            found: NDArray[np.float32] = logits[:, 0].cpu().numpy()
+            return found
+
+        return scores
+
+    @property
+    def has_first_stage(self) -> bool:
+        """Whether the run has vectors of items to search by: the model ``dual`` or ``cosine``, or a reranker."""
+        return self._first_stage is not None
+
+    @property
+    def rerank_depth(self) -> int:
+        """How many candidates of the first stage the fusion scores again; 0 if the run does not rerank."""
+        return self.network.depth if isinstance(self.network, Reranked) else 0
+
+    def image_vectors(self, image_ids: Sequence[str], *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """Return the first stage's vectors of images.
+
+        Args:
+            image_ids: Ids of images, repeats allowed.
+            images: Embeddings of images that need not be in the store, as in `score`.
+
+        Returns:
+            ``(n, d)`` float32 of unit length; their dot products with `text_vectors` rank as the first stage does.
+
+        Raises:
+            UsageError: The run has no first stage.
+            StoreError: An image is not in the store.
+        """
+        return self._vectors(self._searching.image_vectors, *self._read("image", image_ids, images or {}))
+
+    def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the first stage's vectors of texts, ``(n, d)`` float32 of unit length.
+
+        Raises:
+            UsageError: The run has no first stage.
+            StoreError: A text is empty.
+            FingerprintError: A text has to be embedded and the encoder is not the one that made the store.
+        """
+        return self._vectors(self._searching.text_vectors, *self._read_texts(texts))
+
+    @property
+    def _first_stage(self) -> Dual | Cosine | None:
+        network = self.network.first if isinstance(self.network, Reranked) else self.network
+        return network if isinstance(network, Dual | Cosine) else None
+
+    @property
+    def _searching(self) -> Dual | Cosine:
+        if self._first_stage is None:
+            raise UsageError(
+                f"{self.run.path}: the run has no first stage, so it cannot search; train one with --task matching "
+                "and --model auto or dual"
+            )
+        return self._first_stage
+
+    def _vectors(self, of: Callable[[Tensor, Tensor], Tensor], values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        items, masks = (torch.split(torch.from_numpy(part), self.batch_size) for part in (values, mask))
+        with torch.inference_mode():
+            parts = [of(v.to(self.device).float(), m.to(self.device)) for v, m in zip(items, masks, strict=True)]
+            return torch.cat(parts).cpu().numpy()
+
+    def _read(
+        self, modality: Modality, ids: Sequence[str], given: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read items from the store, except those that are given."""
+        stored = [id_ for id_ in dict.fromkeys(ids) if id_ not in given]
+        parts = {id_: given[id_] for id_ in ids if id_ in given}
+        if not parts:
+            return self.store.read(modality, ids, self._towers[modality])
+        if stored:
+            values, mask = self.store.read(modality, stored, self._towers[modality])
+            parts.update({id_: v[m] for id_, v, m in zip(stored, values, mask, strict=True)})
+        together, order = stack(list(parts.values())), {id_: row for row, id_ in enumerate(parts)}
+        rows = [order[id_] for id_ in ids]
+        return together[0][rows], together[1][rows]
+
+    def _read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Read texts from the store, and embed those that are not in it."""
+        known = self.store.positions("text")
+        unknown = [text for text in dict.fromkeys(texts) if text not in known]
+        embedded = zip(unknown, *self.embed_texts(unknown), strict=True) if unknown else ()
+        return self._read("text", texts, {text: values[mask] for text, values, mask in embedded})
+
+    def embed_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Embed texts as the store would hold them.
+
+        Returns:
+            ``(n, tokens, dim)`` in the stored type and a ``(n, tokens)`` mask.
+
+        Raises:
+            UsageError: A text is not a string.
+            StoreError: A text is empty.
+            FingerprintError: The encoder is not the one that made the store.
+        """
+        for text in texts:
+            if not isinstance(text, str):
+                raise UsageError(f"A text to score must be a string, found {type(text).__name__}")
+            if not text.strip():
+                raise StoreError("A text to score is empty or only blanks; expected a sentence or question")
+        parts = []
+        for tower in self._towers["text"]:
+            encoder = next(e for e in self.encoders("text") if e.text is not None and e.text.name == tower.name)
+            embedded = encoder.embed_texts(list(texts), tokens=True)
+            parts.append((embedded.values.astype(tower.identity["dtype"]), embedded.mask))
+        return np.concatenate([values for values, _ in parts], axis=2), parts[0][1]
+
+    def prepare_image(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
+        """Read one image as extraction does, into the input of each image tower. Thread-safe once encoders are loaded.
+
+        Args:
+            image: A path, the bytes of an image file, or a Pillow image.
+            max_pixels: As `frevl.encoders.images.read_image`.
+
+        Raises:
+            ImageError: The image cannot be read.
+        """
+        towers = self._image_networks()
+        pictures = {t: read_image(image, target=t, max_pixels=max_pixels) for t in {tower.target for tower in towers}}
+        return [tower.prepare(pictures[tower.target]) for tower in towers]
+
+    def embed_images(self, prepared: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+        """Embed images as the store would hold them.
+
+        Args:
+            prepared: What `prepare_image` made of each.
+
+        Returns:
+            One ``(tokens, dim)`` array an image, in the stored type; what `score` takes as ``images``.
+
+        Raises:
+            FingerprintError: An encoder is not the one that made the store.
+        """
+        parts = []
+        for row, network in enumerate(self._image_networks()):
+            items: list[np.ndarray] = []
+            for start in range(0, len(prepared), network.batch_size):
+                items += network.embed([one[row] for one in prepared[start : start + network.batch_size]]).items
+            parts.append(items)
+        dtype = self._towers["image"][0].identity["dtype"]
+        return [np.concatenate(items, axis=1).astype(dtype) for items in zip(*parts, strict=True)]
+
+    def _image_networks(self) -> list[ImageTower]:
+        loaded = {encoder.image.name: encoder.image for encoder in self.encoders("image") if encoder.image is not None}
+        return [loaded[tower.name] for tower in self._towers["image"]]
+
+    def encoders(self, modality: Modality | None = None) -> list[Encoder]:
+        """Load the run's encoders, of one modality or both, and check that they are those that made the store.
+
+        Raises:
+            StoreError: Vectors of this modality were imported, so nothing can be embedded like them.
+            FingerprintError: An encoder is not the one that made the store.
+        """
+        towers = [tower for of, own in self._towers.items() if modality in (None, of) for tower in own]
+        imported = next((tower for tower in towers if tower.imported), None)
+        if imported is not None:
+            raise StoreError(
+                f"{self.store.path}: the vectors of '{imported.name}' were imported, so no {imported.modality} that is "
+                f"not in the store can be embedded like them; use its own {imported.modality}s, or import more vectors"
+            )
+        for name in self.run.encoders:
+            if name not in self._encoders and any(name in tower.encoders for tower in towers):
+                encoder = load_encoder(name, tokens=self._towers["image"][0].identity["tokens"])
+                check_encoder(encoder, self._towers["image"] + self._towers["text"], str(self.store.path))
+                self._encoders[name] = encoder
+        return [encoder for name, encoder in self._encoders.items() if any(name in tower.encoders for tower in towers)]

@@ -1,0 +1,93 @@
+"""A search as one HTML page with the pictures in it: no other file, no network."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from frevl.encoders.images import read_image
+from frevl.errors import ImageError, InputError
+from frevl.jsonfile import replace_file
+from frevl.runs.search.searching import Hit, SearchResult
+
+__all__ = ["contact_sheet", "write_contact_sheet"]
+
+_SIDE = 240  # pixels of a thumbnail's longer side
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #1a1a1a; background: #fff; }}
+ol {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.5rem; padding: 0; }}
+li {{ list-style: none; overflow-wrap: anywhere; }}
+img {{ max-width: 100%; display: block; margin-bottom: .4rem; }}
+.none {{ background: #eee; color: #555; padding: 3rem 1rem; text-align: center; margin-bottom: .4rem; }}
+.said {{ color: #555; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class="said">{said}</p>
+<ol>
+{hits}
+</ol>
+</body>
+</html>
+"""
+
+
+def write_contact_sheet(path: str | Path, result: SearchResult) -> None:
+    """Write a contact sheet.
+
+    Args:
+        path: The HTML file.
+        result: What `frevl.search` found; pictures are shown where a hit's ``path`` is known.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda target: target.write_text(contact_sheet(result), encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: the contact sheet cannot be written ({error.strerror or error})") from error
+
+
+def contact_sheet(result: SearchResult) -> str:
+    """Return the page; everything that comes from data is escaped."""
+    title = escape(f"{len(result.hits)} {result.find} for: {result.query}")
+    said = escape(" ".join([f"Best of {result.searched:,}.", *result.notes]))
+    return _PAGE.format(title=title, said=said, hits="\n".join(_entry(hit, result.find) for hit in result.hits))
+
+
+def _entry(hit: Hit, find: str) -> str:
+    judged = f"similarity {hit.similarity:.3f}"
+    if hit.probability is not None:
+        judged = f"match {100 * hit.probability:.1f} %, {judged}"
+    picture = _picture(hit) if find == "images" else ""
+    name = escape(hit.id)
+    return f'<li value="{hit.rank}">{picture}{hit.rank}. {name}<br><span class="said">{escape(judged)}</span></li>'
+
+
+def _picture(hit: Hit) -> str:
+    missing = '<div class="none">no picture</div>'
+    if hit.path is None:
+        return missing
+    try:
+        image = read_image(hit.path, target=_SIDE)
+    except (ImageError, OSError):
+        return missing
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{escape(hit.id, quote=True)}" src="data:image/jpeg;base64,{encoded}">'

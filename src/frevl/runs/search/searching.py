@@ -1,0 +1,364 @@
+"""Text to images, image to texts, image to images: the first stage names candidates, the run scores them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from frevl.encoders.images import ImageSource
+from frevl.errors import ImageError, UsageError
+from frevl.runs.scorer import Scorer
+from frevl.runs.search.index import IndexReport, NeighbourIndex, build_index
+from frevl.runs.search.nearest import nearest_rows
+from frevl.runs.search.vectors import Shortlist
+from frevl.store.reader import TABLES
+from frevl.store.towers import Modality
+
+__all__ = ["Hit", "SearchResult", "Searcher", "index_store", "search"]
+
+_EXACT_UP_TO = 300_000  # rows; above, a search without an index says that there could be one
+_NEVER_CUT = 64  # characters; no encoder reads fewer tokens than that
+_JUDGES = 512  # queries that judge an index
+
+_FIND: dict[str, Modality] = {"images": "image", "texts": "text"}
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One found item.
+
+    Attributes:
+        rank: 1 for the best.
+        id: The image's id, or the text.
+        score: What the run says of the pair (the larger, the better); for image to image the similarity.
+        probability: Calibrated probability that text and image match, where half of the pairs match; None for image
+            to image.
+        similarity: Dot product of the first stage's unit vectors, in [-1, 1].
+        path: The image file, if the folder of the images is known and it is there.
+        metadata: Metadata columns of the item.
+    """
+
+    rank: int
+    id: str
+    score: float
+    probability: float | None
+    similarity: float
+    path: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        query: The text, or the id or path of the image.
+        find: ``images`` or ``texts``.
+        hits: The best first.
+        searched: How many items could have been found.
+        reranked: How many candidates the run scored again.
+        exact: False where an index named the candidates.
+        notes: Sentences that a user should read.
+    """
+
+    query: str
+    find: str
+    hits: list[Hit]
+    searched: int
+    reranked: int
+    exact: bool
+    notes: list[str]
+
+    def record(self) -> dict[str, Any]:
+        """Return what `frevl search --json` writes."""
+        return {**vars(self), "hits": [vars(hit) for hit in self.hits]}
+
+
+class Searcher:
+    """A run and a store, ready for many searches; several threads may search.
+
+    The first stage's vectors are computed at the first search, kept in the store, and mapped into memory afterwards.
+
+    Args:
+        scorer: A matching run with a first stage, and its store.
+        progress: Show a progress line while vectors are computed.
+
+    Raises:
+        UsageError: The run does classification, or has no first stage.
+    """
+
+    def __init__(self, scorer: Scorer, *, progress: bool = False) -> None:
+        check_searchable(scorer)
+        self.scorer = scorer
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._opened: dict[Modality, tuple[Shortlist, NeighbourIndex | None]] = {}
+
+    def search(
+        self,
+        text: str | None = None,
+        *,
+        image: ImageSource | None = None,
+        find: str | None = None,
+        k: int = 10,
+        where: str | None = None,
+        images: str | Path | None = None,
+        exact: bool = False,
+    ) -> SearchResult:
+        """Search; see `search`."""
+        wanted, query, notes = self._query(text, image, find)
+        if not isinstance(k, int) or k < 1:
+            raise UsageError(f"The number of results must be a whole number from 1 on, found {k!r}")
+        shortlist, index = self._open(wanted)
+        allowed = shortlist.alive()
+        if where is not None:
+            allowed = shortlist.rows_of(self.scorer.store.matching(wanted, where))
+        searched = shortlist.usable if allowed is None else int(allowed.sum())
+        itself = [query.id] if query.modality == wanted and query.given is None else []
+        own = shortlist.rows_of(itself)
+        searched -= int((own if allowed is None else own & allowed).sum())
+        if not searched:
+            notes.append(f"No {wanted} can be found: " + ("none meets the condition." if where else "there is none."))
+        elif k > searched:
+            notes.append(f"Only {searched:,} {TABLES[wanted]} can be found, fewer than the {k:,} that were asked for.")
+        depth = max(k, self.scorer.rerank_depth) + len(itself)
+        use_index = index if where is None and not exact else None
+        vector = self._vector(query)
+        if use_index is not None:
+            rows, similarities = use_index.nearest(vector, depth, threads=torch.get_num_threads())
+        else:
+            rows, similarities = nearest_rows(
+                shortlist.blocks, vector, depth, allowed=allowed, threads=torch.get_num_threads()
+            )
+            if len(shortlist) > _EXACT_UP_TO and index is None and where is None and not exact:
+                notes.append(
+                    f"All {len(shortlist):,} vectors were compared; an index is faster: frevl store index --store "
+                    f"{self.scorer.store.path} --run {self.scorer.run.path}"
+                )
+        ids = shortlist.ids(rows)
+        kept = [number for number, id_ in enumerate(ids) if id_ not in itself]
+        ids, similarities = [ids[number] for number in kept], similarities[kept]
+        hits, reranked = self._hits(query, wanted, ids, similarities, k)
+        return SearchResult(
+            query=query.id,
+            find=TABLES[wanted],
+            hits=self._described(hits, wanted, None if images is None else Path(images)),
+            searched=searched,
+            reranked=reranked,
+            exact=use_index is None,
+            notes=[*notes, *shortlist.notes],
+        )
+
+    # ---- the query
+
+    def _query(
+        self, text: str | None, image: ImageSource | None, find: str | None
+    ) -> tuple[Modality, _Query, list[str]]:
+        if (text is None) == (image is None):
+            raise UsageError("A search needs a text or an image, and not both")
+        if find is not None and find not in _FIND:
+            raise UsageError(f"What to find must be 'images' or 'texts', found '{find}'")
+        wanted = _FIND[find or "images"]
+        if text is not None:
+            if not isinstance(text, str):
+                raise UsageError(f"The query must be a string, found {type(text).__name__}")
+            if wanted == "text":
+                raise UsageError("A text finds images; to find texts, give an image with --image")
+            if not text.strip():
+                raise UsageError('The query is empty; write what to look for, such as "a dog on a beach"')
+            return wanted, _Query("text", text), self._notes_of(text)
+        return wanted, self._image_query(image), []
+
+    def _notes_of(self, text: str) -> list[str]:
+        """Say so where the encoder does not read the whole query."""
+        towers = [self.scorer.store.towers[name] for name in self.scorer.run.towers["text"]]
+        if len(text) <= _NEVER_CUT or any(tower.imported for tower in towers):
+            return []
+        cut = any(
+            encoder.text is not None and encoder.text.truncated([text]) for encoder in self.scorer.encoders("text")
+        )
+        return ["The query is longer than the encoder reads; its end was cut."] if cut else []
+
+    def _image_query(self, image: ImageSource | None) -> _Query:
+        if isinstance(image, str | Path) and str(image) in self.scorer.store.positions("image"):
+            return _Query("image", str(image))
+        if image is None:
+            raise UsageError("A search needs a text or an image")
+        try:
+            prepared = self.scorer.prepare_image(image)
+        except (ImageError, FileNotFoundError) as error:
+            if isinstance(image, str | Path) and not Path(image).exists():
+                raise UsageError(
+                    f"{image}: expected a picture file, or the id of an image of {self.scorer.store.path}; found none"
+                ) from error
+            raise
+        name = str(image) if isinstance(image, str | Path) else "the given image"
+        return _Query("image", name, self.scorer.embed_images([prepared])[0])
+
+    def _vector(self, query: _Query) -> np.ndarray:
+        if query.modality == "text":
+            vectors = self.scorer.text_vectors([query.id])
+        else:
+            given = None if query.given is None else {query.id: query.given}
+            vectors = self.scorer.image_vectors([query.id], images=given)
+        vector: np.ndarray = vectors[0]
+        return vector
+
+    # ---- the answer
+
+    def _open(self, modality: Modality) -> tuple[Shortlist, NeighbourIndex | None]:
+        with self._lock:
+            if modality not in self._opened:
+                shortlist = Shortlist(self.scorer, modality, progress=self._progress)
+                self._opened[modality] = shortlist, NeighbourIndex.open(shortlist)
+            return self._opened[modality]
+
+    def _hits(
+        self, query: _Query, wanted: Modality, ids: Sequence[str], similarities: np.ndarray, k: int
+    ) -> tuple[list[Hit], int]:
+        """Score the candidates with the run and sort them by that; image to image has no pairs to score."""
+        if query.modality == wanted:
+            found = [
+                Hit(rank, id_, float(value), None, float(value))
+                for rank, (id_, value) in enumerate(zip(ids[:k], similarities[:k], strict=True), start=1)
+            ]
+            return found, 0
+        pairs = [(id_, query.id) if wanted == "image" else (query.id, id_) for id_ in ids]
+        given = None if query.given is None else {query.id: query.given}
+        scores, probabilities = self.scorer.judge(pairs, images=given)
+        order = np.argsort(-scores, kind="stable")[:k]
+        hits = [
+            Hit(rank, ids[row], float(scores[row]), float(probabilities[row]), float(similarities[row]))
+            for rank, row in enumerate(order, start=1)
+        ]
+        return hits, len(ids) if self.scorer.rerank_depth else 0
+
+    def _described(self, hits: Sequence[Hit], modality: Modality, folder: Path | None) -> list[Hit]:
+        metadata = self.scorer.store.read_metadata(modality, [hit.id for hit in hits])
+        described = []
+        for hit, columns in zip(hits, metadata, strict=True):
+            path = (folder or Path()) / hit.id
+            there = modality == "image" and path.is_file()
+            described.append(
+                Hit(hit.rank, hit.id, hit.score, hit.probability, hit.similarity, str(path) if there else None, columns)
+            )
+        return described
+
+
+@dataclass(frozen=True)
+class _Query:
+    """What is looked for: a text, an image of the store, or an image that was given."""
+
+    modality: Modality
+    id: str
+    given: np.ndarray | None = None
+
+
+def search(
+    scorer: Scorer,
+    text: str | None = None,
+    *,
+    image: ImageSource | None = None,
+    find: str | None = None,
+    k: int = 10,
+    where: str | None = None,
+    images: str | Path | None = None,
+    exact: bool = False,
+    progress: bool = False,
+) -> SearchResult:
+    """Find images for a text, or texts or images for an image, in the scorer's store.
+
+    The first stage compares the query with every item (or asks the index, see `index_store`); the run scores the best
+    of them. For many searches make one `Searcher`.
+
+    Args:
+        scorer: A matching run with a first stage (``cosine``, ``dual``, or one that reranks), and its store.
+        text: The text; finds images.
+        image: Instead of a text: the id of an image of the store, a path, the bytes of an image file, or a Pillow
+            image.
+        find: ``images`` (the default) or, for an image, ``texts``.
+        k: How many hits, at least 1.
+        where: Condition in SQL over ``id``, ``bytes`` and metadata columns: only items for which it holds are found,
+            always by exact search.
+        images: Folder of the images, for the hits' paths.
+        exact: Do not use an index.
+        progress: Show a progress line while vectors are computed.
+
+    Returns:
+        Hits, the best first; fewer than ``k`` if the store has fewer.
+
+    Raises:
+        UsageError: Empty query, ``k`` below 1, a condition that cannot be understood, a run that cannot search.
+        ImageError: The image cannot be read.
+        StoreError: The store is damaged, or the query has to be embedded and the vectors were imported.
+        FingerprintError: The query has to be embedded and the encoder is not the one that made the store.
+    """
+    searcher = Searcher(scorer, progress=progress)
+    return searcher.search(text, image=image, find=find, k=k, where=where, images=images, exact=exact)
+
+
+def index_store(
+    scorer: Scorer, *, find: str = "images", recall: float = 0.95, progress: bool = False
+) -> tuple[IndexReport, list[str]]:
+    """Build the index that searches of a large store use, or add new rows to it.
+
+    Args:
+        scorer: A matching run with a first stage, and its store.
+        find: ``images`` or ``texts``: what the searches find.
+        recall: Share of the ten nearest neighbours to find, in (0, 1].
+        progress: Show progress lines.
+
+    Returns:
+        The report, with the recall measured on queries of the store (texts for images, images for texts; images for
+        images where there are no texts), and notes.
+
+    Raises:
+        UsageError: The run cannot search, or there is too little to index.
+        StoreError: The index cannot be written.
+    """
+    if find not in _FIND:
+        raise UsageError(f"What to find must be 'images' or 'texts', found '{find}'")
+    if not 0 < recall <= 1:
+        raise UsageError(f"The wanted recall is a share in (0, 1], found {recall}")
+    check_searchable(scorer)
+    wanted = _FIND[find]
+    shortlist = Shortlist(scorer, wanted, progress=progress)
+    asking: Modality = "text" if wanted == "image" and scorer.store.ids("text") else "image"
+    ids = scorer.store.ids(asking)
+    chosen = np.random.default_rng(0).permutation(len(ids))[:_JUDGES]
+    of = scorer.text_vectors if asking == "text" else scorer.image_vectors
+    report = build_index(
+        shortlist,
+        of([ids[row] for row in chosen]),
+        queries_of=asking,
+        recall=recall,
+        threads=torch.get_num_threads(),
+        progress=progress,
+    )
+    if report.recall < recall:
+        shortlist.notes.append(
+            f"The index finds {100 * report.recall:.1f} % of the exact neighbours, fewer than the "
+            f"{100 * recall:.1f} % that were asked for; use --exact where that matters."
+        )
+    return report, shortlist.notes
+
+
+def check_searchable(scorer: Scorer) -> None:
+    """Refuse a run that cannot search.
+
+    Raises:
+        UsageError: It does classification, or has no first stage.
+    """
+    if scorer.run.task != "matching":
+        raise UsageError(f"{scorer.run.path}: a search needs a matching run, found task '{scorer.run.task}'")
+    if not scorer.has_first_stage:
+        raise UsageError(
+            f"{scorer.run.path}: the model '{scorer.run.model}' has no first stage to search with; train one with "
+            "--task matching --model dual, or cosine where the encoder has a common space"
+        )

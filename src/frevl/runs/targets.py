@@ -1,0 +1,129 @@
+"""Targets of pairs as tensors: class vocabularies, answer weights, and which texts match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.data.pairs import Pairs, Target
+from frevl.errors import PairsError
+
+__all__ = ["Answers", "encode_answers", "hash_prefixes", "label_vocabulary", "match_truth"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Classification targets as numbers; a pair has up to ``k`` answers.
+
+    Attributes:
+        classes: ``(n, k)`` int64 class indices, -1 where there is no (known) answer.
+        weights: ``(n, k)`` float32 in [0, 1], 0 where there is none.
+        soft: True if the file gave weights: then answers are judged one by one and need not sum to 1.
+    """
+
+    classes: Tensor
+    weights: Tensor
+    soft: bool
+
+    def dense(self, rows: Tensor, outputs: int) -> Tensor:
+        """Return the ``(len(rows), outputs)`` float32 weights of every class."""
+        target = torch.zeros(len(rows), outputs + 1)
+        # Answers outside the vocabulary (-1) fall into a column that is cut off.
+        target.scatter_(1, self.classes[rows].where(self.classes[rows] >= 0, outputs), self.weights[rows])
+        return target[:, :outputs]
+
+    def select(self, rows: Tensor) -> Answers:
+        """Return the answers of some pairs, by index or bool mask."""
+        return Answers(self.classes[rows], self.weights[rows], self.soft)
+
+    def followed_by(self, other: Answers) -> Answers:
+        """Return these answers and then those of other pairs, in the same classes."""
+        width = max(self.classes.shape[1], other.classes.shape[1])
+
+        def wide(values: Tensor, empty: float) -> Tensor:
+            return F.pad(values, (0, width - values.shape[1]), value=empty)
+
+        return Answers(
+            torch.cat([wide(self.classes, -1), wide(other.classes, -1)]),
+            torch.cat([wide(self.weights, 0), wide(other.weights, 0)]),
+            self.soft or other.soft,
+        )
+
+    def hits(self, predicted: Tensor) -> Tensor:
+        """Return ``(n,)`` float32: the weight of the predicted class, 1 for a right answer."""
+        return (self.weights * (self.classes == predicted[:, None])).sum(dim=1)
+
+
+def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) -> list[str]:
+    """Return the classes of training targets, the most frequent first, ties in alphabetical order.
+
+    Args:
+        targets: Training targets only: a vocabulary that has seen test answers leaks.
+        min_count: Leave out answers that fewer pairs name.
+
+    Raises:
+        PairsError: No class is frequent enough.
+    """
+    counts: dict[str, int] = {}
+    for target in targets:
+        for answer, weight in _weights(target).items():
+            if weight > 0:
+                counts[answer] = counts.get(answer, 0) + 1
+    labels = sorted((answer for answer, n in counts.items() if n >= min_count), key=lambda a: (-counts[a], a))
+    if not labels:
+        raise PairsError(f"No answer of the training pairs is named by at least {min_count} pairs; lower the minimum")
+    return labels
+
+
+def encode_answers(targets: Sequence[Target | None], labels: Sequence[str]) -> Answers:
+    """Turn targets into class indices and weights."""
+    index = {label: i for i, label in enumerate(labels)}
+    rows = [_weights(target) for target in targets]
+    longest = max((len(row) for row in rows), default=1) or 1
+    classes = np.full((len(rows), longest), -1, np.int64)
+    weights = np.zeros((len(rows), longest), np.float32)
+    for i, row in enumerate(rows):
+        for k, (answer, weight) in enumerate(row.items()):
+            if answer in index:
+                classes[i, k], weights[i, k] = index[answer], weight
+    soft = any(isinstance(target, dict) for target in targets)
+    return Answers(torch.from_numpy(classes), torch.from_numpy(weights), soft)
+
+
+def _weights(target: Target | None) -> dict[str, float]:
+    if target is None:
+        return {}
+    if isinstance(target, str):
+        return {target: 1.0}
+    return dict.fromkeys(target, 1.0) if isinstance(target, list) else target
+
+
+def match_truth(pairs: Pairs) -> Tensor:
+    """Return ``(n,)`` float32: 1 where image and text belong together.
+
+    No target says so; ``true``, ``1`` and ``match`` too; ``false``, ``0`` and ``no match`` say the contrary.
+
+    Raises:
+        PairsError: Another target.
+    """
+    meaning = {"true": 1.0, "1": 1.0, "match": 1.0, "false": 0.0, "0": 0.0, "no match": 0.0}
+    truth = []
+    for target, place in zip(pairs.targets, pairs.places, strict=True):
+        known = 1.0 if target is None else meaning.get(target.lower()) if isinstance(target, str) else None
+        if known is None:
+            raise PairsError(
+                f"{place}, field 'target': a matching task expects no target (a right pair) or one of "
+                f"{', '.join(meaning)}; found {target!r:.60}. For classes use --task classification"
+            )
+        truth.append(known)
+    return torch.tensor(truth)
+
+
+def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:
+    """Return the first 64 bits of content hashes as sorted ``(n,)`` uint64, each once."""
+    return np.array(sorted({int(hash_[:16], 16) for hash_ in hashes}), np.uint64)

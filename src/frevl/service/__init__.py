@@ -1,1 +1,0 @@
-"""The service: HTTP routes, the model worker, the web page."""

@@ -1,0 +1,1 @@
+"""Import embeddings that were computed elsewhere: arrays, clip-retrieval folders, Parquet, Lance."""

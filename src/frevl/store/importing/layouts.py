@@ -1,0 +1,198 @@
+"""What a user points at -> parts with ids, vectors and metadata: a clip-retrieval folder, an array, a table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from frevl.errors import InputError, UsageError
+from frevl.store.importing.formats import (
+    VectorBlock,
+    is_table,
+    named_id,
+    parquet_shape,
+    read_arrays,
+    read_ids,
+    read_table,
+)
+from frevl.store.towers import Modality
+
+__all__ = ["Part", "is_clip_retrieval", "lacking_parts", "open_parts"]
+
+_FOLDERS: dict[Modality, str] = {"image": "img_emb", "text": "text_emb"}
+_CLIP_IDS: dict[Modality, str] = {"image": "image_path", "text": "caption"}
+_USUAL_IDS: dict[Modality, tuple[str, ...]] = {
+    "image": ("id", "image", "image_id", "image_path", "path", "filename", "file_name", "key"),
+    "text": ("id", "text", "caption", "sentence", "question", "title"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of vectors with the ids of its rows.
+
+    Attributes:
+        modality: What the vectors are of.
+        place: The file, for messages.
+        metadata: Types of the columns beside the ids.
+        blocks: Yields blocks of at most so many rows; ``columns`` has ``id`` (string) and the metadata.
+    """
+
+    modality: Modality
+    place: str
+    metadata: pa.Schema
+    blocks: Callable[[int], Iterator[VectorBlock]]
+
+
+def is_clip_retrieval(source: Path) -> bool:
+    """Whether a folder has the layout of ``clip-retrieval inference``."""
+    return any((source / folder).is_dir() for folder in _FOLDERS.values())
+
+
+def open_parts(
+    source: Path,
+    *,
+    of: Modality | None,
+    ids: Path | None,
+    id_column: str | None,
+    vector_column: str | None,
+    array: str | None,
+) -> list[Part]:
+    """Find the vectors that are meant, and check that there are as many ids.
+
+    Args:
+        source: A clip-retrieval folder, an array or a table.
+        of: What the vectors are of; None takes both of a clip-retrieval folder.
+        ids: Ids of an array's rows.
+        id_column: Column of the ids.
+        vector_column: Column of the vectors of a table.
+        array: Name of the array in a file of several.
+
+    Raises:
+        InputError: A file is missing or damaged, or ids and vectors differ in number.
+        UsageError: It is not clear what is meant.
+    """
+    if source.is_dir() and not is_table(source):
+        if not is_clip_retrieval(source):
+            raise InputError(
+                f"{source}: expected a clip-retrieval folder with 'img_emb' or 'text_emb' in it, found neither; to "
+                "import a single file, name it"
+            )
+        chosen: list[Modality] = [of] if of else [one for one in _FOLDERS if (source / _FOLDERS[one]).is_dir()]
+        return [part for one in chosen for part in _clip_retrieval(source, one, ids)]
+    if not source.exists():
+        raise InputError(f"{source}: expected a file of vectors or ids, found none; check the path")
+    if of is None:
+        raise UsageError(f"{source}: say what the vectors are of with --of images or --of texts")
+    if is_table(source):
+        if ids is not None:
+            raise UsageError(f"{source}: a table holds its ids itself; leave --ids out, or name them with --id-column")
+        return [_table(source, of, id_column, vector_column)]
+    if ids is None:
+        raise UsageError(f"{source}: an array holds no ids; give a list of them with --ids FILE, in the same order")
+    described = read_ids(ids, id_column=id_column, usual=_USUAL_IDS[of])
+    return [_array(source, of, ids, len(described), described.schema, lambda: described, array)]
+
+
+def _clip_retrieval(source: Path, modality: Modality, ids: Path | None) -> list[Part]:
+    """Pair ``img_emb/img_emb_0.npy`` with ``metadata/metadata_0.parquet``, by the number in the name."""
+    if ids is not None:
+        raise UsageError(f"{source}: a clip-retrieval folder holds its ids in 'metadata'; leave --ids out")
+    vectors = _numbered(source / _FOLDERS[modality], ".npy")
+    described = _numbered(source / "metadata", ".parquet")
+    if not vectors:
+        raise InputError(f"{source}: expected {_FOLDERS[modality]}/*.npy, found none; the folder is incomplete")
+    lost = sorted(vectors.keys() - described.keys())
+    if lost:
+        raise InputError(
+            f"{vectors[lost[0]]}: expected its ids in {source}/metadata/metadata_{lost[0]}.parquet, found none; copy "
+            "the folder completely, or import the file by itself with --ids"
+        )
+    return [_clip_part(vectors[number], described[number], modality) for number in sorted(vectors, key=int)]
+
+
+def _clip_part(vectors: Path, described: Path, modality: Modality) -> Part:
+    rows, schema = parquet_shape(described)
+    column = _CLIP_IDS[modality]
+    named = named_id(described, schema.empty_table(), column, ()).schema
+    # Read when its turn comes: a part has up to a million rows, a folder hundreds of parts.
+    return _array(
+        vectors, modality, described, rows, named, lambda: read_ids(described, id_column=column, usual=()), None
+    )
+
+
+def lacking_parts(source: Path, of: Modality | None) -> list[str]:
+    """Say which parts of a clip-retrieval folder have ids but no vectors; none for anything else.
+
+    Such a folder can be imported, but it was mostly copied incompletely.
+    """
+    if not source.is_dir() or is_table(source):
+        return []
+    described = _numbered(source / "metadata", ".parquet")
+    notes = []
+    for modality, folder in _FOLDERS.items():
+        if of not in (None, modality) or not (source / folder).is_dir():
+            continue
+        lost = sorted(described.keys() - _numbered(source / folder, ".npy").keys(), key=int)
+        if lost:
+            rows = sum(parquet_shape(described[number])[0] for number in lost)
+            notes.append(
+                f"{source / folder} lacks {len(lost):,} of {len(described):,} parts ({', '.join(lost[:3])}"
+                f"{' ...' if len(lost) > 3 else ''}): {rows:,} {modality}s of the metadata were not imported."
+            )
+    return notes
+
+
+def _numbered(folder: Path, suffix: str) -> dict[str, Path]:
+    found = {}
+    for path in folder.glob(f"*{suffix}") if folder.is_dir() else []:
+        number = re.search(r"(\d+)$", path.stem)
+        if number:
+            found[number.group(1)] = path
+    return found
+
+
+def _array(
+    source: Path,
+    modality: Modality,
+    ids: Path,
+    count: int,
+    schema: pa.Schema,
+    described: Callable[[], pa.Table],
+    array: str | None,
+) -> Part:
+    total, _, blocks = read_arrays(source, array=array)
+    if total != count:
+        raise InputError(
+            f"{ids}: expected one id for each of the {total:,} vectors of {source}, found {count:,} ids; both must "
+            "have the same number and order"
+        )
+
+    def read(rows: int) -> Iterator[VectorBlock]:
+        first, table = 0, described()
+        for block in blocks(rows):
+            yield VectorBlock(str(source), first, block, table.slice(first, len(block)))
+            first += len(block)
+
+    return Part(modality, str(source), _without_id(schema), read)
+
+
+def _table(source: Path, modality: Modality, id_column: str | None, vector_column: str | None) -> Part:
+    schema, _, blocks = read_table(source, vector_column=vector_column)
+    named = named_id(source, schema.empty_table(), id_column, _USUAL_IDS[modality])
+
+    def read(rows: int) -> Iterator[VectorBlock]:
+        for block in blocks(rows):
+            if block.columns is not None:
+                block.columns = named_id(source, block.columns, id_column, _USUAL_IDS[modality])
+            yield block
+
+    return Part(modality, str(source), _without_id(named.schema), read)
+
+
+def _without_id(schema: pa.Schema) -> pa.Schema:
+    return schema.remove(schema.get_field_index("id"))

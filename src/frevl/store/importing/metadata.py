@@ -1,0 +1,75 @@
+"""Columns that an import keeps beside the embeddings, to filter searches with: their names and types."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from frevl.errors import InputError
+from frevl.store.lance_tables import ITEM_COLUMNS
+
+__all__ = ["metadata_fields", "named_metadata"]
+
+
+def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
+    """Return the columns of several files that can be kept: one type a name, only numbers, strings, truths and times.
+
+    Raises:
+        InputError: A column has types that do not go together.
+    """
+    try:
+        schema = pa.unify_schemas(list(schemas), promote_options="permissive")
+    except pa.ArrowException as error:
+        raise InputError(
+            f"The metadata of the files does not go together ({' '.join(str(error).split()):.200}); give columns of "
+            "one name the same type"
+        ) from error
+    fields: dict[str, pa.Field] = {}
+    for field in schema:
+        name, kind = column_name(field.name), _kept_type(field.type)
+        if kind is not None and name not in fields and not field.name.startswith("__index_level_"):
+            fields[name] = pa.field(name, kind)
+    return list(fields.values())
+
+
+def named_metadata(table: pa.Table, types: dict[str, pa.DataType]) -> dict[str, pa.Array]:
+    """Return the columns that are kept, under their names in the store and in the types that it has.
+
+    Args:
+        table: Metadata as it stands in the file.
+        types: Metadata columns of the store.
+
+    Raises:
+        InputError: A value does not have the type that the store has for its column.
+    """
+    columns: dict[str, pa.Array] = {}
+    for original in table.column_names:
+        name = column_name(original)
+        if name not in types or name in columns:
+            continue
+        try:
+            columns[name] = pc.cast(table[original], types[name]).combine_chunks()
+        except pa.ArrowException as error:
+            raise InputError(
+                f"The metadata column '{original}' has the type {types[name]} in the store and does not fit "
+                f"({' '.join(str(error).split()):.200}); rename it in the file"
+            ) from error
+    return columns
+
+
+def column_name(name: str) -> str:
+    """Return the name of a column in the store: dots would be paths in a filter, and some names are taken."""
+    plain = re.sub(r"\W", "_", name.strip()) or "_"
+    return f"metadata_{plain}" if plain in ITEM_COLUMNS else plain
+
+
+def _kept_type(kind: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_dictionary(kind):
+        return _kept_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    kept = (pa.types.is_string, pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_temporal)
+    return kind if any(test(kind) for test in kept) else None

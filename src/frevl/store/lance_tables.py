@@ -1,0 +1,277 @@
+"""The Lance tables of a store: opening them, and saying in plain words what went wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow as pa
+
+from frevl.errors import StoreError, UsageError
+
+__all__ = [
+    "ITEM_COLUMNS",
+    "Snapshot",
+    "append_rows",
+    "existing_table",
+    "open_table",
+    "read_lance",
+    "reading",
+    "replace_rows",
+    "writing",
+]
+
+# Lance warns on standard error of what is normal here (a first commit makes its table). It reads this when it is
+# imported, so no other file of the package imports it.
+os.environ.setdefault("LANCE_LOG", "error")
+
+
+ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
+"""Columns of the tables of items that are neither embeddings nor metadata."""
+
+_SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
+
+# How Lance says that a condition failed on a row, and not a file.
+_OF_CONDITION = "Error applying filter expression"
+
+# How Lance says what is wrong with a condition, and how we do.
+_CONDITION_REASONS = (
+    (r'No field named "?(\w+)', "there is no column '{0}'"),
+    (r"sql parser error: ([^()]*)", "{0}"),
+    (r"Received literal \w+\((.*?)\) and could not convert to literal of type '(\w+)", "{0} is not of the type {1}"),
+    (r"Cast error: ([^,)]*)", "{0}"),
+    (r"Invalid function ('\w+')", "there is no function {0}"),
+)
+
+# The system's words for a failed write, which Lance buries in a long message.
+_SYSTEM_REASONS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Permission denied",
+    "Read-only file system",
+    "Too many open files",
+)
+
+
+class Snapshot:
+    """The tables of a store, each at the version that was the newest when this was made.
+
+    Args:
+        store: Folder of the store.
+        names: Names of tables.
+
+    Attributes:
+        versions: Version of every table by name, None where it was never written.
+
+    Raises:
+        StoreError: A table is damaged, or may not be read.
+    """
+
+    def __init__(self, store: Path, names: Iterable[str]) -> None:
+        self._store = store
+        self._tables = {name: open_table(store, name) for name in names}
+        self._rows: dict[str, dict[str, int]] = {}
+        self.versions = {name: None if table is None else int(table.version) for name, table in self._tables.items()}
+
+    def scan(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Yield some or all columns of a table, piece by piece; nothing if it was never written."""
+        table = self._tables[name]
+        if table is None:
+            return
+        with reading(self._store, name):
+            yield from table.scanner(columns=columns, batch_size=8192, io_buffer_size=_SCAN_BYTES).to_batches()
+
+    def take(self, name: str, column: str, rows: np.ndarray, *, rows_at_once: int) -> Iterator[pa.Array]:
+        """Yield one column at rows that ascend, piece by piece; nulls if the table has no such column yet."""
+        table = self._tables[name]
+        if table is None or column not in table.schema.names:
+            if len(rows):
+                yield pa.nulls(len(rows))
+            return
+        with reading(self._store, name):
+            # In small pieces: measured three times faster than a scan of the whole column, and no more memory.
+            for start in range(0, len(rows), rows_at_once):
+                yield from table.take(rows[start : start + rows_at_once], columns=[column])[column].chunks
+
+    def columns(self, name: str) -> pa.Schema:
+        """Return the columns of a table, none if it was never written."""
+        table = self._tables[name]
+        return pa.schema([]) if table is None else table.schema
+
+    def matching(self, name: str, where: str) -> list[str]:
+        """Return the ids of the rows for which a condition in SQL holds.
+
+        Raises:
+            UsageError: The condition cannot be understood, or fails on a row (a division by zero, a cast).
+        """
+        if not where.strip():
+            raise UsageError("The condition is empty; write one such as id LIKE 'kitchen/%', or leave it out")
+        outside = re.sub(r"'[^']*'", "", where)
+        if ";" in outside:  # Lance reads up to it and drops the rest without a word
+            raise UsageError(f"The condition {where!r} must be one condition, found ';'; join several with AND or OR")
+        table = self._tables[name]
+        if table is None:
+            return []
+        quoted = [column for column in re.findall(r'"([^"]*)"', outside) if column in table.schema.names]
+        if quoted:  # Lance takes it for a text, so that the condition would hold for no row
+            raise UsageError(
+                f"The condition {where!r} has the name of a column in double quotes; write {quoted[0]} without quotes, "
+                "and texts in single quotes"
+            )
+        try:
+            scanner = table.scanner(columns=["id"], filter=where)
+            scanner.explain_plan()  # only reads the condition, so that a damaged file is not taken for a wrong one
+        except BaseException as error:
+            if not _is_lance_failure(error):
+                raise
+            raise UsageError(f"The condition {where!r} cannot be understood ({_condition_reason(error)})") from error
+        with reading(self._store, name):
+            try:
+                return [id_ for batch in scanner.to_batches() for id_ in batch["id"].to_pylist()]
+            except pa.ArrowException as error:
+                if _OF_CONDITION not in str(error):
+                    raise
+                reason = _brief(error).rpartition("Arrow error: ")[2]
+                raise UsageError(f"The condition {where!r} fails on a row ({reason})") from error
+
+    def rows(self, name: str) -> dict[str, int]:
+        """Return the row of every id of a table; read once."""
+        if name not in self._rows:
+            ids = (id_ for batch in self.scan(name, ["id"]) for id_ in batch["id"].to_pylist())
+            self._rows[name] = {id_: row for row, id_ in enumerate(ids)}
+        return self._rows[name]
+
+
+def open_table(store: Path, name: str) -> lance.LanceDataset | None:
+    """Open a table at its newest version.
+
+    Args:
+        store: Folder of the store.
+        name: ``images``, ``texts``, ``towers`` or ``rejects``.
+
+    Returns:
+        The table; None if it was never committed (a first commit that was killed leaves a folder without a manifest).
+
+    Raises:
+        StoreError: The table is damaged, or may not be read.
+    """
+    path = _path(store, name)
+    with reading(store, name):
+        try:
+            versions = [entry.name for entry in (path / "_versions").iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return lance.dataset(str(path)) if any(name.endswith(".manifest") for name in versions) else None
+
+
+def read_lance(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.RecordBatch]]]:
+    """Open any Lance table, of whoever made it.
+
+    Returns:
+        Its schema, and a function that yields its rows in batches of at most so many.
+
+    Raises:
+        OSError, ValueError: It is missing or damaged.
+    """
+    table = lance.dataset(str(path))
+    return table.schema, lambda rows: table.scanner(batch_size=rows, io_buffer_size=_SCAN_BYTES).to_batches()
+
+
+def existing_table(store: Path, name: str) -> lance.LanceDataset:
+    """Open a table that must be there, at its newest version.
+
+    Raises:
+        StoreError: It is missing or damaged.
+    """
+    table = open_table(store, name)
+    if table is None:
+        raise StoreError(f"{store}: the table '{name}' has vanished while it was used; do not touch a store by hand")
+    return table
+
+
+def append_rows(store: Path, name: str, rows: pa.Table) -> None:
+    """Add rows to a table, which is made if it is missing; one atomic commit.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    with writing(store, name):
+        lance.write_dataset(rows, str(_path(store, name)), mode="append")
+
+
+def replace_rows(store: Path, name: str, rows: pa.Table) -> None:
+    """Put other rows in the place of all rows of a table; one atomic commit.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    with writing(store, name):
+        lance.write_dataset(rows, str(_path(store, name)), mode="overwrite")
+
+
+@contextmanager
+def reading(store: Path, name: str) -> Iterator[None]:
+    """Turn what Lance raises while it reads a table into a `StoreError`."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_lance_failure(error):
+            raise
+        if isinstance(error, PermissionError):
+            raise StoreError(
+                f"{store}: there is no permission to read the table '{name}'; ask its owner for permission"
+            ) from error
+        raise StoreError(
+            f"{store}: the table '{name}' cannot be read ({_brief(error)}); files of the store are damaged or missing: "
+            f"see frevl store verify {store}, then bring them back from a copy, or extract into a new store"
+        ) from error
+
+
+@contextmanager
+def writing(store: Path, name: str) -> Iterator[None]:
+    """Turn what Lance raises while it writes a table into a `StoreError`."""
+    try:
+        yield
+    except BaseException as error:
+        if not _is_lance_failure(error):
+            raise
+        raise StoreError(
+            f"{store}: writing the table '{name}' failed ({_brief(error)}); everything committed before is kept: "
+            "make room or mend the permission, and run the same command again to go on"
+        ) from error
+
+
+def _path(store: Path, name: str) -> Path:
+    return store / f"{name}.lance"
+
+
+def _is_lance_failure(error: BaseException) -> bool:
+    # A panic in Lance's Rust code (a damaged file can cause one) derives from BaseException, in a class of its own.
+    return isinstance(error, OSError | ValueError | RuntimeError | pa.ArrowException) or (
+        type(error).__name__ == "PanicException"
+    )
+
+
+def _condition_reason(error: BaseException) -> str:
+    """Return what is wrong with a condition, without Lance's own words and columns around it."""
+    text = " ".join(str(error).split())
+    for pattern, said in _CONDITION_REASONS:
+        found = re.search(pattern, text)
+        if found:
+            return said.format(*found.groups())
+    return _brief(error).removeprefix("Invalid user input: ")
+
+
+def _brief(error: BaseException) -> str:
+    """Return what a user can read of a Lance error: one line, without places in Lance's own source."""
+    text = " ".join(str(error).split())
+    for words in _SYSTEM_REASONS:
+        if words in text:
+            return words
+    return text.partition(", /")[0][:200] or type(error).__name__

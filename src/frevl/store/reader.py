@@ -1,0 +1,371 @@
+"""Embeddings on disk with their identity: four Lance tables in a folder (see docs/store.md).
+
+``images`` and ``texts`` hold one row an item and one column a tower, ``towers`` holds the identity of every
+column, ``rejects`` what could not be used. Every write is one atomic Lance commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from frevl.encoders.interface import pool
+from frevl.errors import StoreError, UsageError, nearest
+from frevl.rejects import Reject
+from frevl.store.lance_tables import ITEM_COLUMNS, Snapshot
+from frevl.store.towers import Modality, Tower, fingerprint_of, from_rows
+
+__all__ = ["TABLES", "Store"]
+
+TABLES: dict[Modality, str] = {"image": "images", "text": "texts"}
+
+A = TypeVar("A")
+
+_ROWS_AT_ONCE = {True: 1024, False: 256}  # pooled embeddings, tokens
+
+
+class Store:
+    """A store, read at the version that was the newest when it was opened.
+
+    Where something is missing there, or was deleted because it is old, the store goes on with the newest version. Open
+    one with `Store.open`; `frevl.extract` writes to it. Several threads may read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._at = self._newest()
+        rows = [row for batch in self._at.scan("towers") for row in batch.to_pylist()]
+        self.towers: dict[str, Tower] = {tower.name: tower for tower in from_rows(rows, str(path))}
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open a store for reading.
+
+        Raises:
+            StoreError: There is no store at this path, it is damaged, or it was written by a newer frevl.
+        """
+        path = Path(path)
+        if not (path / "towers.lance").is_dir():
+            found = "a file" if path.is_file() else "none in that folder" if path.is_dir() else "no such folder"
+            raise StoreError(
+                f"{path}: expected a store (a folder with 'towers.lance'), found {found}; make one with: "
+                f"frevl extract --images DIR --pairs FILE --encoder packaged --store {path}"
+            )
+        return cls(path)
+
+    # ---- what is in it
+
+    @property
+    def image_ids(self) -> list[str]:
+        """Ids of all images, in the order in which they were stored."""
+        return list(self.positions("image"))
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, in the order in which they were stored."""
+        return list(self.positions("text"))
+
+    @property
+    def encoders(self) -> list[str]:
+        """Names of the encoders whose towers are in the store, in the order in which they came."""
+        return list(dict.fromkeys(name for tower in self.towers.values() for name in tower.encoders))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash over the fingerprints of all towers."""
+        return fingerprint_of({name: tower.fingerprint for name, tower in sorted(self.towers.items())})
+
+    def positions(self, modality: Modality) -> dict[str, int]:
+        """Return the row of every id. About 150 bytes an id of memory; read once."""
+        return self._read(lambda at: at.rows(TABLES[modality]))
+
+    def ids(self, modality: Modality) -> list[str]:
+        """Return the id of every row."""
+        return self._read(
+            lambda at: [id_ for batch in at.scan(TABLES[modality], ["id"]) for id_ in batch["id"].to_pylist()]
+        )
+
+    def rejects(self) -> list[Reject]:
+        """Return what could not be used, with reasons."""
+        return self._read(
+            lambda at: [
+                Reject(**row) for batch in at.scan("rejects", ["kind", "id", "reason"]) for row in batch.to_pylist()
+            ]
+        )
+
+    def states(self, modality: Modality) -> dict[str, np.ndarray]:
+        """Return what is known of every item, in the order of its rows.
+
+        Returns:
+            ``content_hash`` (n,) bytes, ``bytes`` (n,) int64, ``modified_ns`` (n,) int64, and for every tower
+            of this modality ``has:NAME`` (n,) bool, False where the item still lacks that embedding.
+        """
+        return self._read(lambda at: self._states(at, modality))
+
+    def _states(self, at: Snapshot, modality: Modality) -> dict[str, np.ndarray]:
+        towers = [tower.name for tower in self.towers.values() if tower.modality == modality]
+        parts: dict[str, list[np.ndarray]] = {
+            "content_hash": [np.zeros(0, "S32")],
+            "bytes": [np.zeros(0, np.int64)],
+            "modified_ns": [np.zeros(0, np.int64)],
+            **{f"has:{name}": [np.zeros(0, bool)] for name in towers},
+        }
+        # The column 'filled' is there to be asked: looking for nulls would read every embedding.
+        for batch in at.scan(TABLES[modality], ["content_hash", "bytes", "modified_ns", "filled"]):
+            parts["content_hash"].append(batch["content_hash"].to_numpy(zero_copy_only=False).astype("S32"))
+            for name in ("bytes", "modified_ns"):
+                parts[name].append(batch[name].to_numpy())
+            rows = pc.list_parent_indices(batch["filled"]).to_numpy()
+            names = batch["filled"].flatten().field("tower")
+            for name in towers:
+                has = np.zeros(len(batch), bool)
+                has[rows[pc.equal(names, name).to_numpy(zero_copy_only=False)]] = True
+                parts[f"has:{name}"].append(has)
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    def version(self, modality: Modality) -> int | None:
+        """Return the version of a table of items: if it is the same, so is every row. None if there is no table."""
+        return self._read(lambda at: at.versions[TABLES[modality]])
+
+    def metadata(self, modality: Modality) -> dict[str, pa.DataType]:
+        """Return name and type of the columns that an import kept beside the embeddings."""
+        columns = self._read(lambda at: at.columns(TABLES[modality]))
+        # Lists are embeddings, also those of towers that came after this store was opened.
+        return {f.name: f.type for f in columns if f.name not in ITEM_COLUMNS and not pa.types.is_nested(f.type)}
+
+    def read_metadata(self, modality: Modality, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return the metadata columns of some items, one dictionary each; empty where the store has none."""
+        names = list(self.metadata(modality))
+
+        def read(at: Snapshot) -> list[dict[str, Any]]:
+            known = at.rows(TABLES[modality])
+            missing = [id_ for id_ in ids if id_ not in known]
+            if missing:
+                raise StoreError(f"{self.path}: there is no {modality} '{missing[0]!s:.80}' in the store")
+            rows = np.unique(np.array([known[id_] for id_ in ids], np.int64))
+            taken = [
+                [
+                    value
+                    for part in at.take(TABLES[modality], name, rows, rows_at_once=8192)
+                    for value in part.to_pylist()
+                ]
+                for name in names
+            ]
+            found = {int(row): dict(zip(names, values, strict=True)) for row, *values in zip(rows, *taken, strict=True)}
+            return [found[known[id_]] for id_ in ids]
+
+        return self._read(read) if names else [{} for _ in ids]
+
+    def matching(self, modality: Modality, where: str) -> list[str]:
+        """Return the ids of the items for which a condition in SQL holds.
+
+        Args:
+            modality: ``image`` or ``text``.
+            where: Such as ``id LIKE 'kitchen/%' AND width >= 640``, over ``id``, ``bytes`` and metadata columns.
+
+        Raises:
+            UsageError: The condition cannot be understood, or names a column that is not there.
+        """
+        try:
+            return self._read(lambda at: at.matching(TABLES[modality], where))
+        except UsageError as error:
+            names = ", ".join(["id", "bytes", *self.metadata(modality)])
+            raise UsageError(f"{error}. Columns of the {modality}s of {self.path}: {names}") from error
+
+    def select_towers(self, modality: Modality, encoders: Sequence[str] | None = None) -> list[Tower]:
+        """Return the towers of some encoders, in the order of the store.
+
+        Args:
+            modality: ``image`` or ``text``.
+            encoders: Names of encoders; None takes all in the store.
+
+        Raises:
+            UsageError: An encoder is not in the store.
+        """
+        for name in encoders or []:
+            if name not in self.encoders:
+                raise UsageError(
+                    f"{self.path}: the store has no embeddings of the encoder '{name}'. " + nearest(name, self.encoders)
+                )
+        wanted = set(self.encoders if encoders is None else encoders)
+        return [
+            tower
+            for tower in self.towers.values()
+            if tower.modality == modality and wanted.intersection(tower.encoders)
+        ]
+
+    # ---- reading
+
+    @overload
+    def read_images(
+        self, ids: Sequence[str], *, encoders: Sequence[str] | None = None, tokens: Literal[False] = False
+    ) -> np.ndarray: ...
+    @overload
+    def read_images(
+        self, ids: Sequence[str], *, encoders: Sequence[str] | None = None, tokens: Literal[True]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+    def read_images(
+        self, ids: Sequence[str], *, encoders: Sequence[str] | None = None, tokens: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Read image embeddings; the towers of several encoders are concatenated along the width.
+
+        Args:
+            ids: Image ids, repeats allowed.
+            encoders: Names of encoders; None takes all in the store.
+            tokens: Ask for tokens. A pooled store gives one token an item.
+
+        Returns:
+            ``(n, dim)`` float32, each tower of unit length (stored tokens are averaged, then scaled to it); with
+            ``tokens=True`` a pair of ``(n, tokens, dim)`` float32, as stored, and a ``(n, tokens)`` bool mask.
+
+        Raises:
+            StoreError: An id is not in the store, or lacks an embedding of one of the towers.
+            UsageError: An encoder is not in the store.
+        """
+        return self._read_as("image", ids, self.select_towers("image", encoders), tokens)
+
+    @overload
+    def read_texts(
+        self, texts: Sequence[str], *, encoders: Sequence[str] | None = None, tokens: Literal[False] = False
+    ) -> np.ndarray: ...
+    @overload
+    def read_texts(
+        self, texts: Sequence[str], *, encoders: Sequence[str] | None = None, tokens: Literal[True]
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+    def read_texts(
+        self, texts: Sequence[str], *, encoders: Sequence[str] | None = None, tokens: bool = False
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Read text embeddings; as `read_images`, with the texts themselves as ids."""
+        return self._read_as("text", texts, self.select_towers("text", encoders), tokens)
+
+    def read(self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]) -> tuple[np.ndarray, np.ndarray]:
+        """Read embeddings as they are stored.
+
+        Args:
+            modality: ``image`` or ``text``.
+            ids: Ids, repeats allowed.
+            towers: At least one tower of this modality; several are concatenated along the width.
+
+        Returns:
+            ``(n, tokens, dim)`` in the stored type and a ``(n, tokens)`` bool mask.
+
+        Raises:
+            StoreError: An id or an embedding is missing, or the towers do not have the same tokens.
+        """
+        if not towers:
+            raise StoreError(f"{self.path}: the store has no {modality} embeddings; run frevl extract first")
+        parts, inverse = self._read(lambda at: self._read_towers(at, modality, ids, towers))
+        masks = [mask for _, mask in parts]
+        if not all(np.array_equal(masks[0], mask) for mask in masks[1:]):
+            found = ", ".join(f"{t.name}: up to {mask.shape[1]}" for t, mask in zip(towers, masks, strict=True))
+            raise StoreError(
+                f"{self.path}: the towers have different numbers of tokens ({found}) and cannot be concatenated; "
+                "choose one encoder with --encoder"
+            )
+        values = parts[0][0] if len(parts) == 1 else np.concatenate([v for v, _ in parts], axis=2)
+        if np.array_equal(inverse, np.arange(len(values))):  # a copy may be gigabytes
+            return values, masks[0]
+        return values[inverse], masks[0][inverse]
+
+    def content_hashes(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return the content hash of each of these images that is in the store."""
+
+        def read(at: Snapshot) -> dict[str, str]:
+            known = at.rows("images")
+            wanted = {known[id_]: id_ for id_ in dict.fromkeys(ids) if id_ in known}
+            rows = np.array(sorted(wanted), np.int64)
+            parts = at.take("images", "content_hash", rows, rows_at_once=8192)
+            hashes = (hash_ for part in parts for hash_ in part.to_pylist())
+            return {wanted[row]: hash_ for row, hash_ in zip(rows.tolist(), hashes, strict=True)}
+
+        return self._read(read)
+
+    def _read_as(
+        self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower], tokens: bool
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        values, mask = self.read(modality, ids, towers)
+        if tokens:
+            return values.astype(np.float32), mask
+        pooled = pool(values, mask)
+        start = 0
+        for tower in towers:
+            part = pooled[:, start : start + tower.dim]
+            if not tower.pooled:  # the mean of a coarse grid is only close to unit length
+                part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+            start += tower.dim
+        return pooled
+
+    def _read_towers(
+        self, at: Snapshot, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+        """Read towers at the different ones of some ids; the second answer leads back from these to the ids."""
+        known = at.rows(TABLES[modality])
+        missing = [id_ for id_ in ids if id_ not in known]
+        if missing:
+            flag = "--images DIR" if modality == "image" else "--pairs FILE"
+            imported = next((tower for tower in towers if tower.imported), None)
+            remedy = imported.remedy if imported else f"add them with: frevl extract {flag} --store {self.path}"
+            raise StoreError(
+                f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store, the first is "
+                f"'{missing[0]!s:.80}'; {remedy}"
+            )
+        rows = np.fromiter((known[id_] for id_ in ids), np.int64, len(ids))
+        unique, inverse = np.unique(rows, return_inverse=True)
+        return [self._read_tower(at, modality, unique, tower) for tower in towers], inverse
+
+    def _read_tower(
+        self, at: Snapshot, modality: Modality, rows: np.ndarray, tower: Tower
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Read one tower at rows that ascend: ``(n, tokens, dim)`` in the stored type, and the mask."""
+        values = np.zeros((len(rows), 1, tower.dim), tower.identity["dtype"])
+        mask = np.zeros((len(rows), 1), bool)
+        start = lacking = 0
+        for column in at.take(TABLES[modality], tower.name, rows, rows_at_once=_ROWS_AT_ONCE[tower.pooled]):
+            lacking += column.null_count
+            if lacking:
+                continue
+            part = slice(start, start + len(column))
+            start += len(column)
+            if tower.pooled:
+                values[part, 0] = column.flatten().to_numpy().reshape(-1, tower.dim)
+                mask[part] = True
+                continue
+            lengths = column.value_lengths().to_numpy()
+            wider = int(lengths.max(initial=1)) - values.shape[1]
+            if wider > 0:
+                values = np.pad(values, ((0, 0), (0, wider), (0, 0)))
+                mask = np.pad(mask, ((0, 0), (0, wider)))
+            mask[part] = np.arange(mask.shape[1]) < lengths[:, None]
+            values[part][mask[part]] = column.flatten().flatten().to_numpy().reshape(-1, tower.dim)
+        if lacking:
+            raise StoreError(
+                f"{self.path}: {lacking:,} of {len(rows):,} {modality}s have no embedding of the tower '{tower.name}'; "
+                f"{tower.remedy}, or choose other encoders with --encoder"
+            )
+        return values, mask
+
+    # ---- versions
+
+    def _newest(self) -> Snapshot:
+        return Snapshot(self.path, ("towers", "rejects", *TABLES.values()))
+
+    def _read(self, read: Callable[[Snapshot], A]) -> A:
+        """Read from the tables as they were opened, or, where that fails, from newer ones if there are any.
+
+        Versions are deleted some time after they were replaced. Everything that belongs together is read from one
+        snapshot, because rows move between versions, and several threads may read.
+        """
+        at = self._at
+        try:
+            return read(at)
+        except StoreError:
+            newest = self._newest()
+            if newest.versions == at.versions:
+                raise
+            self._at = newest
+            return read(newest)

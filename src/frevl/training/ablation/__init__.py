@@ -1,0 +1,1 @@
+"""Ablation studies of the fusion: variants, a table, a plot."""

@@ -1,0 +1,264 @@
+"""One model, training and development examples -> a fitted network: the closed table of what can be trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from frevl.errors import TrainingError, UsageError
+from frevl.models.baselines import Linear, Majority, Mlp, fit_linear
+from frevl.models.ensemble import Average
+from frevl.models.fusion import PRESETS, Fusion
+from frevl.models.inputs import masked_mean
+from frevl.models.kernel_ridge import BLIND_SHARES, MOST_PAIRS, RIDGES, KernelFit, KernelFusion, fit_kernel
+from frevl.models.retrieval.reranker import Reranked
+from frevl.models.retrieval.two_tower import Cosine, Dual
+from frevl.runs.batches import logits_of
+from frevl.runs.pair_grid import logits_by_item
+from frevl.runs.targets import Answers
+from frevl.training.examples import Examples, join, kind_of, with_wrong_texts
+from frevl.training.initialisation import Beginning, begin_with, fold, statistics_of, unfold
+from frevl.training.loop import FitReport, fit, task_loss
+from frevl.training.options import Options
+from frevl.training.selection.distillation import taught
+
+__all__ = ["MODELS", "Fitted", "Network", "fit_kernel_on", "fit_model"]
+
+Network = Average | Cosine | Dual | Fusion | KernelFusion | Linear | Majority | Mlp | Reranked
+
+# Simplest first: where two are equally good, selection takes the one that stands earlier.
+MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted network.
+
+    Attributes:
+        network: On the CPU, in evaluation mode.
+        seconds: Time spent.
+        report: How gradient descent went; None for what is solved or counted.
+        held_out: Scores and truth of all training pairs, each without its own cluster, where the solution gives them.
+    """
+
+    network: Network
+    seconds: float
+    report: FitReport | None = None
+    held_out: tuple[Tensor, Answers | Tensor] | None = None
+
+    def development(self, dev: Examples) -> tuple[Tensor, Answers | Tensor]:
+        """Return logits and truth of pairs that the network was not fitted on: held out, or of development."""
+        if self.held_out is not None:
+            return self.held_out
+        if isinstance(self.network, Reranked):
+            return logits_by_item(self.network, dev.pairs, 1024, "cpu"), dev.truth
+        return logits_of(self.network, dev.pairs, 1024), dev.truth
+
+
+def fit_model(
+    model: str,
+    train: Examples,
+    dev: Examples,
+    outputs: int,
+    options: Options,
+    *,
+    folder: Path,
+    dev_is_spare: bool,
+    start: Beginning | None = None,
+) -> Fitted:
+    """Fit one model.
+
+    Args:
+        model: One of `MODELS`.
+        train: Training examples.
+        dev: Development examples, for early stopping and penalties.
+        outputs: Number of classes; 1 for matching.
+        options: How. With ``start`` and no epochs, the fusion stays what it was.
+        folder: For the state and the log of gradient descent.
+        dev_is_spare: The development part was set aside by us: a model that needs none may learn from it too.
+        start: A trained fusion of the same sizes, whose weights a fusion begins with.
+
+    Raises:
+        UsageError: The model does not fit the task.
+        TrainingError: The loss is not finite, or there are too many pairs for the kernel fusion.
+    """
+    started = time.monotonic()
+    torch.manual_seed(options.seed)
+    image_dim, text_dim = train.pairs.images.shape[2], train.pairs.texts.shape[2]
+    if model == "majority":
+        return Fitted(_fit_majority(train, outputs), time.monotonic() - started)
+    if model == "kernel":
+        examples = join(train, dev) if dev_is_spare else train
+        kernel, solved = fit_kernel_on(examples, outputs)
+        # Exact leave-one-image-out scores serve as development where that part was learnt from.
+        spare = (solved.held_out, examples.truth) if dev_is_spare else None
+        return Fitted(kernel, time.monotonic() - started, held_out=spare)
+    if model in ("cosine", "dual"):
+        raise UsageError(f"The model '{model}' does matching only; for classification take a fusion, mlp or linear")
+    if model == "linear":
+        linear = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
+        _fit_linear(linear, train, dev, options)
+        return Fitted(linear, time.monotonic() - started)
+    network: Fusion | Mlp
+    if model in PRESETS:
+        network = Fusion.from_preset(
+            model,
+            image_dim=image_dim,
+            text_dim=text_dim,
+            outputs=outputs,
+            layers=options.layers,
+            **options.given("dropout"),
+            cross_attention=options.cross_attention,
+            product=options.product,
+            difference=options.difference,
+        )
+    else:
+        network = Mlp(
+            image_dim=image_dim,
+            text_dim=text_dim,
+            outputs=outputs,
+            use_image=model != "text",
+            use_text=model != "image",
+        )
+    if start is not None and isinstance(network, Fusion):
+        begin_with(network, start)
+        if options.epochs == 0:
+            return Fitted(network.eval(), time.monotonic() - started)
+    if options.kernel_teacher and isinstance(network, Fusion):
+        train = _taught_by_kernel(train, outputs, options.kernel_teacher)
+    statistics = None
+    if options.standardise and isinstance(network, Fusion):
+        statistics = statistics_of(train.pairs)
+        train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
+        if start is not None:
+            unfold(network, statistics)
+    report = fit(
+        network,
+        train,
+        dev,
+        seed=options.seed,
+        final_learning_rate=options.final_learning_rate,
+        gradient_clip=options.gradient_clip,
+        contrastive_weight=options.contrastive_weight,
+        temperature=options.temperature,
+        regularisation_weight=options.regularisation_weight,
+        mixup_alpha=options.mixup_alpha,
+        mixup_share=options.mixup_share,
+        input_dropout=options.input_dropout,
+        negatives=options.negatives,
+        patience=options.patience,
+        keep_last=options.keep_last,
+        time_limit=options.time_limit,
+        state_file=folder / "state.safetensors",
+        log_file=folder / "log.jsonl",
+        title=f"training {model}",
+        progress=options.progress,
+        device=options.device,
+        **options.given("epochs", "batch_size", "learning_rate", "weight_decay", "warm_up", "label_smoothing"),
+    )
+    if statistics is not None and isinstance(network, Fusion):
+        fold(network, statistics)
+    return Fitted(network, report.seconds, report)
+
+
+def _fit_majority(train: Examples, outputs: int) -> Majority:
+    """Count. For matching the share of right pairs is one half by construction (one wrong text each)."""
+    network = Majority(outputs=outputs)
+    if isinstance(train.truth, Answers):
+        shares = torch.zeros(outputs)
+        for start in range(0, len(train), 65_536):
+            rows = torch.arange(start, min(start + 65_536, len(train)))
+            shares += train.truth.dense(rows, outputs).sum(dim=0)
+        network.logits.copy_((shares / len(train)).clamp(min=1e-9).log())
+    return network
+
+
+def _taught_by_kernel(train: Examples, outputs: int, share: float) -> Examples:
+    """Let a kernel that is fitted on the training part alone say a share of the targets: nothing of development."""
+    if len(train) > MOST_PAIRS:
+        raise TrainingError(
+            f"--kernel-teacher solves a kernel, which takes at most {MOST_PAIRS:,} training pairs, found "
+            f"{len(train):,}; train without it"
+        )
+    with torch.autocast("cpu", enabled=False):  # the caller may train in half precision; nothing is solved in it
+        return taught(train, fit_kernel_on(train, outputs)[1].held_out, share)
+
+
+def fit_kernel_on(
+    train: Examples,
+    outputs: int,
+    *,
+    blind_shares: Sequence[float] = BLIND_SHARES,
+    ridges: Sequence[float] = RIDGES,
+) -> tuple[KernelFusion, KernelFit]:
+    """Solve the kernel fusion on the items that the training pairs use.
+
+    Args:
+        train: Examples of a classification.
+        outputs: Number of classes.
+        blind_shares: As in `fit_kernel`.
+        ridges: As in `fit_kernel`.
+
+    Raises:
+        UsageError: The examples are of matching.
+        TrainingError: There are too many pairs.
+    """
+    if not isinstance(train.truth, Answers):
+        raise UsageError("The model 'kernel' does classification only; for matching take a fusion, mlp or linear")
+    image_numbers, image_rows = torch.unique(train.pairs.image_rows, return_inverse=True)
+    text_numbers, text_rows = torch.unique(train.pairs.text_rows, return_inverse=True)
+    images, image_mask = train.pairs.images[image_numbers].float(), train.pairs.image_mask[image_numbers]
+    texts, text_mask = train.pairs.texts[text_numbers].float(), train.pairs.text_mask[text_numbers]
+    network = KernelFusion(
+        image_dim=images.shape[2],
+        text_dim=texts.shape[2],
+        outputs=outputs,
+        pairs=len(train),
+        images=len(images),
+        texts=len(texts),
+    )
+    found = fit_kernel(
+        network,
+        masked_mean(images, image_mask),
+        masked_mean(texts, text_mask),
+        image_rows,
+        text_rows,
+        train.truth.dense(torch.arange(len(train)), outputs),
+        train.clusters,
+        blind_shares=blind_shares,
+        ridges=ridges,
+    )
+    return network, found
+
+
+def _fit_linear(network: Linear, train: Examples, dev: Examples, options: Options) -> None:
+    """Fit the linear probe with its penalty chosen on development data.
+
+    It is chosen by likelihood: a few hundred pairs rank penalties better so than by how many of them are right.
+    """
+    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, options.seed)
+    features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
+    scale, mean = torch.std_mean(features, dim=0, correction=0)
+    # A feature that never varies says nothing, and dividing by its zero deviation would ruin all others.
+    network.scale.copy_(scale.where(scale > 1e-6, torch.inf))
+    network.mean.copy_(mean)
+    features = (features - network.mean) / network.scale
+    target, dev_target = (
+        part.truth.dense(torch.arange(len(part)), network.settings["outputs"])
+        if isinstance(part.truth, Answers)
+        else part.truth
+        for part in (examples, dev)
+    )
+
+    def loss(logits: Tensor, target: Tensor = target) -> Tensor:
+        return task_loss(logits, target, kind=kind_of(examples.truth), smoothing=0.0)
+
+    def likelihood() -> float:
+        return -loss(logits_of(network, dev.pairs, 1024), dev_target).item()
+
+    fit_linear(network, features, loss, likelihood, time_limit=options.time_limit)

@@ -1,0 +1,160 @@
+"""Begin a fusion with what another one has learnt: captions or made lessons first, the task afterwards.
+
+A few thousand labelled pairs are too few to learn which words belong to which pictures; captions of other photos, or
+statements whose truth is known, can teach it, and the task then starts from there (numbers in docs/experiments.md).
+Ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from frevl.errors import UsageError
+from frevl.models.fusion import PRESETS, Fusion
+from frevl.runs.batches import EmbeddedPairs
+
+__all__ = ["Beginning", "Statistics", "begin_with", "fold", "rows_of_same_classes", "statistics_of", "unfold"]
+
+_LAST = ("head.outer.weight", "head.outer.bias")  # the map to the logits: other classes, another meaning
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """A trained fusion that another one begins with.
+
+    Attributes:
+        network: The trained fusion; takes plain embeddings.
+        rows: ``(outputs,)`` int64, for every class of the new task the output of the same class here; None if the
+            classes are others.
+        seen: How many images of the new pairs it has learnt from.
+    """
+
+    network: Fusion
+    rows: Tensor | None
+    seen: int
+
+    @property
+    def preset(self) -> str:
+        """The preset that it has the width of."""
+        return next(name for name, sizes in PRESETS.items() if sizes["width"] == self.network.settings["width"])
+
+    @property
+    def shape(self) -> dict[str, int | float | bool]:
+        """The options of a fit that give a fusion of its shape."""
+        names = ("layers", "cross_attention", "product", "difference")
+        return {name: self.network.settings[name] for name in names}
+
+
+def rows_of_same_classes(classes: Sequence[str], former: Sequence[str]) -> Tensor | None:
+    """Return where every class stands among the former ones; None if they are not the same classes."""
+    if sorted(classes) != sorted(former):
+        return None
+    return torch.tensor([list(former).index(name) for name in classes])
+
+
+def begin_with(network: Fusion, start: Beginning) -> None:
+    """Copy all weights of a trained fusion; those of its last map only where the classes are the same.
+
+    Args:
+        network: Changed in place; takes plain embeddings afterwards, as the trained one does.
+        start: Of the same sizes, apart from outputs and dropout.
+
+    Raises:
+        UsageError: Another size or shape of the fused feature.
+    """
+    own, others = network.settings, start.network.settings
+    for name, value in own.items():
+        if name not in ("outputs", "dropout") and value != others[name]:
+            raise UsageError(
+                f"--start-from: expected a fusion whose {name} is {value}, found {others[name]}; train both with the "
+                "same encoders, --model and --layers"
+            )
+    weights, fresh = start.network.state_dict(), network.state_dict()
+    for name in _LAST:
+        weights[name] = fresh[name] if start.rows is None else weights[name][start.rows]
+    network.load_state_dict(weights)
+
+
+_ITEMS_AT_ONCE = 4096  # a float32 copy of all items may not fit
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and scale of every dimension, by modality.
+
+    Attributes:
+        image: ``(image_dim,)`` mean and scale; the scale is infinite where a dimension never varies, so that it says
+            nothing instead of dividing by zero.
+        text: ``(text_dim,)`` the same.
+    """
+
+    image: tuple[Tensor, Tensor]
+    text: tuple[Tensor, Tensor]
+
+    def applied(self, pairs: EmbeddedPairs) -> EmbeddedPairs:
+        """Return the same pairs with standardised items, in the stored type."""
+        images, texts = _standard(pairs.images, *self.image), _standard(pairs.texts, *self.text)
+        return replace(pairs, images=images, texts=texts)
+
+
+def statistics_of(pairs: EmbeddedPairs) -> Statistics:
+    """Measure the items that some pairs use, each item once, over all tokens that exist."""
+    found = []
+    for items, mask, rows in (
+        (pairs.images, pairs.image_mask, pairs.image_rows),
+        (pairs.texts, pairs.text_mask, pairs.text_rows),
+    ):
+        used = torch.unique(rows)
+        count, total, squares = 0, torch.zeros(items.shape[2]).double(), torch.zeros(items.shape[2]).double()
+        for part in used.split(_ITEMS_AT_ONCE):
+            tokens = items[part][mask[part]].double()
+            count += len(tokens)
+            total += tokens.sum(dim=0)
+            squares += tokens.square().sum(dim=0)
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+        found.append((mean.float(), deviation.where(deviation > 1e-6, torch.inf).float()))
+    return Statistics(*found)
+
+
+def fold(network: Fusion, statistics: Statistics) -> None:
+    """Move the statistics into the projections, so that the network takes plain embeddings from now on."""
+    for projection, (mean, scale) in (
+        (network.image_projection, statistics.image),
+        (network.text_projection, statistics.text),
+    ):
+        _fold_into(projection, mean.double(), scale.double())
+
+
+def unfold(network: Fusion, statistics: Statistics) -> None:
+    """The inverse of `fold`: a network that takes plain embeddings takes standardised ones from now on.
+
+    A dimension that never varies in the statistics keeps its part as a constant.
+    """
+    for projection, (mean, scale) in (
+        (network.image_projection, statistics.image),
+        (network.text_projection, statistics.text),
+    ):
+        with torch.no_grad():
+            weight = projection.weight.double()
+            projection.bias.copy_(projection.bias.double() + weight @ mean.double())
+            projection.weight.copy_(weight * scale.where(scale.isfinite(), 0).double())
+
+
+def _fold_into(projection: nn.Linear, mean: Tensor, scale: Tensor) -> None:
+    with torch.no_grad():
+        weight = projection.weight.double() / scale
+        projection.bias.copy_(projection.bias.double() - weight @ mean)
+        projection.weight.copy_(weight)
+
+
+def _standard(items: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+    standard = torch.empty_like(items)
+    for start in range(0, len(items), _ITEMS_AT_ONCE):
+        rows = slice(start, start + _ITEMS_AT_ONCE)
+        standard[rows] = ((items[rows].float() - mean) / scale).to(items.dtype)
+    return standard

@@ -1,0 +1,190 @@
+"""Pairs files and a store -> training and development examples, checked before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frevl.data.pairs import Pairs, split_by_image
+from frevl.errors import PairsError
+from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.targets import Answers, encode_answers, hash_prefixes, label_vocabulary, match_truth
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+from frevl.store.usable_pairs import read_usable
+from frevl.training.examples import Examples, with_wrong_texts
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training needs.
+
+    Attributes:
+        train: Training examples.
+        dev: Development examples; for matching every right pair stands beside a wrong one.
+        labels: Classes, the most frequent first; empty for matching.
+        image_towers: Towers that are concatenated, in their order.
+        text_towers: The same for texts.
+        image_hashes: ``(n,)`` uint64, sorted: content of the images of both parts.
+        notes: Sentences that the user should read.
+        dev_is_spare: Development examples were set aside from the training pairs, not given.
+    """
+
+    train: Examples
+    dev: Examples
+    labels: list[str]
+    image_towers: list[Tower]
+    text_towers: list[Tower]
+    image_hashes: np.ndarray
+    notes: list[str]
+    dev_is_spare: bool
+
+
+def prepare(
+    store: Store,
+    pairs: str | Path | Pairs,
+    dev: str | Path | Pairs | None,
+    *,
+    task: str,
+    encoder: Sequence[str] | None,
+    seed: int,
+    dev_share: float,
+    min_answer_count: int,
+) -> Prepared:
+    """Read, check, split and embed; the arguments are those of `frevl.train`.
+
+    Raises:
+        PairsError: The pairs cannot be used.
+        StoreError: Embeddings are missing.
+        UsageError: An encoder is not in the store.
+    """
+    notes: list[str] = []
+    train_pairs = read_usable(store, pairs, notes)
+    if dev is None:
+        if task == "matching":
+            _check_enough_to_split(train_pairs)
+        train_pairs, dev_pairs = split_by_image(train_pairs, dev_share, seed=seed)
+    else:
+        dev_pairs = read_usable(store, dev, notes)
+    hashes = store.content_hashes([*train_pairs.images, *dev_pairs.images])
+    notes += _shared_images(train_pairs, dev_pairs, hashes)
+
+    towers = store.select_towers("image", encoder), store.select_towers("text", encoder)
+    embedded = _embed(store, [train_pairs, dev_pairs], *towers)
+    clusters = _number_clusters([train_pairs, dev_pairs])
+    labels: list[str] = []
+    if task == "matching":
+        right = match_truth(train_pairs)
+        train = Examples(embedded[0], right, clusters[0])
+        dev_examples = with_wrong_texts(
+            Examples(embedded[1], match_truth(dev_pairs), clusters[1]), 1, seed, pool=_right(embedded, right, dev_pairs)
+        )
+        if not bool((right > 0.5).any()):
+            raise PairsError(f"{train_pairs.places[0]}: expected right image-text pairs, found only wrong ones")
+    else:
+        for part in (train_pairs, dev_pairs):
+            _check_targets(part)
+        labels = label_vocabulary(train_pairs.targets, min_count=min_answer_count)
+        if len(labels) < 2:
+            raise PairsError(
+                f"{train_pairs.places[0].rpartition(':')[0]}, field 'target': expected at least two classes in the "
+                f"training pairs, found only '{labels[0]}'"
+            )
+        train = _with_known_answers(
+            Examples(embedded[0], encode_answers(train_pairs.targets, labels), clusters[0]), notes
+        )
+        dev_answers = encode_answers(dev_pairs.targets, labels)
+        dev_examples = Examples(embedded[1], dev_answers, clusters[1])
+        unseen = int((dev_answers.classes.max(dim=1).values < 0).sum())
+        if unseen:
+            notes.append(f"{unseen:,} development pairs have only classes that training never saw: counted as wrong.")
+        notes += _single_class(dev_pairs)
+    prefixes = hash_prefixes(hashes.values())
+    return Prepared(train, dev_examples, labels, *towers, prefixes, notes, dev_is_spare=dev is None)
+
+
+def _shared_images(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
+    """Say how many development images are in the training part too, under the same or another id."""
+    seen = {hashes[image] for image in train.images}
+    shared = [image for image in dict.fromkeys(dev.images) if hashes[image] in seen]
+    if not shared:
+        return []
+    return [
+        f"Leak: {len(shared):,} of {len(set(dev.images)):,} development images have the same content as a training "
+        f"image (the first is '{shared[0]}'): the development metric is too good."
+    ]
+
+
+def _single_class(dev: Pairs) -> list[str]:
+    """Say that development pairs of one class cannot tell a model that looks from one that always answers the same."""
+    classes = {json.dumps(target, sort_keys=True) for target in dev.targets}
+    if len(classes) > 1:
+        return []
+    return [
+        f"All {len(dev):,} development pairs have the same target ({classes.pop():.60}): the best epoch, calibration "
+        "and the development metric say nothing then; give development pairs of several classes with --dev."
+    ]
+
+
+def _check_enough_to_split(pairs: Pairs) -> None:
+    """Refuse two images of right pairs only: one would be set aside, and the other would have no wrong text."""
+    images = len(set(pairs.images))
+    if images == 2 and bool((match_truth(pairs) > 0.5).all()):
+        raise PairsError(
+            f"{pairs.places[0].rpartition(':')[0]}: matching sets images aside for development and needs two more "
+            "whose texts are wrong for each other; expected at least three images, found 2; give more pairs, a "
+            "development file with --dev, or wrong pairs with target false"
+        )
+
+
+def _check_targets(pairs: Pairs) -> None:
+    missing = [place for place, target in zip(pairs.places, pairs.targets, strict=True) if target is None]
+    if missing:
+        raise PairsError(
+            f"{missing[0]}, field 'target': classification expects a target in every pair, found none in "
+            f"{len(missing):,} of {len(pairs):,}; add targets, or train with --task matching"
+        )
+
+
+def _embed(
+    store: Store, parts: Sequence[Pairs], image_towers: Sequence[Tower], text_towers: Sequence[Tower]
+) -> list[EmbeddedPairs]:
+    """Read every different item once, whatever the parts that use it."""
+    images = {id_: row for row, id_ in enumerate(dict.fromkeys(id_ for part in parts for id_ in part.images))}
+    texts = {text: row for row, text in enumerate(dict.fromkeys(text for part in parts for text in part.texts))}
+    image_values = store.read("image", list(images), image_towers)
+    text_values = store.read("text", list(texts), text_towers)
+    return [EmbeddedPairs.of(part.images, part.texts, images, image_values, texts, text_values) for part in parts]
+
+
+def _right(embedded: list[EmbeddedPairs], right: Tensor, dev: Pairs) -> EmbeddedPairs:
+    """Return the right pairs of both parts: a development part of one image finds its wrong texts in training."""
+    both = torch.cat([right, match_truth(dev)]) > 0.5
+    image_rows = torch.cat([part.image_rows for part in embedded])
+    return embedded[0].with_rows(image_rows[both], torch.cat([part.text_rows for part in embedded])[both])
+
+
+def _number_clusters(parts: Sequence[Pairs]) -> list[Tensor]:
+    """Number the clusters (mostly images) of all parts together."""
+    numbers: dict[str, int] = {}
+    return [torch.tensor([numbers.setdefault(name, len(numbers)) for name in part.clusters]) for part in parts]
+
+
+def _with_known_answers(examples: Examples, notes: list[str]) -> Examples:
+    """Leave out training pairs none of whose answers is a class."""
+    answers = examples.truth
+    if not isinstance(answers, Answers):
+        return examples
+    known = answers.classes.max(dim=1).values >= 0
+    if bool(known.all()):
+        return examples
+    notes.append(f"{int((~known).sum()):,} training pairs have only rare answers and are left out of the training.")
+    return examples.select(known.nonzero()[:, 0])

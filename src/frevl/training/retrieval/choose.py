@@ -1,0 +1,220 @@
+"""``--model auto`` for matching: a first stage, what reranking adds to it, and baselines, on development data.
+
+Candidates are compared by the mean of six recalls (among the first 1, 5 and 10, both directions). Among those whose
+paired difference from the best lies within one standard error, by image, or below 0.2 points, the simplest is taken.
+The procedure is ours.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frevl.errors import UsageError
+from frevl.models.retrieval.reranker import Reranked
+from frevl.models.retrieval.two_tower import FirstStage
+from frevl.progress import say
+from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.pair_grid import by_item
+from frevl.training.examples import Examples
+from frevl.training.fit_model import Fitted, fit_model
+from frevl.training.options import Options
+from frevl.training.prepare import Prepared
+from frevl.training.retrieval.common_space import has_common_space
+from frevl.training.retrieval.fit import (
+    FEWEST_IMAGES,
+    FIRST_SHARE,
+    fit_first_stage,
+    fit_reranked,
+    right_pairs,
+    with_enough_steps,
+)
+from frevl.training.retrieval.score_fusion import recall_by_image
+from frevl.training.retrieval.term_weights import Judgement, judged_alone, judged_part
+
+__all__ = ["choose_matching"]
+
+_DEFAULT_LIMIT = 1100.0  # seconds, if no time limit is given
+_BASELINE_SHARE = 0.05  # of the time limit, for each of linear and mlp
+_FUSION = "tiny"
+_LINEAR_PAIRS = 5000
+_WORTH = 0.002  # a mean recall gained by less is not worth another part, however sure it is
+_SAMPLE = 100  # development images that linear and mlp are judged on: all their pairs go through the network
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A candidate with its mean recall on every development image, or on the first images of a sample."""
+
+    name: str
+    by_image: Tensor
+    fitted: Fitted
+    seconds: float
+
+
+def choose_matching(data: Prepared, options: Options) -> tuple[Fitted, dict[str, Any]]:
+    """Fit and compare everything that matching can be done with, and take the simplest of the best.
+
+    Args:
+        data: Training and development examples.
+        options: How; the time limit bounds everything together.
+
+    Returns:
+        The choice, and the table with reasons that the run keeps.
+
+    Raises:
+        PairsError: There are too few images.
+        TrainingError: A loss is not finite.
+    """
+    limit = options.time_limit or _DEFAULT_LIMIT
+    limited = replace(options, time_limit=limit * (1 - 2 * _BASELINE_SHARE))
+    tried: list[_Tried] = []
+    left_out: list[dict[str, Any]] = []
+    dev = judged_part(right_pairs(data.dev), options.seed)
+    say(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=options.progress)
+    for kind in ("cosine", "dual"):
+        if kind == "cosine" and not has_common_space(data.image_towers, data.text_towers):
+            left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
+            continue
+        fitted = fit_first_stage(kind, data, limited, share=FIRST_SHARE)
+        network = fitted.network
+        if not isinstance(network, FirstStage):
+            raise UsageError(f"A first stage was expected, found {type(network).__name__}")
+        alone = judged_alone(network, dev)
+        tried.append(_Tried(kind, alone.by_image(alone.first), fitted, fitted.seconds))
+        _say(tried[-1], options)
+    first = max(tried, key=lambda one: float(one.by_image.mean()))
+    judgement: Judgement | None = None
+    if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
+        left_out.append({"name": "reranking", "reason": f"needs at least {FEWEST_IMAGES} training images"})
+    else:
+        reranked, judgement = fit_reranked(_FUSION, first.fitted, data, limited)
+        tried += _reranked(first, reranked, judgement)
+        for one in tried[-3:]:
+            _say(one, options)
+    winner, reason, rows = _simplest(tried)
+    winner, reason, more = _against_baselines(winner, reason, data, options, limit * _BASELINE_SHARE)
+    say(f"chosen: {winner.name}: {reason}", enabled=options.progress)
+    record = {
+        "chosen": winner.name,
+        "reason": reason,
+        "judged_on": f"{len(tried[0].by_image):,} development images with their texts; linear and mlp on "
+        f"{min(_SAMPLE, len(tried[0].by_image)):,} of them",
+        "candidates": rows + more + left_out,
+        "blend": None if judgement is None else judgement.record(),
+    }
+    return winner.fitted, record
+
+
+def _reranked(first: _Tried, reranked: Fitted, judgement: Judgement) -> list[_Tried]:
+    """Return what reranking adds step by step, simplest first."""
+    network = reranked.network
+    if not isinstance(network, Reranked):
+        raise UsageError(f"A reranker was expected, found {type(network).__name__}")
+    steps = (
+        (f"{first.name} with alignment", judgement.first, first.seconds),
+        (f"{first.name} with alignment and crowds", judgement.crowded, first.seconds),
+        (f"{first.name} with alignment, crowds and {_FUSION}", judgement.fused, reranked.seconds),
+    )
+    return [
+        _Tried(
+            name, judgement.by_image(blend), replace(reranked, network=network.weighed(blend.weights, blend.depth)), s
+        )
+        for name, blend, s in steps
+    ]
+
+
+def _simplest(tried: list[_Tried]) -> tuple[_Tried, str, list[dict[str, Any]]]:
+    """Take the first within one standard error of the best; candidates stand in order, the simplest first."""
+    best = max(tried, key=lambda one: float(one.by_image.mean()))
+    rows, winner = [], best
+    for one in tried:
+        gap = best.by_image - one.by_image
+        error = _standard_error(gap)
+        within = one is best or float(gap.mean()) <= max(error, _WORTH)
+        if within and winner is best and tried.index(one) < tried.index(best):
+            winner = one
+        rows.append(_row(one, behind=float(gap.mean()), error=error, within=within))
+    if winner is best:
+        reason = "the best, and no simpler candidate within one standard error of it"
+    else:
+        gap_of_winner = 100 * float((best.by_image - winner.by_image).mean())
+        reason = f"the simplest within one standard error of the best ({best.name}, {gap_of_winner:+.2f} points)"
+    return winner, reason, rows
+
+
+def _against_baselines(
+    winner: _Tried, reason: str, data: Prepared, options: Options, seconds: float
+) -> tuple[_Tried, str, list[dict[str, Any]]]:
+    """Fit linear and mlp; one of them is taken if it is better by more than one standard error."""
+    dev = judged_part(right_pairs(data.dev), options.seed)
+    images = torch.unique(dev.image_rows)[:_SAMPLE]
+    sample = dev.select(torch.isin(dev.image_rows, images))
+    expected = _by_image(winner.fitted, sample)
+    rows = []
+    for name in ("linear", "mlp"):
+        started = time.monotonic()
+        changed = replace(options, time_limit=seconds, progress=False)
+        train = _some(data.train, options.seed) if name == "linear" else data.train
+        changed = with_enough_steps(changed, len(right_pairs(train)))
+        with TemporaryDirectory() as scratch:
+            fitted = fit_model(name, train, data.dev, 1, changed, folder=Path(scratch), dev_is_spare=False)
+        one = _Tried(name, _by_image(fitted, sample), fitted, time.monotonic() - started)
+        gap = expected - one.by_image
+        error = _standard_error(gap)
+        row = _row(one, behind=float(gap.mean()), error=error, within=False)
+        rows.append({**row, "images": len(images), "compared_with": winner.name})
+        _say(one, options)
+        if float(gap.mean()) < -error:
+            reason = f"better than {winner.name} by more than one standard error"
+            winner, expected = one, one.by_image
+    return winner, reason, rows
+
+
+def _some(train: Examples, seed: int) -> Examples:
+    """Return at most 5,000 of the pairs: the linear probe holds the features of all of them in memory."""
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:_LINEAR_PAIRS]
+    return train.select(rows.sort().values)
+
+
+def _by_image(fitted: Fitted, sample: EmbeddedPairs) -> Tensor:
+    """``(images,)``: the mean of the six hits of each image and its texts, all pairs scored."""
+    image_ids, image_at = torch.unique(sample.image_rows, return_inverse=True)
+    text_ids, text_at = torch.unique(sample.text_rows, return_inverse=True)
+    right = torch.zeros(len(image_ids), len(text_ids), dtype=torch.bool)
+    right[image_at, text_at] = True
+    with torch.inference_mode():
+        logits = by_item(fitted.network, sample.items(image_ids, text_ids), 1024, "cpu")
+        numbers = torch.arange(right.numel()).split(4096)  # type: ignore[no-untyped-call]
+        scores = torch.cat([logits(part // len(text_ids), part % len(text_ids))[:, 0] for part in numbers])
+    return recall_by_image(scores.view(right.shape), right)
+
+
+def _row(one: _Tried, *, behind: float, error: float, within: bool) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "metric": 100 * float(one.by_image.mean()),
+        "standard_error": 100 * _standard_error(one.by_image),
+        "behind_best": 100 * behind,
+        "standard_error_of_difference": 100 * error,
+        "within_one_standard_error": within,
+        "fit_seconds": one.seconds,
+        "seeds": 1,
+    }
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
+def _say(one: _Tried, options: Options) -> None:
+    say(
+        f"  {one.name:<28} {100 * float(one.by_image.mean()):6.2f} % mean recall  {one.seconds:6.1f} s",
+        enabled=options.progress,
+    )

@@ -1,0 +1,235 @@
+"""What is trained for matching: a first stage, a fusion by itself, or both in one run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frevl.errors import PairsError, UsageError, nearest
+from frevl.models.fusion import PRESETS
+from frevl.models.retrieval.kernel_alignment import fit_alignment
+from frevl.models.retrieval.reranker import Reranked, Standardised
+from frevl.models.retrieval.two_tower import Dual, FirstStage, with_alignment
+from frevl.progress import say
+from frevl.runs.batches import EmbeddedPairs
+from frevl.training.examples import Examples
+from frevl.training.fit_model import Fitted, fit_model
+from frevl.training.options import Options
+from frevl.training.prepare import Prepared
+from frevl.training.retrieval.common_space import cosine_of
+from frevl.training.retrieval.hard_negatives import bank_of, mine
+from frevl.training.retrieval.reranker import fit_reranker
+from frevl.training.retrieval.score_fusion import DEPTHS
+from frevl.training.retrieval.term_weights import Judgement, judged, judged_part
+from frevl.training.retrieval.two_tower import fit_members, pooled_items
+
+__all__ = [
+    "FEWEST_IMAGES",
+    "FIRST_SHARE",
+    "FIRST_STAGES",
+    "fit_first_stage",
+    "fit_matching",
+    "fit_reranked",
+    "right_pairs",
+    "with_enough_steps",
+    "without_wide",
+]
+
+FIRST_STAGES = ("dual", "cosine")
+
+_ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; docs/experiments.md, "Retrieval"
+_BANK = 2000  # training items of each modality that crowds are measured with
+_WIDEST = 4096  # numbers of an image embedding; docs/experiments.md, "Retrieval"
+FEWEST_IMAGES = 6  # with fewer a fold has no wrong image
+# A fusion stays at chance for the first hundred steps: batches grow from 32 to 256 with the captions.
+_STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 32, 32, 256
+# Of a time limit: first stage and cross-fitted first stages; the fusion gets what is left, less a tenth for judging.
+FIRST_SHARE, _MINING_SHARE = 0.4, 0.3
+
+
+def fit_matching(
+    model: str, data: Prepared, options: Options, *, first_stage: str | None, folder: Path
+) -> tuple[Fitted, dict[str, Any] | None]:
+    """Fit one model for matching.
+
+    Args:
+        model: One of `frevl.training.fit_model.MODELS`.
+        data: Training and development examples.
+        options: How; a fusion or mlp that stands alone takes the batch size of `with_enough_steps`.
+        first_stage: ``dual`` or ``cosine``: the fusion reads the best candidates of this first stage again. None: the
+            fusion stands alone.
+        folder: Of the run.
+
+    Returns:
+        The network, and the record of what was chosen on development data, if anything was.
+
+    Raises:
+        UsageError: The model does not fit the task, or the encoders have no common space.
+        TrainingError: The loss is not finite.
+    """
+    if first_stage is not None:
+        if first_stage not in FIRST_STAGES:
+            raise UsageError(f"There is no first stage '{first_stage}'. {nearest(first_stage, FIRST_STAGES)}")
+        if model not in PRESETS:
+            raise UsageError(
+                f"--first-stage goes with a fusion ({', '.join(PRESETS)}) that reads its candidates again, found "
+                f"--model {model}"
+            )
+        first = fit_first_stage(first_stage, data, options, share=FIRST_SHARE)
+        fitted, judgement = fit_reranked(model, first, data, options)
+        whole = fitted.network
+        if not isinstance(whole, Reranked):
+            raise UsageError(f"A reranker was expected, found {type(whole).__name__}")
+        best = judgement.fused
+        return replace(fitted, network=whole.weighed(best.weights, best.depth)), judgement.record()
+    if model in FIRST_STAGES:
+        return fit_first_stage(model, data, options), None
+    enough = with_enough_steps(options, len(right_pairs(data.train)))
+    return fit_model(model, data.train, data.dev, 1, enough, folder=folder, dev_is_spare=data.dev_is_spare), None
+
+
+def with_enough_steps(options: Options, pairs: int) -> Options:
+    """Choose the batch size of a fusion or mlp that stands alone, if none is given: 32 steps a pass (ours).
+
+    It lies between 32 and 256 right pairs, so from 8,192 pairs on it is 256. On 1,000 captions batches of 256 are four
+    steps, and training ended at chance (docs/experiments.md, "Matching on few captions").
+    """
+    if options.batch_size is not None:
+        return options
+    return replace(options, batch_size=max(_SMALLEST_BATCH, min(_LARGEST_BATCH, pairs // _STEPS)))
+
+
+def fit_first_stage(kind: str, data: Prepared, options: Options, *, share: float = 1.0) -> Fitted:
+    """Train the dual encoder on the right pairs, or build the cosine, which needs no training.
+
+    Args:
+        kind: ``dual`` or ``cosine``.
+        data: Training examples.
+        options: How; those that are None are the dual encoder's own. Below a reranker all of them are.
+        share: Of the time limit.
+    """
+    if kind == "cosine":
+        return Fitted(cosine_of(data.image_towers, data.text_towers), 0.0)
+    names = ("epochs", "batch_size", "learning_rate", "weight_decay", "warm_up", "label_smoothing", "dropout")
+    network, report = fit_members(
+        right_pairs(data.train),
+        seed=options.seed,
+        time_limit=None if options.time_limit is None else share * options.time_limit,
+        device=options.device,
+        progress=options.progress,
+        **(options.given(*names) if share == 1.0 else {}),
+    )
+    return Fitted(network, report.seconds, report)
+
+
+def fit_reranked(preset: str, first: Fitted, data: Prepared, options: Options) -> tuple[Fitted, Judgement]:
+    """Train a fusion on the mistakes of cross-fitted first stages, and judge what it adds to the first stage given.
+
+    The network returned has the fusion's weight 1 and no crowds: `Reranked.weighed` gives it those of the judgement.
+
+    Args:
+        preset: Of the fusion.
+        first: The fitted first stage.
+        data: Training and development examples.
+        options: How; those that are None are the reranker's own.
+
+    Raises:
+        PairsError: There are too few images.
+        TrainingError: The loss is not finite.
+    """
+    started = time.monotonic()
+    network = first.network
+    if not isinstance(network, FirstStage):
+        raise UsageError(f"A reranker needs a first stage, found {type(network).__name__}")
+    pairs, limit = right_pairs(data.train), options.time_limit
+    if len(torch.unique(pairs.image_rows)) < FEWEST_IMAGES:
+        raise PairsError(
+            f"Reranking expects at least {FEWEST_IMAGES} training images with right texts, found "
+            f"{len(torch.unique(pairs.image_rows))}; give more pairs, or take --model dual"
+        )
+    lists = mine(
+        pairs, seed=options.seed, device=options.device, progress=options.progress,
+        time_limit=None if limit is None else _MINING_SHARE * limit,
+        first=None if isinstance(network, Dual) else network,
+    )  # fmt: skip
+    torch.manual_seed(options.seed)
+    sizes: dict[str, Any] = {**PRESETS[preset], **({} if options.layers is None else {"layers": options.layers})}
+    fusion = Standardised(
+        fusion={
+            "image_dim": pairs.images.shape[2],
+            "text_dim": pairs.texts.shape[2],
+            "outputs": 1,
+            **sizes,
+            "dropout": 0.3 if options.dropout is None else options.dropout,
+            "cross_attention": options.cross_attention,
+            "product": options.product,
+            "difference": options.difference,
+        },
+        input_dropout=0.3,
+    )
+    left = None if limit is None else max(1.0, 0.9 * limit - first.seconds - (time.monotonic() - started))
+    report = fit_reranker(
+        fusion, pairs, lists, seed=options.seed, gradient_clip=options.gradient_clip, time_limit=left,
+        device=options.device, progress=options.progress, title=f"training {preset} to rerank",
+        **options.given("epochs", "batch_size", "learning_rate", "weight_decay", "warm_up", "label_smoothing"),
+    )  # fmt: skip
+    images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
+    alignment = fit_alignment(images, texts, pairs.image_rows, pairs.text_rows, seed=options.seed)
+    # The scale of an encoder's own cosine may be anything, so only a trained one takes the alignment into the search.
+    network = with_alignment(network, alignment, _ALIGNMENT_WEIGHT if isinstance(network, Dual) else 0.0)
+    banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, _BANK, options.seed)
+    weights = {"alignment": network.alignment_weight, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 1.0}
+    whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))
+    judgement = judged(whole, judged_part(right_pairs(data.dev), options.seed))
+    say(_sentence(judgement), enabled=options.progress)
+    return Fitted(whole, first.seconds + time.monotonic() - started, report), judgement
+
+
+def without_wide(data: Prepared) -> Prepared:
+    """Leave out image towers of more than 4,096 numbers, if there are others.
+
+    Statistics of many layers and regions, as `packaged-deep` keeps them, drown what tells images apart: R@1 on
+    Flickr8k fell by 2 to 4 points with them, and training took five times as long.
+    """
+    kept = [tower for tower in data.image_towers if tower.dim <= _WIDEST]
+    if not kept or len(kept) == len(data.image_towers):
+        return data
+    columns, start = [], 0
+    for tower in data.image_towers:
+        if tower in kept:
+            columns.append(torch.arange(start, start + tower.dim))
+        start += tower.dim
+    images = data.train.pairs.images[..., torch.cat(columns)]
+    left_out = ", ".join(f"{tower.name} ({tower.dim:,} numbers)" for tower in data.image_towers if tower not in kept)
+    return replace(
+        data,
+        train=replace(data.train, pairs=replace(data.train.pairs, images=images)),
+        dev=replace(data.dev, pairs=replace(data.dev.pairs, images=images)),
+        image_towers=kept,
+        notes=[*data.notes, f"Too wide for retrieval and left out: the image tower {left_out}."],
+    )
+
+
+def right_pairs(examples: Examples) -> EmbeddedPairs:
+    """Return the pairs of a matching task whose text describes the image."""
+    truth = examples.truth
+    if not isinstance(truth, Tensor):
+        raise UsageError("A first stage does matching only; for classification take a fusion, mlp or linear")
+    return examples.pairs.select(truth > 0.5)
+
+
+def _sentence(judgement: Judgement) -> str:
+    parts = [
+        f"{name} {blend.metrics['i2t_r1']:.1f} / {blend.metrics['t2i_r1']:.1f}"
+        for name, blend in (
+            ("first stage", judgement.first),
+            ("with crowds", judgement.crowded),
+            ("with the fusion", judgement.fused),
+        )
+    ]
+    return f"R@1 on development data, image to text / text to image: {', '.join(parts)}"

@@ -1,0 +1,223 @@
+"""Hard wrong pairs for a reranker, found by a first stage that has never seen the images it judges.
+
+A first stage that was trained on an image has learnt its captions: what it gets wrong there says nothing of what it
+will get wrong on new images, and its scores are far too sure. So the images are dealt into folds; for each fold a dual
+encoder is trained on the others and ranks the fold (cross-fitting, ours). The reranker then learns from the same kind
+of mistakes, beside the same kind of scores, as it will meet.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.models.retrieval.kernel_alignment import fit_alignment
+from frevl.models.retrieval.reranker import crowds
+from frevl.models.retrieval.two_tower import FirstStage, part_scales, with_alignment
+from frevl.runs.batches import EmbeddedPairs
+from frevl.training.retrieval.two_tower import fit_members, pooled_items
+
+__all__ = ["Lists", "bank_of", "fold_by_image", "mine"]
+
+_MOST_IMAGES = 2500  # images mined a fold: with five texts each 31 million scores
+_TWIN_QUANTILE = 0.75
+
+
+@dataclass(frozen=True)
+class Lists:
+    """For every right pair the wrong images of its text and the wrong texts of its image, hardest first.
+
+    Rows count in the embedded items of the pairs. ``base`` are the scores that the fusion has to add to: the first
+    stage's logit with the alignment, and the crowds taken back.
+
+    Attributes:
+        image_rows: ``(n,)`` the right image.
+        text_rows: ``(n,)`` the right text.
+        base: ``(n,)`` score of the right pair.
+        wrong_images: ``(n, k)``, -1 where there are fewer.
+        wrong_images_base: ``(n, k)`` scores of those images with the text.
+        wrong_texts: ``(n, k)``, -1 where there are fewer.
+        wrong_texts_base: ``(n, k)`` scores of those texts with the image.
+    """
+
+    image_rows: Tensor
+    text_rows: Tensor
+    base: Tensor
+    wrong_images: Tensor
+    wrong_images_base: Tensor
+    wrong_texts: Tensor
+    wrong_texts_base: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_rows)
+
+
+def fold_by_image(image_rows: Tensor, folds: int, seed: int) -> Tensor:
+    """Deal the images of ``(n,)`` pairs into folds: ``(n,)`` fold numbers."""
+    different, inverse = torch.unique(image_rows, return_inverse=True)
+    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
+    return (order % folds)[inverse]
+
+
+def mine(
+    pairs: EmbeddedPairs,
+    *,
+    seed: int,
+    folds: int = 2,
+    depth: int = 30,
+    alignment_weight: float = 10.0,
+    crowd_weight: float = 0.5,
+    bank: int = 2000,
+    device: str = "cpu",
+    time_limit: float | None = None,
+    progress: bool = False,
+    first: FirstStage | None = None,
+    **training: Any,
+) -> Lists:
+    """Rank every fold of the images by a first stage that was trained on the others, and keep the best wrong items.
+
+    False negatives: a text that is as near to a text of the image as three quarters of its own texts are to each other
+    describes the image too, whoever wrote it; neither it nor its image is taken as wrong.
+
+    Args:
+        pairs: Right pairs.
+        seed: Of folds and training.
+        folds: How many.
+        depth: Wrong items kept for each pair and direction.
+        alignment_weight: Of the kernel alignment in the scores.
+        crowd_weight: How much of the crowds is taken back from the scores (`frevl.models.retrieval.reranker`).
+        bank: Most training items that crowds are measured with.
+        device: Where to train.
+        time_limit: Most seconds.
+        progress: Show progress lines.
+        first: A first stage that never saw any of the images (``cosine``): none is trained.
+        training: For `fit_members`: what is not its default.
+    """
+    started = time.monotonic()
+    fold_of = fold_by_image(pairs.image_rows, folds, seed)
+    images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
+    near = near_duplicate_bound(texts, pairs.image_rows, pairs.text_rows)
+    parts, order = [], []
+    for fold in range(folds):
+        held = _at_most(pairs.image_rows, (fold_of == fold).nonzero()[:, 0], _MOST_IMAGES)
+        inside = (fold_of != fold).nonzero()[:, 0]
+        network = first
+        if network is None:
+            left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started)) / (folds - fold)
+            network, _ = fit_members(
+                pairs.select(inside), members=1, seed=seed + fold, device=device, time_limit=left, progress=progress,
+                title=f"first stage without fold {fold + 1} of {folds}", **training,
+            )  # fmt: skip
+        seen = pairs.image_rows[inside], pairs.text_rows[inside]
+        network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed), alignment_weight)
+        banks = bank_of(network, images, texts, *seen, bank, seed)
+        parts.append(_lists(network, images, texts, pairs.image_rows[held], pairs.text_rows[held], banks, near, depth,
+                            crowd_weight))  # fmt: skip
+        order.append(held)
+    back = torch.cat(order).argsort()
+    fields = Lists.__dataclass_fields__
+    return Lists(**{name: torch.cat([getattr(part, name) for part in parts])[back] for name in fields})
+
+
+def _at_most(image_rows: Tensor, rows: Tensor, most: int) -> Tensor:
+    """Keep the pairs of the first so many images: in a fold every text is compared with every image."""
+    kept = torch.unique(image_rows[rows])[:most]
+    return rows[torch.isin(image_rows[rows], kept)]
+
+
+def bank_of(
+    first: FirstStage,
+    images: Tensor,
+    texts: Tensor,
+    image_rows: Tensor,
+    text_rows: Tensor,
+    size: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Return parts of at most ``size`` images and ``size`` texts of training pairs, ``(m, d)`` each."""
+    random = torch.Generator().manual_seed(seed)
+
+    def sample(rows: Tensor) -> Tensor:
+        different: Tensor = torch.unique(rows)
+        return different[torch.randperm(len(different), generator=random)[:size]]
+
+    chosen_images, chosen_texts = images[sample(image_rows)].float(), texts[sample(text_rows)].float()
+    with torch.inference_mode():
+        return first.image_parts(chosen_images), first.text_parts(chosen_texts)
+
+
+def near_duplicate_bound(texts: Tensor, image_rows: Tensor, text_rows: Tensor) -> float:
+    """Return the cosine above which a text counts as another wording of a right one; infinite if that cannot be told.
+
+    It is the upper quartile of the cosines between texts of the same image, after the mean text was taken away.
+    """
+    order = image_rows.argsort(stable=True)
+    same = image_rows[order][1:] == image_rows[order][:-1]
+    a, b = text_rows[order][1:][same], text_rows[order][:-1][same]
+    different = a != b
+    if int(different.sum()) < 100:
+        return math.inf
+    vectors = centred(texts)
+    cosines = (vectors[a[different]] * vectors[b[different]]).sum(dim=1)
+    return float(cosines[:100_000].quantile(_TWIN_QUANTILE))
+
+
+def centred(texts: Tensor) -> Tensor:
+    """Unit vectors of ``(n, d)`` embeddings without their mean."""
+    values = texts.float()
+    return F.normalize(values - values.mean(dim=0), dim=1)
+
+
+def _lists(
+    network: FirstStage,
+    images: Tensor,
+    texts: Tensor,
+    image_rows: Tensor,
+    text_rows: Tensor,
+    banks: tuple[Tensor, Tensor],
+    near: float,
+    depth: int,
+    crowd_weight: float,
+) -> Lists:
+    """Mine within one fold; every wrong item is one of the fold too, since the others were trained on."""
+    image_ids, image_at = torch.unique(image_rows, return_inverse=True)
+    text_ids, text_at = torch.unique(text_rows, return_inverse=True)
+    meaning = centred(texts)[text_ids] if math.isfinite(near) else None
+    with torch.inference_mode():
+        image_parts = network.image_parts(images[image_ids].float())
+        text_parts = network.text_parts(texts[text_ids].float())
+        scales = part_scales(network, network.alignment_weight, image_parts.shape[1])
+        scores = text_parts * scales @ image_parts.T
+        scores -= crowd_weight * crowds(text_parts, banks[0], scales)[:, None]
+        scores -= crowd_weight * crowds(image_parts, banks[1], scales)
+        right = torch.zeros(scores.shape, dtype=torch.bool)
+        right[text_at, image_at] = True
+        alike = right.clone()
+        if meaning is not None:
+            # A text is another wording of what shows an image if it is near to one of the image's texts.
+            for start in range(0, len(text_ids), 1024):
+                close = (meaning[start : start + 1024] @ meaning.T >= near).to(torch.float32)
+                alike[start : start + 1024] |= close @ right.to(torch.float32) > 0
+        wrong = scores.masked_fill(alike, -torch.inf)
+        of_text = wrong.topk(min(depth, len(image_ids)), dim=1)
+        of_image = wrong.T.contiguous().topk(min(depth, len(text_ids)), dim=1)
+
+    def rows(found: Any, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Row numbers and scores for each pair, padded to the same depth with -1."""
+        numbers = torch.where(found.values.isfinite(), ids[found.indices], -1)[places]
+        values = found.values.masked_fill(~found.values.isfinite(), 0.0)[places]
+        missing = depth - numbers.shape[1]
+        return F.pad(numbers, (0, missing), value=-1), F.pad(values, (0, missing))
+
+    wrong_images, wrong_images_base = rows(of_text, image_ids, text_at)
+    wrong_texts, wrong_texts_base = rows(of_image, text_ids, image_at)
+    return Lists(
+        image_rows, text_rows, scores[text_at, image_at].clone(), wrong_images, wrong_images_base.clone(), wrong_texts,
+        wrong_texts_base.clone(),
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""The training of a reranker: a fusion learns what to add to the first stage's score, list by list."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.models.inputs import low_precision
+from frevl.models.retrieval.reranker import Standardised
+from frevl.runs.batches import EmbeddedPairs
+from frevl.training.loop import FitReport, descend
+from frevl.training.retrieval.hard_negatives import Lists
+from frevl.training.retrieval.two_tower import pooled_items
+
+__all__ = ["fit_reranker", "listwise_loss"]
+
+
+def fit_reranker(
+    network: Standardised,
+    pairs: EmbeddedPairs,
+    lists: Lists,
+    *,
+    seed: int,
+    gradient_clip: float,
+    time_limit: float | None,
+    device: str,
+    progress: bool,
+    title: str,
+    epochs: int = 2,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.2,
+    warm_up: float = 0.1,
+    label_smoothing: float = 0.0,
+    wrong: int = 6,
+) -> FitReport:
+    """Train a fusion on mined lists; on embeddings in the memory, pooled or tokens.
+
+    Each right pair competes with ``wrong`` images for its text and with ``wrong`` texts for its image, by the
+    sum of the score that the first stage gave and the fusion's logit. The fusion starts at zero, so training starts at
+    the ranking of the first stage and learns its mistakes.
+
+    Args:
+        network: Its statistics are taken from the lists' items.
+        pairs: Embedded items.
+        lists: What was mined.
+        seed: Of order, choice of wrong items and dropout.
+        gradient_clip: Largest norm of the gradient.
+        time_limit: Most seconds; the schedule shrinks to it.
+        device: Where to train.
+        progress: Show a progress line.
+        title: Of that line.
+        epochs: Passes over the lists.
+        batch_size: Lists a step.
+        learning_rate: Of AdamW, after warm-up; it falls to a thousandth by a cosine.
+        weight_decay: Of AdamW.
+        warm_up: Share of the training in which the rate rises.
+        label_smoothing: Share of the target that is spread over the list.
+        wrong: Wrong items a list, drawn from those that were mined.
+
+    Raises:
+        TrainingError: The loss is not finite.
+    """
+    network.standardise(
+        pooled_items(pairs.images, pairs.image_mask)[torch.unique(lists.image_rows)],
+        pooled_items(pairs.texts, pairs.text_mask)[torch.unique(lists.text_rows)],
+    )
+    network.to(device)
+
+    def loss_of(rows: Tensor, random: torch.Generator) -> Tensor:
+        chosen = torch.randint(lists.wrong_images.shape[1], (2, len(rows), wrong), generator=random)
+        images, image_base = _drawn(lists.wrong_images, lists.wrong_images_base, rows, chosen[0])
+        texts, text_base = _drawn(lists.wrong_texts, lists.wrong_texts_base, rows, chosen[1])
+        image, text = lists.image_rows[rows], lists.text_rows[rows]
+        image_rows = torch.cat([image, images.reshape(-1).clamp(min=0), image.repeat_interleave(wrong)])
+        text_rows = torch.cat([text, text.repeat_interleave(wrong), texts.reshape(-1).clamp(min=0)])
+        with low_precision(device):
+            logits = _logits(network, pairs, image_rows, text_rows, device).float()
+        right, by_image, by_text = torch.split(logits, [len(rows), images.numel(), texts.numel()])
+        right = lists.base[rows].to(device) + right
+        losses = [
+            listwise_loss(
+                right, said.view(numbers.shape) + base.to(device), (numbers >= 0).to(device),
+                label_smoothing=label_smoothing,
+            )
+            for said, numbers, base in ((by_image, images, image_base), (by_text, texts, text_base))
+        ]  # fmt: skip
+        return 0.5 * (losses[0] + losses[1])
+
+    return descend(
+        network, loss_of, len(lists), seed=seed, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+        weight_decay=weight_decay, warm_up=warm_up, gradient_clip=gradient_clip, time_limit=time_limit,
+        progress=progress, title=title, remedy="lower --learning-rate", decay_vectors=True,
+    )  # fmt: skip
+
+
+def listwise_loss(right: Tensor, wrong: Tensor, exists: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the right item in the softmax over its list, the mean over lists (ListNet with one right item).
+
+    Args:
+        right: ``(n,)`` score of the right item.
+        wrong: ``(n, k)`` scores of wrong items.
+        exists: ``(n, k)`` bool; others are left out. A list without wrong items costs nothing.
+        label_smoothing: Share of the target that is spread evenly over the items that exist.
+    """
+    scores = torch.cat([right[:, None], wrong.masked_fill(~exists, -torch.inf)], dim=1)
+    logs = scores.log_softmax(dim=1)
+    there = F.pad(exists, (1, 0), value=True)
+    spread = logs.masked_fill(~there, 0.0).sum(dim=1) / there.sum(dim=1)
+    return -((1 - label_smoothing) * logs[:, 0] + label_smoothing * spread).mean()
+
+
+def _drawn(numbers: Tensor, base: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    return numbers[rows].gather(1, chosen), base[rows].gather(1, chosen)
+
+
+def _logits(network: Standardised, pairs: EmbeddedPairs, image_rows: Tensor, text_rows: Tensor, device: str) -> Tensor:
+    """``(n,)`` logits; every different item of the batch is projected once."""
+    images, image_at = torch.unique(image_rows, return_inverse=True)
+    texts, text_at = torch.unique(text_rows, return_inverse=True)
+    image_hidden = network.project_image(pairs.images[images].to(device).float())[image_at]
+    text_hidden = network.project_text(pairs.texts[texts].to(device).float())[text_at]
+    image_mask = None if image_hidden.shape[1] == 1 else pairs.image_mask[image_rows].to(device)
+    text_mask = None if text_hidden.shape[1] == 1 else pairs.text_mask[text_rows].to(device)
+    fusion = network.fusion
+    logits: Tensor = fusion.head(fusion.fuse(image_hidden, text_hidden, image_mask, text_mask))[:, 0]
+    return logits

@@ -1,0 +1,210 @@
+"""One model trained with several seeds: how much of a number is luck.
+
+A folder of seeds holds an ordinary run a seed (``seed0``, ``seed1``, ...) and ``seeds.json``, which is written last.
+The deviation is the sample standard deviation over seeds; the intervals are those of the mean over seeds, by cluster
+bootstrap over images, so the first tells of the training and the second of the test set (ours).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frevl.data.pairs import Pairs, read_pairs
+from frevl.errors import RunError, UsageError
+from frevl.evaluation.seeds import deviation
+from frevl.jsonfile import write_json
+from frevl.progress import say
+from frevl.provenance import provenance
+from frevl.runs.run import Run, refuse_other_files
+from frevl.store.reader import Store
+from frevl.training.training import train
+from frevl.version import __version__
+
+__all__ = ["SeedRuns", "train_seeds"]
+
+
+@dataclass(frozen=True)
+class SeedRuns:
+    """Runs that differ in their seed only.
+
+    Attributes:
+        path: Folder that holds them.
+        model: What was trained.
+        task: ``matching`` or ``classification``.
+        parameters: Of one run.
+        encoders: Whose towers were concatenated.
+        seeds: Seed of every run.
+        runs: Folder of every run, below ``path``.
+        development: Development metric of every run in percent.
+        development_pairs: Development pairs of the first run.
+        train_seconds: Of every run.
+        settings: What all have in common.
+        provenance: Where they come from.
+    """
+
+    path: Path
+    model: str
+    task: str
+    parameters: int
+    encoders: list[str]
+    seeds: list[int]
+    runs: list[str]
+    development: list[float]
+    development_pairs: int
+    train_seconds: list[float]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``seeds.json`` and ``frevl train --seeds N --json`` hold."""
+        return {
+            "run": str(self.path),
+            "model": self.model,
+            "task": self.task,
+            "parameters": self.parameters,
+            "encoders": self.encoders,
+            "seeds": self.seeds,
+            "runs": self.runs,
+            "development": {
+                "n": self.development_pairs,
+                "accuracy": float(np.mean(self.development)),
+                "deviation": deviation(self.development),
+                "values": self.development,
+            },
+            "train_seconds": self.train_seconds,
+            "settings": self.settings,
+            "provenance": self.provenance,
+        }
+
+
+def train_seeds(
+    store: Store | str | Path,
+    pairs: str | Path | Pairs,
+    *,
+    run: str | Path,
+    seeds: int,
+    seed: int = 0,
+    progress: bool = False,
+    **settings: Any,
+) -> SeedRuns:
+    """Train the same model with several seeds.
+
+    A second call with the same arguments uses the finished seeds, takes up the interrupted one, and adds what is
+    missing; more seeds may be asked for later. Finished seeds are used only if pairs, pictures, embeddings and every
+    setting are those of this call.
+
+    Args:
+        store: As in `frevl.train`.
+        pairs: As in `frevl.train`.
+        run: Folder to write; every seed is a run of its own in it.
+        seeds: How many.
+        seed: The first; the others follow.
+        progress: Show progress lines.
+        **settings: Further arguments of `frevl.train`.
+
+    Returns:
+        The runs with their development metric.
+
+    Raises:
+        UsageError: Fewer than one seed, or what `frevl.train` refuses.
+        RunError: The folder holds one run, or seeds of another training.
+        PairsError: As in `frevl.train`; so are the other errors.
+    """
+    if seeds < 1:
+        raise UsageError(f"--seeds: expected at least 1 seed, found {seeds}")
+    folder = Path(run)
+    opened = store if isinstance(store, Store) else Store.open(store)
+    kept = _settings(opened, pairs, settings)
+    _claim(folder, kept)
+    trained: list[Run] = []
+    numbers = list(range(seed, seed + seeds))
+    for number in numbers:
+        path = folder / f"seed{number}"
+        if (path / "run.json").exists():
+            say(f"{path}: finished before, used again", enabled=progress)
+            one = Run.load(path)
+        else:
+            one = train(opened, pairs, run=path, seed=number, progress=progress, **settings)
+        # Only the figures are needed from here on; the weights of many large networks need not stay in memory.
+        one.network = one.network.to("meta")
+        trained.append(one)
+    first = trained[0]
+    done = SeedRuns(
+        path=folder,
+        model=first.model,
+        task=first.task,
+        parameters=first.parameters,
+        encoders=first.encoders,
+        seeds=numbers,
+        runs=[one.path.name for one in trained],
+        development=[float(one.results["development"]["accuracy"]) for one in trained],
+        development_pairs=int(first.results["development"]["n"]),
+        train_seconds=[float(one.results["train_seconds"]) for one in trained],
+        settings=kept,
+        provenance={**provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed), "seed": numbers},
+    )
+    try:
+        write_json(folder / "seeds.json", done.record())
+    except OSError as error:
+        raise RunError(f"{folder}: the runs cannot be written ({error.strerror or error})") from error
+    return done
+
+
+def _settings(store: Store, pairs: str | Path | Pairs, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return everything that decides what a seed becomes, the defaults of `frevl.train` included."""
+    left_out = ("store", "pairs", "run", "dev", "seed", "device", "progress")
+    signature = inspect.signature(train).parameters.values()
+    defaults = {p.name: p.default for p in signature if p.default is not p.empty and p.name not in left_out}
+    typed = {name: value for name, value in settings.items() if name not in left_out}
+    dev = settings.get("dev")
+    kept = {
+        "frevl": __version__,
+        "store": store.fingerprint,
+        "pairs": _fingerprint(store, pairs),
+        "dev": None if dev is None else _fingerprint(store, dev),
+        **defaults,
+        **typed,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    return plain
+
+
+def _fingerprint(store: Store, pairs: str | Path | Pairs) -> str:
+    """Hash pairs and the pictures they name, so that neither can change unseen under finished runs."""
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    digest = hashlib.sha256()
+    for row in range(len(read)):
+        digest.update(json.dumps(read.row(row), sort_keys=True, default=str).encode())
+    for pair in sorted(store.content_hashes(read.images).items()):
+        digest.update(json.dumps(pair).encode())
+    return digest.hexdigest()[:16]
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or refuse one that holds something else."""
+    if (folder / "run.json").exists() or (folder / "state.safetensors").exists():
+        raise RunError(f"{folder}: this folder holds a run of one seed; choose another folder, or delete it first")
+    refuse_other_files(folder, ("settings.json", "seeds.json", "seed*", "*.part"))
+    file = folder / "settings.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        begun = any(any(folder.glob(f"seed*/{name}")) for name in ("run.json", "state.safetensors"))
+        if begun and file.exists():
+            former = json.loads(file.read_text(encoding="utf-8"))
+            for name in {**former, **settings}:
+                if former.get(name) != settings.get(name):
+                    raise RunError(
+                        f"{folder}: seeds of another training stand here, and its '{name}' was "
+                        f"{former.get(name)!r}, not {settings.get(name)!r}; use the same settings to go on, choose "
+                        "another folder, or delete it"
+                    )
+        write_json(file, settings)
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder}: the runs cannot be written or gone on with ({error})") from error

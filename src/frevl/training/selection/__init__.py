@@ -1,0 +1,1 @@
+"""`--model auto` for classification: candidates, folds, the one-standard-error rule."""

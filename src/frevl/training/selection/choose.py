@@ -1,0 +1,306 @@
+"""``--model auto``: try baselines and fusions on data that they have not seen, and take the simplest of the best.
+
+Every candidate is judged on held-out images, by cross-validation where there are few pairs. Among the candidates
+whose paired difference from the best lies within one standard error (by image), the simplest is chosen; averages of
+the best candidates are candidates too. Test data never enters. The procedure is ours.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frevl.evaluation.chance import Chance, against_majority
+from frevl.models.ensemble import Average
+from frevl.models.kernel_ridge import MOST_PAIRS
+from frevl.progress import say
+from frevl.runs.batches import logits_of
+from frevl.runs.calibration import calibrated, fit_calibration
+from frevl.runs.targets import Answers
+from frevl.training.examples import Examples, join
+from frevl.training.fit_model import Fitted, Network, fit_model
+from frevl.training.initialisation import Beginning
+from frevl.training.options import Options
+from frevl.training.prepare import Prepared
+from frevl.training.selection.candidates import TRIED, Candidate, candidates
+from frevl.training.selection.encoder_sets import EncoderChoice, choose_encoders, narrow
+from frevl.training.selection.folds import folds_of
+from frevl.training.selection.one_standard_error import Judged, one_standard_error
+
+__all__ = ["Selection", "choose", "whole_schedule"]
+
+_CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
+_SEEDS = 3
+_DETERMINISTIC = ("majority", "linear", "kernel", "as begun")
+# Development pairs; with fewer the best epoch is chance (docs/experiments.md), so networks run their whole schedule and
+# keep its end, whatever the call says of patience.
+_FEWEST_TO_STOP_BY = 1_000
+_FEWEST_FOR_SMALL = 8_000  # pairs; below, larger networks took most of the time and won nothing
+_DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given
+_ENCODERS_SHARE = 0.25  # of the time limit, for comparing encoders
+_SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
+
+
+@dataclass
+class Selection:
+    """The outcome.
+
+    Attributes:
+        fitted: The chosen network, fitted on the training part.
+        chosen: Its name.
+        reason: Why.
+        rows: The table: every candidate with mean, standard error, difference from the best, and time.
+        judged_on: On what the candidates were judged.
+        data: The examples with the embeddings of the chosen encoders only.
+        encoders: The chosen encoders, with the table of all sets that were compared.
+        chance: The choice against the majority answer.
+    """
+
+    fitted: Fitted
+    chosen: str
+    reason: str
+    rows: list[dict[str, Any]]
+    judged_on: str
+    data: Prepared
+    encoders: EncoderChoice
+    chance: Chance | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what the run keeps."""
+        return {
+            "chosen": self.chosen,
+            "reason": self.reason,
+            "judged_on": self.judged_on,
+            "candidates": self.rows,
+            "encoders": {
+                "chosen": self.encoders.encoders,
+                "images": self.encoders.images,
+                "texts": self.encoders.texts,
+                "pairs": self.encoders.pairs,
+                "sets": self.encoders.rows,
+            },
+            "majority": self.chance.record() if self.chance else None,
+        }
+
+
+def choose(
+    data: Prepared,
+    encoders: Sequence[str],
+    outputs: int,
+    options: Options,
+    *,
+    folder: Path,
+    start: Beginning | None = None,
+) -> Selection:
+    """Choose encoders and model on held-out images and fit the model on the training part.
+
+    Args:
+        data: Training and development examples of a classification.
+        encoders: Encoders whose embeddings they hold; the set of them that does best is used.
+        outputs: Number of classes.
+        options: Of the call; ``time_limit`` bounds the whole selection.
+        folder: Of the run.
+        start: A trained fusion that some candidates begin with; the encoders are then those that it reads.
+
+    Returns:
+        The chosen network with the whole table.
+    """
+    started = time.monotonic()
+    limit = options.time_limit or _DEFAULT_LIMIT
+    if start is None:
+        found = choose_encoders(data, encoders, outputs, options, time_limit=limit * _ENCODERS_SHARE)
+    else:
+        found = EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
+    data = narrow(data, found.images, found.texts)
+    splits, judged_on = folds_of(data, options.seed)
+    everything = join(data.train, data.dev)
+    held = everything.select(torch.cat([judge for _, _, judge in splits]))
+    say(f"choosing on {judged_on}", enabled=options.progress)
+    judged: list[Judged] = []
+    left_out: list[dict[str, Any]] = []
+    offered = candidates(start)
+    by_name = {candidate.name: candidate for candidate in offered}
+    names = [name for name in TRIED if name in by_name]
+    for tried, name in enumerate(names):
+        candidate = by_name[name]
+        reason = _unfit(candidate, data, start)
+        left = limit * _SELECTION_SHARE - (time.monotonic() - started)
+        if not reason and left < limit * 0.03:
+            reason = "no time left"
+        if reason:
+            left_out.append({"name": candidate.name, "reason": reason})
+            continue
+        # Twice the fair share: most candidates take less than theirs.
+        bound = 2 * left / (len(splits) * (len(names) - tried))
+        result = _judge(candidate, everything, splits, outputs, replace(options, time_limit=bound), left, start)
+        if result is None:
+            left_out.append({"name": candidate.name, "reason": "would take more than the time that is left"})
+            say(f"  {candidate.name:<20} left out: no time", enabled=options.progress)
+            continue
+        judged.append(result)
+        shown = f"{100 * result.hits.mean():6.2f} %  {result.fit_seconds:6.1f} s a fit"
+        say(f"  {candidate.name:<20} {shown}", enabled=options.progress)
+    judged.sort(key=lambda one: offered.index(one.candidate))
+    judged += _averages(judged, held)
+    winner, reason, rows = one_standard_error(judged, held.clusters)
+    say(f"chosen: {winner.candidate.name}: {reason}", enabled=options.progress)
+    left = limit - (time.monotonic() - started)
+    fitted = _final(winner.candidate, judged, held, data, outputs, options, folder, left, start)
+    chance = _against_majority(winner, judged, held, data.labels)
+    return Selection(fitted, winner.candidate.name, reason, rows + left_out, judged_on, data, found, chance)
+
+
+def whole_schedule(options: Options, development_pairs: int) -> Options:
+    """Return options that keep the last epoch of the whole schedule where there are too few pairs to stop by."""
+    if development_pairs >= _FEWEST_TO_STOP_BY:
+        return options
+    return replace(options, keep_last=True, patience=sys.maxsize)
+
+
+def _against_majority(winner: Judged, judged: list[Judged], held: Examples, labels: list[str]) -> Chance | None:
+    """Compare the choice with the majority answer on the pairs that all candidates were judged on."""
+    majority = next((one for one in judged if one.candidate.name == "majority"), None)
+    if majority is None or not labels:
+        return None
+    answer = labels[int(majority.probabilities.mean(dim=0).argmax())]
+    return against_majority(winner.hits.numpy(), majority.hits.numpy(), held.clusters.numpy(), answer)
+
+
+def _unfit(candidate: Candidate, data: Prepared, start: Beginning | None) -> str:
+    if candidate.begins and start is not None and start.seen:
+        return (
+            f"the run of --start-from has learnt from {start.seen:,} of these images, so judging it here says nothing"
+        )
+    if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
+        return f"takes at most {MOST_PAIRS:,} pairs"
+    if candidate.model == "small" and len(data.train) + len(data.dev) < _FEWEST_FOR_SMALL:
+        return f"never won with fewer than {_FEWEST_FOR_SMALL:,} pairs"
+    return ""
+
+
+def _judge(
+    candidate: Candidate,
+    everything: Examples,
+    splits: list[tuple[Tensor, Tensor, Tensor]],
+    outputs: int,
+    options: Options,
+    left: float,
+    start: Beginning | None,
+) -> Judged | None:
+    """Fit a candidate on every fold, with several seeds if it is cheap; None if that would take too long."""
+    soft = _answers(everything).soft
+    longest, seeds, planned = 0.0, 0, _SEEDS
+    probabilities: list[Tensor] = []
+    hits: list[Tensor] = []
+    while seeds < planned:
+        parts = []
+        for number, (inside, inner, judge) in enumerate(splits):
+            train, dev = everything.select(inside), everything.select(inner)
+            # Where the inner development part is the judge, nothing may learn from it.
+            spare = not torch.equal(inner, judge)
+            changed = replace(options, **{**candidate.changes, "seed": options.seed + seeds, "progress": False})
+            changed = whole_schedule(changed, len(dev))
+            begun = time.monotonic()
+            with TemporaryDirectory() as scratch:
+                fitted = fit_model(
+                    candidate.model, train, dev, outputs, changed, folder=Path(scratch), dev_is_spare=spare,
+                    start=start if candidate.begins else None,
+                )  # fmt: skip
+            longest = max(longest, time.monotonic() - begun)
+            if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
+                return None
+            calibration = fit_calibration(*fitted.development(dev))
+            logits = logits_of(fitted.network, everything.select(judge).pairs, 1024)
+            parts.append(calibrated(logits, calibration, soft=soft))
+        said = torch.cat(parts)
+        probabilities.append(said)
+        hits.append(_hits(said, everything.select(torch.cat([judge for _, _, judge in splits]))))
+        seeds += 1
+        if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
+            planned = seeds  # deterministic, or too dear to repeat
+    return Judged(candidate, torch.stack(hits).mean(dim=0), torch.stack(probabilities).mean(dim=0), longest, seeds)
+
+
+def _hits(probabilities: Tensor, examples: Examples) -> Tensor:
+    return _answers(examples).hits(probabilities.argmax(dim=1))
+
+
+def _answers(examples: Examples) -> Answers:
+    if not isinstance(examples.truth, Answers):
+        raise TypeError("this selection is for classification; matching has its own")
+    return examples.truth
+
+
+def _averages(judged: list[Judged], held: Examples) -> list[Judged]:
+    """Average the seeds of the best candidate that has several, the best two, and the best three candidates."""
+    ranked = sorted(judged, key=lambda one: -float(one.hits.mean()))
+    groups = [[one] for one in ranked if one.seeds > 1][:1] + [
+        ranked[:count] for count in (2, 3) if count <= len(ranked)
+    ]
+    averages = []
+    for members in groups:
+        # What a candidate with several seeds said is their mean: so it goes into the average, and so it is fitted.
+        probabilities = torch.stack([one.probabilities for one in members]).mean(dim=0)
+        names = [one.candidate.name + (f" x {one.seeds}" if one.seeds > 1 else "") for one in members]
+        candidate = Candidate(" + ".join(names), "average", members=tuple(one.candidate for one in members))
+        seconds = sum(one.fit_seconds * one.seeds for one in members)
+        averages.append(Judged(candidate, _hits(probabilities, held), probabilities, seconds, 1))
+    return averages
+
+
+def _final(
+    candidate: Candidate,
+    judged: list[Judged],
+    held: Examples,
+    data: Prepared,
+    outputs: int,
+    options: Options,
+    folder: Path,
+    left: float,
+    start: Beginning | None,
+) -> Fitted:
+    """Fit the choice on the training part, with the development part for early stopping and calibration."""
+    tried = {one.candidate.name: one.seeds for one in judged}
+    members = [
+        (member, seed, 1 / tried[member.name])
+        for member in candidate.members or (candidate,)
+        for seed in range(tried[member.name] if candidate.members else 1)
+    ]
+    networks: list[Network] = []
+    calibrations: list[dict[str, float]] = []
+    seconds = 0.0
+    fitted: Fitted | None = None
+    for member, seed, weight in members:
+        bound = max(left, 30.0) / len(members)
+        changed = replace(options, **{**member.changes, "time_limit": bound, "seed": options.seed + seed})
+        changed = whole_schedule(changed, len(data.dev))
+        for leftover in ("state.safetensors", "log.jsonl"):
+            if len(members) > 1:
+                (folder / leftover).unlink(missing_ok=True)
+        fitted = fit_model(
+            member.model, data.train, data.dev, outputs, changed, folder=folder, dev_is_spare=data.dev_is_spare,
+            start=start if member.begins else None,
+        )  # fmt: skip
+        seconds += fitted.seconds
+        networks.append(fitted.network)
+        calibrations.append({**fit_calibration(*fitted.development(data.dev)), "weight": weight})
+    if len(networks) == 1 and fitted is not None:
+        return fitted
+    soft = _answers(data.train).soft
+    average = Average.of(list(networks), calibrations, soft=soft)
+    # A member that learnt from the development part knows it; the held-out folds of the selection do not.
+    return Fitted(average, seconds, held_out=(_average_logits(candidate, judged, soft=soft), held.truth))
+
+
+def _average_logits(average: Candidate, judged: list[Judged], *, soft: bool) -> Tensor:
+    """Return what an average said of the pairs it was judged on, as logits."""
+    mean = next(one.probabilities for one in judged if one.candidate is average).clamp(1e-7, 1 - 1e-7)
+    return torch.logit(mean) if soft else mean.log()

@@ -1,0 +1,194 @@
+"""Which encoders of a store a classification should use: each alone, some, or all of them concatenated.
+
+More embeddings are not better on a small set: what a weak tower adds may hide what a strong one says. The sets of
+encoders are compared by the kernel fusion's exact leave-one-image-out scores, which take one solution a set and
+no development data (ours). Then images and texts of the best set are tried apart, because the encoder with the best
+texts need not have the best images. Models are compared on what won.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frevl.progress import say
+from frevl.store.towers import Tower
+from frevl.training.examples import Examples, join
+from frevl.training.fit_model import fit_kernel_on
+from frevl.training.options import Options
+from frevl.training.prepare import Prepared
+
+__all__ = ["EncoderChoice", "choose_encoders", "encoder_sets", "narrow"]
+
+_MOST_PAIRS = 4_000  # of whole images, drawn at random if there are more: a comparison needs no more
+_MOST_ENCODERS = 4  # with more of them, only each alone and all together are compared
+# One share and three penalties: sets of encoders differ by more than the rest of the kernel's own choices.
+_BLIND_SHARES = (0.25,)
+_RIDGES = (1.0, 0.3, 0.1)
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """The outcome.
+
+    Attributes:
+        encoders: The chosen encoders, of images or texts.
+        images: Those whose image towers are used.
+        texts: Those whose text towers are used.
+        rows: For every set ``encoders``, ``images`` and ``texts`` likewise, ``metric`` in percent, ``behind_best`` and
+            ``seconds``; ``reason`` where a set was not tried.
+        pairs: On how many pairs.
+    """
+
+    encoders: list[str]
+    images: list[str]
+    texts: list[str]
+    rows: list[dict[str, Any]]
+    pairs: int
+
+
+def encoder_sets(data: Prepared, encoders: Sequence[str]) -> list[list[str]]:
+    """Return the sets worth comparing: all encoders first, then each alone, then the rest.
+
+    Every subset of up to four encoders; of more, each alone and all together. Sets without an image or a text tower are
+    left out, and sets that come to the same towers stand once.
+    """
+    between = range(2, len(encoders)) if len(encoders) <= _MOST_ENCODERS else ()
+    sets: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for names in [list(names) for size in (len(encoders), 1, *between) for names in combinations(encoders, size)]:
+        towers = tuple(
+            tuple(tower.name for tower in _of(modality, names)) for modality in (data.image_towers, data.text_towers)
+        )
+        if all(towers) and len(names) < len(sets.get(towers, [*names, ""])):
+            sets[towers] = names
+    return list(sets.values())
+
+
+def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = None) -> Prepared:
+    """Return the same examples with the embeddings of some of their encoders only.
+
+    Args:
+        data: Examples.
+        images: Encoders whose image towers are kept.
+        texts: Encoders whose text towers are kept; None means the same.
+    """
+    kept = {}
+    for modality, towers, encoders in (
+        ("images", data.image_towers, images),
+        ("texts", data.text_towers, images if texts is None else texts),
+    ):
+        starts = torch.tensor([0, *[tower.dim for tower in towers]]).cumsum(0).tolist()
+        chosen = _of(towers, encoders)
+        columns = [torch.arange(a, a + t.dim) for a, t in zip(starts, towers, strict=False) if t in chosen]
+        kept[modality] = (torch.cat(columns), chosen)
+    if all(len(kept[name][1]) == len(of) for name, of in (("images", data.image_towers), ("texts", data.text_towers))):
+        return data
+    of_images, of_texts = (getattr(data.train.pairs, name)[..., columns] for name, (columns, _) in kept.items())
+
+    def narrowed(examples: Examples) -> Examples:
+        # Both parts share their items, so the narrow copy stands once in memory.
+        return replace(examples, pairs=replace(examples.pairs, images=of_images, texts=of_texts))
+
+    return replace(
+        data,
+        train=narrowed(data.train),
+        dev=narrowed(data.dev),
+        image_towers=kept["images"][1],
+        text_towers=kept["texts"][1],
+    )
+
+
+def choose_encoders(
+    data: Prepared, encoders: Sequence[str], outputs: int, options: Options, *, time_limit: float
+) -> EncoderChoice:
+    """Compare the sets of encoders on training and development examples.
+
+    Args:
+        data: Examples of a classification, with the towers of all encoders.
+        encoders: Their names.
+        outputs: Number of classes.
+        options: Of the call.
+        time_limit: Seconds; a set that would probably not fit in is left out. All encoders together come first.
+
+    Returns:
+        The set with the best metric, the one with the narrowest embeddings among equals.
+    """
+    sets = encoder_sets(data, encoders)
+    if len(sets) < 2:
+        return EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
+    ends = time.monotonic() + time_limit
+    judged: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, Any]] = {}
+    pairs = 0
+
+    def judge(images: list[str], texts: list[str]) -> None:
+        nonlocal pairs
+        towers = _names(data.image_towers, images), _names(data.text_towers, texts)
+        if towers in judged:
+            return
+        row: dict[str, Any] = {
+            "encoders": [name for name in encoders if name in images or name in texts],
+            "images": images,
+            "texts": texts,
+        }
+        judged[towers] = row
+        begun = time.monotonic()
+        if any("metric" in one for one in judged.values()):
+            longest = max(one.get("seconds", 0.0) for one in judged.values())
+            if begun + longest > ends:
+                row["reason"] = "no time left"
+                return
+        part = narrow(data, images, texts)
+        examples = _sample(join(part.train, part.dev), options.seed)
+        pairs = len(examples)
+        # All pairs are both learnt from and judged on: each is scored by the solution without its own image.
+        _, found = fit_kernel_on(examples, outputs, blind_shares=_BLIND_SHARES, ridges=_RIDGES)
+        row |= {"metric": 100 * found.metric, "seconds": time.monotonic() - begun}
+        shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
+        say(f"  encoders {shown:<40} {row['metric']:6.2f} %  {row['seconds']:6.1f} s", enabled=options.progress)
+
+    def best() -> dict[str, Any]:
+        towers = max(
+            (key for key, row in judged.items() if "metric" in row),
+            key=lambda key: (judged[key]["metric"], -_width(data, key)),
+        )
+        return judged[towers]
+
+    for names in sets:
+        judge(names, names)
+    for names in sets:
+        judge(names, best()["texts"])
+    for names in sets:
+        judge(best()["images"], names)
+    chosen = best()
+    for row in judged.values():
+        if "metric" in row:
+            row["behind_best"] = chosen["metric"] - row["metric"]
+    return EncoderChoice(chosen["encoders"], chosen["images"], chosen["texts"], list(judged.values()), pairs)
+
+
+def _names(towers: Sequence[Tower], encoders: Sequence[str]) -> tuple[str, ...]:
+    return tuple(tower.name for tower in _of(towers, encoders))
+
+
+def _width(data: Prepared, names: tuple[tuple[str, ...], tuple[str, ...]]) -> int:
+    return sum(tower.dim for tower in (*data.image_towers, *data.text_towers) if tower.name in (*names[0], *names[1]))
+
+
+def _of(towers: Sequence[Tower], encoders: Sequence[str]) -> list[Tower]:
+    return [tower for tower in towers if set(encoders).intersection(tower.encoders)]
+
+
+def _sample(examples: Examples, seed: int) -> Examples:
+    """Draw whole clusters until there are `_MOST_PAIRS` pairs; one huge cluster is cut."""
+    if len(examples) <= _MOST_PAIRS:
+        return examples
+    clusters = examples.clusters
+    order = torch.randperm(int(clusters.max()) + 1, generator=torch.Generator().manual_seed(seed))
+    rows: Tensor = order[clusters].argsort(stable=True)[:_MOST_PAIRS]
+    return examples.select(rows)

@@ -1,0 +1,105 @@
+"""A store that grows while it is served: new ids are known a moment later, and no answer changes or is mixed up."""
+
+import threading
+
+import pytest
+from PIL import Image
+
+from frevl.deployment.service import store_refresh as renewal
+from frevl.errors import StoreError
+from frevl.runs.scorer import Scorer
+from frevl.store.extraction import extract
+from frevl.store.reader import Store
+from frevl.training.training import train
+from made import make
+from served import client_of, refused
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A small world of its own, because these tests write to its store, and two runs."""
+    world = make(tmp_path / "world", ["toy"], count=24)
+    for name, task, pairs, model in (
+        ("ask", "classification", world.train_file, "linear"),
+        ("find", "matching", world.captions_file, "dual"),
+    ):
+        train(world.store, pairs, run=tmp_path / name, task=task, model=model, epochs=1)
+    return world, tmp_path
+
+
+def grow(world, name, colour):
+    Image.new("RGB", (40, 40), colour).save(world.images / name)
+    extract(world.store.path, images=world.images, pairs=[], encoder=["toy"])
+
+
+def score(client, *ids):
+    pairs = [{"image": id_, "text": "is the square red?"} for id_ in ids]
+    return client.http.post("/v1/score", json={"model": "ask", "pairs": pairs})
+
+
+def test_ids_that_are_added_while_it_serves_are_known_and_nothing_else_changes(world, monkeypatch):
+    world, runs = world
+    monkeypatch.setattr(renewal, "_SECONDS", 0.0)
+    old = world.store.image_ids[:7]
+    with client_of(world, runs, names=("ask", "find")) as client:
+        before = score(client, *old).json()["scores"]
+        seen, stop = [], threading.Event()
+
+        def ask():
+            while not stop.is_set():
+                seen.append(score(client, *old).json()["scores"])
+
+        asking = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in asking:
+            thread.start()
+        try:
+            refused(score(client, "new.png"), 404, "unknown_image", "The store has no image 'new.png'")
+            grow(world, "new.png", "purple")
+            after = score(client, "new.png", *old)
+        finally:
+            stop.set()
+            for thread in asking:
+                thread.join()
+        assert after.status_code == 200, after.text
+        fresh = Scorer.open(runs / "ask", store=world.store.path)
+        expected = fresh.predict([(id_, "is the square red?") for id_ in ("new.png", *old)])
+        for said, right in zip(after.json()["scores"], expected, strict=True):
+            assert (said["label"], said["probability"]) == (right.label, pytest.approx(right.probability, abs=1e-5))
+        assert len(seen) > 3
+        for scores in seen:
+            assert [one["probability"] for one in scores] == pytest.approx([one["probability"] for one in before])
+        assert client.http.get("/v1/models").json()["images"] == 25
+        grow(world, "newer.png", "orange")  # nobody names it, and still it is found
+        found = client.http.post("/v1/search", json={"text": "a red square", "k": 26}).json()
+        assert {"new.png", "newer.png"} < {hit["id"] for hit in found["hits"]}
+        found = client.http.post("/v1/search", json={"image": "new.png", "k": 25}).json()
+        assert found["searched"] == 25  # all but itself
+
+
+def test_it_looks_at_most_every_two_seconds(world, monkeypatch):
+    world, runs = world
+    looks = []
+    newer = renewal._newer
+    monkeypatch.setattr(renewal, "_newer", lambda store: looks.append(store.path) or newer(store))
+    with client_of(world, runs, names=("ask",)) as client:
+        assert score(client, world.store.image_ids[0]).status_code == 200
+        assert looks == []  # nobody asked for an id that is not there
+        for _ in range(5):
+            assert score(client, "no.png").status_code == 404
+    assert looks == [world.store.path]
+
+
+def test_a_newest_version_that_cannot_be_served_leaves_the_old_one(world, monkeypatch, caplog):
+    world, runs = world
+    monkeypatch.setattr(renewal, "_SECONDS", 0.0)
+    with client_of(world, runs, names=("ask",)) as client:
+        before = score(client, world.store.image_ids[0]).json()
+
+        def damaged(path):
+            raise StoreError("the table 'images' cannot be read")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "open", damaged)
+            refused(score(client, "new.png"), 404, "unknown_image", "no image 'new.png'")
+        assert "cannot be served: the table 'images' cannot be read" in caplog.text
+        assert score(client, world.store.image_ids[0]).json() == before

@@ -1,0 +1,435 @@
+"""Diagnoses where the truth is known by construction: verdict, data findings, false alarms, command line."""
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from frevl.diagnosis import model_comparison as contest_module
+from frevl.diagnosis.data_quality import label_errors as labels
+from frevl.diagnosis.data_quality.label_errors import label_error_finding
+from frevl.diagnosis.diagnosis import _judged, diagnose
+from frevl.diagnosis.findings import SECTIONS
+from frevl.diagnosis.model_comparison import ENTRANTS, fit, hold_contest, mark, most_passes, quick_products
+from frevl.diagnosis.performance.modality_use import exchanged_hits
+from frevl.diagnosis.performance.skills import RULES
+from frevl.diagnosis.report.markdown import diagnosis_markdown
+from frevl.diagnosis.splits import read_splits
+from frevl.diagnosis.verdict import KINDS, reach_verdict
+from frevl.errors import MissingExtraError, UsageError
+from frevl.evaluation.evaluation import evaluate
+from planted import plant
+
+# Closed-form and counted models, and the two networks of one side: seconds instead of a minute.
+FAST = ["majority", "text", "image", "text kernel", "image kernel", "linear", "kernel"]
+FASTEST = ["majority", "text kernel", "image kernel", "linear", "kernel"]
+NAMES = [f"{number}.png" for number in range(300)]
+
+TRUTHS = {
+    "nothing": lambda _, __, random: random.integers(0, 2),
+    "text": lambda _, text, random: text ^ int(random.random() < 0.1),
+    "image": lambda image, _, random: image ^ int(random.random() < 0.1),
+    "both": lambda image, text, _: image ^ text,
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return plant(tmp_path_factory.mktemp("planted") / "store")
+
+
+def verdict_of(world, truth, folder, *, seed=0, models=FAST, images=200):
+    train = world.pairs(NAMES[: images // 2], TRUTHS[truth], seed=2 * seed)
+    test = world.pairs(NAMES[200:], TRUTHS[truth], seed=2 * seed + 1)
+    splits = read_splits(world.store, train, test, task="classification", dev=None, encoder=None, seed=seed)
+    contest = hold_contest(splits, folder=folder, time_limit=100, models=models)
+    verdict, _ = reach_verdict(_judged(contest), exchanged_hits(contest), contest.clusters)
+    return verdict, contest
+
+
+@pytest.mark.parametrize(
+    ("truth", "kind", "words"),
+    [
+        ("nothing", "chance", "Everything is at chance"),
+        ("text", "text", "The image adds nothing that can be measured on 200 pairs"),
+        ("image", "image", "The text adds nothing that can be measured on 200 pairs"),
+    ],
+)
+def test_the_verdict_says_what_the_labels_were_made_from(world, tmp_path, truth, kind, words):
+    verdict, _ = verdict_of(world, truth, tmp_path)
+    assert verdict["kind"] == kind
+    assert words in verdict["sentence"]
+
+
+def test_false_alarms_are_counted(world, tmp_path):
+    """On 20 sets of random labels at most one claims that anything is learnt."""
+    kinds = [
+        verdict_of(world, "nothing", tmp_path / str(seed), seed=seed, models=FASTEST, images=100)[0]["kind"]
+        for seed in range(20)
+    ]
+    assert sum(kind != "chance" for kind in kinds) <= 1
+
+
+@pytest.fixture(scope="module")
+def both(world, tmp_path_factory):
+    """A whole diagnosis: labels need image and text together, a fifth of them is wrong, test images leak."""
+    random = np.random.default_rng(4)
+    train = world.pairs(NAMES[:200], TRUTHS["both"], seed=1, extras=lambda _, text: {"half": text < "is it am"})
+    test = world.pairs(NAMES[200:], TRUTHS["both"], seed=2, extras=lambda _, text: {"half": text < "is it am"})
+    wrong = {int(row) for row in random.permutation(len(train))[: len(train) // 5]}
+    for row in wrong:
+        train.targets[row] = "yes" if train.targets[row] == "no" else "no"
+    diagnosis = diagnose(world.store, train, test, task="classification", models=FAST, probes=False)
+    return diagnosis, {train.places[row] for row in wrong}, test
+
+
+def of_name(diagnosis, name):
+    return next(finding for finding in diagnosis.findings if finding.name == name)
+
+
+def test_where_both_are_needed_the_fusion_wins_and_the_linear_probe_is_at_chance(both):
+    diagnosis, _, _ = both
+    assert diagnosis.verdict["kind"] == "fusion"
+    assert diagnosis.verdict["sentence"].startswith("The fusion (kernel) beats the linear probe by ")
+    assert diagnosis.verdict["sentence"].endswith(": worth it.")
+    linear = of_name(diagnosis, "fusion-against-linear")
+    assert linear.ci95[0] > 0
+    probe = diagnosis.verdict["scores"]["linear"]
+    assert probe["ci95"][0] < 55 < 100 - probe["ci95"][0]
+    assert of_name(diagnosis, "wrong-image").value > 10
+    assert of_name(diagnosis, "solvable-blind").value < 62
+    assert "half" in "".join(finding.name for finding in diagnosis.findings if finding.section == "skills")
+
+
+def test_every_finding_is_complete_and_every_section_known(both):
+    diagnosis, _, _ = both
+    sections = {finding.section for finding in diagnosis.findings}
+    assert {"verdict", "image", "skills", "curve", "calibration", "data", "embedding", "cost"} <= sections
+    assert sections <= set(SECTIONS)
+    names = [finding.name for finding in diagnosis.findings]
+    assert len(names) == len(set(names))
+    for finding in diagnosis.findings:
+        assert finding.claim.endswith(".")
+        assert finding.how
+        assert finding.advice
+        assert len({tuple(row) for row in finding.table}) <= 1
+        if finding.ci95 is not None:
+            assert finding.ci95[0] <= finding.value <= finding.ci95[1] or finding.name == "calibration"
+    record = json.loads(json.dumps(diagnosis.record(), allow_nan=False))
+    assert {"verdict", "findings", "provenance"} <= set(record)
+    assert {"name", "claim", "value", "ci95", "how", "advice"} <= set(record["findings"][0])
+
+
+def test_the_markdown_says_what_the_json_says(both):
+    diagnosis, _, _ = both
+    text = diagnosis_markdown(diagnosis)
+    assert text.startswith(f"# {diagnosis.verdict['sentence']}\n")
+    assert all(finding.claim in text for finding in diagnosis.findings)
+    assert text.index("## Is the fusion worth it?") < text.index("## Leaks and noise in the data")
+
+
+def test_tokens_and_several_encoders_are_diagnosed_too(made_tokens, made_twice):
+    for world, encoders in ((made_tokens, 1), (made_twice, 2)):
+        diagnosis = diagnose(
+            world.store, world.train, world.test, task="classification", models=FASTEST, probes=False, time_limit=30
+        )
+        assert {row["shown"] for row in of_name(diagnosis, "wrong-image").table} >= {"the mean image"}
+        assert len(of_name(diagnosis, "encoders").table) == encoders
+        json.dumps(diagnosis.record(), allow_nan=False)
+
+
+def test_a_curve_begins_where_there_are_two_classes(world):
+    """Of 160 training pairs 4 are of the rarer class: the smallest part has one class only."""
+    rare = set(NAMES[60:62])
+    train, test = (world.pairs(names, lambda *_: "yes", seed=3) for names in (NAMES[:80], [*NAMES[200:240]]))
+    train.targets[:] = ["no" if image in rare else "yes" for image in train.images]
+    diagnosis = diagnose(
+        world.store, train, test, task="classification", models=FASTEST, probes=False, dev=train.select(range(118, 126))
+    )
+    assert diagnosis.verdict["kind"] == "single"  # all test pairs say yes
+    curves = [finding for finding in diagnosis.findings if finding.section == "curve"]
+    measured = [row for row in curves[0].table if row["model"] == "linear" and row["from"] == "measured"]
+    assert len(measured) == 4
+    assert "on 4 nested parts" in curves[0].how
+
+
+def test_a_leak_stands_beside_the_verdict_and_one_image_is_too_few(world):
+    train = world.pairs(NAMES[:40], TRUTHS["both"], seed=1)
+    diagnosis = diagnose(world.store, train, train.select([0]), task="classification", models=FASTEST, probes=False)
+    assert diagnosis.verdict["kind"] == "few"
+    assert "1 of 1 test images stand in the training or development pairs too" in diagnosis.verdict["detail"][0]
+    assert "1 of 1 test pairs stand in the training" in diagnosis.verdict["detail"][1]
+    assert diagnosis.verdict["sentence"].startswith(
+        "Not to be believed for new images, as most test images stand in the training or development pairs: Too few"
+    )
+    assert of_name(diagnosis, "wrong-image").claim == "What wrong images cost cannot be told from 1 test images."
+    assert of_name(diagnosis, "solvable-blind").value is None
+    json.dumps(diagnosis.record(), allow_nan=False)
+
+
+def test_a_test_set_of_one_class_tells_nothing(world):
+    train = world.pairs(NAMES[:60], TRUTHS["both"], seed=1)
+    dev, test = (world.pairs(names, lambda *_: "yes", seed=2) for names in (NAMES[160:180], NAMES[200:240]))
+    diagnosis = diagnose(world.store, train, test, task="classification", models=FASTEST, probes=False, dev=dev)
+    assert diagnosis.verdict["kind"] == "single"
+    assert diagnosis.verdict["sentence"] == (
+        "Nothing can be told from test pairs of a single class: all 80 have the answer 'yes', so whoever always says "
+        "that is right. Give test pairs of every class."
+    )
+    assert of_name(diagnosis, "single-class-test").claim.startswith("All 80 test pairs have the one answer 'yes': ")
+    assert of_name(diagnosis, "single-class-dev").claim in diagnosis.verdict["detail"]
+
+
+def test_passes_are_more_where_pairs_are_fewer():
+    assert [most_passes(12, n) for n in (8_001, 19_200, 24_000, 32_000, 400_000)] == [20, 20, 16, 12, 12]
+    assert [most_passes(4, n) for n in (8_001, 16_000, 400_000)] == [15, 8, 4]
+
+
+def test_networks_are_given_time_to_begin_in_matching(made, tmp_path, monkeypatch):
+    """While every pair is called wrong the development score stands at one half; 5 such passes were the end."""
+    given = []
+    real = contest_module.train
+    monkeypatch.setattr(contest_module, "train", lambda *args, **more: given.append(more) or real(*args, **more))
+    splits = read_splits(made.store, made.captions, made.captions, task="matching", dev=None, encoder=None, seed=0)
+    for name in ("text", "linear", "tiny"):
+        entrant = next(one for one in ENTRANTS if one.name == name)
+        fit(splits, entrant, folder=tmp_path / name, time_limit=5)
+    assert [more.get("patience") for more in given] == [20, None, 20]
+    # A fusion makes 32 steps a pass, or as many as batches of 32 make.
+    assert [more.get("batch_size") for more in given] == [None, None, 32]
+
+
+def test_products_are_rounded_only_while_networks_of_many_pairs_train():
+    before = torch.get_float32_matmul_precision()
+    with quick_products(wanted=False):
+        assert torch.get_float32_matmul_precision() == before == "highest"
+    with quick_products():
+        assert torch.get_float32_matmul_precision() == "medium"
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(ZeroDivisionError), quick_products():
+        _ = 1 / 0
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_cases_are_real_test_pairs(both):
+    diagnosis, _, test = both
+    shown = {(case["image"], case["text"], case["target"]) for case in diagnosis.cases}
+    assert shown <= set(zip(test.images, test.texts, test.targets, strict=True))
+    for case in diagnosis.cases:
+        assert (case["answer"] == case["target"]) == (case["kind"] == "right only with the image")
+        assert 0 <= case["confidence"] <= 100
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2])
+def test_planted_label_errors_are_named(world, tmp_path, share):
+    """At least 85 % of what is named was planted, and at least 85 % of what was planted is named."""
+    train = world.pairs(NAMES[:200], lambda image, _, __: image, seed=1)
+    test = world.pairs(NAMES[200:], lambda image, _, __: image, seed=2)
+    wrong = np.random.default_rng(2).permutation(len(train))[: round(len(train) * share)]
+    for row in wrong:
+        train.targets[row] = "yes" if train.targets[row] == "no" else "no"
+    test.places[:] = [f"test:{place}" for place in test.places]
+    splits = read_splits(world.store, train, test, task="classification", dev=None, encoder=None, seed=0)
+    contest = hold_contest(splits, folder=tmp_path / "models", time_limit=100, models=FASTEST)
+    finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
+    named = {row["place"] for row in finding.table}
+    planted = {train.places[row] for row in wrong}
+    assert len(named & planted) / len(named) >= 0.85
+    assert len(named & planted) / len(planted) >= 0.85
+    assert finding.value == pytest.approx(100 * len(named) / 600)
+    assert finding.claim.startswith(f"{len(named)} of 600 labels are likely wrong")
+
+
+def test_all_labels_of_many_pairs_are_judged_in_blocks(world, tmp_path, monkeypatch):
+    """As if 60 pairs were many, a fold learnt from at most 150, and 700 probabilities filled the memory."""
+    train = world.pairs(NAMES[:200], lambda image, _, __: image, seed=1)
+    test = world.pairs(NAMES[200:], lambda image, _, __: image, seed=2)
+    test.places[:] = [f"test:{place}" for place in test.places]
+    wrong = [row for row, target in enumerate(train.targets) if target == "no"][:40]
+    for row in wrong:
+        train.targets[row] = "yes"
+    splits = read_splits(world.store, train, test, task="classification", dev=None, encoder=None, seed=0)
+    contest = hold_contest(splits, folder=tmp_path / "models", time_limit=100, models=FASTEST)
+    for name, value in (("SMALL", 60), ("_MOST_LEARNT", 150), ("_MOST_CELLS", 700)):
+        monkeypatch.setattr(f"frevl.diagnosis.data_quality.label_errors.{name}", value)
+    learnt = []
+    real = labels.fit
+    monkeypatch.setattr(labels, "fit", lambda *args, **more: learnt.append(len(more["pairs"])) or real(*args, **more))
+    finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
+    assert len(learnt) == 2
+    assert all(100 < count <= 160 for count in learnt)  # whole images: a pair or two more or less
+    assert " of 600 labels are likely wrong" in finding.claim  # every pair was looked at
+    assert "of them say 'yes' where 'no' is likelier" in finding.claim
+    named = {row["place"] for row in finding.table}
+    planted = {train.places[row] for row in wrong}
+    assert len(named & planted) >= 0.65 * len(planted)  # noise of one class moves the model too
+    assert len(named & planted) >= 0.85 * len(named)
+    shares = [row["probability of label %"] for row in finding.table]
+    assert shares == sorted(shares)  # the likeliest first, whatever the block
+
+
+def test_where_the_model_cannot_tell_no_label_is_accused(world, tmp_path):
+    _, contest = verdict_of(world, "nothing", tmp_path, models=FASTEST, images=120)
+    contest = replace(contest, entries=[_never_right(entry) for entry in contest.entries])
+    finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
+    assert finding.value is None
+    assert finding.claim == (
+        "Label errors cannot be told from errors of the model: linear answers only 0 % of the development pairs right, "
+        "and always giving the most frequent answer 0 %."
+    )
+
+
+def test_a_weak_model_says_that_it_may_be_the_model(world, tmp_path):
+    """A fifth of the test labels is exchanged; development pairs say that the model is right on 22 of 30."""
+    _, contest = verdict_of(world, "both", tmp_path, models=FASTEST, images=200)
+    weak = [
+        replace(entry, dev=replace(entry.dev, hits=_mostly_right(len(entry.dev.hits)))) for entry in contest.entries
+    ]
+    weak = [_never_right(entry) if entry.entrant.role == "majority" else entry for entry in weak]
+    random = np.random.default_rng(5)
+    targets = [
+        ("yes", "no")[target == "yes"] if random.random() < 0.2 else target for target in contest.splits.test.targets
+    ]
+    test = replace(contest.splits.test, targets=targets)
+    contest = replace(contest, entries=weak, splits=replace(contest.splits, test=test))
+    finding = label_error_finding(contest, folder=tmp_path / "folds", time_limit=100)
+    assert finding.table
+    assert finding.claim.endswith(
+        "%), or are what linear cannot do: it answers 73.3 % right, and the two cannot be told apart."
+    )
+
+
+def _mostly_right(count):
+    return (np.arange(count) % 4 > 0).astype(float)
+
+
+def _never_right(entry):
+    return replace(entry, dev=replace(entry.dev, hits=np.zeros_like(entry.dev.hits)))
+
+
+def test_marks_are_those_of_evaluate(made, tmp_path):
+    splits = read_splits(made.store, made.train, made.test, task="classification", dev=None, encoder=None, seed=0)
+    contest = hold_contest(splits, folder=tmp_path, time_limit=100, models=FASTEST)
+    for entry in contest.entries:
+        result = evaluate(entry.scorer, made.test)
+        assert 100 * entry.test.hits.mean() == pytest.approx(result.metrics["accuracy"])
+        assert np.array_equal(mark(entry.scorer, splits.test).hits, result.hits)
+        assert len(set(splits.train.images) & set(splits.dev.images)) == 0
+
+
+def test_matching_is_diagnosed_too(made, made_matching):
+    diagnosis = made_matching
+    assert diagnosis.task == "matching"
+    scores = diagnosis.verdict["scores"]
+    assert scores["majority"]["value"] == pytest.approx(50, abs=1)  # one wrong text beside every right one
+    assert "kernel" not in scores
+    shown = [(case["kind"], case["image"], case["text"]) for case in diagnosis.cases]
+    assert len(shown) == len(set(shown)) > 0
+    for case in diagnosis.cases:
+        assert {case["target"], case["answer"]} <= {"match", "no match"}
+        assert (case["target"] == case["answer"]) == (case["kind"] == "right only with the image")
+    assert of_name(diagnosis, "label-errors").claim
+    ranking = of_name(diagnosis, "ranking")
+    assert [row["model"] for row in ranking.table] == ["linear", "tiny"]
+    assert "Among 8 texts the fusion (tiny) finds a right one first for" in ranking.claim
+    assert ranking.value == ranking.table[1]["i2t_r1"] <= ranking.table[1]["i2t_r5"]
+
+
+@pytest.fixture(scope="module")
+def made_matching(made):
+    captions = made.captions
+    half = [row for row, image in enumerate(captions.images) if int(image.split(".")[0]) < 80]
+    rest = [row for row, image in enumerate(captions.images) if int(image.split(".")[0]) >= 80]
+    models = ["majority", "text", "image", "linear", "tiny"]
+    return diagnose(
+        made.store, captions.select(half), captions.select(rest), task="matching", models=models, probes=False,
+        time_limit=20,
+    )  # fmt: skip
+
+
+def test_what_cannot_be_written_is_refused_first(made, tmp_path, frevl):
+    arguments = ["--store", made.store.path, "--pairs", made.train_file, "--test", made.test_file, "--task", "matching"]
+    said = frevl("diagnose", *arguments, "--images", tmp_path)
+    assert (said.code, said.err) == (2, "frevl: --images goes with --html; add --html FILE, or leave --images out\n")
+    said = frevl("diagnose", *arguments, "--images", tmp_path / "none", "--html", tmp_path / "a.html")
+    assert said.code == 2
+    assert "--images: expected a folder of images, found none at" in said.err
+    said = frevl("diagnose", *arguments[:-1], "ranking")
+    assert said.code == 2
+    assert "There is no task 'ranking'" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"task": "ranking"}, "There is no task 'ranking'"),
+        ({"precision": 1.5}, "--precision must lie between 0 and 1, found 1.5"),
+        ({"time_limit": 0}, "--time-limit must be a number of seconds above 0, found 0"),
+        ({"models": ["kernle"]}, r"compares no model 'kernle'. Did you mean 'kernel'\?"),
+        ({"models": ["kernel", "text", "image", "majority"]}, "found none for: baseline"),
+        ({"encoder": ["toy9"]}, "has no embeddings of the encoder 'toy9'"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_is_trained(made, arguments, words):
+    with pytest.raises(UsageError, match=words):
+        diagnose(made.store, made.train, made.test, **{"task": "classification", "probes": False, **arguments})
+    with pytest.raises(UsageError, match="needs a store"):
+        diagnose([], made.train, made.test, task="classification")
+
+
+def test_a_missing_extra_is_named(made, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cleanlab", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'frevl\[diagnose\]'"):
+        diagnose(made.store, made.train, made.test, task="classification")
+
+
+# ---------------------------------------------------------------------------------------- document
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "diagnosis.md"
+
+
+def executed(language):
+    marked = rf"<!-- executed by tests/diagnosis/test_diagnosis.py -->\n```{language}\n(.*?)```"
+    (block,) = re.findall(marked, DOCUMENT.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return block
+
+
+@pytest.fixture
+def newcomer(made, tmp_path, monkeypatch):
+    """A folder with the files that the document's examples name."""
+    (tmp_path / "STORE").symlink_to(made.store.path)
+    (tmp_path / "train.jsonl").write_bytes(made.train_file.read_bytes())
+    (tmp_path / "test.jsonl").write_bytes(made.test_file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_command_of_the_document_works(newcomer, frevl):
+    models = [argument for model in FASTEST for argument in ("--model", model)]
+    said = frevl(*shlex.split(executed("bash"))[1:], *models)
+    assert said.code == 0, said.err
+    record = json.loads((newcomer / "report.json").read_text())
+    assert said.out.startswith(record["verdict"]["sentence"])
+    assert (newcomer / "report.md").read_text().startswith(f"# {record['verdict']['sentence']}")
+    assert record["verdict"]["sentence"] in (newcomer / "report.html").read_text()
+    assert "training and judging models on" in said.err
+    assert record["provenance"]["command"].startswith("frevl diagnose --store STORE")
+
+
+def test_the_python_of_the_document_works(newcomer, capsys):
+    code = executed("python").replace("probes=False", f"probes=False, models={FASTEST}")
+    exec(compile(code, "diagnosis.md", "exec"), {})  # noqa: S102
+    assert "verdict The fusion" in capsys.readouterr().out
+
+
+def test_the_document_names_what_there_is():
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name in [*RULES, "yes/no", "object", *(entrant.name for entrant in ENTRANTS), *KINDS]:
+        assert f"`{name}`" in text, name
+    for heading in SECTIONS.values():
+        assert f"**{heading.rstrip('?')}" in text, heading

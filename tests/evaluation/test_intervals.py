@@ -1,0 +1,184 @@
+"""Intervals: worked out by hand where the bootstrap can be counted, and covering the truth where it cannot."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from frevl.errors import UsageError
+from frevl.evaluation import intervals
+from frevl.evaluation.intervals import bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
+
+
+def test_interval_of_two_clusters_by_hand() -> None:
+    # Drawing two of {0, 1} gives means 0, 1/2, 1 with shares 1/4, 1/2, 1/4.
+    assert bootstrap_interval([0, 1], ["a", "b"], level=0.95) == (0.5, 0.0, 1.0)
+    assert bootstrap_interval([0, 1], ["a", "b"], level=0.4) == (0.5, 0.5, 0.5)
+
+
+def test_clusters_keep_their_size() -> None:
+    # One image with one right item, one with three wrong ones: the mixed draw is 1/4 and not 1/2.
+    value, low, high = bootstrap_interval([1, 0, 0, 0], ["a", "b", "b", "b"], level=0.4)
+    assert (value, low, high) == (0.25, 0.25, 0.25)
+
+
+def test_interval_equals_counting_all_draws() -> None:
+    values, clusters = [1.0, 0.0, 2.0, 5.0, 4.0, 0.5], ["x", "x", "y", "z", "z", "z"]
+    members = {c: [v for v, k in zip(values, clusters, strict=True) if k == c] for c in "xyz"}
+    means = sorted(
+        sum(sum(members[c]) for c in draw) / sum(len(members[c]) for c in draw)
+        for draw in itertools.product("xyz", repeat=3)
+    )
+    # Bounds between two steps of the exact distribution, so that random draws cannot move them over a step.
+    for level in (0.9, 0.5, 0.2):
+        _, low, high = bootstrap_interval(values, clusters, level=level, resamples=40_000)
+        assert low == pytest.approx(np.quantile(means, (1 - level) / 2, method="inverted_cdf"), abs=1e-12)
+        assert high == pytest.approx(np.quantile(means, (1 + level) / 2, method="inverted_cdf"), abs=1e-12)
+
+
+def test_same_seed_same_interval_and_the_block_size_changes_only_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    values, clusters = random.random(211), random.integers(0, 31, 211)
+    first = bootstrap_interval(values, clusters, seed=5)
+    assert first == bootstrap_interval(values, clusters.tolist(), seed=5)
+    assert first == bootstrap_interval(values, [f"image-{c}.jpg" for c in clusters], seed=5)
+    assert first != bootstrap_interval(values, clusters, seed=6)
+    monkeypatch.setattr(intervals, "DRAWS_IN_MEMORY", 1)
+    assert bootstrap_interval(values, clusters, seed=5) == pytest.approx(first, abs=0.01)
+
+
+def test_intervals_cover_the_truth_and_rows_alone_do_not() -> None:
+    random = np.random.default_rng(1)
+    covered = by_rows = 0
+    for trial in range(300):
+        sizes = random.integers(1, 9, 61)
+        clusters = np.repeat(np.arange(61), sizes)
+        chance = np.clip(0.7 + 0.25 * random.standard_normal(61), 0, 1)
+        values = random.random(len(clusters)) < chance[clusters]
+        truth = TRUE_MEAN
+        _, low, high = bootstrap_interval(values, clusters, seed=trial)
+        covered += low <= truth <= high
+        _, low, high = bootstrap_interval(values, seed=trial)
+        by_rows += low <= truth <= high
+    assert 0.90 <= covered / 300 <= 0.99
+    assert by_rows < covered
+    assert by_rows / 300 < 0.90
+
+
+def _true_mean() -> float:
+    """Mean of a normal variable (0.7, 0.25) clipped to [0, 1], by a fine sum."""
+    grid = np.linspace(-8, 8, 200_001)
+    weight = np.exp(-(grid**2) / 2)
+    return float((np.clip(0.7 + 0.25 * grid, 0, 1) * weight).sum() / weight.sum())
+
+
+TRUE_MEAN = _true_mean()
+
+
+def test_one_cluster_has_no_interval_and_equal_values_no_width() -> None:
+    value, low, high = bootstrap_interval([1, 0, 1, 1], ["a"] * 4)
+    assert value == 0.75
+    assert math.isnan(low)
+    assert math.isnan(high)
+    assert bootstrap_interval([1, 1, 1], ["a", "b", "b"]) == (1.0, 1.0, 1.0)
+    value, low, high = bootstrap_statistic(lambda items: float(len(items)), ["a"] * 4)
+    assert (value, math.isnan(low), math.isnan(high)) == (4.0, True, True)
+
+
+def test_statistic_gets_whole_clusters() -> None:
+    values = np.array([1.0, 0.0, 2.0, 5.0, 4.0, 0.5, 3.0])
+    clusters = ["x", "y", "x", "z", "z", "y", "y"]
+    seen = []
+
+    def mean(items: np.ndarray) -> float:
+        seen.append(np.bincount(items, minlength=7).tolist())
+        return float(values[items].mean())
+
+    from_items = bootstrap_statistic(mean, clusters, seed=3)
+    assert from_items == pytest.approx(bootstrap_interval(values, clusters, seed=3), abs=1e-12)
+    for counts in seen[1:]:
+        assert counts[0] == counts[2]
+        assert counts[3] == counts[4]
+        assert counts[1] == counts[5] == counts[6]
+        assert counts[0] + counts[1] + counts[3] == 3
+
+
+def test_statistic_that_is_not_finite_is_left_out() -> None:
+    values = np.array([0.0, 1.0])
+    # The draw (0, 0) has no value; 1/2 and 1 remain.
+    found = bootstrap_statistic(lambda i: float(values[i].mean() or np.nan), ["a", "b"], level=0.99)
+    assert found == (0.5, 0.5, 1.0)
+    _, low, _ = bootstrap_statistic(lambda _: math.nan, ["a", "b"])
+    assert math.isnan(low)
+    # The draw (1, 1) is infinite; 0 and 1/2 remain.
+    endless = bootstrap_statistic(lambda i: math.inf if values[i].all() else float(values[i].mean()), ["a", "b"])
+    assert endless == (0.5, 0.0, 0.5)
+
+
+def test_statistic_depends_on_the_seed() -> None:
+    values = np.random.default_rng(4).random(53)
+    ask = [bootstrap_statistic(lambda i: float(values[i].mean()), range(53), seed=seed) for seed in (1, 1, 2)]
+    assert ask[0] == ask[1] != ask[2]
+
+
+def test_paired_difference_by_hand() -> None:
+    assert paired_difference([1, 1, 0], [1, 0, 1], ["a", "b", "c"])[0] == 0.0
+    assert paired_difference([1, 1], [0.5, 0.5], ["a", "b"]) == (0.5, 0.5, 0.5)
+    value, low, high = paired_difference([1, 1, 1, 0], [0, 0, 0, 1], ["a", "a", "a", "b"], level=0.4)
+    assert (value, low, high) == (0.5, 0.5, 0.5)
+
+
+def test_paired_test_by_hand() -> None:
+    # Three images, the same run better on each: of 8 sign patterns 2 are as extreme.
+    assert paired_test([1, 1, 1], [0, 0, 0], ["a", "b", "c"]) == 2 / 8
+    # Rows of one image stand or fall together: two patterns, both as extreme.
+    assert paired_test([1, 1, 1], [0, 0, 0], ["a", "a", "a"]) == 1.0
+    # Differences 3, 1, -1 and 0: |sum| >= 3 for 6 of 8 patterns (5, 3, 3 and their mirrors).
+    assert paired_test([3, 1, 0, 1], [0, 0, 1, 1], [1, 2, 3, 4]) == 6 / 8
+    assert paired_test([1, 0], [1, 0]) == 1.0
+    # Images without a difference have no sign to flip, however many they are: counted, not drawn.
+    assert paired_test([1, 1, 1] + [0] * 97, [0] * 100) == 2 / 8
+    # Drawn, the observed signs count as one of the patterns: p is never 0.
+    assert paired_test([1] * 60, [0] * 60, permutations=99) == 1 / 100
+
+
+def test_drawn_signs_agree_with_counted_ones() -> None:
+    random = np.random.default_rng(2)
+    a, b, clusters = random.random(40), random.random(40) - 0.12, np.repeat(np.arange(13), 4)[:40]
+    exact = paired_test(a, b, clusters, permutations=2**13)
+    assert 0.005 < exact < 0.5
+    assert paired_test(a, b, clusters, permutations=8191, seed=1) == pytest.approx(exact, abs=0.02)
+    assert paired_test(a, b, clusters, permutations=999) == paired_test(a, b, clusters, permutations=999)
+
+
+def test_p_is_uniform_when_the_runs_are_equal() -> None:
+    random = np.random.default_rng(3)
+    clusters = np.repeat(np.arange(23), 3)
+    small = 0
+    for trial in range(400):
+        shared = random.standard_normal(23)[clusters]
+        small += (
+            paired_test(
+                shared + random.standard_normal(69), random.standard_normal(69), clusters, permutations=199, seed=trial
+            )
+            <= 0.05
+        )
+    assert 0.02 <= small / 400 <= 0.09
+
+
+def test_bad_input_is_refused() -> None:
+    for call, message in (
+        (lambda: bootstrap_interval([]), r"found shape \(0,\)"),
+        (lambda: bootstrap_interval([[1.0]]), r"found shape \(1, 1\)"),
+        (lambda: bootstrap_interval([1.0, np.nan]), "value 1 is nan"),
+        (lambda: bootstrap_interval([1.0, 2.0], ["a"]), "one cluster for each of 2 items, found 1"),
+        (lambda: bootstrap_interval([1.0, 2.0], level=1.0), "between 0 and 1, found 1.0"),
+        (lambda: paired_difference([1.0], [1.0, 2.0]), "found 1 and 2"),
+        (lambda: paired_test([1.0], [1.0, 2.0]), "found 1 and 2"),
+        (lambda: bootstrap_statistic(lambda _: 0.0, []), "found 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()

@@ -1,0 +1,25 @@
+"""Which further keys of the pairs make tables of results."""
+
+from frevl.evaluation.slices import slice_rows
+
+
+def test_all_65_question_types_of_vqa_make_a_table():
+    extras = [{"question_type": f"type {n % 65}", "answer": f"answer {n % 66}"} for n in range(20 * 65)]
+    rows = slice_rows(extras)
+    assert list(rows) == ["question_type"]  # 66 groups of 19.7 pairs name items
+    assert len(rows["question_type"]) == 65
+    assert rows["question_type"]["type 3"] == list(range(3, 1300, 65))
+
+
+def test_more_than_200_values_never_make_a_table():
+    assert slice_rows([{"name": str(n % 201)} for n in range(201 * 20)]) == {}
+    assert len(slice_rows([{"name": str(n % 200)} for n in range(200 * 20)])["name"]) == 200
+
+
+def test_what_names_an_item_or_holds_pairs_together_makes_no_table():
+    extras = [
+        {"cluster": str(n % 3), "group": n % 4, "identifier": "1-0" if n % 2 else "1-1", "pair_id": str(n % 5),
+         "question_id": n, "part": "ab"[n % 2], "always": "x"}
+        for n in range(40)
+    ]  # fmt: skip
+    assert list(slice_rows(extras)) == ["part"]

@@ -1,0 +1,77 @@
+"""Calibration recovers what was planted."""
+
+import numpy as np
+import pytest
+import torch
+
+from frevl.runs.calibration import calibrated, fit_calibration
+from frevl.runs.targets import Answers
+
+
+def test_platt_recovers_scale_and_offset():
+    random = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(40_000, 1, generator=random)
+    truth = (torch.rand(40_000, generator=random) < (0.5 * logits[:, 0] - 1).sigmoid()).float()
+    found = fit_calibration(logits, truth)
+    assert found["scale"] == pytest.approx(0.5, abs=0.025)
+    assert found["offset"] == pytest.approx(-1, abs=0.06)
+
+
+def test_temperature_recovers_the_scale_and_leaves_the_offset():
+    random = torch.Generator().manual_seed(1)
+    logits = 2 * torch.randn(20_000, 5, generator=random)
+    classes = torch.multinomial((2.5 * logits).softmax(dim=1), 1, generator=random)
+    found = fit_calibration(logits, Answers(classes, torch.ones(20_000, 1), soft=False))
+    assert found["scale"] == pytest.approx(2.5, abs=0.08)
+    assert found["offset"] == 0.0
+
+
+def test_separable_data_gives_a_finite_scale():
+    found = fit_calibration(torch.tensor([[-4.0], [4.0]]), torch.tensor([0.0, 1.0]))
+    assert 0 < found["scale"] < 100
+
+
+def test_few_right_pairs_do_not_prove_certainty():
+    """18 of 18 right: Laplace's rule of succession believes the next with 19/20; maximum likelihood with 0.9999..."""
+    right = torch.tensor([0.0, 1.0]).repeat(9)
+    found = fit_calibration(8 * right[:, None] - 4, right)
+    assert calibrated(torch.tensor([[4.0]]), found, soft=True).item() == pytest.approx(19 / 20, abs=0.002)
+    classes = Answers(right.long()[:, None], torch.ones(18, 1), soft=False)
+    logits = torch.stack([4 - 8 * right, 8 * right - 4], dim=1)
+    found = fit_calibration(logits, classes)
+    said = calibrated(logits, found, soft=False).max(dim=1).values
+    np.testing.assert_allclose(said, 19 / 20, atol=0.002)
+
+
+def test_with_few_pairs_new_ones_are_believed_no_more_than_they_deserve():
+    """Networks that are right in 80 % of the pairs and say so in 98 %; 60 of them, each calibrated on 18 pairs."""
+    random = torch.Generator().manual_seed(5)
+
+    def draw(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        truth = torch.randint(2, (n,), generator=random).float()
+        right = torch.rand(n, generator=random) < 0.8
+        return 8 * (truth == right.float()).float()[:, None] - 4, truth
+
+    losses, believed = [], []
+    for _ in range(60):
+        found = fit_calibration(*draw(18))
+        logits, truth = draw(200)
+        said = calibrated(logits, found, soft=True)[:, 0].double()
+        losses.append(torch.nn.functional.binary_cross_entropy(said, truth.double()).item())
+        believed.append(said.where(said > 0.5, 1 - said).mean().item())
+    assert 0.75 < np.mean(believed) < 0.82
+    assert np.mean(losses) < 0.56  # 0.50 with the true scale, 0.61 by maximum likelihood
+
+
+def test_without_known_answers_nothing_is_changed():
+    answers = Answers(torch.tensor([[-1]]), torch.zeros(1, 1), soft=False)
+    assert fit_calibration(torch.randn(1, 3), answers) == {"scale": 1.0, "offset": 0.0}
+
+
+def test_probabilities_by_hand():
+    logits = torch.tensor([[0.0, np.log(3.0)]])
+    once = {"scale": 1.0, "offset": 0.0}
+    np.testing.assert_allclose(calibrated(logits, once, soft=False), [[0.25, 0.75]], atol=1e-6)
+    np.testing.assert_allclose(calibrated(logits, once, soft=True), [[0.5, 0.75]], atol=1e-6)
+    twice = {"scale": 2.0, "offset": 0.0}
+    np.testing.assert_allclose(calibrated(logits, twice, soft=False), [[0.1, 0.9]], atol=1e-6)

@@ -1,0 +1,96 @@
+"""Scores of whole grids as a file, and what the scorer refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from frevl.data.pairs import read_pairs
+from frevl.encoders.registry import load_encoder
+from frevl.errors import StoreError, UsageError
+from frevl.evaluation.retrieval_metrics import judge_retrieval
+from frevl.runs.scorer import Scorer
+from frevl.training.training import train
+
+
+@pytest.fixture(scope="module")
+def runs(made, tmp_path_factory):
+    """A ``dual`` and a ``linear`` for matching, a ``majority`` for classification. Read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    for model, task, pairs in (
+        ("dual", "matching", made.captions_file),
+        ("linear", "matching", made.captions_file),
+        ("majority", "classification", made.train_file),
+    ):
+        train(made.store.path, pairs, run=folder / model, task=task, model=model, epochs=1)
+    return folder
+
+
+def test_a_grid_holds_every_pair_once(made, runs, tmp_path, frevl):
+    some = made.captions_file.read_text().splitlines()[:6]
+    (tmp_path / "p.jsonl").write_text("\n".join([*some, "no JSON"]))
+    said = frevl("score", "--store", made.store.path, "--run", runs / "dual", "--pairs", tmp_path / "p.jsonl",
+                 "--grid", "--out", tmp_path / "g.npz", "--json", tmp_path / "g.json")  # fmt: skip
+    assert said.code == 0, said.err
+    assert "Left out: 1 pair (" in said.out
+    grid = np.load(tmp_path / "g.npz")
+    texts = list(dict.fromkeys(json.loads(line)["text"] for line in some))
+    assert grid["images"].tolist() == ["0.png", "1.png", "2.png"]
+    assert grid["texts"].tolist() == texts
+    scorer = Scorer.open(runs / "dual", store=made.store.path)
+    one_by_one = [[scorer.score([(image, text)])[0] for text in texts] for image in ("0.png", "1.png", "2.png")]
+    assert grid["score"] == pytest.approx(np.array(one_by_one), abs=1e-4)
+    similar = scorer.image_vectors(["0.png", "1.png", "2.png"]) @ scorer.text_vectors(texts).T
+    assert grid["similarity"] == pytest.approx(similar, abs=1e-6)
+    assert grid["depth"] == 0
+    record = json.loads((tmp_path / "g.json").read_text())
+    assert (record["images"], record["texts"], len(record["rejects"])) == (3, len(texts), 1)
+
+
+def test_the_recall_of_a_run_without_first_stage_follows_from_its_grid(made, runs, tmp_path, frevl):
+    arguments = ["--store", made.store.path, "--run", runs / "linear", "--pairs", made.captions_file]
+    assert frevl("score", *arguments, "--grid", "--out", tmp_path / "g.npz").code == 0
+    grid = np.load(tmp_path / "g.npz")
+    assert set(grid.files) == {"images", "texts", "score"}
+    pairs = read_pairs(made.captions_file)
+    right = set(zip(pairs.images, pairs.texts, strict=True))
+    hits = 0
+    for image, scores in zip(grid["images"], grid["score"], strict=True):
+        best = max(score for text, score in zip(grid["texts"], scores, strict=True) if (image, text) in right)
+        wrong = [score for text, score in zip(grid["texts"], scores, strict=True) if (image, text) not in right]
+        hits += sum(score >= best for score in wrong) < 1
+    measured, _ = judge_retrieval(Scorer.open(runs / "linear", store=made.store.path), pairs)
+    assert hits / len(grid["images"]) == measured["i2t_r1"].interval().value
+
+
+@pytest.mark.parametrize(
+    ("run", "out", "code", "words"),
+    [
+        ("dual", "g.jsonl", 2, "g.jsonl: a grid of scores is written as .npz, for numpy.load; found '.jsonl'"),
+        ("majority", "g.npz", 2, "a grid needs a matching run, found task 'classification'"),
+        ("dual", "file/g.npz", 1, "file/g.npz: the scores cannot be written (File exists)"),
+    ],
+)
+def test_grids_that_cannot_be_written(made, runs, tmp_path, monkeypatch, frevl, run, out, code, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    said = frevl("score", "--store", made.store.path, "--run", runs / run, "--pairs", made.captions_file, "--grid",
+                 "--out", out)  # fmt: skip
+    assert said.code == code
+    assert words in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("*.npz*"))
+
+
+def test_values_of_another_type_are_named(made, runs):
+    scorer = Scorer.open(runs / "dual", store=made.store.path)
+    encoder = load_encoder("toy")
+    for call, words in (
+        (lambda: encoder.embed_texts(["a", None]), "embed_texts takes a list of texts and found one of type NoneType"),
+        (lambda: encoder.embed_images([3]), "Pillow images, and found one of type int"),
+        (lambda: scorer.score([("0.png", 3)]), "A text to score must be a string, found int"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            call()
+    with pytest.raises(StoreError, match="1 of 1 image ids are not in the store, the first is 'None'"):
+        made.store.read_images([None])

@@ -1,0 +1,511 @@
+"""Existing embeddings in all layouts: what is stored, what is refused, and that such a store works like any other."""
+
+import json
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+
+from clip_folders import DIM, clip_retrieval, unit
+from frevl.encoders.registry import load_encoder
+from frevl.errors import FingerprintError, InputError, StoreError, UsageError
+from frevl.store.importing.identity import verified_towers
+from frevl.store.importing.layouts import open_parts
+from frevl.store.importing.vectors import import_embeddings
+from frevl.store.reader import Store
+from frevl.store.verification import verify
+from frevl.store.writer import StoreWriter
+
+
+def test_a_clip_retrieval_folder(tmp_path, frevl):
+    images, captions = clip_retrieval(tmp_path / "clip")
+    said = frevl("import", tmp_path / "clip", "--store", tmp_path / "store", "--encoder", "ViT-B-32", "--revision",
+                 "laion2b", "--common-space", "--json", tmp_path / "out.json", "--quiet")  # fmt: skip
+    assert said.code == 0, said.err
+    assert "Imported 5 images and 5 texts" in said.out
+    assert "All vectors had unit length." in said.out
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert (record["images"], record["texts"], record["scaled"], record["rejects"]) == (5, 5, 0, [])
+
+    store = Store.open(tmp_path / "store")
+    assert store.encoders == ["ViT-B-32"]
+    assert verify(tmp_path / "store") == []
+    ids = [f"/data/pictures/dir/{i}.jpg" for i in range(5)]
+    assert sorted(store.image_ids) == ids
+    # Bit for bit what stood in the files: nothing is scaled that has unit length already.
+    assert np.array_equal(store.read_images(ids), images.astype(np.float16).astype(np.float32))
+    assert np.array_equal(store.read_texts(["caption 4"]), captions[4:].astype(np.float16).astype(np.float32))
+    identity = store.towers["ViT-B-32-image"].identity
+    assert identity["revision"] == "laion2b"
+    assert identity["common_space"] == store.towers["ViT-B-32-text"].identity["common_space"]
+    assert store.metadata("image") == {"caption": pa.string(), "width": pa.int64(), "exif_make": pa.string()}
+    assert sorted(store.matching("image", "width > 642 AND exif_make IS NULL")) == ids[3:]
+
+
+def test_again_is_nothing_to_do_and_parts_may_be_added(tmp_path):
+    clip_retrieval(tmp_path / "clip")
+    first = import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip")
+    again = import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip")
+    assert (first.images, first.images_kept, first.texts) == (5, 0, 5)
+    assert (again.images, again.images_kept, again.texts_kept, again.rejects) == (0, 5, 5, [])
+    clip_retrieval(tmp_path / "more", sizes=(3, 2, 2))
+    more = import_embeddings(tmp_path / "more", store=tmp_path / "store", encoder="clip")
+    assert (more.images, more.images_kept) == (2, 5)
+
+
+DOOMED = """
+import os, signal, sys
+import frevl.store.importing.vectors, frevl.store.writer
+from frevl.cli.main import main
+
+frevl.store.importing.vectors._COMMIT_BYTES = 20
+original, calls = frevl.store.writer.append_rows, []
+def third(path, name, rows):
+    calls.append(name)
+    if calls.count("images") == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    original(path, name, rows)
+frevl.store.writer.append_rows = third
+main()
+"""
+
+
+def test_after_a_kill_the_same_command_goes_on(tmp_path, frevl):
+    images, _ = clip_retrieval(tmp_path / "clip")
+    np.save(tmp_path / "clip/img_emb/img_emb_0.npy", np.array([images[0], [np.nan] * DIM, images[2]], np.float32))
+    arguments = ["import", tmp_path / "clip", "--store", tmp_path / "s", "--encoder", "e", "--quiet"]
+    killed = subprocess.run([sys.executable, "-c", DOOMED, *map(str, arguments)], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(Store.open(tmp_path / "s").image_ids) == 2
+    said = frevl(*arguments)
+    assert "Imported 2 images and 5 texts" in said.out
+    assert "2 images and 0 texts were in the store already" in said.out
+    store = Store.open(tmp_path / "s")
+    assert sorted(store.image_ids) == [f"/data/pictures/dir/{i}.jpg" for i in (0, 2, 3, 4)]
+    assert [reject.reason.rpartition(": ")[2] for reject in store.rejects()] == ["its vector is not finite"]
+    assert verify(tmp_path / "s") == []
+
+
+def test_memory_is_bounded_by_blocks(tmp_path):
+    np.save(tmp_path / "v.npy", unit(997))
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, range(997))))
+    (part,) = open_parts(
+        tmp_path / "v.npy", of="text", ids=tmp_path / "ids.txt", id_column=None, vector_column=None, array=None
+    )
+    blocks = list(part.blocks(100))
+    assert [len(block.vectors) for block in blocks] == [100] * 9 + [97]
+    assert blocks[9].first == 900
+    assert blocks[9].columns["id"].to_pylist()[0] == "900"
+    assert np.array_equal(blocks[9].vectors, unit(997)[900:])
+    assert isinstance(blocks[0].vectors.base, np.memmap)
+
+
+def test_ids_become_paths_below_the_folder_of_the_images(tmp_path):
+    (tmp_path / "pictures/dir").mkdir(parents=True)
+    np.save(tmp_path / "v.npy", unit(2))
+    (tmp_path / "ids.txt").write_text(f"{tmp_path}/pictures/dir/a.jpg\nelsewhere/b.jpg\n")
+    import_embeddings(
+        tmp_path / "v.npy", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt",
+        images=tmp_path / "pictures",
+    )  # fmt: skip
+    assert sorted(Store.open(tmp_path / "s").image_ids) == ["dir/a.jpg", "elsewhere/b.jpg"]
+
+
+def write_vectors(path, vectors, ids):
+    """Write vectors in the format that the ending names; returns the flags that go with it."""
+    vectors = vectors.astype(np.float32)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), DIM)
+    table = pa.table({"id": ids, "vector": lists if path.suffix != ".parquet" else lists.cast(pa.list_(pa.float32()))})
+    beside = path.parent / "ids.json"
+    beside.write_text(json.dumps(ids))
+    if path.suffix == ".npy":
+        np.save(path, vectors)
+    elif path.suffix == ".npz":
+        np.savez_compressed(path, other=np.zeros(3), vectors=vectors)
+        return {"ids": beside, "array": "vectors"}
+    elif path.suffix == ".safetensors":
+        save_file({"vectors": vectors}, path)
+    else:
+        if path.suffix == ".parquet":
+            pq.write_table(table, path, row_group_size=2)
+        elif path.suffix == ".lance":
+            lance.write_dataset(table, path)
+        else:
+            options = pa.ipc.new_file if path.suffix == ".feather" else pa.ipc.new_stream
+            with pa.OSFile(str(path), "wb") as sink, options(sink, table.schema) as writer:
+                writer.write_table(table)
+        return {}
+    return {"ids": beside}
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "safetensors", "parquet", "feather", "arrow", "lance"])
+def test_every_format_gives_the_same_store(tmp_path, ending):
+    vectors, ids = unit(7, seed=3), [f"{i}.png" for i in range(7)]
+    flags = write_vectors(tmp_path / f"v.{ending}", vectors, ids)
+    report = import_embeddings(
+        tmp_path / f"v.{ending}", store=tmp_path / "s", encoder="e", of="images", dtype="float32", **flags
+    )
+    assert report.images == 7
+    store = Store.open(tmp_path / "s")
+    assert np.array_equal(store.read_images(ids), vectors.astype(np.float32))
+    assert store.towers["e-image"].identity["dtype"] == "float32"
+
+
+def test_parts_without_vectors_are_said_and_get_no_pairs(tmp_path):
+    clip_retrieval(tmp_path / "clip", sizes=(3, 2, 4))
+    (tmp_path / "clip/img_emb/img_emb_1.npy").unlink()
+    (tmp_path / "clip/text_emb/text_emb_2.npy").unlink()
+    report = import_embeddings(
+        tmp_path / "clip", store=tmp_path / "s", encoder="e", write_pairs=tmp_path / "pairs.jsonl"
+    )
+    assert (report.images, report.texts) == (7, 5)
+    lacks = f"{tmp_path}/clip/"
+    assert report.notes == [
+        f"{lacks}img_emb lacks 1 of 3 parts (1): 2 images of the metadata were not imported.",
+        f"{lacks}text_emb lacks 1 of 3 parts (2): 4 texts of the metadata were not imported.",
+        f"Wrote 3 pairs to {tmp_path}/pairs.jsonl.",
+    ]
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert [pair["text"] for pair in pairs] == ["caption 0", "caption 1", "caption 2"]
+    only = import_embeddings(tmp_path / "clip", store=tmp_path / "t", encoder="e", of="texts")
+    assert only.notes == [f"{lacks}text_emb lacks 1 of 3 parts (2): 4 texts of the metadata were not imported."]
+
+
+def test_a_mark_at_the_beginning_is_no_part_of_the_first_id(tmp_path):
+    np.save(tmp_path / "v.npy", unit(2))
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbfa.png\r\nb.png\r\n")
+    import_embeddings(tmp_path / "v.npy", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt")
+    assert sorted(Store.open(tmp_path / "s").image_ids) == ["a.png", "b.png"]
+
+
+def test_bfloat16_and_float64(tmp_path):
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    vectors = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    save_torch({"v": vectors.bfloat16()}, tmp_path / "v.safetensors")
+    np.save(tmp_path / "w.npy", vectors.double().numpy())
+    for number, name in enumerate(("v.safetensors", "w.npy")):
+        store = tmp_path / f"s{number}"
+        import_embeddings(tmp_path / name, store=store, encoder="e", of="texts", ids=tmp_path / "ids.txt")
+        assert Store.open(store).read_texts(["b", "a"]).tolist() == [[0, -1], [1, 0]]
+
+
+def test_ids_come_in_many_forms(tmp_path):
+    np.save(tmp_path / "v.npy", unit(2))
+    (tmp_path / "lines.txt").write_text("a dog\r\na\u2028cat\n", newline="")
+    (tmp_path / "list.json").write_text(json.dumps(["a dog", "a\u2028cat"]))
+    (tmp_path / "rows.jsonl").write_text('{"caption": "a dog"}\n{"caption": "a\u2028cat"}\n')
+    pq.write_table(pa.table({"caption": ["a dog", "a\u2028cat"], "id": [5, 6]}), tmp_path / "t.parquet")
+    for number, name in enumerate(("lines.txt", "list.json", "rows.jsonl")):
+        import_embeddings(
+            tmp_path / "v.npy", store=tmp_path / str(number), encoder="e", of="texts", ids=tmp_path / name
+        )
+        assert sorted(Store.open(tmp_path / str(number)).texts) == ["a dog", "a\u2028cat"]
+    import_embeddings(
+        tmp_path / "v.npy", store=tmp_path / "t", encoder="e", of="texts", ids=tmp_path / "t.parquet",
+        id_column="caption",
+    )  # fmt: skip
+    store = Store.open(tmp_path / "t")
+    assert store.matching("text", "metadata_id = 6") == ["a\u2028cat"]
+
+
+def test_lengths_are_detected_said_and_fixed(tmp_path):
+    vectors = np.array([[3.0, 4.0], [0.6, 0.8], [3e30, 4e30], [6e-39, 8e-39]], np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    (tmp_path / "ids.txt").write_text("a\nb\nc\nd\n")
+    report = import_embeddings(
+        tmp_path / "v.npy", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt"
+    )
+    assert report.scaled == 3
+    assert "3 of 4 vectors were not of unit length and were scaled to it." in report.sentence()
+    found = Store.open(tmp_path / "s").read_images(["a", "b", "c", "d"])
+    assert np.allclose(found, [[0.6, 0.8]] * 4, atol=3e-4)
+
+
+def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path):
+    nan, inf = [np.nan, 0.0], [0.0, np.inf]
+    rows = [[1.0, 0.0], nan, inf, [0.0, 0.0], [0.0, 1.0], [1.0, 0.0], None, [1.0, 2.0, 3.0], [1.0, 0.0], [1.0, None]]
+    ids = ["a.png", "nan.png", "inf.png", "zero.png", "a.png", None, "null.png", "wide.png", " ", "hole.png"]
+    pq.write_table(pa.table({"id": ids, "v": pa.array(rows, pa.list_(pa.float32()))}), tmp_path / "t.parquet")
+    report = import_embeddings(tmp_path / "t.parquet", store=tmp_path / "s", encoder="e", of="images")
+    assert (report.images, len(report.rejects)) == (1, 9)
+    reasons = {reject.id: reject.reason for reject in report.rejects}
+    place = f"{tmp_path}/t.parquet, row "
+    assert reasons == {
+        "nan.png": place + "2: its vector is not finite",
+        "inf.png": place + "3: its vector is not finite",
+        "zero.png": place + "4: its vector is zero",
+        "a.png": place + "5: the id stands twice with different vectors; the first is kept",
+        place + "6": "it has no id",
+        "null.png": place + "7: it has no vector",
+        "wide.png": place + "8: expected 2 numbers, found 3",
+        place + "9": "its id is empty",
+        "hole.png": place + "10: its vector is not finite",
+    }
+    assert {reject.id for reject in Store.open(tmp_path / "s").rejects()} == set(reasons)
+    assert Store.open(tmp_path / "s").read_images(["a.png"]).tolist() == [[1, 0]]
+
+
+def test_an_image_that_stands_beside_each_of_its_captions_is_no_reject(tmp_path):
+    clip_retrieval(tmp_path / "clip", sizes=(4,))
+    vectors = np.load(tmp_path / "clip/img_emb/img_emb_0.npy")
+    vectors[2] = vectors[1]
+    np.save(tmp_path / "clip/img_emb/img_emb_0.npy", vectors)
+    metadata = pq.read_table(tmp_path / "clip/metadata/metadata_0.parquet").drop_columns(["image_path"])
+    twice = metadata.append_column("image_path", [["a.jpg", "b.jpg", "b.jpg", "a.jpg"]])
+    pq.write_table(twice, tmp_path / "clip/metadata/metadata_0.parquet")
+    pairs = tmp_path / "pairs.jsonl"
+    report = import_embeddings(tmp_path / "clip", store=tmp_path / "s", encoder="e", write_pairs=pairs)
+    assert (report.images, report.texts, report.repeats) == (2, 4, 1)
+    assert "Rows that repeat an item with the same vector: 1." in report.sentence()
+    assert [(reject.id, reject.reason.rpartition(", ")[2]) for reject in report.rejects] == [
+        ("a.jpg", "row 4: the id stands twice with different vectors; the first is kept")
+    ]
+    written = [json.loads(line) for line in pairs.read_text().splitlines()]
+    assert [(row["image"], row["text"]) for row in written] == [
+        ("a.jpg", "caption 0"),
+        ("b.jpg", "caption 1"),
+        ("b.jpg", "caption 2"),
+        ("a.jpg", "caption 3"),
+    ]
+
+
+def test_an_import_of_which_nothing_can_be_used_has_failed(tmp_path, monkeypatch, frevl):
+    monkeypatch.chdir(tmp_path)
+    clip_retrieval(tmp_path / "clip", sizes=(3,))
+    np.save("clip/img_emb/img_emb_0.npy", np.array([[np.nan] * 5, [0.0] * 5, [np.inf] * 5]))
+    said = frevl("import", "clip", "--store", "s", "--encoder", "e", "--quiet")
+    assert said.code == 1
+    assert said.err.startswith(
+        "frevl: clip: expected vectors of images, found none that can be used. Left out: 3 images (/data/pictures/dir/"
+        "0.jpg: clip/img_emb/img_emb_0.npy, row 1: its vector is not finite; "
+    )
+    assert len(said.err.strip().splitlines()) == 1
+    assert (Store.open("s").image_ids, len(Store.open("s").texts), len(Store.open("s").rejects())) == ([], 3, 3)
+
+
+def test_the_same_picture_under_two_names_is_still_found(tmp_path):
+    np.save(tmp_path / "v.npy", np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]))
+    (tmp_path / "ids.txt").write_text("a\nb\nc\n")
+    import_embeddings(tmp_path / "v.npy", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt")
+    hashes = Store.open(tmp_path / "s").content_hashes(["a", "b", "c"])
+    assert hashes["a"] == hashes["c"] != hashes["b"]
+
+
+BAD = {
+    "no ids": (["v.npy", "--of", "images"], 2, "an array holds no ids; give a list of them with --ids FILE"),
+    "no of": (["v.npy", "--ids", "two.txt"], 2, "say what the vectors are of with --of images or --of texts"),
+    "wrong of": (["v.npy", "--of", "videos", "--ids", "two.txt"], 2, "must be 'images' or 'texts', found 'videos'"),
+    "numbers": (
+        ["v.npy", "--of", "images", "--ids", "two.txt"],
+        1,
+        "two.txt: expected one id for each of the 3 vectors of v.npy, found 2 ids",
+    ),
+    "nothing there": (["none"], 1, "none: expected a file of vectors or ids, found none"),
+    "missing": (["none.npy", "--of", "images", "--ids", "two.txt"], 1, "none.npy: expected a file of vectors or ids"),
+    "kind": (["v.txt", "--of", "images", "--ids", "two.txt"], 1, "v.txt: expected vectors in a .npy, .npz"),
+    "shape": (["flat.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (3,) of float64"),
+    "pickle": (["pickle.npy", "--of", "images", "--ids", "two.txt"], 1, "pickle.npy: the file cannot be read"),
+    "integers": (["int.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (2, 2) of int64"),
+    "cut": (["cut.npy", "--of", "images", "--ids", "two.txt"], 1, "cut.npy: the file cannot be read"),
+    "no array": (["two.npz", "--of", "images", "--ids", "two.txt"], 2, "name one of its arrays with --array: a, b"),
+    "wrong array": (
+        ["two.npz", "--of", "images", "--ids", "two.txt", "--array", "c"],
+        2,
+        "there is no such array as 'c'. Valid: 'a', 'b'.",
+    ),
+    "no vectors": (["t.parquet", "--of", "images"], 1, "expected a column that holds one list of floats a row, found"),
+    "id column": (
+        ["u.parquet", "--of", "images", "--id-column", "nam"],
+        2,
+        "there is no such column as 'nam'. Did you mean 'name'?",
+    ),
+    "unknown id": (["u.parquet", "--of", "images"], 2, "name the column to use with --id-column; there are: name"),
+    "folder": (["empty", "--of", "images"], 1, "expected a clip-retrieval folder with 'img_emb' or 'text_emb' in it"),
+    "no metadata": (["bare"], 1, "expected its ids in bare/metadata/metadata_0.parquet, found none"),
+    "ids of a table": (["u.parquet", "--of", "images", "--ids", "two.txt"], 2, "a table holds its ids itself"),
+    "no encoder": (["v.npy", "--of", "images", "--ids", "two.txt", "--encoder", " "], 2, "needs a name"),
+    "dtype": (["v.npy", "--of", "images", "--ids", "two.txt", "--dtype", "int8"], 2, "'float16' or 'float32'"),
+    "no folder": (["u.parquet", "--of", "images", "--images", "none", "--id-column", "name"], 1, "expected a folder"),
+    "all bad": (["nan.parquet", "--of", "images"], 1, "nan.parquet: expected vectors, found none"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence(tmp_path, monkeypatch, frevl, case):
+    monkeypatch.chdir(tmp_path)
+    np.save("v.npy", unit(3))
+    np.save("flat.npy", np.ones(3))
+    np.save("int.npy", np.ones((2, 2), np.int64))
+    np.save("pickle.npy", np.array([{"a": 1}], object), allow_pickle=True)
+    np.savez("two.npz", a=unit(2), b=unit(2))
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "v.npy").read_bytes()[:-8])
+    (tmp_path / "v.txt").write_text("1 2 3")
+    (tmp_path / "two.txt").write_text("a\nb\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare/img_emb").mkdir(parents=True)
+    np.save("bare/img_emb/img_emb_0.npy", unit(3))
+    pq.write_table(pa.table({"id": ["a"], "n": [1]}), "t.parquet")
+    pq.write_table(pa.table({"name": ["a"], "v": [[1.0, 2.0]]}), "u.parquet")
+    pq.write_table(pa.table({"id": ["a"], "v": pa.array([None], pa.list_(pa.float32()))}), "nan.parquet")
+    arguments, code, words = BAD[case]
+    encoder = [] if "--encoder" in arguments else ["--encoder", "e"]
+    said = frevl("import", *arguments, *encoder, "--store", "s", "--quiet")
+    assert said.code == code, said
+    assert words in said.err
+    assert len(said.err.strip().splitlines()) == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_store_refuses_vectors_of_another_declaration_or_width(tmp_path):
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    for dim in (5, 7):
+        np.save(tmp_path / f"{dim}.npy", unit(2, dim))
+    options = {"store": tmp_path / "s", "encoder": "e", "of": "images", "ids": tmp_path / "ids.txt"}
+    import_embeddings(tmp_path / "5.npy", **options, revision="1")
+    with pytest.raises(FingerprintError, match="'revision' is '1' there and '2' here"):
+        import_embeddings(tmp_path / "5.npy", **options, revision="2")
+    with pytest.raises(FingerprintError, match="'width' is '5' there and '7' here"):
+        import_embeddings(tmp_path / "7.npy", **options, revision="1")
+
+
+def test_parts_of_different_widths(tmp_path):
+    clip_retrieval(tmp_path / "clip")
+    np.save(tmp_path / "clip/img_emb/img_emb_1.npy", unit(2, 7))
+    with pytest.raises(InputError, match="img_emb_1.npy: expected vectors of 5 numbers, found 7"):
+        import_embeddings(tmp_path / "clip", store=tmp_path / "s", encoder="e")
+
+
+def test_a_second_encoder_fills_the_same_rows(tmp_path):
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    pq.write_table(pa.table({"id": ["b", "a"], "v": unit(2, 3).tolist(), "n": [20, 10]}), tmp_path / "t.parquet")
+    np.save(tmp_path / "v.npy", unit(2))
+    import_embeddings(tmp_path / "v.npy", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt")
+    second = import_embeddings(tmp_path / "t.parquet", store=tmp_path / "s", encoder="f", of="images")
+    assert second.images == 2
+    store = Store.open(tmp_path / "s")
+    assert store.read_images(["a", "b"]).shape == (2, 5 + 3)
+    assert np.allclose(store.read_images(["b"], encoders=["f"]), unit(2, 3)[:1], atol=1e-3)
+    assert store.matching("image", "n = 10") == ["a"]
+    assert verify(tmp_path / "s") == []
+
+
+def test_extraction_adds_to_imported_images_and_keeps_their_vectors(tmp_path, draw):
+    from frevl.store.extraction import extract
+
+    draw(tmp_path / "images", range(3))
+    pq.write_table(pa.table({"id": ["0.png", "1.png"], "v": unit(2).tolist(), "n": [5, 6]}), tmp_path / "t.parquet")
+    import_embeddings(tmp_path / "t.parquet", store=tmp_path / "s", encoder="e", of="images")
+    for _ in range(2):  # the second has nothing to do
+        report = extract(tmp_path / "s", images=tmp_path / "images", encoder=["toy"])
+    assert (report.images, report.images_kept) == (0, 3)
+    store = Store.open(tmp_path / "s")
+    assert store.read_images(["1.png", "0.png"]).shape == (2, 5 + 64)
+    assert np.allclose(store.read_images(["1.png"], encoders=["e"]), unit(2)[1:], atol=1e-3)
+    assert store.matching("image", "n = 6") == ["1.png"]
+    assert store.matching("image", "n IS NULL") == ["2.png"]
+    assert verify(tmp_path / "s") == [
+        "Tower 'e-image': 1 of 3 images lack an embedding; import them with frevl import --encoder e."
+    ]
+
+
+def test_metadata_that_does_not_go_together(tmp_path):
+    def parquet(name, **columns):
+        pq.write_table(pa.table({"id": [name], "v": unit(1).tolist(), **columns}), tmp_path / f"{name}.parquet")
+        return tmp_path / f"{name}.parquet"
+
+    options = {"store": tmp_path / "s", "encoder": "e", "of": "images"}
+    import_embeddings(parquet("a", year=[1999], bytes=[7]), **options)
+    import_embeddings(parquet("b", year=["2001"]), **options)  # fits
+    store = Store.open(tmp_path / "s")
+    assert store.metadata("image") == {"year": pa.int64(), "metadata_bytes": pa.int64()}
+    assert store.read_metadata("image", ["b", "a"]) == [
+        {"year": 2001, "metadata_bytes": None},
+        {"year": 1999, "metadata_bytes": 7},
+    ]
+    with pytest.raises(InputError, match="The metadata column 'year' has the type int64 in the store and does not fit"):
+        import_embeddings(parquet("c", year=["last"]), **options)
+    with StoreWriter(tmp_path / "s") as writer:
+        with pytest.raises(StoreError, match="'e-image' is the name of a tower; rename this metadata column"):
+            writer.describe("image", [pa.field("e-image", pa.int64())])
+        with pytest.raises(StoreError, match="'year' is the name of a metadata column, not of a tower"):
+            writer.register([replace(store.towers["e-image"], name="year")])
+    with pytest.raises(StoreError, match="there is no image 'c' in the store"):
+        store.read_metadata("image", ["c"])
+
+
+# ---- an encoder that frevl has
+
+
+def toy_vectors(world, folder):
+    """Write the toy encoder's own vectors as somebody else would; returns the flags of the two imports."""
+    encoder = load_encoder("toy")
+    names = sorted(path.name for path in world.images.iterdir())[:40]
+    texts = sorted(set(world.captions.texts))
+    np.save(folder / "images.npy", 3 * encoder.embed_images([world.images / name for name in names]))
+    np.save(folder / "texts.npy", encoder.embed_texts(texts))
+    (folder / "images.txt").write_text("\n".join(names))
+    (folder / "texts.txt").write_text("\n".join(texts))
+    return [
+        (folder / "images.npy", {"of": "images", "ids": folder / "images.txt", "images": world.images}),
+        (folder / "texts.npy", {"of": "texts", "ids": folder / "texts.txt"}),
+    ]
+
+
+def test_vectors_of_an_encoder_that_we_have_are_checked_and_then_like_our_own(made, tmp_path):
+    for path, flags in toy_vectors(made, tmp_path):
+        report = import_embeddings(path, store=tmp_path / "s", encoder="toy", **flags)
+        assert "gives the same vectors" in report.sentence()
+    store = Store.open(tmp_path / "s")
+    assert store.towers["toy-image"].identity == made.store.towers["toy-image"].identity
+    assert store.fingerprint == made.store.fingerprint
+    assert np.allclose(store.read_images(["10.png"]), made.store.read_images(["10.png"]), atol=1e-3)
+
+
+def test_vectors_that_another_encoder_made_are_not_taken_for_ours(made, tmp_path):
+    (images, flags), _ = toy_vectors(made, tmp_path)
+    vectors = np.load(images)
+    vectors[[3, 4]] = vectors[[4, 3]]
+    np.save(images, vectors)
+    with pytest.raises(FingerprintError, match="the encoder 'toy' gives another vector for '.*png' .cosine 0"):
+        import_embeddings(images, store=tmp_path / "s", encoder="toy", **flags)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(UsageError, match="give the folder of the pictures with --images"):
+        import_embeddings(images, store=tmp_path / "s", encoder="toy", **{**flags, "images": None})
+    with pytest.raises(FingerprintError, match="the encoder 'toy2' gives 32 numbers, found 64"):
+        import_embeddings(images, store=tmp_path / "s", encoder="toy2", **flags)
+
+
+def test_other_names_are_not_checked(tmp_path):
+    np.save(tmp_path / "v.npy", unit(2))
+    (tmp_path / "ids.txt").write_text("a\nb\n")
+    parts = open_parts(
+        tmp_path / "v.npy", of="text", ids=tmp_path / "ids.txt", id_column=None, vector_column=None, array=None
+    )
+    assert verified_towers("toy3", parts, None, dtype="float16") is None
+
+
+def test_another_vector_for_an_item_of_the_store_is_counted_and_the_stores_own_stays(tmp_path, frevl):
+    first = unit(7, seed=1)
+    (tmp_path / "ids.txt").write_text("".join(f"{i}.jpg\n" for i in range(7)))
+    again = first.copy()
+    again[2:5] = unit(3, seed=9)
+    again[6] += 1e-4  # less than rounding tells apart
+    for name, vectors in (("first", first), ("again", again)):
+        np.save(tmp_path / f"{name}.npy", vectors)
+        said = frevl("import", tmp_path / f"{name}.npy", "--ids", tmp_path / "ids.txt", "--of", "images", "--store",
+                     tmp_path / "store", "--encoder", "mine", "--json", tmp_path / "out.json", "--quiet")  # fmt: skip
+        assert said.code == 0, said.err
+    assert "7 images and 0 texts were in the store already. 3 of these have another vector here" in said.out
+    assert json.loads((tmp_path / "out.json").read_text())["differing"] == 3
+    store = Store.open(tmp_path / "store")
+    np.testing.assert_allclose(store.read_images(["3.jpg"])[0], first[3], atol=1e-3)

@@ -1,0 +1,276 @@
+"""The ablation: which variants there are, what differs in them, the numbers by another road, reuse, files."""
+
+import inspect
+import json
+import sys
+import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import frevl.training.ablation.study
+import frevl.training.seeds
+from frevl.data.pairs import Pairs
+from frevl.errors import MissingExtraError, PairsError, UsageError
+from frevl.evaluation.intervals import paired_difference
+from frevl.runs.run import Run
+from frevl.runs.scorer import Scorer
+from frevl.store.extraction import extract
+from frevl.training.ablation.report import ablation_table, draw_ablation, verdict
+from frevl.training.ablation.study import ablate
+from frevl.training.training import train
+
+SMALL = {"task": "classification", "layers": 1, "epochs": 2, "batch_size": 64, "seeds": 2}
+
+
+@pytest.fixture(scope="module")
+def ablation(made, tmp_path_factory):
+    """An ablation of a small fusion with two seeds. Read only."""
+    folder = tmp_path_factory.mktemp("ablation")
+    return folder, ablate(made.store, made.train_file, test=made.test_file, out=folder, **SMALL)
+
+
+def row_of(ablation, name):
+    return next(row for row in ablation[1].rows if row.variant.name == name)
+
+
+def test_every_variant_of_the_published_kind_is_there(ablation):
+    assert [row.variant.name for row in ablation[1].rows] == [
+        "full fusion",
+        "no cross-attention", "concatenation only", "no product", "no difference",
+        "1 layer", "2 layers", "4 layers", "6 layers", "8 layers",
+        "no contrastive term", "no regularisation term", "no mixup",
+        "standardised inputs, 0.3 dropped", "last epoch, not the best", "half of the targets from the kernel",
+        "no label smoothing",
+        "linear", "mlp",
+    ]  # fmt: skip
+
+
+def test_a_variant_differs_in_what_it_names_and_in_nothing_else(ablation):
+    folder, _ = ablation
+    full = Run.load(folder / "runs" / "full-fusion" / "seed1").settings
+    changed = {}
+    for path in sorted((folder / "runs").iterdir()):
+        settings = Run.load(path / "seed1").settings
+        changed[path.name] = {name: value for name, value in settings.items() if value != full[name]}
+    assert changed == {
+        "full-fusion": {},
+        "no-cross-attention": {"cross_attention": False},
+        "concatenation-only": {"product": False, "difference": False},
+        "no-product": {"product": False},
+        "no-difference": {"difference": False},
+        "2-layers": {"layers": 2},
+        "4-layers": {"layers": 4},
+        "6-layers": {"layers": 6},
+        "8-layers": {"layers": 8},
+        "no-contrastive-term": {"contrastive_weight": 0.0},
+        "no-regularisation-term": {"regularisation_weight": 0.0},
+        "no-mixup": {"mixup_share": 0.0},
+        "standardised-inputs-0-3-dropped": {"standardise": True, "input_dropout": 0.3},
+        "no-label-smoothing": {"label_smoothing": 0.0},
+        "last-epoch-not-the-best": {"keep_last": True},
+        "half-of-the-targets-from-the-kernel": {"kernel_teacher": 0.5},
+        "linear": {"model": "linear", "layers": None},
+        "mlp": {"model": "mlp", "layers": None},
+    }
+
+
+def test_the_kernel_teaches_where_it_can(made, monkeypatch):
+    def names(task, pairs):
+        taught = frevl.training.ablation.study._a_kernel_can_teach(task, pairs)
+        return [one.name for one in frevl.training.ablation.study._variants([made.store], None, 1, taught=taught)]
+
+    row = "half of the targets from the kernel"
+    assert row in names("classification", made.train_file)
+    assert row not in names("matching", made.captions)
+    monkeypatch.setattr(frevl.training.ablation.study, "MOST_PAIRS", len(made.train) - 1)
+    assert row not in names("classification", made.train)
+    assert len(names("classification", made.train)) == len(names("classification", made.train_file))
+
+
+def test_parameters_by_hand(ablation):
+    count = {row.variant.name: row.runs.parameters for row in ablation[1].rows}
+    # The head of tiny reads 256 features a part into 256 units.
+    assert count["full fusion"] - count["no product"] == 256 * 256
+    assert count["full fusion"] - count["no difference"] == 256 * 256
+    assert count["full fusion"] - count["concatenation only"] == 2 * 256 * 256
+    # A block: two directions of four 256 x 256 maps, a feed-forward part of 512 units, two norms.
+    block = 2 * (4 * (256 * 256 + 256) + 2 * 256 * 512 + 512 + 256 + 2 * 2 * 256)
+    assert count["8 layers"] - count["6 layers"] == 2 * block
+    assert count["no mixup"] == count["full fusion"]
+
+
+def test_the_numbers_by_another_road(made, ablation):
+    folder, table = ablation
+    test = made.test
+
+    def right(name):
+        hits = []
+        for seed in (0, 1):
+            scorer = Scorer.open(folder / "runs" / name / f"seed{seed}", store=made.store)
+            said = scorer.predict(list(zip(test.images, test.texts, strict=True)))
+            hits.append([one.label == target for one, target in zip(said, test.targets, strict=True)])
+        return np.array(hits, float)
+
+    full, linear = right("full-fusion"), right("linear")
+    row = row_of(ablation, "linear")
+    assert table.metric == "accuracy"
+    assert row.result.metrics["accuracy"] == pytest.approx(100 * linear.mean())
+    assert row.result.seeds["deviation"]["accuracy"] == pytest.approx(100 * linear.mean(axis=1).std(ddof=1))
+    assert row.difference["difference"] == pytest.approx(100 * (linear.mean() - full.mean()))
+    gap = paired_difference(linear.mean(axis=0), full.mean(axis=0), test.images)
+    assert row.difference["ci95"] == pytest.approx([100 * gap.low, 100 * gap.high])
+    spreads = np.array([linear.mean(axis=1).var(ddof=1), full.mean(axis=1).var(ddof=1)])
+    assert row.difference["standard_error_over_seeds"] == pytest.approx(100 * np.sqrt(spreads.sum() / 2))
+    assert table.rows[0].difference is None
+    assert (table.n, table.images) == (len(test), len(set(test.images)))
+
+
+def test_the_depth_of_the_full_fusion_is_the_full_fusion(ablation):
+    same, full = row_of(ablation, "1 layer"), ablation[1].rows[0]
+    assert same.runs.path == full.runs.path
+    assert same.difference["difference"] == 0
+    assert same.difference["ci95"] == [0, 0]
+    assert "1 layer," not in verdict(ablation[1])
+
+
+def test_files_hold_the_table(ablation):
+    folder, table = ablation
+    record = json.loads((folder / "ablation.json").read_text())
+    assert [row["variant"] for row in record["rows"]] == [row.variant.name for row in table.rows]
+    assert set(record) == {"model", "task", "metric", "n", "images", "seeds", "rows", "notes", "provenance"}
+    assert set(record["rows"][1]) == {
+        "variant", "group", "model", "changes", "encoders", "parameters", "metrics", "ci95", "deviation", "values",
+        "difference", "train_seconds", "runs",
+    }  # fmt: skip
+    page = (folder / "ablation.md").read_text().splitlines()
+    rows = [line for line in page if line.startswith("| ")]
+    assert len(rows) == 1 + 19
+    assert {line.count("|") for line in rows} == {9}
+    shown = ablation_table(table)
+    assert "no cross-attention" in shown
+    assert "among 17 comparisons about 0.9 would exclude zero by chance alone" in shown
+    drawn = ElementTree.parse(folder / "ablation.svg").getroot()  # noqa: S314
+    words = {element.text for element in drawn.iter() if element.text}
+    assert {row.variant.name for row in table.rows} <= words
+
+
+def test_the_same_table_gives_the_same_plot(ablation, tmp_path):
+    draw_ablation(ablation[1], tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_bytes() == (ablation[0] / "ablation.svg").read_bytes()
+
+
+def test_an_interrupted_ablation_goes_on_and_ends_the_same(made, ablation, tmp_path, monkeypatch):
+    monkeypatch.setattr(frevl.training.ablation.study, "VARIANTS", frevl.training.ablation.rows.VARIANTS[:1])
+    monkeypatch.setattr(frevl.training.ablation.study, "DEPTHS", ())
+    trained = []
+
+    def counted(*arguments, **settings):
+        trained.append((settings["run"].parent.name, settings["run"].name))
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        return train(*arguments, **settings)
+
+    counted.__signature__ = inspect.signature(train)
+    monkeypatch.setattr(frevl.training.seeds, "train", counted)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(made.store, made.train_file, test=made.test_file, out=tmp_path, **SMALL)
+    assert not (tmp_path / "ablation.json").exists()
+    done = ablate(made.store, made.train_file, test=made.test_file, out=tmp_path, **SMALL)
+    seeds = [
+        ("no-cross-attention", "seed1"),
+        ("linear", "seed0"),
+        ("linear", "seed1"),
+        ("mlp", "seed0"),
+        ("mlp", "seed1"),
+    ]
+    assert trained[4:] == seeds
+    for row in done.rows:
+        assert row.result.metrics == row_of(ablation, row.variant.name).result.metrics
+
+
+def test_encoders_and_stores_are_compared_on_the_same_pairs(made_twice, tmp_path, monkeypatch):
+    for name in ("VARIANTS", "DEPTHS", "BASELINES"):
+        monkeypatch.setattr(frevl.training.ablation.study, name, ())
+    world = made_twice
+    extract(tmp_path / "second", images=world.images, pairs=[world.train_file, world.test_file], encoder=["toy2"])
+    done = ablate(
+        [world.store, tmp_path / "second"], world.train_file, test=world.test_file, out=tmp_path / "out", **SMALL
+    )
+    rows = {row.variant.name: row for row in done.rows}
+    assert list(rows) == ["full fusion", "toy only", "toy2 only", "store 2 (second: toy2)"]
+    assert rows["full fusion"].runs.encoders == ["toy", "toy2"]
+    # Two roads to the same network: one tower of a store of two, and a store of its own.
+    assert rows["toy2 only"].result.seeds["values"] == rows["store 2 (second: toy2)"].result.seeds["values"]
+    assert len(done.provenance["stores"]) == 2
+
+
+def test_a_change_without_effect_is_named(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(frevl.training.ablation.study, "VARIANTS", frevl.training.ablation.rows.VARIANTS[-1:])
+    monkeypatch.setattr(frevl.training.ablation.study, "DEPTHS", ())
+    monkeypatch.setattr(frevl.training.ablation.study, "BASELINES", ())
+    read = made.train
+    soft = Pairs(read.images, read.texts, [{target: 0.9} for target in read.targets], read.extras, read.places)
+    done = ablate(made.store, soft, test=made.test_file, out=tmp_path, **{**SMALL, "seeds": 1})
+    assert "Exactly as the full fusion, with every seed and in every metric: no label smoothing." in done.notes
+    assert done.rows[1].result.seeds["deviation"]["accuracy"] is None
+
+
+def test_matching_compares_recall(made, tmp_path, monkeypatch):
+    for name in ("VARIANTS", "DEPTHS"):
+        monkeypatch.setattr(frevl.training.ablation.study, name, ())
+    arguments = {**SMALL, "task": "matching", "seeds": 1, "epochs": 1}
+    done = ablate(made.store, made.captions.select(range(120)), test=made.captions.select(range(120, 240)),
+                  out=tmp_path, **arguments)  # fmt: skip
+    assert done.metric == "i2t_r1"
+    assert [row.variant.name for row in done.rows] == ["full fusion", "linear", "mlp"]
+
+
+def test_a_verdict_by_hand():
+    def row(name, gap, bounds, error=0.0):
+        difference = {"difference": gap, "ci95": bounds, "standard_error_over_seeds": error}
+        return SimpleNamespace(
+            variant=SimpleNamespace(name=name), runs=SimpleNamespace(path=name), difference=difference
+        )
+
+    full = SimpleNamespace(runs=SimpleNamespace(path="full"), difference=None)
+    rows = [full, row("a", -2, [-3, -1], 0.9), row("b", 0, [-1, 1]), row("c", 2, [1, 2], None), row("d", 5, None)]
+    rows.append(row("e", -2, [-3, -1], 1.1))  # less than two standard errors over seeds
+    said = verdict(SimpleNamespace(rows=rows, seeds=[0, 1]))
+    assert said == (
+        "Measurably worse than the full fusion: a. Measurably better: c. No measurable difference: b, d, e. "
+        "Each interval is at 95 %: among 5 comparisons about 0.2 would exclude zero by chance alone. "
+        "Measurable means: zero outside the interval, and more than two standard errors over seeds."
+    )
+    assert "One seed: how much of a difference is the luck" in verdict(SimpleNamespace(rows=rows, seeds=[0]))
+
+
+def test_what_cannot_work_is_refused_before_anything_is_trained(made, tmp_path, monkeypatch):
+    arguments = {"test": made.test_file, "task": "classification", "out": tmp_path / "out"}
+    with pytest.raises(UsageError, match="'tini' is none. Did you mean 'tiny'"):
+        ablate(made.store, made.train_file, model="tini", **arguments)
+    with pytest.raises(UsageError, match="needs a store"):
+        ablate([], made.train_file, **arguments)
+    with pytest.raises(UsageError, match="at least 1 seed, found 0"):
+        ablate(made.store, made.train_file, seeds=0, **arguments)
+    with pytest.raises(PairsError, match="no such pairs file"):
+        ablate(made.store, made.train_file, **{**arguments, "test": tmp_path / "none.jsonl"})
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'frevl\[plots\]'"):
+        ablate(made.store, made.train_file, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_takes_a_fusion_apart(made, tmp_path, frevl, monkeypatch):
+    import frevl.training.ablation.study as module
+
+    monkeypatch.setattr(module, "VARIANTS", module.VARIANTS[:1])
+    monkeypatch.setattr(module, "DEPTHS", ())
+    said = frevl("ablate", "--store", made.store.path, "--pairs", made.train_file, "--test", made.test_file, "--task",
+                 "classification", "--seeds", 1, "--layers", 1, "--epochs", 1, "--out", tmp_path / "out",
+                 "--json", tmp_path / "a.json")  # fmt: skip
+    assert said.code == 0, said.err
+    assert "no cross-attention" in said.out
+    assert "[2 of 4] no cross-attention" in said.err
+    assert json.loads((tmp_path / "a.json").read_text()) == json.loads((tmp_path / "out" / "ablation.json").read_text())

@@ -1,0 +1,146 @@
+"""``--model auto``: the rule by hand, and the choice where the truth is known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from frevl.models.baselines import Linear, Majority, Mlp
+from frevl.models.ensemble import Average
+from frevl.models.fusion import Fusion
+from frevl.runs.run import Run
+from frevl.runs.scorer import Scorer
+from frevl.training.options import Options
+from frevl.training.selection.candidates import Candidate
+from frevl.training.selection.choose import whole_schedule
+from frevl.training.selection.one_standard_error import Judged, one_standard_error
+from frevl.training.training import train
+
+
+def judged(name, hits):
+    return Judged(Candidate(name, name), torch.tensor(hits), torch.zeros(len(hits), 2), 1.0, 1)
+
+
+def test_the_simplest_within_one_standard_error_by_hand():
+    clusters = torch.arange(4)
+    simple, middle, best = (
+        judged("simple", [0.0, 0, 0, 1]),
+        judged("middle", [1.0, 1, 0, 1]),
+        judged("best", [1.0, 1, 1, 1]),
+    )
+    # middle is 0.25 behind; the differences are 0, 0, 1, 0, their standard error is sqrt(3 * 1/16 + 9/16) / 4 = 0.2165
+    winner, reason, rows = one_standard_error([simple, middle, best], clusters)
+    assert winner is best
+    assert reason.startswith("the best, and no simpler")
+    assert rows[1]["behind_best"] == pytest.approx(25)
+    assert rows[1]["standard_error_of_difference"] == pytest.approx(100 * np.sqrt(12 / 16) / 4)
+    assert [row["within_one_standard_error"] for row in rows] == [False, False, True]
+
+
+def test_a_simpler_candidate_that_is_as_good_is_taken():
+    clusters = torch.arange(4)
+    simple, other = judged("simple", [1.0, 0, 1, 0]), judged("other", [0.0, 1, 1, 1])
+    # 0.25 behind with differences -1, 1, 0, 1: standard error sqrt(11/4) / 4 = 0.41
+    winner, reason, _ = one_standard_error([simple, other], clusters)
+    assert winner is simple
+    assert "within one standard error of the best (other, +25.00 points)" in reason
+
+
+def test_pairs_of_one_image_are_not_independent():
+    simple, other = judged("simple", [0.0] * 4), judged("other", [1.0, 1, 0, 0])
+    apart = one_standard_error([simple, other], torch.arange(4))[2][0]["standard_error_of_difference"]
+    together = one_standard_error([simple, other], torch.tensor([0, 0, 1, 1]))[2][0]["standard_error_of_difference"]
+    assert together == pytest.approx(apart * np.sqrt(2))
+
+
+def test_few_development_pairs_do_not_end_a_training():
+    names = Options.__dataclass_fields__
+    options = Options(**{**dict.fromkeys(names), "patience": 5, "keep_last": False})
+    assert whole_schedule(options, 1_000) is options
+    changed = whole_schedule(options, 999)
+    assert changed.keep_last
+    assert changed.patience > 10**9
+
+
+def test_auto_looks_at_the_image_where_it_is_needed_and_says_why(made, tmp_path):
+    run = train(
+        made.store,
+        made.train_file,
+        run=tmp_path / "run",
+        task="classification",
+        model="auto",
+        time_limit=3000,
+        epochs=2,
+    )
+    selection = run.results["selection"]
+    assert selection["chosen"] not in ("majority", "text", "image")
+    tried = {row["name"]: row for row in selection["candidates"] if "metric" in row}
+    assert {"majority", "text", "image", "linear", "mlp", "kernel", "tiny"} <= set(tried)
+    best = max(row["metric"] for row in tried.values())
+    assert (
+        best - tried[selection["chosen"]]["metric"] <= tried[selection["chosen"]]["standard_error_of_difference"] + 1e-9
+    )
+    assert "cross-validation over images" in selection["judged_on"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["selection"] == json.loads(
+        json.dumps(selection)
+    )
+    scores = Scorer.open(tmp_path / "run", store=made.store).score([(made.test.images[0], made.test.texts[0])])
+    assert scores.shape == (1, 2)
+
+
+def test_auto_takes_the_simplest_where_nothing_can_be_learnt(made, tmp_path):
+    pairs = made.train
+    rng = np.random.default_rng(0)
+    pairs.targets[:] = [str(rng.choice(["a", "b"], p=[0.8, 0.2])) for _ in pairs.targets]
+    run = train(made.store, pairs, run=tmp_path / "run", task="classification", model="auto", time_limit=3000, epochs=1)
+    assert run.results["selection"]["chosen"] == "majority"
+
+
+def test_auto_chooses_for_matching_too(made, tmp_path):
+    run = train(
+        made.store, made.captions_file, run=tmp_path / "run", task="matching", model="auto", time_limit=3000, epochs=1
+    )
+    assert run.results["selection"]["chosen"]
+    assert Scorer.open(tmp_path / "run", store=made.store).grid(
+        made.store.image_ids[:2], made.store.texts[:3]
+    ).shape == (2, 3)
+
+
+def test_an_average_is_the_mean_of_calibrated_probabilities():
+    torch.manual_seed(0)
+    networks = [
+        Mlp(image_dim=3, text_dim=5, outputs=2).eval(),
+        Fusion.from_preset("tiny", image_dim=3, text_dim=5, outputs=2).eval(),
+    ]
+    calibrations = [{"scale": 2.0, "offset": 0.0}, {"scale": 0.5, "offset": 0.0}]
+    image, text = torch.randn(7, 3), torch.randn(7, 5)
+    by_hand = ((networks[0](image, text) * 2).softmax(1) + (networks[1](image, text) / 2).softmax(1)) / 2
+    average = Average.of(networks, calibrations, soft=False)
+    torch.testing.assert_close(average(image, text).softmax(1), by_hand)
+    twin = Average(**average.settings)
+    twin.load_state_dict(average.state_dict())
+    torch.testing.assert_close(twin.eval()(image, text), average(image, text))
+    soft = Average.of(networks, calibrations, soft=True)
+    by_hand = ((networks[0](image, text) * 2).sigmoid() + (networks[1](image, text) / 2).sigmoid()) / 2
+    torch.testing.assert_close(soft(image, text).sigmoid(), by_hand)
+
+
+def test_an_average_is_saved_and_loaded_like_any_run(made, tmp_path):
+    run = train(made.store, made.train_file, run=tmp_path / "run", task="classification", model="linear")
+    dims = {name: run.network.settings[name] for name in ("image_dim", "text_dim", "outputs")}
+    members = [run.network, Majority(outputs=2), Linear(**dims)]
+    run.network = Average.of(members, [{"scale": 1.0, "offset": 0.0}] * 3, soft=False)
+    run.network_name, run.network_settings, run.path = "average", run.network.settings, tmp_path / "average"
+    run.save()
+    pair = [(made.test.images[0], made.test.texts[0])]
+    loaded = Scorer(Run.load(tmp_path / "average"), made.store).score(pair)
+    assert np.allclose(loaded, Scorer(run, made.store).score(pair))
+
+
+def test_a_handful_of_images_is_not_cross_validated(made, tmp_path):
+    images = sorted(set(made.train.images))[:6]
+    rows = [i for i, image in enumerate(made.train.images) if image in images]
+    few = made.train.select(rows)
+    run = train(made.store, few, run=tmp_path / "run", task="classification", model="auto", time_limit=3000, epochs=1)
+    assert "too few images to cross-validate" in run.results["selection"]["judged_on"]

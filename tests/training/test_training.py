@@ -1,0 +1,282 @@
+"""Training: determinism, resumption, refusals, and that models learn what they can and cannot learn."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from frevl.data.pairs import Pairs, read_pairs
+from frevl.errors import PairsError, RunError, TrainingError, UsageError
+from frevl.runs.run import Run
+from frevl.store.reader import Store
+from frevl.training.training import train
+
+
+def quick(made, run, **changes):
+    arguments = {"task": "classification", "model": "tiny", "epochs": 3, "batch_size": 64, "layers": 1, **changes}
+    return train(
+        made.store, changes.pop("pairs", made.train), run=run, **{k: v for k, v in arguments.items() if k != "pairs"}
+    )
+
+
+def weights(run):
+    return load_file(run / "weights.safetensors")
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(made, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        quick(made, tmp_path / name, seed=seed)
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not torch.equal(a["head.first.weight"] if "head.first.weight" in a else next(iter(a.values())),
+                           c["head.first.weight"] if "head.first.weight" in c else next(iter(c.values())))  # fmt: skip
+
+
+def test_an_interrupted_training_ends_with_the_identical_result(made, tmp_path, monkeypatch):
+    quick(made, tmp_path / "whole", epochs=4)
+
+    import frevl.training.loop
+
+    real = frevl.training.loop._State.save
+    saved = []
+
+    def interrupted(self, path, network, optimiser):
+        real(self, path, network, optimiser)
+        saved.append(self.epoch)
+        if len(saved) in (1, 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(frevl.training.loop._State, "save", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            quick(made, tmp_path / "parts", epochs=4)
+    with pytest.raises(RunError, match="interrupted; run the same frevl train again"):
+        Run.load(tmp_path / "parts")
+    quick(made, tmp_path / "parts", epochs=4)
+
+    assert saved == [1, 2, 3, 4]
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    logs = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in (tmp_path / n / "log.jsonl").read_text().splitlines()
+        ]
+        for n in ("whole", "parts")
+    ]
+    assert logs[0] == logs[1]
+    assert [entry["epoch"] for entry in logs[0]] == [1, 2, 3, 4]
+    assert not (tmp_path / "parts" / "state.safetensors").exists()
+
+
+def test_a_training_process_that_is_killed_goes_on(made, tmp_path):
+    command = [
+        sys.executable, "-m", "frevl", "train", "--store", str(made.store.path), "--pairs", str(made.train_file),
+        "--task", "classification", "--model", "tiny", "--layers", "1", "--epochs", "6", "--batch-size", "64",
+        "--patience", "6", "--quiet", "--run",
+    ]  # fmt: skip
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "state.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_an_interrupted_run_refuses_other_settings(made, tmp_path, monkeypatch):
+    import frevl.training.loop
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(frevl.training.loop._State, "end_epoch", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quick(made, tmp_path / "run")
+    (tmp_path / "run" / "state.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match="'seed' was 0, not 1"):
+        quick(made, tmp_path / "run", seed=1)
+
+
+def test_a_finished_run_is_not_overwritten(made, tmp_path):
+    quick(made, tmp_path / "run", model="majority")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(RunError, match="holds a finished run; choose another --run"):
+        quick(made, tmp_path / "run", model="linear")
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_single_run_is_not_put_among_the_runs_of_several_seeds(made, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "seeds.json").write_text("{}")
+    with pytest.raises(RunError, match="holds the runs of several seeds; choose another --run, or use --seeds"):
+        quick(made, tmp_path / "run", model="majority")
+
+
+def test_the_fusion_learns_a_conjunction_that_one_modality_cannot_tell(made, tmp_path):
+    accuracy = {
+        model: quick(made, tmp_path / model, model=model, epochs=30, batch_size=32, patience=30).results["development"][
+            "accuracy"
+        ]
+        for model in ("majority", "text", "image", "tiny")
+    }
+    assert accuracy["tiny"] > 90
+    assert max(accuracy["majority"], accuracy["text"], accuracy["image"]) < 75
+
+
+def test_a_time_limit_ends_the_training_and_keeps_the_best_so_far(made, tmp_path):
+    run = quick(made, tmp_path / "run", epochs=100_000, patience=100_000, time_limit=1.5)
+    assert run.results["fit"]["stopped"] in ("time", "perfect")
+    assert run.results["fit"]["epochs"] < 100_000
+
+
+def test_the_last_epoch_is_kept_on_request(made, tmp_path):
+    changes = {"epochs": 4, "patience": 4, "learning_rate": 0.05, "batch_size": 16, "mixup_share": 0}
+    best = quick(made, tmp_path / "best", **changes)
+    last = quick(made, tmp_path / "last", keep_last=True, **changes)
+    log = [json.loads(line)["dev"] for line in (tmp_path / "last" / "log.jsonl").read_text().splitlines()]
+    assert max(log) > log[-1]  # or this test could not fail
+    assert best.results["development"]["accuracy"] == pytest.approx(100 * max(log))
+    assert last.results["development"]["accuracy"] == pytest.approx(100 * log[-1])
+    assert (best.results["fit"]["best_epoch"], last.results["fit"]["best_epoch"]) == (log.index(max(log)) + 1, 4)
+
+
+def test_a_loss_that_is_not_finite_names_the_batch(made, tmp_path):
+    with pytest.raises(TrainingError, match=r"found (nan|inf) in epoch 1, batch \d+ of \d+ .*lower --learning-rate"):
+        quick(made, tmp_path / "run", learning_rate=1e30, gradient_clip=1e30)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "clasification"}, "There is no task 'clasification'. Did you mean 'classification'"),
+        ({"model": "tinny"}, "There is no model 'tinny'. Did you mean 'tiny'"),
+        ({"encoder": ["toi"]}, "no embeddings of the encoder 'toi'. Did you mean 'toy'"),
+    ],
+)
+def test_unknown_names_suggest_the_nearest(made, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        quick(made, tmp_path / "run", **changes)
+
+
+def write(path: Path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_pairs_that_cannot_be_trained_on_are_refused_with_their_place(made, tmp_path):
+    text = made.train.texts[0]
+    images = sorted(set(made.train.images))
+    unknown = write(tmp_path / "unknown.jsonl", [{"image": "nowhere.png", "text": text, "target": "a"}] * 3)
+    with pytest.raises(
+        PairsError, match=r"unknown.jsonl:1, field 'image': the store has no image 'nowhere.png' \(3 of 3"
+    ):
+        quick(made, tmp_path / "run", pairs=unknown)
+    missing = write(tmp_path / "missing.jsonl", [{"image": i, "text": text} for i in images[:4]])
+    with pytest.raises(PairsError, match=r"missing.jsonl:\d, field 'target': classification expects a target"):
+        quick(made, tmp_path / "run", pairs=missing)
+    single = write(tmp_path / "single.jsonl", [{"image": i, "text": text, "target": "yes"} for i in images[:9]])
+    with pytest.raises(PairsError, match=r"single.jsonl, field 'target': expected at least two classes.*only 'yes'"):
+        quick(made, tmp_path / "run", pairs=single)
+    lone = write(tmp_path / "lone.jsonl", [{"image": images[0], "text": text, "target": t} for t in "ab"])
+    with pytest.raises(PairsError, match="expected at least two different images"):
+        quick(made, tmp_path / "run", pairs=lone)
+    wrong = write(tmp_path / "wrong.jsonl", [{"image": i, "text": text, "target": "red"} for i in images[:4]])
+    with pytest.raises(PairsError, match=r"wrong.jsonl:\d, field 'target': a matching task expects"):
+        quick(made, tmp_path / "run", pairs=wrong, task="matching")
+
+
+def test_a_dev_class_that_training_never_saw_is_counted_as_wrong_and_said(made, tmp_path):
+    images = sorted(set(made.train.images))
+    text = made.train.texts[0]
+    dev = write(tmp_path / "dev.jsonl", [{"image": i, "text": text, "target": "never"} for i in images[:5]])
+    rest = [i for i, image in enumerate(made.train.images) if image not in images[:5]]
+    run = quick(made, tmp_path / "run", pairs=made.train.select(rest), dev=dev, model="mlp")
+    assert run.results["development"] == {"n": 5, "accuracy": 0.0}
+    assert any("5 development pairs have only classes that training never saw" in note for note in run.results["notes"])
+
+
+def test_a_development_part_of_a_single_class_is_said(made, tmp_path):
+    rows = [i for i, target in enumerate(made.test.targets) if target == "no"]
+    dev = made.test.select(rows)
+    run = train(made.store, made.train, dev=dev, run=tmp_path / "run", task="classification", model="linear")
+    assert run.results["notes"] == [
+        f'All {len(rows)} development pairs have the same target ("no"): the best epoch, calibration and the '
+        "development metric say nothing then; give development pairs of several classes with --dev."
+    ]
+
+
+def test_soft_and_several_targets_train_and_count(made, tmp_path):
+    rows = [made.train.row(i) for i in range(len(made.train))]
+    several = write(tmp_path / "several.jsonl", [{**r, "target": [r["target"], "other"]} for r in rows])
+    run = quick(made, tmp_path / "several", pairs=several, model="mlp")
+    assert "other" in run.labels
+    assert run.results["soft_targets"] is False
+    soft = write(tmp_path / "soft.jsonl", [{**r, "target": {r["target"]: 1.0, "maybe": 0.3}} for r in rows])
+    run = quick(made, tmp_path / "soft", pairs=soft, model="tiny", epochs=2)
+    assert run.results["soft_targets"] is True
+    assert "maybe" in run.labels
+
+
+def test_rare_answers_can_be_left_out(made, tmp_path):
+    rows = [made.train.row(i) for i in range(len(made.train))]
+    rows[0]["target"] = "unheard-of"
+    pairs = write(tmp_path / "pairs.jsonl", rows)
+    assert "unheard-of" in quick(made, tmp_path / "all", pairs=pairs, model="majority").labels
+    run = quick(made, tmp_path / "some", pairs=pairs, model="majority", min_answer_count=2)
+    assert "unheard-of" not in run.labels
+
+
+def test_majority_answers_with_the_training_frequencies(made, tmp_path):
+    run = quick(made, tmp_path / "run", model="majority", dev=made.test)
+    targets = made.train.targets
+    shares = np.array([targets.count(label) for label in run.labels]) / len(targets)
+    np.testing.assert_allclose(run.network.logits.detach().exp().numpy(), shares, rtol=1e-5)
+
+
+def test_matching_learns_which_text_belongs_to_which_image(made, tmp_path):
+    run = quick(made, tmp_path / "run", pairs=made.captions, task="matching", epochs=25, patience=25, batch_size=32)
+    assert run.labels == []
+    assert run.results["development"]["accuracy"] > 80
+
+
+def test_the_same_image_in_training_and_development_is_reported(made, tmp_path):
+    rows = np.arange(len(made.train))
+    run = quick(
+        made, tmp_path / "run", pairs=made.train.select(rows), dev=made.train.select(rows[:6]), model="majority"
+    )
+    assert any(
+        note.startswith("Leak: ") and "the same content as a training image" in note for note in run.results["notes"]
+    )
+
+
+def test_two_encoders_are_concatenated_and_the_run_remembers_them(made_twice, tmp_path):
+    both = quick(made_twice, tmp_path / "both", model="mlp", epochs=1)
+    one = quick(made_twice, tmp_path / "one", model="mlp", epochs=1, encoder=["toy2"])
+    store = Store.open(made_twice.store.path)
+    widths = [tower.dim for tower in store.select_towers("image")]
+    assert both.encoders == ["toy", "toy2"]
+    assert both.network.settings["image_dim"] == sum(widths)
+    assert one.encoders == ["toy2"]
+    assert one.network.settings["image_dim"] == store.towers["toy2-image"].dim
+    assert list(one.towers["image"]) == ["toy2-image"]
+
+
+def test_reading_pairs_in_memory_and_from_a_file_gives_the_same_run(made, tmp_path):
+    assert isinstance(made.train, Pairs)
+    quick(made, tmp_path / "memory", model="mlp", epochs=2)
+    quick(made, tmp_path / "file", model="mlp", epochs=2, pairs=made.train_file)
+    a, b = weights(tmp_path / "memory"), weights(tmp_path / "file")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert read_pairs(made.train_file).texts == made.train.texts
