@@ -1,6 +1,6 @@
 """Which settings of the fusion hold on a set: folds over images, several seeds, paired intervals, baselines beside.
 
-Run: ``python research/fusion_ideas.py --store STORE --pairs PAIRS.jsonl --images packaged --texts packaged-deep
+Run: ``python -m research.fusion_ideas --store STORE --pairs PAIRS.jsonl --images packaged --texts packaged-deep
 [--folds 5] [--seeds 5] [--only NAME ...] [--save FOLDER] [--captions CAPTIONS.jsonl --captions-store STORE]``. Prints a
 row of a Markdown table per idea.
 Every fit is one of `frevl.training.fit_model.fit_model`, with a tenth of the training images set aside for calibration
@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captions_first import learn_captions
 from frevl.evaluation.intervals import Interval, bootstrap_interval, paired_difference
 from frevl.models.fusion import Fusion
 from frevl.models.inputs import low_precision
@@ -41,6 +40,7 @@ from frevl.training.prepare import Prepared, prepare
 from frevl.training.selection.candidates import CANDIDATES
 from frevl.training.selection.encoder_sets import narrow
 from frevl.training.training import train
+from research.captions_first import learn_captions
 
 BASE = "tiny standardised"
 # What the candidates are changed by: (name, candidate, options). The base comes first, the baselines last.

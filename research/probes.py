@@ -1,8 +1,8 @@
 """Probe an encoder with drawn pictures from nothing, and say what it holds and how long that took.
 
-Prints one JSON record, and the table of docs/experiments.md on standard error.
+Prints one JSON record, and the table of research/experiments/log.md on standard error.
 
-    python research/probes.py [encoder]
+    python -m research.probes [encoder]
 """
 
 from __future__ import annotations

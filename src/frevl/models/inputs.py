@@ -34,8 +34,8 @@ _LARGEST = 6e4  # float16 ends at 65,504
 def low_precision(device: str) -> AbstractContextManager[object]:
     """Multiply in bfloat16 while training where the processor has matrix instructions for it (AMX).
 
-    Matrix products are then seven times as fast (docs/experiments.md); emulated, they would be slower than float32.
-    Scores are always computed in float32.
+    Matrix products are then seven times as fast (research/experiments/log.md); emulated, they would be slower than
+    float32. Scores are always computed in float32.
     """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if torch.device(device).type == "cpu" and capabilities.get("amx_bf16", False):

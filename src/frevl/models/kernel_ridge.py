@@ -1,8 +1,8 @@
 """Kernel fusion: ridge regression with a product of two Gaussian kernels, one a modality. Pure torch.
 
 ``K((v, t), (v', t')) = k(t, t') * (c + (1 - c) * k(v, v'))`` holds every interaction of the two embeddings, has one
-solution and no epochs, and is hard to beat on a few thousand pairs (docs/experiments.md). With ``c = 1`` it looks at
-the text alone. It is ours, beyond the paper. Memory grows with the square of the training pairs.
+solution and no epochs, and is hard to beat on a few thousand pairs (research/experiments/log.md). With ``c = 1`` it
+looks at the text alone. It is ours, beyond the paper. Memory grows with the square of the training pairs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Begin a fusion with what another one has learnt: captions or made lessons first, the task afterwards.
 
 A few thousand labelled pairs are too few to learn which words belong to which pictures; captions of other photos, or
-statements whose truth is known, can teach it, and the task then starts from there (numbers in docs/experiments.md).
-Ours.
+statements whose truth is known, can teach it, and the task then starts from there (numbers in
+research/experiments/log.md). Ours.
 """
 
 from __future__ import annotations

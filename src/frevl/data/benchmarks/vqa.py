@@ -165,9 +165,9 @@ def daquar(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     ``text`` is the question without the name of its image ("in the image3"), which says nothing about the picture but
     splits equal questions and, numbered along NYU Depth's videos, tells rooms apart; ``question`` is as it was asked.
     ``cluster`` is the run of images whose numbers follow each other: mostly one room, seen again and again, so a
-    development split must not cut it (docs/experiments.md). ``answers`` is the set of answers; ``answer_type`` is
-    ``single`` or ``set``; ``question_type`` is ``count`` ("how many ..."), ``colour`` ("what color ..." or "what colour
-    ...") or ``object``, a rule of ours.
+    development split must not cut it (research/experiments/log.md). ``answers`` is the set of answers; ``answer_type``
+    is ``single`` or ``set``; ``question_type`` is ``count`` ("how many ..."), ``colour`` ("what color ..." or "what
+    colour ...") or ``object``, a rule of ours.
     """
     yield from _with_rooms(_daquar_rows(folder, path, split))
 

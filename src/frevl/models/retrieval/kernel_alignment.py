@@ -1,8 +1,8 @@
 """Kernel ridge regression from images to what their texts mean: closed form, seconds, unlike any trained projection.
 
 Where a dual encoder is trained to tell the pairs of a batch apart, this predicts the mean embedding of an image's texts
-and compares by cosine. The two err on different pairs, so a blend ranks better than either (docs/experiments.md).
-Pure torch; ours, after kernel dependency estimation and the alignment of word vectors.
+and compares by cosine. The two err on different pairs, so a blend ranks better than either
+(research/experiments/log.md). Pure torch; ours, after kernel dependency estimation and the alignment of word vectors.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ help there has the weight 0.
 
 Crowds put candidates of one query in order. Whether one text describes one image is another question: a general
 caption is near to many images because it describes many. So the match probability comes from a second logit, the same
-sum without crowds (docs/experiments.md, "Retrieval").
+sum without crowds (research/experiments/log.md, "Retrieval").
 """
 
 from __future__ import annotations

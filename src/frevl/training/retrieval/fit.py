@@ -42,9 +42,9 @@ __all__ = [
 
 FIRST_STAGES = ("dual", "cosine")
 
-_ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; docs/experiments.md, "Retrieval"
+_ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; research/experiments/log.md, "Retrieval"
 _BANK = 2000  # training items of each modality that crowds are measured with
-_WIDEST = 4096  # numbers of an image embedding; docs/experiments.md, "Retrieval"
+_WIDEST = 4096  # numbers of an image embedding; research/experiments/log.md, "Retrieval"
 FEWEST_IMAGES = 6  # with fewer a fold has no wrong image
 # A fusion stays at chance for the first hundred steps: batches grow from 32 to 256 with the captions.
 _STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 32, 32, 256
@@ -97,7 +97,7 @@ def with_enough_steps(options: Options, pairs: int) -> Options:
     """Choose the batch size of a fusion or mlp that stands alone, if none is given: 32 steps a pass (ours).
 
     It lies between 32 and 256 right pairs, so from 8,192 pairs on it is 256. On 1,000 captions batches of 256 are four
-    steps, and training ended at chance (docs/experiments.md, "Matching on few captions").
+    steps, and training ended at chance (research/experiments/log.md, "Matching on few captions").
     """
     if options.batch_size is not None:
         return options

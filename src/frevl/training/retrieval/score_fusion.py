@@ -15,7 +15,8 @@ from torch import Tensor
 
 __all__ = ["Blend", "Candidates", "candidates_of", "choose_blend", "recall_by_image"]
 
-# Larger weights of crowds rank no better and make the scores of different items less comparable: docs/experiments.md.
+# Larger weights of crowds rank no better and make the scores of different items less comparable
+# (research/experiments/log.md).
 CROWD_WEIGHTS = (0.0, -0.25, -0.5)
 ALIGNMENT_WEIGHTS = (0.0, 5.0, 10.0, 15.0)
 FUSION_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)

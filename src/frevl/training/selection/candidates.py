@@ -29,7 +29,7 @@ class Candidate:
     members: tuple[Candidate, ...] = ()
 
 
-_REGULARISED: dict[str, Any] = {  # what held on small real sets (docs/experiments.md)
+_REGULARISED: dict[str, Any] = {  # what held on small real sets (research/experiments/log.md)
     "standardise": True,
     "input_dropout": 0.3,
     "dropout": 0.4,

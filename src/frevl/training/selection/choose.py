@@ -40,8 +40,8 @@ __all__ = ["Selection", "choose", "whole_schedule"]
 _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
 _DETERMINISTIC = ("majority", "linear", "kernel", "as begun")
-# Development pairs; with fewer the best epoch is chance (docs/experiments.md), so networks run their whole schedule and
-# keep its end, whatever the call says of patience.
+# Development pairs; with fewer the best epoch is chance (research/experiments/log.md), so networks run their whole
+# schedule and keep its end, whatever the call says of patience.
 _FEWEST_TO_STOP_BY = 1_000
 _FEWEST_FOR_SMALL = 8_000  # pairs; below, larger networks took most of the time and won nothing
 _DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given

@@ -1,7 +1,7 @@
 """Write made pictures and true and false statements about them, as a folder of images and a pairs file. Ours.
 
-A few hundred sentences are too few to learn what "exactly two" or "on top of" mean (docs/experiments.md: taught with
-988 statements, even exact descriptions of the scenes stay at chance). Made ones cost nothing and their truth is
+A few hundred sentences are too few to learn what "exactly two" or "on top of" mean (research/experiments/log.md: taught
+with 988 statements, even exact descriptions of the scenes stay at chance). Made ones cost nothing and their truth is
 known; a network that has read them can be asked about real ones at once, or go on learning from those.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frevl.data.benchmarks.load import write_rows
-from frevl.data.synthetic.scenes import Scene, draw, scattered, towers
-from frevl.data.synthetic.statements import Statement, about_scattered, about_towers
 from frevl.errors import InputError, UsageError
+from research.synthetic.scenes import Scene, draw, scattered, towers
+from research.synthetic.statements import Statement, about_scattered, about_towers
 
 __all__ = ["Lessons", "make_lessons"]
 
@@ -65,11 +65,11 @@ def make_lessons(folder: str | Path, *, pictures: int = 3000, statements: int = 
     folder, rows, told = Path(folder), [], 0
     for number, (kind, make, tell) in enumerate(_KINDS):
         # A generator a kind and purpose: more statements do not change the pictures.
-        chance = random.Random(f"{seed} {kind} scenes")  # noqa: S311
+        chance = random.Random(f"{seed} {kind} scenes")
         scenes = [make(chance) for _ in range((pictures + 1 - number) // 2)]
         names = [f"pictures/{kind}-{place}.png" for place in range(len(scenes))]
         _draw_all(folder, names, scenes)
-        chance = random.Random(f"{seed} {kind} statements")  # noqa: S311
+        chance = random.Random(f"{seed} {kind} statements")
         found = _tell(chance, tell, scenes, (statements + 1 - number) // 2)
         told += len(found)
         for text, chosen in found.items():

@@ -9,10 +9,11 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from frevl.data.synthetic.scenes import Shape, draw, scattered, towers
-from frevl.data.synthetic.statements import about_scattered, about_towers
-from frevl.data.synthetic.writing import make_lessons
 from frevl.errors import InputError, UsageError
+from research.synthetic.__main__ import main
+from research.synthetic.scenes import Shape, draw, scattered, towers
+from research.synthetic.statements import about_scattered, about_towers
+from research.synthetic.writing import make_lessons
 
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7} | {str(n): n for n in range(8)}
 
@@ -140,9 +141,9 @@ def test_wrong_numbers_and_folders_are_refused(tmp_path):
         make_lessons(tmp_path / "file", pictures=100, statements=2)
 
 
-def test_the_command_writes_what_extract_reads(tmp_path, frevl):
-    record = tmp_path / "record.json"
-    done = frevl("lessons", "--out", tmp_path / "l", "--pictures", 100, "--statements", 6, "--json", record)
-    assert done.code == 0
-    assert "of 6 statements and 100 pictures" in done.out
-    assert json.loads(record.read_text())["pairs"] == len((tmp_path / "l" / "lessons.jsonl").read_text().splitlines())
+def test_the_command_writes_what_extract_reads(tmp_path, monkeypatch, capsys):
+    arguments = ["--out", str(tmp_path / "l"), "--pictures", "100", "--statements", "6"]
+    monkeypatch.setattr("sys.argv", ["research.synthetic", *arguments])
+    main()
+    written = len((tmp_path / "l" / "lessons.jsonl").read_text().splitlines())
+    assert f"Wrote {written:,} pairs of 6 statements and 100 pictures" in capsys.readouterr().out

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from frevl.data.synthetic.scenes import COLOURS, SHAPES, Panel, Scene, Shape
+from research.synthetic.scenes import COLOURS, SHAPES, Panel, Scene, Shape
 
 __all__ = ["Statement", "about_scattered", "about_towers"]
 

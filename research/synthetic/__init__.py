@@ -1,0 +1,1 @@
+"""Drawn coloured shapes with true and false statements about them; the drawings imitate one benchmark (NLVR)."""
