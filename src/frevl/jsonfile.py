@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 from collections.abc import Callable
 from datetime import date, timedelta
 from datetime import time as clock
@@ -24,11 +25,24 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the target, then rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write beside the target, then rename: a reader sees the old file or the new one, a failure leaves the old one.
+
+    A link stays a link, and the file that it leads to is replaced. What is no file (a terminal, a pipe) is written to.
+
+    Args:
+        path: The file; its folder must be there.
+        write: Called with the path to write to.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        write(path)
+        return
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         write(temporary)
-        temporary.replace(path)
+        if target.is_file():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
     finally:
         with contextlib.suppress(OSError):  # the error of the write is the one to tell
             temporary.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import JsonOption, QuietOption, StoreOption, app, say, store_app, typed, write
+from frevl.cli.options import OUTPUT, Commands, JsonOption, QuietOption, StoreOption, app, say, store_app, typed, write
 from frevl.errors import UsageError
 
 __all__ = ["encoders_app"]
@@ -75,7 +75,7 @@ def extract(
 @app.command()
 def pairs(
     name: Annotated[str, typer.Argument(help="Published set, for example vqa-v2, daquar, flickr8k or nlvr.")],
-    out: Annotated[Path, typer.Option(readable=False, help="Pairs file to write, one JSON object a line.")],
+    out: Annotated[Path, typer.Option(readable=False, help="Pairs file to write, one JSON object a line."), OUTPUT],
     root: Annotated[
         Path | None, typer.Option(readable=False, help="Folder with the official files and the images.")
     ] = None,
@@ -100,11 +100,13 @@ def pairs(
 ) -> None:
     """Write a published set, read from its official files, as a pairs file."""
     from frevl.data.benchmarks.load import left_out_sentence, load_benchmark, write_rows
+    from frevl.outputs import refuse_inputs
 
     benchmark = load_benchmark(
         name,
         **typed(root=root, split=split, check=check, find_images=find_images, min_answer_count=min_answer_count),
     )
+    refuse_inputs({"--out": out, "--json": json}, {"--root": list(benchmark.files)})
     write_rows(benchmark.rows, out)
     written = f"Wrote {len(benchmark.rows):,} pairs of {name} ({benchmark.task}) to {out}."
     say(f"{written} {left_out_sentence(benchmark)}".strip())
@@ -152,7 +154,7 @@ def _numbers(written: str) -> list[int]:
         ) from None
 
 
-encoders_app = typer.Typer(help="Look at encoders.", no_args_is_help=True, rich_markup_mode=None)
+encoders_app = Commands(help="Look at encoders.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(encoders_app, name="encoders")
 
 
@@ -231,6 +233,7 @@ def import_(
     write_pairs: Annotated[
         Path | None,
         typer.Option(readable=False, help="Pairs file to write from the captions of a clip-retrieval folder."),
+        OUTPUT,
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,

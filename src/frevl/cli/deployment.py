@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from frevl.cli.options import JsonOption, QuietOption, StoreOption, app, say, typed, write
+from frevl.cli.options import OUTPUT, JsonOption, QuietOption, StoreOption, app, say, typed, write
 from frevl.errors import MissingExtraError, UsageError
 
 
@@ -35,7 +35,9 @@ def serve(
         bool | None, typer.Option("--page/--no-page", help="Serve the web page.", show_default="on")
     ] = None,
     json: Annotated[
-        Path | None, typer.Option("--json", readable=False, help="Write address and models to this file when ready.")
+        Path | None,
+        typer.Option("--json", readable=False, help="Write address and models to this file when ready."),
+        OUTPUT,
     ] = None,
 ) -> None:
     """Serve runs over HTTP, with a web page, until told to stop; API keys come from FREVL_API_KEYS."""
@@ -86,6 +88,7 @@ def bench(
     out: Annotated[
         Path | None,
         typer.Option(readable=False, help="Page to write, a plot beside it: docs/performance.md.", show_default="none"),
+        OUTPUT,
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import JsonOption, QuietOption, app, say, typed, write
+from frevl.cli.options import OUTPUT, JsonOption, QuietOption, app, say, typed, write
 from frevl.errors import FrevlError, UsageError
+from frevl.jsonfile import replace_file
 
 
 @app.command()
@@ -20,8 +21,10 @@ def diagnose(
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known truth.")],
     task: Annotated[str, typer.Option(help="matching or classification.")],
-    html: Annotated[Path | None, typer.Option(readable=False, help="Write the page, one file, here.")] = None,
-    markdown: Annotated[Path | None, typer.Option(readable=False, help="Write the same as Markdown here.")] = None,
+    html: Annotated[Path | None, typer.Option(readable=False, help="Write the page, one file, here."), OUTPUT] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(readable=False, help="Write the same as Markdown here."), OUTPUT
+    ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -79,7 +82,8 @@ def diagnose(
     if markdown is not None:
         try:
             markdown.parent.mkdir(parents=True, exist_ok=True)
-            markdown.write_text(diagnosis_markdown(diagnosis), encoding="utf-8")
+            text = diagnosis_markdown(diagnosis)
+            replace_file(markdown, lambda path: path.write_text(text, encoding="utf-8"))
         except OSError as error:
             raise FrevlError(f"{markdown}: the Markdown cannot be written ({error.strerror or error})") from error
     if html is not None:

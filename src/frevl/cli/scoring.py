@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import JsonOption, QuietOption, RunOption, StoreOption, app, say, store_app, typed, write
+from frevl.cli.options import OUTPUT, JsonOption, QuietOption, RunOption, StoreOption, app, say, store_app, typed, write
 from frevl.errors import UsageError
 
 BackendOption = Annotated[
@@ -58,7 +58,9 @@ def score(
     store: StoreOption,
     run: RunOption,
     pairs: Annotated[Path, typer.Option(readable=False, help="Pairs to score; targets are not needed.")],
-    out: Annotated[Path, typer.Option(readable=False, help="File to write, one JSON object a line; with --grid .npz.")],
+    out: Annotated[
+        Path, typer.Option(readable=False, help="File to write, one JSON object a line; with --grid .npz."), OUTPUT
+    ],
     grid: Annotated[
         bool, typer.Option("--grid", help="Matching: score every image of the pairs with every text of them.")
     ] = False,
@@ -103,7 +105,9 @@ def search(
         typer.Option(readable=False, help="Folder of the images, for paths and the contact sheet.", show_default="."),
     ] = None,
     exact: Annotated[bool | None, typer.Option("--exact", help="Do not use an index.", show_default="off")] = None,
-    html: Annotated[Path | None, typer.Option(readable=False, help="Write a contact sheet to this HTML file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(readable=False, help="Write a contact sheet to this HTML file."), OUTPUT
+    ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:

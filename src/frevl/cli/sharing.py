@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import JsonOption, RunOption, app, say, typed, write
+from frevl.cli.options import OUTPUT, JsonOption, RunOption, app, say, typed, write
 
 
 @app.command()
 def export(
     run: RunOption,
     onnx: Annotated[
-        Path | None, typer.Option(readable=False, help="File to write.", show_default="model.onnx in the run")
+        Path | None,
+        typer.Option(readable=False, help="File to write.", show_default="model.onnx in the run"),
+        OUTPUT,
     ] = None,
     int8: Annotated[
         bool | None,
@@ -39,7 +41,9 @@ def publish(
     run: RunOption,
     to: Annotated[str, typer.Option(help="Id on the hub, for example somebody/my-run.")],
     folder: Annotated[
-        Path | None, typer.Option(help="Write here what would be sent, and send nothing.", show_default="send it")
+        Path | None,
+        typer.Option(help="Write here what would be sent, and send nothing.", show_default="send it"),
+        OUTPUT,
     ] = None,
     result: Annotated[
         list[Path] | None, typer.Option(help="JSON of frevl evaluate, for the model card; may be repeated.")

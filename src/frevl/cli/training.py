@@ -7,13 +7,15 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import JsonOption, QuietOption, RunOption, StoreOption, app, say, typed, write
+from frevl.cli.options import OUTPUT, JsonOption, QuietOption, RunOption, StoreOption, app, say, typed, write
 
 
 @app.command()
 def demo(
     folder: Annotated[
-        Path | None, typer.Option(readable=False, help="Where to put data, store and runs.", show_default="frevl-demo")
+        Path | None,
+        typer.Option(readable=False, help="Where to put data, store and runs.", show_default="frevl-demo"),
+        OUTPUT,
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the trainings.", show_default="0")] = None,
     quiet: QuietOption = False,
@@ -32,7 +34,7 @@ def demo(
 def train(
     store: StoreOption,
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
-    run: RunOption,
+    run: Annotated[RunOption, OUTPUT],
     task: Annotated[str, typer.Option(help="matching or classification.")],
     model: Annotated[
         str | None,
@@ -177,7 +179,7 @@ def ablate(
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known truth.")],
     task: Annotated[str, typer.Option(help="matching or classification.")],
-    out: Annotated[Path, typer.Option(readable=False, help="Folder for table, plot and runs.")],
+    out: Annotated[Path, typer.Option(readable=False, help="Folder for table, plot and runs."), OUTPUT],
     dev: Annotated[
         Path | None,
         typer.Option(readable=False, help="Development pairs.", show_default="a tenth of the training images"),

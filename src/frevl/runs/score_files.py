@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import InputError, UsageError
 from frevl.jsonfile import plain, replace_file
+from frevl.outputs import refuse_inputs
 from frevl.rejects import Reject
 from frevl.runs.pair_grid import dot_products
 from frevl.runs.scorer import Scorer
@@ -39,15 +40,16 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
     Raises:
         PairsError: The pairs cannot be used.
         InputError: The file cannot be written.
+        UsageError: The file is one that is read here.
     """
+    _refuse(scorer, pairs, out)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     usable, left_out = usable_pairs(read, scorer.store)
     reasons = {reject.id: reject.reason for reject in left_out}
     out = Path(out)
-    part = out.with_name(f".{out.name}.part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as lines:
+
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as lines:
             for start in range(0, len(read), _PAIRS_AT_ONCE):
                 rows = range(start, min(start + _PAIRS_AT_ONCE, len(read)))
                 scorable = [row for row in rows if read.places[row] not in reasons]
@@ -58,12 +60,8 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
                     lines.write(
                         json.dumps(plain({**read.row(row), **added}), ensure_ascii=False, allow_nan=False) + "\n"
                     )
-        part.replace(out)
-    except OSError as error:
-        raise InputError(f"{out}: the scores cannot be written ({error.strerror or error})") from error
-    finally:
-        with contextlib.suppress(OSError):  # the error of the write is the one to tell
-            part.unlink(missing_ok=True)
+
+    _write(out, write)
     return len(usable), [*read.rejected, *left_out]
 
 
@@ -83,13 +81,14 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
         How many images and texts were scored, and what was left out.
 
     Raises:
-        UsageError: The run does classification, or the file has another ending.
+        UsageError: The run does classification, the file has another ending, or is one that is read here.
         PairsError: The pairs cannot be used.
         InputError: The file cannot be written.
     """
     out = Path(out)
     if out.suffix != ".npz":
         raise UsageError(f"{out}: a grid of scores is written as .npz, for numpy.load; found '{out.suffix}'")
+    _refuse(scorer, pairs, out)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     usable, left_out = usable_pairs(read, scorer.store)
     images, texts = list(dict.fromkeys(usable.images)), list(dict.fromkeys(usable.texts))
@@ -102,12 +101,20 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
         with path.open("wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # its further argument is a bool
 
+    _write(out, write)
+    return len(images), len(texts), [*read.rejected, *left_out]
+
+
+def _refuse(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> None:
+    refuse_inputs({"out": out}, {"pairs": pairs, "run": scorer.run.path, "store": scorer.store.path})
+
+
+def _write(out: Path, write: Callable[[Path], None]) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_file(out, write)
     except OSError as error:
         raise InputError(f"{out}: the scores cannot be written ({error.strerror or error})") from error
-    return len(images), len(texts), [*read.rejected, *left_out]
 
 
 def _said(scorer: Scorer, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:

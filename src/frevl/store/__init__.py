@@ -2,3 +2,9 @@
 
 Built on Lance tables; loads no torch, so that opening a store is quick.
 """
+
+import os
+
+# Lance warns on standard error of what is normal here (a first commit makes its table). It reads this when it is
+# imported, which only files of this package do.
+os.environ.setdefault("LANCE_LOG", "error")

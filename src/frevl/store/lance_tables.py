@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,11 +24,6 @@ __all__ = [
     "replace_rows",
     "writing",
 ]
-
-# Lance warns on standard error of what is normal here (a first commit makes its table). It reads this when it is
-# imported, so no other file of the package imports it.
-os.environ.setdefault("LANCE_LOG", "error")
-
 
 ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
 """Columns of the tables of items that are neither embeddings nor metadata."""

@@ -26,7 +26,12 @@ class LeftOut(NamedTuple):
 
 
 class Folder:
-    """The files below one folder by name: official archives are unpacked in many ways, names stay the same."""
+    """The files below one folder by name: official archives are unpacked in many ways, names stay the same.
+
+    Attributes:
+        root: The folder.
+        found: What `find` has found so far: the files that are read.
+    """
 
     def __init__(self, root: Path) -> None:
         """Walk the folder once.
@@ -40,6 +45,7 @@ class Folder:
         if not root.is_dir():
             raise InputError(f"{root}: there is no such folder; give the folder that holds the benchmark's files.")
         self.root = root
+        self.found: list[Path] = []
         self._files: dict[str, list[str]] = {}
         self._images: dict[str, list[str]] = {}
         seen: set[str] = set()
@@ -62,7 +68,10 @@ class Folder:
     def find(self, name: str) -> Path | None:
         """Return the file of this name, the one nearest to the root if there are several."""
         places = self._files.get(name)
-        return self.root / min(places, key=lambda place: (place.count("/"), place)) if places else None
+        if not places:
+            return None
+        self.found.append(self.root / min(places, key=lambda place: (place.count("/"), place)))
+        return self.found[-1]
 
     def image(self, name: str, *, exact: bool = False) -> str | None:
         """Return the path below the root of an image that the official files name.

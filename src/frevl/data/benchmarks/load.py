@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from frevl.data.benchmarks.files import Folder, LeftOut, Row
 from frevl.data.benchmarks.vqa import frequent_answers, keep_vocabulary
 from frevl.data.pairs import problem_of
 from frevl.errors import InputError, MissingExtraError, UsageError, nearest
+from frevl.jsonfile import replace_file
 
 __all__ = ["BENCHMARKS", "Benchmark", "Source", "left_out_sentence", "load_benchmark", "write_rows"]
 
@@ -41,6 +41,7 @@ class Benchmark:
         rows: Objects for a pairs file, in the order of the official file.
         left_out: ``(id, reason)`` of everything that is not in the rows; a missing image stands here once.
         notes: Sentences for the user: other counts than the official ones, images missing.
+        files: The official files that were read.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Benchmark:
     rows: list[Row]
     left_out: list[tuple[str, str]]
     notes: tuple[str, ...]
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def load_benchmark(
                 + ("." if len(missing) <= 3 else ", ...")
             )
             left_out += missing
-    return Benchmark(name, split, source.task, rows, left_out, tuple(notes))
+    return Benchmark(name, split, source.task, rows, left_out, tuple(notes), tuple(folder.found))
 
 
 def left_out_sentence(benchmark: Benchmark) -> str:
@@ -290,13 +292,14 @@ def write_rows(rows: Iterable[Row], path: str | Path) -> None:
         InputError: The file cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
+
+    def write(target: Path) -> None:
+        with target.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        part.replace(path)
+
+    try:
+        replace_file(path, write)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(f"{path}: the pairs cannot be written ({error.strerror or error}).") from error
 
 

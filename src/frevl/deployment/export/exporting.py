@@ -23,6 +23,7 @@ from frevl.errors import RunError, UsageError, library
 from frevl.evaluation.evaluation import evaluate
 from frevl.jsonfile import replace_file
 from frevl.models.fusion import Fusion
+from frevl.outputs import refuse_inputs
 from frevl.runs.onnx_backend import FILE_NAME, FORMAT, ExportedNetwork, weights_hash
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
@@ -112,6 +113,7 @@ def export(
         RunError: The run cannot be exported, the file does not agree with PyTorch, or int8 costs too much.
         MissingExtraError: onnx, onnxscript or onnxruntime is missing.
     """
+    refuse_inputs({"--onnx": onnx}, {"--run": run, "--store": store, "--pairs": pairs})
     if (store is None) != (pairs is None):
         raise UsageError("--store and --pairs go together: the pairs to compare on, and the store of their embeddings")
     if int8 and pairs is None:

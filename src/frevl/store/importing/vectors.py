@@ -17,6 +17,7 @@ import pyarrow as pa
 from frevl.encoders.interface import Embeddings
 from frevl.errors import InputError, UsageError
 from frevl.jsonfile import replace_file
+from frevl.outputs import refuse_inputs
 from frevl.progress import ProgressLine
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.importing.formats import VectorBlock
@@ -152,6 +153,7 @@ def import_embeddings(
             make these vectors.
     """
     started = time.monotonic()
+    refuse_inputs({"write_pairs": write_pairs}, {"source": source, "ids": ids, "images": images, "store": store})
     if of is not None and of not in _OF:
         raise UsageError(f"What is imported must be 'images' or 'texts', found '{of}'")
     if dtype not in ("float16", "float32"):
