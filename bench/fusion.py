@@ -124,7 +124,7 @@ def main() -> None:
     direct = Direct(fusion, **sizes)
     image, text = F.normalize(torch.randn(given.batch, DIM), dim=1), F.normalize(torch.randn(given.batch, DIM), dim=1)
     y, square = torch.randint(OUTPUTS, (given.batch,)), torch.randn(SQUARE, SQUARE)
-    folded, evaluated, direct_evaluated = fusion.folded(), fusion.eval(), direct.eval()
+    folded, evaluated, direct_evaluated = fusion.for_inference(), fusion.eval(), direct.eval()
     with torch.inference_mode():
         expected = direct_evaluated(image, text)
         differences = {

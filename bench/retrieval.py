@@ -21,7 +21,7 @@ from frevl.evaluation.retrieval_metrics import matches_of, reranked
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import provenance
 from frevl.runs.batches import EmbeddedPairs
-from frevl.runs.pair_grid import by_item, dot_products, full_grid
+from frevl.runs.pair_grid import dot_products, full_grid, grid_scorer
 
 IMAGE_DIM, TEXT_DIM = 1280, 384
 
@@ -37,9 +37,9 @@ def items(images: int, texts: int) -> EmbeddedPairs:
 
 def scorer(model: str, embedded: EmbeddedPairs, batch: int):
     """The road of ``Scorer.between``."""
-    network = Fusion.from_preset(model, image_dim=IMAGE_DIM, text_dim=TEXT_DIM, outputs=1).eval().folded()
+    network = Fusion.from_preset(model, image_dim=IMAGE_DIM, text_dim=TEXT_DIM, outputs=1).eval().for_inference()
     with torch.inference_mode():
-        logits = by_item(network, embedded, batch, "cpu")
+        logits = grid_scorer(network, embedded, batch, "cpu")
 
     def score(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

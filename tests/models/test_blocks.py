@@ -186,8 +186,8 @@ def test_feed_forward_drops_only_in_training() -> None:
     assert torch.equal(part(x), part(x))
 
 
-def test_folding_draws_no_random_numbers() -> None:
+def test_fusing_draws_no_random_numbers() -> None:
     block = Block(6, 2, 7, dropout=0.0, cross_attention=True)
     before = torch.get_rng_state()
-    block.fold()
+    block.fuse_for_inference()
     assert torch.equal(before, torch.get_rng_state())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from frevl.errors import UsageError
 from frevl.models.blocks import Attention
 from frevl.models.fusion import PRESETS, Fusion
-from frevl.models.inputs import masked_mean
+from frevl.models.inputs import mean_pool
 from networks import (
     CASES,
     IMAGE_DIM,
@@ -164,9 +164,9 @@ def test_fused_feature_with_parts_switched_off(switches: dict[str, bool], expect
 
 def test_masked_mean_by_hand() -> None:
     tokens = torch.tensor([[[1.0], [2.0], [6.0]], [[5.0], [7.0], [0.0]]])
-    assert masked_mean(tokens).tolist() == [[3.0], [4.0]]
+    assert mean_pool(tokens).tolist() == [[3.0], [4.0]]
     mask = torch.tensor([[True, False, True], [False, False, False]])
-    assert masked_mean(tokens, mask).tolist() == [[3.5], [0.0]]
+    assert mean_pool(tokens, mask).tolist() == [[3.5], [0.0]]
 
 
 # --- what gets a gradient --------------------------------------------------------------------------------------------

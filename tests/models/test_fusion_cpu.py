@@ -1,4 +1,4 @@
-"""The folded fusion in blocks of rows, one core a block, against the plain network."""
+"""The fusion, fused for inference, in blocks of rows, one core a block, against the plain network."""
 
 import threading
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from frevl.models import fusion_cpu as cores
-from frevl.models import fusion_cpu as pooled
+from frevl.models import fusion_cpu
 from frevl.models.fusion import Fusion
 from frevl.models.fusion_cpu import SharedItems, suits
-from frevl.runs import pair_grid as itemwise
 from frevl.runs.batches import EmbeddedPairs
-from frevl.runs.pair_grid import by_item
+from frevl.runs.pair_grid import grid_scorer
 from networks import IMAGE_DIM, TEXT_DIM, network
 
 PAIRS = 37
@@ -35,17 +33,17 @@ def drawn(count, dim, seed):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Blocks of 5 rows, so that the last one of 37 is smaller."""
-    monkeypatch.setattr(pooled, "_FEW_ROWS", 5)
+    monkeypatch.setattr(fusion_cpu, "_FEW_ROWS", 5)
 
 
 @pytest.fixture
 def two_cores(monkeypatch):
-    monkeypatch.setattr(cores, "_LEAST_SHARE", 7)
+    monkeypatch.setattr(fusion_cpu, "_LEAST_SHARE", 7)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-    cores._workers.cache_clear()
+    fusion_cpu._workers.cache_clear()
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
@@ -53,44 +51,44 @@ def test_pairs_score_as_in_the_plain_network(changes):
     fusion = network(**changes)
     image, text = drawn(PAIRS, IMAGE_DIM, 1), drawn(PAIRS, TEXT_DIM, 2)
     with torch.inference_mode():
-        found = fusion.folded()(image, text)
+        found = fusion.for_inference()(image, text)
     torch.testing.assert_close(found, fusion(image, text), atol=1e-6, rtol=1e-6)
 
 
-def test_this_is_the_road_that_a_folded_network_takes(monkeypatch):
-    folded = network().folded()
+def test_a_fused_network_takes_this_way(monkeypatch):
+    fused = network().for_inference()
     image, text = drawn(PAIRS, IMAGE_DIM, 1), drawn(PAIRS, TEXT_DIM, 2)
     monkeypatch.setattr("frevl.models.fusion.pair_logits", lambda *_: "blocks")
-    assert folded(image, text) == "blocks"
+    assert fused(image, text) == "blocks"
     assert network()(image, text) != "blocks"
     mask = torch.ones(PAIRS, 1, dtype=torch.bool)
-    assert isinstance(folded(image[:, None], text[:, None], mask, mask), torch.Tensor)
-    assert isinstance(folded(image, text, mask, mask), torch.Tensor)
+    assert isinstance(fused(image[:, None], text[:, None], mask, mask), torch.Tensor)
+    assert isinstance(fused(image, text, mask, mask), torch.Tensor)
 
 
 def test_what_is_differentiated_or_not_float32_takes_the_plain_road():
-    folded = network().folded()
+    fused = network().for_inference()
     image, text = drawn(3, IMAGE_DIM, 1), drawn(3, TEXT_DIM, 2)
-    assert suits(folded, image, text)
-    assert not suits(folded, image.double(), text)
-    assert not suits(folded.double(), image, text)
-    folded.float()
+    assert suits(fused, image, text)
+    assert not suits(fused, image.double(), text)
+    assert not suits(fused.double(), image, text)
+    fused.float()
     image.requires_grad_()
-    assert not suits(folded, image, text)
-    folded(image, text).sum().backward()
+    assert not suits(fused, image, text)
+    fused(image, text).sum().backward()
     assert image.grad is not None
     with torch.no_grad():
-        assert suits(folded, image, text)
+        assert suits(fused, image, text)
 
 
 def test_cores_share_the_rows_and_keep_their_order(two_cores):
     fusion = network()
     image, text = drawn(PAIRS, IMAGE_DIM, 1), drawn(PAIRS, TEXT_DIM, 2)
     seen = []
-    cores.on_every_core(lambda start, stop: seen.append((start, stop, torch.get_num_threads())), PAIRS)
+    fusion_cpu.parallel_rows(lambda start, stop: seen.append((start, stop, torch.get_num_threads())), PAIRS)
     assert sorted(seen) == [(0, 19, 1), (19, 37, 1)]
     with torch.inference_mode():
-        found = fusion.folded()(image, text)
+        found = fusion.for_inference()(image, text)
     torch.testing.assert_close(found, fusion(image, text), atol=1e-6, rtol=1e-6)
     here: list[int] = []
     later = threading.Thread(target=lambda: here.append(torch.get_num_threads()))
@@ -104,12 +102,12 @@ def test_a_failure_on_another_core_is_not_lost(two_cores):
         raise ValueError(f"rows {start} to {stop}")
 
     with pytest.raises(ValueError, match="rows 0 to 19"):
-        cores.on_every_core(fail, PAIRS)
+        fusion_cpu.parallel_rows(fail, PAIRS)
 
 
 def test_few_rows_stay_in_the_callers_thread(two_cores):
     seen = []
-    cores.on_every_core(lambda start, stop: seen.append((start, stop, threading.current_thread())), 13)
+    fusion_cpu.parallel_rows(lambda start, stop: seen.append((start, stop, threading.current_thread())), 13)
     assert seen == [(0, 13, threading.current_thread())]
 
 
@@ -125,7 +123,7 @@ def test_work_shared_by_items_gives_the_scores_of_pairs(changes):
     fusion, given = network(**changes), items(7, 11)
     rows, columns = torch.arange(77) // 11, torch.arange(77) % 11
     with torch.inference_mode():
-        logits = by_item(fusion.folded(), given, 3, "cpu")
+        logits = grid_scorer(fusion.for_inference(), given, 3, "cpu")
         shared = isinstance(getattr(logits, "__self__", None), SharedItems)
         assert shared == (changes.get("layers") != 0 and changes.get("cross_attention", True))
         found = logits(rows, columns)
@@ -136,14 +134,14 @@ def test_work_shared_by_items_gives_the_scores_of_pairs(changes):
 
 
 def test_items_that_take_too_much_memory_are_not_shared(monkeypatch):
-    fusion = Fusion(image_dim=IMAGE_DIM, text_dim=TEXT_DIM, width=16, ffn_width=24, head_width=8).folded()
+    fusion = Fusion(image_dim=IMAGE_DIM, text_dim=TEXT_DIM, width=16, ffn_width=24, head_width=8).for_inference()
     given = items(7, 11)
     # 18 items, 2 sides, 16 + 24 numbers of 4 bytes.
-    monkeypatch.setattr(itemwise, "_MOST_SHARED_BYTES", 18 * 2 * 40 * 4)
+    monkeypatch.setattr(fusion_cpu, "_MOST_SHARED_BYTES", 18 * 2 * 40 * 4)
     with torch.inference_mode():
-        kept = by_item(fusion, given, 3, "cpu")
-        monkeypatch.setattr(itemwise, "_MOST_SHARED_BYTES", 18 * 2 * 40 * 4 - 1)
-        plain = by_item(fusion, given, 3, "cpu")
+        kept = grid_scorer(fusion, given, 3, "cpu")
+        monkeypatch.setattr(fusion_cpu, "_MOST_SHARED_BYTES", 18 * 2 * 40 * 4 - 1)
+        plain = grid_scorer(fusion, given, 3, "cpu")
         assert isinstance(kept.__self__, SharedItems)
         assert not hasattr(plain, "__self__")
         rows, columns = torch.tensor([6, 0, 3]), torch.tensor([0, 10, 5])
@@ -166,7 +164,7 @@ def test_the_shared_part_by_hand():
         block.image_ffn.outer.weight.copy_(torch.tensor([[2.0], [0.0]]))
         fusion.head.inner.weight[0, 0] = 1.0  # reads hv's first number
         fusion.head.outer.weight.fill_(1.0)
-    shared = SharedItems(fusion.folded(), torch.tensor([[4.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
+    shared = SharedItems(fusion.for_inference(), torch.tensor([[4.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
     # LN(4, 2) = (1, -1); 3 - 1 + 0.5 = 2.5; GELU(2.5) = 2.48447; hv = (4 + 2 * 2.48447, 2) = (8.96895, 2)
     found = shared.logits(torch.tensor([0]), torch.tensor([0]))
     assert float(found) == pytest.approx(8.96895, abs=2e-5)  # GELU(8.97) is 8.97

@@ -1,4 +1,4 @@
-"""What must never change a score: folding, masks, padding, batch size, order."""
+"""What must never change a score: fusing for inference, masks, padding, batch size, order."""
 
 import re
 
@@ -19,27 +19,27 @@ from networks import (
     network,
 )
 
-# --- folding ---------------------------------------------------------------------------------------------------------
+# --- fusing for inference --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("cross_attention", [True, False])
-def test_folded_gives_the_same_logits(case: str, cross_attention: bool) -> None:
+def test_fused_gives_the_same_logits(case: str, cross_attention: bool) -> None:
     fusion = network(cross_attention=cross_attention)
     logits = fusion(*inputs(case))
-    torch.testing.assert_close(fusion.folded()(*inputs(case)), logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(fusion.for_inference()(*inputs(case)), logits, atol=1e-5, rtol=0)
 
 
-def test_folded_tiny_preset_gives_the_same_logits_as_training_mode_maths() -> None:
+def test_fused_tiny_preset_gives_the_same_logits_as_training_mode_maths() -> None:
     torch.manual_seed(0)
     fusion = Fusion.from_preset("tiny", image_dim=768, text_dim=512, outputs=101, dropout=0.0).train()
     image, text = F.normalize(torch.randn(31, 768), dim=1), F.normalize(torch.randn(31, 512), dim=1)
-    torch.testing.assert_close(fusion.folded()(image, text), fusion(image, text), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fusion.for_inference()(image, text), fusion(image, text), atol=1e-5, rtol=0)
 
 
-def test_folded_uses_the_folded_matrix_and_no_affine_norm() -> None:
+def test_fused_uses_one_matrix_and_no_affine_norm() -> None:
     fusion = network()
-    twin = fusion.folded()
+    twin = fusion.for_inference()
     names = dict(twin.named_parameters())
     assert not any("norm" in name for name in names)
     with torch.no_grad():
@@ -50,11 +50,11 @@ def test_folded_uses_the_folded_matrix_and_no_affine_norm() -> None:
     assert twin(*inputs("tokens")).isnan().all()
 
 
-def test_folding_leaves_the_original_alone_and_the_twin_frozen() -> None:
+def test_fusing_leaves_the_original_alone_and_the_twin_frozen() -> None:
     fusion = network().train()
     before = {name: value.clone() for name, value in fusion.state_dict().items()}
     random_state = torch.get_rng_state()
-    twin = fusion.folded()
+    twin = fusion.for_inference()
     assert torch.equal(random_state, torch.get_rng_state())
     assert not twin.training
     assert fusion.training
@@ -68,18 +68,18 @@ def test_folding_leaves_the_original_alone_and_the_twin_frozen() -> None:
     assert all(parameter.requires_grad for parameter in fusion.parameters())
 
 
-def test_folding_twice_changes_nothing_more() -> None:
-    twin = network().folded()
-    assert torch.equal(twin.folded()(*inputs("pooled")), twin(*inputs("pooled")))
+def test_fusing_twice_changes_nothing_more() -> None:
+    twin = network().for_inference()
+    assert torch.equal(twin.for_inference()(*inputs("pooled")), twin(*inputs("pooled")))
 
 
 # --- what must never change a score ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("garbage", [1e6, float("nan"), float("inf")])
-@pytest.mark.parametrize("folded", [False, True])
-def test_what_stands_in_masked_tokens_never_changes_a_score(garbage: float, folded: bool) -> None:
-    fusion = network().folded() if folded else network()
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_stands_in_masked_tokens_never_changes_a_score(garbage: float, fused: bool) -> None:
+    fusion = network().for_inference() if fused else network()
     image, text, image_mask, text_mask = inputs("masked tokens")
     expected = fusion(image, text, image_mask, text_mask)
     image = image.masked_fill(~image_mask[..., None], garbage)
@@ -103,9 +103,9 @@ def gradients_of(fusion: Fusion, image: Tensor) -> dict[str, Tensor | None]:
     return {name: parameter.grad for name, parameter in fusion.named_parameters()}
 
 
-@pytest.mark.parametrize("folded", [False, True])
-def test_padding_never_changes_a_score(folded: bool) -> None:
-    fusion = network().folded() if folded else network()
+@pytest.mark.parametrize("fused", [False, True])
+def test_padding_never_changes_a_score(fused: bool) -> None:
+    fusion = network().for_inference() if fused else network()
     image, text, image_mask, text_mask = inputs("masked tokens")
     expected = fusion(image, text, image_mask, text_mask)
     padded = fusion(
@@ -125,9 +125,9 @@ def test_a_pooled_embedding_is_one_token_and_may_be_padded() -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("folded", [False, True])
-def test_batch_size_and_order_never_change_a_score(case: str, folded: bool) -> None:
-    fusion = network().folded() if folded else network()
+@pytest.mark.parametrize("fused", [False, True])
+def test_batch_size_and_order_never_change_a_score(case: str, fused: bool) -> None:
+    fusion = network().for_inference() if fused else network()
     given = inputs(case)
     expected = fusion(*given)
     order = torch.tensor([4, 0, 6, 2, 5, 1, 3])

@@ -5,8 +5,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from frevl.models.inputs import stored_in_half
+from frevl.models.retrieval.first_stage import with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
-from frevl.models.retrieval.two_tower import Dual, with_alignment
+from frevl.models.retrieval.two_tower import TwoTower
 
 
 def test_matrices_are_halved_and_vectors_are_not():
@@ -44,10 +45,10 @@ def test_what_float16_cannot_hold_stays():
 def test_scores_after_a_file_change_by_less_than_a_thousandth_of_the_scale(tmp_path):
     torch.manual_seed(0)
     images, texts, rows = torch.randn(41, 11), torch.randn(41, 7), torch.arange(41)
-    own = Dual.of([Dual(image_dim=11, text_dim=7, hidden=64, width=32) for _ in range(2)])
+    own = TwoTower.of([TwoTower(image_dim=11, text_dim=7, hidden=64, width=32) for _ in range(2)])
     network = with_alignment(own, fit_alignment(images, texts, rows, rows, seed=0), 3.0)
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    twin = Dual(**network.settings).eval()
+    twin = TwoTower(**network.settings).eval()
     twin.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     with torch.inference_mode():
         apart = (own(images, texts) + 3 * _aligned(network, images, texts) - twin(images, texts)).abs().max()

@@ -1,7 +1,6 @@
 """What a fusion has to beat: majority, one modality alone, a linear probe, a concatenation MLP.
 
-Pure torch. Every network here takes and returns what `Fusion` does, so that all are trained, saved, scored and
-judged on one road. Tokens are pooled by their mean.
+Pure torch. Tokens are pooled by their mean.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from frevl.models.inputs import masked_mean
+from frevl.models.inputs import ZScore, frozen, mean_pool
+from frevl.models.interface import PairNetwork
 
 __all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
 
@@ -22,13 +22,15 @@ _AT_ONCE = 10  # steps between two looks at the clock
 _WIDEST = 5_000  # features or pairs, whichever are fewer, whose principal directions are worth computing
 
 
-class Majority(nn.Module):
+class Majority(PairNetwork):
     """Always answers with the training frequencies, whatever image and text say."""
+
+    key = "majority"
 
     def __init__(self, *, outputs: int) -> None:
         super().__init__()
         self.settings = {"outputs": outputs}
-        self.logits = nn.Parameter(torch.zeros(outputs), requires_grad=False)
+        self.logits = frozen(outputs)
 
     def forward(
         self,
@@ -41,19 +43,20 @@ class Majority(nn.Module):
         return self.logits.expand(len(image), -1)
 
 
-class Linear(nn.Module):
+class Linear(PairNetwork):
     """Logistic regression on ``[v ; t]``, and on ``v*t`` too where the widths agree.
 
     Features are standardised with training statistics first. Fitted by `fit_linear`.
     """
+
+    key = "linear"
 
     def __init__(self, *, image_dim: int, text_dim: int, outputs: int) -> None:
         super().__init__()
         self.settings = {"image_dim": image_dim, "text_dim": text_dim, "outputs": outputs}
         self.multiply = image_dim == text_dim
         features = image_dim + text_dim + (image_dim if self.multiply else 0)
-        self.mean = nn.Parameter(torch.zeros(features), requires_grad=False)
-        self.scale = nn.Parameter(torch.ones(features), requires_grad=False)
+        self.mean, self.scale = frozen(features), frozen(features, fill=1.0)
         self.linear = nn.Linear(features, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -62,20 +65,34 @@ class Linear(nn.Module):
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
         """Return ``(n, features)``, standardised."""
-        v, t = _pooled(image, image_mask), _pooled(text, text_mask)
+        v, t = mean_pool(image, image_mask), mean_pool(text, text_mask)
         parts = [v, t, v * t] if self.multiply else [v, t]
-        return (torch.cat(parts, dim=1) - self.mean) / self.scale
+        return self.statistics(torch.cat(parts, dim=1))
+
+    @property
+    def statistics(self) -> ZScore:
+        """Mean and deviation of the training features."""
+        return ZScore(self.mean, self.scale)
+
+    def input_statistics(self) -> tuple[ZScore, ZScore]:
+        """Mean and deviation of the training pairs' images, and of their texts."""
+        ends = self.settings["image_dim"], self.settings["image_dim"] + self.settings["text_dim"]
+        sides = slice(0, ends[0]), slice(*ends)
+        image, text = (ZScore(self.mean[side], self.scale[side]) for side in sides)
+        return image, text
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
+        """Return ``(n, outputs)`` logits; the shapes are those of `PairNetwork.forward`."""
         logits: Tensor = self.linear(self.features(image, text, image_mask, text_mask))
         return logits
 
 
-class Mlp(nn.Module):
-    """A two-layer network on the concatenation; with one modality switched off, the blind baseline."""
+class Mlp(PairNetwork):
+    """A two-layer network on the concatenation; with one modality switched off, the baseline that cannot see it."""
+
+    key = "mlp"
 
     def __init__(
         self,
@@ -89,7 +106,7 @@ class Mlp(nn.Module):
         dropout: float = 0.3,
     ) -> None:
         super().__init__()
-        self.settings: dict[str, int | float | bool] = {
+        self.settings = {
             "image_dim": image_dim,
             "text_dim": text_dim,
             "outputs": outputs,
@@ -112,9 +129,9 @@ class Mlp(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
-        parts = [_pooled(image, image_mask)] if self.use_image else []
-        parts += [_pooled(text, text_mask)] if self.use_text else []
+        """Return ``(n, outputs)`` logits; the shapes are those of `PairNetwork.forward`."""
+        parts = [mean_pool(image, image_mask)] if self.use_image else []
+        parts += [mean_pool(text, text_mask)] if self.use_text else []
         logits: Tensor = self.layers(self.norm(torch.cat(parts, dim=1)))
         return logits
 
@@ -233,8 +250,3 @@ def _curvature(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
     logits = logits.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(logits), logits)
     return (len(logits) * gradient.square().sum(dim=0)).clamp(min=1e-8)
-
-
-def _pooled(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """``(n, d)`` from pooled or token embeddings."""
-    return tokens if tokens.dim() == 2 else masked_mean(tokens, mask)

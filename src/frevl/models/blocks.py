@@ -1,16 +1,20 @@
 """The parts of the fusion network: exact attention, feed-forward, and the bidirectional block.
 
 Shapes: ``n`` pairs, ``N`` tokens, ``width`` the width of the network. Masks are bool and True where a token
-exists. Every part can ``fold``: become the same function with fewer operations, for inference only.
+exists. Every part can `fuse_for_inference`: become the same function with fewer operations.
 """
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Attention", "Block", "FeedForward", "dropped"]
+from frevl.errors import UsageError
+
+__all__ = ["Attention", "Block", "FeedForward", "as_tokens", "check_pairs", "dropped", "zero_masked"]
 
 
 class Attention(nn.Module):
@@ -29,7 +33,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         self.output = nn.Linear(width, width)
-        self.output_value: nn.Linear | None = None  # W_o W_v as one map, in a folded network
+        self.output_value: nn.Linear | None = None  # W_o W_v as one map, in a network fused for inference
 
     def forward(self, queries: Tensor, keys: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Let every query read the keys.
@@ -64,7 +68,7 @@ class Attention(nn.Module):
         """``(n, N, width)`` to ``(n, heads, N, width / heads)``."""
         return x.view(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
-    def fold(self, query_norm: nn.LayerNorm, key_norm: nn.LayerNorm) -> None:
+    def fuse_for_inference(self, query_norm: nn.LayerNorm, key_norm: nn.LayerNorm) -> None:
         """Take over scale and shift of the norms that are read, and multiply out ``W_o W_v``."""
         self.query = _after_norm(query_norm, self.query)
         self.key = _after_norm(key_norm, self.key)
@@ -107,9 +111,14 @@ class _CrossAttention(nn.Module):
         v_seen, t_seen = self.image_norm(v), self.text_norm(t)
         return v + self.image_reads_text(v_seen, t_seen, t_mask), t + self.text_reads_image(t_seen, v_seen, v_mask)
 
-    def fold(self) -> None:
-        self.image_reads_text.fold(self.image_norm, self.text_norm)
-        self.text_reads_image.fold(self.text_norm, self.image_norm)
+    def pooled(self, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        v_seen, t_seen = self.image_norm(v), self.text_norm(t)
+        image_reads, text_reads = self.image_reads_text.output_value, self.text_reads_image.output_value
+        return v + cast("nn.Linear", image_reads)(t_seen), t + cast("nn.Linear", text_reads)(v_seen)
+
+    def fuse_for_inference(self) -> None:
+        self.image_reads_text.fuse_for_inference(self.image_norm, self.text_norm)
+        self.text_reads_image.fuse_for_inference(self.text_norm, self.image_norm)
         self.image_norm, self.text_norm = _plain(self.image_norm), _plain(self.text_norm)
 
 
@@ -130,10 +139,16 @@ class Block(nn.Module):
             v, t = self.cross(v, t, v_mask, t_mask)
         return v + self.image_ffn(self.image_norm(v)), t + self.text_ffn(self.text_norm(t))
 
-    def fold(self) -> None:
+    def pooled(self, v: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the same on ``(n, width)``, one token each; only after `fuse_for_inference`."""
+        if self.cross is not None:
+            v, t = self.cross.pooled(v, t)
+        return v + self.image_ffn(self.image_norm(v)), t + self.text_ffn(self.text_norm(t))
+
+    def fuse_for_inference(self) -> None:
         """Move every norm's scale and shift into the maps that read it."""
         if self.cross is not None:
-            self.cross.fold()
+            self.cross.fuse_for_inference()
         self.image_ffn.inner = _after_norm(self.image_norm, self.image_ffn.inner)
         self.text_ffn.inner = _after_norm(self.text_norm, self.text_ffn.inner)
         self.image_norm, self.text_norm = _plain(self.image_norm), _plain(self.text_norm)
@@ -161,6 +176,38 @@ def dropped(x: Tensor, probability: float) -> Tensor:
     scale = torch.empty_like(x, requires_grad=False)
     torch.ge(bits, cut - 32768, out=scale)
     return x * scale.mul_(65536 / (65536 - cut))
+
+
+def as_tokens(modality: str, x: Tensor, projection: nn.Linear) -> Tensor:
+    """``(n, D)`` as ``(n, 1, D)``; ``(n, N, D)`` as it is; anything else is refused."""
+    if x.dim() not in (2, 3) or x.shape[-1] != projection.in_features or (x.dim() == 3 and x.shape[1] == 0):
+        dim = projection.in_features
+        raise UsageError(
+            f"Fusion expects {modality} embeddings of shape (n, {dim}), or (n, tokens, {dim}) with at least "
+            f"one token, but got {tuple(x.shape)}; was the network built for another encoder?"
+        )
+    return x[:, None] if x.dim() == 2 else x
+
+
+def check_pairs(image: Tensor, text: Tensor) -> None:
+    """Refuse ``(n, ...)`` images and ``(m, ...)`` texts of different numbers."""
+    if image.shape[0] != text.shape[0]:
+        raise UsageError(
+            "Fusion scores pairs and needs as many images as texts, "
+            f"but got {image.shape[0]} images and {text.shape[0]} texts."
+        )
+
+
+def zero_masked(modality: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Zero the masked-out tokens, so that nothing that stands there can spread, not even NaN."""
+    if mask is None:
+        return hidden
+    if mask.shape != hidden.shape[:2] or mask.dtype != torch.bool:
+        raise UsageError(
+            f"Fusion expects the {modality} mask as bool of shape {tuple(hidden.shape[:2])}, "
+            f"but got {mask.dtype} of shape {tuple(mask.shape)}."
+        )
+    return hidden.masked_fill(~mask[..., None], 0.0)
 
 
 def _after_norm(norm: nn.LayerNorm, linear: nn.Linear) -> nn.Linear:

@@ -2,68 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, logit, nn
 
-from frevl.models.baselines import Linear, Majority, Mlp
-from frevl.models.fusion import Fusion
-from frevl.models.kernel_ridge import KernelFusion
+from frevl.models.inputs import ZScore
+from frevl.models.interface import Build, PairNetwork
 
 __all__ = ["Average"]
 
-_MEMBERS: dict[str, type[nn.Module]] = {
-    "fusion": Fusion,
-    "kernel": KernelFusion,
-    "linear": Linear,
-    "majority": Majority,
-    "mlp": Mlp,
-}
 
-
-class Average(nn.Module):
+class Average(PairNetwork):
     """The logarithm of the (weighted) mean of its members' calibrated probabilities."""
 
-    def __init__(self, *, members: list[dict[str, Any]], soft: bool) -> None:
-        """Build the members without their weights.
+    key = "average"
+
+    def __init__(
+        self, members: Sequence[PairNetwork], calibrations: Sequence[Mapping[str, float]], *, soft: bool
+    ) -> None:
+        """Average networks, which become parts of this one.
 
         Args:
-            members: For each ``network`` (its kind), ``settings`` (its constructor's arguments), ``scale`` and
-                ``offset`` (its calibration), and maybe ``weight``, 1 if absent.
-            soft: True where every class is judged by itself: sigmoid instead of softmax.
+            members: At least one.
+            calibrations: ``scale`` and ``offset`` of each, and maybe ``weight``, 1 if absent.
+            soft: True where every class has a probability of its own: sigmoid instead of softmax.
         """
         super().__init__()
-        self.settings: dict[str, Any] = {"members": members, "soft": soft}
+        self.settings = {
+            "members": [
+                {"network": member.key, "settings": member.settings, **calibration}
+                for member, calibration in zip(members, calibrations, strict=True)
+            ],
+            "soft": soft,
+        }
         self.soft = soft
-        self.calibrations = [(float(one["scale"]), float(one["offset"])) for one in members]
-        total = sum(float(one.get("weight", 1)) for one in members)
-        self.weights = [float(one.get("weight", 1)) / total for one in members]
-        self.members = nn.ModuleList(_MEMBERS[one["network"]](**one["settings"]) for one in members)
+        self.calibrations = [(float(one["scale"]), float(one["offset"])) for one in calibrations]
+        total = sum(float(one.get("weight", 1)) for one in calibrations)
+        self.weights = [float(one.get("weight", 1)) / total for one in calibrations]
+        self.members = nn.ModuleList(members)
+        self.no_int8 = next((member.no_int8 for member in members if member.no_int8), "")
 
     @classmethod
-    def of(cls, networks: list[nn.Module], calibrations: list[dict[str, float]], *, soft: bool) -> Average:
-        """Average fitted networks.
-
-        Args:
-            networks: At least one, none of them an average.
-            calibrations: ``scale``, ``offset`` and maybe ``weight`` of each.
-            soft: As in the constructor.
-        """
-        kinds = {kind: name for name, kind in _MEMBERS.items()}
-        members = [
-            {"network": kinds[type(network)], "settings": network.settings, **calibration}
-            for network, calibration in zip(networks, calibrations, strict=True)
+    def from_settings(cls, settings: dict[str, Any], build: Build) -> Average:
+        """Build the members without their weights, and average them."""
+        members = [build(one["network"], one["settings"]) for one in settings["members"]]
+        calibrations = [
+            {name: value for name, value in one.items() if name not in ("network", "settings")}
+            for one in settings["members"]
         ]
-        average = cls(members=members, soft=soft)
-        for member, network in zip(average.members, networks, strict=True):
-            member.load_state_dict(network.state_dict())
-        return average.eval()
+        return cls(members, calibrations, soft=settings["soft"])
+
+    @classmethod
+    def of(cls, networks: Sequence[PairNetwork], calibrations: Sequence[Mapping[str, float]], *, soft: bool) -> Average:
+        """Average copies of fitted networks; arguments as in the constructor."""
+        return cls([deepcopy(network) for network in networks], calibrations, soft=soft).eval()
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
+        """Return ``(n, outputs)`` logits; the shapes are those of `PairNetwork.forward`."""
         total: Tensor | None = None
         parts = zip(self.members, self.calibrations, self.weights, strict=True)
         for member, (scale, offset), weight in parts:
@@ -73,4 +72,18 @@ class Average(nn.Module):
         if total is None:
             return image.new_zeros(len(image), 0)
         mean = total.clamp(1e-7, 1 - 1e-7)
-        return torch.logit(mean) if self.soft else mean.log()
+        return logit(mean) if self.soft else mean.log()
+
+    def for_export(self) -> nn.Module:
+        """A copy with every member in the form that can be traced."""
+        twin = deepcopy(self)
+        twin.members = nn.ModuleList(member.for_export() for member in self._members())
+        return twin
+
+    def input_statistics(self) -> tuple[ZScore, ZScore] | None:
+        """Those of the first member that remembers them."""
+        found = (member.input_statistics() for member in self._members())
+        return next((one for one in found if one is not None), None)
+
+    def _members(self) -> Iterator[PairNetwork]:
+        return (member for member in self.members if isinstance(member, PairNetwork))

@@ -29,16 +29,17 @@ On pooled embeddings 13.8 % of ``base`` (the query and key maps) is never used: 
 from __future__ import annotations
 
 import copy
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.errors import UsageError, nearest
-from frevl.models.blocks import Block, FeedForward
-from frevl.models.fusion_cpu import pair_logits, suits
-from frevl.models.inputs import masked_mean
+from frevl.models.blocks import Block, FeedForward, as_tokens, check_pairs, zero_masked
+from frevl.models.fusion_cpu import SharedItems, can_share_first_block, pair_logits, suits
+from frevl.models.inputs import mean_pool
+from frevl.models.interface import Items, PairLogits, PairNetwork, Projection
 
 __all__ = ["PRESETS", "Fusion", "FusionPreset"]
 
@@ -73,12 +74,15 @@ PRESETS: dict[str, FusionPreset] = {
 }
 
 
-class Fusion(nn.Module):
+class Fusion(PairNetwork):
     """The fusion network (arXiv 2508.04469, section 3.3).
 
     ``GELU(Wx + b)`` per modality; ``layers`` pre-norm blocks in which both directions read the same block
     input; masked mean over tokens; ``[hv ; ht ; hv*ht ; |hv-ht|]``; a two-layer head.
     """
+
+    key = "fusion"
+    item_work = "grids"
 
     def __init__(
         self,
@@ -137,7 +141,7 @@ class Fusion(nn.Module):
             raise UsageError(f"Fusion: heads must divide width, but width is {width} and heads is {heads}.")
         if not 0.0 <= dropout < 1.0:
             raise UsageError(f"Fusion: dropout must be at least 0 and below 1, but is {dropout}.")
-        self._settings: dict[str, int | float | bool] = {
+        self.settings = {
             **sizes,
             "dropout": dropout,
             "cross_attention": cross_attention,
@@ -146,7 +150,7 @@ class Fusion(nn.Module):
             "difference": difference,
         }
         self.product, self.difference = product, difference
-        self.is_folded = False
+        self.is_fused = False
         self.image_projection = nn.Linear(image_dim, width)
         self.text_projection = nn.Linear(text_dim, width)
         self.blocks = nn.ModuleList(Block(width, heads, ffn_width, dropout, cross_attention) for _ in range(layers))
@@ -230,11 +234,6 @@ class Fusion(nn.Module):
 
         return push_network(self, repository, self.settings, card=card, **options)
 
-    @property
-    def settings(self) -> dict[str, int | float | bool]:
-        """The constructor's arguments: ``Fusion(**settings)`` builds a network of the same shape."""
-        return dict(self._settings)
-
     def forward(
         self,
         image: Tensor,
@@ -257,8 +256,8 @@ class Fusion(nn.Module):
             UsageError: Shapes do not fit the network or each other.
         """
         pooled = image.dim() == text.dim() == 2 and image_mask is None and text_mask is None
-        if self.is_folded and pooled and suits(self, image, text):
-            _check_pairs(_tokens("image", image, self.image_projection), _tokens("text", text, self.text_projection))
+        if self.is_fused and pooled and suits(self, image, text):
+            check_pairs(as_tokens("image", image, self.image_projection), as_tokens("text", text, self.text_projection))
             return pair_logits(self, image, text)
         image_hidden, text_hidden = self.project(image, text)
         logits: Tensor = self.head(self.fuse(image_hidden, text_hidden, image_mask, text_mask))
@@ -270,11 +269,11 @@ class Fusion(nn.Module):
 
     def project_image(self, image: Tensor) -> Tensor:
         """``GELU(Wx + b)`` of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` as ``(n, Nv, width)``."""
-        return F.gelu(self.image_projection(_tokens("image", image, self.image_projection)))
+        return F.gelu(self.image_projection(as_tokens("image", image, self.image_projection)))
 
     def project_text(self, text: Tensor) -> Tensor:
         """``GELU(Wx + b)`` of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` as ``(n, Nt, width)``."""
-        return F.gelu(self.text_projection(_tokens("text", text, self.text_projection)))
+        return F.gelu(self.text_projection(as_tokens("text", text, self.text_projection)))
 
     def fuse(
         self,
@@ -299,17 +298,16 @@ class Fusion(nn.Module):
         Raises:
             UsageError: The numbers of images and texts differ, or a mask does not fit.
         """
-        _check_pairs(image_hidden, text_hidden)
-        v = _without_masked("image", image_hidden, image_mask)
-        t = _without_masked("text", text_hidden, text_mask)
+        check_pairs(image_hidden, text_hidden)
+        v = zero_masked("image", image_hidden, image_mask)
+        t = zero_masked("text", text_hidden, text_mask)
         for block in self.blocks:
             v, t = block(v, t, image_mask, text_mask)
-        hv, ht = masked_mean(v, image_mask), masked_mean(t, text_mask)
-        parts = [hv, ht]
-        if self.product:
-            parts.append(hv * ht)
-        if self.difference:
-            parts.append((hv - ht).abs())
+        return self.compare(mean_pool(v, image_mask), mean_pool(t, text_mask))
+
+    def compare(self, hv: Tensor, ht: Tensor) -> Tensor:
+        """Return ``[hv ; ht ; hv*ht ; |hv-ht|]`` of ``(n, width)`` each, without the parts that are switched off."""
+        parts = [hv, ht] + ([hv * ht] if self.product else []) + ([(hv - ht).abs()] if self.difference else [])
         return torch.cat(parts, dim=-1)
 
     def parameter_counts(self) -> dict[str, int]:
@@ -324,53 +322,79 @@ class Fusion(nn.Module):
             for part, modules in parts.items()
         }
 
-    def folded(self) -> Fusion:
+    def for_inference(self) -> Fusion:
         """Return a frozen copy with the same answers and less work; this network stays as it is.
 
         ``W_o W_v`` becomes one matrix wherever a modality has one token, the scale and shift of every
         LayerNorm move into the linear maps that read it, and the biases on the way become one. Exact but
-        for float32 rounding (computed in float64). On a processor, pooled pairs take the road of
+        for float32 rounding (computed in float64). On a processor, pooled pairs are then computed by
         `frevl.models.fusion_cpu`. The copy is in evaluation mode, its parameters need no gradient, and it has other
         weights: save and train the original.
         """
         twin = copy.deepcopy(self).eval()
         for block in twin.blocks.children():
             if isinstance(block, Block):
-                block.fold()
+                block.fuse_for_inference()
         for module in twin.modules():
             if isinstance(module, nn.Linear):
                 # The same matrix, laid out as products of few rows read it: measured up to a fifth faster.
                 module.weight = nn.Parameter(module.weight.detach().t().contiguous().t())
-        twin.is_folded = True
+        twin.is_fused = True
         return twin.requires_grad_(False)
 
+    def for_export(self) -> nn.Module:
+        """Fused for inference, and without an axis of tokens where there are none."""
+        return _WithoutTokenAxis(self.for_inference())
 
-def _tokens(modality: str, x: Tensor, projection: nn.Linear) -> Tensor:
-    """``(n, D)`` as ``(n, 1, D)``; ``(n, N, D)`` as it is; anything else is refused."""
-    if x.dim() not in (2, 3) or x.shape[-1] != projection.in_features or (x.dim() == 3 and x.shape[1] == 0):
-        dim = projection.in_features
-        raise UsageError(
-            f"Fusion expects {modality} embeddings of shape (n, {dim}), or (n, tokens, {dim}) with at least "
-            f"one token, but got {tuple(x.shape)}; was the network built for another encoder?"
-        )
-    return x[:, None] if x.dim() == 2 else x
+    def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:  # noqa: ARG002
+        """The projected tokens of images."""
+        return (self.project_image(image),)
+
+    def text_items(self, text: Tensor, text_mask: Tensor | None = None) -> Items:  # noqa: ARG002
+        """The projected tokens of texts."""
+        return (self.project_text(text),)
+
+    def score_items(
+        self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Run blocks and head on projected tokens."""
+        (image,), (text,) = images, texts
+        logits: Tensor = self.head(self.fuse(image, text, image_mask, text_mask))
+        return logits
+
+    def projections(self) -> tuple[Projection, Projection]:
+        """`project_image` and `project_text`."""
+        return self.project_image, self.project_text
+
+    def shared_scorer(self, images: Items, texts: Items) -> PairLogits | None:
+        """Of pooled items, the first block too is mostly work of single items (`SharedItems`)."""
+        (image,), (text,) = images, texts
+        pooled = image.shape[1] == text.shape[1] == 1
+        if not (self.is_fused and pooled and can_share_first_block(self.settings, len(image) + len(text))):
+            return None
+        return SharedItems(self, image[:, 0], text[:, 0]).logits if suits(self, image, text) else None
 
 
-def _check_pairs(image: Tensor, text: Tensor) -> None:
-    if image.shape[0] != text.shape[0]:
-        raise UsageError(
-            "Fusion scores pairs and needs as many images as texts, "
-            f"but got {image.shape[0]} images and {text.shape[0]} texts."
-        )
+class _WithoutTokenAxis(nn.Module):
+    """A fused network whose graph has no axis of tokens for pooled pairs.
 
+    In ONNX, linear maps of two axes become ``Gemm``; ``MatMul`` and ``Add`` took 3 % longer.
+    """
 
-def _without_masked(modality: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero the masked-out tokens, so that nothing that stands there can spread, not even NaN."""
-    if mask is None:
-        return hidden
-    if mask.shape != hidden.shape[:2] or mask.dtype != torch.bool:
-        raise UsageError(
-            f"Fusion expects the {modality} mask as bool of shape {tuple(hidden.shape[:2])}, "
-            f"but got {mask.dtype} of shape {tuple(mask.shape)}."
-        )
-    return hidden.masked_fill(~mask[..., None], 0.0)
+    def __init__(self, network: Fusion) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        net = self.network
+        logits: Tensor
+        if image.dim() == 3 or text.dim() == 3:
+            logits = net(image, text, image_mask, text_mask)
+            return logits
+        v, t = F.gelu(net.image_projection(image)), F.gelu(net.text_projection(text))
+        for block in net.blocks:
+            v, t = cast("Block", block).pooled(v, t)
+        logits = net.head(net.compare(v, t))
+        return logits

@@ -1,8 +1,9 @@
-"""The folded fusion on pooled pairs: blocks of rows that stay in a core's cache, every core its own blocks (ours).
+"""The fusion, fused for inference, on pooled pairs: blocks of rows that stay in a core's cache (ours).
 
 The same function as `Fusion.forward` but for float32 rounding. What it saves beside the matrix products: activations
 never leave the cache, the buffers of a block are used again by the next, both modalities go through norms and GELU
-together, and cores wait for each other once a call instead of once an operation. For inference on processors only.
+together, and every core has blocks of its own, so that cores wait for each other once a call instead of once an
+operation. For inference on processors only.
 
 The two modalities of a block of rows lie in one buffer, ``(2, rows, d)``, the image first.
 """
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,15 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from frevl.models.blocks import Block, FeedForward
 
-__all__ = ["SharedItems", "on_every_core", "pair_logits", "suits"]
+__all__ = ["SharedItems", "can_share_first_block", "pair_logits", "parallel_rows", "suits"]
 
 _CACHE_BYTES = 2 << 20  # of one core
 _FEW_ROWS, _MANY_ROWS = 128, 512  # of a block: few, if its activations then stay in the cache; else wide products count
 _gelu = torch.ops.aten.gelu_
 
 
-class FoldedFusion(Protocol):
-    """The parts of a folded fusion that the blocks of rows are computed from."""
+class FusedNetwork(Protocol):
+    """The parts of a fusion after `Fusion.for_inference` that the blocks of rows are computed from."""
 
     image_projection: nn.Linear
     text_projection: nn.Linear
@@ -40,8 +41,8 @@ class FoldedFusion(Protocol):
     difference: bool
 
 
-def suits(network: FoldedFusion, *inputs: Tensor) -> bool:
-    """Tell whether this road can take the inputs: float32 on a processor, nothing to differentiate or to trace."""
+def suits(network: FusedNetwork, *inputs: Tensor) -> bool:
+    """Tell whether the inputs can be computed here: float32 on a processor, nothing to differentiate or to trace."""
     weight = network.image_projection.weight
     if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
         return False
@@ -49,11 +50,11 @@ def suits(network: FoldedFusion, *inputs: Tensor) -> bool:
     return same and weight.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def pair_logits(network: FoldedFusion, image: Tensor, text: Tensor) -> Tensor:
+def pair_logits(network: FusedNetwork, image: Tensor, text: Tensor) -> Tensor:
     """Return the ``(n, outputs)`` logits of pairs.
 
     Args:
-        network: From `Fusion.folded`.
+        network: From `Fusion.for_inference`.
         image: ``(n, image_dim)`` float32, like ``text``: `suits`.
         text: ``(n, text_dim)``.
     """
@@ -72,8 +73,17 @@ def pair_logits(network: FoldedFusion, image: Tensor, text: Tensor) -> Tensor:
                 _block(block, hidden, parts, room)
             _decide(parts, hidden, room, logits[rows])
 
-    on_every_core(work, len(image))
+    parallel_rows(work, len(image))
     return logits
+
+
+_MOST_SHARED_BYTES = 1 << 30
+
+
+def can_share_first_block(settings: dict[str, Any], items: int) -> bool:
+    """Whether `SharedItems` can be made of so many items, in bounded memory, by the ``settings`` of a `Fusion`."""
+    floats = 2 * items * (settings["width"] + settings["ffn_width"])
+    return bool(settings["layers"] and settings["cross_attention"]) and 4 * floats <= _MOST_SHARED_BYTES
 
 
 class SharedItems:
@@ -87,11 +97,11 @@ class SharedItems:
     where ``y_text`` is what the image reads. Left for a pair are the division, and everything from the GELU on.
     """
 
-    def __init__(self, network: FoldedFusion, image: Tensor, text: Tensor) -> None:
+    def __init__(self, network: FusedNetwork, image: Tensor, text: Tensor) -> None:
         """Do the work of single items.
 
         Args:
-            network: From `Fusion.folded`, with at least one block, and with cross-attention.
+            network: From `Fusion.for_inference`, with at least one block, and with cross-attention.
             image: ``(images, width)`` from `Fusion.project_image`.
             text: ``(texts, width)`` from `Fusion.project_text`.
         """
@@ -119,7 +129,7 @@ class SharedItems:
                     _block(block, hidden, parts, room)
                 _decide(parts, hidden, room, logits[part])
 
-        on_every_core(work, len(rows))
+        parallel_rows(work, len(rows))
         return logits
 
     def _first_block(self, rows: Tensor, columns: Tensor, hidden: Tensor, room: _Room) -> None:
@@ -150,9 +160,9 @@ class _Sides(NamedTuple):
 
 
 class _Parts:
-    """A folded network's matrices, laid out for this road; they share its memory."""
+    """A network's matrices, laid out for the products here; they share its memory."""
 
-    def __init__(self, network: FoldedFusion) -> None:
+    def __init__(self, network: FusedNetwork) -> None:
         self.projections = _matrices(network.image_projection, network.text_projection)
         self.projection_bias = _biases(network.image_projection, network.text_projection)
         self.blocks = [_sides(cast("Block", block)) for block in network.blocks]
@@ -171,8 +181,8 @@ def _sides(block: Block) -> _Sides:
     reads_bias = torch.zeros(2, 1, 1)
     if block.cross is not None:
         maps = [block.cross.image_reads_text.output_value, block.cross.text_reads_image.output_value]
-        folded = [cast("nn.Linear", one) for one in maps]
-        reads, reads_bias = _matrices(*folded), _biases(*folded)
+        fused = [cast("nn.Linear", one) for one in maps]
+        reads, reads_bias = _matrices(*fused), _biases(*fused)
     return _Sides(
         reads, reads_bias, _matrices(image.inner, text.inner), _biases(image.inner, text.inner),
         _matrices(image.outer, text.outer), _biases(image.outer, text.outer), block.image_norm.eps,
@@ -267,7 +277,7 @@ def _decide(parts: _Parts, hidden: Tensor, room: _Room, logits: Tensor) -> None:
 _LEAST_SHARE = 32  # rows; smaller shares of a call are not worth another core
 
 
-def on_every_core(work: Callable[[int, int], None], count: int) -> None:
+def parallel_rows(work: Callable[[int, int], None], count: int) -> None:
     """Share rows among as many cores as PyTorch would use.
 
     Args:

@@ -19,6 +19,8 @@ from frevl.errors import MissingExtraError, RunError
 if TYPE_CHECKING:
     from torch import nn
 
+    from frevl.models.interface import PairNetwork
+
 __all__ = ["PREFIX", "load_network", "push_network", "run_folder", "save_network"]
 
 PREFIX = "hf:"
@@ -27,7 +29,7 @@ PREFIX = "hf:"
 _RUN_FILES = ("run.json", "weights.safetensors", "seen.safetensors")
 _FOLDERS = re.compile(r"(?<![\w.:])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 
-Network = TypeVar("Network", bound="nn.Module")
+Network = TypeVar("Network", bound="PairNetwork")
 
 
 def save_network(
@@ -132,7 +134,7 @@ def _published() -> Any:
             save_file(weights, save_directory / "model.safetensors", metadata={"format": "pt"})
 
         @classmethod
-        def _from_pretrained(cls, *, model_id: str, kind: type[nn.Module], **_: Any) -> nn.Module:
+        def _from_pretrained(cls, *, model_id: str, kind: type[PairNetwork], **_: Any) -> PairNetwork:
             return _read_network(kind, Path(model_id))
 
         def generate_model_card(self, text: str | None = None) -> Any:
@@ -166,9 +168,9 @@ def _read_network(kind: type[Network], folder: Path) -> Network:
     try:
         settings = json.loads((folder / names[0]).read_text(encoding="utf-8"))
         if whole_run:
-            if settings["network_name"] != kind.__name__.lower():
+            if settings["network_name"] != kind.key:
                 raise RunError(
-                    f"{folder}: expected a run of a {kind.__name__.lower()}, found one of a "
+                    f"{folder}: expected a run of a {kind.key}, found one of a "
                     f"{settings['network_name']}; open it with Scorer.open"
                 )
             settings = settings["network_settings"]

@@ -1,31 +1,74 @@
-"""What networks do to their inputs: masked mean pooling, and lower precision where it is safe."""
+"""What networks do to their inputs: mean pooling, standardising, and lower precision where it is safe."""
 
 from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["low_precision", "masked_mean", "stored_in_half"]
+__all__ = ["ZScore", "frozen", "low_precision", "mean_pool", "stored_in_half"]
+
+_LEAST_DEVIATION = 1e-6
 
 
-def masked_mean(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+def mean_pool(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over the tokens that exist.
 
     Args:
-        tokens: ``(n, N, d)``; finite where masked out.
+        tokens: ``(n, N, d)``, finite where masked out; or ``(n, d)``, which is pooled already.
         mask: ``(n, N)`` bool, True where a token exists; without it all exist.
 
     Returns:
         ``(n, d)``; zero for items without any token. One token is returned unchanged.
     """
+    if tokens.dim() == 2:
+        return tokens
     if mask is None:
         return tokens[:, 0] if tokens.shape[1] == 1 else tokens.mean(dim=1)
     weights = mask.to(tokens.dtype)
     return torch.einsum("nkd,nk->nd", tokens, weights) / weights.sum(dim=1, keepdim=True).clamp(min=1.0)
+
+
+class ZScore(NamedTuple):
+    """Standardising: off with the mean, over the deviation, each dimension by itself.
+
+    Attributes:
+        mean: ``(d,)``.
+        scale: ``(d,)``, the deviation; infinite where a dimension never varies, which then becomes zero: it says
+            nothing, and dividing by its zero deviation would ruin all others.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> ZScore:
+        """Measure ``(n, d)`` values; a single row has no deviation at all."""
+        deviation, mean = torch.std_mean(values, dim=0, correction=0)
+        return cls.from_deviation(mean, deviation)
+
+    @classmethod
+    def from_deviation(cls, mean: Tensor, deviation: Tensor) -> ZScore:
+        """Take ``(d,)`` mean and deviation that were measured elsewhere."""
+        return cls(mean, deviation.where(deviation > _LEAST_DEVIATION, torch.inf))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Standardise ``(..., d)`` values."""
+        return (values - self.mean) / self.scale
+
+    def fit(self, values: Tensor) -> None:
+        """Measure ``(n, d)`` values, into the tensors that are here: those of a network."""
+        with torch.no_grad():
+            for own, found in zip(self, ZScore.of(values), strict=True):
+                own.copy_(found)
+
+
+def frozen(*shape: int, fill: float = 0.0) -> nn.Parameter:
+    """A tensor that is saved with its network and never trained."""
+    return nn.Parameter(torch.full(shape, fill), requires_grad=False)
 
 
 _LARGEST = 6e4  # float16 ends at 65,504

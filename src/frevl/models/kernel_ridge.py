@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.errors import TrainingError
-from frevl.models.inputs import masked_mean
+from frevl.models.inputs import ZScore, frozen, mean_pool
+from frevl.models.interface import PairNetwork
 
 __all__ = [
     "BLIND_SHARES",
@@ -35,12 +36,15 @@ RIDGES = (3.0, 1.0, 0.3, 0.1)  # the strongest first: a weaker one has to be bet
 _PAIRS_AT_ONCE = 512
 
 
-class KernelFusion(nn.Module):
+class KernelFusion(PairNetwork):
     """Scores ``sum over training pairs i of K((v, t), (v_i, t_i)) alpha_i + mean``.
 
     Embeddings are standardised a dimension with training statistics, then brought to unit length. The items of the
     training pairs stand here once each, whatever the number of pairs that use them. Tokens are pooled by their mean.
     """
+
+    key = "kernel"
+    no_int8 = "the distances of a kernel fusion are small differences of large numbers"
 
     def __init__(self, *, image_dim: int, text_dim: int, outputs: int, pairs: int, images: int, texts: int) -> None:
         """Make room for a solution; `fit_kernel` fills it.
@@ -54,7 +58,7 @@ class KernelFusion(nn.Module):
             texts: Number of different texts in them.
         """
         super().__init__()
-        self.settings: dict[str, int | float | bool] = {
+        self.settings = {
             "image_dim": image_dim,
             "text_dim": text_dim,
             "outputs": outputs,
@@ -62,38 +66,60 @@ class KernelFusion(nn.Module):
             "images": images,
             "texts": texts,
         }
-        self.image_mean, self.image_scale = _fixed(image_dim), _fixed(image_dim)
-        self.text_mean, self.text_scale = _fixed(text_dim), _fixed(text_dim)
-        self.images, self.texts = _fixed(images, image_dim), _fixed(texts, text_dim)
+        self.image_mean, self.image_scale = frozen(image_dim), frozen(image_dim)
+        self.text_mean, self.text_scale = frozen(text_dim), frozen(text_dim)
+        self.images, self.texts = frozen(images, image_dim), frozen(texts, text_dim)
         self.image_rows = nn.Parameter(torch.zeros(pairs, dtype=torch.long), requires_grad=False)
         self.text_rows = nn.Parameter(torch.zeros(pairs, dtype=torch.long), requires_grad=False)
-        self.alphas, self.mean = _fixed(pairs, outputs), _fixed(outputs)
-        self.image_width, self.text_width, self.blind_share = _fixed(), _fixed(), _fixed()
+        self.alphas, self.mean = frozen(pairs, outputs), frozen(outputs)
+        self.image_width, self.text_width, self.blind_share = frozen(), frozen(), frozen()
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, outputs)`` scores; the shapes are those of `Fusion.forward`.
+        """Return ``(n, outputs)`` scores; the shapes are those of `PairNetwork.forward`.
 
         They are regressions on class membership, about 0 to 1; calibration turns them into probabilities.
         """
-        v = self.normal_image(image if image.dim() == 2 else masked_mean(image, image_mask))
-        t = self.normal_text(text if text.dim() == 2 else masked_mean(text, text_mask))
-        parts = []
-        for start in range(0, len(v), _PAIRS_AT_ONCE):  # a block of the kernel matrix at a time
-            rows = slice(start, start + _PAIRS_AT_ONCE)
-            seen = self.blind_share + (1 - self.blind_share) * kernel_matrix(v[rows], self.images, self.image_width)
-            kernel = kernel_matrix(t[rows], self.texts, self.text_width)[:, self.text_rows] * seen[:, self.image_rows]
-            parts.append(kernel @ self.alphas + self.mean)
-        return torch.cat(parts)
+        v, t = self.normal_image(mean_pool(image, image_mask)), self.normal_text(mean_pool(text, text_mask))
+        blocks = range(0, len(v), _PAIRS_AT_ONCE)  # a block of the kernel matrix at a time
+        return torch.cat([self.of_normal(v[i : i + _PAIRS_AT_ONCE], t[i : i + _PAIRS_AT_ONCE]) for i in blocks])
+
+    def of_normal(self, v: Tensor, t: Tensor) -> Tensor:
+        """Return the ``(n, outputs)`` scores of `normal_image` and `normal_text` of pairs, all pairs at once."""
+        seen = self.blind_share + (1 - self.blind_share) * kernel_matrix(v, self.images, self.image_width)
+        kernel = kernel_matrix(t, self.texts, self.text_width)[:, self.text_rows] * seen[:, self.image_rows]
+        return kernel @ self.alphas + self.mean
 
     def normal_image(self, images: Tensor) -> Tensor:
         """Standardise ``(n, image_dim)`` and bring it to unit length."""
-        return F.normalize((images - self.image_mean) / self.image_scale, dim=1)
+        return F.normalize(self.input_statistics()[0](images), dim=1)
 
     def normal_text(self, texts: Tensor) -> Tensor:
         """Standardise ``(n, text_dim)`` and bring it to unit length."""
-        return F.normalize((texts - self.text_mean) / self.text_scale, dim=1)
+        return F.normalize(self.input_statistics()[1](texts), dim=1)
+
+    def input_statistics(self) -> tuple[ZScore, ZScore]:
+        """Mean and deviation of the training items, each counted once."""
+        return ZScore(self.image_mean, self.image_scale), ZScore(self.text_mean, self.text_scale)
+
+    def for_export(self) -> nn.Module:
+        """Without the loop over blocks of pairs, which a graph for any number of pairs cannot hold."""
+        return _InOneBlock(self)
+
+
+class _InOneBlock(nn.Module):
+    """`KernelFusion.forward`, all pairs at once."""
+
+    def __init__(self, network: KernelFusion) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        pooled = mean_pool(image, image_mask), mean_pool(text, text_mask)
+        return self.network.of_normal(self.network.normal_image(pooled[0]), self.network.normal_text(pooled[1]))
 
 
 @dataclass(frozen=True)
@@ -146,11 +172,8 @@ def fit_kernel(
             f"The kernel fusion takes at most {MOST_PAIRS:,} training pairs, found {len(image_rows):,}: its memory "
             "grows with their square; train a fusion (--model tiny) instead"
         )
-    for modality, items in (("image", images), ("text", texts)):
-        scale, mean = torch.std_mean(items, dim=0, correction=0)  # a single item has no deviation
-        # A dimension that never varies says nothing, and its zero deviation would divide.
-        getattr(network, f"{modality}_scale").copy_(scale.where(scale > 1e-6, torch.inf))
-        getattr(network, f"{modality}_mean").copy_(mean)
+    for statistics, items in zip(network.input_statistics(), (images, texts), strict=True):
+        statistics.fit(items)
     network.images.copy_(network.normal_image(images))
     network.texts.copy_(network.normal_text(texts))
     network.image_rows.copy_(image_rows)
@@ -228,7 +251,3 @@ def _median_distance(items: Tensor, most: int = 2000) -> Tensor:
     distances = torch.cdist(some, some).square()
     different = distances[distances > 1e-6]
     return different.median() if len(different) else torch.ones(())
-
-
-def _fixed(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape), requires_grad=False)

@@ -1,31 +1,34 @@
-"""The closed table of networks that a run may hold."""
+"""The closed table of networks that a run may hold. A new network is a line here."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
 
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
+from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import KernelFusion
 from frevl.models.retrieval.reranker import Reranked
-from frevl.models.retrieval.two_tower import Cosine, Dual
+from frevl.models.retrieval.two_tower import Cosine, TwoTower
 
-__all__ = ["NETWORKS", "name_of"]
+__all__ = ["NETWORKS", "build"]
 
-NETWORKS: dict[str, type[nn.Module]] = {
-    "average": Average,
-    "cosine": Cosine,
-    "dual": Dual,
-    "fusion": Fusion,
-    "kernel": KernelFusion,
-    "linear": Linear,
-    "majority": Majority,
-    "mlp": Mlp,
-    "reranked": Reranked,
+NETWORKS: dict[str, type[PairNetwork]] = {
+    kind.key: kind for kind in (Average, Cosine, Fusion, KernelFusion, Linear, Majority, Mlp, Reranked, TwoTower)
 }
 
 
-def name_of(network: nn.Module) -> str:
-    """Return the key of a network's class in `NETWORKS`."""
-    return next(name for name, kind in NETWORKS.items() if type(network) is kind)
+def build(key: str, settings: dict[str, Any]) -> PairNetwork:
+    """Build a network, with fresh weights.
+
+    Args:
+        key: `PairNetwork.key` of its class.
+        settings: What its ``settings`` were.
+
+    Raises:
+        KeyError: There is no such network.
+        TypeError: The settings are those of another one.
+        UsageError: A setting is out of range.
+    """
+    return NETWORKS[key].from_settings(settings, build)

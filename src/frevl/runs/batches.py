@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ class EmbeddedPairs:
         return self.with_rows(self.image_rows[rows], self.text_rows[rows])
 
     def inputs(self, image_rows: Tensor, text_rows: Tensor, device: torch.device | str = "cpu") -> Inputs:
-        """Return ``(image, text, image_mask, text_mask)`` of pairs in float32, as `Fusion.forward` takes them.
+        """Return ``(image, text, image_mask, text_mask)`` of pairs in float32, as `PairNetwork.forward` takes them.
 
         Pooled embeddings come as ``(n, dim)`` without a mask.
         """
@@ -103,4 +104,4 @@ def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device:
     """Return the ``(n, outputs)`` float32 logits of a network in evaluation mode, on the CPU."""
     network.eval()
     with torch.inference_mode():
-        return torch.cat([network(*inputs).cpu() for inputs in pairs.batches(batch_size, device)])
+        return torch.cat(list(starmap(network, pairs.batches(batch_size, device)))).cpu()

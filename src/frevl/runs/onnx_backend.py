@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from frevl.errors import RunError, library
+from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
 
 __all__ = ["FILE_NAME", "FORMAT", "ExportedNetwork", "metadata_of", "open_exported", "weights_hash"]
@@ -34,8 +35,10 @@ class _Input:
     axes: int
 
 
-class ExportedNetwork(nn.Module):
-    """An ONNX file as a network: takes and returns what `Fusion.forward` does, on the CPU."""
+class ExportedNetwork(PairNetwork):
+    """An ONNX file as a network, on the CPU; no run holds one."""
+
+    key = "exported"
 
     def __init__(self, path: Path) -> None:
         """Open a file.
@@ -48,6 +51,7 @@ class ExportedNetwork(nn.Module):
             MissingExtraError: onnxruntime is not installed.
         """
         super().__init__()
+        self.settings = {}  # everything is in the file
         library("onnxruntime")
         if not path.is_file():
             raise RunError(
@@ -56,7 +60,7 @@ class ExportedNetwork(nn.Module):
         threads = torch.get_num_threads()  # OMP_NUM_THREADS decides
         try:
             self.session = _open(path, threads)
-            # Large batches are shared out (see `_on_every_core`). Opened now: the file may be another one later.
+            # Large batches are shared out (see `_parallel_parts`). Opened now: the file may be another one later.
             self._one_core = self.session if threads == 1 else _open(path, 1)
         # ONNX Runtime's exceptions have no common base below Exception, and any of them says: this is no network.
         except Exception as error:
@@ -68,7 +72,7 @@ class ExportedNetwork(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, outputs)`` logits; the shapes are those of `Fusion.forward`."""
+        """Return ``(n, outputs)`` logits; the shapes are those of `PairNetwork.forward`."""
         given = {"image": (image, image_mask), "text": (text, text_mask)}
         feeds = {}
         for one in self._inputs:
@@ -83,9 +87,9 @@ class ExportedNetwork(nn.Module):
         cores = max(1, min(torch.get_num_threads(), count // _LEAST_SHARE))
         if cores == 1 and count <= _MOST_ROWS:
             return torch.from_numpy(self.session.run(["logits"], feeds)[0])
-        return torch.from_numpy(np.concatenate(self._on_every_core(feeds, count, cores)))
+        return torch.from_numpy(np.concatenate(self._parallel_parts(feeds, count, cores)))
 
-    def _on_every_core(self, feeds: dict[str, np.ndarray], count: int, cores: int) -> list[np.ndarray]:
+    def _parallel_parts(self, feeds: dict[str, np.ndarray], count: int, cores: int) -> list[np.ndarray]:
         """Run parts of a large batch, each on one core, which waits for no other before all is done."""
         session, rows = self._one_core, min(_MOST_ROWS, -(-count // cores))
 

@@ -1,4 +1,4 @@
-"""Scores of many pairs of few items: what depends on one item alone is done once an item. Pure torch."""
+"""Scores of many pairs of few items: what depends on one item alone is done once an item."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from frevl.models.fusion import Fusion
-from frevl.models.fusion_cpu import SharedItems, suits
-from frevl.models.retrieval.reranker import Reranked
-from frevl.models.retrieval.two_tower import Cosine, Dual
-from frevl.runs.batches import EmbeddedPairs
+from frevl.models.interface import Items, PairLogits, PairNetwork
+from frevl.runs.batches import EmbeddedPairs, logits_of
 
-__all__ = ["PairScores", "by_item", "dot_products", "full_grid", "logits_by_item"]
-
-_MOST_SHARED_BYTES = 1 << 30
-
-PairLogits = Callable[[Tensor, Tensor], Tensor]
+__all__ = ["PairScores", "dot_products", "full_grid", "grid_scorer", "list_logits"]
 
 
-def by_item(network: nn.Module, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
+def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, device: str = "cpu") -> Tensor:
+    """Return the ``(n, outputs)`` float32 logits of a list of pairs, on the CPU, by the cheaper of two ways.
+
+    A network whose items are much work (`PairNetwork.item_work`) does it once an item; others take pair by pair.
+
+    Args:
+        network: On the device.
+        pairs: The pairs and their embeddings.
+        batch_size: Pairs or items at once.
+        device: Where to work.
+    """
+    if network.item_work != "always":
+        return logits_of(network, pairs, batch_size, device)
+    network.eval()
+    with torch.inference_mode():
+        return grid_scorer(network, pairs, batch_size, device)(pairs.image_rows, pairs.text_rows).cpu()
+
+
+def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
     """Do the work of single items.
 
     Args:
@@ -36,20 +47,25 @@ def by_item(network: nn.Module, embedded: EmbeddedPairs, batch_size: int, device
         A function from ``(n,)`` image rows and ``(n,)`` text rows, any number of them, to ``(n, outputs)`` logits. Call
         both in inference mode.
     """
-    if isinstance(network, Fusion):
-        return _fusion(network, embedded, batch_size, device)
-    if isinstance(network, Dual | Cosine | Reranked):
-        return _in_batches(_reranked(network, embedded, batch_size, device), batch_size)
-    return _in_batches(lambda rows, columns: network(*embedded.inputs(rows, columns, device)), batch_size)
+    if network.item_work == "never":
+        return _in_batches(lambda rows, columns: network(*embedded.inputs(rows, columns, device)), batch_size)
+    images = _items(network.image_items, embedded.images, embedded.image_mask, batch_size, device)
+    texts = _items(network.text_items, embedded.texts, embedded.text_mask, batch_size, device)
+    # Only the masks are needed from here on: the embeddings themselves may go.
+    image_mask, text_mask = _mask(embedded.image_mask, device), _mask(embedded.text_mask, device)
+    shared = None if image_mask is not None or text_mask is not None else network.shared_scorer(images, texts)
+    if shared is not None:
+        return shared
 
+    def logits(rows: Tensor, columns: Tensor) -> Tensor:
+        return network.score_items(
+            tuple(part[rows] for part in images),
+            tuple(part[columns] for part in texts),
+            None if image_mask is None else image_mask[rows],
+            None if text_mask is None else text_mask[columns],
+        )
 
-def logits_by_item(network: nn.Module, embedded: EmbeddedPairs, batch_size: int, device: str) -> Tensor:
-    """Return the ``(n, outputs)`` logits of all pairs on the CPU, as `frevl.runs.batches.logits_of` does.
-
-    For networks whose work for an item is much (a reranker's crowd is thousands of dot products).
-    """
-    with torch.inference_mode():
-        return by_item(network, embedded, batch_size, device)(embedded.image_rows, embedded.text_rows).cpu()
+    return _in_batches(logits, batch_size)
 
 
 def _in_batches(logits: PairLogits, batch_size: int) -> PairLogits:
@@ -66,78 +82,18 @@ def _in_batches(logits: PairLogits, batch_size: int) -> PairLogits:
     return of_any_number
 
 
-def _fusion(network: Fusion, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
-    """A fusion projects every item once: what is left for a pair are the blocks and the head.
-
-    Of a folded fusion on pooled items the first block, too, is mostly work of single items (`SharedItems`).
-    """
-
-    def projected(project: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        parts = values.split(batch_size)  # type: ignore[no-untyped-call]
-        return torch.cat([project(part.to(device).float()) for part in parts])
-
-    image = projected(network.project_image, embedded.images)
-    text = projected(network.project_text, embedded.texts)
-    pooled = image.shape[1] == text.shape[1] == 1
-    if pooled and _shares_first_block(network, len(image) + len(text)) and suits(network, image, text):
-        return SharedItems(network, image[:, 0], text[:, 0]).logits  # makes blocks of its own
-    image_mask = None if image.shape[1] == 1 else embedded.image_mask.to(device)
-    text_mask = None if text.shape[1] == 1 else embedded.text_mask.to(device)
-
-    def logits(rows: Tensor, columns: Tensor) -> Tensor:
-        fused = network.fuse(
-            image[rows],
-            text[columns],
-            None if image_mask is None else image_mask[rows],
-            None if text_mask is None else text_mask[columns],
-        )
-        scored: Tensor = network.head(fused)
-        return scored
-
-    return _in_batches(logits, batch_size)
-
-
-def _shares_first_block(network: Fusion, items: int) -> bool:
-    """Whether there is a first block whose work of single items can be kept, in bounded memory."""
-    settings = network.settings
-    floats = 2 * items * (settings["width"] + settings["ffn_width"])
-    possible = network.is_folded and settings["layers"] and settings["cross_attention"]
-    return bool(possible) and 4 * floats <= _MOST_SHARED_BYTES
-
-
-def _reranked(network: Dual | Cosine | Reranked, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
-    """A first stage makes one vector an item; a reranker its crowd and its projection too."""
-
-    def items(make: Callable[..., tuple[Tensor, ...]], values: Tensor, mask: Tensor) -> list[Tensor]:
-        fields: list[Tensor] = []
-        for start in range(0, len(values), batch_size):
-            part = slice(start, start + batch_size)
-            made = make(values[part].to(device).float(), _mask(mask[part], device))
-            # Into place: pieces that are joined at the end take twice the memory.
-            fields = fields or [field.new_empty((len(values), *field.shape[1:])) for field in made]
-            for field, piece in zip(fields, made, strict=True):
-                field[part] = piece
-        return fields
-
-    if isinstance(network, Reranked):
-        images = items(network.image_items, embedded.images, embedded.image_mask)
-        texts = items(network.text_items, embedded.texts, embedded.text_mask)
-        image_mask, text_mask = embedded.image_mask, embedded.text_mask  # the embeddings themselves may go
-
-        def logits(rows: Tensor, columns: Tensor) -> Tensor:
-            return network.blend(
-                network.terms(
-                    (images[0][rows], images[1][rows], images[2][rows]),
-                    (texts[0][columns], texts[1][columns], texts[2][columns]),
-                    _mask(image_mask[rows], device),
-                    _mask(text_mask[columns], device),
-                )
-            )
-
-        return logits
-    (image,) = items(lambda *one: (network.image_vectors(*one),), embedded.images, embedded.image_mask)
-    (text,) = items(lambda *one: (network.text_vectors(*one),), embedded.texts, embedded.text_mask)
-    return lambda rows, columns: network.of_vectors(image[rows], text[columns])
+def _items(
+    make: Callable[[Tensor, Tensor | None], Items], values: Tensor, mask: Tensor, batch_size: int, device: str
+) -> Items:
+    fields: list[Tensor] = []
+    for start in range(0, len(values), batch_size):
+        part = slice(start, start + batch_size)
+        made = make(values[part].to(device).float(), _mask(mask[part], device))
+        # Into place: pieces that are joined at the end take twice the memory.
+        fields = fields or [field.new_empty((len(values), *field.shape[1:])) for field in made]
+        for field, piece in zip(fields, made, strict=True):
+            field[part] = piece
+    return tuple(fields)
 
 
 def _mask(mask: Tensor, device: str) -> Tensor | None:
@@ -145,8 +101,6 @@ def _mask(mask: Tensor, device: str) -> Tensor | None:
 
 
 _PAIRS = 1_048_576  # pairs whose numbers are in memory at once
-
-
 _IN_MEMORY = 67_108_864  # scores; a larger grid lies in a temporary file, so that memory stays bounded
 
 PairScores = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from frevl.errors import FingerprintError, RunError
 from frevl.jsonfile import replace_file, write_json
 from frevl.models.hub import run_folder
-from frevl.models.registry import NETWORKS
+from frevl.models.interface import PairNetwork
+from frevl.models.registry import build
 from frevl.store.reader import Store
 from frevl.store.towers import different_fields
 
@@ -62,7 +62,7 @@ class Run:
         path: Its folder.
         model: What was asked for: ``tiny``, ``linear``, ...
         task: ``matching`` or ``classification``.
-        network_name: Key of `NETWORKS`.
+        network_name: Key of `frevl.models.registry.NETWORKS`.
         network_settings: Arguments that build the network.
         labels: Class names in the order of the outputs; empty for matching.
         encoders: Encoders whose towers were concatenated.
@@ -88,7 +88,7 @@ class Run:
     results: dict[str, Any]
     provenance: dict[str, Any]
     train_image_hashes: np.ndarray = field(repr=False)
-    network: nn.Module = field(repr=False)
+    network: PairNetwork = field(repr=False)
 
     @property
     def parameters(self) -> int:
@@ -136,7 +136,7 @@ class Run:
             if record.pop("format") > FORMAT:
                 raise RunError(f"{path}: a newer frevl wrote this run; upgrade with: pip install -U frevl")
             record.pop("parameters")
-            network = NETWORKS[record["network_name"]](**record["network_settings"])
+            network = build(record["network_name"], record["network_settings"])
             network.load_state_dict(load_file(path / "weights.safetensors"))
             seen = load_arrays(path / "seen.safetensors")["images"]
             return cls(path=path, network=network.eval(), train_image_hashes=seen, **record)

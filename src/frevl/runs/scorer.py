@@ -15,13 +15,11 @@ from frevl.encoders.images import MAX_PIXELS, ImageSource, read_image
 from frevl.encoders.interface import Encoder, ImageTower, stack
 from frevl.encoders.registry import load_encoder
 from frevl.errors import StoreError, UsageError, nearest
-from frevl.models.fusion import Fusion
-from frevl.models.retrieval.reranker import Reranked
-from frevl.models.retrieval.two_tower import Cosine, Dual
-from frevl.runs.batches import EmbeddedPairs, logits_of
+from frevl.models.interface import PairNetwork, Searchable
+from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.calibration import calibrated
 from frevl.runs.onnx_backend import open_exported
-from frevl.runs.pair_grid import PairScores, by_item, full_grid, logits_by_item
+from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
 from frevl.runs.run import Run
 from frevl.store.canaries import check_encoder
 from frevl.store.reader import Store
@@ -65,9 +63,8 @@ class Scorer:
         self.store = store
         self.batch_size = batch_size
         self.device = device
-        # Folding changes no score beyond float32 rounding and saves a third of the work.
-        network = run.network.folded() if isinstance(run.network, Fusion) else run.network
-        self.network = network.to(device).eval()
+        # For a fusion that saves a third of the work and changes no score beyond float32 rounding.
+        self.network: PairNetwork = run.network.for_inference().to(device).eval()
         both: tuple[Modality, Modality] = ("image", "text")
         self._towers = {modality: [store.towers[name] for name in run.towers[modality]] for modality in both}
         self._encoders: dict[str, Encoder] = {}
@@ -147,7 +144,8 @@ class Scorer:
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: expected a matching run, found task '{self.run.task}'; use predict")
         logits = self._logits(pairs, images or {})
-        return logits[:, 0], self._calibrated(logits[:, -1])
+        decisive = self.run.network.probability_logits(torch.from_numpy(logits))
+        return logits[:, 0], self._calibrated(decisive[:, 0].numpy())
 
     def _logits(self, pairs: Sequence[tuple[str, str]], images: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return ``(n, outputs)`` float32 of the network."""
@@ -163,12 +161,11 @@ class Scorer:
             texts,
             self._read_texts(list(texts)),
         )
-        logits_of_all = logits_by_item if isinstance(self.network, Reranked) else logits_of
-        return logits_of_all(self.network, embedded, self.batch_size, self.device).numpy()
+        return list_logits(self.network, embedded, self.batch_size, self.device).numpy()
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Turn scores into probabilities of the same shape; those of a run that reranks come from `judge`."""
-        if isinstance(self.run.network, Reranked):
+        if self.run.network.probability_apart:
             raise UsageError(f"{self.run.path}: the run reranks, so its scores do not say its probabilities; use judge")
         return self._calibrated(scores)
 
@@ -228,7 +225,7 @@ class Scorer:
         """
         embedded = EmbeddedPairs.of([], [], {}, self._read("image", image_ids, {}), {}, self._read_texts(texts))
         with torch.inference_mode():
-            logits_of_pairs = by_item(self.network, embedded, self.batch_size, self.device)
+            logits_of_pairs = grid_scorer(self.network, embedded, self.batch_size, self.device)
 
         def scores(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
             with torch.inference_mode():
@@ -241,12 +238,12 @@ class Scorer:
     @property
     def has_first_stage(self) -> bool:
         """Whether the run has vectors of items to search by: the model ``dual`` or ``cosine``, or a reranker."""
-        return self._first_stage is not None
+        return self.network.first_stage is not None
 
     @property
     def rerank_depth(self) -> int:
         """How many candidates of the first stage the fusion scores again; 0 if the run does not rerank."""
-        return self.network.depth if isinstance(self.network, Reranked) else 0
+        return self.network.rerank_depth
 
     def image_vectors(self, image_ids: Sequence[str], *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         """Return the first stage's vectors of images.
@@ -275,18 +272,14 @@ class Scorer:
         return self._vectors(self._searching.text_vectors, *self._read_texts(texts))
 
     @property
-    def _first_stage(self) -> Dual | Cosine | None:
-        network = self.network.first if isinstance(self.network, Reranked) else self.network
-        return network if isinstance(network, Dual | Cosine) else None
-
-    @property
-    def _searching(self) -> Dual | Cosine:
-        if self._first_stage is None:
+    def _searching(self) -> Searchable:
+        first_stage = self.network.first_stage
+        if first_stage is None:
             raise UsageError(
                 f"{self.run.path}: the run has no first stage, so it cannot search; train one with --task matching "
                 "and --model auto or dual"
             )
-        return self._first_stage
+        return first_stage
 
     def _vectors(self, of: Callable[[Tensor, Tensor], Tensor], values: np.ndarray, mask: np.ndarray) -> np.ndarray:
         items, masks = (torch.split(torch.from_numpy(part), self.batch_size) for part in (values, mask))

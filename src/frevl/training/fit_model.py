@@ -6,20 +6,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from frevl.errors import TrainingError, UsageError
 from frevl.models.baselines import Linear, Majority, Mlp, fit_linear
-from frevl.models.ensemble import Average
 from frevl.models.fusion import PRESETS, Fusion
-from frevl.models.inputs import masked_mean
+from frevl.models.inputs import mean_pool
+from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import BLIND_SHARES, MOST_PAIRS, RIDGES, KernelFit, KernelFusion, fit_kernel
-from frevl.models.retrieval.reranker import Reranked
-from frevl.models.retrieval.two_tower import Cosine, Dual
 from frevl.runs.batches import logits_of
-from frevl.runs.pair_grid import logits_by_item
+from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, join, kind_of, with_wrong_texts
 from frevl.training.initialisation import Beginning, begin_with, fold, statistics_of, unfold
@@ -27,16 +26,17 @@ from frevl.training.loop import FitReport, fit, task_loss
 from frevl.training.options import Options
 from frevl.training.selection.distillation import taught
 
-__all__ = ["MODELS", "Fitted", "Network", "fit_kernel_on", "fit_model"]
-
-Network = Average | Cosine | Dual | Fusion | KernelFusion | Linear | Majority | Mlp | Reranked
+__all__ = ["MODELS", "Fitted", "fit_kernel_on", "fit_model"]
 
 # Simplest first: where two are equally good, selection takes the one that stands earlier.
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
 
 
+N_co = TypeVar("N_co", bound=PairNetwork, covariant=True)
+
+
 @dataclass(frozen=True)
-class Fitted:
+class Fitted(Generic[N_co]):
     """A fitted network.
 
     Attributes:
@@ -46,7 +46,7 @@ class Fitted:
         held_out: Scores and truth of all training pairs, each without its own cluster, where the solution gives them.
     """
 
-    network: Network
+    network: N_co
     seconds: float
     report: FitReport | None = None
     held_out: tuple[Tensor, Answers | Tensor] | None = None
@@ -55,9 +55,7 @@ class Fitted:
         """Return logits and truth of pairs that the network was not fitted on: held out, or of development."""
         if self.held_out is not None:
             return self.held_out
-        if isinstance(self.network, Reranked):
-            return logits_by_item(self.network, dev.pairs, 1024, "cpu"), dev.truth
-        return logits_of(self.network, dev.pairs, 1024), dev.truth
+        return list_logits(self.network, dev.pairs, 1024), dev.truth
 
 
 def fit_model(
@@ -70,7 +68,7 @@ def fit_model(
     folder: Path,
     dev_is_spare: bool,
     start: Beginning | None = None,
-) -> Fitted:
+) -> Fitted[PairNetwork]:
     """Fit one model.
 
     Args:
@@ -224,8 +222,8 @@ def fit_kernel_on(
     )
     found = fit_kernel(
         network,
-        masked_mean(images, image_mask),
-        masked_mean(texts, text_mask),
+        mean_pool(images, image_mask),
+        mean_pool(texts, text_mask),
         image_rows,
         text_rows,
         train.truth.dense(torch.arange(len(train)), outputs),
@@ -243,11 +241,8 @@ def _fit_linear(network: Linear, train: Examples, dev: Examples, options: Option
     """
     examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, options.seed)
     features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
-    scale, mean = torch.std_mean(features, dim=0, correction=0)
-    # A feature that never varies says nothing, and dividing by its zero deviation would ruin all others.
-    network.scale.copy_(scale.where(scale > 1e-6, torch.inf))
-    network.mean.copy_(mean)
-    features = (features - network.mean) / network.scale
+    network.statistics.fit(features)
+    features = network.statistics(features)
     target, dev_target = (
         part.truth.dense(torch.arange(len(part)), network.settings["outputs"])
         if isinstance(part.truth, Answers)

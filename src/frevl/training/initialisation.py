@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from frevl.errors import UsageError
 from frevl.models.fusion import PRESETS, Fusion
+from frevl.models.inputs import ZScore
 from frevl.runs.batches import EmbeddedPairs
 
 __all__ = ["Beginning", "Statistics", "begin_with", "fold", "rows_of_same_classes", "statistics_of", "unfold"]
@@ -92,12 +93,12 @@ class Statistics:
         text: ``(text_dim,)`` the same.
     """
 
-    image: tuple[Tensor, Tensor]
-    text: tuple[Tensor, Tensor]
+    image: ZScore
+    text: ZScore
 
     def applied(self, pairs: EmbeddedPairs) -> EmbeddedPairs:
         """Return the same pairs with standardised items, in the stored type."""
-        images, texts = _standard(pairs.images, *self.image), _standard(pairs.texts, *self.text)
+        images, texts = _standard(pairs.images, self.image), _standard(pairs.texts, self.text)
         return replace(pairs, images=images, texts=texts)
 
 
@@ -117,7 +118,7 @@ def statistics_of(pairs: EmbeddedPairs) -> Statistics:
             squares += tokens.square().sum(dim=0)
         mean = total / count
         deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-        found.append((mean.float(), deviation.where(deviation > 1e-6, torch.inf).float()))
+        found.append(ZScore(*(part.float() for part in ZScore.from_deviation(mean, deviation))))
     return Statistics(*found)
 
 
@@ -152,9 +153,9 @@ def _fold_into(projection: nn.Linear, mean: Tensor, scale: Tensor) -> None:
         projection.weight.copy_(weight)
 
 
-def _standard(items: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
+def _standard(items: Tensor, statistics: ZScore) -> Tensor:
     standard = torch.empty_like(items)
     for start in range(0, len(items), _ITEMS_AT_ONCE):
         rows = slice(start, start + _ITEMS_AT_ONCE)
-        standard[rows] = ((items[rows].float() - mean) / scale).to(items.dtype)
+        standard[rows] = statistics(items[rows].float()).to(items.dtype)
     return standard

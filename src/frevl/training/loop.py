@@ -18,7 +18,7 @@ from frevl.errors import TrainingError
 from frevl.models.baselines import Mlp
 from frevl.models.blocks import dropped
 from frevl.models.fusion import Fusion
-from frevl.models.inputs import masked_mean
+from frevl.models.inputs import mean_pool
 from frevl.progress import ProgressLine
 from frevl.runs.batches import logits_of
 from frevl.runs.targets import Answers
@@ -140,8 +140,8 @@ def fit(
                         image, text = dropped(image, input_dropout), dropped(text, input_dropout)
                     image, text = network.project(image, text)
                     contrastive = contrastive_loss(
-                        masked_mean(image, image_mask),
-                        masked_mean(text, text_mask),
+                        mean_pool(image, image_mask),
+                        mean_pool(text, text_mask),
                         image_rows.to(device),
                         text_rows.to(device),
                         temperature=temperature,

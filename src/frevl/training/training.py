@@ -14,7 +14,6 @@ import torch
 from frevl.data.pairs import Pairs
 from frevl.errors import UsageError, nearest
 from frevl.models.fusion import PRESETS, Fusion
-from frevl.models.registry import name_of
 from frevl.provenance import provenance
 from frevl.runs.calibration import fit_calibration
 from frevl.runs.run import Run
@@ -206,7 +205,7 @@ def train(
         path=folder,
         model=model,
         task=task,
-        network_name=name_of(network),
+        network_name=network.key,
         network_settings=network.settings,
         labels=data.labels,
         encoders=encoders,

@@ -137,7 +137,7 @@ def test_operations_of_a_fusion_with_a_pencil():
 @pytest.mark.parametrize(("image_tokens", "text_tokens"), [(1, 1), (5, 3), (1, 3), (7, 1)])
 @pytest.mark.parametrize("changes", [{}, {"cross_attention": False}, {"interactions": False}, {"layers": 3}])
 def test_operations_of_a_fusion_are_what_pytorch_counts(image_tokens, text_tokens, changes):
-    network = Fusion(image_dim=13, text_dim=11, outputs=5, **{**SMALL, **changes}).folded()
+    network = Fusion(image_dim=13, text_dim=11, outputs=5, **{**SMALL, **changes}).for_inference()
     counted = counted_flops(network, torch.randn(1, image_tokens, 13), torch.randn(1, text_tokens, 11))
     assert fusion_flops(network.settings, image_tokens=image_tokens, text_tokens=text_tokens) == counted
 
@@ -155,7 +155,7 @@ def test_operations_of_clip_are_what_pytorch_counts():
 
 
 def test_bytes_are_weights_once_and_inputs_and_outputs_of_every_pair():
-    network = Fusion(image_dim=13, text_dim=11, outputs=5, **SMALL).folded()
+    network = Fusion(image_dim=13, text_dim=11, outputs=5, **SMALL).for_inference()
     flops = fusion_flops(network.settings)
     assert fusion_bytes(network, flops, network.settings, pairs=7) == 4 * (flops // 2 + 7 * (13 + 11 + 5))
 
@@ -229,7 +229,7 @@ def test_every_form_is_timed_and_agrees_with_pytorch(small, monkeypatch):
         assert record.details["reached"] == pytest.approx(record.value * flops, rel=1e-6)
         assert ("share_of_attainable" in record.details) == (record.details["form"] == "folded")
         assert record.details["largest_difference"] < (0.1 if record.details["form"] == "int8" else 1e-5)
-    monkeypatch.setattr(Fusion, "folded", lambda self: lambda *inputs: self(*inputs) + 1)
+    monkeypatch.setattr(Fusion, "for_inference", lambda self: lambda *inputs: self(*inputs) + 1)
     with pytest.raises(RunError, match="The tiny fusion as folded differs from PyTorch by 1 in a logit"):
         fusion_records(["tiny"], Limits(1e9, 1e9), batches=(1,), kinds=("pooled",), forms=("folded",), rounds=1)
 
@@ -246,7 +246,7 @@ def test_tokens_are_timed_and_batches_beyond_all_patience_left_out(small, monkey
 
 def test_goals_compare_the_fastest_form_of_each_preset(small, monkeypatch):
     monkeypatch.setattr(networks, "PRODUCT_SIDE", 10)  # 2,000 operations
-    monkeypatch.setattr(networks, "_sides", lambda run, forms: dict.fromkeys(forms, run.network.folded()))
+    monkeypatch.setattr(networks, "_sides", lambda run, forms: dict.fromkeys(forms, run.network.for_inference()))
     monkeypatch.setattr(networks, "fusion_flops", lambda _: 400)  # 2,000 in a batch of 5
     rounds = {"tiny, folded": 4.0, "tiny, ONNX": 2.0, "base, folded": 44.0, "base, ONNX": 50.0}
     found = {"product": Timing([1.0], [1.0]), **{name: Timing([s], [s]) for name, s in rounds.items()}}

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from frevl.errors import UsageError
+from frevl.models.retrieval.first_stage import with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
-from frevl.models.retrieval.two_tower import LARGEST_SCALE, Cosine, Dual, Projection, part_scales, with_alignment
+from frevl.models.retrieval.two_tower import LARGEST_SCALE, Cosine, Projection, TwoTower
 from frevl.store.towers import Tower
 from frevl.training.losses import batch_contrast
 from frevl.training.retrieval.common_space import COMMON_SPACE, cosine_of, has_common_space
@@ -31,8 +32,8 @@ def test_statistics_leave_out_what_never_varies():
 
 
 def test_the_dot_product_of_several_members_is_their_mean_cosine():
-    members = [Dual(image_dim=5, text_dim=3, hidden=7, width=11).eval() for _ in range(2)]
-    both = Dual.of(members)
+    members = [TwoTower(image_dim=5, text_dim=3, hidden=7, width=11).eval() for _ in range(2)]
+    both = TwoTower.of(members)
     image, text = torch.randn(13, 5), torch.randn(13, 3)
     cosines = [(one.image_vectors(image) * one.text_vectors(text)).sum(dim=1) for one in members]
     vectors = both.image_vectors(image), both.text_vectors(text)
@@ -42,14 +43,14 @@ def test_the_dot_product_of_several_members_is_their_mean_cosine():
 
 
 def test_the_scale_is_bounded():
-    dual = Dual(image_dim=2, text_dim=2, hidden=2, width=2)
+    dual = TwoTower(image_dim=2, text_dim=2, hidden=2, width=2)
     with torch.no_grad():
         dual.log_scale.fill_(100.0)
     assert dual.scale.item() == LARGEST_SCALE
 
 
 def test_tokens_are_pooled_and_masked_ones_do_not_count():
-    dual = Dual(image_dim=5, text_dim=3, hidden=7, width=2).eval()
+    dual = TwoTower(image_dim=5, text_dim=3, hidden=7, width=2).eval()
     tokens = torch.randn(4, 3, 5)
     mask = torch.tensor([[True, True, False]] * 4)
     torch.testing.assert_close(dual.image_vectors(tokens, mask), dual.image_vectors(tokens[:, :2].mean(dim=1)))
@@ -59,7 +60,7 @@ def test_an_alignment_adds_its_cosine_to_the_logit():
     image, text, rows = torch.randn(13, 5), torch.randn(13, 3), torch.arange(13)
     alignment = fit_alignment(image, text, rows, rows, seed=0, rank=2)
     aligned = (alignment.image_vectors(image) * alignment.text_vectors(text)).sum(dim=1)
-    for own, width in ((Dual(image_dim=5, text_dim=3, hidden=7, width=11).eval(), 11),
+    for own, width in ((TwoTower(image_dim=5, text_dim=3, hidden=7, width=11).eval(), 11),
                        (Cosine(spaces=[[1, 3, 0, 2]], scale=10.0), 2)):  # fmt: skip
         joined = with_alignment(own, alignment, 4.0)
         expected = own(image, text)[:, 0] + 4 * aligned
@@ -67,7 +68,7 @@ def test_an_alignment_adds_its_cosine_to_the_logit():
         vectors = joined.image_vectors(image), joined.text_vectors(text)
         assert vectors[0].shape == (13, width + 2)
         torch.testing.assert_close(vectors[1].norm(dim=1), torch.ones(13))
-        assert part_scales(joined, 7.0, width + 2).tolist() == pytest.approx([own.scale.item()] * width + [7.0] * 2)
+        assert joined.part_scales(7.0, width + 2).tolist() == pytest.approx([own.scale.item()] * width + [7.0] * 2)
         unweighed = with_alignment(own, alignment, 0.0)
         assert unweighed.image_vectors(image).shape == (13, width)
         assert unweighed.image_parts(image).shape == (13, width + 2)

@@ -9,9 +9,10 @@ import torch
 
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation.evaluation import evaluate
+from frevl.models.retrieval.first_stage import with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import Reranked, Standardised
-from frevl.models.retrieval.two_tower import Dual, with_alignment
+from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
@@ -27,7 +28,7 @@ WEIGHTS = {"alignment": 2.0, "image_crowd": -0.5, "text_crowd": -0.25, "fusion":
 def random_reranker(image_dim, text_dim):
     """A reranker with every part at work; trained ones may have weights of 0."""
     torch.manual_seed(3)
-    first = Dual.of([Dual(image_dim=image_dim, text_dim=text_dim, hidden=7, width=5) for _ in range(2)])
+    first = TwoTower.of([TwoTower(image_dim=image_dim, text_dim=text_dim, hidden=7, width=5) for _ in range(2)])
     fusion = Standardised(
         fusion={"image_dim": image_dim, "text_dim": text_dim, "outputs": 1, "width": 16, "heads": 2, "ffn_width": 8,
                 "head_width": 8}, input_dropout=0.3,
@@ -57,7 +58,7 @@ def reranked_run(made, tmp_path_factory):
 def test_the_score_of_a_pair_is_the_sum_of_its_terms():
     network = random_reranker(5, 3)
     image, text = torch.randn(13, 5), torch.randn(13, 3)
-    own = Dual(**{**network.first.settings, "alignment": None, "alignment_weight": 0.0}).eval()
+    own = TwoTower(**{**network.first.settings, "alignment": None, "alignment_weight": 0.0}).eval()
     own.load_state_dict(network.first.state_dict(), strict=False)
     alignment = network.first.alignment
     first = own(image, text)[:, 0]

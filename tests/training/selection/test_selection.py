@@ -9,6 +9,7 @@ import torch
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
+from frevl.models.registry import build
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.training.options import Options
@@ -118,7 +119,7 @@ def test_an_average_is_the_mean_of_calibrated_probabilities():
     by_hand = ((networks[0](image, text) * 2).softmax(1) + (networks[1](image, text) / 2).softmax(1)) / 2
     average = Average.of(networks, calibrations, soft=False)
     torch.testing.assert_close(average(image, text).softmax(1), by_hand)
-    twin = Average(**average.settings)
+    twin = Average.from_settings(average.settings, build)
     twin.load_state_dict(average.state_dict())
     torch.testing.assert_close(twin.eval()(image, text), average(image, text))
     soft = Average.of(networks, calibrations, soft=True)

@@ -121,7 +121,7 @@ def scaling_records(
         inputs = drawn_inputs(run, count, text_tokens=1)
         records.append(_scaled("pairs", f"{count} pairs at once", folded, inputs, count, rounds, {"pairs": count}))
     for count in tokens:
-        network = Fusion.from_preset("tiny", image_dim=DIM, text_dim=DIM, outputs=1).folded()
+        network = Fusion.from_preset("tiny", image_dim=DIM, text_dim=DIM, outputs=1).for_inference()
         image = torch.randn(32, count, DIM)
         text = torch.randn(32, _TEXT_TOKENS, DIM)
         flops = fusion_flops(network.settings, image_tokens=count, text_tokens=_TEXT_TOKENS)
@@ -131,7 +131,7 @@ def scaling_records(
     for width in widths:
         network = Fusion(
             image_dim=DIM, text_dim=DIM, outputs=1, width=width, ffn_width=2 * width, head_width=width
-        ).folded()
+        ).for_inference()
         inputs = (torch.randn(256, DIM), torch.randn(256, DIM), None, None)
         details = {"width": width, "flops": fusion_flops(network.settings)}
         records.append(
@@ -159,11 +159,11 @@ def _sides(run: Run, forms: Sequence[str]) -> dict[str, torch.nn.Module]:
     sides: dict[str, torch.nn.Module] = {}
     if "PyTorch" in forms:
         sides["PyTorch"] = run.network
-    if "folded" in forms and isinstance(run.network, Fusion):
-        sides["folded"] = run.network.folded()
+    if "folded" in forms:
+        sides["folded"] = run.network.for_inference()
     if "ONNX" not in forms and "int8" not in forms:
         return sides
-    model = traced(exportable(run.network, run.path, int8=False).eval(), run)
+    model = traced(exportable(run.network, run.path, int8=False), run)
     with tempfile.TemporaryDirectory() as folder:
         for form in ("ONNX", "int8"):
             if form in forms:

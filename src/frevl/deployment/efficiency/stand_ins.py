@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from frevl.encoders.interface import Embeddings
 from frevl.errors import library
-from frevl.models.registry import name_of
+from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
 from frevl.store.reader import Store
 from frevl.store.towers import Modality, Tower
@@ -222,7 +222,7 @@ def write_drawn(path: Path, towers: dict[str, Tower], *, images: int, texts: int
     return Store.open(path)
 
 
-def drawn_run(network: nn.Module, towers: dict[str, Tower], *, model: str, labels: int = 0) -> Run:
+def drawn_run(network: PairNetwork, towers: dict[str, Tower], *, model: str, labels: int = 0) -> Run:
     """Return a run around a network with random weights; it is on no disk.
 
     Args:
@@ -235,8 +235,8 @@ def drawn_run(network: nn.Module, towers: dict[str, Tower], *, model: str, label
         path=Path("drawn"),
         model=model,
         task="classification" if labels else "matching",
-        network_name=name_of(network),
-        network_settings=dict(network.settings),  # type: ignore[arg-type]
+        network_name=network.key,
+        network_settings=network.settings,
         labels=[str(number) for number in range(labels)],
         encoders=["drawn"],
         towers={modality: {tower.name: tower.identity} for modality, tower in towers.items()},

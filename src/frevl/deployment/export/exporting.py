@@ -1,7 +1,7 @@
 """A run -> one ONNX file that needs neither PyTorch nor this package (docs/export.md).
 
-The graph is that of the folded network, with any number of pairs and, for token embeddings, of tokens. It is written
-beside its place, compared with PyTorch, and only then renamed: a file that exists agrees with its run.
+The graph is that of the network fused for inference; it takes any number of pairs and, for token embeddings, of tokens.
+It is written beside its place, compared with PyTorch, and only then renamed: a file that exists agrees with its run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from frevl.deployment.export.quantisation import quantise_rows
 from frevl.errors import RunError, UsageError, library
 from frevl.evaluation.evaluation import evaluate
 from frevl.jsonfile import replace_file
-from frevl.models.fusion import Fusion
 from frevl.outputs import refuse_inputs
 from frevl.runs.onnx_backend import FILE_NAME, FORMAT, ExportedNetwork, weights_hash
 from frevl.runs.run import Run
@@ -121,7 +120,7 @@ def export(
     for name in ("onnx", "onnxscript", "onnxruntime"):
         library(name)  # before anything slow
     loaded = Run.load(run)
-    network = exportable(loaded.network, loaded.path, int8=int8).eval()
+    network = exportable(loaded.network, loaded.path, int8=int8)
     scorer = None if store is None else Scorer(loaded, Store.open(store))
     judged = None if pairs is None else read_pairs(pairs)
     path = loaded.path / FILE_NAME if onnx is None else Path(onnx)
@@ -226,7 +225,7 @@ def _cost(result: Any, place: Path) -> dict[str, Any]:
 
 def _speed(run: Run, exported: ExportedNetwork) -> list[dict[str, float]]:
     """Milliseconds a batch, both sides in turns."""
-    network = run.network.folded() if isinstance(run.network, Fusion) else run.network
+    network = run.network.for_inference()
     rows = []
     for batch in _SPEED_BATCHES:
         inputs = drawn_inputs(run, batch, text_tokens=16)

@@ -16,7 +16,7 @@ from frevl.data.pairs import Pairs
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.encoders.interface import pool
 from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic
-from frevl.models.fusion import Fusion
+from frevl.models.interface import Projection
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
@@ -79,8 +79,8 @@ def embedding_findings(
             findings.append(_hub_finding(name, many))
         if _common(store, name):
             findings.append(_gap_finding(store, name, drawn))
-    fusions = [(scorer, scorer.network) for scorer in scorers if isinstance(scorer.network, Fusion)]
-    return findings + [_projection_finding(scorer, network, items) for scorer, network in fusions]
+    learned = [(scorer, scorer.network.projections()) for scorer in scorers]
+    return findings + [_projection_finding(scorer, maps, items) for scorer, maps in learned if maps is not None]
 
 
 # ---- measures
@@ -286,7 +286,9 @@ def _gap_finding(store: Store, name: str, pairs: Pairs) -> Finding:
     )  # fmt: skip
 
 
-def _projection_finding(scorer: Scorer, network: Fusion, items: dict[Modality, list[str]]) -> Finding:
+def _projection_finding(
+    scorer: Scorer, projections: tuple[Projection, Projection], items: dict[Modality, list[str]]
+) -> Finding:
     """Which neighbours the projection of a fusion keeps ("Lost in Embeddings", Li et al. 2025)."""
     rows: list[dict[str, Any]] = []
     for modality, ids in items.items():
@@ -295,7 +297,7 @@ def _projection_finding(scorer: Scorer, network: Fusion, items: dict[Modality, l
         values, mask = scorer.store.read(
             modality, ids, [scorer.store.towers[name] for name in scorer.run.towers[modality]]
         )
-        project = network.project_image if modality == "image" else network.project_text
+        project = projections[0] if modality == "image" else projections[1]
         with torch.inference_mode():
             parts = [project(part.float()) for part in torch.from_numpy(values).split(256)]  # type: ignore[no-untyped-call]
         after = pool(torch.cat(parts).cpu().numpy(), mask)

@@ -32,6 +32,7 @@ from frevl.encoders.registry import load_encoder
 from frevl.errors import EncoderError, UsageError
 from frevl.jsonfile import write_json
 from frevl.models.baselines import Linear, fit_linear
+from frevl.models.inputs import ZScore
 from frevl.progress import ProgressLine
 from frevl.runs.batches import EmbeddedPairs, logits_of
 from frevl.runs.targets import Answers
@@ -214,8 +215,7 @@ def _linear_hits(values: np.ndarray, truth: np.ndarray, sizes: Sizes) -> list[in
     """
     features = torch.from_numpy(values.reshape(len(values), -1)).float()
     train = features[: sizes.train]
-    deviation, mean = torch.std_mean(train, dim=0, correction=0)
-    features = (features - mean) / deviation.where(deviation > 1e-6, torch.inf)
+    features = ZScore.of(train)(features)
     train = features[: sizes.train]
     sizes_squared, rotation = torch.linalg.eigh(train @ train.T)
     kept = sizes_squared > 1e-6 * sizes_squared.max()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frevl.models.inputs import masked_mean, stored_in_half
+from frevl.models.inputs import ZScore, frozen, mean_pool, stored_in_half
 
 __all__ = ["Alignment", "fit_alignment"]
 
@@ -45,25 +45,35 @@ class Alignment(nn.Module):
             "bandwidth": bandwidth,
         }
         self.bandwidth = bandwidth
-        self.image_mean, self.image_scale = _fixed(image_dim), _fixed(image_dim)
-        self.text_mean, self.text_scale = _fixed(text_dim), _fixed(text_dim)
-        self.anchors, self.coefficients = _fixed(anchors, image_dim), _fixed(anchors, rank)
-        self.text_map, self.shift = _fixed(text_dim, rank), _fixed(rank)
+        self.image_mean, self.image_scale = frozen(image_dim), frozen(image_dim)
+        self.text_mean, self.text_scale = frozen(text_dim), frozen(text_dim)
+        self.anchors, self.coefficients = frozen(anchors, image_dim), frozen(anchors, rank)
+        self.text_map, self.shift = frozen(text_dim, rank), frozen(rank)
         stored_in_half(self)
+
+    @property
+    def image_statistics(self) -> ZScore:
+        """Mean and deviation of the training images."""
+        return ZScore(self.image_mean, self.image_scale)
+
+    @property
+    def text_statistics(self) -> ZScore:
+        """Mean and deviation of the training texts."""
+        return ZScore(self.text_mean, self.text_scale)
 
     def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """``(n, rank)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
-        return F.normalize(self._kernel(self._directions(_pooled(image, image_mask))) @ self.coefficients, dim=1)
+        return F.normalize(self._kernel(self._directions(mean_pool(image, image_mask))) @ self.coefficients, dim=1)
 
     def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """``(n, rank)`` unit vectors of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
-        return F.normalize(self._meanings(_pooled(text, text_mask)) - self.shift, dim=1)
+        return F.normalize(self._meanings(mean_pool(text, text_mask)) - self.shift, dim=1)
 
     def _directions(self, image: Tensor) -> Tensor:
-        return F.normalize((image - self.image_mean) / self.image_scale, dim=1)
+        return F.normalize(self.image_statistics(image), dim=1)
 
     def _meanings(self, text: Tensor) -> Tensor:
-        return F.normalize((text - self.text_mean) / self.text_scale @ self.text_map, dim=1)
+        return F.normalize(self.text_statistics(text) @ self.text_map, dim=1)
 
     def _kernel(self, directions: Tensor) -> Tensor:
         return ((directions @ self.anchors.T - 1) / self.bandwidth**2).exp()
@@ -101,9 +111,9 @@ def fit_alignment(
     anchors, values = images[used].float(), texts[text_ids].float()
     rank = min(rank, texts.shape[1], len(text_ids))
     network = Alignment(image_dim=images.shape[1], text_dim=texts.shape[1], anchors=len(used), rank=rank)
-    _standardise(network.image_mean, network.image_scale, anchors)
-    _standardise(network.text_mean, network.text_scale, values)
-    standard = (values - network.text_mean) / network.text_scale
+    network.image_statistics.fit(anchors)
+    network.text_statistics.fit(values)
+    standard = network.text_statistics(values)
     spread, directions = torch.linalg.eigh((standard.T @ standard / len(standard)).double())
     spread, directions = spread.flip(0)[:rank].clamp(min=1e-6 * float(spread[-1])), directions.flip(1)[:, :rank]
     network.text_map.copy_((directions / spread.sqrt()).float())
@@ -116,17 +126,3 @@ def fit_alignment(
     kernel.diagonal().add_(penalty)
     network.coefficients.copy_(torch.linalg.solve(kernel, means - network.shift))
     return network.eval()
-
-
-def _standardise(mean: Tensor, scale: Tensor, values: Tensor) -> None:
-    deviation, found = torch.std_mean(values, dim=0, correction=0)
-    mean.copy_(found)
-    scale.copy_(deviation.where(deviation > 1e-6, torch.inf))
-
-
-def _fixed(*shape: int) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(shape), requires_grad=False)
-
-
-def _pooled(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    return tokens if tokens.dim() == 2 else masked_mean(tokens, mask)

@@ -21,23 +21,20 @@ sum without crowds (research/experiments/log.md, "Retrieval").
 from __future__ import annotations
 
 import math
-from typing import Any
+from copy import deepcopy
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from frevl.models.fusion import Fusion
-from frevl.models.inputs import stored_in_half
-from frevl.models.retrieval.two_tower import Cosine, Dual, FirstStage, part_scales
+from frevl.models.inputs import ZScore, frozen, stored_in_half
+from frevl.models.interface import Build, Items, PairNetwork
+from frevl.models.retrieval.first_stage import FirstStage
 
-__all__ = ["Items", "Reranked", "Standardised", "crowds"]
-
-Items = tuple[Tensor, Tensor, Tensor]
-"""What the score of pairs needs of their items of one modality: the first stage's parts ``(n, d)``, crowds
-``(n,)`` and the fusion's projected tokens ``(n, N, width)`` (width 0 without a fusion)."""
+__all__ = ["Reranked", "Standardised", "crowds"]
 
 _CROWDED = 8192  # items a block: with a bank of 2,000 64 MB of logits
-_FIRST: dict[str, type[Dual] | type[Cosine]] = {"cosine": Cosine, "dual": Dual}
 
 
 class Standardised(nn.Module):
@@ -48,74 +45,98 @@ class Standardised(nn.Module):
         self.settings: dict[str, Any] = {"fusion": fusion, "input_dropout": input_dropout}
         self.fusion = Fusion(**fusion)
         self.input_dropout = nn.Dropout(input_dropout)
-        self.image_mean, self.image_scale = _statistics(int(fusion["image_dim"]))
-        self.text_mean, self.text_scale = _statistics(int(fusion["text_dim"]))
+        image_dim, text_dim = int(fusion["image_dim"]), int(fusion["text_dim"])
+        self.image_mean, self.image_scale = frozen(image_dim), frozen(image_dim, fill=1.0)
+        self.text_mean, self.text_scale = frozen(text_dim), frozen(text_dim, fill=1.0)
         # The fusion starts as what adds nothing to the first stage.
         nn.init.zeros_(self.fusion.head.outer.weight)
         nn.init.zeros_(self.fusion.head.outer.bias)
 
+    @property
+    def image_statistics(self) -> ZScore:
+        """Mean and deviation of the training images."""
+        return ZScore(self.image_mean, self.image_scale)
+
+    @property
+    def text_statistics(self) -> ZScore:
+        """Mean and deviation of the training texts."""
+        return ZScore(self.text_mean, self.text_scale)
+
     def standardise(self, images: Tensor, texts: Tensor) -> None:
         """Take mean and deviation of ``(n, dim)`` pooled training embeddings."""
-        sides = ((self.image_mean, self.image_scale, images), (self.text_mean, self.text_scale, texts))
-        for own_mean, own_scale, values in sides:
-            deviation, mean = torch.std_mean(values.float(), dim=0, correction=0)
-            own_mean.copy_(mean)
-            # As in `frevl.models.retrieval.two_tower.Projection`: what never varies becomes zero.
-            own_scale.copy_(deviation.where(deviation > 1e-6, torch.inf))
+        self.image_statistics.fit(images.float())
+        self.text_statistics.fit(texts.float())
 
     def project_image(self, image: Tensor) -> Tensor:
         """``(n, dim)`` or ``(n, Nv, dim)`` as ``(n, Nv, width)``."""
-        return self.fusion.project_image(self.input_dropout((image - self.image_mean) / self.image_scale))
+        return self.fusion.project_image(self.input_dropout(self.image_statistics(image)))
 
     def project_text(self, text: Tensor) -> Tensor:
         """``(n, dim)`` or ``(n, Nt, dim)`` as ``(n, Nt, width)``."""
-        return self.fusion.project_text(self.input_dropout((text - self.text_mean) / self.text_scale))
+        return self.fusion.project_text(self.input_dropout(self.text_statistics(text)))
 
 
-class Reranked(nn.Module):
-    """First stage, crowds and fusion with their weights."""
+class Reranked(PairNetwork):
+    """First stage, crowds and fusion with their weights.
+
+    The items of one modality are the first stage's parts ``(n, d)``, the crowd ``(n,)`` and the fusion's projected
+    tokens ``(n, N, width)`` (width 0 without a fusion).
+    """
+
+    key = "reranked"
+    item_work = "always"  # a crowd is thousands of dot products
+    probability_apart = True
 
     def __init__(
         self,
+        first: FirstStage,
+        bank_images: Tensor,
+        bank_texts: Tensor,
+        fusion: Standardised | None,
         *,
-        first: str,
-        first_settings: dict[str, Any],
-        bank_images: int,
-        bank_texts: int,
-        bank_width: int,
-        fusion: dict[str, Any] | None,
         weights: dict[str, float],
         depth: int,
     ) -> None:
-        """Build the network.
+        """Put the parts together; they become parts of this network.
 
         Args:
-            first: ``dual`` or ``cosine``.
-            first_settings: Arguments of its constructor.
-            bank_images: Training images that the crowd of a text is measured with.
-            bank_texts: Training texts that the crowd of an image is measured with.
-            bank_width: Width of the first stage's parts.
-            fusion: Arguments of `Standardised`, or None.
+            first: What searches.
+            bank_images: ``(m, d)`` parts of training images that the crowd of a text is measured with.
+            bank_texts: ``(m, d)`` parts of training texts that the crowd of an image is measured with.
+            fusion: What reads the best candidates again, or None.
             weights: ``alignment``, ``image_crowd``, ``text_crowd`` and ``fusion``.
             depth: How many candidates of the first stage are worth reading again.
         """
         super().__init__()
-        self.settings: dict[str, Any] = {
-            "first": first,
-            "first_settings": first_settings,
-            "bank_images": bank_images,
-            "bank_texts": bank_texts,
-            "bank_width": bank_width,
-            "fusion": fusion,
+        self.settings = {
+            "first": first.key,
+            "first_settings": first.settings,
+            "bank_images": len(bank_images),
+            "bank_texts": len(bank_texts),
+            "bank_width": bank_images.shape[1],
+            "fusion": None if fusion is None else fusion.settings,
             "weights": dict(weights),
             "depth": depth,
         }
-        self.first: Dual | Cosine = _FIRST[first](**first_settings)
-        self.bank_images = nn.Parameter(torch.zeros(bank_images, bank_width), requires_grad=False)
-        self.bank_texts = nn.Parameter(torch.zeros(bank_texts, bank_width), requires_grad=False)
+        self.first = first
+        self.bank_images = nn.Parameter(bank_images, requires_grad=False)
+        self.bank_texts = nn.Parameter(bank_texts, requires_grad=False)
         stored_in_half(self, inner=False)
-        self.fusion = None if fusion is None else Standardised(**fusion)
+        self.fusion = fusion
         self.weights, self.depth = dict(weights), depth
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], build: Build) -> Reranked:
+        """Build the network without its numbers; ``build`` makes its first stage."""
+        width, fusion = settings["bank_width"], settings["fusion"]
+        return cls(
+            cast("FirstStage", build(settings["first"], settings["first_settings"])),
+            torch.zeros(settings["bank_images"], width),
+            torch.zeros(settings["bank_texts"], width),
+            None if fusion is None else Standardised(**fusion),
+            weights=settings["weights"],
+            depth=settings["depth"],
+        )
 
     @classmethod
     def of(
@@ -128,38 +149,24 @@ class Reranked(nn.Module):
         weights: dict[str, float],
         depth: int,
     ) -> Reranked:
-        """Put fitted parts together; ``bank_images`` and ``bank_texts`` are ``(m, d)`` parts of the first stage."""
-        network = cls(
-            first=next(name for name, kind in _FIRST.items() if type(first) is kind),
-            first_settings=first.settings,
-            bank_images=len(bank_images),
-            bank_texts=len(bank_texts),
-            bank_width=bank_images.shape[1],
-            fusion=None if fusion is None else fusion.settings,
-            weights=weights,
-            depth=depth,
-        )
-        network.first.load_state_dict(first.state_dict())
-        network.bank_images.copy_(bank_images)
-        network.bank_texts.copy_(bank_texts)
-        if network.fusion is not None and fusion is not None:
-            network.fusion.load_state_dict(fusion.state_dict())
-        return network.eval()
+        """Put copies of fitted parts together, each as it would come back from a saved run; arguments as above."""
+        parts = _as_saved(first), bank_images.clone(), bank_texts.clone(), None if fusion is None else _as_saved(fusion)
+        return cls(*parts, weights=weights, depth=depth).eval()
 
     def weighed(self, weights: dict[str, float], depth: int) -> Reranked:
         """Return the same parts with other weights; a fusion that weighs nothing is left out."""
         fusion = self.fusion if weights["fusion"] > 0 else None
         return Reranked.of(self.first, self.bank_images, self.bank_texts, fusion, weights=weights, depth=depth)
 
-    def image_items(self, image: Tensor, mask: Tensor | None = None) -> Items:
+    def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:
         """Do what needs only the image: ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
-        parts = self.first.image_parts(image, mask)
+        parts = self.first.image_parts(image, image_mask)
         hidden = image.new_zeros(len(image), 1, 0) if self.fusion is None else self.fusion.project_image(image)
         return parts, self._crowd(parts, self.bank_texts), hidden
 
-    def text_items(self, text: Tensor, mask: Tensor | None = None) -> Items:
+    def text_items(self, text: Tensor, text_mask: Tensor | None = None) -> Items:
         """Do what needs only the text."""
-        parts = self.first.text_parts(text, mask)
+        parts = self.first.text_parts(text, text_mask)
         hidden = text.new_zeros(len(text), 1, 0) if self.fusion is None else self.fusion.project_text(text)
         return parts, self._crowd(parts, self.bank_images), hidden
 
@@ -177,6 +184,12 @@ class Reranked(nn.Module):
             fused = network.head(network.fuse(image_hidden, text_hidden, image_mask, text_mask))[:, 0]
         return torch.stack([first, image_crowd, text_crowd, fused], dim=1)
 
+    def score_items(
+        self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return the ``(n, 2)`` logits of pairs from their items: the weighed terms."""
+        return self.blend(self.terms(images, texts, image_mask, text_mask))
+
     def blend(self, terms: Tensor) -> Tensor:
         """Weigh ``(n, 4)`` terms into ``(n, 2)`` logits: the score, and without crowds what the probability is from."""
         crowds_apart = [0.0, self.weights["image_crowd"], self.weights["text_crowd"], 0.0]
@@ -186,16 +199,38 @@ class Reranked(nn.Module):
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the ``(n, 2)`` logits of `blend`; the shapes are those of `Fusion.forward`."""
+        """Return the ``(n, 2)`` logits of `blend`; the shapes are those of `PairNetwork.forward`."""
         images, texts = self.image_items(image, image_mask), self.text_items(text, text_mask)
-        return self.blend(self.terms(images, texts, image_mask, text_mask))
+        return self.score_items(images, texts, image_mask, text_mask)
+
+    def for_export(self) -> Reranked:
+        """A copy whose fusion is fused for inference."""
+        twin = deepcopy(self)
+        if twin.fusion is not None:
+            twin.fusion.fusion = twin.fusion.fusion.for_inference()
+        return twin
+
+    def input_statistics(self) -> tuple[ZScore, ZScore] | None:
+        """Those of the first stage, or of the fusion."""
+        own = None if self.fusion is None else (self.fusion.image_statistics, self.fusion.text_statistics)
+        return self.first.input_statistics() or own
+
+    @property
+    def first_stage(self) -> FirstStage:
+        """What searches."""
+        return self.first
+
+    @property
+    def rerank_depth(self) -> int:
+        """How many candidates of the first stage are worth reading again."""
+        return self.depth
 
     def _crowd(self, parts: Tensor, bank: Tensor) -> Tensor:
         return crowds(parts, bank, self._scales())
 
     def _scales(self) -> Tensor:
         """``(d,)``: what each number of the parts weighs in a logit."""
-        return part_scales(self.first, self.weights["alignment"], self.bank_images.shape[1])
+        return self.first.part_scales(self.weights["alignment"], self.bank_images.shape[1])
 
 
 def crowds(parts: Tensor, bank: Tensor, scales: Tensor) -> Tensor:
@@ -204,13 +239,18 @@ def crowds(parts: Tensor, bank: Tensor, scales: Tensor) -> Tensor:
     Args:
         parts: ``(n, d)`` of a first stage.
         bank: ``(m, d)``.
-        scales: ``(d,)`` of `frevl.models.retrieval.two_tower.part_scales`.
+        scales: ``(d,)`` of `FirstStage.part_scales`.
     """
     blocks = (parts * scales).split(_CROWDED)  # type: ignore[no-untyped-call]
     logs: Tensor = torch.cat([(block @ bank.T).logsumexp(dim=1) for block in blocks])
     return logs - math.log(max(1, len(bank)))
 
 
-def _statistics(width: int) -> tuple[nn.Parameter, nn.Parameter]:
-    mean, scale = torch.zeros(width), torch.ones(width)
-    return nn.Parameter(mean, requires_grad=False), nn.Parameter(scale, requires_grad=False)
+Part = TypeVar("Part", bound=nn.Module)
+
+
+def _as_saved(part: Part) -> Part:
+    """A copy with the numbers that a saved run holds: some in half precision (`stored_in_half`)."""
+    twin = deepcopy(part)
+    twin.load_state_dict(part.state_dict())
+    return twin

@@ -1,28 +1,25 @@
-"""The first stage of retrieval: one vector an image, one vector a text, and their dot product. Pure torch.
+"""The two first stages: a `TwoTower` of learned projections, and the `Cosine` of encoders with a common space.
 
-A `Dual` has learned projections and works with any two encoders; a `Cosine` has none and needs encoders with a common
-space (CLIP and its kind). Both give the score of a pair on the road of every network, and vectors for search. Either
-may hold a kernel alignment (`frevl.models.retrieval.kernel_alignment`) beside its own vectors::
-
-    logit = own scale * own cosine + alignment weight * cosine of the alignment = scale * cosine of the joined vectors
+A `TwoTower` (also: dual encoder) works with any two encoders; a `Cosine` learns nothing and needs encoders with a
+common space (CLIP and its kind). Pure torch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frevl.models.inputs import masked_mean, stored_in_half
-from frevl.models.retrieval.kernel_alignment import Alignment
+from frevl.models.inputs import ZScore, frozen, stored_in_half
+from frevl.models.retrieval.first_stage import FirstStage
 
-__all__ = ["LARGEST_SCALE", "Cosine", "Dual", "FirstStage", "Projection", "part_scales", "with_alignment"]
+__all__ = ["LARGEST_SCALE", "Cosine", "Projection", "TwoTower"]
 
 LARGEST_SCALE = 30.0
-"""Bound of a learned logit scale (one over the temperature): without it small sets are learnt by heart."""
+"""Bound of a learned logit scale (one over the temperature): without it a network memorises small sets."""
 
 
 class Projection(nn.Module):
@@ -33,8 +30,7 @@ class Projection(nn.Module):
 
     def __init__(self, *, inputs: int, hidden: int, width: int, input_dropout: float, dropout: float) -> None:
         super().__init__()
-        self.mean = nn.Parameter(torch.zeros(inputs), requires_grad=False)
-        self.scale = nn.Parameter(torch.ones(inputs), requires_grad=False)
+        self.mean, self.scale = frozen(inputs), frozen(inputs, fill=1.0)
         self.input_dropout = nn.Dropout(input_dropout)
         self.inner = nn.Linear(inputs, hidden)
         self.dropout = nn.Dropout(dropout)
@@ -42,25 +38,29 @@ class Projection(nn.Module):
         self.linear = nn.Linear(inputs, width)
         stored_in_half(self)
 
+    @property
+    def statistics(self) -> ZScore:
+        """Mean and deviation of the training embeddings."""
+        return ZScore(self.mean, self.scale)
+
     def standardise(self, embeddings: Tensor) -> None:
         """Take mean and deviation of ``(n, inputs)`` training embeddings."""
-        deviation, mean = torch.std_mean(embeddings.float(), dim=0, correction=0)
-        self.mean.copy_(mean)
-        # A dimension that never varies says nothing; dividing by its zero deviation would ruin all others.
-        self.scale.copy_(deviation.where(deviation > 1e-6, torch.inf))
+        self.statistics.fit(embeddings.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn ``(n, inputs)`` into ``(n, width)`` unit vectors."""
-        x = self.input_dropout((x - self.mean) / self.scale)
+        x = self.input_dropout(self.statistics(x))
         return F.normalize((self.linear(x) + self.outer(self.dropout(F.gelu(self.inner(x))))).float(), dim=1)
 
 
-class Dual(nn.Module):
+class TwoTower(FirstStage):
     """Two projections into one space, trained with symmetric InfoNCE (`frevl.training.retrieval.two_tower`).
 
     With several members the vectors are put side by side, each over the root of their number, so that the dot
     product is the mean of the members' cosines and an ensemble is searched like a single one.
     """
+
+    key = "dual"
 
     def __init__(
         self,
@@ -104,66 +104,48 @@ class Dual(nn.Module):
         self.image = nn.ModuleList(Projection(inputs=image_dim, **shape) for _ in range(members))
         self.text = nn.ModuleList(Projection(inputs=text_dim, **shape) for _ in range(members))
         self.log_scale = nn.Parameter(torch.full((), math.log(1 / 0.07)))
-        self.alignment = None if alignment is None else Alignment(**alignment)
-        self.alignment_weight = alignment_weight
+        self._align(alignment, alignment_weight)
 
     @classmethod
-    def of(cls, networks: list[Dual]) -> Dual:
+    def of(cls, networks: list[TwoTower]) -> TwoTower:
         """Put trained networks of the same settings together as the members of one."""
         settings = {**networks[0].settings, "members": sum(one.settings["members"] for one in networks)}
-        dual = cls(**settings)
-        dual.image = nn.ModuleList(member for one in networks for member in one.image)
-        dual.text = nn.ModuleList(member for one in networks for member in one.text)
+        whole = cls(**settings)
+        whole.image = nn.ModuleList(member for one in networks for member in one.image)
+        whole.text = nn.ModuleList(member for one in networks for member in one.text)
         with torch.no_grad():
-            dual.log_scale.copy_(torch.stack([one.log_scale for one in networks]).mean())
-        return dual.eval()
+            whole.log_scale.copy_(torch.stack([one.log_scale for one in networks]).mean())
+        return whole.eval()
 
     @property
     def own_scale(self) -> Tensor:
         """The learned logit scale, in (0, 30]."""
         return self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
-    @property
-    def scale(self) -> Tensor:
-        """The logit scale of the joined vectors."""
-        return self.own_scale + self.alignment_weight
+    def own_image_vectors(self, image: Tensor) -> Tensor:
+        """``(n, members * width)`` unit vectors."""
+        return _side_by_side(self.image, image)
 
-    def image_parts(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, members * width + rank)``: own unit vectors, and those of the alignment beside them."""
-        pooled = _pooled(image, image_mask)
-        own = _side_by_side(self.image, pooled)
-        return own if self.alignment is None else torch.cat([own, self.alignment.image_vectors(pooled)], dim=1)
+    def own_text_vectors(self, text: Tensor) -> Tensor:
+        """``(n, members * width)`` unit vectors."""
+        return _side_by_side(self.text, text)
 
-    def text_parts(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """The same for texts."""
-        pooled = _pooled(text, text_mask)
-        own = _side_by_side(self.text, pooled)
-        return own if self.alignment is None else torch.cat([own, self.alignment.text_vectors(pooled)], dim=1)
-
-    def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, d)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
-        return _joined(self, self.image_parts(image, image_mask))
-
-    def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """``(n, d)`` unit vectors of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
-        return _joined(self, self.text_parts(text, text_mask))
-
-    def forward(
-        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
-    ) -> Tensor:
-        """Return ``(n, 1)``: scaled cosines; the shapes are those of `Fusion.forward`."""
-        return self.of_vectors(self.image_vectors(image, image_mask), self.text_vectors(text, text_mask))
-
-    def of_vectors(self, image: Tensor, text: Tensor) -> Tensor:
-        """Return the ``(n, 1)`` logits of ``(n, d)`` vectors."""
-        return self.scale * _dots(image, text)
+    def input_statistics(self) -> tuple[ZScore, ZScore] | None:
+        """Those of the first member; all members were trained on the same items."""
+        image, text = self.image[0], self.text[0]
+        if isinstance(image, Projection) and isinstance(text, Projection):
+            return image.statistics, text.statistics
+        return None
 
 
-class Cosine(nn.Module):
+class Cosine(FirstStage):
     """The cosine in the common space of CLIP-like encoders, with nothing to train.
 
     Several encoders with a common space are averaged; columns of encoders without one are passed over.
     """
+
+    key = "cosine"
+    trained: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -192,85 +174,26 @@ class Cosine(nn.Module):
             "alignment": alignment,
             "alignment_weight": alignment_weight,
         }
-        self.logit_scale = nn.Parameter(torch.tensor(float(scale)), requires_grad=False)
-        self.bias = nn.Parameter(torch.tensor(float(bias)), requires_grad=False)
+        self.logit_scale, self.bias = frozen(fill=float(scale)), frozen(fill=float(bias))
         self.spaces = spaces
-        self.alignment = None if alignment is None else Alignment(**alignment)
-        self.alignment_weight = alignment_weight
+        self._align(alignment, alignment_weight)
 
     @property
     def own_scale(self) -> Tensor:
         """The encoder's logit scale."""
         return self.logit_scale
 
-    @property
-    def scale(self) -> Tensor:
-        """The logit scale of the joined vectors."""
-        return self.own_scale + self.alignment_weight
+    def own_image_vectors(self, image: Tensor) -> Tensor:
+        """``(n, d)`` unit vectors; ``d`` is the sum of the widths of the common spaces."""
+        return _normalised([image[:, start:stop] for start, stop, _, _ in self.spaces])
 
-    def image_parts(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
-        """``(n, d + rank)``: own unit vectors, ``d`` the widths of the common spaces, and those of the alignment."""
-        x = _pooled(image, image_mask)
-        own = _normalised([x[:, start:stop] for start, stop, _, _ in self.spaces])
-        return own if self.alignment is None else torch.cat([own, self.alignment.image_vectors(x)], dim=1)
-
-    def text_parts(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """The same for texts."""
-        x = _pooled(text, text_mask)
-        own = _normalised([x[:, start:stop] for _, _, start, stop in self.spaces])
-        return own if self.alignment is None else torch.cat([own, self.alignment.text_vectors(x)], dim=1)
-
-    def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
+    def own_text_vectors(self, text: Tensor) -> Tensor:
         """``(n, d)`` unit vectors."""
-        return _joined(self, self.image_parts(image, image_mask))
-
-    def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
-        """The same for texts."""
-        return _joined(self, self.text_parts(text, text_mask))
-
-    def forward(
-        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
-    ) -> Tensor:
-        """Return ``(n, 1)``: scaled cosines plus bias; the shapes are those of `Fusion.forward`."""
-        return self.of_vectors(self.image_vectors(image, image_mask), self.text_vectors(text, text_mask))
+        return _normalised([text[:, start:stop] for _, _, start, stop in self.spaces])
 
     def of_vectors(self, image: Tensor, text: Tensor) -> Tensor:
-        """Return the ``(n, 1)`` logits of ``(n, d)`` vectors."""
-        return self.scale * _dots(image, text) + self.bias
-
-
-FirstStage = Dual | Cosine
-
-
-def with_alignment(first: FirstStage, alignment: Alignment, weight: float) -> FirstStage:
-    """Return the same first stage with a fitted alignment beside its own vectors.
-
-    Args:
-        first: Without one.
-        alignment: Of the same embeddings.
-        weight: Of its cosine in the logit; with 0 it is there for `part_scales` only.
-    """
-    settings = {**first.settings, "alignment": alignment.settings, "alignment_weight": weight}
-    joined: FirstStage = type(first)(**settings)
-    state = {**first.state_dict(), **{f"alignment.{name}": value for name, value in alignment.state_dict().items()}}
-    joined.load_state_dict(state)
-    return joined.eval()
-
-
-def part_scales(first: FirstStage, weight: float, width: int) -> Tensor:
-    """``(width,)``: what each number of the parts weighs in a logit, the alignment's cosine weighing ``weight``."""
-    rank = 0 if first.alignment is None else int(first.alignment.settings["rank"])
-    own = first.own_scale.expand(width - rank)
-    return torch.cat([own, own.new_full((rank,), weight)])
-
-
-def _joined(first: FirstStage, parts: Tensor) -> Tensor:
-    """Unit vectors whose dot product times the scale is the logit, from the parts."""
-    if first.alignment is None:
-        return parts
-    if first.alignment_weight == 0:
-        return parts[:, : parts.shape[1] - int(first.alignment.settings["rank"])]
-    return parts * (part_scales(first, first.alignment_weight, parts.shape[1]) / first.scale).sqrt()
+        """Return the ``(n, 1)`` logits of ``(n, d)`` vectors: scaled cosines plus the encoder's bias."""
+        return super().of_vectors(image, text) + self.bias
 
 
 def _side_by_side(projections: nn.ModuleList, pooled: Tensor) -> Tensor:
@@ -279,11 +202,3 @@ def _side_by_side(projections: nn.ModuleList, pooled: Tensor) -> Tensor:
 
 def _normalised(parts: list[Tensor]) -> Tensor:
     return torch.cat([F.normalize(part.float(), dim=1) for part in parts], dim=1) / math.sqrt(len(parts))
-
-
-def _dots(image: Tensor, text: Tensor) -> Tensor:
-    return (image * text).sum(dim=1, keepdim=True)
-
-
-def _pooled(tokens: Tensor, mask: Tensor | None) -> Tensor:
-    return tokens if tokens.dim() == 2 else masked_mean(tokens, mask)

@@ -11,17 +11,17 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from frevl.errors import UsageError
+from frevl.models.interface import PairNetwork
+from frevl.models.retrieval.first_stage import FirstStage
 from frevl.models.retrieval.reranker import Reranked
-from frevl.models.retrieval.two_tower import FirstStage
 from frevl.progress import say
 from frevl.runs.batches import EmbeddedPairs
-from frevl.runs.pair_grid import by_item
+from frevl.runs.pair_grid import grid_scorer
 from frevl.training.examples import Examples
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.options import Options
@@ -48,17 +48,20 @@ _WORTH = 0.002  # a mean recall gained by less is not worth another part, howeve
 _SAMPLE = 100  # development images that linear and mlp are judged on: all their pairs go through the network
 
 
+N_co = TypeVar("N_co", bound=PairNetwork, covariant=True)
+
+
 @dataclass(frozen=True)
-class _Tried:
+class _Tried(Generic[N_co]):
     """A candidate with its mean recall on every development image, or on the first images of a sample."""
 
     name: str
     by_image: Tensor
-    fitted: Fitted
+    fitted: Fitted[N_co]
     seconds: float
 
 
-def choose_matching(data: Prepared, options: Options) -> tuple[Fitted, dict[str, Any]]:
+def choose_matching(data: Prepared, options: Options) -> tuple[Fitted[PairNetwork], dict[str, Any]]:
     """Fit and compare everything that matching can be done with, and take the simplest of the best.
 
     Args:
@@ -74,7 +77,7 @@ def choose_matching(data: Prepared, options: Options) -> tuple[Fitted, dict[str,
     """
     limit = options.time_limit or _DEFAULT_LIMIT
     limited = replace(options, time_limit=limit * (1 - 2 * _BASELINE_SHARE))
-    tried: list[_Tried] = []
+    first_stages: list[_Tried[FirstStage]] = []
     left_out: list[dict[str, Any]] = []
     dev = judged_part(right_pairs(data.dev), options.seed)
     say(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=options.progress)
@@ -83,13 +86,11 @@ def choose_matching(data: Prepared, options: Options) -> tuple[Fitted, dict[str,
             left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
             continue
         fitted = fit_first_stage(kind, data, limited, share=FIRST_SHARE)
-        network = fitted.network
-        if not isinstance(network, FirstStage):
-            raise UsageError(f"A first stage was expected, found {type(network).__name__}")
-        alone = judged_alone(network, dev)
-        tried.append(_Tried(kind, alone.by_image(alone.first), fitted, fitted.seconds))
-        _say(tried[-1], options)
-    first = max(tried, key=lambda one: float(one.by_image.mean()))
+        alone = judged_alone(fitted.network, dev)
+        first_stages.append(_Tried(kind, alone.by_image(alone.first), fitted, fitted.seconds))
+        _say(first_stages[-1], options)
+    tried: list[_Tried[PairNetwork]] = [*first_stages]
+    first = max(first_stages, key=lambda one: float(one.by_image.mean()))
     judgement: Judgement | None = None
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
         left_out.append({"name": "reranking", "reason": f"needs at least {FEWEST_IMAGES} training images"})
@@ -112,11 +113,9 @@ def choose_matching(data: Prepared, options: Options) -> tuple[Fitted, dict[str,
     return winner.fitted, record
 
 
-def _reranked(first: _Tried, reranked: Fitted, judgement: Judgement) -> list[_Tried]:
+def _reranked(first: _Tried[FirstStage], reranked: Fitted[Reranked], judgement: Judgement) -> list[_Tried[Reranked]]:
     """Return what reranking adds step by step, simplest first."""
     network = reranked.network
-    if not isinstance(network, Reranked):
-        raise UsageError(f"A reranker was expected, found {type(network).__name__}")
     steps = (
         (f"{first.name} with alignment", judgement.first, first.seconds),
         (f"{first.name} with alignment and crowds", judgement.crowded, first.seconds),
@@ -130,7 +129,7 @@ def _reranked(first: _Tried, reranked: Fitted, judgement: Judgement) -> list[_Tr
     ]
 
 
-def _simplest(tried: list[_Tried]) -> tuple[_Tried, str, list[dict[str, Any]]]:
+def _simplest(tried: list[_Tried[PairNetwork]]) -> tuple[_Tried[PairNetwork], str, list[dict[str, Any]]]:
     """Take the first within one standard error of the best; candidates stand in order, the simplest first."""
     best = max(tried, key=lambda one: float(one.by_image.mean()))
     rows, winner = [], best
@@ -150,8 +149,8 @@ def _simplest(tried: list[_Tried]) -> tuple[_Tried, str, list[dict[str, Any]]]:
 
 
 def _against_baselines(
-    winner: _Tried, reason: str, data: Prepared, options: Options, seconds: float
-) -> tuple[_Tried, str, list[dict[str, Any]]]:
+    winner: _Tried[PairNetwork], reason: str, data: Prepared, options: Options, seconds: float
+) -> tuple[_Tried[PairNetwork], str, list[dict[str, Any]]]:
     """Fit linear and mlp; one of them is taken if it is better by more than one standard error."""
     dev = judged_part(right_pairs(data.dev), options.seed)
     images = torch.unique(dev.image_rows)[:_SAMPLE]
@@ -183,20 +182,20 @@ def _some(train: Examples, seed: int) -> Examples:
     return train.select(rows.sort().values)
 
 
-def _by_image(fitted: Fitted, sample: EmbeddedPairs) -> Tensor:
+def _by_image(fitted: Fitted[PairNetwork], sample: EmbeddedPairs) -> Tensor:
     """``(images,)``: the mean of the six hits of each image and its texts, all pairs scored."""
     image_ids, image_at = torch.unique(sample.image_rows, return_inverse=True)
     text_ids, text_at = torch.unique(sample.text_rows, return_inverse=True)
     right = torch.zeros(len(image_ids), len(text_ids), dtype=torch.bool)
     right[image_at, text_at] = True
     with torch.inference_mode():
-        logits = by_item(fitted.network, sample.items(image_ids, text_ids), 1024, "cpu")
+        logits = grid_scorer(fitted.network, sample.items(image_ids, text_ids), 1024, "cpu")
         numbers = torch.arange(right.numel()).split(4096)  # type: ignore[no-untyped-call]
         scores = torch.cat([logits(part // len(text_ids), part % len(text_ids))[:, 0] for part in numbers])
     return recall_by_image(scores.view(right.shape), right)
 
 
-def _row(one: _Tried, *, behind: float, error: float, within: bool) -> dict[str, Any]:
+def _row(one: _Tried[PairNetwork], *, behind: float, error: float, within: bool) -> dict[str, Any]:
     return {
         "name": one.name,
         "metric": 100 * float(one.by_image.mean()),
@@ -213,7 +212,7 @@ def _standard_error(values: Tensor) -> float:
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
-def _say(one: _Tried, options: Options) -> None:
+def _say(one: _Tried[PairNetwork], options: Options) -> None:
     say(
         f"  {one.name:<28} {100 * float(one.by_image.mean()):6.2f} % mean recall  {one.seconds:6.1f} s",
         enabled=options.progress,

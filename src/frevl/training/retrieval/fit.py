@@ -12,9 +12,10 @@ from torch import Tensor
 
 from frevl.errors import PairsError, UsageError, nearest
 from frevl.models.fusion import PRESETS
+from frevl.models.interface import PairNetwork
+from frevl.models.retrieval.first_stage import FirstStage, with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import Reranked, Standardised
-from frevl.models.retrieval.two_tower import Dual, FirstStage, with_alignment
 from frevl.progress import say
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.examples import Examples
@@ -54,7 +55,7 @@ FIRST_SHARE, _MINING_SHARE = 0.4, 0.3
 
 def fit_matching(
     model: str, data: Prepared, options: Options, *, first_stage: str | None, folder: Path
-) -> tuple[Fitted, dict[str, Any] | None]:
+) -> tuple[Fitted[PairNetwork], dict[str, Any] | None]:
     """Fit one model for matching.
 
     Args:
@@ -82,11 +83,8 @@ def fit_matching(
             )
         first = fit_first_stage(first_stage, data, options, share=FIRST_SHARE)
         fitted, judgement = fit_reranked(model, first, data, options)
-        whole = fitted.network
-        if not isinstance(whole, Reranked):
-            raise UsageError(f"A reranker was expected, found {type(whole).__name__}")
         best = judgement.fused
-        return replace(fitted, network=whole.weighed(best.weights, best.depth)), judgement.record()
+        return replace(fitted, network=fitted.network.weighed(best.weights, best.depth)), judgement.record()
     if model in FIRST_STAGES:
         return fit_first_stage(model, data, options), None
     enough = with_enough_steps(options, len(right_pairs(data.train)))
@@ -104,7 +102,7 @@ def with_enough_steps(options: Options, pairs: int) -> Options:
     return replace(options, batch_size=max(_SMALLEST_BATCH, min(_LARGEST_BATCH, pairs // _STEPS)))
 
 
-def fit_first_stage(kind: str, data: Prepared, options: Options, *, share: float = 1.0) -> Fitted:
+def fit_first_stage(kind: str, data: Prepared, options: Options, *, share: float = 1.0) -> Fitted[FirstStage]:
     """Train the dual encoder on the right pairs, or build the cosine, which needs no training.
 
     Args:
@@ -127,7 +125,9 @@ def fit_first_stage(kind: str, data: Prepared, options: Options, *, share: float
     return Fitted(network, report.seconds, report)
 
 
-def fit_reranked(preset: str, first: Fitted, data: Prepared, options: Options) -> tuple[Fitted, Judgement]:
+def fit_reranked(
+    preset: str, first: Fitted[FirstStage], data: Prepared, options: Options
+) -> tuple[Fitted[Reranked], Judgement]:
     """Train a fusion on the mistakes of cross-fitted first stages, and judge what it adds to the first stage given.
 
     The network returned has the fusion's weight 1 and no crowds: `Reranked.weighed` gives it those of the judgement.
@@ -144,8 +144,6 @@ def fit_reranked(preset: str, first: Fitted, data: Prepared, options: Options) -
     """
     started = time.monotonic()
     network = first.network
-    if not isinstance(network, FirstStage):
-        raise UsageError(f"A reranker needs a first stage, found {type(network).__name__}")
     pairs, limit = right_pairs(data.train), options.time_limit
     if len(torch.unique(pairs.image_rows)) < FEWEST_IMAGES:
         raise PairsError(
@@ -155,7 +153,7 @@ def fit_reranked(preset: str, first: Fitted, data: Prepared, options: Options) -
     lists = mine(
         pairs, seed=options.seed, device=options.device, progress=options.progress,
         time_limit=None if limit is None else _MINING_SHARE * limit,
-        first=None if isinstance(network, Dual) else network,
+        first=None if network.trained else network,
     )  # fmt: skip
     torch.manual_seed(options.seed)
     sizes: dict[str, Any] = {**PRESETS[preset], **({} if options.layers is None else {"layers": options.layers})}
@@ -181,7 +179,7 @@ def fit_reranked(preset: str, first: Fitted, data: Prepared, options: Options) -
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     alignment = fit_alignment(images, texts, pairs.image_rows, pairs.text_rows, seed=options.seed)
     # The scale of an encoder's own cosine may be anything, so only a trained one takes the alignment into the search.
-    network = with_alignment(network, alignment, _ALIGNMENT_WEIGHT if isinstance(network, Dual) else 0.0)
+    network = with_alignment(network, alignment, _ALIGNMENT_WEIGHT if network.trained else 0.0)
     banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, _BANK, options.seed)
     weights = {"alignment": network.alignment_weight, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 1.0}
     whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))

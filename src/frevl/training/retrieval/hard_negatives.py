@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frevl.models.retrieval.first_stage import FirstStage, with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import crowds
-from frevl.models.retrieval.two_tower import FirstStage, part_scales, with_alignment
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.retrieval.two_tower import fit_members, pooled_items
 
@@ -192,7 +192,7 @@ def _lists(
     with torch.inference_mode():
         image_parts = network.image_parts(images[image_ids].float())
         text_parts = network.text_parts(texts[text_ids].float())
-        scales = part_scales(network, network.alignment_weight, image_parts.shape[1])
+        scales = network.part_scales(network.alignment_weight, image_parts.shape[1])
         scores = text_parts * scales @ image_parts.T
         scores -= crowd_weight * crowds(text_parts, banks[0], scales)[:, None]
         scores -= crowd_weight * crowds(image_parts, banks[1], scales)

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frevl.models.retrieval.reranker import Items, Reranked, crowds
-from frevl.models.retrieval.two_tower import FirstStage, part_scales
+from frevl.models.interface import Items
+from frevl.models.retrieval.first_stage import FirstStage
+from frevl.models.retrieval.reranker import Reranked, crowds
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.retrieval.score_fusion import (
     ALIGNMENT_WEIGHTS,
@@ -87,7 +88,7 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
 
         def grid_of(weight: float) -> tuple[Tensor, Tensor, Tensor]:
             """Scores of all pairs with this weight of the alignment, crowds of images and of texts."""
-            scales = part_scales(network.first, weight, images[0].shape[1])
+            scales = network.first.part_scales(weight, images[0].shape[1])
             both = crowds(images[0], network.bank_texts, scales), crowds(texts[0], network.bank_images, scales)
             return images[0] * scales @ texts[0].T, *both
 
@@ -153,5 +154,5 @@ def _mask(mask: Tensor, rows: Tensor) -> Tensor | None:
     return None if mask.shape[1] == 1 else mask[rows]
 
 
-def _at(items: tuple[Tensor, ...], rows: Tensor) -> Items:
-    return items[0][rows], items[1][rows], items[2][rows]
+def _at(items: Items, rows: Tensor) -> Items:
+    return tuple(part[rows] for part in items)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from frevl.errors import TrainingError
-from frevl.models.inputs import low_precision, masked_mean
-from frevl.models.retrieval.two_tower import Dual
+from frevl.models.inputs import low_precision, mean_pool
+from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.loop import FitReport, descend
 from frevl.training.losses import batch_contrast
@@ -42,7 +42,7 @@ def fit_members(
     warm_up: float = 0.1,
     label_smoothing: float = 0.1,
     gradient_clip: float = 1.0,
-) -> tuple[Dual, FitReport]:
+) -> tuple[TwoTower, FitReport]:
     """Train one dual encoder a member, each from another seed, and put them together.
 
     Args:
@@ -79,7 +79,7 @@ def fit_members(
     reports: list[FitReport] = []
     for number in range(members):
         torch.manual_seed(seed + 1009 * number)
-        network = Dual(
+        network = TwoTower(
             image_dim=images.shape[1], text_dim=texts.shape[1], hidden=hidden, width=width,
             input_dropout=input_dropout, dropout=dropout,
         )  # fmt: skip
@@ -102,11 +102,11 @@ def fit_members(
         networks.append(network)
     if not reports:
         raise TrainingError(f"A dual encoder needs at least one member, found {members}")
-    return Dual.of(networks), replace(reports[-1], seconds=time.monotonic() - started)
+    return TwoTower.of(networks), replace(reports[-1], seconds=time.monotonic() - started)
 
 
 def _contrast(
-    network: Dual, images: Tensor, texts: Tensor, pairs: EmbeddedPairs, label_smoothing: float, device: str
+    network: TwoTower, images: Tensor, texts: Tensor, pairs: EmbeddedPairs, label_smoothing: float, device: str
 ) -> Callable[[Tensor, torch.Generator], Tensor]:
     """Return the loss of a batch of pairs for `frevl.training.loop.descend`."""
 
@@ -128,4 +128,4 @@ def pooled_items(values: Tensor, mask: Tensor) -> Tensor:
     if values.shape[1] == 1:
         return values[:, 0]
     parts = zip(values.split(512), mask.split(512), strict=True)  # type: ignore[no-untyped-call]
-    return torch.cat([masked_mean(v.float(), m).to(values.dtype) for v, m in parts])
+    return torch.cat([mean_pool(v.float(), m).to(values.dtype) for v, m in parts])

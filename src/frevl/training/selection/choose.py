@@ -20,13 +20,14 @@ from torch import Tensor
 
 from frevl.evaluation.chance import Chance, against_majority
 from frevl.models.ensemble import Average
+from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.progress import say
 from frevl.runs.batches import logits_of
 from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, join
-from frevl.training.fit_model import Fitted, Network, fit_model
+from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.initialisation import Beginning
 from frevl.training.options import Options
 from frevl.training.prepare import Prepared
@@ -64,7 +65,7 @@ class Selection:
         chance: The choice against the majority answer.
     """
 
-    fitted: Fitted
+    fitted: Fitted[PairNetwork]
     chosen: str
     reason: str
     rows: list[dict[str, Any]]
@@ -266,7 +267,7 @@ def _final(
     folder: Path,
     left: float,
     start: Beginning | None,
-) -> Fitted:
+) -> Fitted[PairNetwork]:
     """Fit the choice on the training part, with the development part for early stopping and calibration."""
     tried = {one.candidate.name: one.seeds for one in judged}
     members = [
@@ -274,10 +275,10 @@ def _final(
         for member in candidate.members or (candidate,)
         for seed in range(tried[member.name] if candidate.members else 1)
     ]
-    networks: list[Network] = []
+    networks: list[PairNetwork] = []
     calibrations: list[dict[str, float]] = []
     seconds = 0.0
-    fitted: Fitted | None = None
+    fitted: Fitted[PairNetwork] | None = None
     for member, seed, weight in members:
         bound = max(left, 30.0) / len(members)
         changed = replace(options, **{**member.changes, "time_limit": bound, "seed": options.seed + seed})
