@@ -39,7 +39,7 @@ class GivenScorer:
     def score(self, pairs):
         return np.array([self.table[pair] for pair in pairs], np.float32)
 
-    def judge(self, pairs):
+    def match_probabilities(self, pairs):
         scores = self.score(pairs)
         return scores, self.probabilities(scores)
 

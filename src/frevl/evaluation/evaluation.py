@@ -196,7 +196,7 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
     if not truth.all():
         if not truth.any():
             notes.append(f"All {len(truth):,} pairs are wrong ones: a run that always says no would be right in all.")
-        logits, probabilities = scorer.judge(list(zip(pairs.images, pairs.texts, strict=True)))
+        logits, probabilities = scorer.match_probabilities(list(zip(pairs.images, pairs.texts, strict=True)))
         decided = ((probabilities > 0.5) == truth).astype(float)
         measured["accuracy"] = Measure(pairs.clusters, decided)
         confidence = np.maximum(probabilities, 1 - probabilities)

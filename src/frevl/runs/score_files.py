@@ -119,7 +119,7 @@ def _write(out: Path, write: Callable[[Path], None]) -> None:
 
 def _said(scorer: Scorer, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     if scorer.run.task == "matching":
-        scores, probabilities = scorer.judge(pairs)
+        scores, probabilities = scorer.match_probabilities(pairs)
         return [{"score": float(s), "probability": float(p)} for s, p in zip(scores, probabilities, strict=True)]
     return [
         {"label": one.label, "probability": one.probability, "top": [[label, p] for label, p in one.top]}

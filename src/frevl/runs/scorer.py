@@ -125,7 +125,7 @@ class Scorer:
         logits = self._logits(pairs, images or {})
         return logits[:, 0] if self.run.task == "matching" else logits
 
-    def judge(
+    def match_probabilities(
         self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Score pairs of a matching run and say how probable each match is.
@@ -164,9 +164,16 @@ class Scorer:
         return list_logits(self.network, embedded, self.batch_size, self.device).numpy()
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Turn scores into probabilities of the same shape; those of a run that reranks come from `judge`."""
+        """Turn scores into probabilities of the same shape.
+
+        Raises:
+            UsageError: The run reranks; its probabilities come from `match_probabilities`.
+        """
         if self.run.network.probability_apart:
-            raise UsageError(f"{self.run.path}: the run reranks, so its scores do not say its probabilities; use judge")
+            raise UsageError(
+                f"{self.run.path}: the run reranks, so probabilities cannot be had from its scores; use "
+                "match_probabilities"
+            )
         return self._calibrated(scores)
 
     def _calibrated(self, scores: np.ndarray) -> np.ndarray:

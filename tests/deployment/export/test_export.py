@@ -138,7 +138,7 @@ def test_matching_grids_and_probabilities_are_the_same(made, matching):
     images, texts = made.store.image_ids[:5], list(dict.fromkeys(made.captions.texts))[:3]
     torch_side, onnx_side = (Scorer.open(matching, store=made.store, backend=name) for name in ("torch", "onnx"))
     np.testing.assert_allclose(onnx_side.grid(images, texts), torch_side.grid(images, texts), atol=1e-5)
-    probabilities = torch_side.judge([(images[0], texts[0])])[1]
+    probabilities = torch_side.match_probabilities([(images[0], texts[0])])[1]
     network = onnx_side.network
     image, text = made.store.read_images(images[:1]), made.store.read_texts(texts[:1])
     said = network.session.run(["probabilities"], {"image": image, "text": text})[0]
@@ -243,7 +243,7 @@ def test_the_example_of_the_document_needs_only_numpy_and_onnxruntime(
     scorer = Scorer.open(run, store=made.store)
     lines = done.stdout.splitlines()
     if task == "matching":
-        np.testing.assert_allclose([float(line) for line in lines], scorer.judge(pairs)[1], atol=2e-6)
+        np.testing.assert_allclose([float(line) for line in lines], scorer.match_probabilities(pairs)[1], atol=2e-6)
         return
     for line, expected in zip(lines, scorer.predict(pairs), strict=True):
         label, probability = line.split("\t")

@@ -37,8 +37,8 @@ def test_scores_are_those_of_the_scorer(made, served, scorer):
     pairs = [(image, text) for image in made.store.image_ids[:11] for text in ("a red square", "a new thing, 1")]
     asked = [{"image": image, "text": text} for image, text in pairs]
     said = served.http.post("/v1/score", json={"pairs": asked}).json()["scores"]
-    scores, probabilities = scorer.judge(pairs)
-    with pytest.raises(UsageError, match="use judge"):
+    scores, probabilities = scorer.match_probabilities(pairs)
+    with pytest.raises(UsageError, match="use match_probabilities"):
         scorer.probabilities(scores)
     assert [one["score"] for one in said] == pytest.approx(scores.tolist(), abs=1e-4)
     assert [one["probability"] for one in said] == pytest.approx(probabilities.tolist(), abs=1e-5)

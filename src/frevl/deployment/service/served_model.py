@@ -102,7 +102,7 @@ class ServedModel:
         most = max(k for _, k in jobs)
         said: list[Any]
         if self.scorer.run.task == "matching":
-            scores, probabilities = self.scorer.judge(pairs, images=given)
+            scores, probabilities = self.scorer.match_probabilities(pairs, images=given)
             said = [Match(s, p) for s, p in zip(scores.tolist(), probabilities.tolist(), strict=True)]
         else:
             said = self.scorer.name_classes(self.scorer.score(pairs, images=given), k=most)

@@ -264,7 +264,7 @@ def _probabilities(scorer: Scorer, pairs: Pairs, classes: list[str]) -> np.ndarr
     """Return ``(n, classes)`` float32; classes that the run does not know get 0."""
     asked = list(zip(pairs.images, pairs.texts, strict=True))
     if scorer.run.task == "matching":
-        _, match = scorer.judge(asked)
+        _, match = scorer.match_probabilities(asked)
         return np.stack([1 - match, match], axis=1)
     said = scorer.probabilities(scorer.score(asked))
     columns = {label: number for number, label in enumerate(scorer.run.labels)}

@@ -231,7 +231,7 @@ class Searcher:
             return found, 0
         pairs = [(id_, query.id) if wanted == "image" else (query.id, id_) for id_ in ids]
         given = None if query.given is None else {query.id: query.given}
-        scores, probabilities = self.scorer.judge(pairs, images=given)
+        scores, probabilities = self.scorer.match_probabilities(pairs, images=given)
         order = np.argsort(-scores, kind="stable")[:k]
         hits = [
             Hit(rank, ids[row], float(scores[row]), float(probabilities[row]), float(similarities[row]))
