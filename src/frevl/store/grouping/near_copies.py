@@ -1,0 +1,136 @@
+"""Images that are nearly the same, found from their embeddings without a threshold that somebody has to know.
+
+A near copy (recompressed, resized, mirrored, cropped a little, the next frame of a film) is far closer to its original
+than any ordinary neighbour. So the test is a gap: the nearest neighbours of an image, up to one of them, are followed
+by a neighbour at ``r`` times their distance. How large a gap ordinary images show depends on the intrinsic dimension
+``m`` of the set: where points are spread evenly in ``m`` dimensions, the ratio of the second to the first distance
+exceeds ``x`` with probability ``x ** -m`` (Facco et al. 2017, arXiv 1803.06992). ``m`` is measured on neighbours 8 to
+16, which copies do not touch, and ``r`` is chosen so that one ordinary image in a thousand would show the gap. Near
+copies must also lie within 0.3 of the usual distance of the eighth neighbour: two unusual images are not copies of each
+other. The combination is ours; measured in research/experiments/log.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["NearCopies", "find_near_copies"]
+
+FALSE_ALARMS = 1e-3  # share of ordinary images that would show such a gap
+_WITHIN = 0.3  # of the usual distance of the neighbour in the middle
+_NEIGHBOURS = 16
+_FEWEST = 2 * _NEIGHBOURS  # images; with fewer the neighbours are the whole set
+_MEASURED = 2_000  # images that the usual distances are measured on
+_SKETCH = 64  # numbers an image while candidates are looked for
+_SLACK = 1.8  # by which a sketch may overstate a distance: 4 standard deviations of it
+_AT_ONCE = 1_024
+_TILE = 512
+_SAME = 1e-6  # squared distances below are rounding
+_MOST = 200_000  # images; comparing more with each other takes longer than most trainings
+
+
+@dataclass(frozen=True)
+class NearCopies:
+    """What was found.
+
+    Attributes:
+        links: ``(l, 2)`` int64, rows of images that are nearly the same, the smaller row first.
+        gap: The ratio ``r`` of squared distances from which on a gap counts; NaN where nothing was looked for.
+        within: Largest ``1 - cosine`` of a link; NaN where nothing was looked for.
+    """
+
+    links: NDArray[np.int64]
+    gap: float
+    within: float
+
+
+def find_near_copies(vectors: NDArray[np.float32], *, seed: int = 0) -> NearCopies:
+    """Find images that are nearly the same.
+
+    Args:
+        vectors: ``(n, d)`` of unit length, one for each different content.
+        seed: Of the sample that distances are measured on, and of the sketch.
+
+    Returns:
+        The links; none for fewer than 32 images, or for more than 200,000.
+    """
+    n = len(vectors)
+    nothing = NearCopies(np.zeros((0, 2), np.int64), float("nan"), float("nan"))
+    if n < _FEWEST or n > _MOST:
+        return nothing
+    random = np.random.default_rng(seed)
+    sample = np.sort(random.permutation(n)[:_MEASURED])
+    _, usual = _neighbours(vectors, sample)
+    middle, last = usual[:, _NEIGHBOURS // 2 - 1], usual[:, -1]
+    growth = float(np.median(np.log(last / middle))) / 2  # of distances; these are squared
+    if growth <= 0:  # half of the images have sixteen others at one and the same distance: no scale to go by
+        return nothing
+    dimension = np.log(2) / growth
+    gap = float(FALSE_ALARMS ** (-2 / dimension))
+    within = float(_WITHIN * np.median(middle))
+    candidates = _candidates(vectors, within, random)
+    if not len(candidates):
+        return NearCopies(candidates, gap, within)
+    rows = np.unique(candidates)
+    near, distances = _neighbours(vectors, rows)
+    links = set()
+    for row, others, found in zip(rows.tolist(), near, distances, strict=True):
+        gaps = np.flatnonzero((found[1:] >= gap * found[:-1]) & (found[:-1] <= within))
+        copies = int(gaps[-1]) + 1 if len(gaps) else 0
+        links |= {(min(row, other), max(row, other)) for other in others[:copies].tolist()}
+    return NearCopies(np.array(sorted(links), np.int64).reshape(-1, 2), gap, within)
+
+
+def _neighbours(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return rows and squared distances (as ``1 - cosine``) of the 16 nearest others, nearest first."""
+    near = np.empty((len(rows), _NEIGHBOURS), np.int64)
+    distances = np.empty((len(rows), _NEIGHBOURS), np.float32)
+    for start in range(0, len(rows), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        cosines = vectors[rows[part]] @ vectors.T
+        cosines[np.arange(len(cosines)), rows[part]] = -2.0
+        first = np.argpartition(-cosines, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
+        found = np.take_along_axis(cosines, first, axis=1)
+        order = np.argsort(-found, axis=1, kind="stable")
+        near[part] = np.take_along_axis(first, order, axis=1)
+        distances[part] = np.maximum(1 - np.take_along_axis(found, order, axis=1), _SAME)
+    return near, distances
+
+
+def _candidates(vectors: NDArray[np.float32], within: float, random: np.random.Generator) -> NDArray[np.int64]:
+    """Return ``(c, 2)`` rows of images that may lie within a distance, by random projections of their differences."""
+    sketch, slack = vectors, 1.0
+    if vectors.shape[1] > 2 * _SKETCH:
+        directions = random.standard_normal((vectors.shape[1], _SKETCH)).astype(np.float32) / np.sqrt(_SKETCH)
+        sketch, slack = vectors @ directions, _SLACK
+    half = np.einsum("nd,nd->n", sketch, sketch)[:, None] / 2
+    one = np.ones_like(half)
+    # One product gives minus half of every squared distance, which for unit vectors is cosine - 1.
+    left = np.ascontiguousarray(np.concatenate([sketch, -half, -one], axis=1))
+    right = np.ascontiguousarray(np.concatenate([sketch, one, half], axis=1))
+    products = np.empty((_TILE, 2 * _TILE), np.float32)  # small enough to stay in a core's cache
+    close = np.empty(products.shape, np.bool_)
+    found = [np.zeros((0, 2), np.int64)]
+    for start in range(0, len(sketch), _TILE):
+        rows = left[start : start + _TILE]
+        for begin in range(start, len(sketch), 2 * _TILE):
+            columns = right[begin : begin + 2 * _TILE]
+            tile, flags = products[: len(rows), : len(columns)], close[: len(rows), : len(columns)]
+            np.matmul(rows, columns.T, out=tile)
+            np.greater_equal(tile, -slack * within, out=flags)
+            if flags.any():
+                at, other = np.nonzero(flags)
+                later = other + begin > at + start
+                found.append(np.stack([at[later] + start, other[later] + begin], axis=1))
+    pairs = np.concatenate(found)
+    parts = [pairs[start : start + _TILE * _TILE] for start in range(0, len(pairs), _TILE * _TILE)]
+    kept = [part[_distances(vectors, part) <= within] for part in parts]
+    return np.concatenate([np.zeros((0, 2), np.int64), *kept])
+
+
+def _distances(vectors: NDArray[np.float32], pairs: NDArray[np.int64]) -> NDArray[np.float32]:
+    distances: NDArray[np.float32] = 1 - np.einsum("nd,nd->n", vectors[pairs[:, 0]], vectors[pairs[:, 1]])
+    return distances

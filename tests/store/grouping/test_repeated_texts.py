@@ -1,0 +1,49 @@
+"""Texts with one label: the pattern of six pictures a sentence is found, questions and class names are not."""
+
+import random
+
+import pytest
+
+from frevl.store.grouping.repeated_texts import texts_with_one_label
+
+
+def six_pictures_a_sentence(texts=40, wrong=0):
+    rows = [(f"{t}-{i}", f"sentence {t}", "true" if t % 2 else "false") for t in range(texts) for i in range(6)]
+    return [(image, text, "true" if row < wrong else target) for row, (image, text, target) in enumerate(rows)]
+
+
+def found(rows):
+    return texts_with_one_label(*map(list, zip(*rows, strict=True)))
+
+
+def test_six_pictures_a_sentence():
+    assert found(six_pictures_a_sentence()) == {f"sentence {t}": "true" if t % 2 else "false" for t in range(40)}
+
+
+def test_questions_that_are_asked_of_many_pictures_are_no_groups():
+    chance = random.Random(0)
+    answers = ["red", "green", "blue"]
+    assert found([(f"{i}", f"what colour is thing {i % 20}?", chance.choice(answers)) for i in range(400)]) == {}
+
+
+def test_most_answers_the_same_is_no_pattern():
+    chance = random.Random(1)
+    assert found([(f"{i}", f"question {i % 60}", "no" if chance.random() < 0.97 else "yes") for i in range(180)]) == {}
+
+
+@pytest.mark.parametrize("texts", [9, 1])
+def test_few_texts_are_no_pattern(texts):
+    assert found(six_pictures_a_sentence(texts)) == {}
+
+
+def test_a_text_that_names_the_class_is_no_group():
+    assert found([(f"{i}", f"a photo of a {i % 12}", f"class {i % 12}") for i in range(240)]) == {}
+
+
+def test_captions_of_one_image_are_not_repeated_texts():
+    assert found([(f"{i // 5}", f"caption {i // 5}", "true" if i % 2 else "false") for i in range(300)]) == {}
+
+
+@pytest.mark.parametrize("target", [None, ["a", "b"], {"a": 0.5}])
+def test_only_for_classes(target):
+    assert found([(image, text, target) for image, text, _ in six_pictures_a_sentence()]) == {}
