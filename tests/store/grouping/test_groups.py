@@ -1,5 +1,7 @@
 """Groups: what belongs together is put together, on whichever rule, and the note says so; the rest stays apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -127,3 +129,14 @@ def test_what_would_be_one_great_group_is_not_grouped(store):
     (grouped,), (note,) = group_pairs(store, [pairs_of(range(10, 60), extras)])
     assert len(set(grouped.clusters)) == 50
     assert note.startswith("Not grouped, because 25 of 50 pairs would be one group: pairs with the same 'video'")
+
+
+def test_texts_with_a_set_of_images_of_their_own(tmp_path):
+    store = store_of(tmp_path / "s", spread(80))
+    pairs = pairs_of(range(80), texts=[f"sentence {row % 20}" for row in range(80)])
+    (grouped,), (note,) = group_pairs(store, [pairs])
+    assert "each of 20 texts stands with several images of its own" in note
+    assert grouped.clusters == [str(row % 20) for row in range(80)]
+    captions = replace(pairs, targets=[None] * 80)
+    (apart,), notes = group_pairs(store, [captions])
+    assert (len(set(apart.clusters)), notes) == (80, [])

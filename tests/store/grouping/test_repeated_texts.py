@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from frevl.store.grouping.repeated_texts import texts_with_one_label
+from frevl.store.grouping.repeated_texts import texts_with_images_of_their_own, texts_with_one_label
 
 
 def six_pictures_a_sentence(texts=40, wrong=0):
@@ -47,3 +47,26 @@ def test_captions_of_one_image_are_not_repeated_texts():
 @pytest.mark.parametrize("target", [None, ["a", "b"], {"a": 0.5}])
 def test_only_for_classes(target):
     assert found([(image, text, target) for image, text, _ in six_pictures_a_sentence()]) == {}
+
+
+def of_its_own(texts=30, images=6):
+    return [f"{t}-{i}" for t in range(texts) for i in range(images)], [
+        f"sentence {t}" for t in range(texts) for _ in range(images)
+    ]
+
+
+def test_a_set_of_images_for_each_text():
+    images, texts = of_its_own()
+    assert texts_with_images_of_their_own(images, texts) == set(texts)
+
+
+def test_what_is_no_set_of_images_for_each_text():
+    images, texts = of_its_own()
+    shared = [*images, "0-0"], [*texts, "sentence 9"]
+    rare = [f"other {row}" for row in range(20)], [f"unique {row}" for row in range(20)]
+    assert texts_with_images_of_their_own(*shared) == set()  # one image with two questions
+    assert (
+        texts_with_images_of_their_own(images + rare[0], texts + rare[1]) == set()
+    )  # a tenth of the texts stand alone
+    assert texts_with_images_of_their_own(*of_its_own(texts=19)) == set()
+    assert texts_with_images_of_their_own(*of_its_own(images=3)) == set()

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from frevl.data.pairs import Pairs
+from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError, nearest
 from frevl.store.grouping.near_copies import find_near_copies
-from frevl.store.grouping.repeated_texts import texts_with_one_label
+from frevl.store.grouping.repeated_texts import texts_with_images_of_their_own, texts_with_one_label
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 
@@ -150,12 +150,15 @@ class _Rules:
             )
             self._join(((("content", one), ("content", other)) for one, other in links), clause)
 
-    def texts(self, texts: list[str], targets: Sequence[object]) -> None:
-        """Group by texts that stand with several images and always with one label."""
-        found = texts_with_one_label(self.contents, texts, targets)  # type: ignore[arg-type]
+    def texts(self, texts: list[str], targets: Sequence[Target | None]) -> None:
+        """Group by texts that always have one label, or that came with a set of images of their own."""
+        found = set(texts_with_one_label(self.contents, texts, targets))
+        clause = f"{len(found):,} texts stand with several images and always with one label"
+        if not found and any(target is not None for target in targets):  # captions: several images may share one
+            found = texts_with_images_of_their_own(self.contents, texts)
+            clause = f"each of {len(found):,} texts stands with several images of its own"
         pairs = ((text, content) for text, content in zip(texts, self.contents, strict=True) if text in found)
         if found:
-            clause = f"{len(found):,} texts stand with several images and always with one label"
             self._join(((("text", text), ("content", content)) for text, content in pairs), clause)
 
     def _join(self, pairs: Iterable[tuple[Hashable, Hashable]], clause: str) -> None:

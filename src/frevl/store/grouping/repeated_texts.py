@@ -1,4 +1,4 @@
-"""Texts that stand with many images and always with one label: their pairs say the same thing again and again."""
+"""Texts that bind their pairs together: one label wherever they stand, or a set of images made for each of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from frevl.data.pairs import Target
 
-__all__ = ["texts_with_one_label"]
+__all__ = ["texts_with_images_of_their_own", "texts_with_one_label"]
 
 _FEWEST_TEXTS = 10
 _SHARE_OF_PAIRS = 0.2  # that stand with such texts, or the rule does not concern this set
 _ALWAYS = 0.98  # of the repeated texts have one label
 _BY_CHANCE = 0.5  # of them may be expected to have one label if texts said nothing about labels
+_FEWEST_IMAGES, _WITH_IMAGES_OF_THEIR_OWN, _FEWEST_SETS = 4, 0.95, 20  # a text, of the pairs, texts
 _OF_CLASSES = 2  # texts a class, at least: with fewer, a text may be a name of the class
 
 
@@ -56,3 +57,27 @@ def texts_with_one_label(
     ):
         return {}
     return one_label
+
+
+def texts_with_images_of_their_own(images: Sequence[str], texts: Sequence[str]) -> set[str]:
+    """Return the texts for each of which a set of images was made; empty where that is not the pattern of the set.
+
+    Where nearly every pair has a text that stands with four images or more, and no image stands with two texts, each
+    text came with its own series of pictures: variants of one scene, as in NLVR. A split by image then leaves variants
+    on both sides, and what is learnt about one text is not what a new text will need. In natural data most questions
+    and titles are rare, and pictures have several of them. The thresholds are ours.
+
+    Args:
+        images: ``(n,)`` names of the images' contents.
+        texts: ``(n,)``.
+    """
+    text_of: dict[str, str] = {}
+    contents: dict[str, set[str]] = {}
+    for image, text in zip(images, texts, strict=True):
+        if text_of.setdefault(image, text) != text:
+            return set()
+        contents.setdefault(text, set()).add(image)
+    several = {text for text, found in contents.items() if len(found) >= _FEWEST_IMAGES}
+    covered = sum(len(contents[text]) for text in several)
+    enough = len(several) >= _FEWEST_SETS and covered >= _WITH_IMAGES_OF_THEIR_OWN * len(text_of)
+    return several if enough else set()
