@@ -166,8 +166,8 @@ def test_matching_with_two_images_and_no_development_part_says_what_to_do(made, 
         train(made.store, two, run=tmp_path / "run", task="matching", model="linear")
     assert str(caught.value) == (
         f"{two}: matching sets images aside for development and needs two more whose texts are wrong for each other; "
-        "expected at least three images, found 2; give more pairs, a development file with --dev, or wrong pairs with "
-        "target false"
+        "expected at least three images, found 2; give more pairs, a development file with --dev, or right and wrong "
+        "pairs with target true and false"
     )
     train(made.store, two, dev=two, run=tmp_path / "given", task="matching", model="linear")
     one = write(tmp_path / "one.jsonl", [made.captions.row(0)])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.pairs import Pairs, Target, read_pairs
+from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
 from frevl.data.vqa_answers import vqa_accuracy
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation.chance import Chance, against_majority
@@ -84,7 +84,8 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
 
     Args:
         scorer: The run with its store.
-        pairs: Pairs, or a pairs file. Classification needs targets; in matching, pairs without a target are right.
+        pairs: Pairs, or a pairs file. Classification needs targets; in matching, pairs are right where none has a
+            target. A pair without one among others is left out.
         versus: Another run, judged on the same pairs; the result holds the paired difference.
 
     Returns:
@@ -103,10 +104,11 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
             f"'{versus.run.task}'"
         )
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    usable, left_out = usable_pairs(read, scorer.store)
+    judged, unjudged = with_targets(read)
+    usable, left_out = usable_pairs(judged, scorer.store)
     judge = _judge_matching if scorer.run.task == "matching" else _judge_classes
     result = judge(scorer, usable)
-    result.left_out = [*read.rejected, *left_out]
+    result.left_out = [*read.rejected, *unjudged, *left_out]
     result.notes = _notes(scorer, usable, result.left_out) + result.notes
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from frevl.data.pairs import Pairs, read_pairs
+from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.errors import PairsError
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
@@ -55,10 +55,11 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
 
 
 def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
-    """Read pairs and keep those whose items the store has; what is left out is said in the notes."""
+    """Read pairs to learn from or to judge by, and keep those that the store has; the notes say what is left out."""
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    usable, left_out = usable_pairs(read, store)
-    sentence = rejects_sentence([*read.rejected, *left_out])
+    judged, unjudged = with_targets(read)
+    usable, left_out = usable_pairs(judged, store)
+    sentence = rejects_sentence([*read.rejected, *unjudged, *left_out])
     if sentence:
         notes.append(sentence)
     return usable

@@ -88,7 +88,10 @@ def prepare(
             Examples(embedded[1], match_truth(dev_pairs), clusters[1]), 1, seed, pool=_right(embedded, right, dev_pairs)
         )
         if not bool((right > 0.5).any()):
-            raise PairsError(f"{train_pairs.places[0]}: expected right image-text pairs, found only wrong ones")
+            raise PairsError(
+                f"{train_pairs.places[0]}: expected right image-text pairs, found only wrong ones; where some pairs "
+                "have a target, the right ones need the target true"
+            )
     else:
         for part in (train_pairs, dev_pairs):
             _check_targets(part)
@@ -141,7 +144,7 @@ def _check_enough_to_split(pairs: Pairs) -> None:
         raise PairsError(
             f"{pairs.places[0].rpartition(':')[0]}: matching sets images aside for development and needs two more "
             "whose texts are wrong for each other; expected at least three images, found 2; give more pairs, a "
-            "development file with --dev, or wrong pairs with target false"
+            "development file with --dev, or right and wrong pairs with target true and false"
         )
 
 
