@@ -1,0 +1,33 @@
+"""Every example runs as it stands, in a process of its own, with the encoder that needs no weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+PRINTED = {
+    "captions_and_search": "1. ",
+    "export_onnx": "is it ",
+    "new_encoder": " % of held-out answers are right",
+    "own_vectors": " % of held-out answers are right",
+    "questions": "better than the linear probe by ",
+    "serving": "'answer': 'yes'",
+}
+
+
+def test_every_example_has_a_test_and_stands_in_the_list():
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")} - {"drawn_shapes"}
+    assert scripts == set(PRINTED)
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    assert all(f"({name}.py)" in listed for name in scripts)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_an_example_runs(name, tmp_path):
+    command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--folder", tmp_path, "--encoder", "toy"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert done.returncode == 0, done.stderr
+    assert PRINTED[name] in done.stdout
