@@ -108,7 +108,9 @@ def made(folder: Path) -> tuple[Path, Path]:
     pairs = folder / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     frevl.extract(folder / "store", images=folder / "images", pairs=[pairs], encoder=["packaged"])
-    frevl.train(folder / "store", pairs, run=folder / "tiny", task="classification", model="tiny", epochs=2)
+    frevl.train(
+        folder / "store", pairs, run=folder / "tiny", task="classification", model="tiny", options={"epochs": 2}
+    )
     return folder / "store", folder / "tiny"
 
 

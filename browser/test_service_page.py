@@ -24,13 +24,26 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ask(world):
-    train(world.store, world.train_file, run=world.folder / "ask", task="classification", layers=1, epochs=3)
+    train(
+        world.store,
+        world.train_file,
+        run=world.folder / "ask",
+        task="classification",
+        options={"layers": 1, "epochs": 3},
+    )
     return world.folder / "ask"
 
 
 @pytest.fixture(scope="module")
 def dual(world):
-    train(world.store, world.captions_file, run=world.folder / "dual", task="matching", model="dual", epochs=3)
+    train(
+        world.store,
+        world.captions_file,
+        run=world.folder / "dual",
+        task="matching",
+        model="dual",
+        options={"epochs": 3},
+    )
     return world.folder / "dual"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,7 @@ from frevl.models.inputs import low_precision
 from frevl.runs.targets import hash_prefixes
 from frevl.store.reader import Store
 from frevl.training.fit_model import fit_model
-from frevl.training.options import Options
+from frevl.training.options import ModelOptions, Session
 from frevl.training.prepare import prepare
 from frevl.training.selection.encoder_sets import narrow
 
@@ -32,7 +31,7 @@ CHANGES: dict[str, Any] = {
 
 
 def learn_captions(
-    store: Store, captions: Path, images: list[str], texts: list[str], seeds: int, *, options: Options,
+    store: Store, captions: Path, images: list[str], texts: list[str], seeds: int, *, options: ModelOptions,
     without: np.ndarray,
 ) -> list[Fusion]:  # fmt: skip
     """Train one ``tiny`` a seed to tell right from wrong captions; images of these content hashes are left out."""
@@ -48,11 +47,12 @@ def learn_captions(
     data = narrow(data, images, texts)
     found = []
     for seed in range(seeds):
-        changed = replace(options, **CHANGES, seed=seed, keep_last=True, patience=sys.maxsize)
+        changed = replace(options, **CHANGES)
+        session = Session(seed=seed, time_limit=None, device="cpu", progress=False)
         with TemporaryDirectory() as scratch, low_precision("cpu"):
             torch.set_autocast_cache_enabled(False)
             network = fit_model(
-                "tiny", data.train, data.dev, 1, changed, folder=Path(scratch), dev_is_spare=False
+                "tiny", data.train, data.dev, 1, changed, session, folder=Path(scratch), dev_is_spare=False
             ).network  # fmt: skip
         if isinstance(network, Fusion):
             found.append(network)

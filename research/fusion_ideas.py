@@ -12,11 +12,8 @@ that start from captions need image-caption pairs; those whose image is one of t
 from __future__ import annotations
 
 import argparse
-import inspect
-import sys
 import time
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,15 +32,17 @@ from frevl.store.reader import Store
 from frevl.training.examples import Examples, join
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.initialisation import Beginning
-from frevl.training.options import Options
+from frevl.training.options import ModelOptions, Session, make_options
 from frevl.training.prepare import Prepared, prepare
 from frevl.training.selection.candidates import CANDIDATES
+from frevl.training.selection.choose import whole_schedule
 from frevl.training.selection.encoder_sets import narrow
-from frevl.training.training import train
 from research.captions_first import learn_captions
+from research.kernel_teacher import teach
 
 BASE = "tiny standardised"
-# What the candidates are changed by: (name, candidate, options). The base comes first, the baselines last.
+# What the candidates are changed by: (name, candidate, options). ``start``: begins with captions; ``kernel``: share of
+# the targets that comes from the kernel. The base comes first, the baselines last.
 IDEAS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("base", BASE, {}),
     ("mixup 0.3 of the batches, alpha 0.2", BASE, {"mixup_share": 0.3}),
@@ -67,9 +66,9 @@ IDEAS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("no cross-attention, 2 blocks", BASE, {"layers": 2, "cross_attention": False}),
     ("no product", BASE, {"product": False}),
     ("concatenation only", BASE, {"product": False, "difference": False}),
-    ("kernel teacher 0.5", BASE, {"kernel_teacher": 0.5}),
+    ("kernel teacher 0.5", BASE, {"kernel": 0.5}),
     ("from captions", BASE, {"start": True}),
-    ("from captions, kernel teacher 0.5", BASE, {"start": True, "kernel_teacher": 0.5}),
+    ("from captions, kernel teacher 0.5", BASE, {"start": True, "kernel": 0.5}),
     ("from captions, learning rate 3e-4", BASE, {"start": True, "learning_rate": 3e-4}),
     ("not standardised", BASE, {"standardise": False}),
     ("plain tiny", "tiny", {}),
@@ -118,11 +117,13 @@ def judge(
 ) -> Tensor:  # fmt: skip
     """Return ``(pairs, outputs)`` calibrated probabilities, every pair by the model that has not seen its image."""
     model = next(one.model for one in CANDIDATES if one.name == candidate)
-    options = _options(candidate, {**changes, "seed": seed})
+    options = whole_schedule_of(candidate, {name: value for name, value in changes.items() if name != "kernel"})
     said = torch.zeros(len(pairs), outputs)
     for inside, inner, held in splits:
         training, development = pairs.select(inside), pairs.select(inner)
-        fitted = _fit(model, training, development, outputs, options, start)
+        if changes.get("kernel"):
+            training = teach(training, outputs, changes["kernel"])
+        fitted = _fit(model, training, development, outputs, options, seed, start)
         calibration = fit_calibration(*fitted.development(development))
         said[held] = calibrated(logits_of(fitted.network, pairs.select(held).pairs, 1024), calibration, soft=False)
     return said
@@ -145,8 +146,9 @@ def _rows(clusters: Tensor, chosen: np.ndarray) -> Tensor:
 
 
 def _fit(
-    model: str, training: Examples, development: Examples, outputs: int, options: Options, start: Fusion | None
-) -> Fitted:
+    model: str, training: Examples, development: Examples, outputs: int, options: ModelOptions, seed: int,
+    start: Fusion | None,
+) -> Fitted:  # fmt: skip
     solved = model in ONCE
     with TemporaryDirectory() as scratch, nullcontext() if solved else low_precision("cpu"):
         # The cache of autocast keeps rounded weights until its block ends, and a whole training is one block here.
@@ -157,6 +159,7 @@ def _fit(
             development,
             outputs,
             options,
+            Session(seed=seed, time_limit=None, device="cpu", progress=False),
             folder=Path(scratch),
             dev_is_spare=model == "kernel",
             start=None if start is None else Beginning(start, None, 0),
@@ -167,16 +170,14 @@ def _starts(asked: argparse.Namespace, data: Prepared) -> list[Fusion]:
     """Train one fusion a seed on captions of other images."""
     return learn_captions(
         Store.open(asked.captions_store), asked.captions, asked.images, asked.texts, asked.seeds,
-        options=_options(BASE, {}), without=data.image_hashes,
+        options=whole_schedule_of(BASE, {}), without=data.image_hashes,
     )  # fmt: skip
 
 
-def _options(candidate: str, changes: dict[str, Any]) -> Options:
+def whole_schedule_of(candidate: str, changes: dict[str, Any]) -> ModelOptions:
     """Return the options of a candidate that runs its whole schedule."""
-    own = next(one.changes for one in CANDIDATES if one.name == candidate)
-    given = inspect.signature(train).parameters
-    defaults = {field.name: given[field.name].default for field in fields(Options)}
-    return Options(**{**defaults, **own, **changes, "keep_last": True, "patience": sys.maxsize})
+    own = next(one for one in CANDIDATES if one.name == candidate)
+    return whole_schedule(make_options(own.model, {**own.changes, **changes}), 0)
 
 
 def _print_row(name: str, hits: Tensor, averaged: Tensor, base: Tensor, clusters: Tensor, seconds: float) -> None:

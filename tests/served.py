@@ -27,16 +27,23 @@ def runs(made, tmp_path_factory):
         return _TRAINED[made.folder]
     folder = _TRAINED[made.folder] = tmp_path_factory.mktemp("runs")
     for name, task, pairs in (("ask", "classification", made.train_file), ("match", "matching", made.captions_file)):
-        train(made.store, pairs, run=folder / name, task=task, model="tiny", layers=1, epochs=2, batch_size=64)
-    train(made.store, made.captions_file, run=folder / "find", task="matching", model="dual", epochs=2)
+        train(
+            made.store,
+            pairs,
+            run=folder / name,
+            task=task,
+            model="tiny",
+            options={"layers": 1, "epochs": 2, "batch_size": 64},
+        )
+    train(made.store, made.captions_file, run=folder / "find", task="matching", model="dual", options={"epochs": 2})
     return folder
 
 
 def reranking_run(store, captions, folder):
     """Train a run that reranks, and let crowds weigh so much that both orders differ."""
     run = train(
-        store, captions, run=folder / "trained", task="matching", model="tiny", first_stage="dual", layers=1, epochs=1,
-        batch_size=64,
+        store, captions, run=folder / "trained", task="matching", model="tiny", first_stage="dual",
+        options={"layers": 1, "epochs": 1, "batch_size": 64},
     )  # fmt: skip
     weights = {**run.network.weights, "image_crowd": -3.0, "text_crowd": -0.25}
     run.network = run.network.weighed(weights, 20)

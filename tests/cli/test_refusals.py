@@ -43,16 +43,17 @@ def test_one_text_for_all_images_cannot_be_matched(made, tmp_path):
         ("seed", -1, "--seed must be from 0"),
         ("seed", 10**20, "--seed must be from 0"),
         ("device", "foo", "--device: 'foo' cannot be used here"),
-        ("learning_rate", -1.0, "--learning-rate must be a number above 0, found -1.0"),
-        ("learning_rate", float("nan"), "--learning-rate must be a number above 0"),
-        ("weight_decay", -1.0, "--weight-decay must be a number at least 0"),
-        ("gradient_clip", 0.0, "--gradient-clip must be a number above 0"),
-        ("mixup_alpha", 2.0, "--mixup-alpha must be at most 1"),
+        ("learning_rate", -1.0, "The option 'learning_rate' must be a number above 0, found -1.0"),
+        ("learning_rate", float("nan"), "The option 'learning_rate' must be a number above 0, found nan"),
+        ("weight_decay", -1.0, "The option 'weight_decay' must be a number of at least 0, found -1.0"),
+        ("gradient_clip", 0.0, "The option 'gradient_clip' must be a number above 0, found 0.0"),
+        ("mixup_alpha", 2.0, "The option 'mixup_alpha' must be a number above 0 and at most 1, found 2.0"),
     ],
 )
 def test_values_that_no_training_can_work_with(made, tmp_path, option, value, message):
+    given = {option: value} if option in ("seed", "device") else {"options": {option: value}}
     with pytest.raises(UsageError, match=message):
-        train(made.store, made.train_file, run=tmp_path / "run", task="classification", **{option: value})
+        train(made.store, made.train_file, run=tmp_path / "run", task="classification", **given)
     assert not (tmp_path / "run").exists()
 
 
@@ -65,7 +66,7 @@ def test_a_damaged_state_is_refused(made, tmp_path, monkeypatch):
         real(self, *arguments)
         raise KeyboardInterrupt
 
-    settings = {"task": "classification", "epochs": 2, "layers": 1}
+    settings = {"task": "classification", "options": {"epochs": 2, "layers": 1}}
     with monkeypatch.context() as patch:
         patch.setattr(frevl.training.loop._State, "save", stop)
         with pytest.raises(KeyboardInterrupt):

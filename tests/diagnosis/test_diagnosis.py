@@ -199,9 +199,9 @@ def test_networks_are_given_time_to_begin_in_matching(made, tmp_path, monkeypatc
     for name in ("text", "linear", "tiny"):
         entrant = next(one for one in ENTRANTS if one.name == name)
         fit(splits, entrant, folder=tmp_path / name, time_limit=5)
-    assert [more.get("patience") for more in given] == [20, None, 20]
+    assert [more["options"].get("patience") for more in given] == [20, None, 20]
     # A fusion makes 32 steps a pass, or as many as batches of 32 make.
-    assert [more.get("batch_size") for more in given] == [None, None, 32]
+    assert [more["options"].get("batch_size") for more in given] == [None, None, 32]
 
 
 def test_products_are_rounded_only_while_networks_of_many_pairs_train():

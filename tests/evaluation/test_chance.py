@@ -16,7 +16,7 @@ from frevl.evaluation.measures import Measure, mean_measure
 from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
-from frevl.training.options import Options
+from frevl.training.options import Session
 from frevl.training.prepare import prepare
 from frevl.training.selection.encoder_sets import choose_encoders, encoder_sets, narrow
 from frevl.training.training import train
@@ -63,7 +63,15 @@ def test_evaluation_and_selection_say_chance_where_nothing_can_be_learnt(made, t
     rng = np.random.default_rng(0)
     for part in (pairs, test):
         part.targets[:] = [str(rng.choice(["a", "b"], p=[0.7, 0.3])) for _ in part.targets]
-    run = train(made.store, pairs, run=tmp_path / "run", task="classification", model="auto", time_limit=3000, epochs=1)
+    run = train(
+        made.store,
+        pairs,
+        run=tmp_path / "run",
+        task="classification",
+        model="auto",
+        time_limit=3000,
+        options={"epochs": 1},
+    )
     record = json.loads((tmp_path / "run" / "run.json").read_text())["results"]
     assert record["selection"]["majority"]["chance"] is True
     assert record["selection"]["majority"]["answer"] == "a"
@@ -167,10 +175,8 @@ def test_an_encoder_that_says_nothing_is_left_out(made_twice, prepared):
     spoilt[..., width:] = 0.25
     for part in (prepared.train, prepared.dev):
         object.__setattr__(part.pairs, "images", spoilt)
-    options = Options(**dict.fromkeys(Options.__dataclass_fields__))
-    object.__setattr__(options, "seed", 0)
-    object.__setattr__(options, "progress", False)
-    choice = choose_encoders(prepared, ["toy", "toy2"], 2, options, time_limit=1000)
+    session = Session(seed=0, time_limit=None, device="cpu", progress=False)
+    choice = choose_encoders(prepared, ["toy", "toy2"], 2, session, time_limit=1000)
     assert (choice.encoders, choice.images, choice.texts) == (["toy"], ["toy"], ["toy"])
     assert choice.pairs == len(prepared.train) + len(prepared.dev)
     # Both have one text tower in common, so no other texts can be tried.
@@ -179,7 +185,7 @@ def test_an_encoder_that_says_nothing_is_left_out(made_twice, prepared):
     behind = [row["behind_best"] for row in choice.rows]
     assert behind[0] == behind[1] == 0
     assert behind[2] > 10
-    late = choose_encoders(prepared, ["toy", "toy2"], 2, options, time_limit=0)
+    late = choose_encoders(prepared, ["toy", "toy2"], 2, session, time_limit=0)
     assert [row.get("reason") for row in late.rows] == [None, "no time left", "no time left"]
 
 
@@ -194,8 +200,8 @@ def test_images_and_texts_may_come_from_different_encoders(made_twice, prepared)
         replace(part, pairs=replace(part.pairs, images=images, texts=texts)) for part in (prepared.train, prepared.dev)
     )
     data = replace(prepared, train=train_part, dev=dev_part, text_towers=own)
-    options = Options(**{**dict.fromkeys(Options.__dataclass_fields__), "seed": 0, "progress": False})
-    choice = choose_encoders(data, ["toy", "toy2"], 2, options, time_limit=1000)
+    session = Session(seed=0, time_limit=None, device="cpu", progress=False)
+    choice = choose_encoders(data, ["toy", "toy2"], 2, session, time_limit=1000)
     assert (choice.encoders, choice.images, choice.texts) == (["toy", "toy2"], ["toy"], ["toy2"])
     both, one, two = ["toy", "toy2"], ["toy"], ["toy2"]
     # Three sets, then other images for the texts of the best one, then other texts for the best images.
@@ -208,8 +214,8 @@ def test_images_and_texts_may_come_from_different_encoders(made_twice, prepared)
 
 def test_auto_records_the_encoders_it_chose_and_the_run_uses_them(made_twice, tmp_path):
     run = train(
-        made_twice.store, made_twice.train_file, run=tmp_path / "run", task="classification", model="auto", epochs=1,
-        time_limit=3000,
+        made_twice.store, made_twice.train_file, run=tmp_path / "run", task="classification", model="auto",
+        options={"epochs": 1}, time_limit=3000,
     )  # fmt: skip
     sets = run.results["selection"]["encoders"]
     assert [row["encoders"] for row in sets["sets"]][:3] == [["toy", "toy2"], ["toy"], ["toy2"]]

@@ -22,7 +22,9 @@ from frevl.runs.publishing import push_run, write_published_run
 @pytest.fixture(scope="module")
 def run(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub") / "run"
-    train(made.store.path, made.train_file, run=folder, task="classification", model="tiny", epochs=1, seed=3)
+    train(
+        made.store.path, made.train_file, run=folder, task="classification", model="tiny", options={"epochs": 1}, seed=3
+    )
     return folder
 
 

@@ -22,7 +22,8 @@ def runs(made, tmp_path_factory):
         ("linear", "matching", made.captions_file),
         ("majority", "classification", made.train_file),
     ):
-        train(made.store.path, pairs, run=folder / model, task=task, model=model, epochs=1)
+        options = {"epochs": 1} if model == "dual" else None
+        train(made.store.path, pairs, run=folder / model, task=task, model=model, options=options)
     return folder
 
 

@@ -19,14 +19,26 @@ from frevl.training.training import train
 @pytest.fixture(scope="module")
 def answering(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("answering")
-    train(made.store, made.train_file, run=folder, task="classification", epochs=4, batch_size=32, layers=1)
+    train(
+        made.store,
+        made.train_file,
+        run=folder,
+        task="classification",
+        options={"epochs": 4, "batch_size": 32, "layers": 1},
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def matching(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("matching")
-    train(made.store, made.captions_file, run=folder, task="matching", epochs=4, batch_size=32, layers=1)
+    train(
+        made.store,
+        made.captions_file,
+        run=folder,
+        task="matching",
+        options={"epochs": 4, "batch_size": 32, "layers": 1},
+    )
     return folder
 
 
@@ -48,7 +60,13 @@ def test_batch_size_and_order_never_change_a_score(made, answering):
 
 
 def test_tokens_score_the_same_alone_and_beside_longer_texts(made_tokens, tmp_path):
-    train(made_tokens.store, made_tokens.train_file, run=tmp_path / "run", task="classification", epochs=1, layers=1)
+    train(
+        made_tokens.store,
+        made_tokens.train_file,
+        run=tmp_path / "run",
+        task="classification",
+        options={"epochs": 1, "layers": 1},
+    )
     scorer = Scorer.open(tmp_path / "run", store=made_tokens.store)
     image = made_tokens.train.images[0]
     short, long = "is it red?", "is the square in the middle of this white picture really red or is it not?"

@@ -1,6 +1,7 @@
 """The loop that a first stage and a reranker share: what it steps over, when it stops, what it refuses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,11 @@ from torch import nn
 
 from frevl.errors import TrainingError
 from frevl.training.loop import descend
+from frevl.training.options import DescentOptions, Session
 
-SETTINGS = {
-    "seed": 3, "epochs": 2, "batch_size": 3, "learning_rate": 0.1, "weight_decay": 0.0, "warm_up": 0.0,
-    "gradient_clip": 1e9, "time_limit": None, "progress": False, "title": "training x", "remedy": "do this",
-}  # fmt: skip
+OPTIONS = DescentOptions(epochs=2, batch_size=3, learning_rate=0.1, weight_decay=0, warm_up=0, gradient_clip=1e9)
+SESSION = Session(seed=3, time_limit=None, device="cpu", progress=False)
+SETTINGS = {"options": OPTIONS, "session": SESSION, "title": "training x", "remedy": "do this"}
 
 
 def test_every_row_once_an_epoch_in_an_order_that_follows_from_the_seed():
@@ -24,7 +25,7 @@ def test_every_row_once_an_epoch_in_an_order_that_follows_from_the_seed():
 
     for seed in (3, 3, 4):
         network = nn.Linear(2, 1)
-        report = descend(network, loss_of, 7, **{**SETTINGS, "seed": seed})
+        report = descend(network, loss_of, 7, **{**SETTINGS, "session": replace(SESSION, seed=seed)})
         assert (report.epochs, report.stopped) == (2, "epochs")
     runs = [seen[0:4], seen[4:8], seen[8:12]]
     assert runs[0] == runs[1] != runs[2]
@@ -39,7 +40,7 @@ def test_steps_are_those_of_adamw_by_hand():
     with torch.no_grad():
         network.weight.fill_(2.0)
         network.bias.fill_(2.0)
-    once = {**SETTINGS, "epochs": 1, "batch_size": 9, "weight_decay": 0.5}
+    once = {**SETTINGS, "options": replace(OPTIONS, epochs=1, batch_size=9, weight_decay=0.5)}
     report = descend(network, lambda *_: network.weight.sum() + network.bias.sum(), 9, **once)
     assert network.weight.item() == pytest.approx(2 - 0.1 * 0.5 * 2 - 0.1)
     assert network.bias.item() == pytest.approx(2 - 0.1), "vectors do not decay"
@@ -66,7 +67,9 @@ def test_a_network_ends_in_evaluation_mode_and_what_is_frozen_stays():
 
 def test_time_ends_it_after_one_step_at_least():
     network = nn.Linear(1, 1)
-    report = descend(network, lambda *_: network.weight.sum(), 9, **{**SETTINGS, "time_limit": 1e-9})
+    report = descend(
+        network, lambda *_: network.weight.sum(), 9, **{**SETTINGS, "session": replace(SESSION, time_limit=1e-9)}
+    )
     assert (report.epochs, report.stopped) == (1, "time")
     assert math.isfinite(report.metric)
 

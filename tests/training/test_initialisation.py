@@ -75,48 +75,45 @@ def test_unfolding_is_the_inverse_of_folding_and_a_constant_stays_a_constant():
 @pytest.fixture(scope="module")
 def captions(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("captions")
-    return train(made.store, made.captions, run=folder / "run", task="matching", epochs=3, **QUICK)
+    return train(made.store, made.captions, run=folder / "run", task="matching", options={"epochs": 3, **QUICK})
 
 
 def test_a_task_begins_where_captions_ended(made, captions, tmp_path):
-    arguments = {
-        "task": "classification",
-        "epochs": 1,
-        "learning_rate": 1e-9,
-        "final_learning_rate": 0,
-        "standardise": True,
-    }
-    run = train(made.store, made.train, run=tmp_path / "run", start_from=captions.path, **arguments, **QUICK)
+    options = {"epochs": 1, "learning_rate": 1e-9, "final_learning_rate": 0, "standardise": True, **QUICK}
+    arguments = {"task": "classification", "options": options}
+    run = train(made.store, made.train, run=tmp_path / "run", initialise_from=captions.path, **arguments)
     former, now = (load_file(one.path / "weights.safetensors") for one in (captions, run))
     for name in ("image_projection.weight", "text_projection.bias", "head.inner.weight"):
         torch.testing.assert_close(now[name], former[name], atol=1e-4, rtol=1e-3)
-    fresh = train(made.store, made.train, run=tmp_path / "fresh", **arguments, **QUICK)
+    fresh = train(made.store, made.train, run=tmp_path / "fresh", **arguments)
     assert not torch.allclose(fresh.network.image_projection.weight, former["image_projection.weight"], atol=1e-2)
-    assert run.settings["start_from"] == str(captions.path)
-    assert fresh.settings["start_from"] is None
+    assert run.settings["initialise_from"] == str(captions.path)
+    assert fresh.settings["initialise_from"] is None
     # Images of the former run count as seen, and the user hears of it.
     assert set(run.train_image_hashes) == set(fresh.train_image_hashes) | set(captions.train_image_hashes)
     shared = len(np.intersect1d(fresh.train_image_hashes, captions.train_image_hashes))
-    note = f"The run of --start-from has seen {shared:,} of {len(fresh.train_image_hashes):,} images of these pairs"
+    note = (
+        f"The run of --initialise-from has seen {shared:,} of {len(fresh.train_image_hashes):,} images of these pairs"
+    )
     assert any(note in one for one in run.results["notes"])
     assert isinstance(Run.load(run.path).network, Fusion)
 
 
 def test_who_cannot_begin_with_a_run_is_told_why(made, made_twice, captions, tmp_path, frevl):
-    arguments = {"task": "classification", "run": tmp_path / "run", "start_from": captions.path, **QUICK}
+    arguments = {"task": "classification", "run": tmp_path / "run", "initialise_from": captions.path, "options": QUICK}
     with pytest.raises(
-        UsageError, match=r"--start-from belongs to a fusion \(tiny, small, base\) or auto, found --model mlp"
+        UsageError, match=r"--initialise-from belongs to a fusion \(tiny, small, base\) or auto, found --model mlp"
     ):
-        train(made.store, made.train, model="mlp", **arguments)
-    with pytest.raises(UsageError, match="--start-from: expected a fusion whose layers is 1, found 0"):
-        train(made.store, made.train, **{**arguments, "layers": 1})
+        train(made.store, made.train, model="mlp", **{**arguments, "options": None})
+    with pytest.raises(UsageError, match="--initialise-from: expected a fusion whose layers is 1, found 0"):
+        train(made.store, made.train, **{**arguments, "options": {**QUICK, "layers": 1}})
     with pytest.raises(UsageError, match=r"reads the image embeddings .*, found .*; choose the same with --encoder"):
         train(made_twice.store, made_twice.train, **arguments)
     probe = train(made.store, made.train, run=tmp_path / "linear", task="classification", model="linear")
-    with pytest.raises(UsageError, match="--start-from: expected a run of a single fusion, found 'linear'"):
-        train(made.store, made.train, **{**arguments, "start_from": probe.path})
+    with pytest.raises(UsageError, match="--initialise-from: expected a run of a single fusion, found 'linear'"):
+        train(made.store, made.train, **{**arguments, "initialise_from": probe.path})
     said = frevl("train", "--store", made.store.path, "--pairs", made.train_file, "--run", tmp_path / "none", "--task",
-                 "classification", "--start-from", tmp_path / "missing")  # fmt: skip
+                 "classification", "--initialise-from", tmp_path / "missing")  # fmt: skip
     assert said.code == 1
     assert "missing" in said.err
 
@@ -135,8 +132,9 @@ def half(made, tmp_path_factory):
     for name, part in parts.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     run = train(
-        made.store, folder / "first.jsonl", run=folder / "run", task="classification", standardise=True, layers=0,
-        epochs=30, batch_size=32, learning_rate=1e-3, patience=100,
+        made.store, folder / "first.jsonl", run=folder / "run", task="classification",
+        options={"standardise": True, "layers": 0, "epochs": 30, "batch_size": 32, "learning_rate": 1e-3,
+                 "patience": 100},
     )  # fmt: skip
     return run, folder / "rest.jsonl"
 
@@ -144,8 +142,8 @@ def half(made, tmp_path_factory):
 def test_auto_judges_what_a_former_run_knows_as_it_is_and_as_a_beginning(made, half, tmp_path):
     former, rest = half
     run = train(
-        made.store, rest, run=tmp_path / "run", task="classification", model="auto", start_from=former.path,
-        time_limit=3000, epochs=2,
+        made.store, rest, run=tmp_path / "run", task="classification", model="auto", initialise_from=former.path,
+        time_limit=3000, options={"epochs": 2},
     )  # fmt: skip
     rows = {row["name"]: row for row in run.results["selection"]["candidates"]}
     assert rows["as begun"]["seeds"] == 1
@@ -164,17 +162,19 @@ def test_auto_does_not_judge_a_run_on_images_it_has_learnt_from(made, half, tmp_
     former, _ = half
     run = train(
         made.store, made.train_file, run=tmp_path / "run", task="classification", model="auto",
-        start_from=former.path, time_limit=3000, epochs=1,
+        initialise_from=former.path, time_limit=3000, options={"epochs": 1},
     )  # fmt: skip
     reasons = {row["name"]: row.get("reason", "") for row in run.results["selection"]["candidates"]}
     for name in ("as begun", "begun"):
-        assert reasons[name].startswith("the run of --start-from has learnt from ")
+        assert reasons[name].startswith("the run of --initialise-from has learnt from ")
 
 
 @pytest.mark.parametrize("model", ["tiny", "auto"])
 def test_a_matching_begins_with_nothing(made, captions, tmp_path, model):
-    with pytest.raises(UsageError, match="--start-from belongs to --task classification, found --task matching"):
-        train(made.store, made.captions, run=tmp_path / "run", task="matching", model=model, start_from=captions.path)
+    with pytest.raises(UsageError, match="--initialise-from belongs to --task classification, found --task matching"):
+        train(
+            made.store, made.captions, run=tmp_path / "run", task="matching", model=model, initialise_from=captions.path
+        )
 
 
 def test_who_knows_the_classes_goes_on_gently():

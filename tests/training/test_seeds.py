@@ -18,10 +18,11 @@ from frevl.evaluation.seeds import deviation, evaluate_seeds, is_seeds, open_see
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
+from frevl.training.options import LinearOptions
 from frevl.training.seeds import train_seeds
 from frevl.training.training import train
 
-SMALL = {"task": "classification", "model": "tiny", "layers": 1, "epochs": 2, "batch_size": 64}
+SMALL = {"task": "classification", "model": "tiny", "options": {"layers": 1, "epochs": 2, "batch_size": 64}}
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +157,11 @@ def test_finished_seeds_are_used_again_and_more_may_follow(made, tmp_path, monke
 
 
 def test_finished_seeds_of_other_settings_pairs_or_pictures_are_refused(made, tmp_path, monkeypatch):
-    arguments = {"run": tmp_path / "run", "seeds": 1, "task": "classification", "model": "majority"}
+    arguments = {"run": tmp_path / "run", "seeds": 1, "task": "classification", "model": "linear"}
     train_seeds(made.store, made.train_file, **arguments)
-    train_seeds(made.store, made.train_file, negatives=3, **arguments)  # the default, typed
-    with pytest.raises(RunError, match="'dropout' was None, not 0.4"):
-        train_seeds(made.store, made.train_file, dropout=0.4, **arguments)
+    train_seeds(made.store, made.train_file, options={"negatives": 3}, **arguments)  # the default, typed
+    with pytest.raises(RunError, match="'negatives' was 3, not 4"):
+        train_seeds(made.store, made.train_file, options=LinearOptions(negatives=4), **arguments)
     with pytest.raises(RunError, match="its 'pairs' was"):
         train_seeds(made.store, made.train.select(range(9, 180)), **arguments)
     with pytest.raises(RunError, match="its 'dev' was None, not '"):

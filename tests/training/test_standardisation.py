@@ -52,16 +52,11 @@ def test_a_folded_network_says_of_plain_embeddings_what_it_said_of_standardised_
 
 
 def test_a_loud_useless_dimension_does_not_drown_the_others_and_the_run_takes_plain_embeddings(made, tmp_path):
-    arguments = {
-        "task": "classification",
-        "model": "tiny",
-        "layers": 0,
-        "epochs": 3,
-        "batch_size": 32,
-        "mixup_share": 0,
-    }
+    small = {"layers": 0, "epochs": 3, "batch_size": 32, "mixup_share": 0}
     runs = {
-        name: train(made.store, made.train_file, run=tmp_path / name, **arguments, **changes)
+        name: train(
+            made.store, made.train_file, run=tmp_path / name, task="classification", options={**small, **changes}
+        )
         for name, changes in (("plain", {}), ("standard", {"standardise": True, "input_dropout": 0.2}))
     }
     reached = {name: run.results["development"]["accuracy"] for name, run in runs.items()}
@@ -82,9 +77,10 @@ def test_a_loud_useless_dimension_does_not_drown_the_others_and_the_run_takes_pl
 
 
 def test_input_dropout_changes_training_only(made, tmp_path):
-    arguments = {"task": "classification", "model": "tiny", "layers": 0, "epochs": 1, "batch_size": 64}
+    arguments = {"task": "classification", "model": "tiny"}
+    small = {"layers": 0, "epochs": 1, "batch_size": 64}
     plain, dropped, again = (
-        train(made.store, made.train_file, run=tmp_path / str(n), input_dropout=rate, **arguments)
+        train(made.store, made.train_file, run=tmp_path / str(n), options={**small, "input_dropout": rate}, **arguments)
         for n, rate in enumerate((0.0, 0.5, 0.5))
     )
     weights = [run.network.image_projection.weight for run in (plain, dropped, again)]

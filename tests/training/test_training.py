@@ -1,5 +1,6 @@
 """Training: determinism, resumption, refusals, and that models learn what they can and cannot learn."""
 
+import inspect
 import json
 import os
 import signal
@@ -17,14 +18,19 @@ from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import PairsError, RunError, TrainingError, UsageError
 from frevl.runs.run import Run
 from frevl.store.reader import Store
+from frevl.training.options import options_for
 from frevl.training.training import train
 
 
 def quick(made, run, **changes):
-    arguments = {"task": "classification", "model": "tiny", "epochs": 3, "batch_size": 64, "layers": 1, **changes}
-    return train(
-        made.store, changes.pop("pairs", made.train), run=run, **{k: v for k, v in arguments.items() if k != "pairs"}
-    )
+    """Train a small model; changes are arguments of `train`, or options where the model has them."""
+    given = {name: value for name, value in changes.items() if name not in inspect.signature(train).parameters}
+    known = options_for(changes.get("model", "tiny")).__dataclass_fields__
+    options = {"epochs": 3, "batch_size": 64, "layers": 1, **given}
+    options = {name: value for name, value in options.items() if name in known}
+    arguments = {name: value for name, value in changes.items() if name not in given}
+    arguments = {"pairs": made.train, "task": "classification", "model": "tiny", **arguments}
+    return train(made.store, run=run, options=options, **arguments)
 
 
 def weights(run):
@@ -153,7 +159,7 @@ def test_the_last_epoch_is_kept_on_request(made, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_names_the_batch(made, tmp_path):
-    with pytest.raises(TrainingError, match=r"found (nan|inf) in epoch 1, batch \d+ of \d+ .*lower --learning-rate"):
+    with pytest.raises(TrainingError, match=r"found (nan|inf) in epoch 1, batch \d+ of \d+ .*lower learning_rate"):
         quick(made, tmp_path / "run", learning_rate=1e30, gradient_clip=1e30)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -50,10 +51,10 @@ def train(
             show_default="none; with auto, dual",
         ),
     ] = None,
-    start_from: Annotated[
+    initialise_from: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Classification: run whose fusion this one begins with.", show_default="fresh weights"
+            readable=False, help="Classification: run whose weights the fusion starts with.", show_default="none"
         ),
     ] = None,
     dev: Annotated[
@@ -110,10 +111,6 @@ def train(
     input_dropout: Annotated[
         float | None, typer.Option(min=0, max=0.99, help="Of a fusion, on the embeddings.", show_default="0.0")
     ] = None,
-    kernel_teacher: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Share of a fusion's targets that a kernel says.", show_default="0.0"),
-    ] = None,
     negatives: Annotated[
         int | None, typer.Option(min=1, help="Matching: wrong texts for every right pair.", show_default="3")
     ] = None,
@@ -154,18 +151,19 @@ def train(
 ) -> None:
     """Train a fusion or a baseline on the embeddings of a store; goes on if it was interrupted."""
     arguments = {name: value for name, value in locals().items() if name not in ("seeds", "quiet", "json")}
+    arguments = _with_options(typed(**arguments))
     if seeds is not None and seeds > 1:
         from frevl.cli.tables import seeds_sentence
         from frevl.training.seeds import train_seeds
 
-        several = train_seeds(**typed(**arguments), seeds=seeds, progress=not quiet).record()
+        several = train_seeds(**arguments, seeds=seeds, progress=not quiet).record()
         say(seeds_sentence(several))
         write(json, several)
         return
     from frevl.cli.tables import run_record, run_sentence
     from frevl.training.training import train as run_train
 
-    trained = run_train(**typed(**arguments), progress=not quiet)
+    trained = run_train(**arguments, progress=not quiet)
     say(run_sentence(trained))
     write(json, run_record(trained))
 
@@ -211,9 +209,19 @@ def ablate(
 ) -> None:
     """Take the fusion apart: what each part is worth, with intervals, as table, JSON and plot."""
     arguments = {name: value for name, value in locals().items() if name not in ("quiet", "json")}
+    arguments = _with_options(typed(**arguments))
     from frevl.training.ablation.report import ablation_table
     from frevl.training.ablation.study import ablate as run_ablate
 
-    ablation = run_ablate(**typed(**arguments), progress=not quiet)
+    ablation = run_ablate(**arguments, progress=not quiet)
     say(ablation_table(ablation))
     write(json, ablation.record())
+
+
+def _with_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Gather the hyperparameters among what was typed."""
+    from frevl.training.options import OPTIONS, RerankerOptions
+
+    known = {one.name for kind in (*OPTIONS.values(), RerankerOptions) for one in fields(kind)}
+    options = {name: value for name, value in given.items() if name in known}
+    return {**{name: value for name, value in given.items() if name not in known}, "options": options}

@@ -56,7 +56,7 @@ class Entrant:
         model: What `frevl.train` trains.
         role: ``majority``, ``text`` and ``image`` (one side alone), ``baseline`` or ``fusion``.
         share: Of the time limit that its training may take.
-        changes: Arguments of `frevl.train` that differ from the defaults.
+        changes: Options of the model that differ from the defaults.
         epochs: Most passes over 32,000 training pairs or more (see `most_passes`); a diagnosis has minutes, and one
             modality alone has learnt what it can much earlier than the fusion. None leaves the default of
             `frevl.train`.
@@ -234,7 +234,7 @@ def fit(splits: Splits, entrant: Entrant, *, folder: Path, time_limit: float, pa
             encoder=splits.encoder,
             seed=splits.seed,
             time_limit=max(time_limit, 1.0),
-            **{**entrant.changes, **passes, **patient},
+            options={**entrant.changes, **passes, **patient},
         )
     return Scorer(run, splits.store)
 

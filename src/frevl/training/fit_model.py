@@ -6,27 +6,26 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from frevl.errors import TrainingError, UsageError
+from frevl.errors import UsageError
 from frevl.models.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.models.inputs import mean_pool
 from frevl.models.interface import PairNetwork
-from frevl.models.kernel_ridge import BLIND_SHARES, MOST_PAIRS, RIDGES, KernelFit, KernelFusion, fit_kernel
+from frevl.models.kernel_ridge import BLIND_SHARES, RIDGES, KernelFit, KernelFusion, fit_kernel
 from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, join, kind_of, with_wrong_texts
 from frevl.training.initialisation import Beginning, begin_with, fold, statistics_of, unfold
 from frevl.training.loop import FitReport, fit, task_loss
-from frevl.training.options import Options
-from frevl.training.selection.distillation import taught
+from frevl.training.options import FusionOptions, LinearOptions, MlpOptions, ModelOptions, Session
 
-__all__ = ["MODELS", "Fitted", "fit_kernel_on", "fit_model"]
+__all__ = ["MODELS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model"]
 
 # Simplest first: where two are equally good, selection takes the one that stands earlier.
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
@@ -63,7 +62,8 @@ def fit_model(
     train: Examples,
     dev: Examples,
     outputs: int,
-    options: Options,
+    options: ModelOptions,
+    session: Session,
     *,
     folder: Path,
     dev_is_spare: bool,
@@ -76,7 +76,8 @@ def fit_model(
         train: Training examples.
         dev: Development examples, for early stopping and penalties.
         outputs: Number of classes; 1 for matching.
-        options: How. With ``start`` and no epochs, the fusion stays what it was.
+        options: Of this model (`frevl.training.options.options_for`).
+        session: Seed, time limit, device and progress.
         folder: For the state and the log of gradient descent.
         dev_is_spare: The development part was set aside by us: a model that needs none may learn from it too.
         start: A trained fusion of the same sizes, whose weights a fusion begins with.
@@ -86,7 +87,7 @@ def fit_model(
         TrainingError: The loss is not finite, or there are too many pairs for the kernel fusion.
     """
     started = time.monotonic()
-    torch.manual_seed(options.seed)
+    torch.manual_seed(session.seed)
     image_dim, text_dim = train.pairs.images.shape[2], train.pairs.texts.shape[2]
     if model == "majority":
         return Fitted(_fit_majority(train, outputs), time.monotonic() - started)
@@ -98,39 +99,39 @@ def fit_model(
         return Fitted(kernel, time.monotonic() - started, held_out=spare)
     if model in ("cosine", "dual"):
         raise UsageError(f"The model '{model}' does matching only; for classification take a fusion, mlp or linear")
-    if model == "linear":
+    if model == "linear" and isinstance(options, LinearOptions):
         linear = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
-        _fit_linear(linear, train, dev, options)
+        _fit_linear(linear, train, dev, options, session)
         return Fitted(linear, time.monotonic() - started)
     network: Fusion | Mlp
-    if model in PRESETS:
+    if model in PRESETS and isinstance(options, FusionOptions):
         network = Fusion.from_preset(
             model,
             image_dim=image_dim,
             text_dim=text_dim,
             outputs=outputs,
             layers=options.layers,
-            **options.given("dropout"),
+            dropout=options.dropout,
             cross_attention=options.cross_attention,
             product=options.product,
             difference=options.difference,
         )
-    else:
+    elif isinstance(options, MlpOptions):
         network = Mlp(
             image_dim=image_dim,
             text_dim=text_dim,
             outputs=outputs,
             use_image=model != "text",
             use_text=model != "image",
+            hidden=options.hidden,
+            dropout=options.dropout,
         )
+    else:
+        raise TypeError(f"the model '{model}' is not fitted with {type(options).__name__}")
     if start is not None and isinstance(network, Fusion):
         begin_with(network, start)
-        if options.epochs == 0:
-            return Fitted(network.eval(), time.monotonic() - started)
-    if options.kernel_teacher and isinstance(network, Fusion):
-        train = _taught_by_kernel(train, outputs, options.kernel_teacher)
     statistics = None
-    if options.standardise and isinstance(network, Fusion):
+    if isinstance(options, FusionOptions) and options.standardise and isinstance(network, Fusion):
         statistics = statistics_of(train.pairs)
         train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
         if start is not None:
@@ -139,29 +140,23 @@ def fit_model(
         network,
         train,
         dev,
-        seed=options.seed,
-        final_learning_rate=options.final_learning_rate,
-        gradient_clip=options.gradient_clip,
-        contrastive_weight=options.contrastive_weight,
-        temperature=options.temperature,
-        regularisation_weight=options.regularisation_weight,
-        mixup_alpha=options.mixup_alpha,
-        mixup_share=options.mixup_share,
-        input_dropout=options.input_dropout,
-        negatives=options.negatives,
-        patience=options.patience,
-        keep_last=options.keep_last,
-        time_limit=options.time_limit,
+        options=options,
+        session=session,
         state_file=folder / "state.safetensors",
         log_file=folder / "log.jsonl",
         title=f"training {model}",
-        progress=options.progress,
-        device=options.device,
-        **options.given("epochs", "batch_size", "learning_rate", "weight_decay", "warm_up", "label_smoothing"),
     )
     if statistics is not None and isinstance(network, Fusion):
         fold(network, statistics)
     return Fitted(network, report.seconds, report)
+
+
+def as_it_is(start: Beginning, outputs: int) -> Fitted[PairNetwork]:
+    """Return the fusion of another run for the classes of this one, without learning anything."""
+    settings: dict[str, Any] = {**start.network.settings, "outputs": outputs}
+    network = Fusion(**settings)
+    begin_with(network, start)
+    return Fitted(network.eval(), 0.0)
 
 
 def _fit_majority(train: Examples, outputs: int) -> Majority:
@@ -174,17 +169,6 @@ def _fit_majority(train: Examples, outputs: int) -> Majority:
             shares += train.truth.dense(rows, outputs).sum(dim=0)
         network.logits.copy_((shares / len(train)).clamp(min=1e-9).log())
     return network
-
-
-def _taught_by_kernel(train: Examples, outputs: int, share: float) -> Examples:
-    """Let a kernel that is fitted on the training part alone say a share of the targets: nothing of development."""
-    if len(train) > MOST_PAIRS:
-        raise TrainingError(
-            f"--kernel-teacher solves a kernel, which takes at most {MOST_PAIRS:,} training pairs, found "
-            f"{len(train):,}; train without it"
-        )
-    with torch.autocast("cpu", enabled=False):  # the caller may train in half precision; nothing is solved in it
-        return taught(train, fit_kernel_on(train, outputs)[1].held_out, share)
 
 
 def fit_kernel_on(
@@ -234,12 +218,12 @@ def fit_kernel_on(
     return network, found
 
 
-def _fit_linear(network: Linear, train: Examples, dev: Examples, options: Options) -> None:
+def _fit_linear(network: Linear, train: Examples, dev: Examples, options: LinearOptions, session: Session) -> None:
     """Fit the linear probe with its penalty chosen on development data.
 
     It is chosen by likelihood: a few hundred pairs rank penalties better so than by how many of them are right.
     """
-    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, options.seed)
+    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, session.seed)
     features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
     network.statistics.fit(features)
     features = network.statistics(features)
@@ -256,4 +240,4 @@ def _fit_linear(network: Linear, train: Examples, dev: Examples, options: Option
     def likelihood() -> float:
         return -loss(logits_of(network, dev.pairs, 1024), dev_target).item()
 
-    fit_linear(network, features, loss, likelihood, time_limit=options.time_limit)
+    fit_linear(network, features, loss, likelihood, time_limit=session.time_limit)

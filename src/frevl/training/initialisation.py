@@ -71,8 +71,8 @@ def begin_with(network: Fusion, start: Beginning) -> None:
     for name, value in own.items():
         if name not in ("outputs", "dropout") and value != others[name]:
             raise UsageError(
-                f"--start-from: expected a fusion whose {name} is {value}, found {others[name]}; train both with the "
-                "same encoders, --model and --layers"
+                f"--initialise-from: expected a fusion whose {name} is {value}, found {others[name]}; train both with "
+                "the same encoders, --model and layers"
             )
     weights, fresh = start.network.state_dict(), network.state_dict()
     for name in _LAST:

@@ -24,6 +24,7 @@ from frevl.runs.batches import logits_of
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, dev_metric, kind_of, sample_negatives
 from frevl.training.losses import binary_loss, class_loss, contrastive_loss, feature_norm_loss, mixup, soft_target_loss
+from frevl.training.options import DescentOptions, FusionOptions, MlpOptions, Session
 
 __all__ = ["FitReport", "descend", "fit", "scheduled", "task_loss"]
 
@@ -68,42 +69,25 @@ def fit(
     train: Examples,
     dev: Examples,
     *,
-    seed: int,
-    epochs: int = 20,
-    batch_size: int = 256,
-    learning_rate: float = 5e-4,
-    final_learning_rate: float,
-    weight_decay: float = 1e-2,
-    warm_up: float = 0.05,
-    gradient_clip: float,
-    label_smoothing: float = 0.1,
-    contrastive_weight: float,
-    temperature: float,
-    regularisation_weight: float,
-    mixup_alpha: float,
-    mixup_share: float,
-    input_dropout: float,
-    negatives: int,
-    patience: int,
-    keep_last: bool,
-    time_limit: float | None,
+    options: FusionOptions | MlpOptions,
+    session: Session,
     state_file: Path,
     log_file: Path,
     title: str,
-    progress: bool,
-    device: str,
 ) -> FitReport:
     """Train a network by gradient descent; afterwards it holds the weights of its best epoch, or of the last one.
 
-    The arguments are those of `frevl.train`. State is saved after every epoch: a call with the same arguments
-    after an interruption goes on and ends with the identical result, because every random choice follows from
-    seed and epoch.
+    State is saved after every epoch: a call with the same arguments after an interruption goes on and ends with the
+    identical result, because every random choice follows from seed and epoch.
 
     Raises:
         TrainingError: The loss is not finite; names the batch.
     """
+    seed, time_limit, device = session.seed, session.time_limit, session.device
+    epochs, batch_size = options.epochs, options.rows_per_step
+    fusion = options if isinstance(options, FusionOptions) else None
     trained = [parameter for parameter in network.to(device).parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    optimiser = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
     state = _State.load(state_file, network, optimiser)
     kind = kind_of(train.truth)
     outputs = int(network.settings["outputs"])
@@ -111,7 +95,7 @@ def fit(
     started = time.monotonic() - state.seconds
     if state.epoch == 0:
         log_file.write_text("", encoding="utf-8")
-    with ProgressLine(title, epochs * steps, enabled=progress) as line:
+    with ProgressLine(title, epochs * steps, enabled=session.progress) as line:
         line.advance(state.epoch * steps)
         while not state.stopped:
             # Every random choice follows from seed and epoch, so that a resumed training repeats it.
@@ -129,34 +113,37 @@ def fit(
                     if out_of_time:
                         break
                 for group in optimiser.param_groups:
-                    group["lr"] = scheduled(done, learning_rate, final_learning_rate, warm_up)
+                    group["lr"] = scheduled(done, options.learning_rate, options.final_learning_rate, options.warm_up)
 
-                image_rows, text_rows, truth = _with_truth(train, rows, negatives, random, outputs)
+                image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
                 image, text, image_mask, text_mask = train.pairs.inputs(image_rows, text_rows, device)
                 truth = truth.to(device)
                 contrastive = regularisation = torch.zeros((), device=device)
-                if isinstance(network, Fusion):
-                    if input_dropout > 0:
-                        image, text = dropped(image, input_dropout), dropped(text, input_dropout)
+                if isinstance(network, Fusion) and fusion is not None:
+                    if fusion.input_dropout > 0:
+                        image, text = dropped(image, fusion.input_dropout), dropped(text, fusion.input_dropout)
                     image, text = network.project(image, text)
                     contrastive = contrastive_loss(
                         mean_pool(image, image_mask),
                         mean_pool(text, text_mask),
                         image_rows.to(device),
                         text_rows.to(device),
-                        temperature=temperature,
+                        temperature=fusion.temperature,
                         matching=truth > 0.5 if kind == "match" else None,
                     )
                     pooled = image_mask is None and text_mask is None
-                    if pooled and torch.rand((), generator=random).item() < mixup_share:
-                        image, text, truth = mixup(image, text, truth, alpha=mixup_alpha, generator=random)
+                    if pooled and torch.rand((), generator=random).item() < fusion.mixup_share:
+                        image, text, truth = mixup(image, text, truth, alpha=fusion.mixup_alpha, generator=random)
                     fused = network.fuse(image, text, image_mask, text_mask)
                     regularisation = feature_norm_loss(fused)
                     logits = network.head(fused)
                 else:
                     logits = network(image, text, image_mask, text_mask)
-                task = task_loss(logits, truth, kind=kind, smoothing=label_smoothing)
-                loss = task + contrastive_weight * contrastive + regularisation_weight * regularisation
+                task = task_loss(logits, truth, kind=kind, smoothing=options.label_smoothing)
+                loss = task
+                if fusion is not None:
+                    loss = loss + fusion.contrastive_weight * contrastive
+                    loss = loss + fusion.regularisation_weight * regularisation
                 terms = {
                     "task": task.item(),
                     "contrastive": contrastive.item(),
@@ -167,11 +154,12 @@ def fit(
                     raise TrainingError(
                         f"{title}: expected a finite loss, found {loss.item()} in epoch {state.epoch + 1}, batch "
                         f"{batch + 1} of {steps} ({parts}); "
-                        f"check the embeddings with frevl store verify, or lower --learning-rate ({learning_rate:g})"
+                        "check the embeddings with frevl store verify, or lower learning_rate "
+                        f"({options.learning_rate:g})"
                     )
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(trained, gradient_clip)
+                nn.utils.clip_grad_norm_(trained, options.gradient_clip)
                 optimiser.step()
 
                 losses = {name: losses[name] + value / steps for name, value in terms.items()}
@@ -186,7 +174,7 @@ def fit(
                 state.stopped = "time"
             elif metric == 1.0:
                 state.stopped = "perfect"
-            elif state.epoch - state.best_epoch >= patience:
+            elif state.epoch - state.best_epoch >= options.patience:
                 state.stopped = "patience"
             elif state.epoch == epochs:
                 state.stopped = "epochs"
@@ -194,7 +182,7 @@ def fit(
             with log_file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(entry) + "\n")
             state.save(state_file, network, optimiser)
-    if keep_last:
+    if options.keep_last:
         state.best_epoch, state.best_metric = state.epoch, state.metric
     else:
         network.load_state_dict(state.best_weights)
@@ -299,37 +287,23 @@ def descend(
     loss_of: Callable[[Tensor, torch.Generator], Tensor],
     count: int,
     *,
-    seed: int,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float,
-    warm_up: float,
-    gradient_clip: float,
-    time_limit: float | None,
-    progress: bool,
+    options: DescentOptions,
+    session: Session,
     title: str,
     remedy: str,
     decay_vectors: bool = False,
 ) -> FitReport:
     """Train a network by AdamW; afterwards it is on the CPU in evaluation mode.
 
-    Every random choice follows from seed and epoch. The learning rate rises, then falls to a thousandth by a cosine;
-    with a time limit the schedule shrinks to it, so that a short training is annealed too.
+    Every random choice follows from seed and epoch. The learning rate rises, then falls by a cosine; with a time limit
+    the schedule shrinks to it, so that a short training is annealed too.
 
     Args:
         network: On its device.
         loss_of: From ``(n,)`` numbers of training rows and the generator of random choices to the loss of this batch.
         count: Training rows.
-        seed: Of order, dropout and whatever the loss draws.
-        epochs: Passes over the rows.
-        batch_size: Rows a step.
-        learning_rate: Highest.
-        weight_decay: Of AdamW.
-        warm_up: Share of the training in which the rate rises.
-        gradient_clip: Largest norm of the gradient.
-        time_limit: Most seconds.
-        progress: Show a progress line.
+        options: How.
+        session: Seed of order, dropout and whatever the loss draws; time limit; progress.
         title: Of that line, and of the training in messages.
         remedy: What to do if the loss is not finite.
         decay_vectors: Weight decay of biases and the like too, not of matrices only.
@@ -343,11 +317,12 @@ def descend(
     trained = [parameter for parameter in network.train().parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if decay_vectors or parameter.dim() > 1]
     plain = [parameter for parameter in trained if not decay_vectors and parameter.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate, fused=True)
-    steps = max(1, round(count / batch_size))
+    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
+    seed, time_limit, epochs = session.seed, session.time_limit, options.epochs
+    steps = max(1, round(count / options.rows_per_step))
     started, stopped, epoch, value = time.monotonic(), "epochs", 0, math.nan
-    with ProgressLine(title, epochs * steps, enabled=progress) as line:
+    with ProgressLine(title, epochs * steps, enabled=session.progress) as line:
         for epoch in range(epochs):
             torch.manual_seed(seed * 100_003 + epoch)  # dropout
             random = torch.Generator().manual_seed(seed * 100_003 + epoch)
@@ -359,7 +334,7 @@ def descend(
                         stopped = "time"
                         break
                 for group in optimiser.param_groups:
-                    group["lr"] = scheduled(done, learning_rate, learning_rate / 1000, warm_up)
+                    group["lr"] = scheduled(done, options.learning_rate, options.final_learning_rate, options.warm_up)
                 loss = loss_of(rows, random)
                 value = loss.item()
                 if not math.isfinite(value):
@@ -369,7 +344,7 @@ def descend(
                     )
                 optimiser.zero_grad()
                 torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(trained, gradient_clip)
+                nn.utils.clip_grad_norm_(trained, options.gradient_clip)
                 optimiser.step()
                 line.advance(note=f"epoch {epoch + 1}/{epochs}  loss {value:.3f}")
             if stopped == "time":

@@ -1,46 +1,348 @@
-"""The hyperparameters of every model."""
+"""The hyperparameters of every model: the only place of their defaults, ranges and help.
+
+A new hyperparameter is one line here, in the class of its model, and its use. `frevl.train` takes an object of these
+classes or a mapping, the command line ``--set name=value``, and ``frevl models show NAME`` prints what stands here.
+Where None is allowed, the value follows from the data as the help says. Loads no torch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import math
+import numbers
+import sys
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, field, fields
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
-__all__ = ["Options"]
+from frevl.errors import UsageError, nearest
+
+__all__ = [
+    "AutoOptions",
+    "CosineOptions",
+    "DescentOptions",
+    "FusionOptions",
+    "KernelOptions",
+    "LinearOptions",
+    "MajorityOptions",
+    "MlpOptions",
+    "ModelOptions",
+    "PairwiseOptions",
+    "RerankerOptions",
+    "Session",
+    "TwoTowerOptions",
+    "make_options",
+    "options_for",
+]
+
+FULL_BATCH = 256
+"""Pairs per step where nothing smaller is chosen."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to train; the fields are arguments of `frevl.train`, which has their defaults."""
+def option(
+    default: float | None,
+    help: str,  # noqa: A002 - the word that the command line uses too
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Declare one hyperparameter: a dataclass field with its default, help and range."""
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    return field(default=default, metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What holds for a whole training, whatever the model.
+
+    Attributes:
+        seed: Of initial weights, order, dropout and splits.
+        time_limit: Most seconds; None is no limit.
+        device: Where to train, as PyTorch names it.
+        progress: Show progress lines.
+    """
 
     seed: int
     time_limit: float | None
-    epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    final_learning_rate: float
-    weight_decay: float | None
-    warm_up: float | None
-    gradient_clip: float
-    dropout: float | None
-    label_smoothing: float | None
-    contrastive_weight: float
-    temperature: float
-    regularisation_weight: float
-    mixup_alpha: float
-    mixup_share: float
-    standardise: bool
-    input_dropout: float
-    kernel_teacher: float
-    negatives: int
-    patience: int
-    keep_last: bool
-    layers: int | None
-    cross_attention: bool
-    product: bool
-    difference: bool
     device: str
     progress: bool
 
-    def given(self, *names: str) -> dict[str, Any]:
-        """Return those of some options that are not None; where one is None, the function called has its own."""
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Hyperparameters of one model.
+
+    Raises:
+        UsageError: A value has the wrong type or lies outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            object.__setattr__(self, one.name, _checked(type(self), one, getattr(self, one.name)))
+
+    def record(self) -> dict[str, Any]:
+        """Return all values by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def changes(self) -> dict[str, Any]:
+        """Return the values that differ from the defaults."""
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
+
+
+Options = TypeVar("Options", bound=ModelOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MajorityOptions(ModelOptions):
+    """Options of ``majority``: none, it counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineOptions(ModelOptions):
+    """Options of ``cosine``: none, nothing is learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelOptions(ModelOptions):
+    """Options of ``kernel``: none, its penalty and its text-only share are chosen on held-out images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearOptions(ModelOptions):
+    """Options of ``linear``; its penalty is chosen on development data."""
+
+    negatives: int = option(3, "Matching: wrong texts for every right pair.", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescentOptions(ModelOptions):
+    """Options of every gradient descent (AdamW)."""
+
+    epochs: int = option(20, "Passes over the pairs, at most.", at_least=1)
+    batch_size: int | None = option(FULL_BATCH, "Pairs per step.", at_least=1)
+    learning_rate: float = option(5e-4, "Learning rate after warm-up.", above=0)
+    final_learning_rate: float = option(1e-6, "Learning rate at the end of the cosine schedule.", at_least=0)
+    weight_decay: float = option(0.01, "Weight decay.", at_least=0)
+    warm_up: float = option(0.05, "Share of the training in which the learning rate rises.", at_least=0, at_most=1)
+    gradient_clip: float = option(1.0, "Largest norm of the gradient.", above=0)
+    label_smoothing: float = option(0.1, "Label smoothing; not used with soft targets.", at_least=0, below=1)
+
+    @property
+    def rows_per_step(self) -> int:
+        """The batch size, 256 where none is given."""
+        return FULL_BATCH if self.batch_size is None else self.batch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairwiseOptions(DescentOptions):
+    """Options of a network that learns pair by pair and is measured on development pairs after every epoch."""
+
+    batch_size: int | None = option(
+        None, "Pairs per step. None: 256, in matching fewer, so that an epoch has 32 steps (at least 32).", at_least=1
+    )
+    patience: int = option(5, "Stop after so many epochs without a better development metric.", at_least=1)
+    keep_last: bool = option(False, "Keep the weights of the last epoch instead of those of the best one.")
+    negatives: int = option(3, "Matching: wrong texts for every right pair.", at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpOptions(PairwiseOptions):
+    """Options of ``text``, ``image`` and ``mlp``: a network with one hidden layer."""
+
+    hidden: int = option(512, "Width of the hidden layer.", at_least=1)
+    dropout: float = option(0.3, "Probability of dropping an input or a hidden unit.", at_least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOptions(PairwiseOptions):
+    """Options of the fusion presets ``tiny``, ``small`` and ``base``."""
+
+    layers: int | None = option(None, "Number of blocks. None: as many as the preset has.", at_least=0)
+    dropout: float = option(0.1, "Probability of dropping a hidden unit.", at_least=0, below=1)
+    input_dropout: float = option(0.0, "Probability of dropping a dimension of an embedding.", at_least=0, below=1)
+    standardise: bool = option(False, "Standardise every dimension of the embeddings while training.")
+    contrastive_weight: float = option(0.1, "Weight of the contrastive term.", at_least=0)
+    temperature: float = option(0.07, "Temperature of the contrastive term.", above=0)
+    regularisation_weight: float = option(0.01, "Weight of the feature-norm term.", at_least=0)
+    mixup_share: float = option(
+        0.3, "Share of the batches that are mixed (pooled embeddings only).", at_least=0, at_most=1
+    )
+    mixup_alpha: float = option(0.2, "Parameter of the Beta distribution of mixup.", above=0, at_most=1)
+    cross_attention: bool = option(True, "Ablation: whether the blocks attend across modalities.")
+    product: bool = option(True, "Ablation: whether the fused feature holds the product v*t.")
+    difference: bool = option(True, "Ablation: whether the fused feature holds the difference |v-t|.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTowerOptions(DescentOptions):
+    """Options of ``dual``, the two-tower network that can search."""
+
+    epochs: int = option(6, "Passes over the pairs.", at_least=1)
+    batch_size: int = option(
+        1024, "Pairs per step; the others of the batch are negatives, so large is good.", at_least=1
+    )
+    learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
+    weight_decay: float = option(0.2, "Weight decay.", at_least=0)
+    warm_up: float = option(0.1, "Share of the training in which the learning rate rises.", at_least=0, at_most=1)
+    label_smoothing: float = option(0.1, "Share of the target that is spread over the batch.", at_least=0, below=1)
+    members: int = option(3, "Networks that are trained from different seeds and averaged.", at_least=1)
+    width: int | None = option(None, "Width of a member's vectors. None: 512; below 5,000 pairs 256.", at_least=1)
+    hidden: int | None = option(None, "Width inside a projection. None: twice the width of the vectors.", at_least=1)
+    dropout: float = option(0.5, "Probability of dropping a hidden unit.", at_least=0, below=1)
+    input_dropout: float = option(0.3, "Probability of dropping a dimension of an embedding.", at_least=0, below=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankerOptions(DescentOptions):
+    """Options of a fusion preset that reranks the candidates of a first stage (``--first-stage``)."""
+
+    epochs: int = option(2, "Passes over the lists of hard negatives.", at_least=1)
+    batch_size: int = option(128, "Lists per step.", at_least=1)
+    learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
+    weight_decay: float = option(0.2, "Weight decay.", at_least=0)
+    warm_up: float = option(0.1, "Share of the training in which the learning rate rises.", at_least=0, at_most=1)
+    label_smoothing: float = option(0.0, "Share of the target that is spread over the list.", at_least=0, below=1)
+    negatives: int = option(6, "Wrong images and wrong texts that every right pair competes with.", at_least=1)
+    layers: int | None = option(None, "Number of blocks. None: as many as the preset has.", at_least=0)
+    dropout: float = option(0.3, "Probability of dropping a hidden unit.", at_least=0, below=1)
+    input_dropout: float = option(0.3, "Probability of dropping a dimension of an embedding.", at_least=0, below=1)
+    cross_attention: bool = option(True, "Ablation: whether the blocks attend across modalities.")
+    product: bool = option(True, "Ablation: whether the fused feature holds the product v*t.")
+    difference: bool = option(True, "Ablation: whether the fused feature holds the difference |v-t|.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoOptions(ModelOptions):
+    """Options of ``auto``; its candidates have settings of their own."""
+
+    epochs: int | None = option(
+        None, "Passes of the candidates that have no number of their own. None: as many as the model has.", at_least=1
+    )
+
+    def for_candidate(self, kind: type[Options], changes: Mapping[str, Any] | None = None) -> Options:
+        """Return the options of a candidate: its own changes, then what is given here, then its model's defaults."""
+        given = {name: value for name, value in self.changes().items() if name in kind.__dataclass_fields__}
+        return kind(**{**given, **(changes or {})})
+
+
+OPTIONS: dict[str, type[ModelOptions]] = {
+    "auto": AutoOptions,
+    "majority": MajorityOptions,
+    "text": MlpOptions,
+    "image": MlpOptions,
+    "cosine": CosineOptions,
+    "linear": LinearOptions,
+    "kernel": KernelOptions,
+    "mlp": MlpOptions,
+    "dual": TwoTowerOptions,
+    "tiny": FusionOptions,
+    "small": FusionOptions,
+    "base": FusionOptions,
+}
+
+
+def options_for(model: str, first_stage: str | None = None) -> type[ModelOptions]:
+    """Return the options class of a model.
+
+    Args:
+        model: A name of ``--model``. A network without a class of its own here has `PairwiseOptions`.
+        first_stage: Not None: the model reranks the candidates of this first stage.
+    """
+    if first_stage is not None and OPTIONS.get(model) is FusionOptions:
+        return RerankerOptions
+    return OPTIONS.get(model, PairwiseOptions)
+
+
+def make_options(
+    model: str, given: ModelOptions | Mapping[str, Any] | None = None, *, first_stage: str | None = None
+) -> ModelOptions:
+    """Return the options of a model, the defaults where nothing is given.
+
+    Args:
+        model: A name of ``--model``.
+        given: An object of the model's options class, or values by name.
+        first_stage: As in `options_for`.
+
+    Raises:
+        UsageError: An object of another model, an unknown name (the nearest is suggested; the models that know it are
+            named), or a value of the wrong type or outside its range.
+    """
+    kind = options_for(model, first_stage)
+    if isinstance(given, ModelOptions):
+        if type(given) is not kind:
+            raise UsageError(
+                f"options: {_called(model, first_stage)} takes {kind.__name__}, found {type(given).__name__}"
+            )
+        return given
+    known = [one.name for one in fields(kind)]
+    for name in given or {}:
+        if name not in known:
+            raise UsageError(_unknown(name, known, model, first_stage))
+    return kind(**(given or {}))
+
+
+def _called(model: str, first_stage: str | None) -> str:
+    return f"the model '{model}'" + ("" if first_stage is None else f" with first stage '{first_stage}'")
+
+
+def _unknown(name: str, known: list[str], model: str, first_stage: str | None) -> str:
+    """Say who knows the option, or which one may be meant."""
+    own = _called(model, first_stage)
+    others = [other for other, kind in OPTIONS.items() if name in (one.name for one in fields(kind))]
+    if name in (one.name for one in fields(RerankerOptions)):
+        others.append("a fusion with a first stage")
+    if others:
+        return f"{own[0].upper()}{own[1:]} has no option '{name}'; it belongs to: {', '.join(others)}."
+    if not known:
+        return f"There is no option '{name}', and {own} has none."
+    return f"{own[0].upper()}{own[1:]} has no option '{name}'. {nearest(name, known)}"
+
+
+def _types(kind: type[ModelOptions]) -> dict[str, tuple[type, bool]]:
+    """Return for every option its type, and whether it may be None."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        found[name] = (next(part for part in parts if part is not type(None)), type(None) in parts)
+    return found
+
+
+def expected(kind: type[ModelOptions], name: str) -> str:
+    """Say in words what an option may be, for example ``a number from 0 to below 1``."""
+    of_type, optional = _types(kind)[name]
+    bounds = kind.__dataclass_fields__[name].metadata
+    words = {bool: "true or false", int: "a whole number", float: "a number"}[of_type]
+    low = f"above {bounds['above']}" if "above" in bounds else ""
+    high = f"below {bounds['below']}" if "below" in bounds else ""
+    if "at_least" in bounds:
+        low = f"from {bounds['at_least']}" if high or "at_most" in bounds else f"of at least {bounds['at_least']}"
+    if "at_most" in bounds:
+        high = f"{bounds['at_most']}" if low.startswith("from") else f"at most {bounds['at_most']}"
+    between = ("to" if low.startswith("from") else "and") if low and high else ""
+    words = " ".join(filter(None, [words, low, between, high]))
+    return f"{words}, or none" if optional else words
+
+
+def _checked(kind: type[ModelOptions], one: Field[Any], value: Any) -> Any:
+    """Return a value as its declared type, or refuse it."""
+    of_type, optional = _types(kind)[one.name]
+    if value is None and optional:
+        return None
+    abstract = {bool: bool, int: numbers.Integral, float: numbers.Real}[of_type]
+    fits = isinstance(value, abstract) and isinstance(value, bool) == (of_type is bool)
+    if not fits or not _inside(value, one.metadata):
+        raise UsageError(f"The option '{one.name}' must be {expected(kind, one.name)}, found {value!r:.40}")
+    return of_type(value)
+
+
+def _inside(value: Any, bounds: Mapping[str, Any]) -> bool:
+    """Tell whether a finite value lies within its bounds."""
+    return bool(
+        -sys.float_info.max <= value <= sys.float_info.max  # nor NaN, nor an integer that no float can hold
+        and value >= bounds.get("at_least", value)
+        and value <= bounds.get("at_most", value)
+        and value > bounds.get("above", -math.inf)
+        and value < bounds.get("below", math.inf)
+    )

@@ -10,16 +10,18 @@ from frevl.data.pairs import Pairs
 from frevl.errors import RunError
 from frevl.jsonfile import write_json
 from frevl.runs.run import refuse_other_files
+from frevl.training.options import ModelOptions
 
 _OWN_FILES = ("settings.json", "state.safetensors", "log.jsonl", "weights.safetensors", "seen.safetensors", "*.part")
 
 
-def _settings(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `train` that a run remembers, in what JSON can hold."""
-    left_out = ("store", "run", "progress")
+def _settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, Any]:
+    """Return the arguments of `train` and the options that a run remembers, in what JSON can hold."""
+    left_out = ("store", "run", "progress", "options")
     kept = {name: value for name, value in arguments.items() if name not in left_out}
+    kept |= options.record()
     kept["pairs"], kept["dev"] = _name(kept["pairs"]), _name(kept["dev"])
-    kept["start_from"] = str(kept["start_from"]) if kept["start_from"] is not None else None
+    kept["initialise_from"] = str(kept["initialise_from"]) if kept["initialise_from"] is not None else None
     kept["encoder"] = list(kept["encoder"]) if kept["encoder"] else None
     return kept
 

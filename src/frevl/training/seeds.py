@@ -24,6 +24,7 @@ from frevl.progress import say
 from frevl.provenance import provenance
 from frevl.runs.run import Run, refuse_other_files
 from frevl.store.reader import Store
+from frevl.training.options import make_options
 from frevl.training.training import train
 from frevl.version import __version__
 
@@ -158,12 +159,14 @@ def train_seeds(
 
 
 def _settings(store: Store, pairs: str | Path | Pairs, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return everything that decides what a seed becomes, the defaults of `frevl.train` included."""
-    left_out = ("store", "pairs", "run", "dev", "seed", "device", "progress")
+    """Return everything that decides what a seed becomes, the defaults of `frevl.train` and its options included."""
+    left_out = ("store", "pairs", "run", "dev", "seed", "device", "progress", "options")
     signature = inspect.signature(train).parameters.values()
     defaults = {p.name: p.default for p in signature if p.default is not p.empty and p.name not in left_out}
     typed = {name: value for name, value in settings.items() if name not in left_out}
     dev = settings.get("dev")
+    model = {**defaults, **typed}["model"]
+    options = make_options(model, settings.get("options"), first_stage=settings.get("first_stage"))
     kept = {
         "frevl": __version__,
         "store": store.fingerprint,
@@ -171,6 +174,7 @@ def _settings(store: Store, pairs: str | Path | Pairs, settings: dict[str, Any])
         "dev": None if dev is None else _fingerprint(store, dev),
         **defaults,
         **typed,
+        **options.record(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain

@@ -45,7 +45,7 @@ def short_timing():
 @pytest.fixture(scope="module")
 def answering(made, tmp_path_factory):
     folder = tmp_path_factory.mktemp("answering")
-    train(made.store, made.train_file, run=folder, task="classification", model="tiny", **FUSION)
+    train(made.store, made.train_file, run=folder, task="classification", model="tiny", options=FUSION)
     return folder
 
 
@@ -147,7 +147,7 @@ def test_matching_grids_and_probabilities_are_the_same(made, matching):
 
 def test_tokens_have_masks_and_any_length(made_tokens, tmp_path):
     run = tmp_path / "run"
-    train(made_tokens.store, made_tokens.train_file, run=run, task="classification", model="tiny", **FUSION)
+    train(made_tokens.store, made_tokens.train_file, run=run, task="classification", model="tiny", options=FUSION)
     done = export(run)
     assert done.parity["on"] == "pairs of random embeddings of unit length"
     inputs = {one.name: one.shape for one in ExportedNetwork(run / "model.onnx").session.get_inputs()}
@@ -171,7 +171,7 @@ def test_every_kind_of_network_is_exported(made, answering, tmp_path):
     fusion = Run.load(answering)
     runs = [fusion]
     for model in ("majority", "text", "linear", "kernel"):
-        given = {"epochs": 1} if model == "text" else {}
+        given = {"options": {"epochs": 1}} if model == "text" else {}
         run = train(made.store, made.train_file, run=tmp_path / model, task="classification", model=model, **given)
         runs.append(run)
     # One export for all of them: an average holds each as it would be alone.

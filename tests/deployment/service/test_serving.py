@@ -131,7 +131,13 @@ def test_embeddings_are_those_of_the_store(made, served):
 def test_embeddings_of_tokens_are_pooled_as_the_store_pools_them(made_tokens, tmp_path):
     from frevl.training.training import train
 
-    train(made_tokens.store, made_tokens.train_file, run=tmp_path / "run", task="classification", epochs=1, layers=1)
+    train(
+        made_tokens.store,
+        made_tokens.train_file,
+        run=tmp_path / "run",
+        task="classification",
+        options={"epochs": 1, "layers": 1},
+    )
     with client_of(made_tokens, tmp_path, names=["run"]) as client:
         text = made_tokens.store.texts[0]
         answer = client.http.post("/v1/embed", json={"images": ["1.png"], "texts": [text]}).json()

@@ -23,7 +23,7 @@ def world(tmp_path):
         ("ask", "classification", world.train_file, "linear"),
         ("find", "matching", world.captions_file, "dual"),
     ):
-        train(world.store, pairs, run=tmp_path / name, task=task, model=model, epochs=1)
+        train(world.store, pairs, run=tmp_path / name, task=task, model=model)
     return world, tmp_path
 
 

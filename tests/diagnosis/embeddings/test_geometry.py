@@ -73,7 +73,7 @@ def test_modality_gap_is_the_distance_of_the_means():
 
 
 def test_findings_of_a_store_and_a_fusion(made, tmp_path):
-    train(made.store, made.train, run=tmp_path / "tiny", task="classification", model="tiny", epochs=1)
+    train(made.store, made.train, run=tmp_path / "tiny", task="classification", model="tiny", options={"epochs": 1})
     scorer = Scorer.open(tmp_path / "tiny", store=made.store)
     rank, hubs, projection = embedding_findings(made.store, made.train, scorers=[scorer])
     assert [rank.name, hubs.name, projection.name] == ["rank-toy", "hubs-toy", "projection-tiny"]

@@ -29,7 +29,7 @@ from frevl.training.training import train
 def dual(made, tmp_path_factory):
     """A run with a first stage on the made world. Read only."""
     folder = tmp_path_factory.mktemp("dual") / "run"
-    train(made.store.path, made.captions_file, run=folder, task="matching", model="dual", epochs=2)
+    train(made.store.path, made.captions_file, run=folder, task="matching", model="dual", options={"epochs": 2})
     return folder
 
 
@@ -440,7 +440,7 @@ def test_more_results_than_the_store_has(made, dual):
 
 
 def test_runs_that_cannot_search(made, tmp_path, frevl):
-    train(made.store.path, made.captions_file, run=tmp_path / "m", task="matching", model="linear", epochs=1)
+    train(made.store.path, made.captions_file, run=tmp_path / "m", task="matching", model="linear")
     train(made.store.path, made.train_file, run=tmp_path / "c", task="classification", model="majority")
     for run, words in (
         ("m", "the model 'linear' has no first stage to search with"),
@@ -510,7 +510,7 @@ def test_new_texts_are_found_where_only_the_images_were_imported(made, tmp_path,
         import_embeddings(
             tmp_path / "v.npy", store=tmp_path / "s", encoder=encoder, of=of, ids=tmp_path / "ids.json", dtype=dtype
         )
-    train(tmp_path / "s", made.captions_file, run=tmp_path / "r", task="matching", model="dual", epochs=1)
+    train(tmp_path / "s", made.captions_file, run=tmp_path / "r", task="matching", model="dual", options={"epochs": 1})
     scorer = Scorer.open(tmp_path / "r", store=tmp_path / "s")
     assert len(search(scorer, "a red square that no caption names", k=3).hits) == 3
     said = frevl("search", "--store", tmp_path / "s", "--run", tmp_path / "r", "--image", made.images / "3.png")

@@ -18,10 +18,12 @@ from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
 from frevl.training.ablation.report import ablation_table, draw_ablation, verdict
+from frevl.training.ablation.rows import Variant
 from frevl.training.ablation.study import ablate
+from frevl.training.options import FusionOptions
 from frevl.training.training import train
 
-SMALL = {"task": "classification", "layers": 1, "epochs": 2, "batch_size": 64, "seeds": 2}
+SMALL = {"task": "classification", "options": {"layers": 1, "epochs": 2, "batch_size": 64}, "seeds": 2}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +43,7 @@ def test_every_variant_of_the_published_kind_is_there(ablation):
         "no cross-attention", "concatenation only", "no product", "no difference",
         "1 layer", "2 layers", "4 layers", "6 layers", "8 layers",
         "no contrastive term", "no regularisation term", "no mixup",
-        "standardised inputs, 0.3 dropped", "last epoch, not the best", "half of the targets from the kernel",
+        "standardised inputs, 0.3 dropped", "last epoch, not the best",
         "no label smoothing",
         "linear", "mlp",
     ]  # fmt: skip
@@ -53,7 +55,7 @@ def test_a_variant_differs_in_what_it_names_and_in_nothing_else(ablation):
     changed = {}
     for path in sorted((folder / "runs").iterdir()):
         settings = Run.load(path / "seed1").settings
-        changed[path.name] = {name: value for name, value in settings.items() if value != full[name]}
+        changed[path.name] = {name: value for name, value in settings.items() if value != full.get(name)}
     assert changed == {
         "full-fusion": {},
         "no-cross-attention": {"cross_attention": False},
@@ -70,23 +72,18 @@ def test_a_variant_differs_in_what_it_names_and_in_nothing_else(ablation):
         "standardised-inputs-0-3-dropped": {"standardise": True, "input_dropout": 0.3},
         "no-label-smoothing": {"label_smoothing": 0.0},
         "last-epoch-not-the-best": {"keep_last": True},
-        "half-of-the-targets-from-the-kernel": {"kernel_teacher": 0.5},
-        "linear": {"model": "linear", "layers": None},
-        "mlp": {"model": "mlp", "layers": None},
+        "linear": {"model": "linear"},
+        "mlp": {"model": "mlp", "hidden": 512, "dropout": 0.3},
     }
 
 
-def test_the_kernel_teaches_where_it_can(made, monkeypatch):
-    def names(task, pairs):
-        taught = frevl.training.ablation.study._a_kernel_can_teach(task, pairs)
-        return [one.name for one in frevl.training.ablation.study._variants([made.store], None, 1, taught=taught)]
-
-    row = "half of the targets from the kernel"
-    assert row in names("classification", made.train_file)
-    assert row not in names("matching", made.captions)
-    monkeypatch.setattr(frevl.training.ablation.study, "MOST_PAIRS", len(made.train) - 1)
-    assert row not in names("classification", made.train)
-    assert len(names("classification", made.train)) == len(names("classification", made.train_file))
+def test_a_baseline_takes_over_how_the_fusion_is_trained(ablation):
+    folder, _ = ablation
+    settings = Run.load(folder / "runs" / "mlp" / "seed0").settings
+    assert (settings["epochs"], settings["batch_size"], settings["dropout"]) == (2, 64, 0.3)
+    given = FusionOptions(dropout=0.4, epochs=3, learning_rate=0.01)
+    mlp = frevl.training.ablation.study._options_of(Variant("mlp", "baselines"), "mlp", given, 2)
+    assert mlp.changes() == {"epochs": 3, "learning_rate": 0.01}, "dropout is the fusion's own"
 
 
 def test_parameters_by_hand(ablation):
@@ -146,11 +143,11 @@ def test_files_hold_the_table(ablation):
     }  # fmt: skip
     page = (folder / "ablation.md").read_text().splitlines()
     rows = [line for line in page if line.startswith("| ")]
-    assert len(rows) == 1 + 19
+    assert len(rows) == 1 + 18
     assert {line.count("|") for line in rows} == {9}
     shown = ablation_table(table)
     assert "no cross-attention" in shown
-    assert "among 17 comparisons about 0.9 would exclude zero by chance alone" in shown
+    assert "among 16 comparisons about 0.8 would exclude zero by chance alone" in shown
     drawn = ElementTree.parse(folder / "ablation.svg").getroot()  # noqa: S314
     words = {element.text for element in drawn.iter() if element.text}
     assert {row.variant.name for row in table.rows} <= words
@@ -220,7 +217,7 @@ def test_a_change_without_effect_is_named(made, tmp_path, monkeypatch):
 def test_matching_compares_recall(made, tmp_path, monkeypatch):
     for name in ("VARIANTS", "DEPTHS"):
         monkeypatch.setattr(frevl.training.ablation.study, name, ())
-    arguments = {**SMALL, "task": "matching", "seeds": 1, "epochs": 1}
+    arguments = {**SMALL, "task": "matching", "seeds": 1, "options": {"epochs": 1}}
     done = ablate(made.store, made.captions.select(range(120)), test=made.captions.select(range(120, 240)),
                   out=tmp_path, **arguments)  # fmt: skip
     assert done.metric == "i2t_r1"

@@ -16,12 +16,12 @@ from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
-from frevl.training.options import Options
+from frevl.training.options import FusionOptions
 from frevl.training.retrieval.fit import with_enough_steps
 from frevl.training.retrieval.hard_negatives import bank_of
 from frevl.training.training import train
 
-OPTIONS = Options(**dict.fromkeys(Options.__dataclass_fields__))
+OPTIONS = FusionOptions()
 WEIGHTS = {"alignment": 2.0, "image_crowd": -0.5, "text_crowd": -0.25, "fusion": 1.5}
 
 
@@ -47,7 +47,7 @@ def reranked_run(made, tmp_path_factory):
     """A trained run whose network was swapped for one with every part at work."""
     folder = tmp_path_factory.mktemp("reranked")
     run = train(made.store, made.captions, run=folder / "trained", task="matching", model="tiny", first_stage="dual",
-                epochs=1)  # fmt: skip
+                options={"epochs": 1})  # fmt: skip
     widths = [sum(made.store.towers[name].dim for name in run.towers[side]) for side in ("image", "text")]
     run.network = random_reranker(*widths)
     run.network_settings, run.network_name, run.path = run.network.settings, "reranked", folder / "run"
@@ -165,7 +165,7 @@ def test_evaluation_reranks_and_reports_the_first_stage(made, reranked_run):
 
 
 def test_dual_learns_captions(made, tmp_path):
-    run = train(made.store, made.captions, run=tmp_path / "run", task="matching", model="dual", epochs=20)
+    run = train(made.store, made.captions, run=tmp_path / "run", task="matching", model="dual", options={"epochs": 20})
     assert run.network_name == "dual"
     assert run.results["development"]["accuracy"] > 80
     assert evaluate(Scorer.open(run.path, store=made.store), made.captions).metrics["i2t_r1"] > 60
@@ -223,7 +223,7 @@ def test_too_few_images_to_rerank(made, tmp_path):
 
 def test_token_stores_rerank_too(made_tokens, tmp_path):
     run = train(made_tokens.store, made_tokens.test.images and _captions(made_tokens), run=tmp_path / "run",
-                task="matching", model="tiny", first_stage="dual", epochs=1, layers=1)  # fmt: skip
+                task="matching", model="tiny", first_stage="dual", options={"epochs": 1, "layers": 1})  # fmt: skip
     scorer = Scorer.open(run.path, store=made_tokens.store)
     assert np.isfinite(scorer.grid(made_tokens.store.image_ids[:3], made_tokens.store.texts[:2])).all()
 
@@ -238,7 +238,14 @@ def test_wide_image_towers_are_left_out_with_a_note(made_twice, tmp_path, monkey
     import frevl.training.retrieval.fit
 
     monkeypatch.setattr(frevl.training.retrieval.fit, "_WIDEST", 32)
-    run = train(made_twice.store, made_twice.captions, run=tmp_path / "run", task="matching", model="dual", epochs=1)
+    run = train(
+        made_twice.store,
+        made_twice.captions,
+        run=tmp_path / "run",
+        task="matching",
+        model="dual",
+        options={"epochs": 1},
+    )
     assert list(run.towers["image"]) == ["toy2-image"]
     assert run.network.settings["image_dim"] == Store.open(made_twice.store.path).towers["toy2-image"].dim
     assert any(
@@ -269,7 +276,12 @@ def test_a_fusion_alone_makes_enough_steps_and_a_given_batch_size_stands(made, t
     weights = {}
     for name, given in (("own", {}), ("rule", {"batch_size": 32}), ("large", {"batch_size": 256})):
         train(
-            made.store, made.captions, run=tmp_path / name, task="matching", model="tiny", layers=0, epochs=1, **given
+            made.store,
+            made.captions,
+            run=tmp_path / name,
+            task="matching",
+            model="tiny",
+            options={"layers": 0, "epochs": 1, **given},
         )
         weights[name] = Run.load(tmp_path / name).network.state_dict()
     assert all(torch.equal(value, weights["rule"][name]) for name, value in weights["own"].items())

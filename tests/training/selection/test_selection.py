@@ -12,7 +12,7 @@ from frevl.models.fusion import Fusion
 from frevl.models.registry import build
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
-from frevl.training.options import Options
+from frevl.training.options import FusionOptions
 from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.choose import whole_schedule
 from frevl.training.selection.one_standard_error import Judged, one_standard_error
@@ -56,8 +56,7 @@ def test_pairs_of_one_image_are_not_independent():
 
 
 def test_few_development_pairs_do_not_end_a_training():
-    names = Options.__dataclass_fields__
-    options = Options(**{**dict.fromkeys(names), "patience": 5, "keep_last": False})
+    options = FusionOptions()
     assert whole_schedule(options, 1_000) is options
     changed = whole_schedule(options, 999)
     assert changed.keep_last
@@ -72,7 +71,7 @@ def test_auto_looks_at_the_image_where_it_is_needed_and_says_why(made, tmp_path)
         task="classification",
         model="auto",
         time_limit=3000,
-        epochs=2,
+        options={"epochs": 2},
     )
     selection = run.results["selection"]
     assert selection["chosen"] not in ("majority", "text", "image")
@@ -94,13 +93,27 @@ def test_auto_takes_the_simplest_where_nothing_can_be_learnt(made, tmp_path):
     pairs = made.train
     rng = np.random.default_rng(0)
     pairs.targets[:] = [str(rng.choice(["a", "b"], p=[0.8, 0.2])) for _ in pairs.targets]
-    run = train(made.store, pairs, run=tmp_path / "run", task="classification", model="auto", time_limit=3000, epochs=1)
+    run = train(
+        made.store,
+        pairs,
+        run=tmp_path / "run",
+        task="classification",
+        model="auto",
+        time_limit=3000,
+        options={"epochs": 1},
+    )
     assert run.results["selection"]["chosen"] == "majority"
 
 
 def test_auto_chooses_for_matching_too(made, tmp_path):
     run = train(
-        made.store, made.captions_file, run=tmp_path / "run", task="matching", model="auto", time_limit=3000, epochs=1
+        made.store,
+        made.captions_file,
+        run=tmp_path / "run",
+        task="matching",
+        model="auto",
+        time_limit=3000,
+        options={"epochs": 1},
     )
     assert run.results["selection"]["chosen"]
     assert Scorer.open(tmp_path / "run", store=made.store).grid(
@@ -143,5 +156,13 @@ def test_a_handful_of_images_is_not_cross_validated(made, tmp_path):
     images = sorted(set(made.train.images))[:6]
     rows = [i for i, image in enumerate(made.train.images) if image in images]
     few = made.train.select(rows)
-    run = train(made.store, few, run=tmp_path / "run", task="classification", model="auto", time_limit=3000, epochs=1)
+    run = train(
+        made.store,
+        few,
+        run=tmp_path / "run",
+        task="classification",
+        model="auto",
+        time_limit=3000,
+        options={"epochs": 1},
+    )
     assert "too few images to cross-validate" in run.results["selection"]["judged_on"]

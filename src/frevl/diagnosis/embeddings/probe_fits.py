@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import tempfile
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +36,7 @@ from frevl.runs.batches import EmbeddedPairs, logits_of
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples
 from frevl.training.fit_model import fit_model
-from frevl.training.options import Options
-from frevl.training.training import train
+from frevl.training.options import FusionOptions, Session
 
 __all__ = ["WAYS", "Probed", "Sizes", "probe_encoder"]
 
@@ -265,8 +262,11 @@ def _read_with_tiny(
         for low, high in ((0, sizes.train), (sizes.train, n - sizes.test), (n - sizes.test, n))
     )
     with tempfile.TemporaryDirectory() as folder:
-        options = _options(seed=seed, batch_size=64, epochs=sizes.epochs, progress=progress)
-        fitted = fit_model("tiny", train, dev, int(starts[-1]), options, folder=Path(folder), dev_is_spare=False)
+        options = FusionOptions(batch_size=64, epochs=sizes.epochs)
+        session = Session(seed=seed, time_limit=None, device="cpu", progress=progress)
+        fitted = fit_model(
+            "tiny", train, dev, int(starts[-1]), options, session, folder=Path(folder), dev_is_spare=False
+        )
     logits = logits_of(fitted.network, test.pairs, 256).numpy()
     right = classes.reshape(len(SKILLS), n)[:, n - sizes.test :]
     hits = {}
@@ -274,12 +274,6 @@ def _read_with_tiny(
         predicted = starts[i] + scores[:, starts[i] : starts[i + 1]].argmax(axis=1)
         hits[skill] = [int(hit) for hit in predicted == right[i]]
     return hits
-
-
-def _options(**changes: Any) -> Options:
-    """Return the defaults of `frevl.train`, which stand in its signature, with some changes."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
-    return Options(**{field.name: changes.get(field.name, defaults[field.name]) for field in fields(Options)})
 
 
 # ---- cache

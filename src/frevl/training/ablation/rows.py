@@ -18,13 +18,15 @@ class Variant:
     Attributes:
         name: As it stands in the table.
         group: ``full``, ``parts``, ``layers``, ``training``, ``encoders`` or ``baselines``.
-        changes: Arguments of `frevl.train` that differ from the full fusion's.
+        changes: Options that differ from the full fusion's.
+        arguments: Arguments of `frevl.train` that differ from the full fusion's.
         store: Number of the store it is trained on.
     """
 
     name: str
     group: str
     changes: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     store: int = 0
 
 
@@ -39,7 +41,6 @@ VARIANTS = (
     Variant("no mixup", "training", {"mixup_share": 0.0}),
     Variant("standardised inputs, 0.3 dropped", "training", {"standardise": True, "input_dropout": 0.3}),
     Variant("last epoch, not the best", "training", {"keep_last": True}),
-    Variant("half of the targets from the kernel", "training", {"kernel_teacher": 0.5}),
     Variant("no label smoothing", "training", {"label_smoothing": 0.0}),
 )
 DEPTHS = (1, 2, 4, 6, 8)
@@ -70,7 +71,7 @@ class AblationRow:
             "variant": self.variant.name,
             "group": self.variant.group,
             "model": self.runs.model,
-            "changes": self.variant.changes,
+            "changes": {**self.variant.arguments, **self.variant.changes},
             "encoders": self.runs.encoders,
             "parameters": self.runs.parameters,
             "metrics": self.result.metrics,

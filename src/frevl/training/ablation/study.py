@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from frevl.evaluation.intervals import paired_difference
 from frevl.evaluation.seeds import SeedsResult, evaluate_seeds, open_seeds, points
 from frevl.jsonfile import write_json
 from frevl.models.fusion import PRESETS
-from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.progress import say
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import usable_pairs
 from frevl.training.ablation.report import ablation_markdown, draw_ablation
 from frevl.training.ablation.rows import _OF_ONE_ROW, BASELINES, DEPTHS, FULL, VARIANTS, Ablation, AblationRow, Variant
+from frevl.training.options import FusionOptions, ModelOptions, PairwiseOptions, make_options, options_for
 from frevl.training.seeds import train_seeds
 
 __all__ = ["ablate"]
@@ -37,16 +38,10 @@ def ablate(
     dev: str | Path | Pairs | None = None,
     encoder: Sequence[str] | None = None,
     model: str = "tiny",
-    layers: int | None = None,
+    options: FusionOptions | Mapping[str, Any] | None = None,
     seeds: int = 3,
     seed: int = 0,
     time_limit: float | None = None,
-    epochs: int | None = None,
-    batch_size: int | None = None,
-    learning_rate: float | None = None,
-    weight_decay: float | None = None,
-    dropout: float | None = None,
-    patience: int | None = None,
     min_answer_count: int | None = None,
     device: str | None = None,
     progress: bool = False,
@@ -69,16 +64,10 @@ def ablate(
         dev: As in `frevl.train`.
         encoder: Encoders of the first store; None takes all in it.
         model: Preset of the fusion: ``tiny``, ``small`` or ``base``.
-        layers: Blocks of the full fusion, if not the preset's.
+        options: Of the full fusion, as in `frevl.train`; the baselines take over how it is trained.
         seeds: Trainings a variant.
         seed: The first seed.
         time_limit: Most seconds of every single training.
-        epochs: As in `frevl.train`, like all that follow; None is its default.
-        batch_size: Pairs a step.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW.
-        dropout: Inside the network.
-        patience: Epochs without gain.
         min_answer_count: Rarer answers are not classes.
         device: Where to train.
         progress: Show progress lines.
@@ -96,23 +85,27 @@ def ablate(
     stores = _opened(store)
     common, notes = _common_pairs(test, stores)
     folder = Path(out)
-    options: dict[str, Any] = {
-        "task": task, "dev": dev, "time_limit": time_limit, "epochs": epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "weight_decay": weight_decay, "dropout": dropout, "patience": patience,
-        "min_answer_count": min_answer_count, "device": device,
+    arguments: dict[str, Any] = {
+        "task": task, "dev": dev, "time_limit": time_limit, "min_answer_count": min_answer_count, "device": device,
     }  # fmt: skip
-    typed = {name: value for name, value in options.items() if value is not None}
+    typed = {name: value for name, value in arguments.items() if value is not None}
+    full_options = make_options(model, options)
+    layers = full_options.record()["layers"]
     depth = PRESETS[model]["layers"] if layers is None else layers
-    variants = _variants(stores, encoder, depth, taught=_a_kernel_can_teach(task, pairs))
+    variants = _variants(stores, encoder, depth)
     rows: list[AblationRow] = []
     for number, variant in enumerate(variants, start=1):
         say(f"[{number} of {len(variants)}] {variant.name}", enabled=progress)
         # A variant that changes nothing (the depth that the full fusion has) is the full fusion, not a new training.
-        path = folder / "runs" / _slug(variant.name if variant.changes or variant.store else FULL.name)
-        network = {"model": model, "layers": depth, **({} if variant.store else {"encoder": encoder})}
+        path = (
+            folder
+            / "runs"
+            / _slug(FULL.name if variant == replace(FULL, name=variant.name, group=variant.group) else variant.name)
+        )
+        own = {"model": model, **({} if variant.store else {"encoder": encoder}), **variant.arguments}
         runs = train_seeds(
             stores[variant.store], pairs, run=path, seeds=seeds, seed=seed, progress=progress,
-            **{**typed, **network, **variant.changes},
+            **{**typed, **own}, options=_options_of(variant, own["model"], full_options, depth),
         )  # fmt: skip
         result = evaluate_seeds(open_seeds(path, store=stores[variant.store]), common)
         difference = _difference(result, rows[0].result, rows[0].runs.path) if rows else None
@@ -157,29 +150,31 @@ def _opened(store: Store | str | Path | Sequence[Store | str | Path]) -> list[St
     return [one if isinstance(one, Store) else Store.open(one) for one in several]
 
 
-def _a_kernel_can_teach(task: str, pairs: str | Path | Pairs) -> bool:
-    return task == "classification" and len(pairs if isinstance(pairs, Pairs) else read_pairs(pairs)) <= MOST_PAIRS
+def _options_of(variant: Variant, model: str, full: ModelOptions, depth: int) -> ModelOptions:
+    """Return the options of a variant; a baseline takes over how the full fusion is trained, where it can."""
+    given = {**full.changes(), "layers": depth, **variant.changes}
+    if model in BASELINES:
+        shared = PairwiseOptions.__dataclass_fields__.keys() & options_for(model).__dataclass_fields__.keys()
+        given = {name: value for name, value in given.items() if name in shared}
+    return make_options(model, given)
 
 
-def _variants(stores: list[Store], encoder: Sequence[str] | None, depth: int, *, taught: bool) -> list[Variant]:
+def _variants(stores: list[Store], encoder: Sequence[str] | None, depth: int) -> list[Variant]:
     """Return all variants, the full fusion first."""
-    parts = [variant for variant in VARIANTS if variant.group == "parts"]
-    training = [
-        variant
-        for variant in VARIANTS
-        if variant.group == "training" and (taught or "kernel_teacher" not in variant.changes)
-    ]
+    parts, training = ([one for one in VARIANTS if one.group == group] for group in ("parts", "training"))
     depths = [
         Variant(f"{n} layer{'s' if n > 1 else ''}", "layers", {} if n == depth else {"layers": n}) for n in DEPTHS
     ]
     names = list(encoder) if encoder else stores[0].encoders
-    alone = [Variant(f"{name} only", "encoders", {"encoder": [name]}) for name in names] if len(names) > 1 else []
+    alone = (
+        [Variant(f"{name} only", "encoders", arguments={"encoder": [name]}) for name in names] if len(names) > 1 else []
+    )
     further = [
-        Variant(f"store {number + 1} ({Path(one.path).name}: {' + '.join(one.encoders)})", "encoders", {}, number)
+        Variant(f"store {number + 1} ({Path(one.path).name}: {' + '.join(one.encoders)})", "encoders", store=number)
         for number, one in enumerate(stores)
         if number > 0
     ]
-    baselines = [Variant(name, "baselines", {"model": name, "layers": None}) for name in BASELINES]
+    baselines = [Variant(name, "baselines", arguments={"model": name}) for name in BASELINES]
     return [FULL, *parts, *depths, *training, *alone, *further, *baselines]
 
 

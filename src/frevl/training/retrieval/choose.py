@@ -24,7 +24,7 @@ from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.pair_grid import grid_scorer
 from frevl.training.examples import Examples
 from frevl.training.fit_model import Fitted, fit_model
-from frevl.training.options import Options
+from frevl.training.options import AutoOptions, RerankerOptions, Session, TwoTowerOptions, options_for
 from frevl.training.prepare import Prepared
 from frevl.training.retrieval.common_space import has_common_space
 from frevl.training.retrieval.fit import (
@@ -61,12 +61,15 @@ class _Tried(Generic[N_co]):
     seconds: float
 
 
-def choose_matching(data: Prepared, options: Options) -> tuple[Fitted[PairNetwork], dict[str, Any]]:
+def choose_matching(
+    data: Prepared, options: AutoOptions, session: Session
+) -> tuple[Fitted[PairNetwork], dict[str, Any]]:
     """Fit and compare everything that matching can be done with, and take the simplest of the best.
 
     Args:
         data: Training and development examples.
-        options: How; the time limit bounds everything together.
+        options: Of ``auto``.
+        session: The time limit bounds everything together.
 
     Returns:
         The choice, and the table with reasons that the run keeps.
@@ -75,33 +78,35 @@ def choose_matching(data: Prepared, options: Options) -> tuple[Fitted[PairNetwor
         PairsError: There are too few images.
         TrainingError: A loss is not finite.
     """
-    limit = options.time_limit or _DEFAULT_LIMIT
-    limited = replace(options, time_limit=limit * (1 - 2 * _BASELINE_SHARE))
+    limit = session.time_limit or _DEFAULT_LIMIT
+    limited = replace(session, time_limit=limit * (1 - 2 * _BASELINE_SHARE))
     first_stages: list[_Tried[FirstStage]] = []
     left_out: list[dict[str, Any]] = []
-    dev = judged_part(right_pairs(data.dev), options.seed)
-    say(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=options.progress)
+    dev = judged_part(right_pairs(data.dev), session.seed)
+    say(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=session.progress)
     for kind in ("cosine", "dual"):
         if kind == "cosine" and not has_common_space(data.image_towers, data.text_towers):
             left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
             continue
-        fitted = fit_first_stage(kind, data, limited, share=FIRST_SHARE)
+        fitted = fit_first_stage(kind, data, TwoTowerOptions(), limited, share=FIRST_SHARE)
         alone = judged_alone(fitted.network, dev)
         first_stages.append(_Tried(kind, alone.by_image(alone.first), fitted, fitted.seconds))
-        _say(first_stages[-1], options)
+        _say(first_stages[-1], session)
     tried: list[_Tried[PairNetwork]] = [*first_stages]
     first = max(first_stages, key=lambda one: float(one.by_image.mean()))
     judgement: Judgement | None = None
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
         left_out.append({"name": "reranking", "reason": f"needs at least {FEWEST_IMAGES} training images"})
     else:
-        reranked, judgement = fit_reranked(_FUSION, first.fitted, data, limited)
+        reranked, judgement = fit_reranked(_FUSION, first.fitted, data, options.for_candidate(RerankerOptions), limited)
         tried += _reranked(first, reranked, judgement)
         for one in tried[-3:]:
-            _say(one, options)
+            _say(one, session)
     winner, reason, rows = _simplest(tried)
-    winner, reason, more = _against_baselines(winner, reason, data, options, limit * _BASELINE_SHARE)
-    say(f"chosen: {winner.name}: {reason}", enabled=options.progress)
+    winner, reason, more = _against_baselines(
+        winner, reason, data, options, replace(session, time_limit=limit * _BASELINE_SHARE)
+    )
+    say(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     record = {
         "chosen": winner.name,
         "reason": reason,
@@ -149,27 +154,26 @@ def _simplest(tried: list[_Tried[PairNetwork]]) -> tuple[_Tried[PairNetwork], st
 
 
 def _against_baselines(
-    winner: _Tried[PairNetwork], reason: str, data: Prepared, options: Options, seconds: float
+    winner: _Tried[PairNetwork], reason: str, data: Prepared, options: AutoOptions, session: Session
 ) -> tuple[_Tried[PairNetwork], str, list[dict[str, Any]]]:
     """Fit linear and mlp; one of them is taken if it is better by more than one standard error."""
-    dev = judged_part(right_pairs(data.dev), options.seed)
+    dev, quiet = judged_part(right_pairs(data.dev), session.seed), replace(session, progress=False)
     images = torch.unique(dev.image_rows)[:_SAMPLE]
     sample = dev.select(torch.isin(dev.image_rows, images))
     expected = _by_image(winner.fitted, sample)
     rows = []
     for name in ("linear", "mlp"):
         started = time.monotonic()
-        changed = replace(options, time_limit=seconds, progress=False)
-        train = _some(data.train, options.seed) if name == "linear" else data.train
-        changed = with_enough_steps(changed, len(right_pairs(train)))
+        train = _some(data.train, session.seed) if name == "linear" else data.train
+        own = with_enough_steps(options.for_candidate(options_for(name)), len(right_pairs(train)))
         with TemporaryDirectory() as scratch:
-            fitted = fit_model(name, train, data.dev, 1, changed, folder=Path(scratch), dev_is_spare=False)
+            fitted = fit_model(name, train, data.dev, 1, own, quiet, folder=Path(scratch), dev_is_spare=False)
         one = _Tried(name, _by_image(fitted, sample), fitted, time.monotonic() - started)
         gap = expected - one.by_image
         error = _standard_error(gap)
         row = _row(one, behind=float(gap.mean()), error=error, within=False)
         rows.append({**row, "images": len(images), "compared_with": winner.name})
-        _say(one, options)
+        _say(one, session)
         if float(gap.mean()) < -error:
             reason = f"better than {winner.name} by more than one standard error"
             winner, expected = one, one.by_image
@@ -212,8 +216,8 @@ def _standard_error(values: Tensor) -> float:
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
 
 
-def _say(one: _Tried[PairNetwork], options: Options) -> None:
+def _say(one: _Tried[PairNetwork], session: Session) -> None:
     say(
         f"  {one.name:<28} {100 * float(one.by_image.mean()):6.2f} % mean recall  {one.seconds:6.1f} s",
-        enabled=options.progress,
+        enabled=session.progress,
     )

@@ -20,7 +20,7 @@ from frevl.progress import say
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.examples import Examples
 from frevl.training.fit_model import Fitted, fit_model
-from frevl.training.options import Options
+from frevl.training.options import FULL_BATCH, ModelOptions, PairwiseOptions, RerankerOptions, Session, TwoTowerOptions
 from frevl.training.prepare import Prepared
 from frevl.training.retrieval.common_space import cosine_of
 from frevl.training.retrieval.hard_negatives import bank_of, mine
@@ -48,20 +48,21 @@ _BANK = 2000  # training items of each modality that crowds are measured with
 _WIDEST = 4096  # numbers of an image embedding; research/experiments/log.md, "Retrieval"
 FEWEST_IMAGES = 6  # with fewer a fold has no wrong image
 # A fusion stays at chance for the first hundred steps: batches grow from 32 to 256 with the captions.
-_STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 32, 32, 256
+_STEPS, _SMALLEST_BATCH = 32, 32
 # Of a time limit: first stage and cross-fitted first stages; the fusion gets what is left, less a tenth for judging.
 FIRST_SHARE, _MINING_SHARE = 0.4, 0.3
 
 
 def fit_matching(
-    model: str, data: Prepared, options: Options, *, first_stage: str | None, folder: Path
+    model: str, data: Prepared, options: ModelOptions, session: Session, *, first_stage: str | None, folder: Path
 ) -> tuple[Fitted[PairNetwork], dict[str, Any] | None]:
     """Fit one model for matching.
 
     Args:
         model: One of `frevl.training.fit_model.MODELS`.
         data: Training and development examples.
-        options: How; a fusion or mlp that stands alone takes the batch size of `with_enough_steps`.
+        options: Of this model; a fusion or mlp that stands alone takes the batch size of `with_enough_steps`.
+        session: Seed, time limit, device and progress.
         first_stage: ``dual`` or ``cosine``: the fusion reads the best candidates of this first stage again. None: the
             fusion stands alone.
         folder: Of the run.
@@ -76,57 +77,56 @@ def fit_matching(
     if first_stage is not None:
         if first_stage not in FIRST_STAGES:
             raise UsageError(f"There is no first stage '{first_stage}'. {nearest(first_stage, FIRST_STAGES)}")
-        if model not in PRESETS:
+        if model not in PRESETS or not isinstance(options, RerankerOptions):
             raise UsageError(
                 f"--first-stage goes with a fusion ({', '.join(PRESETS)}) that reads its candidates again, found "
                 f"--model {model}"
             )
-        first = fit_first_stage(first_stage, data, options, share=FIRST_SHARE)
-        fitted, judgement = fit_reranked(model, first, data, options)
+        first = fit_first_stage(first_stage, data, TwoTowerOptions(), session, share=FIRST_SHARE)
+        fitted, judgement = fit_reranked(model, first, data, options, session)
         best = judgement.fused
         return replace(fitted, network=fitted.network.weighed(best.weights, best.depth)), judgement.record()
     if model in FIRST_STAGES:
-        return fit_first_stage(model, data, options), None
+        return fit_first_stage(model, data, options, session), None
     enough = with_enough_steps(options, len(right_pairs(data.train)))
-    return fit_model(model, data.train, data.dev, 1, enough, folder=folder, dev_is_spare=data.dev_is_spare), None
+    spare = data.dev_is_spare
+    return fit_model(model, data.train, data.dev, 1, enough, session, folder=folder, dev_is_spare=spare), None
 
 
-def with_enough_steps(options: Options, pairs: int) -> Options:
+def with_enough_steps(options: ModelOptions, pairs: int) -> ModelOptions:
     """Choose the batch size of a fusion or mlp that stands alone, if none is given: 32 steps a pass (ours).
 
     It lies between 32 and 256 right pairs, so from 8,192 pairs on it is 256. On 1,000 captions batches of 256 are four
     steps, and training ended at chance (research/experiments/log.md, "Matching on few captions").
     """
-    if options.batch_size is not None:
+    if not isinstance(options, PairwiseOptions) or options.batch_size is not None:
         return options
-    return replace(options, batch_size=max(_SMALLEST_BATCH, min(_LARGEST_BATCH, pairs // _STEPS)))
+    return replace(options, batch_size=max(_SMALLEST_BATCH, min(FULL_BATCH, pairs // _STEPS)))
 
 
-def fit_first_stage(kind: str, data: Prepared, options: Options, *, share: float = 1.0) -> Fitted[FirstStage]:
+def fit_first_stage(
+    kind: str, data: Prepared, options: ModelOptions, session: Session, *, share: float = 1.0
+) -> Fitted[FirstStage]:
     """Train the dual encoder on the right pairs, or build the cosine, which needs no training.
 
     Args:
         kind: ``dual`` or ``cosine``.
         data: Training examples.
-        options: How; those that are None are the dual encoder's own. Below a reranker all of them are.
+        options: Of the dual encoder; not used by the cosine.
+        session: Seed, time limit, device and progress.
         share: Of the time limit.
     """
     if kind == "cosine":
         return Fitted(cosine_of(data.image_towers, data.text_towers), 0.0)
-    names = ("epochs", "batch_size", "learning_rate", "weight_decay", "warm_up", "label_smoothing", "dropout")
-    network, report = fit_members(
-        right_pairs(data.train),
-        seed=options.seed,
-        time_limit=None if options.time_limit is None else share * options.time_limit,
-        device=options.device,
-        progress=options.progress,
-        **(options.given(*names) if share == 1.0 else {}),
-    )
+    if not isinstance(options, TwoTowerOptions):
+        raise TypeError(f"a dual encoder is not fitted with {type(options).__name__}")
+    limit = None if session.time_limit is None else share * session.time_limit
+    network, report = fit_members(right_pairs(data.train), options=options, session=replace(session, time_limit=limit))
     return Fitted(network, report.seconds, report)
 
 
 def fit_reranked(
-    preset: str, first: Fitted[FirstStage], data: Prepared, options: Options
+    preset: str, first: Fitted[FirstStage], data: Prepared, options: RerankerOptions, session: Session
 ) -> tuple[Fitted[Reranked], Judgement]:
     """Train a fusion on the mistakes of cross-fitted first stages, and judge what it adds to the first stage given.
 
@@ -136,7 +136,8 @@ def fit_reranked(
         preset: Of the fusion.
         first: The fitted first stage.
         data: Training and development examples.
-        options: How; those that are None are the reranker's own.
+        options: Of the reranker.
+        session: Seed, time limit, device and progress.
 
     Raises:
         PairsError: There are too few images.
@@ -144,18 +145,17 @@ def fit_reranked(
     """
     started = time.monotonic()
     network = first.network
-    pairs, limit = right_pairs(data.train), options.time_limit
+    pairs, limit = right_pairs(data.train), session.time_limit
     if len(torch.unique(pairs.image_rows)) < FEWEST_IMAGES:
         raise PairsError(
             f"Reranking expects at least {FEWEST_IMAGES} training images with right texts, found "
             f"{len(torch.unique(pairs.image_rows))}; give more pairs, or take --model dual"
         )
     lists = mine(
-        pairs, seed=options.seed, device=options.device, progress=options.progress,
-        time_limit=None if limit is None else _MINING_SHARE * limit,
+        pairs, session=replace(session, time_limit=None if limit is None else _MINING_SHARE * limit),
         first=None if network.trained else network,
     )  # fmt: skip
-    torch.manual_seed(options.seed)
+    torch.manual_seed(session.seed)
     sizes: dict[str, Any] = {**PRESETS[preset], **({} if options.layers is None else {"layers": options.layers})}
     fusion = Standardised(
         fusion={
@@ -163,28 +163,27 @@ def fit_reranked(
             "text_dim": pairs.texts.shape[2],
             "outputs": 1,
             **sizes,
-            "dropout": 0.3 if options.dropout is None else options.dropout,
+            "dropout": options.dropout,
             "cross_attention": options.cross_attention,
             "product": options.product,
             "difference": options.difference,
         },
-        input_dropout=0.3,
+        input_dropout=options.input_dropout,
     )
     left = None if limit is None else max(1.0, 0.9 * limit - first.seconds - (time.monotonic() - started))
     report = fit_reranker(
-        fusion, pairs, lists, seed=options.seed, gradient_clip=options.gradient_clip, time_limit=left,
-        device=options.device, progress=options.progress, title=f"training {preset} to rerank",
-        **options.given("epochs", "batch_size", "learning_rate", "weight_decay", "warm_up", "label_smoothing"),
+        fusion, pairs, lists, options=options, session=replace(session, time_limit=left),
+        title=f"training {preset} to rerank",
     )  # fmt: skip
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
-    alignment = fit_alignment(images, texts, pairs.image_rows, pairs.text_rows, seed=options.seed)
+    alignment = fit_alignment(images, texts, pairs.image_rows, pairs.text_rows, seed=session.seed)
     # The scale of an encoder's own cosine may be anything, so only a trained one takes the alignment into the search.
     network = with_alignment(network, alignment, _ALIGNMENT_WEIGHT if network.trained else 0.0)
-    banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, _BANK, options.seed)
+    banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, _BANK, session.seed)
     weights = {"alignment": network.alignment_weight, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 1.0}
     whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))
-    judgement = judged(whole, judged_part(right_pairs(data.dev), options.seed))
-    say(_sentence(judgement), enabled=options.progress)
+    judgement = judged(whole, judged_part(right_pairs(data.dev), session.seed))
+    say(_sentence(judgement), enabled=session.progress)
     return Fitted(whole, first.seconds + time.monotonic() - started, report), judgement
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from frevl.models.retrieval.first_stage import FirstStage, with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import crowds
 from frevl.runs.batches import EmbeddedPairs
+from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.retrieval.two_tower import fit_members, pooled_items
 
 __all__ = ["Lists", "bank_of", "fold_by_image", "mine"]
@@ -68,17 +69,13 @@ def fold_by_image(image_rows: Tensor, folds: int, seed: int) -> Tensor:
 def mine(
     pairs: EmbeddedPairs,
     *,
-    seed: int,
+    session: Session,
     folds: int = 2,
     depth: int = 30,
     alignment_weight: float = 10.0,
     crowd_weight: float = 0.5,
     bank: int = 2000,
-    device: str = "cpu",
-    time_limit: float | None = None,
-    progress: bool = False,
     first: FirstStage | None = None,
-    **training: Any,
 ) -> Lists:
     """Rank every fold of the images by a first stage that was trained on the others, and keep the best wrong items.
 
@@ -87,19 +84,15 @@ def mine(
 
     Args:
         pairs: Right pairs.
-        seed: Of folds and training.
+        session: Seed of folds and training; time limit, device and progress.
         folds: How many.
         depth: Wrong items kept for each pair and direction.
         alignment_weight: Of the kernel alignment in the scores.
         crowd_weight: How much of the crowds is taken back from the scores (`frevl.models.retrieval.reranker`).
         bank: Most training items that crowds are measured with.
-        device: Where to train.
-        time_limit: Most seconds.
-        progress: Show progress lines.
         first: A first stage that never saw any of the images (``cosine``): none is trained.
-        training: For `fit_members`: what is not its default.
     """
-    started = time.monotonic()
+    started, seed, time_limit = time.monotonic(), session.seed, session.time_limit
     fold_of = fold_by_image(pairs.image_rows, folds, seed)
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows, pairs.text_rows)
@@ -111,8 +104,9 @@ def mine(
         if network is None:
             left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started)) / (folds - fold)
             network, _ = fit_members(
-                pairs.select(inside), members=1, seed=seed + fold, device=device, time_limit=left, progress=progress,
-                title=f"first stage without fold {fold + 1} of {folds}", **training,
+                pairs.select(inside), options=TwoTowerOptions(members=1),
+                session=replace(session, seed=seed + fold, time_limit=left),
+                title=f"first stage without fold {fold + 1} of {folds}",
             )  # fmt: skip
         seen = pairs.image_rows[inside], pairs.text_rows[inside]
         network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed), alignment_weight)

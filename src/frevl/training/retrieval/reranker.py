@@ -10,6 +10,7 @@ from frevl.models.inputs import low_precision
 from frevl.models.retrieval.reranker import Standardised
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.loop import FitReport, descend
+from frevl.training.options import RerankerOptions, Session
 from frevl.training.retrieval.hard_negatives import Lists
 from frevl.training.retrieval.two_tower import pooled_items
 
@@ -21,23 +22,13 @@ def fit_reranker(
     pairs: EmbeddedPairs,
     lists: Lists,
     *,
-    seed: int,
-    gradient_clip: float,
-    time_limit: float | None,
-    device: str,
-    progress: bool,
+    options: RerankerOptions,
+    session: Session,
     title: str,
-    epochs: int = 2,
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.2,
-    warm_up: float = 0.1,
-    label_smoothing: float = 0.0,
-    wrong: int = 6,
 ) -> FitReport:
     """Train a fusion on mined lists; on embeddings in the memory, pooled or tokens.
 
-    Each right pair competes with ``wrong`` images for its text and with ``wrong`` texts for its image, by the
+    Each right pair competes with `negatives` wrong images for its text and as many wrong texts for its image, by the
     sum of the score that the first stage gave and the fusion's logit. The fusion starts at zero, so training starts at
     the ranking of the first stage and learns its mistakes.
 
@@ -45,19 +36,9 @@ def fit_reranker(
         network: Its statistics are taken from the lists' items.
         pairs: Embedded items.
         lists: What was mined.
-        seed: Of order, choice of wrong items and dropout.
-        gradient_clip: Largest norm of the gradient.
-        time_limit: Most seconds; the schedule shrinks to it.
-        device: Where to train.
-        progress: Show a progress line.
-        title: Of that line.
-        epochs: Passes over the lists.
-        batch_size: Lists a step.
-        learning_rate: Of AdamW, after warm-up; it falls to a thousandth by a cosine.
-        weight_decay: Of AdamW.
-        warm_up: Share of the training in which the rate rises.
-        label_smoothing: Share of the target that is spread over the list.
-        wrong: Wrong items a list, drawn from those that were mined.
+        options: How.
+        session: Seed of order, choice of wrong items and dropout; time limit, device and progress.
+        title: Of the progress line.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -66,6 +47,7 @@ def fit_reranker(
         pooled_items(pairs.images, pairs.image_mask)[torch.unique(lists.image_rows)],
         pooled_items(pairs.texts, pairs.text_mask)[torch.unique(lists.text_rows)],
     )
+    wrong, label_smoothing, device = options.negatives, options.label_smoothing, session.device
     network.to(device)
 
     def loss_of(rows: Tensor, random: torch.Generator) -> Tensor:
@@ -89,9 +71,8 @@ def fit_reranker(
         return 0.5 * (losses[0] + losses[1])
 
     return descend(
-        network, loss_of, len(lists), seed=seed, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-        weight_decay=weight_decay, warm_up=warm_up, gradient_clip=gradient_clip, time_limit=time_limit,
-        progress=progress, title=title, remedy="lower --learning-rate", decay_vectors=True,
+        network, loss_of, len(lists), options=options, session=session, title=title, remedy="lower learning_rate",
+        decay_vectors=True,
     )  # fmt: skip
 
 

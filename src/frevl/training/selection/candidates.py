@@ -17,8 +17,9 @@ class Candidate:
     Attributes:
         name: As it stands in the table.
         model: What `fit_model` fits.
-        changes: Options that differ from those of the call.
-        begins: It begins with the fusion of another run (``--start-from``).
+        changes: Options that differ from the defaults of its model.
+        begins: It begins with the fusion of another run (``--initialise-from``).
+        learns: False: it is that fusion as it is, without learning anything from the new pairs.
         members: Of an average, what is averaged.
     """
 
@@ -26,6 +27,7 @@ class Candidate:
     model: str
     changes: dict[str, Any] = field(default_factory=dict)
     begins: bool = False
+    learns: bool = True
     members: tuple[Candidate, ...] = ()
 
 
@@ -80,7 +82,7 @@ def candidates(start: Beginning | None) -> tuple[Candidate, ...]:
     """Return all candidates, simplest first.
 
     Args:
-        start: Of ``--start-from``: a fusion that begins with it is a candidate too and, where the classes are the
+        start: Of ``--initialise-from``: a fusion that begins with it is a candidate too and, where the classes are the
             same, so is what it says without learning anything from the new pairs.
     """
     if start is None:
@@ -89,6 +91,6 @@ def candidates(start: Beginning | None) -> tuple[Candidate, ...]:
     begun = Candidate("begun", start.preset, {**_REGULARISED, **start.shape, **gently}, begins=True)
     if start.rows is None:
         return (*CANDIDATES, begun)
-    as_it_is = Candidate("as begun", start.preset, {**start.shape, "epochs": 0}, begins=True)
+    as_it_is = Candidate("as begun", start.preset, start.shape, begins=True, learns=False)
     place = next(number for number, one in enumerate(CANDIDATES) if one.name == "mlp")
     return (*CANDIDATES[:place], as_it_is, *CANDIDATES[place:], begun)

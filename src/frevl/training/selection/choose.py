@@ -27,9 +27,9 @@ from frevl.runs.batches import logits_of
 from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, join
-from frevl.training.fit_model import Fitted, fit_model
+from frevl.training.fit_model import Fitted, as_it_is, fit_model
 from frevl.training.initialisation import Beginning
-from frevl.training.options import Options
+from frevl.training.options import AutoOptions, ModelOptions, PairwiseOptions, Session, options_for
 from frevl.training.prepare import Prepared
 from frevl.training.selection.candidates import TRIED, Candidate, candidates
 from frevl.training.selection.encoder_sets import EncoderChoice, choose_encoders, narrow
@@ -96,7 +96,8 @@ def choose(
     data: Prepared,
     encoders: Sequence[str],
     outputs: int,
-    options: Options,
+    options: AutoOptions,
+    session: Session,
     *,
     folder: Path,
     start: Beginning | None = None,
@@ -107,7 +108,8 @@ def choose(
         data: Training and development examples of a classification.
         encoders: Encoders whose embeddings they hold; the set of them that does best is used.
         outputs: Number of classes.
-        options: Of the call; ``time_limit`` bounds the whole selection.
+        options: Of ``auto``.
+        session: Its time limit bounds the whole selection.
         folder: Of the run.
         start: A trained fusion that some candidates begin with; the encoders are then those that it reads.
 
@@ -115,16 +117,16 @@ def choose(
         The chosen network with the whole table.
     """
     started = time.monotonic()
-    limit = options.time_limit or _DEFAULT_LIMIT
+    limit = session.time_limit or _DEFAULT_LIMIT
     if start is None:
-        found = choose_encoders(data, encoders, outputs, options, time_limit=limit * _ENCODERS_SHARE)
+        found = choose_encoders(data, encoders, outputs, session, time_limit=limit * _ENCODERS_SHARE)
     else:
         found = EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
     data = narrow(data, found.images, found.texts)
-    splits, judged_on = folds_of(data, options.seed)
+    splits, judged_on = folds_of(data, session.seed)
     everything = join(data.train, data.dev)
     held = everything.select(torch.cat([judge for _, _, judge in splits]))
-    say(f"choosing on {judged_on}", enabled=options.progress)
+    say(f"choosing on {judged_on}", enabled=session.progress)
     judged: list[Judged] = []
     left_out: list[dict[str, Any]] = []
     offered = candidates(start)
@@ -141,27 +143,29 @@ def choose(
             continue
         # Twice the fair share: most candidates take less than theirs.
         bound = 2 * left / (len(splits) * (len(names) - tried))
-        result = _judge(candidate, everything, splits, outputs, replace(options, time_limit=bound), left, start)
+        result = _judge(
+            candidate, everything, splits, outputs, options, replace(session, time_limit=bound), left, start
+        )
         if result is None:
             left_out.append({"name": candidate.name, "reason": "would take more than the time that is left"})
-            say(f"  {candidate.name:<20} left out: no time", enabled=options.progress)
+            say(f"  {candidate.name:<20} left out: no time", enabled=session.progress)
             continue
         judged.append(result)
         shown = f"{100 * result.hits.mean():6.2f} %  {result.fit_seconds:6.1f} s a fit"
-        say(f"  {candidate.name:<20} {shown}", enabled=options.progress)
+        say(f"  {candidate.name:<20} {shown}", enabled=session.progress)
     judged.sort(key=lambda one: offered.index(one.candidate))
     judged += _averages(judged, held)
     winner, reason, rows = one_standard_error(judged, held.clusters)
-    say(f"chosen: {winner.candidate.name}: {reason}", enabled=options.progress)
+    say(f"chosen: {winner.candidate.name}: {reason}", enabled=session.progress)
     left = limit - (time.monotonic() - started)
-    fitted = _final(winner.candidate, judged, held, data, outputs, options, folder, left, start)
+    fitted = _final(winner.candidate, judged, held, data, outputs, options, session, folder, left, start)
     chance = _against_majority(winner, judged, held, data.labels)
     return Selection(fitted, winner.candidate.name, reason, rows + left_out, judged_on, data, found, chance)
 
 
-def whole_schedule(options: Options, development_pairs: int) -> Options:
+def whole_schedule(options: ModelOptions, development_pairs: int) -> ModelOptions:
     """Return options that keep the last epoch of the whole schedule where there are too few pairs to stop by."""
-    if development_pairs >= _FEWEST_TO_STOP_BY:
+    if not isinstance(options, PairwiseOptions) or development_pairs >= _FEWEST_TO_STOP_BY:
         return options
     return replace(options, keep_last=True, patience=sys.maxsize)
 
@@ -178,7 +182,8 @@ def _against_majority(winner: Judged, judged: list[Judged], held: Examples, labe
 def _unfit(candidate: Candidate, data: Prepared, start: Beginning | None) -> str:
     if candidate.begins and start is not None and start.seen:
         return (
-            f"the run of --start-from has learnt from {start.seen:,} of these images, so judging it here says nothing"
+            f"the run of --initialise-from has learnt from {start.seen:,} of these images, so judging it here says "
+            "nothing"
         )
     if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
         return f"takes at most {MOST_PAIRS:,} pairs"
@@ -192,7 +197,8 @@ def _judge(
     everything: Examples,
     splits: list[tuple[Tensor, Tensor, Tensor]],
     outputs: int,
-    options: Options,
+    options: AutoOptions,
+    session: Session,
     left: float,
     start: Beginning | None,
 ) -> Judged | None:
@@ -207,14 +213,12 @@ def _judge(
             train, dev = everything.select(inside), everything.select(inner)
             # Where the inner development part is the judge, nothing may learn from it.
             spare = not torch.equal(inner, judge)
-            changed = replace(options, **{**candidate.changes, "seed": options.seed + seeds, "progress": False})
-            changed = whole_schedule(changed, len(dev))
+            own = replace(session, seed=session.seed + seeds, progress=False)
             begun = time.monotonic()
             with TemporaryDirectory() as scratch:
-                fitted = fit_model(
-                    candidate.model, train, dev, outputs, changed, folder=Path(scratch), dev_is_spare=spare,
-                    start=start if candidate.begins else None,
-                )  # fmt: skip
+                fitted = _fit(
+                    candidate, train, dev, outputs, options, own, folder=Path(scratch), dev_is_spare=spare, start=start
+                )
             longest = max(longest, time.monotonic() - begun)
             if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
                 return None
@@ -228,6 +232,28 @@ def _judge(
         if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
             planned = seeds  # deterministic, or too dear to repeat
     return Judged(candidate, torch.stack(hits).mean(dim=0), torch.stack(probabilities).mean(dim=0), longest, seeds)
+
+
+def _fit(
+    candidate: Candidate,
+    train: Examples,
+    dev: Examples,
+    outputs: int,
+    options: AutoOptions,
+    session: Session,
+    *,
+    folder: Path,
+    dev_is_spare: bool,
+    start: Beginning | None,
+) -> Fitted[PairNetwork]:
+    """Fit a candidate with its own options; one that begins with another run and learns nothing stays what it was."""
+    if start is not None and not candidate.learns:
+        return as_it_is(start, outputs)
+    own = whole_schedule(options.for_candidate(options_for(candidate.model), candidate.changes), len(dev))
+    return fit_model(
+        candidate.model, train, dev, outputs, own, session, folder=folder, dev_is_spare=dev_is_spare,
+        start=start if candidate.begins else None,
+    )  # fmt: skip
 
 
 def _hits(probabilities: Tensor, examples: Examples) -> Tensor:
@@ -263,7 +289,8 @@ def _final(
     held: Examples,
     data: Prepared,
     outputs: int,
-    options: Options,
+    options: AutoOptions,
+    session: Session,
     folder: Path,
     left: float,
     start: Beginning | None,
@@ -281,14 +308,13 @@ def _final(
     fitted: Fitted[PairNetwork] | None = None
     for member, seed, weight in members:
         bound = max(left, 30.0) / len(members)
-        changed = replace(options, **{**member.changes, "time_limit": bound, "seed": options.seed + seed})
-        changed = whole_schedule(changed, len(data.dev))
+        own = replace(session, time_limit=bound, seed=session.seed + seed)
         for leftover in ("state.safetensors", "log.jsonl"):
             if len(members) > 1:
                 (folder / leftover).unlink(missing_ok=True)
-        fitted = fit_model(
-            member.model, data.train, data.dev, outputs, changed, folder=folder, dev_is_spare=data.dev_is_spare,
-            start=start if member.begins else None,
+        fitted = _fit(
+            member, data.train, data.dev, outputs, options, own, folder=folder, dev_is_spare=data.dev_is_spare,
+            start=start,
         )  # fmt: skip
         seconds += fitted.seconds
         networks.append(fitted.network)

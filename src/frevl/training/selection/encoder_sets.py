@@ -21,7 +21,7 @@ from frevl.progress import say
 from frevl.store.towers import Tower
 from frevl.training.examples import Examples, join
 from frevl.training.fit_model import fit_kernel_on
-from frevl.training.options import Options
+from frevl.training.options import Session
 from frevl.training.prepare import Prepared
 
 __all__ = ["EncoderChoice", "choose_encoders", "encoder_sets", "narrow"]
@@ -105,7 +105,7 @@ def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = 
 
 
 def choose_encoders(
-    data: Prepared, encoders: Sequence[str], outputs: int, options: Options, *, time_limit: float
+    data: Prepared, encoders: Sequence[str], outputs: int, session: Session, *, time_limit: float
 ) -> EncoderChoice:
     """Compare the sets of encoders on training and development examples.
 
@@ -113,7 +113,7 @@ def choose_encoders(
         data: Examples of a classification, with the towers of all encoders.
         encoders: Their names.
         outputs: Number of classes.
-        options: Of the call.
+        session: Seed and progress.
         time_limit: Seconds; a set that would probably not fit in is left out. All encoders together come first.
 
     Returns:
@@ -144,13 +144,13 @@ def choose_encoders(
                 row["reason"] = "no time left"
                 return
         part = narrow(data, images, texts)
-        examples = _sample(join(part.train, part.dev), options.seed)
+        examples = _sample(join(part.train, part.dev), session.seed)
         pairs = len(examples)
         # All pairs are both learnt from and judged on: each is scored by the solution without its own image.
         _, found = fit_kernel_on(examples, outputs, blind_shares=_BLIND_SHARES, ridges=_RIDGES)
         row |= {"metric": 100 * found.metric, "seconds": time.monotonic() - begun}
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
-        say(f"  encoders {shown:<40} {row['metric']:6.2f} %  {row['seconds']:6.1f} s", enabled=options.progress)
+        say(f"  encoders {shown:<40} {row['metric']:6.2f} %  {row['seconds']:6.1f} s", enabled=session.progress)
 
     def best() -> dict[str, Any]:
         towers = max(
