@@ -1,20 +1,25 @@
 """A service over the made world, for tests."""
 
 import base64
+import socket
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from frevl.deployment.service.app import Application
 from frevl.deployment.service.http.limits import Keys, Limits
 from frevl.deployment.service.models import Service
+from frevl.deployment.service.start import service_config
 from frevl.runs.scorer import Scorer
 from frevl.training.training import train
 
-__all__ = ["based", "client_of", "refused", "reranking_run", "runs", "served"]
+__all__ = ["based", "client_of", "listening", "refused", "reranking_run", "runs", "served"]
 
 
 _TRAINED: dict[Path, Path] = {}
@@ -50,6 +55,23 @@ def reranking_run(store, captions, folder):
     run.network_settings, run.path = run.network.settings, folder / "rerank"
     run.save()
     return run.path
+
+
+@contextmanager
+def listening(app, *, connections=0):
+    """Serve an application on loopback, in a thread, as `serve` does; yields the port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = uvicorn.Server(service_config(app, connections))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        try:
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            yield taken.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What the page's library may be asked: no path and no address that a client chose."""
 
 import json
+from pathlib import Path
 
 import pytest
 from starlette.applications import Starlette
@@ -8,6 +9,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from frevl.deployment.service.http import page_uploads
+from frevl.deployment.service.http.fair_share import ASKING
+from frevl.deployment.service.http.limits import Limits
 from frevl.deployment.service.http.page_guard import PageGuard
 
 UPLOADS = "/uploads"
@@ -22,7 +26,7 @@ def guarded():
         return JSONResponse({"got": (await request.body()).decode()})
 
     app = Starlette(routes=[Route("/{path:path}", echo, methods=["GET", "POST", "PUT", "DELETE"])])
-    with TestClient(PageGuard(app, UPLOADS)) as client:
+    with TestClient(PageGuard(app, UPLOADS, Limits())) as client:
         yield client
 
 
@@ -69,8 +73,13 @@ def test_what_is_no_json_is_refused(guarded):
 def test_only_known_routes_are_let_through(guarded):
     for path in ("/", "/config", "/assets/x.js", "/gradio_api/queue/data?session_hash=x", "/theme.css"):
         assert guarded.get(path).status_code == 200
-    assert guarded.post("/gradio_api/upload", content=b"x").status_code == 200
-    for path in ("/gradio_api/file=/etc/passwd", "/file=x", "/gradio_api/proxy=http://example.org", "/gradio_api/info"):
+    for path in (
+        "/gradio_api/heartbeat/x",
+        "/gradio_api/file=/etc/passwd",
+        "/file=x",
+        "/gradio_api/proxy=http://example.org",
+        "/gradio_api/info",
+    ):
         assert guarded.get(path).status_code == 404
     for path in (
         "/",
@@ -89,7 +98,7 @@ def test_errors_of_the_pages_library_have_the_shape_of_all_others_and_none_of_it
         return JSONResponse({"detail": "File not found: /etc/passwd"}, int(request.path_params["status"]))
 
     app = Starlette(routes=[Route("/static/{status}", fail), Route(EVENTS, fail, methods=["POST"])])
-    with TestClient(PageGuard(app, UPLOADS)) as client:
+    with TestClient(PageGuard(app, UPLOADS, Limits())) as client:
         for status, code in ((403, "invalid"), (404, "no_such_route"), (413, "too_large"), (500, "internal")):
             response = client.get(f"/static/{status}")
             assert response.status_code == status
@@ -99,3 +108,59 @@ def test_errors_of_the_pages_library_have_the_shape_of_all_others_and_none_of_it
         elsewhere = client.get("/nowhere").json()["error"]
         assert elsewhere["code"] == "no_such_route"
         assert "GET /nowhere: Not part of the page" in elsewhere["message"]
+
+
+def kept_in(folder):
+    """Return what the files hold that the page keeps."""
+    return sorted(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+def test_uploads_are_kept_below_the_folder_under_names_of_our_own(tmp_path):
+    with TestClient(PageGuard(Starlette(), str(tmp_path), Limits())) as client:
+        sent = [("files", ("../../etc/passwd.png", b"one")), ("files", ("x" * 300, b"two")), ("other", ("y", b"three"))]
+        response = client.post("/gradio_api/upload?upload_id=u", files=sent)
+        assert response.status_code == 200
+        first, second = (Path(path) for path in response.json())
+        assert (first.name, first.read_bytes(), second.name, second.read_bytes()) == (
+            "picture.png", b"one", "picture", b"two",
+        )  # fmt: skip
+        assert tmp_path in first.parents
+        assert kept_in(tmp_path) == [b"one", b"two"]
+        # The page's library waits for this stream before it goes on.
+        assert '"done"' in client.get("/gradio_api/upload_progress?upload_id=u").text
+        broken = {"content-type": "multipart/form-data"}
+        response = client.post("/gradio_api/upload", content=b"no form", headers=broken)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "not_multipart")
+        many = [("files", (f"{number}.png", b"x")) for number in range(17)]
+        response = client.post("/gradio_api/upload", files=many)
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "not_multipart")
+        assert kept_in(tmp_path) == [b"one", b"two"]
+
+
+def test_all_uploads_together_have_a_limit_and_a_client_pays_for_its_own(tmp_path):
+    guard = PageGuard(Starlette(), str(tmp_path), Limits(page_upload_bytes=100))
+
+    async def as_client(scope, receive, send):
+        if scope["type"] == "http":
+            ASKING.set(dict(scope["headers"])[b"x-client"].decode())
+        await guard(scope, receive, send)
+
+    def send(client_name, content):
+        sent = {"files": ("x.png", content)}
+        (path,) = client.post("/gradio_api/upload", files=sent, headers={"x-client": client_name}).json()
+        return Path(path)
+
+    with TestClient(as_client) as client:
+        modest = send("modest", b"m" * 20)
+        greedy = [send("greedy", bytes([number]) * 30) for number in range(10)]
+        assert [path.is_file() for path in greedy] == [False] * 8 + [True] * 2
+        assert modest.is_file()
+        assert sum(map(len, kept_in(tmp_path))) == 80
+
+
+def test_uploads_are_deleted_after_an_hour(tmp_path, monkeypatch):
+    with TestClient(PageGuard(Starlette(), str(tmp_path), Limits())) as client:
+        client.post("/gradio_api/upload", files={"files": b"old"})
+        monkeypatch.setattr(page_uploads, "_KEPT_SECONDS", 0.0)
+        client.post("/gradio_api/upload", files={"files": b"new"})
+    assert kept_in(tmp_path) == [b"new"]

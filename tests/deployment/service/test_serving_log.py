@@ -103,11 +103,33 @@ class Wire(asyncio.Transport):
     def abort(self):
         self.seen.append("aborted")
 
+    def is_closing(self):
+        return "closed" in self.seen
+
+    def can_write_eof(self):
+        return True
+
+    def write_eof(self):
+        self.seen.append("end")
+
+
+class Owner:
+    """What `_OnePiece` asks of its connection."""
+
+    def __init__(self, has_unread=False):
+        self.loop, self.has_unread, self.seen = asyncio.get_running_loop(), has_unread, []
+
+    def linger(self):
+        self.seen.append("linger")
+
+    def wait_for_the_last_bytes(self):
+        self.seen.append("wait")
+
 
 def test_head_and_body_leave_in_one_piece(monkeypatch):
     async def run():
-        wire = Wire()
-        one = _OnePiece(wire, asyncio.get_running_loop())
+        wire, owner = Wire(), Owner()
+        one = _OnePiece(wire, owner)
         one.write(b"head ")
         one.write(b"body")
         assert wire.seen == []
@@ -116,7 +138,7 @@ def test_head_and_body_leave_in_one_piece(monkeypatch):
         one.write(b"last")
         one.close()
         await asyncio.sleep(0)
-        assert wire.seen == [b"head body", b"last", "closed"]
+        assert (wire.seen, owner.seen) == ([b"head body", b"last", "closed"], ["wait"])
         monkeypatch.setattr(service_connection, "_MOST_HELD", 10)
         one.write(b"12345678901")  # more than is held: a slow reader must be noticed
         assert wire.seen[3:] == [b"12345678901"]
@@ -124,6 +146,21 @@ def test_head_and_body_leave_in_one_piece(monkeypatch):
         one.abort()
         await asyncio.sleep(0)
         assert wire.seen[4:] == ["aborted"]
+
+    asyncio.run(run())
+
+
+def test_where_the_client_still_sends_only_our_side_is_closed():
+    async def run():
+        wire, owner = Wire(), Owner(has_unread=True)
+        one = _OnePiece(wire, owner)
+        one.write(b"answer")
+        one.close()
+        one.close()
+        one.write(b"dropped")
+        await asyncio.sleep(0)
+        assert one.is_closing()
+        assert (wire.seen, owner.seen) == ([b"answer", "end"], ["linger"])
 
     asyncio.run(run())
 
@@ -136,7 +173,7 @@ def test_a_start_that_fails_leaves_garbage_collection_as_it_was(frevl, tmp_path)
 def test_what_is_loaded_is_left_out_of_collections():
     code = (
         "import gc; gc.disable(); "
-        "from frevl.deployment.service.http.interpreter import keep_out_of_collections as keep; keep(); "
+        "from frevl.deployment.service.http.gc_tuning import freeze_loaded_objects as keep; keep(); "
         "print(gc.isenabled(), gc.get_freeze_count() > 1000, gc.get_threshold())"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

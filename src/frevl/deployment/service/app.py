@@ -19,11 +19,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from frevl.deployment.service import handlers as verbs
+from frevl.deployment.service import handlers
 from frevl.deployment.service.http.body import JSON, MULTIPART, read_body, unless_gone
-from frevl.deployment.service.http.gate import Gate, error_response
 from frevl.deployment.service.http.limits import Keys, RefusedError
 from frevl.deployment.service.http.metrics import Metrics
+from frevl.deployment.service.http.middleware import Middleware, error_response
 from frevl.deployment.service.models import Service
 from frevl.deployment.service.schemas import (
     AnswerRequest,
@@ -57,6 +57,7 @@ _ERRORS = {
     413: "Too large, or too many items.",
     415: "Another content type.",
     422: "A field is missing or wrong, or an image cannot be read.",
+    429: "This client has its share of the service already; see Retry-After.",
     500: "The service failed; never on purpose.",
     503: "Too much is waiting, or the service is stopping; see Retry-After.",
 }
@@ -96,11 +97,11 @@ class Application:
             for route in self.api.routes
             if isinstance(route, APIRoute) and "POST" in (route.methods or ())
         }
-        self._gate = Gate(self._choose, limits=service.limits, keys=keys, metrics=metrics)
+        self._middleware = Middleware(self._choose, limits=service.limits, keys=keys, metrics=metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        await self._gate(scope, receive, send)
+        await self._middleware(scope, receive, send)
 
     async def _choose(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
@@ -269,27 +270,27 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         """Score pairs of an image and a text."""
         asked, uploads = await read_body(request, ScoreRequest, service.limits)
         model = service.model(asked.model)
-        return await _respond(request, verbs.score(service, model, asked, uploads))
+        return await _respond(request, handlers.score(service, model, asked, uploads))
 
     @post("/v1/answer", AnswerRequest, AnswerResponse)
     async def answer(request: Request) -> Response:
         """Answer questions about images, or abstain."""
         asked, uploads = await read_body(request, AnswerRequest, service.limits)
         model = service.model(asked.model, task="classification")
-        return await _respond(request, verbs.answer(service, model, asked, uploads))
+        return await _respond(request, handlers.answer(service, model, asked, uploads))
 
     @post("/v1/search", SearchRequest, SearchResponse)
     async def search(request: Request) -> Response:
         """Find images for a text or an image, or texts for an image."""
         asked, uploads = await read_body(request, SearchRequest, service.limits)
         model = service.searching_model(asked.model)
-        return await _respond(request, verbs.search(service, model, asked, uploads))
+        return await _respond(request, handlers.search(service, model, asked, uploads))
 
     @post("/v1/embed", EmbedRequest, EmbedResponse)
     async def embed(request: Request) -> Response:
         """Embed texts and images with the encoders of a model."""
         asked, uploads = await read_body(request, EmbedRequest, service.limits)
-        return await _respond(request, verbs.embed(service, service.model(asked.model), asked, uploads))
+        return await _respond(request, handlers.embed(service, service.model(asked.model), asked, uploads))
 
 
 async def _respond(request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:

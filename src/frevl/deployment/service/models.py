@@ -13,7 +13,7 @@ from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import Limits, RefusedError
 from frevl.deployment.service.queue import ModelQueue
 from frevl.deployment.service.served_model import Found, ImagePair, ServedModel
-from frevl.deployment.service.store_refresh import Renewal
+from frevl.deployment.service.store_refresh import StoreRefresh
 from frevl.encoders.interface import processors
 from frevl.errors import ImageError, UsageError, nearest
 from frevl.runs.scorer import Scorer
@@ -38,8 +38,13 @@ class Service:
         self.models = {name: ServedModel(name, scorer) for name, scorer in scorers.items()}
         self.store = next(iter(scorers.values())).store
         self.images = self.store.positions("image")
-        self._renewal = Renewal(self.store, self._go_on_with)
-        self.queue = ModelQueue(waiting_items=limits.waiting_items, batch_items=limits.batch_items, observe=observe)
+        self._store_refresh = StoreRefresh(self.store, self._go_on_with)
+        self.queue = ModelQueue(
+            waiting_items=limits.waiting_items,
+            batch_items=limits.batch_items,
+            client_share=limits.client_share,
+            observe=observe,
+        )
         self._decoders = ThreadPoolExecutor(processors(), thread_name_prefix="decode")
 
     def model(self, name: str | None, *, task: str | None = None) -> ServedModel:
@@ -92,7 +97,7 @@ class Service:
         """
         unknown = [id_ for id_ in ids if id_ not in self.images]
         if unknown:
-            await self._renewal.look()
+            await self._store_refresh.look()
             unknown = [id_ for id_ in ids if id_ not in self.images]
         if unknown:
             raise RefusedError(
@@ -185,7 +190,7 @@ class Service:
         Raises:
             RefusedError: A condition that cannot be understood, or texts asked for a text.
         """
-        await self._renewal.look()  # what was added since shall be found
+        await self._store_refresh.look()  # what was added since shall be found
         job = {"text": text, "image": image, "find": find, "k": k, "where": where}
         try:
             return await self.queue.submit(model.search, job, items=max(1, model.scorer.rerank_depth))

@@ -107,7 +107,7 @@ def build_page(service: Service, *, images: Path | None = None, has_report: bool
     )
     blocks.has_launched = True  # only then Gradio checks paths itself
     mounted.state.uploads = uploads  # deleted with the application
-    mounted.add_middleware(PageGuard, uploads=uploads.name)
+    mounted.add_middleware(PageGuard, uploads=uploads.name, limits=service.limits)
     return mounted
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from frevl.deployment.service.http.fair_share import ASKING
 from frevl.deployment.service.http.limits import RefusedError
 
 __all__ = ["ModelQueue", "Work"]
@@ -28,6 +29,7 @@ class _Job:
     payload: Any
     items: int
     future: asyncio.Future[Any]
+    client: str
 
 
 class ModelQueue:
@@ -38,14 +40,22 @@ class ModelQueue:
 
     Args:
         waiting_items: Most items that wait; more are refused at once.
+        client_share: Share of these that one client may have, 0 to 1.
         batch_items: Most items in a batch; a single larger job runs alone.
         observe: Called after every batch with the name of the work, its items and seconds. Runs in the thread.
     """
 
     def __init__(
-        self, *, waiting_items: int, batch_items: int, observe: Callable[[str, int, float], None] | None = None
+        self,
+        *,
+        waiting_items: int,
+        batch_items: int,
+        client_share: float = 1.0,
+        observe: Callable[[str, int, float], None] | None = None,
     ) -> None:
         self._most_waiting = waiting_items
+        self._client_most = waiting_items * client_share
+        self._waiting_of: dict[str, int] = {}  # items by client
         self._batch_items = batch_items
         self._observe = observe
         self._jobs: deque[_Job] = deque()
@@ -65,10 +75,12 @@ class ModelQueue:
             items: Its size, at least 1.
 
         Raises:
-            RefusedError: Too much is waiting already, or the service is stopping.
+            RefusedError: Too much is waiting already, of all clients (503) or of this one (429), or the service is
+                stopping.
             Exception: What the work raised for this payload.
         """
-        job = _Job(work, payload, items, asyncio.get_running_loop().create_future())
+        client = ASKING.get()
+        job = _Job(work, payload, items, asyncio.get_running_loop().create_future(), client)
         with self._changed:
             if self.closed:
                 raise RefusedError(503, "stopping", "The service is stopping; ask again in a moment.", retry_after=2)
@@ -77,10 +89,19 @@ class ModelQueue:
                     503,
                     "overloaded",
                     f"{self.waiting} items wait for the model and at most {self._most_waiting} may; ask again later.",
-                    retry_after=min(max(1, math.ceil(self.waiting * self._seconds_an_item)), 60),
+                    retry_after=self._seconds_for(self.waiting),
+                )
+            own = self._waiting_of.get(client, 0)
+            if own and own + items > self._client_most:
+                raise RefusedError(
+                    429,
+                    "client_limit",
+                    f"{own} items of this client wait for the model and at most {self._client_most:.0f} may; ask again "
+                    "later.",
+                    retry_after=self._seconds_for(own),
                 )
             self._jobs.append(job)
-            self.waiting += items
+            self._count(client, items)
             self._changed.notify()
         try:
             answer: R = await job.future
@@ -88,7 +109,7 @@ class ModelQueue:
             with self._changed:
                 if job in self._jobs:
                     self._jobs.remove(job)
-                    self.waiting -= items
+                    self._count(client, -items)
             raise
         return answer
 
@@ -124,8 +145,20 @@ class ModelQueue:
                     room -= job.items
                 if room <= 0:
                     break
-            self.waiting -= sum(job.items for job in batch)
+            for job in batch:
+                self._count(job.client, -job.items)
             return batch
+
+    def _count(self, client: str, items: int) -> None:
+        self.waiting += items
+        own = self._waiting_of.get(client, 0) + items
+        if own:
+            self._waiting_of[client] = own
+        else:
+            del self._waiting_of[client]
+
+    def _seconds_for(self, items: int) -> int:
+        return min(max(1, math.ceil(items * self._seconds_an_item)), 60)
 
 
 def _answered(batch: Sequence[_Job]) -> list[tuple[_Job, Any]]:

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from frevl.deployment.service.app import Application
-from frevl.deployment.service.http.connection import Connection
-from frevl.deployment.service.http.interpreter import keep_out_of_collections, share_the_interpreter
+from frevl.deployment.service.http.connection import Connection, OpenConnections, allow_open_files
+from frevl.deployment.service.http.gc_tuning import freeze_loaded_objects, switch_threads_often
 from frevl.deployment.service.http.limits import Keys, Limits
 from frevl.deployment.service.http.log import log_json_lines
 from frevl.deployment.service.http.metrics import Metrics
@@ -27,7 +28,7 @@ from frevl.store.reader import Store
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-__all__ = ["serve"]
+__all__ = ["serve", "service_config"]
 
 _log = logging.getLogger("frevl.service")
 
@@ -83,7 +84,7 @@ def serve(
         app = Application(service, keys=keys, metrics=metrics, report=shown, page=make_page)
 
         def say(port: int) -> None:
-            keep_out_of_collections()
+            freeze_loaded_objects()
             record = {
                 "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
                 "models": [model.record() for model in service.models.values()],
@@ -94,17 +95,18 @@ def serve(
                 ready(record)
 
         log_json_lines()
-        share_the_interpreter()
+        switch_threads_often()
         for stop in (signal.SIGTERM, signal.SIGINT):
             # uvicorn stops in good order and then sends itself the signal again; the process shall end with success.
             signal.signal(stop, lambda *_: None)
-        _Server(_config(app), say).run(sockets=[address])
+        _Server(service_config(app, allow_open_files(limits.connections)), say).run(sockets=[address])
 
 
-def _config(app: Application) -> uvicorn.Config:
+def service_config(app: ASGIApp, connections: int = 0) -> uvicorn.Config:
+    """Return how uvicorn serves an application, with so many connections at a time; 0 for any number."""
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=cast("Any", partial(Connection, open_connections=OpenConnections(connections))),
         ws="none",
         backlog=2048,
         access_log=False,
@@ -152,5 +154,5 @@ def _make_page(service: Service, images: Path | None, has_report: bool) -> FastA
     from frevl.deployment.service.page import build_page  # its libraries take seconds to load
 
     page = build_page(service, images=images, has_report=has_report)
-    keep_out_of_collections()
+    freeze_loaded_objects()
     return page

@@ -10,14 +10,14 @@ from collections.abc import Awaitable, Callable
 from frevl.errors import FrevlError
 from frevl.store.reader import TABLES, Store
 
-__all__ = ["Renewal"]
+__all__ = ["StoreRefresh"]
 
 _SECONDS = 2.0
 
 _log = logging.getLogger("frevl.service")
 
 
-class Renewal:
+class StoreRefresh:
     """Looks for a newer version of a store, at most every two seconds and only when somebody asks.
 
     Args:

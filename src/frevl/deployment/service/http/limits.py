@@ -41,9 +41,17 @@ class Limits:
     Attributes:
         body_bytes: Largest request body.
         body_seconds: A body must have arrived completely after this time.
-        held_bytes: Bodies of all requests under way, together.
-        requests: Requests under way at a time.
-        pixels: Most pixels of an image that is sent along, judged by its header.
+        answer_seconds: A client must read the next 256 KiB of a large answer within this time.
+        stream_seconds: An event stream of the page is closed after this time without news.
+        held_bytes: Bodies and large answers of all requests, together.
+        requests: Requests that are worked on at a time.
+        waiting_requests: Requests that wait for their clients at a time: bodies that arrive, large answers that are
+            read, event streams. When there are more, the oldest of the client that has the most gives way.
+        connections: Open connections. When there are more, an idle one gives way in the same manner.
+        client_share: Share of ``held_bytes``, ``requests``, ``waiting_requests`` and ``waiting_items`` that one client
+            may have, 0 to 1. A client is a key, or an address where there are no keys.
+        page_upload_bytes: Pictures that the page keeps on disk; older ones are deleted for newer ones.
+        pixels: Most pixels of an image that is sent along, according to its header.
         uploads: Most images sent along with a request.
         items: Most pairs, texts or images of a request.
         text_characters: Longest text.
@@ -53,8 +61,14 @@ class Limits:
 
     body_bytes: int = 16 << 20
     body_seconds: float = 20.0
+    answer_seconds: float = 30.0
+    stream_seconds: float = 60.0
     held_bytes: int = 256 << 20
     requests: int = 512
+    waiting_requests: int = 1024
+    connections: int = 2048
+    client_share: float = 0.5
+    page_upload_bytes: int = 256 << 20
     pixels: int = 25_000_000
     uploads: int = 16
     items: int = 1024
@@ -107,6 +121,11 @@ class Keys:
         for known in self._hashes:
             found |= hmac.compare_digest(known, given)
         return found
+
+    @staticmethod
+    def name_of(key: str) -> str:
+        """Return what tells a key from others, without the key itself."""
+        return f"key {_hash(key).hex()[:16]}"
 
 
 def _hash(key: str) -> bytes:

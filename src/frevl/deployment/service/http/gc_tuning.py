@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import sys
 
-__all__ = ["keep_out_of_collections", "share_the_interpreter"]
+__all__ = ["freeze_loaded_objects", "switch_threads_often"]
 
 
-def keep_out_of_collections() -> None:
+def freeze_loaded_objects() -> None:
     """Leave out of garbage collections what is there now, and collect less often.
 
     Libraries and models are a million objects that stay. Looking through them took half the time of the thread that
@@ -19,7 +19,7 @@ def keep_out_of_collections() -> None:
     gc.set_threshold(20_000, 20, 100)
 
 
-def share_the_interpreter() -> None:
+def switch_threads_often() -> None:
     """Let the threads of models and requests take turns ten times as often as usual.
 
     Every operation of a model gives the interpreter away and then waits for it, 5 ms as Python has it.
