@@ -159,7 +159,7 @@ def test_the_glossary_names_every_model_and_the_changelog_the_version():
     for name in [*MODELS, *ENCODERS]:
         assert f"`{name}`" in readme
     versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert versions[0] == frevl.__version__
+    assert next(version for version in versions if version != "Unreleased") == frevl.__version__
     assert f'version = "{frevl.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from frevl.disk import flush_file, flush_folder
+
 __all__ = ["plain", "replace_file", "write_json"]
 
 
@@ -26,6 +28,8 @@ def write_json(path: Path, record: Any) -> None:
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside the target, then rename: a reader sees the old file or the new one, a failure leaves the old one.
+
+    File and name are on the disk when this returns.
 
     A link stays a link, and the file that it leads to is replaced. What is no file (a terminal, a pipe) is written to.
 
@@ -40,9 +44,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         write(temporary)
+        flush_file(temporary)
         if target.is_file():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
+        flush_folder(target.parent)
     finally:
         with contextlib.suppress(OSError):  # the error of the write is the one to tell
             temporary.unlink(missing_ok=True)

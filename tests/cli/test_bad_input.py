@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from frevl.store.reader import Store
-from frevl.store.verification import verify
+from frevl.store.upkeep.verification import verify
 
 # Root may do everything; without these two capabilities (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) modes hold for it too.
 AS_ANYBODY = """
@@ -298,7 +298,7 @@ def test_without_permission(tmp_path, draw):
     (tmp_path / "s" / ".lock").chmod(0o600)
     (tmp_path / "s").chmod(0o500)
     said = one_sentence(run(*extract, "--pairs", pairs, "--store", tmp_path / "s", code=AS_ANYBODY), 1)
-    assert "writing the table 'texts' failed (Permission denied); everything committed before is kept" in said
+    assert "the store cannot be written (Permission denied); everything committed before is kept" in said
     assert run("store", "verify", tmp_path / "s", code=AS_ANYBODY).returncode == 0  # reading is allowed
 
     (tmp_path / "s" / "images.lance" / "_versions").chmod(0)
@@ -350,7 +350,7 @@ def test_a_disk_that_is_full_at_once(tmp_path, draw):
     images = draw(tmp_path / "images", range(3))
     arguments = ["extract", "--images", images, "--encoder", "toy", "--store", tmp_path / "s", "--quiet"]
     said = one_sentence(run(str(10), *arguments, code=WITH_LITTLE_ROOM), 1)
-    assert "writing the table 'towers' failed (File too large)" in said
+    assert "the store cannot be written (File too large); everything committed before is kept" in said
     assert run(*arguments).returncode == 0
     assert len(Store.open(tmp_path / "s").image_ids) == 3
 

@@ -12,7 +12,7 @@ from frevl.models.registry import NETWORKS
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
-from frevl.store.verification import verify
+from frevl.store.upkeep.verification import verify
 
 OLD = Path(__file__).parents[1] / "data" / "commit_6a8fb0f"
 RUNS = {one["run"]: one for one in json.loads((OLD / "manifest.json").read_text(encoding="utf-8"))["runs"]}

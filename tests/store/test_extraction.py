@@ -22,7 +22,7 @@ from frevl.store.canaries import CANARY_TEXTS, canary_images, tower_records
 from frevl.store.extraction import extract
 from frevl.store.image_folder import list_folder
 from frevl.store.reader import Store
-from frevl.store.verification import verify
+from frevl.store.upkeep.verification import verify
 
 
 @pytest.fixture

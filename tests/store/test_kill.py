@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from frevl.store.reader import Store
-from frevl.store.verification import verify
+from frevl.store.upkeep.verification import verify
 
 COMMIT_ROWS = 4
 IMAGES, TEXTS = 48, 22
@@ -21,13 +21,13 @@ IMAGES, TEXTS = 48, 22
 DOOMED = """
 import os, signal, sys, threading, time
 import lance
-import frevl.store.writer
+import frevl.store.commits.table_writer
 from frevl.cli.main import main
 from frevl.encoders.toy import ToyImageTower, ToyTextTower
 
 log, fatal_call, delay = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 del sys.argv[1:4]
-frevl.store.writer._SMALL_FRAGMENTS = 4
+frevl.store.commits.table_writer._SMALL_FRAGMENTS = 4
 calls = 0
 
 def kill_soon():

@@ -11,7 +11,7 @@ import pytest
 from frevl.errors import StoreError, UsageError
 from frevl.store.extraction import extract
 from frevl.store.reader import Store
-from frevl.store.verification import describe
+from frevl.store.upkeep.verification import describe
 from frevl.store.writer import StoreWriter
 from handmade import item, made_of, pooled, ragged, tower
 

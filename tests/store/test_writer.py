@@ -10,9 +10,9 @@ import pytest
 from frevl.errors import StoreError
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
-from frevl.store.verification import verify
+from frevl.store.upkeep.verification import verify
 from frevl.store.writer import StoreWriter
-from handmade import item, made_of, pooled, ragged, tower
+from handmade import item, killed, made_of, pooled, ragged, tower
 
 
 def test_filling_replacing_and_the_checksums(tmp_path):
@@ -174,7 +174,7 @@ def test_readers_work_while_a_writer_writes(tmp_path):
 @pytest.mark.parametrize("tokens", [False, True])
 def test_versions_and_files_stay_few_and_an_old_reader_goes_on(tmp_path, monkeypatch, tokens):
     path = tmp_path / "s"
-    monkeypatch.setattr("frevl.store.writer._KEEP_VERSIONS", timedelta(microseconds=1))
+    monkeypatch.setattr("frevl.store.commits.table_writer._KEEP_VERSIONS", timedelta(microseconds=1))
     kind = tower(tokens="words") if tokens else tower()
     made_of(path, [kind], {str(number): {"eye": ragged([number, 1, 1])} for number in range(10)})
     old = Store.open(path)
@@ -198,9 +198,13 @@ def test_versions_and_files_stay_few_and_an_old_reader_goes_on(tmp_path, monkeyp
 def test_files_of_a_killed_process_are_deleted(tmp_path):
     made_of(tmp_path / "s", [tower()], {"a": {"eye": pooled([1, 0, 0])}})
     orphan = tmp_path / "s" / "images.lance" / "data" / "0123.lance"
-    orphan.write_bytes(b"half a file")
-    with StoreWriter(tmp_path / "s"):
+    with killed(tmp_path / "s"):
+        orphan.write_bytes(b"half a file")
+    assert orphan.exists()
+    assert verify(tmp_path / "s") == []
+    with StoreWriter(tmp_path / "s") as writer:
         assert not orphan.exists()
+    assert writer.notes == []
     assert Store.open(tmp_path / "s").read_images(["a"]).tolist() == [[1, 0, 0]]
 
 

@@ -123,7 +123,7 @@ def info(
     """Say what a store holds."""
     from frevl.cli.tables import store_table
     from frevl.store.reader import Store
-    from frevl.store.verification import describe
+    from frevl.store.upkeep.verification import describe
 
     description = describe(Store.open(store))
     say(store_table(description))
@@ -136,12 +136,30 @@ def verify(
 ) -> None:
     """Read a whole store and say what is damaged."""
     from frevl.errors import StoreError
-    from frevl.store.verification import verify as run_verify
+    from frevl.store.upkeep.verification import verify as run_verify
 
     problems = run_verify(store)
     write(json, {"problems": problems})
     if problems:
         raise StoreError(f"{store}: found {len(problems)} problems. " + " ".join(problems))
+    say(f"{store}: sound.")
+
+
+@store_app.command()
+def repair(
+    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
+) -> None:
+    """Bring back what can be of a store that lost files, or was copied in part."""
+    from frevl.errors import StoreError
+    from frevl.store.upkeep.repair import repair as run_repair
+    from frevl.store.upkeep.verification import verify as run_verify
+
+    report = run_repair(store)
+    problems = run_verify(store)
+    write(json, {**report.record(), "problems": problems})
+    say(report.sentence())
+    if problems:
+        raise StoreError(f"{store}: {len(problems)} problems are left. " + " ".join(problems))
     say(f"{store}: sound.")
 
 

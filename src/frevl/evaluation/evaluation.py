@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
 from frevl.data.vqa_answers import vqa_accuracy
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation.chance import Chance, against_majority
-from frevl.evaluation.intervals import paired_difference, paired_test
+from frevl.evaluation.intervals import Interval, paired_difference, paired_test
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import brier, choice_hits, correct, expected_calibration_error, group_hits, macro_f1
 from frevl.evaluation.retrieval_metrics import judge_retrieval
@@ -121,7 +122,7 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
                 "versus": str(versus.run.path),
                 "metric": first,
                 "difference": 100 * gap.value,
-                "ci95": gap.percent(),
+                "ci95": _bounds(gap),
                 "p": p,
             }
     return result
@@ -229,7 +230,7 @@ def _result(
         task=scorer.run.task,
         n=n,
         metrics={name: 100 * interval.value for name, interval in intervals.items()},
-        ci95={name: interval.percent() for name, interval in intervals.items()},
+        ci95={name: _bounds(interval) for name, interval in intervals.items()},
         slices={},
         provenance=provenance(
             run=str(scorer.run.path),
@@ -241,6 +242,13 @@ def _result(
         clusters=clusters,
         measures=measured,
     )
+
+
+def _bounds(interval: Interval) -> list[float] | None:
+    """Return percent bounds, or None where one cluster tells nothing."""
+    if math.isnan(interval.low):
+        return None
+    return [100 * interval.low, 100 * interval.high]
 
 
 def _single_answer(answers: list[str], pairs: int) -> list[str]:

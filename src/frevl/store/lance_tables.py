@@ -12,15 +12,20 @@ import numpy as np
 import pyarrow as pa
 
 from frevl.errors import StoreError, UsageError
+from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
 
 __all__ = [
     "ITEM_COLUMNS",
     "Snapshot",
     "append_rows",
+    "delete_rows",
     "existing_table",
+    "open_committed",
     "open_table",
+    "read_data_file",
     "read_lance",
     "reading",
+    "remove_parts",
     "replace_rows",
     "writing",
 ]
@@ -29,6 +34,7 @@ ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
 """Columns of the tables of items that are neither embeddings nor metadata."""
 
 _SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
+_LEAST_FILE = 40  # bytes of the footer of a data file
 
 # How Lance says that a condition failed on a row, and not a file.
 _OF_CONDITION = "Error applying filter expression"
@@ -54,7 +60,7 @@ _SYSTEM_REASONS = (
 
 
 class Snapshot:
-    """The tables of a store, each at the version that was the newest when this was made.
+    """The tables of a store, each at the last version that was committed when this was made.
 
     Args:
         store: Folder of the store.
@@ -64,12 +70,12 @@ class Snapshot:
         versions: Version of every table by name, None where it was never written.
 
     Raises:
-        StoreError: A table is damaged, or may not be read.
+        StoreError: A table is damaged, has lost commits, or may not be read.
     """
 
     def __init__(self, store: Path, names: Iterable[str]) -> None:
         self._store = store
-        self._tables = {name: open_table(store, name) for name in names}
+        self._tables = {name: open_committed(store, name) for name in names}
         self._rows: dict[str, dict[str, int]] = {}
         self.versions = {name: None if table is None else int(table.version) for name, table in self._tables.items()}
 
@@ -142,12 +148,13 @@ class Snapshot:
         return self._rows[name]
 
 
-def open_table(store: Path, name: str) -> lance.LanceDataset | None:
-    """Open a table at its newest version.
+def open_table(store: Path, name: str, version: int | None = None) -> lance.LanceDataset | None:
+    """Open a table.
 
     Args:
         store: Folder of the store.
         name: ``images``, ``texts``, ``towers`` or ``rejects``.
+        version: Which version; None takes the newest.
 
     Returns:
         The table; None if it was never committed (a first commit that was killed leaves a folder without a manifest).
@@ -155,13 +162,26 @@ def open_table(store: Path, name: str) -> lance.LanceDataset | None:
     Raises:
         StoreError: The table is damaged, or may not be read.
     """
-    path = _path(store, name)
     with reading(store, name):
-        try:
-            versions = [entry.name for entry in (path / "_versions").iterdir()]
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return lance.dataset(str(path)) if any(name.endswith(".manifest") for name in versions) else None
+        return lance.dataset(str(table_folder(store, name)), version=version) if manifests(store, name) else None
+
+
+def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
+    """Open a table for reading, at its last version that is known to be on the disk.
+
+    While a process writes, and after one was killed or lost its power, a newer version may be there in part only.
+
+    Raises:
+        StoreError: The table is damaged, has lost commits, or may not be read.
+    """
+    with reading(store, name):
+        # In this order, because a writer may begin meanwhile, and may extend the table.
+        in_flight = writer_at_work(store).exists()
+        commit = read_commit(store, name)
+        check_not_lost(store, name, commit)
+        if in_flight:
+            return None if commit is None else open_table(store, name, commit.version)
+    return open_table(store, name)
 
 
 def read_lance(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.RecordBatch]]]:
@@ -196,7 +216,7 @@ def append_rows(store: Path, name: str, rows: pa.Table) -> None:
         StoreError: It cannot be written.
     """
     with writing(store, name):
-        lance.write_dataset(rows, str(_path(store, name)), mode="append")
+        lance.write_dataset(rows, str(table_folder(store, name)), mode="append")
 
 
 def replace_rows(store: Path, name: str, rows: pa.Table) -> None:
@@ -206,7 +226,47 @@ def replace_rows(store: Path, name: str, rows: pa.Table) -> None:
         StoreError: It cannot be written.
     """
     with writing(store, name):
-        lance.write_dataset(rows, str(_path(store, name)), mode="overwrite")
+        lance.write_dataset(rows, str(table_folder(store, name)), mode="overwrite")
+
+
+def delete_rows(store: Path, name: str, ids: pa.Array) -> int:
+    """Delete the rows of some ids; one atomic commit.
+
+    Returns:
+        How many rows there were.
+
+    Raises:
+        StoreError: The table is missing, or cannot be written.
+    """
+    table = existing_table(store, name)
+    with writing(store, name):
+        # Joined, not filtered: an id may be any text, and would have to be SQL.
+        done = table.merge_insert("id").when_matched_delete().execute(pa.table({"id": ids}))
+    return int(done["num_deleted_rows"])
+
+
+def remove_parts(store: Path, name: str, table: lance.LanceDataset, parts: list[int]) -> None:
+    """Commit a version of a table without some of its fragments, whose files may be missing.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    with writing(store, name):
+        operation = lance.LanceOperation.Delete([], parts, "files are lost")
+        lance.LanceDataset.commit(str(table_folder(store, name)), operation, read_version=table.version)
+
+
+def read_data_file(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield all rows that a data file of a table holds, deleted ones too, in batches of at most so many.
+
+    Raises:
+        OSError, ValueError: It is damaged.
+    """
+    from lance.file import LanceFileReader
+
+    if file.stat().st_size < _LEAST_FILE:  # Lance would panic, and say so on standard error
+        raise ValueError("the file is too short")
+    yield from LanceFileReader(str(file)).read_all(batch_size=rows).to_batches()
 
 
 @contextmanager
@@ -239,10 +299,6 @@ def writing(store: Path, name: str) -> Iterator[None]:
             f"{store}: writing the table '{name}' failed ({_brief(error)}); everything committed before is kept: "
             "make room or mend the permission, and run the same command again to go on"
         ) from error
-
-
-def _path(store: Path, name: str) -> Path:
-    return store / f"{name}.lance"
 
 
 def _is_lance_failure(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from frevl.encoders.interface import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
+from frevl.store.commits.record import check_not_lost, read_commit
 from frevl.store.lance_tables import ITEM_COLUMNS, Snapshot
 from frevl.store.towers import Modality, Tower, fingerprint_of, from_rows
 
@@ -51,6 +52,7 @@ class Store:
         """
         path = Path(path)
         if not (path / "towers.lance").is_dir():
+            check_not_lost(path, "towers", read_commit(path, "towers"))
             found = "a file" if path.is_file() else "none in that folder" if path.is_dir() else "no such folder"
             raise StoreError(
                 f"{path}: expected a store (a folder with 'towers.lance'), found {found}; make one with: "

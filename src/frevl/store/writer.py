@@ -1,22 +1,25 @@
-"""Writing to a store: every call is one atomic Lance commit, so a killed process loses only what was in flight."""
+"""Writing to a store: every call is one atomic Lance commit that is on the disk before the call returns.
+
+A process that is killed, or a loss of power, costs only what was in flight.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
 
+from frevl.disk import flush_folder
 from frevl.encoders.interface import Embeddings
 from frevl.errors import StoreError
 from frevl.rejects import Reject
-from frevl.store.lance_tables import append_rows, existing_table, open_table, reading, replace_rows, writing
+from frevl.store.commits.table_writer import TableWriter
+from frevl.store.lance_tables import existing_table, open_table, reading
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower, check_same, checksum, to_rows
 
@@ -30,10 +33,6 @@ _ITEM_FIELDS = [
     pa.field("filled", pa.list_(pa.struct([pa.field("tower", pa.string()), pa.field("crc32", pa.uint32())]))),
 ]
 _REJECT_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("kind", "id", "reason")])
-_SMALL_FRAGMENTS = 64  # this many commits are merged into larger files at a time
-_FRAGMENT_BYTES = 64 << 20  # and no larger than that, because merging may hold several times so much in memory
-_FRAGMENT_ROWS = 65_536
-_KEEP_VERSIONS = timedelta(minutes=10)  # for readers that opened an older version
 
 
 @dataclass(frozen=True)
@@ -64,44 +63,31 @@ class StoreWriter:
         notes: Sentences that a user should read.
 
     Raises:
-        StoreError: The folder cannot be written, holds something else, or another process is writing.
+        StoreError: The folder cannot be written, holds something else, has lost commits, or another process is writing.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.notes: list[str] = []
-        self._commits: dict[str, int] = dict.fromkeys([*TABLES.values(), "towers", "rejects"], 0)
         _make_folder(self.path)
-        self._lock = FileLock(self.path / ".lock")
+        self._tables = TableWriter(self.path, ["towers", *TABLES.values(), "rejects"])
 
     def __enter__(self) -> StoreWriter:
+        self._tables.__enter__()
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise StoreError(f"{self.path}: another process is writing to this store; wait for it to end") from error
-        except OSError as error:
-            raise StoreError(f"{self.path}: the store cannot be locked for writing ({error.strerror})") from error
-        try:
-            for name in self._commits:
-                self._tidy(name)  # also what a killed process has left
             self.store = Store(self.path)
             self._metadata = {modality: self.store.metadata(modality) for modality in TABLES}
             self._rejects = {(reject.kind, reject.id): reject.reason for reject in self.store.rejects()}
-        except BaseException:
-            self._lock.release()
+        except BaseException as error:
+            self._tables.__exit__(type(error), error, error.__traceback__)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                for name, commits in self._commits.items():
-                    if commits:
-                        self._tidy(name)
-        finally:
-            self._lock.release()
+        self._tables.__exit__(kind, error, trace)
+        self.notes = list(dict.fromkeys([*self.notes, *self._tables.notes]))
 
     def metadata_types(self, modality: Modality) -> dict[str, pa.DataType]:
         """Return name and type of the metadata columns of the images or texts."""
@@ -118,10 +104,8 @@ class StoreWriter:
             raise StoreError(f"{self.path}: '{taken[0]}' is the name of a tower; rename this metadata column")
         new = [field for field in fields if field.name not in self._metadata[modality]]
         self._metadata[modality].update({field.name: field.type for field in new})
-        table = open_table(self.path, TABLES[modality])
-        if table is not None and new:
-            with writing(self.path, TABLES[modality]):
-                table.add_columns(pa.schema(new))
+        if new and open_table(self.path, TABLES[modality]) is not None:
+            self._tables.add_columns(TABLES[modality], new)
 
     def register(self, towers: Sequence[Tower]) -> None:
         """Make towers known, or check that they are those that the store knows. Writes nothing if one is refused.
@@ -143,8 +127,7 @@ class StoreWriter:
         if {name: tower.encoders for name, tower in known.items()} != {
             name: tower.encoders for name, tower in self.store.towers.items()
         }:
-            replace_rows(self.path, "towers", to_rows(list(known.values())))
-            self._committed("towers")
+            self._tables.replace("towers", to_rows(list(known.values())))
             self.store.towers = known
         for modality, name in TABLES.items():
             table = open_table(self.path, name)
@@ -153,10 +136,8 @@ class StoreWriter:
                 for tower in known.values()
                 if tower.modality == modality and table is not None and tower.name not in table.schema.names
             ]
-            if table is not None and columns:
-                # All-null columns are metadata only; rows are filled as they are embedded.
-                with writing(self.path, name):
-                    table.add_columns(pa.schema(columns))
+            if columns:  # of nulls, which is metadata only; rows are filled as they are embedded
+                self._tables.add_columns(name, columns)
 
     def append(
         self,
@@ -174,7 +155,7 @@ class StoreWriter:
             embeddings: By tower name, one row an item. Towers that are not named stay empty for these items.
             metadata: By column name (see `describe`), one value an item; columns that are not named stay empty.
         """
-        self._append(TABLES[modality], self._rows(modality, items, embeddings, metadata))
+        self._tables.append(TABLES[modality], self._rows(modality, items, embeddings, metadata))
 
     def replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
         """Replace items whose content changed; towers that are not named become empty for these items."""
@@ -183,7 +164,7 @@ class StoreWriter:
             old = self._find(modality, rows["id"].combine_chunks())
             for name in self._metadata[modality]:
                 rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), old[name])
-        self._merge(modality, rows)
+        self._tables.merge(TABLES[modality], rows)
 
     def fill(
         self,
@@ -203,7 +184,36 @@ class StoreWriter:
         }
         columns["filled"] = pa.array(filled, new.schema.field("filled").type)
         columns.update({name: pc.coalesce(new[name], old[name]) for name in self._metadata[modality]})
-        self._merge(modality, pa.table(columns, schema=new.schema))
+        self._tables.merge(TABLES[modality], pa.table(columns, schema=new.schema))
+
+    def remove(self, modality: Modality, ids: Collection[str]) -> int:
+        """Remove items with all that is known of them; ids that are not there are passed over.
+
+        Returns:
+            How many items were removed.
+        """
+        if not ids or open_table(self.path, TABLES[modality]) is None:
+            return 0
+        return self._tables.delete(TABLES[modality], pa.array(list(dict.fromkeys(ids)), pa.string()))
+
+    def bring_back(self, modality: Modality, rows: pa.Table, *, known: bool) -> None:
+        """Add rows as another data file of this table holds them; columns that the table lacks are left out.
+
+        Args:
+            modality: ``image`` or ``text``.
+            rows: Rows with checksums that are right.
+            known: Whether their ids are in the table; they then take the place of its rows.
+        """
+        schema = self._rows(modality, [], {}).schema
+        columns = [
+            rows[field.name].cast(field.type) if field.name in rows.schema.names else pa.nulls(len(rows), field.type)
+            for field in schema
+        ]
+        towers = {field.name for field in schema}
+        filled = [[entry for entry in entries if entry["tower"] in towers] for entries in rows["filled"].to_pylist()]
+        columns[schema.get_field_index("filled")] = pa.array(filled, schema.field("filled").type)
+        write = self._tables.merge if known else self._tables.append
+        write(TABLES[modality], pa.Table.from_arrays(columns, schema=schema))
 
     def reject(self, rejects: Sequence[Reject]) -> None:
         """Keep what could not be used; a reject of the same kind and id takes the place of the former one."""
@@ -216,7 +226,7 @@ class StoreWriter:
         if again:
             self._write_rejects()
         else:
-            self._append("rejects", _reject_rows(changed))
+            self._tables.append("rejects", _reject_rows(changed))
 
     def forgive(self, kind: str, ids: Collection[str]) -> None:
         """Take back rejects of things that have become usable."""
@@ -226,8 +236,7 @@ class StoreWriter:
             self._write_rejects()
 
     def _write_rejects(self) -> None:
-        replace_rows(self.path, "rejects", _reject_rows(self._rejects))
-        self._committed("rejects")
+        self._tables.replace("rejects", _reject_rows(self._rejects))
 
     def _rows(
         self,
@@ -274,62 +283,23 @@ class StoreWriter:
             raise StoreError(f"{self.path}: {order.null_count:,} items have vanished from the table '{name}'")
         return found.take(order)
 
-    def _append(self, name: str, rows: pa.Table) -> None:
-        append_rows(self.path, name, rows)
-        self._committed(name)
-
-    def _merge(self, modality: Modality, rows: pa.Table) -> None:
-        # With every column in the source, Lance reads no column but the id.
-        name = TABLES[modality]
-        table = existing_table(self.path, name)
-        with writing(self.path, name):
-            table.merge_insert("id").when_matched_update_all().execute(rows)
-        self._committed(name)
-
-    def _committed(self, name: str) -> None:
-        self._commits[name] += 1
-        if self._commits[name] % _SMALL_FRAGMENTS == 0:
-            self._tidy(name)
-
-    def _tidy(self, name: str) -> None:
-        """Merge small files when there are many, and delete what no version needs that a reader may hold."""
-        table = open_table(self.path, name)
-        if table is None:
-            return
-        try:
-            with writing(self.path, name):
-                fragments = [fragment.metadata for fragment in table.get_fragments()]
-                rows = sum(fragment.num_rows for fragment in fragments)
-                size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
-                target = int(min(max(_FRAGMENT_BYTES * rows // max(size, 1), 1), _FRAGMENT_ROWS))
-                if sum(fragment.num_rows < target for fragment in fragments) >= _SMALL_FRAGMENTS:
-                    # Copied as they are where no row was deleted: half the time, a sixth of the memory.
-                    table.optimize.compact_files(
-                        target_rows_per_fragment=target,
-                        compaction_mode="try_binary_copy",
-                        batch_size=max(1, target // 16),
-                        num_threads=1,
-                    )
-                # Unverified files are those of a killed process: there is no other writer, we hold the lock.
-                table.cleanup_old_versions(older_than=_KEEP_VERSIONS, delete_unverified=True)
-        except StoreError as error:
-            # Nothing is lost: what could not be tidied (a full disk) is tidied next time.
-            self.notes = [f"The store is complete, but could not be tidied up: {error}."]
-
 
 def _make_folder(path: Path) -> None:
     try:
         if path.exists() and not path.is_dir():
             raise StoreError(f"{path}: expected a store, or an empty or new folder for one, found a file")
-        if path.is_dir() and not (path / "towers.lance").is_dir():
+        if path.is_dir() and not any((path / known).is_dir() for known in ("towers.lance", "commits")):
             entries = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
             if entries:
                 raise StoreError(
                     f"{path}: expected a store, or an empty or new folder for one, found '{entries[0]}' in it; "
                     "choose another folder"
                 )
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         (path / ".lock").touch()
+        for folder in new:
+            flush_folder(folder.parent)
     except OSError as error:
         raise StoreError(
             f"{path}: the store cannot be written ({error.strerror}); choose a folder that you may write to"

@@ -20,7 +20,7 @@ from frevl.store.importing.identity import verified_towers
 from frevl.store.importing.layouts import open_parts
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
-from frevl.store.verification import verify
+from frevl.store.upkeep.verification import verify
 from frevl.store.writer import StoreWriter
 
 
@@ -66,13 +66,13 @@ import frevl.store.importing.vectors, frevl.store.writer
 from frevl.cli.main import main
 
 frevl.store.importing.vectors._COMMIT_BYTES = 20
-original, calls = frevl.store.writer.append_rows, []
+original, calls = frevl.store.commits.table_writer.append_rows, []
 def third(path, name, rows):
     calls.append(name)
     if calls.count("images") == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     original(path, name, rows)
-frevl.store.writer.append_rows = third
+frevl.store.commits.table_writer.append_rows = third
 main()
 """
 

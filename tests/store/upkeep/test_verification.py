@@ -11,8 +11,7 @@ import pytest
 from frevl.errors import StoreError
 from frevl.store.lance_tables import reading, writing
 from frevl.store.reader import Store
-from frevl.store.verification import verify
-from handmade import made_of, pooled, tower
+from frevl.store.upkeep.verification import verify
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +91,6 @@ def test_any_damage_to_a_data_file_is_found_or_harmless(sound, tmp_path):
         if not same:
             assert problems
     assert found >= 10
-
-
-def test_a_table_without_its_manifest_is_a_table_that_was_never_committed(tmp_path):
-    path = tmp_path / "s"
-    made_of(path, [tower()], {})
-    (path / "images.lance" / "_versions").mkdir(parents=True)
-    (path / "images.lance" / "data").mkdir()
-    (path / "images.lance" / "data" / "half.lance").write_bytes(b"x")
-    assert Store.open(path).image_ids == []
-    made = made_of(path, [tower()], {"a": {"eye": pooled([1, 0, 0])}})
-    assert made.read_images(["a"]).tolist() == [[1, 0, 0]]
 
 
 def test_a_damaged_manifest_is_one_sentence(sound, tmp_path):

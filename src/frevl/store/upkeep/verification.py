@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from frevl.errors import StoreError
-from frevl.store.lance_tables import open_table, reading
+from frevl.store.commits.record import commits_folder, lost_commits, manifests, read_commit, table_folder
+from frevl.store.commits.session import read_session, unclaimed_files
+from frevl.store.commits.soundness import file_problems, wrong_ids
+from frevl.store.lance_tables import open_committed, reading
 from frevl.store.reader import TABLES, Store
-from frevl.store.towers import Modality, Tower, checksum
+from frevl.store.towers import Modality, Tower
 
 if TYPE_CHECKING:
     import lance
 
 __all__ = ["describe", "verify"]
 
-_ROWS_AT_ONCE = {True: 4096, False: 128}  # pooled embeddings, tokens
+_TABLES = ("towers", "rejects", *TABLES.values())
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -52,7 +55,8 @@ def describe(store: Store) -> dict[str, Any]:
 def verify(path: str | Path) -> list[str]:
     """Read every embedding and say what is wrong.
 
-    Missing and cut files are named. Every embedding is compared with the checksum that was stored beside it.
+    Tables that have lost commits, and files that are missing, cut or belong to no version, are named. Every embedding
+    is compared with the checksum that was stored beside it.
 
     Args:
         path: Folder of the store.
@@ -64,12 +68,12 @@ def verify(path: str | Path) -> list[str]:
         StoreError: There is no store at this path.
     """
     path = Path(path)
-    damaged = {name: _file_problems(path, name) for name in ("towers", "rejects", *TABLES.values())}
-    problems = [problem for found in damaged.values() for problem in found]
+    damaged = {name: _file_problems(path, name) for name in _TABLES}
+    problems = [problem for name in _TABLES for problem in (*_commit_problems(path, name), *damaged[name])]
     try:
         store = Store.open(path)
     except StoreError as error:
-        if not (path / "towers.lance").is_dir():
+        if not problems and not (path / "towers.lance").is_dir():
             raise
         return problems or [f"{error}."]
     for modality, name in TABLES.items():
@@ -90,10 +94,42 @@ def verify(path: str | Path) -> list[str]:
     return problems
 
 
+def _commit_problems(path: Path, name: str) -> list[str]:
+    """Compare a table with what was written down of its last commit, and name data that no version of it knows."""
+    with reading(path, name):
+        commit = read_commit(path, name)
+        lost = lost_commits(path, name, commit)
+    if lost:
+        return [f"{lost}."]
+    problems = []
+    try:
+        in_flight = read_session(path)  # before the files: a writer may begin meanwhile
+        table = open_committed(path, name)
+        if table is not None and commit is not None and commit.version in manifests(path, name):
+            file = manifests(path, name)[commit.version]
+            if file.read_bytes() != commit.manifest:
+                problems.append(
+                    f"The table '{name}' has a manifest, {file}, that differs from its copy in {commits_folder(path)}; "
+                    f"run frevl store repair {path}."
+                )
+        unclaimed = unclaimed_files(path, name)
+        if in_flight is not None:  # what is being written, or was when a writer was killed, is not lost data
+            unclaimed &= in_flight.get(name, set())
+    except StoreError:
+        return []  # told by `_file_problems`
+    if unclaimed:
+        first = table_folder(path, name) / "data" / min(unclaimed)
+        problems.append(
+            f"The table '{name}' has {len(unclaimed):,} data files that no version of it names, the first is {first}; "
+            f"nothing deletes them, and frevl store repair {path} brings back the rows that they hold."
+        )
+    return problems
+
+
 def _file_problems(path: Path, name: str) -> list[str]:
     """Name the files of a table that are missing, have another size than when they were written, or cannot be read."""
     try:
-        table = open_table(path, name)
+        table = open_committed(path, name)
     except StoreError as error:
         return [f"{error}."]
     if table is None:
@@ -101,21 +137,9 @@ def _file_problems(path: Path, name: str) -> list[str]:
     problems: list[str] = []
     plain = [field.name for field in table.schema if not _is_embedding(field.type)]
     for fragment in table.get_fragments():
-        lost = [problem for file in fragment.data_files() for problem in _size_problems(path, name, file)]
+        lost = file_problems(path, name, fragment)
         problems += lost or _read_problems(path, name, fragment, lambda part: part.to_table(columns=plain))
     return problems
-
-
-def _size_problems(path: Path, name: str, file: Any) -> list[str]:
-    place = path / f"{name}.lance" / "data" / file.path
-    if not place.is_file():
-        return [f"The table '{name}' has lost its file {place}."]
-    found = place.stat().st_size
-    if file.file_size_bytes in (None, found):
-        return []
-    return [
-        f"The table '{name}' has a damaged file, {place}: expected {file.file_size_bytes:,} bytes, found {found:,}."
-    ]
 
 
 def _read_problems(
@@ -140,32 +164,17 @@ def _is_embedding(kind: pa.DataType) -> bool:
 def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[str]:
     """Compare every embedding of a tower with its checksum, file by file."""
     name = TABLES[modality]
-    table = open_table(store.path, name)
+    table = open_committed(store.path, name)
     problems: list[str] = []
     wrong: list[str] = []
     for fragment in [] if table is None or tower.name not in table.schema.names else table.get_fragments():
-        problems += _read_problems(store.path, name, fragment, lambda part: wrong.extend(_wrong_ids(part, tower)))
+        problems += _read_problems(store.path, name, fragment, lambda part: wrong.extend(wrong_ids(part, tower)))
     if wrong:
         problems.append(
             f"Tower '{tower.name}': {len(wrong):,} embeddings differ from their checksums, the first is of "
             f"'{wrong[0]:.80}'."
         )
     return problems
-
-
-def _wrong_ids(fragment: lance.LanceFragment, tower: Tower) -> Iterator[str]:
-    columns = ["id", "content_hash", "filled", tower.name]
-    for batch in fragment.to_batches(columns=columns, batch_size=_ROWS_AT_ONCE[tower.pooled]):
-        column = batch[tower.name]
-        described = (batch[name].to_pylist() for name in columns[:3])
-        for row, (id_, content_hash, filled) in enumerate(zip(*described, strict=True)):
-            expected = {entry["tower"]: entry["crc32"] for entry in filled}.get(tower.name)
-            found = None
-            if column[row].is_valid:
-                values = column[row].values if tower.pooled else column[row].values.flatten()
-                found = checksum(id_, content_hash, values.to_numpy(zero_copy_only=False))
-            if found != expected:
-                yield id_
 
 
 def _size(path: Path) -> int:

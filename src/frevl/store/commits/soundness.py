@@ -1,0 +1,71 @@
+"""Which rows of a table agree with their checksums, and which of its parts lack a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from frevl.store.commits.record import table_folder
+from frevl.store.towers import Tower, checksum
+
+if TYPE_CHECKING:
+    import lance
+
+__all__ = ["ROWS_AT_ONCE", "file_problems", "sound_rows", "wrong_ids"]
+
+ROWS_AT_ONCE = {True: 4096, False: 128}
+"""Rows to read at once, of pooled towers and of towers that keep tokens."""
+
+
+def sound_rows(batch: pa.RecordBatch, towers: Sequence[Tower]) -> np.ndarray:
+    """Compare embeddings with the checksums beside them.
+
+    Args:
+        batch: Rows of ``images`` or ``texts``: ``id``, ``content_hash``, ``filled`` and columns of towers.
+        towers: Towers of this modality to look at; a column that the batch lacks counts as empty.
+
+    Returns:
+        ``(n,)`` bool, False where an embedding differs from its checksum, or is there although none is expected.
+    """
+    sound = np.ones(len(batch), bool)
+    columns = [batch[tower.name] if tower.name in batch.schema.names else None for tower in towers]
+    described = (batch[name].to_pylist() for name in ("id", "content_hash", "filled"))
+    for row, (id_, content_hash, filled) in enumerate(zip(*described, strict=True)):
+        expected = {entry["tower"]: entry["crc32"] for entry in filled or ()}
+        for tower, column in zip(towers, columns, strict=True):
+            found = None
+            if column is not None and column[row].is_valid:
+                values = column[row].values if tower.pooled else column[row].values.flatten()
+                found = checksum(id_, content_hash, values.to_numpy(zero_copy_only=False))
+            if found != expected.get(tower.name):
+                sound[row] = False
+    return sound
+
+
+def wrong_ids(fragment: lance.LanceFragment, tower: Tower) -> Iterator[str]:
+    """Yield the ids of the rows of a part of a table whose embedding of a tower differs from its checksum."""
+    columns = ["id", "content_hash", "filled", tower.name]
+    for batch in fragment.to_batches(columns=columns, batch_size=ROWS_AT_ONCE[tower.pooled]):
+        yield from (batch["id"][int(row)].as_py() for row in np.flatnonzero(~sound_rows(batch, [tower])))
+
+
+def file_problems(store: Path, name: str, fragment: lance.LanceFragment) -> list[str]:
+    """Name the files of a part of a table that are missing, or have another size than when they were written."""
+    problems = []
+    for file in fragment.data_files():
+        place = table_folder(store, name) / "data" / file.path
+        if not place.is_file():
+            problems.append(f"The table '{name}' has lost its file {place}.")
+        elif file.file_size_bytes not in (None, place.stat().st_size):
+            problems.append(
+                f"The table '{name}' has a damaged file, {place}: expected {file.file_size_bytes:,} bytes, found "
+                f"{place.stat().st_size:,}."
+            )
+    removed = fragment.deletion_file()
+    if removed is not None and not (table_folder(store, name) / removed).is_file():
+        problems.append(f"The table '{name}' has lost its file {table_folder(store, name) / removed}.")
+    return problems

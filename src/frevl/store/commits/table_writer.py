@@ -1,0 +1,185 @@
+"""Writing to the tables of a store: every call is one commit, on the disk and written down when the call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+
+from frevl.errors import StoreError
+from frevl.store.commits.record import Commit, flush_table, manifests, write_commit
+from frevl.store.commits.session import begin_writing, end_writing
+from frevl.store.lance_tables import append_rows, delete_rows, existing_table, open_table, replace_rows, writing
+
+if TYPE_CHECKING:
+    import lance
+
+__all__ = ["TableWriter", "lock_store"]
+
+_SMALL_FRAGMENTS = 64  # this many commits are merged into larger files at a time
+_FRAGMENT_BYTES = 64 << 20  # and no larger than that, because merging may hold several times so much in memory
+_FRAGMENT_ROWS = 65_536
+_KEEP_VERSIONS = timedelta(minutes=10)  # for readers that opened an older version
+_UNTIDY = "The store is complete, but could not be tidied up"
+
+
+class TableWriter:
+    """The only one that writes to the tables of a store; use it as a context manager, it holds the store's lock.
+
+    Args:
+        path: Folder of the store, which exists.
+        names: Names of its tables, that of the towers first: what is known of other columns depends on them.
+
+    Attributes:
+        notes: Sentences that a user should read.
+
+    Raises:
+        StoreError: Another process is writing, or a table is damaged or has lost commits.
+    """
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self._commits: dict[str, int] = dict.fromkeys(names, 0)
+        self._flushed: dict[str, set[str]] = {name: set() for name in self._commits}
+        self._lock = lock_store(path)
+
+    def __enter__(self) -> TableWriter:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(f"{self.path}: another process is writing to this store; wait for it to end") from error
+        except OSError as error:
+            raise StoreError(f"{self.path}: the store cannot be locked for writing ({error.strerror})") from error
+        try:
+            self._unclaimed = begin_writing(self.path, self._commits, self._remember)
+            for name in self._commits:
+                self._tidy(name)
+        except OSError as error:
+            self._lock.release()
+            raise StoreError(
+                f"{self.path}: the store cannot be written ({error.strerror or error}); everything committed before is "
+                "kept: make room or mend the permission, and run the same command again to go on"
+            ) from error
+        except BaseException:
+            self._lock.release()
+            raise
+        for name, files in self._unclaimed.items():
+            if files:
+                self.notes.append(
+                    f"The table '{name}' has {len(files):,} data files that no version of it names; they were left "
+                    f"alone: see frevl store verify {self.path}."
+                )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                for name, commits in self._commits.items():
+                    if commits:
+                        self._tidy(name)
+                end_writing(self.path)
+        finally:
+            self._lock.release()
+
+    def append(self, name: str, rows: pa.Table) -> None:
+        """Add rows to a table, which is made if it is missing.
+
+        Raises:
+            StoreError: They cannot be written; so for all that follows.
+        """
+        append_rows(self.path, name, rows)
+        self._committed(name)
+
+    def replace(self, name: str, rows: pa.Table) -> None:
+        """Put other rows in the place of all rows of a table."""
+        replace_rows(self.path, name, rows)
+        self._committed(name)
+
+    def merge(self, name: str, rows: pa.Table) -> None:
+        """Put rows with all columns of the table in the place of those with the same ``id``."""
+        table = existing_table(self.path, name)
+        with writing(self.path, name):
+            # With every column in the source, Lance reads no column but the id.
+            table.merge_insert("id").when_matched_update_all().execute(rows)
+        self._committed(name)
+
+    def delete(self, name: str, ids: pa.Array) -> int:
+        """Delete the rows of some ids; return how many there were."""
+        count = delete_rows(self.path, name, ids)
+        self._committed(name)
+        return count
+
+    def add_columns(self, name: str, columns: list[pa.Field]) -> None:
+        """Add columns of nulls to a table that is there, which writes no data file."""
+        table = existing_table(self.path, name)
+        with writing(self.path, name):
+            table.add_columns(pa.schema(columns))
+        self._committed(name)
+
+    def _committed(self, name: str) -> None:
+        self._remember(name)
+        self._commits[name] += 1
+        if self._commits[name] % _SMALL_FRAGMENTS == 0:
+            self._tidy(name)
+
+    def _remember(self, name: str) -> None:
+        """Wait until the newest version of a table is on the disk, then write it down in the second place."""
+        table = existing_table(self.path, name)
+        with writing(self.path, name):
+            flush_table(self.path, name, self._flushed[name])
+            content = _stream(table.to_table()) if name == "towers" else b""
+            manifest = manifests(self.path, name)[table.version].read_bytes()
+            write_commit(self.path, name, Commit(table.version, table.count_rows(), manifest, content))
+
+    def _tidy(self, name: str) -> None:
+        """Merge small files when there are many, and delete what no version needs that a reader may hold."""
+        table = open_table(self.path, name)
+        if table is None:
+            return
+        try:
+            with writing(self.path, name):
+                target = rows_a_file(table)
+                if sum(fragment.metadata.num_rows < target for fragment in table.get_fragments()) >= _SMALL_FRAGMENTS:
+                    # Copied as they are where no row was deleted: half the time, a sixth of the memory.
+                    table.optimize.compact_files(
+                        target_rows_per_fragment=target,
+                        compaction_mode="try_binary_copy",
+                        batch_size=max(1, target // 16),
+                        num_threads=1,
+                    )
+                    self._remember(name)  # on the disk before the files that it replaces are deleted
+                if not self._unclaimed[name]:  # Lance would delete those after a week
+                    table.cleanup_old_versions(older_than=_KEEP_VERSIONS)
+        except StoreError as error:
+            # Nothing is lost: what could not be tidied (a full disk) is tidied next time.
+            if not any(note.startswith(_UNTIDY) for note in self.notes):
+                self.notes.append(f"{_UNTIDY}: {error}.")
+
+
+def lock_store(path: Path) -> FileLock:
+    """Return the lock of a store, not yet taken; whoever writes holds it."""
+    return FileLock(path / ".lock")
+
+
+def rows_a_file(table: lance.LanceDataset) -> int:
+    """Return how many rows the data files of a table should have."""
+    fragments = [fragment.metadata for fragment in table.get_fragments()]
+    rows = sum(fragment.num_rows for fragment in fragments)
+    size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
+    return int(min(max(_FRAGMENT_BYTES * rows // max(size, 1), 1), _FRAGMENT_ROWS))
+
+
+def _stream(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

@@ -1,0 +1,235 @@
+"""Bringing back what can be of a store that was damaged or copied in part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from filelock import Timeout
+
+from frevl.errors import StoreError
+from frevl.store.commits.record import (
+    Commit,
+    commits_folder,
+    data_files,
+    manifest_name,
+    manifests,
+    read_commit,
+    table_folder,
+    writer_at_work,
+)
+from frevl.store.commits.session import drop_unfinished, unclaimed_files
+from frevl.store.commits.soundness import file_problems
+from frevl.store.commits.table_writer import lock_store
+from frevl.store.lance_tables import open_table, reading, remove_parts, replace_rows, writing
+from frevl.store.reader import TABLES
+from frevl.store.upkeep.salvage import salvage, unclaimed_folder
+
+if TYPE_CHECKING:
+    import lance
+
+__all__ = ["RepairReport", "repair"]
+
+_TABLES = ("towers", *TABLES.values(), "rejects")
+
+
+@dataclass
+class RepairReport:
+    """What one repair did.
+
+    Attributes:
+        store: Path of the store.
+        versions: By table, the version that was brought back from its record.
+        rows: By table, how many rows were brought back from data files that no version named.
+        removed: By table, how many rows were removed because they are damaged; their embeddings are lost.
+        missing: By table, how many rows fewer it has than after its last commit.
+        unread: Files that nothing could be read of, or not all; they lie in ``STORE/unclaimed`` and may be deleted.
+        notes: Sentences that a user should read.
+    """
+
+    store: str
+    versions: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Return what `frevl store repair --json` writes."""
+        return dict(vars(self))
+
+    def sentence(self) -> str:
+        """Say it in one line."""
+        said = [f"Brought back version {version} of '{name}'." for name, version in self.versions.items()]
+        said += [f"Brought back {count:,} rows of '{name}' from their data files." for name, count in self.rows.items()]
+        said += [f"Removed {count:,} damaged rows of '{name}'." for name, count in self.removed.items()]
+        said += [
+            f"'{name}' lacks {count:,} rows of its last commit: extract or import them again."
+            for name, count in self.missing.items()
+        ]
+        if self.unread:
+            said.append(
+                f"{len(self.unread):,} files cannot be read in full and were put aside, the first is {self.unread[0]}; "
+                "delete them when you have no copy to compare them with."
+            )
+        return " ".join([f"{self.store}:", *(said or ["nothing had to be brought back."]), *self.notes])
+
+
+def repair(store: str | Path) -> RepairReport:
+    """Bring back what can be of a store that lost files or manifests; nothing is deleted that can be read.
+
+    Manifests come back from the second place where the store keeps them. Parts of a table whose file is missing or
+    cut leave the table. Data files that no version names are put aside into ``STORE/unclaimed``; rows in them that
+    agree with their checksums and that the table lacks are added to it. Where an id stands in several such files, the
+    row with more embeddings counts, or, if the content differs, the one of the newer file. Rows that were removed
+    since may come back with a table that has lost its manifests and their copy.
+
+    Args:
+        store: Folder of the store.
+
+    Returns:
+        What was done.
+
+    Raises:
+        StoreError: There is no store, another process is writing, or nothing can be brought back.
+    """
+    path = Path(store)
+    if not any((path / known).is_dir() for known in ("towers.lance", "commits")):
+        raise StoreError(f"{path}: expected a store (a folder with 'towers.lance'), found none")
+    report = RepairReport(str(path))
+    recorded = {name: read_commit(path, name) for name in _TABLES}
+    with _locked(path):
+        for name in _TABLES:
+            with writing(path, name):
+                _bring_back_manifest(path, name, recorded[name], report)
+                if name == "towers":
+                    _bring_back_towers(path, recorded[name], report)
+                _leave_out_lost_parts(path, name)
+                _put_aside(path, name)
+        with writing(path, "commits"):
+            writer_at_work(path).unlink(missing_ok=True)
+    _check_towers(path)
+    salvaged = salvage(path)
+    report.rows, report.removed, report.unread = salvaged.rows, salvaged.removed, salvaged.unread
+    for name, commit in recorded.items():
+        table = open_table(path, name)
+        lacking = 0 if commit is None else commit.rows - (0 if table is None else table.count_rows())
+        if lacking > 0:
+            report.missing[name] = lacking
+    return report
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        with lock_store(path).acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from error
+
+
+def _bring_back_manifest(path: Path, name: str, commit: Commit | None, report: RepairReport) -> None:
+    """Write the recorded manifest back where the newest that can be read is older, or there is none."""
+    drop_unfinished(path, name)
+    for version, file in manifests(path, name).items():  # the newest first
+        if _readable(path, name, version):
+            break
+        file.rename(_aside(path, name) / file.name)
+    found = manifests(path, name)
+    if commit is not None and commit.version in found and found[commit.version].read_bytes() != commit.manifest:
+        found[commit.version].rename(_aside(path, name) / found[commit.version].name)
+    newest = next(iter(manifests(path, name)), 0)
+    if commit is None or newest >= commit.version:
+        return
+    folder = table_folder(path, name) / "_versions"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / manifest_name(commit.version)
+    file.write_bytes(commit.manifest)
+    if _readable(path, name, commit.version):
+        report.versions[name] = commit.version
+    else:  # the record is damaged too: what the data files hold is looked at below
+        file.unlink()
+
+
+def _bring_back_towers(path: Path, commit: Commit | None, report: RepairReport) -> None:
+    """Write the table of towers again where its data file is lost: its record holds the rows."""
+    if commit is None or not commit.content:
+        return
+    try:
+        table = open_table(path, "towers")
+        whole = table is not None and not _lost_parts(path, "towers", table) and table.count_rows() == commit.rows
+    except StoreError:
+        whole = False
+    if whole:
+        return
+    with pa.ipc.open_stream(commit.content) as stream:
+        rows = stream.read_all()
+    replace_rows(path, "towers", rows)
+    report.versions["towers"] = commit.version
+
+
+def _leave_out_lost_parts(path: Path, name: str) -> None:
+    """Commit a version without the parts whose files are missing, cut or unreadable; put what is left of them aside."""
+    table = open_table(path, name)
+    lost = [] if table is None else _lost_parts(path, name, table)
+    if table is None or not lost:
+        return
+    files = {file.path for part in lost for file in part.data_files()}
+    remove_parts(path, name, table, [part.fragment_id for part in lost])
+    for version, manifest in list(manifests(path, name).items())[1:]:
+        former = open_table(path, name, version=version)
+        # Former versions that name such a file cannot be read without it either.
+        if former and not files.isdisjoint(file.path for part in former.get_fragments() for file in part.data_files()):
+            manifest.unlink()
+    for file in files.intersection(data_files(path, name)):
+        (table_folder(path, name) / "data" / file).rename(_aside(path, name) / file)
+
+
+def _lost_parts(path: Path, name: str, table: lance.LanceDataset) -> list[lance.LanceFragment]:
+    lost = []
+    for part in table.get_fragments():
+        try:
+            if not file_problems(path, name, part):
+                with reading(path, name):
+                    for _ in part.to_batches(batch_size=1024):
+                        pass
+                continue
+        except StoreError:
+            pass
+        lost.append(part)
+    return lost
+
+
+def _put_aside(path: Path, name: str) -> None:
+    files = data_files(path, name)
+    for file in unclaimed_files(path, name):
+        files[file].rename(_aside(path, name) / file)
+
+
+def _aside(path: Path, name: str) -> Path:
+    folder = unclaimed_folder(path, name)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _readable(path: Path, name: str, version: int) -> bool:
+    try:
+        return open_table(path, name, version=version) is not None
+    except StoreError:
+        return False
+
+
+def _check_towers(path: Path) -> None:
+    """Refuse to go on where nothing says which encoders made the embeddings."""
+    if open_table(path, "towers") is None and not unclaimed_folder(path, "towers").is_dir():
+        held = [name for name in TABLES.values() if data_files(path, name) or unclaimed_folder(path, name).is_dir()]
+        if held:
+            raise StoreError(
+                f"{path}: the table 'towers', which says what made the embeddings, is lost, and so is its record in "
+                f"{commits_folder(path)}; bring back the folder towers.lance from a copy, and repair again"
+            )
