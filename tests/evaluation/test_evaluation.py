@@ -28,10 +28,15 @@ class GivenScorer:
             path="made",
             provenance={"seed": 0},
             train_image_hashes=np.zeros(0, np.uint64),
+            towers={"image": {}},
         )
         images = {pair[0]: None for pair in table}
         self.store = SimpleNamespace(
-            positions=lambda _: images, rejects=list, content_hashes=lambda _: {}, fingerprint="made"
+            positions=lambda _: images,
+            rejects=list,
+            content_hashes=lambda _: {},
+            fingerprint="made",
+            select_towers=lambda _: [],
         )
 
     has_first_stage, rerank_depth = False, 0

@@ -49,7 +49,7 @@ def judged(hits, seed):
 
 def test_means_and_deviations_by_hand(monkeypatch):
     answers = {1: judged([1, 1, 0, 0], 1), 2: judged([1, 1, 1, 0], 2), 3: judged([1, 1, 1, 1], 3)}
-    monkeypatch.setattr(frevl.evaluation.seeds, "evaluate", lambda scorer, _: answers[scorer])
+    monkeypatch.setattr(frevl.evaluation.seeds, "evaluate", lambda scorer, _, **__: answers[scorer])
     result = evaluate_seeds([1, 2, 3], frevl.data.pairs.Pairs([], [], [], [], []))
     assert result.metrics == {"accuracy": 75, "ece": 20}
     assert result.seeds["deviation"] == {"accuracy": 25, "ece": 10}  # 50, 75, 100 and 10, 20, 30

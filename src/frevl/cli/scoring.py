@@ -27,6 +27,15 @@ def evaluate(
     versus: Annotated[
         Path | None, typer.Option(readable=False, help="Another run, to compare on the same pairs.")
     ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Key of the pairs that names what is not independent.", show_default="cluster")
+    ] = None,
+    groups: Annotated[
+        bool | None,
+        typer.Option(
+            "--groups/--no-groups", help="Find copies and other pairs that are not independent.", show_default="on"
+        ),
+    ] = None,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
     json: JsonOption = None,
@@ -39,16 +48,19 @@ def evaluate(
     from frevl.store.reader import Store
 
     opened = Store.open(store)
+    grouping = typed(group_by=group_by, find_groups=groups)
     if is_seeds(run) or (versus and is_seeds(versus)):
         if backend is not None or onnx is not None:
             raise UsageError(f"{run}: --backend takes one run, found several seeds; name one of them, as {run}/seed0")
         others = open_seeds(versus, store=opened) if versus else ()
-        mean = evaluate_seeds(open_seeds(run, store=opened), pairs, versus=others)
+        mean = evaluate_seeds(open_seeds(run, store=opened), pairs, versus=others, **grouping)
         say(result_table(mean))
         write(json, mean.record())
         return
     other = Scorer.open(versus, store=opened) if versus else None
-    result = run_evaluate(Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx)), pairs, versus=other)
+    result = run_evaluate(
+        Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx)), pairs, versus=other, **grouping
+    )
     say(result_table(result))
     write(json, result.record())
 
@@ -105,6 +117,9 @@ def search(
         typer.Option(readable=False, help="Folder of the images, for paths and the contact sheet.", show_default="."),
     ] = None,
     exact: Annotated[bool | None, typer.Option("--exact", help="Do not use an index.", show_default="off")] = None,
+    all_: Annotated[
+        bool | None, typer.Option("--all", help="Show items of the same content, each by itself.", show_default="off")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(readable=False, help="Write a contact sheet to this HTML file."), OUTPUT
     ] = None,
@@ -120,7 +135,7 @@ def search(
     found = run_search(
         Scorer.open(run, store=store),
         text,
-        **typed(image=image, find=find, k=k, where=where, images=images, exact=exact),
+        **typed(image=image, find=find, k=k, where=where, images=images, exact=exact, copies=all_),
         progress=not quiet,
     )
     say(search_table(found))

@@ -111,7 +111,7 @@ def search_table(found: SearchResult) -> str:
             str(hit.rank),
             f"{hit.similarity:.3f}",
             *(["-" if hit.probability is None else f"{100 * hit.probability:.1f}"] if judged else []),
-            " ".join((hit.path or hit.id).split()),
+            " ".join((hit.path or hit.id).split()) + (f" (and {len(hit.copies)} copies)" if hit.copies else ""),
         ]
         for hit in found.hits
     ]

@@ -23,6 +23,7 @@ from frevl.provenance import provenance
 from frevl.rejects import Reject, rejects_sentence
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
+from frevl.store.grouping.groups import group_pairs
 from frevl.store.usable_pairs import usable_pairs
 
 __all__ = ["Result", "evaluate"]
@@ -50,6 +51,7 @@ class Result:
         clusters: Image of each hit.
         measures: Every metric with what it takes to compute it again on resampled images.
         slice_rows: Rows of every group of ``slices``.
+        judged: The pairs that were judged; their ``clusters`` are the groups that the intervals draw.
     """
 
     task: str
@@ -66,6 +68,7 @@ class Result:
     clusters: list[str] = field(default_factory=list, repr=False)
     measures: dict[str, Measure] = field(default_factory=dict, repr=False)
     slice_rows: dict[str, dict[str, list[int]]] = field(default_factory=dict, repr=False)
+    judged: Pairs | None = field(default=None, repr=False)
 
     def record(self) -> dict[str, Any]:
         """Return the result JSON."""
@@ -79,7 +82,14 @@ class Result:
         return record
 
 
-def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None = None) -> Result:
+def evaluate(
+    scorer: Scorer,
+    pairs: str | Path | Pairs,
+    *,
+    versus: Scorer | None = None,
+    group_by: str | None = None,
+    find_groups: bool = True,
+) -> Result:
     """Judge a run on pairs that it has not seen.
 
     Args:
@@ -87,6 +97,9 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
         pairs: Pairs, or a pairs file. Classification needs targets; in matching, pairs are right where none has a
             target. A pair without one among others is left out.
         versus: Another run, judged on the same pairs; the result holds the paired difference.
+        group_by: A key of the pairs that names what is not independent, as ``cluster`` does.
+        find_groups: Find copies and other pairs that are not independent, for the intervals (see
+            `frevl.store.grouping.groups.group_pairs`). In ranks, images of the same content are one image in any case.
 
     Returns:
         Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
@@ -106,10 +119,20 @@ def evaluate(scorer: Scorer, pairs: str | Path | Pairs, *, versus: Scorer | None
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     judged, unjudged = with_targets(read)
     usable, left_out = usable_pairs(judged, scorer.store)
+    towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]
+    (usable,), groups = group_pairs(
+        scorer.store,
+        [usable],
+        group_by=group_by,
+        find=find_groups,
+        towers=towers,
+        purpose="Drawn together for the intervals",
+    )
     judge = _judge_matching if scorer.run.task == "matching" else _judge_classes
     result = judge(scorer, usable)
+    result.judged = usable
     result.left_out = [*read.rejected, *unjudged, *left_out]
-    result.notes = _notes(scorer, usable, result.left_out) + result.notes
+    result.notes = _notes(scorer, usable, result.left_out) + groups + result.notes
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
     if versus is not None:
@@ -186,8 +209,9 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
     right = [i for i in range(len(pairs)) if truth[i]]
     measured: dict[str, Measure] = {}
     notes: list[str] = []
-    hits, clusters = np.zeros(0), pairs.images
-    images = list(dict.fromkeys(pairs.images[i] for i in right))
+    hits, clusters = np.zeros(0), pairs.clusters
+    hashes = scorer.store.content_hashes([pairs.images[i] for i in right])
+    images = {hashes.get(pairs.images[i], pairs.images[i]) for i in right}
     if len(images) > 1:
         measured, note = judge_retrieval(scorer, pairs.select(right))
         first = measured["i2t_r1"]
@@ -303,7 +327,8 @@ def _group_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[s
             return {}
         groups.setdefault(str(extra["group"]), []).append(row)
     rows = list(groups.values())
-    names = list(groups)
+    clusters = pairs.clusters
+    names = [min(clusters[row] for row in group) for group in rows]
     pictures = {len({pairs.images[i] for i in group}) for group in rows}
     numbered = all(isinstance(extra.get(key), int) for extra in pairs.extras for key in ("caption", "picture"))
     if numbered and {len(group) for group in rows} == {4} and pictures == {2}:

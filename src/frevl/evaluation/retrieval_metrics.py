@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs
+from frevl.evaluation.copies import one_item_each
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import median_rank, rank_of_best_match
 from frevl.runs.pair_grid import PairScores, dot_products
@@ -118,7 +119,8 @@ def judge_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], s
     item. A run that reranks orders the best candidates of its first stage by its final score, the others stay behind
     them; its metrics with the prefix ``first_`` are those of the first stage alone.
 
-    A text that stands with several images is one query, and each of these images is right.
+    A text that stands with several images is one query, and each of these images is right. Images of the same content
+    are one image, so that no copy stands before its twin.
 
     Args:
         scorer: A matching run with its store.
@@ -128,25 +130,30 @@ def judge_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], s
         ``i2t_r1`` ... ``t2i_r10`` as shares, ``i2t_median_rank`` and ``t2i_median_rank`` counted from 1, and a
         sentence that says among how many items, and how deep the reranking went.
     """
+    pairs, copies = one_item_each(pairs, scorer.store)
     images, texts = list(dict.fromkeys(pairs.images)), list(dict.fromkeys(pairs.texts))
     rows = {id_: n for n, id_ in enumerate(images)}
     columns = {text: n for n, text in enumerate(texts)}
     of_image, of_text = matches_of(
         [rows[image] for image in pairs.images], [columns[text] for text in pairs.texts], len(images), len(texts)
     )
-    image_of_text = [images[min(found)] for found in of_text]
+    cluster_of = dict(zip(reversed(pairs.images), reversed(pairs.clusters), strict=True))
+    of_images = [cluster_of[image] for image in images]
+    of_texts = [of_images[min(found)] for found in of_text]
     note = f"Retrieval among {len(images):,} images and {len(texts):,} texts; any right one counts"
     shared = sum(len(found) > 1 for found in of_text)
     if shared:
         note += f" ({shared:,} of the texts stand with several images)"
+    if copies:
+        note += f" ({copies:,} copies of the same content were taken together with their first)"
     if not scorer.rerank_depth:
         grid = _first_stage(scorer, images, texts) if scorer.has_first_stage else scorer.grid(images, texts)
-        return _measures(retrieval_ranks(grid, of_image, of_text), images, image_of_text), f"{note}."
+        return _measures(retrieval_ranks(grid, of_image, of_text), of_images, of_texts), f"{note}."
     grid = _first_stage(scorer, images, texts)
     depth = scorer.rerank_depth
     ranks = reranked(grid, of_image, of_text, depth=depth, score=scorer.between(images, texts))
-    first = _measures(retrieval_ranks(grid, of_image, of_text), images, image_of_text)
-    measured = _measures(ranks, images, image_of_text)
+    first = _measures(retrieval_ranks(grid, of_image, of_text), of_images, of_texts)
+    measured = _measures(ranks, of_images, of_texts)
     measured |= {f"first_{name}": measure for name, measure in first.items()}
     return measured, f"{note}; the best {depth} of the first stage were reranked."
 
@@ -155,8 +162,8 @@ def _first_stage(scorer: Scorer, images: list[str], texts: list[str]) -> NDArray
     return dot_products(scorer.image_vectors(images), scorer.text_vectors(texts))
 
 
-def _measures(ranks: Ranks, images: list[str], image_of_text: list[str]) -> dict[str, Measure]:
-    sides = (("i2t", ranks.i2t, images), ("t2i", ranks.t2i, image_of_text))
+def _measures(ranks: Ranks, of_images: list[str], of_texts: list[str]) -> dict[str, Measure]:
+    sides = (("i2t", ranks.i2t, of_images), ("t2i", ranks.t2i, of_texts))
     found = {
         f"{side}_r{k}": Measure(owners, (places < k).astype(float)) for side, places, owners in sides for k in _RANKS
     }

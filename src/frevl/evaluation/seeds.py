@@ -73,7 +73,12 @@ def open_seeds(path: str | Path, *, store: Store) -> Iterator[Scorer]:
 
 
 def evaluate_seeds(
-    scorers: Iterable[Scorer], pairs: str | Path | Pairs, *, versus: Iterable[Scorer] = ()
+    scorers: Iterable[Scorer],
+    pairs: str | Path | Pairs,
+    *,
+    versus: Iterable[Scorer] = (),
+    group_by: str | None = None,
+    find_groups: bool = True,
 ) -> SeedsResult:
     """Judge runs that differ in their seed on the same pairs.
 
@@ -81,6 +86,8 @@ def evaluate_seeds(
         scorers: One a seed, for example from `open_seeds`; one is in memory at a time.
         pairs: As in `frevl.evaluate`.
         versus: Seeds of another model, to compare on the same pairs.
+        group_by: As in `frevl.evaluate`.
+        find_groups: As in `frevl.evaluate`.
 
     Returns:
         Means over seeds. Every interval, those of slices and of the difference too, draws images and averages over
@@ -92,7 +99,14 @@ def evaluate_seeds(
         StoreError: As in `frevl.evaluate`.
     """
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    results = [evaluate(scorer, read) for scorer in scorers]
+    results: list[Result] = []
+    for scorer in scorers:  # what is not independent is found once
+        known = results[0].judged if results else None
+        results.append(
+            evaluate(scorer, read, group_by=group_by, find_groups=find_groups)
+            if known is None
+            else evaluate(scorer, known, find_groups=False)
+        )
     if not results:
         raise UsageError("evaluate_seeds: expected at least one scorer, found none")
     first = results[0]
@@ -127,7 +141,7 @@ def evaluate_seeds(
         chance=chance,
         seeds={"n": len(results), "seeds": numbers, "deviation": deviations, "values": values},
     )
-    others = [evaluate(scorer, read) for scorer in versus]
+    others = [evaluate(scorer, first.judged or read, find_groups=False) for scorer in versus]
     if others and len(others[0].hits) == len(hits):
         other_hits = np.mean([other.hits for other in others], axis=0)
         gap = paired_difference(hits, other_hits, first.clusters)

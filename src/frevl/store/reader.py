@@ -287,6 +287,23 @@ class Store:
 
         return self._read(read)
 
+    def copies(self, modality: Modality) -> dict[str, str]:
+        """Return the items whose content stands under several ids: from each such id to the first of them."""
+
+        def read(at: Snapshot) -> dict[str, str]:
+            batches = list(at.scan(TABLES[modality], ["id", "content_hash"]))
+            if not batches:
+                return {}
+            rows = pa.Table.from_batches(batches)
+            counts = pc.value_counts(rows["content_hash"])
+            several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+            rows = rows.filter(pc.is_in(rows["content_hash"], value_set=several))
+            first: dict[str, str] = {}
+            names = zip(rows["id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True)
+            return {id_: first.setdefault(content, id_) for id_, content in names}
+
+        return self._read(read)
+
     def _read_as(
         self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower], tokens: bool
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:

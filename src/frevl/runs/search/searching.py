@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from frevl.encoders.images import ImageSource
 from frevl.errors import ImageError, UsageError
 from frevl.runs.scorer import Scorer
+from frevl.runs.search.copies import fold_copies
 from frevl.runs.search.index import IndexReport, NeighbourIndex, build_index
 from frevl.runs.search.nearest import nearest_rows
 from frevl.runs.search.vectors import Shortlist
@@ -42,6 +43,7 @@ class Hit:
         similarity: Dot product of the first stage's unit vectors, in [-1, 1].
         path: The image file, if the folder of the images is known and it is there.
         metadata: Metadata columns of the item.
+        copies: Further items of the same content, which would follow at once.
     """
 
     rank: int
@@ -51,6 +53,7 @@ class Hit:
     similarity: float
     path: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Searcher:
         self._progress = progress
         self._lock = threading.Lock()
         self._opened: dict[Modality, tuple[Shortlist, NeighbourIndex | None]] = {}
+        self._first_copies: dict[str, str] = {}
 
     def search(
         self,
@@ -110,6 +114,7 @@ class Searcher:
         where: str | None = None,
         images: str | Path | None = None,
         exact: bool = False,
+        copies: bool = False,
     ) -> SearchResult:
         """Search; see `search`."""
         wanted, query, notes = self._query(text, image, find)
@@ -127,24 +132,33 @@ class Searcher:
             notes.append(f"No {wanted} can be found: " + ("none meets the condition." if where else "there is none."))
         elif k > searched:
             notes.append(f"Only {searched:,} {TABLES[wanted]} can be found, fewer than the {k:,} that were asked for.")
-        depth = max(k, self.scorer.rerank_depth) + len(itself)
+        wanted_depth = depth = max(k, self.scorer.rerank_depth) + len(itself)
         use_index = index if where is None and not exact else None
-        vector = self._vector(query)
-        if use_index is not None:
-            rows, similarities = use_index.nearest(vector, depth, threads=torch.get_num_threads())
-        else:
-            rows, similarities = nearest_rows(
-                shortlist.blocks, vector, depth, allowed=allowed, threads=torch.get_num_threads()
+        vector, threads = self._vector(query), torch.get_num_threads()
+        while True:
+            if use_index is not None:
+                rows, similarities = use_index.nearest(vector, depth, threads=threads)
+            else:
+                rows, similarities = nearest_rows(shortlist.blocks, vector, depth, allowed=allowed, threads=threads)
+            ids = shortlist.ids(rows)
+            found = {row: [id_] for row, id_ in enumerate(ids) if id_ not in itself}
+            if not copies:
+                found = fold_copies(ids, wanted, self._first_copies, itself)
+            if len(found) + len(itself) >= wanted_depth or len(rows) < depth:
+                break
+            depth *= 2  # copies have taken the places of others
+        if use_index is None and len(shortlist) > _EXACT_UP_TO and index is None and where is None and not exact:
+            notes.append(
+                f"All {len(shortlist):,} vectors were compared; an index is faster: frevl store index --store "
+                f"{self.scorer.store.path} --run {self.scorer.run.path}"
             )
-            if len(shortlist) > _EXACT_UP_TO and index is None and where is None and not exact:
-                notes.append(
-                    f"All {len(shortlist):,} vectors were compared; an index is faster: frevl store index --store "
-                    f"{self.scorer.store.path} --run {self.scorer.run.path}"
-                )
-        ids = shortlist.ids(rows)
-        kept = [number for number, id_ in enumerate(ids) if id_ not in itself]
-        ids, similarities = [ids[number] for number in kept], similarities[kept]
-        hits, reranked = self._hits(query, wanted, ids, similarities, k)
+        kept = list(found)[: wanted_depth - len(itself)]
+        hits, reranked = self._hits(query, wanted, [found[number][0] for number in kept], similarities[kept], k)
+        same = {found[number][0]: tuple(found[number][1:]) for number in kept}
+        hits = [replace(hit, copies=same[hit.id]) for hit in hits]
+        folded = sum(len(hit.copies) for hit in hits)
+        if folded:
+            notes.append(f"{folded:,} {TABLES[wanted]} with the content of a hit are not shown; --all shows them.")
         return SearchResult(
             query=query.id,
             find=TABLES[wanted],
@@ -217,6 +231,8 @@ class Searcher:
             if modality not in self._opened:
                 shortlist = Shortlist(self.scorer, modality, progress=self._progress)
                 self._opened[modality] = shortlist, NeighbourIndex.open(shortlist)
+                if modality == "image":
+                    self._first_copies = self.scorer.store.copies(modality)
             return self._opened[modality]
 
     def _hits(
@@ -245,9 +261,7 @@ class Searcher:
         for hit, columns in zip(hits, metadata, strict=True):
             path = (folder or Path()) / hit.id
             there = modality == "image" and path.is_file()
-            described.append(
-                Hit(hit.rank, hit.id, hit.score, hit.probability, hit.similarity, str(path) if there else None, columns)
-            )
+            described.append(replace(hit, path=str(path) if there else None, metadata=columns))
         return described
 
 
@@ -270,6 +284,7 @@ def search(
     where: str | None = None,
     images: str | Path | None = None,
     exact: bool = False,
+    copies: bool = False,
     progress: bool = False,
 ) -> SearchResult:
     """Find images for a text, or texts or images for an image, in the scorer's store.
@@ -288,6 +303,7 @@ def search(
             always by exact search.
         images: Folder of the images, for the hits' paths.
         exact: Do not use an index.
+        copies: Give every item of the same content a place of its own; else the first has the ids of the others.
         progress: Show a progress line while vectors are computed.
 
     Returns:
@@ -300,7 +316,7 @@ def search(
         FingerprintError: The query has to be embedded and the encoder is not the one that made the store.
     """
     searcher = Searcher(scorer, progress=progress)
-    return searcher.search(text, image=image, find=find, k=k, where=where, images=images, exact=exact)
+    return searcher.search(text, image=image, find=find, k=k, where=where, images=images, exact=exact, copies=copies)
 
 
 def index_store(

@@ -59,6 +59,7 @@ def group_pairs(
     find: bool = True,
     towers: Sequence[Tower] = (),
     seed: int = 0,
+    purpose: str = "Kept on one side of every split",
 ) -> tuple[list[Pairs], list[str]]:
     """Put pairs that are not independent into one cluster.
 
@@ -70,6 +71,7 @@ def group_pairs(
             the key ``cluster`` (or ``group_by``) alone.
         towers: Image towers to compare; the narrowest is used. None given takes the store's.
         seed: Of the samples that near copies are found with.
+        purpose: How the note begins: what is done with the groups.
 
     Returns:
         The same pairs in the same parts, whose ``clusters`` are the groups, and notes for the user: what was grouped
@@ -101,7 +103,7 @@ def group_pairs(
         grouped.append(
             replace(part, extras=[{**extra, "cluster": name} for extra, name in zip(part.extras, own, strict=True)])
         )
-    return grouped, rules.notes()
+    return grouped, rules.notes(purpose)
 
 
 class _Rules:
@@ -188,12 +190,12 @@ class _Rules:
         first: dict[Hashable, str] = {}
         return [first.setdefault(root, name) for root, name in zip(self._roots(), self.clusters, strict=True)]
 
-    def notes(self) -> list[str]:
+    def notes(self, purpose: str) -> list[str]:
         if not self.clauses:
             return self.unused
         groups = len(set(self._roots()))
         return [
-            f"Kept on one side of every split, {groups:,} groups of {len(self.contents):,} pairs: "
+            f"{purpose}, {groups:,} groups of {len(self.contents):,} pairs: "
             + "; ".join(self.clauses)
             + ". Switch off with --no-groups.",
             *self.unused,

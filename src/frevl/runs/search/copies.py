@@ -1,0 +1,37 @@
+"""Hits of the same content are one hit: pictures by their bytes, texts by their words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from frevl.data.names import text_content
+from frevl.store.towers import Modality
+
+__all__ = ["fold_copies"]
+
+
+def fold_copies(
+    ids: Sequence[str], modality: Modality, first_copies: Mapping[str, str], leave_out: Sequence[str]
+) -> dict[int, list[str]]:
+    """Put items of one content together.
+
+    Args:
+        ids: What was found, the nearest first.
+        modality: Of these items.
+        first_copies: Of images: `frevl.store.reader.Store.copies`.
+        leave_out: Items that are no hits, with all their copies: what was searched with.
+
+    Returns:
+        From the position of the first item of each content to the ids of all, in their order.
+    """
+
+    def content(id_: str) -> str:
+        return first_copies.get(id_, id_) if modality == "image" else text_content(id_)
+
+    own = {content(id_) for id_ in leave_out}
+    first: dict[str, int] = {}
+    found: dict[int, list[str]] = {}
+    for position, id_ in enumerate(ids):
+        if content(id_) not in own:
+            found.setdefault(first.setdefault(content(id_), position), []).append(id_)
+    return found
