@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,12 +46,12 @@ def runs(made, tmp_path_factory):
 
 
 def reranking_run(store, captions, folder):
-    """Train a run that reranks, and let crowds weigh so much that both orders differ."""
+    """Train a run that reranks, and let hubness weigh so much that both orders differ."""
     run = train(
         store, captions, run=folder / "trained", task="matching", model="tiny", first_stage="dual",
         options={"layers": 1, "epochs": 1, "batch_size": 64},
     )  # fmt: skip
-    weights = {**run.network.weights, "image_crowd": -3.0, "text_crowd": -0.25}
+    weights = replace(run.network.weights, image_hubness=-3.0, text_hubness=-0.25)
     run.network = run.network.weighed(weights, 20)
     run.network_settings, run.path = run.network.settings, folder / "rerank"
     run.save()

@@ -20,7 +20,7 @@ from frevl.errors import RunError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.models.ensemble import Average
 from frevl.models.interface import PairNetwork
-from frevl.models.retrieval.reranker import Reranked, Standardised
+from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs import onnx_backend as onnxfile
 from frevl.runs.onnx_backend import ExportedNetwork, metadata_of
@@ -57,7 +57,7 @@ def exported(made, answering):
 
 @pytest.fixture(scope="module")
 def matching(made, tmp_path_factory):
-    """A matching run with its exported file: a first stage, crowds and a fusion, with random weights."""
+    """A matching run with its exported file: a first stage, hubness and a fusion, with random weights."""
     folder = tmp_path_factory.mktemp("matching")
     run = train(made.store, made.captions_file, run=folder, task="matching", model="linear")
     sizes = {name: run.network.settings[name] for name in ("image_dim", "text_dim")}
@@ -66,7 +66,7 @@ def matching(made, tmp_path_factory):
     fusion = {**sizes, "outputs": 1, "width": 8, "heads": 2, "layers": 1, "ffn_width": 11, "head_width": 13}
     reader = Standardised(fusion=fusion, input_dropout=0.1)
     torch.nn.init.normal_(reader.fusion.head.outer.weight)  # it starts as zeros
-    weights = {"alignment": 0.0, "image_crowd": -0.5, "text_crowd": -0.25, "fusion": 2.0}
+    weights = TermWeights(image_hubness=-0.5, text_hubness=-0.25, fusion=2.0)
     bank = torch.nn.functional.normalize(torch.randn(2, 3, 10), dim=2)
     network = Reranked.of(first, bank[0], bank[1], reader, weights=weights, depth=3)
     folder = renamed(run, network, "reranked")

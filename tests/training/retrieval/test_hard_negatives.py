@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import frevl.training.retrieval.hard_negatives
-from frevl.models.retrieval.reranker import crowds
+from frevl.models.retrieval.reranker import hubness
 from frevl.models.retrieval.two_tower import Cosine
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.options import Session
@@ -35,8 +35,8 @@ def test_an_image_lies_in_one_fold_and_folds_are_even():
     assert folds.tolist() != fold_by_image(rows, 3, seed=6).tolist()
 
 
-def test_crowds_by_hand():
-    found = crowds(
+def test_hubness_by_hand():
+    found = hubness(
         torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([2.0, 3.0])
     )
     assert found.tolist() == pytest.approx([math.log((math.exp(2) + math.exp(-2)) / 2), 0.0])
@@ -50,14 +50,14 @@ def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch
     pairs = pairs_of(images, texts, image_rows, text_rows)
     first = Cosine(spaces=[[0, width, 0, width]], scale=3.0)
     lists = mine(
-        pairs, session=session(1), folds=2, depth=4, alignment_weight=0.0, crowd_weight=0.5, bank=6, first=first
+        pairs, session=session(1), folds=2, depth=4, alignment_weight=0.0, hubness_weight=0.5, bank=6, first=first
     )
     assert lists.image_rows.tolist() == image_rows.tolist()
     assert lists.text_rows.tolist() == text_rows.tolist()
     folds = fold_by_image(image_rows, 2, 1)
     image_of = dict(zip(text_rows.tolist(), image_rows.tolist(), strict=True))
     fold_of = dict(zip(image_rows.tolist(), folds.tolist(), strict=True))
-    # Crowds are measured with items of the other folds.
+    # Hubness is measured with items of the other folds.
     outside = [folds != fold for fold in range(2)]
     of_fold = [bank_of(first, images, texts, image_rows[rows], text_rows[rows], 6, 1) for rows in outside]
     for n in range(len(lists)):
@@ -67,8 +67,8 @@ def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch
         def score(i, t, banks=banks):
             v, w = first.image_vectors(images[i : i + 1]), first.text_vectors(texts[t : t + 1])
             scales = torch.full((width,), 3.0)
-            crowd = crowds(v, banks[1], scales) + crowds(w, banks[0], scales)
-            return float(3 * (v * w).sum() - 0.5 * crowd)
+            hubs = hubness(v, banks[1], scales) + hubness(w, banks[0], scales)
+            return float(3 * (v * w).sum() - 0.5 * hubs)
 
         assert float(lists.base[n]) == pytest.approx(score(image, text), abs=1e-4)
         wrong = {i: score(i, text) for i in range(count) if i != image and fold_of[i] == fold_of[image]}

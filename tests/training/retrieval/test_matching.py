@@ -11,7 +11,7 @@ from frevl.errors import PairsError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.models.retrieval.first_stage import with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
-from frevl.models.retrieval.reranker import Reranked, Standardised
+from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
@@ -22,7 +22,7 @@ from frevl.training.retrieval.hard_negatives import bank_of
 from frevl.training.training import train
 
 OPTIONS = FusionOptions()
-WEIGHTS = {"alignment": 2.0, "image_crowd": -0.5, "text_crowd": -0.25, "fusion": 1.5}
+WEIGHTS = TermWeights(alignment=2.0, image_hubness=-0.5, text_hubness=-0.25, fusion=1.5)
 
 
 def random_reranker(image_dim, text_dim):
@@ -63,16 +63,16 @@ def test_the_score_of_a_pair_is_the_sum_of_its_terms():
     alignment = network.first.alignment
     first = own(image, text)[:, 0]
     banks, width = (network.bank_texts, network.bank_images), 10
-    crowds = []
+    hubs = []
     for bank, side in zip(banks, ("image_vectors", "text_vectors"), strict=True):
         vectors = [getattr(part, side)(image if side == "image_vectors" else text) for part in (own, alignment)]
         logits = own.scale * vectors[0] @ bank[:, :width].T + 2 * vectors[1] @ bank[:, width:].T
-        crowds.append(logits.exp().mean(dim=1).log())
-    image_crowd, text_crowd = crowds
+        hubs.append(logits.exp().mean(dim=1).log())
+    image_hubness, text_hubness = hubs
     aligned = (alignment.image_vectors(image) * alignment.text_vectors(text)).sum(dim=1)
     inner = network.fusion
     fused = inner.fusion((image - inner.image_mean) / inner.image_scale, (text - inner.text_mean) / inner.text_scale)
-    expected = first + 2 * aligned - 0.5 * image_crowd - 0.25 * text_crowd + 1.5 * fused[:, 0]
+    expected = first + 2 * aligned - 0.5 * image_hubness - 0.25 * text_hubness + 1.5 * fused[:, 0]
     torch.testing.assert_close(network(image, text)[:, 0], expected, rtol=1e-4, atol=1e-4)
     # The candidates are sought with another weight of the alignment, by unit vectors.
     vectors = network.first.image_vectors(image), network.first.text_vectors(text)
@@ -83,21 +83,21 @@ def test_the_score_of_a_pair_is_the_sum_of_its_terms():
 def test_a_fusion_that_weighs_nothing_is_left_out():
     network = random_reranker(5, 3)
     image, text = torch.randn(7, 5), torch.randn(7, 3)
-    plain = network.weighed({"alignment": 3.0, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 0.0}, 2)
+    plain = network.weighed(TermWeights(alignment=3.0), 2)
     assert plain.fusion is None
     torch.testing.assert_close(plain(image, text), network.first(image, text).expand(7, 2))
     torch.testing.assert_close(network.weighed(WEIGHTS, 3)(image, text), network(image, text))
 
 
-def test_probabilities_come_from_a_logit_without_crowds():
+def test_probabilities_come_from_a_logit_without_hubness():
     network = random_reranker(5, 3)
     image, text = torch.randn(7, 5), torch.randn(7, 3)
     score, match = network(image, text).T
-    first, image_crowd, text_crowd, fusion = network.terms(network.image_items(image), network.text_items(text)).T
-    torch.testing.assert_close(match, first + WEIGHTS["fusion"] * fusion)
-    crowds = WEIGHTS["image_crowd"] * image_crowd + WEIGHTS["text_crowd"] * text_crowd
-    assert crowds.abs().min() > 1e-3
-    torch.testing.assert_close(score - match, crowds)
+    first, image_hubness, text_hubness, fusion = network.terms(network.image_items(image), network.text_items(text)).T
+    torch.testing.assert_close(match, first + WEIGHTS.fusion * fusion)
+    hubs = WEIGHTS.image_hubness * image_hubness + WEIGHTS.text_hubness * text_hubness
+    assert hubs.abs().min() > 1e-3
+    torch.testing.assert_close(score - match, hubs)
 
 
 def test_a_new_reranker_adds_nothing_to_the_first_stage():
@@ -180,7 +180,7 @@ def test_auto_keeps_the_whole_table(made, tmp_path, frevl):
     selection = Run.load(tmp_path / "run").results["selection"]
     names = [row["name"] for row in selection["candidates"]]
     assert names == [
-        "dual", "dual with alignment", "dual with alignment and crowds", "dual with alignment, crowds and tiny",
+        "dual", "dual with alignment", "dual with alignment and hubness", "dual with alignment, hubness and tiny",
         "linear", "mlp", "cosine",
     ]  # fmt: skip
     assert selection["candidates"][-1]["reason"] == "the encoders have no common space of image and text"

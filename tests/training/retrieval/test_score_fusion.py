@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from frevl.models.retrieval.reranker import TermWeights
 from frevl.training.retrieval.score_fusion import Candidates, candidates_of, choose_blend, recall_by_image
 
 
@@ -12,10 +13,10 @@ def side(terms, right):
 
 
 def test_hits_by_hand():
-    # first stage, crowd, fusion; the right item is the second.
+    # first stage, hubness, fusion; the right item is the second.
     one = side([[[2.0, 4.0, 0.0], [1.0, 0.0, 0.0]]], [[False, True]])
     assert one.hits(0.0, 0.0, 2).tolist() == [[0, 1, 1]]
-    assert one.hits(-0.5, 0.0, 2).tolist() == [[1, 1, 1]], "the crowded item loses 2 points"
+    assert one.hits(-0.5, 0.0, 2).tolist() == [[1, 1, 1]], "the hub loses 2 points"
     assert one.hits(-0.25, 0.0, 2).tolist() == [[0, 1, 1]], "a tie is a miss"
     assert one.hits(-0.5, 0.0, 1).tolist() == [[0, 0, 0]], "the right item is no candidate"
 
@@ -26,11 +27,11 @@ def test_candidates_put_wrong_items_before_right_ones_on_ties():
     assert found.tolist() == [[False]]
 
 
-def test_each_direction_finds_its_crowd_and_a_harmful_fusion_weighs_nothing():
+def test_each_direction_finds_its_weight_of_hubness_and_a_harmful_fusion_weighs_nothing():
     texts = side([[[2.0, 4.0, 9.0], [1.0, 0.0, 0.0]]] * 5, [[False, True]] * 5)
     images = side([[[2.0, 0.0, 9.0], [1.9, 0.0, 0.0]], [[3.0, 0.0, 0.0], [1.0, 0.0, 9.0]]] * 2, [[True, False]] * 4)
     blend = choose_blend(texts, images)
-    assert blend.weights == {"alignment": 0.0, "image_crowd": 0.0, "text_crowd": -0.5, "fusion": 0.0}
+    assert blend.weights == TermWeights(text_hubness=-0.5)
     assert blend.metrics["i2t_r1"] == 100
     assert blend.metrics["t2i_r1"] == 100
 
@@ -38,7 +39,7 @@ def test_each_direction_finds_its_crowd_and_a_harmful_fusion_weighs_nothing():
 def test_a_helpful_fusion_gets_a_weight():
     good = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 2.0]]] * 3, [[False, True]] * 3)
     blend = choose_blend(good, good)
-    assert blend.weights["fusion"] > 0
+    assert blend.weights.fusion > 0
     assert blend.metrics["i2t_r1"] == 100
     assert choose_blend(good, good, fusion=False).metrics["i2t_r1"] == 0
 
@@ -48,7 +49,7 @@ def test_one_direction_never_pays_for_the_other():
     helped = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 1.0]]] * 3, [[False, True]] * 3)
     hurt = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 1.0]]] * 3, [[True, False]] * 3)
     blend = choose_blend(helped, hurt)
-    assert blend.weights["fusion"] == 0
+    assert blend.weights.fusion == 0
     assert blend.metrics["t2i_r1"] == 100
 
 
@@ -62,7 +63,7 @@ def test_never_worse_than_the_first_stage_on_random_terms():
             right = torch.zeros(queries, 11, dtype=torch.bool)
             right[torch.arange(queries), torch.randint(11, (queries,), generator=random)] = True
             sides.append(Candidates(order, right.gather(1, order), terms.gather(1, order[..., None].expand(-1, -1, 3))))
-        first, best = choose_blend(*sides, crowd=False, fusion=False), choose_blend(*sides)
+        first, best = choose_blend(*sides, hubs=False, fusion=False), choose_blend(*sides)
         assert best.mean >= first.mean - 1e-4
         for name in ("i2t_r1", "t2i_r1"):
             assert best.metrics[name] >= first.metrics[name] - 1e-4

@@ -1,27 +1,28 @@
-"""A first stage and a fusion that reads its best candidates again, as one network. Pure torch.
+"""A first stage and a fusion that scores its best candidates again, as one network. Pure torch.
 
-The score of a pair depends on nothing but the pair (and what was learnt), so it is the same in a ranking, in a grid
-and alone::
+The score of a pair depends on nothing but the pair and what was learned, so it is the same in a ranking, in a grid and
+alone::
 
-    score = first + w_alignment alignment + w_image crowd(image) + w_text crowd(text) + w_fusion fusion(image, text)
+    score = first + w_alignment alignment + w_image hubness(image) + w_text hubness(text) + w_fusion fusion(image, text)
 
 ``first`` is the first stage's own logit, ``alignment`` the cosine of the kernel regression beside it
-(`frevl.models.retrieval.kernel_alignment`), which may weigh more here than in the search for candidates. ``crowd`` is
-the logarithm of the mean of the exponentials of an item's logits, of both, with a fixed sample of training items of the
-other modality: some items are near to everything ("hubs") and come up for every query; a negative weight takes that
-back (ours, after inverted softmax, arXiv 1702.03859, and query-bank normalisation, arXiv 2112.12777; here the bank is a
-part of the run). The weights are chosen on development data (`frevl.training.retrieval.score_fusion`), so what does not
-help there has the weight 0.
+(`frevl.models.retrieval.kernel_alignment`), which may weigh more here than in the search for candidates. Hubness: some
+items ("hubs") are near to everything and come up for every query. It is measured as the logarithm of the mean of the
+exponentials of an item's logits (of both terms) with a fixed sample of training items of the other modality, and a
+negative weight takes it back (ours, after inverted softmax, arXiv 1702.03859, and query-bank normalisation, arXiv
+2112.12777; here the bank is a part of the run). The weights are chosen on development data
+(`frevl.training.retrieval.score_fusion`), so what does not help there has the weight 0.
 
-Crowds put candidates of one query in order. Whether one text describes one image is another question: a general
-caption is near to many images because it describes many. So the match probability comes from a second logit, the same
-sum without crowds (research/experiments/log.md, "Retrieval").
+Taking hubness back puts the candidates of one query in order. Whether one text describes one image is another question:
+a general caption is near to many images because it describes many. So the match probability comes from a second logit,
+the same sum without hubness (research/experiments/log.md, "Retrieval").
 """
 
 from __future__ import annotations
 
 import math
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
@@ -32,9 +33,40 @@ from frevl.models.inputs import ZScore, frozen, stored_in_half
 from frevl.models.interface import Build, Items, PairNetwork
 from frevl.models.retrieval.first_stage import FirstStage
 
-__all__ = ["Reranked", "Standardised", "crowds"]
+__all__ = ["Reranked", "Standardised", "TermWeights", "hubness"]
 
-_CROWDED = 8192  # items a block: with a bank of 2,000 64 MB of logits
+_ITEMS_AT_ONCE = 8192  # with a bank of 2,000 these are 64 MB of logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermWeights:
+    """What the terms of a score weigh; the first stage's own logit always weighs 1.
+
+    Attributes:
+        alignment: Of the cosine of the kernel alignment.
+        image_hubness: Of the hubness of the image; negative where it is taken back.
+        text_hubness: The same of the text.
+        fusion: Of the fusion's logit.
+    """
+
+    alignment: float = 0.0
+    image_hubness: float = 0.0
+    text_hubness: float = 0.0
+    fusion: float = 0.0
+
+    def record(self) -> dict[str, float]:
+        """Return the weights as runs hold them; their format has an older word for hubness."""
+        return {
+            "alignment": self.alignment,
+            "image_crowd": self.image_hubness,
+            "text_crowd": self.text_hubness,
+            "fusion": self.fusion,
+        }
+
+    @classmethod
+    def from_record(cls, record: dict[str, float]) -> TermWeights:
+        """Read what `record` returned."""
+        return cls(**{name.replace("_crowd", "_hubness"): weight for name, weight in record.items()})
 
 
 class Standardised(nn.Module):
@@ -77,14 +109,14 @@ class Standardised(nn.Module):
 
 
 class Reranked(PairNetwork):
-    """First stage, crowds and fusion with their weights.
+    """First stage, hubness and fusion with their weights.
 
-    The items of one modality are the first stage's parts ``(n, d)``, the crowd ``(n,)`` and the fusion's projected
+    The items of one modality are the first stage's parts ``(n, d)``, the hubness ``(n,)`` and the fusion's projected
     tokens ``(n, N, width)`` (width 0 without a fusion).
     """
 
     key = "reranked"
-    item_work = "always"  # a crowd is thousands of dot products
+    item_work = "always"  # hubness is thousands of dot products an item
     probability_apart = True
 
     def __init__(
@@ -94,18 +126,18 @@ class Reranked(PairNetwork):
         bank_texts: Tensor,
         fusion: Standardised | None,
         *,
-        weights: dict[str, float],
+        weights: TermWeights,
         depth: int,
     ) -> None:
         """Put the parts together; they become parts of this network.
 
         Args:
             first: What searches.
-            bank_images: ``(m, d)`` parts of training images that the crowd of a text is measured with.
-            bank_texts: ``(m, d)`` parts of training texts that the crowd of an image is measured with.
-            fusion: What reads the best candidates again, or None.
-            weights: ``alignment``, ``image_crowd``, ``text_crowd`` and ``fusion``.
-            depth: How many candidates of the first stage are worth reading again.
+            bank_images: ``(m, d)`` parts of training images, which the hubness of a text is measured with.
+            bank_texts: ``(m, d)`` parts of training texts, which the hubness of an image is measured with.
+            fusion: What scores the best candidates again, or None.
+            weights: Of the terms.
+            depth: How many candidates of the first stage are worth scoring again.
         """
         super().__init__()
         self.settings = {
@@ -115,7 +147,7 @@ class Reranked(PairNetwork):
             "bank_texts": len(bank_texts),
             "bank_width": bank_images.shape[1],
             "fusion": None if fusion is None else fusion.settings,
-            "weights": dict(weights),
+            "weights": weights.record(),
             "depth": depth,
         }
         self.first = first
@@ -123,7 +155,7 @@ class Reranked(PairNetwork):
         self.bank_texts = nn.Parameter(bank_texts, requires_grad=False)
         stored_in_half(self, inner=False)
         self.fusion = fusion
-        self.weights, self.depth = dict(weights), depth
+        self.weights, self.depth = weights, depth
 
     @classmethod
     def from_settings(cls, settings: dict[str, Any], build: Build) -> Reranked:
@@ -134,7 +166,7 @@ class Reranked(PairNetwork):
             torch.zeros(settings["bank_images"], width),
             torch.zeros(settings["bank_texts"], width),
             None if fusion is None else Standardised(**fusion),
-            weights=settings["weights"],
+            weights=TermWeights.from_record(settings["weights"]),
             depth=settings["depth"],
         )
 
@@ -146,60 +178,60 @@ class Reranked(PairNetwork):
         bank_texts: Tensor,
         fusion: Standardised | None,
         *,
-        weights: dict[str, float],
+        weights: TermWeights,
         depth: int,
     ) -> Reranked:
         """Put copies of fitted parts together, each as it would come back from a saved run; arguments as above."""
         parts = _as_saved(first), bank_images.clone(), bank_texts.clone(), None if fusion is None else _as_saved(fusion)
         return cls(*parts, weights=weights, depth=depth).eval()
 
-    def weighed(self, weights: dict[str, float], depth: int) -> Reranked:
+    def weighed(self, weights: TermWeights, depth: int) -> Reranked:
         """Return the same parts with other weights; a fusion that weighs nothing is left out."""
-        fusion = self.fusion if weights["fusion"] > 0 else None
+        fusion = self.fusion if weights.fusion > 0 else None
         return Reranked.of(self.first, self.bank_images, self.bank_texts, fusion, weights=weights, depth=depth)
 
     def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:
         """Do what needs only the image: ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""
         parts = self.first.image_parts(image, image_mask)
         hidden = image.new_zeros(len(image), 1, 0) if self.fusion is None else self.fusion.project_image(image)
-        return parts, self._crowd(parts, self.bank_texts), hidden
+        return parts, self._hubness(parts, self.bank_texts), hidden
 
     def text_items(self, text: Tensor, text_mask: Tensor | None = None) -> Items:
         """Do what needs only the text."""
         parts = self.first.text_parts(text, text_mask)
         hidden = text.new_zeros(len(text), 1, 0) if self.fusion is None else self.fusion.project_text(text)
-        return parts, self._crowd(parts, self.bank_images), hidden
+        return parts, self._hubness(parts, self.bank_images), hidden
 
     def terms(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return ``(n, 4)``: first stage with the weighted alignment, crowd of the image, crowd of the text, fusion."""
-        parts, image_crowd, image_hidden = images
-        text_parts, text_crowd, text_hidden = texts
+        """Return ``(n, 4)``: first stage with the weighted alignment, hubness of image and of text, fusion."""
+        parts, image_hubness, image_hidden = images
+        text_parts, text_hubness, text_hidden = texts
         first = (parts * self._scales() * text_parts).sum(dim=1)
         if self.fusion is None:
             fused = torch.zeros_like(first)
         else:
             network = self.fusion.fusion
             fused = network.head(network.fuse(image_hidden, text_hidden, image_mask, text_mask))[:, 0]
-        return torch.stack([first, image_crowd, text_crowd, fused], dim=1)
+        return torch.stack([first, image_hubness, text_hubness, fused], dim=1)
 
     def score_items(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
         """Return the ``(n, 2)`` logits of pairs from their items: the weighed terms."""
-        return self.blend(self.terms(images, texts, image_mask, text_mask))
+        return self.weigh(self.terms(images, texts, image_mask, text_mask))
 
-    def blend(self, terms: Tensor) -> Tensor:
-        """Weigh ``(n, 4)`` terms into ``(n, 2)`` logits: the score, and without crowds what the probability is from."""
-        crowds_apart = [0.0, self.weights["image_crowd"], self.weights["text_crowd"], 0.0]
-        match = (terms * terms.new_tensor([1.0, 0.0, 0.0, self.weights["fusion"]])).sum(dim=1)
-        return torch.stack([match + (terms * terms.new_tensor(crowds_apart)).sum(dim=1), match], dim=1)
+    def weigh(self, terms: Tensor) -> Tensor:
+        """Weigh ``(n, 4)`` `terms` into ``(n, 2)`` logits: the score, and without hubness that of the probability."""
+        hub_weights = [0.0, self.weights.image_hubness, self.weights.text_hubness, 0.0]
+        match = (terms * terms.new_tensor([1.0, 0.0, 0.0, self.weights.fusion])).sum(dim=1)
+        return torch.stack([match + (terms * terms.new_tensor(hub_weights)).sum(dim=1), match], dim=1)
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
-        """Return the ``(n, 2)`` logits of `blend`; the shapes are those of `PairNetwork.forward`."""
+        """Return the ``(n, 2)`` logits of `weigh`; the shapes are those of `PairNetwork.forward`."""
         images, texts = self.image_items(image, image_mask), self.text_items(text, text_mask)
         return self.score_items(images, texts, image_mask, text_mask)
 
@@ -222,26 +254,26 @@ class Reranked(PairNetwork):
 
     @property
     def rerank_depth(self) -> int:
-        """How many candidates of the first stage are worth reading again."""
+        """How many candidates of the first stage are worth scoring again."""
         return self.depth
 
-    def _crowd(self, parts: Tensor, bank: Tensor) -> Tensor:
-        return crowds(parts, bank, self._scales())
+    def _hubness(self, parts: Tensor, bank: Tensor) -> Tensor:
+        return hubness(parts, bank, self._scales())
 
     def _scales(self) -> Tensor:
         """``(d,)``: what each number of the parts weighs in a logit."""
-        return self.first.part_scales(self.weights["alignment"], self.bank_images.shape[1])
+        return self.first.part_scales(self.weights.alignment, self.bank_images.shape[1])
 
 
-def crowds(parts: Tensor, bank: Tensor, scales: Tensor) -> Tensor:
-    """``(n,)`` log of the mean exponential of the logits of items with a bank of the other modality.
+def hubness(parts: Tensor, bank: Tensor, scales: Tensor) -> Tensor:
+    """Hubness of items, ``(n,)``: the log of the mean exponential of their logits with a bank of the other modality.
 
     Args:
         parts: ``(n, d)`` of a first stage.
         bank: ``(m, d)``.
         scales: ``(d,)`` of `FirstStage.part_scales`.
     """
-    blocks = (parts * scales).split(_CROWDED)  # type: ignore[no-untyped-call]
+    blocks = (parts * scales).split(_ITEMS_AT_ONCE)  # type: ignore[no-untyped-call]
     logs: Tensor = torch.cat([(block @ bank.T).logsumexp(dim=1) for block in blocks])
     return logs - math.log(max(1, len(bank)))
 

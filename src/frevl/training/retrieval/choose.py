@@ -123,8 +123,8 @@ def _reranked(first: _Tried[FirstStage], reranked: Fitted[Reranked], judgement: 
     network = reranked.network
     steps = (
         (f"{first.name} with alignment", judgement.first, first.seconds),
-        (f"{first.name} with alignment and crowds", judgement.crowded, first.seconds),
-        (f"{first.name} with alignment, crowds and {_FUSION}", judgement.fused, reranked.seconds),
+        (f"{first.name} with alignment and hubness", judgement.without_hubs, first.seconds),
+        (f"{first.name} with alignment, hubness and {_FUSION}", judgement.fused, reranked.seconds),
     )
     return [
         _Tried(

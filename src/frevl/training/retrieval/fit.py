@@ -15,7 +15,7 @@ from frevl.models.fusion import PRESETS
 from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.first_stage import FirstStage, with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
-from frevl.models.retrieval.reranker import Reranked, Standardised
+from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.progress import say
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.examples import Examples
@@ -44,7 +44,7 @@ __all__ = [
 FIRST_STAGES = ("dual", "cosine")
 
 _ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; research/experiments/log.md, "Retrieval"
-_BANK = 2000  # training items of each modality that crowds are measured with
+_BANK = 2000  # training items of each modality that hubness is measured with
 _WIDEST = 4096  # numbers of an image embedding; research/experiments/log.md, "Retrieval"
 FEWEST_IMAGES = 6  # with fewer a fold has no wrong image
 # A fusion stays at chance for the first hundred steps: batches grow from 32 to 256 with the captions.
@@ -130,7 +130,7 @@ def fit_reranked(
 ) -> tuple[Fitted[Reranked], Judgement]:
     """Train a fusion on the mistakes of cross-fitted first stages, and judge what it adds to the first stage given.
 
-    The network returned has the fusion's weight 1 and no crowds: `Reranked.weighed` gives it those of the judgement.
+    The network returned has the weight 1 for the fusion and 0 for hubness: `Reranked.weighed` gives it those chosen.
 
     Args:
         preset: Of the fusion.
@@ -180,7 +180,7 @@ def fit_reranked(
     # The scale of an encoder's own cosine may be anything, so only a trained one takes the alignment into the search.
     network = with_alignment(network, alignment, _ALIGNMENT_WEIGHT if network.trained else 0.0)
     banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, _BANK, session.seed)
-    weights = {"alignment": network.alignment_weight, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 1.0}
+    weights = TermWeights(alignment=network.alignment_weight, fusion=1.0)
     whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))
     judgement = judged(whole, judged_part(right_pairs(data.dev), session.seed))
     say(_sentence(judgement), enabled=session.progress)
@@ -225,7 +225,7 @@ def _sentence(judgement: Judgement) -> str:
         f"{name} {blend.metrics['i2t_r1']:.1f} / {blend.metrics['t2i_r1']:.1f}"
         for name, blend in (
             ("first stage", judgement.first),
-            ("with crowds", judgement.crowded),
+            ("without hubs", judgement.without_hubs),
             ("with the fusion", judgement.fused),
         )
     ]

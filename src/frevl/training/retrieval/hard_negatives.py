@@ -19,7 +19,7 @@ from torch import Tensor
 
 from frevl.models.retrieval.first_stage import FirstStage, with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
-from frevl.models.retrieval.reranker import crowds
+from frevl.models.retrieval.reranker import hubness
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.retrieval.two_tower import fit_members, pooled_items
@@ -35,7 +35,7 @@ class Lists:
     """For every right pair the wrong images of its text and the wrong texts of its image, hardest first.
 
     Rows count in the embedded items of the pairs. ``base`` are the scores that the fusion has to add to: the first
-    stage's logit with the alignment, and the crowds taken back.
+    stage's logit with the alignment, and the hubness taken back.
 
     Attributes:
         image_rows: ``(n,)`` the right image.
@@ -73,7 +73,7 @@ def mine(
     folds: int = 2,
     depth: int = 30,
     alignment_weight: float = 10.0,
-    crowd_weight: float = 0.5,
+    hubness_weight: float = 0.5,
     bank: int = 2000,
     first: FirstStage | None = None,
 ) -> Lists:
@@ -88,8 +88,8 @@ def mine(
         folds: How many.
         depth: Wrong items kept for each pair and direction.
         alignment_weight: Of the kernel alignment in the scores.
-        crowd_weight: How much of the crowds is taken back from the scores (`frevl.models.retrieval.reranker`).
-        bank: Most training items that crowds are measured with.
+        hubness_weight: How much of the hubness is taken back from the scores (`frevl.models.retrieval.reranker`).
+        bank: Most training items that hubness is measured with.
         first: A first stage that never saw any of the images (``cosine``): none is trained.
     """
     started, seed, time_limit = time.monotonic(), session.seed, session.time_limit
@@ -112,7 +112,7 @@ def mine(
         network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed), alignment_weight)
         banks = bank_of(network, images, texts, *seen, bank, seed)
         parts.append(_lists(network, images, texts, pairs.image_rows[held], pairs.text_rows[held], banks, near, depth,
-                            crowd_weight))  # fmt: skip
+                            hubness_weight))  # fmt: skip
         order.append(held)
     back = torch.cat(order).argsort()
     fields = Lists.__dataclass_fields__
@@ -177,7 +177,7 @@ def _lists(
     banks: tuple[Tensor, Tensor],
     near: float,
     depth: int,
-    crowd_weight: float,
+    hubness_weight: float,
 ) -> Lists:
     """Mine within one fold; every wrong item is one of the fold too, since the others were trained on."""
     image_ids, image_at = torch.unique(image_rows, return_inverse=True)
@@ -188,8 +188,8 @@ def _lists(
         text_parts = network.text_parts(texts[text_ids].float())
         scales = network.part_scales(network.alignment_weight, image_parts.shape[1])
         scores = text_parts * scales @ image_parts.T
-        scores -= crowd_weight * crowds(text_parts, banks[0], scales)[:, None]
-        scores -= crowd_weight * crowds(image_parts, banks[1], scales)
+        scores -= hubness_weight * hubness(text_parts, banks[0], scales)[:, None]
+        scores -= hubness_weight * hubness(image_parts, banks[1], scales)
         right = torch.zeros(scores.shape, dtype=torch.bool)
         right[text_at, image_at] = True
         alike = right.clone()

@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frevl.models.retrieval.reranker import TermWeights
+
 __all__ = ["Blend", "Candidates", "candidates_of", "choose_blend", "recall_by_image"]
 
-# Larger weights of crowds rank no better and make the scores of different items less comparable
+# Larger weights of hubness rank no better and make the scores of different items less comparable
 # (research/experiments/log.md).
-CROWD_WEIGHTS = (0.0, -0.25, -0.5)
+HUBNESS_WEIGHTS = (0.0, -0.25, -0.5)
 ALIGNMENT_WEIGHTS = (0.0, 5.0, 10.0, 15.0)
 FUSION_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 DEPTHS = (20, 50, 100)
@@ -31,7 +33,7 @@ class Candidates:
     Attributes:
         columns: ``(queries, depth)`` int64.
         right: ``(queries, depth)`` bool.
-        terms: ``(queries, depth, 3)``: first stage, crowd of the candidate, fusion.
+        terms: ``(queries, depth, 3)``: first stage, hubness of the candidate, fusion.
     """
 
     columns: Tensor
@@ -43,10 +45,10 @@ class Candidates:
         """``(queries, 3)``: the hits of the terms as they are."""
         return self.hits(0.0, 0.0, self.columns.shape[1])
 
-    def hits(self, crowd: float, fusion: float, depth: int) -> Tensor:
+    def hits(self, hubness: float, fusion: float, depth: int) -> Tensor:
         """``(queries, 3)`` float: whether a right item is among the first 1, 5 and 10; ties count as misses."""
         terms, right = self.terms[:, :depth], self.right[:, :depth]
-        scores = terms[..., 0] + crowd * terms[..., 1] + fusion * terms[..., 2]
+        scores = terms[..., 0] + hubness * terms[..., 1] + fusion * terms[..., 2]
         return _hits(scores, right)
 
 
@@ -55,14 +57,14 @@ class Blend:
     """The choice.
 
     Attributes:
-        weights: ``alignment``, ``image_crowd``, ``text_crowd``, ``fusion``.
+        weights: Of the terms.
         depth: Candidates a query.
         i2t: ``(images, 3)`` hits among the first 1, 5 and 10.
         t2i: ``(texts, 3)``.
         tried: How many settings.
     """
 
-    weights: dict[str, float]
+    weights: TermWeights
     depth: int
     i2t: Tensor
     t2i: Tensor
@@ -82,7 +84,12 @@ class Blend:
 
     def record(self) -> dict[str, Any]:
         """Return what the run keeps."""
-        return {"weights": self.weights, "depth": self.depth, "metrics": self.metrics, "settings_tried": self.tried}
+        return {
+            "weights": self.weights.record(),
+            "depth": self.depth,
+            "metrics": self.metrics,
+            "settings_tried": self.tried,
+        }
 
 
 def candidates_of(first: Tensor, right: Tensor, depth: int) -> tuple[Tensor, Tensor]:
@@ -116,26 +123,26 @@ def choose_blend(
     i2t: Candidates,
     t2i: Candidates,
     *,
-    crowd: bool = True,
+    hubs: bool = True,
     fusion: bool = True,
     least: tuple[float, float] | None = None,
 ) -> Blend | None:
     """Take the weights and the depth with the best mean recall.
 
-    The crowd of the query is the same for all its candidates, so each direction decides on one crowd weight; the weight
-    of the fusion and the depth are common to both.
+    The hubness of the query is the same for all its candidates, so each direction decides on one weight of hubness; the
+    weight of the fusion and the depth are common to both.
 
     Args:
         i2t: For every image its best texts.
         t2i: For every text its best images.
-        crowd: Whether crowds may have a weight.
+        hubs: Whether hubness may have a weight.
         fusion: Whether the fusion may have one.
         least: R@1 of both directions that no choice may fall below; None takes that of the terms without weights.
 
     Returns:
         The best, or None if every setting loses R@1 in one direction.
     """
-    crowds = CROWD_WEIGHTS if crowd else (0.0,)
+    hub_weights = HUBNESS_WEIGHTS if hubs else (0.0,)
     fusions = FUSION_WEIGHTS if fusion else (0.0,)
     longest = max(i2t.columns.shape[1], t2i.columns.shape[1])
     depths = sorted({min(depth, longest) for depth in DEPTHS})
@@ -145,15 +152,15 @@ def choose_blend(
     for depth, weight in product(depths, fusions):
         chosen = []
         for number, side in enumerate((i2t, t2i)):
-            found = [(value, side.hits(value, weight, depth)) for value in crowds]
+            found = [(value, side.hits(value, weight, depth)) for value in hub_weights]
             tried += len(found)
             kept = [one for one in found if float(one[1][:, 0].mean()) >= plain[number]]
             if kept:
                 chosen.append(max(kept, key=lambda one: float(one[1].mean())))
         if len(chosen) < 2:
             continue
-        (text_crowd, image_hits), (image_crowd, text_hits) = chosen
-        weights = {"alignment": 0.0, "image_crowd": image_crowd, "text_crowd": text_crowd, "fusion": weight}
+        (text_hubness, image_hits), (image_hubness, text_hits) = chosen
+        weights = TermWeights(image_hubness=image_hubness, text_hubness=text_hubness, fusion=weight)
         blend = Blend(weights, depth, image_hits, text_hits, tried)
         if best is None or blend.mean > best.mean + 1e-9:
             best = blend

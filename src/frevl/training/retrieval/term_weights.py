@@ -11,7 +11,7 @@ from torch import Tensor
 
 from frevl.models.interface import Items
 from frevl.models.retrieval.first_stage import FirstStage
-from frevl.models.retrieval.reranker import Reranked, crowds
+from frevl.models.retrieval.reranker import Reranked, TermWeights, hubness
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.retrieval.score_fusion import (
     ALIGNMENT_WEIGHTS,
@@ -30,17 +30,17 @@ _PAIRS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Judgement:
-    """A first stage alone, with crowds, and with crowds and fusion, on development data.
+    """A first stage alone, with hubness taken back, and with the fusion too, on development data.
 
     Attributes:
         first: The first stage as it searches: with its alignment, if it has one.
-        crowded: With crowds taken back, and the alignment at its best weight.
+        without_hubs: With hubness taken back, and the alignment at its best weight.
         fused: With the fusion too.
         owners: ``(texts,)`` row of the image of each text.
     """
 
     first: Blend
-    crowded: Blend
+    without_hubs: Blend
     fused: Blend
     owners: Tensor
 
@@ -52,7 +52,7 @@ class Judgement:
 
     def record(self) -> dict[str, Any]:
         """Return what the run keeps."""
-        named = {"first_stage": self.first, "with_crowds": self.crowded, "with_fusion": self.fused}
+        named = {"first_stage": self.first, "with_crowds": self.without_hubs, "with_fusion": self.fused}
         return {name: blend.record() for name, blend in named.items()}
 
 
@@ -64,11 +64,10 @@ def judged_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
 
 
 def judged_alone(network: FirstStage, dev: EmbeddedPairs) -> Judgement:
-    """Judge a first stage without anything else; all results are the same but for crowds, which mean nothing here."""
+    """Judge a first stage without anything else; all results are the same but for hubness, which means nothing here."""
     width = network.image_parts(dev.images[:1].float(), _mask(dev.image_mask, torch.tensor([0]))).shape[1]
-    nothing = {"alignment": 0.0, "image_crowd": 0.0, "text_crowd": 0.0, "fusion": 0.0}
     bank = torch.zeros(1, width)
-    return judged(Reranked.of(network, bank, bank, None, weights=nothing, depth=max(DEPTHS)), dev)
+    return judged(Reranked.of(network, bank, bank, None, weights=TermWeights(), depth=max(DEPTHS)), dev)
 
 
 def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
@@ -87,9 +86,9 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
         texts = _items(network.text_items, dev.texts, dev.text_mask, text_ids)
 
         def grid_of(weight: float) -> tuple[Tensor, Tensor, Tensor]:
-            """Scores of all pairs with this weight of the alignment, crowds of images and of texts."""
+            """Scores of all pairs with this weight of the alignment, hubness of images and of texts."""
             scales = network.first.part_scales(weight, images[0].shape[1])
-            both = crowds(images[0], network.bank_texts, scales), crowds(texts[0], network.bank_images, scales)
+            both = hubness(images[0], network.bank_texts, scales), hubness(texts[0], network.bank_images, scales)
             return images[0] * scales @ texts[0].T, *both
 
         first = grid_of(network.first.alignment_weight)[0]
@@ -116,31 +115,31 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
         weights = [own] if network.first.alignment is None else sorted({own, *ALIGNMENT_WEIGHTS})
         sides = {}
         for weight in weights:
-            base, image_crowd, text_crowd = grid_of(weight)
+            base, image_hubness, text_hubness = grid_of(weight)
             both = []
-            for grid, chosen, crowd, fusion in (
-                (base, of_image, text_crowd, fused[0]),
-                (base.T, of_text, image_crowd, fused[1]),
+            for grid, chosen, hubs, fusion in (
+                (base, of_image, text_hubness, fused[0]),
+                (base.T, of_text, image_hubness, fused[1]),
             ):
-                columns = torch.stack([grid.gather(1, chosen[0]), crowd[chosen[0]], fusion], dim=2)
+                columns = torch.stack([grid.gather(1, chosen[0]), hubs[chosen[0]], fusion], dim=2)
                 both.append(Candidates(*chosen, columns))
             sides[weight] = both
     least: tuple[float, float] | None = None
 
-    def best(weights: list[float], *, crowd: bool, fusion: bool) -> Blend:
+    def best(weights: list[float], *, hubs: bool, fusion: bool) -> Blend:
         """The best mean recall; among equals the first, which weighs the alignment least."""
         blends = []
         for weight in weights:
-            blend = choose_blend(*sides[weight], crowd=crowd, fusion=fusion, least=least)
+            blend = choose_blend(*sides[weight], hubs=hubs, fusion=fusion, least=least)
             if blend is not None:
-                blends.append(replace(blend, weights={**blend.weights, "alignment": weight}))
+                blends.append(replace(blend, weights=replace(blend.weights, alignment=weight)))
         return max(blends, key=lambda blend: blend.mean)
 
-    alone = best([own], crowd=False, fusion=False)
+    alone = best([own], hubs=False, fusion=False)
     least = alone.metrics["i2t_r1"] / 100 - 1e-6, alone.metrics["t2i_r1"] / 100 - 1e-6
-    crowded = best(weights, crowd=True, fusion=False)
-    whole = best(weights, crowd=True, fusion=network.fusion is not None)
-    return Judgement(alone, crowded, whole, right.float().argmax(dim=0))
+    without_hubs = best(weights, hubs=True, fusion=False)
+    whole = best(weights, hubs=True, fusion=network.fusion is not None)
+    return Judgement(alone, without_hubs, whole, right.float().argmax(dim=0))
 
 
 def _items(make: Callable[..., tuple[Tensor, ...]], values: Tensor, mask: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
