@@ -62,7 +62,7 @@ def test_power_that_fails_at_any_flush_costs_what_was_in_flight(tmp_path, files,
         disk.close()
     reference = content(tmp_path / "counted")
     went_on = 0
-    for fails_at in range(1, disk.flushes + 1, 5):
+    for fails_at in range(1, disk.flushes + 1, 4):
         world, left = tmp_path / f"world-{fails_at}", tmp_path / f"left-{fails_at}"
         world.mkdir()
         with monkeypatch.context() as patch:
