@@ -57,7 +57,7 @@ WRITTEN = {
 }
 READ = {
     "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result", "--root",
-    "--run", "--start-from", "--store", "--test", "--versus", "source", "store",
+    "--run", "--initialise-from", "--store", "--test", "--versus", "source", "store",
 }  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def snapshot(folder):
         ("extract --images images --encoder toy --store STORE", "--json", "images/0.png"),
         ("train --store STORE --pairs p.jsonl --task classification --run R", "--json", "p.jsonl"),
         ("train --store STORE --pairs q.jsonl --dev p.jsonl --task classification --run R", "--json", "p.jsonl"),
-        ("train --store STORE --pairs p.jsonl --start-from RUN --task classification", "--run", "RUN"),
+        ("train --store STORE --pairs p.jsonl --initialise-from RUN --task classification", "--run", "RUN"),
         ("train --store STORE --pairs R/log.jsonl --task classification", "--run", "R"),
         ("search --store STORE --run RUN --image images/0.png", "--html", "images/0.png"),
         ("diagnose --store STORE --pairs q.jsonl --test p.jsonl --task classification", "--markdown", "p.jsonl"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frevl.cli.deployment import serve
+from frevl.cli.commands.deployment import serve
 
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -86,8 +86,8 @@ def test_an_interrupted_training_ends_with_the_identical_result(made, tmp_path, 
 def test_a_training_process_that_is_killed_goes_on(made, tmp_path):
     command = [
         sys.executable, "-m", "frevl", "train", "--store", str(made.store.path), "--pairs", str(made.train_file),
-        "--task", "classification", "--model", "tiny", "--layers", "1", "--epochs", "6", "--batch-size", "64",
-        "--patience", "6", "--quiet", "--run",
+        "--task", "classification", "--model", "tiny", "--set", "layers=1", "--set", "epochs=6", "--set",
+        "batch_size=64", "--set", "patience=6", "--quiet", "--run",
     ]  # fmt: skip
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)

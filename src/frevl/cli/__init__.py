@@ -1,1 +1,1 @@
-"""The command line: each command parses, calls one function and prints."""
+"""The command line: entry point, shared flags, tables for people. The commands are in `frevl.cli.commands`."""

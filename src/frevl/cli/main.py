@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
-from frevl.cli import data, deployment, diagnosis, scoring, sharing, training
+from frevl.cli.commands import data, deployment, diagnosis, models, scoring, sharing, training
 from frevl.cli.options import app
 from frevl.errors import FrevlError, UsageError
+from frevl.version import __version__
 
 __all__ = ["app", "main"]
 
-# Importing a file of commands adds them; the order here is the order of the help.
-_COMMANDS = (training, data, scoring, diagnosis, sharing, deployment)
+# Importing a file of commands adds them; their order in the help is that of `frevl.cli.options.ORDER`.
+_COMMANDS = (data, deployment, diagnosis, models, scoring, sharing, training)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"frevl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def frevl(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Vision-language understanding on frozen embeddings: embed once, train a small fusion, measure it."""
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands, a file a theme; each parses, calls one function and prints.
+"""What the commands share: the app, flags that several of them have, and how results are printed and written.
 
 A flag that was not typed is not passed on: every default stands in the signature of the function that is called.
 """
@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
-from frevl.errors import FrevlError
+from frevl.errors import FrevlError, UsageError
 from frevl.outputs import refuse_inputs
 
 __all__ = [
@@ -22,9 +23,11 @@ __all__ = [
     "JsonOption",
     "QuietOption",
     "RunOption",
+    "SetOption",
     "StoreOption",
     "app",
     "say",
+    "settings_of",
     "store_app",
     "typed",
     "write",
@@ -62,8 +65,22 @@ def written_by(command: TyperCommand) -> list[str]:
     return [name for name, hint in hints.items() if OUTPUT in getattr(hint, "__metadata__", ())]
 
 
+ORDER = (
+    *("extract", "import", "pairs", "train", "models", "evaluate", "score", "search", "diagnose", "ablate"),
+    *("export", "publish", "serve", "bench", "store", "encoders", "demo"),
+)
+"""The commands in the order of the help: as one needs them."""
+
+
+class _Ordered(TyperGroup):
+    """Lists the commands in the order of `ORDER`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+
 app = Commands(
-    help="Vision-language understanding on frozen embeddings: embed once, train a small fusion, measure it.",
+    cls=_Ordered,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -79,6 +96,41 @@ JsonOption = Annotated[
     Path | None, typer.Option("--json", readable=False, help="Write the result to this JSON file."), OUTPUT
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Option of the model, such as dropout=0.3; may be repeated. frevl models show NAME lists them.",
+    ),
+]
+
+
+def settings_of(given: list[str] | None) -> dict[str, Any]:
+    """Return the values of ``--set name=value``, by name; numbers, true, false and none as what they say.
+
+    Raises:
+        UsageError: There is no name or no equals sign, or a name is given twice.
+    """
+    found: dict[str, Any] = {}
+    for one in given or ():
+        name, equals, text = (part.strip() for part in one.partition("="))
+        if not equals or not name:
+            raise UsageError(f"--set takes NAME=VALUE, such as --set dropout=0.3; found '{one}'")
+        if name in found:
+            raise UsageError(f"--set {name} is given twice; give it once")
+        found[name] = _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def typed(**options: Any) -> dict[str, Any]:

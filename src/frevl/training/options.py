@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import numbers
-import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -33,6 +33,8 @@ __all__ = [
     "TwoTowerOptions",
     "make_options",
     "options_for",
+    "type_of",
+    "values_of",
 ]
 
 FULL_BATCH = 256
@@ -159,7 +161,9 @@ class MlpOptions(PairwiseOptions):
 class FusionOptions(PairwiseOptions):
     """Options of the fusion presets ``tiny``, ``small`` and ``base``."""
 
-    layers: int | None = option(None, "Number of blocks. None: as many as the preset has.", at_least=0)
+    layers: int | None = option(
+        None, "Number of blocks. None: the preset's, 2 in tiny and 4 in small and base.", at_least=0
+    )
     dropout: float = option(0.1, "Probability of dropping a hidden unit.", at_least=0, below=1)
     input_dropout: float = option(0.0, "Probability of dropping a dimension of an embedding.", at_least=0, below=1)
     standardise: bool = option(False, "Standardise every dimension of the embeddings while training.")
@@ -205,7 +209,9 @@ class RerankerOptions(DescentOptions):
     warm_up: float = option(0.1, "Share of the training in which the learning rate rises.", at_least=0, at_most=1)
     label_smoothing: float = option(0.0, "Share of the target that is spread over the list.", at_least=0, below=1)
     negatives: int = option(6, "Wrong images and wrong texts that every right pair competes with.", at_least=1)
-    layers: int | None = option(None, "Number of blocks. None: as many as the preset has.", at_least=0)
+    layers: int | None = option(
+        None, "Number of blocks. None: the preset's, 2 in tiny and 4 in small and base.", at_least=0
+    )
     dropout: float = option(0.3, "Probability of dropping a hidden unit.", at_least=0, below=1)
     input_dropout: float = option(0.3, "Probability of dropping a dimension of an embedding.", at_least=0, below=1)
     cross_attention: bool = option(True, "Ablation: whether the blocks attend across modalities.")
@@ -290,13 +296,13 @@ def _called(model: str, first_stage: str | None) -> str:
 def _unknown(name: str, known: list[str], model: str, first_stage: str | None) -> str:
     """Say who knows the option, or which one may be meant."""
     own = _called(model, first_stage)
-    others = [other for other, kind in OPTIONS.items() if name in (one.name for one in fields(kind))]
-    if name in (one.name for one in fields(RerankerOptions)):
-        others.append("a fusion with a first stage")
+    others = [other for other, kind in OPTIONS.items() if name in kind.__dataclass_fields__]
+    if name in RerankerOptions.__dataclass_fields__:
+        others.append("a fusion with --first-stage")
     if others:
-        return f"{own[0].upper()}{own[1:]} has no option '{name}'; it belongs to: {', '.join(others)}."
+        return f"{own[0].upper()}{own[1:]} has no option '{name}'; these have it: {', '.join(others)}."
     if not known:
-        return f"There is no option '{name}', and {own} has none."
+        return f"{own[0].upper()}{own[1:]} has no option '{name}', and no others."
     return f"{own[0].upper()}{own[1:]} has no option '{name}'. {nearest(name, known)}"
 
 
@@ -307,6 +313,24 @@ def _types(kind: type[ModelOptions]) -> dict[str, tuple[type, bool]]:
         parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
         found[name] = (next(part for part in parts if part is not type(None)), type(None) in parts)
     return found
+
+
+def type_of(kind: type[ModelOptions], name: str) -> type:
+    """Return the type of an option: `bool`, `int` or `float`."""
+    return _types(kind)[name][0]
+
+
+def values_of(kind: type[ModelOptions], name: str) -> str:
+    """Return in short what an option may be, for example ``0 to <1``."""
+    of_type, optional = _types(kind)[name]
+    bounds = kind.__dataclass_fields__[name].metadata
+    signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
+    given = [f"{sign}{bounds[bound]}" for bound, sign in signs.items() if bound in bounds]
+    if of_type is bool:
+        given = ["true", "false"]
+    elif len(given) == 2:
+        given = [f"{given[0].removeprefix('>=')} to {given[1].removeprefix('<=')}"]
+    return ", ".join([*given, *(["none"] if optional else [])])
 
 
 def expected(kind: type[ModelOptions], name: str) -> str:
@@ -331,16 +355,18 @@ def _checked(kind: type[ModelOptions], one: Field[Any], value: Any) -> Any:
     if value is None and optional:
         return None
     abstract = {bool: bool, int: numbers.Integral, float: numbers.Real}[of_type]
-    fits = isinstance(value, abstract) and isinstance(value, bool) == (of_type is bool)
-    if not fits or not _inside(value, one.metadata):
-        raise UsageError(f"The option '{one.name}' must be {expected(kind, one.name)}, found {value!r:.40}")
-    return of_type(value)
+    if isinstance(value, abstract) and isinstance(value, bool) == (of_type is bool):
+        with suppress(OverflowError):  # an integer that no float can hold
+            number = of_type(value)
+            if _inside(number, one.metadata):
+                return number
+    raise UsageError(f"The option '{one.name}' must be {expected(kind, one.name)}, found {value!r:.40}")
 
 
-def _inside(value: Any, bounds: Mapping[str, Any]) -> bool:
-    """Tell whether a finite value lies within its bounds."""
+def _inside(value: float, bounds: Mapping[str, Any]) -> bool:
+    """Tell whether a value is a number, finite and within its bounds."""
     return bool(
-        -sys.float_info.max <= value <= sys.float_info.max  # nor NaN, nor an integer that no float can hold
+        -math.inf < value < math.inf
         and value >= bounds.get("at_least", value)
         and value <= bounds.get("at_most", value)
         and value > bounds.get("above", -math.inf)

@@ -265,7 +265,7 @@ def test_the_command_line_takes_a_fusion_apart(made, tmp_path, frevl, monkeypatc
     monkeypatch.setattr(module, "VARIANTS", module.VARIANTS[:1])
     monkeypatch.setattr(module, "DEPTHS", ())
     said = frevl("ablate", "--store", made.store.path, "--pairs", made.train_file, "--test", made.test_file, "--task",
-                 "classification", "--seeds", 1, "--layers", 1, "--epochs", 1, "--out", tmp_path / "out",
+                 "classification", "--seeds", 1, "--set", "layers=1", "--set", "epochs=1", "--out", tmp_path / "out",
                  "--json", tmp_path / "a.json")  # fmt: skip
     assert said.code == 0, said.err
     assert "no cross-attention" in said.out

@@ -1,0 +1,147 @@
+"""Commands that train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from frevl.cli.options import (
+    OUTPUT,
+    JsonOption,
+    QuietOption,
+    SetOption,
+    StoreOption,
+    app,
+    say,
+    settings_of,
+    typed,
+    write,
+)
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Where to put data, store and runs.", show_default="frevl-demo"),
+        OUTPUT,
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the trainings.", show_default="0")] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Run the main job on real data (easy-VQA): embed, train, compare with baselines."""
+    from frevl.cli.demo import demo as run_demo
+    from frevl.cli.tables import demo_table
+
+    report = run_demo(**typed(folder=folder, seed=seed), progress=not quiet, say=say)
+    say(demo_table(report))
+    write(json, report.record())
+
+
+@app.command()
+def train(
+    store: StoreOption,
+    pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
+    run: Annotated[Path, typer.Option("--run", readable=False, help="Folder of the run."), OUTPUT],
+    task: Annotated[str, typer.Option(help="matching or classification.")],
+    model: Annotated[
+        str | None, typer.Option(help="auto, linear, mlp, tiny ...; frevl models lists them.", show_default="tiny")
+    ] = None,
+    settings: SetOption = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Development pairs.", show_default="a share of the training images"),
+    ] = None,
+    dev_share: Annotated[float | None, typer.Option(min=0.001, max=0.9, help="That share.", show_default="0.1")] = None,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
+    ] = None,
+    first_stage: Annotated[
+        str | None,
+        typer.Option(help="Matching: dual or cosine finds candidates, a fusion reranks them.", show_default="none"),
+    ] = None,
+    initialise_from: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Classification: run that the fusion starts from.", show_default="none"),
+    ] = None,
+    min_answer_count: Annotated[
+        int | None, typer.Option(min=1, help="Rarer answers are not classes.", show_default="1")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of trainings: RUN/seed0, RUN/seed1 ...", show_default="1, in RUN itself"),
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Most seconds of training.", show_default="none")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to train.", show_default="cpu")] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Train a fusion or a baseline on the embeddings of a store; continues a training that was interrupted."""
+    given = dict(locals())
+    arguments = typed(**_without(given, "settings", "seeds", "quiet", "json")) | {"options": settings_of(settings)}
+    if seeds is not None and seeds > 1:
+        from frevl.cli.tables import seeds_sentence
+        from frevl.training.seeds import train_seeds
+
+        several = train_seeds(**arguments, seeds=seeds, progress=not quiet).record()
+        say(seeds_sentence(several))
+        write(json, several)
+        return
+    from frevl.cli.tables import run_record, run_sentence
+    from frevl.training.training import train as run_train
+
+    trained = run_train(**arguments, progress=not quiet)
+    say(run_sentence(trained))
+    write(json, run_record(trained))
+
+
+@app.command()
+def ablate(
+    store: Annotated[
+        list[Path],
+        typer.Option("--store", readable=False, help="Folder of the store; further ones to compare encoders."),
+    ],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
+    test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known truth.")],
+    task: Annotated[str, typer.Option(help="matching or classification.")],
+    out: Annotated[Path, typer.Option(readable=False, help="Folder for table, plot and runs."), OUTPUT],
+    model: Annotated[str | None, typer.Option(help="tiny, small or base.", show_default="tiny")] = None,
+    settings: SetOption = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Development pairs.", show_default="a tenth of the training images"),
+    ] = None,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Encoder of the first store; may be repeated.", show_default="all in it")
+    ] = None,
+    min_answer_count: Annotated[
+        int | None, typer.Option(min=1, help="Rarer answers are not classes.", show_default="as train")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings a variant.", show_default="3")] = None,
+    seed: Annotated[int | None, typer.Option(help="The first seed.", show_default="0")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Most seconds of every single training.", show_default="none")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to train.", show_default="as train")] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Take the fusion apart: what each part is worth, with intervals, as table, JSON and plot."""
+    given = dict(locals())
+    arguments = typed(**_without(given, "settings", "quiet", "json")) | {"options": settings_of(settings)}
+    from frevl.training.ablation.report import ablation_table
+    from frevl.training.ablation.study import ablate as run_ablate
+
+    ablation = run_ablate(**arguments, progress=not quiet)
+    say(ablation_table(ablation))
+    write(json, ablation.record())
+
+
+def _without(given: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in names}
