@@ -74,6 +74,19 @@ def bare_url(world, dual):
     yield from serve(world, "--run", dual)
 
 
+@pytest.fixture(scope="module")
+def asking_url(world, ask):
+    """A service with a run that answers questions only."""
+    yield from serve(world, "--run", ask)
+
+
+@pytest.fixture(scope="module")
+def scoring_url(world):
+    """A service with a run that scores pairs and cannot search."""
+    train(world.store, world.captions_file, run=world.folder / "match", task="matching", options={"epochs": 1})
+    yield from serve(world, "--run", world.folder / "match")
+
+
 @pytest.fixture
 def shots(tmp_path):
     """Keep screenshots in pytest's folder of the test, for people to look at."""
@@ -182,18 +195,32 @@ def test_the_report_is_shown_and_runs_nothing_of_the_service(visit, url, shots):
     clean(seen, url)
 
 
-def test_empty_states(visit, bare_url, shots):
-    seen = opened(visit, bare_url, "Ask", scheme="dark")
-    expect(seen.page.get_by_text("None of the served runs answers questions")).to_be_visible(timeout=TIMEOUT)
-    seen.page.get_by_role("tab", name="Report").click()
-    expect(seen.page.get_by_text("There is no report yet")).to_be_visible()
-    shots(seen, "empty-dark")
-    seen.page.get_by_role("tab", name="Search").click()
+def test_only_tabs_that_work_are_shown_and_the_first_is_open(visit, url, bare_url, asking_url, shots):
+    for place, tabs in ((url, ["Search", "Ask", "Report"]), (bare_url, ["Search"]), (asking_url, ["Ask"])):
+        seen = visit(place, scheme="dark")
+        seen.page.get_by_role("tab").first.wait_for(timeout=TIMEOUT)
+        assert seen.page.get_by_role("tab").all_inner_texts() == tabs
+        expect(seen.page.get_by_role("tab", name=tabs[0])).to_have_attribute("aria-selected", "true")
+        # What it holds can be used without a click on the tab.
+        expect(seen.page.get_by_role("button", name=tabs[0], exact=True)).to_be_visible(timeout=TIMEOUT)
+        shots(seen, f"tabs-{tabs[0]}")
+        clean(seen, place)
+
+
+def test_without_the_pictures_their_ids_are_shown(visit, bare_url):
+    seen = opened(visit, bare_url, "Search")
     seen.page.get_by_label("Text").fill("a red square")
     seen.page.get_by_label("Text").press("Enter")
-    # Without the folder of the images, their ids are shown.
     expect(seen.page.locator("#found .nothing").first).to_contain_text(".png", timeout=TIMEOUT)
     clean(seen, bare_url)
+
+
+def test_a_page_with_nothing_to_show_says_why(visit, scoring_url, shots):
+    seen = visit(scoring_url)
+    expect(seen.page.get_by_text("score pairs of a picture and a text")).to_be_visible(timeout=TIMEOUT)
+    assert seen.page.get_by_role("tab").count() == 0
+    shots(seen, "nothing")
+    clean(seen, scoring_url)
 
 
 def test_the_documents_ask_no_other_host(visit, url, shots):

@@ -1,6 +1,7 @@
 """What the service answers: the numbers of `Scorer`, whoever else asks at the same time."""
 
 import asyncio
+import base64
 import json
 import logging
 import random
@@ -56,6 +57,10 @@ def test_an_image_that_is_sent_along_scores_like_the_same_image_in_the_store(mad
     assert served.http.post("/v1/score", json=sent).json()["scores"] == expected
     sent["uploads"] = {name: "data:image/png;base64," + based(picture(made, name)) for name in names}
     assert served.http.post("/v1/score", json=sent).json()["scores"] == expected
+    # As the programs ``base64`` and ``openssl``, mail and PEM files write it, and as an editor indents it.
+    for lines in (base64.encodebytes, lambda content: base64.b64encode(content).replace(b"A", b" \tA\r\n")):
+        sent["uploads"] = {name: lines(picture(made, name)).decode() for name in names}
+        assert served.http.post("/v1/score", json=sent).json()["scores"] == expected
     form = {"request": json.dumps({"pairs": sent["pairs"]})}
     files = [(name, ("../../etc/passwd", picture(made, name), "text/plain")) for name in names]
     assert served.http.post("/v1/score", data=form, files=files).json()["scores"] == expected

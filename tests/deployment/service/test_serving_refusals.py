@@ -88,6 +88,27 @@ BODIES = {
     "a list": ("/v1/score", "[]", 422, "invalid", "Field 'body': "),
     "no pairs": ("/v1/score", '{"pairs": []}', 422, "invalid", "Field 'pairs': "),
     "unknown field": ("/v1/score", '{"pears": 1}', 422, "invalid", "Field required (1 more problem"),
+    "a key twice": (
+        "/v1/score",
+        '{"pairs": [{"image": "0.png", "text": "a"}], "pairs": [{"image": "0.png", "text": "b"}]}',
+        422,
+        "invalid",
+        "The key 'pairs' stands twice in one object of the request; leave one out.",
+    ),
+    "a key twice inside": (
+        "/v1/score",
+        '{"pairs": [{"image": "0.png", "text": "a", "text" : "a"}]}',
+        422,
+        "invalid",
+        "The key 'text' stands twice",
+    ),
+    "an upload twice": (
+        "/v1/embed",
+        '{"uploads": {"a": "AAAA", "\\u0061": "AAAA"}}',
+        422,
+        "invalid",
+        "The key 'a' stands twice",
+    ),
     "nan": ("/v1/answer", json.dumps({**RIGHT, "threshold": float("nan")}), 422, "invalid", "Field 'threshold': "),
     "infinite": ("/v1/answer", json.dumps({**RIGHT, "threshold": float("inf")}), 422, "invalid", "Field 'threshold': "),
     "giant": ("/v1/answer", json.dumps({**RIGHT, "top": 10**300}), 422, "invalid", "Field 'top': "),
@@ -176,6 +197,8 @@ def test_forms_that_are_none_are_refused(served):
     twice = [("u", b"x"), ("u", b"y")]
     response = served.http.post("/v1/score", data={"request": json.dumps(RIGHT)}, files=twice)
     refused(response, 422, "invalid", "a name of its own")
+    form = {"request": '{"texts": ["a"], "texts": ["b"]}'}
+    refused(served.http.post("/v1/embed", data=form, files={"u": b"x"}), 422, "invalid", "The key 'texts' stands twice")
 
 
 def test_unknown_routes_and_methods(served):

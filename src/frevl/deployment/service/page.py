@@ -37,6 +37,12 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 _log = logging.getLogger("frevl.service")
 
+_NOTHING_TO_SHOW = (
+    "The runs that are served here score pairs of a picture and a text; the routes for that are described at /docs. To "
+    "search here, serve a run trained with --task matching --model auto; to ask questions, one trained with "
+    "--task classification."
+)
+
 _SIDE = 320  # pixels of a preview: twice what is shown, for sharp screens
 _FONTS = ("system-ui", "sans-serif")
 
@@ -80,14 +86,27 @@ def build_page(service: Service, *, images: Path | None = None, has_report: bool
     uploads = tempfile.TemporaryDirectory(prefix="frevl-page-")
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     with gr.Blocks(title="frevl", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
-        gr.Markdown("# frevl\nAsk about pictures and search them with a trained run.")
-        with gr.Tabs():
-            with gr.Tab("Search"):
-                _search_tab(service, images)
-            with gr.Tab("Ask"):
-                _ask_tab(service)
-            with gr.Tab("Report"):
-                _report_tab(has_report)
+        searching = [name for name, model in service.models.items() if model.searches]
+        # A question is about a picture that is sent along, and vectors that were imported have no encoder for it.
+        asking = [
+            name
+            for name, model in service.models.items()
+            if model.scorer.run.task == "classification" and model.embeds["image"]
+        ]
+        what = " and ".join(["search pictures"] * bool(searching) + ["ask about a picture"] * bool(asking))
+        gr.Markdown(f"# frevl\n{what.capitalize()} with a trained run." if what else "# frevl")
+        with gr.Tabs():  # opens on the first one
+            if searching:
+                with gr.Tab("Search"):
+                    _search_tab(service, images, searching)
+            if asking:
+                with gr.Tab("Ask"):
+                    _ask_tab(service, asking)
+            if has_report:
+                with gr.Tab("Report"):
+                    gr.HTML('<div class="frevl"><iframe src="/report" title="Report of the diagnosis"></iframe></div>')
+        if not (searching or asking or has_report):
+            gr.HTML(_empty(_NOTHING_TO_SHOW))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     theme = gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace"))
     mounted: FastAPI = gr.mount_gradio_app(
@@ -111,11 +130,7 @@ def build_page(service: Service, *, images: Path | None = None, has_report: bool
     return mounted
 
 
-def _ask_tab(service: Service) -> None:
-    names = [name for name, model in service.models.items() if model.scorer.run.task == "classification"]
-    if not names:
-        gr.HTML(_empty("None of the served runs answers questions. Train one with --task classification and serve it."))
-        return
+def _ask_tab(service: Service, names: list[str]) -> None:
     with gr.Row():
         with gr.Column():
             picture, preview = _picture("Picture", service)
@@ -144,16 +159,7 @@ def _ask_tab(service: Service) -> None:
         event(ask, [picture, question, threshold, model], said, api_visibility="private")
 
 
-def _search_tab(service: Service, images: Path | None) -> None:
-    names = [name for name, model in service.models.items() if model.searches]
-    if not names:
-        gr.HTML(
-            _empty(
-                "None of the served runs searches. Train one with --task matching and --model dual or auto, and serve "
-                "it with --run."
-            )
-        )
-        return
+def _search_tab(service: Service, images: Path | None, names: list[str]) -> None:
     with gr.Row():
         with gr.Column():
             query = gr.Textbox(label="Text", placeholder="a red square", max_lines=3, elem_id="query")
@@ -230,18 +236,6 @@ def _likeness(hit: Hit) -> str:
     if hit.probability is None:
         return f"similarity {hit.similarity:.2f}"
     return f"match {hit.probability:.0%} · similarity {hit.similarity:.2f}"
-
-
-def _report_tab(has_report: bool) -> None:
-    if has_report:
-        gr.HTML('<div class="frevl"><iframe src="/report" title="Report of the diagnosis"></iframe></div>')
-    else:
-        gr.HTML(
-            _empty(
-                "There is no report yet. Make one with frevl diagnose ... --html report.html, and serve it with "
-                "--report report.html or from the folder of the run."
-            )
-        )
 
 
 def _picture(label: str, service: Service) -> tuple[gr.File, gr.HTML]:

@@ -31,7 +31,9 @@ _BASE64 = {
     "type": "string",
     "contentEncoding": "base64",
     "minLength": 1,
-    "pattern": "^(data:[a-z/+.-]+;base64,)?([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$",
+    # Between the characters there may be blanks and line breaks.
+    "pattern": r"^(data:[a-z/+.-]+;base64,)?\s*(([A-Za-z0-9+/]\s*){4})*"
+    r"(([A-Za-z0-9+/]\s*){2}=\s*=\s*|([A-Za-z0-9+/]\s*){3}=\s*)?$",
 }
 
 Uploads = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -24,6 +25,8 @@ Upload = bytes | str
 JSON, MULTIPART = "application/json", "multipart/form-data"
 
 _WATCH_AFTER = 0.05  # seconds
+
+_NO_BREAKS = dict.fromkeys(map(ord, " \t\r\n"))
 
 B = TypeVar("B", bound=BaseModel)
 A = TypeVar("A")
@@ -111,9 +114,22 @@ async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, A]) -> A | N
             one.cancel()
 
 
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len(dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RefusedError(
+            422, "invalid", f"The key {twice[:80]!r} stands twice in one object of the request; leave one out."
+        )
+
+
+# Pydantic takes the last of several equal keys in silence, as most readers of JSON do.
+_KEYS_ONCE = json.JSONDecoder(object_pairs_hook=_once)
+
+
 def _checked(kind: type[B], content: bytes | str) -> B:
     try:
-        return kind.model_validate_json(content)
+        body = kind.model_validate_json(content)
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
         first = problems[0]
@@ -125,6 +141,8 @@ def _checked(kind: type[B], content: bytes | str) -> B:
         more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
         message = first["msg"].removeprefix("Value error, ")
         raise RefusedError(422, "invalid", f"Field '{place.lstrip('.') or 'body'}': {message}{more}.") from None
+    _KEYS_ONCE.decode(content if isinstance(content, str) else content.decode())
+    return body
 
 
 async def _read_multipart(request: Request, kind: type[B], limits: Limits) -> tuple[B, dict[str, Upload]]:
@@ -155,10 +173,10 @@ def decoded(name: str, upload: Upload) -> bytes:
     """
     if isinstance(upload, bytes):
         return upload
-    # What browsers make of a file starts with "data:".
+    # What browsers make of a file starts with "data:"; what `base64` and mail programs make of it has line breaks.
     text = upload.partition(",")[2] if upload.startswith("data:") else upload
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode(text.translate(_NO_BREAKS), validate=True)
     except (binascii.Error, ValueError):
         raise RefusedError(
             422, "bad_image", f"The upload {name[:80]!r} is not base64; encode the image file."

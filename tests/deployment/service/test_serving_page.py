@@ -1,0 +1,62 @@
+"""What the page offers: a tab only where a run serves it, and the first of them is the one that is open."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from served import runs
+
+__all__ = ["runs"]  # a fixture
+
+CASES = [  # the runs, whether pictures can be embedded, whether there is a report; the tabs, and what is said
+    (["ask", "match", "find"], True, True, ["Search", "Ask", "Report"], "Search pictures and ask about a picture with"),
+    (["ask"], True, False, ["Ask"], "Ask about a picture with a trained run."),
+    (["match", "find"], True, False, ["Search"], "Search pictures with a trained run."),
+    (["match"], True, True, ["Report"], "# frevl"),
+    (["match"], True, False, [], "The runs that are served here score pairs of a picture and a text"),
+    (["ask"], False, False, [], "The runs that are served here score pairs of a picture and a text"),
+]
+
+# A process of its own: Gradio leaves event loops open.
+CODE = """
+import json, sys
+from frevl.deployment.service.http.limits import Limits
+from frevl.deployment.service.models import Service
+from frevl.deployment.service.page import build_page
+from frevl.runs.scorer import Scorer
+from frevl.store.reader import Store
+
+store, runs, cases = Store.open(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+for names, embeds, has_report, *_ in cases:
+    service = Service({name: Scorer.open(f"{runs}/{name}", store=store) for name in names}, limits=Limits())
+    for model in service.models.values():
+        model.embeds["image"] = embeds
+    page = build_page(service, has_report=has_report)
+    (blocks,) = [route.app.blocks for route in page.routes if hasattr(getattr(route, "app", None), "blocks")]
+    parts = blocks.get_config_file()
+    tabs = [part["props"]["label"] for part in parts["components"] if part["type"] == "tabitem"]
+    said = [part["props"]["value"] for part in parts["components"] if part["type"] in ("markdown", "html")]
+    print(json.dumps({"tabs": tabs, "said": said, "heartbeat": parts["connect_heartbeat"]}))
+    service.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(made, runs):
+    command = [sys.executable, "-c", CODE, str(made.store.path), str(runs), json.dumps(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_a_tab_is_there_only_where_a_run_serves_it(pages, number):
+    *_, tabs, sentence = CASES[number]
+    assert pages[number]["tabs"] == tabs
+    assert any(sentence in str(value) for value in pages[number]["said"])
+
+
+def test_the_page_needs_no_stream_that_stays_open(pages):
+    assert not any(page["heartbeat"] for page in pages)  # nor is it served: see the guard
