@@ -2,9 +2,9 @@
 
     python bench/fusion.py [--preset base] [--batch 1024] [--rounds 9] [--threads 2]
 
-Pooled embeddings. Three figures from one run: the folded forward over a direct implementation of the same network,
-the folded forward and the training step over the measured float32 matrix-product rate. Only operations that the
-result needs are counted: never W_q and W_k, and in the folded network W_o W_v as one matrix. Everything is timed
+Pooled embeddings. Three figures from one run: the fused forward over a direct implementation of the same network,
+the fused forward and the training step over the measured float32 matrix-product rate. Only operations that the
+result needs are counted: never W_q and W_k, and in the fused network W_o W_v as one matrix. Everything is timed
 in turns, and a ratio is the median over rounds, so that a machine whose speed drifts does not decide it. On a
 machine that others use, ``--threads 1 --cpu-time`` counts processor time instead of time.
 
@@ -91,7 +91,7 @@ def useful_weights(*, width: int, layers: int, ffn_width: int, head_width: int) 
     """Multiplications a pair needs, by part."""
     return {
         "projections": 2 * DIM * width,
-        "folded blocks": layers * 2 * (width * width + 2 * width * ffn_width),
+        "fused blocks": layers * 2 * (width * width + 2 * width * ffn_width),
         "blocks": layers * 2 * (2 * width * width + 2 * width * ffn_width),
         "head": 4 * width * head_width + head_width * OUTPUTS,
     }
@@ -124,11 +124,11 @@ def main() -> None:
     direct = Direct(fusion, **sizes)
     image, text = F.normalize(torch.randn(given.batch, DIM), dim=1), F.normalize(torch.randn(given.batch, DIM), dim=1)
     y, square = torch.randint(OUTPUTS, (given.batch,)), torch.randn(SQUARE, SQUARE)
-    folded, evaluated, direct_evaluated = fusion.for_inference(), fusion.eval(), direct.eval()
+    fused, evaluated, direct_evaluated = fusion.for_inference(), fusion.eval(), direct.eval()
     with torch.inference_mode():
         expected = direct_evaluated(image, text)
         differences = {
-            "folded": (folded(image, text) - expected).abs().max().item(),
+            "fused": (fused(image, text) - expected).abs().max().item(),
             "fast path": (evaluated(image, text) - expected).abs().max().item(),
         }
     assert max(differences.values()) < 1e-5, differences
@@ -138,7 +138,7 @@ def main() -> None:
     with torch.inference_mode():
         inference = {
             "product": lambda: square @ square,
-            "folded": lambda: folded(image, text),
+            "fused": lambda: fused(image, text),
             "fast path": lambda: evaluated(image, text),
             "direct": lambda: direct_evaluated(image, text),
         }
@@ -153,7 +153,7 @@ def main() -> None:
     seconds |= timed(training, given.rounds, clock)
 
     weights = useful_weights(**{name: size for name, size in sizes.items() if name != "heads"})
-    forward = weights["projections"] + weights["folded blocks"] + weights["head"]
+    forward = weights["projections"] + weights["fused blocks"] + weights["head"]
     # Forward, gradient of the weights, gradient of the inputs; the embeddings themselves need none.
     step = 3 * (weights["projections"] + weights["blocks"] + weights["head"]) - weights["projections"]
     product = 2 * SQUARE**3
@@ -177,8 +177,8 @@ def main() -> None:
         "hardware": hardware(),
     }
     goals = {
-        "folded forward over direct forward": (times_faster("folded", "direct"), 1.25),
-        "folded forward over matrix products": (over_limit("folded", "product", forward), 0.75),
+        "fused forward over direct forward": (times_faster("fused", "direct"), 1.25),
+        "fused forward over matrix products": (over_limit("fused", "product", forward), 0.75),
         "training step over matrix products": (over_limit("training step", "product while training", step), 0.50),
         "fast path over direct forward": (times_faster("fast path", "direct"), None),
         "training step over direct training step": (times_faster("training step", "direct training step"), None),

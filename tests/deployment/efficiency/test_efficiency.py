@@ -227,16 +227,16 @@ def test_every_form_is_timed_and_agrees_with_pytorch(small, monkeypatch):
     for record in records:
         assert record.details["flops"] == flops
         assert record.details["reached"] == pytest.approx(record.value * flops, rel=1e-6)
-        assert ("share_of_attainable" in record.details) == (record.details["form"] == "folded")
+        assert ("share_of_attainable" in record.details) == (record.details["form"] == "fused")
         assert record.details["largest_difference"] < (0.1 if record.details["form"] == "int8" else 1e-5)
     monkeypatch.setattr(Fusion, "for_inference", lambda self: lambda *inputs: self(*inputs) + 1)
-    with pytest.raises(RunError, match="The tiny fusion as folded differs from PyTorch by 1 in a logit"):
-        fusion_records(["tiny"], Limits(1e9, 1e9), batches=(1,), kinds=("pooled",), forms=("folded",), rounds=1)
+    with pytest.raises(RunError, match="The tiny fusion as fused differs from PyTorch by 1 in a logit"):
+        fusion_records(["tiny"], Limits(1e9, 1e9), batches=(1,), kinds=("pooled",), forms=("fused",), rounds=1)
 
 
 def test_tokens_are_timed_and_batches_beyond_all_patience_left_out(small, monkeypatch):
     monkeypatch.setattr(networks, "_MOST_FLOPS_A_CALL", 3e6)
-    forms = ("PyTorch", "folded")
+    forms = ("PyTorch", "fused")
     records = fusion_records(["base"], Limits(1e9, 1e9), batches=(1, 999), kinds=("tokens",), forms=forms, rounds=2)
     assert [record.details["batch"] for record in records] == [1, 1]
     assert records[0].details["flops"] == fusion_flops(
@@ -248,13 +248,13 @@ def test_goals_compare_the_fastest_form_of_each_preset(small, monkeypatch):
     monkeypatch.setattr(networks, "PRODUCT_SIDE", 10)  # 2,000 operations
     monkeypatch.setattr(networks, "_sides", lambda run, forms: dict.fromkeys(forms, run.network.for_inference()))
     monkeypatch.setattr(networks, "fusion_flops", lambda _: 400)  # 2,000 in a batch of 5
-    rounds = {"tiny, folded": 4.0, "tiny, ONNX": 2.0, "base, folded": 44.0, "base, ONNX": 50.0}
+    rounds = {"tiny, fused": 4.0, "tiny, ONNX": 2.0, "base, fused": 44.0, "base, ONNX": 50.0}
     found = {"product": Timing([1.0], [1.0]), **{name: Timing([s], [s]) for name, s in rounds.items()}}
     monkeypatch.setattr(networks, "take_turns", lambda calls, **_: {name: found[name] for name in calls})
     tiny, base, faster, why_tiny, why_base = goal_records(batch=5)
     assert tiny.name.startswith("tiny, ONNX, batch 5")
     assert (tiny.value, tiny.ratio, tiny.limit) == (2.5, 0.5, 0.7)
-    assert base.name.startswith("base, folded, batch 5")
+    assert base.name.startswith("base, fused, batch 5")
     assert (base.ratio, base.met) == (pytest.approx(1 / 44), False)
     assert (faster.value, faster.ratio, faster.limit, faster.met) == (22.0, 22.0, 20.0, True)
     for why in (why_tiny, why_base):  # both miss their limit
@@ -264,7 +264,7 @@ def test_goals_compare_the_fastest_form_of_each_preset(small, monkeypatch):
     found |= {name: Timing([1.25], [1.25]) for name in rounds}  # 0.8 of the products
     *_, compared, why = goal_records(batch=5)
     assert (compared.ratio, compared.met) == (1.0, False)
-    assert why.name.startswith("tiny, folded PyTorch, batch 5")
+    assert why.name.startswith("tiny, fused PyTorch, batch 5")
     monkeypatch.setattr(networks, "LEAST_TINY_OVER_BASE", 1.0)
     assert [record.part for record in goal_records(batch=5)] == ["goals"] * 3  # nothing to explain
 
@@ -419,17 +419,17 @@ def test_the_drawn_store_is_an_ordinary_store(tmp_path):
 def record():
     spread = {"low": 1.0, "high": 4.0, "rounds": 3}
     point = {
-        "preset": "tiny", "kind": "pooled", "form": "folded", "batch": 32, "flops": 100, "bytes": 800, "reached": 5e9,
+        "preset": "tiny", "kind": "pooled", "form": "fused", "batch": 32, "flops": 100, "bytes": 800, "reached": 5e9,
         "attainable": 1e10, "share_of_attainable": 0.5,
     }  # fmt: skip
     savings = {"percent_less_cpu_seconds": 52.0, "percent_less_flops": 99.956}
     records = [
         Record("machine", "matrix products", 1.25e11, "operations/s", spread),
         Record("machine", "memory", 2e10, "bytes/s", spread),
-        Record("fusion", "tiny, pooled, folded, batch 32", 12345.6, "pairs/s", spread, details=point),
+        Record("fusion", "tiny, pooled, fused, batch 32", 12345.6, "pairs/s", spread, details=point),
         Record("goals", "half cached over end to end", 2.5, "times", None, 2.5, 2.3, details=savings),
         Record("goals", "tiny against products", 9.0, "pairs/s", spread, 0.625, 0.7),
-        Record("profile", "tiny, folded", 0.75, "share", details={"shares": {"aten::addmm": 0.75}}),
+        Record("profile", "tiny, fused", 0.75, "share", details={"shares": {"aten::addmm": 0.75}}),
         Record("break-even", "CLIP", 2, "uses", details={"encode_ms": 250.0, "write_ms": 0.5, "read_ms": 0.025}),
         energy_record("end to end", None, Meter(reason="no counter here"), pairs=1, cpu_seconds=0.5, flops=2e9),
     ]
@@ -447,7 +447,7 @@ def test_the_page_says_what_the_record_says(record, tmp_path):
     assert "| half cached over end to end | 2.5 | 52.0 % | 99.96 % | not measured |" in text
     assert "## Why a limit is missed" in text
     assert "| `aten::addmm` | 75.0 % |" in text
-    assert "| tiny, pooled, folded, batch 32 | 12,346 | 1 to 4, 3 rounds | 5 | 50 % |" in text
+    assert "| tiny, pooled, fused, batch 32 | 12,346 | 1 to 4, 3 rounds | 5 | 50 % |" in text
     assert "| CLIP | 2 | 250 | 0.5 | 0.025 |" in text
     assert "| end to end | not measured | 0.5 | 2 |" in text
     assert "Not measured: no counter here." in text

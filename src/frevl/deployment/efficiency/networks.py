@@ -26,8 +26,8 @@ from frevl.runs.scorer import Scorer
 __all__ = ["FORMS", "fusion_records", "goal_records", "scaling_records"]
 
 DIM = 768
-FORMS = ("PyTorch", "folded", "ONNX", "int8")
-_FLOAT32 = ("folded", "ONNX")
+FORMS = ("PyTorch", "fused", "ONNX", "int8")
+_FLOAT32 = ("fused", "ONNX")
 _TEXT_TOKENS = 16
 _IMAGE_TOKENS = 49
 _MOST_FLOPS_A_CALL = 4e12  # about half a minute on two cores; larger batches are left out, and said so
@@ -113,13 +113,13 @@ def goal_records(*, batch: int = 1024, rounds: int = 9) -> list[Record]:
 def scaling_records(
     *, pairs: Sequence[int], items: Sequence[int], tokens: Sequence[int], widths: Sequence[int], rounds: int = 5
 ) -> list[Record]:
-    """How the cost of ``tiny`` grows with pairs, items, tokens and width (folded PyTorch; the rest stays as it is)."""
+    """How the cost of ``tiny`` grows with pairs, items, tokens and width (fused PyTorch; the rest stays as it is)."""
     records = []
     run = _run("tiny", tokens=False)
-    folded = _sides(run, ("folded",))["folded"]
+    fused = _sides(run, ("fused",))["fused"]
     for count in pairs:
         inputs = drawn_inputs(run, count, text_tokens=1)
-        records.append(_scaled("pairs", f"{count} pairs at once", folded, inputs, count, rounds, {"pairs": count}))
+        records.append(_scaled("pairs", f"{count} pairs at once", fused, inputs, count, rounds, {"pairs": count}))
     for count in tokens:
         network = Fusion.from_preset("tiny", image_dim=DIM, text_dim=DIM, outputs=1).for_inference()
         image = torch.randn(32, count, DIM)
@@ -159,8 +159,8 @@ def _sides(run: Run, forms: Sequence[str]) -> dict[str, torch.nn.Module]:
     sides: dict[str, torch.nn.Module] = {}
     if "PyTorch" in forms:
         sides["PyTorch"] = run.network
-    if "folded" in forms:
-        sides["folded"] = run.network.for_inference()
+    if "fused" in forms:
+        sides["fused"] = run.network.for_inference()
     if "ONNX" not in forms and "int8" not in forms:
         return sides
     model = traced(exportable(run.network, run.path, int8=False), run)
@@ -201,7 +201,7 @@ def _record(
     reached = flops * batch / timing.median
     details = {"preset": preset, "kind": kind, "form": form, "batch": batch, "flops": flops, "reached": reached}
     details["largest_difference"] = difference
-    if kind == "pooled" and form == "folded":
+    if kind == "pooled" and form == "fused":
         moved = fusion_bytes(run.network, flops, run.network_settings, batch)
         attainable = limits.attainable(flops * batch, moved)
         details |= {"bytes": moved, "attainable": attainable, "share_of_attainable": reached / attainable}
@@ -211,8 +211,8 @@ def _record(
 
 def _profile(preset: str, run: Run, batch: int) -> Record:
     """Where the time of one forward goes, operation by operation."""
-    network, inputs = _sides(run, ("folded",))["folded"], drawn_inputs(run, batch, text_tokens=_TEXT_TOKENS)
-    name = f"{preset}, folded PyTorch, batch {batch}, one core: share of the time, operation by operation"
+    network, inputs = _sides(run, ("fused",))["fused"], drawn_inputs(run, batch, text_tokens=_TEXT_TOKENS)
+    name = f"{preset}, fused PyTorch, batch {batch}, one core: share of the time, operation by operation"
     return torch_profile(name, _bound(network, inputs))
 
 

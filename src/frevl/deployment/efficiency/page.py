@@ -36,12 +36,12 @@ _PARTS: dict[str, tuple[str, str]] = {
     "fusion": (
         "The fusion in every form",
         "Matching, 768 wide embeddings, random weights. Tokens are 49 of the image and up to 16 of the text. PyTorch "
-        "is the network as it is trained, folded what `Scorer` runs, ONNX and int8 what `frevl export` writes. "
-        "Attainable is the lower of the limits of matrix products and of memory for the bytes that have to move. "
-        "Batches of more than 4e12 operations are left out.",
+        "is the network as it is trained, fused (for inference) what `Scorer` runs, ONNX and int8 what `frevl export` "
+        "writes. Attainable is the lower of the limits of matrix products and of memory for the bytes that have to "
+        "move. Batches of more than 4e12 operations are left out.",
     ),
     "encoders": ("Forms of an encoder", "The image tower of CLIP, on prepared pictures."),
-    "scaling": ("How cost grows", "`tiny`, folded PyTorch; what is not named stays as it is."),
+    "scaling": ("How cost grows", "`tiny`, fused PyTorch; what is not named stays as it is."),
 }
 
 
@@ -101,9 +101,10 @@ def page(record: dict[str, Any], plot: str) -> str:
         *_goals(record),
         *_roads(record),
         *_profiles(record),
-        f"## Roofline\n\nThe folded fusion on pooled pairs, batches of {_batches(record)}, against the limits of this "
-        "machine. A batch of one pair reads every weight for one pair and is bound by memory; weights that stay in the "
-        f"processor's cache can be read faster than memory allows.\n\n![Roofline]({plot})",
+        f"## Roofline\n\nThe fusion, fused for inference, on pooled pairs, batches of {_batches(record)}, against the "
+        "limits of this machine. A batch of one pair reads every weight for one pair and is bound by memory; weights "
+        "that stay in the processor's cache can be read faster than memory allows.\n\n"
+        f"![Roofline]({plot})",
     ]
     for part, (heading, explanation) in _PARTS.items():
         found = _of(record, part)

@@ -83,7 +83,7 @@ def _record(name: str, spent: Mapping[str, float]) -> Record:
 
 
 def fusion_flops(sizes: Mapping[str, Any], *, image_tokens: int = 1, text_tokens: int = 1) -> int:
-    """Operations that a folded fusion does for one pair.
+    """Operations that a fusion, fused for inference, does for one pair.
 
     Args:
         sizes: The network's settings (`Fusion.settings`).
@@ -108,7 +108,7 @@ def fusion_bytes(network: nn.Module, flops_a_pair: int, sizes: Mapping[str, Any]
     """Bytes that a batch of pooled pairs has to move at least: weights once, inputs and outputs once.
 
     Args:
-        network: A folded fusion, for the size of its float32 numbers.
+        network: A fusion, fused for inference, for the size of its float32 numbers.
         flops_a_pair: `fusion_flops`; on pooled pairs every useful weight is one multiplication and one addition.
         sizes: The network's settings.
         pairs: Pairs in the batch.
