@@ -104,7 +104,7 @@ def test_a_training_process_that_is_killed_goes_on(made, tmp_path):
 def test_an_interrupted_run_refuses_other_settings(made, tmp_path, monkeypatch):
     import frevl.training.loop
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(frevl.training.loop._State, "end_epoch", stop)

@@ -20,9 +20,10 @@ from frevl.models.kernel_ridge import BLIND_SHARES, RIDGES, KernelFit, KernelFus
 from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers
-from frevl.training.examples import Examples, join, kind_of, with_wrong_texts
+from frevl.training.examples import Examples, dev_metric, join, kind_of, with_wrong_texts
 from frevl.training.initialisation import Beginning, begin_with, fold, statistics_of, unfold
-from frevl.training.loop import FitReport, fit, task_loss
+from frevl.training.loop import FitReport, fusion_loss, gradient_descent, pair_loss
+from frevl.training.losses import task_loss
 from frevl.training.options import FusionOptions, LinearOptions, MlpOptions, ModelOptions, Session
 
 __all__ = ["MODELS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model"]
@@ -136,15 +137,23 @@ def fit_model(
         train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
         if start is not None:
             unfold(network, statistics)
-    report = fit(
+    if isinstance(options, FusionOptions) and isinstance(network, Fusion):
+        loss_of = fusion_loss(network, train, outputs, options=options, device=session.device)
+    else:
+        loss_of = pair_loss(network, train, outputs, options=options, device=session.device)
+    report = gradient_descent(
         network,
-        train,
-        dev,
+        loss_of,
+        len(train),
         options=options,
         session=session,
-        state_file=folder / "state.safetensors",
-        log_file=folder / "log.jsonl",
         title=f"training {model}",
+        remedy=f"check the embeddings with frevl store verify, or lower learning_rate ({options.learning_rate:g})",
+        on_epoch=lambda: dev_metric(logits_of(network, dev.pairs, 1024, session.device), dev.truth),
+        patience=options.patience,
+        keep_last=options.keep_last,
+        checkpoint=folder / "state.safetensors",
+        log_file=folder / "log.jsonl",
     )
     if statistics is not None and isinstance(network, Fusion):
         fold(network, statistics)

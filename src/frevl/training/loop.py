@@ -15,18 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from frevl.errors import TrainingError
-from frevl.models.baselines import Mlp
+from frevl.jsonfile import replace_file
 from frevl.models.blocks import dropped
 from frevl.models.fusion import Fusion
 from frevl.models.inputs import mean_pool
 from frevl.progress import ProgressLine
-from frevl.runs.batches import logits_of
 from frevl.runs.targets import Answers
-from frevl.training.examples import Examples, dev_metric, kind_of, sample_negatives
-from frevl.training.losses import binary_loss, class_loss, contrastive_loss, feature_norm_loss, mixup, soft_target_loss
-from frevl.training.options import DescentOptions, FusionOptions, MlpOptions, Session
+from frevl.training.examples import Examples, kind_of, sample_negatives
+from frevl.training.losses import contrastive_loss, feature_norm_loss, mixup, task_loss
+from frevl.training.options import DescentOptions, FusionOptions, PairwiseOptions, Session
 
-__all__ = ["FitReport", "descend", "fit", "scheduled", "task_loss"]
+__all__ = ["FitReport", "LossOf", "fusion_loss", "gradient_descent", "pair_loss", "scheduled"]
+
+LossOf = Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
+"""From ``(n,)`` row numbers of a batch and the generator of random choices to the loss of that batch, and the terms it
+is made of, by name, for the log and for messages."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class FitReport:
     Attributes:
         epochs: Epochs trained.
         best_epoch: The epoch (from 1) whose weights were kept.
-        metric: Its development metric in [0, 1].
+        metric: Its development metric in [0, 1]; without one, the last loss.
         seconds: Time spent in the loop, interruptions left out.
         stopped: Why it ended: ``epochs``, ``patience``, ``time`` or ``perfect``.
     """
@@ -48,66 +51,68 @@ class FitReport:
     stopped: str
 
 
-def task_loss(logits: Tensor, truth: Tensor, *, kind: str, smoothing: float) -> Tensor:
-    """Return the loss of the task.
+def gradient_descent(
+    network: nn.Module,
+    loss_of: LossOf,
+    count: int,
+    *,
+    options: DescentOptions,
+    session: Session,
+    title: str,
+    remedy: str,
+    on_epoch: Callable[[], float] | None = None,
+    patience: int | None = None,
+    keep_last: bool = False,
+    checkpoint: Path | None = None,
+    log_file: Path | None = None,
+) -> FitReport:
+    """Train a network with AdamW; afterwards it is on the CPU in evaluation mode.
+
+    Every random choice follows from seed and epoch, and the state is saved after each epoch: a call with the same
+    arguments after an interruption continues after the last complete epoch and ends with the identical result.
 
     Args:
-        logits: ``(n, outputs)``.
-        truth: ``(n,)`` in [0, 1] for ``match``; ``(n, outputs)`` weights for ``class`` and ``soft``.
-        kind: ``match``, ``class`` (weights are shares of one answer) or ``soft`` (every class by itself).
-        smoothing: Label smoothing in [0, 1).
-    """
-    if kind == "match":
-        return binary_loss(logits, truth, label_smoothing=smoothing)
-    if kind == "soft":
-        return soft_target_loss(logits, truth)
-    return class_loss(logits, truth / truth.sum(dim=1, keepdim=True).clamp(min=1e-9), label_smoothing=smoothing)
+        network: What to train. Weight decay acts on its matrices only, not on biases or the gains of norms.
+        loss_of: The loss of a batch.
+        count: Training rows. An epoch deals them into batches of nearly equal size.
+        options: Epochs, batch size, learning rates, weight decay, gradient clipping.
+        session: The seed is that of the order, of dropout and of whatever the loss draws. The schedule shrinks to the
+            time limit, so that a short training is annealed too.
+        title: What is trained, for the progress line and messages.
+        remedy: What to do if the loss is not finite.
+        on_epoch: Returns the development metric in [0, 1], called after each epoch; the network then ends with the
+            weights of the best epoch. None: no metric, the last weights are kept.
+        patience: Stop after so many epochs without a better metric.
+        keep_last: Keep the weights of the last epoch, not of the best one.
+        checkpoint: File for the state; None saves nothing.
+        log_file: File for one line of JSON an epoch.
 
-
-def fit(
-    network: Fusion | Mlp,
-    train: Examples,
-    dev: Examples,
-    *,
-    options: FusionOptions | MlpOptions,
-    session: Session,
-    state_file: Path,
-    log_file: Path,
-    title: str,
-) -> FitReport:
-    """Train a network by gradient descent; afterwards it holds the weights of its best epoch, or of the last one.
-
-    State is saved after every epoch: a call with the same arguments after an interruption goes on and ends with the
-    identical result, because every random choice follows from seed and epoch.
+    Returns:
+        How it went.
 
     Raises:
-        TrainingError: The loss is not finite; names the batch.
+        TrainingError: The loss is not finite (names the batch), or the state cannot be read or written.
     """
-    seed, time_limit, device = session.seed, session.time_limit, session.device
-    epochs, batch_size = options.epochs, options.rows_per_step
-    fusion = options if isinstance(options, FusionOptions) else None
-    trained = [parameter for parameter in network.to(device).parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
-    state = _State.load(state_file, network, optimiser)
-    kind = kind_of(train.truth)
-    outputs = int(network.settings["outputs"])
-    steps = math.ceil(len(train) / batch_size)
+    trained = [parameter for parameter in network.to(session.device).parameters() if parameter.requires_grad]
+    matrices, vectors = ([p for p in trained if (p.dim() > 1) is decayed] for decayed in (True, False))
+    groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
+    state = _State.load(checkpoint, network, optimiser)
+    _keep_lines(log_file, state.epoch)
+    epochs, steps, time_limit = options.epochs, math.ceil(count / options.rows_per_step), session.time_limit
     started = time.monotonic() - state.seconds
-    if state.epoch == 0:
-        log_file.write_text("", encoding="utf-8")
     with ProgressLine(title, epochs * steps, enabled=session.progress) as line:
         line.advance(state.epoch * steps)
         while not state.stopped:
             # Every random choice follows from seed and epoch, so that a resumed training repeats it.
-            torch.manual_seed(seed * 100_003 + state.epoch)  # dropout
-            random = torch.Generator().manual_seed(seed * 100_003 + state.epoch)  # order, negatives, mixup
-            losses = {"task": 0.0, "contrastive": 0.0, "regularisation": 0.0}
-            out_of_time = False
+            torch.manual_seed(session.seed * 100_003 + state.epoch)  # dropout
+            random = torch.Generator().manual_seed(session.seed * 100_003 + state.epoch)  # order, negatives, mixup
+            means: dict[str, float] = {}
+            value, out_of_time = state.metric, False
             network.train()
-            for batch, rows in enumerate(_chunks(torch.randperm(len(train), generator=random), batch_size)):
+            for batch, rows in enumerate(torch.randperm(count, generator=random).tensor_split(steps)):
                 done = (state.epoch + batch / steps) / epochs
                 if time_limit is not None:
-                    # The schedule shrinks to the time that is left, so that a short training is annealed too.
                     done = max(done, (time.monotonic() - started) / time_limit)
                     out_of_time = done >= 1 and state.epoch + batch > 0
                     if out_of_time:
@@ -115,79 +120,213 @@ def fit(
                 for group in optimiser.param_groups:
                     group["lr"] = scheduled(done, options.learning_rate, options.final_learning_rate, options.warm_up)
 
-                image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
-                image, text, image_mask, text_mask = train.pairs.inputs(image_rows, text_rows, device)
-                truth = truth.to(device)
-                contrastive = regularisation = torch.zeros((), device=device)
-                if isinstance(network, Fusion) and fusion is not None:
-                    if fusion.input_dropout > 0:
-                        image, text = dropped(image, fusion.input_dropout), dropped(text, fusion.input_dropout)
-                    image, text = network.project(image, text)
-                    contrastive = contrastive_loss(
-                        mean_pool(image, image_mask),
-                        mean_pool(text, text_mask),
-                        image_rows.to(device),
-                        text_rows.to(device),
-                        temperature=fusion.temperature,
-                        matching=truth > 0.5 if kind == "match" else None,
-                    )
-                    pooled = image_mask is None and text_mask is None
-                    if pooled and torch.rand((), generator=random).item() < fusion.mixup_share:
-                        image, text, truth = mixup(image, text, truth, alpha=fusion.mixup_alpha, generator=random)
-                    fused = network.fuse(image, text, image_mask, text_mask)
-                    regularisation = feature_norm_loss(fused)
-                    logits = network.head(fused)
-                else:
-                    logits = network(image, text, image_mask, text_mask)
-                task = task_loss(logits, truth, kind=kind, smoothing=options.label_smoothing)
-                loss = task
-                if fusion is not None:
-                    loss = loss + fusion.contrastive_weight * contrastive
-                    loss = loss + fusion.regularisation_weight * regularisation
-                terms = {
-                    "task": task.item(),
-                    "contrastive": contrastive.item(),
-                    "regularisation": regularisation.item(),
-                }
-                if not math.isfinite(loss.item()):
-                    parts = ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+                loss, terms = loss_of(rows, random)
+                value = loss.item()
+                if not math.isfinite(value):
+                    parts = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
                     raise TrainingError(
-                        f"{title}: expected a finite loss, found {loss.item()} in epoch {state.epoch + 1}, batch "
-                        f"{batch + 1} of {steps} ({parts}); "
-                        "check the embeddings with frevl store verify, or lower learning_rate "
-                        f"({options.learning_rate:g})"
+                        f"{title}: expected a finite loss, found {value} in epoch {state.epoch + 1}, batch {batch + 1} "
+                        f"of {steps}{parts and f' ({parts})'}; {remedy}"
                     )
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(trained, options.gradient_clip)
                 optimiser.step()
 
-                losses = {name: losses[name] + value / steps for name, value in terms.items()}
-                figures = (
-                    f"loss {loss.item():.3f}  dev {100 * state.metric:.2f} %  {line.rate * batch_size:,.0f} pairs/s"
-                )
-                line.advance(note=figures)
+                means = {name: means.get(name, 0.0) + term.item() / steps for name, term in terms.items()}
+                shown = "" if on_epoch is None else f"dev {100 * state.metric:.2f} %  "
+                line.advance(note=f"loss {value:.3f}  {shown}{line.rate * count / steps:,.0f} pairs/s")
 
-            metric = dev_metric(logits_of(network, dev.pairs, 1024, device), dev.truth)
-            state.end_epoch(network, metric, time.monotonic() - started)
+            network.eval()
+            metric = value if on_epoch is None else on_epoch()
+            state.end_epoch(network, metric, time.monotonic() - started, keep_last=on_epoch is None or keep_last)
             if out_of_time:
                 state.stopped = "time"
-            elif metric == 1.0:
+            elif on_epoch is not None and metric == 1.0:
                 state.stopped = "perfect"
-            elif state.epoch - state.best_epoch >= options.patience:
+            elif patience is not None and state.epoch - state.best_epoch >= patience:
                 state.stopped = "patience"
             elif state.epoch == epochs:
                 state.stopped = "epochs"
-            entry = {"epoch": state.epoch, "dev": metric, "seconds": round(state.seconds, 2), "losses": losses}
-            with log_file.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
-            state.save(state_file, network, optimiser)
-    if options.keep_last:
-        state.best_epoch, state.best_metric = state.epoch, state.metric
-    else:
-        network.load_state_dict(state.best_weights)
+            if state.stopped:
+                state.settle(network)
+            dev = {} if on_epoch is None else {"dev": metric}
+            entry = {"epoch": state.epoch, **dev, "seconds": round(state.seconds, 2), "losses": means}
+            _append_line(log_file, json.dumps(entry))
+            state.save(checkpoint, network, optimiser)
     network.to("cpu").eval()
     return FitReport(state.epoch, state.best_epoch, state.best_metric, state.seconds, state.stopped)
+
+
+@dataclass
+class _State:
+    """What an interrupted training needs to continue, beside weights and optimiser."""
+
+    epoch: int = 0
+    metric: float = 0.0
+    best_epoch: int = 0
+    best_metric: float = -1.0
+    seconds: float = 0.0
+    stopped: str = ""
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def end_epoch(self, network: nn.Module, metric: float, seconds: float, *, keep_last: bool) -> None:
+        """Count an epoch, and keep its weights if it is the best so far and not the last one is wanted."""
+        self.epoch += 1
+        self.metric, self.seconds = metric, seconds
+        if metric > self.best_metric:
+            self.best_epoch, self.best_metric = self.epoch, metric
+            if not keep_last:
+                self.best_weights = {name: value.cpu().clone() for name, value in _weights(network).items()}
+
+    def settle(self, network: nn.Module) -> None:
+        """Give the network the weights that are kept."""
+        if self.best_weights:
+            _restore(network, self.best_weights)
+        else:
+            self.best_epoch, self.best_metric = self.epoch, self.metric
+
+    def save(self, path: Path | None, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Write everything into one file and rename it: a kill leaves the epoch before.
+
+        What has stopped needs its weights only.
+        """
+        if path is None:
+            return
+        tensors = {f"network.{name}": value.cpu().contiguous() for name, value in _weights(network).items()}
+        if not self.stopped:
+            tensors |= {f"best.{name}": value.contiguous() for name, value in self.best_weights.items()}
+            for number, moments in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{number}.{name}": value.cpu().contiguous() for name, value in moments.items()}
+        counters = json.dumps({name: value for name, value in vars(self).items() if name != "best_weights"})
+        try:
+            replace_file(path, lambda temporary: save_file(tensors, temporary, metadata={"counters": counters}))
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{path}: the state of the training cannot be written ({error}); make room, and run the same command "
+                "again to continue after the last complete epoch"
+            ) from error
+
+    @classmethod
+    def load(cls, path: Path | None, network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
+        """Read the state of an interrupted training into network and optimiser; a fresh one if there is none."""
+        if path is None or not path.exists():
+            return cls()
+        try:
+            tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                state = cls(**json.loads(file.metadata()["counters"]), best_weights=_part(tensors, "best."))
+            _restore(network, _part(tensors, "network."))
+            moments: dict[int, dict[str, Tensor]] = {}
+            for name, value in _part(tensors, "optimiser.").items():
+                number, _, moment = name.partition(".")
+                moments.setdefault(int(number), {})[moment] = value
+            optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise TrainingError(
+                f"{path}: the state of an interrupted training is damaged ({str(error).splitlines()[0][:120]}); delete "
+                f"{path.parent} and train again"
+            ) from error
+        return state
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return all weights as they are; the ``state_dict`` of some networks halves their precision."""
+    return {name: value.detach() for name, value in (*network.named_parameters(), *network.named_buffers())}
+
+
+def _restore(network: nn.Module, weights: dict[str, Tensor]) -> None:
+    own = _weights(network)
+    if own.keys() != weights.keys():
+        raise KeyError(f"weights of {sorted(own.keys() ^ weights.keys())[0]}")
+    for name, value in own.items():
+        value.copy_(weights[name])
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _keep_lines(log_file: Path | None, count: int) -> None:
+    """Cut the log to complete epochs: a kill may come between its line and the state."""
+    if log_file is not None:
+        lines = log_file.read_text(encoding="utf-8").splitlines(keepends=True) if count else []
+        log_file.write_text("".join(lines[:count]), encoding="utf-8")
+
+
+def _append_line(log_file: Path | None, line: str) -> None:
+    if log_file is not None:
+        with log_file.open("a", encoding="utf-8") as log:
+            log.write(line + "\n")
+
+
+def scheduled(done: float, peak: float, final: float, warm_up: float) -> float:
+    """Return the learning rate: linear warm-up, then cosine to the final rate. ``done`` is in [0, 1]."""
+    if done < warm_up:
+        return peak * (done + 1e-3) / (warm_up + 1e-3)
+    share = min(1.0, (done - warm_up) / max(1e-9, 1 - warm_up))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def pair_loss(network: nn.Module, train: Examples, outputs: int, *, options: PairwiseOptions, device: str) -> LossOf:
+    """Build the loss of a network that is trained on the task alone.
+
+    Args:
+        network: From a batch of pairs to ``(n, outputs)`` logits.
+        train: Training examples.
+        outputs: Number of classes; 1 for matching.
+        options: Label smoothing, and wrong texts for each right pair in matching.
+        device: Of the network.
+    """
+    kind = kind_of(train.truth)
+
+    def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
+        logits = network(*train.pairs.inputs(image_rows, text_rows, device))
+        task = task_loss(logits, truth.to(device), kind=kind, smoothing=options.label_smoothing)
+        return task, {"task": task}
+
+    return loss_of
+
+
+def fusion_loss(network: Fusion, train: Examples, outputs: int, *, options: FusionOptions, device: str) -> LossOf:
+    """Build FrEVL's loss of a fusion: task + weighted contrastive term + weighted norm of the fused features.
+
+    Args:
+        network: The fusion.
+        train: Training examples.
+        outputs: Number of classes; 1 for matching.
+        options: Weights of the terms, label smoothing, temperature, mixup (of pooled embeddings only), input dropout,
+            and wrong texts for each right pair in matching.
+        device: Of the network.
+    """
+    kind = kind_of(train.truth)
+
+    def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
+        image, text, image_mask, text_mask = train.pairs.inputs(image_rows, text_rows, device)
+        truth = truth.to(device)
+        if options.input_dropout > 0:
+            image, text = dropped(image, options.input_dropout), dropped(text, options.input_dropout)
+        image, text = network.project(image, text)
+        contrastive = contrastive_loss(
+            mean_pool(image, image_mask),
+            mean_pool(text, text_mask),
+            image_rows.to(device),
+            text_rows.to(device),
+            temperature=options.temperature,
+            matching=truth > 0.5 if kind == "match" else None,
+        )
+        pooled = image_mask is None and text_mask is None
+        if pooled and torch.rand((), generator=random).item() < options.mixup_share:
+            image, text, truth = mixup(image, text, truth, alpha=options.mixup_alpha, generator=random)
+        fused = network.fuse(image, text, image_mask, text_mask)
+        regularisation = feature_norm_loss(fused)
+        task = task_loss(network.head(fused), truth, kind=kind, smoothing=options.label_smoothing)
+        total = task + options.contrastive_weight * contrastive + options.regularisation_weight * regularisation
+        return total, {"task": task, "contrastive": contrastive, "regularisation": regularisation}
+
+    return loss_of
 
 
 def _with_truth(
@@ -205,149 +344,3 @@ def _with_truth(
         torch.cat([text_rows, wrong_texts]),
         torch.cat([truth, torch.zeros(len(wrong_images))]),
     )
-
-
-@dataclass
-class _State:
-    """What an interrupted training needs to go on, beside weights and optimiser."""
-
-    epoch: int = 0
-    metric: float = 0.0
-    best_epoch: int = 0
-    best_metric: float = -1.0
-    seconds: float = 0.0
-    stopped: str = ""
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-    def end_epoch(self, network: nn.Module, metric: float, seconds: float) -> None:
-        self.epoch += 1
-        self.metric, self.seconds = metric, seconds
-        if metric > self.best_metric:
-            self.best_epoch, self.best_metric = self.epoch, metric
-            self.best_weights = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-
-    def save(self, path: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Write everything in one file, then rename: a kill leaves the former epoch."""
-        tensors = {f"network.{name}": value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-        tensors |= {f"best.{name}": value.contiguous() for name, value in self.best_weights.items()}
-        for number, moments in optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{name}": value.cpu().contiguous() for name, value in moments.items()}
-        counters = {name: value for name, value in vars(self).items() if name != "best_weights"}
-        temporary = path.with_suffix(".part")
-        try:
-            save_file(tensors, temporary, metadata={"counters": json.dumps(counters)})
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(
-                f"{path}: the state of the training cannot be written ({error}); make room, and run the same command "
-                "again to go on after the last complete epoch"
-            ) from error
-
-    @classmethod
-    def load(cls, path: Path, network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
-        """Read the state of an interrupted training into network and optimiser; a fresh one if there is none."""
-        if not path.exists():
-            return cls()
-        try:
-            tensors = load_file(path)
-            with safe_open(path, "pt") as file:
-                counters = json.loads(file.metadata()["counters"])
-            network.load_state_dict(_part(tensors, "network."))
-            moments: dict[int, dict[str, Tensor]] = {}
-            for name, value in _part(tensors, "optimiser.").items():
-                number, _, moment = name.partition(".")
-                moments.setdefault(int(number), {})[moment] = value
-            optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-            return cls(**counters, best_weights=_part(tensors, "best."))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise TrainingError(
-                f"{path}: the state of an interrupted training is damaged ({str(error).splitlines()[0][:120]}); delete "
-                f"{path.parent} and train again"
-            ) from error
-
-
-def _chunks(rows: Tensor, size: int) -> list[Tensor]:
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def scheduled(done: float, peak: float, final: float, warm_up: float) -> float:
-    """Return the learning rate: linear warm-up, then cosine to the final rate. ``done`` is in [0, 1]."""
-    if done < warm_up:
-        return peak * (done + 1e-3) / (warm_up + 1e-3)
-    share = min(1.0, (done - warm_up) / max(1e-9, 1 - warm_up))
-    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def descend(
-    network: nn.Module,
-    loss_of: Callable[[Tensor, torch.Generator], Tensor],
-    count: int,
-    *,
-    options: DescentOptions,
-    session: Session,
-    title: str,
-    remedy: str,
-    decay_vectors: bool = False,
-) -> FitReport:
-    """Train a network by AdamW; afterwards it is on the CPU in evaluation mode.
-
-    Every random choice follows from seed and epoch. The learning rate rises, then falls by a cosine; with a time limit
-    the schedule shrinks to it, so that a short training is annealed too.
-
-    Args:
-        network: On its device.
-        loss_of: From ``(n,)`` numbers of training rows and the generator of random choices to the loss of this batch.
-        count: Training rows.
-        options: How.
-        session: Seed of order, dropout and whatever the loss draws; time limit; progress.
-        title: Of that line, and of the training in messages.
-        remedy: What to do if the loss is not finite.
-        decay_vectors: Weight decay of biases and the like too, not of matrices only.
-
-    Returns:
-        How it went; the metric is the last loss.
-
-    Raises:
-        TrainingError: The loss is not finite.
-    """
-    trained = [parameter for parameter in network.train().parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if decay_vectors or parameter.dim() > 1]
-    plain = [parameter for parameter in trained if not decay_vectors and parameter.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": options.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
-    seed, time_limit, epochs = session.seed, session.time_limit, options.epochs
-    steps = max(1, round(count / options.rows_per_step))
-    started, stopped, epoch, value = time.monotonic(), "epochs", 0, math.nan
-    with ProgressLine(title, epochs * steps, enabled=session.progress) as line:
-        for epoch in range(epochs):
-            torch.manual_seed(seed * 100_003 + epoch)  # dropout
-            random = torch.Generator().manual_seed(seed * 100_003 + epoch)
-            for batch, rows in enumerate(torch.randperm(count, generator=random).tensor_split(steps)):
-                done = (epoch + batch / steps) / epochs
-                if time_limit is not None:
-                    done = max(done, (time.monotonic() - started) / time_limit)
-                    if done >= 1 and epoch + batch > 0:
-                        stopped = "time"
-                        break
-                for group in optimiser.param_groups:
-                    group["lr"] = scheduled(done, options.learning_rate, options.final_learning_rate, options.warm_up)
-                loss = loss_of(rows, random)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise TrainingError(
-                        f"{title}: expected a finite loss, found {value} in epoch {epoch + 1}, batch {batch + 1} of "
-                        f"{steps}; {remedy}"
-                    )
-                optimiser.zero_grad()
-                torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(trained, options.gradient_clip)
-                optimiser.step()
-                line.advance(note=f"epoch {epoch + 1}/{epochs}  loss {value:.3f}")
-            if stopped == "time":
-                break
-    network.to("cpu").eval()
-    return FitReport(epoch + 1, epoch + 1, value, time.monotonic() - started, stopped)

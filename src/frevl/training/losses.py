@@ -21,7 +21,24 @@ __all__ = [
     "feature_norm_loss",
     "mixup",
     "soft_target_loss",
+    "task_loss",
 ]
+
+
+def task_loss(logits: Tensor, truth: Tensor, *, kind: str, smoothing: float) -> Tensor:
+    """Return the loss of the task.
+
+    Args:
+        logits: ``(n, outputs)``.
+        truth: ``(n,)`` in [0, 1] for ``match``; ``(n, outputs)`` weights for ``class`` and ``soft``.
+        kind: ``match``, ``class`` (weights are shares of one answer) or ``soft`` (every class by itself).
+        smoothing: Label smoothing in [0, 1).
+    """
+    if kind == "match":
+        return binary_loss(logits, truth, label_smoothing=smoothing)
+    if kind == "soft":
+        return soft_target_loss(logits, truth)
+    return class_loss(logits, truth / truth.sum(dim=1, keepdim=True).clamp(min=1e-9), label_smoothing=smoothing)
 
 
 def binary_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

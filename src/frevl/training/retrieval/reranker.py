@@ -9,7 +9,7 @@ from torch import Tensor
 from frevl.models.inputs import low_precision
 from frevl.models.retrieval.reranker import Standardised
 from frevl.runs.batches import EmbeddedPairs
-from frevl.training.loop import FitReport, descend
+from frevl.training.loop import FitReport, gradient_descent
 from frevl.training.options import RerankerOptions, Session
 from frevl.training.retrieval.hard_negatives import Lists
 from frevl.training.retrieval.two_tower import pooled_items
@@ -48,9 +48,8 @@ def fit_reranker(
         pooled_items(pairs.texts, pairs.text_mask)[torch.unique(lists.text_rows)],
     )
     wrong, label_smoothing, device = options.negatives, options.label_smoothing, session.device
-    network.to(device)
 
-    def loss_of(rows: Tensor, random: torch.Generator) -> Tensor:
+    def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(lists.wrong_images.shape[1], (2, len(rows), wrong), generator=random)
         images, image_base = _drawn(lists.wrong_images, lists.wrong_images_base, rows, chosen[0])
         texts, text_base = _drawn(lists.wrong_texts, lists.wrong_texts_base, rows, chosen[1])
@@ -68,12 +67,12 @@ def fit_reranker(
             )
             for said, numbers, base in ((by_image, images, image_base), (by_text, texts, text_base))
         ]  # fmt: skip
-        return 0.5 * (losses[0] + losses[1])
+        loss = 0.5 * (losses[0] + losses[1])
+        return loss, {"listwise": loss}
 
-    return descend(
-        network, loss_of, len(lists), options=options, session=session, title=title, remedy="lower learning_rate",
-        decay_vectors=True,
-    )  # fmt: skip
+    return gradient_descent(
+        network, loss_of, len(lists), options=options, session=session, title=title, remedy="lower learning_rate"
+    )
 
 
 def listwise_loss(right: Tensor, wrong: Tensor, exists: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from frevl.models.inputs import low_precision, mean_pool
 from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs.batches import EmbeddedPairs
-from frevl.training.loop import FitReport, descend
+from frevl.training.loop import FitReport, LossOf, gradient_descent
 from frevl.training.losses import batch_contrast
 from frevl.training.options import Session, TwoTowerOptions
 
@@ -65,8 +64,8 @@ def fit_members(
                 projection.standardise(values[torch.unique(rows)[:_STATISTICS]])  # type: ignore[operator]
         left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started)) / (members - number)
         reports.append(
-            descend(
-                network.to(device), _contrast(network, images, texts, pairs, smoothing, device), len(pairs),
+            gradient_descent(
+                network, _contrast(network, images, texts, pairs, smoothing, device), len(pairs),
                 options=options, session=replace(session, seed=seed + 1009 * number, time_limit=left),
                 title=title if members == 1 else f"{title} {number + 1} of {members}",
                 remedy="lower learning_rate, or look for broken embeddings with: frevl store verify",
@@ -78,10 +77,10 @@ def fit_members(
 
 def _contrast(
     network: TwoTower, images: Tensor, texts: Tensor, pairs: EmbeddedPairs, label_smoothing: float, device: str
-) -> Callable[[Tensor, torch.Generator], Tensor]:
-    """Return the loss of a batch of pairs for `frevl.training.loop.descend`."""
+) -> LossOf:
+    """Build the loss of a member: symmetric InfoNCE within the batch."""
 
-    def loss_of(rows: Tensor, _: torch.Generator) -> Tensor:
+    def loss_of(rows: Tensor, _: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image, text = pairs.image_rows[rows], pairs.text_rows[rows]
         # An image that stands in the batch with several captions is one column with several positives.
         columns, places = torch.unique(image, return_inverse=True)
@@ -89,7 +88,8 @@ def _contrast(
             image_vectors = network.image_vectors(images[columns].to(device).float())
             text_vectors = network.text_vectors(texts[text].to(device).float())
         similarity = network.scale * text_vectors @ image_vectors.T
-        return batch_contrast(similarity, places.to(device), text.to(device), label_smoothing=label_smoothing)
+        loss = batch_contrast(similarity, places.to(device), text.to(device), label_smoothing=label_smoothing)
+        return loss, {"contrastive": loss}
 
     return loss_of
 
