@@ -10,7 +10,7 @@ import pytest
 
 from frevl.errors import UsageError
 from frevl.evaluation import intervals
-from frevl.evaluation.intervals import bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
+from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
 
 
 def test_interval_of_two_clusters_by_hand() -> None:
@@ -182,3 +182,8 @@ def test_bad_input_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             call()
+
+
+def test_an_interval_in_percent_is_unknown_where_there_is_one_cluster() -> None:
+    assert Interval(0.5, 0.25, 0.75).percent() == [25.0, 75.0]
+    assert bootstrap_interval([0.0, 1.0], ["a", "a"]).percent() is None

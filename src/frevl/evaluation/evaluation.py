@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
 from frevl.data.vqa_answers import vqa_accuracy
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation.chance import Chance, against_majority
-from frevl.evaluation.intervals import Interval, paired_difference, paired_test
+from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import brier, choice_hits, correct, expected_calibration_error, group_hits, macro_f1
 from frevl.evaluation.retrieval_metrics import judge_retrieval
@@ -145,7 +144,7 @@ def evaluate(
                 "versus": str(versus.run.path),
                 "metric": first,
                 "difference": 100 * gap.value,
-                "ci95": _bounds(gap),
+                "ci95": gap.percent(),
                 "p": p,
             }
     return result
@@ -254,7 +253,7 @@ def _result(
         task=scorer.run.task,
         n=n,
         metrics={name: 100 * interval.value for name, interval in intervals.items()},
-        ci95={name: _bounds(interval) for name, interval in intervals.items()},
+        ci95={name: interval.percent() for name, interval in intervals.items()},
         slices={},
         provenance=provenance(
             run=str(scorer.run.path),
@@ -266,13 +265,6 @@ def _result(
         clusters=clusters,
         measures=measured,
     )
-
-
-def _bounds(interval: Interval) -> list[float] | None:
-    """Return percent bounds, or None where one cluster tells nothing."""
-    if math.isnan(interval.low):
-        return None
-    return [100 * interval.low, 100 * interval.high]
 
 
 def _single_answer(answers: list[str], pairs: int) -> list[str]:

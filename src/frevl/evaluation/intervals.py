@@ -29,6 +29,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def percent(self) -> list[float] | None:
+        """Return low and high in percent, as results hold them; None where the data cannot tell."""
+        return None if np.isnan(self.low) else [100 * self.low, 100 * self.high]
+
 
 def bootstrap_interval(
     values: ArrayLike,

@@ -15,13 +15,13 @@ from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.chance import against_majority
 from frevl.evaluation.evaluation import Result, evaluate
-from frevl.evaluation.intervals import Interval, paired_difference, paired_test
+from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import mean_measure
 from frevl.evaluation.slices import slice_table
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 
-__all__ = ["SeedsResult", "deviation", "evaluate_seeds", "is_seeds", "open_seeds", "points"]
+__all__ = ["SeedsResult", "deviation", "evaluate_seeds", "is_seeds", "open_seeds"]
 
 
 @dataclass
@@ -129,7 +129,7 @@ def evaluate_seeds(
         task=first.task,
         n=first.n,
         metrics={name: float(np.mean(values[name])) for name in names},
-        ci95={name: points(measure.interval()) for name, measure in measures.items()},
+        ci95={name: measure.interval().percent() for name, measure in measures.items()},
         slices=slice_table(first.slice_rows, names[0], hits, first.clusters),
         provenance={**first.provenance, "run": _folder_of(results), "seed": numbers},
         notes=notes,
@@ -149,7 +149,7 @@ def evaluate_seeds(
             "versus": _folder_of(others),
             "metric": names[0],
             "difference": 100 * gap.value,
-            "ci95": points(gap),
+            "ci95": gap.percent(),
             "p": paired_test(hits, other_hits, first.clusters),
         }
     return done
@@ -158,11 +158,6 @@ def evaluate_seeds(
 def deviation(values: Sequence[float]) -> float | None:
     """Return the sample standard deviation (divisor ``n - 1``), None for one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
-
-
-def points(interval: Interval) -> list[float] | None:
-    """Return the bounds in percent, None where one image tells nothing."""
-    return None if np.isnan(interval.low) else [100 * interval.low, 100 * interval.high]
 
 
 def _folder_of(results: Sequence[Result]) -> str:

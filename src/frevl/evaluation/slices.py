@@ -67,8 +67,7 @@ def slice_table(
         table[key] = {}
         for value, members in groups.items():
             interval = bootstrap_interval(values[members], [clusters[i] for i in members])
-            bounds = None if np.isnan(interval.low) else [100 * interval.low, 100 * interval.high]
-            table[key][value] = {"n": len(members), metric: 100 * interval.value, "ci95": bounds}
+            table[key][value] = {"n": len(members), metric: 100 * interval.value, "ci95": interval.percent()}
     return table
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import MissingExtraError, RunError, UsageError, nearest
 from frevl.evaluation.intervals import paired_difference
-from frevl.evaluation.seeds import SeedsResult, evaluate_seeds, open_seeds, points
+from frevl.evaluation.seeds import SeedsResult, evaluate_seeds, open_seeds
 from frevl.jsonfile import write_json
 from frevl.models.fusion import PRESETS
 from frevl.progress import say
@@ -203,7 +203,7 @@ def _difference(result: SeedsResult, full: SeedsResult, versus: Path) -> dict[st
         "versus": str(versus),
         "metric": metric,
         "difference": 100 * gap.value,
-        "ci95": points(gap),
+        "ci95": gap.percent(),
         "standard_error_over_seeds": error,
     }
 
