@@ -95,18 +95,19 @@ def build_page(service: Service, *, images: Path | None = None, has_report: bool
         ]
         what = " and ".join(["search pictures"] * bool(searching) + ["ask about a picture"] * bool(asking))
         gr.Markdown(f"# frevl\n{what.capitalize()} with a trained run." if what else "# frevl")
-        with gr.Tabs():  # opens on the first one
-            if searching:
-                with gr.Tab("Search"):
-                    _search_tab(service, images, searching)
-            if asking:
-                with gr.Tab("Ask"):
-                    _ask_tab(service, asking)
-            if has_report:
-                with gr.Tab("Report"):
-                    gr.HTML('<div class="frevl"><iframe src="/report" title="Report of the diagnosis"></iframe></div>')
         if not (searching or asking or has_report):
             gr.HTML(_empty(_NOTHING_TO_SHOW))
+        else:
+            with gr.Tabs():  # opens on the first one
+                if searching:
+                    with gr.Tab("Search"):
+                        _search_tab(service, images, searching)
+                if asking:
+                    with gr.Tab("Ask"):
+                        _ask_tab(service, asking)
+                if has_report:
+                    with gr.Tab("Report"):
+                        _report_tab()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     theme = gr.themes.Default(font=_FONTS, font_mono=("ui-monospace", "monospace"))
     mounted: FastAPI = gr.mount_gradio_app(
@@ -236,6 +237,10 @@ def _likeness(hit: Hit) -> str:
     if hit.probability is None:
         return f"similarity {hit.similarity:.2f}"
     return f"match {hit.probability:.0%} · similarity {hit.similarity:.2f}"
+
+
+def _report_tab() -> None:
+    gr.HTML('<div class="frevl"><iframe src="/report" title="Report of the diagnosis"></iframe></div>')
 
 
 def _picture(label: str, service: Service) -> tuple[gr.File, gr.HTML]:
