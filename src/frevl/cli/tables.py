@@ -100,7 +100,9 @@ def run_sentence(run: Run) -> str:
         f"{run.results['train_seconds']:.1f} s: {development['accuracy']:.2f} % on {development['n']:,} development "
         f"pairs. Saved in {run.path}"
     )
-    return "\n".join([done, *run.results["notes"]])
+    # What makes the figures doubtful comes first; a run of an earlier version has no such list.
+    warnings = run.results.get("warnings", [])
+    return "\n".join([*warnings, done, *(note for note in run.results["notes"] if note not in warnings)])
 
 
 def search_table(found: SearchResult) -> str:

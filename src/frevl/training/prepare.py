@@ -15,6 +15,7 @@ from frevl.data.pairs import Pairs, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers, encode_answers, hash_prefixes, label_vocabulary, match_truth
+from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import read_usable
@@ -58,6 +59,8 @@ def prepare(
     seed: int,
     dev_share: float,
     min_answer_count: int,
+    group_by: str | None = None,
+    find_groups: bool = True,
 ) -> Prepared:
     """Read, check, split and embed; the arguments are those of `frevl.train`.
 
@@ -67,17 +70,19 @@ def prepare(
         UsageError: An encoder is not in the store.
     """
     notes: list[str] = []
-    train_pairs = read_usable(store, pairs, notes)
+    towers = store.select_towers("image", encoder), store.select_towers("text", encoder)
+    parts = [read_usable(store, part, notes) for part in (pairs, dev) if part is not None]
+    grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0], seed=seed)
+    notes += found
     if dev is None:
+        (train_pairs,) = grouped
         if task == "matching":
             _check_enough_to_split(train_pairs)
         train_pairs, dev_pairs = split_by_image(train_pairs, dev_share, seed=seed)
     else:
-        dev_pairs = read_usable(store, dev, notes)
+        train_pairs, dev_pairs = grouped
     hashes = store.content_hashes([*train_pairs.images, *dev_pairs.images])
-    notes += _shared_images(train_pairs, dev_pairs, hashes)
-
-    towers = store.select_towers("image", encoder), store.select_towers("text", encoder)
+    notes += _shared_images(train_pairs, dev_pairs, hashes) or _shared_groups(train_pairs, dev_pairs)
     embedded = _embed(store, [train_pairs, dev_pairs], *towers)
     clusters = _number_clusters([train_pairs, dev_pairs])
     labels: list[str] = []
@@ -123,6 +128,18 @@ def _shared_images(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str
     return [
         f"Leak: {len(shared):,} of {len(set(dev.images)):,} development images have the same content as a training "
         f"image (the first is '{shared[0]}'): the development metric is too good."
+    ]
+
+
+def _shared_groups(train: Pairs, dev: Pairs) -> list[str]:
+    """Say how many development pairs belong to a group that training pairs belong to as well."""
+    seen = set(train.clusters)
+    shared = [row for row, name in enumerate(dev.clusters) if name in seen]
+    if not shared:
+        return []
+    return [
+        f"Leak: {len(shared):,} of {len(dev):,} development pairs belong to a group that training pairs belong to as "
+        f"well (the first is {dev.places[shared[0]]}): the development metric is too good."
     ]
 
 

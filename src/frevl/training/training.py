@@ -47,6 +47,8 @@ def train(
     seed: int = 0,
     time_limit: float | None = None,
     dev_share: float = 0.1,
+    group_by: str | None = None,
+    groups: bool = True,
     min_answer_count: int = 1,
     device: str = "cpu",
     progress: bool = False,
@@ -76,6 +78,9 @@ def train(
         seed: Of initial weights, order, dropout and splits.
         time_limit: Most seconds of training; the learning-rate schedule shrinks to it.
         dev_share: Share of the images set aside if ``dev`` is None.
+        group_by: A key of the pairs; pairs with the same value stay together in every split.
+        groups: Find pairs that are not independent (copies, near copies, keys that look like a group, texts with
+            one label) and keep them together; see `frevl.store.grouping.groups.group_pairs`.
         min_answer_count: Answers named by fewer training pairs are not classes.
         device: Where to train, as PyTorch names it.
         progress: Show a progress line.
@@ -104,12 +109,13 @@ def train(
     opened = store if isinstance(store, Store) else Store.open(store)
     data = prepare(
         opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
-        min_answer_count=min_answer_count,
+        min_answer_count=min_answer_count, group_by=group_by, find_groups=groups,
     )  # fmt: skip
     former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
     outputs = len(data.labels) if task == "classification" else 1
     encoders = list(encoder) if encoder else opened.encoders
     selection: dict[str, Any] | None = None
+    warnings: list[str] = []
     if task == "matching":
         data = without_wide(data)
         if isinstance(chosen_options, AutoOptions):
@@ -121,8 +127,7 @@ def train(
     elif isinstance(chosen_options, AutoOptions):
         chosen = choose(data, encoders, outputs, chosen_options, session, folder=folder, start=start)
         fitted, selection, data, encoders = chosen.fitted, chosen.record(), chosen.data, chosen.encoders.encoders
-        if chosen.chance is not None and chosen.chance.is_chance:
-            data.notes.append(chosen.chance.sentence)
+        warnings += chosen.warnings()
     else:
         fitted = fit_model(
             model,
@@ -146,7 +151,8 @@ def train(
         "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
         "train_seconds": fitted.seconds,
         "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
-        "notes": data.notes,
+        "warnings": warnings,
+        "notes": [*warnings, *data.notes],
         "fit": vars(fitted.report) if fitted.report else None,
         "selection": selection,
     }

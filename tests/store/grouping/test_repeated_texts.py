@@ -58,13 +58,14 @@ def of_its_own(texts=30, images=6):
 def test_a_set_of_images_for_each_text():
     images, texts = of_its_own()
     assert texts_with_images_of_their_own(images, texts) == set(texts)
+    assert texts_with_images_of_their_own([*images, "0-0"], [*texts, "sentence 9"]) == set(texts)
 
 
 def test_what_is_no_set_of_images_for_each_text():
     images, texts = of_its_own()
-    shared = [*images, "0-0"], [*texts, "sentence 9"]
+    shared = images + [f"{t}-0" for t in range(20)], texts + ["sentence 29"] * 20
     rare = [f"other {row}" for row in range(20)], [f"unique {row}" for row in range(20)]
-    assert texts_with_images_of_their_own(*shared) == set()  # one image with two questions
+    assert texts_with_images_of_their_own(*shared) == set()  # a ninth of the images with two questions
     assert (
         texts_with_images_of_their_own(images + rare[0], texts + rare[1]) == set()
     )  # a tenth of the texts stand alone

@@ -20,7 +20,8 @@ from frevl.training.training import train
 
 
 def judged(name, hits):
-    return Judged(Candidate(name, name), torch.tensor(hits), torch.zeros(len(hits), 2), 1.0, 1)
+    none = torch.zeros(0)
+    return Judged(Candidate(name, name), torch.tensor(hits), torch.zeros(len(hits), 2), 1.0, 1, none, none)
 
 
 def test_the_simplest_within_one_standard_error_by_hand():

@@ -14,6 +14,7 @@ _SHARE_OF_PAIRS = 0.2  # that stand with such texts, or the rule does not concer
 _ALWAYS = 0.98  # of the repeated texts have one label
 _BY_CHANCE = 0.5  # of them may be expected to have one label if texts said nothing about labels
 _FEWEST_IMAGES, _WITH_IMAGES_OF_THEIR_OWN, _FEWEST_SETS = 4, 0.95, 20  # a text, of the pairs, texts
+_SHARED = 0.05  # of the images may stand with several texts: drawn variants are sometimes the same picture
 _OF_CLASSES = 2  # texts a class, at least: with fewer, a text may be a name of the class
 
 
@@ -62,8 +63,8 @@ def texts_with_one_label(
 def texts_with_images_of_their_own(images: Sequence[str], texts: Sequence[str]) -> set[str]:
     """Return the texts for each of which a set of images was made; empty where that is not the pattern of the set.
 
-    Where nearly every pair has a text that stands with four images or more, and no image stands with two texts, each
-    text came with its own series of pictures: variants of one scene, as in NLVR. A split by image then leaves variants
+    Where nearly every pair has a text that stands with four images or more, and hardly an image stands with two texts,
+    each text came with its own series of pictures: variants of one scene, as in NLVR. A split by image then leaves variants
     on both sides, and what is learnt about one text is not what a new text will need. In natural data most questions
     and titles are rare, and pictures have several of them. The thresholds are ours.
 
@@ -73,10 +74,13 @@ def texts_with_images_of_their_own(images: Sequence[str], texts: Sequence[str]) 
     """
     text_of: dict[str, str] = {}
     contents: dict[str, set[str]] = {}
+    shared = set()
     for image, text in zip(images, texts, strict=True):
         if text_of.setdefault(image, text) != text:
-            return set()
+            shared.add(image)
         contents.setdefault(text, set()).add(image)
+    if len(shared) > _SHARED * len(text_of):
+        return set()
     several = {text for text, found in contents.items() if len(found) >= _FEWEST_IMAGES}
     covered = sum(len(contents[text]) for text in several)
     enough = len(several) >= _FEWEST_SETS and covered >= _WITH_IMAGES_OF_THEIR_OWN * len(text_of)

@@ -33,7 +33,8 @@ from frevl.training.options import AutoOptions, ModelOptions, PairwiseOptions, S
 from frevl.training.prepare import Prepared
 from frevl.training.selection.candidates import TRIED, Candidate, candidates
 from frevl.training.selection.encoder_sets import EncoderChoice, choose_encoders, narrow
-from frevl.training.selection.folds import folds_of
+from frevl.training.selection.folds import Fold, cv_splits
+from frevl.training.selection.gap import Gap, gap_between
 from frevl.training.selection.one_standard_error import Judged, one_standard_error
 
 __all__ = ["Selection", "choose", "whole_schedule"]
@@ -62,6 +63,8 @@ class Selection:
         judged_on: On what the candidates were judged.
         data: The examples with the embeddings of the chosen encoders only.
         encoders: The chosen encoders, with the table of all sets that were compared.
+        checked_on: On what the comparison was checked, where development pairs were given; empty otherwise.
+        gap: The two estimates of the choice.
         chance: The choice against the majority answer.
     """
 
@@ -72,7 +75,18 @@ class Selection:
     judged_on: str
     data: Prepared
     encoders: EncoderChoice
+    checked_on: str
+    gap: Gap | None = None
     chance: Chance | None = None
+
+    def warnings(self) -> list[str]:
+        """What makes the figures doubtful, in sentences that stand before them."""
+        found = []
+        if self.gap is not None and self.gap.beyond_chance:
+            found.append(self.gap.sentence(self.judged_on, self.checked_on))
+        if self.chance is not None and self.chance.is_chance:
+            found.append(self.chance.sentence)
+        return found
 
     def record(self) -> dict[str, Any]:
         """Return what the run keeps."""
@@ -80,6 +94,8 @@ class Selection:
             "chosen": self.chosen,
             "reason": self.reason,
             "judged_on": self.judged_on,
+            "checked_on": self.checked_on,
+            "gap": None if self.gap is None else vars(self.gap),
             "candidates": self.rows,
             "encoders": {
                 "chosen": self.encoders.encoders,
@@ -123,9 +139,10 @@ def choose(
     else:
         found = EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
     data = narrow(data, found.images, found.texts)
-    splits, judged_on = folds_of(data, session.seed)
+    splits, judged_on, checked_on = cv_splits(data, session.seed)
     everything = join(data.train, data.dev)
-    held = everything.select(torch.cat([judge for _, _, judge in splits]))
+    held = everything.select(torch.cat([fold.held_out for fold in splits]))
+    check = everything.select(splits[0].check)
     say(f"choosing on {judged_on}", enabled=session.progress)
     judged: list[Judged] = []
     left_out: list[dict[str, Any]] = []
@@ -154,13 +171,23 @@ def choose(
         shown = f"{100 * result.hits.mean():6.2f} %  {result.fit_seconds:6.1f} s a fit"
         say(f"  {candidate.name:<20} {shown}", enabled=session.progress)
     judged.sort(key=lambda one: offered.index(one.candidate))
-    judged += _averages(judged, held)
+    single = judged
+    judged = single + _averages(single, held, check)
     winner, reason, rows = one_standard_error(judged, held.clusters)
+    gap = gap_between(winner.hits, held.clusters, winner.check_hits, check.clusters) if checked_on else None
+    if gap is not None and gap.beyond_chance and gap.checked < gap.compared:
+        single, held, check = [one.on_the_other_side() for one in single], check, held
+        judged = single + _averages(single, held, check)
+        winner, reason, rows = one_standard_error(judged, held.clusters)
+        gap = replace(gap, compared=gap.checked, checked=gap.compared)  # of what would have been chosen
+        judged_on, checked_on = checked_on, judged_on
     say(f"chosen: {winner.candidate.name}: {reason}", enabled=session.progress)
     left = limit - (time.monotonic() - started)
     fitted = _final(winner.candidate, judged, held, data, outputs, options, session, folder, left, start)
     chance = _against_majority(winner, judged, held, data.labels)
-    return Selection(fitted, winner.candidate.name, reason, rows + left_out, judged_on, data, found, chance)
+    return Selection(
+        fitted, winner.candidate.name, reason, rows + left_out, judged_on, data, found, checked_on, gap, chance
+    )
 
 
 def whole_schedule(options: ModelOptions, development_pairs: int) -> ModelOptions:
@@ -195,7 +222,7 @@ def _unfit(candidate: Candidate, data: Prepared, start: Beginning | None) -> str
 def _judge(
     candidate: Candidate,
     everything: Examples,
-    splits: list[tuple[Tensor, Tensor, Tensor]],
+    splits: list[Fold],
     outputs: int,
     options: AutoOptions,
     session: Session,
@@ -207,12 +234,15 @@ def _judge(
     longest, seeds, planned = 0.0, 0, _SEEDS
     probabilities: list[Tensor] = []
     hits: list[Tensor] = []
+    checks: list[Tensor] = []
+    check = everything.select(splits[0].check)
     while seeds < planned:
-        parts = []
-        for number, (inside, inner, judge) in enumerate(splits):
-            train, dev = everything.select(inside), everything.select(inner)
-            # Where the inner development part is the judge, nothing may learn from it.
-            spare = not torch.equal(inner, judge)
+        parts: list[Tensor] = []
+        check_parts: list[Tensor] = []
+        for number, fold in enumerate(splits):
+            train, dev = everything.select(fold.train), everything.select(fold.inner)
+            # What is compared or checked on must not be learnt from.
+            spare = not (torch.equal(fold.inner, fold.held_out) or torch.equal(fold.inner, fold.check))
             own = replace(session, seed=session.seed + seeds, progress=False)
             begun = time.monotonic()
             with TemporaryDirectory() as scratch:
@@ -223,15 +253,27 @@ def _judge(
             if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
                 return None
             calibration = fit_calibration(*fitted.development(dev))
-            logits = logits_of(fitted.network, everything.select(judge).pairs, 1024)
-            parts.append(calibrated(logits, calibration, soft=soft))
+            for examples, found in ((everything.select(fold.held_out), parts), (check, check_parts)):
+                if len(examples):
+                    logits = logits_of(fitted.network, examples.pairs, 1024)
+                    found.append(calibrated(logits, calibration, soft=soft))
         said = torch.cat(parts)
         probabilities.append(said)
-        hits.append(_hits(said, everything.select(torch.cat([judge for _, _, judge in splits]))))
+        hits.append(_hits(said, everything.select(torch.cat([fold.held_out for fold in splits]))))
+        # Every fold sees the same pairs of the check: their mean, which is what an average of the folds would say.
+        checks.append(torch.stack(check_parts).mean(dim=0) if check_parts else said[:0])
         seeds += 1
         if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
             planned = seeds  # deterministic, or too dear to repeat
-    return Judged(candidate, torch.stack(hits).mean(dim=0), torch.stack(probabilities).mean(dim=0), longest, seeds)
+    return Judged(
+        candidate,
+        torch.stack(hits).mean(dim=0),
+        torch.stack(probabilities).mean(dim=0),
+        longest,
+        seeds,
+        torch.stack([_hits(said, check) for said in checks]).mean(dim=0),
+        torch.stack(checks).mean(dim=0),
+    )
 
 
 def _fit(
@@ -266,7 +308,7 @@ def _answers(examples: Examples) -> Answers:
     return examples.truth
 
 
-def _averages(judged: list[Judged], held: Examples) -> list[Judged]:
+def _averages(judged: list[Judged], held: Examples, check: Examples) -> list[Judged]:
     """Average the seeds of the best candidate that has several, the best two, and the best three candidates."""
     ranked = sorted(judged, key=lambda one: -float(one.hits.mean()))
     groups = [[one] for one in ranked if one.seeds > 1][:1] + [
@@ -279,7 +321,10 @@ def _averages(judged: list[Judged], held: Examples) -> list[Judged]:
         names = [one.candidate.name + (f" x {one.seeds}" if one.seeds > 1 else "") for one in members]
         candidate = Candidate(" + ".join(names), "average", members=tuple(one.candidate for one in members))
         seconds = sum(one.fit_seconds * one.seeds for one in members)
-        averages.append(Judged(candidate, _hits(probabilities, held), probabilities, seconds, 1))
+        checks = torch.stack([one.check_probabilities for one in members]).mean(dim=0)
+        averages.append(
+            Judged(candidate, _hits(probabilities, held), probabilities, seconds, 1, _hits(checks, check), checks)
+        )
     return averages
 
 

@@ -144,7 +144,8 @@ def choose_encoders(
                 row["reason"] = "no time left"
                 return
         part = narrow(data, images, texts)
-        examples = _sample(join(part.train, part.dev), session.seed)
+        # Development pairs that the user gave stand for what is new: nothing is learnt from them here.
+        examples = _sample(join(part.train, part.dev) if part.dev_is_spare else part.train, session.seed)
         pairs = len(examples)
         # All pairs are both learnt from and judged on: each is scored by the solution without its own image.
         _, found = fit_kernel_on(examples, outputs, blind_shares=_BLIND_SHARES, ridges=_RIDGES)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from frevl.training.selection.candidates import Candidate
 
-__all__ = ["Judged", "one_standard_error"]
+__all__ = ["Judged", "one_standard_error", "standard_error"]
 
 
 @dataclass
@@ -23,7 +23,8 @@ class Judged:
         probabilities: ``(n, outputs)`` calibrated.
         fit_seconds: Longest single fit.
         seeds: How many seeds were tried.
-        reason: Why it was left out, if it was.
+        check_hits: ``(m,)`` the same on the pairs that the comparison is checked on; empty where there are none.
+        check_probabilities: ``(m, outputs)`` likewise.
     """
 
     candidate: Candidate
@@ -31,6 +32,20 @@ class Judged:
     probabilities: Tensor
     fit_seconds: float
     seeds: int
+    check_hits: Tensor
+    check_probabilities: Tensor
+
+    def on_the_other_side(self) -> Judged:
+        """Return the same with the pairs of the check in place of those of the comparison."""
+        return Judged(
+            self.candidate,
+            self.check_hits,
+            self.check_probabilities,
+            self.fit_seconds,
+            self.seeds,
+            self.hits,
+            self.probabilities,
+        )
 
 
 def one_standard_error(judged: list[Judged], clusters: Tensor) -> tuple[Judged, str, list[dict[str, Any]]]:
@@ -47,9 +62,9 @@ def one_standard_error(judged: list[Judged], clusters: Tensor) -> tuple[Judged, 
     rows = []
     winner = best
     for one in judged:
-        error = _standard_error(one.hits, clusters)
+        error = standard_error(one.hits, clusters)
         gap = float(best.hits.mean() - one.hits.mean())
-        gap_error = _standard_error(best.hits - one.hits, clusters)
+        gap_error = standard_error(best.hits - one.hits, clusters)
         within = gap <= gap_error or one is best
         if within and winner is best and judged.index(one) < judged.index(best):
             winner = one
@@ -73,7 +88,7 @@ def one_standard_error(judged: list[Judged], clusters: Tensor) -> tuple[Judged, 
     return winner, reason, rows
 
 
-def _standard_error(values: Tensor, clusters: Tensor) -> float:
+def standard_error(values: Tensor, clusters: Tensor) -> float:
     """Standard error of a mean whose clusters are the independent units (ratio estimator)."""
     deviations = torch.zeros(int(clusters.max()) + 1, dtype=torch.double)
     deviations.index_add_(0, clusters, (values - values.mean()).double())
