@@ -64,9 +64,9 @@ def texts_with_images_of_their_own(images: Sequence[str], texts: Sequence[str]) 
     """Return the texts for each of which a set of images was made; empty where that is not the pattern of the set.
 
     Where nearly every pair has a text that stands with four images or more, and hardly an image stands with two texts,
-    each text came with its own series of pictures: variants of one scene, as in NLVR. A split by image then leaves variants
-    on both sides, and what is learnt about one text is not what a new text will need. In natural data most questions
-    and titles are rare, and pictures have several of them. The thresholds are ours.
+    each text came with its own series of pictures: variants of one scene, as in NLVR. A split by image then leaves
+    variants on both sides, and what is learnt about one text is not what a new text will need. In natural data most
+    questions and titles are rare, and pictures have several of them. The thresholds are ours.
 
     Args:
         images: ``(n,)`` names of the images' contents.
