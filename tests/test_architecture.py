@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import frevl
+from frevl.models.registry import NETWORKS
 
 SOURCE = Path(frevl.__file__).parent
 
@@ -112,6 +113,29 @@ def test_every_package_says_what_it_is_for():
         assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path.parent.name
     for folder in {path.parent for path in modules().values()}:
         assert (folder / "__init__.py").exists(), folder.name
+
+
+def test_no_room_but_models_asks_for_the_class_of_a_network():
+    """`PairNetwork` says what a network can do; who looks at its class would have to be changed for every new one."""
+    classes = {kind.__name__ for kind in NETWORKS.values()} | {"PairNetwork", "FirstStage", "Standardised"}
+    for module, path in modules().items():
+        if room_of(module) == "models":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            asked = (
+                {name.id for name in ast.walk(node) if isinstance(name, ast.Name)} if _looks_at_a_class(node) else set()
+            )
+            assert not asked & classes, f"{module}, line {node.lineno}: asks for {sorted(asked & classes)}"
+
+
+def _looks_at_a_class(node):
+    """Tell whether this is ``isinstance(...)``, ``type(...) is ...``, or a ``case Network():``."""
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and node.func.id in ("isinstance", "issubclass")
+    if isinstance(node, ast.Compare):
+        sides = [node.left, *node.comparators]
+        return any(isinstance(s, ast.Call) and isinstance(s.func, ast.Name) and s.func.id == "type" for s in sides)
+    return isinstance(node, ast.MatchClass)
 
 
 @pytest.mark.parametrize("ending", ["Trainer", "Manager", "Runner", "Engine"])

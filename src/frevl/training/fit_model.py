@@ -17,6 +17,7 @@ from frevl.models.fusion import PRESETS, Fusion
 from frevl.models.inputs import mean_pool
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import BLIND_SHARES, RIDGES, KernelFit, KernelFusion, fit_kernel
+from frevl.models.registry import NETWORKS
 from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers
@@ -24,12 +25,19 @@ from frevl.training.examples import Examples, dev_metric, join, kind_of, with_wr
 from frevl.training.initialisation import Beginning, begin_with, fold, statistics_of, unfold
 from frevl.training.loop import FitReport, fusion_loss, gradient_descent, pair_loss
 from frevl.training.losses import task_loss
-from frevl.training.options import FusionOptions, LinearOptions, MlpOptions, ModelOptions, Session
+from frevl.training.options import FusionOptions, LinearOptions, MlpOptions, ModelOptions, PairwiseOptions, Session
 
-__all__ = ["MODELS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model"]
+__all__ = ["MODELS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model", "trainable"]
 
 # Simplest first: where two are equally good, selection takes the one that stands earlier.
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
+# Networks that are fitted in ways of their own, under these names, or put together from others.
+_FITTED = ("average", "cosine", "dual", "fusion", "kernel", "linear", "majority", "mlp", "reranked")
+
+
+def trainable() -> tuple[str, ...]:
+    """Return the names of models: `MODELS`, and every further network of the registry, trained pair by pair."""
+    return (*MODELS, *(key for key in NETWORKS if key not in _FITTED))
 
 
 N_co = TypeVar("N_co", bound=PairNetwork, covariant=True)
@@ -73,7 +81,7 @@ def fit_model(
     """Fit one model.
 
     Args:
-        model: One of `MODELS`.
+        model: One of `trainable`.
         train: Training examples.
         dev: Development examples, for early stopping and penalties.
         outputs: Number of classes; 1 for matching.
@@ -104,9 +112,10 @@ def fit_model(
         linear = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
         _fit_linear(linear, train, dev, options, session)
         return Fitted(linear, time.monotonic() - started)
-    network: Fusion | Mlp
+    network: PairNetwork
+    fusion: Fusion | None = None
     if model in PRESETS and isinstance(options, FusionOptions):
-        network = Fusion.from_preset(
+        network = fusion = Fusion.from_preset(
             model,
             image_dim=image_dim,
             text_dim=text_dim,
@@ -127,18 +136,20 @@ def fit_model(
             hidden=options.hidden,
             dropout=options.dropout,
         )
+    elif isinstance(options, PairwiseOptions):
+        network = NETWORKS[model].for_data(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
     else:
         raise TypeError(f"the model '{model}' is not fitted with {type(options).__name__}")
-    if start is not None and isinstance(network, Fusion):
-        begin_with(network, start)
+    if start is not None and fusion is not None:
+        begin_with(fusion, start)
     statistics = None
-    if isinstance(options, FusionOptions) and options.standardise and isinstance(network, Fusion):
+    if isinstance(options, FusionOptions) and options.standardise and fusion is not None:
         statistics = statistics_of(train.pairs)
         train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
         if start is not None:
-            unfold(network, statistics)
-    if isinstance(options, FusionOptions) and isinstance(network, Fusion):
-        loss_of = fusion_loss(network, train, outputs, options=options, device=session.device)
+            unfold(fusion, statistics)
+    if isinstance(options, FusionOptions) and fusion is not None:
+        loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device)
     else:
         loss_of = pair_loss(network, train, outputs, options=options, device=session.device)
     report = gradient_descent(
@@ -155,8 +166,8 @@ def fit_model(
         checkpoint=folder / "state.safetensors",
         log_file=folder / "log.jsonl",
     )
-    if statistics is not None and isinstance(network, Fusion):
-        fold(network, statistics)
+    if statistics is not None and fusion is not None:
+        fold(fusion, statistics)
     return Fitted(network, report.seconds, report)
 
 

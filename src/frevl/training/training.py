@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from frevl.runs.run import Run
 from frevl.runs.targets import Answers
 from frevl.store.reader import Store
 from frevl.training.examples import dev_metric
-from frevl.training.fit_model import MODELS, fit_model
+from frevl.training.fit_model import fit_model, trainable
 from frevl.training.initialisation import Beginning, rows_of_same_classes
 from frevl.training.options import AutoOptions, ModelOptions, Session, make_options
 from frevl.training.prepare import Prepared, prepare
@@ -143,7 +143,7 @@ def train(
     network = fitted.network
     logits, truth = fitted.development(data.dev)
     if task == "matching":
-        logits = logits[:, -1:]  # a reranker's second logit is what the probability comes from
+        logits = network.probability_logits(logits)
     calibration = fit_calibration(logits, truth)
     judged = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
     results = {
@@ -192,7 +192,7 @@ def _check_start(task: str, model: str) -> None:
 def _former(path: Path, data: Prepared) -> tuple[Run, Beginning]:
     """Load the run to start from; say how many images of the new pairs it has seen."""
     former = Run.load(path)
-    if not isinstance(former.network, Fusion):
+    if former.network_name != Fusion.key:
         raise UsageError(
             f"--initialise-from: expected a run of a single fusion, found '{former.network_name}' in {path}"
         )
@@ -212,14 +212,15 @@ def _former(path: Path, data: Prepared) -> tuple[Run, Beginning]:
             f"The run of --initialise-from has seen {seen:,} of {len(data.image_hashes):,} images of these pairs: "
             "where they are development images, the metric may be too good."
         )
-    return former, Beginning(former.network, rows_of_same_classes(data.labels, former.labels), seen)
+    return former, Beginning(cast("Fusion", former.network), rows_of_same_classes(data.labels, former.labels), seen)
 
 
 def _check_names(task: str, model: str) -> None:
     if task not in TASKS:
         raise UsageError(f"There is no task '{task}'. {nearest(task, TASKS)}")
-    if model not in (*MODELS, "auto"):
-        raise UsageError(f"There is no model '{model}'. {nearest(model, (*MODELS, 'auto'))}")
+    known = (*trainable(), "auto")
+    if model not in known:
+        raise UsageError(f"There is no model '{model}'. {nearest(model, known)}")
 
 
 def _check_session(session: Session) -> None:

@@ -59,7 +59,7 @@ def fit_matching(
     """Fit one model for matching.
 
     Args:
-        model: One of `frevl.training.fit_model.MODELS`.
+        model: One of `frevl.training.fit_model.trainable`.
         data: Training and development examples.
         options: Of this model; a fusion or mlp that stands alone takes the batch size of `with_enough_steps`.
         session: Seed, time limit, device and progress.
