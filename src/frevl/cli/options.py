@@ -19,6 +19,7 @@ from frevl.outputs import refuse_inputs
 
 __all__ = [
     "OUTPUT",
+    "ColumnsOption",
     "Commands",
     "JsonOption",
     "QuietOption",
@@ -26,6 +27,7 @@ __all__ = [
     "SetOption",
     "StoreOption",
     "app",
+    "by_columns",
     "say",
     "settings_of",
     "store_app",
@@ -96,6 +98,14 @@ JsonOption = Annotated[
     Path | None, typer.Option("--json", readable=False, help="Write the result to this JSON file."), OUTPUT
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=NAME",
+        help="Columns of the pairs, such as image=filepath,text=title.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -131,6 +141,15 @@ def _value(text: str) -> Any:
         with suppress(ValueError):
             return kind(text)
     return text
+
+
+def by_columns(columns: list[str] | None, pairs: Path | None) -> Any:
+    """Read pairs whose columns were named; without names, leave the file to the function that is called."""
+    if not columns or pairs is None:
+        return pairs
+    from frevl.data.pairs import read_pairs
+
+    return read_pairs(pairs, columns=columns)
 
 
 def typed(**options: Any) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
 
 
 def _refuse(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> None:
-    refuse_inputs({"out": out}, {"pairs": pairs, "run": scorer.run.path, "store": scorer.store.path})
+    file = pairs.source if isinstance(pairs, Pairs) else pairs
+    refuse_inputs({"out": out}, {"pairs": file, "run": scorer.run.path, "store": scorer.store.path})
 
 
 def _write(out: Path, write: Callable[[Path], None]) -> None:

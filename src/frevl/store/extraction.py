@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from frevl.data.pairs import read_pairs
+from frevl.data.pairs import Pairs, read_pairs
 from frevl.encoders.images import read_image
 from frevl.encoders.interface import ImageTower, TextTower, processors
 from frevl.encoders.registry import load_encoder, with_layers
@@ -74,7 +74,7 @@ def extract(
     store: str | Path,
     *,
     images: str | Path | None = None,
-    pairs: Sequence[str | Path] = (),
+    pairs: Sequence[str | Path | Pairs] = (),
     encoder: Sequence[str] = ("packaged",),
     tokens: str = "pooled",
     layers: Sequence[int] = (),
@@ -92,7 +92,7 @@ def extract(
     Args:
         store: Folder of the store; made if it is missing.
         images: Folder of images; an image's id is its path below it, with ``/``.
-        pairs: Pairs files whose texts are embedded.
+        pairs: Pairs files, or pairs, whose texts are embedded.
         encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
         tokens: ``pooled``, or an image grid ``7x7``, ``4x4``, ``2x2`` with word tokens for texts.
         layers: Hidden layers to keep side by side instead of an encoder's own output, -1 for the last; only encoders
@@ -258,13 +258,14 @@ def _extract_texts(
         report.notes.append(f"{cut:,} texts are longer than the encoder reads and were cut.")
 
 
-def _texts_of(files: Sequence[str | Path], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:
+def _texts_of(files: Sequence[str | Path | Pairs], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the different texts of some pairs files, and the image id and place of every pair."""
     texts: dict[str, None] = {}
     referred: list[tuple[str, str]] = []
-    for file in dict.fromkeys(Path(file) for file in files):
-        pairs = read_pairs(file)
+    for file in {id(file) if isinstance(file, Pairs) else Path(file): file for file in files}.values():
+        pairs = file if isinstance(file, Pairs) else read_pairs(file)
         report.rejects += pairs.rejected
+        report.notes += pairs.notes
         texts.update(dict.fromkeys(pairs.texts))
         referred += zip(pairs.images, pairs.places, strict=True)
     return list(texts), referred
@@ -286,9 +287,9 @@ def _reject_pairs_without_image(
     report.rejects += lost
 
 
-def _forgive_lines(writer: StoreWriter, files: Sequence[str | Path], report: ExtractionReport) -> None:
+def _forgive_lines(writer: StoreWriter, files: Sequence[str | Path | Pairs], report: ExtractionReport) -> None:
     """Take back former rejects of lines of these files that are in order now."""
-    names = {str(Path(file)) for file in files}
+    names = {file.source if isinstance(file, Pairs) else str(Path(file)) for file in files}
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
     repaired = {place for place in former if place.rpartition(":")[0] in names}
     writer.forgive("pair", repaired - {reject.id for reject in report.rejects if reject.kind == "pair"})

@@ -57,6 +57,7 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
 def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
     """Read pairs to learn from or to judge by, and keep those that the store has; the notes say what is left out."""
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    notes += read.notes
     judged, unjudged = with_targets(read)
     usable, left_out = usable_pairs(judged, store)
     sentence = rejects_sentence([*read.rejected, *unjudged, *left_out])

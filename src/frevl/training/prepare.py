@@ -170,7 +170,8 @@ def _check_targets(pairs: Pairs) -> None:
     if missing:
         raise PairsError(
             f"{missing[0]}, field 'target': classification expects a target in every pair, found none in "
-            f"{len(missing):,} of {len(pairs):,}; add targets, or train with --task matching"
+            f"{len(missing):,} of {len(pairs):,}; name the column that holds them with --columns target=NAME, "
+            "or train with --task matching"
         )
 
 

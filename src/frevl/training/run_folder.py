@@ -29,7 +29,7 @@ def _settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, Any
 def _name(pairs: str | Path | Pairs | None) -> str | None:
     """Return what to remember of pairs: their file, or how many there were."""
     if isinstance(pairs, Pairs):
-        return f"{len(pairs)} pairs in memory"
+        return pairs.source or f"{len(pairs)} pairs in memory"
     return None if pairs is None else str(pairs)
 
 

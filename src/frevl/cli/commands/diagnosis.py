@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import OUTPUT, JsonOption, QuietOption, app, say, typed, write
+from frevl.cli.options import OUTPUT, ColumnsOption, JsonOption, QuietOption, app, by_columns, say, typed, write
 from frevl.errors import FrevlError, UsageError
 from frevl.jsonfile import replace_file
 
@@ -34,6 +34,7 @@ def diagnose(
     dev: Annotated[
         Path | None, typer.Option(readable=False, help="Development pairs.", show_default="15 % of the training images")
     ] = None,
+    columns: ColumnsOption = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
     ] = None,
@@ -69,7 +70,7 @@ def diagnose(
     from frevl.diagnosis.report.markdown import diagnosis_markdown, diagnosis_summary
 
     options = typed(
-        dev=dev,
+        dev=by_columns(columns, dev),
         encoder=encoder,
         models=model,
         precision=precision,
@@ -77,7 +78,9 @@ def diagnose(
         seed=seed,
         time_limit=time_limit,
     )
-    diagnosis = run_diagnose(store, pairs, test, task=task, **options, progress=not quiet)
+    diagnosis = run_diagnose(
+        store, by_columns(columns, pairs), by_columns(columns, test), task=task, **options, progress=not quiet
+    )
     say(diagnosis_summary(diagnosis))
     write(json, diagnosis.record())
     if markdown is not None:
