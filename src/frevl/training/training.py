@@ -24,7 +24,7 @@ from frevl.training.options import AutoOptions, ModelOptions, Session, make_opti
 from frevl.training.prepare import Prepared, prepare
 from frevl.training.retrieval.choose import choose_matching
 from frevl.training.retrieval.fit import fit_matching, without_wide
-from frevl.training.run_folder import _open_folder, _settings
+from frevl.training.run_folder import _open_folder, _settings, write_config
 from frevl.training.selection.choose import choose
 
 __all__ = ["TASKS", "train"]
@@ -176,6 +176,7 @@ def train(
         train_image_hashes=seen,
         network=network,
     )
+    write_config(folder, opened, arguments, chosen_options)
     finished.save()
     (folder / "state.safetensors").unlink(missing_ok=True)
     return finished

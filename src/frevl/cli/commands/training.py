@@ -62,6 +62,13 @@ def train(
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
     ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Key of the pairs whose values stay together in every split.")
+    ] = None,
+    groups: Annotated[
+        bool | None,
+        typer.Option("--groups/--no-groups", help="Find pairs that are not independent.", show_default="on"),
+    ] = None,
     first_stage: Annotated[
         str | None,
         typer.Option(help="Matching: dual or cosine finds candidates, a fusion reranks them.", show_default="none"),
