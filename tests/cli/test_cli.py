@@ -30,8 +30,8 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "function", "only_there", "only_here"),
     [
-        # --seeds belongs to train_seeds, which hands everything else on to train; --columns to read_pairs.
-        ("train", train, {"progress", "options"}, {"quiet", "json", "seeds", "settings", "columns"}),
+        # --seeds belongs to train_seeds, which hands everything else on to train; --columns below to read_pairs.
+        ("train", train, {"progress", "options"}, {"quiet", "json", "seeds", "settings"}),
         ("ablate", ablate, {"progress", "options"}, {"quiet", "json", "settings", "columns"}),
         ("extract", extract, {"progress"}, {"quiet", "json", "grid", "columns"}),
         ("demo", demo, {"progress", "say"}, {"quiet", "json"}),

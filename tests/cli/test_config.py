@@ -178,7 +178,15 @@ def test_every_argument_of_train_is_a_key_of_the_file(made, tmp_path):
     given_ = {name: value(name, one.default) for name, one in names.items() if one.default is not one.empty}
     train(made.store, made.train_file, run=tmp_path / "run", task="classification", **{**given_, "model": "majority"})
     file = tomllib.loads((tmp_path / "run" / "config.toml").read_text(encoding="utf-8"))
-    left_out = {"run", "progress", "options", "first_stage", "initialise_from", "group_by"}  # not given, or no setting
+    left_out = {
+        "run",
+        "progress",
+        "options",
+        "first_stage",
+        "initialise_from",
+        "group_by",
+        "columns",
+    }  # not given, or no setting
     assert set(file) == {name.replace("_", "-") for name in set(names) - left_out}
 
 
@@ -198,6 +206,22 @@ def test_a_folder_of_seeds_holds_the_file_too(made, tmp_path, frevl):
     assert len(train_seeds(made.store, made.train_file, run=tmp_path / "a", **more).runs) == 3
     done = frevl("train", "--config", tmp_path / "a" / "config.toml", "--run", tmp_path / "a")
     assert (done.code, "give another path with --run" in done.err) == (2, True)
+
+
+def test_columns_of_a_table_stand_in_the_file(made, tmp_path, frevl):
+    rows = [made.train.row(number) for number in range(len(made.train))]
+    lines = [f'{row["image"]}\t"{row["text"]}"\t{row["target"]}\n' for row in rows]
+    (tmp_path / "pairs.tsv").write_text("".join(["picture\tquestion\tanswer\n", *lines]), encoding="utf-8")
+    columns = "image=picture,text=question,target=answer"
+    done = frevl("train", "--store", made.store.path, "--pairs", tmp_path / "pairs.tsv", "--columns", columns,
+                 "--task", "classification", "--model", "linear", "--run", tmp_path / "a", "--quiet")  # fmt: skip
+    assert done.code == 0, done.err
+    named = {"image": "picture", "text": "question", "target": "answer"}
+    assert Run.load(tmp_path / "a").settings["columns"] == named
+    assert tomllib.loads((tmp_path / "a" / "config.toml").read_text(encoding="utf-8"))["columns"] == named
+    done = frevl("train", "--config", tmp_path / "a" / "config.toml", "--run", tmp_path / "b", "--quiet")
+    assert done.code == 0, done.err
+    assert same(tmp_path / "a", tmp_path / "b")
 
 
 def test_pairs_in_memory_are_named_in_a_comment(made, tmp_path):

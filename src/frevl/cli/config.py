@@ -83,13 +83,15 @@ def _settings(path: Path, table: Any) -> dict[str, str]:
 
 def _checked(path: Path, key: str, value: Any, parameter: Any) -> Any:
     """Return a value as the command line would hand it on; its range is checked there."""
-    several = isinstance(value, list)
-    switch = bool(getattr(parameter, "is_flag", False))
-    if several and not getattr(parameter, "multiple", False):
+    switch, several = bool(getattr(parameter, "is_flag", False)), bool(getattr(parameter, "multiple", False))
+    if isinstance(value, dict) and "=" in str(parameter.metavar):
+        value = [f"{name}={one}" for name, one in value.items()]  # as --columns takes it
+    if isinstance(value, list) and not several:
         raise UsageError(f"{path}: '{key}' takes one value, found a list")
-    for one in value if several else [value]:
+    entries = value if isinstance(value, list) else [value]
+    for one in entries:
         if isinstance(one, bool) != switch or not isinstance(one, str | int | float):
             expected = "true or false" if switch else "a number or text"
             raise UsageError(f"{path}: '{key}' must be {expected}, found {one!r:.40}")
-    texts = [one if switch else str(one) for one in (value if several else [value])]
-    return texts if getattr(parameter, "multiple", False) else texts[0]
+    texts = [one if switch else str(one) for one in entries]
+    return texts if several else texts[0]

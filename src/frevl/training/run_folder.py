@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from frevl.data.columns import columns_of
 from frevl.data.pairs import Pairs
 from frevl.errors import RunError
 from frevl.jsonfile import replace_file, write_json
@@ -34,6 +35,7 @@ def _settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, Any
     kept["pairs"], kept["dev"] = _name(kept["pairs"]), _name(kept["dev"])
     kept["initialise_from"] = str(kept["initialise_from"]) if kept["initialise_from"] is not None else None
     kept["encoder"] = list(kept["encoder"]) if kept["encoder"] else None
+    kept["columns"] = columns_of(kept["columns"]) or None
     return kept
 
 
@@ -62,6 +64,7 @@ def write_config(folder: Path, store: Store, arguments: Mapping[str, Any], optio
             record[flag] = _absolute(value) if name in ("pairs", "dev", "initialise_from") else value
     chosen = {name: "none" if value is None else value for name, value in options.record().items()}
     record |= {"encoder": list(record["encoder"])} if "encoder" in record else {}
+    record |= {"columns": columns_of(record["columns"])} if "columns" in record else {}
     try:
         text = "".join(f"# {line}\n" for line in comments) + toml_text({**record, "set": chosen} if chosen else record)
         replace_file(folder / "config.toml", lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.pairs import Pairs, read_pairs
+from frevl.data.pairs import Pairs
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.seeds import deviation
 from frevl.jsonfile import write_json
@@ -26,6 +26,7 @@ from frevl.provenance import provenance
 from frevl.runs.run import Run, refuse_other_files
 from frevl.store.reader import Store
 from frevl.training.options import ModelOptions, make_options
+from frevl.training.prepare import read_file
 from frevl.training.run_folder import write_config
 from frevl.training.training import train
 from frevl.version import __version__
@@ -175,8 +176,8 @@ def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions)
     kept = {
         "frevl": __version__,
         "store": store.fingerprint,
-        "pairs": _fingerprint(store, arguments["pairs"]),
-        "dev": None if dev is None else _fingerprint(store, dev),
+        "pairs": _fingerprint(store, arguments["pairs"], arguments["columns"]),
+        "dev": None if dev is None else _fingerprint(store, dev, arguments["columns"]),
         **{name: value for name, value in arguments.items() if name not in left_out},
         **options.record(),
     }
@@ -184,9 +185,9 @@ def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions)
     return plain
 
 
-def _fingerprint(store: Store, pairs: str | Path | Pairs) -> str:
+def _fingerprint(store: Store, pairs: str | Path | Pairs, columns: Any) -> str:
     """Hash pairs and the pictures they name, so that neither can change unseen under finished runs."""
-    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    read = read_file(pairs, columns)
     digest = hashlib.sha256()
     for row in range(len(read)):
         digest.update(json.dumps(read.row(row), sort_keys=True, default=str).encode())

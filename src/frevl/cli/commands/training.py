@@ -94,10 +94,7 @@ def train(
 ) -> None:
     """Train a fusion or a baseline on the embeddings of a store; continues a training that was interrupted."""
     given = dict(locals())
-    arguments = typed(**_without(given, "settings", "columns", "seeds", "quiet", "json")) | {
-        "options": settings_of(settings)
-    }
-    arguments |= typed(pairs=by_columns(columns, pairs), dev=by_columns(columns, dev))
+    arguments = typed(**_without(given, "settings", "seeds", "quiet", "json")) | {"options": settings_of(settings)}
     if seeds is not None and seeds > 1:
         from frevl.cli.tables import seeds_sentence
         from frevl.training.seeds import train_seeds
