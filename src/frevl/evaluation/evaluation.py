@@ -131,7 +131,7 @@ def evaluate(
     result = judge(scorer, usable)
     result.judged = usable
     result.left_out = [*read.rejected, *unjudged, *left_out]
-    result.notes = [*read.notes, *_notes(scorer, usable, result.left_out), *groups, *result.notes]
+    result.notes = [*read.notes, *usable.notes, *_notes(scorer, usable, result.left_out), *groups, *result.notes]
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
     if versus is not None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from frevl.data.names import same_names, why_unknown
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.encoders.images import read_image
 from frevl.encoders.interface import ImageTower, TextTower, processors
@@ -137,7 +138,7 @@ def extract(
             seen = _extract_images(
                 Path(images), image_towers, pending, report, workers=workers or processors(), progress=progress
             )
-        _reject_pairs_without_image(writer, referred, seen, report)
+        _reject_pairs_without_image(writer, referred, seen, images, report)
         _forgive_lines(writer, pairs, report)
         if texts:
             text_towers = list({one.text.name: one.text for one in loaded if one.text}.values())
@@ -272,19 +273,41 @@ def _texts_of(files: Sequence[str | Path | Pairs], report: ExtractionReport) -> 
 
 
 def _reject_pairs_without_image(
-    writer: StoreWriter, referred: Sequence[tuple[str, str]], seen: set[str], report: ExtractionReport
+    writer: StoreWriter,
+    referred: Sequence[tuple[str, str]],
+    seen: set[str],
+    folder: str | Path | None,
+    report: ExtractionReport,
 ) -> None:
     """Reject pairs whose image neither the folder nor the store has; not before there are images at all."""
     known = writer.store.positions("image")
     if not known and not seen:
         return
-    lost = [
-        Reject("pair", place, f"field 'image': there is no image '{id_}' in the folder or the store")
+    there = seen | known.keys()
+    same = same_names((id_ for id_, _ in referred), there)
+    nowhere = [
+        (id_, place)
         for id_, place in referred
-        if id_ not in seen and id_ not in known
+        if id_ not in there and id_ not in same and not _lies_below(id_, place, folder)
+    ]
+    nearest = why_unknown(nowhere[0][0], there) if nowhere else ""  # for the first: it is a walk over all ids
+    lost = [
+        Reject("pair", place, f"field 'image': there is no image '{id_}' in the folder or the store" + why)
+        for (id_, place), why in zip(nowhere, [f"; {nearest}" if nearest else "", *[""] * len(nowhere)], strict=False)
     ]
     writer.reject(lost)
     report.rejects += lost
+
+
+def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:
+    """Whether a name is the path of a file in the folder, seen from the working directory or from the pairs file."""
+    if folder is None:
+        return False
+    below = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+    beside = os.path.dirname(place.rpartition(":")[0])  # noqa: PTH120
+    written = (name, name.replace("\\", "/"))
+    paths = [path for one in written for path in (one, os.path.join(beside, one))]  # noqa: PTH118
+    return any(os.path.realpath(path).startswith(below) and os.path.isfile(path) for path in paths)  # noqa: PTH113
 
 
 def _forgive_lines(writer: StoreWriter, files: Sequence[str | Path | Pairs], report: ExtractionReport) -> None:
