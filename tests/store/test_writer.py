@@ -102,8 +102,8 @@ def test_rejects_stand_once_and_are_taken_back(tmp_path):
     with StoreWriter(path) as writer:
         writer.reject([Reject("image", "a", "third"), Reject("text", "c", "new")])
         assert len(Store.open(path).rejects()) == 4
-        writer.forgive("image", ["b's \\udcff", "never there"])
-        writer.forgive("pair", ["b"])
+        writer.clear_rejects("image", ["b's \\udcff", "never there"])
+        writer.clear_rejects("pair", ["b"])
     assert sorted((reject.kind, reject.id, reject.reason) for reject in Store.open(path).rejects()) == [
         ("image", "a", "third"),
         ("pair", "a", "other kind"),
@@ -111,7 +111,7 @@ def test_rejects_stand_once_and_are_taken_back(tmp_path):
     ]
     with StoreWriter(path) as writer:
         for kind, id_ in [("image", "a"), ("pair", "a"), ("text", "c")]:
-            writer.forgive(kind, [id_])
+            writer.clear_rejects(kind, [id_])
     assert Store.open(path).rejects() == []
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import lance
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from frevl.errors import StoreError, UsageError
 from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
@@ -99,10 +100,39 @@ class Snapshot:
             for start in range(0, len(rows), rows_at_once):
                 yield from table.take(rows[start : start + rows_at_once], columns=[column])[column].chunks
 
+    def take_rows(self, name: str, rows: np.ndarray) -> pa.Table:
+        """Return all columns of a table that was written, at rows that ascend."""
+        table = self._tables[name]
+        if table is None:
+            raise StoreError(f"{self._store}: the table '{name}' was never written")
+        with reading(self._store, name):
+            return table.take(rows)
+
     def columns(self, name: str) -> pa.Schema:
         """Return the columns of a table, none if it was never written."""
         table = self._tables[name]
         return pa.schema([]) if table is None else table.schema
+
+    def states(self, name: str, towers: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return what is known of the rows of a table of items: see `frevl.store.reader.Store.states`."""
+        parts: dict[str, list[np.ndarray]] = {
+            "content_hash": [np.zeros(0, "S32")],
+            "bytes": [np.zeros(0, np.int64)],
+            "modified_ns": [np.zeros(0, np.int64)],
+            **{f"has:{tower}": [np.zeros(0, bool)] for tower in towers},
+        }
+        # The column 'filled' is there to be asked: looking for nulls would read every embedding.
+        for batch in self.scan(name, ["content_hash", "bytes", "modified_ns", "filled"]):
+            parts["content_hash"].append(batch["content_hash"].to_numpy(zero_copy_only=False).astype("S32"))
+            for column in ("bytes", "modified_ns"):
+                parts[column].append(batch[column].to_numpy())
+            rows = pc.list_parent_indices(batch["filled"]).to_numpy()
+            names = batch["filled"].flatten().field("tower")
+            for tower in towers:
+                has = np.zeros(len(batch), bool)
+                has[rows[pc.equal(names, tower).to_numpy(zero_copy_only=False)]] = True
+                parts[f"has:{tower}"].append(has)
+        return {column: np.concatenate(arrays) for column, arrays in parts.items()}
 
     def matching(self, name: str, where: str) -> list[str]:
         """Return the ids of the rows for which a condition in SQL holds.

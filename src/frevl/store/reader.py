@@ -107,28 +107,8 @@ class Store:
             ``content_hash`` (n,) bytes, ``bytes`` (n,) int64, ``modified_ns`` (n,) int64, and for every tower
             of this modality ``has:NAME`` (n,) bool, False where the item still lacks that embedding.
         """
-        return self._read(lambda at: self._states(at, modality))
-
-    def _states(self, at: Snapshot, modality: Modality) -> dict[str, np.ndarray]:
         towers = [tower.name for tower in self.towers.values() if tower.modality == modality]
-        parts: dict[str, list[np.ndarray]] = {
-            "content_hash": [np.zeros(0, "S32")],
-            "bytes": [np.zeros(0, np.int64)],
-            "modified_ns": [np.zeros(0, np.int64)],
-            **{f"has:{name}": [np.zeros(0, bool)] for name in towers},
-        }
-        # The column 'filled' is there to be asked: looking for nulls would read every embedding.
-        for batch in at.scan(TABLES[modality], ["content_hash", "bytes", "modified_ns", "filled"]):
-            parts["content_hash"].append(batch["content_hash"].to_numpy(zero_copy_only=False).astype("S32"))
-            for name in ("bytes", "modified_ns"):
-                parts[name].append(batch[name].to_numpy())
-            rows = pc.list_parent_indices(batch["filled"]).to_numpy()
-            names = batch["filled"].flatten().field("tower")
-            for name in towers:
-                has = np.zeros(len(batch), bool)
-                has[rows[pc.equal(names, name).to_numpy(zero_copy_only=False)]] = True
-                parts[f"has:{name}"].append(has)
-        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        return self._read(lambda at: at.states(TABLES[modality], towers))
 
     def version(self, modality: Modality) -> int | None:
         """Return the version of a table of items: if it is the same, so is every row. None if there is no table."""
@@ -162,6 +142,23 @@ class Store:
             return [found[known[id_]] for id_ in ids]
 
         return self._read(read) if names else [{} for _ in ids]
+
+    def rows(self, modality: Modality, ids: Sequence[str]) -> pa.Table:
+        """Return whole rows with all columns, in the order of the ids, which may repeat.
+
+        Raises:
+            StoreError: An id is not in the store.
+        """
+
+        def read(at: Snapshot) -> pa.Table:
+            known = at.rows(TABLES[modality])
+            missing = [id_ for id_ in ids if id_ not in known]
+            if missing:
+                raise StoreError(f"{self.path}: there is no {modality} '{missing[0]!s:.80}' in the store")
+            unique, inverse = np.unique(np.array([known[id_] for id_ in ids], np.int64), return_inverse=True)
+            return at.take_rows(TABLES[modality], unique).take(inverse)
+
+        return self._read(read)
 
     def matching(self, modality: Modality, where: str) -> list[str]:
         """Return the ids of the items for which a condition in SQL holds.

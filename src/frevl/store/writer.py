@@ -5,7 +5,8 @@ A process that is killed, or a loss of power, costs only what was in flight.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +19,13 @@ from frevl.disk import flush_folder
 from frevl.encoders.interface import Embeddings
 from frevl.errors import StoreError
 from frevl.rejects import Reject
+from frevl.store.commits.soundness import checksums_of
 from frevl.store.commits.table_writer import TableWriter
 from frevl.store.lance_tables import existing_table, open_table, reading
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower, check_same, checksum, to_rows
 
-__all__ = ["Item", "StoreWriter"]
+__all__ = ["Item", "StoreWriter", "TakeOver"]
 
 _ITEM_FIELDS = [
     pa.field("id", pa.string()),
@@ -50,6 +52,21 @@ class Item:
     content_hash: str
     bytes: int
     modified_ns: int = 0
+
+
+@dataclass(frozen=True)
+class TakeOver:
+    """An item that takes over the embeddings of another one.
+
+    Attributes:
+        source: Id of the other item; the writer's `StoreWriter.store` holds it, with the same content.
+        item: The item, which may be in the store with other content.
+        moved: Whether the source leaves the store; the item then takes over its metadata, too.
+    """
+
+    source: str
+    item: Item
+    moved: bool
 
 
 class StoreWriter:
@@ -186,6 +203,51 @@ class StoreWriter:
         columns.update({name: pc.coalesce(new[name], old[name]) for name in self._metadata[modality]})
         self._tables.merge(TABLES[modality], pa.table(columns, schema=new.schema))
 
+    @contextmanager
+    def keep_version(self, modality: Modality) -> Iterator[None]:
+        """Keep on the disk the version of a table that `StoreWriter.store` reads, however old it becomes."""
+        with self._tables.keep_version(TABLES[modality], self.store.version(modality)):
+            yield
+
+    def take_over(self, modality: Modality, taken: Sequence[TakeOver]) -> None:
+        """Let items take over embeddings of others, as they were when this writer began; needs `keep_version`.
+
+        Args:
+            modality: ``image`` or ``text``.
+            taken: Which items; their ids differ.
+        """
+        rows = self._rows(modality, [one.item for one in taken], {})
+        old = self.store.rows(modality, [one.source for one in taken])
+        towers = [tower for tower in self.store.towers.values() if tower.modality == modality]
+        columns = {name: rows[name] for name in rows.column_names}
+        columns.update({tower.name: old[tower.name] for tower in towers if tower.name in old.column_names})
+        columns.update(self._metadata_taken_over(modality, taken, rows.schema))
+        found = pa.table(columns, schema=rows.schema)
+        filled = [
+            [{"tower": tower, "crc32": crc32} for tower, crc32 in sums.items()]
+            for batch in found.to_batches(max_chunksize=1024)
+            for sums in checksums_of(batch, towers)
+        ]
+        column = found.schema.get_field_index("filled")
+        found = found.set_column(column, found.schema.field(column), pa.array(filled, found.schema.field(column).type))
+        known = self.store.positions(modality)
+        there = pa.array([one.item.id in known for one in taken])
+        left = [one.source for one in taken if one.moved]
+        if pc.any(there).as_py():
+            self._tables.merge(TABLES[modality], found.filter(there))
+        self._tables.exchange(TABLES[modality], found.filter(pc.invert(there)), pa.array(left, pa.string()))
+
+    def _metadata_taken_over(
+        self, modality: Modality, taken: Sequence[TakeOver], schema: pa.Schema
+    ) -> dict[str, pa.Array]:
+        """Return metadata columns: of the source where it moved, else what the item itself had."""
+        names = self._metadata[modality]
+        known = self.store.positions(modality)
+        owners = [one.source if one.moved else one.item.id for one in taken]
+        values = iter(self.store.read_metadata(modality, [id_ for id_ in owners if id_ in known]) if names else ())
+        owned = [next(values, {}) if id_ in known else {} for id_ in owners]
+        return {name: pa.array([one.get(name) for one in owned], schema.field(name).type) for name in names}
+
     def remove(self, modality: Modality, ids: Collection[str]) -> int:
         """Remove items with all that is known of them; ids that are not there are passed over.
 
@@ -195,6 +257,11 @@ class StoreWriter:
         if not ids or open_table(self.path, TABLES[modality]) is None:
             return 0
         return self._tables.delete(TABLES[modality], pa.array(list(dict.fromkeys(ids)), pa.string()))
+
+    def compact(self) -> None:
+        """Write all tables again without what was removed or replaced, and free its room at once."""
+        for name in ("towers", *TABLES.values(), "rejects"):
+            self._tables.compact(name)
 
     def bring_back(self, modality: Modality, rows: pa.Table, *, known: bool) -> None:
         """Add rows as another data file of this table holds them; columns that the table lacks are left out.
@@ -228,7 +295,7 @@ class StoreWriter:
         else:
             self._tables.append("rejects", _reject_rows(changed))
 
-    def forgive(self, kind: str, ids: Collection[str]) -> None:
+    def clear_rejects(self, kind: str, ids: Collection[str]) -> None:
         """Take back rejects of things that have become usable."""
         keys = {(kind, id_) for id_ in ids}.intersection(self._rejects)
         if keys:

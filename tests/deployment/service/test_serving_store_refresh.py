@@ -6,10 +6,12 @@ import pytest
 from PIL import Image
 
 from frevl.deployment.service import store_refresh as renewal
+from frevl.deployment.service.models import Service
 from frevl.errors import StoreError
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
 from frevl.store.reader import Store
+from frevl.store.upkeep.removal import compact, remove
 from frevl.training.training import train
 from made import make
 from served import client_of, refused
@@ -87,6 +89,51 @@ def test_it_looks_at_most_every_two_seconds(world, monkeypatch):
         for _ in range(5):
             assert score(client, "no.png").status_code == 404
     assert looks == [world.store.path]
+
+
+def test_what_is_removed_while_it_serves_is_soon_unknown(world, monkeypatch):
+    world, runs = world
+    monkeypatch.setattr(renewal, "_SECONDS", 0.0)
+    first, second, *others = world.store.image_ids
+    with client_of(world, runs, names=("ask", "find")) as client:
+        right = score(client, *others[:4]).json()["scores"]
+        remove(world.store.path, ids=[first])
+        found = client.http.post("/v1/search", json={"text": "a red square", "k": 30}).json()
+        assert sorted(hit["id"] for hit in found["hits"]) == sorted([second, *others])
+        refused(score(client, first), 404, "unknown_image", f"The store has no image '{first}'")
+        refused(client.http.post("/v1/search", json={"image": first}), 404, "unknown_image", first)
+        # Somebody who only asks for what is known has it looked up in the background.
+        remove(world.store.path, ids=[second])
+        for _ in range(1000):
+            if score(client, second).status_code == 404:
+                break
+        else:
+            raise AssertionError("the service never noticed")
+        compact(world.store.path)
+        assert score(client, *others[:4]).json()["scores"] == right
+        assert client.http.get("/v1/models").json()["images"] == len(others)
+        remove(world.store.path, where="id LIKE '%'")
+        found = client.http.post("/v1/search", json={"text": "a red square"}).json()
+        assert (found["hits"], found["searched"]) == ([], 0)
+
+
+def test_an_image_that_is_removed_between_the_check_and_the_score_is_unknown(world, monkeypatch):
+    world, runs = world
+    monkeypatch.setattr(renewal, "_SECONDS", 0.0)
+    gone = world.store.image_ids[0]
+    with client_of(world, runs, names=("ask",)) as client:
+        original = Service.check_images
+        checks = []
+
+        async def check(service, ids):
+            await original(service, ids)
+            if not checks:
+                remove(world.store.path, ids=[gone])
+                await service._store_refresh.look()
+            checks.append(ids)
+
+        monkeypatch.setattr(Service, "check_images", check)
+        refused(score(client, gone), 404, "unknown_image", f"The store has no image '{gone}'")
 
 
 def test_a_newest_version_that_cannot_be_served_leaves_the_old_one(world, monkeypatch, caplog):

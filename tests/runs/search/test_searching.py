@@ -22,6 +22,7 @@ from frevl.runs.search.searching import Searcher, index_store, search
 from frevl.runs.search.vectors import Shortlist
 from frevl.store.extraction import extract
 from frevl.store.importing.vectors import import_embeddings
+from frevl.store.upkeep.removal import compact, remove
 from frevl.training.training import train
 
 
@@ -61,7 +62,7 @@ def test_a_text_finds_the_images_that_score_best(world, made):
         # Vectors are stored in float16: neighbours of nearly the same score may change places, no more.
         assert scores == pytest.approx(scorer.score([(ids[row], text) for row in best[:7]]), abs=5e-3)
         assert [hit.rank for hit in found.hits] == [1, 2, 3, 4, 5, 6, 7]
-        probabilities = scorer.match_probabilities([(hit.id, text) for hit in found.hits])[1]
+        probabilities = scorer.judge([(hit.id, text) for hit in found.hits])[1]
         assert [hit.probability for hit in found.hits] == pytest.approx(probabilities.tolist(), abs=1e-4)
         assert all(hit.path == str(made.images / hit.id) for hit in found.hits)
         assert (found.find, found.searched, found.exact) == ("images", 120, True)
@@ -97,9 +98,9 @@ def test_a_reranking_run_scores_its_depth_again(world):
     class Reranking(Scorer):
         rerank_depth = 50
 
-        def match_probabilities(self, pairs, *, images=None):
+        def judge(self, pairs, *, images=None):
             asked.append(len(pairs))
-            scores, probabilities = super().match_probabilities(pairs, images=images)
+            scores, probabilities = super().judge(pairs, images=images)
             # The worst of the candidates becomes the best.
             return -scores, probabilities
 
@@ -281,7 +282,7 @@ elif where == "index":
     frevl.runs.search.index.write_json = die
 else:
     import frevl.store.commits.table_writer
-    frevl.store.commits.table_writer.TableWriter.append = die
+    frevl.store.commits.table_writer.append_rows = die
 main()
 """
 
@@ -308,7 +309,66 @@ def test_after_a_kill_searches_go_on(world, draw, tmp_path, where):
     assert len(list(folder.glob("*.npy"))) == len(json.loads((folder / "state.json").read_text())["parts"])
 
 
+def test_removed_images_are_not_found_and_nothing_else_changes(world, monkeypatch):
+    scorer, store, run = world
+    before = search(scorer, "a red square", k=200)
+    gone = {hit.id for hit in before.hits[::9]}
+    remove(store, ids=sorted(gone))
+    after = search(Scorer.open(run, store=store), "a red square", k=200)
+    assert [hit.id for hit in after.hits] == [hit.id for hit in before.hits if hit.id not in gone]
+    assert [hit.score for hit in after.hits] == pytest.approx([hit.score for hit in before.hits if hit.id not in gone])
+    assert after.searched == before.searched - len(gone)
+    # A scorer that opened the store before does not find them either, and fails on none.
+    late = search(scorer, "a red square", k=200)
+    assert [hit.id for hit in late.hits] == [hit.id for hit in after.hits]
+    compact(store)
+    for one in (scorer, Scorer.open(run, store=store)):
+        assert [hit.id for hit in search(one, "a red square", k=200).hits] == [hit.id for hit in after.hits]
+
+
+def test_moved_images_are_found_under_their_new_name(world, made, tmp_path):
+    scorer, store, run = world
+    images = tmp_path / "images"
+    shutil.copytree(made.images, images)
+    before = search(scorer, "a red square", k=200)
+    best = before.hits[0].id
+    (images / best).rename(images / "moved.png")
+    assert extract(store, images=images, encoder=["toy"]).images_moved == 1
+    after = search(Scorer.open(run, store=store), "a red square", k=200)
+    assert [hit.id for hit in after.hits] == ["moved.png" if hit.id == best else hit.id for hit in before.hits]
+
+
 # ---- the index
+
+
+def test_an_index_of_which_the_nearest_were_removed_still_finds_enough(tmp_path):
+    """Nine of ten neighbours of a query may be gone, far more than a graph is asked for."""
+    rng = np.random.default_rng(2)
+    near = np.array([1.0, 0, 0, 0]) + 0.01 * rng.normal(size=(900, 4))
+    far = np.array([0.0, 1, 0, 0]) + 0.3 * rng.normal(size=(20_000, 4))
+    vectors = np.concatenate([near, far]).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.save(tmp_path / "images.npy", vectors)
+    np.save(tmp_path / "texts.npy", np.concatenate([near[:1], far[:40]]).astype(np.float32))
+    (tmp_path / "images.txt").write_text("".join(f"{n}\n" for n in range(len(vectors))))
+    (tmp_path / "texts.txt").write_text("".join(f"text {n}\n" for n in range(41)))
+    for of in ("images", "texts"):
+        import_embeddings(
+            tmp_path / f"{of}.npy", store=tmp_path / "s", encoder="e", of=of, ids=tmp_path / f"{of}.txt",
+            common_space=True,
+        )  # fmt: skip
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps({"image": str(n), "text": f"text {n}"}) + "\n" for n in range(41)))
+    run = train(tmp_path / "s", pairs, run=tmp_path / "run", task="matching", model="cosine")
+    index_store(Scorer.open(run.path, store=tmp_path / "s"))
+    remove(tmp_path / "s", ids=[str(n) for n in range(895)])
+    scorer = Scorer.open(run.path, store=tmp_path / "s")
+    found, exact = search(scorer, "text 0", k=20), search(scorer, "text 0", k=20, exact=True)
+    assert not found.exact
+    assert len(found.hits) == 20
+    left = {str(n) for n in range(895, 900)}
+    assert {hit.id for hit in exact.hits[:5]} == left
+    assert len(left.intersection(hit.id for hit in found.hits)) >= 4
 
 
 def test_an_index_finds_what_exact_search_finds(world):

@@ -7,20 +7,7 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import (
-    OUTPUT,
-    ColumnsOption,
-    Commands,
-    JsonOption,
-    QuietOption,
-    StoreOption,
-    app,
-    by_columns,
-    say,
-    store_app,
-    typed,
-    write,
-)
+from frevl.cli.options import OUTPUT, Commands, JsonOption, QuietOption, StoreOption, app, say, store_app, typed, write
 from frevl.errors import UsageError
 
 __all__ = ["encoders_app"]
@@ -35,7 +22,6 @@ def extract(
     pairs: Annotated[
         list[Path] | None, typer.Option(readable=False, help="Pairs file whose texts are embedded; may be repeated.")
     ] = None,
-    columns: ColumnsOption = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Frozen encoder; may be repeated.", show_default="packaged")
     ] = None,
@@ -49,6 +35,16 @@ def extract(
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Stored type: float16 or float32.", show_default="float16")] = None,
+    prune: Annotated[
+        bool | None,
+        typer.Option("--prune", help="Remove images of the store that have no file in the folder.", show_default="off"),
+    ] = None,
+    check_content: Annotated[
+        bool | None,
+        typer.Option(
+            "--check-content", help="Compare the content of files, not only their size and time.", show_default="off"
+        ),
+    ] = None,
     commit_rows: Annotated[
         int | None, typer.Option(min=1, help="Commit after this many items.", show_default="1024")
     ] = None,
@@ -71,11 +67,13 @@ def extract(
         store,
         **typed(
             images=images,
-            pairs=None if pairs is None else [by_columns(columns, file) for file in pairs],
+            pairs=pairs,
             encoder=encoder,
             tokens=chosen,
             layers=None if layers is None else _numbers(layers),
             dtype=dtype,
+            prune=prune,
+            check_content=check_content,
             commit_rows=commit_rows,
             commit_seconds=commit_seconds,
             workers=workers,
@@ -146,17 +144,55 @@ def info(
 
 @store_app.command()
 def verify(
-    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
+    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Folder of its images: compare the files with what was embedded."),
+    ] = None,
+    json: JsonOption = None,
 ) -> None:
     """Read a whole store and say what is damaged."""
     from frevl.errors import StoreError
     from frevl.store.upkeep.verification import verify as run_verify
 
-    problems = run_verify(store)
+    problems = run_verify(store, images=images)
     write(json, {"problems": problems})
     if problems:
         raise StoreError(f"{store}: found {len(problems)} problems. " + " ".join(problems))
     say(f"{store}: sound.")
+
+
+@store_app.command()
+def remove(
+    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")],
+    ids: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="File of ids: text, one a line; JSON; or a table with a column id."),
+    ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Instead of ids a condition in SQL, such as \"id LIKE 'kitchen/%'\".")
+    ] = None,
+    of: Annotated[str | None, typer.Option(help="images or texts.", show_default="images")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Remove images or texts from a store, with all their embeddings."""
+    from frevl.store.upkeep.removal import remove as run_remove
+
+    report = run_remove(store, **typed(ids=ids, where=where, of=of))
+    say(report.sentence())
+    write(json, report.record())
+
+
+@store_app.command()
+def compact(
+    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
+) -> None:
+    """Free the room of items that were removed or replaced."""
+    from frevl.store.upkeep.removal import compact as run_compact
+
+    report = run_compact(store)
+    say(report.sentence())
+    write(json, report.record())
 
 
 @store_app.command()

@@ -15,7 +15,7 @@ from frevl.deployment.service.queue import ModelQueue
 from frevl.deployment.service.served_model import Found, ImagePair, ServedModel
 from frevl.deployment.service.store_refresh import StoreRefresh
 from frevl.encoders.interface import processors
-from frevl.errors import ImageError, UsageError, nearest
+from frevl.errors import ImageError, StoreError, UsageError, nearest
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 
@@ -99,6 +99,8 @@ class Service:
         if unknown:
             await self._store_refresh.look()
             unknown = [id_ for id_ in ids if id_ not in self.images]
+        else:
+            self._store_refresh.glance()  # they may have been removed
         if unknown:
             raise RefusedError(
                 404,
@@ -152,7 +154,11 @@ class Service:
 
     async def score(self, model: ServedModel, pairs: Sequence[ImagePair], *, top: int = 5) -> Any:
         """Score pairs whose images are known: a `Match` or a `Prediction` each."""
-        return await self.queue.submit(model.score, (pairs, top), items=len(pairs))
+        try:
+            return await self.queue.submit(model.score, (pairs, top), items=len(pairs))
+        except StoreError:
+            await self.check_images([image for image, _ in pairs if isinstance(image, str)])  # removed meanwhile
+            raise
 
     async def embed_uploads(self, model: ServedModel, uploads: Mapping[str, Upload]) -> dict[str, np.ndarray]:
         """Decode and embed images that were sent along.

@@ -1,4 +1,4 @@
-"""What the service does when the store has grown: it goes on with the newest version, between two batches."""
+"""What the service does when the store has changed: it goes on with the newest version, between two batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StoreRefresh:
         self._store = store
         self._take = take
         self._looking: asyncio.Task[None] | None = None
-        self._looked = float("-inf")
+        self._looked, self._opened = float("-inf"), time.monotonic()
 
     async def look(self) -> None:
         """Go on with the newest version, if there is a newer one; whoever asks meanwhile waits for the same look."""
@@ -39,6 +39,13 @@ class StoreRefresh:
             self._looking = asyncio.create_task(self._look())
         await asyncio.shield(self._looking)  # a client that hangs up must not stop it for others
 
+    def glance(self) -> None:
+        """Look in the background, if it is time to: what was removed is soon unknown, and nobody waits for that."""
+        due = time.monotonic() - max(self._looked, self._opened) >= _SECONDS
+        if due and (self._looking is None or self._looking.done()):
+            self._looking = asyncio.create_task(self._look())
+            self._looking.add_done_callback(_log_failure)
+
     async def _look(self) -> None:
         try:
             newer = await asyncio.to_thread(_newer, self._store)
@@ -46,11 +53,16 @@ class StoreRefresh:
                 await self._take(newer)
                 self._store = newer
                 counts = {TABLES[modality]: len(newer.positions(modality)) for modality in TABLES}
-                _log.info("the store has grown", extra={"fields": counts})
+                _log.info("the store has changed", extra={"fields": counts})
         except FrevlError as error:  # another store in its place, or one that is being written: the old one answers
             _log.warning("the newest version of the store cannot be served: %s", error)
         finally:
             self._looked = time.monotonic()
+
+
+def _log_failure(looking: asyncio.Task[None]) -> None:
+    if not looking.cancelled() and looking.exception() is not None:
+        _log.warning("looking for a newer version of the store failed: %s", looking.exception())
 
 
 def _newer(store: Store) -> Store | None:

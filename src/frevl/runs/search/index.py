@@ -122,9 +122,14 @@ class NeighbourIndex:
     ) -> tuple[np.ndarray, np.ndarray]:
         dead = len(self.shortlist) - self.shortlist.usable
         wanted = min(_REFINED * k + min(dead, 10 * k), self.rows)
-        self._graph.expansion_search = max(expansion, wanted)
-        rows = self._graph.search(_rounded(query, self.scale), wanted, threads=1).keys.astype(np.int64)
-        rows = np.sort(rows if alive is None else rows[alive[rows]])
+        while True:
+            self._graph.expansion_search = max(expansion, wanted)
+            rows = self._graph.search(_rounded(query, self.scale), wanted, threads=1).keys.astype(np.int64)
+            rows = np.sort(rows if alive is None else rows[alive[rows]])
+            # What was removed may be all that lies near a query: then look further, so that k are found.
+            if len(rows) >= min(k, self.shortlist.usable) or wanted >= self.rows:
+                break
+            wanted = min(4 * wanted, self.rows)
         similarities = self.shortlist.take(rows).astype(np.float32) @ query
         order = np.lexsort((rows, -similarities))[:k]
         return rows[order], similarities[order]

@@ -15,7 +15,7 @@ from frevl.store.towers import Tower, checksum
 if TYPE_CHECKING:
     import lance
 
-__all__ = ["ROWS_AT_ONCE", "file_problems", "sound_rows", "wrong_ids"]
+__all__ = ["ROWS_AT_ONCE", "checksums_of", "file_problems", "sound_rows", "wrong_ids"]
 
 ROWS_AT_ONCE = {True: 4096, False: 128}
 """Rows to read at once, of pooled towers and of towers that keep tokens."""
@@ -31,19 +31,30 @@ def sound_rows(batch: pa.RecordBatch, towers: Sequence[Tower]) -> np.ndarray:
     Returns:
         ``(n,)`` bool, False where an embedding differs from its checksum, or is there although none is expected.
     """
+    known = {tower.name for tower in towers}
     sound = np.ones(len(batch), bool)
-    columns = [batch[tower.name] if tower.name in batch.schema.names else None for tower in towers]
-    described = (batch[name].to_pylist() for name in ("id", "content_hash", "filled"))
-    for row, (id_, content_hash, filled) in enumerate(zip(*described, strict=True)):
-        expected = {entry["tower"]: entry["crc32"] for entry in filled or ()}
-        for tower, column in zip(towers, columns, strict=True):
-            found = None
-            if column is not None and column[row].is_valid:
-                values = column[row].values if tower.pooled else column[row].values.flatten()
-                found = checksum(id_, content_hash, values.to_numpy(zero_copy_only=False))
-            if found != expected.get(tower.name):
-                sound[row] = False
+    for row, (found, filled) in enumerate(zip(checksums_of(batch, towers), batch["filled"].to_pylist(), strict=True)):
+        sound[row] = found == {entry["tower"]: entry["crc32"] for entry in filled or () if entry["tower"] in known}
     return sound
+
+
+def checksums_of(batch: pa.RecordBatch, towers: Sequence[Tower]) -> Iterator[dict[str, int]]:
+    """Yield the checksums of the embeddings that every row has, by tower.
+
+    Args:
+        batch: Rows of ``images`` or ``texts``: ``id``, ``content_hash`` and columns of towers.
+        towers: Towers of this modality to look at; a column that the batch lacks counts as empty.
+    """
+    columns = [(tower, batch[tower.name]) for tower in towers if tower.name in batch.schema.names]
+    for row, (id_, content_hash) in enumerate(
+        zip(batch["id"].to_pylist(), batch["content_hash"].to_pylist(), strict=True)
+    ):
+        sums = {}
+        for tower, column in columns:
+            if column[row].is_valid:
+                values = column[row].values if tower.pooled else column[row].values.flatten()
+                sums[tower.name] = checksum(id_, content_hash, values.to_numpy(zero_copy_only=False))
+        yield sums
 
 
 def wrong_ids(fragment: lance.LanceFragment, tower: Tower) -> Iterator[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from datetime import timedelta
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -47,6 +48,7 @@ class TableWriter:
         self.notes: list[str] = []
         self._commits: dict[str, int] = dict.fromkeys(names, 0)
         self._flushed: dict[str, set[str]] = {name: set() for name in self._commits}
+        self._kept: dict[str, int | None] = {}
         self._lock = lock_store(path)
 
     def __enter__(self) -> TableWriter:
@@ -117,6 +119,54 @@ class TableWriter:
         self._committed(name)
         return count
 
+    def exchange(self, name: str, rows: pa.Table, left: pa.Array) -> None:
+        """Add rows and delete those of some ids, in one commit.
+
+        Args:
+            name: Name of the table.
+            rows: Rows with all columns of the table, whose ids it does not have.
+            left: Ids that it has.
+        """
+        fields = [pa.nulls(len(left), field.type) if field.name != "id" else left for field in rows.schema]
+        both = pa.concat_tables([rows, pa.Table.from_arrays(fields, schema=rows.schema)])
+        if not len(both):
+            return
+        table = existing_table(self.path, name)
+        with writing(self.path, name):
+            table.merge_insert("id").when_matched_delete().when_not_matched_insert_all().execute(both)
+        self._committed(name)
+
+    def compact(self, name: str) -> None:
+        """Write a table again without deleted rows, in files of full size, and delete everything older at once.
+
+        Readers of older versions go on with the newest one.
+        """
+        table = open_table(self.path, name)
+        if table is None:
+            return
+        with writing(self.path, name):
+            target = rows_a_file(table)
+            table.optimize.compact_files(
+                target_rows_per_fragment=target,
+                materialize_deletions_threshold=0.0,
+                compaction_mode="try_binary_copy",
+                batch_size=max(1, target // 16),
+                num_threads=1,
+            )
+        self._committed(name)
+        if not self._unclaimed[name]:
+            with writing(self.path, name):
+                table.cleanup_old_versions(older_than=timedelta())
+
+    @contextmanager
+    def keep_version(self, name: str, version: int | None) -> Iterator[None]:
+        """Keep a version of a table on the disk, however old it becomes."""
+        self._kept = {**self._kept, name: version}
+        try:
+            yield
+        finally:
+            self._kept = {**self._kept, name: None}
+
     def add_columns(self, name: str, columns: list[pa.Field]) -> None:
         """Add columns of nulls to a table that is there, which writes no data file."""
         table = existing_table(self.path, name)
@@ -157,11 +207,22 @@ class TableWriter:
                     )
                     self._remember(name)  # on the disk before the files that it replaces are deleted
                 if not self._unclaimed[name]:  # Lance would delete those after a week
-                    table.cleanup_old_versions(older_than=_KEEP_VERSIONS)
+                    self._delete_old_versions(table, self._kept.get(name))
         except StoreError as error:
             # Nothing is lost: what could not be tidied (a full disk) is tidied next time.
             if not any(note.startswith(_UNTIDY) for note in self.notes):
                 self.notes.append(f"{_UNTIDY}: {error}.")
+
+    @staticmethod
+    def _delete_old_versions(table: lance.LanceDataset, kept: int | None) -> None:
+        if kept is None:
+            table.cleanup_old_versions(older_than=_KEEP_VERSIONS)
+            return
+        before = datetime.now() - _KEEP_VERSIONS
+        versions: list[Any] = list(table.versions())
+        old = [one["version"] for one in versions if one["timestamp"] < before and one["version"] != kept]
+        if old:
+            table.cleanup_old_versions(versions=old)
 
 
 def lock_store(path: Path) -> FileLock:

@@ -16,11 +16,12 @@ from frevl.store.commits.soundness import file_problems, wrong_ids
 from frevl.store.lance_tables import open_committed, reading
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower
+from frevl.store.upkeep.image_files import image_problems
 
 if TYPE_CHECKING:
     import lance
 
-__all__ = ["describe", "verify"]
+__all__ = ["bytes_on_disk", "describe", "verify"]
 
 _TABLES = ("towers", "rejects", *TABLES.values())
 
@@ -31,7 +32,7 @@ def describe(store: Store) -> dict[str, Any]:
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,
-        "bytes": _size(store.path),
+        "bytes": bytes_on_disk(store.path),
         "images": len(store.positions("image")),
         "texts": len(store.positions("text")),
         "rejects": dict(Counter(reject.kind for reject in rejects)),
@@ -52,7 +53,7 @@ def describe(store: Store) -> dict[str, Any]:
     }
 
 
-def verify(path: str | Path) -> list[str]:
+def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
     """Read every embedding and say what is wrong.
 
     Tables that have lost commits, and files that are missing, cut or belong to no version, are named. Every embedding
@@ -60,12 +61,14 @@ def verify(path: str | Path) -> list[str]:
 
     Args:
         path: Folder of the store.
+        images: Folder of its images, whose files are compared with what was embedded.
 
     Returns:
         One sentence a problem; empty if the store is sound.
 
     Raises:
         StoreError: There is no store at this path.
+        InputError: There is no such folder of images.
     """
     path = Path(path)
     damaged = {name: _file_problems(path, name) for name in _TABLES}
@@ -91,6 +94,8 @@ def verify(path: str | Path) -> list[str]:
                     f"{tower.remedy}."
                 )
             problems += _embedding_problems(store, modality, tower)
+    if images is not None and not damaged["images"]:
+        problems += image_problems(store, images)
     return problems
 
 
@@ -177,7 +182,8 @@ def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[
     return problems
 
 
-def _size(path: Path) -> int:
+def bytes_on_disk(path: Path) -> int:
+    """Return the room that a folder takes."""
     size = 0
     for file in path.rglob("*"):
         try:

@@ -1,0 +1,98 @@
+"""One file of an image folder -> what has to be done with it: nothing, embed it, or take embeddings over."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from frevl.encoders.images import read_image
+from frevl.encoders.interface import ImageTower
+from frevl.errors import ImageError
+from frevl.rejects import Reject
+from frevl.store.commit_buffer import PendingItem
+from frevl.store.image_folder.listing import FolderFile, read_regular_file
+from frevl.store.stored_items import KnownItem, StoredItems
+from frevl.store.writer import Item
+
+__all__ = ["ImageFiles"]
+
+
+class ImageFiles:
+    """The files of a folder, compared with the images of a store. Several threads may prepare files.
+
+    Args:
+        folder: The folder of images.
+        towers: Image towers that shall have seen every image.
+        stored: The images of the store.
+        check_content: Compare the content of files whose size and modification time are those of the store.
+
+    Attributes:
+        changed_in_silence: Ids of files that had other content with the same size and modification time.
+    """
+
+    def __init__(
+        self, folder: Path, towers: Sequence[ImageTower], stored: StoredItems, *, check_content: bool = False
+    ) -> None:
+        self._folder, self._towers, self._stored, self._check_content = folder, towers, stored, check_content
+        self.changed_in_silence: list[str] = []
+
+    def prepare(self, file: FolderFile) -> tuple[str, PendingItem | Reject | None]:
+        """Read, hash and decode one file, if the store does not hold it as it is.
+
+        Returns:
+            Its id, and what has to be done; None for nothing.
+        """
+        if file.problem:
+            return file.id, Reject("image", file.id, file.problem)
+        known = self._stored.get(file.id)
+        try:
+            return file.id, self._prepare(file, known)
+        except ImageError as error:
+            reason = str(error).rpartition("the given bytes: ")[2].rstrip(".")
+        except OSError as error:
+            reason = f"the file cannot be read ({error.strerror or error})"
+        kept = "; the store keeps the embedding of its former content" if known else ""
+        return file.id, Reject("image", file.id, reason + kept)
+
+    def is_gone(self, id_: str) -> bool:
+        """Say whether there is no file of this id in the folder; what cannot be looked at may be there."""
+        try:
+            os.stat(f"{os.fspath(self._folder)}/{id_}")  # noqa: PTH116 - as in `list_folder`
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except (OSError, ValueError):
+            return False
+        return False
+
+    def _prepare(self, file: FolderFile, known: KnownItem | None) -> PendingItem | None:
+        status = os.stat(file.path)  # noqa: PTH116
+        unchanged = known is not None and (known.bytes, known.modified_ns) == (status.st_size, status.st_mtime_ns)
+        imported = known is not None and not known.bytes  # its file was never seen, so nothing says that it changed
+        if known and not known.lacking and (imported or (unchanged and not self._check_content)):
+            return None
+        content = read_regular_file(file.path, status)
+        item = Item(file.id, hashlib.sha256(content).hexdigest()[:32], len(content), status.st_mtime_ns)
+        if known and imported:
+            item = Item(file.id, known.content_hash, 0)
+        if known and known.content_hash == item.content_hash:
+            if not known.lacking:
+                return None
+            return PendingItem(item, "fill", self._inputs(content, known.lacking))
+        if unchanged:
+            self.changed_in_silence.append(file.id)
+        taken = self._stored.take_over(item.content_hash, self.is_gone)
+        if taken is not None:
+            source, moved = taken
+            return PendingItem(item, "fill", self._inputs(content, source.lacking), source.id, moved)
+        names = [tower.name for tower in self._towers]
+        return PendingItem(item, "replace" if known else "append", self._inputs(content, names))
+
+    def _inputs(self, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
+        """Return the input of some towers; each gets the pixels that its identity names, whichever others need it."""
+        needing = [tower for tower in self._towers if tower.name in names]
+        pictures = {target: read_image(content, target=target) for target in {tower.target for tower in needing}}
+        return {tower.name: tower.prepare(pictures[tower.target]) for tower in needing}

@@ -1,0 +1,109 @@
+"""The items of a store as they were when an extraction began: what is known of them, by id and by content."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from frevl.store.reader import Store
+from frevl.store.towers import Modality
+
+__all__ = ["KnownItem", "StoredItems"]
+
+
+@dataclass(frozen=True)
+class KnownItem:
+    """What the store knew of an item.
+
+    Attributes:
+        id: Its id.
+        content_hash: Of its content.
+        bytes: Size of the content; 0 for an imported image, whose file was never seen.
+        modified_ns: Modification time of its file.
+        lacking: Towers of this extraction that it has no embedding of.
+    """
+
+    id: str
+    content_hash: str
+    bytes: int
+    modified_ns: int
+    lacking: tuple[str, ...]
+
+
+class StoredItems:
+    """The images, or the texts, of a store. Several threads may ask. About 80 bytes an item, beside the ids.
+
+    Args:
+        store: A store; what is written later does not change the answers.
+        modality: ``image`` or ``text``.
+        towers: Names of the towers of this extraction.
+    """
+
+    def __init__(self, store: Store, modality: Modality, towers: Sequence[str]) -> None:
+        self._rows = store.positions(modality)
+        self._ids = list(self._rows)
+        self._states = store.states(modality)
+        self._towers = towers
+        self._by_content: np.ndarray | None = None
+        self._moved: set[str] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def with_file(self) -> int:
+        """How many items came from a file; imported ones did not."""
+        return int(np.count_nonzero(self._states["bytes"]))
+
+    def get(self, id_: str) -> KnownItem | None:
+        """Return what is known of an item; None if the store had no such item."""
+        row = self._rows.get(id_)
+        return None if row is None else self._known(row)
+
+    def take_over(self, content_hash: str, is_gone: Callable[[str], bool]) -> tuple[KnownItem, bool] | None:
+        """Find an item of this content whose embeddings another item can take over.
+
+        Args:
+            content_hash: Of the other item.
+            is_gone: Whether the file of an id is no longer there.
+
+        Returns:
+            The item, and whether it has moved: its file is gone, and nothing else has taken its place. None if the
+            store had no such content.
+        """
+        with self._lock:
+            candidates = [self._known(row) for row in self._rows_of_content(content_hash)]
+            if not candidates:
+                return None
+            gone = (one for one in candidates if one.id not in self._moved and is_gone(one.id))
+            moved = next(gone, None)
+            if moved is None:
+                return min(candidates, key=lambda one: len(one.lacking)), False
+            self._moved.add(moved.id)
+            return moved, True
+
+    def gone(self, seen: Collection[str], is_gone: Callable[[str], bool]) -> list[str]:
+        """Return the ids of items that were neither seen nor moved and whose file is gone; imported ones have none."""
+        return [
+            id_
+            for id_, size in zip(self._ids, self._states["bytes"].tolist(), strict=True)
+            if size and id_ not in seen and id_ not in self._moved and is_gone(id_)
+        ]
+
+    def _known(self, row: int) -> KnownItem:
+        return KnownItem(
+            id=self._ids[row],
+            content_hash=self._states["content_hash"][row].decode(),
+            bytes=int(self._states["bytes"][row]),
+            modified_ns=int(self._states["modified_ns"][row]),
+            lacking=tuple(name for name in self._towers if not self._states[f"has:{name}"][row]),
+        )
+
+    def _rows_of_content(self, content_hash: str) -> list[int]:
+        hashes = self._states["content_hash"]
+        if self._by_content is None:
+            self._by_content = np.argsort(hashes, kind="stable")
+        order, wanted = self._by_content, np.array(content_hash, hashes.dtype)
+        first, last = (int(np.searchsorted(hashes, wanted, side=side, sorter=order)) for side in ("left", "right"))
+        return [int(row) for row in order[first:last] if self._states["bytes"][row]]

@@ -1,0 +1,142 @@
+"""Taking items out of a store, and giving back the room that removed and replaced ones take on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frevl.errors import UsageError, nearest
+from frevl.store.importing.formats import read_ids
+from frevl.store.reader import Store
+from frevl.store.towers import Modality
+from frevl.store.upkeep.verification import bytes_on_disk
+from frevl.store.writer import StoreWriter
+
+__all__ = ["CompactionReport", "RemovalReport", "compact", "remove"]
+
+_OF: dict[str, Modality] = {"images": "image", "texts": "text"}
+
+
+@dataclass
+class RemovalReport:
+    """What was removed.
+
+    Attributes:
+        store: Path of the store.
+        of: ``images`` or ``texts``.
+        removed: How many items were removed.
+        left: How many the store still holds.
+        unknown: Ids that the store does not have.
+    """
+
+    store: str
+    of: str
+    removed: int = 0
+    left: int = 0
+    unknown: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Return what `frevl store remove --json` writes."""
+        return dict(vars(self))
+
+    def sentence(self) -> str:
+        """Say it in one line."""
+        said = [f"Removed {self.removed:,} {self.of}; {self.left:,} are left."]
+        if self.unknown:
+            said.append(f"{len(self.unknown):,} ids are not in the store, the first is '{self.unknown[0]:.200}'.")
+        if self.removed:
+            source = "files" if self.of == "images" else "lines of pairs files"
+            said.append(
+                f"An extraction embeds them again unless their {source} are removed, too. frevl store compact "
+                f"{self.store} frees their room."
+            )
+        return " ".join(said)
+
+
+@dataclass(frozen=True)
+class CompactionReport:
+    """What a compaction freed.
+
+    Attributes:
+        store: Path of the store.
+        bytes_before: Room on the disk before.
+        bytes_after: And after.
+    """
+
+    store: str
+    bytes_before: int
+    bytes_after: int
+
+    def record(self) -> dict[str, Any]:
+        """Return what `frevl store compact --json` writes."""
+        return dict(vars(self))
+
+    def sentence(self) -> str:
+        """Say it in one line."""
+        return f"{self.store}: {self.bytes_before / 1e6:,.1f} MB before, {self.bytes_after / 1e6:,.1f} MB after."
+
+
+def remove(
+    store: str | Path, *, ids: Sequence[str] | str | Path | None = None, where: str | None = None, of: str = "images"
+) -> RemovalReport:
+    """Remove images or texts with all their embeddings, in one atomic commit.
+
+    Searches and a running service leave them out from their next look at the store on.
+
+    Args:
+        store: Folder of the store.
+        ids: Their ids, or a file of ids: text, one a line; a JSON list; JSON lines or a table with a column ``id``.
+        where: Instead of ids, a condition in SQL over ``id``, ``bytes`` and metadata columns.
+        of: ``images`` or ``texts``.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        UsageError: Neither ids nor a condition, or both, or a condition that cannot be understood.
+        InputError: The file of ids cannot be read.
+        StoreError: There is no store, or it cannot be written.
+    """
+    if of not in _OF:
+        raise UsageError(f"What to remove must be 'images' or 'texts', found '{of}'. {nearest(of, _OF)}")
+    if (ids is None) == (where is None):
+        raise UsageError("Name what to remove: either a file with --ids, or a condition with --where")
+    modality = _OF[of]
+    Store.open(store)  # says that there is none; a writer would make one
+    wanted = None
+    if isinstance(ids, str | Path):
+        listed = read_ids(Path(ids), id_column=None, usual=("id", of[:-1], "path", "url", "caption"))["id"].to_pylist()
+        wanted = [id_ for id_ in listed if id_]
+    elif ids is not None:
+        wanted = list(ids)
+    with StoreWriter(store) as writer:
+        if wanted is None:
+            wanted = writer.store.matching(modality, where or "")
+        known = writer.store.positions(modality)
+        unknown = [id_ for id_ in dict.fromkeys(wanted) if id_ not in known]
+        removed = writer.remove(modality, wanted)
+        return RemovalReport(str(store), of, removed, len(known) - removed, unknown)
+
+
+def compact(store: str | Path) -> CompactionReport:
+    """Free the room of items that were removed or replaced, and of former versions, at once.
+
+    Without it their room comes back bit by bit, when later extractions merge files. Readers that opened a former
+    version go on with the newest.
+
+    Args:
+        store: Folder of the store.
+
+    Returns:
+        The room before and after.
+
+    Raises:
+        StoreError: There is no store, or it cannot be written.
+    """
+    Store.open(store)
+    before = bytes_on_disk(Path(store))
+    with StoreWriter(store) as writer:
+        writer.compact()
+    return CompactionReport(str(store), before, bytes_on_disk(Path(store)))
