@@ -19,10 +19,10 @@ TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "diagnosis" / "data_quality")]  # the sets are those that the tests make
 import test_text_leaks as made_texts
 
+from frevl.diagnosis.cross_validation import cross_validate_contenders
 from frevl.diagnosis.data_quality import text_leaks
 from frevl.diagnosis.data_quality.label_errors import label_error_finding
-from frevl.diagnosis.diagnosis import _judged
-from frevl.diagnosis.model_comparison import hold_contest
+from frevl.diagnosis.model_comparison import compare_models
 from frevl.diagnosis.performance.modality_use import exchanged_hits
 from frevl.diagnosis.splits import Splits, read_splits
 from frevl.diagnosis.verdict import reach_verdict
@@ -39,7 +39,7 @@ TRUTHS = {
 }
 
 
-def contest_of(world, truth, folder, seed, noise=0.0):
+def comparison_of(world, truth, folder, seed, noise=0.0):
     """Train on 200 images and judge on 100, two texts each; some training labels are wrong."""
     train = world.pairs(NAMES[:200], truth, seed=2 * seed)
     test = world.pairs(NAMES[200:], truth, seed=2 * seed + 1)
@@ -48,7 +48,9 @@ def contest_of(world, truth, folder, seed, noise=0.0):
         train.targets[row] = "yes" if train.targets[row] == "no" else "no"
     test.places[:] = [f"test:{place}" for place in test.places]
     splits = read_splits(world.store, train, test, task="classification", dev=None, encoder=None, seed=seed)
-    return hold_contest(splits, folder=folder, time_limit=100, models=MODELS), {train.places[row] for row in wrong}
+    comparison = compare_models(splits, folder=folder / "whole", time_limit=100, models=MODELS)
+    comparison, _ = cross_validate_contenders(comparison, folder=folder / "parts", time_limit=100)
+    return comparison, {train.places[row] for row in wrong}
 
 
 def verdicts(sets):
@@ -57,8 +59,8 @@ def verdicts(sets):
         for seed in range(sets):
             with TemporaryDirectory() as scratch:
                 world = plant(Path(scratch) / "store", seed=seed)
-                contest, _ = contest_of(world, truth, Path(scratch) / "models", seed)
-                kinds[reach_verdict(_judged(contest), exchanged_hits(contest), contest.clusters)[0]["kind"]] += 1
+                comparison, _ = comparison_of(world, truth, Path(scratch) / "models", seed)
+                kinds[reach_verdict(comparison.choice, exchanged_hits(comparison))[0]["kind"]] += 1
         print(f"{name:<18}", dict(kinds.most_common()), flush=True)
 
 
@@ -68,10 +70,10 @@ def label_errors(sets):
         for seed in range(sets):
             with TemporaryDirectory() as scratch:
                 world = plant(Path(scratch) / "store", seed=seed)
-                contest, wrong = contest_of(
+                comparison, wrong = comparison_of(
                     world, lambda image, _, __: image, Path(scratch) / "models", seed, noise=noise
                 )
-                finding = label_error_finding(contest, folder=Path(scratch) / "folds", time_limit=100)
+                finding = label_error_finding(comparison, folder=Path(scratch) / "folds", time_limit=100)
                 named = {row["place"] for row in finding.table}
                 found, right, planted = found + len(named), right + len(named & wrong), planted + len(wrong)
         shares = f", precision {right / max(found, 1):.2f}, recall {right / planted:.2f}" if planted else ""

@@ -1,48 +1,50 @@
 """A new network is one class and one line of the registry: everything else works with it as it is."""
 
+import importlib.util
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from frevl.deployment.export.exporting import export
 from frevl.errors import UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.models.ensemble import Average
-from frevl.models.inputs import mean_pool
-from frevl.models.interface import PairNetwork
 from frevl.models.registry import NETWORKS, build
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
+from frevl.training.options import PairwiseOptions
 from served import client_of
 
 LEARN = ("--set", "batch_size=16", "--set", "epochs=40", "--set", "learning_rate=0.005", "--set", "patience=40")
 
 
-class ToyNet(PairNetwork):
-    """The product of two projections, and a linear map of it: what somebody might try first."""
-
-    key = "toy-net"
-
-    def __init__(self, *, image_dim, text_dim, outputs, width=16):
-        super().__init__()
-        self.settings = {"image_dim": image_dim, "text_dim": text_dim, "outputs": outputs, "width": width}
-        self.image, self.text = nn.Linear(image_dim, width), nn.Linear(text_dim, width)
-        self.outer = nn.Linear(width, outputs)
-
-    def forward(self, image, text, image_mask=None, text_mask=None):
-        v, t = self.image(mean_pool(image, image_mask)), self.text(mean_pool(text, text_mask))
-        return self.outer(v * t)
+PAGE = Path(__file__).parent.parent / "docs" / "contributing" / "add-a-network.md"
 
 
-@pytest.fixture(autouse=True, scope="module")
-def registered():
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory):
+    """The class of the page, imported from a file as a network of the package would be."""
+    (code,) = re.findall(
+        r"<!-- executed by tests/test_new_network.py -->\n```python\n(.*?)```",
+        PAGE.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    file = tmp_path_factory.mktemp("models") / "gated.py"
+    file.write_text(code, encoding="utf-8")
+    found = importlib.util.spec_from_file_location("gated", file)
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module.Gated
+
+
+@pytest.fixture(autouse=True)
+def registered(gated, monkeypatch):
     """The one line."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(NETWORKS, ToyNet.key, ToyNet)
-        yield
+    monkeypatch.setitem(NETWORKS, gated.key, gated)
 
 
 def pairs_of(pairs, count=60):
@@ -50,17 +52,17 @@ def pairs_of(pairs, count=60):
 
 
 @pytest.mark.parametrize("task", ["classification", "matching"])
-def test_it_trains_evaluates_scores_exports_and_serves(task, made, frevl, tmp_path):
+def test_it_trains_evaluates_scores_exports_and_serves(task, gated, made, frevl, tmp_path):
     train_file = made.train_file if task == "classification" else made.captions_file
     test_file = made.test_file if task == "classification" else made.captions_file
     pairs = pairs_of(made.test if task == "classification" else made.captions)
-    path = tmp_path / "toy"
+    path = tmp_path / "run"
     shared = ("--store", made.store.path, "--pairs", train_file, "--task", task, "--run", path)
-    done = frevl("train", *shared, "--model", "toy-net", *LEARN)
+    done = frevl("train", *shared, "--model", "gated", *LEARN)
     assert (done.code, done.err.count("Error")) == (0, 0), done.err
 
     run = Run.load(path)
-    assert (run.model, run.network_name, type(run.network)) == ("toy-net", "toy-net", ToyNet)
+    assert (run.model, run.network_name, type(run.network)) == ("gated", "gated", gated)
     assert run.settings["batch_size"] == 16
     assert run.results["fit"]["epochs"] > 1
 
@@ -94,9 +96,9 @@ def test_it_trains_evaluates_scores_exports_and_serves(task, made, frevl, tmp_pa
     with_onnx = Scorer.open(path, store=made.store, backend="onnx")
     np.testing.assert_allclose(with_onnx.score(pairs), scorer.score(pairs), atol=1e-5)
 
-    with client_of(made, tmp_path, names=("toy",)) as client:
+    with client_of(made, tmp_path, names=("run",)) as client:
         (model,) = client.http.get("/v1/models").json()["models"]
-        assert (model["name"], model["task"]) == ("toy", task)
+        assert (model["name"], model["task"]) == ("run", task)
         asked = [{"image": image, "text": text} for image, text in pairs[:7]]
         verb, answers = ("score", "scores") if task == "matching" else ("answer", "answers")
         served = client.http.post(f"/v1/{verb}", json={"pairs": asked}).json()[answers]
@@ -105,13 +107,13 @@ def test_it_trains_evaluates_scores_exports_and_serves(task, made, frevl, tmp_pa
 
 def test_it_reads_tokens_and_is_a_member_of_an_average(made_tokens, frevl, tmp_path):
     shared = ("--store", made_tokens.store.path, "--pairs", made_tokens.train_file, "--task", "classification")
-    for model in ("toy-net", "linear"):
+    for model in ("gated", "linear"):
         assert frevl("train", *shared, "--model", model, "--run", tmp_path / model).code == 0
-    runs = [Run.load(tmp_path / model) for model in ("toy-net", "linear")]
+    runs = [Run.load(tmp_path / model) for model in ("gated", "linear")]
     both = Average.of([run.network for run in runs], [run.calibration for run in runs], soft=False)
     again = build("average", both.settings)
     again.load_state_dict(both.state_dict())
-    assert [type(member).key for member in again.members] == ["toy-net", "linear"]
+    assert [type(member).key for member in again.members] == ["gated", "linear"]
     run = runs[0]
     run.network, run.network_name, run.network_settings = both, both.key, both.settings
     run.path = tmp_path / "both"
@@ -120,21 +122,33 @@ def test_it_reads_tokens_and_is_a_member_of_an_average(made_tokens, frevl, tmp_p
     assert exported.parity["largest_difference"] < 1e-5
 
 
+def test_it_is_listed_among_the_models(frevl, tmp_path):
+    done = frevl("models", "--json", tmp_path / "models.json")
+    assert "gated" in done.out
+    listed = json.loads((tmp_path / "models.json").read_text(encoding="utf-8"))["models"][-1]
+    assert listed["model"] == "gated"
+    assert listed["tasks"] == ["matching", "classification"]
+    assert listed["description"] == "The text decides how much of each image dimension counts"
+    assert {option["name"] for option in listed["options"]} == set(PairwiseOptions.__dataclass_fields__)
+    shown = frevl("models", "show", "gated")
+    assert (shown.code, "batch_size" in shown.out) == (0, True)
+
+
 def test_a_name_that_no_network_has_is_refused_with_the_nearest(made, frevl, tmp_path):
     done = frevl("train", "--store", made.store.path, "--pairs", made.train_file, "--task", "classification",
-                 "--model", "toy-nut", "--run", tmp_path / "run")  # fmt: skip
+                 "--model", "gatd", "--run", tmp_path / "run")  # fmt: skip
     assert done.code == 2
-    assert "There is no model 'toy-nut'. Did you mean 'toy-net'?" in done.err
+    assert "There is no model 'gatd'. Did you mean 'gated'?" in done.err
 
 
-def test_what_is_set_once_is_not_changed_by_who_reads_it():
-    network = ToyNet(image_dim=3, text_dim=2, outputs=1)
+def test_what_is_set_once_is_not_changed_by_who_reads_it(gated):
+    network = gated(image_dim=3, text_dim=2, outputs=1)
     network.settings["width"] = 99
-    assert network.settings["width"] == 16
+    assert network.settings["width"] == 32
 
 
-def test_the_defaults_of_the_interface():
-    network = ToyNet(image_dim=3, text_dim=2, outputs=4).eval()
+def test_the_defaults_of_the_interface(gated):
+    network = gated(image_dim=3, text_dim=2, outputs=4).eval()
     image, text = torch.randn(5, 3), torch.randn(5, 2)
     expected = network(image, text)
     assert network.for_inference() is network.for_export() is network

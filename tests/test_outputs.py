@@ -56,8 +56,8 @@ WRITTEN = {
     "bench": {"--out"},
 }
 READ = {
-    "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result", "--root",
-    "--run", "--initialise-from", "--store", "--test", "--versus", "source", "store",
+    "--config", "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result",
+    "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "source", "store",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Writing JSON so that a reader never sees half a file."""
+"""Writing JSON so that a reader never sees half a file, and reading what a stranger may have written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,29 @@ import numpy as np
 
 from frevl.disk import flush_file, flush_folder
 
-__all__ = ["plain", "replace_file", "write_json"]
+__all__ = ["LARGEST_RECORD", "plain", "read_record", "replace_file", "write_json"]
+
+LARGEST_RECORD = 32 << 20
+"""Most bytes of a record that is read. A million class names take as much."""
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read a file of settings that a stranger may have written.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is larger than `LARGEST_RECORD`, no JSON, nested too deep, or no object.
+    """
+    size = path.stat().st_size
+    if size > LARGEST_RECORD:
+        raise ValueError(f"'{path.name}' has {size:,} bytes, expected at most {LARGEST_RECORD:,}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"'{path.name}' is nested too deep") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected an object in '{path.name}', found {type(record).__name__}")
+    return record
 
 
 def write_json(path: Path, record: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frevl.data.pair_rows import ENDINGS
 from frevl.data.pairs import Pairs, read_pairs, split_by_image
 from frevl.errors import PairsError
 
@@ -211,8 +212,14 @@ def test_any_file_is_read_or_refused(tmp_path_factory, tail, broken):
     ("name", "content", "message"),
     [
         ("missing.jsonl", None, "{file}: there is no such pairs file; check the path"),
-        ("pairs.txt", GOOD, "{file}: expected a pairs file ending in .jsonl, .json, .csv, .parquet; found '.txt'"),
-        ("pairs", GOOD, "{file}: expected a pairs file ending in .jsonl, .json, .csv, .parquet; found 'pairs'"),
+        ("pairs.doc", GOOD, f"{{file}}: expected a pairs file ending in {', '.join(ENDINGS)}; found '.doc'"),
+        ("pairs", GOOD, f"{{file}}: expected a pairs file ending in {', '.join(ENDINGS)}; found 'pairs'"),
+        (
+            "pairs.xlsx",
+            "PK",
+            f"{{file}}: expected a pairs file ending in {', '.join(ENDINGS)}; found '.xlsx'; "
+            "save the sheet as CSV (UTF-8)",
+        ),
         (
             "empty.jsonl",
             "",
@@ -229,14 +236,20 @@ def test_any_file_is_read_or_refused(tmp_path_factory, tail, broken):
         (
             "header.csv",
             "picture,text\na,b\n",
-            "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found ['picture', 'text']",
+            "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found ['picture', "
+            "'text']; say which column is which, as in --columns image=NAME",
         ),
         (
             "twice.csv",
             "image,text,text\na,b,c\n",
             "{file}, line 1: expected each column once, found 'text' twice in ['image', 'text', 'text']",
         ),
-        ("nothing.csv", "", "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found []"),
+        (
+            "nothing.csv",
+            "",
+            "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found []; say which column is "
+            "which, as in --columns image=NAME,text=NAME",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_says_why(tmp_path, name, content, message):

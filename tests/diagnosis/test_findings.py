@@ -1,15 +1,17 @@
 """The parts of a diagnosis whose numbers can be checked with a pencil or against a planted truth."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.data_quality.image_leaks import leak_findings, likeness_threshold, nearest_others
-from frevl.diagnosis.data_quality.label_errors import conflict_finding, likely_errors
+from frevl.diagnosis.data_quality.label_conflicts import conflict_finding
+from frevl.diagnosis.data_quality.label_errors import likely_errors
 from frevl.diagnosis.data_quality.near_duplicates import normal_text
-from frevl.diagnosis.model_comparison import ENTRANTS, Contest, Entry, Marks
+from frevl.diagnosis.model_comparison import MODEL_SPECS, ComparedModel, ModelComparison, Predictions
 from frevl.diagnosis.performance.class_balance import (
     balanced_findings,
     imbalance_finding,
@@ -140,9 +142,9 @@ def test_the_interval_of_the_law_holds_the_truth_and_narrows_with_the_test():
 # ---------------------------------------------------------------------------- calibration, abstention
 
 
-def marks(confidence, hits, raw=None):
+def predictions(confidence, hits, raw=None):
     confidence, hits = np.array(confidence, float), np.array(hits, float)
-    return Marks(np.zeros(len(hits), np.int64), ["a"], hits, confidence, confidence if raw is None else raw)
+    return Predictions(np.zeros(len(hits), np.int64), ["a"], hits, confidence, confidence if raw is None else raw)
 
 
 def test_reliability_by_hand():
@@ -158,14 +160,14 @@ def test_planted_overconfidence_is_found_with_its_size():
     right = random.uniform(0.5, 0.8, n)
     hits = (random.random(n) < right).astype(float)
     clusters = [str(k // 3) for k in range(n)]
-    honest = calibration_finding(marks(right, hits), clusters)
+    honest = calibration_finding("the fusion (x)", predictions(right, hits), clusters)
     assert "as calibrated as can be measured" in honest.claim
-    sure = calibration_finding(marks(right + 0.15, hits, raw=np.ones(n)), clusters)
+    sure = calibration_finding("the fusion (x)", predictions(right + 0.15, hits, raw=np.ones(n)), clusters)
     assert "over-confident by" in sure.claim
     assert sure.value == pytest.approx(15, abs=3)
     before = f"{100 * (1 - hits.mean()):.1f}"  # always sure: both are the share of wrong answers
     assert sure.claim.endswith(f"({before} % before the temperature, over-confident by {before} points).")
-    shy = calibration_finding(marks(right - 0.15, hits), clusters)
+    shy = calibration_finding("the fusion (x)", predictions(right - 0.15, hits), clusters)
     assert "under-confident by" in shy.claim
     assert sure.ci95[0] < sure.value < sure.ci95[1]
     before = [row for row in sure.table if row["temperature"] == "before"]
@@ -180,11 +182,15 @@ def test_a_planted_temperature_is_found_before_and_after(temperature, word):
     honest, wrong = (np.exp(logits / t) / np.exp(logits / t).sum(1, keepdims=True) for t in (1.0, temperature))
     truth = np.array([random.choice(5, p=row) for row in honest])
     hits, clusters = logits.argmax(axis=1) == truth, [str(k) for k in range(800)]
-    planted = calibration_finding(marks(wrong.max(axis=1), hits, raw=honest.max(axis=1)), clusters)
+    planted = calibration_finding(
+        "the fusion (x)", predictions(wrong.max(axis=1), hits, raw=honest.max(axis=1)), clusters
+    )
     assert word in planted.claim.split(":")[0]
     assert planted.value == pytest.approx(100 * abs(wrong.max(axis=1).mean() - hits.mean()), abs=1.5)
-    mended = calibration_finding(marks(honest.max(axis=1), hits, raw=wrong.max(axis=1)), clusters)
-    assert mended.claim.startswith("The fusion is as calibrated as can be measured here")
+    mended = calibration_finding(
+        "the fusion (x)", predictions(honest.max(axis=1), hits, raw=wrong.max(axis=1)), clusters
+    )
+    assert mended.claim.startswith("The fusion (x) is as calibrated as can be measured here")
     assert f"before the temperature, {word}" in mended.claim
 
 
@@ -194,7 +200,7 @@ def test_calibrated_answers_are_seldom_accused():
     for _ in range(30):
         right = random.uniform(0.4, 1.0, 300)
         hits = (random.random(300) < right).astype(float)
-        finding = calibration_finding(marks(right, hits), [str(k) for k in range(300)])
+        finding = calibration_finding("the fusion (x)", predictions(right, hits), [str(k) for k in range(300)])
         accused += "as calibrated as can be measured" not in finding.claim
     assert accused <= 4
 
@@ -213,8 +219,10 @@ def test_a_threshold_comes_from_development_pairs():
     assert threshold_for(0.8, confidence, hits) == pytest.approx(0.26)
     assert threshold_for(0.99, confidence, hits) == pytest.approx(0.41)
     assert threshold_for(0.9, confidence, 0 * hits) is None
-    test = marks(confidence, (confidence > 0.6).astype(float))
-    finding = abstention_finding(marks(confidence, hits), test, [str(k) for k in range(100)], precision=0.8)
+    test = predictions(confidence, (confidence > 0.6).astype(float))
+    finding = abstention_finding(
+        "mlp", predictions(confidence, hits), test, [str(k) for k in range(100)], precision=0.8
+    )
     row = next(row for row in finding.table if row["wanted %"] == 80)
     assert row["threshold"] == pytest.approx(0.26)
     assert row["answered %"] == 75
@@ -287,8 +295,8 @@ def test_classes_by_hand(tmp_path):
     finding = imbalance_finding(Splits(world.store, "classification", train, train, test, None, 0))
     assert finding.value == 75
     # exp(-(0.75 ln 0.75 + 0.25 ln 0.25)) = 1.755
-    assert "2 classes, as uneven as 1.8 equal ones; 'a' alone is 75.0 %, 1 have fewer than 5" in finding.claim
-    assert "1 of 3 test pairs ask for a class that training never saw" in finding.claim
+    assert "2 classes, as uneven as 1.8 equal ones; 'a' alone is 75.0 %, 1 has fewer than 5" in finding.claim
+    assert "1 of 3 test pairs asks for a class that training never saw" in finding.claim
     assert "No model can answer more than 66.7 %" in finding.advice
 
 
@@ -314,12 +322,13 @@ def test_a_part_with_one_class_is_named(tmp_path):
 
 
 def uneven(tmp_path, hits):
-    """100 test pairs, 90 of them ``no``; a contest of one fusion with these hits."""
+    """100 test pairs, 90 of them ``no``; a comparison of one fusion with these hits."""
     world = plant(tmp_path / "store", images=10)
     test = pairs_of(*[(f"{k}.png", "q", "no" if k < 90 else "yes") for k in range(100)])
-    said = marks(np.full(100, 0.9), hits)
-    entry = Entry(next(one for one in ENTRANTS if one.name == "kernel"), None, said, said, 0.0)
-    return Contest(Splits(world.store, "classification", test, test, test, None, 0), [entry])
+    said = predictions(np.full(100, 0.9), hits)
+    spec = next(one for one in MODEL_SPECS if one.name == "kernel")
+    model = ComparedModel(spec, SimpleNamespace(run=SimpleNamespace(parameters=1)), said, said, 0.0)
+    return ModelComparison(Splits(world.store, "classification", test, test, test, None, 0), [model])
 
 
 def test_accuracy_by_class_where_one_answer_is_nearly_all(tmp_path):
@@ -337,7 +346,7 @@ def test_accuracy_by_class_where_one_answer_is_nearly_all(tmp_path):
     ]  # fmt: skip
     (none,) = balanced_findings(uneven(tmp_path / "b", [k < 90 for k in range(100)]))
     assert none.value == 50
-    assert "nothing was learnt that shows here" in none.claim
+    assert "nothing was learnt about the other classes that can be measured" in none.claim
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2])
@@ -388,12 +397,13 @@ def test_smaller_shares_are_part_of_larger_ones():
     assert set(small.images) < set(large.images)
 
 
-def test_splits_refuse_pairs_without_answers(tmp_path):
+def test_splits_refuse_pairs_without_answers_and_leave_single_ones_out(tmp_path):
     world = plant(tmp_path / "store", images=30)
     train = world.pairs([f"{k}.png" for k in range(20)], xor)
     test = world.pairs(["25.png"], xor)
-    with pytest.raises(PairsError, match=r"field 'target': a diagnosis of a classification expects a target"):
-        read_splits(
-            world.store, train, replace(test, targets=[None, "yes"]), task="classification", dev=None, encoder=None,
-            seed=0,
-        )  # fmt: skip
+    options = {"task": "classification", "dev": None, "encoder": None, "seed": 0}
+    with pytest.raises(PairsError, match=r"field 'target': a diagnosis of a classification expects a target in every"):
+        read_splits(world.store, train, replace(test, targets=[None, None]), **options)
+    some = read_splits(world.store, train, replace(test, targets=[None, "yes"]), **options)
+    assert some.test.targets == ["yes"]
+    assert any("Left out: 1 pair" in note and "field 'target'" in note for note in some.notes), some.notes

@@ -268,12 +268,18 @@ def test_wrong_use(run, tmp_path, frevl):
         write_published_run(run, run, name="a/b")
     with pytest.raises(RunError, match="the run cannot be published"):
         write_published_run(tmp_path, tmp_path / "out", name="a/b")
-    (tmp_path / "list.json").write_text("[]")
-    for file, message in (("list.json", "found no 'n' in it"), ("absent.json", "cannot read it")):
+    for name, content in (("list.json", "[]"), ("deep.json", "[" * 100_000), ("empty.json", "{}")):
+        (tmp_path / name).write_text(content)
+    for file, message in (
+        ("list.json", "cannot read it .*expected an object in 'list.json', found list"),
+        ("deep.json", "cannot read it .*nested too deep"),
+        ("empty.json", "found no 'n' in it"),
+        ("absent.json", "cannot read it"),
+    ):
         with pytest.raises(InputError, match=f"expected the JSON of frevl evaluate, .*{message}"):
             write_published_run(run, tmp_path / "out", name="a/b", results=[tmp_path / file])
     with pytest.raises(InputError, match="expected the JSON of frevl diagnose, found no 'verdict' in it"):
-        write_published_run(run, tmp_path / "out", name="a/b", diagnosis=tmp_path / "list.json")
+        write_published_run(run, tmp_path / "out", name="a/b", diagnosis=tmp_path / "empty.json")
 
 
 def test_without_the_library_its_extra_is_named(monkeypatch):

@@ -5,6 +5,7 @@ A flag that was not typed is not passed on: every default stands in the signatur
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,18 +15,22 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from frevl.cli.config import apply_config, merged_settings
 from frevl.errors import FrevlError, UsageError
 from frevl.outputs import refuse_inputs
 
 __all__ = [
     "OUTPUT",
+    "ColumnsOption",
     "Commands",
+    "ConfigOption",
     "JsonOption",
     "QuietOption",
     "RunOption",
     "SetOption",
     "StoreOption",
     "app",
+    "by_columns",
     "say",
     "settings_of",
     "store_app",
@@ -41,9 +46,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Command(TyperCommand):
-    """A command that does not begin if one of its outputs would destroy one of its inputs."""
+    """A command that reads ``--config`` and does not start if an output would destroy one of its inputs."""
 
     def invoke(self, ctx: Any) -> Any:
+        if "settings" in ctx.params:
+            ctx.params["settings"] = merged_settings(ctx, ctx.params["settings"])
         flags = {param.name: next((o for o in param.opts if o.startswith("-")), param.name) for param in self.params}
         outputs = {flags[name]: ctx.params.get(name) for name in written_by(self)}
         inputs = {flags.get(name, name): value for name, value in ctx.params.items() if flags.get(name) not in outputs}
@@ -52,11 +59,31 @@ class _Command(TyperCommand):
 
 
 class Commands(typer.Typer):
-    """Commands that all check their outputs."""
+    """Commands that all take ``--config`` and check their outputs."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Add a command, as Typer's own method does."""
-        return super().command(name, **{"cls": _Command, **options})
+        add = super().command(name, **{"cls": _Command, **options})
+
+        def decorate(function: F) -> F:
+            add(_with_config(function))
+            return function
+
+        return decorate
+
+
+def _with_config(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function of a command with one more parameter, ``--config``, which `apply_config` has read already."""
+
+    @functools.wraps(function)
+    def command(*arguments: Any, config: Path | None = None, **named: Any) -> Any:  # noqa: ARG001
+        return function(*arguments, **named)
+
+    signature = inspect.signature(function, eval_str=True)
+    config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption)
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), config])  # type: ignore[attr-defined]
+    command.__annotations__ = {**function.__annotations__, "config": ConfigOption}
+    return command
 
 
 def written_by(command: TyperCommand) -> list[str]:
@@ -95,7 +122,25 @@ RunOption = Annotated[Path, typer.Option("--run", readable=False, help="Folder o
 JsonOption = Annotated[
     Path | None, typer.Option("--json", readable=False, help="Write the result to this JSON file."), OUTPUT
 ]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        readable=False,
+        is_eager=True,
+        callback=apply_config,
+        help="Read options from this TOML file; what is typed wins.",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=NAME",
+        help="Columns of the pairs, such as image=filepath,text=title.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -131,6 +176,15 @@ def _value(text: str) -> Any:
         with suppress(ValueError):
             return kind(text)
     return text
+
+
+def by_columns(columns: list[str] | None, pairs: Path | None) -> Any:
+    """Read pairs whose columns were named; without names, leave the file to the function that is called."""
+    if not columns or pairs is None:
+        return pairs
+    from frevl.data.pairs import read_pairs
+
+    return read_pairs(pairs, columns=columns)
 
 
 def typed(**options: Any) -> dict[str, Any]:

@@ -2,11 +2,96 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 import unicodedata
+from collections.abc import Collection, Iterable
+from pathlib import PurePosixPath
+from urllib.parse import unquote
 
-__all__ = ["text_content"]
+__all__ = ["same_names", "spelling_note", "text_content", "why_unknown"]
+
+_NUMBERS = re.compile(r"\d+")
+_IDS = "ids are paths below the folder of images"
+_MOST_COMPARED = 20_000  # names that are compared letter by letter
 
 
 def text_content(text: str) -> str:
     """Return what two texts have in common that differ only in blanks or in how their letters are composed."""
     return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def same_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
+    """Find the known names that others mean: a leading ``./``, a backslash and composed letters make no other file.
+
+    Args:
+        names: Names of images, as pairs have them.
+        known: Ids of images.
+
+    Returns:
+        For every name that is not known itself and means exactly one known one, that one.
+    """
+    unknown = [name for name in dict.fromkeys(names) if name not in known]
+    if not unknown:
+        return {}
+    wanted = {_path(name) for name in unknown}
+    meant: dict[str, list[str]] = {}
+    for id_ in known:
+        key = _path(id_)
+        if key in wanted:
+            meant.setdefault(key, []).append(id_)
+    return {name: meant[_path(name)][0] for name in unknown if len(meant.get(_path(name), ())) == 1}
+
+
+def spelling_note(same: dict[str, str]) -> list[str]:
+    """Say that names were found under another spelling."""
+    if not same:
+        return []
+    name, id_ = next(iter(same.items()))
+    count = "1 image id was" if len(same) == 1 else f"{len(same):,} image ids were"
+    return [f"{count} found under another spelling ('{name:.60}' as '{id_:.60}'{_composed(name, id_)})."]
+
+
+def why_unknown(name: str, known: Collection[str]) -> str:
+    """Return the known name that is nearest to an unknown one, and in what it differs; an empty string if none is near.
+
+    Args:
+        name: The unknown name.
+        known: Ids of images.
+    """
+    own = _path(name)
+    path = PurePosixPath(own)
+    alike: list[str] = []
+    for id_ in known:
+        key = _path(id_)
+        if own.endswith("/" + key):
+            return f"the nearest is '{id_:.80}', without the folder '{own[: -len(key)]}' ({_IDS})"
+        if key.endswith("/" + own):
+            return f"the nearest is '{id_:.80}', in the folder '{key[: -len(own)]}' ({_IDS})"
+        if PurePosixPath(key).stem.casefold() == path.stem.casefold() or unquote(own) == key:
+            alike.append(id_)
+    for id_ in alike:
+        key = _path(id_)
+        if unquote(own) == key:
+            return f"the nearest is '{id_:.80}', which is not written as in an address (%20 for a blank)"
+        if key.casefold() == own.casefold():
+            return f"the nearest is '{id_:.80}', which differs in capital letters"
+        if PurePosixPath(key).with_suffix("") == path.with_suffix(""):
+            return f"the nearest is '{id_:.80}', which has another ending"
+    if alike:
+        return f"the nearest is '{alike[0]:.80}', in another folder"
+    # Other numbers are other images, however alike the names are.
+    numbers = _NUMBERS.findall(name)
+    few = [id_ for id_ in known if _NUMBERS.findall(id_) == numbers] if len(known) <= _MOST_COMPARED else []
+    close = difflib.get_close_matches(name, few, n=1, cutoff=0.7)
+    return f"the nearest is '{close[0]:.80}'" if close else ""
+
+
+def _path(name: str) -> str:
+    parts = unicodedata.normalize("NFC", name).replace("\\", "/").split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _composed(name: str, id_: str) -> str:
+    plain = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", id_)
+    return ", with letters composed in another way" if plain else ""

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from frevl.data.pair_rows import FIELDS, HALF_PAIR, has_half_pair, rows_of
+from frevl.data.columns import FIELDS, REQUIRED, columns_of
+from frevl.data.json_rows import HALF_PAIR, has_half_pair
+from frevl.data.pair_rows import rows_of
 from frevl.errors import PairsError
 from frevl.rejects import Reject, rejects_sentence
 
@@ -45,6 +47,8 @@ class Pairs:
         extras: Every other key of the pair.
         places: ``file:line`` of the pair (``file:row`` counted from 1 for Parquet), the file as it was given.
         rejected: Lines that could not be read, with their reasons.
+        notes: Sentences on how the file was read: columns that were taken for others, or were not read.
+        source: The file that was read, as it was given, or None.
     """
 
     images: list[str]
@@ -53,6 +57,8 @@ class Pairs:
     extras: list[dict[str, Any]]
     places: list[str]
     rejected: tuple[Reject, ...] = field(default=())
+    notes: tuple[str, ...] = field(default=())
+    source: str | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,6 +77,7 @@ class Pairs:
             targets=[self.targets[i] for i in rows],
             extras=[self.extras[i] for i in rows],
             places=[self.places[i] for i in rows],
+            source=self.source,
         )
 
     def row(self, position: int) -> dict[str, Any]:
@@ -81,29 +88,35 @@ class Pairs:
         return {**row, **self.extras[position]}
 
 
-def read_pairs(path: str | Path) -> Pairs:
+def read_pairs(path: str | Path, *, columns: str | Sequence[str] | Mapping[str, str] | None = None) -> Pairs:
     """Read a pairs file.
 
     Lines that cannot be used (malformed, without image or text, with a target of another kind) are kept
     aside in ``rejected`` with file, line and field.
 
     Args:
-        path: A ``.jsonl`` (or ``.json`` with one object a line), ``.parquet`` or ``.csv`` file.
+        path: JSON (one object a line, or a list of objects), a table as text (CSV, with tabs or semicolons, in UTF-8 or
+            UTF-16), Parquet, Arrow or Feather.
+        columns: The columns or keys that hold the fields, as in ``image=filepath,text=title``; by default those of the
+            same name, or of a name that means the same.
 
     Returns:
         The pairs in file order.
 
     Raises:
         PairsError: The file is missing, empty, of another kind, or not one line of it can be used.
+        UsageError: The columns name no field of a pair.
     """
-    path = Path(path)
+    path, given = Path(path), columns_of(columns)
+    notes: list[str] = []
     images: list[str] = []
     texts: list[str] = []
     targets: list[Target | None] = []
     extras: list[dict[str, Any]] = []
     places: list[str] = []
     rejected: list[Reject] = []
-    for line, row, problem in rows_of(path):
+    row: Any = None
+    for line, row, problem in rows_of(path, given, notes):
         place = f"{path}:{line}"
         problem = problem or _problem(row)
         if problem:
@@ -115,12 +128,14 @@ def read_pairs(path: str | Path) -> Pairs:
         extras.append({key: value for key, value in row.items() if key not in FIELDS})
         places.append(place)
     if not images:
-        detail = rejects_sentence(rejected) or "It is empty."
+        detail = (rejects_sentence(rejected) or "It is empty.") + _other_keys(row)
         raise PairsError(
             f"{path}: no usable pair found; expected one object a line such as "
             f'{{"image": "a.jpg", "text": "a dog"}}. {detail}'
         )
-    return Pairs(images, texts, _without_gaps(targets), extras, places, tuple(rejected))
+    return Pairs(
+        images, texts, _without_gaps(targets), extras, places, tuple(rejected), tuple(dict.fromkeys(notes)), str(path)
+    )
 
 
 def problem_of(row: object) -> str:
@@ -224,6 +239,14 @@ def _target(target: Any) -> Target | None:
     if isinstance(target, dict):
         return {answer: float(weight) for answer, weight in target.items()}
     return target  # type: ignore[no-any-return]
+
+
+def _other_keys(row: object) -> str:
+    """Say how to name the fields where a row has keys, and not those of a pair."""
+    if not isinstance(row, dict) or not row or set(REQUIRED) <= set(row):
+        return ""
+    keys = ", ".join(f"'{key}'" for key in list(row)[:8])
+    return f" The last one has the keys {keys}: say which is which, as in --columns image=NAME,text=NAME."
 
 
 def _without_gaps(targets: list[Target | None]) -> list[Target | None]:

@@ -1,13 +1,12 @@
-"""Diagnosis: are frozen embeddings enough for this task, is the fusion worth it, and what is wrong with the data.
+"""Diagnosis: are frozen embeddings enough for this task, which model to use, and what is wrong with the data.
 
-Every finding says what it claims, its number and interval, how it was computed and what to do; docs/diagnosis.md
-explains each.
+Every finding has a claim, its number and interval, how it was computed and what to do; docs/diagnosis.md explains each.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,27 +15,29 @@ from typing import Any
 import numpy as np
 
 from frevl.data.pairs import Pairs
+from frevl.diagnosis.cross_validation import cross_validate_contenders
 from frevl.diagnosis.data_quality.image_leaks import leak_findings
-from frevl.diagnosis.data_quality.label_errors import check_cleanlab, conflict_finding, label_error_finding
+from frevl.diagnosis.data_quality.label_conflicts import conflict_finding
+from frevl.diagnosis.data_quality.label_errors import check_cleanlab, label_error_finding
+from frevl.diagnosis.embeddings.embedding_findings import embedding_findings
 from frevl.diagnosis.embeddings.encoder_comparison import encoder_findings
-from frevl.diagnosis.embeddings.geometry import embedding_findings
 from frevl.diagnosis.embeddings.probes import probe_findings
 from frevl.diagnosis.findings import Finding
-from frevl.diagnosis.model_comparison import Contest, Entry, hold_contest
+from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, compare_models
 from frevl.diagnosis.performance.class_balance import (
     balanced_findings,
     imbalance_finding,
     only_class,
     single_class_findings,
 )
-from frevl.diagnosis.performance.learning_curve import curve_findings
-from frevl.diagnosis.performance.modality_use import exchanged_hits, image_findings, solvable_blind
+from frevl.diagnosis.performance.learning_curve import learning_curve_findings
+from frevl.diagnosis.performance.modality_use import exchanged_hits, image_findings, text_only_finding
 from frevl.diagnosis.performance.ranking import ranking_findings
 from frevl.diagnosis.performance.run_costs import cost_findings
-from frevl.diagnosis.performance.selective_prediction import trust_findings
+from frevl.diagnosis.performance.selective_prediction import selective_prediction_findings
 from frevl.diagnosis.performance.skills import skill_findings
 from frevl.diagnosis.splits import Splits, read_splits
-from frevl.diagnosis.verdict import Judged, reach_verdict
+from frevl.diagnosis.verdict import reach_verdict
 from frevl.errors import UsageError, nearest
 from frevl.progress import say
 from frevl.provenance import provenance
@@ -47,7 +48,7 @@ from frevl.training.training import TASKS
 __all__ = ["Diagnosis", "diagnose"]
 
 _CASES = 6  # telling pairs of each kind
-_MOSTLY = 50.0  # percent of the test set in the training data, above which no verdict is to be believed
+_MOSTLY = 50.0  # percent of the test set in the training data, above which no verdict can be believed
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,10 @@ def diagnose(
         task: ``matching`` or ``classification``.
         dev: Development pairs; None sets aside 15 % of the training images.
         encoder: Encoders whose towers are concatenated; None takes all in the store.
-        models: Names of the models to compare (`contest.ENTRANTS`); None takes all that fit task and size.
-        precision: Wanted share of right answers, in (0, 1), for the threshold of abstention; None chooses.
-        probes: Whether generated pictures are embedded and probed too (needs the encoder, not only its store).
+        models: Names of the models to compare (`frevl.diagnosis.model_comparison.MODEL_SPECS`); None takes all that fit
+            task and size.
+        precision: Wanted share of right answers, in (0, 1), that the confidence threshold is chosen for; None chooses.
+        probes: Whether drawn pictures are embedded and probed too (needs the encoder, not only its store).
         seed: Of every random choice.
         time_limit: Seconds that all trainings together may take, roughly; most need less, and a note names those that
             were cut short.
@@ -131,52 +133,60 @@ def diagnose(
     splits = read_splits(stores[0], pairs, test, task=task, dev=dev, encoder=encoder, seed=seed)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        clock.step(f"training and judging models on {len(splits.train):,} pairs")
-        contest = hold_contest(
+        clock.step(f"training and comparing models on {len(splits.train):,} pairs")
+        comparison = compare_models(
             splits, folder=folder / "models", time_limit=0.55 * time_limit, models=models, progress=progress
         )
-        clock.step("exchanging images and texts")
-        exchanged = exchanged_hits(contest)
-        verdict, findings = reach_verdict(
-            _judged(contest), exchanged, contest.clusters, only=only_class(splits.test, task)
+        clock.step("cross-validating the best of them")
+        comparison, notes = cross_validate_contenders(
+            comparison, folder=folder / "parts", time_limit=0.3 * time_limit, progress=progress
         )
+        clock.step("exchanging images and texts")
+        exchanged = exchanged_hits(comparison)
+        verdict, findings = reach_verdict(comparison.choice, exchanged, only=only_class(splits.test, task))
         say(verdict["sentence"], enabled=progress)
-        findings += balanced_findings(contest) + ranking_findings(contest)
-        findings += image_findings(contest, exchanged)
-        clock.step("looking at what can be solved blind")
-        findings.append(solvable_blind(contest, folder=folder / "blind", time_limit=0.05 * time_limit))
-        findings += skill_findings(contest)
+        findings += balanced_findings(comparison) + ranking_findings(comparison)
+        findings += image_findings(comparison, exchanged)
+        clock.step("looking at what can be answered without the image")
+        findings.append(text_only_finding(comparison, folder=folder / "text", time_limit=0.05 * time_limit))
+        findings += skill_findings(comparison)
         clock.step("drawing learning curves")
-        findings += curve_findings(contest, folder=folder / "curve", time_limit=0.25 * time_limit, progress=progress)
-        findings += trust_findings(contest, precision=precision)
+        findings += learning_curve_findings(
+            comparison, folder=folder / "curve", time_limit=0.25 * time_limit, progress=progress
+        )
+        findings += selective_prediction_findings(comparison, precision=precision)
         clock.step("looking for leaks and wrong labels")
         leaks = leak_findings(splits)
-        # Whoever reads only the verdict must know that it stands on leaked pairs.
+        # Whoever reads only the verdict must know that it rests on leaked pairs.
         leaked = [one for one in leaks if one.name in ("same-image", "same-pair") and one.value]
         verdict["detail"] += [one.claim for one in leaked]
         if any(one.value is not None and one.value > _MOSTLY for one in leaked):
-            warning = (
-                "Not to be believed for new images, as most test images stand in the training or development pairs"
+            verdict["sentence"] = (
+                "Not to be believed for new images, as most test images are among the training or development pairs: "
+                + verdict["sentence"]
             )
-            verdict["sentence"] = f"{warning}: {verdict['sentence']}"
         single = single_class_findings(splits)
         verdict["detail"] += [one.claim for one in single if one.name == "single-class-dev"]
         findings += [*single, *leaks, conflict_finding(splits), imbalance_finding(splits)]
-        findings.append(label_error_finding(contest, folder=folder / "labels", time_limit=0.15 * time_limit))
+        findings.append(label_error_finding(comparison, folder=folder / "labels", time_limit=0.15 * time_limit))
         clock.step("looking at the embeddings")
-        fusions = [entry.scorer for entry in contest.entries if entry.entrant.role == "fusion"]
+        fusions = [model.scorer for model in comparison.models if model.spec.role == "fusion"]
         findings += embedding_findings(splits.store, splits.train, encoders=encoder, scorers=fusions, seed=seed)
         clock.step("comparing encoders and costs")
-        plain = [entry.name for entry in contest.entries if entry.name in ("linear", "mlp")]
-        findings += encoder_findings(
+        plain = [model.name for model in comparison.models if model.name in ("linear", "mlp")]
+        compared, better = encoder_findings(
             splits,
             stores[1:],
             folder=folder / "encoders",
             time_limit=0.2 * time_limit,
-            models=[*plain, contest.best("fusion").name],
+            models=list(dict.fromkeys([*plain, comparison.best("fusion").name, comparison.recommended.name])),
+            together=comparison.recommended,
             progress=progress,
         )
-        findings += cost_findings(contest)
+        findings += compared
+        if better and verdict["recommended"] is not None:
+            verdict["sentence"] = f"{verdict['sentence'].removesuffix('.')}; {better}."
+        findings += cost_findings(comparison)
     if probes:
         clock.step("probing the encoders with drawn pictures")
         findings += probe_findings(encoder or splits.store, seed=seed, progress=progress)
@@ -186,8 +196,8 @@ def diagnose(
         task=task,
         verdict=verdict,
         findings=findings,
-        cases=_cases(contest, exchanged),
-        notes=splits.notes + _cut_short(contest),
+        cases=_cases(comparison, exchanged),
+        notes=splits.notes + notes + _cut_short(comparison),
         provenance={**origin, "store": str(stores[0].path), "seconds": clock.seconds},
     )
 
@@ -209,24 +219,16 @@ class _Clock:
             say(name, enabled=self._progress)
 
 
-def _judged(contest: Contest) -> list[Judged]:
-    return [
-        Judged(
-            name=entry.name,
-            role=entry.entrant.role,
-            hits=entry.test.hits,
-            dev=float(entry.dev.hits.mean()),
-            parameters=entry.scorer.run.parameters,
-            seconds=entry.seconds,
-        )
-        for entry in contest.entries
-    ]
-
-
-def _cut_short(contest: Contest) -> list[str]:
+def _cut_short(comparison: ModelComparison) -> list[str]:
     """Name the models that the time limit stopped: they may do better than it looks."""
-    fits = {entry.name: entry.scorer.run.results.get("fit") or {} for entry in contest.entries}
-    names = [name for name, fit in fits.items() if fit.get("stopped") == "time"]
+    names = [
+        model.name
+        for model in comparison.models
+        if any(
+            (scorer.run.results.get("fit") or {}).get("stopped") == "time"
+            for scorer in [model.scorer, *(scorer for _, scorer in (model.crossed.parts if model.crossed else []))]
+        )
+    ]
     if not names:
         return []
     return [
@@ -235,16 +237,19 @@ def _cut_short(contest: Contest) -> list[str]:
     ]
 
 
-def _cases(contest: Contest, exchanged: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return pairs that are right only with the image, and pairs that are wrong with confidence; surest first."""
-    fusion, text = contest.best("fusion"), contest.best("text")
-    sure = np.argsort(-fusion.test.confidence, kind="stable")
-    seen = (fusion.test.hits >= 1) & (text.test.hits == 0) & (exchanged["image"] < 0.5)
-    wrong = fusion.test.hits == 0
+def _cases(comparison: ModelComparison, exchanged: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
+    """Return pairs that the best model that sees both answers right only with the image, and pairs that it gets wrong.
+
+    The surest answers come first.
+    """
+    model, text = comparison.both, comparison.best("text")
+    sure = np.argsort(-model.test.confidence, kind="stable")
+    seen = (model.test.hits >= 1) & (text.test.hits == 0) & (exchanged[model.name]["image"] < 0.5)
+    wrong = model.test.hits == 0
     return [
-        _case(kind, fusion, contest.splits, row)
+        _case(kind, model, comparison.splits, row)
         for kind, rows in (("right only with the image", seen), ("confident and wrong", wrong))
-        for row in _different(contest.splits.test, [int(row) for row in sure if rows[row]])[:_CASES]
+        for row in _different(comparison.splits.test, [int(row) for row in sure if rows[row]])[:_CASES]
     ]
 
 
@@ -256,15 +261,15 @@ def _different(pairs: Pairs, rows: list[int]) -> list[int]:
     return list(first.values())
 
 
-def _case(kind: str, fusion: Entry, splits: Splits, row: int) -> dict[str, Any]:
-    marks, pairs = fusion.test, splits.test
-    # In matching, truth and answer are said in the same words.
+def _case(kind: str, model: ComparedModel, splits: Splits, row: int) -> dict[str, Any]:
+    predictions, pairs = model.test, splits.test
+    # In matching, truth and answer are written in the same words.
     truth = int(match_truth(pairs.select([row]))[0] > 0.5) if splits.task == "matching" else None
     return {
         "kind": kind,
         "image": pairs.images[row],
         "text": pairs.texts[row],
-        "target": pairs.targets[row] if truth is None else marks.labels[truth],
-        "answer": marks.labels[int(marks.predicted[row])],
-        "confidence": 100 * float(marks.confidence[row]),
+        "target": pairs.targets[row] if truth is None else predictions.labels[truth],
+        "answer": predictions.labels[int(predictions.predicted[row])],
+        "confidence": 100 * float(predictions.confidence[row]),
     }

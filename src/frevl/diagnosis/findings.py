@@ -1,4 +1,4 @@
-"""What a diagnosis says: one fact, with its number, its evidence and what to do about it."""
+"""A finding: one fact with its number, its evidence and what to do about it; and the data of plots."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SECTIONS", "Finding", "chart", "series"]
+__all__ = ["SECTIONS", "Finding", "chart", "counted", "series"]
 
 # The sections of the page, in its order, with their headings.
 SECTIONS = {
@@ -36,7 +36,7 @@ class Finding:
         how: How it was computed, in one or two sentences: data, method, unit.
         advice: What to do about it.
         table: Rows of the evidence, every row with the same keys; values are strings, numbers or None.
-        plot: What the page draws, as `chart` makes it; every plotted number stands here. Empty: no plot.
+        plot: What the page draws, as `chart` makes it, with every plotted number. Empty: no plot.
     """
 
     name: str
@@ -58,7 +58,7 @@ def chart(kind: str, x_label: str, y_label: str, *lines: dict[str, Any], log_x: 
     """Return the data of a plot.
 
     Args:
-        kind: ``bars`` (x are names; several series stand side by side) or ``lines`` (x are numbers).
+        kind: ``bars`` (x are names; several series side by side) or ``lines`` (x are numbers).
         x_label: Title of the x axis.
         y_label: Title of the y axis, with its unit.
         lines: At least one, from `series`.
@@ -88,3 +88,8 @@ def series(
         "high": None if high is None else list(high),
         "dashed": dashed,
     }
+
+
+def counted(number: int, noun: str) -> str:
+    """Return ``1 test image`` or ``2,000 test images``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,10 +1,11 @@
-"""Every model on the same pairs: trained by `frevl.train`, scored by `Scorer`, judged on the same test pairs."""
+"""Every model on the same pairs: trained by `frevl.train`, scored by `Scorer`, compared on the same test pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from frevl.data.pairs import Pairs
+from frevl.diagnosis.model_choice import ModelChoice, ModelResult, title
 from frevl.diagnosis.splits import MATCH_LABELS, Splits, constant
 from frevl.errors import UsageError, nearest
 from frevl.progress import say
@@ -22,44 +24,48 @@ from frevl.training.retrieval.common_space import has_common_space
 from frevl.training.training import train
 
 __all__ = [
-    "ENTRANTS",
-    "Contest",
-    "Entrant",
-    "Entry",
-    "Marks",
+    "MODEL_SPECS",
+    "SMALL",
+    "ComparedModel",
+    "CrossValidation",
+    "ModelComparison",
+    "ModelSpec",
+    "Predictions",
+    "compare_models",
     "fit",
-    "hold_contest",
-    "mark",
-    "marks_of",
     "most_passes",
+    "predict_all",
+    "predictions_of",
     "quick_products",
+    "seen_by",
 ]
 
-SMALL = 8_000  # training pairs up to which a kernel takes seconds, and a network wants more regularisation
+SMALL = 8_000
+"""Training pairs up to which a kernel takes seconds, and a network needs more regularisation."""
+
 _PAIRS_AT_ONCE = 16_384
 _NETWORKS = ("text", "image", "mlp", "tiny")  # trained by gradient descent
-# Matching learns from three wrong pairs beside every right one: at first all are called wrong, half of the development
-# pairs are right, and the patience of `frevl.train` (5) ended the training of a small set there.
+# Matching learns from three wrong pairs beside every right one, so at first a network calls every pair wrong and gets
+# half of the development pairs right; the patience of `frevl.train` (5) ended the training of small sets at that point.
 _PATIENCE = 20
-# And a fusion needs steps: on 1,125 captions it stayed at 50 % in batches of 256; 64 gave 71 %, 32 gave 76 %.
+# A fusion needs steps: on 1,125 captions it stayed at 50 % with batches of 256, reached 71 % with 64 and 76 % with 32.
 _STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 32, 32, 256  # a pass
 _PASSES, _MANY = 20, 32_000
 _REGULARISED = {"dropout": 0.4, "weight_decay": 0.2, "batch_size": 128}
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """A model that takes part.
+class ModelSpec:
+    """A model that a diagnosis compares, and how it is trained.
 
     Attributes:
-        name: As it stands in the report.
+        name: In the report.
         model: What `frevl.train` trains.
         role: ``majority``, ``text`` and ``image`` (one side alone), ``baseline`` or ``fusion``.
-        share: Of the time limit that its training may take.
+        share: Of the time limit that its training may take, in (0, 1).
         changes: Options of the model that differ from the defaults.
-        epochs: Most passes over 32,000 training pairs or more (see `most_passes`); a diagnosis has minutes, and one
-            modality alone has learnt what it can much earlier than the fusion. None leaves the default of
-            `frevl.train`.
+        epochs: Most passes over 32,000 training pairs or more (see `most_passes`); a diagnosis has minutes, and a model
+            of one side has learnt what it can much earlier than the fusion. None leaves the default of `frevl.train`.
         without: ``image`` or ``text``: that side is the same for all pairs, so the model cannot use it.
         sizes: ``small``, ``large`` or ``any``: for how many training pairs it is meant (the border is `SMALL`).
         tasks: The tasks that it can do.
@@ -77,27 +83,27 @@ class Entrant:
 
 
 _CLASSES, _PAIRS = ("classification",), ("matching",)
-# A kernel on one side alone: what the kernel fusion must be compared with, because on small sets a kernel learns more
-# from a text than the network does, and the difference must not be credited to the image.
-ENTRANTS = (
-    Entrant("majority", "majority", "majority", 0.01),
-    Entrant("text", "text", "text", 0.06, epochs=4),
-    Entrant("image", "image", "image", 0.08, epochs=4),
-    Entrant("text kernel", "kernel", "text", 0.1, without="image", sizes="small", tasks=_CLASSES),
-    Entrant("image kernel", "kernel", "image", 0.1, without="text", sizes="small", tasks=_CLASSES),
-    Entrant("cosine", "cosine", "baseline", 0.01, tasks=_PAIRS),
-    Entrant("linear", "linear", "baseline", 0.1),
-    Entrant("mlp", "mlp", "baseline", 0.22, epochs=12),
-    Entrant("dual", "dual", "baseline", 0.2, tasks=_PAIRS),
-    Entrant("kernel", "kernel", "fusion", 0.15, sizes="small", tasks=_CLASSES),
-    Entrant("tiny regularised", "tiny", "fusion", 0.25, changes=_REGULARISED, sizes="small"),
-    Entrant("tiny", "tiny", "fusion", 0.38, epochs=12, sizes="large"),
+# The kernel of one side alone is what the kernel fusion must be compared with: on small sets a kernel learns more from
+# a text than a network does, and that difference must not be credited to the image.
+MODEL_SPECS = (
+    ModelSpec("majority", "majority", "majority", 0.01),
+    ModelSpec("text", "text", "text", 0.06, epochs=4),
+    ModelSpec("image", "image", "image", 0.08, epochs=4),
+    ModelSpec("text kernel", "kernel", "text", 0.1, without="image", sizes="small", tasks=_CLASSES),
+    ModelSpec("image kernel", "kernel", "image", 0.1, without="text", sizes="small", tasks=_CLASSES),
+    ModelSpec("cosine", "cosine", "baseline", 0.01, tasks=_PAIRS),
+    ModelSpec("linear", "linear", "baseline", 0.1),
+    ModelSpec("mlp", "mlp", "baseline", 0.22, epochs=12),
+    ModelSpec("dual", "dual", "baseline", 0.2, tasks=_PAIRS),
+    ModelSpec("kernel", "kernel", "fusion", 0.15, sizes="small", tasks=_CLASSES),
+    ModelSpec("tiny regularised", "tiny", "fusion", 0.25, changes=_REGULARISED, sizes="small"),
+    ModelSpec("tiny", "tiny", "fusion", 0.38, epochs=12, sizes="large"),
 )
 
 
 @dataclass(frozen=True)
-class Marks:
-    """What a model said of some pairs, and whether it was right.
+class Predictions:
+    """What a model answered to some pairs, and whether it was right.
 
     Attributes:
         predicted: ``(n,)`` int64, number of the predicted class in `labels`.
@@ -114,135 +120,186 @@ class Marks:
     raw: np.ndarray
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A model with its marks.
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """A model trained several times, each time without a part of the images of the training pairs.
 
     Attributes:
-        entrant: The model.
-        scorer: The trained run.
-        test: Marks on the test pairs.
-        dev: Marks on the development pairs.
-        seconds: Time of the training.
+        parts: Every part of the training pairs, with the model that has not learnt from its images. In matching with
+            one drawn wrong pair beside every right one.
+        accuracy: Share of right answers over all parts, in [0, 1].
+        seconds: Time of all trainings.
     """
 
-    entrant: Entrant
-    scorer: Scorer
-    test: Marks
-    dev: Marks
+    parts: list[tuple[Pairs, Scorer]]
+    accuracy: float
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedModel:
+    """A model with its predictions.
+
+    Attributes:
+        spec: The model.
+        scorer: The trained run.
+        test: Predictions on the test pairs.
+        dev: Predictions on the development pairs.
+        seconds: Time of the training.
+        crossed: Its cross-validation; None where there was none.
+    """
+
+    spec: ModelSpec
+    scorer: Scorer
+    test: Predictions
+    dev: Predictions
+    seconds: float
+    crossed: CrossValidation | None = None
 
     @property
     def name(self) -> str:
         """Name of the model in the report."""
-        return self.entrant.name
+        return self.spec.name
+
+    @property
+    def title(self) -> str:
+        """What it is called in a sentence."""
+        return title(self.spec.name, self.spec.role)
 
 
 @dataclass(frozen=True)
-class Contest:
+class ModelComparison:
     """All models on the same pairs.
 
     Attributes:
         splits: The pairs.
-        entries: The models in the order of `ENTRANTS`.
+        models: The models in the order of `MODEL_SPECS`, the simplest first.
     """
 
     splits: Splits
-    entries: list[Entry]
+    models: list[ComparedModel]
 
-    def best(self, *roles: str) -> Entry:
-        """Return the model of these roles that is best on development data; of equals the one that stands first."""
-        of_role = [entry for entry in self.entries if entry.entrant.role in roles]
-        return max(of_role, key=lambda entry: entry.dev.hits.mean())
+    @cached_property
+    def choice(self) -> ModelChoice:
+        """Which of the models is best, of its kind and of all."""
+        results = [
+            ModelResult(
+                name=model.name,
+                role=model.spec.role,
+                hits=model.test.hits,
+                dev=float(model.dev.hits.mean()),
+                cross_validated=None if model.crossed is None else model.crossed.accuracy,
+                parameters=model.scorer.run.parameters,
+                seconds=model.seconds,
+            )
+            for model in self.models
+        ]
+        return ModelChoice(results, self.clusters)
+
+    def best(self, role: str) -> ComparedModel:
+        """Return the best model of a role (see `frevl.diagnosis.model_choice`)."""
+        return self._named(self.choice.best(role).name)
+
+    @property
+    def both(self) -> ComparedModel:
+        """The best model that sees image and text."""
+        return self._named(self.choice.both.name)
+
+    @property
+    def recommended(self) -> ComparedModel:
+        """The model that the verdict recommends."""
+        return self._named(self.choice.recommended.name)
 
     @property
     def clusters(self) -> list[str]:
         """Cluster (image) of every test pair."""
         return self.splits.test.clusters
 
+    def _named(self, name: str) -> ComparedModel:
+        return next(model for model in self.models if model.name == name)
 
-def hold_contest(
+
+def compare_models(
     splits: Splits, *, folder: Path, time_limit: float, models: Sequence[str] | None = None, progress: bool = False
-) -> Contest:
-    """Train all models that fit task and size on the training pairs, and judge them on the test pairs.
+) -> ModelComparison:
+    """Train all models that fit task and size on the training pairs, and let them answer the test pairs.
 
     Args:
         splits: The pairs.
         folder: For the runs.
-        time_limit: Seconds; every training may take its entrant's share.
-        models: Names of `ENTRANTS` to take; None takes all that fit.
+        time_limit: Seconds; every training may take its share of them.
+        models: Names of `MODEL_SPECS` to take; None takes all that fit.
         progress: Show progress lines.
 
     Raises:
         UsageError: An unknown model, or one of the roles is not filled.
         FrevlError: As `frevl.train`.
     """
-    known = [entrant.name for entrant in ENTRANTS]
+    known = [spec.name for spec in MODEL_SPECS]
     for name in models or ():
         if name not in known:
             raise UsageError(f"A diagnosis compares no model '{name}'. {nearest(name, known)}")
     size = "small" if len(splits.train) <= SMALL else "large"
     towers = [splits.store.select_towers(modality, splits.encoder) for modality in ("image", "text")]
     chosen = [
-        entrant
-        for entrant in ENTRANTS
-        if splits.task in entrant.tasks
-        and (entrant.name in models if models else entrant.sizes in ("any", size))
-        and (entrant.model != "cosine" or has_common_space(*towers))
+        spec
+        for spec in MODEL_SPECS
+        if splits.task in spec.tasks
+        and (spec.name in models if models else spec.sizes in ("any", size))
+        and (spec.model != "cosine" or has_common_space(*towers))
     ]
-    lacking = {"majority", "text", "image", "baseline", "fusion"} - {entrant.role for entrant in chosen}
+    lacking = {"majority", "text", "image", "baseline", "fusion"} - {spec.role for spec in chosen}
     if lacking:
         raise UsageError(f"A diagnosis needs a model of each role, found none for: {', '.join(sorted(lacking))}")
-    entries = []
-    for entrant in chosen:
-        scorer = fit(splits, entrant, folder=folder / entrant.name, time_limit=entrant.share * time_limit)
-        test, dev = seen_by(entrant, splits.test, splits), seen_by(entrant, splits.dev, splits)
+    compared = []
+    for spec in chosen:
+        scorer = fit(splits, spec, folder=folder / spec.name, time_limit=spec.share * time_limit)
+        test, dev = (predict_all(scorer, seen_by(spec, part, splits)) for part in (splits.test, splits.dev))
         seconds = float(scorer.run.results["train_seconds"])
-        entry = Entry(entrant, scorer, mark(scorer, test), mark(scorer, dev), seconds)
-        entries.append(entry)
-        say(f"  {entry.name:<18} {100 * entry.test.hits.mean():6.2f} %  {seconds:6.1f} s", enabled=progress)
-    return Contest(splits, entries)
+        compared.append(ComparedModel(spec, scorer, test, dev, seconds))
+        say(f"  {spec.name:<18} {100 * test.hits.mean():6.2f} %  {seconds:6.1f} s", enabled=progress)
+    return ModelComparison(splits, compared)
 
 
-def fit(splits: Splits, entrant: Entrant, *, folder: Path, time_limit: float, pairs: Pairs | None = None) -> Scorer:
+def fit(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float, pairs: Pairs | None = None) -> Scorer:
     """Train one model.
 
     Args:
         splits: The pairs; development pairs stop and calibrate every training.
-        entrant: The model.
+        spec: The model.
         folder: Of the run.
         time_limit: Seconds.
         pairs: Training pairs; None takes those of the splits.
     """
-    shown = seen_by(entrant, splits.train if pairs is None else pairs, splits)
+    shown = seen_by(spec, splits.train if pairs is None else pairs, splits)
     passes = {}
-    if entrant.epochs is not None and len(shown) > SMALL:
-        passes = {"epochs": entrant.epochs if pairs is not None else most_passes(entrant.epochs, len(shown))}
+    if spec.epochs is not None and len(shown) > SMALL:
+        passes = {"epochs": spec.epochs if pairs is not None else most_passes(spec.epochs, len(shown))}
     patient: dict[str, Any] = {}
-    if splits.task == "matching" and entrant.model in _NETWORKS:
+    if splits.task == "matching" and spec.model in _NETWORKS:
         patient["patience"] = _PATIENCE
-        if entrant.role == "fusion":
+        if spec.role == "fusion":
             patient["batch_size"] = max(_SMALLEST_BATCH, min(_LARGEST_BATCH, len(shown) // _STEPS))
-    with quick_products(wanted=entrant.model in _NETWORKS and len(shown) > SMALL):
+    with quick_products(wanted=spec.model in _NETWORKS and len(shown) > SMALL):
         run = train(
             splits.store,
             shown,
             run=folder,
             task=splits.task,
-            model=entrant.model,
-            dev=seen_by(entrant, splits.dev, splits),
+            model=spec.model,
+            dev=seen_by(spec, splits.dev, splits),
             encoder=splits.encoder,
             seed=splits.seed,
             time_limit=max(time_limit, 1.0),
-            options={**entrant.changes, **passes, **patient},
+            options={**spec.changes, **passes, **patient},
         )
     return Scorer(run, splits.store)
 
 
 def most_passes(many: int, pairs: int) -> int:
-    """Return how often a model of the contest goes through its pairs: `many` times, up to 20 where they are fewer.
+    """Return the number of passes over the training pairs: `many`, up to 20 where the pairs are fewer than 32,000.
 
-    What a network needs is steps, of which `many` passes over 32,000 pairs are enough.
+    A network needs a number of steps, and `many` passes over 32,000 pairs make enough of them.
     """
     return max(many, min(_PASSES, many * _MANY // pairs))
 
@@ -266,19 +323,19 @@ def quick_products(*, wanted: bool = True) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def seen_by(entrant: Entrant, pairs: Pairs, splits: Splits) -> Pairs:
-    """Return pairs as the model sees them: without one side, if it is to do without."""
-    if entrant.without == "image":
+def seen_by(spec: ModelSpec, pairs: Pairs, splits: Splits) -> Pairs:
+    """Return pairs as the model sees them: the side that it must do without is the same for all."""
+    if spec.without == "image":
         return constant(pairs, image=splits.train.images[0])
-    if entrant.without == "text":
+    if spec.without == "text":
         return constant(pairs, text=splits.train.texts[0])
     return pairs
 
 
-def mark(
+def predict_all(
     scorer: Scorer, pairs: Pairs, *, images: Sequence[str] | None = None, texts: Sequence[str] | None = None
-) -> Marks:
-    """Score pairs and judge the answers.
+) -> Predictions:
+    """Answer pairs, and mark every answer right or wrong.
 
     Args:
         scorer: The run.
@@ -290,16 +347,16 @@ def mark(
     parts = []
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # all scores of thousands of classes would fill memory
         rows = range(start, min(start + _PAIRS_AT_ONCE, len(pairs)))
-        parts.append(marks_of(scorer, scorer.score(shown[start : start + _PAIRS_AT_ONCE]), pairs.select(rows)))
+        parts.append(predictions_of(scorer, scorer.score(shown[start : start + _PAIRS_AT_ONCE]), pairs.select(rows)))
     joined = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("predicted", "hits", "confidence", "raw")
     }
-    return Marks(labels=parts[0].labels, **joined)
+    return Predictions(labels=parts[0].labels, **joined)
 
 
-def marks_of(scorer: Scorer, scores: np.ndarray, pairs: Pairs) -> Marks:
-    """Judge scores (as `Scorer.score` returns them) of pairs with targets."""
+def predictions_of(scorer: Scorer, scores: np.ndarray, pairs: Pairs) -> Predictions:
+    """Return the predictions that scores, as `Scorer.score` gives them, make on pairs with targets."""
     logits = torch.from_numpy(scores)
     none = {"scale": 1.0, "offset": 0.0}
     if scorer.run.task == "matching":
@@ -308,14 +365,14 @@ def marks_of(scorer: Scorer, scores: np.ndarray, pairs: Pairs) -> Marks:
         predicted = (probabilities > 0.5).astype(np.int64)
         hits = (predicted == (match_truth(pairs).numpy() > 0.5)).astype(np.float64)
         sure = [np.where(predicted == 1, p, 1 - p).astype(np.float64) for p in (probabilities, raw)]
-        return Marks(predicted, MATCH_LABELS, hits, *sure)
+        return Predictions(predicted, MATCH_LABELS, hits, *sure)
     predicted = scores.argmax(axis=1).astype(np.int64)
     answers = encode_answers(pairs.targets, scorer.run.labels)
     hits = answers.hits(torch.from_numpy(predicted)).double().numpy()
     column = predicted[:, None]
     confidence = np.take_along_axis(scorer.probabilities(scores), column, axis=1)[:, 0].astype(np.float64)
     before = calibrated(logits, none, soft=scorer.soft).numpy()
-    return Marks(
+    return Predictions(
         predicted, scorer.run.labels, hits, confidence,
         np.take_along_axis(before, column, axis=1)[:, 0].astype(np.float64),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a diagnosis is made on: training, development and test pairs of one store, checked once for all models."""
+"""The pairs of a diagnosis: training, development and test pairs of one store, checked once for all models."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from frevl.store.usable_pairs import read_usable
 __all__ = ["MATCH_LABELS", "Splits", "answers_of", "constant", "read_splits", "share_of_clusters"]
 
 MATCH_LABELS = ["no match", "match"]
-# Also decides temperature and thresholds, so somewhat more than a training needs for early stopping.
+# They also decide temperature and thresholds, so they are somewhat more than early stopping needs.
 DEV_SHARE = 0.15
 _DRAWS = 16
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Pairs that every model of a diagnosis is trained, tuned and judged on.
+    """Pairs that every model of a diagnosis is trained, tuned and compared on.
 
     Attributes:
         store: Holds the embeddings.
         task: ``matching`` or ``classification``.
         train: Training pairs; no cluster (image) of them is in `dev`.
-        dev: Development pairs: early stopping, temperature, thresholds, choice of the fusion. With wrong pairs.
+        dev: Development pairs, for early stopping, temperature, thresholds and, in large sets, the choice of models. In
+            matching with wrong pairs.
         test: Test pairs. In matching, one wrong text was drawn for every right pair if the file had no wrong ones.
         encoder: Names of encoders; None is all in the store.
         seed: Of every random choice.
@@ -65,17 +66,17 @@ def read_splits(
     """
     store.select_towers("image", encoder)
     notes: list[str] = []
-    train, judged = read_usable(store, pairs, notes), read_usable(store, test, notes)
+    train, asked = read_usable(store, pairs, notes), read_usable(store, test, notes)
     if dev is None:
         train, held = split_by_image(train, DEV_SHARE, seed=seed)
     else:
         held = read_usable(store, dev, notes)
     if task == "matching":
-        held, judged = with_wrong_pairs(held, seed), with_wrong_pairs(judged, seed)
+        held, asked = with_wrong_pairs(held, seed), with_wrong_pairs(asked, seed)
     else:
-        for part in (train, held, judged):
+        for part in (train, held, asked):
             _check_targets(part)
-    return Splits(store, task, train, held, judged, list(encoder) if encoder else None, seed, notes)
+    return Splits(store, task, train, held, asked, list(encoder) if encoder else None, seed, notes)
 
 
 def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:
@@ -103,8 +104,8 @@ def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:
                 break
     if not rows:
         raise PairsError(
-            f"{pairs.places[0]}: matching is judged by right and wrong pairs, and no wrong text can be drawn: expected "
-            "at least two images with different texts; give more pairs, or wrong pairs with target false"
+            f"{pairs.places[0]}: matching is measured on right and wrong pairs, and no wrong text can be drawn: "
+            "expected at least two images with different texts; give more pairs, or wrong pairs with target false"
         )
     wrong = replace(pairs.select(rows), texts=texts, targets=["false"] * len(rows))
     return Pairs(

@@ -1,146 +1,92 @@
-"""The verdict: what the fusion is worth against everything simpler, in plain words, whatever the answer is.
+"""The verdict: what to use, in plain words, whatever the answer is.
 
-A model "beats" another only if the 95 % interval of the paired difference (bootstrap over images) lies above 0 and the
-exact sign-flip test over images agrees. The claims are nested, so that chance alone makes few of them: nothing is
-claimed before something beats the majority at the 99 % level, and the image is credited only if the fusion beats the
-best model without it and loses when its own images are exchanged. The rule is ours.
+The first sentence answers in this order: is anything better than always giving the most frequent answer; does the
+image, does the text, add anything; which model is best of all, those that see one side only included, and by how much;
+and only then whether the fusion is worth it. The claims are nested, so that chance alone makes few of them: nothing is
+claimed before something beats the most frequent answer at the 99 % level, and a side is credited only if the best model
+that sees it beats the best one without it and, where it sees both, loses when that side is exchanged. The rule is
+ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from frevl.diagnosis.findings import Finding, chart, series
-from frevl.evaluation.intervals import Interval, bootstrap_interval, paired_difference, paired_test
+from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.gaps import FEWEST_IMAGES, Gap, compare, span
+from frevl.diagnosis.model_choice import SMALL_GAIN, ModelChoice, ModelResult
+from frevl.diagnosis.verdict_findings import comparison_findings, fusion_sentence
+from frevl.evaluation.intervals import bootstrap_interval
 
-__all__ = [
-    "FEWEST_IMAGES",
-    "HOW_COMPARED",
-    "KINDS",
-    "Gap",
-    "Judged",
-    "compare",
-    "edges",
-    "points",
-    "reach_verdict",
-    "span",
-]
+__all__ = ["KINDS", "reach_verdict"]
 
 KINDS = ("few", "single", "chance", "either", "text", "image", "baseline", "simple", "mlp", "fusion")
-FEWEST_IMAGES = 20  # with fewer, a bootstrap over images is too narrow to be believed
-HOW_COMPARED = (
-    "95 % percentile bootstrap over images; called better or worse only if the paired sign-flip permutation test over "
-    "images agrees (p < 0.05)."
-)
-_SMALL = 1.0  # points; a gain below this is not called worth its cost, however certain
 _UNEVEN = 80.0  # percent of one answer, from which on accuracy hides what is learnt about the others
-_P = 0.05
-_FIRST_P = 0.01  # of the first claim, on which all others rest and of which several are tried
+_FIRST_P = 0.01  # of the first claim, on which all others rest: for the best of all models
+_FURTHER_P = 0.01 / 3  # the same for the best of each of three kinds, which are three more chances to be wrong
+
+Exchanged = Mapping[str, Mapping[str, np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What a verdict needs of a model.
+class _Sides:
+    """The best model of each kind, and what they say about image and text.
 
     Attributes:
-        name: In the report.
-        role: As in `frevl.diagnosis.model_comparison.Entrant`.
-        hits: ``(n,)`` in [0, 1] on the test pairs.
-        dev: Share of right answers on development data, in [0, 1].
-        parameters: Number of its parameters.
-        seconds: Time of its training.
+        choice: All models.
+        worth: What wrong images, and wrong texts, cost the best model that sees both.
     """
 
-    name: str
-    role: str
-    hits: np.ndarray
-    dev: float
-    parameters: int = 0
-    seconds: float = 0.0
+    choice: ModelChoice
+    worth: dict[str, Gap]
+
+    def alone(self, side: str) -> ModelResult:
+        """Return the best model that sees this side only."""
+        return self.choice.best(side)
+
+    def learnt(self) -> bool:
+        """Tell whether anything is surely better than always giving the most frequent answer."""
+        choice = self.choice
+        kinds = (self.alone("text"), self.alone("image"), choice.both)
+        return choice.gap(choice.overall, choice.majority).better_at(_FIRST_P) or any(
+            choice.gap(model, choice.majority).better_at(_FURTHER_P) for model in kinds
+        )
+
+    def adds(self, side: str) -> bool:
+        """Tell whether a side adds anything measurable to the other one."""
+        without, own = self.alone(_OTHER[side]), self.alone(side)
+        with_both = self.choice.gap(self.choice.both, without).up and self.worth[side].up
+        return with_both or self.choice.gap(own, without).up
 
 
-@dataclass(frozen=True)
-class Gap:
-    """A paired difference in points with its 95 % interval, and whether it is more than chance."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-    @property
-    def up(self) -> bool:
-        """Whether the first is measurably better."""
-        return self.low > 0 and self.p < _P
-
-    @property
-    def certain(self) -> bool:
-        """Whether the first is better beyond the level of the first claim."""
-        return self.low > 0 and self.p < _FIRST_P
-
-    @property
-    def down(self) -> bool:
-        """Whether the first is measurably worse."""
-        return self.high < 0 and self.p < _P
-
-    @property
-    def ci95(self) -> list[float] | None:
-        """The interval, None where it cannot be told."""
-        return None if np.isnan(self.low) else [self.low, self.high]
-
-    def __str__(self) -> str:
-        # Where interval and test disagree, nothing is claimed, and the reader must see why.
-        differ = (self.low > 0 and not self.up) or (self.high < 0 and not self.down)
-        return f"{self.value:+.1f} points, {span(self.ci95)}" + (f", p = {self.p:.2f}" if differ else "")
-
-    def record(self) -> dict[str, Any]:
-        """Return what the JSON holds."""
-        return {"difference": self.value, "ci95": self.ci95, "p": self.p}
-
-
-def compare(a: np.ndarray, b: np.ndarray, clusters: list[str]) -> Gap:
-    """Compare two models on the same pairs; hits in [0, 1] become points."""
-    gap = paired_difference(a, b, clusters)
-    return Gap(100 * gap.value, 100 * gap.low, 100 * gap.high, paired_test(a, b, clusters, permutations=4000))
-
-
-def span(bounds: list[float] | None) -> str:
-    """Return ``1.2 to 3.4``, or what to say without an interval."""
-    return "no interval" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
-
-
-def edges(bounds: list[float] | None) -> tuple[float | None, float | None]:
-    """Return low and high for a table, None twice where there is no interval."""
-    return (None, None) if bounds is None else (bounds[0], bounds[1])
-
-
-def points(interval: Interval) -> list[float] | None:
-    """Return the bounds of an interval of shares in percent, None where they cannot be told."""
-    return None if np.isnan(interval.low) else [100 * interval.low, 100 * interval.high]
+_OTHER = {"image": "text", "text": "image"}
 
 
 def reach_verdict(
-    models: list[Judged], exchanged: dict[str, np.ndarray], clusters: list[str], *, only: str | None = None
+    choice: ModelChoice, exchanged: Exchanged, *, only: str | None = None
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Reach the verdict.
 
     Args:
-        models: All models; the fusion, and the best with one side alone, are chosen by their development scores.
-        exchanged: Hits of the fusion with its ``image`` or its ``text`` exchanged among the test pairs.
-        clusters: Image of every test pair.
+        choice: All models on the same test pairs.
+        exchanged: By name of the model (the best fusion, and the best that sees both) its ``(n,)`` hits with its
+            ``image`` and with its ``text`` exchanged among the test pairs.
         only: The answer that all test pairs have, if they have one and the same.
 
     Returns:
         The verdict (``sentence``, ``kind``, ``detail`` and the numbers behind them), and its findings.
     """
-    fusion, text, image = (_best(models, role) for role in ("fusion", "text", "image"))
-    majority = _best(models, "majority")
-    others = [model for model in models if model.role == "baseline"]
-    gaps = {model.name: compare(fusion.hits, model.hits, clusters) for model in models if model is not fusion}
-    worth = {side: compare(fusion.hits, hits, clusters) for side, hits in exchanged.items()}
+    fusion, clusters = choice.best("fusion"), choice.clusters
+    worth = {
+        model.name: {side: compare(model.hits, hits, clusters) for side, hits in exchanged[model.name].items()}
+        for model in (fusion, choice.both)
+    }
+    sides = _Sides(choice, worth[choice.both.name])
+    scores = {model.name: _score(model, clusters) for model in choice.models}
     images, n = len(set(clusters)), len(clusters)
     if images < FEWEST_IMAGES:
         kind = "few"
@@ -151,237 +97,182 @@ def reach_verdict(
     elif only is not None:
         kind = "single"
         sentence = (
-            f"Nothing can be told from test pairs of a single class: all {n:,} have the answer '{only}', so whoever "
-            "always says that is right. Give test pairs of every class."
+            f"Nothing can be told from test pairs of a single class: all {n:,} have the answer '{only}', so always "
+            "giving that answer is right every time. Give test pairs of every class."
         )
-    elif not gaps[majority.name].certain:
-        kind, sentence = _nothing_learnt(fusion, majority, text, image, others, gaps, clusters)
+    elif not sides.learnt():
+        kind, sentence = "chance", _at_chance(choice)
     else:
-        kind, sentence = _something_learnt(fusion, text, image, others, gaps, worth, n)
-    scores = {model.name: _score(model, clusters) for model in models}
-    detail = _detail(kind, fusion, others, gaps)
-    if detail:
-        detail.insert(0, _level(fusion, text, image, majority, scores))
+        kind, sentence = _learnt(sides, scores)
+    told = kind not in ("few", "single", "chance")
     verdict = {
         "sentence": sentence,
         "kind": kind,
-        "detail": detail,
+        "detail": _detail(sides, scores) if told else [],
         "fusion": fusion.name,
-        "text": text.name,
-        "image": image.name,
+        "text": sides.alone("text").name,
+        "image": sides.alone("image").name,
+        "both": choice.both.name,
+        "best": choice.overall.name if told else None,
+        "recommended": choice.recommended.name if told else None,
         "metric": "accuracy",
         "test_pairs": n,
         "test_images": images,
         "scores": scores,
-        "differences": {name: gap.record() for name, gap in gaps.items()},
-        "exchanged": {side: gap.record() for side, gap in worth.items()},
+        "differences": {
+            model.name: choice.gap(fusion, model).record() for model in choice.models if model is not fusion
+        },
+        "exchanged": {side: gap.record() for side, gap in worth[fusion.name].items()},
+        "exchanged_both": {side: gap.record() for side, gap in sides.worth.items()},
     }
-    return verdict, [_table(models, scores, fusion, sentence, n, images), *_against(fusion, models, gaps)]
+    return verdict, comparison_findings(choice, scores, sentence)
 
 
-def _best(models: list[Judged], role: str) -> Judged:
-    return max((model for model in models if model.role == role), key=lambda model: model.dev)
-
-
-def _nothing_learnt(
-    fusion: Judged,
-    majority: Judged,
-    text: Judged,
-    image: Judged,
-    others: list[Judged],
-    gaps: dict[str, Gap],
-    clusters: list[str],
-) -> tuple[str, str]:
-    """Return kind and sentence where the fusion does not beat the majority."""
-    best = max([text, image, *others], key=lambda model: model.dev)
-    other = compare(best.hits, majority.hits, clusters)
-    share = 100 * majority.hits.mean()
-    if other.certain and best.dev > fusion.dev:
-        return "baseline", (
-            f"The fusion ({fusion.name}) is at chance ({gaps[majority.name]} against always giving the most frequent "
-            f"answer), but the {best.name} model is not ({other}): use that."
-        )
-    start = "Nothing is surely better than chance" if gaps[majority.name].up else "Everything is at chance"
-    return "chance", (
-        f"{start}: the fusion ({fusion.name}) answers {100 * fusion.hits.mean():.1f} % right and "
-        f"always giving the most frequent answer {share:.1f} % ({gaps[majority.name]}); from these embeddings and this "
-        "many pairs the task cannot be learnt, or labels and pairs do not belong together."
+def _at_chance(choice: ModelChoice) -> str:
+    """Say that nothing is surely better than the most frequent answer."""
+    best, majority = choice.overall, choice.majority
+    gap = choice.gap(best, majority)
+    share = 100 * majority.accuracy
+    start = {
+        1: "Nothing is surely better than chance",
+        0: "Everything is at chance",
+        -1: "Nothing is as good as always giving the most frequent answer",
+    }[gap.sign]
+    return (
+        f"{start}: the best model, {best.name}, answers {100 * best.accuracy:.1f} % right and always giving the most "
+        f"frequent answer {share:.1f} % ({gap}); from these embeddings and this many pairs the task cannot be learnt, "
+        "or labels and pairs do not belong together."
         + (f" As one answer is {share:.0f} % of the test pairs, look at the classes too." if share >= _UNEVEN else "")
     )
 
 
-def _something_learnt(
-    fusion: Judged,
-    text: Judged,
-    image: Judged,
-    others: list[Judged],
-    gaps: dict[str, Gap],
-    worth: dict[str, Gap],
-    n: int,
-) -> tuple[str, str]:
-    """Return kind and sentence where the fusion beats the majority."""
-    named = f"The fusion ({fusion.name})"
-    better = max((model for model in others if gaps[model.name].down), key=lambda model: model.dev, default=None)
-    if better is not None:
-        gap = gaps[better.name]
-        return "baseline", (
-            f"{named} is worse than the {better.name} model, by {-gap.value:.1f} points ({-gap.high:.1f} to "
-            f"{-gap.low:.1f}): use that one."
-        )
-    credited = {side: gaps[alone.name].up and worth[side].up for side, alone in (("image", text), ("text", image))}
-    if not credited["image"] and not credited["text"]:
-        return "either", (
-            f"Image and text add nothing to each other that can be measured on {n:,} pairs: the text alone is as good "
-            f"as both ({gaps[text.name]}), and so is the image alone ({gaps[image.name]}): use the cheaper one."
-        )
-    if not credited["image"]:
-        why = _why_not(named, "text", text, gaps, worth)
-        return "text", (
-            f"The image adds nothing that can be measured on {n:,} pairs ({why}): use the text alone "
-            "or another encoder."
-        )
-    if not credited["text"]:
-        why = _why_not(named, "image", image, gaps, worth)
-        return "image", (
-            f"The text adds nothing that can be measured on {n:,} pairs ({why}): use the image alone "
-            "or another text encoder."
-        )
-    rivals = [model for model in others if not gaps[model.name].up]
-    plain = [model for model in rivals if model.name != "mlp"]
-    if plain:
-        rival = max(plain, key=lambda model: model.dev)
-        title = "linear probe" if rival.name == "linear" else f"{rival.name} model"
-        return "simple", (
-            f"{named} does not measurably beat the {title} ({gaps[rival.name]} on {n:,} pairs): use the {title}."
-        )
-    probe = "linear" if "linear" in gaps else max(others, key=lambda model: model.dev).name
-    gap = gaps[probe]
-    title = "linear probe" if probe == "linear" else f"{probe} model"
-    worth_it = "worth it" if gap.value >= _SMALL else "measurable, but hardly worth it"
-    kind, end = ("mlp", f"{worth_it}, but a plain MLP is as good") if rivals else ("fusion", worth_it)
-    return kind, f"{named} beats the {title} by {gap.value:.1f} points ({span(gap.ci95)}): {end}."
+def _learnt(sides: _Sides, scores: dict[str, Any]) -> tuple[str, str]:
+    """Return kind and sentence where something beats the most frequent answer."""
+    image, text = sides.adds("image"), sides.adds("text")
+    if image and text:
+        return _both_needed(sides.choice, scores)
+    if not image and not text:
+        return "either", _neither_adds(sides, scores)
+    kind, idle = ("text", "image") if text else ("image", "text")
+    return kind, _one_adds_nothing(sides, idle, scores)
 
 
-def _why_not(named: str, side: str, alone: Judged, gaps: dict[str, Gap], worth: dict[str, Gap]) -> str:
-    """Say which of the two conditions for crediting the other side fails."""
-    named = named[0].lower() + named[1:]
-    if not gaps[alone.name].up:
-        return f"{named} against the {side} alone: {gaps[alone.name]}"
-    other = "image" if side == "text" else "text"
-    return f"{named} with its own against wrong {other}s: {worth[other]}"
+def _one_adds_nothing(sides: _Sides, idle: str, scores: dict[str, Any]) -> str:
+    choice, enough = sides.choice, _OTHER[idle]
+    n, alone, use = len(choice.clusters), sides.alone(enough), choice.recommended
+    start = f"The {idle} adds nothing that can be measured on {n:,} pairs ({_not_added(sides, idle)}); "
+    if use.role == enough:
+        return f"{start}{_best_of_all(choice, scores, told=alone)}: {_use(choice)}, or try another {idle} encoder."
+    return f"{start}{_best_of_all(choice, scores, told=alone)}: {_use(choice)}."
 
 
-def _detail(kind: str, fusion: Judged, others: list[Judged], gaps: dict[str, Gap]) -> list[str]:
-    """Say how the fusion does against every baseline, where the first sentence leaves that open."""
-    if kind in ("few", "single", "chance"):
-        return []
-    sentences = []
-    for model in others:
-        gap = gaps[model.name]
-        word = "beats" if gap.up else "is worse than" if gap.down else "is not measurably better than"
-        sentences.append(f"The fusion ({fusion.name}) {word} the {model.name} model: {gap}.")
-    return sentences
+def _not_added(sides: _Sides, idle: str) -> str:
+    """Say which of the conditions for crediting a side fails."""
+    choice, alone = sides.choice, sides.alone(_OTHER[idle])
+    gap = choice.gap(choice.both, alone)
+    against = f"{choice.both.name}, the best model that sees both, against {alone.name}, the best that sees only the "
+    told = f"{against}{_OTHER[idle]}: {gap}"
+    if not gap.up:
+        return told
+    lost = sides.worth[idle]
+    word = f"is even better, by {lost.size()}" if lost.down else f"loses nothing that can be measured ({lost})"
+    return f"{told}, but with wrong {idle}s {choice.both.name} {word}"
 
 
-def _level(fusion: Judged, text: Judged, image: Judged, majority: Judged, scores: dict[str, Any]) -> str:
-    """Say how good it is at all: a fusion may be worth its cost and still be wrong most of the time."""
-    own = scores[fusion.name]
-    blind, deaf, always = (scores[model.name]["value"] for model in (text, image, majority))
+def _neither_adds(sides: _Sides, scores: dict[str, Any]) -> str:
+    choice = sides.choice
     return (
-        f"The fusion ({fusion.name}) answers {own['value']:.1f} % of the test pairs right ({span(own['ci95'])}); "
-        f"without the image {blind:.1f} % can be answered ({text.name}), without the text {deaf:.1f} % ({image.name}), "
-        f"and {always:.1f} % by always giving the most frequent answer."
+        f"Image and text add nothing to each other that can be measured on {len(choice.clusters):,} pairs "
+        f"({_not_added(sides, 'image')}; {_not_added(sides, 'text')}); {_best_of_all(choice, scores)}: "
+        f"{_use(choice)}."
     )
 
 
-def _score(model: Judged, clusters: list[str]) -> dict[str, Any]:
+def _both_needed(choice: ModelChoice, scores: dict[str, Any]) -> tuple[str, str]:
+    """Both sides earn their place: only now the question is whether the fusion is worth it."""
+    fusion, best, use = choice.best("fusion"), choice.overall, choice.recommended
+    baselines = [model for model in choice.models if model.role == "baseline"]
+    start = f"Image and text are both needed; {_best_of_all(choice, scores)}"
+    worse = [model for model in baselines if choice.gap(fusion, model).down]
+    rivals = [model for model in baselines if not choice.gap(fusion, model).up]
+    if worse:
+        against = best if best in worse else max(worse, key=lambda model: model.accuracy)
+        gap = choice.gap(fusion, against)
+        told = "" if _told(choice, against) else f", and {fusion.title} is worse than {against.title} by {gap.size()}"
+        return "baseline", f"{start}{told}: {_use(choice)}."
+    if rivals:
+        plain = [model for model in rivals if model.name != "mlp"]
+        rival = use if use in rivals else max(plain or rivals, key=lambda model: model.accuracy)
+        gap = choice.gap(fusion, rival)
+        told = "" if _told(choice, rival) else f", and {fusion.title} does not measurably beat {rival.title} ({gap})"
+        if use.role != "fusion":
+            return ("simple" if plain else "mlp"), f"{start}{told}: {_use(choice)}."
+        return ("simple" if plain else "mlp"), (
+            f"{start}{told}: {_use(choice)}, but whether it is worth its cost cannot be told from "
+            f"{len(choice.clusters):,} pairs."
+        )
+    probe = next((model for model in baselines if model.name == "linear"), choice.best("baseline"))
+    gap = choice.gap(fusion, probe)
+    told = "" if _told(choice, probe) else f", and {fusion.title} beats {probe.title} by {gap.size()}"
+    lead = min(gap.value, *(choice.gap(fusion, model).value for model in baselines))
+    worth_it = "worth it" if lead >= SMALL_GAIN else "measurable, but hardly worth it"
+    return "fusion", f"{start}{told}: {worth_it}."
+
+
+def _best_of_all(choice: ModelChoice, scores: dict[str, Any], *, told: ModelResult | None = None) -> str:
+    """Say which model is best of all and by how much; the lead is left out where the sentence has told it already."""
+    best, next_best = choice.overall, choice.runner_up
+    start = f"best of all is {best.title} with {_right(scores, best)}"
+    if told is not None and best is told and next_best is choice.both:
+        return start
+    gap = choice.gap(best, next_best)
+    if gap.up:
+        return f"{start}, {gap.size()} above {next_best.title}"
+    return f"{start}, not measurably better than {next_best.title} ({gap})"
+
+
+def _told(choice: ModelChoice, model: ModelResult) -> bool:
+    """Tell whether `_best_of_all` has compared the fusion with this model."""
+    return {choice.overall.name, choice.runner_up.name} == {choice.best("fusion").name, model.name}
+
+
+def _use(choice: ModelChoice) -> str:
+    best, use = choice.overall, choice.recommended
+    if use is best:
+        return f"use {use.title}"
+    gap = choice.gap(best, use)
+    simpler = "simpler and about as good" if use.simplicity < best.simplicity else "about as good"
+    return f"use {use.title}, which is {simpler} ({-gap} against {best.title})"
+
+
+def _right(scores: dict[str, Any], model: ModelResult) -> str:
+    score = scores[model.name]
+    return f"{score['value']:.1f} % right ({span(score['ci95'])})"
+
+
+def _detail(sides: _Sides, scores: dict[str, Any]) -> list[str]:
+    """Say how good the fusion is at all, and how it does against every baseline, whatever the first sentence said."""
+    choice = sides.choice
+    fusion = choice.best("fusion")
+    level = (
+        f"The fusion ({fusion.name}) answers {_right(scores, fusion)}; "
+        f"without the image {scores[sides.alone('text').name]['value']:.1f} % can be answered "
+        f"({sides.alone('text').name}), without the text {scores[sides.alone('image').name]['value']:.1f} % "
+        f"({sides.alone('image').name}), and {scores[choice.majority.name]['value']:.1f} % by always giving the most "
+        "frequent answer."
+    )
+    others = [model for model in choice.models if model.role == "baseline"]
+    return [level, *(fusion_sentence(choice, model) for model in others)]
+
+
+def _score(model: ModelResult, clusters: list[str]) -> dict[str, Any]:
     interval = bootstrap_interval(model.hits, clusters)
     return {
         "role": model.role,
         "value": 100 * interval.value,
-        "ci95": points(interval),
+        "ci95": interval.percent(),
         "development": 100 * model.dev,
+        "cross_validated": None if model.cross_validated is None else 100 * model.cross_validated,
         "parameters": model.parameters,
         "train_seconds": model.seconds,
     }
-
-
-def _table(models: list[Judged], scores: dict[str, Any], fusion: Judged, sentence: str, n: int, images: int) -> Finding:
-    rows = [
-        {
-            "model": model.name,
-            "role": model.role,
-            "accuracy %": scores[model.name]["value"],
-            "low": edges(scores[model.name]["ci95"])[0],
-            "high": edges(scores[model.name]["ci95"])[1],
-            "development %": scores[model.name]["development"],
-        }
-        for model in models
-    ]
-    return Finding(
-        name="accuracy",
-        section="verdict",
-        claim=f"The fusion ({fusion.name}) answers {scores[fusion.name]['value']:.1f} % of {n:,} test pairs right.",
-        value=scores[fusion.name]["value"],
-        ci95=scores[fusion.name]["ci95"],
-        how=(
-            f"Every model was trained on the same pairs, the fusion was chosen on development pairs, all were judged "
-            f"on {n:,} test pairs about {images:,} images. Percent of right answers, 95 % percentile bootstrap over "
-            "images (1,000 draws)."
-        ),
-        advice=sentence,
-        table=rows,
-        plot=chart(
-            "bars",
-            "model",
-            "right answers, %",
-            series(
-                "test",
-                [model.name for model in models],
-                [row["accuracy %"] for row in rows],
-                low=[row["low"] for row in rows],
-                high=[row["high"] for row in rows],
-            ),
-        ),
-    )
-
-
-def _against(fusion: Judged, models: list[Judged], gaps: dict[str, Gap]) -> list[Finding]:
-    findings = []
-    for model in models:
-        if model is fusion:
-            continue
-        gap = gaps[model.name]
-        word = "beats" if gap.up else "is worse than" if gap.down else "does not measurably beat"
-        findings.append(
-            Finding(
-                name=f"fusion-against-{model.name.replace(' ', '-')}",
-                section="verdict",
-                claim=f"The fusion ({fusion.name}) {word} {model.name}: {gap}.",
-                value=gap.value,
-                ci95=gap.ci95,
-                how=(
-                    "Difference of accuracies on the same test pairs in points; 95 % percentile bootstrap over images "
-                    "(1,000 draws); paired sign-flip permutation test over images (Fisher's randomisation test, "
-                    f"two-sided, 4,000 flips), p = {gap.p:.4f}."
-                ),
-                advice=_ADVICE[model.role][0 if gap.up else 1],
-            )
-        )
-    return findings
-
-
-# What follows from beating, or not beating, a model of this role.
-_ADVICE = {
-    "majority": (
-        "Something can be learnt; read on.",
-        "Nothing was learnt: look at targets and pairs first, then at another encoder.",
-    ),
-    "text": (
-        "The image is needed, if the section on the image agrees.",
-        "The text alone does as well: an image encoder is not worth its cost here.",
-    ),
-    "image": ("The text is needed.", "The image alone does as well: the text is not worth its cost here."),
-    "baseline": ("The fusion is worth its cost against this model.", "This simpler model does as well or better."),
-    "fusion": ("The better fusion was taken.", "The two fusions cannot be told apart; take the cheaper one."),
-}

@@ -131,7 +131,7 @@ def evaluate(
     result = judge(scorer, usable)
     result.judged = usable
     result.left_out = [*read.rejected, *unjudged, *left_out]
-    result.notes = _notes(scorer, usable, result.left_out) + groups + result.notes
+    result.notes = [*read.notes, *usable.notes, *_notes(scorer, usable, result.left_out), *groups, *result.notes]
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
     if versus is not None:
@@ -155,7 +155,8 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
     if missing:
         raise PairsError(
             f"{missing[0]}, field 'target': expected the right answer to judge by, found none in {len(missing):,} of "
-            f"{len(pairs):,} pairs; use frevl score for pairs without targets"
+            f"{len(pairs):,} pairs; name the column that holds it with --columns target=NAME, or use "
+            "frevl score for pairs without targets"
         )
     labels, clusters = scorer.run.labels, pairs.clusters
     truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()

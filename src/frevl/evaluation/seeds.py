@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from frevl.evaluation.evaluation import Result, evaluate
 from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import mean_measure
 from frevl.evaluation.slices import slice_table
+from frevl.jsonfile import read_record
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 
@@ -64,7 +64,7 @@ def open_seeds(path: str | Path, *, store: Store) -> Iterator[Scorer]:
             "run the same frevl train --seeds again to go on, or judge one seed of it"
         )
     try:
-        names = json.loads((path / "seeds.json").read_text(encoding="utf-8"))["runs"]
+        names = read_record(path / "seeds.json")["runs"]
         folders = [path / name for name in names]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: 'seeds.json' is damaged ({error}); run the same frevl train --seeds again") from error

@@ -1,27 +1,38 @@
-"""Networks and runs on a model hub, through the mixin of ``huggingface_hub``.
+"""Networks in files and on a model hub, through the mixin of ``huggingface_hub``.
 
 A published folder is what the mixin makes of it: ``config.json`` (the network's settings) and ``model.safetensors``. A
 run's folder (``run.json``, ``weights.safetensors``) can be published as a whole, and a network is read from either.
-Nothing is ever unpickled.
+Nothing is ever unpickled, and a network is never larger than the weights beside its settings: see `restored`.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from frevl.errors import MissingExtraError, RunError
+from frevl.errors import FrevlError, MissingExtraError, RunError, UsageError
+from frevl.jsonfile import read_record
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from frevl.models.interface import PairNetwork
 
-__all__ = ["PREFIX", "load_network", "push_network", "run_folder", "save_network"]
+__all__ = [
+    "PREFIX",
+    "load_network",
+    "not_finite",
+    "push_network",
+    "restored",
+    "run_folder",
+    "save_network",
+]
 
 PREFIX = "hf:"
 """Before the id of a run on the hub, wherever a run's folder is asked for."""
@@ -92,16 +103,13 @@ def load_network(kind: type[Network], model: str | Path, *, revision: str | None
         options: For the hub's download: ``cache_dir``, ``force_download``, ``local_files_only``, ``token``.
 
     Raises:
-        MissingExtraError: ``huggingface_hub`` is not installed.
+        MissingExtraError: It is no folder, and ``huggingface_hub`` is not installed.
         RunError: There is no network of this kind, it is damaged, or the hub cannot be reached.
     """
     folder = Path(model)
     if not folder.is_dir():
         folder = _fetched(str(model), revision, ["*.json", "*.safetensors"], **options)
-    if not (folder / "config.json").is_file():
-        return _read_network(kind, folder)  # a run, or nothing
-    network: Network = _published().from_pretrained(str(folder), kind=kind)
-    return network
+    return _read_network(kind, folder)  # not by the mixin, which trusts what is in a folder
 
 
 def run_folder(path: str | Path, revision: str | None = None) -> Path:
@@ -115,6 +123,91 @@ def run_folder(path: str | Path, revision: str | None = None) -> Path:
         return Path(path)
     model, _, named = str(path).removeprefix(PREFIX).partition("@")
     return _fetched(model, revision or named or None, list(_RUN_FILES))
+
+
+def restored(make: Callable[[], Network], weights: Path) -> Network:
+    """Build a network and give it its weights, without trusting its settings.
+
+    It is built twice: first without memory for its numbers, to see that it needs no more tensors and numbers than the
+    file holds. So settings of a million layers are refused before anything is allocated.
+
+    Args:
+        make: Builds the network, with any weights.
+        weights: The safetensors file of its weights.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        ValueError: Settings and weights do not belong together, or a weight is not finite.
+        OSError: The file cannot be read.
+        SafetensorError: It is damaged.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(weights, framework="pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118  (it is no mapping)
+    try:
+        with torch.device("meta"), _no_larger_than(len(shapes), sum(math.prod(shape) for shape in shapes)):
+            make()
+        network = make()
+        state = load_file(weights)
+        network.load_state_dict(state)
+    except (FrevlError, ValueError, OSError):
+        raise
+    # Settings of a stranger can make a constructor fail in any way.
+    except Exception as error:
+        raise ValueError(f"the settings do not fit the weights ({_brief(error)})") from error
+    problem = not_finite(state)
+    if problem:
+        raise ValueError(problem)
+    return network.eval()
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str:
+    """Say which weight is not finite; an empty string if all are.
+
+    Args:
+        state: Weights by name. The deviations of `ZScore` (``scale``, ``..._scale``) are infinite where an input never
+            varies; nothing else may be.
+    """
+    import torch
+
+    for name, value in state.items():
+        # The sum of finite numbers may overflow, but that of others is never finite.
+        if not value.is_floating_point() or torch.isfinite(value.sum()):
+            continue
+        deviation = value.dim() == 1 and name.rpartition(".")[2].endswith("scale")
+        bad = int((value.isnan() | (value == -torch.inf) if deviation else ~torch.isfinite(value)).sum())
+        if bad:
+            return f"{bad:,} of {value.numel():,} numbers of the weight '{name}' are not finite"
+    return ""
+
+
+@contextmanager
+def _no_larger_than(tensors: int, numbers: int) -> Iterator[None]:
+    """Refuse modules of this thread that have more parameters than that, in the middle of their construction."""
+    from torch.nn.modules.module import register_module_parameter_registration_hook
+
+    thread, seen = threading.get_ident(), [0, 0]
+
+    def count(_module: nn.Module, _name: str, parameter: nn.Parameter) -> None:
+        if threading.get_ident() != thread:
+            return
+        seen[0] += 1
+        seen[1] += parameter.numel()
+        if seen[0] > tensors or seen[1] > numbers:
+            raise ValueError(
+                f"the settings ask for more than the {tensors:,} tensors with {numbers:,} numbers that the weights have"
+            )
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @cache  # the hub's library takes a third of a second to import, so only who needs it pays
@@ -131,11 +224,10 @@ def _published() -> Any:
             from safetensors.torch import save_file
 
             weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
+            problem = not_finite(weights)
+            if problem:
+                raise RunError(f"{save_directory}: the network is not written, because {problem}")
             save_file(weights, save_directory / "model.safetensors", metadata={"format": "pt"})
-
-        @classmethod
-        def _from_pretrained(cls, *, model_id: str, kind: type[PairNetwork], **_: Any) -> PairNetwork:
-            return _read_network(kind, Path(model_id))
 
         def generate_model_card(self, text: str | None = None) -> Any:
             return hub.ModelCard(text or _SHORT_CARD)
@@ -158,7 +250,6 @@ It reads frozen embeddings of an image and a text; which encoders made them, and
 
 def _read_network(kind: type[Network], folder: Path) -> Network:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     whole_run = (folder / "run.json").is_file()
     names = ("run.json", "weights.safetensors") if whole_run else ("config.json", "model.safetensors")
@@ -166,19 +257,17 @@ def _read_network(kind: type[Network], folder: Path) -> Network:
         if not (folder / name).is_file():
             raise RunError(f"{folder}: expected 'config.json' and 'model.safetensors', or a run; '{name}' is missing")
     try:
-        settings = json.loads((folder / names[0]).read_text(encoding="utf-8"))
+        settings = read_record(folder / names[0])
         if whole_run:
             if settings["network_name"] != kind.key:
                 raise RunError(
                     f"{folder}: expected a run of a {kind.key}, found one of a "
-                    f"{settings['network_name']}; open it with Scorer.open"
+                    f"{str(settings['network_name'])[:80]}; open it with Scorer.open"
                 )
             settings = settings["network_settings"]
-        network = kind(**settings)
-        network.load_state_dict(load_file(folder / names[1]))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        return restored(lambda: kind(**settings), folder / names[1])
+    except (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError) as error:
         raise RunError(f"{folder}: the network is damaged or of another kind ({_brief(error)})") from error
-    return network.eval()
 
 
 def _fetched(model: str, revision: str | None, patterns: list[str], **options: Any) -> Path:

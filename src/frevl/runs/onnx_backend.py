@@ -68,6 +68,14 @@ class ExportedNetwork(PairNetwork):
             raise RunError(f"{path}: ONNX Runtime cannot read the file ({reason}); export the run again") from error
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
         self._inputs = [_Input(one.name, len(one.shape)) for one in self.session.get_inputs()]
+        known = {"image": (2, 3), "text": (2, 3), "image_mask": (2,), "text_mask": (2,)}
+        names = [one.name for one in self.session.get_outputs()]
+        if not self._inputs or "logits" not in names or any(a.axes not in known.get(a.name, ()) for a in self._inputs):
+            raise RunError(
+                f"{path}: expected an exported run with the inputs 'image' and 'text' and the output 'logits', found "
+                f"another ONNX network"
+            )
+        self._path = path
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
@@ -86,8 +94,20 @@ class ExportedNetwork(PairNetwork):
         count = len(next(iter(feeds.values())))
         cores = max(1, min(torch.get_num_threads(), count // _LEAST_SHARE))
         if cores == 1 and count <= _MOST_ROWS:
-            return torch.from_numpy(self.session.run(["logits"], feeds)[0])
+            return torch.from_numpy(self._run(self.session, feeds))
         return torch.from_numpy(np.concatenate(self._parallel_parts(feeds, count, cores)))
+
+    def _run(self, session: Any, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        try:
+            logits: np.ndarray = session.run(["logits"], feeds)[0]
+        # As when it is opened: the graph may be a stranger's.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:160]
+            raise RunError(f"{self._path}: the exported network fails ({reason}); export the run again") from error
+        count = len(next(iter(feeds.values())))
+        if getattr(logits, "ndim", 0) != 2 or len(logits) != count or logits.dtype != np.float32:
+            raise RunError(f"{self._path}: expected one row of logits a pair; export the run again")
+        return logits
 
     def _parallel_parts(self, feeds: dict[str, np.ndarray], count: int, cores: int) -> list[np.ndarray]:
         """Run parts of a large batch, each on one core, which waits for no other before all is done."""
@@ -95,8 +115,7 @@ class ExportedNetwork(PairNetwork):
 
         def part(start: int) -> np.ndarray:
             feed = {name: values[start : start + rows] for name, values in feeds.items()}
-            logits: np.ndarray = session.run(["logits"], feed)[0]
-            return logits
+            return self._run(session, feed)
 
         with ThreadPoolExecutor(cores) as pool:
             return list(pool.map(part, range(0, count, rows)))
@@ -141,7 +160,7 @@ def open_exported(run: Run, path: str | Path | None = None) -> ExportedNetwork:
             f"frevl export --run {run.path} --onnx {path}"
         )
     network = ExportedNetwork(path)
-    found, expected = _parsed(network, path)["weights"], weights_hash(run)
+    found, expected = str(_parsed(network, path).get("weights")), weights_hash(run)
     if found != expected:
         raise RunError(
             f"{path}: expected the weights {expected[:16]} of the run {run.path}, found an export of {found[:16]}; "
@@ -173,5 +192,5 @@ def _parsed(network: ExportedNetwork, path: Path) -> dict[str, Any]:
         )
     try:
         return {name: json.loads(text) if text[:1] in ("[", "{") else text for name, text in texts.items()}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path}: the metadata are damaged ({error}); export the run again") from error

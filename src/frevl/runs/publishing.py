@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from frevl.errors import InputError, RunError, UsageError
-from frevl.jsonfile import write_json
+from frevl.jsonfile import read_record, write_json
 from frevl.models.hub import _FOLDERS, _RUN_FILES, _brief, _library, _unsent
 from frevl.runs.model_card import model_card
 
@@ -87,7 +86,7 @@ def write_published_run(
     evaluated = [_read(file, "frevl evaluate", ("n", "metrics")) for file in results]
     judged = None if diagnosis is None else _read(diagnosis, "frevl diagnose", ("verdict", "findings"))
     try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        record = read_record(path / "run.json")
         for part in ("settings", "provenance"):
             record[part] = _without_folders(record[part])
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,13 +102,13 @@ def write_published_run(
 
 def _read(file: str | Path, command: str, keys: Sequence[str]) -> dict[str, Any]:
     try:
-        record = json.loads(Path(file).read_text(encoding="utf-8"))
+        record = read_record(Path(file))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: expected the JSON of {command}, and cannot read it ({_brief(error)})") from None
-    lacking = [key for key in keys if not isinstance(record, dict) or key not in record]
+    lacking = [key for key in keys if key not in record]
     if lacking:
         raise InputError(f"{file}: expected the JSON of {command}, found no '{lacking[0]}' in it")
-    return dict(record)
+    return record
 
 
 def _without_folders(value: Any) -> Any:

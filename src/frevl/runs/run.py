@@ -6,30 +6,33 @@ is ever unpickled.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from frevl.errors import FingerprintError, RunError
-from frevl.jsonfile import replace_file, write_json
-from frevl.models.hub import run_folder
+from frevl.errors import FingerprintError, RunError, UsageError
+from frevl.jsonfile import read_record, replace_file, write_json
+from frevl.models.hub import not_finite, restored, run_folder
 from frevl.models.interface import PairNetwork
-from frevl.models.registry import build
+from frevl.models.registry import NETWORKS, build
 from frevl.store.reader import Store
 from frevl.store.towers import different_fields
 
 __all__ = ["Run", "refuse_other_files"]
 
 FORMAT = 1
+
+_TASKS = ("matching", "classification")
 
 
 def refuse_other_files(folder: Path, own: Sequence[str]) -> None:
@@ -99,14 +102,20 @@ class Run:
         """Write the run; ``run.json`` comes last.
 
         Raises:
-            RunError: The folder cannot be written.
+            RunError: The folder cannot be written, or weights or calibration are not finite.
         """
         record = {
             name: value for name, value in vars(self).items() if name not in ("path", "train_image_hashes", "network")
         }
+        weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
+        problem = not_finite(weights) or _not_finite_calibration(self.calibration)
+        if problem:
+            raise RunError(
+                f"{self.path}: the run is not written, because {problem}; check the embeddings with frevl store "
+                "verify, or train with a smaller learning rate"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
             replace_file(self.path / "weights.safetensors", lambda path: save_file(weights, path))
             seen = {"images": self.train_image_hashes}
             replace_file(self.path / "seen.safetensors", lambda path: save_arrays(seen, path))
@@ -132,16 +141,21 @@ class Run:
             )
             raise RunError(f"{path}: expected a run (a folder with 'run.json'), found {found}")
         try:
-            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            record = _checked(read_record(path / "run.json"))
             if record.pop("format") > FORMAT:
                 raise RunError(f"{path}: a newer frevl wrote this run; upgrade with: pip install -U frevl")
             record.pop("parameters")
-            network = build(record["network_name"], record["network_settings"])
-            network.load_state_dict(load_file(path / "weights.safetensors"))
+            name, settings = record["network_name"], record["network_settings"]
+            network = restored(lambda: build(name, settings), path / "weights.safetensors")
             seen = load_arrays(path / "seen.safetensors")["images"]
-            return cls(path=path, network=network.eval(), train_image_hashes=seen, **record)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise RunError(f"{path}: the run is damaged ({' '.join(str(error).split())[:200]}); train again") from error
+            if seen.dtype != np.uint64 or seen.ndim != 1:
+                raise ValueError(f"expected one row of hashes in 'seen.safetensors', found {seen.dtype} {seen.shape}")
+            return cls(path=path, network=network, train_image_hashes=seen, **record)
+        except (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError) as error:
+            reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
+            raise RunError(
+                f"{path}: the run is damaged ({' '.join(str(reason).split())[:200]}); train again"
+            ) from error
 
     def check_store(self, store: Store) -> None:
         """Refuse a store whose embeddings are not those of the training.
@@ -164,3 +178,118 @@ class Run:
                         f"{place}: the tower '{name}' differs ('there' is the run, 'here' the store): {fields}. "
                         "Use the store that the run was trained on, or train again"
                     )
+
+    def check_network(self, network: PairNetwork, store: Store, *, device: str) -> None:
+        """Refuse a network that does not fit the embeddings, or has other outputs than the run says.
+
+        Args:
+            network: The run's own, or a form of it.
+            store: The embeddings; `check_store` has accepted it.
+            device: Where the network is.
+
+        Raises:
+            RunError: It does not.
+        """
+        image_dim, text_dim = (
+            sum(store.towers[name].dim for name in self.towers[modality]) for modality in ("image", "text")
+        )
+        expected = len(self.labels) or 1 + network.probability_apart
+        try:
+            with torch.inference_mode():
+                logits = network(torch.zeros(1, image_dim, device=device), torch.zeros(1, text_dim, device=device))
+        # Settings and weights of a stranger can make a network fail in any way.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"{self.path}: the run is damaged: its network fails on embeddings of {image_dim} numbers an image and "
+                f"{text_dim} a text ({reason}); train again"
+            ) from error
+        if logits.shape != (1, expected):
+            raise RunError(
+                f"{self.path}: the run is damaged: expected {expected} outputs of its network, found "
+                f"{'x'.join(map(str, logits.shape[1:]))}; train again"
+            )
+
+
+def _checked(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a run if every entry is of its kind.
+
+    Raises:
+        KeyError: An entry is missing.
+        ValueError: An entry is of another kind, or there is one that is not known.
+    """
+    for name, (check, expected) in _ENTRIES.items():
+        if not check(record[name]):
+            raise ValueError(f"expected '{name}' to be {expected}, found {repr(record[name])[:60]}")
+    unknown = record.keys() - _ENTRIES
+    if unknown:
+        raise ValueError(f"there is an entry '{min(unknown)[:60]}' that no run has")
+    problem = _not_finite_calibration(record["calibration"])
+    if problem:
+        raise ValueError(problem)
+    if (record["task"] == "classification") != bool(record["labels"]):
+        raise ValueError(f"a run of {record['task']} has {len(record['labels']):,} class names")
+    return record
+
+
+def _not_finite_calibration(calibration: Mapping[str, Any]) -> str:
+    """Say which number of a calibration is not finite; an empty string if all are."""
+    for name in ("scale", "offset"):
+        value = calibration.get(name)
+        if not _is_number(value) or not math.isfinite(value):  # type: ignore[arg-type]
+            return f"expected the {name} of the calibration to be a finite number, found {value!r}"
+    return ""
+
+
+def _is_number(value: Any) -> bool:
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63  # more fits no float
+    return whole or isinstance(value, float)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _are_labels(value: Any) -> bool:
+    return _are_texts(value) and len(set(value)) == len(value)
+
+
+def _are_towers(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"image", "text"}
+        and all(isinstance(own, dict) and own for own in value.values())
+        and all(
+            isinstance(identity, dict) and all(map(_is_text, identity.values()))
+            for own in value.values()
+            for identity in own.values()
+        )
+    )
+
+
+_ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "format": (lambda value: isinstance(value, int) and not isinstance(value, bool), "a number"),
+    "parameters": (_is_number, "a number"),
+    "model": (_is_text, "a text"),
+    "task": (lambda value: value in _TASKS, " or ".join(f"'{task}'" for task in _TASKS)),
+    "network_name": (
+        lambda value: isinstance(value, str) and value in NETWORKS,
+        "one of " + ", ".join(f"'{name}'" for name in NETWORKS),
+    ),
+    "network_settings": (_is_object, "an object"),
+    "labels": (_are_labels, "a list of different texts"),
+    "encoders": (_are_texts, "a list of texts"),
+    "towers": (_are_towers, "an object with the identities of the image and the text towers"),
+    "calibration": (_is_object, "an object with a scale and an offset"),
+    "settings": (_is_object, "an object"),
+    "results": (_is_object, "an object"),
+    "provenance": (_is_object, "an object"),
+}

@@ -49,11 +49,14 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
     out = Path(out)
 
     def write(path: Path) -> None:
+        scored = 0
         with path.open("w", encoding="utf-8") as lines:
             for start in range(0, len(read), _PAIRS_AT_ONCE):
                 rows = range(start, min(start + _PAIRS_AT_ONCE, len(read)))
-                scorable = [row for row in rows if read.places[row] not in reasons]
-                said = iter(_said(scorer, [(read.images[row], read.texts[row]) for row in scorable]))
+                count = sum(read.places[row] not in reasons for row in rows)
+                part = slice(scored, scored + count)  # the usable pairs are in the same order, with the store's ids
+                said = iter(_said(scorer, list(zip(usable.images[part], usable.texts[part], strict=True))))
+                scored += count
                 for row in rows:
                     reason = reasons.get(read.places[row])
                     added = {"score": None, "reject": reason} if reason else next(said)
@@ -106,7 +109,8 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
 
 
 def _refuse(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> None:
-    refuse_inputs({"out": out}, {"pairs": pairs, "run": scorer.run.path, "store": scorer.store.path})
+    file = pairs.source if isinstance(pairs, Pairs) else pairs
+    refuse_inputs({"out": out}, {"pairs": file, "run": scorer.run.path, "store": scorer.store.path})
 
 
 def _write(out: Path, write: Callable[[Path], None]) -> None:

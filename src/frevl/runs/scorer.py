@@ -48,8 +48,7 @@ class Prediction:
 class Scorer:
     """A run together with the store that holds the embeddings of what it scores.
 
-    Texts that are not in the store are embedded with the run's own encoder, after a check that it is the one
-    that made the store. Open with `Scorer.open`.
+    Open with `Scorer.open`. Texts that are not in the store are embedded with the run's encoder, after a check of it.
     """
 
     def __init__(self, run: Run, store: Store, *, batch_size: int = 1024, device: str = "cpu") -> None:
@@ -63,7 +62,7 @@ class Scorer:
         self.store = store
         self.batch_size = batch_size
         self.device = device
-        # For a fusion that saves a third of the work and changes no score beyond float32 rounding.
+        # A fusion saves a third of the work so; no score changes beyond float32 rounding.
         self.network: PairNetwork = run.network.for_inference().to(device).eval()
         both: tuple[Modality, Modality] = ("image", "text")
         self._towers = {modality: [store.towers[name] for name in run.towers[modality]] for modality in both}
@@ -92,16 +91,17 @@ class Scorer:
 
         Raises:
             UsageError: There is no such backend, or an exported file for another one.
-            RunError: There is no complete run at this path, or no exported file of it.
+            RunError: There is no complete and sound run at this path, or no exported file of it.
             StoreError: There is no store at this path.
             FingerprintError: They do not belong together.
         """
-        opened = store if isinstance(store, Store) else Store.open(store)
         if backend not in BACKENDS:
             raise UsageError(f"There is no backend '{backend}'. {nearest(backend, BACKENDS)}")
         if onnx is not None and backend != "onnx":
             raise UsageError(f"The exported file {onnx} goes with the backend 'onnx', found '{backend}'")
+        opened = store if isinstance(store, Store) else Store.open(store)
         scorer = cls(Run.load(run), opened, batch_size=batch_size, device=device)
+        scorer.run.check_network(scorer.network, opened, device=device)
         if backend == "onnx":
             scorer.network = open_exported(scorer.run, onnx)
         return scorer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from frevl.data.pairs import read_pairs
+from frevl.data.names import same_names, why_unknown
+from frevl.data.pairs import Pairs, read_pairs
 from frevl.encoders.interface import ImageTower, TextTower, processors
 from frevl.encoders.registry import load_encoder, with_layers
 from frevl.errors import InputError, UsageError
@@ -82,7 +84,7 @@ def extract(
     store: str | Path,
     *,
     images: str | Path | None = None,
-    pairs: Sequence[str | Path] = (),
+    pairs: Sequence[str | Path | Pairs] = (),
     encoder: Sequence[str] = ("packaged",),
     tokens: str = "pooled",
     layers: Sequence[int] = (),
@@ -103,7 +105,7 @@ def extract(
     Args:
         store: Folder of the store; made if it is missing.
         images: Folder of images; an image's id is its path below it, with ``/``.
-        pairs: Pairs files whose texts are embedded.
+        pairs: Pairs files, or pairs, whose texts are embedded.
         encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
         tokens: ``pooled``, or an image grid ``7x7``, ``4x4``, ``2x2`` with word tokens for texts.
         layers: Hidden layers to keep side by side instead of an encoder's own output, -1 for the last; only encoders
@@ -159,7 +161,7 @@ def extract(
                 workers=workers or processors(),
                 progress=progress,
             )
-        _reject_pairs_without_image(writer, referred, seen, report)
+        _reject_pairs_without_image(writer, referred, seen, images, report)
         _clear_lines(writer, pairs, report)
         if texts:
             text_towers = list({one.text.name: one.text for one in loaded if one.text}.values())
@@ -295,37 +297,60 @@ def _extract_texts(
         report.notes.append(f"{cut:,} texts are longer than the encoder reads and were cut.")
 
 
-def _texts_of(files: Sequence[str | Path], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:
+def _texts_of(files: Sequence[str | Path | Pairs], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the different texts of some pairs files, and the image id and place of every pair."""
     texts: dict[str, None] = {}
     referred: list[tuple[str, str]] = []
-    for file in dict.fromkeys(Path(file) for file in files):
-        pairs = read_pairs(file)
+    for file in {id(file) if isinstance(file, Pairs) else Path(file): file for file in files}.values():
+        pairs = file if isinstance(file, Pairs) else read_pairs(file)
         report.rejects += pairs.rejected
+        report.notes += pairs.notes
         texts.update(dict.fromkeys(pairs.texts))
         referred += zip(pairs.images, pairs.places, strict=True)
     return list(texts), referred
 
 
 def _reject_pairs_without_image(
-    writer: StoreWriter, referred: Sequence[tuple[str, str]], seen: set[str], report: ExtractionReport
+    writer: StoreWriter,
+    referred: Sequence[tuple[str, str]],
+    seen: set[str],
+    folder: str | Path | None,
+    report: ExtractionReport,
 ) -> None:
     """Reject pairs whose image neither the folder nor the store has; not before there are images at all."""
     known = writer.store.positions("image")
     if not known and not seen:
         return
-    lost = [
-        Reject("pair", place, f"field 'image': there is no image '{id_}' in the folder or the store")
+    there = seen | known.keys()
+    same = same_names((id_ for id_, _ in referred), there)
+    nowhere = [
+        (id_, place)
         for id_, place in referred
-        if id_ not in seen and id_ not in known
+        if id_ not in there and id_ not in same and not _lies_below(id_, place, folder)
+    ]
+    nearest = why_unknown(nowhere[0][0], there) if nowhere else ""  # for the first: it is a walk over all ids
+    lost = [
+        Reject("pair", place, f"field 'image': there is no image '{id_}' in the folder or the store" + why)
+        for (id_, place), why in zip(nowhere, [f"; {nearest}" if nearest else "", *[""] * len(nowhere)], strict=False)
     ]
     writer.reject(lost)
     report.rejects += lost
 
 
-def _clear_lines(writer: StoreWriter, files: Sequence[str | Path], report: ExtractionReport) -> None:
+def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:
+    """Whether a name is the path of a file in the folder, seen from the working directory or from the pairs file."""
+    if folder is None:
+        return False
+    below = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+    beside = os.path.dirname(place.rpartition(":")[0])  # noqa: PTH120
+    written = (name, name.replace("\\", "/"))
+    paths = [path for one in written for path in (one, os.path.join(beside, one))]  # noqa: PTH118
+    return any(os.path.realpath(path).startswith(below) and os.path.isfile(path) for path in paths)  # noqa: PTH113
+
+
+def _clear_lines(writer: StoreWriter, files: Sequence[str | Path | Pairs], report: ExtractionReport) -> None:
     """Take back former rejects of lines of these files that are in order now."""
-    names = {str(Path(file)) for file in files}
+    names = {file.source if isinstance(file, Pairs) else str(Path(file)) for file in files}
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
     repaired = {place for place in former if place.rpartition(":")[0] in names}
     writer.clear_rejects("pair", repaired - {reject.id for reject in report.rejects if reject.kind == "pair"})

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
+from frevl.data.names import same_names, spelling_note, why_unknown
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.errors import PairsError
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
 
-__all__ = ["read_usable", "usable_pairs"]
+__all__ = ["as_known", "read_usable", "usable_pairs"]
+
+_OPENED = 16  # files whose content shows that a folder before the ids makes no difference
+_HASH = 32  # letters of a content hash
 
 
 def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
@@ -20,7 +27,8 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
         store: Where their embeddings are. A text that it has never seen is usable: it can still be embedded.
 
     Returns:
-        The usable pairs, and one reject for each that is left out.
+        The usable pairs, with the ids of the store, and one reject for each that is left out. The ``notes`` of the
+        pairs say which ids were written in another way.
 
     Raises:
         PairsError: A pair names an image that the store has never seen, or no pair is left.
@@ -31,12 +39,15 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
     if broken_texts:
         known_texts = store.positions("text")  # another encoder, or a later call, may have embedded it
         broken_texts = {text: reason for text, reason in broken_texts.items() if text not in known_texts}
-    unknown = [i for i, image in enumerate(pairs.images) if image not in known_images and image not in broken]
+    known = known_images.keys() | broken.keys()
+    pairs = as_known(pairs, known, store)
+    unknown = [i for i, image in enumerate(pairs.images) if image not in known]
     if unknown:
         first = unknown[0]
+        nearest = why_unknown(pairs.images[first], known)
         raise PairsError(
             f"{pairs.places[first]}, field 'image': the store has no image '{pairs.images[first]:.80}' "
-            f"({len(unknown):,} of {len(pairs):,} pairs name unknown images); "
+            f"({len(unknown):,} of {len(pairs):,} pairs name unknown images){'; ' + nearest if nearest else ''}; "
             "extract the folder that holds them, or correct the ids"
         )
     kept, left_out = [], []
@@ -51,14 +62,72 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
             kept.append(i)
     if not kept:
         raise PairsError(f"{pairs.places[0]}: no pair is left, everything was rejected ({left_out[0].reason})")
-    return pairs.select(kept), left_out
+    return replace(pairs.select(kept), notes=pairs.notes), left_out
+
+
+def as_known(pairs: Pairs, known: Collection[str], store: Store) -> Pairs:
+    """Name images as the store does, where the pairs write the same name in another way.
+
+    A folder before the id makes no difference if the files that are meant so, beside the pairs file or in the working
+    directory, have the content that the store knows.
+
+    Args:
+        pairs: As read.
+        known: Ids of images.
+        store: Knows their content.
+
+    Returns:
+        The pairs; their ``notes`` are those on spellings alone.
+    """
+    same = same_names(pairs.images, known)
+    rest = [image for image in dict.fromkeys(pairs.images) if image not in known and image not in same]
+    if rest:
+        same |= _below_a_folder(rest, known, store, Path(pairs.source).parent if pairs.source else Path())
+    if not same:
+        return replace(pairs, notes=())
+    return replace(pairs, images=[same.get(image, image) for image in pairs.images], notes=tuple(spelling_note(same)))
+
+
+def _below_a_folder(names: list[str], known: Collection[str], store: Store, beside: Path) -> dict[str, str]:
+    """Leave out the folder that all names begin with, if the files show that the rest are the ids."""
+    folder, _, _ = names[0].replace("\\", "/").rpartition("/")
+    while folder:
+        prefix = folder + "/"
+        if all(name.replace("\\", "/").startswith(prefix) for name in names):
+            short = [name[len(prefix) :] for name in names]
+            ids = dict(zip(names, short, strict=True))
+            found = same_names(short, known)
+            ids = {name: found.get(id_, id_) for name, id_ in ids.items()}
+            if all(id_ in known for id_ in ids.values()) and _same_content(ids, store, beside):
+                return ids
+        folder, _, _ = folder.rpartition("/")
+    return {}
+
+
+def _same_content(ids: dict[str, str], store: Store, beside: Path) -> bool:
+    """Whether the files under these names have the content that the store knows under the ids."""
+    some = dict(list(ids.items())[:_OPENED])
+    hashes = store.content_hashes(list(some.values()))
+    for name, id_ in some.items():
+        written = (name, name.replace("\\", "/"))
+        places = (folder / path for path in written for folder in (beside, Path()))
+        file = next((path for path in places if path.is_file()), None)
+        try:
+            content = None if file is None else file.read_bytes()
+        except OSError:
+            return False
+        if content is None or id_ not in hashes or hashlib.sha256(content).hexdigest()[:_HASH] != hashes[id_]:
+            return False
+    return True
 
 
 def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
     """Read pairs to learn from or to judge by, and keep those that the store has; the notes say what is left out."""
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    notes += read.notes
     judged, unjudged = with_targets(read)
     usable, left_out = usable_pairs(judged, store)
+    notes += usable.notes
     sentence = rejects_sentence([*read.rejected, *unjudged, *left_out])
     if sentence:
         notes.append(sentence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frevl.data.pairs import Pairs, split_by_image
+from frevl.data.pairs import Pairs, read_pairs, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers, encode_answers, hash_prefixes, label_vocabulary, match_truth
@@ -21,7 +21,7 @@ from frevl.store.towers import Tower
 from frevl.store.usable_pairs import read_usable
 from frevl.training.examples import Examples, with_wrong_texts
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "prepare", "read_file"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,11 @@ class Prepared:
     image_hashes: np.ndarray
     notes: list[str]
     dev_is_spare: bool
+
+
+def read_file(pairs: str | Path | Pairs, columns: str | Sequence[str] | Mapping[str, str] | None) -> Pairs:
+    """Read a pairs file; pairs that are in memory stay as they are."""
+    return pairs if isinstance(pairs, Pairs) else read_pairs(pairs, columns=columns)
 
 
 def prepare(
@@ -170,7 +175,8 @@ def _check_targets(pairs: Pairs) -> None:
     if missing:
         raise PairsError(
             f"{missing[0]}, field 'target': classification expects a target in every pair, found none in "
-            f"{len(missing):,} of {len(pairs):,}; add targets, or train with --task matching"
+            f"{len(missing):,} of {len(pairs):,}; name the column that holds them with --columns target=NAME, "
+            "or train with --task matching"
         )
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from frevl.data.pairs import Pairs, read_pairs
+from frevl.data.pairs import Pairs
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.seeds import deviation
 from frevl.jsonfile import write_json
@@ -24,7 +25,9 @@ from frevl.progress import say
 from frevl.provenance import provenance
 from frevl.runs.run import Run, refuse_other_files
 from frevl.store.reader import Store
-from frevl.training.options import make_options
+from frevl.training.options import ModelOptions, make_options
+from frevl.training.prepare import read_file
+from frevl.training.run_folder import write_config
 from frevl.training.training import train
 from frevl.version import __version__
 
@@ -122,7 +125,9 @@ def train_seeds(
         raise UsageError(f"--seeds: expected at least 1 seed, found {seeds}")
     folder = Path(run)
     opened = store if isinstance(store, Store) else Store.open(store)
-    kept = _settings(opened, pairs, settings)
+    arguments = {**_defaults(), **settings, "pairs": pairs, "seed": seed}
+    options = make_options(arguments["model"], arguments["options"], first_stage=arguments["first_stage"])
+    kept = _settings(opened, arguments, options)
     _claim(folder, kept)
     trained: list[Run] = []
     numbers = list(range(seed, seed + seeds))
@@ -151,6 +156,7 @@ def train_seeds(
         settings=kept,
         provenance={**provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed), "seed": numbers},
     )
+    write_config(folder, opened, arguments, options, seeds=seeds)
     try:
         write_json(folder / "seeds.json", done.record())
     except OSError as error:
@@ -158,31 +164,30 @@ def train_seeds(
     return done
 
 
-def _settings(store: Store, pairs: str | Path | Pairs, settings: dict[str, Any]) -> dict[str, Any]:
+def _defaults() -> dict[str, Any]:
+    """Return the defaults of `frevl.train`."""
+    return {p.name: p.default for p in inspect.signature(train).parameters.values() if p.default is not p.empty}
+
+
+def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions) -> dict[str, Any]:
     """Return everything that decides what a seed becomes, the defaults of `frevl.train` and its options included."""
     left_out = ("store", "pairs", "run", "dev", "seed", "device", "progress", "options")
-    signature = inspect.signature(train).parameters.values()
-    defaults = {p.name: p.default for p in signature if p.default is not p.empty and p.name not in left_out}
-    typed = {name: value for name, value in settings.items() if name not in left_out}
-    dev = settings.get("dev")
-    model = {**defaults, **typed}["model"]
-    options = make_options(model, settings.get("options"), first_stage=settings.get("first_stage"))
+    dev = arguments["dev"]
     kept = {
         "frevl": __version__,
         "store": store.fingerprint,
-        "pairs": _fingerprint(store, pairs),
-        "dev": None if dev is None else _fingerprint(store, dev),
-        **defaults,
-        **typed,
+        "pairs": _fingerprint(store, arguments["pairs"], arguments["columns"]),
+        "dev": None if dev is None else _fingerprint(store, dev, arguments["columns"]),
+        **{name: value for name, value in arguments.items() if name not in left_out},
         **options.record(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
 
 
-def _fingerprint(store: Store, pairs: str | Path | Pairs) -> str:
+def _fingerprint(store: Store, pairs: str | Path | Pairs, columns: Any) -> str:
     """Hash pairs and the pictures they name, so that neither can change unseen under finished runs."""
-    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    read = read_file(pairs, columns)
     digest = hashlib.sha256()
     for row in range(len(read)):
         digest.update(json.dumps(read.row(row), sort_keys=True, default=str).encode())
@@ -195,7 +200,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or refuse one that holds something else."""
     if (folder / "run.json").exists() or (folder / "state.safetensors").exists():
         raise RunError(f"{folder}: this folder holds a run of one seed; choose another folder, or delete it first")
-    refuse_other_files(folder, ("settings.json", "seeds.json", "seed*", "*.part"))
+    refuse_other_files(folder, ("config.toml", "settings.json", "seeds.json", "seed*", "*.part"))
     file = folder / "settings.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,10 +21,10 @@ from frevl.training.examples import dev_metric
 from frevl.training.fit_model import fit_model, trainable
 from frevl.training.initialisation import Beginning, rows_of_same_classes
 from frevl.training.options import AutoOptions, ModelOptions, Session, make_options
-from frevl.training.prepare import Prepared, prepare
+from frevl.training.prepare import Prepared, prepare, read_file
 from frevl.training.retrieval.choose import choose_matching
 from frevl.training.retrieval.fit import fit_matching, without_wide
-from frevl.training.run_folder import _open_folder, _settings
+from frevl.training.run_folder import _open_folder, _settings, write_config
 from frevl.training.selection.choose import choose
 
 __all__ = ["TASKS", "train"]
@@ -43,6 +43,7 @@ def train(
     first_stage: str | None = None,
     initialise_from: str | Path | None = None,
     dev: str | Path | Pairs | None = None,
+    columns: str | Sequence[str] | Mapping[str, str] | None = None,
     encoder: Sequence[str] | None = None,
     seed: int = 0,
     time_limit: float | None = None,
@@ -74,6 +75,7 @@ def train(
             encoders, model and layers; its images count as seen by the new run. With ``auto`` such a fusion is one
             more candidate, and so is the former run as it is.
         dev: Development pairs: early stopping and calibration. None sets aside images of the training pairs.
+        columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
         encoder: Encoders whose towers are concatenated; None takes all in the store.
         seed: Of initial weights, order, dropout and splits.
         time_limit: Most seconds of training; the learning-rate schedule shrinks to it.
@@ -107,6 +109,7 @@ def train(
     settings = _settings(arguments, chosen_options)
     folder = _open_folder(Path(run), settings)
     opened = store if isinstance(store, Store) else Store.open(store)
+    pairs, dev = read_file(pairs, columns), None if dev is None else read_file(dev, columns)
     data = prepare(
         opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
         min_answer_count=min_answer_count, group_by=group_by, find_groups=groups,
@@ -176,6 +179,7 @@ def train(
         train_image_hashes=seen,
         network=network,
     )
+    write_config(folder, opened, arguments, chosen_options)
     finished.save()
     (folder / "state.safetensors").unlink(missing_ok=True)
     return finished

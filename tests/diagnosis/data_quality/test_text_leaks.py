@@ -10,7 +10,7 @@ import pytest
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.data_quality.image_leaks import leak_findings
 from frevl.diagnosis.data_quality.near_duplicates import (
-    NearTexts,
+    NearDuplicates,
     choose_criteria,
     expected_more,
     met_by,
@@ -151,7 +151,7 @@ def slowly_one_apart(a, b):
 
 def test_nearest_by_hand():
     texts = ["the dog runs on grass", "a cat sleeps", "grass on runs the dog"]
-    known = NearTexts(texts, [frozenset("x"), frozenset("y"), frozenset("x")], np.eye(3, dtype=np.float32))
+    known = NearDuplicates(texts, [frozenset("x"), frozenset("y"), frozenset("x")], np.eye(3, dtype=np.float32))
     asked = ["the dog runs on sand", "sleeps a cat", "the dog runs on grass"]
     vectors = np.array([[0.6, 0.8, 0], [0, 0, 1.0], [1.0, 0, 0]], np.float32)
     found = known.nearest(asked, [frozenset("z"), frozenset("z"), frozenset("y")], vectors)
@@ -168,7 +168,7 @@ def test_nearest_by_hand():
 
 
 def test_fishers_test_by_hand():
-    # 2 of 2 against 0 of 2: one of the 6 ways to deal two marks over four items.
+    # 2 of 2 against 0 of 2: one of the 6 ways to deal two predictions over four items.
     assert expected_more(2, 2, 0, 2) == pytest.approx(1 / 6)
     assert expected_more(0, 5, 3, 7) == pytest.approx(1)
     # Lady tasting tea: 3 or more of 4 right is 17 of 70.
@@ -198,7 +198,7 @@ def test_wrong_pairs_that_were_drawn_are_no_texts_that_return(tmp_path):
     right = [replace(part, targets=["true"] * len(part)) for part in (train, dev, test)]
     splits = Splits(store, "matching", right[0], with_wrong_pairs(right[1], 0), with_wrong_pairs(right[2], 0), None, 0)
     assert findings_of(splits)["same-text"].claim == (
-        "0 of 40 different test texts (0.0 %) stand in the training or development pairs word for word; a test image "
+        "0 of 40 different test texts (0.0 %) are in the training or development pairs word for word; a test image "
         "shares 0.0 % of its texts with training images, a training image 0.0 % with other training images."
     )
 
@@ -208,10 +208,12 @@ def test_what_cannot_be_told_is_said(tmp_path):
     store = world(tmp_path / "store", captions)
     found = findings_of(splits_of(store, captions, test=2))
     assert found["near-same-text"].claim == (
-        "Near copies cannot be told from ordinary texts: only 3 training texts stand at one image."
+        "Near copies cannot be told from ordinary texts: only 3 training texts have one image."
     )
     assert found["near-same-text"].value is None
     names = [one.name for one in leak_findings(splits_of(store, captions, test=2))]
     assert names == ["same-image", "near-same-image", "same-pair", "same-text", "near-same-text", "near-same-pair"]
     found = findings_of(splits_of(store, [*captions[:4], captions[0]], test=2))
-    assert found["near-same-text"].claim.startswith("No test text is left")
+    assert found["near-same-text"].claim.startswith(
+        "Every test text is in the training or development pairs word for word"
+    )

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from frevl.diagnosis.embeddings.encoder_comparison import encoder_cost, encoder_findings
-from frevl.diagnosis.model_comparison import ENTRANTS, Contest, Entry, fit, mark
+from frevl.diagnosis.model_comparison import MODEL_SPECS, ComparedModel, ModelComparison, fit, predict_all
 from frevl.diagnosis.performance.run_costs import cost_findings
 from frevl.diagnosis.splits import read_splits
 from frevl.errors import UsageError
@@ -19,12 +20,13 @@ def splits(made_twice):
 
 
 def test_encoders_are_trained_alike_and_set_side_by_side(splits, tmp_path):
-    (finding,) = encoder_findings(splits, folder=tmp_path, time_limit=30, models=["linear"])
+    (finding,), better = encoder_findings(splits, folder=tmp_path, time_limit=30, models=["linear"])
+    assert better == ""
     assert [row["encoder"] for row in finding.table] == ["toy", "toy2"]
     for row, encoder in zip(finding.table, ("toy", "toy2"), strict=True):
         own = replace(splits, encoder=[encoder])
-        linear = next(entrant for entrant in ENTRANTS if entrant.name == "linear")
-        again = mark(fit(own, linear, folder=tmp_path / f"again-{encoder}", time_limit=15), own.test)
+        linear = next(spec for spec in MODEL_SPECS if spec.name == "linear")
+        again = predict_all(fit(own, linear, folder=tmp_path / f"again-{encoder}", time_limit=15), own.test)
         assert row["linear %"] == row["accuracy %"] == pytest.approx(100 * again.hits.mean())
         (image,) = splits.store.select_towers("image", [encoder])
         (text,) = splits.store.select_towers("text", [encoder])
@@ -41,8 +43,8 @@ def test_encoders_are_trained_alike_and_set_side_by_side(splits, tmp_path):
 
 def test_one_encoder_is_no_comparison(made, tmp_path):
     one = read_splits(made.store, made.train, made.test, task="classification", dev=None, encoder=None, seed=0)
-    (finding,) = encoder_findings(one, folder=tmp_path, time_limit=30)
-    assert finding.claim == "There is only one encoder to judge, toy: nothing to compare it with."
+    (finding,), _ = encoder_findings(one, folder=tmp_path, time_limit=30)
+    assert finding.claim == "There is only one encoder, toy: nothing to compare it with."
     assert finding.value is None
     assert "--encoder" in finding.advice
     assert finding.table[0]["ms an image"] > 0
@@ -51,14 +53,15 @@ def test_one_encoder_is_no_comparison(made, tmp_path):
 
 def test_a_store_without_the_items_is_left_out_and_named(splits, made, tmp_path):
     one = replace(splits, store=made.store, encoder=["toy"])
-    lacking = encoder_findings(one, [splits.store], folder=tmp_path / "a", time_limit=30, models=["linear"])
+    lacking, _ = encoder_findings(one, [splits.store], folder=tmp_path / "a", time_limit=30, models=["linear"])
     assert [row["encoder"] for row in lacking[0].table] == ["toy (store)", "toy (store)", "toy2"]
     more = read_splits(made.store, made.train, made.test, task="classification", dev=None, encoder=["toy"], seed=0)
-    (alone,) = encoder_findings(more, [splits.store], folder=tmp_path / "b", time_limit=30, models=["linear"])
+    (alone,), _ = encoder_findings(more, [splits.store], folder=tmp_path / "b", time_limit=30, models=["linear"])
     assert [row["encoder"] for row in alone.table] == ["toy (store)"]
     assert "Left out: toy (store) (" in alone.how
     assert "toy2 (" in alone.how
     assert "the store has no image" in alone.how
+    assert str(splits.store.path) not in alone.how  # the page may be handed on
 
 
 def test_an_encoder_that_cannot_be_loaded_has_bytes_but_no_seconds(splits, monkeypatch):
@@ -86,20 +89,39 @@ def test_tokens_take_as_many_bytes_as_there_are(made_tokens):
 
 
 def test_every_model_has_its_price(splits, tmp_path):
-    entries = []
+    models = []
     for name in ("linear", "kernel"):
-        entrant = next(entrant for entrant in ENTRANTS if entrant.name == name)
-        scorer = fit(splits, entrant, folder=tmp_path / name, time_limit=20)
-        entries.append(Entry(entrant, scorer, mark(scorer, splits.test), mark(scorer, splits.dev), 1.0))
-    (finding,) = cost_findings(Contest(splits, entries))
+        spec = next(spec for spec in MODEL_SPECS if spec.name == name)
+        scorer = fit(splits, spec, folder=tmp_path / name, time_limit=20)
+        models.append(
+            ComparedModel(spec, scorer, predict_all(scorer, splits.test), predict_all(scorer, splits.dev), 1.0)
+        )
+    (finding,) = cost_findings(ModelComparison(splits, models))
     rows = {row["model"]: row for row in finding.table}
-    for entry in entries:
+    for entry in models:
         row, run = rows[entry.name], entry.scorer.run
         assert row["parameters"] == run.parameters
         needed = {file.name: file.stat().st_size for file in run.path.iterdir() if file.name != "settings.json"}
         assert set(needed) == {"run.json", "weights.safetensors", "seen.safetensors"}
         assert 1000 * row["kilobytes"] == pytest.approx(sum(needed.values()))
-        assert row["ms alone"] > row["ms a pair"] > 0
+        assert row["ms alone"] > 0
+        assert row["ms a pair"] > 0
         assert row["accuracy %"] == pytest.approx(100 * entry.test.hits.mean())
     assert finding.value == rows["kernel"]["ms a pair"]
-    assert f"{entries[0].scorer.run.parameters:,}" in finding.claim
+    assert f"{models[0].scorer.run.parameters:,}" in finding.claim
+
+
+def test_a_single_encoder_that_beats_the_recommended_model_belongs_into_the_verdict(splits, tmp_path):
+    """The recommended model on all encoders is made always wrong, then always right."""
+    spec = next(spec for spec in MODEL_SPECS if spec.name == "linear")
+    scorer = fit(splits, spec, folder=tmp_path / "all", time_limit=20)
+    test, dev = (predict_all(scorer, part) for part in (splits.test, splits.dev))
+    for hits, words in ((0.0, "better still is linear on "), (1.0, "")):
+        together = ComparedModel(spec, scorer, replace(test, hits=np.full(len(splits.test), hits)), dev, 1.0)
+        folder = tmp_path / f"{hits}"
+        (finding,), better = encoder_findings(
+            splits, folder=folder, time_limit=30, models=["linear"], together=together
+        )  # fmt: skip
+        assert better.startswith(words)
+        assert ("The single encoder is better than the recommended model" in finding.advice) == (hits == 0)
+    assert better == ""

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from frevl.data.pairs import Pairs
+from frevl.diagnosis.embeddings.embedding_findings import embedding_findings
 from frevl.diagnosis.embeddings.geometry import (
     effective_rank,
-    embedding_findings,
     explained,
     hub_counts,
     modality_gap,

@@ -199,7 +199,7 @@ def test_the_shortfall_is_that_of_the_scores():
         (
             20,
             5,
-            "cannot be judged by the paper's rule: even the semantic ones reach a score of only 20",
+            "cannot be measured by the paper's rule: even the semantic ones reach a score of only 20",
             "holds little",
         ),
     ],

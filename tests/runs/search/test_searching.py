@@ -62,7 +62,7 @@ def test_a_text_finds_the_images_that_score_best(world, made):
         # Vectors are stored in float16: neighbours of nearly the same score may change places, no more.
         assert scores == pytest.approx(scorer.score([(ids[row], text) for row in best[:7]]), abs=5e-3)
         assert [hit.rank for hit in found.hits] == [1, 2, 3, 4, 5, 6, 7]
-        probabilities = scorer.judge([(hit.id, text) for hit in found.hits])[1]
+        probabilities = scorer.match_probabilities([(hit.id, text) for hit in found.hits])[1]
         assert [hit.probability for hit in found.hits] == pytest.approx(probabilities.tolist(), abs=1e-4)
         assert all(hit.path == str(made.images / hit.id) for hit in found.hits)
         assert (found.find, found.searched, found.exact) == ("images", 120, True)
@@ -98,9 +98,9 @@ def test_a_reranking_run_scores_its_depth_again(world):
     class Reranking(Scorer):
         rerank_depth = 50
 
-        def judge(self, pairs, *, images=None):
+        def match_probabilities(self, pairs, *, images=None):
             asked.append(len(pairs))
-            scores, probabilities = super().judge(pairs, images=images)
+            scores, probabilities = super().match_probabilities(pairs, images=images)
             # The worst of the candidates becomes the best.
             return -scores, probabilities
 

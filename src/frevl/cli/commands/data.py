@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import OUTPUT, Commands, JsonOption, QuietOption, StoreOption, app, say, store_app, typed, write
+from frevl.cli.options import (
+    OUTPUT,
+    ColumnsOption,
+    Commands,
+    JsonOption,
+    QuietOption,
+    StoreOption,
+    app,
+    by_columns,
+    say,
+    store_app,
+    typed,
+    write,
+)
 from frevl.errors import UsageError
 
 __all__ = ["encoders_app"]
@@ -22,6 +35,7 @@ def extract(
     pairs: Annotated[
         list[Path] | None, typer.Option(readable=False, help="Pairs file whose texts are embedded; may be repeated.")
     ] = None,
+    columns: ColumnsOption = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Frozen encoder; may be repeated.", show_default="packaged")
     ] = None,
@@ -67,7 +81,7 @@ def extract(
         store,
         **typed(
             images=images,
-            pairs=pairs,
+            pairs=None if pairs is None else [by_columns(columns, file) for file in pairs],
             encoder=encoder,
             tokens=chosen,
             layers=None if layers is None else _numbers(layers),

@@ -1,4 +1,4 @@
-"""The command that tells what frozen embeddings are good for on the user's own data."""
+"""The command that diagnoses a task: are frozen embeddings enough, which model to use, what is wrong with the data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import OUTPUT, JsonOption, QuietOption, app, say, typed, write
+from frevl.cli.options import OUTPUT, ColumnsOption, JsonOption, QuietOption, app, by_columns, say, typed, write
 from frevl.errors import FrevlError, UsageError
 from frevl.jsonfile import replace_file
 
@@ -16,24 +16,25 @@ from frevl.jsonfile import replace_file
 def diagnose(
     store: Annotated[
         list[Path],
-        typer.Option("--store", readable=False, help="Folder of the store; further ones to compare encoders."),
+        typer.Option("--store", readable=False, help="Folder of the store; further ones to compare their encoders."),
     ],
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known truth.")],
     task: Annotated[str, typer.Option(help="matching or classification.")],
-    html: Annotated[Path | None, typer.Option(readable=False, help="Write the page, one file, here."), OUTPUT] = None,
+    html: Annotated[Path | None, typer.Option(readable=False, help="Write the page here, as one file."), OUTPUT] = None,
     markdown: Annotated[
         Path | None, typer.Option(readable=False, help="Write the same as Markdown here."), OUTPUT
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Folder of the images: the page shows telling cases.", show_default="none shown"
+            readable=False, help="Folder of the images, to show telling pairs on the page.", show_default="none shown"
         ),
     ] = None,
     dev: Annotated[
         Path | None, typer.Option(readable=False, help="Development pairs.", show_default="15 % of the training images")
     ] = None,
+    columns: ColumnsOption = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
     ] = None,
@@ -42,7 +43,8 @@ def diagnose(
         typer.Option("--model", help="Model to compare; may be repeated.", show_default="all that fit"),
     ] = None,
     precision: Annotated[
-        float | None, typer.Option(help="Wanted share of right answers, 0 to 1.", show_default="chosen")
+        float | None,
+        typer.Option(help="Share of right answers wanted of the answers given, 0 to 1.", show_default="chosen"),
     ] = None,
     probes: Annotated[
         bool | None,
@@ -50,12 +52,12 @@ def diagnose(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of every random choice.", show_default="0")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Seconds that all trainings may take.", show_default="600")
+        float | None, typer.Option(min=1, help="Seconds that all trainings together may take.", show_default="600")
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Say whether frozen embeddings and a fusion of them are enough for a task, with evidence."""
+    """Say whether frozen embeddings are enough for a task, which model to use, and what is wrong with the data."""
     if images is not None and html is None:
         raise UsageError("--images goes with --html; add --html FILE, or leave --images out")
     if images is not None and not images.is_dir():
@@ -68,7 +70,7 @@ def diagnose(
     from frevl.diagnosis.report.markdown import diagnosis_markdown, diagnosis_summary
 
     options = typed(
-        dev=dev,
+        dev=by_columns(columns, dev),
         encoder=encoder,
         models=model,
         precision=precision,
@@ -76,7 +78,9 @@ def diagnose(
         seed=seed,
         time_limit=time_limit,
     )
-    diagnosis = run_diagnose(store, pairs, test, task=task, **options, progress=not quiet)
+    diagnosis = run_diagnose(
+        store, by_columns(columns, pairs), by_columns(columns, test), task=task, **options, progress=not quiet
+    )
     say(diagnosis_summary(diagnosis))
     write(json, diagnosis.record())
     if markdown is not None:

@@ -32,6 +32,20 @@ MODELS = {
     "small": (_BOTH, "the FrEVL fusion with about 27 million parameters"),
     "base": (_BOTH, "the FrEVL fusion with about 68 million parameters"),
 }
+
+
+def _all_models() -> dict[str, tuple[str, str]]:
+    """Return `MODELS` and every further network of the registry, described by the first line of its class."""
+    from frevl.models.registry import NETWORKS  # imports PyTorch
+    from frevl.training.fit_model import trainable
+
+    further = [name for name in trainable() if name not in MODELS]
+    return {
+        **MODELS,
+        **{name: (_BOTH, (NETWORKS[name].__doc__ or "").partition("\n")[0].rstrip(".")) for name in further},
+    }
+
+
 _NARROWEST, _WIDEST = 60, 120  # columns
 
 models_app = Commands(
@@ -45,10 +59,11 @@ def models(context: typer.Context, json: JsonOption = None) -> None:
     """List the models; frevl models show NAME lists the options of one."""
     if context.invoked_subcommand is not None:
         return
-    rows = [[name, tasks, str(len(fields(options_for(name)))), sentence] for name, (tasks, sentence) in MODELS.items()]
+    known = _all_models()
+    rows = [[name, tasks, str(len(fields(options_for(name)))), sentence] for name, (tasks, sentence) in known.items()]
     say(table(["model", "task", "options", "what it is"], rows, left={0, 1, 3}))
     say("The options of one model: frevl models show NAME. To set one: frevl train --model NAME --set OPTION=VALUE.")
-    write(json, {"models": [_record(name) for name in MODELS]})
+    write(json, {"models": [_record(name, *what) for name, what in known.items()]})
 
 
 @models_app.command()
@@ -56,16 +71,17 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of the model, such as tiny.")], json: JsonOption = None
 ) -> None:
     """List the options of a model with their defaults, ranges and meaning."""
-    if name not in MODELS:
-        raise UsageError(f"There is no model '{name}'. {nearest(name, MODELS)}")
-    tasks, sentence = MODELS[name]
+    known = MODELS if name in MODELS else _all_models()
+    if name not in known:
+        raise UsageError(f"There is no model '{name}'. {nearest(name, known)}")
+    tasks, sentence = known[name]
     say(f"{name}: {sentence} ({'matching and classification' if tasks == _BOTH else tasks})")
     say("")
     say(_options_table(options_for(name)))
     if options_for(name, "dual") is RerankerOptions:
         say("\nWith --first-stage (matching) it reranks the candidates of the first stage and has these instead:\n")
         say(_options_table(RerankerOptions))
-    write(json, _record(name))
+    write(json, _record(name, tasks, sentence))
 
 
 def _options_table(kind: type[ModelOptions]) -> str:
@@ -83,8 +99,7 @@ def _options_table(kind: type[ModelOptions]) -> str:
     return table(header, lines, left={0, 2, 3})
 
 
-def _record(name: str) -> dict[str, Any]:
-    tasks, sentence = MODELS[name]
+def _record(name: str, tasks: str, sentence: str) -> dict[str, Any]:
     record: dict[str, Any] = {
         "model": name,
         "tasks": [_MATCHING, _CLASSIFICATION] if tasks == _BOTH else [tasks],

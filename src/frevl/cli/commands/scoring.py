@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import OUTPUT, JsonOption, QuietOption, RunOption, StoreOption, app, say, store_app, typed, write
+from frevl.cli.options import (
+    OUTPUT,
+    ColumnsOption,
+    JsonOption,
+    QuietOption,
+    RunOption,
+    StoreOption,
+    app,
+    by_columns,
+    say,
+    store_app,
+    typed,
+    write,
+)
 from frevl.errors import UsageError
 
 BackendOption = Annotated[
@@ -24,6 +37,7 @@ def evaluate(
     store: StoreOption,
     run: RunOption,
     pairs: Annotated[Path, typer.Option(readable=False, help="Pairs with known truth.")],
+    columns: ColumnsOption = None,
     versus: Annotated[
         Path | None, typer.Option(readable=False, help="Another run, to compare on the same pairs.")
     ] = None,
@@ -48,18 +62,19 @@ def evaluate(
     from frevl.store.reader import Store
 
     opened = Store.open(store)
+    judged = by_columns(columns, pairs)
     grouping = typed(group_by=group_by, find_groups=groups)
     if is_seeds(run) or (versus and is_seeds(versus)):
         if backend is not None or onnx is not None:
             raise UsageError(f"{run}: --backend takes one run, found several seeds; name one of them, as {run}/seed0")
         others = open_seeds(versus, store=opened) if versus else ()
-        mean = evaluate_seeds(open_seeds(run, store=opened), pairs, versus=others, **grouping)
+        mean = evaluate_seeds(open_seeds(run, store=opened), judged, versus=others, **grouping)
         say(result_table(mean))
         write(json, mean.record())
         return
     other = Scorer.open(versus, store=opened) if versus else None
     result = run_evaluate(
-        Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx)), pairs, versus=other, **grouping
+        Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx)), judged, versus=other, **grouping
     )
     say(result_table(result))
     write(json, result.record())
@@ -73,6 +88,7 @@ def score(
     out: Annotated[
         Path, typer.Option(readable=False, help="File to write, one JSON object a line; with --grid .npz."), OUTPUT
     ],
+    columns: ColumnsOption = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="Matching: score every image of the pairs with every text of them.")
     ] = False,
@@ -86,13 +102,14 @@ def score(
     from frevl.runs.scorer import Scorer
 
     scorer = Scorer.open(run, store=store, **typed(backend=backend, onnx=onnx))
+    given = by_columns(columns, pairs)
     if grid:
-        images, texts, left_out = score_grid(scorer, pairs, out)
+        images, texts, left_out = score_grid(scorer, given, out)
         say(f"Scored {images:,} images with {texts:,} texts into {out}. {rejects_sentence(left_out)}".rstrip())
         rejects = [vars(reject) for reject in left_out]
         write(json, {"images": images, "texts": texts, "rejects": rejects, "out": str(out)})
         return
-    scored, left_out = score_file(scorer, pairs, out)
+    scored, left_out = score_file(scorer, given, out)
     say(f"Scored {scored:,} pairs into {out}. {rejects_sentence(left_out)}".rstrip())
     write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out)})
 

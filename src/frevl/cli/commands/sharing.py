@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import OUTPUT, JsonOption, RunOption, app, say, typed, write
+from frevl.cli.options import OUTPUT, ColumnsOption, JsonOption, RunOption, app, by_columns, say, typed, write
 
 
 @app.command()
@@ -26,12 +26,13 @@ def export(
     pairs: Annotated[
         Path | None, typer.Option(readable=False, help="Pairs to compare on.", show_default="random embeddings")
     ] = None,
+    columns: ColumnsOption = None,
     json: JsonOption = None,
 ) -> None:
     """Write a run as one ONNX file, after a comparison with PyTorch."""
     from frevl.deployment.export.exporting import export as run_export
 
-    done = run_export(**typed(run=run, onnx=onnx, int8=int8, store=store, pairs=pairs))
+    done = run_export(**typed(run=run, onnx=onnx, int8=int8, store=store, pairs=by_columns(columns, pairs)))
     say(done.sentence())
     write(json, done.record())
 

@@ -9,11 +9,13 @@ import typer
 
 from frevl.cli.options import (
     OUTPUT,
+    ColumnsOption,
     JsonOption,
     QuietOption,
     SetOption,
     StoreOption,
     app,
+    by_columns,
     say,
     settings_of,
     typed,
@@ -55,9 +57,17 @@ def train(
         Path | None,
         typer.Option(readable=False, help="Development pairs.", show_default="a share of the training images"),
     ] = None,
+    columns: ColumnsOption = None,
     dev_share: Annotated[float | None, typer.Option(min=0.001, max=0.9, help="That share.", show_default="0.1")] = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Key of the pairs whose values stay together in every split.")
+    ] = None,
+    groups: Annotated[
+        bool | None,
+        typer.Option("--groups/--no-groups", help="Find pairs that are not independent.", show_default="on"),
     ] = None,
     first_stage: Annotated[
         str | None,
@@ -117,6 +127,7 @@ def ablate(
         Path | None,
         typer.Option(readable=False, help="Development pairs.", show_default="a tenth of the training images"),
     ] = None,
+    columns: ColumnsOption = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder of the first store; may be repeated.", show_default="all in it")
     ] = None,
@@ -134,7 +145,8 @@ def ablate(
 ) -> None:
     """Take the fusion apart: what each part is worth, with intervals, as table, JSON and plot."""
     given = dict(locals())
-    arguments = typed(**_without(given, "settings", "quiet", "json")) | {"options": settings_of(settings)}
+    arguments = typed(**_without(given, "settings", "columns", "quiet", "json")) | {"options": settings_of(settings)}
+    arguments |= typed(pairs=by_columns(columns, pairs), test=by_columns(columns, test), dev=by_columns(columns, dev))
     from frevl.training.ablation.report import ablation_table
     from frevl.training.ablation.study import ablate as run_ablate
 

@@ -93,7 +93,7 @@ def export(
     *,
     int8: bool = False,
     store: str | Path | None = None,
-    pairs: str | Path | None = None,
+    pairs: str | Path | Pairs | None = None,
 ) -> Exported:
     """Write a run as an ONNX file, after a comparison with PyTorch.
 
@@ -122,7 +122,7 @@ def export(
     loaded = Run.load(run)
     network = exportable(loaded.network, loaded.path, int8=int8)
     scorer = None if store is None else Scorer(loaded, Store.open(store))
-    judged = None if pairs is None else read_pairs(pairs)
+    judged = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
     path = loaded.path / FILE_NAME if onnx is None else Path(onnx)
     parity: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""Leaks: images and pairs of the test that stand in the training pairs too, exactly or nearly."""
+"""Leaks: images and pairs of the test that are in the training or development pairs too, exactly or nearly."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.data_quality.near_duplicates import expected_more, normal_text
 from frevl.diagnosis.data_quality.text_leaks import text_leak_findings
-from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.findings import Finding, counted
 from frevl.diagnosis.splits import Splits
 
 __all__ = ["Likeness", "leak_findings", "likeness_threshold", "nearest_others", "same_images"]
@@ -22,15 +22,13 @@ _MOST_MEASURED = 2_000
 _MOST_IMAGES = 40_000
 _ROWS_AT_ONCE = 512
 _SHOWN = 20
-_P = 0.01  # from which on near copies are called more than likeness explains
-
-
+_P = 0.01  # below which near copies are more than likeness explains
 _NOTHING = "Nothing to do."
 
 
 @dataclass(frozen=True)
 class Likeness:
-    """A cosine from which on two images are called near copies, with its measured false-alarm rate.
+    """A cosine above which two images are called near copies, with its measured false-alarm rate.
 
     Attributes:
         threshold: The cosine, or None if even the strictest is reached by ordinary images.
@@ -42,7 +40,7 @@ class Likeness:
 
 
 def leak_findings(splits: Splits) -> list[Finding]:
-    """Look for images, pairs and texts of the test in training and development pairs."""
+    """Look for images, pairs and texts of the test among the training and development pairs."""
     seen = [splits.train, splits.dev]
     hashes = splits.store.content_hashes([*splits.test.images, *splits.train.images, *splits.dev.images])
     copies = same_images(splits.test, seen, hashes)
@@ -53,7 +51,7 @@ def leak_findings(splits: Splits) -> list[Finding]:
 
 
 def same_images(test: Pairs, seen: list[Pairs], hashes: dict[str, str]) -> dict[str, str]:
-    """Return the test images whose content stands in other pairs too, each with the id it has there."""
+    """Return the test images whose content is in other pairs too, each with the id it has there."""
     known = {hashes[image]: image for part in seen for image in reversed(list(dict.fromkeys(part.images)))}
     return {image: known[hashes[image]] for image in dict.fromkeys(test.images) if hashes[image] in known}
 
@@ -65,12 +63,12 @@ def _images(splits: Splits, copies: dict[str, str]) -> Finding:
     share = 100 * len(copies) / images
     if copies:
         claim = (
-            f"{len(copies):,} of {images:,} test images stand in the training or development pairs too ({touched:,} of "
-            f"{len(test):,} test pairs): the scores are too good."
+            f"{len(copies):,} of {counted(images, 'test image')} {'is' if len(copies) == 1 else 'are'} in the training "
+            f"or development pairs too ({touched:,} of {counted(len(test), 'test pair')}): all scores are too good."
         )
-        advice = "Split by image content; leave these images out of one side and diagnose again."
+        advice = "Split by image content: leave these images out of one side and diagnose again."
     else:
-        claim = f"None of the {images:,} test images stands in the training or development pairs."
+        claim = f"None of the {counted(images, 'test image')} is in the training or development pairs."
         advice = _NOTHING
     return Finding(
         name="same-image",
@@ -153,9 +151,9 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
         name="near-same-image",
         section="data",
         claim=(
-            f"{len(found):,} of {len(asked):,} further test images have a near copy in the training or development "
-            f"pairs (cosine {likeness.threshold:g} or more; {expected:.1f} would by likeness alone)"
-            + (": more than chance explains." if p < _P else ".")
+            f"{len(found):,} of {len(asked):,} further test images {'has' if len(found) == 1 else 'have'} a near copy "
+            f"in the training or development pairs (cosine {likeness.threshold:g} or more; {expected:.1f} would by "
+            "likeness alone)" + (": more than chance explains." if p < _P else ".")
         ),
         value=100 * len(found) / len(asked),
         ci95=None,
@@ -166,7 +164,7 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
         advice=(
             "Look at them; put images of one scene into one split, with the key 'cluster'."
             if p < _P
-            else "No more than likeness may give: look at the first ones, if any."
+            else "No more than likeness explains: nothing to do, but a look at the first ones costs little."
             if len(found)
             else _NOTHING
         ),
@@ -180,7 +178,7 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
 
 def _no_threshold(claim: str, how: str, rate: float) -> Finding:
     advice = (
-        "If they are frames of one film or copies, give such images the same key 'cluster' and split by it."
+        "If they are frames of one film, or copies, give such images the same key 'cluster' and split by it."
         if rate > 0
         else _NOTHING
     )
@@ -200,7 +198,7 @@ def _some(items: list[Any], most: int, random: np.random.Generator) -> list[Any]
 
 
 def _pairs(splits: Splits, hashes: dict[str, str]) -> tuple[Finding, set[int]]:
-    """Return the finding, and the rows of the test pairs that stand in training or development pairs."""
+    """Return the finding, and the rows of the test pairs that are in the training or development pairs too."""
 
     def key(pairs: Pairs, row: int) -> tuple[str, str]:
         return hashes[pairs.images[row]], normal_text(pairs.texts[row])
@@ -209,10 +207,13 @@ def _pairs(splits: Splits, hashes: dict[str, str]) -> tuple[Finding, set[int]]:
     same = [row for row in range(len(splits.test)) if key(splits.test, row) in known]
     n = len(splits.test)
     if same:
-        claim = f"{len(same):,} of {n:,} test pairs stand in the training or development pairs (same image, same text)."
-        advice = "Leave them out of one side: a model can answer them by heart."
+        claim = (
+            f"{len(same):,} of {counted(n, 'test pair')} {'is' if len(same) == 1 else 'are'} in the training or "
+            "development pairs too (same image, same text)."
+        )
+        advice = "Leave them out of one side: a model can answer them from memory."
     else:
-        claim = f"None of the {n:,} test pairs stands in the training or development pairs."
+        claim = f"None of the {counted(n, 'test pair')} is in the training or development pairs."
         advice = _NOTHING
     finding = Finding(
         name="same-pair",

@@ -1,12 +1,13 @@
-"""The labels themselves: conflicts, likely errors, imbalance, and classes that training never saw.
+"""Labels that are likely wrong, because two different models contradict them in the same way.
 
-Label errors: confident learning (Northcutt et al. 2021) as in cleanlab, on out-of-fold probabilities.
+Confident learning (Northcutt et al. 2021) as in cleanlab, on out-of-fold probabilities.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,23 @@ from typing import Any
 import numpy as np
 
 from frevl.data.pairs import Pairs
-from frevl.diagnosis.data_quality.near_duplicates import normal_text
+from frevl.diagnosis.cross_validation import cross_validate
 from frevl.diagnosis.findings import Finding
-from frevl.diagnosis.model_comparison import SMALL, Contest, Entry, fit, seen_by
+from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, ModelSpec, seen_by
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
-from frevl.diagnosis.splits import MATCH_LABELS, Splits, answers_of, share_of_clusters, with_wrong_pairs
+from frevl.diagnosis.splits import MATCH_LABELS, Splits, answers_of
 from frevl.errors import MissingExtraError
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import match_truth
 
-__all__ = ["check_cleanlab", "conflict_finding", "label_error_finding", "likely_errors"]
+__all__ = ["check_cleanlab", "label_claim", "label_error_finding", "likely_errors"]
 
 _LEAST_ACCURACY = 0.5  # a model that is mostly wrong cannot tell who else is
 _LEAST_SKILL = 0.4  # of the way from the most frequent answer to all right
 _MOST_CELLS = 40_000_000  # probabilities in memory: more are looked at block by block
-_MOST_LEARNT = 20_000  # training pairs of a fold's model, so that a training has an end
 _AS_GOOD = 0.02
 _SURE = 0.8  # of the mean confidence
-_TRUSTED = 0.97  # below, as many contradictions may come from the model as from the labels
-_MORE = 2.0  # times the errors of the model
+_TRUSTED = 0.9  # right answers below which a contradiction says more about the model than about the label
 _SHOWN = 30
 
 
@@ -69,148 +68,188 @@ def likely_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return kept
 
 
-def conflict_finding(splits: Splits) -> Finding:
-    """Find pairs with the same image content and text whose targets have nothing in common."""
-    parts = [splits.train, splits.dev, splits.test]
-    hashes = splits.store.content_hashes([image for part in parts for image in part.images])
-    groups: dict[tuple[str, str], list[tuple[Pairs, int]]] = {}
-    total = 0
-    for part in parts:
-        for row, (image, text) in enumerate(zip(part.images, part.texts, strict=True)):
-            groups.setdefault((hashes[image], normal_text(text)), []).append((part, row))
-            total += 1
-    table, touched = [], 0
-    for members in groups.values():
-        if len(members) < 2:
-            continue
-        answers = [answers_of(part.targets[row], splits.task) for part, row in members]
-        if set.intersection(*answers):
-            continue
-        touched += len(members)
-        first, row = members[0]
-        said = "; ".join(sorted({", ".join(sorted(one)) for one in answers}))
-        table.append({"image": first.images[row], "text": first.texts[row], "pairs": len(members), "targets": said})
-    if touched:
-        claim = f"{touched:,} of {total:,} pairs contradict another pair of the same image and text."
-        advice = "Decide which is right; whatever a model says, it is wrong for one of them."
-    else:
-        claim = "No two pairs of the same image and text contradict each other."
-        advice = "Nothing to do."
-    return Finding(
-        name="conflicting-labels",
-        section="data",
-        claim=claim,
-        value=100 * touched / total,
-        ci95=None,
-        how="Same image content and same text, no answer in common; all splits together. Percent of pairs.",
-        advice=advice,
-        table=table[:_SHOWN],
-    )
+def label_error_finding(comparison: ModelComparison, *, folder: Path, time_limit: float) -> Finding:
+    """Look for wrong labels in all pairs, by two different models that have not learnt from the pair.
 
+    Test and development pairs are answered by the models of the comparison, training pairs by the same two models as
+    `frevl.diagnosis.cross_validation.cross_validate` trains them. Where the probabilities of all pairs are too many,
+    pairs are looked at in blocks.
 
-def label_error_finding(contest: Contest, *, folder: Path, time_limit: float) -> Finding:
-    """Look for wrong labels in all pairs, by probabilities of models that did not learn from the pair.
-
-    Test and development pairs are judged by the contest's model, training pairs by the same model trained on other
-    folds of the training images: three folds, or two where there are more than `frevl.diagnosis.model_comparison.SMALL`
-    pairs, and from at most 20,000 pairs. Where the probabilities of all pairs are too many, pairs are judged in blocks.
+    Args:
+        comparison: The trained models.
+        folder: For further runs.
+        time_limit: Seconds for further trainings.
     """
-    splits, entry = contest.splits, _simplest_as_good(contest)
-    accuracy, by_count = (float(one.dev.hits.mean()) for one in (entry, contest.best("majority")))
-    if accuracy < max(_LEAST_ACCURACY, by_count + _LEAST_SKILL * (1 - by_count)):
+    splits, majority = comparison.splits, comparison.best("majority")
+    able = _able(comparison)
+    if not able:
         return _cannot_tell(
-            f"{entry.name} answers only {100 * accuracy:.0f} % of the development pairs right, and always giving the "
-            f"most frequent answer {100 * by_count:.0f} %"
+            f"no model is right often enough; the best, {_best_of(comparison).title}, answers "
+            f"{100 * _accuracy(_best_of(comparison)):.0f} % of pairs that it has not learnt from right, and always "
+            f"giving the most frequent answer {100 * _accuracy(majority):.0f} %"
         )
+    first, second = _two_different(able)
+    if second is None:
+        return _cannot_tell(f"only {first.title} is right often enough, and two different models are needed")
     classes = _classes(splits)
     if len(classes) < 2:
         return _cannot_tell(f"fewer than two classes have {FEWEST_OF_CLASS} training pairs")
-    train = with_wrong_pairs(splits.train, splits.seed) if splits.task == "matching" else splits.train
-    judged = [(part, entry.scorer) for part in (splits.test, splits.dev)]
-    folds = 3 if len(splits.train) <= SMALL else 2
-    fold_of = _folds(splits.train.clusters, folds, splits.seed)
-    for fold in range(folds):
-        learnt = splits.train.select([row for row, name in enumerate(splits.train.clusters) if fold_of[name] != fold])
-        if len(learnt) > _MOST_LEARNT:
-            learnt = share_of_clusters(learnt, _MOST_LEARNT / len(learnt), seed=splits.seed)
-        place = folder / str(fold)
-        scorer = fit(splits, entry.entrant, folder=place, time_limit=time_limit / folds, pairs=learnt)
-        judged.append((train.select([row for row, name in enumerate(train.clusters) if fold_of[name] == fold]), scorer))
-    return _errors(_named(judged, classes, splits, entry), entry)
+    models = [first, second]
+    crossed = [
+        model.crossed or cross_validate(splits, model.spec, folder=folder / model.name, time_limit=time_limit / 2)
+        for model in models
+    ]
+    parts = [_Part(pairs, [model.scorer for model in models]) for pairs in (splits.test, splits.dev)]
+    for own, other in zip(crossed[0].parts, crossed[1].parts, strict=True):
+        parts.append(_Part(own[0], [own[1], other[1]]))
+    found = _contradicted(parts, classes, splits, [model.spec for model in models])
+    return _finding(found, {one.title: cross.accuracy for one, cross in zip(models, crossed, strict=True)})
+
+
+def _accuracy(model: ComparedModel) -> float:
+    """Return the share of right answers on pairs that the model has not learnt from, in [0, 1]."""
+    return float(model.dev.hits.mean()) if model.crossed is None else model.crossed.accuracy
+
+
+def _best_of(comparison: ModelComparison) -> ComparedModel:
+    return max((model for model in comparison.models if model.spec.role != "majority"), key=_accuracy)
+
+
+def _able(comparison: ModelComparison) -> list[ComparedModel]:
+    """Return the models that are right often enough to contradict a label, the simplest first."""
+    by_count = _accuracy(comparison.best("majority"))
+    least = max(_LEAST_ACCURACY, by_count + _LEAST_SKILL * (1 - by_count))
+    return [model for model in comparison.models if model.spec.role != "majority" and _accuracy(model) >= least]
+
+
+def _two_different(able: list[ComparedModel]) -> tuple[ComparedModel, ComparedModel | None]:
+    """Return the simplest model that is nearly as good as the best, and the best of those that learn in another way."""
+    best = max(map(_accuracy, able))
+    first = next(model for model in able if _accuracy(model) >= best - _AS_GOOD)
+    others = [model for model in able if model.spec.model != first.spec.model]
+    return first, max(others, key=_accuracy, default=None)
 
 
 @dataclass(frozen=True)
-class _Named:
-    """Labels that were looked at, and those of them that are likely wrong."""
+class _Part:
+    """Pairs, and models that have not learnt from them."""
+
+    pairs: Pairs
+    scorers: list[Scorer]
+
+
+@dataclass(frozen=True)
+class _Contradicted:
+    """Labels that were looked at, and those of them that all models contradict in the same way."""
 
     looked_at: int
     rows: list[dict[str, Any]]
 
 
-def _named(judged: list[tuple[Pairs, Scorer]], classes: list[str], splits: Splits, entry: Entry) -> _Named:
-    """Judge the labels of pairs, each part by its own model, in as many blocks as the memory asks for."""
+def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs: Sequence[ModelSpec]) -> _Contradicted:
+    """Look at the labels of all pairs, in as many blocks as the memory asks for."""
     index = {name: number for number, name in enumerate(classes)}
-    labels = [[_label(pairs, row, splits.task) for row in range(len(pairs))] for pairs, _ in judged]
-    blocks = -(-sum(map(len, labels)) * len(classes) // _MOST_CELLS)
+    labels = [[_label(part.pairs, row, splits.task) for row in range(len(part.pairs))] for part in parts]
+    blocks = -(-len(specs) * sum(map(len, labels)) * len(classes) // _MOST_CELLS)
     random = np.random.default_rng(splits.seed)
     block_of = [random.integers(0, blocks, len(part)) for part in labels]
     # Wrong pairs that we drew ourselves are nobody's labels.
     drawn = splits.task == "matching" and bool((match_truth(splits.train) > 0.5).all())
     looked_at, table = 0, []
     for block in range(blocks):
-        where, numbers, said = [], [], []
-        for (pairs, scorer), given, blocked in zip(judged, labels, block_of, strict=True):
+        where: list[tuple[Pairs, int]] = []
+        numbers: list[int] = []
+        answered: list[list[np.ndarray]] = [[] for _ in specs]
+        for part, given, blocked in zip(parts, labels, block_of, strict=True):
             rows = [row for row in np.flatnonzero(blocked == block).tolist() if given[row] in index]
-            where += [(pairs, row) for row in rows]
+            where += [(part.pairs, row) for row in rows]
             numbers += [index[str(given[row])] for row in rows]
-            said.append(_probabilities(scorer, seen_by(entry.entrant, pairs.select(rows), splits), classes))
+            for said, spec, scorer in zip(answered, specs, part.scorers, strict=True):
+                said.append(_probabilities(scorer, seen_by(spec, part.pairs.select(rows), splits), classes))
         looked_at += sum(not drawn or classes[number] == MATCH_LABELS[1] for number in numbers)
         present, given_numbers = np.unique(np.array(numbers, np.int64), return_inverse=True)
         if len(present) < 2:
             continue
         # Classes outside are left out, so that what remains is a probability again; a row without any says nothing.
-        probabilities = np.maximum(np.concatenate(said)[:, present], 1e-9)
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        for row in likely_errors(given_numbers, probabilities):
+        by_model = [np.maximum(np.concatenate(said)[:, present], 1e-9) for said in answered]
+        by_model = [one / one.sum(axis=1, keepdims=True) for one in by_model]
+        for row in _agreed(given_numbers, by_model):
             pairs, place = where[row]
             label = classes[numbers[row]]
             if drawn and label != MATCH_LABELS[1]:
                 continue
+            left = float(np.mean([one[row, given_numbers[row]] for one in by_model]))
             table.append(
                 {
                     "place": pairs.places[place], "image": pairs.images[place], "text": pairs.texts[place],
-                    "label": label, "likelier": classes[present[int(probabilities[row].argmax())]],
-                    "probability of label %": 100 * float(probabilities[row, given_numbers[row]]),
+                    "label": label, "likelier": classes[present[int(by_model[0][row].argmax())]],
+                    "probability of label %": 100 * left,
                 }
             )  # fmt: skip
-    return _Named(looked_at, sorted(table, key=lambda line: float(line["probability of label %"])))
+    return _Contradicted(looked_at, sorted(table, key=lambda line: float(line["probability of label %"])))
 
 
-def _errors(found: _Named, entry: Entry) -> Finding:
+def _agreed(labels: np.ndarray, by_model: Sequence[np.ndarray]) -> list[int]:
+    """Return the rows whose label every model calls likely wrong, all with the same other answer.
+
+    Args:
+        labels: ``(n,)`` int64 classes; every class of the probabilities occurs.
+        by_model: Of every model ``(n, classes)`` as `likely_errors` takes them.
+    """
+    named = set.intersection(*({int(row) for row in likely_errors(labels, one)} for one in by_model))
+    return [row for row in sorted(named) if len({int(one[row].argmax()) for one in by_model}) == 1]
+
+
+def _finding(found: _Contradicted, accuracies: dict[str, float]) -> Finding:
     table, n = found.rows, found.looked_at
-    share = 100 * len(table) / max(n, 1)
+    share = len(table) / max(n, 1)
+    told = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
+    claim, advice = label_claim(len(table), n, accuracies, _mostly(table))
     return Finding(
         name="label-errors",
         section="data",
-        claim=(
-            f"{len(table):,} of {n:,} labels are likely wrong ({share:.1f} %{_mostly(table)})"
-            + (_or_hard(entry.name, float(entry.dev.hits.mean()), share / 100) if table else "")
-            + "."
-        ),
-        value=share,
+        claim=claim,
+        value=100 * share,
         ci95=None,
         how=(
-            f"Confident learning (cleanlab, prune by noise rate) on out-of-fold probabilities of {entry.name}, which "
-            f"answers {100 * entry.dev.hits.mean():.1f} % of the development pairs right; named only where it is about "
-            "as sure of another answer as it usually is. Single answers of classes with at least "
-            f"{FEWEST_OF_CLASS} pairs; percent of labels. What a model cannot do may still look like an error."
+            "Confident learning (cleanlab, prune by noise rate) on the probabilities of two different models that have "
+            f"not learnt from the pair; of such pairs they answer right: {told}. A label counts only where both "
+            "contradict it with the same other answer, about as surely as they usually answer. Single answers of "
+            f"classes with at least {FEWEST_OF_CLASS} pairs; percent of labels. Called likely wrong only where both "
+            f"models answer {100 * _TRUSTED:.0f} % right and agree on at least half of what either gets wrong: "
+            "otherwise what a model cannot do looks like a wrong label."
         ),
-        advice=(
-            "Look at the first ones (the likeliest come first) before training again; correct, do not only delete."
-            if table
-            else "Nothing to do."
-        ),
+        advice=advice,
         table=table,
+    )
+
+
+def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str = "") -> tuple[str, str]:
+    """Return claim and advice.
+
+    Args:
+        named: Labels that both models contradict in the same way.
+        of: Labels that were looked at.
+        accuracies: By model the share of right answers on pairs that it has not learnt from, in [0, 1].
+        mostly: What most of them have in common, with a semicolon before it.
+    """
+    share = named / max(of, 1)
+    names = " and ".join(accuracies)
+    if named == 0:
+        return f"No label is contradicted by both {names}, of {of:,} that were looked at.", "Nothing to do."
+    weakest = min(accuracies.values())
+    if weakest >= _TRUSTED and 2 * share >= 1 - weakest:
+        return (
+            f"{named:,} of {of:,} labels are likely wrong ({100 * share:.1f} %{mostly}): {names}, which have not "
+            "learnt from these pairs, agree on another answer.",
+            "Look at the first ones (the likeliest come first) before training again; correct, do not only delete.",
+        )
+    told = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
+    return (
+        f"Wrong labels cannot be told from what the models cannot do ({told} of unseen pairs right). Both contradict "
+        f"{named:,} of {of:,} labels with the same other answer ({100 * share:.1f} %{mostly}).",
+        "Look at a hundred of these labels (the likeliest come first) before anything is changed: how many of them are "
+        "wrong tells whether looking at the rest is worth it.",
     )
 
 
@@ -225,38 +264,19 @@ def _mostly(table: list[dict[str, Any]]) -> str:
     return f"; {often:,} of them say '{label}' where '{likelier}' is likelier"
 
 
-def _or_hard(name: str, accuracy: float, named: float) -> str:
-    """Say what else may be behind a contradiction: wrong labels lower the accuracy, and so does a weak model.
-
-    Also of a strong one, if it contradicts hardly more labels than it has errors (its folds learn from fewer pairs).
-    """
-    if accuracy >= _TRUSTED and named > _MORE * (1 - accuracy):
-        return ""
-    return f", or are what {name} cannot do: it answers {100 * accuracy:.1f} % right, and the two cannot be told apart"
-
-
 def _cannot_tell(reason: str) -> Finding:
     return Finding(
         name="label-errors",
         section="data",
-        claim=f"Label errors cannot be told from errors of the model: {reason}.",
+        claim=f"Wrong labels cannot be told from errors of the models: {reason}.",
         value=None,
         ci95=None,
         how=(
-            f"Looked for where a model answers at least {100 * _LEAST_ACCURACY:.0f} % of the development pairs "
-            f"right, and has come {100 * _LEAST_SKILL:.0f} % of the way from the most frequent answer to all right."
+            f"Looked for where two different models answer at least {100 * _LEAST_ACCURACY:.0f} % of the pairs that "
+            f"they have not learnt from right, and come {100 * _LEAST_SKILL:.0f} % of the way from the most frequent "
+            "answer to all right."
         ),
         advice="Look at a hundred labels by hand instead.",
-    )
-
-
-def _simplest_as_good(contest: Contest) -> Entry:
-    """Return the simplest model (`ENTRANTS` stand in that order) whose development score is the best, or nearly."""
-    least = contest.best("fusion", "baseline").dev.hits.mean() - _AS_GOOD
-    return next(
-        entry
-        for entry in contest.entries
-        if entry.entrant.role in ("fusion", "baseline") and entry.dev.hits.mean() >= least
     )
 
 
@@ -286,10 +306,3 @@ def _label(pairs: Pairs, row: int, task: str) -> str | None:
     """Return the only answer of a pair; None where there are several."""
     answers = answers_of(pairs.targets[row], task)
     return next(iter(answers)) if len(answers) == 1 else None
-
-
-def _folds(clusters: list[str], folds: int, seed: int) -> dict[str, int]:
-    """Return the fold of every cluster."""
-    names = sorted(set(clusters))
-    order = np.random.default_rng(seed).permutation(len(names))
-    return {names[place]: number % folds for number, place in enumerate(order)}

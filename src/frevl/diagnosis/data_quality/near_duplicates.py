@@ -1,8 +1,8 @@
 """Texts that are nearly the same: the same words in another order, one word apart, or close by their embeddings.
 
-What is near depends on the set: "is the square red?" and "is the circle red?" are two questions, two captions of eleven
-equal words and one other are a copy. So every criterion is tried on the training texts first, and only as loose as
-ordinary texts of the set do not meet it (ours).
+What counts as near depends on the set: "is the square red?" and "is the circle red?" are two questions, while two
+captions with eleven equal words and one other are copies. So every criterion is first tried on the training texts, and
+only made as loose as ordinary texts of the set do not meet it (ours).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = [
     "CRITERIA",
     "ORDINARY",
     "Criterion",
-    "NearTexts",
+    "NearDuplicates",
     "choose_criteria",
     "expected_more",
     "met_by",
@@ -56,7 +56,7 @@ class Criterion:
 
     Attributes:
         name: A key of `CRITERIA`.
-        least: Words (the first two) or cosine from which on it counts; None if even the strictest is met by ordinary
+        least: Words (the first two) or cosine that it needs at least; None if even the strictest is met by ordinary
             texts, so that it is not used.
         rate: Share of the training texts that meet it (the strictest, if it is not used), in [0, 1].
     """
@@ -66,12 +66,12 @@ class Criterion:
     rate: float
 
 
-class NearTexts:
-    """Training texts, made ready to be compared with.
+class NearDuplicates:
+    """Training texts in a form that others can be compared with.
 
     Args:
         texts: Different texts.
-        owners: Of every text, the images (clusters) that it stands at.
+        owners: Of every text, the images (clusters) that it belongs to.
         vectors: ``(texts, dim)`` embeddings at unit length, float32; None compares words only.
     """
 
@@ -94,7 +94,7 @@ class NearTexts:
 
         Args:
             texts: ``n`` texts.
-            owners: Images at which each of them stands; texts that stand at one of them do not count.
+            owners: The images that each of them belongs to; texts of one of these images do not count.
             vectors: ``(n, dim)`` at unit length, or None.
 
         Returns:
@@ -118,7 +118,7 @@ class NearTexts:
                 other = words_of(self.texts[row])
                 if other != words and own.isdisjoint(self.owners[row]):
                     best = max(best, (min(len(words), len(other)), -row))
-                    if best[0] == len(words):  # there is no longer one; templates would have thousands of as long ones
+                    if best[0] == len(words):  # there is no longer one, and templates have thousands of this length
                         return best[0], row
         return best[0], -best[1]
 
@@ -137,10 +137,10 @@ class NearTexts:
 
 
 def choose_criteria(nearest: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Criterion]:
-    """Choose of every criterion the loosest bound that at most `ORDINARY` of the training texts reach.
+    """Choose for every criterion the loosest bound that at most `ORDINARY` of the training texts reach.
 
     Args:
-        nearest: From `NearTexts.nearest` of training texts.
+        nearest: From `NearDuplicates.nearest` of training texts.
     """
     chosen = []
     for name, (strength, _) in nearest.items():
@@ -164,7 +164,7 @@ def met_by(nearest: dict[str, tuple[np.ndarray, np.ndarray]], criteria: Sequence
 
 
 def expected_more(found: int, of: int, usual: int, among: int) -> float:
-    """Return the one-sided p-value of Fisher's exact test: that so many or more are found, were both alike.
+    """Return the one-sided p-value of Fisher's exact test: the chance of finding so many or more if both were alike.
 
     Args:
         found: Of `of` test items.
@@ -188,9 +188,9 @@ def one_word_apart(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 
 
 def _keys(words: tuple[str, ...]) -> dict[str, list[int]]:
-    """Return what two near texts have in common: sorted words; the text itself or what is left without one word.
+    """Return hashes that two near texts share: of the sorted words; of the text itself and of it without one word.
 
-    In the order of the words, so that of equals the same one is found in every process, whatever the hashes.
+    In the order of the words, so that every process finds the same one among equals, whatever the hashes are.
     """
     without = [hash(words[:at] + words[at + 1 :]) for at in range(len(words))]
     return {"same words": [hash(tuple(sorted(words)))], "one word": list(dict.fromkeys([hash(words), *without]))}

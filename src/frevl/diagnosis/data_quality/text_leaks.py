@@ -1,4 +1,4 @@
-"""Leaks of texts: test texts, and pairs of an image and a text, that stand in the training pairs exactly or nearly."""
+"""Leaks of texts: test texts, and pairs of an image and a text, that are in the training pairs exactly or nearly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from frevl.diagnosis.data_quality.near_duplicates import (
     CRITERIA,
     ORDINARY,
     Criterion,
-    NearTexts,
+    NearDuplicates,
     choose_criteria,
     expected_more,
     met_by,
@@ -20,7 +20,7 @@ from frevl.diagnosis.data_quality.near_duplicates import (
     one_word_apart,
     words_of,
 )
-from frevl.diagnosis.findings import Finding
+from frevl.diagnosis.findings import Finding, counted
 from frevl.diagnosis.splits import Splits
 from frevl.runs.targets import match_truth
 
@@ -29,7 +29,7 @@ __all__ = ["text_leak_findings"]
 _MOST_TEXTS = 20_000
 _MOST_MEASURED = 2_000
 _FEWEST_MEASURED = 100  # texts; with fewer, what is ordinary cannot be told
-_P = 0.01  # from which on near copies are called more than likeness explains
+_P = 0.01  # below which near copies are more than likeness explains
 _SURE = 2.58  # standard errors: one-sided p < 0.005
 _SHOWN = 20
 _SAME = "Texts without case, punctuation and blanks."
@@ -38,13 +38,13 @@ _SAME = "Texts without case, punctuation and blanks."
 def text_leak_findings(
     splits: Splits, hashes: dict[str, str], alike: dict[str, str], leaked: set[int]
 ) -> list[Finding]:
-    """Look for test texts, and pairs, that training or development pairs hold word for word or nearly.
+    """Look for test texts, and pairs, that are in the training or development pairs word for word or nearly.
 
     Args:
         splits: The pairs.
         hashes: Content hash of every image.
         alike: Test images that are in training or development, exactly or nearly, with the id they have there.
-        leaked: Rows of the test pairs that stand there exactly.
+        leaked: Rows of the test pairs that are there exactly.
 
     Returns:
         ``same-text``, ``near-same-text`` and ``near-same-pair``.
@@ -56,7 +56,7 @@ def text_leak_findings(
 
 
 def _right(pairs: Pairs, task: str) -> Pairs:
-    """Return the right pairs of a matching: a wrong pair has the text of another image, so that text would return."""
+    """Return the right pairs of a matching: a wrong pair has the text of another image, which would count as a copy."""
     if task != "matching":
         return pairs
     rows = np.flatnonzero(match_truth(pairs).numpy() > 0.5)
@@ -64,14 +64,14 @@ def _right(pairs: Pairs, task: str) -> Pairs:
 
 
 class _Texts:
-    """Different texts, each as it first stands in the file and with the clusters (images) that it stands at."""
+    """Different texts, each as it is first written in the file, with the clusters (images) that it belongs to."""
 
     def __init__(self) -> None:
         self.first: dict[str, str] = {}
         self.at: dict[str, set[str]] = {}
 
     def returning(self, elsewhere: Callable[[str], bool]) -> np.ndarray:
-        """Return ``(clusters,)``: the share of each cluster's texts that stand elsewhere."""
+        """Return ``(clusters,)``: the share of each cluster's texts that are elsewhere too."""
         texts_of: dict[str, list[str]] = {}
         for text, clusters in self.at.items():
             for cluster in clusters:
@@ -93,10 +93,13 @@ class _Texts:
 
 
 def _same_texts(known: _Texts, asked: _Texts) -> Finding:
-    """Texts that return are normal for templates and short questions, and a leak for captions: both are told apart."""
+    """Compare how often test texts are used in training with how often training texts are used again there.
+
+    Repeated texts are normal for templates and short questions, and a leak for captions.
+    """
     shared = [text for text in asked.at if text in known.at]
     share = 100 * len(shared) / len(asked.at)
-    # Both are means over images of what stands elsewhere, so that they are alike where test images are like the others.
+    # Both are means over images of the texts used elsewhere, so they agree where test images are like the others.
     usual = known.returning(lambda text: len(known.at[text]) > 1)
     found = asked.returning(lambda text: text in known.at)
     error = float(np.hypot(usual.std() / len(usual) ** 0.5, found.std() / len(found) ** 0.5))
@@ -107,22 +110,22 @@ def _same_texts(known: _Texts, asked: _Texts) -> Finding:
         name="same-text",
         section="data",
         claim=(
-            f"{len(shared):,} of {len(asked.at):,} different test texts ({share:.1f} %) stand in the training or "
+            f"{len(shared):,} of {len(asked.at):,} different test texts ({share:.1f} %) are in the training or "
             f"development pairs word for word; {compared}{100 * usual.mean():.1f} % with other training images"
             + (": more than is usual in this set." if leak else ".")
         ),
         value=share,
         ci95=None,
         how=(
-            f"{_SAME} Percent of different test texts. It is called a leak if the mean share over test images exceeds "
+            f"{_SAME} Percent of different test texts. It counts as a leak if the mean share over test images exceeds "
             f"that over training images by more than {_SURE:g} standard errors (one-sided Welch test over images, p < "
             "0.005)."
         ),
         advice=(
             "More texts are shared with training than is usual in this set: if they are captions or sentences, split "
-            "so that they are not."
+            "the pairs so that no text is on both sides."
             if leak
-            else "As usual in this set: texts repeat; nothing to do."
+            else "Texts repeat in this set, and no more than usual here: nothing to do."
             if shared
             else "Nothing to do."
         ),
@@ -134,16 +137,18 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
     random = np.random.default_rng(splits.seed)
     pool = _some(list(known.at), _MOST_TEXTS, random)
     further = _some([text for text in asked.at if text not in known.at], _MOST_TEXTS, random)
-    # What returns at another image word for word is not asked about in the test either.
+    # Texts of several images are left out here, as test texts that are in training word for word are left out there.
     measured = _some([text for text in pool if len(known.at[text]) == 1], _MOST_MEASURED, random)
     if not further:
-        return _nothing("No test text is left that does not stand in training or development word for word.", 0), []
+        return _nothing(
+            "Every test text is in the training or development pairs word for word: none is left to compare.", 0
+        ), []
     if len(measured) < _FEWEST_MEASURED:
-        claim = (
-            f"Near copies cannot be told from ordinary texts: only {len(measured):,} training texts stand at one image."
-        )
+        claim = f"Near copies cannot be told from ordinary texts: only {len(measured):,} training texts have one image."
         return _nothing(claim, len(further)), []
-    texts = NearTexts(pool, [frozenset(known.at[text]) for text in pool], _unit(splits, [known.first[t] for t in pool]))
+    texts = NearDuplicates(
+        pool, [frozenset(known.at[text]) for text in pool], _unit(splits, [known.first[t] for t in pool])
+    )
     usual = texts.nearest(
         measured, [frozenset(known.at[text]) for text in measured], _unit(splits, [known.first[t] for t in measured])
     )
@@ -167,7 +172,8 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
         name="near-same-text",
         section="data",
         claim=(
-            f"{len(found):,} of {len(further):,} further test texts are near copies of a training or development text "
+            f"{len(found):,} of {len(further):,} further test texts "
+            f"{'is a near copy' if len(found) == 1 else 'are near copies'} of a training or development text "
             f"({expected:.1f} would be by likeness alone)" + (": more than chance explains." if p < _P else ".")
         ),
         value=100 * len(found) / len(further),
@@ -176,13 +182,13 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
             f"{_told(criteria)} Each bound is the loosest that at most {100 * ORDINARY:g} % of {len(measured):,} "
             "training texts reach with a text of another training image; together those are "
             f"{100 * ordinary / len(measured):.2f} % (the false-alarm rate). Against that: one-sided Fisher's exact "
-            f"test, p = {p:.4f}, called more than chance below {_P:g}. Percent of the different test texts that do not "
-            "stand there word for word."
+            f"test, p = {p:.4f}, called more than chance below {_P:g}. Percent of the different test texts that are "
+            "not there word for word."
         ),
         advice=(
             "Look at them: if they were copied and changed, put them and their originals into one split."
             if p < _P
-            else "No more than likeness may give: look at the first ones."
+            else "No more than likeness explains: nothing to do, but a look at the first ones costs little."
             if len(found)
             else "Nothing to do."
         ),
@@ -210,7 +216,7 @@ def _nothing(claim: str, n: int) -> Finding:
         claim=claim,
         value=None,
         ci95=None,
-        how=f"{n:,} different test texts do not stand in training or development word for word. {_SAME}",
+        how=f"{n:,} different test texts are not in the training or development pairs word for word. {_SAME}",
         advice="Nothing to do." if n == 0 else "Read some test texts beside the training texts by hand.",
     )
 
@@ -247,16 +253,16 @@ def _near_pairs(
         name="near-same-pair",
         section="data",
         claim=(
-            f"{len(table):,} of {n:,} further test pairs have both image and text, or a near copy of either, in one "
-            "training or development pair."
+            f"{len(table):,} of {counted(n, 'further test pair')} {'has' if len(table) == 1 else 'have'} both image "
+            "and text, or a near copy of either, in one training or development pair."
         ),
         value=100 * len(table) / max(n, 1),
         ci95=None,
         how=(
             "Image of the same content or a near copy (as same-image and near-same-image), and at that image the same "
-            "text or a near copy (as near-same-text). Percent of the test pairs that do not stand there exactly."
+            "text or a near copy (as near-same-text). Percent of the test pairs that are not there exactly."
         ),
-        advice="Look at them, and leave them out of one side: a model can answer them by heart."
+        advice="Look at them, and leave them out of one side: a model can answer them from memory."
         if table
         else "Nothing to do.",
         table=table[:_SHOWN],

@@ -13,9 +13,9 @@ import numpy as np
 
 from frevl.diagnosis.embeddings.probe_pictures import SKILLS, draw_probe
 from frevl.diagnosis.findings import Finding, chart, series
-from frevl.diagnosis.model_comparison import ENTRANTS, Entrant, Marks, fit, mark
+from frevl.diagnosis.gaps import HOW_COMPARED, Gap, compare
+from frevl.diagnosis.model_comparison import MODEL_SPECS, ComparedModel, Predictions, fit, predict_all, seen_by
 from frevl.diagnosis.splits import Splits
-from frevl.diagnosis.verdict import HOW_COMPARED, Gap, compare, span
 from frevl.encoders.interface import Encoder
 from frevl.encoders.registry import load_encoder
 from frevl.errors import FrevlError, PairsError, StoreError, UsageError
@@ -24,9 +24,16 @@ from frevl.progress import say
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 
-__all__ = ["EncoderCost", "encoder_cost", "encoder_findings"]
+__all__ = [
+    "EncoderCost",
+    "encoder_advice",
+    "encoder_claim",
+    "encoder_cost",
+    "encoder_findings",
+    "together_advice",
+]
 
-_MODELS = ("linear", "mlp", "tiny")  # of `ENTRANTS`, simplest first; they do both tasks
+_MODELS = ("linear", "mlp", "tiny")  # of `MODEL_SPECS`, the simplest first; they do both tasks
 _ITEMS = 24  # embedded to measure seconds an item
 _READ = 200  # items read to measure bytes an item
 
@@ -49,9 +56,11 @@ class EncoderCost:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _ComparedEncoder:
+    """One encoder, or all of the store together, with its models."""
+
     label: str
-    marks: dict[str, Marks]
+    predictions: dict[str, Predictions]
     dev: dict[str, float]
     cost: EncoderCost
 
@@ -59,6 +68,11 @@ class _Candidate:
     def best(self) -> str:
         """The model that is best on development pairs; of equals the simplest."""
         return max(self.dev, key=lambda model: self.dev[model])
+
+    @property
+    def hits(self) -> np.ndarray:
+        """``(n,)`` in [0, 1] of its best model on the test pairs."""
+        return self.predictions[self.best].hits
 
 
 def encoder_findings(
@@ -68,8 +82,9 @@ def encoder_findings(
     folder: Path,
     time_limit: float,
     models: Sequence[str] = _MODELS,
+    together: ComparedModel | None = None,
     progress: bool = False,
-) -> list[Finding]:
+) -> tuple[list[Finding], str]:
     """Train the same models on the embeddings of every encoder, and put accuracy and cost side by side.
 
     Args:
@@ -77,25 +92,27 @@ def encoder_findings(
         stores: Further stores of the same items; their encoders are compared too.
         folder: For the runs.
         time_limit: Seconds that all trainings together may take, roughly.
-        models: Names of `contest.ENTRANTS`; each encoder is represented by its best on development pairs.
+        models: Names of `MODEL_SPECS`; each encoder is represented by its best on development pairs.
+        together: The recommended model on all encoders of `splits`, to compare every single encoder with.
         progress: Show progress lines.
 
     Returns:
         One finding with the table; without a second encoder it holds the costs and says how to compare. A store that
-        lacks items of the pairs is left out and named.
+        lacks items of the pairs is left out and named. And what belongs into the verdict: which single encoder is
+        measurably better than `together`; empty if none is.
 
     Raises:
         UsageError: An unknown model.
     """
-    entrants = {entrant.name: entrant for entrant in ENTRANTS}
+    specs = {spec.name: spec for spec in MODEL_SPECS}
     for name in models:
-        if name not in entrants:
+        if name not in specs:
             raise UsageError(f"Encoders are compared by models of a diagnosis; there is no '{name}' among them.")
     own_encoders = splits.encoder or splits.store.encoders
     named = [(splits.store, encoder) for encoder in own_encoders]
     named += [(store, encoder) for store in stores for encoder in store.encoders]
     several = len(named) > 1
-    candidates: list[_Candidate] = []
+    compared: list[_ComparedEncoder] = []
     left_out: list[str] = []
     for number, (store, encoder) in enumerate(named):
         twice = [other for _, other in named].count(encoder) > 1
@@ -103,24 +120,35 @@ def encoder_findings(
         own = replace(splits, store=store, encoder=[encoder])
         if not all(store.select_towers(modality, [encoder]) for modality in _MODALITIES):
             continue
-        marks: dict[str, Marks] = {}
+        predictions: dict[str, Predictions] = {}
         dev: dict[str, float] = {}
         try:
             for model in models if several else ():
-                entrant: Entrant = entrants[model]
-                seconds = time_limit * entrant.share / sum(entrants[name].share for name in models) / len(named)
-                scorer = fit(own, entrant, folder=folder / str(number) / model, time_limit=seconds)
-                marks[model] = mark(scorer, own.test)
-                dev[model] = float(mark(scorer, own.dev).hits.mean())
-                say(f"  {label}, {model}: {100 * marks[model].hits.mean():.2f} %", enabled=progress)
+                spec = specs[model]
+                seconds = time_limit * spec.share / sum(specs[name].share for name in models) / len(named)
+                scorer = fit(own, spec, folder=folder / str(number) / model, time_limit=seconds)
+                predictions[model] = predict_all(scorer, seen_by(spec, own.test, own))
+                dev[model] = float(predict_all(scorer, seen_by(spec, own.dev, own)).hits.mean())
+                say(f"  {label}, {model}: {100 * predictions[model].hits.mean():.2f} %", enabled=progress)
             cost = encoder_cost(store, encoder, splits)
         except (StoreError, PairsError) as error:
-            left_out.append(f"{label} ({error})")
+            # The page may be handed on: it says which store, not in which folder of this machine.
+            left_out.append(f"{label} ({str(error).replace(str(store.path), store.path.name)})")
             continue
-        candidates.append(_Candidate(label, marks, dev, cost))
-    if not candidates:
-        return []
-    return [_compared(candidates, splits, left_out) if len(candidates) > 1 else _alone(candidates[0], left_out)]
+        compared.append(_ComparedEncoder(label, predictions, dev, cost))
+    if not compared:
+        return [], ""
+    if len(compared) == 1:
+        return [_alone(compared[0], left_out)], ""
+    finding = _compared(compared, splits, left_out)
+    best = _best(compared, splits.test.clusters)
+    if together is None or [best.label] == own_encoders:
+        return [finding], ""
+    gap = compare(together.test.hits, best.hits, splits.test.clusters)
+    name = f"{together.name} on {'all encoders together' if len(own_encoders) > 1 else own_encoders[0]}"
+    single = f"{best.best} on {best.label} alone"
+    finding = replace(finding, advice=f"{finding.advice} {together_advice(name, single, gap)}")
+    return [finding], f"better still is {single}, by {gap.size()}" if gap.down else ""
 
 
 _MODALITIES: tuple[Modality, Modality] = ("image", "text")
@@ -195,33 +223,33 @@ _COST_HOW = (
 )
 
 
-def _alone(only: _Candidate, left_out: list[str]) -> Finding:
+def _alone(only: _ComparedEncoder, left_out: list[str]) -> Finding:
     return Finding(
         name="encoders",
         section="encoders",
-        claim=f"There is only one encoder to judge, {only.label}: nothing to compare it with.",
+        claim=f"There is only one encoder, {only.label}: nothing to compare it with.",
         value=None,
         ci95=None,
         how=" ".join([_COST_HOW, *_told(left_out)]),
         advice=(
-            "Compare encoders before anything else, it often decides more than the fusion: frevl extract with a second "
-            "--encoder into the same store, then diagnose again."
+            "Compare encoders before anything else, because the encoder often decides more than the fusion: frevl "
+            "extract with a second --encoder into the same store, then diagnose again."
         ),
         table=[{"encoder": only.label, **_cost_row(only.cost)}],
     )
 
 
-def _compared(candidates: list[_Candidate], splits: Splits, left_out: list[str]) -> Finding:
-    best = max(candidates, key=lambda one: one.dev[one.best])
-    first = candidates[0]
+def _compared(encoders: list[_ComparedEncoder], splits: Splits, left_out: list[str]) -> Finding:
     clusters = splits.test.clusters
-    rows, gaps = [], {}
-    for one in candidates:
-        gap = gaps[one.label] = compare(best.marks[best.best].hits, one.marks[one.best].hits, clusters)
+    best = _best(encoders, clusters)
+    gaps = {one.label: compare(best.hits, one.hits, clusters) for one in encoders}
+    rows = []
+    for one in encoders:
+        gap = gaps[one.label]
         row: dict[str, Any] = {"encoder": one.label}
-        for model, marks in one.marks.items():
-            row[f"{model} %"] = 100 * float(marks.hits.mean())
-        scored = bootstrap_interval(one.marks[one.best].hits, clusters)
+        for model, predictions in one.predictions.items():
+            row[f"{model} %"] = 100 * float(predictions.hits.mean())
+        scored = bootstrap_interval(one.hits, clusters)
         row |= {
             "best model": one.best,
             "accuracy %": 100 * scored.value,
@@ -233,45 +261,116 @@ def _compared(candidates: list[_Candidate], splits: Splits, left_out: list[str])
             **_cost_row(one.cost),
         }
         rows.append(row)
-    others = [one for one in candidates if one is not best]
+    first = encoders[0]
+    others = [one for one in encoders if one is not best]
     rival = first if first is not best else max(others, key=lambda one: one.dev[one.best])
     gap = gaps[rival.label]
-    tied = [one.label for one in others if not gaps[one.label].up]
+    dear, cheap = best.cost.image_seconds, rival.cost.image_seconds
+    times = dear / cheap if dear and cheap else None
+    as_good = [one for one in encoders if not _beating(one, encoders, clusters)]
+    tied = [one.label for one in as_good if one is not best]
     return Finding(
         name="encoders",
         section="encoders",
-        claim=_claim(best, rival, gap),
+        claim=encoder_claim(f"{best.label} with its {best.best} model", f"{rival.label} with {rival.best}", gap, times),
         value=gap.value,
         ci95=gap.ci95,
         how=(
-            f"The same models on the embeddings of each encoder, each represented by its best on development pairs; "
-            f"paired on {len(splits.test):,} test pairs, difference in points, {HOW_COMPARED} "
+            "The same models on the embeddings of each encoder, each represented by its best on development pairs; the "
+            "best encoder by the same, unless another measurably beats it on the test pairs. Paired on "
+            f"{len(splits.test):,} test pairs, difference in points, {HOW_COMPARED} "
             + " ".join([_COST_HOW, *_told(left_out)])
         ),
-        advice=(
-            f"Not measurably worse than {best.label}: {', '.join(tied)}. Take the one that costs least."
-            if tied
-            else f"Take {best.label}, unless its cost an item rules it out."
-        ),
+        advice=encoder_advice(best.label, tied, _quickest(as_good)),
         table=rows,
         plot=chart(
             "bars",
             "encoder",
             "right answers, %",
             *[
-                _bars(model, [one.label for one in candidates], [one.marks[model] for one in candidates], clusters)
-                for model in best.marks
+                _bars(model, [one.label for one in encoders], [one.predictions[model] for one in encoders], clusters)
+                for model in best.predictions
             ],
         ),
     )
+
+
+def _best(encoders: Sequence[_ComparedEncoder], clusters: list[str]) -> _ComparedEncoder:
+    """Return the best encoder by development pairs, or one that measurably beats it on the test pairs."""
+    chosen = max(encoders, key=lambda one: one.dev[one.best])
+    while better := _beating(chosen, encoders, clusters):
+        chosen = max(better, key=lambda one: one.hits.mean())
+    return chosen
+
+
+def _beating(
+    encoder: _ComparedEncoder, encoders: Sequence[_ComparedEncoder], clusters: list[str]
+) -> list[_ComparedEncoder]:
+    """Return the encoders that measurably beat this one on the test pairs."""
+    return [
+        one
+        for one in encoders
+        if one.hits.mean() > encoder.hits.mean() and compare(one.hits, encoder.hits, clusters).up
+    ]
+
+
+def _quickest(encoders: Sequence[_ComparedEncoder]) -> str | None:
+    """Return the encoder that embeds an image in the shortest time; None where a time is not known."""
+    if any(one.cost.image_seconds is None for one in encoders):
+        return None
+    return min(encoders, key=lambda one: one.cost.image_seconds or 0.0).label
+
+
+def encoder_claim(best: str, other: str, gap: Gap, times: float | None) -> str:
+    """Return what comparing two encoders gave.
+
+    Args:
+        best: The better encoder and its model, as the sentence begins.
+        other: The other one.
+        gap: Accuracy of the first minus that of the second.
+        times: How many times longer the first takes for an image; None where that is not known.
+    """
+    word = {1: "beats", 0: "is not measurably better than", -1: "is worse than"}[gap.sign]
+    price = "" if times is None else f", at {times:.1f} times its time an image"
+    return f"{best} {word} {other}: {gap}{price}."
+
+
+def encoder_advice(best: str, tied: Sequence[str], quickest: str | None) -> str:
+    """Return which single encoder to take.
+
+    Args:
+        best: The best encoder; no other one measurably beats it.
+        tied: Encoders that none measurably beats either.
+        quickest: The quickest of all these; None where that is not known.
+    """
+    if not tied:
+        return f"Of single encoders take {best}, unless its cost an item rules it out."
+    quick = "the one that costs least" if quickest is None else f"{quickest}, the quickest of them"
+    return f"Not measurably worse than {best}: {', '.join(tied)}. Of single encoders take {quick}."
+
+
+def together_advice(together: str, single: str, gap: Gap) -> str:
+    """Return whether all encoders of a store are worth their cost.
+
+    Args:
+        together: The recommended model, and what it sees.
+        single: The best model on a single encoder.
+        gap: Accuracy of the first minus that of the second.
+    """
+    against = f"{together} against {single}: {gap}"
+    return {
+        1: f"The recommended model stays better ({against}).",
+        0: f"The recommended model is not measurably better ({against}), so one encoder may be enough.",
+        -1: f"The single encoder is better than the recommended model ({against}): take it.",
+    }[gap.sign]
 
 
 def _told(left_out: list[str]) -> list[str]:
     return [f"Left out: {', '.join(left_out)}."] if left_out else []
 
 
-def _bars(model: str, labels: list[str], marks: list[Marks], clusters: list[str]) -> dict[str, Any]:
-    scored = [bootstrap_interval(one.hits, clusters) for one in marks]
+def _bars(model: str, labels: list[str], predictions: list[Predictions], clusters: list[str]) -> dict[str, Any]:
+    scored = [bootstrap_interval(one.hits, clusters) for one in predictions]
     return series(
         model,
         labels,
@@ -279,15 +378,6 @@ def _bars(model: str, labels: list[str], marks: list[Marks], clusters: list[str]
         low=[_known(100 * one.low) for one in scored],
         high=[_known(100 * one.high) for one in scored],
     )
-
-
-def _claim(best: _Candidate, rival: _Candidate, gap: Gap) -> str:
-    word = "beats" if gap.up else "is worse than" if gap.down else "is not measurably better than"
-    told = f"{gap.value:+.1f} points, {span(gap.ci95)}"
-    price = ""
-    if best.cost.image_seconds and rival.cost.image_seconds:
-        price = f", at {best.cost.image_seconds / rival.cost.image_seconds:.1f} times its time an image"
-    return f"With its {best.best} model, {best.label} {word} {rival.label}: {told}{price}."
 
 
 def _known(value: float) -> float | None:

@@ -1,8 +1,8 @@
-"""What an encoder's embeddings hold, measured: drawn pictures are embedded, and small models try to read the truth.
+"""What an encoder's embeddings hold: drawn pictures are embedded, and small models try to read the truth from that.
 
 Four ways of reading, the weaker ones first: logistic regression on the pooled embedding, the fusion ``tiny`` on it,
 logistic regression on all tokens in their places, and ``tiny`` on the tokens. The linear probes are fitted a skill at
-a time; ``tiny`` is fitted once on all skills together and has to read the question, as a fusion does. All are judged
+a time; ``tiny`` is fitted once on all skills together and has to read the question, as a fusion does. All choose
 among the answers of the skill. Questions stay pooled, so that only the image differs between the ways.
 """
 
@@ -49,12 +49,12 @@ _PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn and learnt; test pictures in multiples of 240 keep answers equally frequent, but for one of 9.
+    """How much is drawn and learnt; 240 test pictures, or a multiple, make all answers equally frequent, save one of 9.
 
     Attributes:
         train: Pictures a skill to learn from.
         dev: For early stopping and penalties.
-        test: To judge.
+        test: To measure on.
         epochs: Most passes of ``tiny`` over the training pictures.
     """
 
@@ -102,7 +102,7 @@ def probe_encoder(
         name: As `load_encoder` takes it.
         seed: Of pictures and fits.
         sizes: Pictures a skill; None takes the defaults of `Sizes`.
-        cache: Folder that remembers what was measured, by the encoder's identity; None takes ``probes`` in the cache
+        cache: Folder that keeps what was measured, by the encoder's identity; None takes ``probes`` in the cache
             folder of the encoders.
         progress: Show a progress line.
 
@@ -204,7 +204,7 @@ def _read_linearly(
 
 
 def _linear_hits(values: np.ndarray, truth: np.ndarray, sizes: Sizes) -> list[int]:
-    """Fit logistic regression, its penalty chosen on development pictures, and judge it.
+    """Fit logistic regression, its penalty chosen on development pictures, and return its test hits.
 
     The weights that minimise a penalised loss lie in the span of the training rows (representer theorem), so the
     features, standardised first, are rotated into it: the same answer with ``train`` instead of ``tokens * dim``
@@ -239,7 +239,7 @@ def _linear_hits(values: np.ndarray, truth: np.ndarray, sizes: Sizes) -> list[in
 def _read_with_tiny(
     images: dict[str, np.ndarray], questions: np.ndarray, sizes: Sizes, seed: int, progress: bool
 ) -> dict[str, list[int]]:
-    """Fit one fusion on all skills, and judge it on each among its own answers."""
+    """Fit one fusion on all skills, and return its test hits on each, chosen among the answers of the skill."""
     starts = np.cumsum([0, *(len(skill.answers) for skill in SKILLS.values())])
     n, values = sizes.all, torch.from_numpy(np.concatenate(list(images.values())))
     asked = torch.arange(len(SKILLS)).repeat_interleave(n)

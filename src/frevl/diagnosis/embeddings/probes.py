@@ -15,15 +15,15 @@ from frevl.errors import FrevlError
 from frevl.evaluation.intervals import Interval, bootstrap_interval
 from frevl.store.reader import Store
 
-__all__ = ["RULE", "probe_findings", "shortfall"]
+__all__ = ["RULE", "fine_grained_claim", "probe_findings", "shortfall", "skills_advice", "tokens_claim"]
 
 RULE = 15.0
-"""Points by which fine-grained skills may stay behind semantic ones before frozen embeddings are called the wrong tool
+"""Points by which fine-grained skills may be behind semantic ones before frozen embeddings are called the wrong tool
 (arXiv 2508.04469 gives 15 %; ours: of scores corrected for chance, because the skills differ in their answers)."""
 
-_LEAST = 50.0  # mean score of the semantic skills below which nothing can stay behind them
+_LEAST = 50.0  # mean score of the semantic skills below which nothing can be behind them
 _RESAMPLES = 2000
-_JUDGE = "tiny, pooled"
+_REFERENCE = "tiny, pooled"  # the way of reading whose scores the claims quote
 
 
 def probe_findings(
@@ -40,7 +40,7 @@ def probe_findings(
         encoders: Names of encoders, or a store: all of its encoders.
         seed: Of pictures and fits.
         sizes: Pictures a skill; None takes the defaults of `Sizes`.
-        cache: Folder that remembers what was measured; None takes one in the cache folder of the encoders.
+        cache: Folder that keeps what was measured; None takes one in the cache folder of the encoders.
         progress: Show progress lines.
 
     Returns:
@@ -53,7 +53,7 @@ def probe_findings(
             probed = probe_encoder(
                 name, seed=seed, sizes=sizes, cache=None if cache is None else Path(cache), progress=progress
             )
-        except FrevlError as error:  # a diagnosis goes on without
+        except FrevlError as error:  # a diagnosis continues without
             findings.append(_not_probed(name, error))
             continue
         findings += [_skills(probed), _fine_grained(probed)]
@@ -63,7 +63,7 @@ def probe_findings(
 
 
 def shortfall(probed: Probed, way: str, *, seed: int = 0) -> Interval:
-    """Return by how many points fine-grained skills stay behind semantic ones, with a 95 % interval.
+    """Return by how many points fine-grained skills are behind semantic ones, with a 95 % interval.
 
     A skill's score is ``(accuracy - chance) / (1 - chance)``: 0 is guessing, 100 is perfect. The shortfall is the mean
     over the semantic skills minus that over the fine-grained ones; the bootstrap draws test pictures skill by skill.
@@ -116,30 +116,26 @@ def _skills(probed: Probed) -> Finding:
     ]
     weakest = min(SKILLS, key=lambda name: _above_chance(probed, name))
     best = max(SKILLS, key=lambda name: _above_chance(probed, name))
-    value = intervals[_JUDGE, weakest]
+    value = Interval(*(100 * number for number in intervals[_REFERENCE, weakest]))
     took = sum(probed.seconds.values())
     return Finding(
         name=f"probes-{probed.encoder}-skills",
         section="probes",
         claim=(
-            f"The embeddings of {probed.encoder} hold {best} best and {weakest} worst: {100 * value.value:.1f} % of "
+            f"The embeddings of {probed.encoder} hold {best} best and {weakest} worst: {value.value:.1f} % of "
             f"{probed.sizes.test:,} drawn pictures are answered right there, guessing gives "
             f"{100 * SKILLS[weakest].chance:.1f} %."
         ),
-        value=100 * value.value,
-        ci95=[100 * value.low, 100 * value.high],
+        value=value.value,
+        ci95=[value.low, value.high],
         how=(
             f"{len(SKILLS)} skills, each on {probed.sizes.train:,} training, {probed.sizes.dev:,} development and "
             f"{probed.sizes.test:,} test pictures drawn with exact truth; logistic regression a skill, and tiny on all "
-            f"skills at once; tokens are a {GRID} grid. The value is the accuracy of {_JUDGE} on the weakest skill in "
-            f"percent; 95 % bootstrap over pictures. {'Measured before, in' if probed.cached else 'It took'} "
+            f"skills at once; tokens are a {GRID} grid. The value is the accuracy of {_REFERENCE} on the weakest skill "
+            f"in percent; 95 % bootstrap over pictures. {'Measured before, in' if probed.cached else 'It took'} "
             f"{took:.0f} s."
         ),
-        advice=(
-            f"If your task asks for {weakest}, this encoder is the bottleneck: try tokens or another encoder before "
-            "more data. Drawn pictures are cleaner than photographs: what is missing here is missing there, what is "
-            "present here may still be missing there."
-        ),
+        advice=skills_advice(weakest, 100 * _above_chance(probed, weakest), value.low > 100 * SKILLS[weakest].chance),
         table=rows,
         plot=chart(
             "bars",
@@ -161,48 +157,100 @@ def _skills(probed: Probed) -> Finding:
     )
 
 
+def skills_advice(weakest: str, score: float, above_chance: bool) -> str:
+    """Return what the weakest skill means.
+
+    Args:
+        weakest: Its name.
+        score: Its score in percent, corrected for chance: 0 is guessing, 100 is perfect.
+        above_chance: Whether its accuracy is surely above guessing.
+    """
+    cleaner = (
+        " Drawn pictures are cleaner than photographs: what is missing here is missing there, and what is present here "
+        "may still be missing there."
+    )
+    if not above_chance:
+        return (
+            f"These embeddings hold nothing about {weakest} that can be measured: if your task asks for it, take "
+            f"tokens or another encoder; more data will not help.{cleaner}"
+        )
+    if score < _LEAST:
+        return (
+            f"If your task asks for {weakest}, this encoder is the bottleneck: try tokens or another encoder before "
+            f"more data.{cleaner}"
+        )
+    return f"All skills can be read from these embeddings, even {weakest}.{cleaner}"
+
+
 def _above_chance(probed: Probed, name: str) -> float:
     chance = SKILLS[name].chance
-    return (probed.accuracy(_JUDGE, name) - chance) / (1 - chance)
+    return (probed.accuracy(_REFERENCE, name) - chance) / (1 - chance)
 
 
 def _fine_grained(probed: Probed) -> Finding:
     """The 15 % rule of the paper."""
     found = {way: shortfall(probed, way) for way in probed.hits}
-    gap = found[_JUDGE]
+    gap = found[_REFERENCE]
     scores = {name: 100 * _above_chance(probed, name) for name in SKILLS}
     semantic, fine = _mean(scores, semantic=True), _mean(scores, semantic=False)
-    spoken = f"{gap.value:.1f} points ({gap.low:.1f} to {gap.high:.1f})"
-    if semantic < _LEAST:
-        verdict = f"cannot be judged by the paper's rule: even the semantic ones reach a score of only {semantic:.1f}"
-        advice = "This encoder holds little of what is drawn; compare it with others on your own pairs."
-    elif gap.low > RULE:
-        verdict = f"stay behind the semantic ones by {spoken}, more than the {RULE:.0f} that the paper allows"
-        advice = (
-            "For number, place, size or letters these frozen embeddings are the wrong tool: take another encoder, "
-            "tokens, or a model that sees the pixels. For objects and their qualities they serve."
-        )
-    elif gap.high < RULE:
-        verdict = f"stay behind the semantic ones by {spoken}, less than the {RULE:.0f} that the paper allows"
-        advice = "On such simple pictures the fine detail is there; check on your own pairs, skill by skill, above."
-    else:
-        verdict = f"stay behind the semantic ones by {spoken}; whether that is more than {RULE:.0f} cannot be told"
-        advice = "On the border of the paper's rule: decide by the skills on your own pairs."
+    told, advice = fine_grained_claim(semantic, gap)
     return Finding(
         name=f"probes-{probed.encoder}-fine-grained",
         section="probes",
-        claim=f"In the embeddings of {probed.encoder}, fine-grained skills {verdict}.",
+        claim=f"In the embeddings of {probed.encoder}, fine-grained skills {told}.",
         value=gap.value,
         ci95=[gap.low, gap.high],
         how=(
             "Mean score of the semantic skills (colour, shape) minus that of the fine-grained ones, in points; a score "
-            f"is (accuracy - chance) / (1 - chance), of {_JUDGE}: {semantic:.1f} and {fine:.1f}. 95 % "
+            f"is (accuracy - chance) / (1 - chance), of {_REFERENCE}: {semantic:.1f} and {fine:.1f}. 95 % "
             "bootstrap over pictures. Rule of arXiv 2508.04469, with our correction for chance."
         ),
         advice=advice,
         table=[
             {"read by": way, "shortfall": one.value, "low": one.low, "high": one.high} for way, one in found.items()
         ],
+    )
+
+
+def fine_grained_claim(semantic: float, gap: Interval) -> tuple[str, str]:
+    """Return what fine-grained skills do, and advice.
+
+    Args:
+        semantic: Mean score of the semantic skills, in percent and corrected for chance.
+        gap: By how many points the fine-grained ones are behind.
+    """
+    behind = f"are behind the semantic ones by {gap.value:.1f} points ({gap.low:.1f} to {gap.high:.1f})"
+    if semantic < _LEAST:
+        return (
+            f"cannot be measured by the paper's rule: even the semantic ones reach a score of only {semantic:.1f}",
+            "This encoder holds little of what is drawn; compare it with others on your own pairs.",
+        )
+    if gap.low > RULE:
+        return (
+            f"{behind}, more than the {RULE:.0f} that the paper allows",
+            "For number, place, size or letters these frozen embeddings are the wrong tool: take another encoder, "
+            "tokens, or a model that sees the pixels. For objects and their qualities they serve.",
+        )
+    if gap.high < 0:
+        return (
+            f"are ahead of the semantic ones by {-gap.value:.1f} points ({-gap.high:.1f} to {-gap.low:.1f})",
+            "The fine detail of such simple pictures is there, colours and shapes less so; check on your own pairs, "
+            "skill by skill, above.",
+        )
+    if gap.high < RULE and gap.low <= 0:
+        return (
+            f"are as good as the semantic ones as far as can be measured ({gap.value:+.1f} points, {gap.low:.1f} to "
+            f"{gap.high:.1f} behind)",
+            "On such simple pictures the fine detail is there; check on your own pairs, skill by skill, above.",
+        )
+    if gap.high < RULE:
+        return (
+            f"{behind}, less than the {RULE:.0f} that the paper allows",
+            "On such simple pictures the fine detail is there; check on your own pairs, skill by skill, above.",
+        )
+    return (
+        f"{behind}; whether that is more than {RULE:.0f} cannot be told",
+        "On the border of the paper's rule: decide by the skills on your own pairs.",
     )
 
 
@@ -226,25 +274,7 @@ def _tokens(probed: Probed) -> Finding:
     mean = _bootstrapped(
         lambda scores: _mean(scores, semantic=False), probed, "tiny, tokens", 0, against="tiny, pooled"
     )
-    spoken = f"{mean.value:+.1f} points ({mean.low:+.1f} to {mean.high:+.1f})"
-    if mean.low > 0:
-        claim, advice = (
-            f"Tokens hold more fine detail than pooled embeddings: {spoken}.",
-            (
-                "If your task is fine-grained, extract with --tokens and compare on your own pairs; the store grows "
-                "with the number of tokens."
-            ),
-        )
-    elif mean.high < 0:
-        claim, advice = (
-            f"Tokens serve the fusion worse than pooled embeddings: {spoken}.",
-            ("Stay with pooled embeddings; a fusion on tokens has more to learn from the same pictures."),
-        )
-    else:
-        claim, advice = (
-            f"Tokens add nothing that can be measured to pooled embeddings: {spoken}.",
-            ("Stay with pooled embeddings: they are smaller and quicker."),
-        )
+    claim, advice = tokens_claim(mean)
     return Finding(
         name=f"probes-{probed.encoder}-tokens",
         section="probes",
@@ -273,6 +303,26 @@ def _tokens(probed: Probed) -> Finding:
     )
 
 
+def tokens_claim(gain: Interval) -> tuple[str, str]:
+    """Return claim and advice on what tokens gain over pooled embeddings, in points."""
+    told = f"{gain.value:+.1f} points ({gain.low:+.1f} to {gain.high:+.1f})"
+    if gain.low > 0:
+        return (
+            f"Tokens hold more fine detail than pooled embeddings: {told}.",
+            "If your task is fine-grained, extract with --tokens and compare on your own pairs; the store grows with "
+            "the number of tokens.",
+        )
+    if gain.high < 0:
+        return (
+            f"Tokens serve the fusion worse than pooled embeddings: {told}.",
+            "Stay with pooled embeddings; a fusion on tokens has more to learn from the same pictures.",
+        )
+    return (
+        f"Tokens add nothing that can be measured to pooled embeddings: {told}.",
+        "Stay with pooled embeddings: they are smaller and quicker.",
+    )
+
+
 def _not_probed(name: str, error: FrevlError) -> Finding:
     return Finding(
         name=f"probes-{name}-not-run",
@@ -280,9 +330,9 @@ def _not_probed(name: str, error: FrevlError) -> Finding:
         claim=f"The encoder {name} was not probed: it cannot embed drawn pictures here.",
         value=None,
         ci95=None,
-        how=f"Probes embed drawn pictures with the encoder itself. What it said: {error}",
+        how=f"Probes embed drawn pictures with the encoder itself. Its message: {error}",
         advice=(
-            "Embeddings that were imported cannot be probed; run the probes where the encoder is installed, or judge "
-            "by the skills on your own pairs."
+            "Embeddings that were imported cannot be probed; run the probes where the encoder is installed, or go by "
+            "the skills on your own pairs."
         ),
     )

@@ -8,13 +8,21 @@ import numpy as np
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.findings import Finding, chart, series
-from frevl.diagnosis.model_comparison import Contest
+from frevl.diagnosis.gaps import edges, span
+from frevl.diagnosis.model_comparison import ModelComparison
 from frevl.diagnosis.splits import Splits, answers_of
-from frevl.diagnosis.verdict import edges, points, span
 from frevl.evaluation.intervals import bootstrap_interval, bootstrap_statistic
 from frevl.runs.targets import match_truth
 
-__all__ = ["FEWEST_OF_CLASS", "balanced_findings", "imbalance_finding", "only_class", "single_class_findings"]
+__all__ = [
+    "FEWEST_OF_CLASS",
+    "balance_advice",
+    "balanced_claim",
+    "balanced_findings",
+    "imbalance_finding",
+    "only_class",
+    "single_class_findings",
+]
 
 FEWEST_OF_CLASS = 5
 """Training pairs of a class below which it is called rare; the threshold of such a class is the noise of one pair."""
@@ -42,21 +50,14 @@ def imbalance_finding(splits: Splits) -> Finding:
         name="class-balance",
         section="data",
         claim=(
-            f"{named}, as uneven as {effective:.1f} equal ones; '{most}' alone is {share:.1f} %, {rare:,} have fewer "
-            f"than {FEWEST_OF_CLASS} training pairs, and {unseen:,} of {n:,} test pairs ask for a class that training "
-            "never saw."
+            f"{named}, as uneven as {effective:.1f} equal ones; '{most}' alone is {share:.1f} %, {rare:,} "
+            f"{'has' if rare == 1 else 'have'} fewer than {FEWEST_OF_CLASS} training pairs, and {unseen:,} of {n:,} "
+            f"test pairs {'asks' if unseen == 1 else 'ask'} for a class that training never saw."
         ),
         value=share,
         ci95=None,
         how="Targets of the training pairs; percent of the most frequent class. Equal classes: exp of the entropy.",
-        advice=(
-            f"No model can answer more than {100 * (1 - unseen / n):.1f} % of the test pairs; add pairs of the missing "
-            "classes."
-            if unseen
-            else "Report accuracy beside that of the most frequent answer, and macro-F1 if rare classes matter."
-            if share > 50
-            else "Nothing to do."
-        ),
+        advice=balance_advice(share, rare, unseen / n),
         table=[{"class": name, "training pairs": count} for name, count in counts.most_common(_SHOWN)],
         plot=chart(
             "bars",
@@ -67,12 +68,30 @@ def imbalance_finding(splits: Splits) -> Finding:
     )
 
 
-def balanced_findings(contest: Contest) -> list[Finding]:
-    """Judge the fusion with every class counting the same, where one answer is two thirds of the test pairs or more.
+def balance_advice(share: float, rare: int, unseen: float) -> str:
+    """Return what to do about the classes.
+
+    Args:
+        share: Percent of the most frequent answer.
+        rare: Classes with fewer than `FEWEST_OF_CLASS` training pairs.
+        unseen: Share of the test pairs that ask for a class which training never saw, in [0, 1].
+    """
+    if unseen:
+        most = f"{100 * (1 - unseen):.1f} %"
+        return f"No model can answer more than {most} of the test pairs; add pairs of the missing classes."
+    if share > 50:
+        return "Report accuracy beside that of the most frequent answer, and macro-F1 if rare classes matter."
+    if rare:
+        return "Add pairs of the rare classes, or leave those classes out: nothing reliable is learnt about them."
+    return "Nothing to do."
+
+
+def balanced_findings(comparison: ModelComparison) -> list[Finding]:
+    """Count every class the same for the recommended model, where one answer is two thirds of the test pairs or more.
 
     Where nearly all pairs have one answer, always giving it is hard to beat in accuracy, whatever was learnt.
     """
-    splits, fusion = contest.splits, contest.best("fusion")
+    splits, model = comparison.splits, comparison.recommended
     answers = [answers_of(target, splits.task) for target in splits.test.targets]
     single = [row for row, given in enumerate(answers) if len(given) == 1]
     counts = Counter(next(iter(answers[row])) for row in single)
@@ -81,7 +100,7 @@ def balanced_findings(contest: Contest) -> list[Finding]:
     names = [name for name, _ in counts.most_common()]
     number_of = {name: number for number, name in enumerate(names)}
     classes = np.array([number_of[next(iter(answers[row]))] for row in single])
-    hits, clusters = fusion.test.hits[single], [contest.clusters[row] for row in single]
+    hits, clusters = model.test.hits[single], [comparison.clusters[row] for row in single]
 
     def balanced(rows: np.ndarray) -> float:
         totals = np.bincount(classes[rows], minlength=len(names))
@@ -89,39 +108,61 @@ def balanced_findings(contest: Contest) -> list[Finding]:
         return float((right[totals > 0] / totals[totals > 0]).mean())
 
     whole = bootstrap_statistic(balanced, clusters)
-    bounds = points(whole)
+    bounds = whole.percent()
     often, even = 100 * counts[names[0]] / len(single), 100 / len(names)
-    learnt = 100 * bootstrap_statistic(balanced, clusters, level=_SURE).low > even  # False where it cannot be told
+    strict = bootstrap_statistic(balanced, clusters, level=_SURE)
+    claim, advice = balanced_claim(100 * strict.low, 100 * strict.high, even)
     table = []
     for name in names[:_SHOWN]:
         rows = np.flatnonzero(classes == number_of[name])
         one = bootstrap_interval(hits[rows], [clusters[row] for row in rows])
-        low, high = edges(points(one))
+        low, high = edges(one.percent())
         table.append({"class": name, "test pairs": len(rows), "right %": 100 * one.value, "low": low, "high": high})
     return [
         Finding(
             name="balanced-accuracy",
             section="verdict",
             claim=(
-                f"With every class counting the same, the fusion ({fusion.name}) answers {100 * whole.value:.1f} % "
+                f"With every class counting the same, {model.title} answers {100 * whole.value:.1f} % "
                 f"right ({span(bounds)}); always giving '{names[0]}', which is {often:.1f} % of the test pairs, would "
-                f"give {even:.1f} %: "
-                + ("something was learnt about the other classes." if learnt else "nothing was learnt that shows here.")
+                f"give {even:.1f} %: {claim}"
             ),
             value=100 * whole.value,
             ci95=bounds,
             how=(
                 f"Balanced accuracy: the mean over {len(names):,} classes of the share of their test pairs that is "
-                "answered right, in percent; 95 % percentile bootstrap over images (1,000 draws). Something is said to "
-                "be learnt only if the 99 % interval lies above always giving one answer."
+                "answered right, in percent; 95 % percentile bootstrap over images (1,000 draws). Something counts as "
+                "learnt only if the 99 % interval lies above always giving one answer."
             ),
-            advice=(
-                "Read it beside the accuracy. If the rare classes matter, choose a threshold by what an error costs "
-                "instead of the most likely answer."
-            ),
+            advice=advice,
             table=table,
         )
     ]
+
+
+def balanced_claim(low: float, high: float, even: float) -> tuple[str, str]:
+    """Return what a balanced accuracy tells, and advice.
+
+    Args:
+        low: Lower end of its 99 % interval in percent; NaN where it cannot be told.
+        high: Upper end.
+        even: Percent that always giving one answer would reach.
+    """
+    if low > even:
+        return (
+            "something was learnt about the other classes.",
+            "Read it beside the accuracy. If the rare classes matter, choose a threshold by what an error costs "
+            "instead of the most likely answer.",
+        )
+    if high < even:
+        return (
+            "that is worse, so what was learnt about the classes misleads.",
+            "Look at the labels of the rare classes, in training and in test: they do not agree.",
+        )
+    return (
+        "nothing was learnt about the other classes that can be measured.",
+        "Do not trust the accuracy alone: it is that of the most frequent answer. Give more pairs of the rare classes.",
+    )
 
 
 def single_class_findings(splits: Splits) -> list[Finding]:

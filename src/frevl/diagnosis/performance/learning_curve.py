@@ -2,23 +2,24 @@
 
 Errors at five sizes follow ``e(n) = c + a * n**-b`` with ``a, c >= 0`` (Hestness et al. 2017, "Deep Learning Scaling
 is Predictable, Empirically"). The interval covers the test sample and the scatter of the points about the law; that the
-law goes on to hold is an assumption, and the report says so.
+law continues to hold is an assumption, and the report says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from frevl.diagnosis.findings import Finding, chart, series
-from frevl.diagnosis.model_comparison import SMALL, Contest, Entry, fit, mark, seen_by
+from frevl.diagnosis.model_comparison import SMALL, ComparedModel, ModelComparison, fit, predict_all, seen_by
 from frevl.diagnosis.splits import share_of_clusters
 from frevl.errors import PairsError
 from frevl.progress import say
 
-__all__ = ["Law", "curve_findings", "fit_law", "law_interval"]
+__all__ = ["Law", "curve_claim", "fit_law", "law_interval", "learning_curve_findings"]
 
 POINTS = 5
 _FEWEST_POINTS = 4  # the law has three parameters
@@ -103,50 +104,56 @@ def law_interval(sizes: np.ndarray, hits: np.ndarray, clusters: list[str], n: fl
     return float(low), float(high)
 
 
-def curve_findings(contest: Contest, *, folder: Path, time_limit: float, progress: bool = False) -> list[Finding]:
-    """Train fusion, linear probe (or the best baseline) and text on growing parts of the training images.
+def learning_curve_findings(
+    comparison: ModelComparison, *, folder: Path, time_limit: float, progress: bool = False
+) -> list[Finding]:
+    """Train models on growing parts of the training images.
+
+    They are the best fusion, the linear probe (or the best baseline), the best model of the text, and the one that is
+    recommended.
 
     Args:
-        contest: Its entries are the last point of each curve.
+        comparison: Its models are the last point of each curve.
         folder: For the runs.
         time_limit: Seconds for all of it.
         progress: Show progress lines.
     """
-    train = contest.splits.train
+    train = comparison.splits.train
     smallest = max(_SMALLEST_SHARE, min(1.0, _FEWEST / len(train)))
     if smallest > 0.25:
         return [_too_few(len(train))]
     shares = np.geomspace(smallest, 1.0, POINTS) if len(train) <= SMALL else np.array(_SHARES_OF_MANY)
-    linear = [entry for entry in contest.entries if entry.name == "linear"]
-    entries = [contest.best("fusion"), *(linear or [contest.best("baseline")]), contest.best("text")]
-    cost = sum(entry.seconds for entry in entries) * float(shares[:-1].sum())
+    linear = [model for model in comparison.models if model.name == "linear"]
+    chosen = [comparison.best("fusion"), *(linear or [comparison.best("baseline")]), comparison.best("text")]
+    models = list({model.name: model for model in [*chosen, comparison.recommended]}.values())
+    cost = sum(model.seconds for model in models) * float(shares[:-1].sum())
     slower = min(1.0, time_limit / max(cost, 1e-9))
     curves = []
-    for entry in entries:
-        curve = _Curve(entry)
+    for model in models:
+        curve = _Curve(model)
         for number, share in enumerate(shares[:-1]):
-            part = share_of_clusters(train, float(share), seed=contest.splits.seed)
-            limit = max(2 * entry.seconds * share * slower, 2.0)
-            place = folder / entry.name / str(number)
+            part = share_of_clusters(train, float(share), seed=comparison.splits.seed)
+            limit = max(2 * model.seconds * share * slower, 2.0)
+            place = folder / model.name / str(number)
             try:
-                scorer = fit(contest.splits, entry.entrant, folder=place, time_limit=limit, pairs=part)
+                scorer = fit(comparison.splits, model.spec, folder=place, time_limit=limit, pairs=part)
             except PairsError:  # so few pairs may hold one class only: then the curve begins later
                 continue
-            judged = seen_by(entry.entrant, contest.splits.test, contest.splits)
-            curve.add(len(part), mark(scorer, judged).hits)
-        curve.add(len(train), entry.test.hits)
+            asked = seen_by(model.spec, comparison.splits.test, comparison.splits)
+            curve.add(len(part), predict_all(scorer, asked).hits)
+        curve.add(len(train), model.test.hits)
         shown = ", ".join(f"{100 * row.mean():.1f}" for row in curve.hits)
-        say(f"  {entry.name:<18} {shown} %", enabled=progress)
+        say(f"  {model.name:<18} {shown} %", enabled=progress)
         if len(curve.sizes) >= _FEWEST_POINTS:
             curves.append(curve)
-    return _findings(curves, contest) if curves else [_too_few(len(train))]
+    return _findings(curves, comparison) if curves else [_too_few(len(train))]
 
 
 @dataclass
 class _Curve:
     """Test hits of one model at growing sizes."""
 
-    entry: Entry
+    model: ComparedModel
     sizes: list[int] = field(default_factory=list)
     hits: list[np.ndarray] = field(default_factory=list)
 
@@ -155,15 +162,15 @@ class _Curve:
         self.hits.append(hits)
 
 
-def _findings(curves: list[_Curve], contest: Contest) -> list[Finding]:
-    n = len(contest.splits.train)
+def _findings(curves: list[_Curve], comparison: ModelComparison) -> list[Finding]:
+    n = len(comparison.splits.train)
     findings: list[Finding] = []
     lines, table = [], []
     for curve in curves:
-        name, sizes = curve.entry.name, np.array(curve.sizes, float)
+        name, sizes = curve.model.name, np.array(curve.sizes, float)
         scores = [100 * float(row.mean()) for row in curve.hits]
-        law = fit_law(sizes, np.maximum(1 - np.array(scores) / 100, 0.5 / len(contest.clusters)))
-        low, high = law_interval(sizes, np.stack(curve.hits), contest.clusters, _TIMES * n, contest.splits.seed)
+        law = fit_law(sizes, np.maximum(1 - np.array(scores) / 100, 0.5 / len(comparison.clusters)))
+        low, high = law_interval(sizes, np.stack(curve.hits), comparison.clusters, _TIMES * n, comparison.splits.seed)
         then, bounds = 100 * (1 - law.at(_TIMES * n)), [100 * (1 - high), 100 * (1 - low)]
         bounds = [min(bounds[0], then), max(bounds[1], then)]
         table += [
@@ -190,20 +197,9 @@ def _findings(curves: list[_Curve], contest: Contest) -> list[Finding]:
 
 
 def _finding(curve: _Curve, law: Law, then: float, bounds: list[float], n: int) -> Finding:
-    name, now = curve.entry.name, 100 * float(curve.hits[-1].mean())
-    # What the law says of all pairs counts too: a last point below it is no gain to come.
-    if bounds[0] > max(now, 100 * (1 - law.at(n))) + _WORTH:
-        claim = (
-            f"Ten times the data would bring {name} from {now:.1f} to about {then:.1f} % ({bounds[0]:.1f} to "
-            f"{bounds[1]:.1f})."
-        )
-        advice = "More pairs of the same kind are worth their cost for this model, if the law goes on to hold."
-    else:
-        claim = (
-            f"Ten times the data would bring {name} from {now:.1f} to about {then:.1f} % ({bounds[0]:.1f} to "
-            f"{bounds[1]:.1f}): a gain cannot be promised."
-        )
-        advice = "Do not label more pairs for this model; another encoder or other information comes first."
+    name, now = curve.model.name, 100 * float(curve.hits[-1].mean())
+    # The law at the size of today counts too: a last point below the law is no gain to come.
+    claim, advice = curve_claim(curve.model.title, now, max(now, 100 * (1 - law.at(n))), then, bounds)
     return Finding(
         name=f"ten-times-data-{name.replace(' ', '-')}",
         section="curve",
@@ -212,12 +208,40 @@ def _finding(curve: _Curve, law: Law, then: float, bounds: list[float], n: int) 
         ci95=bounds,
         how=(
             f"{name} trained on {len(curve.sizes)} nested parts of the training images "
-            f"({curve.sizes[0]:,} to {n:,} pairs), judged on the same test pairs; error = {law.floor:.3f} + "
+            f"({curve.sizes[0]:,} to {n:,} pairs), compared on the same test pairs; error = {law.floor:.3f} + "
             f"{law.factor:.3g} n^-{law.exponent:.2f}. "
             "Percent at ten times the pairs; the 95 % interval covers test images and scatter about the law, not that "
             "the law may end."
         ),
         advice=advice,
+    )
+
+
+def curve_claim(name: str, now: float, reached: float, then: float, bounds: Sequence[float]) -> tuple[str, str]:
+    """Return claim and advice on what ten times the data would bring; all numbers in percent.
+
+    Args:
+        name: Of the model.
+        now: Its accuracy with all training pairs.
+        reached: The same, or what the law gives for that size if that is more: what a gain is measured from.
+        then: What the law gives for ten times the pairs.
+        bounds: The 95 % interval of `then`.
+    """
+    range_ = f"{then:.1f} % ({bounds[0]:.1f} to {bounds[1]:.1f})"
+    if bounds[0] > reached + _WORTH:
+        return (
+            f"Ten times the data would bring {name} from {now:.1f} to about {range_}.",
+            "More pairs of the same kind are worth their cost for this model, if the law continues to hold.",
+        )
+    if bounds[1] < reached + _WORTH:
+        return (
+            f"Ten times the data would leave {name} at about {range_}; with the pairs of today it reaches {now:.1f} %.",
+            "Do not label more pairs for this model; another encoder or other information comes first.",
+        )
+    return (
+        f"What ten times the data would bring {name} cannot be told: from {now:.1f} to about {range_}.",
+        "Before many pairs are labelled, label some more and diagnose again: a longer curve, or more test pairs, may "
+        "tell.",
     )
 
 

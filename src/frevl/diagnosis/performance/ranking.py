@@ -8,47 +8,47 @@ import numpy as np
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.findings import Finding
-from frevl.diagnosis.model_comparison import Contest
+from frevl.diagnosis.gaps import HOW_COMPARED, Gap, compare, edges
+from frevl.diagnosis.model_comparison import ModelComparison
 from frevl.diagnosis.splits import share_of_clusters
-from frevl.diagnosis.verdict import HOW_COMPARED, compare, edges
 from frevl.evaluation.evaluation import Result, evaluate
 from frevl.runs.targets import match_truth
 
-__all__ = ["ranking_findings"]
+__all__ = ["ranking_claim", "ranking_findings"]
 
 _MOST_SCORES = 250_000  # images times texts, a model
 _METRICS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 
 
-def ranking_findings(contest: Contest) -> list[Finding]:
+def ranking_findings(comparison: ModelComparison) -> list[Finding]:
     """Rank the right test texts for every test image and the other way round, by every model that sees both.
 
     Returns:
         One finding; none for classification, or where fewer than two images have right texts.
     """
-    splits = contest.splits
+    splits = comparison.splits
     if splits.task != "matching":
         return []
     right = splits.test.select(np.flatnonzero(match_truth(splits.test).numpy() > 0.5))
-    judged = _some(right, splits.seed)
-    if len(set(judged.images)) < 2:
+    ranked = _some(right, splits.seed)
+    if len(set(ranked.images)) < 2:
         return []
-    fusion = contest.best("fusion")
-    entries = [entry for entry in contest.entries if entry.entrant.role in ("fusion", "baseline")]
-    results = {entry.name: evaluate(entry.scorer, judged) for entry in entries}
+    fusion = comparison.best("fusion")
+    models = [model for model in comparison.models if model.spec.role in ("fusion", "baseline")]
+    results = {model.name: evaluate(model.scorer, ranked) for model in models}
     own, others = results[fusion.name], [name for name in results if name != fusion.name]
     gaps = {name: compare(own.hits, results[name].hits, own.clusters) for name in others}
     best = max(others, key=lambda name: results[name].metrics["i2t_r1"])
-    images, texts = len(set(judged.images)), len(set(judged.texts))
+    images, texts = len(set(ranked.images)), len(set(ranked.texts))
     recall = own.metrics["i2t_r1"]
-    word = "better than" if gaps[best].up else "worse than" if gaps[best].down else "not measurably better than"
+    word, advice = ranking_claim(fusion.name, best, gaps[best])
     return [
         Finding(
             name="ranking",
             section="verdict",
             claim=(
                 f"Among {texts:,} texts the fusion ({fusion.name}) finds a right one first for {recall:.1f} % of "
-                f"{images:,} images, {word} the best other model, {best} ({gaps[best]})."
+                f"{images:,} images, {word}."
             ),
             value=recall,
             ci95=own.ci95["i2t_r1"],
@@ -57,13 +57,28 @@ def ranking_findings(contest: Contest) -> list[Finding]:
                 f"if any right one is found. Test images are drawn so that at most {_MOST_SCORES:,} scores a model "
                 f"are needed; fewer candidates make it easier. Differences of i2t_r1: {HOW_COMPARED}"
             ),
-            advice=(
-                "The first sentence is about telling right from wrong pairs; for search, read this table, and rank "
-                "with what is best here."
-            ),
+            advice=f"The first sentence is about telling right from wrong pairs; for search, read this table. {advice}",
             table=[_row(name, result) for name, result in results.items()],
         )
     ]
+
+
+def ranking_claim(fusion: str, other: str, gap: Gap) -> tuple[str, str]:
+    """Return how the fusion ranks against the best other model, and advice.
+
+    Args:
+        fusion: Name of the fusion.
+        other: Name of the model that ranks best of the others.
+        gap: Difference of their recall at 1 from image to text.
+    """
+    return {
+        1: (f"better than the best other model, {other}, by {gap.size()}", f"Here {fusion} ranks best."),
+        0: (
+            f"not measurably better than the best other model, {other} ({gap})",
+            f"Here {fusion} and {other} cannot be told apart: take the one that costs less.",
+        ),
+        -1: (f"worse than the best other model, {other}, by {gap.size()}", f"Here {other} ranks best."),
+    }[gap.sign]
 
 
 def _some(right: Pairs, seed: int) -> Pairs:

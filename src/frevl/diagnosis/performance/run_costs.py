@@ -1,4 +1,4 @@
-"""What every compared model costs, so that a gain is read beside its price."""
+"""What every compared model costs, so that a gain can be read beside its price."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from frevl.diagnosis.findings import Finding
-from frevl.diagnosis.model_comparison import Contest
-from frevl.diagnosis.verdict import HOW_COMPARED, compare
+from frevl.diagnosis.gaps import HOW_COMPARED, Gap, compare
+from frevl.diagnosis.model_comparison import ModelComparison
 from frevl.runs.scorer import Scorer
 
-__all__ = ["RunCost", "cost_findings", "run_cost"]
+__all__ = ["RunCost", "cost_advice", "cost_findings", "run_cost"]
 
 _BATCH = 256
 _REPEATS = 5
@@ -57,21 +57,21 @@ def run_cost(scorer: Scorer, pairs: Sequence[tuple[str, str]]) -> RunCost:
     )
 
 
-def cost_findings(contest: Contest) -> list[Finding]:
-    """Put the price of every model of a contest beside what it reaches.
+def cost_findings(comparison: ModelComparison) -> list[Finding]:
+    """Put the price of every model beside what it reaches.
 
     Args:
-        contest: Trained models; their runs must still be on disk.
+        comparison: Trained models; their runs must still be on disk.
     """
-    test = contest.splits.test
+    test = comparison.splits.test
     pairs = list(zip(test.images, test.texts, strict=True))
     rows: list[dict[str, Any]] = []
-    for entry in contest.entries:
-        cost = run_cost(entry.scorer, pairs)
+    for model in comparison.models:
+        cost = run_cost(model.scorer, pairs)
         rows.append(
             {
-                "model": entry.name,
-                "accuracy %": 100 * float(entry.test.hits.mean()),
+                "model": model.name,
+                "accuracy %": 100 * float(model.test.hits.mean()),
                 "parameters": cost.parameters,
                 "kilobytes": cost.bytes / 1000,
                 "ms a pair": cost.pair_ms,
@@ -79,20 +79,20 @@ def cost_findings(contest: Contest) -> list[Finding]:
                 "training s": cost.train_seconds,
             }
         )
-    fusion, plain = contest.best("fusion"), contest.best("baseline")
+    fusion, plain = comparison.best("fusion"), comparison.best("baseline")
     by_name = {row["model"]: row for row in rows}
-    dear, cheap = by_name[fusion.name], by_name[plain.name]
-    gain = compare(fusion.test.hits, plain.test.hits, contest.clusters)
+    own, other = by_name[fusion.name], by_name[plain.name]
+    gain = compare(fusion.test.hits, plain.test.hits, comparison.clusters)
     return [
         Finding(
             name="cost",
             section="cost",
             claim=(
-                f"The fusion ({fusion.name}) scores a pair in {dear['ms a pair']:.3f} ms with {dear['parameters']:,} "
-                f"parameters, {plain.name} in {cheap['ms a pair']:.3f} ms with {cheap['parameters']:,}; the "
+                f"The fusion ({fusion.name}) scores a pair in {own['ms a pair']:.3f} ms with {own['parameters']:,} "
+                f"parameters, {plain.name} in {other['ms a pair']:.3f} ms with {other['parameters']:,}; the "
                 f"difference in right answers is {gain}."
             ),
-            value=dear["ms a pair"],
+            value=own["ms a pair"],
             ci95=None,
             how=(
                 "Parameters of the network; bytes of the run's files; milliseconds a pair through Scorer on this "
@@ -102,12 +102,37 @@ def cost_findings(contest: Contest) -> list[Finding]:
                 f"{HOW_COMPARED}"
             ),
             advice=(
-                "Where a cheaper model is not measurably worse, take it. Compare with the milliseconds an image under "
-                "the encoders: if those are many times more, the encoder decides what a service costs."
+                f"{cost_advice(fusion.name, plain.name, gain, own['ms a pair'] / other['ms a pair'])} Compare with the "
+                "milliseconds an image under the encoders: if those are many times more, the encoder decides what a "
+                "service costs."
             ),
             table=rows,
         )
     ]
+
+
+def cost_advice(fusion: str, plain: str, gain: Gap, times: float) -> str:
+    """Return what the two prices mean; none of it recommends a model, which only the first sentence does.
+
+    Args:
+        fusion: Name of the fusion.
+        plain: Name of the best baseline.
+        gain: Accuracy of the fusion minus that of the baseline.
+        times: How many times longer the fusion takes for a pair; below 1 it is the quicker one.
+    """
+    quicker = times < 1
+    price = f"{1 / times:.1f} times quicker" if quicker else f"{times:.1f} times slower"
+    if gain.up:
+        joined = "and" if quicker else "but"
+        return f"{fusion} is better than {plain} {joined} {price}: " + (
+            "nothing speaks for the other." if quicker else "whether the gain is worth that is for you to say."
+        )
+    if gain.down:
+        joined = "but" if quicker else "and"
+        return f"{fusion} is worse than {plain} {joined} {price}: " + (
+            "it is only worth a thought where time decides." if quicker else "nothing speaks for it."
+        )
+    return f"The two cannot be told apart in accuracy, and {fusion} is {price}: of the two, the quicker will do."
 
 
 def _milliseconds(scorer: Scorer, pairs: list[tuple[str, str]]) -> float:

@@ -7,38 +7,41 @@ from typing import Any
 import numpy as np
 
 from frevl.diagnosis.findings import Finding, chart, series
-from frevl.diagnosis.model_comparison import Contest, Marks
-from frevl.diagnosis.verdict import edges, points
+from frevl.diagnosis.gaps import edges
+from frevl.diagnosis.model_comparison import ModelComparison, Predictions
 from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic
 from frevl.evaluation.metrics import expected_calibration_error
 
 __all__ = [
+    "abstention_claim",
     "abstention_finding",
+    "calibration_claim",
     "calibration_finding",
     "reliability",
     "risk_coverage",
+    "selective_prediction_findings",
     "threshold_for",
-    "trust_findings",
 ]
 
 _BINS = 15
 _PRECISIONS = (0.8, 0.9, 0.95, 0.99)
 _SIMULATIONS = 200
 _FEWEST_ANSWERED = 20  # a threshold that leaves fewer development pairs says nothing
+_HARDLY_ANY = 5.0  # percent of the test pairs
 
 
-def trust_findings(contest: Contest, *, precision: float | None = None) -> list[Finding]:
-    """Judge the probabilities of the fusion.
+def selective_prediction_findings(comparison: ModelComparison, *, precision: float | None = None) -> list[Finding]:
+    """Say whether the probabilities of the recommended model can be trusted.
 
     Args:
-        contest: The trained models.
+        comparison: The trained models.
         precision: Wanted share of right answers among those that are given, in (0, 1); None takes the first of 80, 90,
-            95 and 99 % that the fusion does not reach anyway.
+            95 and 99 % that the model does not reach anyway.
     """
-    fusion = contest.best("fusion")
+    model = comparison.recommended
     return [
-        calibration_finding(fusion.test, contest.clusters),
-        abstention_finding(fusion.dev, fusion.test, contest.clusters, precision=precision),
+        calibration_finding(model.title, model.test, comparison.clusters),
+        abstention_finding(model.title, model.dev, model.test, comparison.clusters, precision=precision),
     ]
 
 
@@ -66,18 +69,18 @@ def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = _BINS) -> 
     ]
 
 
-def calibration_finding(marks: Marks, clusters: list[str]) -> Finding:
-    """Compare confidence with the share of right answers.
+def calibration_finding(name: str, predictions: Predictions, clusters: list[str]) -> Finding:
+    """Compare the confidence of a model with the share of its right answers.
 
     The expected calibration error of a perfect model is above 0 on a finite sample, so it is compared with what
     perfectly calibrated answers of the same confidences would give by chance; over- or under-confidence is claimed
     by the mean of confidence minus hit, whose interval respects images.
     """
-    confidence, hits = marks.confidence, marks.hits
+    confidence, hits = predictions.confidence, predictions.hits
     after = bootstrap_statistic(
         lambda rows: expected_calibration_error(confidence[rows], hits[rows]), clusters, resamples=300
     )
-    before = expected_calibration_error(marks.raw, hits)
+    before = expected_calibration_error(predictions.raw, hits)
     random = np.random.default_rng(0)
     by_chance = [
         expected_calibration_error(confidence, (random.random(len(confidence)) < confidence).astype(float))
@@ -85,31 +88,19 @@ def calibration_finding(marks: Marks, clusters: list[str]) -> Finding:
     ]
     limit = float(np.quantile(by_chance, 0.95))
     gap = bootstrap_interval(confidence - hits, clusters)
-    if gap.low > 0 and after.value > limit:
-        word = f"over-confident by {100 * gap.value:.1f} points ({100 * gap.low:.1f} to {100 * gap.high:.1f})"
-        advice = (
-            "Do not act on its probabilities as they are: test pairs differ from the development pairs; look there."
-        )
-    elif gap.high < 0 and after.value > limit:
-        word = f"under-confident by {-100 * gap.value:.1f} points ({-100 * gap.high:.1f} to {-100 * gap.low:.1f})"
-        advice = "Probabilities are too low; calibrate on pairs like those of the test."
-    elif after.value > limit:
-        word = "not calibrated bin by bin, though right on average"
-        advice = "Use probabilities to rank answers; calibrate on more development pairs before acting on their size."
-    else:
-        word = "as calibrated as can be measured here"
-        advice = "Probabilities can be read as the share of right answers among pairs like these."
+    word, advice = calibration_claim(gap, miscalibrated=after.value > limit)
     rows = reliability(confidence, hits)
-    raw = reliability(marks.raw, hits)
+    raw = reliability(predictions.raw, hits)
     return Finding(
         name="calibration",
         section="calibration",
         claim=(
-            f"The fusion is {word}: expected calibration error {100 * after.value:.1f} % ({100 * before:.1f} % before "
-            f"the temperature{_direction(bootstrap_interval(marks.raw - hits, clusters))})."
+            f"{name[0].upper()}{name[1:]} is {word}: expected calibration error {100 * after.value:.1f} % "
+            f"({100 * before:.1f} % before the "
+            f"temperature{_direction(bootstrap_interval(predictions.raw - hits, clusters))})."
         ),
         value=100 * after.value,
-        ci95=points(after),
+        ci95=after.percent(),
         how=(
             f"Expected calibration error on {len(hits):,} test pairs in {_BINS} bins, in percent; temperature fitted "
             "on development pairs. Perfectly calibrated answers of these confidences stay below "
@@ -126,6 +117,35 @@ def calibration_finding(marks: Marks, clusters: list[str]) -> Finding:
             series("before", *_xy(raw)),
             series("perfect", [0.0, 100.0], [0.0, 100.0], dashed=True),
         ),
+    )
+
+
+def calibration_claim(gap: Interval, *, miscalibrated: bool) -> tuple[str, str]:
+    """Return what a model is, and advice.
+
+    Args:
+        gap: Mean of confidence minus hit, in shares of 1, with its interval.
+        miscalibrated: Whether the expected calibration error is more than chance would give.
+    """
+    if not miscalibrated:
+        return (
+            "as calibrated as can be measured here",
+            "Probabilities can be read as the share of right answers among pairs like these.",
+        )
+    if gap.low > 0:
+        return (
+            f"over-confident by {100 * gap.value:.1f} points ({100 * gap.low:.1f} to {100 * gap.high:.1f})",
+            "Do not act on its probabilities as they are: they were calibrated on the development pairs, and the test "
+            "pairs differ from those; calibrate on pairs like those of the test.",
+        )
+    if gap.high < 0:
+        return (
+            f"under-confident by {-100 * gap.value:.1f} points ({-100 * gap.high:.1f} to {-100 * gap.low:.1f})",
+            "Its probabilities are too low: calibrate on pairs like those of the test before acting on them.",
+        )
+    return (
+        "not calibrated bin by bin, though right on average",
+        "Use its probabilities to rank answers; calibrate on more development pairs before acting on their size.",
     )
 
 
@@ -169,7 +189,9 @@ def threshold_for(precision: float, confidence: np.ndarray, hits: np.ndarray) ->
     return float(np.sort(confidence)[::-1][given - 1])
 
 
-def abstention_finding(dev: Marks, test: Marks, clusters: list[str], *, precision: float | None = None) -> Finding:
+def abstention_finding(
+    name: str, dev: Predictions, test: Predictions, clusters: list[str], *, precision: float | None = None
+) -> Finding:
     """Choose thresholds on development pairs, and say what they do on test pairs."""
     overall = float(dev.hits.mean())
     wanted = precision if precision is not None else next((p for p in _PRECISIONS if p > overall), _PRECISIONS[-1])
@@ -179,21 +201,7 @@ def abstention_finding(dev: Marks, test: Marks, clusters: list[str], *, precisio
         if one > overall or one == wanted
     ]
     row = next(line for line in table if line["wanted %"] == 100 * wanted)
-    if row["threshold"] is None:
-        claim = f"No threshold gives {100 * wanted:.0f} % right answers on the development pairs."
-        advice = "Do not automate at this precision; lower it, or improve the model first."
-    elif row["right %"] is None:
-        claim = (
-            f"Answers above {row['threshold']:.2f} were {100 * wanted:.0f} % right on the development pairs, but no "
-            "test pair reaches that confidence."
-        )
-        advice = "The test pairs differ from the development pairs; look at them."
-    else:
-        claim = (
-            f"Answering only above a confidence of {row['threshold']:.2f}, chosen for {100 * wanted:.0f} % right "
-            f"answers, leaves {row['answered %']:.1f} % of the test pairs, {row['right %']:.1f} % of them right."
-        )
-        advice = f"Use {row['threshold']:.2f} as the threshold, and send the rest to a person."
+    claim, advice = abstention_claim(name, wanted, row)
     bounds = None if row["low"] is None else [row["low"], row["high"]]
     coverage, right = risk_coverage(test.confidence, test.hits)
     shown = np.unique(np.linspace(0, len(coverage) - 1, 60).astype(int))
@@ -214,12 +222,56 @@ def abstention_finding(dev: Marks, test: Marks, clusters: list[str], *, precisio
             "lines",
             "test pairs answered, %",
             "right among them, %",
-            series("fusion", [100 * float(coverage[i]) for i in shown], [100 * float(right[i]) for i in shown]),
+            series(name, [100 * float(coverage[i]) for i in shown], [100 * float(right[i]) for i in shown]),
         ),
     )
 
 
-def _threshold_row(precision: float, dev: Marks, test: Marks, clusters: list[str]) -> dict[str, Any]:
+def abstention_claim(name: str, wanted: float, row: dict[str, Any]) -> tuple[str, str]:
+    """Return claim and advice on a threshold.
+
+    Args:
+        name: Of the model.
+        wanted: Share of right answers that the threshold was chosen for, in (0, 1).
+        row: ``threshold`` (a confidence, or None where none gives so many right answers), ``answered %`` and
+            ``right %`` of the test pairs (None where none reaches it), with the interval ``low`` and ``high`` of the
+            latter.
+    """
+    if row["threshold"] is None:
+        return (
+            f"No threshold gives {100 * wanted:.0f} % right answers of {name} on the development pairs.",
+            "Do not automate at this precision; lower it, or improve the model first.",
+        )
+    if row["right %"] is None:
+        return (
+            f"Answers of {name} above {row['threshold']:.2f} were {100 * wanted:.0f} % right on the development pairs, "
+            "but no test pair reaches that confidence.",
+            "The test pairs differ from the development pairs; look at them.",
+        )
+    claim = (
+        f"Answering only above a confidence of {row['threshold']:.2f}, chosen for {100 * wanted:.0f} % right "
+        f"answers, {name} answers {row['answered %']:.1f} % of the test pairs, {row['right %']:.1f} % of them right"
+    )
+    if row["low"] is None:
+        return f"{claim}.", "One image tells nothing about the share of right answers: test on more of them."
+    claim += f" ({row['low']:.1f} to {row['high']:.1f})"
+    if row["high"] < 100 * wanted:
+        return (
+            f"{claim}: fewer than it was chosen for.",
+            "Do not use this threshold: the test pairs differ from the development pairs, or those were too few to "
+            "choose it; choose it on pairs like those of the test.",
+        )
+    if row["answered %"] < _HARDLY_ANY:
+        return (
+            f"{claim}.",
+            "So few pairs are answered that the threshold saves hardly any work: improve the model first.",
+        )
+    if row["answered %"] > 100 - _HARDLY_ANY:
+        return f"{claim}.", "Nearly all answers may be given: a threshold is hardly needed at this precision."
+    return f"{claim}.", f"Use {row['threshold']:.2f} as the threshold, and send the rest to a person."
+
+
+def _threshold_row(precision: float, dev: Predictions, test: Predictions, clusters: list[str]) -> dict[str, Any]:
     threshold = threshold_for(precision, dev.confidence, dev.hits)
     empty = {"wanted %": 100 * precision, "threshold": threshold, "answered %": None, "right %": None}
     if threshold is None:
@@ -228,6 +280,6 @@ def _threshold_row(precision: float, dev: Marks, test: Marks, clusters: list[str
     if not given.any():
         return {**empty, "answered %": 0.0, "low": None, "high": None}
     right = bootstrap_interval(test.hits[given], [clusters[row] for row in np.flatnonzero(given)])
-    bounds = edges(points(right))
+    bounds = edges(right.percent())
     shares = {"answered %": 100 * float(given.mean()), "right %": 100 * right.value}
     return {**empty, **shares, "low": bounds[0], "high": bounds[1]}

@@ -1,4 +1,4 @@
-"""Skills: how the fusion does on kinds of questions, each against its blind baseline.
+"""Skills: how the best model that sees both does on kinds of questions, each against the text alone.
 
 Kinds are the user's own keys, and a rule set on the words of the text (docs/diagnosis.md lists it). A pair may show
 several skills.
@@ -7,18 +7,19 @@ several skills.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.findings import Finding, chart, series
-from frevl.diagnosis.model_comparison import Contest
-from frevl.diagnosis.verdict import FEWEST_IMAGES, edges, points
+from frevl.diagnosis.gaps import FEWEST_IMAGES, edges
+from frevl.diagnosis.model_comparison import ModelComparison
 from frevl.evaluation.intervals import bootstrap_interval, paired_difference, paired_test
 from frevl.evaluation.slices import slice_rows
 
-__all__ = ["RULES", "skill_findings", "skills_of", "slices_of"]
+__all__ = ["RULES", "skill_findings", "skills_claim", "skills_of", "slices_of"]
 
 _NUMBERS = "two|three|four|five|six|seven|eight|nine|ten|[0-9]+"
 _COLOURS = "red|green|blue|yellow|black|white|brown|gr[ae]y|orange|purple|pink|teal|violet|golden|silver"
@@ -89,31 +90,31 @@ def slices_of(pairs: Pairs) -> dict[str, dict[str, np.ndarray]]:
     return {key: {value: np.array(rows) for value, rows in own.items()} for key, own in slices.items()}
 
 
-def skill_findings(contest: Contest) -> list[Finding]:
-    """Judge every slice of the test pairs against the best text-only model; one finding a key."""
+def skill_findings(comparison: ModelComparison) -> list[Finding]:
+    """Compare the best model that sees both with the best text-only model in every slice; one finding a key."""
     return [
         finding
-        for key, groups in slices_of(contest.splits.test).items()
-        if (finding := _finding(contest, key, groups)) is not None
+        for key, groups in slices_of(comparison.splits.test).items()
+        if (finding := _finding(comparison, key, groups)) is not None
     ]
 
 
-def _finding(contest: Contest, key: str, groups: dict[str, np.ndarray]) -> Finding | None:
-    fusion, blind, clusters = contest.best("fusion"), contest.best("text"), contest.clusters
+def _finding(comparison: ModelComparison, key: str, groups: dict[str, np.ndarray]) -> Finding | None:
+    model, text, clusters = comparison.both, comparison.best("text"), comparison.clusters
     large = [v for v, rows in groups.items() if len({clusters[row] for row in rows}) >= FEWEST_IMAGES]
     table: list[dict[str, Any]] = []
     gains: dict[str, float] = {}
-    losses: list[str] = []
+    losses: dict[str, float] = {}
     for value, rows in groups.items():
         some = [clusters[row] for row in rows]
-        own, without = fusion.test.hits[rows], blind.test.hits[rows]
+        own, without = model.test.hits[rows], text.test.hits[rows]
         gap = paired_difference(own, without, some)
         interval = bootstrap_interval(own, some)
-        bounds, between = edges(points(interval)), edges(points(gap))
+        bounds, between = edges(interval.percent()), edges(gap.percent())
         table.append(
             {
                 "slice": value, "pairs": len(rows), "images": len(set(some)),
-                "fusion %": 100 * interval.value, "low": bounds[0], "high": bounds[1],
+                "accuracy %": 100 * interval.value, "low": bounds[0], "high": bounds[1],
                 "text alone %": 100 * float(without.mean()), "gain points": 100 * gap.value,
                 "gain low": between[0], "gain high": between[1],
             }
@@ -126,28 +127,25 @@ def _finding(contest: Contest, key: str, groups: dict[str, np.ndarray]) -> Findi
         if strict.low > 0 and certain:
             gains[value] = 100 * gap.value
         elif strict.high < 0 and certain:
-            losses.append(value)
+            losses[value] = 100 * gap.value
     if not table:
         return None
     named = "rules on the text" if key == "text" else f"'{key}'"
     level = f"{100 * (1 - 0.05 / max(len(large), 1)):.4g}"
-    claim, won = _claim(large, gains, losses, named)
-    advice = (
-        "Where the image adds nothing, the embedding does not hold what is asked, or the text gives it away: tokens "
-        "or another encoder may help there; more of the same pairs will not."
-    )
+    claim, advice = skills_claim(named, large, gains, losses)
     names = [row["slice"] for row in table]
     return Finding(
         name=f"skills-by-{key}",
         section="skills",
         claim=claim,
-        value=won,
+        value=float(len(gains)) if large else None,
         ci95=None,
         how=(
-            f"Test pairs sliced by {named}; {fusion.name} against {blind.name}, paired. Named as a gain or loss only "
-            f"if the {level} % interval over images excludes 0 (0.05 shared among {len(large)} slices of at least "
-            f"{FEWEST_IMAGES} images: Bonferroni) and the paired sign-flip permutation test over images agrees; the "
-            "table has 95 % percentile bootstrap intervals. The value counts the slices with a gain."
+            f"Test pairs sliced by {named}; {model.name}, the best model that sees both, against {text.name}, the best "
+            f"that sees only the text, paired. Named as a gain or loss only if the {level} % interval over images "
+            f"excludes 0 (0.05 shared among {len(large)} slices of at least {FEWEST_IMAGES} images: Bonferroni) and "
+            "the paired sign-flip permutation test over images agrees; the table has 95 % percentile bootstrap "
+            "intervals. The value counts the slices with a gain."
         ),
         advice=advice,
         table=table,
@@ -156,9 +154,9 @@ def _finding(contest: Contest, key: str, groups: dict[str, np.ndarray]) -> Findi
             key,
             "right answers, %",
             series(
-                fusion.name,
+                model.name,
                 names,
-                [row["fusion %"] for row in table],
+                [row["accuracy %"] for row in table],
                 low=[row["low"] for row in table],
                 high=[row["high"] for row in table],
             ),
@@ -167,14 +165,47 @@ def _finding(contest: Contest, key: str, groups: dict[str, np.ndarray]) -> Findi
     )
 
 
-def _claim(large: list[str], gains: dict[str, float], losses: list[str], named: str) -> tuple[str, float | None]:
+def skills_claim(
+    named: str, large: Sequence[str], gains: Mapping[str, float], losses: Mapping[str, float]
+) -> tuple[str, str]:
+    """Return claim and advice on where the image helps.
+
+    Args:
+        named: What made the slices.
+        large: Slices with test images enough.
+        gains: Slices in which the model with the image is measurably better, with the points.
+        losses: Slices in which it is measurably worse, with the points (negative).
+    """
     if not large:
-        return f"No slice by {named} has {FEWEST_IMAGES} test images or more: it cannot be judged.", None
-    won = ", ".join(f"{name} ({gain:+.1f})" for name, gain in sorted(gains.items(), key=lambda one: -one[1]))
+        return (
+            f"No slice by {named} has {FEWEST_IMAGES} test images or more: none can be looked at by itself.",
+            "Give more test images of each kind.",
+        )
+    won, lost = _with_points(gains, largest=True), _with_points(losses, largest=False)
     rest = ", ".join(name for name in large if name not in gains and name not in losses)
     parts = [f"the image adds points for {won}" if won else "the image adds nothing that can be measured for any"]
     if won and rest:
         parts.append(f"nothing that can be measured for {rest}")
+    if lost:
+        parts.append(f"the text alone is better for {lost}")
+    claim = f"By {named}, slices compared: {len(large)}; {'; '.join(parts)}."
+    missing = (
+        "the embedding does not hold what is asked, or the text gives it away: tokens or another encoder may help "
+        "there; more of the same pairs will not."
+    )
     if losses:
-        parts.append(f"the text alone is better for {', '.join(losses)}")
-    return f"By {named}, slices judged: {len(large)}; {'; '.join(parts)}.", float(len(gains))
+        return (
+            claim,
+            f"Where the text alone is better, the image misleads the model: look at pairs of {', '.join(losses)}.",
+        )
+    if gains and rest:
+        return claim, f"Where the image adds nothing ({rest}), {missing}"
+    if gains:
+        return claim, "The image earns its cost in every slice."
+    return claim, f"Either the slices are too small to show a gain, or {missing}"
+
+
+def _with_points(slices: Mapping[str, float], *, largest: bool) -> str:
+    """Return ``colour (+3.1), count (+1.2)``, the most telling first."""
+    ordered = sorted(slices.items(), key=lambda one: one[1], reverse=largest)
+    return ", ".join(f"{name} ({points_:+.1f})" for name, points_ in ordered)

@@ -1,10 +1,11 @@
-"""A diagnosis as Markdown: verdict, findings by section, tables. Every number in it stands in the JSON."""
+"""A diagnosis as Markdown: verdict, findings by section, tables. Every number in it is in the JSON."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from frevl.diagnosis.findings import SECTIONS, Finding
+from frevl.diagnosis.findings import SECTIONS
+from frevl.diagnosis.report.shareable import shareable
 
 if TYPE_CHECKING:
     from frevl.diagnosis.diagnosis import Diagnosis
@@ -16,16 +17,17 @@ _MOST_ROWS = 30
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     """Return the whole diagnosis as Markdown, the verdict first."""
-    origin = diagnosis.provenance
-    parts = [f"# {diagnosis.verdict['sentence']}", *diagnosis.verdict["detail"], *diagnosis.notes]
+    record = shareable(diagnosis.record())
+    origin, verdict = record["provenance"], record["verdict"]
+    parts = [f"# {verdict['sentence']}", *verdict["detail"], *record["notes"]]
     for section, heading in SECTIONS.items():
-        found = [finding for finding in diagnosis.findings if finding.section == section]
+        found = [finding for finding in record["findings"] if finding["section"] == section]
         if found:
             parts.append(f"## {heading}")
             parts += [_finding(finding) for finding in found]
-    if diagnosis.cases:
+    if record["cases"]:
         columns = ("kind", "image", "text", "target", "answer", "confidence")
-        parts += ["## Telling pairs", _table([{name: case[name] for name in columns} for case in diagnosis.cases])]
+        parts += ["## Telling pairs", _table([{name: case[name] for name in columns} for case in record["cases"]])]
     parts.append(
         f"Task {diagnosis.task}, store {origin['store_fingerprint']}, seed {origin['seed']}; "
         + ", ".join(f"{name} {version}" for name, version in origin["versions"].items())
@@ -48,17 +50,18 @@ def diagnosis_summary(diagnosis: Diagnosis) -> str:
     return "\n".join([*lines, *(["", *diagnosis.notes] if diagnosis.notes else [])])
 
 
-def _finding(finding: Finding) -> str:
-    number = "" if finding.value is None else f" Value {_cell(finding.value)}"
-    if finding.value is not None and finding.ci95 is not None:
-        number += f" (95 % interval {_cell(finding.ci95[0])} to {_cell(finding.ci95[1])})"
+def _finding(finding: dict[str, Any]) -> str:
+    value, ci95 = finding["value"], finding["ci95"]
+    number = "" if value is None else f" Value {_cell(value)}"
+    if value is not None and ci95 is not None:
+        number += f" (95 % interval {_cell(ci95[0])} to {_cell(ci95[1])})"
     lines = [
-        f"**{finding.claim}**{number}{'.' if number else ''}",
-        f"What to do: {finding.advice}",
-        f"How: {finding.how}",
+        f"**{finding['claim']}**{number}{'.' if number else ''}",
+        f"What to do: {finding['advice']}",
+        f"How: {finding['how']}",
     ]
-    if finding.table:
-        lines.append(_table(finding.table))
+    if finding["table"]:
+        lines.append(_table(finding["table"]))
     return "\n\n".join(lines)
 
 

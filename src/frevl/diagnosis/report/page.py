@@ -1,6 +1,6 @@
 """A diagnosis as one HTML file: no network, no script, light and dark, phone and print.
 
-Every number of the page is a number of the diagnosis JSON, rounded, or stands in one of its sentences; only the ticks
+Every number of the page is a number of the diagnosis JSON, rounded, or part of one of its sentences; only the ticks
 of a plot's axes are not. A plot has its table beside it.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from frevl.diagnosis.findings import SECTIONS
 from frevl.diagnosis.report.plots import NARROW, WIDE, check_matplotlib, draw_plot, series_colours
+from frevl.diagnosis.report.shareable import shareable
 from frevl.encoders.images import read_image
 from frevl.errors import ImageError, InputError, MissingExtraError, UsageError
 from frevl.jsonfile import plain, replace_file
@@ -83,7 +84,7 @@ def page_of(diagnosis: Diagnosis, *, images: Path | None = None) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update({"figures": figures, "anchor": _anchor, "answers": _answers})
-    record = plain(diagnosis.record())  # exactly what the JSON holds
+    record = shareable(plain(diagnosis.record()))  # what the JSON holds, without the folders of this machine
     verdict = record["verdict"]
     return environment.get_template("diagnosis.html").render(
         verdict={"detail": [], **verdict},

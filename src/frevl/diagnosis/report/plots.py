@@ -2,7 +2,7 @@
 
 Matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables, so that one drawing serves
 light, dark and print. Letters become outlines: the ticks of an axis are a scale, not text of the page. Every drawn
-number stands in the finding, and in the table beside the plot.
+number is in the finding, and in the table beside the plot.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def draw_plot(plot: dict[str, Any], *, width: float, prefix: str) -> str:
     Args:
         plot: As `findings.chart` makes it.
         width: Inches, `WIDE` or `NARROW`.
-        prefix: Of every id in the SVG, so that several drawings may stand in one page.
+        prefix: Of every id in the SVG, so that one page may hold several drawings.
 
     Returns:
         An ``<svg>`` element. The same data give the same text.

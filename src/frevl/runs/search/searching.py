@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from frevl.data.names import same_names, why_unknown
 from frevl.encoders.images import ImageSource
 from frevl.errors import ImageError, UsageError
 from frevl.runs.scorer import Scorer
@@ -200,16 +201,23 @@ class Searcher:
         return ["The query is longer than the encoder reads; its end was cut."] if cut else []
 
     def _image_query(self, image: ImageSource | None) -> _Query:
-        if isinstance(image, str | Path) and str(image) in self.scorer.store.positions("image"):
+        known = self.scorer.store.positions("image")
+        if isinstance(image, str | Path) and str(image) in known:
             return _Query("image", str(image))
+        if isinstance(image, str | Path) and not Path(image).exists():
+            same = same_names([str(image)], known)
+            if same:
+                return _Query("image", same[str(image)])
         if image is None:
             raise UsageError("A search needs a text or an image")
         try:
             prepared = self.scorer.prepare_image(image)
         except (ImageError, FileNotFoundError) as error:
             if isinstance(image, str | Path) and not Path(image).exists():
+                nearest = why_unknown(str(image), known)
                 raise UsageError(
                     f"{image}: expected a picture file, or the id of an image of {self.scorer.store.path}; found none"
+                    + (f"; {nearest}" if nearest else "")
                 ) from error
             raise
         name = str(image) if isinstance(image, str | Path) else "the given image"

@@ -1,0 +1,340 @@
+"""Rows from Arrow tables: Parquet, Arrow and Feather files, and tables in memory.
+
+A column of bytes is never among the rows: pictures inside a table (Hugging Face, img2dataset) are named by an id, and
+`pictures_of` reads them for who wants to embed them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from frevl.data.columns import FIELDS, Columns, choose_columns, means_image
+from frevl.data.json_rows import HALF_PAIR, has_half_pair
+from frevl.errors import PairsError
+
+__all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "table_source"]
+
+_ROWS_AT_ONCE, _PICTURES_AT_ONCE = 65_536, 64
+_LONGEST_LIST = 64  # numbers; a longer list is an embedding, and no key of a pair
+_PICTURES = ("jpg", "jpeg", "png", "webp", "picture", "bytes", "image_bytes")  # names beside those of an image
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
+_HASH = 32  # letters of a content hash, as many as a store keeps
+_LONGEST_NAME = 1024  # bytes
+
+
+@dataclass(frozen=True)
+class ArrowSource:
+    """A table whose columns can be read one by one.
+
+    Attributes:
+        place: For messages: the file.
+        schema: Of the table.
+        read: From names of columns, or ``column.child`` for a part of a struct, and a number of rows to batches.
+    """
+
+    place: str
+    schema: pa.Schema
+    read: Callable[[list[str], int], Iterator[pa.RecordBatch]] = field(repr=False)
+
+
+def open_arrow(path: Path) -> ArrowSource:
+    """Open a Parquet, Arrow or Feather file; only its schema is read.
+
+    Raises:
+        PairsError: It cannot be read.
+    """
+    try:
+        if path.suffix.lower() == ".parquet":
+            file = pq.ParquetFile(path, memory_map=True)
+            return ArrowSource(
+                str(path), file.schema_arrow, lambda names, rows: file.iter_batches(batch_size=rows, columns=names)
+            )
+        mapped = pa.memory_map(str(path))
+        try:
+            table = pa.ipc.open_file(mapped).read_all()  # mapped, not copied
+        except pa.ArrowInvalid:
+            mapped.seek(0)
+            table = pa.ipc.open_stream(mapped).read_all()
+    except pa.ArrowException as error:
+        raise _unreadable(str(path), 0, error) from error
+    return table_source(str(path), table)
+
+
+def table_source(place: str, table: pa.Table) -> ArrowSource:
+    """Read from a table in memory."""
+
+    def read(names: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+        known = set(table.column_names)
+        whole = dict.fromkeys(name if name in known else name.rpartition(".")[0] for name in names)
+        yield from table.select(list(whole)).to_batches(max_chunksize=rows)
+
+    return ArrowSource(place, table.schema, read)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which columns are read.
+
+    Attributes:
+        columns: Of the fields. Without ``image``, the pictures give the ids.
+        picture: Column of pictures, or None.
+        extras: Further columns of the pairs.
+        notes: What is not read, and why.
+    """
+
+    columns: Columns
+    picture: str | None
+    extras: list[str]
+    notes: list[str]
+
+
+def arrow_rows(source: ArrowSource, given: Mapping[str, str], notes: list[str]) -> Iterator[tuple[Columns, Any]]:
+    """Yield the columns with every ``(row number, row, problem)``, rows counted from 1.
+
+    Args:
+        source: The table.
+        given: Columns that the user named.
+        notes: Gets sentences on what was not read.
+
+    Raises:
+        PairsError: The columns do not say what the image and the text are, or the table cannot be read.
+    """
+    number = 0
+    try:
+        plan = _plan(source, given)
+        notes += plan.notes
+        columns = {"image": plan.picture or "image", **plan.columns}
+        names = [*plan.columns.values(), *plan.extras]
+        ids = None if plan.picture is None or "image" in plan.columns else _ids_of(source, plan.picture, notes)
+        for batch in source.read(names, _ROWS_AT_ONCE):
+            for row in batch.select(names).to_pylist():
+                number += 1
+                if ids is not None:
+                    row[columns["image"]] = next(ids)
+                strings = [value for value in row.values() if isinstance(value, str) and not value.isascii()]
+                problem = HALF_PAIR if any(map(has_half_pair, strings)) else ""
+                yield columns, (number, _plain_row(row, columns), problem)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(source.place, number, error) from error
+
+
+def pictures_of(source: ArrowSource, given: Mapping[str, str]) -> Iterator[tuple[str, bytes]] | None:
+    """Return id and bytes of every picture inside a table, each id once; None if no column holds pictures.
+
+    Args:
+        source: The table.
+        given: Columns that the user named.
+
+    Raises:
+        PairsError: Two different pictures have one id, or the table cannot be read.
+    """
+    plan = _plan(source, given)
+    return None if plan.picture is None else _pictures(source, plan.picture, plan.columns.get("image"))
+
+
+def _pictures(source: ArrowSource, picture: str, named: str | None) -> Iterator[tuple[str, bytes]]:
+    number = 0
+    seen: dict[str, str] = {}
+    ids = iter(()) if named else _ids_of(source, picture, [])
+    try:
+        for batch in source.read([picture, named] if named else [picture], _PICTURES_AT_ONCE):
+            names = batch[named].to_pylist() if named else [next(ids) for _ in range(len(batch))]
+            for id_, content in zip(names, _contents(batch[picture]), strict=True):
+                number += 1
+                if not id_ or content is None:
+                    continue
+                if id_ not in seen:
+                    seen[id_] = _hash(content)
+                    yield id_, content
+                elif seen[id_] != _hash(content):
+                    raise PairsError(
+                        f"{source.place}, row {number:,}: another picture of the file is named '{id_:.80}' too; name a "
+                        "column of unique names, as in --columns image=NAME"
+                    )
+    except pa.ArrowException as error:
+        raise _unreadable(source.place, number, error) from error
+
+
+# ---- which columns
+
+
+def _plan(source: ArrowSource, given: Mapping[str, str]) -> _Plan:
+    types = {one.name: one.type for one in source.schema}
+    names = list(source.schema.names)
+    picture = _picture_column(source, names, types, given) if len(types) == len(names) else None
+    if picture is None:
+        columns = choose_columns(source.place, names, given)
+    else:
+        others = [name for name in names if name != picture and (_is_text(types[name]) or not means_image(name))]
+        named = {field: name for field, name in given.items() if name != picture}
+        columns = choose_columns(source.place, others, named, required=("text",))
+    extras, notes = [], []
+    for name in names:
+        if name in columns.values() or name in FIELDS or (name == picture and "image" not in columns):
+            continue
+        if _holds_bytes(types[name]):
+            notes.append(f"The column '{name}' holds bytes and is no part of the pairs.")
+        elif _holds_vectors(source, name, types[name]):
+            notes.append(f"The column '{name}' holds vectors and is no part of the pairs.")
+        else:
+            extras.append(name)
+    return _Plan(columns, picture, extras, notes)
+
+
+def _picture_column(
+    source: ArrowSource, names: list[str], types: Mapping[str, pa.DataType], given: Mapping[str, str]
+) -> str | None:
+    """Return the column of the user's choice, one that is named like a picture, or the only one of pictures."""
+    chosen = choose_columns(source.place, names, given, required=())
+    used = {chosen.get("text"), chosen.get("target")}
+    possible = [name for name in names if name not in used and _may_hold_pictures(types[name])]
+    possible = [name for name in possible if not _holds_names(source, name, types[name])]
+    named = [name for name in possible if name == given.get("image")]
+    named += [name for name in possible if means_image(name) or name.lower() in _PICTURES]
+    # Under any other name, bytes may be anything.
+    named += [name for name in possible if len(possible) == 1 and _begins_as_pictures(source, name)]
+    return next(iter(named), None)
+
+
+def _may_hold_pictures(kind: pa.DataType) -> bool:
+    return _is_bytes(kind) or (pa.types.is_struct(kind) and any(part.name == "bytes" for part in kind))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return _is_bytes(kind) or any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _holds_names(source: ArrowSource, name: str, kind: pa.DataType) -> bool:
+    """Whether a column of bytes holds names: some programs write texts as bytes."""
+    if not _is_bytes(kind):
+        return False
+    some = [value for value in _first(source, name) if value is not None]
+    try:
+        return bool(some) and all(len(value) <= _LONGEST_NAME and value.decode().isprintable() for value in some)
+    except UnicodeDecodeError:
+        return False
+
+
+def _begins_as_pictures(source: ArrowSource, name: str) -> bool:
+    batch = next(iter(source.read([name], 8)), None)
+    some = [] if batch is None else [value for value in _contents(batch[name]) if value]
+    return bool(some) and all(value.startswith(_BEGINNINGS) or value[4:8] == b"ftyp" for value in some)
+
+
+def _holds_vectors(source: ArrowSource, name: str, kind: pa.DataType) -> bool:
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if not any(test(kind) for test in lists) or not pa.types.is_floating(kind.value_type):
+        return False
+    return any(value is not None and len(value) > _LONGEST_LIST for value in _first(source, name))
+
+
+def _first(source: ArrowSource, name: str) -> list[Any]:
+    for batch in source.read([name], 8):
+        return list(batch[name].to_pylist())
+    return []
+
+
+# ---- ids of pictures
+
+
+def _ids_of(source: ArrowSource, picture: str, notes: list[str]) -> Iterator[str | None]:
+    """Return the id of the picture in every row: its path, or the hash of its content where paths do not tell it."""
+    paths = _paths(source, picture)
+    if paths is not None and all(paths) and (len(set(paths)) == len(paths) or _paths_tell(source, picture, paths)):
+        return iter(paths)
+    notes.append(f"The pictures of the column '{picture}' have no names that tell them apart: ids are hashes of them.")
+    return _hash_ids(source, picture, paths)
+
+
+def _paths(source: ArrowSource, picture: str) -> list[str | None] | None:
+    kind = source.schema.field(picture).type
+    if not pa.types.is_struct(kind) or all(part.name != "path" for part in kind):
+        return None
+    batches = source.read([f"{picture}.path"], _ROWS_AT_ONCE)
+    return [path for batch in batches for path in pc.struct_field(batch[picture], "path").to_pylist()]
+
+
+def _paths_tell(source: ArrowSource, picture: str, paths: list[str | None]) -> bool:
+    """Whether pictures with one path have one content."""
+    seen: dict[str | None, str | None] = {}
+    hashes = _hash_ids(source, picture, None)
+    return all(seen.setdefault(path, hash_) == hash_ for path, hash_ in zip(paths, hashes, strict=True))
+
+
+def _hash_ids(source: ArrowSource, picture: str, paths: list[str | None] | None) -> Iterator[str | None]:
+    number = 0
+    for batch in source.read([picture], _PICTURES_AT_ONCE):
+        for content in _contents(batch[picture]):
+            path = paths[number] if paths is not None else None
+            yield path if content is None else f"sha256-{_hash(content)}"
+            number += 1
+
+
+def _contents(column: pa.Array) -> Iterator[bytes | None]:
+    inner = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+    for value in inner:
+        yield value.as_py()
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:_HASH]
+
+
+# ---- rows
+
+
+def _plain_row(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """Bring the columns of a row to what the same pair has in JSON."""
+    fields = {name: row[name] for name in columns.values() if name in row}
+    target = columns.get("target")
+    if target in fields:
+        fields[target] = _plain_target(fields[target])
+    image = fields.get(columns["image"])
+    if isinstance(image, bytes):  # a name that was written as bytes
+        fields[columns["image"]] = image.decode()
+    return {**fields, **{name: _as_json(value) for name, value in row.items() if name not in fields}}
+
+
+def _plain_target(target: Any) -> Any:
+    if isinstance(target, list) and target and isinstance(target[0], tuple):  # a map column
+        target = dict(target)
+    if isinstance(target, dict):  # a struct column has every key in every row
+        return {key: weight for key, weight in target.items() if weight is not None}
+    # Whole numbers beside gaps become floats, and gaps NaN, on their way through pandas.
+    return None if isinstance(target, float) and math.isnan(target) else target
+
+
+def _as_json(value: Any) -> Any:
+    """Turn what JSON does not know (times, decimals) into text."""
+    if isinstance(value, dict):
+        return {str(key): _as_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+def _unreadable(place: str, row: int, error: Exception) -> PairsError:
+    reason = " ".join(str(error).split())[:200]
+    return PairsError(f"{place}, after row {row:,}: expected a table that can be read ({reason})")

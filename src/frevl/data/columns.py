@@ -1,0 +1,119 @@
+"""Which column or key of a table holds the image, the text and the target, where they have other names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from frevl.errors import PairsError, UsageError, nearest
+
+__all__ = ["FIELDS", "REQUIRED", "Columns", "choose_columns", "columns_of", "means_image", "renaming_note"]
+
+FIELDS = ("image", "text", "target")
+REQUIRED = ("image", "text")
+
+Columns = dict[str, str]
+"""From a field to the name of its column; fields without a column are not in it."""
+
+# Names that only ever mean one of the fields, in tables of open_clip, img2dataset, the Hugging Face hub and others.
+_OTHER_NAMES = {
+    "image": (
+        "image_path", "image_file", "image_name", "image_id", "img", "img_path", "filepath", "file_path", "filename",
+        "file_name", "file", "path", "key",
+    ),
+    "text": ("caption", "title", "question", "sentence", "description", "txt"),
+    "target": ("answer",),
+}  # fmt: skip
+
+
+def columns_of(given: str | Sequence[str] | Mapping[str, str] | None) -> Columns:
+    """Read ``image=filepath,text=title``, as a flag or a mapping has it.
+
+    Raises:
+        UsageError: A field does not exist, stands twice, or has no column.
+    """
+    if given is None:
+        return {}
+    entries: list[tuple[str, str]] = []
+    if isinstance(given, Mapping):
+        entries = [(str(field), str(name)) for field, name in given.items()]
+    else:
+        for part in ",".join([given] if isinstance(given, str) else given).split(","):
+            field, _, name = part.partition("=")
+            entries.append((field.strip(), name.strip()))
+    for field, name in entries:
+        if field not in FIELDS:
+            raise UsageError(f"--columns: there is no field '{field}'. {nearest(field, FIELDS)}")
+        if not name:
+            raise UsageError(f"--columns: expected the column of '{field}', as in {field}=NAME, found nothing")
+    twice = [field for field, count in Counter(field for field, _ in entries).items() if count > 1]
+    if twice:
+        raise UsageError(f"--columns: the field '{twice[0]}' stands twice; give it once")
+    return dict(entries)
+
+
+def choose_columns(
+    place: str, names: Iterable[str], given: Mapping[str, str], *, required: Sequence[str] = REQUIRED
+) -> Columns:
+    """Find the column of each field.
+
+    A column that was given is taken; then one with the field's own name, in any case of letters; then the only one with
+    a name that means the same. A column ``answer`` is the target of a ``question``.
+
+    Args:
+        place: File and line, for messages.
+        names: Columns of the table, or keys of a row.
+        given: Of some fields, the columns that the user named.
+        required: Fields that must have a column; nothing is refused where none is required.
+
+    Raises:
+        PairsError: There is no such column, several could be meant, or a name stands twice.
+    """
+    names = list(names)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice and required:
+        raise PairsError(f"{place}: expected each column once, found '{twice[0]}' twice in {names}")
+    found: Columns = {}
+    for field in FIELDS:
+        if field in given:
+            if given[field] in names:
+                found[field] = given[field]
+            elif required:
+                hint = nearest(given[field], names)
+                raise PairsError(f"{place}: there is no column '{given[field]}' for --columns {field}=... {hint}")
+            continue
+        free = [name for name in names if name not in given.values()]
+        own = [name for name in free if name == field] or [name for name in free if _plain(name) == field]
+        others = [name for name in free if _plain(name) in _OTHER_NAMES[field]]
+        if field == "target" and _plain(found.get("text", "")) != "question":
+            others = []
+        if own or len(others) == 1:
+            found[field] = (own or others)[0]
+        elif others and field in required:
+            raise PairsError(
+                f"{place}: no column is named '{field}', and several could be it; choose one, as in --columns "
+                f"{field}={others[0]} (found {names})"
+            )
+    missing = [field for field in required if field not in found]
+    if missing:
+        named = ",".join(f"{field}=NAME" for field in missing)
+        raise PairsError(
+            f"{place}: expected the columns 'image' and 'text' (and 'target'), found {names}; say which column is "
+            f"which, as in --columns {named}"
+        )
+    return found
+
+
+def means_image(name: str) -> bool:
+    """Whether a column of this name would be taken for the image's."""
+    return _plain(name) in ("image", *_OTHER_NAMES["image"])
+
+
+def renaming_note(columns: Mapping[str, str]) -> list[str]:
+    """Say which columns were taken for which fields, where their names differ."""
+    other = [f"'{name}' as {field}" for field, name in columns.items() if name != field]
+    return [f"Read the column {', '.join(other)}."] if other else []
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()

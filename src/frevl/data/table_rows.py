@@ -1,0 +1,100 @@
+"""Rows from tables of text: CSV, tab-separated files, and what spreadsheets write under these names."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from frevl.data.columns import Columns, choose_columns
+from frevl.data.json_rows import has_half_pair, json_value
+from frevl.errors import PairsError
+
+__all__ = ["table_rows"]
+
+_DELIMITERS = (",", "\t", ";", "|")
+
+Row = tuple[int, Any, str]
+
+
+def table_rows(path: Path, stream: BinaryIO, given: Mapping[str, str]) -> Iterator[tuple[Columns, Row]]:
+    """Yield the columns of the table with every ``(line, row, problem)``.
+
+    The delimiter is the one of ``, ; |`` and tab that shows the columns in the first line.
+
+    Args:
+        path: For messages.
+        stream: The file, in UTF-8, behind a byte order mark.
+        given: Columns that the user named.
+
+    Raises:
+        PairsError: The first line does not name the columns.
+    """
+    begin = stream.tell()
+    header = stream.readline(1 << 20).decode("utf-8", "surrogateescape")
+    stream.seek(begin)
+    delimiter, columns = _header(f"{path}, line 1", path.suffix.lower(), header, given)
+    # Bytes that are not UTF-8 become surrogates, which nothing else in a file can be.
+    lines = io.TextIOWrapper(stream, encoding="utf-8", newline="", errors="surrogateescape")
+    try:
+        yield from ((columns, row) for row in _rows(path, lines, delimiter, columns.get("target", "target")))
+    finally:
+        lines.detach()  # the file is closed by who opened it
+
+
+def _rows(path: Path, lines: Iterable[str], delimiter: str, target: str) -> Iterator[Row]:
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
+    try:
+        names = next(reader, [])
+    except csv.Error as error:
+        raise PairsError(f"{path}, line 1: expected a header, found malformed CSV ({error})") from error
+    while True:
+        first = reader.line_num + 1
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            upto = f" (from line {first})" if reader.line_num > first else ""
+            yield reader.line_num, None, f"malformed CSV{upto}: {error}"
+            continue
+        if not values:
+            continue
+        if len(values) != len(names):
+            yield reader.line_num, None, f"expected {len(names)} columns, found {len(values)}"
+        else:
+            yield reader.line_num, *_table_row(dict(zip(names, values, strict=True)), target)
+
+
+def _header(place: str, suffix: str, header: str, given: Mapping[str, str]) -> tuple[str, Columns]:
+    """Find the delimiter by which the first line names the columns."""
+    first = "\t" if suffix in (".tsv", ".tab") else ","
+    found: dict[str, list[str]] = {}
+    for delimiter in sorted(_DELIMITERS, key=lambda one: one != first):
+        try:
+            found[delimiter] = next(csv.reader([header], strict=True, delimiter=delimiter), [])
+        except csv.Error:
+            continue
+    fitting = {delimiter: choose_columns(place, names, given, required=()) for delimiter, names in found.items()
+               if len(set(names)) == len(names)}  # fmt: skip
+    most = max(map(len, fitting.values()), default=0)
+    best = [delimiter for delimiter, columns in fitting.items() if len(columns) == most and most]
+    if not best:
+        best = sorted(found, key=lambda one: -len(found[one])) or [first]
+    return best[0], choose_columns(place, found.get(best[0], [header]), given)
+
+
+def _table_row(row: dict[str, Any], target: str) -> tuple[Any, str]:
+    for value in row.values():
+        if not value.isascii() and has_half_pair(value):
+            byte = next(ord(letter) for letter in value if "\ud800" <= letter <= "\udfff") & 0xFF
+            return None, f"expected UTF-8 text, found byte 0x{byte:02x}"
+    written = row.get(target, "")
+    if not written:
+        row.pop(target, None)
+    elif written.lstrip()[:1] in ("[", "{"):
+        row[target], problem = json_value(written.encode())
+        return row, f"field 'target': {problem}" if problem else ""
+    return row, ""

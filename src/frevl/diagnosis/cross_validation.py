@@ -1,0 +1,123 @@
+"""Cross-validation of compared models over the images of the training pairs: few development pairs choose badly.
+
+Where a set is small, a tenth of it decides little: on 425 development pairs the worst of several models was chosen.
+Every training pair answered by a model that has not learnt from its image is a far larger sample, at the cost of a few
+more trainings. The same models later tell which labels are likely wrong.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from frevl.diagnosis.gaps import compare
+from frevl.diagnosis.model_comparison import (
+    SMALL,
+    ComparedModel,
+    CrossValidation,
+    ModelComparison,
+    ModelSpec,
+    fit,
+    predict_all,
+    seen_by,
+)
+from frevl.diagnosis.splits import Splits, share_of_clusters, with_wrong_pairs
+from frevl.errors import PairsError
+from frevl.progress import say
+
+__all__ = ["contenders", "cross_validate", "cross_validate_contenders"]
+
+_PARTS, _PARTS_OF_MANY = 3, 2
+_SLOWER, _LEAST_SECONDS = 4.0, 10.0
+_MOST_LEARNT = 20_000  # training pairs of one model, so that a training has an end
+
+
+def cross_validate_contenders(
+    comparison: ModelComparison, *, folder: Path, time_limit: float, progress: bool = False
+) -> tuple[ModelComparison, list[str]]:
+    """Cross-validate the models that may be the best of their kind.
+
+    Args:
+        comparison: All models, trained on all training pairs.
+        folder: For the runs.
+        time_limit: Seconds for all of it; where the trainings would take longer, there is no cross-validation, because
+            trainings that were cut short compare nothing.
+        progress: Show progress lines.
+
+    Returns:
+        The comparison, its contenders with a cross-validation, and notes for the reader. Above
+        `frevl.diagnosis.model_comparison.SMALL` training pairs the comparison as it was: there are development pairs
+        enough.
+    """
+    splits = comparison.splits
+    chosen = contenders(comparison)
+    needed = sum(model.seconds for model in chosen) * (_PARTS - 1)
+    clusters = len(set(splits.train.clusters))
+    if len(splits.train) > SMALL or clusters < _PARTS:
+        return comparison, []
+    if needed > time_limit:
+        return comparison, [
+            f"There was no time for a cross-validation (about {needed:.0f} s of trainings): the best models were "
+            f"chosen on {len(splits.dev):,} development pairs; a larger --time-limit makes the choice surer."
+        ]
+    crossed = {}
+    for model in chosen:
+        # A busy machine takes longer, and a training that was cut short compares nothing.
+        limit = max(_SLOWER * model.seconds * (_PARTS - 1), _LEAST_SECONDS)
+        try:
+            crossed[model.name] = cross_validate(splits, model.spec, folder=folder / model.name, time_limit=limit)
+        except PairsError:  # of very rare classes a part may hold none
+            return comparison, [
+                "Some classes are too rare for a cross-validation: the best models were chosen on "
+                f"{len(splits.dev):,} development pairs."
+            ]
+        say(f"  {model.name:<18} {100 * crossed[model.name].accuracy:6.2f} % cross-validated", enabled=progress)
+    return replace(comparison, models=[replace(one, crossed=crossed.get(one.name)) for one in comparison.models]), []
+
+
+def contenders(comparison: ModelComparison) -> list[ComparedModel]:
+    """Return the models that are not measurably worse on the development pairs than the best of their kind."""
+    clusters = comparison.splits.dev.clusters
+    kept = []
+    for role in dict.fromkeys(model.spec.role for model in comparison.models):
+        of_role = [model for model in comparison.models if model.spec.role == role]
+        best = max(of_role, key=lambda model: model.dev.hits.mean())
+        kept += [model for model in of_role if model is best or not compare(best.dev.hits, model.dev.hits, clusters).up]
+    return kept
+
+
+def cross_validate(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float) -> CrossValidation:
+    """Train a model on all but a part of the images of the training pairs, for every part.
+
+    Three parts, or two where there are more than `frevl.diagnosis.model_comparison.SMALL` pairs; the parts are the same
+    for every model. A model learns from at most 20,000 pairs.
+
+    Args:
+        splits: The pairs; the development pairs stop and calibrate every training.
+        spec: The model.
+        folder: For the runs.
+        time_limit: Seconds for all trainings.
+    """
+    parts = _PARTS if len(splits.train) <= SMALL else _PARTS_OF_MANY
+    part_of = _parts(splits.train.clusters, parts, splits.seed)
+    asked = with_wrong_pairs(splits.train, splits.seed) if splits.task == "matching" else splits.train
+    held_out, hits, seconds = [], [], 0.0
+    for part in range(parts):
+        learnt = splits.train.select([row for row, name in enumerate(splits.train.clusters) if part_of[name] != part])
+        if len(learnt) > _MOST_LEARNT:
+            learnt = share_of_clusters(learnt, _MOST_LEARNT / len(learnt), seed=splits.seed)
+        scorer = fit(splits, spec, folder=folder / str(part), time_limit=time_limit / parts, pairs=learnt)
+        pairs = asked.select([row for row, name in enumerate(asked.clusters) if part_of[name] == part])
+        held_out.append((pairs, scorer))
+        hits.append(predict_all(scorer, seen_by(spec, pairs, splits)).hits)
+        seconds += float(scorer.run.results["train_seconds"])
+    return CrossValidation(held_out, float(np.concatenate(hits).mean()), seconds)
+
+
+def _parts(clusters: list[str], parts: int, seed: int) -> dict[str, int]:
+    """Return the part of every cluster (image)."""
+    names = sorted(set(clusters))
+    order = np.random.default_rng(seed).permutation(len(names))
+    return {names[place]: number % parts for number, place in enumerate(order)}
