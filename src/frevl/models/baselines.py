@@ -1,4 +1,4 @@
-"""What a fusion has to beat: majority, one modality alone, a linear probe, a concatenation MLP.
+"""The baselines that a fusion has to beat: majority, one modality alone, a linear probe, a concatenation MLP.
 
 Pure torch. Tokens are pooled by their mean.
 """
@@ -160,7 +160,7 @@ def fit_linear(
         network: Its mean and scale are set; its weights are overwritten.
         features: ``(n, features)`` standardised training features.
         loss: From ``(n, outputs)`` logits to the mean over pairs of the training loss, without a penalty.
-        development: The metric of the network as it stands, the larger the better.
+        development: The metric of the network with its current weights; larger is better.
         penalties: Factors of half the squared weights (not the biases), strongest first.
         iterations: Most L-BFGS steps a penalty.
         time_limit: Seconds after which no further penalty is tried and the fit ends where it is, looked at every ten
@@ -222,7 +222,7 @@ def _minimised(
         torch.autograd.backward(value)
         return value
 
-    for _ in range(math.ceil(iterations / _AT_ONCE)):  # the optimiser goes on where it stopped
+    for _ in range(math.ceil(iterations / _AT_ONCE)):  # the optimiser continues where it stopped
         optimiser.step(closure)  # type: ignore[no-untyped-call]
         steepest = max(float(one.grad.abs().max()) for one in free if one.grad is not None)
         if steepest <= _TOLERANCE or time.monotonic() > ends:

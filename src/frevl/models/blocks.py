@@ -20,7 +20,7 @@ __all__ = ["Attention", "Block", "FeedForward", "as_tokens", "check_pairs", "dro
 class Attention(nn.Module):
     """Multi-head attention, equal to ``nn.MultiheadAttention`` without attention dropout.
 
-    With one key the softmax is 1 whatever queries and keys say, and the output is ``W_o (W_v x + b_v) + b_o``.
+    With one key the softmax is always 1, and the output is ``W_o (W_v x + b_v) + b_o``.
     That exact path is taken whenever there is one key. The four maps are separate, so that the unused
     ``query`` and ``key`` then have no gradient at all, not a zero one, and optimisers pass them by.
     """
@@ -199,7 +199,7 @@ def check_pairs(image: Tensor, text: Tensor) -> None:
 
 
 def zero_masked(modality: str, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Zero the masked-out tokens, so that nothing that stands there can spread, not even NaN."""
+    """Zero the masked-out tokens, so that nothing in them can spread, not even NaN."""
     if mask is None:
         return hidden
     if mask.shape != hidden.shape[:2] or mask.dtype != torch.bool:

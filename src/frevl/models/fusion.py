@@ -1,13 +1,13 @@
-"""The FrEVL network: project two frozen embeddings, let them read each other, compare them, decide.
+"""The FrEVL network: project two frozen embeddings, let each attend to the other, compare them, classify.
 
 Source of the method: arXiv 2508.04469. Where the paper is silent we follow its public code or choose
 ourselves, and say so ("code", "ours").
 
 Shapes: ``n`` pairs, ``Nv`` image tokens, ``Nt`` text tokens, ``d`` the width of the network. A pooled
-embedding is one token. Masks are bool and True where a token exists; what stands in a masked-out token,
-NaN included, never reaches a score.
+embedding is one token. Masks are bool and True where a token exists; the content of a masked-out token, even NaN,
+never reaches a score.
 
-Dropout stands after the GELU of every feed-forward part and of the head, never on attention weights (ours):
+Dropout follows the GELU of every feed-forward part and of the head, never on attention weights (ours):
 a pooled item is a single key, and dropping its weight would drop the whole other modality. Weights start as
 PyTorch starts them (ours: on a small set, larger starts overfitted sooner).
 

@@ -25,9 +25,14 @@ if TYPE_CHECKING:
     from frevl.models.interface import PairNetwork
 
 __all__ = [
+    "LOCAL_FOLDERS",
     "PREFIX",
+    "RUN_FILES",
+    "brief",
+    "hub_library",
     "load_network",
     "not_finite",
+    "not_sent",
     "push_network",
     "restored",
     "run_folder",
@@ -37,8 +42,11 @@ __all__ = [
 PREFIX = "hf:"
 """Before the id of a run on the hub, wherever a run's folder is asked for."""
 
-_RUN_FILES = ("run.json", "weights.safetensors", "seen.safetensors")
-_FOLDERS = re.compile(r"(?<![\w.:])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
+RUN_FILES = ("run.json", "weights.safetensors", "seen.safetensors")
+"""What a published run consists of."""
+
+LOCAL_FOLDERS = re.compile(r"(?<![\w.:])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
+"""Folders of this machine in a text; they are not published."""
 
 Network = TypeVar("Network", bound="PairNetwork")
 
@@ -90,7 +98,7 @@ def push_network(
         )
     # The hub's library fails with its own, the HTTP library's or the system's exceptions.
     except Exception as error:
-        raise _unsent(repository, error) from None
+        raise not_sent(repository, error) from None
 
 
 def load_network(kind: type[Network], model: str | Path, *, revision: str | None = None, **options: Any) -> Network:
@@ -122,7 +130,7 @@ def run_folder(path: str | Path, revision: str | None = None) -> Path:
     if not str(path).startswith(PREFIX):
         return Path(path)
     model, _, named = str(path).removeprefix(PREFIX).partition("@")
-    return _fetched(model, revision or named or None, list(_RUN_FILES))
+    return _fetched(model, revision or named or None, list(RUN_FILES))
 
 
 def restored(make: Callable[[], Network], weights: Path) -> Network:
@@ -159,7 +167,7 @@ def restored(make: Callable[[], Network], weights: Path) -> Network:
         raise
     # Settings of a stranger can make a constructor fail in any way.
     except Exception as error:
-        raise ValueError(f"the settings do not fit the weights ({_brief(error)})") from error
+        raise ValueError(f"the settings do not fit the weights ({brief(error)})") from error
     problem = not_finite(state)
     if problem:
         raise ValueError(problem)
@@ -212,7 +220,7 @@ def _no_larger_than(tensors: int, numbers: int) -> Iterator[None]:
 
 @cache  # the hub's library takes a third of a second to import, so only who needs it pays
 def _published() -> Any:
-    hub = _library()
+    hub = hub_library()
 
     class Published(hub.ModelHubMixin, library_name="frevl", tags=["frevl"]):  # type: ignore[call-arg, misc, name-defined]
         """A network with the hub's verbs; a wrapper, so that the network itself stays a plain module."""
@@ -267,11 +275,11 @@ def _read_network(kind: type[Network], folder: Path) -> Network:
             settings = settings["network_settings"]
         return restored(lambda: kind(**settings), folder / names[1])
     except (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError) as error:
-        raise RunError(f"{folder}: the network is damaged or of another kind ({_brief(error)})") from error
+        raise RunError(f"{folder}: the network is damaged or of another kind ({brief(error)})") from error
 
 
 def _fetched(model: str, revision: str | None, patterns: list[str], **options: Any) -> Path:
-    hub = _library()
+    hub = hub_library()
     wanted = {"revision": revision, "allow_patterns": patterns, **options}
     try:
         return Path(hub.snapshot_download(model, **{**wanted, "local_files_only": True}))
@@ -279,19 +287,20 @@ def _fetched(model: str, revision: str | None, patterns: list[str], **options: A
         pass  # not in the cache: below it is fetched
     # A name that cannot be one is refused with ValueError.
     except ValueError as error:
-        raise RunError(f"'{model}': expected a folder or an id on the hub, found neither ({_brief(error)})") from None
+        raise RunError(f"'{model}': expected a folder or an id on the hub, found neither ({brief(error)})") from None
     try:
         return Path(hub.snapshot_download(model, **wanted))
     # Without network the hub's library fails with its own, the HTTP library's or the system's exceptions.
     except Exception as error:
         named = model if revision is None else f"{model}@{revision}"
         raise RunError(
-            f"'{named}' is neither a folder nor in the hub's cache, and cannot be fetched ({_brief(error)}); check the "
+            f"'{named}' is neither a folder nor in the hub's cache, and cannot be fetched ({brief(error)}); check the "
             "name and the network, or copy its folder here and name that"
         ) from None
 
 
-def _library() -> Any:
+def hub_library() -> Any:
+    """Import ``huggingface_hub``, or raise `MissingExtraError`."""
     try:
         import huggingface_hub
     except ModuleNotFoundError:
@@ -299,12 +308,14 @@ def _library() -> Any:
     return huggingface_hub
 
 
-def _unsent(repository: str, error: Exception) -> RunError:
+def not_sent(repository: str, error: Exception) -> RunError:
+    """Return the error to raise after a failed upload."""
     return RunError(
-        f"Nothing was sent to '{repository}' ({_brief(error)}); check the name and the network, and log in with: "
+        f"Nothing was sent to '{repository}' ({brief(error)}); check the name and the network, and log in with: "
         "hf auth login"
     )
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """Return the kind of an error and the start of its message in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"

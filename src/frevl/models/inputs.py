@@ -37,8 +37,8 @@ class ZScore(NamedTuple):
 
     Attributes:
         mean: ``(d,)``.
-        scale: ``(d,)``, the deviation; infinite where a dimension never varies, which then becomes zero: it says
-            nothing, and dividing by its zero deviation would ruin all others.
+        scale: ``(d,)``, the deviation; infinite where a dimension never varies, which then becomes zero: it
+            carries no information, and dividing by its zero deviation would ruin all others.
     """
 
     mean: Tensor

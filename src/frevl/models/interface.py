@@ -1,8 +1,8 @@
-"""What every network is to the rest of the package: pairs in, logits out, and optionally what else it can do.
+"""What a network is to the rest of the package: pairs in, logits out, and whatever else it can do.
 
 A new network is one class here in ``models`` with a `PairNetwork.key`, its ``settings`` and ``forward``, and one line
-in `frevl.models.registry`. Everything else has a default that is right for a network without special abilities:
-training, evaluation, scoring, search, export and service ask a network through this interface and know no class.
+in `frevl.models.registry`. All other members have defaults that are right for a network without special abilities.
+Training, evaluation, scoring, search, export and the service use this interface only and know no class of a network.
 """
 
 from __future__ import annotations

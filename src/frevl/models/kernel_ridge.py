@@ -39,8 +39,8 @@ _PAIRS_AT_ONCE = 512
 class KernelFusion(PairNetwork):
     """Scores ``sum over training pairs i of K((v, t), (v_i, t_i)) alpha_i + mean``.
 
-    Embeddings are standardised a dimension with training statistics, then brought to unit length. The items of the
-    training pairs stand here once each, whatever the number of pairs that use them. Tokens are pooled by their mean.
+    Embeddings are standardised in each dimension with training statistics, then scaled to unit length. Every item of
+    the training pairs is stored once, however many pairs use it. Tokens are pooled by their mean.
     """
 
     key = "kernel"
@@ -92,11 +92,11 @@ class KernelFusion(PairNetwork):
         return kernel @ self.alphas + self.mean
 
     def normal_image(self, images: Tensor) -> Tensor:
-        """Standardise ``(n, image_dim)`` and bring it to unit length."""
+        """Standardise ``(n, image_dim)`` and scale it to unit length."""
         return F.normalize(self.input_statistics()[0](images), dim=1)
 
     def normal_text(self, texts: Tensor) -> Tensor:
-        """Standardise ``(n, text_dim)`` and bring it to unit length."""
+        """Standardise ``(n, text_dim)`` and scale it to unit length."""
         return F.normalize(self.input_statistics()[1](texts), dim=1)
 
     def input_statistics(self) -> tuple[ZScore, ZScore]:

@@ -1,6 +1,6 @@
 """Pairs and their embeddings as tensors in memory, from which batches are taken by index.
 
-Every image and text stands once, whatever the number of pairs that use it, in the type in which it is stored.
+Every image and text is stored once, however many pairs use it, in the number type of the store.
 """
 
 from __future__ import annotations

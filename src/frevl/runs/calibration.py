@@ -1,4 +1,4 @@
-"""From logits to probabilities that can be believed: one scale, and for matching one offset, fitted on held-out data.
+"""From logits to calibrated probabilities: one scale, and for matching one offset, fitted on held-out data.
 
 Temperature scaling is Guo et al. 2017, "On Calibration of Modern Neural Networks"; with an offset it is Platt 1999, who
 also softens the truth so that few pairs cannot prove certainty. We soften it as Laplace's rule of succession does.
@@ -15,8 +15,8 @@ from frevl.runs.targets import Answers
 __all__ = ["calibrated", "fit_calibration"]
 
 _MOST_PAIRS = 20_000  # two numbers are fitted: more pairs only cost memory
-# Pairs of unknown truth that are thought to stand beside the real ones: after 18 right decisions of 18 the next one is
-# believed with (18 + 1) / (18 + 2), not with certainty.
+# Pairs of unknown truth, assumed in addition to the real ones: after 18 right decisions of 18, the next one has the
+# probability (18 + 1) / (18 + 2), not 1.
 _UNKNOWN_PAIRS = 2
 
 
@@ -26,7 +26,7 @@ def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> 
     Args:
         logits: ``(n, 1)`` for matching, ``(n, classes)`` for classification.
         calibration: ``scale`` and ``offset``.
-        soft: True where every class is judged by itself (soft targets), as for matching.
+        soft: True where every class has a probability of its own (soft targets), as for matching.
 
     Returns:
         Probabilities of the shape of the logits; they sum to one over the classes unless ``soft``.
@@ -39,15 +39,15 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers) -> dict[str, float
     """Fit scale (and offset, for matching and soft targets) on development data by maximum likelihood.
 
     The truth is softened to ``(n truth + 1) / (n + 2)`` for two outcomes, ``(n truth + 2 / classes) / (n + 2)`` for
-    classes, where n counts the decisions: Platt 1999, section 2.2, without the split by class. It decides where few or
-    separable pairs would ask for certainty, and vanishes with n.
+    classes, where n counts the decisions: Platt 1999, section 2.2, without the split by class. It matters where few or
+    separable pairs would lead to certainty, and vanishes as n grows.
 
     Args:
         logits: ``(n, outputs)`` on pairs that were not trained on.
         target: ``(n,)`` 0 or 1 for matching, or the answers of a classification.
 
     Returns:
-        ``{"scale": positive, "offset": any}``; scale 1 and offset 0 if the data cannot tell (no pair has a
+        ``{"scale": positive, "offset": any}``; scale 1 and offset 0 if the data do not determine them (no pair has a
         known answer, or the fit diverges).
     """
     if len(logits) > _MOST_PAIRS:

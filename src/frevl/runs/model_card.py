@@ -1,7 +1,7 @@
-"""The model card of a run: what stands on its page of a model hub, all of it read off the run's own records.
+"""The model card of a run: the text of its page on a model hub, taken from the run's own records only.
 
 The fields follow Mitchell et al., "Model Cards for Model Reporting" (arXiv 1810.03993); the head is the metadata that
-hubs read. A number that the records do not hold is said to be missing and never made up.
+hubs read. A number that the records do not hold is named as missing, never made up.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An exported run: reading its ONNX file, and running it where a network is expected.
 
-The file's metadata say what it is, so that it needs no folder beside it (docs/export.md).
+The file's metadata describe it, so that it needs no folder beside it (docs/export.md).
 `frevl.deployment.export.exporting` writes it.
 """
 
@@ -62,7 +62,7 @@ class ExportedNetwork(PairNetwork):
             self.session = _open(path, threads)
             # Large batches are shared out (see `_parallel_parts`). Opened now: the file may be another one later.
             self._one_core = self.session if threads == 1 else _open(path, 1)
-        # ONNX Runtime's exceptions have no common base below Exception, and any of them says: this is no network.
+        # ONNX Runtime's exceptions have no common base below Exception, and each of them means: this is no network.
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise RunError(f"{path}: ONNX Runtime cannot read the file ({reason}); export the run again") from error
@@ -135,7 +135,7 @@ def _as_tokens(values: Tensor) -> Tensor:
 
 
 def metadata_of(path: Path) -> dict[str, Any]:
-    """Return what an exported file says of itself, parsed.
+    """Return the metadata of an exported file, parsed.
 
     Raises:
         RunError: `frevl export` did not write this file, or a newer one did.

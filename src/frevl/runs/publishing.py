@@ -10,7 +10,7 @@ from typing import Any
 
 from frevl.errors import InputError, RunError, UsageError
 from frevl.jsonfile import read_record, write_json
-from frevl.models.hub import _FOLDERS, _RUN_FILES, _brief, _library, _unsent
+from frevl.models.hub import LOCAL_FOLDERS, RUN_FILES, brief, hub_library, not_sent
 from frevl.runs.model_card import model_card
 
 __all__ = ["push_run", "write_published_run"]
@@ -41,7 +41,7 @@ def push_run(
         InputError: A JSON file cannot be used.
         RunError: There is no run, or the hub refuses.
     """
-    hub = _library()
+    hub = hub_library()
     with tempfile.TemporaryDirectory() as scratch:
         write_published_run(path, scratch, name=repository, results=results, diagnosis=diagnosis)
         try:
@@ -52,7 +52,7 @@ def push_run(
             )
         # The hub's library fails with its own, the HTTP library's or the system's exceptions.
         except Exception as error:
-            raise _unsent(repository, error) from None
+            raise not_sent(repository, error) from None
 
 
 def write_published_run(
@@ -66,7 +66,7 @@ def write_published_run(
     """Write what `push_run` would send: the run's files and its card.
 
     Folders of this machine are left out of ``run.json``; names of files stay. The hashes of the training images are
-    part of a run: with them, whoever has an image can tell whether it was trained on.
+    part of a run: with them, anyone who has an image can find out whether it was used for training.
 
     Args:
         path: Folder of the run.
@@ -90,21 +90,21 @@ def write_published_run(
         for part in ("settings", "provenance"):
             record[part] = _without_folders(record[part])
         folder.mkdir(parents=True, exist_ok=True)
-        for file in _RUN_FILES[1:]:
+        for file in RUN_FILES[1:]:
             shutil.copyfile(path / file, folder / file)
         (folder / "README.md").write_text(
             model_card(record, name=name, results=evaluated, diagnosis=judged), encoding="utf-8"
         )
         write_json(folder / "run.json", record)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: the run cannot be published to {folder} ({_brief(error)})") from error
+        raise RunError(f"{path}: the run cannot be published to {folder} ({brief(error)})") from error
 
 
 def _read(file: str | Path, command: str, keys: Sequence[str]) -> dict[str, Any]:
     try:
         record = read_record(Path(file))
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: expected the JSON of {command}, and cannot read it ({_brief(error)})") from None
+        raise InputError(f"{file}: expected the JSON of {command}, and cannot read it ({brief(error)})") from None
     lacking = [key for key in keys if key not in record]
     if lacking:
         raise InputError(f"{file}: expected the JSON of {command}, found no '{lacking[0]}' in it")
@@ -116,4 +116,4 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [_without_folders(inner) for inner in value]
-    return _FOLDERS.sub("", value) if isinstance(value, str) else value
+    return LOCAL_FOLDERS.sub("", value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""A pairs file -> the same pairs with what a run says of them."""
+"""A pairs file -> the same pairs with their scores, or their labels and probabilities."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
                 rows = range(start, min(start + _PAIRS_AT_ONCE, len(read)))
                 count = sum(read.places[row] not in reasons for row in rows)
                 part = slice(scored, scored + count)  # the usable pairs are in the same order, with the store's ids
-                said = iter(_said(scorer, list(zip(usable.images[part], usable.texts[part], strict=True))))
+                results = iter(_results(scorer, list(zip(usable.images[part], usable.texts[part], strict=True))))
                 scored += count
                 for row in rows:
                     reason = reasons.get(read.places[row])
-                    added = {"score": None, "reject": reason} if reason else next(said)
+                    added = {"score": None, "reject": reason} if reason else next(results)
                     lines.write(
                         json.dumps(plain({**read.row(row), **added}), ensure_ascii=False, allow_nan=False) + "\n"
                     )
@@ -69,7 +69,7 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
 
 
 def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tuple[int, int, list[Reject]]:
-    """Score every image of a pairs file with every text of it: all that retrieval metrics are made of.
+    """Score every image of a pairs file with every text of it: what retrieval metrics are computed from.
 
     The file is read with ``numpy.load``: ``images`` ``(n,)`` and ``texts`` ``(m,)`` are strings in the order of the
     pairs file, ``score`` is ``(n, m)`` float32, and of a run with a first stage ``similarity`` ``(n, m)`` float32 is
@@ -121,7 +121,7 @@ def _write(out: Path, write: Callable[[Path], None]) -> None:
         raise InputError(f"{out}: the scores cannot be written ({error.strerror or error})") from error
 
 
-def _said(scorer: Scorer, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def _results(scorer: Scorer, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
     if scorer.run.task == "matching":
         scores, probabilities = scorer.match_probabilities(pairs)
         return [{"score": float(s), "probability": float(p)} for s, p in zip(scores, probabilities, strict=True)]

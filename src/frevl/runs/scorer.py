@@ -1,4 +1,4 @@
-"""The one road from pairs to scores: command line, HTTP and Python all go through `Scorer`."""
+"""From pairs to scores: the command line, HTTP and Python all use `Scorer`, so the same pair has the same score."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BACKENDS = ("torch", "onnx")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classification run says about a pair.
+    """The answer of a classification run to a pair.
 
     Attributes:
         label: The most probable class.
@@ -128,7 +128,7 @@ class Scorer:
     def match_probabilities(
         self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Score pairs of a matching run and say how probable each match is.
+        """Score pairs of a matching run, and compute how probable each match is.
 
         Args:
             pairs: As `score`.

@@ -23,7 +23,7 @@ class Answers:
     Attributes:
         classes: ``(n, k)`` int64 class indices, -1 where there is no (known) answer.
         weights: ``(n, k)`` float32 in [0, 1], 0 where there is none.
-        soft: True if the file gave weights: then answers are judged one by one and need not sum to 1.
+        soft: True if the file gave weights: then every answer has a probability of its own, and they need not sum to 1.
     """
 
     classes: Tensor
@@ -106,7 +106,7 @@ def _weights(target: Target | None) -> dict[str, float]:
 def match_truth(pairs: Pairs) -> Tensor:
     """Return ``(n,)`` float32: 1 where image and text belong together.
 
-    No target says so; ``true``, ``1`` and ``match`` too; ``false``, ``0`` and ``no match`` say the contrary.
+    No target means yes, as do ``true``, ``1`` and ``match``; ``false``, ``0`` and ``no match`` mean no.
 
     Raises:
         PairsError: Another target.

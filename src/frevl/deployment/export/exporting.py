@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.deployment.export.onnx_graph import drawn_inputs, exportable, judged_one_by_one, remembers, traced
+from frevl.deployment.export.onnx_graph import drawn_inputs, exportable, has_own_probabilities, remembers, traced
 from frevl.deployment.export.quantisation import quantise_rows
 from frevl.errors import RunError, UsageError, library
 from frevl.evaluation.evaluation import evaluate
@@ -68,7 +68,7 @@ class Exported:
         return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
 
     def sentence(self) -> str:
-        """Say it for people."""
+        """Return the lines that the command prints."""
         on = f"{self.parity['pairs']:,} {self.parity['on']}"
         lines = [
             f"Exported {self.model} ({self.precision}, {self.bytes / 1e6:.2f} MB) to {self.path}.",
@@ -100,7 +100,7 @@ def export(
     Args:
         run: Folder of the run.
         onnx: File to write; by default ``model.onnx`` in the run's folder. Appears complete or not at all.
-        int8: Matrix products in 8-bit integers; needs labelled pairs to judge what that costs.
+        int8: Matrix products in 8-bit integers; needs labelled pairs to measure what that costs.
         store: Store of the pairs.
         pairs: Pairs to compare on; without, embeddings are drawn at random.
 
@@ -116,13 +116,13 @@ def export(
     if (store is None) != (pairs is None):
         raise UsageError("--store and --pairs go together: the pairs to compare on, and the store of their embeddings")
     if int8 and pairs is None:
-        raise UsageError("--int8 needs labelled pairs to judge what it costs; add --store STORE --pairs FILE")
+        raise UsageError("--int8 needs labelled pairs to measure what it costs; add --store STORE --pairs FILE")
     for name in ("onnx", "onnxscript", "onnxruntime"):
         library(name)  # before anything slow
     loaded = Run.load(run)
     network = exportable(loaded.network, loaded.path, int8=int8)
     scorer = None if store is None else Scorer(loaded, Store.open(store))
-    judged = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
+    compared = read_pairs(pairs) if isinstance(pairs, str | Path) else pairs
     path = loaded.path / FILE_NAME if onnx is None else Path(onnx)
     parity: dict[str, Any] = {}
 
@@ -134,7 +134,7 @@ def export(
             )
         _describe(model, loaded, "int8" if int8 else "float32")
         library("onnx").save(model, str(part))
-        parity.update(_compare(loaded, ExportedNetwork(part), scorer, judged, int8=int8))
+        parity.update(_compare(loaded, ExportedNetwork(part), scorer, compared, int8=int8))
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _describe(model: Any, run: Run, precision: str) -> None:
         "precision": precision,
         "weights": weights_hash(run),
         "labels": run.labels,
-        "calibration": {**run.calibration, "of_probabilities": "sigmoid" if judged_one_by_one(run) else "softmax"},
+        "calibration": {**run.calibration, "of_probabilities": "sigmoid" if has_own_probabilities(run) else "softmax"},
         "encoders": run.encoders,
         "towers": towers,
         "provenance": made_with,

@@ -1,4 +1,4 @@
-"""A run's network as an ONNX graph: brought into a form that can be traced, traced, and inputs to try it with."""
+"""A run's network as an ONNX graph, and random inputs to try it with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from frevl.runs.batches import Inputs
 from frevl.runs.calibration import calibrated
 from frevl.runs.run import Run
 
-__all__ = ["drawn_inputs", "exportable", "judged_one_by_one", "remembers", "traced"]
+__all__ = ["drawn_inputs", "exportable", "has_own_probabilities", "remembers", "traced"]
 
 
 def exportable(network: PairNetwork, place: Path, *, int8: bool) -> nn.Module:
@@ -70,7 +70,7 @@ def traced(network: nn.Module, run: Run) -> Any:
         RunError: The network cannot be traced.
     """
     select = run.network.probability_logits
-    whole = _WithProbabilities(network, select, run.calibration, soft=judged_one_by_one(run)).eval()
+    whole = _WithProbabilities(network, select, run.calibration, soft=has_own_probabilities(run)).eval()
     image, text, image_mask, text_mask = drawn_inputs(run, 5, text_tokens=7)
     axes: list[dict[int, str] | None] = []
     for name, values in (("image", image), ("text", text)):
@@ -106,7 +106,7 @@ def traced(network: nn.Module, run: Run) -> Any:
     return program.model_proto
 
 
-def judged_one_by_one(run: Run) -> bool:
+def has_own_probabilities(run: Run) -> bool:
     """Tell whether every output has a probability of its own (sigmoid), or all sum to one (softmax)."""
     return run.task == "matching" or bool(run.results.get("soft_targets", False))
 

@@ -50,7 +50,7 @@ def quantise_rows(model: Any) -> int:
     whole = quantization.ONNXModel(model)
     whole.replace_gemm_with_matmul()
     graph = model.graph
-    # The exporter's notes on shapes name matrices that stand transposed now.
+    # The exporter's notes on shapes name matrices that are transposed now.
     del graph.value_info[:]
     matrices = {one.name: one for one in graph.initializer if len(one.dims) == 2}
     products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in matrices]

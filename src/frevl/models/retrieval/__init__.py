@@ -1,1 +1,1 @@
-"""Networks for retrieval: two towers, kernel alignment, reranking."""
+"""Networks for retrieval: first stages (two-tower and cosine), kernel alignment, the reranker."""

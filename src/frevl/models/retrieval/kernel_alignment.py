@@ -1,7 +1,7 @@
-"""Kernel ridge regression from images to what their texts mean: closed form, seconds, unlike any trained projection.
+"""Kernel ridge regression from images to the meaning of their texts: closed form, in seconds.
 
-Where a dual encoder is trained to tell the pairs of a batch apart, this predicts the mean embedding of an image's texts
-and compares by cosine. The two err on different pairs, so a blend ranks better than either
+A two-tower network is trained to tell the pairs of a batch apart; this predicts the mean embedding of an image's texts
+and compares by cosine. They make different mistakes, so a weighted sum ranks better than either
 (research/experiments/log.md). Pure torch; ours, after kernel dependency estimation and the alignment of word vectors.
 """
 
