@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from frevl.data.columns import FIELDS, REQUIRED, columns_of
+from frevl.data.in_memory import PLACE, rows_in_memory
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
 from frevl.data.pair_rows import rows_of
-from frevl.errors import PairsError
+from frevl.errors import PairsError, UsageError
 from frevl.rejects import Reject, rejects_sentence
 
-__all__ = ["Pairs", "Target", "problem_of", "read_pairs", "split_by_image", "with_targets"]
+__all__ = ["Pairs", "Target", "in_memory", "pair_list", "problem_of", "read_pairs", "split_by_image", "with_targets"]
 
 Target = str | list[str] | dict[str, float]
 
@@ -88,15 +90,17 @@ class Pairs:
         return {**row, **self.extras[position]}
 
 
-def read_pairs(path: str | Path, *, columns: str | Sequence[str] | Mapping[str, str] | None = None) -> Pairs:
-    """Read a pairs file.
+def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] | None = None) -> Pairs:
+    """Read a pairs file, or take over pairs that are in memory.
 
     Lines that cannot be used (malformed, without image or text, with a target of another kind) are kept
     aside in ``rejected`` with file, line and field.
 
     Args:
-        path: JSON (one object a line, or a list of objects), a table as text (CSV, with tabs or semicolons, in UTF-8 or
-            UTF-16), Parquet, Arrow or Feather.
+        source: A file: JSON (one object a line, or a list of objects), a table as text (with commas, tabs or
+            semicolons, in UTF-8 or UTF-16), Parquet, Arrow or Feather. Or pairs in memory: `Pairs`, a table of pandas,
+            polars, Arrow or datasets, a list of mappings or of ``(image, text)`` or ``(image, text, target)``, a
+            mapping of columns, one pair.
         columns: The columns or keys that hold the fields, as in ``image=filepath,text=title``; by default those of the
             same name, or of a name that means the same.
 
@@ -107,8 +111,13 @@ def read_pairs(path: str | Path, *, columns: str | Sequence[str] | Mapping[str, 
         PairsError: The file is missing, empty, of another kind, or not one line of it can be used.
         UsageError: The columns name no field of a pair.
     """
-    path, given = Path(path), columns_of(columns)
+    if isinstance(source, Pairs):
+        return source
+    given = columns_of(columns)
     notes: list[str] = []
+    from_file = isinstance(source, str | PathLike)
+    path = str(Path(source)) if from_file else PLACE
+    rows = rows_of(Path(source), given, notes) if from_file else rows_in_memory(source, given, notes)
     images: list[str] = []
     texts: list[str] = []
     targets: list[Target | None] = []
@@ -116,7 +125,7 @@ def read_pairs(path: str | Path, *, columns: str | Sequence[str] | Mapping[str, 
     places: list[str] = []
     rejected: list[Reject] = []
     row: Any = None
-    for line, row, problem in rows_of(path, given, notes):
+    for line, row, problem in rows:
         place = f"{path}:{line}"
         problem = problem or _problem(row)
         if problem:
@@ -134,8 +143,46 @@ def read_pairs(path: str | Path, *, columns: str | Sequence[str] | Mapping[str, 
             f'{{"image": "a.jpg", "text": "a dog"}}. {detail}'
         )
     return Pairs(
-        images, texts, _without_gaps(targets), extras, places, tuple(rejected), tuple(dict.fromkeys(notes)), str(path)
+        images,
+        texts,
+        _without_gaps(targets),
+        extras,
+        places,
+        tuple(rejected),
+        tuple(dict.fromkeys(notes)),
+        path if from_file else None,
     )
+
+
+def in_memory(pairs: Any) -> Any:
+    """Return the path of a pairs file, `Pairs` and None as they are, and everything else as `Pairs`."""
+    return pairs if pairs is None or isinstance(pairs, str | PathLike | Pairs) else read_pairs(pairs)
+
+
+def pair_list(pairs: Any) -> list[tuple[str, str]]:
+    """Return pairs as a list of ``(image id, text)``.
+
+    Args:
+        pairs: Such a list, or anything that `read_pairs` takes but a file.
+
+    Raises:
+        UsageError: It is nothing of the kind.
+        PairsError: One of them is no pair: nothing is left out here, so that results keep their places.
+    """
+    if isinstance(pairs, list) and all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        return pairs
+    if isinstance(pairs, str | PathLike):
+        raise UsageError(
+            f"expected pairs such as [(image id, text)], found '{pairs!s:.60}'; a pairs file is for read_pairs, or for "
+            "frevl score"
+        )
+    pairs = pairs if isinstance(pairs, Sized) else list(pairs) if isinstance(pairs, Iterable) else pairs
+    if isinstance(pairs, Sized) and not len(pairs):
+        return []
+    read = read_pairs(pairs)
+    if read.rejected:
+        raise PairsError(f"{read.rejected[0].id}: {read.rejected[0].reason}")
+    return list(zip(read.images, read.texts, strict=True))
 
 
 def problem_of(row: object) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.pairs import Pairs
+from frevl.data.in_memory import as_list
+from frevl.data.pairs import Pairs, in_memory
 from frevl.diagnosis.cross_validation import cross_validate_contenders
 from frevl.diagnosis.data_quality.image_leaks import leak_findings
 from frevl.diagnosis.data_quality.label_conflicts import conflict_finding
@@ -125,6 +126,9 @@ def diagnose(
     if not time_limit > 0:
         raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")
     check_cleanlab()
+    pairs, test, dev = in_memory(pairs), in_memory(test), in_memory(dev)
+    encoder = None if encoder is None else as_list(encoder, "encoder")
+    models = None if models is None else as_list(models, "models")
     several = [store] if isinstance(store, Store | str | Path) else list(store)
     if not several:
         raise UsageError("A diagnosis needs a store; give one with --store")

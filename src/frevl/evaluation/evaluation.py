@@ -110,6 +110,11 @@ def evaluate(
         PairsError: The pairs cannot be used.
         StoreError: Embeddings are missing.
     """
+    for one in (scorer, *([] if versus is None else [versus])):
+        if isinstance(one, str | Path):
+            raise UsageError(
+                f"evaluate: expected a scorer, found '{one}'; open it with Scorer.open({str(one)!r}, store=...)"
+            )
     if versus is not None and versus.run.task != scorer.run.task:
         raise UsageError(
             f"{versus.run.path}: expected a run of the task '{scorer.run.task}' to compare with, found one of "

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from frevl.data.in_memory import as_list
+from frevl.data.pairs import pair_list
 from frevl.encoders.images import MAX_PIXELS, ImageSource, read_image
 from frevl.encoders.interface import Encoder, ImageTower, stack
 from frevl.encoders.registry import load_encoder
@@ -149,17 +151,13 @@ class Scorer:
 
     def _logits(self, pairs: Sequence[tuple[str, str]], images: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return ``(n, outputs)`` float32 of the network."""
-        if not pairs:
+        if not (pairs := pair_list(pairs)):
             return np.zeros((0, len(self.run.labels) or 1), np.float32)
-        rows = {id_: row for row, id_ in enumerate(dict.fromkeys(image for image, _ in pairs))}
-        texts = {text: row for row, text in enumerate(dict.fromkeys(text for _, text in pairs))}
+        ids, words = ([pair[side] for pair in pairs] for side in (0, 1))
+        rows = {id_: row for row, id_ in enumerate(dict.fromkeys(ids))}
+        texts = {text: row for row, text in enumerate(dict.fromkeys(words))}
         embedded = EmbeddedPairs.of(
-            [image for image, _ in pairs],
-            [text for _, text in pairs],
-            rows,
-            self._read("image", list(rows), images),
-            texts,
-            self._read_texts(list(texts)),
+            ids, words, rows, self._read("image", list(rows), images), texts, self._read_texts(list(texts))
         )
         return list_logits(self.network, embedded, self.batch_size, self.device).numpy()
 
@@ -222,6 +220,7 @@ class Scorer:
         """
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: a grid needs a matching run, found task '{self.run.task}'")
+        image_ids, texts = as_list(image_ids, "image_ids"), as_list(texts, "texts")
         return full_grid(len(image_ids), len(texts), self.between(image_ids, texts))
 
     def between(self, image_ids: Sequence[str], texts: Sequence[str]) -> PairScores:
@@ -298,6 +297,7 @@ class Scorer:
         self, modality: Modality, ids: Sequence[str], given: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Read items from the store, except those that are given."""
+        ids = as_list(ids, f"{modality}s")
         stored = [id_ for id_ in dict.fromkeys(ids) if id_ not in given]
         parts = {id_: given[id_] for id_ in ids if id_ in given}
         if not parts:
@@ -311,7 +311,7 @@ class Scorer:
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Read texts from the store, and embed those that are not in it."""
-        known = self.store.positions("text")
+        texts, known = as_list(texts, "texts"), self.store.positions("text")
         unknown = [text for text in dict.fromkeys(texts) if text not in known]
         embedded = zip(unknown, *self.embed_texts(unknown), strict=True) if unknown else ()
         return self._read("text", texts, {text: values[mask] for text, values, mask in embedded})

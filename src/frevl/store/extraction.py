@@ -6,12 +6,13 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, why_unknown
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.encoders.interface import ImageTower, TextTower, processors
@@ -84,8 +85,8 @@ def extract(
     store: str | Path,
     *,
     images: str | Path | None = None,
-    pairs: Sequence[str | Path | Pairs] = (),
-    encoder: Sequence[str] = ("packaged",),
+    pairs: Any = (),
+    encoder: str | Sequence[str] = ("packaged",),
     tokens: str = "pooled",
     layers: Sequence[int] = (),
     dtype: str = "float16",
@@ -105,7 +106,7 @@ def extract(
     Args:
         store: Folder of the store; made if it is missing.
         images: Folder of images; an image's id is its path below it, with ``/``.
-        pairs: Pairs files, or pairs, whose texts are embedded.
+        pairs: Pairs files, or pairs in memory, whose texts are embedded; one, or a list of several.
         encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
         tokens: ``pooled``, or an image grid ``7x7``, ``4x4``, ``2x2`` with word tokens for texts.
         layers: Hidden layers to keep side by side instead of an encoder's own output, -1 for the last; only encoders
@@ -128,6 +129,10 @@ def extract(
         FingerprintError: The store was made with other encoders or settings under the same name.
     """
     started = time.monotonic()
+    encoder = as_list(encoder, "encoder")
+    pairs = _several(pairs)
+    if images is not None and not isinstance(images, str | Path):
+        raise UsageError(f"images: expected the path of one folder, found {type(images).__name__}")
     if images is None and not pairs:
         raise UsageError("Nothing to embed: give a folder with --images, pairs files with --pairs, or both")
     if images is None and (prune or check_content):
@@ -297,11 +302,21 @@ def _extract_texts(
         report.notes.append(f"{cut:,} texts are longer than the encoder reads and were cut.")
 
 
-def _texts_of(files: Sequence[str | Path | Pairs], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:
+def _several(pairs: Any) -> list[Path | Pairs]:
+    """Return what holds pairs: files, and what is in memory as `Pairs`."""
+    several = [pairs]
+    if isinstance(pairs, list | tuple | Iterator):
+        several = list(pairs)
+        if several and all(isinstance(one, Mapping | list | tuple) for one in several):  # rows, and no files
+            several = [several]
+    return [Path(one) if isinstance(one, str | Path) else read_pairs(one) for one in several]
+
+
+def _texts_of(files: Sequence[Path | Pairs], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the different texts of some pairs files, and the image id and place of every pair."""
     texts: dict[str, None] = {}
     referred: list[tuple[str, str]] = []
-    for file in {id(file) if isinstance(file, Pairs) else Path(file): file for file in files}.values():
+    for file in {id(file) if isinstance(file, Pairs) else file: file for file in files}.values():
         pairs = file if isinstance(file, Pairs) else read_pairs(file)
         report.rejects += pairs.rejected
         report.notes += pairs.notes
@@ -348,9 +363,9 @@ def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:
     return any(os.path.realpath(path).startswith(below) and os.path.isfile(path) for path in paths)  # noqa: PTH113
 
 
-def _clear_lines(writer: StoreWriter, files: Sequence[str | Path | Pairs], report: ExtractionReport) -> None:
+def _clear_lines(writer: StoreWriter, files: Sequence[Path | Pairs], report: ExtractionReport) -> None:
     """Take back former rejects of lines of these files that are in order now."""
-    names = {file.source if isinstance(file, Pairs) else str(Path(file)) for file in files}
+    names = {file.source if isinstance(file, Pairs) else str(file) for file in files}
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
     repaired = {place for place in former if place.rpartition(":")[0] in names}
     writer.clear_rejects("pair", repaired - {reject.id for reject in report.rejects if reject.kind == "pair"})

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from frevl.data.in_memory import as_list
 from frevl.encoders.interface import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
@@ -186,6 +187,7 @@ class Store:
         Raises:
             UsageError: An encoder is not in the store.
         """
+        encoders = None if encoders is None else as_list(encoders, "encoder")
         for name in encoders or []:
             if name not in self.encoders:
                 raise UsageError(
@@ -256,6 +258,7 @@ class Store:
         Raises:
             StoreError: An id or an embedding is missing, or the towers do not have the same tokens.
         """
+        ids = as_list(ids, f"{modality} ids")
         if not towers:
             raise StoreError(f"{self.path}: the store has no {modality} embeddings; run frevl extract first")
         parts, inverse = self._read(lambda at: self._read_towers(at, modality, ids, towers))

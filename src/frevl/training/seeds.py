@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.pairs import Pairs
+from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.seeds import deviation
 from frevl.jsonfile import write_json
@@ -121,6 +121,7 @@ def train_seeds(
         RunError: The folder holds one run, or seeds of another training.
         PairsError: As in `frevl.train`; so are the other errors.
     """
+    pairs, settings = in_memory(pairs), {**settings, "dev": in_memory(settings.get("dev"))}
     if seeds < 1:
         raise UsageError(f"--seeds: expected at least 1 seed, found {seeds}")
     folder = Path(run)

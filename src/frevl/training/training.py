@@ -9,7 +9,8 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from frevl.data.pairs import Pairs
+from frevl.data.in_memory import as_list
+from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import UsageError, nearest
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import provenance
@@ -97,6 +98,8 @@ def train(
         TrainingError: The loss is not finite.
         RunError: The folder holds a finished run, or an interrupted one with other settings.
     """
+    pairs, dev = in_memory(pairs), in_memory(dev)
+    encoder = None if encoder is None else as_list(encoder, "encoder")
     arguments = dict(locals())
     _check_names(task, model)
     if first_stage is not None and task != "matching":

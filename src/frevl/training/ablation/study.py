@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from frevl.data.pairs import Pairs, read_pairs
+from frevl.data.pairs import Pairs, in_memory, read_pairs
 from frevl.errors import MissingExtraError, RunError, UsageError, nearest
 from frevl.evaluation.intervals import paired_difference
 from frevl.evaluation.seeds import SeedsResult, evaluate_seeds, open_seeds
@@ -81,6 +81,7 @@ def ablate(
         RunError: The folder cannot be written, or holds runs with other settings.
         PairsError: As in `frevl.train` and `frevl.evaluate`; so are the other errors.
     """
+    pairs, test, dev = in_memory(pairs), in_memory(test), in_memory(dev)
     _check(model, seeds)
     stores = _opened(store)
     common, notes = _common_pairs(test, stores)
