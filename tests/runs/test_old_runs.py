@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from frevl.deployment.export.exporting import export
+from frevl.deployment.export.onnx_graph import drawn_inputs, exportable
 from frevl.evaluation.seeds import evaluate_seeds, open_seeds
 from frevl.models.registry import NETWORKS
 from frevl.runs.run import Run
@@ -96,3 +99,21 @@ def test_an_old_store_opens_and_verifies(name, tmp_path):
     assert set(store.image_ids) == {image for image, _ in pairs}
     assert set(store.texts) == {text for _, text in pairs}
     assert verify(tmp_path / name) == []
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_an_old_run_has_the_same_logits_in_the_form_for_export(run):
+    loaded = Run.load(OLD / run)
+    inputs = drawn_inputs(loaded, 13, text_tokens=5)
+    with torch.inference_mode():
+        expected = loaded.network(*inputs)
+        found = exportable(loaded.network, loaded.path, int8=False)(*inputs)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert bool(loaded.network.no_int8) == any(name.endswith("alphas") for name in loaded.network.state_dict())
+
+
+@pytest.mark.parametrize("run", ["runs/matching/cosine-common", "runs/matching/dual"])
+def test_an_old_first_stage_is_exported(run, tmp_path):
+    record = RUNS[run]
+    done = export(OLD / run, tmp_path / "x.onnx", store=OLD / record["store"], pairs=OLD / record["pairs"])
+    assert done.parity["largest_difference"] < 1e-5
