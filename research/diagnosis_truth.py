@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,7 +61,7 @@ def verdicts(sets):
             with TemporaryDirectory() as scratch:
                 world = plant(Path(scratch) / "store", seed=seed)
                 comparison, _ = comparison_of(world, truth, Path(scratch) / "models", seed)
-                kinds[reach_verdict(comparison.choice, exchanged_hits(comparison))[0]["kind"]] += 1
+                kinds[reach_verdict(replace(comparison, exchanged=exchanged_hits(comparison)).choice)[0]["kind"]] += 1
         print(f"{name:<18}", dict(kinds.most_common()), flush=True)
 
 

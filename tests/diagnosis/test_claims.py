@@ -8,7 +8,10 @@ import re
 import numpy as np
 import pytest
 
+from frevl.diagnosis.data_quality.image_leaks import near_image_claim, same_image_claim, same_pair_claim
+from frevl.diagnosis.data_quality.label_conflicts import conflict_claim
 from frevl.diagnosis.data_quality.label_errors import label_claim
+from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_claim, same_text_claim
 from frevl.diagnosis.embeddings.embedding_findings import gap_advice, hub_claim, projection_advice, rank_advice
 from frevl.diagnosis.embeddings.encoder_comparison import encoder_advice, encoder_claim, together_advice
 from frevl.diagnosis.embeddings.probes import fine_grained_claim, skills_advice, tokens_claim
@@ -446,3 +449,98 @@ def test_no_function_here_depends_on_how_a_number_is_held():
     """Numbers of NumPy are written like those of Python."""
     gap = Gap(*(np.float64(number) for number in (20.0, 12.0, 28.0)), 0.0002)
     assert wrong_image_claim("x", gap, np.int64(200)) == wrong_image_claim("x", LARGE, 200)
+
+
+# -------------------------------------------------------------------------------------------- leaks
+
+
+@pytest.mark.parametrize(
+    ("copies", "claim", "advice"),
+    [
+        (0, "None of the 20 test images is in the training or development pairs.", "Nothing to do."),
+        (1, "1 of 20 test images is in the training or development pairs too (2 of 40 test pairs): all", "Split"),
+        (20, "20 of 20 test images are in the training or development pairs too", "Split by image content"),
+    ],
+)
+def test_same_images(copies, claim, advice):
+    told, todo = same_image_claim(copies, 20, 2 * copies, 40)
+    assert told.startswith(claim)
+    assert todo.startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("same", "claim", "advice"),
+    [
+        (0, "None of the 40 test pairs is in the training", "Nothing to do."),
+        (1, "1 of 40 test pairs is in the training", "Leave them out"),
+        (40, "40 of 40 test pairs are in the training", "Leave them out"),
+    ],
+)
+def test_same_pairs(same, claim, advice):
+    told, todo = same_pair_claim(same, 40)
+    assert told.startswith(claim)
+    assert todo.startswith(advice)
+
+
+NEAR = [
+    (0, 1.0, "0 of 200 further test ", "Nothing to do."),
+    (1, 0.6, "1 of 200 further test ", "No more than likeness explains"),
+    (3, 0.02, "3 of 200 further test ", "No more than likeness explains"),
+    (30, 0.0001, ": more than chance explains.", "Look at them"),
+]
+
+
+@pytest.mark.parametrize(("found", "p", "claim", "advice"), NEAR)
+def test_near_copies(found, p, claim, advice):
+    for told, todo in (near_image_claim(found, 200, 0.9, 1.0, p), near_text_claim(found, 200, 1.0, p)):
+        assert claim in told
+        assert todo.startswith(advice)
+        assert ("chance explains" in told) == (p < 0.01)
+        assert "1.0 would" in told
+
+
+@pytest.mark.parametrize(
+    ("shared", "found", "usual", "leak", "claim", "advice"),
+    [
+        (0, 0.0, 4.0, False, "0 of 50 different test texts (0.0 %) are in", "Nothing to do."),
+        (
+            1,
+            2.0,
+            4.0,
+            False,
+            "1 of 50 different test texts (2.0 %) is in",
+            "Texts repeat in this set, and no more than",
+        ),
+        (
+            25,
+            52.0,
+            51.0,
+            False,
+            "a test image shares 52.0 % of its texts with",
+            "Texts repeat in this set, and no more",
+        ),
+        (25, 52.0, 4.0, True, ": more than is usual in this set.", "More texts are shared with training than is usual"),
+    ],
+)
+def test_same_texts(shared, found, usual, leak, claim, advice):
+    told, todo = same_text_claim(shared, 50, found, usual, leak=leak)
+    assert claim in told
+    assert todo.startswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("found", "claim", "advice"),
+    [(0, "0 of 40 further test pairs have", "Nothing to do."), (1, "1 of 40 further test pairs has", "Look at them"),
+     (9, "9 of 40 further test pairs have", "Look at them")],
+)  # fmt: skip
+def test_near_pairs(found, claim, advice):
+    told, todo = near_pair_claim(found, 40)
+    assert told.startswith(claim)
+    assert todo.startswith(advice)
+
+
+def test_conflicts():
+    assert conflict_claim(0, 8) == ("No two pairs of the same image and text contradict each other.", "Nothing to do.")
+    told, todo = conflict_claim(2, 8)
+    assert told == "2 of 8 pairs contradict another pair of the same image and text."
+    assert todo.startswith("Decide which is right")

@@ -113,7 +113,7 @@ def cross_validate(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit:
         held_out.append((pairs, scorer))
         hits.append(predict_all(scorer, seen_by(spec, pairs, splits)).hits)
         seconds += float(scorer.run.results["train_seconds"])
-    return CrossValidation(held_out, float(np.concatenate(hits).mean()), seconds)
+    return CrossValidation(held_out, np.concatenate(hits), seconds)
 
 
 def _parts(clusters: list[str], parts: int, seed: int) -> dict[str, int]:

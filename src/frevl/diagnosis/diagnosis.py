@@ -6,8 +6,8 @@ Every finding has a claim, its number and interval, how it was computed and what
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -146,11 +146,11 @@ def diagnose(
             comparison, folder=folder / "parts", time_limit=0.3 * time_limit, progress=progress
         )
         clock.step("exchanging images and texts")
-        exchanged = exchanged_hits(comparison)
-        verdict, findings = reach_verdict(comparison.choice, exchanged, only=only_class(splits.test, task))
+        comparison = replace(comparison, exchanged=exchanged_hits(comparison))
+        verdict, findings = reach_verdict(comparison.choice, only=only_class(splits.test, task))
         say(verdict["sentence"], enabled=progress)
         findings += balanced_findings(comparison) + ranking_findings(comparison)
-        findings += image_findings(comparison, exchanged)
+        findings += image_findings(comparison)
         clock.step("looking at what can be answered without the image")
         findings.append(text_only_finding(comparison, folder=folder / "text", time_limit=0.05 * time_limit))
         findings += skill_findings(comparison)
@@ -200,7 +200,7 @@ def diagnose(
         task=task,
         verdict=verdict,
         findings=findings,
-        cases=_cases(comparison, exchanged),
+        cases=_cases(comparison),
         notes=splits.notes + notes + _cut_short(comparison),
         provenance={**origin, "store": str(stores[0].path), "seconds": clock.seconds},
     )
@@ -241,14 +241,15 @@ def _cut_short(comparison: ModelComparison) -> list[str]:
     ]
 
 
-def _cases(comparison: ModelComparison, exchanged: Mapping[str, Mapping[str, np.ndarray]]) -> list[dict[str, Any]]:
+def _cases(comparison: ModelComparison) -> list[dict[str, Any]]:
     """Return pairs that the best model that sees both answers right only with the image, and pairs that it gets wrong.
 
     The surest answers come first.
     """
     model, text = comparison.both, comparison.best("text")
+    wrong_image = (comparison.exchanged or exchanged_hits(comparison))[model.name]["image"]
     sure = np.argsort(-model.test.confidence, kind="stable")
-    seen = (model.test.hits >= 1) & (text.test.hits == 0) & (exchanged[model.name]["image"] < 0.5)
+    seen = (model.test.hits >= 1) & (text.test.hits == 0) & (wrong_image < 0.5)
     wrong = model.test.hits == 0
     return [
         _case(kind, model, comparison.splits, row)

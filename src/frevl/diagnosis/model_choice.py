@@ -1,13 +1,13 @@
-"""Which of the compared models is best: of its kind, of all, and which one to recommend.
+"""Which of the compared models is best: of its kind, of all, and which one to recommend; and what image and text add.
 
-The choice is made by cross-validation over the images of the training pairs, or on the development pairs where there
-was no cross-validation. The test pairs may only object: a model that another measurably beats there is not called the
-best of all, and never recommended. The rule is ours.
+The best of each kind is chosen by cross-validation over the images of the training pairs, or on the development pairs
+where there was none. No model is called one of the best, or recommended, that another one measurably beats on the test
+pairs. The rule is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,7 +20,9 @@ __all__ = ["SMALL_GAIN", "ModelChoice", "ModelResult", "title"]
 SMALL_GAIN = 1.0
 """Points; a gain below this is not called worth its cost, however certain it is."""
 
-_SIDES = ("text", "image", "baseline", "fusion")  # every role but that of the most frequent answer
+_OTHER = {"image": "text", "text": "image"}
+_FIRST_P = 0.01  # of the first claim, on which all others rest: for the one model that was chosen before
+_FURTHER_P = 0.01 / 3  # the same for the best of each of three kinds, which are three more chances to be wrong
 _SIMPLEST = {"text": 0, "image": 0, "baseline": 2, "fusion": 3}  # one encoder less is the largest saving
 _PLAIN = ("cosine", "linear")  # simpler than the other baselines
 
@@ -34,8 +36,8 @@ class ModelResult:
         role: As in `frevl.diagnosis.model_comparison.ModelSpec`.
         hits: ``(n,)`` in [0, 1] on the test pairs.
         dev: Share of right answers on the development pairs, in [0, 1].
-        cross_validated: Share of right answers on the training pairs, each answered by a model that has not learnt
-            from its image, in [0, 1]; None where this was not measured.
+        held_out: ``(m,)`` in [0, 1] on the training pairs, each answered by a model that has not learnt from its image;
+            None where this was not measured.
         parameters: Number of its parameters.
         seconds: Time of its training.
     """
@@ -44,7 +46,7 @@ class ModelResult:
     role: str
     hits: np.ndarray
     dev: float
-    cross_validated: float | None = None
+    held_out: np.ndarray | None = None
     parameters: int = 0
     seconds: float = 0.0
 
@@ -52,6 +54,11 @@ class ModelResult:
     def accuracy(self) -> float:
         """Share of right answers on the test pairs, in [0, 1]."""
         return float(self.hits.mean())
+
+    @property
+    def cross_validated(self) -> float | None:
+        """Share of right answers on held-out training pairs, in [0, 1]; None where this was not measured."""
+        return None if self.held_out is None else float(self.held_out.mean())
 
     @property
     def title(self) -> str:
@@ -70,11 +77,25 @@ class ModelChoice:
     Args:
         models: At least one of each role: ``majority``, ``text``, ``image``, ``baseline``, ``fusion``.
         clusters: ``(n,)`` image of every test pair.
+        held_out_clusters: ``(m,)`` image of every pair that `ModelResult.held_out` is about; other images than those of
+            the test pairs.
+        exchanged: By name of a model its ``(n,)`` hits with its ``image``, and with its ``text``, exchanged among the
+            test pairs; `both` needs one. None credits a side without this.
     """
 
-    def __init__(self, models: Sequence[ModelResult], clusters: list[str]) -> None:
+    def __init__(
+        self,
+        models: Sequence[ModelResult],
+        clusters: list[str],
+        held_out_clusters: Sequence[str] = (),
+        exchanged: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    ) -> None:
         self.models, self.clusters = list(models), clusters
+        self._further = [f"held out: {name}" for name in held_out_clusters]
+        self._exchanged = exchanged
         self._gaps: dict[tuple[str, str], Gap] = {}
+
+    # ---- differences
 
     def gap(self, a: ModelResult, b: ModelResult) -> Gap:
         """Return the paired difference of two models on the test pairs."""
@@ -84,89 +105,136 @@ class ModelChoice:
             self._gaps[a.name, b.name] = compare(a.hits, b.hits, self.clusters)
         return self._gaps[a.name, b.name]
 
-    def best(self, role: str) -> ModelResult:
-        """Return the best model of a role; of equals the first.
+    def lost(self, model: ModelResult) -> dict[str, Gap]:
+        """Return what wrong images, and what wrong texts, cost a model; nothing where they were not exchanged."""
+        exchanged = (self._exchanged or {}).get(model.name, {})
+        return {side: compare(model.hits, hits, self.clusters) for side, hits in exchanged.items()}
 
-        The cross-validation chooses; where `overall` is of this role, it is that model.
+    # ---- the best of a kind
+
+    def best(self, role: str) -> ModelResult:
+        """Return the best model of a role: the cross-validation's choice of those that no other model beats surely.
+
+        Where all of the role are beaten, the choice is among all of them.
         """
-        return self._best[role]
+        return self._best_of([model for model in self.models if model.role == role])
 
     @property
     def majority(self) -> ModelResult:
         """Always giving the most frequent answer."""
-        return self._best["majority"]
+        return self.best("majority")
 
-    @property
+    @cached_property
     def both(self) -> ModelResult:
         """The best model that sees image and text."""
-        return self._best["both"]
+        return self._best_of([model for model in self.models if model.role in ("baseline", "fusion")])
+
+    # ---- what image and text add
+
+    @cached_property
+    def learnt(self) -> bool:
+        """Whether anything is surely better than always giving the most frequent answer."""
+        kinds = (self.best("text"), self.best("image"), self.both)
+        return self.gap(self.chosen, self.majority).better_at(_FIRST_P) or any(
+            self.gap(model, self.majority).better_at(_FURTHER_P) for model in kinds
+        )
+
+    def adds(self, side: str) -> bool:
+        """Tell whether ``image`` or ``text`` adds anything measurable to the other side."""
+        without = self.best(_OTHER[side])
+        needed = self._exchanged is None or self.lost(self.both)[side].up
+        return (self.gap(self.both, without).up and needed) or self.gap(self.best(side), without).up
+
+    # ---- the best of all
+
+    @cached_property
+    def chosen(self) -> ModelResult:
+        """The cross-validation's choice of all models, whatever the test pairs say: for a claim that must not fish."""
+        return _first_choice(self._pool)
+
+    @cached_property
+    def leaders(self) -> list[ModelResult]:
+        """The best models of all, those that see one side only included; the best on the test pairs comes first.
+
+        No other model measurably beats one of them on the test pairs, nor on test pairs and held-out training pairs
+        together; but where image or text adds nothing, the latter does not rule out models of the other side alone.
+        """
+        enough = {_OTHER[side] for side in _OTHER if not self.adds(side)}
+        leading = [model for model in self._unbeaten if model in self._sure or model.role in enough]
+        return sorted(leading, key=lambda model: -model.accuracy)
 
     @property
     def overall(self) -> ModelResult:
-        """The best of all models, those that see one side only included.
-
-        The cross-validation chooses. Where another model measurably beats its choice on the test pairs, that is taken.
-        """
-        return self._best["overall"]
-
-    @cached_property
-    def _best(self) -> dict[str, ModelResult]:
-        best: dict[str, ModelResult] = {}
-        for role in dict.fromkeys(model.role for model in self.models):
-            pool = [model for model in self.models if model.role == role]
-            best[role] = _first_choice(pool)
-        sides = [model for model in self.models if model.role in _SIDES]
-        overall = self._unbeaten(_first_choice([best[role] for role in _SIDES if role in best]), sides)
-        best["overall"] = best[overall.role] = overall
-        both = [best[role] for role in ("baseline", "fusion") if role in best]
-        best["both"] = overall if overall in both else _first_choice(both) if both else overall
-        return best
-
-    def _unbeaten(self, chosen: ModelResult, pool: Sequence[ModelResult]) -> ModelResult:
-        """Return a model, or where others of a pool measurably beat it on the test pairs the best of those."""
-        while better := self._beating(chosen, pool):
-            chosen = max(better, key=lambda model: model.accuracy)
-        return chosen
+        """The leader that is best on the test pairs."""
+        return self.leaders[0]
 
     @cached_property
     def runner_up(self) -> ModelResult:
-        """The best of another role than `overall`, by the test pairs: what its lead is measured against."""
-        others = [self._best[role] for role in _SIDES if role != self.overall.role]
+        """The best on the test pairs of another role than `overall`: what the lead of a single leader is over."""
+        others = [model for model in self._pool if model.role != self.overall.role]
         return max(others, key=lambda model: model.accuracy)
 
     @cached_property
     def recommended(self) -> ModelResult:
-        """The simplest model that is about as good as the best of all.
+        """The model to use.
 
-        No model may measurably beat it, and it may lie behind the best by one standard error of the difference, or by
-        `SMALL_GAIN`, whichever is more.
+        Where image or text adds nothing, the best leader that does without it. Otherwise the simplest leader that is
+        about as good as the best of them: behind by one standard error of the difference, or by `SMALL_GAIN`, whichever
+        is more. Of equally simple ones the cross-validation's choice.
         """
-        pool = [model for model in self.models if model.role in _SIDES]
-        near = [
+        enough = {_OTHER[side] for side in _OTHER if not self.adds(side)}
+        alone = [model for model in self.leaders if model.role in enough]
+        if alone:
+            return _first_choice(alone)
+        for rank in range(self.overall.simplicity):
+            alike = [model for model in self.leaders if model.simplicity == rank]
+            if alike and self._about_as_good(_first_choice(alike)):
+                return _first_choice(alike)
+        return _first_choice([model for model in self.leaders if model.simplicity == self.overall.simplicity])
+
+    @cached_property
+    def _pool(self) -> list[ModelResult]:
+        """All models but that of the most frequent answer."""
+        return [model for model in self.models if model.role != "majority"]
+
+    @cached_property
+    def _unbeaten(self) -> list[ModelResult]:
+        """The models that no other one measurably beats on the test pairs; at least the best there."""
+        return [
             model
-            for model in pool
-            if model is self.overall or (self._about_as_good(model) and not self._beating(model, self.models))
+            for model in self._pool
+            if not any(one.accuracy > model.accuracy and self.gap(one, model).up for one in self._pool)
         ]
-        simplest = min(model.simplicity for model in near)
-        return _first_choice([model for model in near if model.simplicity == simplest])
+
+    @cached_property
+    def _sure(self) -> list[ModelResult]:
+        """Those of them that none beats on test and held-out training pairs together either; at least one."""
+        sure = [model for model in self._unbeaten if not any(self._beats_on_all(one, model) for one in self._pool)]
+        return sure or self._unbeaten
+
+    def _beats_on_all(self, one: ModelResult, other: ModelResult) -> bool:
+        if one.held_out is None or other.held_out is None:
+            return False
+        own, its = np.concatenate([one.hits, one.held_out]), np.concatenate([other.hits, other.held_out])
+        return bool(own.mean() > its.mean()) and compare(own, its, [*self.clusters, *self._further]).up
+
+    def _best_of(self, pool: Sequence[ModelResult]) -> ModelResult:
+        return _first_choice([model for model in pool if model in self._sure] or pool)
 
     def _about_as_good(self, model: ModelResult) -> bool:
         behind = self.gap(self.overall, model)
         return bool(behind.value <= np.nanmax([SMALL_GAIN, behind.standard_error]))
 
-    def _beating(self, model: ModelResult, pool: Sequence[ModelResult]) -> list[ModelResult]:
-        """Return the models that measurably beat this one on the test pairs."""
-        return [one for one in pool if one.accuracy > model.accuracy and self.gap(one, model).up]
-
 
 def _first_choice(pool: Sequence[ModelResult]) -> ModelResult:
-    """Return the best by cross-validation; models without one only count where none of the pool has one."""
-    measured = [model for model in pool if model.cross_validated is not None]
-    return max(measured, key=lambda model: model.cross_validated or 0.0) if measured else max(pool, key=_dev)
+    """Return the best by cross-validation, of equals by the test pairs, of equals the first.
 
-
-def _dev(model: ModelResult) -> float:
-    return model.dev
+    Models without a cross-validation only count where none of the pool has one; then the development pairs choose.
+    """
+    measured = [model for model in pool if model.held_out is not None]
+    if measured:
+        return max(measured, key=lambda model: (model.cross_validated or 0.0, model.accuracy))
+    return max(pool, key=lambda model: (model.dev, model.accuracy))
 
 
 def title(name: str, role: str) -> str:

@@ -127,13 +127,23 @@ class CrossValidation:
     Attributes:
         parts: Every part of the training pairs, with the model that has not learnt from its images. In matching with
             one drawn wrong pair beside every right one.
-        accuracy: Share of right answers over all parts, in [0, 1].
+        hits: ``(n,)`` in [0, 1] on the pairs of all parts, in their order.
         seconds: Time of all trainings.
     """
 
     parts: list[tuple[Pairs, Scorer]]
-    accuracy: float
+    hits: np.ndarray
     seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Share of right answers over all parts, in [0, 1]."""
+        return float(self.hits.mean())
+
+    @property
+    def clusters(self) -> list[str]:
+        """Cluster (image) of every pair of `hits`."""
+        return [name for pairs, _ in self.parts for name in pairs.clusters]
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,10 +184,13 @@ class ModelComparison:
     Attributes:
         splits: The pairs.
         models: The models in the order of `MODEL_SPECS`, the simplest first.
+        exchanged: By name of a model its hits with ``image`` and ``text`` exchanged among the test pairs (from
+            `frevl.diagnosis.performance.modality_use.exchanged_hits`); None before that was measured.
     """
 
     splits: Splits
     models: list[ComparedModel]
+    exchanged: dict[str, dict[str, np.ndarray]] | None = None
 
     @cached_property
     def choice(self) -> ModelChoice:
@@ -188,13 +201,14 @@ class ModelComparison:
                 role=model.spec.role,
                 hits=model.test.hits,
                 dev=float(model.dev.hits.mean()),
-                cross_validated=None if model.crossed is None else model.crossed.accuracy,
+                held_out=None if model.crossed is None else model.crossed.hits,
                 parameters=model.scorer.run.parameters,
                 seconds=model.seconds,
             )
             for model in self.models
         ]
-        return ModelChoice(results, self.clusters)
+        crossed = next((model.crossed for model in self.models if model.crossed is not None), None)
+        return ModelChoice(results, self.clusters, [] if crossed is None else crossed.clusters, self.exchanged)
 
     def best(self, role: str) -> ComparedModel:
         """Return the best model of a role (see `frevl.diagnosis.model_choice`)."""

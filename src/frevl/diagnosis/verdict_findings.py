@@ -54,9 +54,8 @@ def _accuracy(choice: ModelChoice, scores: dict[str, Any], sentence: str) -> Fin
         ci95=own["ci95"],
         how=(
             f"Every model was trained on the same pairs, and all were compared on {n:,} test pairs about {images:,} "
-            f"images. The best of each kind, and of all, was chosen {chosen}; where another model measurably beats the "
-            "best of all on the test pairs, that one was taken. Percent of right answers, 95 % percentile bootstrap "
-            "over images (1,000 draws)."
+            f"images. The best of each kind was chosen {chosen}, among those that no other model measurably beats. "
+            "Percent of right answers, 95 % percentile bootstrap over images (1,000 draws)."
         ),
         advice=sentence,
         table=rows,

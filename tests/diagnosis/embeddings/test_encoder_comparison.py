@@ -101,7 +101,11 @@ def test_every_model_has_its_price(splits, tmp_path):
     for entry in models:
         row, run = rows[entry.name], entry.scorer.run
         assert row["parameters"] == run.parameters
-        needed = {file.name: file.stat().st_size for file in run.path.iterdir() if file.name != "settings.json"}
+        needed = {
+            file.name: file.stat().st_size
+            for file in run.path.iterdir()
+            if file.name not in ("settings.json", "config.toml")
+        }
         assert set(needed) == {"run.json", "weights.safetensors", "seen.safetensors"}
         assert 1000 * row["kilobytes"] == pytest.approx(sum(needed.values()))
         assert row["ms alone"] > 0

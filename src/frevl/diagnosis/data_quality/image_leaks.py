@@ -13,7 +13,16 @@ from frevl.diagnosis.data_quality.text_leaks import text_leak_findings
 from frevl.diagnosis.findings import Finding, counted
 from frevl.diagnosis.splits import Splits
 
-__all__ = ["Likeness", "leak_findings", "likeness_threshold", "nearest_others", "same_images"]
+__all__ = [
+    "Likeness",
+    "leak_findings",
+    "likeness_threshold",
+    "near_image_claim",
+    "nearest_others",
+    "same_image_claim",
+    "same_images",
+    "same_pair_claim",
+]
 
 # From the loosest to the strictest; the loosest that ordinary images of the set do not reach is taken.
 THRESHOLDS = (0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
@@ -24,6 +33,7 @@ _ROWS_AT_ONCE = 512
 _SHOWN = 20
 _P = 0.01  # below which near copies are more than likeness explains
 _NOTHING = "Nothing to do."
+_LIKENESS = "No more than likeness explains: nothing to do, but a look at the first ones costs little."
 
 
 @dataclass(frozen=True)
@@ -61,15 +71,7 @@ def _images(splits: Splits, copies: dict[str, str]) -> Finding:
     images = len(set(test.images))
     touched = sum(image in copies for image in test.images)
     share = 100 * len(copies) / images
-    if copies:
-        claim = (
-            f"{len(copies):,} of {counted(images, 'test image')} {'is' if len(copies) == 1 else 'are'} in the training "
-            f"or development pairs too ({touched:,} of {counted(len(test), 'test pair')}): all scores are too good."
-        )
-        advice = "Split by image content: leave these images out of one side and diagnose again."
-    else:
-        claim = f"None of the {counted(images, 'test image')} is in the training or development pairs."
-        advice = _NOTHING
+    claim, advice = same_image_claim(len(copies), images, touched, len(test))
     return Finding(
         name="same-image",
         section="data",
@@ -79,6 +81,24 @@ def _images(splits: Splits, copies: dict[str, str]) -> Finding:
         how="Content hashes of the image files, so a copy under another name counts. Percent of test images.",
         advice=advice,
         table=[{"test image": image, "training image": other} for image, other in list(copies.items())[:_SHOWN]],
+    )
+
+
+def same_image_claim(copies: int, images: int, touched: int, pairs: int) -> tuple[str, str]:
+    """Return claim and advice on images that are on both sides.
+
+    Args:
+        copies: Test images that are in the training or development pairs too.
+        images: Different test images.
+        touched: Test pairs about such an image.
+        pairs: Test pairs.
+    """
+    if not copies:
+        return f"None of the {counted(images, 'test image')} is in the training or development pairs.", _NOTHING
+    return (
+        f"{copies:,} of {counted(images, 'test image')} {'is' if copies == 1 else 'are'} in the training or "
+        f"development pairs too ({touched:,} of {counted(pairs, 'test pair')}): all scores are too good.",
+        "Split by image content: leave these images out of one side and diagnose again.",
     )
 
 
@@ -147,33 +167,57 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
     usual = round(likeness.rate * len(measured))
     p = expected_more(len(found), len(asked), usual, len(measured))
     worst = found[np.argsort(-cosines[found], kind="stable")]
+    claim, advice = near_image_claim(len(found), len(asked), likeness.threshold, expected, p)
     finding = Finding(
         name="near-same-image",
         section="data",
-        claim=(
-            f"{len(found):,} of {len(asked):,} further test images {'has' if len(found) == 1 else 'have'} a near copy "
-            f"in the training or development pairs (cosine {likeness.threshold:g} or more; {expected:.1f} would by "
-            "likeness alone)" + (": more than chance explains." if p < _P else ".")
-        ),
+        claim=claim,
         value=100 * len(found) / len(asked),
         ci95=None,
         how=(
             f"{how} Against that rate: one-sided Fisher's exact test, p = {p:.4f}, called more than chance below "
             f"{_P:g}. Percent of test images."
         ),
-        advice=(
-            "Look at them; put images of one scene into one split, with the key 'cluster'."
-            if p < _P
-            else "No more than likeness explains: nothing to do, but a look at the first ones costs little."
-            if len(found)
-            else _NOTHING
-        ),
+        advice=advice,
         table=[
             {"test image": asked[row], "training image": known[rows[row]], "cosine": float(cosines[row])}
             for row in worst[:_SHOWN]
         ],
     )
     return finding, {asked[row]: known[rows[row]] for row in found}
+
+
+def near_image_claim(found: int, asked: int, threshold: float, expected: float, p: float) -> tuple[str, str]:
+    """Return claim and advice on near copies of images.
+
+    Args:
+        found: Test images with a near copy.
+        asked: Test images that were looked at.
+        threshold: Cosine above which images count as near.
+        expected: How many would have one by likeness alone.
+        p: Chance of finding so many or more if that were all.
+    """
+    claim = (
+        f"{found:,} of {asked:,} further test images {'has' if found == 1 else 'have'} a near copy in the training or "
+        f"development pairs (cosine {threshold:g} or more; {expected:.1f} would by likeness alone)"
+    )
+    if p < _P:
+        return (
+            f"{claim}: more than chance explains.",
+            "Look at them; put images of one scene into one split, with the key 'cluster'.",
+        )
+    return f"{claim}.", _LIKENESS if found else _NOTHING
+
+
+def same_pair_claim(same: int, pairs: int) -> tuple[str, str]:
+    """Return claim and advice on test pairs that are in the training or development pairs too."""
+    if not same:
+        return f"None of the {counted(pairs, 'test pair')} is in the training or development pairs.", _NOTHING
+    return (
+        f"{same:,} of {counted(pairs, 'test pair')} {'is' if same == 1 else 'are'} in the training or development "
+        "pairs too (same image, same text).",
+        "Leave them out of one side: a model can answer them from memory.",
+    )
 
 
 def _no_threshold(claim: str, how: str, rate: float) -> Finding:
@@ -206,15 +250,7 @@ def _pairs(splits: Splits, hashes: dict[str, str]) -> tuple[Finding, set[int]]:
     known = {key(part, row) for part in (splits.train, splits.dev) for row in range(len(part))}
     same = [row for row in range(len(splits.test)) if key(splits.test, row) in known]
     n = len(splits.test)
-    if same:
-        claim = (
-            f"{len(same):,} of {counted(n, 'test pair')} {'is' if len(same) == 1 else 'are'} in the training or "
-            "development pairs too (same image, same text)."
-        )
-        advice = "Leave them out of one side: a model can answer them from memory."
-    else:
-        claim = f"None of the {counted(n, 'test pair')} is in the training or development pairs."
-        advice = _NOTHING
+    claim, advice = same_pair_claim(len(same), n)
     finding = Finding(
         name="same-pair",
         section="data",

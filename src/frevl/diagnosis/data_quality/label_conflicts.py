@@ -7,7 +7,7 @@ from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.diagnosis.findings import Finding
 from frevl.diagnosis.splits import Splits, answers_of
 
-__all__ = ["conflict_finding"]
+__all__ = ["conflict_claim", "conflict_finding"]
 
 _SHOWN = 30
 
@@ -33,12 +33,7 @@ def conflict_finding(splits: Splits) -> Finding:
         first, row = members[0]
         said = "; ".join(sorted({", ".join(sorted(one)) for one in answers}))
         table.append({"image": first.images[row], "text": first.texts[row], "pairs": len(members), "targets": said})
-    if touched:
-        claim = f"{touched:,} of {total:,} pairs contradict another pair of the same image and text."
-        advice = "Decide which is right: no answer of a model can be right for both."
-    else:
-        claim = "No two pairs of the same image and text contradict each other."
-        advice = "Nothing to do."
+    claim, advice = conflict_claim(touched, total)
     return Finding(
         name="conflicting-labels",
         section="data",
@@ -48,4 +43,14 @@ def conflict_finding(splits: Splits) -> Finding:
         how="Same image content and same text, no answer in common; all splits together. Percent of pairs.",
         advice=advice,
         table=table[:_SHOWN],
+    )
+
+
+def conflict_claim(touched: int, pairs: int) -> tuple[str, str]:
+    """Return claim and advice on pairs that contradict another one of the same image and text."""
+    if not touched:
+        return "No two pairs of the same image and text contradict each other.", "Nothing to do."
+    return (
+        f"{touched:,} of {pairs:,} pairs contradict another pair of the same image and text.",
+        "Decide which is right: no answer of a model can be right for both.",
     )

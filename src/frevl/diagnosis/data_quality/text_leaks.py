@@ -24,7 +24,7 @@ from frevl.diagnosis.findings import Finding, counted
 from frevl.diagnosis.splits import Splits
 from frevl.runs.targets import match_truth
 
-__all__ = ["text_leak_findings"]
+__all__ = ["near_pair_claim", "near_text_claim", "same_text_claim", "text_leak_findings"]
 
 _MOST_TEXTS = 20_000
 _MOST_MEASURED = 2_000
@@ -32,6 +32,7 @@ _FEWEST_MEASURED = 100  # texts; with fewer, what is ordinary cannot be told
 _P = 0.01  # below which near copies are more than likeness explains
 _SURE = 2.58  # standard errors: one-sided p < 0.005
 _SHOWN = 20
+_NOTHING = "Nothing to do."
 _SAME = "Texts without case, punctuation and blanks."
 
 
@@ -105,15 +106,11 @@ def _same_texts(known: _Texts, asked: _Texts) -> Finding:
     error = float(np.hypot(usual.std() / len(usual) ** 0.5, found.std() / len(found) ** 0.5))
     more = float(found.mean() - usual.mean())
     leak = bool(shared) and more > _SURE * error
-    compared = f"a test image shares {100 * found.mean():.1f} % of its texts with training images, a training image "
+    claim, advice = same_text_claim(len(shared), len(asked.at), 100 * found.mean(), 100 * usual.mean(), leak=leak)
     return Finding(
         name="same-text",
         section="data",
-        claim=(
-            f"{len(shared):,} of {len(asked.at):,} different test texts ({share:.1f} %) are in the training or "
-            f"development pairs word for word; {compared}{100 * usual.mean():.1f} % with other training images"
-            + (": more than is usual in this set." if leak else ".")
-        ),
+        claim=claim,
         value=share,
         ci95=None,
         how=(
@@ -121,16 +118,33 @@ def _same_texts(known: _Texts, asked: _Texts) -> Finding:
             f"that over training images by more than {_SURE:g} standard errors (one-sided Welch test over images, p < "
             "0.005)."
         ),
-        advice=(
-            "More texts are shared with training than is usual in this set: if they are captions or sentences, split "
-            "the pairs so that no text is on both sides."
-            if leak
-            else "Texts repeat in this set, and no more than usual here: nothing to do."
-            if shared
-            else "Nothing to do."
-        ),
+        advice=advice,
         table=[{"text": asked.first[text]} for text in shared[:_SHOWN]] if leak else [],
     )
+
+
+def same_text_claim(shared: int, texts: int, found: float, usual: float, *, leak: bool) -> tuple[str, str]:
+    """Return claim and advice on texts that are on both sides word for word.
+
+    Args:
+        shared: Different test texts that are in the training or development pairs too.
+        texts: Different test texts.
+        found: Percent of its texts that a test image shares with training images, on average.
+        usual: Percent of its texts that a training image shares with other training images.
+        leak: Whether the first is measurably more than the second.
+    """
+    claim = (
+        f"{shared:,} of {counted(texts, 'different test text')} ({100 * shared / texts:.1f} %) "
+        f"{'is' if shared == 1 else 'are'} in the training or development pairs word for word; a test image shares "
+        f"{found:.1f} % of its texts with training images, a training image {usual:.1f} % with other training images"
+    )
+    if leak:
+        return (
+            f"{claim}: more than is usual in this set.",
+            "More texts are shared with training than is usual in this set: if they are captions or sentences, split "
+            "the pairs so that no text is on both sides.",
+        )
+    return f"{claim}.", "Texts repeat in this set, and no more than usual here: nothing to do." if shared else _NOTHING
 
 
 def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, list[Criterion]]:
@@ -168,14 +182,11 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
         table.append(
             {"test text": asked.first[further[row]], "training text": known.first[other], "near by": CRITERIA[how]}
         )
+    claim, advice = near_text_claim(len(found), len(further), expected, p)
     finding = Finding(
         name="near-same-text",
         section="data",
-        claim=(
-            f"{len(found):,} of {len(further):,} further test texts "
-            f"{'is a near copy' if len(found) == 1 else 'are near copies'} of a training or development text "
-            f"({expected:.1f} would be by likeness alone)" + (": more than chance explains." if p < _P else ".")
-        ),
+        claim=claim,
         value=100 * len(found) / len(further),
         ci95=None,
         how=(
@@ -185,16 +196,32 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
             f"test, p = {p:.4f}, called more than chance below {_P:g}. Percent of the different test texts that are "
             "not there word for word."
         ),
-        advice=(
-            "Look at them: if they were copied and changed, put them and their originals into one split."
-            if p < _P
-            else "No more than likeness explains: nothing to do, but a look at the first ones costs little."
-            if len(found)
-            else "Nothing to do."
-        ),
+        advice=advice,
         table=table[:_SHOWN],
     )
     return finding, criteria
+
+
+def near_text_claim(found: int, asked: int, expected: float, p: float) -> tuple[str, str]:
+    """Return claim and advice on near copies of texts.
+
+    Args:
+        found: Test texts with a near copy.
+        asked: Test texts that were looked at.
+        expected: How many would have one by likeness alone.
+        p: Chance of finding so many or more if that were all.
+    """
+    claim = (
+        f"{found:,} of {asked:,} further test texts {'is a near copy' if found == 1 else 'are near copies'} of a "
+        f"training or development text ({expected:.1f} would be by likeness alone)"
+    )
+    if p < _P:
+        return (
+            f"{claim}: more than chance explains.",
+            "Look at them: if they were copied and changed, put them and their originals into one split.",
+        )
+    likeness = "No more than likeness explains: nothing to do, but a look at the first ones costs little."
+    return f"{claim}.", likeness if found else _NOTHING
 
 
 def _told(criteria: list[Criterion]) -> str:
@@ -217,7 +244,7 @@ def _nothing(claim: str, n: int) -> Finding:
         value=None,
         ci95=None,
         how=f"{n:,} different test texts are not in the training or development pairs word for word. {_SAME}",
-        advice="Nothing to do." if n == 0 else "Read some test texts beside the training texts by hand.",
+        advice=_NOTHING if n == 0 else "Read some test texts beside the training texts by hand.",
     )
 
 
@@ -249,24 +276,31 @@ def _near_pairs(
                 }
             )  # fmt: skip
     n = len(test) - len(leaked)
+    claim, advice = near_pair_claim(len(table), n)
     return Finding(
         name="near-same-pair",
         section="data",
-        claim=(
-            f"{len(table):,} of {counted(n, 'further test pair')} {'has' if len(table) == 1 else 'have'} both image "
-            "and text, or a near copy of either, in one training or development pair."
-        ),
+        claim=claim,
         value=100 * len(table) / max(n, 1),
         ci95=None,
         how=(
             "Image of the same content or a near copy (as same-image and near-same-image), and at that image the same "
             "text or a near copy (as near-same-text). Percent of the test pairs that are not there exactly."
         ),
-        advice="Look at them, and leave them out of one side: a model can answer them from memory."
-        if table
-        else "Nothing to do.",
+        advice=advice,
         table=table[:_SHOWN],
     )
+
+
+def near_pair_claim(found: int, asked: int) -> tuple[str, str]:
+    """Return claim and advice on pairs whose image and text both have a copy or a near copy in one pair."""
+    claim = (
+        f"{found:,} of {counted(asked, 'further test pair')} {'has' if found == 1 else 'have'} both image and text, or "
+        "a near copy of either, in one training or development pair."
+    )
+    if not found:
+        return claim, _NOTHING
+    return claim, "Look at them, and leave them out of one side: a model can answer them from memory."
 
 
 class _Vectors:

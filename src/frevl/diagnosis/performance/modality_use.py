@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -95,16 +94,11 @@ def another_of_class(pairs: Pairs, seed: int) -> tuple[list[str], np.ndarray]:
     return images, np.array(found, np.int64)
 
 
-def image_findings(comparison: ModelComparison, exchanged: Mapping[str, Mapping[str, np.ndarray]]) -> list[Finding]:
-    """Say how much of its score the best model that sees both owes to the image.
-
-    Args:
-        comparison: The trained models.
-        exchanged: From `exchanged_hits`.
-    """
+def image_findings(comparison: ModelComparison) -> list[Finding]:
+    """Say how much of its score the best model that sees both owes to the image."""
     splits, model = comparison.splits, comparison.both
     own, clusters = model.test.hits, comparison.clusters
-    wrong = exchanged[model.name]["image"]
+    wrong = (comparison.exchanged or exchanged_hits(comparison))[model.name]["image"]
     shown: list[tuple[str, np.ndarray, np.ndarray]] = [
         ("its own image", own, np.arange(len(own))),
         ("an image of another pair", wrong, np.arange(len(own))),
