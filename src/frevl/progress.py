@@ -9,7 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["ProgressLine", "say"]
+__all__ = ["ProgressLine", "print_progress"]
 
 
 class ProgressLine:
@@ -73,7 +73,7 @@ class ProgressLine:
             self._live.stop()
 
 
-def say(line: str, *, enabled: bool) -> None:
+def print_progress(line: str, *, enabled: bool) -> None:
     """Print one line on standard error."""
     if enabled:
         sys.stderr.write(line + "\n")

@@ -112,9 +112,9 @@ app = Commands(
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-store_app = Commands(help="Look into a store.", no_args_is_help=True, rich_markup_mode=None)
+store_app = Commands(help="Inspect, check, repair and index a store.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(store_app, name="store")
 
 StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of the store.")]
@@ -129,7 +129,7 @@ ConfigOption = Annotated[
         readable=False,
         is_eager=True,
         callback=apply_config,
-        help="Read options from this TOML file; what is typed wins.",
+        help="Read options from this TOML file; the command line wins.",
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
@@ -138,7 +138,7 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         metavar="FIELD=NAME",
-        help="Columns of the pairs, such as image=filepath,text=title.",
+        help="Columns of a table of pairs, such as image=filepath,text=title.",
     ),
 ]
 SetOption = Annotated[

@@ -25,7 +25,7 @@ from frevl.diagnosis.model_comparison import (
 )
 from frevl.diagnosis.splits import Splits, share_of_clusters, with_wrong_pairs
 from frevl.errors import PairsError
-from frevl.progress import say
+from frevl.progress import print_progress
 
 __all__ = ["contenders", "cross_validate", "cross_validate_contenders"]
 
@@ -73,7 +73,9 @@ def cross_validate_contenders(
                 "Some classes are too rare for a cross-validation: the best models were chosen on "
                 f"{len(splits.dev):,} development pairs."
             ]
-        say(f"  {model.name:<18} {100 * crossed[model.name].accuracy:6.2f} % cross-validated", enabled=progress)
+        print_progress(
+            f"  {model.name:<18} {100 * crossed[model.name].accuracy:6.2f} % cross-validated", enabled=progress
+        )
     return replace(comparison, models=[replace(one, crossed=crossed.get(one.name)) for one in comparison.models]), []
 
 

@@ -40,7 +40,7 @@ from frevl.diagnosis.performance.skills import skill_findings
 from frevl.diagnosis.splits import Splits, read_splits
 from frevl.diagnosis.verdict import reach_verdict
 from frevl.errors import UsageError, nearest
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.provenance import provenance
 from frevl.runs.targets import match_truth
 from frevl.store.reader import Store
@@ -148,7 +148,7 @@ def diagnose(
         clock.step("exchanging images and texts")
         comparison = replace(comparison, exchanged=exchanged_hits(comparison))
         verdict, findings = reach_verdict(comparison.choice, only=only_class(splits.test, task))
-        say(verdict["sentence"], enabled=progress)
+        print_progress(verdict["sentence"], enabled=progress)
         findings += balanced_findings(comparison) + ranking_findings(comparison)
         findings += image_findings(comparison)
         clock.step("looking at what can be answered without the image")
@@ -220,7 +220,7 @@ class _Clock:
             self.seconds[self._name] = round(time.monotonic() - self._started, 1)
         self._name, self._started = name, time.monotonic()
         if name:
-            say(name, enabled=self._progress)
+            print_progress(name, enabled=self._progress)
 
 
 def _cut_short(comparison: ModelComparison) -> list[str]:

@@ -16,7 +16,7 @@ from frevl.data.pairs import Pairs
 from frevl.diagnosis.model_choice import ModelChoice, ModelResult, title
 from frevl.diagnosis.splits import MATCH_LABELS, Splits, constant
 from frevl.errors import UsageError, nearest
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.runs.calibration import calibrated
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, match_truth
@@ -271,7 +271,7 @@ def compare_models(
         test, dev = (predict_all(scorer, seen_by(spec, part, splits)) for part in (splits.test, splits.dev))
         seconds = float(scorer.run.results["train_seconds"])
         compared.append(ComparedModel(spec, scorer, test, dev, seconds))
-        say(f"  {spec.name:<18} {100 * test.hits.mean():6.2f} %  {seconds:6.1f} s", enabled=progress)
+        print_progress(f"  {spec.name:<18} {100 * test.hits.mean():6.2f} %  {seconds:6.1f} s", enabled=progress)
     return ModelComparison(splits, compared)
 
 

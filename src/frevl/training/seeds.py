@@ -21,7 +21,7 @@ from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.seeds import deviation
 from frevl.jsonfile import write_json
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.provenance import provenance
 from frevl.runs.run import Run, refuse_other_files
 from frevl.store.reader import Store
@@ -135,7 +135,7 @@ def train_seeds(
     for number in numbers:
         path = folder / f"seed{number}"
         if (path / "run.json").exists():
-            say(f"{path}: finished before, used again", enabled=progress)
+            print_progress(f"{path}: finished before, used again", enabled=progress)
             one = Run.load(path)
         else:
             one = train(opened, pairs, run=path, seed=number, progress=progress, **settings)

@@ -1,4 +1,4 @@
-"""Commands that fill and inspect a store, and that read published sets."""
+"""Commands that fill, inspect and repair a store, list encoders, and convert published data sets."""
 
 from __future__ import annotations
 
@@ -30,28 +30,37 @@ __all__ = ["encoders_app"]
 def extract(
     store: StoreOption,
     images: Annotated[
-        Path | None, typer.Option(readable=False, help="Folder of images; an image's id is its path below it.")
+        Path | None, typer.Option(readable=False, help="Folder of images; the id of an image is its path inside it.")
     ] = None,
     pairs: Annotated[
-        list[Path] | None, typer.Option(readable=False, help="Pairs file whose texts are embedded; may be repeated.")
+        list[Path] | None, typer.Option(readable=False, help="Pairs file with the texts to embed; may be repeated.")
     ] = None,
     columns: ColumnsOption = None,
     encoder: Annotated[
-        list[str] | None, typer.Option(help="Frozen encoder; may be repeated.", show_default="packaged")
+        list[str] | None,
+        typer.Option(help="Frozen encoder; may be repeated. See frevl encoders list.", show_default="packaged"),
     ] = None,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Store image and word tokens, not pooled vectors.")] = False,
-    grid: Annotated[str | None, typer.Option(help="With --tokens: 7x7, 4x4 or 2x2.", show_default="7x7")] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Store image and word tokens instead of pooled vectors.")
+    ] = False,
+    grid: Annotated[
+        str | None, typer.Option(help="With --tokens, the grid of an image: 7x7, 4x4 or 2x2.", show_default="7x7")
+    ] = None,
     layers: Annotated[
         str | None,
         typer.Option(
-            help="Hidden layers to keep side by side, for example -1,-4; for encoders hf:MODEL.",
+            help="For encoders hf:MODEL: hidden layers to concatenate, such as -1,-4.",
             show_default="the encoder's own output",
         ),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Stored type: float16 or float32.", show_default="float16")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Type of the stored numbers: float16 or float32.", show_default="float16")
+    ] = None,
     prune: Annotated[
         bool | None,
-        typer.Option("--prune", help="Remove images of the store that have no file in the folder.", show_default="off"),
+        typer.Option(
+            "--prune", help="Remove images from the store that have no file in the folder.", show_default="off"
+        ),
     ] = None,
     check_content: Annotated[
         bool | None,
@@ -66,12 +75,15 @@ def extract(
         float | None, typer.Option(min=0, help="Commit after this many seconds.", show_default="5.0")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Decoding threads.", show_default="one a processor")
+        int | None, typer.Option(min=1, help="Threads that decode images.", show_default="one per processor")
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Embed images and texts once; a second call embeds only what is new."""
+    """Embed images and texts once and keep them in a store.
+
+    The same command again embeds only what is new.
+    """
     from frevl.store.extraction import extract as run_extract
 
     if grid is not None and not tokens:
@@ -100,31 +112,37 @@ def extract(
 
 @app.command()
 def pairs(
-    name: Annotated[str, typer.Argument(help="Published set, for example vqa-v2, daquar, flickr8k or nlvr.")],
-    out: Annotated[Path, typer.Option(readable=False, help="Pairs file to write, one JSON object a line."), OUTPUT],
+    name: Annotated[str, typer.Argument(help="Name of the data set, such as vqa-v2, daquar, flickr8k or nlvr.")],
+    out: Annotated[Path, typer.Option(readable=False, help="Pairs file to write, one JSON object per line."), OUTPUT],
     root: Annotated[
         Path | None, typer.Option(readable=False, help="Folder with the official files and the images.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the set.", show_default="train")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data set.", show_default="train")] = None,
     check: Annotated[
         bool | None,
-        typer.Option("--check", help="Refuse a set without the official number of rows.", show_default="off"),
+        typer.Option(
+            "--check", help="Refuse a data set that does not have the official number of rows.", show_default="off"
+        ),
     ] = None,
     find_images: Annotated[
         bool | None,
         typer.Option(
-            "--find-images/--official-paths", help="Look for every image below the folder.", show_default="find"
+            "--find-images/--official-paths",
+            help="Search the folder for every image, or expect the official paths.",
+            show_default="find",
         ),
     ] = None,
     min_answer_count: Annotated[
         int | None,
         typer.Option(
-            min=1, help="vqa-v2, train: rarer majority answers are not classes; customary is 9.", show_default="1"
+            min=1,
+            help="vqa-v2, train: leave out answers that are the majority answer of fewer questions (often 9).",
+            show_default="1",
         ),
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Write a published set, read from its official files, as a pairs file."""
+    """Convert a published data set into a pairs file."""
     from frevl.data.benchmarks.load import left_out_sentence, load_benchmark, write_rows
     from frevl.outputs import refuse_inputs
 
@@ -146,7 +164,7 @@ def pairs(
 def info(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
 ) -> None:
-    """Say what a store holds."""
+    """Show what a store holds."""
     from frevl.cli.tables import store_table
     from frevl.store.reader import Store
     from frevl.store.upkeep.verification import describe
@@ -161,11 +179,11 @@ def verify(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")],
     images: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Folder of its images: compare the files with what was embedded."),
+        typer.Option(readable=False, help="Folder of its images, to compare the files with what was embedded."),
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Read a whole store and say what is damaged."""
+    """Check a whole store for damage."""
     from frevl.errors import StoreError
     from frevl.store.upkeep.verification import verify as run_verify
 
@@ -181,10 +199,11 @@ def remove(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")],
     ids: Annotated[
         Path | None,
-        typer.Option(readable=False, help="File of ids: text, one a line; JSON; or a table with a column id."),
+        typer.Option(readable=False, help="File of ids: text with one per line, JSON, or a table with a column id."),
     ] = None,
     where: Annotated[
-        str | None, typer.Option(help="Instead of ids a condition in SQL, such as \"id LIKE 'kitchen/%'\".")
+        str | None,
+        typer.Option(help="Instead of ids: SQL condition on id, bytes and metadata, such as \"id LIKE 'kitchen/%'\"."),
     ] = None,
     of: Annotated[str | None, typer.Option(help="images or texts.", show_default="images")] = None,
     json: JsonOption = None,
@@ -201,7 +220,7 @@ def remove(
 def compact(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
 ) -> None:
-    """Free the room of items that were removed or replaced."""
+    """Free the space of items that were removed or replaced."""
     from frevl.store.upkeep.removal import compact as run_compact
 
     report = run_compact(store)
@@ -213,7 +232,7 @@ def compact(
 def repair(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
 ) -> None:
-    """Bring back what can be of a store that lost files, or was copied in part."""
+    """Recover what is left of a store that lost files or was copied in part."""
     from frevl.errors import StoreError
     from frevl.store.upkeep.repair import repair as run_repair
     from frevl.store.upkeep.verification import verify as run_verify
@@ -236,18 +255,18 @@ def _numbers(written: str) -> list[int]:
         ) from None
 
 
-encoders_app = Commands(help="Look at encoders.", no_args_is_help=True, rich_markup_mode=None)
+encoders_app = Commands(help="List encoders.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(encoders_app, name="encoders")
 
 
 @encoders_app.callback()
 def encoders() -> None:
-    """Look at encoders."""  # a group with a single command needs this to stay a group
+    """List encoders."""  # a group with a single command needs this to stay a group
 
 
 @encoders_app.command("list")
 def list_known(json: JsonOption = None) -> None:
-    """Show encoders that are known to work; any other model of their kinds works too."""
+    """List encoders that are known to work; other models of the same kinds work too."""
     from frevl.encoders.registry import KNOWN
     from frevl.text_table import table
 
@@ -279,48 +298,52 @@ def import_(
         ),
     ],
     store: StoreOption,
-    encoder: Annotated[str, typer.Option(help="Name of the encoder that made the vectors.")],
+    encoder: Annotated[str, typer.Option(help="Name of the encoder that produced the vectors.")],
     of: Annotated[
-        str | None, typer.Option(help="images or texts.", show_default="both of a clip-retrieval folder")
+        str | None,
+        typer.Option(help="What the vectors embed: images or texts.", show_default="both, in a clip-retrieval folder"),
     ] = None,
     ids: Annotated[
-        Path | None, typer.Option(readable=False, help="Ids of an array's rows: text, one a line; JSON; or a table.")
+        Path | None,
+        typer.Option(
+            readable=False, help="Ids of the rows of an array: a text file with one per line, JSON, or a table."
+        ),
     ] = None,
     id_column: Annotated[
-        str | None, typer.Option(help="Column of the ids.", show_default="id, image, path, text, caption ...")
+        str | None, typer.Option(help="Column with the ids.", show_default="id, image, path, text, caption ...")
     ] = None,
     vector_column: Annotated[
-        str | None, typer.Option(help="Column of the vectors.", show_default="the only one of lists of floats")
+        str | None, typer.Option(help="Column with the vectors.", show_default="the only column with lists of floats")
     ] = None,
     array: Annotated[
-        str | None, typer.Option(help="Name of the array in a file of several.", show_default="the only one")
+        str | None, typer.Option(help="Name of the array, in a file with several.", show_default="the only one")
     ] = None,
-    revision: Annotated[
-        str | None, typer.Option(help="Revision of the encoder, as declared.", show_default="not declared")
-    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of the encoder.", show_default="not declared")] = None,
     preprocessing: Annotated[
-        str | None, typer.Option(help="How its inputs were prepared, as declared.", show_default="not declared")
+        str | None, typer.Option(help="How the inputs of the encoder were prepared.", show_default="not declared")
     ] = None,
     common_space: Annotated[
         bool | None,
-        typer.Option("--common-space", help="Images and texts lie in one space, as those of CLIP.", show_default="off"),
+        typer.Option("--common-space", help="Images and texts share one space, as in CLIP.", show_default="off"),
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Folder of the images: ids become paths below it.", show_default="ids as given"
+            readable=False, help="Folder of the images; ids become paths inside it.", show_default="ids as given"
         ),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Stored type: float16 or float32.", show_default="float16")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Type of the stored numbers: float16 or float32.", show_default="float16")
+    ] = None,
     write_pairs: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Pairs file to write from the captions of a clip-retrieval folder."),
+        typer.Option(readable=False, help="Write the captions of a clip-retrieval folder to this pairs file."),
         OUTPUT,
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Take over existing embeddings; nothing is embedded again."""
+    """Import embeddings that you already have into a store."""
     from frevl.store.importing.vectors import import_embeddings
 
     report = import_embeddings(

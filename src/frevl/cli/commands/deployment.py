@@ -1,4 +1,4 @@
-"""The command that serves."""
+"""Commands that serve runs and measure what a pair costs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ def serve(
     store: StoreOption,
     run: Annotated[
         list[str],
-        typer.Option("--run", help="Folder of a run, or NAME=FOLDER; may be repeated, the first is used most."),
+        typer.Option("--run", help="Folder of a run, or NAME=FOLDER; may be repeated, the first is the default."),
     ],
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8000")] = None,
     images: Annotated[
         Path | None,
-        typer.Option(
-            readable=False, help="Folder of the images, so that the page can show them.", show_default="ids only"
-        ),
+        typer.Option(readable=False, help="Folder of the images, to show them on the page.", show_default="ids only"),
     ] = None,
     report: Annotated[
         Path | None,
@@ -36,11 +34,14 @@ def serve(
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option("--json", readable=False, help="Write address and models to this file when ready."),
+        typer.Option("--json", readable=False, help="Write address and models to this JSON file when ready."),
         OUTPUT,
     ] = None,
 ) -> None:
-    """Serve runs over HTTP, with a web page, until told to stop; API keys come from FREVL_API_KEYS."""
+    """Serve runs over HTTP, with a web page.
+
+    API keys are read from the environment variable FREVL_API_KEYS.
+    """
     try:
         gc.disable()  # until it is ready: what is loaded stays, and looking through it is a fifth of the start
         _serve(store, run, typed(host=host, port=port, images=images, report=report, page=page), json)
@@ -83,17 +84,19 @@ def _named(runs: list[str]) -> dict[str, str]:
 @app.command()
 def bench(
     quick: Annotated[
-        bool | None, typer.Option("--quick", help="Under a minute, fewer measurements.", show_default="off")
+        bool | None, typer.Option("--quick", help="Fewer measurements, in under a minute.", show_default="off")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Page to write, a plot beside it: docs/performance.md.", show_default="none"),
+        typer.Option(
+            readable=False, help="Write the results to this Markdown page, with a plot beside it.", show_default="none"
+        ),
         OUTPUT,
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Measure time, energy and operations a pair on this machine, and when caching pays."""
+    """Measure time, energy and operations per pair on this machine."""
     from frevl.deployment.efficiency.bench import bench as run_bench
     from frevl.deployment.efficiency.page import goals_table
 

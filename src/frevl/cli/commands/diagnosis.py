@@ -16,19 +16,21 @@ from frevl.jsonfile import replace_file
 def diagnose(
     store: Annotated[
         list[Path],
-        typer.Option("--store", readable=False, help="Folder of the store; further ones to compare their encoders."),
+        typer.Option("--store", readable=False, help="Folder of the store; repeat it to compare encoders."),
     ],
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
-    test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known truth.")],
+    test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known targets.")],
     task: Annotated[str, typer.Option(help="matching or classification.")],
-    html: Annotated[Path | None, typer.Option(readable=False, help="Write the page here, as one file."), OUTPUT] = None,
+    html: Annotated[
+        Path | None, typer.Option(readable=False, help="Write the report to this HTML file."), OUTPUT
+    ] = None,
     markdown: Annotated[
-        Path | None, typer.Option(readable=False, help="Write the same as Markdown here."), OUTPUT
+        Path | None, typer.Option(readable=False, help="Write the report to this Markdown file."), OUTPUT
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Folder of the images, to show telling pairs on the page.", show_default="none shown"
+            readable=False, help="Folder of the images, to show examples in the report.", show_default="none shown"
         ),
     ] = None,
     dev: Annotated[
@@ -44,20 +46,23 @@ def diagnose(
     ] = None,
     precision: Annotated[
         float | None,
-        typer.Option(help="Share of right answers wanted of the answers given, 0 to 1.", show_default="chosen"),
+        typer.Option(help="Wanted share of right answers among those given, from 0 to 1.", show_default="chosen"),
     ] = None,
     probes: Annotated[
         bool | None,
         typer.Option("--probes/--no-probes", help="Probe the encoder with drawn pictures.", show_default="on"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every random choice.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Seconds that all trainings together may take.", show_default="600")
+        float | None, typer.Option(min=1, help="Most seconds for all trainings together.", show_default="600")
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Say whether frozen embeddings are enough for a task, which model to use, and what is wrong with the data."""
+    """Check whether frozen embeddings are enough for a task.
+
+    The report also says which model to use and what is wrong with the data.
+    """
     if images is not None and html is None:
         raise UsageError("--images goes with --html; add --html FILE, or leave --images out")
     if images is not None and not images.is_dir():

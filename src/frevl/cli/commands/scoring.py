@@ -1,4 +1,4 @@
-"""Commands that apply and judge a run."""
+"""Commands that apply and evaluate a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from frevl.cli.options import (
 from frevl.errors import UsageError
 
 BackendOption = Annotated[
-    str | None, typer.Option(help="torch, or onnx: the exported file of the run.", show_default="torch")
+    str | None,
+    typer.Option(help="What runs the network: torch, or onnx (the exported file of the run).", show_default="torch"),
 ]
 OnnxOption = Annotated[
     Path | None,
@@ -36,10 +37,10 @@ OnnxOption = Annotated[
 def evaluate(
     store: StoreOption,
     run: RunOption,
-    pairs: Annotated[Path, typer.Option(readable=False, help="Pairs with known truth.")],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Test pairs with known targets.")],
     columns: ColumnsOption = None,
     versus: Annotated[
-        Path | None, typer.Option(readable=False, help="Another run, to compare on the same pairs.")
+        Path | None, typer.Option(readable=False, help="Another run to compare with on the same pairs.")
     ] = None,
     group_by: Annotated[
         str | None, typer.Option(help="Key of the pairs that names what is not independent.", show_default="cluster")
@@ -54,7 +55,10 @@ def evaluate(
     onnx: OnnxOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Judge a run, or the mean of its seeds: metrics with intervals by image, slices, provenance."""
+    """Evaluate a run on test pairs, with intervals by image.
+
+    A run of several seeds is evaluated as their mean.
+    """
     from frevl.cli.tables import result_table
     from frevl.evaluation.evaluation import evaluate as run_evaluate
     from frevl.evaluation.seeds import evaluate_seeds, is_seeds, open_seeds
@@ -84,19 +88,21 @@ def evaluate(
 def score(
     store: StoreOption,
     run: RunOption,
-    pairs: Annotated[Path, typer.Option(readable=False, help="Pairs to score; targets are not needed.")],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Pairs to score; they need no targets.")],
     out: Annotated[
-        Path, typer.Option(readable=False, help="File to write, one JSON object a line; with --grid .npz."), OUTPUT
+        Path,
+        typer.Option(readable=False, help="File to write, one JSON object per line; with --grid an .npz file."),
+        OUTPUT,
     ],
     columns: ColumnsOption = None,
     grid: Annotated[
-        bool, typer.Option("--grid", help="Matching: score every image of the pairs with every text of them.")
+        bool, typer.Option("--grid", help="Matching: score every image in the pairs with every text in them.")
     ] = False,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Copy every pair and add what the run says of it."""
+    """Score every pair of a file with a run."""
     from frevl.rejects import rejects_sentence
     from frevl.runs.score_files import score_file, score_grid
     from frevl.runs.scorer import Scorer
@@ -118,24 +124,29 @@ def score(
 def search(
     store: StoreOption,
     run: RunOption,
-    text: Annotated[str | None, typer.Argument(help='What to look for, such as "a dog on a beach".')] = None,
+    text: Annotated[str | None, typer.Argument(help='Text to search for, such as "a dog on a beach".')] = None,
     image: Annotated[
-        str | None, typer.Option(help="Instead of a text: the id of an image of the store, or a picture file.")
+        str | None, typer.Option(help="Search with an image instead: its id in the store, or a file.")
     ] = None,
     find: Annotated[
-        str | None, typer.Option("--for", help="With --image: find images, or texts.", show_default="images")
+        str | None, typer.Option("--for", help="With --image: find images or texts.", show_default="images")
     ] = None,
-    k: Annotated[int | None, typer.Option("-k", help="How many results.", show_default="10")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="Number of results.", show_default="10")] = None,
     where: Annotated[
-        str | None, typer.Option(help="Condition in SQL over id, bytes and metadata, such as \"id LIKE 'kitchen/%'\".")
+        str | None, typer.Option(help="SQL condition on id, bytes and metadata, such as \"id LIKE 'kitchen/%'\".")
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Folder of the images, for paths and the contact sheet.", show_default="."),
+        typer.Option(
+            readable=False, help="Folder of the images, for their paths and the contact sheet.", show_default="."
+        ),
     ] = None,
-    exact: Annotated[bool | None, typer.Option("--exact", help="Do not use an index.", show_default="off")] = None,
+    exact: Annotated[
+        bool | None,
+        typer.Option("--exact", help="Compare with all items instead of using an index.", show_default="off"),
+    ] = None,
     all_: Annotated[
-        bool | None, typer.Option("--all", help="Show items of the same content, each by itself.", show_default="off")
+        bool | None, typer.Option("--all", help="Show items with the same content separately.", show_default="off")
     ] = None,
     html: Annotated[
         Path | None, typer.Option(readable=False, help="Write a contact sheet to this HTML file."), OUTPUT
@@ -143,7 +154,7 @@ def search(
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Find images for a text, or texts or images for an image."""
+    """Search a store: images for a text, images or texts for an image."""
     from frevl.cli.tables import search_table
     from frevl.runs.scorer import Scorer
     from frevl.runs.search.contact_sheet import write_contact_sheet
@@ -166,17 +177,17 @@ def search(
 def index(
     store: StoreOption,
     run: RunOption,
-    find: Annotated[
-        str | None, typer.Option("--for", help="Searches that find images, or texts.", show_default="images")
-    ] = None,
+    find: Annotated[str | None, typer.Option("--for", help="Index images or texts.", show_default="images")] = None,
     recall: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1, help="Share of the ten nearest neighbours to find.", show_default="0.95"),
+        typer.Option(
+            min=0.01, max=1, help="Share of the ten nearest neighbours that a search must find.", show_default="0.95"
+        ),
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Build the index that makes searches in a large store fast, or add new items to it; measures its recall."""
+    """Build or extend an index for fast search, and measure its recall."""
     from frevl.runs.scorer import Scorer
     from frevl.runs.search.searching import index_store
 

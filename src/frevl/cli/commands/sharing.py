@@ -1,4 +1,4 @@
-"""The command that turns a run into one file."""
+"""Commands that export and publish a run."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ def export(
     run: RunOption,
     onnx: Annotated[
         Path | None,
-        typer.Option(readable=False, help="File to write.", show_default="model.onnx in the run"),
+        typer.Option(readable=False, help="ONNX file to write.", show_default="model.onnx in the run"),
         OUTPUT,
     ] = None,
     int8: Annotated[
         bool | None,
-        typer.Option("--int8", help="Products in 8-bit integers; needs labelled pairs.", show_default="off"),
+        typer.Option("--int8", help="Multiply in 8-bit integers; needs labelled pairs.", show_default="off"),
     ] = None,
-    store: Annotated[Path | None, typer.Option(readable=False, help="Store of the pairs to compare on.")] = None,
+    store: Annotated[Path | None, typer.Option(readable=False, help="Store with the embeddings of --pairs.")] = None,
     pairs: Annotated[
-        Path | None, typer.Option(readable=False, help="Pairs to compare on.", show_default="random embeddings")
+        Path | None,
+        typer.Option(
+            readable=False, help="Pairs on which the file is compared with PyTorch.", show_default="random embeddings"
+        ),
     ] = None,
     columns: ColumnsOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Write a run as one ONNX file, after a comparison with PyTorch."""
+    """Export a run as one ONNX file, checked against PyTorch."""
     from frevl.deployment.export.exporting import export as run_export
 
     done = run_export(**typed(run=run, onnx=onnx, int8=int8, store=store, pairs=by_columns(columns, pairs)))
@@ -40,24 +43,22 @@ def export(
 @app.command()
 def publish(
     run: RunOption,
-    to: Annotated[str, typer.Option(help="Id on the hub, for example somebody/my-run.")],
+    to: Annotated[str, typer.Option(help="Repository on the hub, such as user/my-run.")],
     folder: Annotated[
         Path | None,
-        typer.Option(help="Write here what would be sent, and send nothing.", show_default="send it"),
+        typer.Option(help="Write what would be sent to this folder, and send nothing.", show_default="send it"),
         OUTPUT,
     ] = None,
     result: Annotated[
-        list[Path] | None, typer.Option(help="JSON of frevl evaluate, for the model card; may be repeated.")
+        list[Path] | None, typer.Option(help="JSON file of frevl evaluate for the model card; may be repeated.")
     ] = None,
-    diagnosis: Annotated[
-        Path | None, typer.Option(help="JSON of frevl diagnose, for the verdict in the model card.")
-    ] = None,
+    diagnosis: Annotated[Path | None, typer.Option(help="JSON file of frevl diagnose for the model card.")] = None,
     private: Annotated[
-        bool | None, typer.Option("--private", help="Make the repository private if it is new.", show_default="off")
+        bool | None, typer.Option("--private", help="Make a new repository private.", show_default="off")
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Send a run with a model card to a model hub, or write what would be sent."""
+    """Publish a run with a model card on a model hub."""
     from frevl.runs.publishing import push_run, write_published_run
 
     for_the_card = typed(results=result, diagnosis=diagnosis)

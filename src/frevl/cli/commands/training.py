@@ -27,14 +27,17 @@ from frevl.cli.options import (
 def demo(
     folder: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Where to put data, store and runs.", show_default="frevl-demo"),
+        typer.Option(readable=False, help="Folder for data, store and runs.", show_default="frevl-demo"),
         OUTPUT,
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the trainings.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the trainings.", show_default="0")] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Run the main job on real data (easy-VQA): embed, train, compare with baselines."""
+    """Run a whole example on real data (easy-VQA).
+
+    Embeds pictures and questions, trains the fusion and five baselines, and compares them.
+    """
     from frevl.cli.demo import demo as run_demo
     from frevl.cli.tables import demo_table
 
@@ -55,19 +58,26 @@ def train(
     settings: SetOption = None,
     dev: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Development pairs.", show_default="a share of the training images"),
+        typer.Option(readable=False, help="Development pairs.", show_default="set aside by --dev-share"),
     ] = None,
     columns: ColumnsOption = None,
-    dev_share: Annotated[float | None, typer.Option(min=0.001, max=0.9, help="That share.", show_default="0.1")] = None,
+    dev_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, max=0.9, help="Share of the training images set aside for development.", show_default="0.1"
+        ),
+    ] = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
     ] = None,
     group_by: Annotated[
-        str | None, typer.Option(help="Key of the pairs whose values stay together in every split.")
+        str | None, typer.Option(help="Keep pairs with the same value of this key on one side of a split.")
     ] = None,
     groups: Annotated[
         bool | None,
-        typer.Option("--groups/--no-groups", help="Find pairs that are not independent.", show_default="on"),
+        typer.Option(
+            "--groups/--no-groups", help="Find copies and other pairs that are not independent.", show_default="on"
+        ),
     ] = None,
     first_stage: Annotated[
         str | None,
@@ -78,7 +88,7 @@ def train(
         typer.Option(readable=False, help="Classification: run that the fusion starts from.", show_default="none"),
     ] = None,
     min_answer_count: Annotated[
-        int | None, typer.Option(min=1, help="Rarer answers are not classes.", show_default="1")
+        int | None, typer.Option(min=1, help="Leave out answers of fewer training pairs.", show_default="1")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     seeds: Annotated[
@@ -88,11 +98,16 @@ def train(
     time_limit: Annotated[
         float | None, typer.Option(min=1, help="Most seconds of training.", show_default="none")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to train.", show_default="cpu")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device to train on, such as cpu or cuda.", show_default="cpu")
+    ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Train a fusion or a baseline on the embeddings of a store; continues a training that was interrupted."""
+    """Train a fusion or a baseline on the embeddings of a store.
+
+    The same command again continues a training that was interrupted.
+    """
     given = dict(locals())
     arguments = typed(**_without(given, "settings", "seeds", "quiet", "json")) | {"options": settings_of(settings)}
     if seeds is not None and seeds > 1:
@@ -115,12 +130,14 @@ def train(
 def ablate(
     store: Annotated[
         list[Path],
-        typer.Option("--store", readable=False, help="Folder of the store; further ones to compare encoders."),
+        typer.Option("--store", readable=False, help="Folder of the store; repeat it to compare encoders."),
     ],
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
-    test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known truth.")],
+    test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known targets.")],
     task: Annotated[str, typer.Option(help="matching or classification.")],
-    out: Annotated[Path, typer.Option(readable=False, help="Folder for table, plot and runs."), OUTPUT],
+    out: Annotated[
+        Path, typer.Option(readable=False, help="Folder to write the table, the plot and the runs to."), OUTPUT
+    ],
     model: Annotated[str | None, typer.Option(help="tiny, small or base.", show_default="tiny")] = None,
     settings: SetOption = None,
     dev: Annotated[
@@ -132,18 +149,25 @@ def ablate(
         list[str] | None, typer.Option(help="Encoder of the first store; may be repeated.", show_default="all in it")
     ] = None,
     min_answer_count: Annotated[
-        int | None, typer.Option(min=1, help="Rarer answers are not classes.", show_default="as train")
+        int | None, typer.Option(min=1, help="Leave out answers of fewer training pairs.", show_default="as train")
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Trainings a variant.", show_default="3")] = None,
-    seed: Annotated[int | None, typer.Option(help="The first seed.", show_default="0")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of trainings of every variant.", show_default="3")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="First seed.", show_default="0")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Most seconds of every single training.", show_default="none")
+        float | None, typer.Option(min=1, help="Most seconds of every training.", show_default="none")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Where to train.", show_default="as train")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Device to train on, such as cpu or cuda.", show_default="as train")
+    ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Take the fusion apart: what each part is worth, with intervals, as table, JSON and plot."""
+    """Measure what each part of the fusion is worth.
+
+    Trains the fusion without one part at a time, and writes table, JSON and plot with intervals.
+    """
     given = dict(locals())
     arguments = typed(**_without(given, "settings", "columns", "quiet", "json")) | {"options": settings_of(settings)}
     arguments |= typed(pairs=by_columns(columns, pairs), test=by_columns(columns, test), dev=by_columns(columns, dev))

@@ -20,7 +20,7 @@ from frevl.encoders.interface import Encoder
 from frevl.encoders.registry import load_encoder
 from frevl.errors import FrevlError, PairsError, StoreError, UsageError
 from frevl.evaluation.intervals import bootstrap_interval
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 
@@ -129,7 +129,7 @@ def encoder_findings(
                 scorer = fit(own, spec, folder=folder / str(number) / model, time_limit=seconds)
                 predictions[model] = predict_all(scorer, seen_by(spec, own.test, own))
                 dev[model] = float(predict_all(scorer, seen_by(spec, own.dev, own)).hits.mean())
-                say(f"  {label}, {model}: {100 * predictions[model].hits.mean():.2f} %", enabled=progress)
+                print_progress(f"  {label}, {model}: {100 * predictions[model].hits.mean():.2f} %", enabled=progress)
             cost = encoder_cost(store, encoder, splits)
         except (StoreError, PairsError) as error:
             # The page may be handed on: it says which store, not in which folder of this machine.

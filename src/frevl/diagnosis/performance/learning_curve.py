@@ -17,7 +17,7 @@ from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.model_comparison import SMALL, ComparedModel, ModelComparison, fit, predict_all, seen_by
 from frevl.diagnosis.splits import share_of_clusters
 from frevl.errors import PairsError
-from frevl.progress import say
+from frevl.progress import print_progress
 
 __all__ = ["Law", "curve_claim", "fit_law", "law_interval", "learning_curve_findings"]
 
@@ -143,7 +143,7 @@ def learning_curve_findings(
             curve.add(len(part), predict_all(scorer, asked).hits)
         curve.add(len(train), model.test.hits)
         shown = ", ".join(f"{100 * row.mean():.1f}" for row in curve.hits)
-        say(f"  {model.name:<18} {shown} %", enabled=progress)
+        print_progress(f"  {model.name:<18} {shown} %", enabled=progress)
         if len(curve.sizes) >= _FEWEST_POINTS:
             curves.append(curve)
     return _findings(curves, comparison) if curves else [_too_few(len(train))]

@@ -16,7 +16,7 @@ from frevl.evaluation.intervals import paired_difference
 from frevl.evaluation.seeds import SeedsResult, evaluate_seeds, open_seeds
 from frevl.jsonfile import write_json
 from frevl.models.fusion import PRESETS
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import usable_pairs
@@ -96,7 +96,7 @@ def ablate(
     variants = _variants(stores, encoder, depth)
     rows: list[AblationRow] = []
     for number, variant in enumerate(variants, start=1):
-        say(f"[{number} of {len(variants)}] {variant.name}", enabled=progress)
+        print_progress(f"[{number} of {len(variants)}] {variant.name}", enabled=progress)
         # A variant that changes nothing (the depth that the full fusion has) is the full fusion, not a new training.
         path = (
             folder

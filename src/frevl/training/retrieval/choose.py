@@ -19,7 +19,7 @@ from torch import Tensor
 from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.first_stage import FirstStage
 from frevl.models.retrieval.reranker import Reranked
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.pair_grid import grid_scorer
 from frevl.training.examples import Examples
@@ -83,7 +83,7 @@ def choose_matching(
     first_stages: list[_Tried[FirstStage]] = []
     left_out: list[dict[str, Any]] = []
     dev = judged_part(right_pairs(data.dev), session.seed)
-    say(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=session.progress)
+    print_progress(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=session.progress)
     for kind in ("cosine", "dual"):
         if kind == "cosine" and not has_common_space(data.image_towers, data.text_towers):
             left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
@@ -106,7 +106,7 @@ def choose_matching(
     winner, reason, more = _against_baselines(
         winner, reason, data, options, replace(session, time_limit=limit * _BASELINE_SHARE)
     )
-    say(f"chosen: {winner.name}: {reason}", enabled=session.progress)
+    print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     record = {
         "chosen": winner.name,
         "reason": reason,
@@ -217,7 +217,7 @@ def _standard_error(values: Tensor) -> float:
 
 
 def _say(one: _Tried[PairNetwork], session: Session) -> None:
-    say(
+    print_progress(
         f"  {one.name:<28} {100 * float(one.by_image.mean()):6.2f} % mean recall  {one.seconds:6.1f} s",
         enabled=session.progress,
     )

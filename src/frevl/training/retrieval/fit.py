@@ -16,7 +16,7 @@ from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.first_stage import FirstStage, with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.examples import Examples
 from frevl.training.fit_model import Fitted, fit_model
@@ -183,7 +183,7 @@ def fit_reranked(
     weights = TermWeights(alignment=network.alignment_weight, fusion=1.0)
     whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))
     judgement = judged(whole, judged_part(right_pairs(data.dev), session.seed))
-    say(_sentence(judgement), enabled=session.progress)
+    print_progress(_sentence(judgement), enabled=session.progress)
     return Fitted(whole, first.seconds + time.monotonic() - started, report), judgement
 
 

@@ -22,7 +22,7 @@ from frevl.evaluation.chance import Chance, against_majority
 from frevl.models.ensemble import Average
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.runs.batches import logits_of
 from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers
@@ -143,7 +143,7 @@ def choose(
     everything = join(data.train, data.dev)
     held = everything.select(torch.cat([fold.held_out for fold in splits]))
     check = everything.select(splits[0].check)
-    say(f"choosing on {judged_on}", enabled=session.progress)
+    print_progress(f"choosing on {judged_on}", enabled=session.progress)
     judged: list[Judged] = []
     left_out: list[dict[str, Any]] = []
     offered = candidates(start)
@@ -165,11 +165,11 @@ def choose(
         )
         if result is None:
             left_out.append({"name": candidate.name, "reason": "would take more than the time that is left"})
-            say(f"  {candidate.name:<20} left out: no time", enabled=session.progress)
+            print_progress(f"  {candidate.name:<20} left out: no time", enabled=session.progress)
             continue
         judged.append(result)
         shown = f"{100 * result.hits.mean():6.2f} %  {result.fit_seconds:6.1f} s a fit"
-        say(f"  {candidate.name:<20} {shown}", enabled=session.progress)
+        print_progress(f"  {candidate.name:<20} {shown}", enabled=session.progress)
     judged.sort(key=lambda one: offered.index(one.candidate))
     single = judged
     judged = single + _averages(single, held, check)
@@ -181,7 +181,7 @@ def choose(
         winner, reason, rows = one_standard_error(judged, held.clusters)
         gap = replace(gap, compared=gap.checked, checked=gap.compared)  # of what would have been chosen
         judged_on, checked_on = checked_on, judged_on
-    say(f"chosen: {winner.candidate.name}: {reason}", enabled=session.progress)
+    print_progress(f"chosen: {winner.candidate.name}: {reason}", enabled=session.progress)
     left = limit - (time.monotonic() - started)
     fitted = _final(winner.candidate, judged, held, data, outputs, options, session, folder, left, start)
     chance = _against_majority(winner, judged, held, data.labels)

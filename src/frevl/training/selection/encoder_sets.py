@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frevl.progress import say
+from frevl.progress import print_progress
 from frevl.store.towers import Tower
 from frevl.training.examples import Examples, join
 from frevl.training.fit_model import fit_kernel_on
@@ -151,7 +151,9 @@ def choose_encoders(
         _, found = fit_kernel_on(examples, outputs, blind_shares=_BLIND_SHARES, ridges=_RIDGES)
         row |= {"metric": 100 * found.metric, "seconds": time.monotonic() - begun}
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
-        say(f"  encoders {shown:<40} {row['metric']:6.2f} %  {row['seconds']:6.1f} s", enabled=session.progress)
+        print_progress(
+            f"  encoders {shown:<40} {row['metric']:6.2f} %  {row['seconds']:6.1f} s", enabled=session.progress
+        )
 
     def best() -> dict[str, Any]:
         towers = max(
