@@ -52,7 +52,7 @@ def test_it_learns_what_needs_both_modalities():
     network, fit = solved()
     images, texts, image_rows, text_rows, weights = problem()
     assert fit.metric > 0.8
-    assert fit.blind_share < 1
+    assert fit.text_only_share < 1
     scores = network(images[image_rows], texts[text_rows])
     assert (scores.argmax(dim=1) == weights.argmax(dim=1)).float().mean() > 0.95
     new = torch.randn(400, 5, generator=torch.Generator().manual_seed(9))
@@ -63,7 +63,7 @@ def test_it_learns_what_needs_both_modalities():
 
 def test_it_does_not_look_at_an_image_that_says_nothing():
     network, fit = solved(blind=True)
-    assert fit.blind_share == 1.0
+    assert fit.text_only_share == 1.0
     _, texts, _, text_rows, _ = problem(blind=True)
     a, b = (network(torch.randn(240, 5), texts[text_rows]) for _ in range(2))
     torch.testing.assert_close(a, b)
@@ -80,7 +80,8 @@ def test_the_held_out_scores_are_those_of_the_kept_solution():
     twin.load_state_dict({**network.state_dict(), **changed})
     v, t = network.images, network.texts
     kernel = kernel_matrix(t, t, network.text_width)[text_rows][:, text_rows] * (
-        fit.blind_share + (1 - fit.blind_share) * kernel_matrix(v, v, network.image_width)[image_rows][:, image_rows]
+        fit.text_only_share
+        + (1 - fit.text_only_share) * kernel_matrix(v, v, network.image_width)[image_rows][:, image_rows]
     )
     centred = weights - network.mean
     alphas = torch.linalg.solve(kernel[other][:, other] + fit.ridge * torch.eye(int(other.sum())), centred[other])

@@ -19,9 +19,9 @@ from frevl.models.inputs import ZScore, frozen, mean_pool
 from frevl.models.interface import PairNetwork
 
 __all__ = [
-    "BLIND_SHARES",
     "MOST_PAIRS",
     "RIDGES",
+    "TEXT_ONLY_SHARES",
     "KernelFit",
     "KernelFusion",
     "fit_kernel",
@@ -31,7 +31,7 @@ __all__ = [
 
 MOST_PAIRS = 20_000  # the kernel matrix and its inverse then take 3.2 GB together
 # The penalty is chosen at the first share, the share at that penalty: half the solutions of the whole grid.
-BLIND_SHARES = (0.25, 0.0, 1.0)
+TEXT_ONLY_SHARES = (0.25, 0.0, 1.0)
 RIDGES = (3.0, 1.0, 0.3, 0.1)  # the strongest first: a weaker one has to be better, not as good
 _PAIRS_AT_ONCE = 512
 
@@ -72,7 +72,8 @@ class KernelFusion(PairNetwork):
         self.image_rows = nn.Parameter(torch.zeros(pairs, dtype=torch.long), requires_grad=False)
         self.text_rows = nn.Parameter(torch.zeros(pairs, dtype=torch.long), requires_grad=False)
         self.alphas, self.mean = frozen(pairs, outputs), frozen(outputs)
-        self.image_width, self.text_width, self.blind_share = frozen(), frozen(), frozen()
+        self.image_width, self.text_width = frozen(), frozen()
+        self.blind_share = frozen()  # the share of the text alone; saved runs have it under this name
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
@@ -128,13 +129,13 @@ class KernelFit:
 
     Attributes:
         ridge: Chosen penalty.
-        blind_share: Chosen ``c``.
+        text_only_share: Chosen ``c``.
         metric: Share of right answers, in [0, 1], of the held-out scores.
         held_out: ``(n, outputs)`` scores of every training pair by the solution without its cluster.
     """
 
     ridge: float
-    blind_share: float
+    text_only_share: float
     metric: float
     held_out: Tensor
 
@@ -148,7 +149,7 @@ def fit_kernel(
     weights: Tensor,
     clusters: Tensor,
     *,
-    blind_shares: Sequence[float] = BLIND_SHARES,
+    text_only_shares: Sequence[float] = TEXT_ONLY_SHARES,
     ridges: Sequence[float] = RIDGES,
 ) -> KernelFit:
     """Solve the regression; penalty and share are chosen by exact leave-one-cluster-out scores.
@@ -161,7 +162,7 @@ def fit_kernel(
         text_rows: ``(n,)`` int64, text of every pair.
         weights: ``(n, outputs)`` float32, weight of every class for every pair.
         clusters: ``(n,)`` int64; pairs of one number (mostly: of one image) are left out together.
-        blind_shares: Values of ``c`` to try, at least one.
+        text_only_shares: Values of ``c`` to try, at least one.
         ridges: Penalties to try, at least one.
 
     Raises:
@@ -186,17 +187,17 @@ def fit_kernel(
     image_kernel = kernel_matrix(network.images, network.images, network.image_width)[image_rows][:, image_rows]
     text_kernel = kernel_matrix(network.texts, network.texts, network.text_width)[text_rows][:, text_rows]
     best: KernelFit | None = None
-    for blind_share in blind_shares:
-        kernel = text_kernel * (blind_share + (1 - blind_share) * image_kernel)
+    for text_only_share in text_only_shares:
+        kernel = text_kernel * (text_only_share + (1 - text_only_share) * image_kernel)
         for ridge in ridges if best is None else (best.ridge,):
             alphas, held_out = held_out_scores(kernel, centred, clusters, ridge)
             held_out += network.mean
             metric = weights.gather(1, held_out.argmax(dim=1, keepdim=True)).mean().item()
             # As good without the image is better: it is simpler.
-            if best is None or metric > best.metric or (metric == best.metric and blind_share == 1.0):
-                best = KernelFit(ridge, blind_share, metric, held_out)
+            if best is None or metric > best.metric or (metric == best.metric and text_only_share == 1.0):
+                best = KernelFit(ridge, text_only_share, metric, held_out)
                 network.alphas.copy_(alphas)
-                network.blind_share.copy_(torch.tensor(blind_share))
+                network.blind_share.copy_(torch.tensor(text_only_share))
     if best is None:
         raise TrainingError(
             "The kernel fusion found no solution: the embeddings are not finite; run frevl store verify"

@@ -16,7 +16,7 @@ from frevl.models.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.models.inputs import mean_pool
 from frevl.models.interface import PairNetwork
-from frevl.models.kernel_ridge import BLIND_SHARES, RIDGES, KernelFit, KernelFusion, fit_kernel
+from frevl.models.kernel_ridge import RIDGES, TEXT_ONLY_SHARES, KernelFit, KernelFusion, fit_kernel
 from frevl.models.registry import NETWORKS
 from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
@@ -195,7 +195,7 @@ def fit_kernel_on(
     train: Examples,
     outputs: int,
     *,
-    blind_shares: Sequence[float] = BLIND_SHARES,
+    text_only_shares: Sequence[float] = TEXT_ONLY_SHARES,
     ridges: Sequence[float] = RIDGES,
 ) -> tuple[KernelFusion, KernelFit]:
     """Solve the kernel fusion on the items that the training pairs use.
@@ -203,7 +203,7 @@ def fit_kernel_on(
     Args:
         train: Examples of a classification.
         outputs: Number of classes.
-        blind_shares: As in `fit_kernel`.
+        text_only_shares: As in `fit_kernel`.
         ridges: As in `fit_kernel`.
 
     Raises:
@@ -232,7 +232,7 @@ def fit_kernel_on(
         text_rows,
         train.truth.dense(torch.arange(len(train)), outputs),
         train.clusters,
-        blind_shares=blind_shares,
+        text_only_shares=text_only_shares,
         ridges=ridges,
     )
     return network, found

@@ -29,7 +29,7 @@ __all__ = ["EncoderChoice", "choose_encoders", "encoder_sets", "narrow"]
 _MOST_PAIRS = 4_000  # of whole images, drawn at random if there are more: a comparison needs no more
 _MOST_ENCODERS = 4  # with more of them, only each alone and all together are compared
 # One share and three penalties: sets of encoders differ by more than the rest of the kernel's own choices.
-_BLIND_SHARES = (0.25,)
+_TEXT_ONLY_SHARES = (0.25,)
 _RIDGES = (1.0, 0.3, 0.1)
 
 
@@ -148,7 +148,7 @@ def choose_encoders(
         examples = _sample(join(part.train, part.dev) if part.dev_is_spare else part.train, session.seed)
         pairs = len(examples)
         # All pairs are both learnt from and judged on: each is scored by the solution without its own image.
-        _, found = fit_kernel_on(examples, outputs, blind_shares=_BLIND_SHARES, ridges=_RIDGES)
+        _, found = fit_kernel_on(examples, outputs, text_only_shares=_TEXT_ONLY_SHARES, ridges=_RIDGES)
         row |= {"metric": 100 * found.metric, "seconds": time.monotonic() - begun}
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
         print_progress(
