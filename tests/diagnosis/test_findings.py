@@ -407,3 +407,17 @@ def test_splits_refuse_pairs_without_answers_and_leave_single_ones_out(tmp_path)
     some = read_splits(world.store, train, replace(test, targets=[None, "yes"]), **options)
     assert some.test.targets == ["yes"]
     assert any("Left out: 1 pair" in note and "field 'target'" in note for note in some.notes), some.notes
+
+
+def test_a_diagnosis_keeps_copies_together_and_draws_them_together(made):
+    from frevl.diagnosis.splits import read_splits
+
+    options = {"task": "classification", "dev": None, "encoder": None, "seed": 0}
+    video = [{**extra, "video": row // 4} for row, extra in enumerate(made.train.extras)]
+    train = replace(made.train, extras=video)
+    splits = read_splits(made.store, train, made.test, **options)
+    sides = [{extra["video"] for extra in part.extras} for part in (splits.train, splits.dev)]
+    assert not sides[0] & sides[1]
+    assert any("pairs with the same 'video' belong together" in note for note in splits.notes)
+    apart = read_splits(made.store, train, made.test, **options, find_groups=False)
+    assert not apart.notes

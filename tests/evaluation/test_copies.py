@@ -42,7 +42,14 @@ def twins(made, tmp_path_factory):
     store = Store.open(folder / "store")
     for name, options in (("dual", {"model": "dual"}), ("linear", {"model": "linear"}),
                           ("reranked", {"model": "tiny", "first_stage": "dual"})):  # fmt: skip
-        train(store, made.captions_file, run=folder / name, task="matching", epochs=1, **options)
+        train(
+            store,
+            made.captions_file,
+            run=folder / name,
+            task="matching",
+            options={} if name == "linear" else {"epochs": 1},
+            **options,
+        )
     train(store, made.train_file, run=folder / "classes", task="classification", model="linear")
     return SimpleNamespace(folder=folder, store=store, files=files, copied={
         name: file.with_suffix(".copied.jsonl") for name, file in files.items()})  # fmt: skip

@@ -217,7 +217,7 @@ def test_a_development_part_of_a_single_class_is_said(made, tmp_path):
     rows = [i for i, target in enumerate(made.test.targets) if target == "no"]
     dev = made.test.select(rows)
     run = train(
-        made.store, made.train, dev=dev, run=tmp_path / "run", task="classification", model="linear", groups=False
+        made.store, made.train, dev=dev, run=tmp_path / "run", task="classification", model="linear", find_groups=False
     )
     assert run.results["notes"] == [
         f'All {len(rows)} development pairs have the same target ("no"): the best epoch, calibration and the '

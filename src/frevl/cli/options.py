@@ -24,6 +24,8 @@ __all__ = [
     "ColumnsOption",
     "Commands",
     "ConfigOption",
+    "GroupByOption",
+    "GroupsOption",
     "JsonOption",
     "QuietOption",
     "RunOption",
@@ -133,6 +135,16 @@ ConfigOption = Annotated[
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
+GroupByOption = Annotated[
+    str | None,
+    typer.Option(help="Key of the pairs whose values belong together: one side of a split, one draw of an interval."),
+]
+GroupsOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--find-groups/--no-groups", help="Find copies and other pairs that belong together.", show_default="on"
+    ),
+]
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(

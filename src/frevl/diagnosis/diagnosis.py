@@ -88,6 +88,8 @@ def diagnose(
     models: Sequence[str] | None = None,
     precision: float | None = None,
     probes: bool = True,
+    group_by: str | None = None,
+    find_groups: bool = True,
     seed: int = 0,
     time_limit: float = 600.0,
     progress: bool = False,
@@ -105,6 +107,8 @@ def diagnose(
             task and size.
         precision: Wanted share of right answers, in (0, 1), that the confidence threshold is chosen for; None chooses.
         probes: Whether drawn pictures are embedded and probed too (needs the encoder, not only its store).
+        group_by: A key of the pairs; pairs with the same value are kept on one side of every split.
+        find_groups: Find pairs that are not independent, as `frevl.train` does.
         seed: Of every random choice.
         time_limit: Seconds that all trainings together may take, roughly; most need less, and a note names those that
             were cut short.
@@ -134,7 +138,10 @@ def diagnose(
         raise UsageError("A diagnosis needs a store; give one with --store")
     stores = [one if isinstance(one, Store) else Store.open(one) for one in several]
     clock = _Clock(progress)
-    splits = read_splits(stores[0], pairs, test, task=task, dev=dev, encoder=encoder, seed=seed)
+    splits = read_splits(
+        stores[0], pairs, test, task=task, dev=dev, encoder=encoder, seed=seed, group_by=group_by,
+        find_groups=find_groups,
+    )  # fmt: skip
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
         clock.step(f"training and comparing models on {len(splits.train):,} pairs")

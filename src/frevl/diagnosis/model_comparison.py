@@ -306,6 +306,7 @@ def fit(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float, pai
             seed=splits.seed,
             time_limit=max(time_limit, 1.0),
             options={**spec.changes, **passes, **patient},
+            find_groups=False,  # done once for all models, in `read_splits`
         )
     return Scorer(run, splits.store)
 

@@ -11,6 +11,7 @@ import numpy as np
 from frevl.data.pairs import Pairs, Target, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.targets import match_truth
+from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import read_usable
 
@@ -57,6 +58,8 @@ def read_splits(
     dev: str | Path | Pairs | None,
     encoder: Sequence[str] | None,
     seed: int,
+    group_by: str | None = None,
+    find_groups: bool = True,
 ) -> Splits:
     """Read and check the pairs of a diagnosis; the arguments are those of `frevl.diagnose`.
 
@@ -64,13 +67,17 @@ def read_splits(
         PairsError: Pairs cannot be used: unknown images, no targets, one image only.
         UsageError: An encoder is not in the store.
     """
-    store.select_towers("image", encoder)
+    towers = store.select_towers("image", encoder)
     notes: list[str] = []
     train, asked = read_usable(store, pairs, notes), read_usable(store, test, notes)
-    if dev is None:
-        train, held = split_by_image(train, DEV_SHARE, seed=seed)
-    else:
-        held = read_usable(store, dev, notes)
+    known = [train] if dev is None else [train, read_usable(store, dev, notes)]
+    known, grouped = group_pairs(store, known, group_by=group_by, find=find_groups, towers=towers, seed=seed)
+    (asked,), drawn = group_pairs(
+        store, [asked], group_by=group_by, find=find_groups, towers=towers, seed=seed,
+        purpose="Test pairs drawn together for the intervals",
+    )  # fmt: skip
+    notes += grouped + drawn
+    train, held = known if dev is not None else split_by_image(known[0], DEV_SHARE, seed=seed)
     if task == "matching":
         held, asked = with_wrong_pairs(held, seed), with_wrong_pairs(asked, seed)
     else:

@@ -50,7 +50,7 @@ def train(
     time_limit: float | None = None,
     dev_share: float = 0.1,
     group_by: str | None = None,
-    groups: bool = True,
+    find_groups: bool = True,
     min_answer_count: int = 1,
     device: str = "cpu",
     progress: bool = False,
@@ -82,7 +82,7 @@ def train(
         time_limit: Most seconds of training; the learning-rate schedule shrinks to it.
         dev_share: Share of the images set aside if ``dev`` is None.
         group_by: A key of the pairs; pairs with the same value stay together in every split.
-        groups: Find pairs that are not independent (copies, near copies, keys that look like a group, texts with
+        find_groups: Find pairs that are not independent (copies, near copies, keys that look like a group, texts with
             one label) and keep them together; see `frevl.store.grouping.groups.group_pairs`.
         min_answer_count: Answers named by fewer training pairs are not classes.
         device: Where to train, as PyTorch names it.
@@ -115,7 +115,7 @@ def train(
     pairs, dev = read_file(pairs, columns), None if dev is None else read_file(dev, columns)
     data = prepare(
         opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
-        min_answer_count=min_answer_count, group_by=group_by, find_groups=groups,
+        min_answer_count=min_answer_count, group_by=group_by, find_groups=find_groups,
     )  # fmt: skip
     former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
     outputs = len(data.labels) if task == "classification" else 1

@@ -52,7 +52,7 @@ def auto(series, tmp_path, numbers, dev=None, **options):
     store, pairs = series
     return train(
         store, pairs(numbers), dev=None if dev is None else pairs(dev), run=tmp_path / "run", task="classification",
-        model="auto", time_limit=3000, groups=False, options={"epochs": 2}, **options,
+        model="auto", time_limit=3000, find_groups=False, options={"epochs": 2}, **options,
     )  # fmt: skip
 
 

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.options import OUTPUT, ColumnsOption, JsonOption, QuietOption, app, by_columns, say, typed, write
+from frevl.cli.options import (
+    OUTPUT,
+    ColumnsOption,
+    GroupByOption,
+    GroupsOption,
+    JsonOption,
+    QuietOption,
+    app,
+    by_columns,
+    say,
+    typed,
+    write,
+)
 from frevl.errors import FrevlError, UsageError
 from frevl.jsonfile import replace_file
 
@@ -52,6 +64,8 @@ def diagnose(
         bool | None,
         typer.Option("--probes/--no-probes", help="Probe the encoder with drawn pictures.", show_default="on"),
     ] = None,
+    group_by: GroupByOption = None,
+    find_groups: GroupsOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     time_limit: Annotated[
         float | None, typer.Option(min=1, help="Most seconds for all trainings together.", show_default="600")
@@ -80,6 +94,8 @@ def diagnose(
         models=model,
         precision=precision,
         probes=probes,
+        group_by=group_by,
+        find_groups=find_groups,
         seed=seed,
         time_limit=time_limit,
     )

@@ -10,6 +10,8 @@ import typer
 from frevl.cli.options import (
     OUTPUT,
     ColumnsOption,
+    GroupByOption,
+    GroupsOption,
     JsonOption,
     QuietOption,
     RunOption,
@@ -42,15 +44,8 @@ def evaluate(
     versus: Annotated[
         Path | None, typer.Option(readable=False, help="Another run to compare with on the same pairs.")
     ] = None,
-    group_by: Annotated[
-        str | None, typer.Option(help="Key of the pairs that names what is not independent.", show_default="cluster")
-    ] = None,
-    groups: Annotated[
-        bool | None,
-        typer.Option(
-            "--groups/--no-groups", help="Find copies and other pairs that are not independent.", show_default="on"
-        ),
-    ] = None,
+    group_by: GroupByOption = None,
+    find_groups: GroupsOption = None,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
     json: JsonOption = None,
@@ -67,7 +62,7 @@ def evaluate(
 
     opened = Store.open(store)
     judged = by_columns(columns, pairs)
-    grouping = typed(group_by=group_by, find_groups=groups)
+    grouping = typed(group_by=group_by, find_groups=find_groups)
     if is_seeds(run) or (versus and is_seeds(versus)):
         if backend is not None or onnx is not None:
             raise UsageError(f"{run}: --backend takes one run, found several seeds; name one of them, as {run}/seed0")

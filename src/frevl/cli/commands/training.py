@@ -10,6 +10,8 @@ import typer
 from frevl.cli.options import (
     OUTPUT,
     ColumnsOption,
+    GroupByOption,
+    GroupsOption,
     JsonOption,
     QuietOption,
     SetOption,
@@ -70,15 +72,8 @@ def train(
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
     ] = None,
-    group_by: Annotated[
-        str | None, typer.Option(help="Keep pairs with the same value of this key on one side of a split.")
-    ] = None,
-    groups: Annotated[
-        bool | None,
-        typer.Option(
-            "--groups/--no-groups", help="Find copies and other pairs that are not independent.", show_default="on"
-        ),
-    ] = None,
+    group_by: GroupByOption = None,
+    find_groups: GroupsOption = None,
     first_stage: Annotated[
         str | None,
         typer.Option(help="Matching: dual or cosine finds candidates, a fusion reranks them.", show_default="none"),
