@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import PairsError, RunError, TrainingError, UsageError
+from frevl.runs.calibration import calibration_notes
 from frevl.runs.run import Run
 from frevl.store.reader import Store
 from frevl.training.options import options_for
@@ -221,7 +222,8 @@ def test_a_development_part_of_a_single_class_is_said(made, tmp_path):
     )
     assert run.results["notes"] == [
         f'All {len(rows)} development pairs have the same target ("no"): the best epoch, calibration and the '
-        "development metric say nothing then; give development pairs of several classes with --dev."
+        "development metric say nothing then; give development pairs of several classes with --dev.",
+        *calibration_notes(len(rows)),
     ]
 
 

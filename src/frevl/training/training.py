@@ -14,7 +14,7 @@ from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import UsageError, nearest
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import provenance
-from frevl.runs.calibration import fit_calibration
+from frevl.runs.calibration import calibration_notes, fit_calibration
 from frevl.runs.run import Run
 from frevl.runs.targets import Answers
 from frevl.store.reader import Store
@@ -158,7 +158,7 @@ def train(
         "train_seconds": fitted.seconds,
         "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
         "warnings": warnings,
-        "notes": [*warnings, *data.notes],
+        "notes": [*warnings, *data.notes, *calibration_notes(len(logits))],
         "fit": vars(fitted.report) if fitted.report else None,
         "selection": selection,
     }

@@ -252,7 +252,7 @@ def _judge(
             longest = max(longest, time.monotonic() - begun)
             if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
                 return None
-            calibration = fit_calibration(*fitted.development(dev))
+            calibration = fit_calibration(*fitted.development(dev), shrink=False)
             for examples, found in ((everything.select(fold.held_out), parts), (check, check_parts)):
                 if len(examples):
                     logits = logits_of(fitted.network, examples.pairs, 1024)
@@ -363,7 +363,7 @@ def _final(
         )  # fmt: skip
         seconds += fitted.seconds
         networks.append(fitted.network)
-        calibrations.append({**fit_calibration(*fitted.development(data.dev)), "weight": weight})
+        calibrations.append({**fit_calibration(*fitted.development(data.dev), shrink=False), "weight": weight})
     if len(networks) == 1 and fitted is not None:
         return fitted
     soft = _answers(data.train).soft
