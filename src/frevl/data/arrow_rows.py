@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from frevl.data.columns import FIELDS, Columns, choose_columns, means_image
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
+from frevl.data.parquet_batches import check_growth, parquet_batches
 from frevl.errors import PairsError
 
 __all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "table_source"]
@@ -54,17 +55,20 @@ def open_arrow(path: Path) -> ArrowSource:
     """
     try:
         if path.suffix.lower() == ".parquet":
-            file = pq.ParquetFile(path, memory_map=True)
-            return ArrowSource(
-                str(path), file.schema_arrow, lambda names, rows: file.iter_batches(batch_size=rows, columns=names)
-            )
+            with pq.ParquetFile(path, memory_map=True) as file:
+                schema = file.schema_arrow
+            list(schema.names)  # a damaged file may have names that are no text
+            return ArrowSource(str(path), schema, lambda names, rows: parquet_batches(path, rows, names))
         mapped = pa.memory_map(str(path))
         try:
             table = pa.ipc.open_file(mapped).read_all()  # mapped, not copied
         except pa.ArrowInvalid:
             mapped.seek(0)
             table = pa.ipc.open_stream(mapped).read_all()
-    except pa.ArrowException as error:
+        list(table.schema.names)
+        table.validate(full=True)  # a stranger's may point outside of its own memory
+        check_growth(path, table.nbytes)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(str(path), 0, error) from error
     return table_source(str(path), table)
 

@@ -72,7 +72,7 @@ def choose_columns(
     names = list(names)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice and required:
-        raise PairsError(f"{place}: expected each column once, found '{twice[0]}' twice in {names}")
+        raise PairsError(f"{place}: expected each column once, found {twice[0]!r:.80} twice in {_shown(names)}")
     found: Columns = {}
     for field in FIELDS:
         if field in given:
@@ -92,14 +92,14 @@ def choose_columns(
         elif others and field in required:
             raise PairsError(
                 f"{place}: no column is named '{field}', and several could be it; choose one, as in --columns "
-                f"{field}={others[0]} (found {names})"
+                f"{field}={others[0]} (found {_shown(names)})"
             )
     missing = [field for field in required if field not in found]
     if missing:
         named = ",".join(f"{field}=NAME" for field in missing)
         raise PairsError(
-            f"{place}: expected the columns 'image' and 'text' (and 'target'), found {names}; say which column is "
-            f"which, as in --columns {named}"
+            f"{place}: expected the columns 'image' and 'text' (and 'target'), found {_shown(names)}; say which column "
+            f"is which, as in --columns {named}"
         )
     return found
 
@@ -117,3 +117,9 @@ def renaming_note(columns: Mapping[str, str]) -> list[str]:
 
 def _plain(name: str) -> str:
     return name.strip().lower()
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Names for a sentence; a damaged file may have very long ones."""
+    text = repr(list(names))
+    return text if len(text) <= 500 else f"{text[:500]} ..."

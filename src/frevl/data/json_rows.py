@@ -254,8 +254,14 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 def has_half_pair(value: Any) -> bool:
     """Whether a text, or a text inside, holds half of a surrogate pair."""
-    if isinstance(value, str):
-        return not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value)
-    if isinstance(value, dict):
-        return any(has_half_pair(entry) for item in value.items() for entry in item)
-    return isinstance(value, list) and any(has_half_pair(entry) for entry in value)
+    left = [value]  # not by recursion: JSON is read from deeper than Python's functions may call each other
+    while left:
+        one = left.pop()
+        if isinstance(one, str):
+            if not one.isascii() and any("\ud800" <= letter <= "\udfff" for letter in one):
+                return True
+        elif isinstance(one, dict):
+            left += [*one.keys(), *one.values()]
+        elif isinstance(one, list):
+            left += one
+    return False

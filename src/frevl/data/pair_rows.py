@@ -62,7 +62,8 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
             else:
                 yield from in_fields(_with_columns(path, json_rows(path, stream), given), notes)
     except OSError as error:
-        raise PairsError(f"{path}: the file cannot be read ({error.strerror or error})") from error
+        reason = error.strerror or " ".join(str(error).split())[:200]
+        raise PairsError(f"{path}: the file cannot be read ({reason})") from error
 
 
 def in_fields(rows: Iterator[tuple[Columns, Row]], notes: list[str]) -> Iterator[Row]:

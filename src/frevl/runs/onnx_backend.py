@@ -62,18 +62,18 @@ class ExportedNetwork(PairNetwork):
             self.session = _open(path, threads)
             # Large batches are shared out (see `_parallel_parts`). Opened now: the file may be another one later.
             self._one_core = self.session if threads == 1 else _open(path, 1)
+            self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
+            self._inputs = [_Input(one.name, len(one.shape)) for one in self.session.get_inputs()]
+            names = [one.name for one in self.session.get_outputs()]
         # ONNX Runtime's exceptions have no common base below Exception, and each of them means: this is no network.
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise RunError(f"{path}: ONNX Runtime cannot read the file ({reason}); export the run again") from error
-        self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
-        self._inputs = [_Input(one.name, len(one.shape)) for one in self.session.get_inputs()]
         known = {"image": (2, 3), "text": (2, 3), "image_mask": (2,), "text_mask": (2,)}
-        names = [one.name for one in self.session.get_outputs()]
         if not self._inputs or "logits" not in names or any(a.axes not in known.get(a.name, ()) for a in self._inputs):
             raise RunError(
                 f"{path}: expected an exported run with the inputs 'image' and 'text' and the output 'logits', found "
-                f"another ONNX network"
+                "another ONNX network"
             )
         self._path = path
 

@@ -1,43 +1,48 @@
-"""Files of vectors that somebody else made, read block by block: memory does not grow with the file.
+"""Tables of vectors and lists of ids that somebody else made, read block by block: memory does not grow with the file.
 
-Arrays (``.npy``, ``.npz``, safetensors) hold vectors only and need a list of ids; tables (Parquet, Arrow, Lance)
-hold ids, vectors and maybe further columns. Nothing is ever unpickled.
+Tables (Parquet, Arrow, Lance) hold ids, vectors and maybe further columns; `frevl.store.importing.arrays` reads files
+that hold vectors only.
 """
 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from frevl.errors import InputError, UsageError, nearest
+from frevl.data.parquet_batches import check_growth, parquet_batches
+from frevl.errors import FrevlError, InputError, UsageError, nearest
 from frevl.store.lance_tables import read_lance
 
 __all__ = [
+    "BLOCK_BYTES",
+    "WIDEST",
     "VectorBlock",
+    "as_input_error",
     "column_named",
     "is_table",
     "named_id",
     "parquet_shape",
-    "read_arrays",
     "read_ids",
     "read_table",
 ]
 
-_FLOATS = ("float16", "float32", "float64")
+BLOCK_BYTES = 64 << 20
+"""Most bytes of the vectors of a block."""
+
+WIDEST = 1 << 20
+"""Most numbers of a vector."""
+
 _VECTOR_NAMES = ("vector", "embedding", "emb", "image_embedding", "text_embedding", "embeddings", "features")
 _TABLES = (".parquet", ".arrow", ".feather", ".ipc", ".lance")
-
-Blocks = Callable[[int], Iterator[np.ndarray]]
 
 
 @dataclass
@@ -64,41 +69,6 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in _TABLES
 
 
-def read_arrays(path: Path, *, array: str | None = None) -> tuple[int, int, Blocks]:
-    """Open a file of one ``(n, dim)`` array.
-
-    Args:
-        path: ``.npy``, ``.npz`` or ``.safetensors``.
-        array: Name of the array, where the file holds several.
-
-    Returns:
-        ``n``, ``dim``, and a function that yields the array in blocks of so many rows.
-
-    Raises:
-        InputError: The file is missing, damaged, of another kind, or its array is not ``(n, dim)`` floats.
-        UsageError: There is no array of this name, or none was named and there are several.
-    """
-    readers = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors}
-    if path.suffix.lower() not in readers:
-        raise InputError(
-            f"{path}: expected vectors in a .npy, .npz, .safetensors, .parquet, .arrow, .feather or .lance file, or a "
-            "clip-retrieval folder (with 'img_emb' or 'text_emb' in it)"
-        )
-    with _as_input_error(path):
-        shape, dtype, blocks = readers[path.suffix.lower()](path, array)
-    if len(shape) != 2 or not shape[1] or dtype not in (*_FLOATS, "bfloat16"):
-        raise InputError(
-            f"{path}: expected one vector a row, an array of shape (n, dim) of float16, float32 or float64; "
-            f"found shape {tuple(shape)} of {dtype}"
-        )
-
-    def read(rows: int) -> Iterator[np.ndarray]:
-        with _as_input_error(path):
-            yield from blocks(rows)
-
-    return shape[0], shape[1], read
-
-
 def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Schema, str, Callable[[int], Any]]:
     """Open a table that has a column of vectors.
 
@@ -114,8 +84,9 @@ def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Sche
         InputError: The table is missing or damaged, or has no column of vectors.
         UsageError: There is no column of this name, or none was named and there are several.
     """
-    with _as_input_error(path):
+    with as_input_error(path):
         schema, batches = _open_table(path)
+        list(schema.names)  # a damaged file may have names that are no text
     vectors = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_vector(kind)]
     if not vectors:
         raise InputError(
@@ -127,7 +98,7 @@ def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Sche
     def read(rows: int) -> Iterator[VectorBlock]:
         first = 0
         dim: int | None = None
-        with _as_input_error(path):
+        with as_input_error(path):
             for batch in batches(rows):
                 others = pa.Table.from_batches([batch]).drop_columns(vectors)
                 values, problems, dim = _vectors_of(batch[name], dim)
@@ -152,7 +123,7 @@ def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa
         InputError: The file is missing, damaged or of another kind.
         UsageError: There is no column of this name.
     """
-    with _as_input_error(path):
+    with as_input_error(path):
         suffix = path.suffix.lower()
         if is_table(path):
             schema, batches = _open_table(path)
@@ -180,15 +151,17 @@ def parquet_shape(path: Path) -> tuple[int, pa.Schema]:
     Raises:
         InputError: The file is missing or damaged.
     """
-    with _as_input_error(path), pq.ParquetFile(path) as file:
-        return file.metadata.num_rows, file.schema_arrow
+    with as_input_error(path), pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        list(schema.names)  # a damaged file may have names that are no text
+        return file.metadata.num_rows, schema
 
 
 def named_id(path: Path, table: pa.Table, id_column: str | None, usual: tuple[str, ...]) -> pa.Table:
     """Return a table whose ids stand in the column ``id``, as strings."""
     usual_here = [name for name in usual if name in table.column_names][:1]
     name = column_named(path, id_column, table.column_names, usual_here, "--id-column")
-    with _as_input_error(path):
+    with as_input_error(path):
         ids = pc.cast(table[name], pa.string())
     others = table.drop_columns([name])
     # Another column of that name is metadata.
@@ -211,85 +184,6 @@ def column_named(path: Path, asked: str | None, names: list[str], usual: list[st
     return usual[0]
 
 
-# ---- arrays
-
-
-def _open_npy(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Blocks]:
-    if array is not None:
-        raise UsageError(f"{path}: a .npy file holds one array without a name; leave --array out")
-    values = np.load(path, mmap_mode="r", allow_pickle=False)
-    return (
-        values.shape,
-        str(values.dtype),
-        lambda rows: _slices(lambda a, b: np.asarray(values[a:b]), len(values), rows),
-    )
-
-
-def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Blocks]:
-    with zipfile.ZipFile(path) as archive:
-        name = _array_named(path, array, [entry.removesuffix(".npy") for entry in archive.namelist()])
-        with archive.open(f"{name}.npy") as stream:
-            shape, fortran, dtype = _npy_header(stream)
-
-    def blocks(rows: int) -> Iterator[np.ndarray]:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
-            _npy_header(stream)
-            width = shape[1] * dtype.itemsize
-            for start in range(0, shape[0], rows):
-                count = min(rows, shape[0] - start)
-                raw = stream.read(count * width)
-                if len(raw) != count * width:
-                    raise InputError(f"{path}: the array '{name}' is cut short at row {start:,}; copy the file again")
-                yield np.frombuffer(raw, dtype).reshape(count, shape[1])
-
-    if fortran:
-        raise InputError(f"{path}: the array '{name}' is stored column by column; save it again in C order")
-    return shape, str(dtype), blocks
-
-
-def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
-
-
-def _open_safetensors(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Blocks]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as tensors:
-        name = _array_named(path, array, list(tensors.keys()))
-        part = tensors.get_slice(name)
-        shape, kind = tuple(part.get_shape()), part.get_dtype()
-    dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}.get(kind, kind)
-
-    def blocks(rows: int) -> Iterator[np.ndarray]:
-        # numpy has no bfloat16; torch does, and turns it into float32 without loss.
-        with safe_open(path, framework="pt" if dtype == "bfloat16" else "numpy") as tensors:
-            part = tensors.get_slice(name)
-            for start in range(0, shape[0], rows):
-                block = part[start : min(start + rows, shape[0])]
-                yield block.float().numpy() if dtype == "bfloat16" else block
-
-    return shape, dtype, blocks
-
-
-def _array_named(path: Path, asked: str | None, names: list[str]) -> str:
-    if asked is None and len(names) == 1:
-        return names[0]
-    if asked not in names:
-        raise UsageError(
-            f"{path}: name one of its arrays with --array: {', '.join(names)}"
-            if asked is None
-            else f"{path}: there is no such array as '{asked}'. {nearest(asked, names)}"
-        )
-    return asked
-
-
-def _slices(read: Callable[[int, int], np.ndarray], total: int, rows: int) -> Iterator[np.ndarray]:
-    for start in range(0, total, rows):
-        yield read(start, min(start + rows, total))
-
-
 # ---- tables
 
 
@@ -298,11 +192,22 @@ def _open_table(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.Reco
     if suffix == ".lance":
         return read_lance(path)
     if suffix == ".parquet":
-        file = pq.ParquetFile(path)
-        return file.schema_arrow, lambda rows: file.iter_batches(batch_size=rows)
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+        return schema, lambda rows: parquet_batches(path, rows)
     return _arrow_reader(path)[0], lambda rows: (
-        batch.slice(a, rows) for batch in _arrow_reader(path)[1] for a in range(0, len(batch), rows)
+        batch.slice(a, rows) for batch in _sound(path) for a in range(0, len(batch), rows)
     )
+
+
+def _sound(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of an Arrow file; a stranger's may point outside of its own memory."""
+    seen = 0
+    for batch in _arrow_reader(path)[1]:
+        batch.validate(full=True)
+        seen += batch.nbytes
+        check_growth(path, seen)
+        yield batch
 
 
 def _arrow_reader(path: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
@@ -347,15 +252,21 @@ def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int
 
 
 @contextmanager
-def _as_input_error(path: Path) -> Iterator[None]:
-    """Turn what libraries raise over a bad file into one sentence."""
-    from safetensors import SafetensorError
+def as_input_error(path: Path) -> Iterator[None]:
+    """Turn whatever libraries raise over a bad file into one sentence.
 
+    The file may come from a stranger. Libraries meet such files with any kind of error: those of their own, recursion,
+    overflow, memory, types and indices.
+    """
     try:
         yield
+    except FrevlError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"{path}: expected a file of vectors or ids, found none; check the path") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, pa.ArrowException, SafetensorError) as error:
+    except MemoryError as error:
+        raise InputError(f"{path}: the file cannot be read: it asks for more memory than there is") from error
+    except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         else:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from frevl.errors import InputError, UsageError
+from frevl.store.importing.arrays import read_arrays
 from frevl.store.importing.formats import (
     VectorBlock,
     is_table,
     named_id,
     parquet_shape,
-    read_arrays,
     read_ids,
     read_table,
 )

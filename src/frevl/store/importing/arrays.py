@@ -1,0 +1,168 @@
+"""Arrays of vectors that somebody else made (``.npy``, ``.npz``, safetensors), read block by block.
+
+They hold vectors only and need a list of ids. Nothing is ever unpickled, and what a header claims is held against the
+size of the file before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from frevl.errors import InputError, UsageError, nearest
+from frevl.store.importing.formats import BLOCK_BYTES, WIDEST, as_input_error
+
+__all__ = ["read_arrays"]
+
+_FLOATS = ("float16", "float32", "float64")
+_LONGEST_HEADER = 1 << 16  # bytes; numpy writes 128
+_COMPRESSIONS = {
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+}  # what numpy writes; a few bytes of others may hold gigabytes
+
+Blocks = Callable[[int], Iterator[np.ndarray]]
+
+
+def read_arrays(path: Path, *, array: str | None = None) -> tuple[int, int, Blocks]:
+    """Open a file of one ``(n, dim)`` array.
+
+    Args:
+        path: ``.npy``, ``.npz`` or ``.safetensors``.
+        array: Name of the array, where the file holds several.
+
+    Returns:
+        ``n``, ``dim``, and a function that yields the array in blocks of so many rows.
+
+    Raises:
+        InputError: The file is missing, damaged, of another kind, or its array is not ``(n, dim)`` floats.
+        UsageError: There is no array of this name, or none was named and there are several.
+    """
+    readers = {".npy": _open_npy, ".npz": _open_npz, ".safetensors": _open_safetensors}
+    if path.suffix.lower() not in readers:
+        raise InputError(
+            f"{path}: expected vectors in a .npy, .npz, .safetensors, .parquet, .arrow, .feather or .lance file, or a "
+            "clip-retrieval folder (with 'img_emb' or 'text_emb' in it)"
+        )
+    with as_input_error(path):
+        shape, dtype, blocks = readers[path.suffix.lower()](path, array)
+    if len(shape) != 2 or not shape[1] or dtype not in (*_FLOATS, "bfloat16"):
+        raise InputError(
+            f"{path}: expected one vector a row, an array of shape (n, dim) of float16, float32 or float64; "
+            f"found shape {tuple(shape)} of {dtype}"
+        )
+
+    if shape[1] > WIDEST:
+        raise InputError(f"{path}: expected vectors of at most {WIDEST:,} numbers, found {shape[1]:,}")
+    widest = max(1, BLOCK_BYTES // (shape[1] * 8))
+
+    def read(rows: int) -> Iterator[np.ndarray]:
+        with as_input_error(path):
+            yield from blocks(min(rows, widest))
+
+    return shape[0], shape[1], read
+
+
+def _open_npy(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Blocks]:
+    if array is not None:
+        raise UsageError(f"{path}: a .npy file holds one array without a name; leave --array out")
+    with path.open("rb") as stream:
+        shape, fortran, dtype, start = _npy_header(stream)
+    _check_size(path, "the array", shape, dtype, path.stat().st_size - start)
+
+    def blocks(rows: int) -> Iterator[np.ndarray]:
+        if not math.prod(shape):  # nothing to map
+            return
+        values = np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+        yield from _slices(lambda a, b: np.asarray(values[a:b]), len(values), rows)
+
+    return shape, str(dtype), blocks
+
+
+def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Blocks]:
+    with zipfile.ZipFile(path) as archive:
+        name = _array_named(path, array, [entry.removesuffix(".npy") for entry in archive.namelist()])
+        entry = archive.getinfo(f"{name}.npy")
+        if entry.compress_type not in _COMPRESSIONS:
+            raise InputError(f"{path}: the array '{name:.80}' is compressed in a way that numpy does not use")
+        with archive.open(entry) as stream:
+            shape, fortran, dtype, header = _npy_header(stream)
+    if fortran:
+        raise InputError(f"{path}: the array '{name:.80}' is stored column by column; save it again in C order")
+    _check_size(path, f"the array '{name:.80}'", shape, dtype, entry.file_size - header)
+
+    def blocks(rows: int) -> Iterator[np.ndarray]:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
+            stream.read(header)
+            width = shape[1] * dtype.itemsize
+            for start in range(0, shape[0], rows):
+                count = min(rows, shape[0] - start)
+                raw = stream.read(count * width)
+                if len(raw) != count * width:
+                    raise InputError(f"{path}: the array '{name}' is cut short at row {start:,}; copy the file again")
+                yield np.frombuffer(raw, dtype).reshape(count, shape[1])
+
+    return shape, str(dtype), blocks
+
+
+def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Return shape, whether it is stored column by column, type, and length of the header in bytes."""
+    head = io.BytesIO(stream.read(_LONGEST_HEADER))  # numpy would read as much as the header says that it has
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(head)
+    if dtype.hasobject:
+        raise ValueError("its array holds Python objects, which are never read")
+    return shape, fortran, dtype, head.tell()
+
+
+def _check_size(path: Path, what: str, shape: tuple[int, ...], dtype: np.dtype[Any], size: int) -> None:
+    expected = math.prod(shape) * dtype.itemsize
+    if size != expected:
+        raise InputError(
+            f"{path}: {what} of shape {shape!s:.80} and type {dtype!s:.80} needs {expected:,} bytes and has "
+            f"{size:,}; the file is cut short or damaged, copy it again"
+        )
+
+
+def _open_safetensors(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Blocks]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as tensors:
+        name = _array_named(path, array, list(tensors.keys()))
+        part = tensors.get_slice(name)
+        shape, kind = tuple(part.get_shape()), part.get_dtype()
+    dtype = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}.get(kind, kind)
+
+    def blocks(rows: int) -> Iterator[np.ndarray]:
+        # numpy has no bfloat16; torch does, and turns it into float32 without loss.
+        with safe_open(path, framework="pt" if dtype == "bfloat16" else "numpy") as tensors:
+            part = tensors.get_slice(name)
+            for start in range(0, shape[0], rows):
+                block = part[start : min(start + rows, shape[0])]
+                yield block.float().numpy() if dtype == "bfloat16" else block
+
+    return shape, dtype, blocks
+
+
+def _array_named(path: Path, asked: str | None, names: list[str]) -> str:
+    if asked is None and len(names) == 1:
+        return names[0]
+    if asked not in names:
+        raise UsageError(
+            f"{path}: name one of its arrays with --array: {', '.join(names)}"
+            if asked is None
+            else f"{path}: there is no such array as '{asked}'. {nearest(asked, names)}"
+        )
+    return asked
+
+
+def _slices(read: Callable[[int, int], np.ndarray], total: int, rows: int) -> Iterator[np.ndarray]:
+    for start in range(0, total, rows):
+        yield read(start, min(start + rows, total))
