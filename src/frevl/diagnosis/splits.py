@@ -13,7 +13,7 @@ from frevl.errors import PairsError
 from frevl.runs.targets import match_truth
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
-from frevl.store.usable_pairs import read_usable
+from frevl.store.usable_pairs import note_unread, read_usable
 
 __all__ = ["MATCH_LABELS", "Splits", "answers_of", "constant", "read_splits", "share_of_clusters"]
 
@@ -78,6 +78,8 @@ def read_splits(
     )  # fmt: skip
     notes += grouped + drawn
     train, held = known if dev is not None else split_by_image(known[0], DEV_SHARE, seed=seed)
+    texts = [text for part in (train, held, asked) for text in part.texts]
+    note_unread(store, texts, store.select_towers("text", encoder), notes)
     if task == "matching":
         held, asked = with_wrong_pairs(held, seed), with_wrong_pairs(asked, seed)
     else:

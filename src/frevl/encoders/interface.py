@@ -107,6 +107,12 @@ class TextTower(Protocol):
     def truncated(self, texts: Sequence[str]) -> int:
         """Count the texts that are too long for the network, so that their end is not embedded."""
 
+    def unread(self, texts: Sequence[str]) -> np.ndarray:
+        """Return ``(n,)`` float32 in [0, 1]: which share of each text's letters the tokenizer cannot read.
+
+        See `frevl.encoders.unread`.
+        """
+
 
 @dataclass(frozen=True)
 class Encoder:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ from frevl.encoders.images import DECODE_TARGET
 from frevl.encoders.interface import Embeddings, processors
 from frevl.encoders.onnx_session import Source, open_network, run
 from frevl.encoders.tokens import MOST_CHARACTERS, keep_tokens, readable
+from frevl.encoders.unread import Pieces, UnreadTexts, pieces_of_encoding
 from frevl.errors import EncoderError, library
 
 __all__ = ["EfficientNetTower", "MiniLMTower", "deep_image_tower", "deep_text_tower", "image_tower", "text_tower"]
@@ -125,6 +126,20 @@ class MiniLMTower:
             len(text) > MOST_CHARACTERS or bool(encoding.overflowing)
             for text, encoding in zip(texts, encodings, strict=True)
         )
+
+    def unread(self, texts: Sequence[str]) -> np.ndarray:
+        """Return ``(n,)`` float32: which share of each text's letters is unknown to the tokenizer."""
+        return self._unread.shares(texts)
+
+    @cached_property
+    def _unread(self) -> UnreadTexts:
+        unknown = self.tokenizer.token_to_id("[UNK]")
+
+        def pieces_of(texts: Sequence[str]) -> list[Pieces]:
+            pairs = zip(texts, self._encodings(texts), strict=True)
+            return [pieces_of_encoding(readable(text), encoding, unknown) for text, encoding in pairs]
+
+        return UnreadTexts(pieces_of)
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
         encodings: list[Any] = self.tokenizer.encode_batch([readable(text) for text in texts])

@@ -130,6 +130,7 @@ class KnownEncoder:
         licence: Of the weights.
         common_space: Whether the cosine of image and text means something.
         note: What it is, in a few words.
+        languages: What its text tower was trained on; None without one.
     """
 
     name: str
@@ -139,6 +140,7 @@ class KnownEncoder:
     licence: str
     common_space: bool
     note: str
+    languages: str | None = "English"
 
 
 KNOWN = (
@@ -150,20 +152,14 @@ KNOWN = (
     KnownEncoder("hf:openai/clip-vit-base-patch16", 512, 512, 150, "MIT (code)", True, "CLIP ViT-B/16"),
     KnownEncoder("hf:openai/clip-vit-large-patch14", 768, 768, 428, "MIT (code)", True, "CLIP ViT-L/14"),
     KnownEncoder("hf:google/siglip-base-patch16-224", 768, 768, 203, "Apache-2.0", True, "SigLIP B/16"),
-    KnownEncoder(
-        "hf:google/siglip2-base-patch16-224", 768, 768, 375, "Apache-2.0", True, "SigLIP 2 B/16, many languages"
-    ),
-    KnownEncoder("hf:facebook/dinov2-small", 384, None, 22, "Apache-2.0", False, "DINOv2 S/14, images only"),
-    KnownEncoder("hf:facebook/dinov2-base", 768, None, 87, "Apache-2.0", False, "DINOv2 B/14, images only"),
-    KnownEncoder("hf:facebook/dinov2-large", 1024, None, 304, "Apache-2.0", False, "DINOv2 L/14, images only"),
-    KnownEncoder(
-        "hf:sentence-transformers/all-MiniLM-L6-v2", None, 384, 23, "Apache-2.0", False, "texts only, English"
-    ),
-    KnownEncoder(
-        "hf:sentence-transformers/all-mpnet-base-v2", None, 768, 109, "Apache-2.0", False, "texts only, English"
-    ),
-    KnownEncoder("hf:BAAI/bge-small-en-v1.5", None, 384, 33, "MIT", False, "texts only, English"),
-    KnownEncoder("hf:BAAI/bge-base-en-v1.5", None, 768, 109, "MIT", False, "texts only, English"),
-    KnownEncoder("toy", 64, 48, 0, "MIT", False, "no weights; for tests"),
+    KnownEncoder("hf:google/siglip2-base-patch16-224", 768, 768, 375, "Apache-2.0", True, "SigLIP 2 B/16", "over 100"),
+    KnownEncoder("hf:facebook/dinov2-small", 384, None, 22, "Apache-2.0", False, "DINOv2 S/14, images only", None),
+    KnownEncoder("hf:facebook/dinov2-base", 768, None, 87, "Apache-2.0", False, "DINOv2 B/14, images only", None),
+    KnownEncoder("hf:facebook/dinov2-large", 1024, None, 304, "Apache-2.0", False, "DINOv2 L/14, images only", None),
+    KnownEncoder("hf:sentence-transformers/all-MiniLM-L6-v2", None, 384, 23, "Apache-2.0", False, "texts only"),
+    KnownEncoder("hf:sentence-transformers/all-mpnet-base-v2", None, 768, 109, "Apache-2.0", False, "texts only"),
+    KnownEncoder("hf:BAAI/bge-small-en-v1.5", None, 384, 33, "MIT", False, "texts only"),
+    KnownEncoder("hf:BAAI/bge-base-en-v1.5", None, 768, 109, "MIT", False, "texts only"),
+    KnownEncoder("toy", 64, 48, 0, "MIT", False, "no weights; for tests", "any"),
 )
 """Known good encoders."""

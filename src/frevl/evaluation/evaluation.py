@@ -23,7 +23,7 @@ from frevl.rejects import Reject, rejects_sentence
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
 from frevl.store.grouping.groups import group_pairs
-from frevl.store.usable_pairs import usable_pairs
+from frevl.store.usable_pairs import note_unread, usable_pairs
 
 __all__ = ["Result", "evaluate"]
 
@@ -136,7 +136,10 @@ def evaluate(
     result = judge(scorer, usable)
     result.judged = usable
     result.left_out = [*read.rejected, *unjudged, *left_out]
-    result.notes = [*read.notes, *usable.notes, *_notes(scorer, usable, result.left_out), *groups, *result.notes]
+    unread: list[str] = []
+    note_unread(scorer.store, usable.texts, [scorer.store.towers[name] for name in scorer.run.towers["text"]], unread)
+    own = _notes(scorer, usable, result.left_out)
+    result.notes = [*read.notes, *usable.notes, *own, *unread, *groups, *result.notes]
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
     if versus is not None:

@@ -8,20 +8,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, why_unknown
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.encoders.interface import ImageTower, TextTower, processors
 from frevl.encoders.registry import load_encoder, with_layers
+from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import InputError, UsageError
 from frevl.progress import ProgressLine
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.canaries import tower_records
 from frevl.store.commit_buffer import CommitBuffer, PendingItem
+from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.files import ImageFiles
 from frevl.store.image_folder.listing import list_folder
 from frevl.store.stored_items import StoredItems
@@ -34,51 +37,6 @@ _NEVER_CUT = 16  # characters; where four tokens stand for one (bytes of rare si
 
 A = TypeVar("A")
 B = TypeVar("B")
-
-
-@dataclass
-class ExtractionReport:
-    """What one extraction did.
-
-    Attributes:
-        store: Path of the store.
-        images: Images embedded now by at least one tower.
-        texts: Texts embedded now.
-        images_kept: Images that were in the store already and had not changed.
-        texts_kept: Texts that were in the store already.
-        images_moved: Images that the store had under another name, whose file is gone; nothing was embedded.
-        images_copied: Images of the same content as another one of the store; nothing was embedded.
-        images_gone: Images of the store that have no file in the folder.
-        images_pruned: Of those, how many were removed.
-        rejects: What was left out, now.
-        notes: Sentences that a user should read.
-        seconds: Wall time.
-    """
-
-    store: str
-    images: int = 0
-    texts: int = 0
-    images_kept: int = 0
-    texts_kept: int = 0
-    images_moved: int = 0
-    images_copied: int = 0
-    images_gone: int = 0
-    images_pruned: int = 0
-    rejects: list[Reject] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def record(self) -> dict[str, Any]:
-        """Return what `frevl extract --json` writes."""
-        return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
-
-    def sentence(self) -> str:
-        """Say it in one line."""
-        done = (
-            f"Embedded {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
-            f"{self.images_kept:,} images and {self.texts_kept:,} texts were in the store already."
-        )
-        return " ".join([done, *self.notes, rejects_sentence(self.rejects)]).rstrip()
 
 
 def extract(
@@ -295,11 +253,28 @@ def _extract_texts(
         buffer.commit()
     report.texts = buffer.embedded
     report.rejects += buffer.rejected
+    _tell_unread(texts, towers, buffer.writer, report)
     # A text of so few characters is never cut; the others are counted by the tower that cuts most.
     long = [one.item.id for one in work if len(one.item.id) > _NEVER_CUT]
     cut = max((tower.truncated(long) for tower in towers), default=0)
     if cut:
         report.notes.append(f"{cut:,} texts are longer than the encoder reads and were cut.")
+
+
+def _tell_unread(
+    texts: Sequence[str], towers: Sequence[TextTower], writer: StoreWriter, report: ExtractionReport
+) -> None:
+    """Count the texts that no tower can read, and write down for each tower which these are."""
+    most_read = np.ones(len(texts), np.float32)
+    for tower in towers:
+        shares = tower.unread(texts)
+        most_read = np.minimum(most_read, shares)
+        rows = np.flatnonzero(shares > MOSTLY).tolist()
+        writer.note_unread(tower.name, {texts[row]: float(shares[row]) for row in rows})
+    unread = [texts[row] for row in np.flatnonzero(most_read > MOSTLY).tolist()] if towers else []
+    report.texts_unread = len(unread)
+    if unread:
+        report.notes.append(unread_sentence(unread, len(texts), [tower.name for tower in towers]))
 
 
 def _several(pairs: Any) -> list[Path | Pairs]:

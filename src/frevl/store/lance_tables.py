@@ -16,6 +16,7 @@ from frevl.errors import StoreError, UsageError
 from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
 
 __all__ = [
+    "ALL_TABLES",
     "ITEM_COLUMNS",
     "Snapshot",
     "append_rows",
@@ -30,6 +31,9 @@ __all__ = [
     "replace_rows",
     "writing",
 ]
+
+ALL_TABLES = ("towers", "images", "texts", "rejects", "unread")
+"""Names of the tables of a store; towers first, because what is known of the columns of others depends on them."""
 
 ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
 """Columns of the tables of items that are neither embeddings nor metadata."""

@@ -19,7 +19,7 @@ from frevl.encoders.interface import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
 from frevl.store.commits.record import check_not_lost, read_commit
-from frevl.store.lance_tables import ITEM_COLUMNS, Snapshot
+from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, Snapshot
 from frevl.store.towers import Modality, Tower, fingerprint_of, from_rows
 
 __all__ = ["TABLES", "Store"]
@@ -110,6 +110,14 @@ class Store:
         """
         towers = [tower.name for tower in self.towers.values() if tower.modality == modality]
         return self._read(lambda at: at.states(TABLES[modality], towers))
+
+    def unread_texts(self, texts: Sequence[str], towers: Sequence[Tower]) -> list[str]:
+        """Return those of some texts of which each of these text towers reads less than half, as extraction found."""
+        unread = self._read(lambda at: [row for batch in at.scan("unread") for row in batch.to_pylist()])
+        if not unread or not towers:
+            return []
+        by_tower = [{row["text"] for row in unread if row["tower"] == tower.name} for tower in towers]
+        return [text for text in texts if all(text in known for known in by_tower)]
 
     def version(self, modality: Modality) -> int | None:
         """Return the version of a table of items: if it is the same, so is every row. None if there is no table."""
@@ -371,7 +379,7 @@ class Store:
     # ---- versions
 
     def _newest(self) -> Snapshot:
-        return Snapshot(self.path, ("towers", "rejects", *TABLES.values()))
+        return Snapshot(self.path, ALL_TABLES)
 
     def _read(self, read: Callable[[Snapshot], A]) -> A:
         """Read from the tables as they were opened, or, where that fails, from newer ones if there are any.

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from frevl.data.names import same_names, spelling_note, why_unknown
 from frevl.data.pairs import Pairs, read_pairs, with_targets
+from frevl.encoders.unread import unread_sentence
 from frevl.errors import PairsError
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
+from frevl.store.towers import Tower
 
-__all__ = ["as_known", "read_usable", "usable_pairs"]
+__all__ = ["as_known", "note_unread", "read_usable", "usable_pairs"]
 
 _OPENED = 16  # files whose content shows that a folder before the ids makes no difference
 _HASH = 32  # letters of a content hash
@@ -119,6 +121,14 @@ def _same_content(ids: dict[str, str], store: Store, beside: Path) -> bool:
         if content is None or id_ not in hashes or hashlib.sha256(content).hexdigest()[:_HASH] != hashes[id_]:
             return False
     return True
+
+
+def note_unread(store: Store, texts: Sequence[str], towers: Sequence[Tower], notes: list[str]) -> None:
+    """Say in the notes how many of some texts none of these text towers can read."""
+    different = list(dict.fromkeys(texts))
+    unread = store.unread_texts(different, towers)
+    if unread:
+        notes.append(unread_sentence(unread, len(different), [tower.name for tower in towers]))
 
 
 def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:

@@ -15,13 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from frevl.disk import flush_folder
 from frevl.encoders.interface import Embeddings
 from frevl.errors import StoreError
 from frevl.rejects import Reject
 from frevl.store.commits.soundness import checksums_of
-from frevl.store.commits.table_writer import TableWriter
-from frevl.store.lance_tables import existing_table, open_table, reading
+from frevl.store.commits.table_writer import TableWriter, make_store_folder
+from frevl.store.lance_tables import ALL_TABLES, existing_table, open_table, reading
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower, check_same, checksum, to_rows
 
@@ -34,6 +33,7 @@ _ITEM_FIELDS = [
     pa.field("modified_ns", pa.int64()),
     pa.field("filled", pa.list_(pa.struct([pa.field("tower", pa.string()), pa.field("crc32", pa.uint32())]))),
 ]
+_UNREAD_SCHEMA = pa.schema([("tower", pa.string()), ("text", pa.string()), ("share", pa.float64())])
 _REJECT_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("kind", "id", "reason")])
 
 
@@ -86,8 +86,8 @@ class StoreWriter:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.notes: list[str] = []
-        _make_folder(self.path)
-        self._tables = TableWriter(self.path, ["towers", *TABLES.values(), "rejects"])
+        make_store_folder(self.path)
+        self._tables = TableWriter(self.path, ALL_TABLES)
 
     def __enter__(self) -> StoreWriter:
         self._tables.__enter__()
@@ -260,7 +260,7 @@ class StoreWriter:
 
     def compact(self) -> None:
         """Write all tables again without what was removed or replaced, and free its room at once."""
-        for name in ("towers", *TABLES.values(), "rejects"):
+        for name in ALL_TABLES:
             self._tables.compact(name)
 
     def bring_back(self, modality: Modality, rows: pa.Table, *, known: bool) -> None:
@@ -294,6 +294,14 @@ class StoreWriter:
             self._write_rejects()
         else:
             self._tables.append("rejects", _reject_rows(changed))
+
+    def note_unread(self, tower: str, shares: Mapping[str, float]) -> None:
+        """Write down texts that a tower cannot read, with the share of their letters that it does not know."""
+        known = set(self.store.unread_texts(list(shares), [self.store.towers[tower]]))
+        new = [text for text in shares if text not in known]
+        if new:
+            columns = [[tower] * len(new), new, [shares[text] for text in new]]
+            self._tables.append("unread", pa.Table.from_arrays(list(map(pa.array, columns)), schema=_UNREAD_SCHEMA))
 
     def clear_rejects(self, kind: str, ids: Collection[str]) -> None:
         """Take back rejects of things that have become usable."""
@@ -349,28 +357,6 @@ class StoreWriter:
         if order.null_count:
             raise StoreError(f"{self.path}: {order.null_count:,} items have vanished from the table '{name}'")
         return found.take(order)
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        if path.exists() and not path.is_dir():
-            raise StoreError(f"{path}: expected a store, or an empty or new folder for one, found a file")
-        if path.is_dir() and not any((path / known).is_dir() for known in ("towers.lance", "commits")):
-            entries = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
-            if entries:
-                raise StoreError(
-                    f"{path}: expected a store, or an empty or new folder for one, found '{entries[0]}' in it; "
-                    "choose another folder"
-                )
-        new = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
-        (path / ".lock").touch()
-        for folder in new:
-            flush_folder(folder.parent)
-    except OSError as error:
-        raise StoreError(
-            f"{path}: the store cannot be written ({error.strerror}); choose a folder that you may write to"
-        ) from error
 
 
 def _text(text: str) -> str:

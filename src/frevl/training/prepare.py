@@ -18,7 +18,7 @@ from frevl.runs.targets import Answers, encode_answers, hash_prefixes, label_voc
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.store.usable_pairs import read_usable
+from frevl.store.usable_pairs import note_unread, read_usable
 from frevl.training.examples import Examples, with_wrong_texts
 
 __all__ = ["Prepared", "prepare", "read_file"]
@@ -77,6 +77,7 @@ def prepare(
     notes: list[str] = []
     towers = store.select_towers("image", encoder), store.select_towers("text", encoder)
     parts = [read_usable(store, part, notes) for part in (pairs, dev) if part is not None]
+    note_unread(store, [text for part in parts for text in part.texts], towers[1], notes)
     grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0], seed=seed)
     notes += found
     if dev is None:

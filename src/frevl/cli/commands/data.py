@@ -270,12 +270,13 @@ def list_known(json: JsonOption = None) -> None:
     from frevl.encoders.registry import KNOWN
     from frevl.text_table import table
 
-    header = ["encoder", "images", "texts", "parameters", "one space", "licence", "what it is"]
+    header = ["encoder", "images", "texts", "languages", "parameters", "one space", "licence", "what it is"]
     rows = [
         [
             one.name,
             str(one.image_dim or "-"),
             str(one.text_dim or "-"),
+            one.languages or "-",
             f"{one.millions} M",
             "yes" if one.common_space else "no",
             one.licence,

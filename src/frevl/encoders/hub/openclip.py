@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,12 @@ from PIL import Image
 
 from frevl.encoders.hub.checkpoint import digest_of, file_digest
 from frevl.encoders.hub.image_tower import refuse_threads
+from frevl.encoders.hub.text_tower import pieces_of
 from frevl.encoders.interface import Embeddings, ImageTower, TextTower
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import Network, open_runtime
 from frevl.encoders.tokens import keep_tokens, readable
+from frevl.encoders.unread import Pieces, UnreadTexts
 from frevl.errors import EncoderError, UsageError, library, nearest
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenClipImageTower", "OpenClipTextTower", "towers"]
 
+_LOOKED_AT = 2000  # characters of a text, more than any of its networks reads
 _NEVER_REDUCED = 1 << 20  # as for the transformers library: the pixels that the model's own pipeline would see
 
 
@@ -113,6 +117,14 @@ class OpenClipTextTower:
         length = padding.shape[1]
         longer = np.asarray(self.tokenizer([readable(text) for text in texts], context_length=2 * length))
         return int((longer[:, length:] != padding[0, -1]).any(axis=1).sum())
+
+    def unread(self, texts: Sequence[str]) -> np.ndarray:
+        """Return ``(n,)`` float32: which share of each text's letters is unknown to the tokenizer."""
+        return self._unread.shares(texts)
+
+    @cached_property
+    def _unread(self) -> UnreadTexts:
+        return UnreadTexts(lambda texts: _pieces(self.tokenizer, texts))
 
 
 def towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
@@ -277,6 +289,26 @@ def _shortest(preparation: Mapping[str, Any]) -> int:
 def _ids(tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     ids: np.ndarray = tokenizer([readable(text) for text in texts]).numpy().astype(np.int64)
     return ids
+
+
+def _pieces(tokenizer: Any, texts: Sequence[str]) -> list[Pieces]:
+    cleaned = [tokenizer.clean_fn(readable(text)[:_LOOKED_AT]) for text in texts]
+    if not hasattr(tokenizer, "byte_decoder"):  # a wrapper around one of the transformers library
+        return pieces_of(tokenizer.tokenizer, cleaned, tokenizer.context_length)
+    return [_pieces_of_bytes(tokenizer, text) for text in cleaned]
+
+
+def _pieces_of_bytes(tokenizer: Any, text: str) -> Pieces:
+    """Find the pieces of CLIP's tokenizer, which are runs of bytes; a letter may lie in several."""
+    # The letter of every byte, blanks left out as in the pieces.
+    letters = [place for place, sign in enumerate(text) for _ in sign.encode() if not sign.isspace()]
+    spans, start = [], 0
+    for id_ in tokenizer.encode(text):
+        end = start + len(tokenizer.decoder[id_].removesuffix("</w>"))
+        if start < end <= len(letters):
+            spans.append((letters[start], letters[end - 1] + 1, True))
+        start = end
+    return Pieces(text, spans)
 
 
 def _close(name: str, valid: Sequence[str]) -> str:

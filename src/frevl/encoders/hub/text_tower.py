@@ -6,6 +6,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from frevl.encoders.interface import Embeddings
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import Network, open_runtime
 from frevl.encoders.tokens import MOST_CHARACTERS, keep_layers, readable
+from frevl.encoders.unread import Pieces, UnreadTexts, pieces_of_encoding
 from frevl.errors import EncoderError
 
-__all__ = ["HuggingFaceTextTower", "text_tower"]
+__all__ = ["HuggingFaceTextTower", "pieces_of", "text_tower"]
 
 # Trained on texts that were always padded to the full length, so that the padding is part of the input.
 _PADDED = ("siglip", "siglip2")
@@ -28,6 +30,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
     "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model",
 )  # fmt: skip
+_BLANKS = " \u2581\u0120"  # how tokenizers write the blank before a word
 _POOLINGS = ("mean", "cls", "lasttoken")
 
 
@@ -113,6 +116,18 @@ class HuggingFaceTextTower:
             for text, ids in zip(texts, made["input_ids"], strict=True)
         )
 
+    def unread(self, texts: Sequence[str]) -> np.ndarray:
+        """Return ``(n,)`` float32: which share of each text's letters is unknown to the tokenizer."""
+        return self._unread.shares(texts)
+
+    @cached_property
+    def _unread(self) -> UnreadTexts:
+        return UnreadTexts(self._pieces)
+
+    def _pieces(self, texts: Sequence[str]) -> list[Pieces]:
+        with self._lock:
+            return pieces_of(self.tokenizer, [self._clean(text) for text in texts], self.longest, len(self.prompt))
+
     def _kept(self, ids: np.ndarray, output: np.ndarray) -> np.ndarray:
         if self.tokens == "pooled" and self.pooling == "own":
             return keep_layers(output, "pooled", 1)
@@ -126,6 +141,37 @@ class HuggingFaceTextTower:
     def _clean(self, text: str) -> str:
         text = readable(text)
         return self.prompt + (text.lower() if self.lower else text)
+
+
+def pieces_of(tokenizer: Any, texts: Sequence[str], longest: int, prefix: int = 0) -> list[Pieces]:
+    """Take texts apart with a tokenizer of the transformers library.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: As it gets them.
+        longest: Most pieces that the network reads.
+        prefix: How many characters before each text do not belong to it.
+    """
+    if not texts:
+        return []  # a tokenizer cannot take an empty list
+    if not tokenizer.is_fast:
+        return [_rough_pieces(tokenizer, text[prefix:]) for text in texts]
+    made = tokenizer(list(texts), truncation=True, max_length=longest, padding=False)
+    unknown = tokenizer.unk_token_id
+    pairs = zip(texts, made.encodings, strict=True)
+    return [pieces_of_encoding(text, encoding, unknown, prefix=prefix) for text, encoding in pairs]
+
+
+def _rough_pieces(tokenizer: Any, text: str) -> Pieces:
+    """Look for the pieces of a tokenizer that does not say where they are; unknown ones are what lies between."""
+    spans, place = [], 0
+    for piece in tokenizer.tokenize(text):
+        letters = piece.strip(_BLANKS).removeprefix("##").removesuffix("</w>")
+        found = text.find(letters, place) if letters and piece != tokenizer.unk_token else -1
+        if found >= 0:
+            spans.append((found, found + len(letters), True))
+            place = found + len(letters)
+    return Pieces(text, spans)
 
 
 def text_tower(checkpoint: Checkpoint, tokens: str, layers: Sequence[int], choice: str) -> HuggingFaceTextTower:

@@ -13,6 +13,7 @@ import torch
 
 from frevl.data.names import same_names, why_unknown
 from frevl.encoders.images import ImageSource
+from frevl.encoders.unread import MOSTLY
 from frevl.errors import ImageError, UsageError
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.copies import fold_copies
@@ -193,12 +194,22 @@ class Searcher:
     def _notes_of(self, text: str) -> list[str]:
         """Say so where the encoder does not read the whole query."""
         towers = [self.scorer.store.towers[name] for name in self.scorer.run.towers["text"]]
-        if len(text) <= _NEVER_CUT or any(tower.imported for tower in towers):
+        if any(tower.imported for tower in towers):
             return []
-        cut = any(
-            encoder.text is not None and encoder.text.truncated([text]) for encoder in self.scorer.encoders("text")
-        )
-        return ["The query is longer than the encoder reads; its end was cut."] if cut else []
+        stored = text in self.scorer.store.positions("text")
+        own = []
+        if len(text) > _NEVER_CUT or not stored:
+            own = [encoder.text for encoder in self.scorer.encoders("text") if encoder.text is not None]
+        notes = []
+        if len(text) > _NEVER_CUT and any(tower.truncated([text]) for tower in own):
+            notes.append("The query is longer than the encoder reads; its end was cut.")
+        unread = own and all(float(tower.unread([text])[0]) > MOSTLY for tower in own)
+        if unread or (stored and self.scorer.store.unread_texts([text], towers)):
+            notes.append(
+                "The query is mostly unread: the encoder does not know its letters or words, so the hits say little; "
+                "frevl encoders list names encoders of other languages."
+            )
+        return notes
 
     def _image_query(self, image: ImageSource | None) -> _Query:
         known = self.scorer.store.positions("image")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
+from frevl.disk import flush_folder
 from frevl.errors import StoreError
 from frevl.store.commits.record import Commit, flush_table, manifests, write_commit
 from frevl.store.commits.session import begin_writing, end_writing
@@ -20,7 +21,7 @@ from frevl.store.lance_tables import append_rows, delete_rows, existing_table, o
 if TYPE_CHECKING:
     import lance
 
-__all__ = ["TableWriter", "lock_store"]
+__all__ = ["TableWriter", "lock_store", "make_store_folder"]
 
 _SMALL_FRAGMENTS = 64  # this many commits are merged into larger files at a time
 _FRAGMENT_BYTES = 64 << 20  # and no larger than that, because merging may hold several times so much in memory
@@ -228,6 +229,33 @@ class TableWriter:
 def lock_store(path: Path) -> FileLock:
     """Return the lock of a store, not yet taken; whoever writes holds it."""
     return FileLock(path / ".lock")
+
+
+def make_store_folder(path: Path) -> None:
+    """Make the folder of a store, unless it holds something else.
+
+    Raises:
+        StoreError: It does, or it cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path}: expected a store, or an empty or new folder for one, found a file")
+        if path.is_dir() and not any((path / known).is_dir() for known in ("towers.lance", "commits")):
+            entries = sorted(entry.name for entry in path.iterdir() if entry.name != ".lock")
+            if entries:
+                raise StoreError(
+                    f"{path}: expected a store, or an empty or new folder for one, found '{entries[0]}' in it; "
+                    "choose another folder"
+                )
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".lock").touch()
+        for folder in new:
+            flush_folder(folder.parent)
+    except OSError as error:
+        raise StoreError(
+            f"{path}: the store cannot be written ({error.strerror}); choose a folder that you may write to"
+        ) from error
 
 
 def rows_a_file(table: lance.LanceDataset) -> int:

@@ -25,7 +25,7 @@ from frevl.store.commits.record import (
 from frevl.store.commits.session import drop_unfinished, unclaimed_files
 from frevl.store.commits.soundness import file_problems
 from frevl.store.commits.table_writer import lock_store
-from frevl.store.lance_tables import open_table, reading, remove_parts, replace_rows, writing
+from frevl.store.lance_tables import ALL_TABLES, open_table, reading, remove_parts, replace_rows, writing
 from frevl.store.reader import TABLES
 from frevl.store.upkeep.salvage import salvage, unclaimed_folder
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     import lance
 
 __all__ = ["RepairReport", "repair"]
-
-_TABLES = ("towers", *TABLES.values(), "rejects")
 
 
 @dataclass
@@ -102,9 +100,9 @@ def repair(store: str | Path) -> RepairReport:
     if not any((path / known).is_dir() for known in ("towers.lance", "commits")):
         raise StoreError(f"{path}: expected a store (a folder with 'towers.lance'), found none")
     report = RepairReport(str(path))
-    recorded = {name: read_commit(path, name) for name in _TABLES}
+    recorded = {name: read_commit(path, name) for name in ALL_TABLES}
     with _locked(path):
-        for name in _TABLES:
+        for name in ALL_TABLES:
             with writing(path, name):
                 _bring_back_manifest(path, name, recorded[name], report)
                 if name == "towers":

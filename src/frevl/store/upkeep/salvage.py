@@ -13,7 +13,7 @@ import pyarrow as pa
 from frevl.errors import StoreError
 from frevl.rejects import Reject
 from frevl.store.commits.soundness import ROWS_AT_ONCE, sound_rows, wrong_ids
-from frevl.store.lance_tables import ITEM_COLUMNS, open_table, read_data_file, reading
+from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, open_table, read_data_file, reading
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower, from_rows
 from frevl.store.writer import StoreWriter
@@ -69,10 +69,11 @@ def salvage(store: Path) -> Salvaged:
     _towers(store, said)
     with StoreWriter(store) as writer:
         _rejects(store, writer, said)
+        _unread(store, writer, said)
         for modality in TABLES:
             _remove_damaged(writer, modality, said)
             _items(store, writer, modality, said)
-    for name in ("towers", "rejects", *TABLES.values()):
+    for name in ALL_TABLES:
         for folder in (unclaimed_folder(store, name), unclaimed_folder(store, name).parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -121,6 +122,20 @@ def _rejects(store: Path, writer: StoreWriter, said: Salvaged) -> None:
     writer.reject(added)
     if added:
         said.rows["rejects"] = len(added)
+    _delete(read)
+
+
+def _unread(store: Path, writer: StoreWriter, said: Salvaged) -> None:
+    read: list[Path] = []
+    for file in _files(store, "unread"):
+        try:
+            rows = [row for batch in _read(store, "unread", file) for row in batch.to_pylist()]
+            for tower in writer.store.towers:
+                writer.note_unread(tower, {row["text"]: row["share"] for row in rows if row["tower"] == tower})
+        except (StoreError, KeyError):
+            said.unread.append(str(file))
+            continue
+        read.append(file)
     _delete(read)
 
 

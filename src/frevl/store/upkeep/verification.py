@@ -13,7 +13,7 @@ from frevl.errors import StoreError
 from frevl.store.commits.record import commits_folder, lost_commits, manifests, read_commit, table_folder
 from frevl.store.commits.session import read_session, unclaimed_files
 from frevl.store.commits.soundness import file_problems, wrong_ids
-from frevl.store.lance_tables import open_committed, reading
+from frevl.store.lance_tables import ALL_TABLES, open_committed, reading
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower
 from frevl.store.upkeep.image_files import image_problems
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     import lance
 
 __all__ = ["bytes_on_disk", "describe", "verify"]
-
-_TABLES = ("towers", "rejects", *TABLES.values())
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -71,8 +69,8 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         InputError: There is no such folder of images.
     """
     path = Path(path)
-    damaged = {name: _file_problems(path, name) for name in _TABLES}
-    problems = [problem for name in _TABLES for problem in (*_commit_problems(path, name), *damaged[name])]
+    damaged = {name: _file_problems(path, name) for name in ALL_TABLES}
+    problems = [problem for name in ALL_TABLES for problem in (*_commit_problems(path, name), *damaged[name])]
     try:
         store = Store.open(path)
     except StoreError as error:

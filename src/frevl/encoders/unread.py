@@ -1,0 +1,187 @@
+"""Texts that a tokenizer cannot read: unknown pieces, letters cut into bytes, scripts spelled letter by letter.
+
+A network sees only what its tokenizer gives it. Where that is an unknown piece, all texts of a script become one
+embedding; where a word is spelled letter by letter, or byte by byte, the network never learned what it means (with
+MiniLM-L6, paraphrases find each other in 100 % of English sentences, and no better than by chance in Greek ones).
+The measure is ours; it looks at nothing but the tokenizer.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+__all__ = ["MOSTLY", "Pieces", "UnreadTexts", "pieces_of_encoding", "unread_sentence"]
+
+MOSTLY = 0.5
+"""A text of which a larger share of letters is not read counts as unread."""
+
+# Common words by script, as the names of Unicode's characters begin, and how many letters a piece must have at least
+# if the tokenizer knows words of the script. Japanese and Chinese are written without blanks, in signs of a syllable or
+# a word each, Korean in syllables: there single signs are pieces of a good tokenizer, too.
+_WORDS = {
+    "CYRILLIC": ("и в не на что это собака красный дом человек", 1.5),
+    "GREEK": ("και το να είναι σκύλος κόκκινο σπίτι άνθρωπος", 1.5),
+    "ARABIC": ("في من على هذا كلب أحمر بيت رجل", 1.5),
+    "HEBREW": ("של את על זה כלב אדום בית איש", 1.5),
+    "ARMENIAN": ("և այս է շուն կարմիր տուն մարդ", 1.5),
+    "GEORGIAN": ("და ეს არის ძაღლი წითელი სახლი ადამიანი", 1.5),
+    "ETHIOPIC": ("እና ይህ ነው ውሻ ቀይ ቤት ሰው", 1.2),
+    "DEVANAGARI": ("और है में यह कुत्ता लाल घर आदमी", 1.2),
+    "BENGALI": ("এবং এই করে কুকুর লাল বাড়ি মানুষ", 1.2),
+    "GURMUKHI": ("ਅਤੇ ਇਹ ਹੈ ਕੁੱਤਾ ਲਾਲ ਘਰ ਆਦਮੀ", 1.2),
+    "GUJARATI": ("અને આ છે કૂતરો લાલ ઘર માણસ", 1.2),
+    "TAMIL": ("மற்றும் இந்த ஒரு நாய் சிவப்பு வீடு மனிதன்", 1.2),
+    "TELUGU": ("మరియు ఈ ఒక కుక్క ఎరుపు ఇల్లు మనిషి", 1.2),
+    "KANNADA": ("ಮತ್ತು ಈ ಒಂದು ನಾಯಿ ಕೆಂಪು ಮನೆ ಮನುಷ್ಯ", 1.2),
+    "MALAYALAM": ("ഈ ഒരു ആണ് നായ ചുവപ്പ് വീട് മനുഷ്യൻ", 1.2),
+    "SINHALA": ("සහ මෙය ඇත බල්ලා රතු ගෙදර මිනිසා", 1.2),
+    "THAI": ("และ ที่ เป็น สุนัข สีแดง บ้าน คน", 1.3),
+    "LAO": ("ແລະ ນີ້ ເປັນ ໝາ ສີແດງ ເຮືອນ ຄົນ", 1.3),
+    "KHMER": ("និង នេះ មាន ឆ្កែ ក្រហម ផ្ទះ មនុស្ស", 1.2),
+    "MYANMAR": ("နှင့် ဒီ သည် ခွေး အနီ အိမ် လူ", 1.2),
+    "HANGUL": ("그리고 이것은 있다 개 빨간 집 사람", 0.8),
+    "HIRAGANA": ("これ は です して いる こと ある いぬ", 1.2),
+    "KATAKANA": ("コーヒー テレビ ホテル バス ドア テーブル", 1.2),
+    "CJK": ("猫雨雪海花店家男女父母友走食白青手足耳口目心力茶牛草夏秋冬春夜朝", 0.8),
+}
+_ENGLISH = "the dog is red and this is a house with many people"
+_LEAST_ENGLISH = 1.5  # letters a piece; with fewer, a tokenizer takes every text letter by letter, as it was trained to
+_MOST_UNKNOWN = 0.1  # share of the letters of common words
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """What a tokenizer made of a text.
+
+    Attributes:
+        text: The text as it was taken apart.
+        spans: Start, end and whether it is known, of every piece, in characters.
+        cut: Whether the end of the text was cut off, so that it has no pieces.
+    """
+
+    text: str
+    spans: Sequence[tuple[int, int, bool]]
+    cut: bool = False
+
+
+class UnreadTexts:
+    """Tells what a tokenizer cannot read; several threads may ask.
+
+    Args:
+        pieces_of: The tokenizer: takes texts apart.
+    """
+
+    def __init__(self, pieces_of: Callable[[Sequence[str]], Iterable[Pieces]]) -> None:
+        self._pieces_of = pieces_of
+        self._knows: dict[str, bool] = {}
+
+    def shares(self, texts: Sequence[str]) -> np.ndarray:
+        """Return which share of every text's letters, digits and symbols is not read.
+
+        A letter is not read if its piece is unknown, if it has no piece or more than one (bytes of it), or if the
+        tokenizer does not know common words of its script.
+
+        Returns:
+            ``(n,)`` float32 in [0, 1]; 0 for a text without letters.
+        """
+        return np.array([self._share(pieces) for pieces in self._pieces_of(texts)], np.float32)
+
+    def knows_script(self, script: str) -> bool:
+        """Say whether common words of a script are known, as a whole or in parts of several letters."""
+        if script not in self._knows:
+            words, least = _WORDS.get(script, ("", 0.0))
+            self._knows[script] = (
+                not words
+                or self._spells_out("English", _ENGLISH, _LEAST_ENGLISH)
+                or (not self._spells_out(script, words, least))
+            )
+        return self._knows[script]
+
+    def _spells_out(self, name: str, words: str, least: float) -> bool:
+        """Say whether words are unknown, or fall into pieces of fewer letters than that."""
+        key = f"spells out {name}"
+        if key not in self._knows:
+            (pieces,) = self._pieces_of([words])
+            letters = [place for place, sign in enumerate(pieces.text) if sign.isalpha()]
+            unread = len(_unread_places(pieces, letters))
+            # Pieces of nothing but a blank do not count.
+            count = sum(known and any(map(str.isalpha, pieces.text[a:b])) for a, b, known in pieces.spans)
+            self._knows[key] = unread > _MOST_UNKNOWN * len(letters) or len(letters) < least * count
+        return self._knows[key]
+
+    def _share(self, pieces: Pieces) -> float:
+        if pieces.text.isascii() and all(known for _, _, known in pieces.spans):
+            return 0.0  # most texts
+        end = max((end for _, end, _ in pieces.spans), default=0) if pieces.cut else len(pieces.text)
+        places = [place for place, sign in enumerate(pieces.text[:end]) if _counts(sign)]
+        if not places or self._spells_out("English", _ENGLISH, _LEAST_ENGLISH):
+            return 0.0
+        unread = _unread_places(pieces, places)
+        unread |= {place for place in places if not self.knows_script(_script(pieces.text[place]))}
+        return len(unread) / len(places)
+
+
+def pieces_of_encoding(text: str, encoding: Any, unknown: int | None, *, prefix: int = 0) -> Pieces:
+    """Return what a `tokenizers.Encoding` says of a text.
+
+    Args:
+        text: As it was encoded.
+        encoding: Its encoding.
+        unknown: Id of the unknown piece; None if there is none.
+        prefix: How many characters before the text do not belong to it.
+    """
+    parts = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
+    spans = [
+        (max(0, start - prefix), end - prefix, id_ != unknown)
+        for id_, (start, end), special in parts
+        if not special and end > max(start, prefix)
+    ]
+    return Pieces(text[prefix:], spans, bool(encoding.overflowing))
+
+
+def unread_sentence(unread: Sequence[str], total: int, towers: Sequence[str]) -> str:
+    """Say that texts are not read.
+
+    Args:
+        unread: These texts.
+        total: Of how many.
+        towers: Names of the text towers, none of which reads them.
+
+    Returns:
+        A sentence; empty if there are none.
+    """
+    if not unread:
+        return ""
+    first = "".join(sign if sign.isprintable() else " " for sign in unread[0][:60])
+    return (
+        f"{len(unread):,} of {total:,} texts are mostly unread: the tokenizer of {' and '.join(towers)} does not know "
+        f"their letters or words, the first is '{first}'. Their embeddings say little; frevl encoders list names "
+        "encoders of other languages."
+    )
+
+
+def _unread_places(pieces: Pieces, places: Sequence[int]) -> set[int]:
+    """Return those of some places of a text that are not covered by exactly one known piece."""
+    known = np.zeros(len(pieces.text) + 1, np.int64)
+    for start, end, is_known in pieces.spans:
+        known[start:end] += 1 if is_known else 2
+    return {place for place in places if known[place] != 1}
+
+
+@cache
+def _counts(sign: str) -> bool:
+    """Letters, digits and symbols count; blanks, punctuation, marks above letters and joiners do not."""
+    return unicodedata.category(sign)[0] in "LNS" and not 0xFE00 <= ord(sign) <= 0xFE0F
+
+
+@cache
+def _script(sign: str) -> str:
+    """Return the first word of a letter's name, such as CYRILLIC; other signs have no script."""
+    return re.split("[ -]", unicodedata.name(sign, ""), maxsplit=1)[0] if sign.isalpha() else ""
