@@ -15,7 +15,6 @@ import argparse
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -35,8 +34,8 @@ from frevl.training.initialisation import Beginning
 from frevl.training.options import ModelOptions, Session, make_options
 from frevl.training.prepare import Prepared, prepare
 from frevl.training.selection.candidates import CANDIDATES
-from frevl.training.selection.choose import whole_schedule
 from frevl.training.selection.encoder_sets import narrow
+from frevl.training.selection.held_out import whole_schedule
 from research.captions_first import learn_captions
 from research.kernel_teacher import teach
 
@@ -150,7 +149,7 @@ def _fit(
     start: Fusion | None,
 ) -> Fitted:  # fmt: skip
     solved = model in ONCE
-    with TemporaryDirectory() as scratch, nullcontext() if solved else low_precision("cpu"):
+    with nullcontext() if solved else low_precision("cpu"):
         # The cache of autocast keeps rounded weights until its block ends, and a whole training is one block here.
         torch.set_autocast_cache_enabled(False)
         return fit_model(
@@ -160,7 +159,6 @@ def _fit(
             outputs,
             options,
             Session(seed=seed, time_limit=None, device="cpu", progress=False),
-            folder=Path(scratch),
             dev_is_spare=model == "kernel",
             start=None if start is None else Beginning(start, None, 0),
         )

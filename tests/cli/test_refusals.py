@@ -8,9 +8,11 @@ import torch
 from frevl.errors import InputError, PairsError, TrainingError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.rejects import Reject
+from frevl.runs.run import UNFINISHED
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
+from frevl.training.run_folder import Checkpoint
 from frevl.training.training import train
 
 
@@ -58,9 +60,7 @@ def test_values_that_no_training_can_work_with(made, tmp_path, option, value, me
 
 
 def test_a_damaged_state_is_refused(made, tmp_path, monkeypatch):
-    import frevl.training.loop
-
-    real = frevl.training.loop._State.save
+    real = Checkpoint.save
 
     def stop(self, *arguments):
         real(self, *arguments)
@@ -68,13 +68,16 @@ def test_a_damaged_state_is_refused(made, tmp_path, monkeypatch):
 
     settings = {"task": "classification", "options": {"epochs": 2, "layers": 1}}
     with monkeypatch.context() as patch:
-        patch.setattr(frevl.training.loop._State, "save", stop)
+        patch.setattr(Checkpoint, "save", stop)
         with pytest.raises(KeyboardInterrupt):
             train(made.store, made.train_file, run=tmp_path / "run", **settings)
-    state = tmp_path / "run" / "state.safetensors"
+    state = tmp_path / "run" / UNFINISHED / "tiny.safetensors"
     state.write_bytes(state.read_bytes()[:500])
-    with pytest.raises(TrainingError, match="the state of an interrupted training is damaged .*; delete"):
-        train(made.store, made.train_file, run=tmp_path / "run", **settings)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="tiny.safetensors: the state of .* is damaged .*; delete this"):
+            train(made.store, made.train_file, run=tmp_path / "run", **settings)
+    state.unlink()
+    train(made.store, made.train_file, run=tmp_path / "run", **settings)
 
 
 def test_runs_of_two_tasks_are_not_compared(made, tmp_path):

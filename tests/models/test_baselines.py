@@ -65,6 +65,25 @@ def test_a_fit_without_time_ends_after_its_first_ten_steps():
     assert counts[0.0] <= 20 < counts[None]
 
 
+def test_a_fit_without_time_keeps_the_best_weights_it_has_passed(monkeypatch):
+    """Whatever the line search tries last; and it does without the principal directions, which would take longest."""
+    torch.manual_seed(4)
+    x, target = torch.randn(67, 11), torch.randint(5, (67,))
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    losses = []
+
+    def loss(logits):
+        losses.append(torch.nn.functional.cross_entropy(logits, target))
+        return losses[-1]
+
+    network = Linear(image_dim=5, text_dim=6, outputs=5)
+    fit_linear(network, x, loss, lambda: 0.0, penalties=(1e-9, 1e-10), time_limit=0.0)
+    assert len(losses) == 11  # of the curvature, and ten looks at all pairs
+    reached = torch.nn.functional.cross_entropy(network.linear(x), target)
+    assert reached.item() == pytest.approx(min(losses).item(), rel=1e-5)
+    assert reached < losses[0]
+
+
 def test_the_penalty_with_the_best_development_metric_is_kept():
     torch.manual_seed(0)
     network = Linear(image_dim=2, text_dim=3, outputs=2)

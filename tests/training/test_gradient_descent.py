@@ -10,6 +10,7 @@ from torch import nn
 from frevl.errors import TrainingError
 from frevl.training.loop import gradient_descent
 from frevl.training.options import DescentOptions, Session
+from frevl.training.run_folder import Checkpoint, Clock
 
 OPTIONS = {
     "epochs": 2, "batch_size": 3, "learning_rate": 0.1, "final_learning_rate": 1e-4, "weight_decay": 0.0,
@@ -153,6 +154,20 @@ def test_time_ends_it_after_one_step_at_least():
     assert math.isfinite(report.metric)
 
 
+def test_a_time_limit_that_suffices_changes_nothing(monkeypatch):
+    weights = []
+    for pace in (0.0, 0.1, 0.4):  # seconds a look at the clock
+        network, now = nn.Linear(2, 1), iter(range(1, 99))
+        with torch.no_grad():
+            network.weight.fill_(1.0)
+        monkeypatch.setattr("frevl.training.loop.time.monotonic", lambda now=now, pace=pace: pace * next(now))
+        report = descend(network, lambda *_, own=network: own.weight.square().sum(), 9, time_limit=9.0, warm_up=0.2)
+        assert report.stopped == "epochs"
+        weights.append(network.weight.clone())
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+
+
 def test_a_loss_that_is_not_finite_is_refused_with_place_parts_and_remedy():
     network = nn.Linear(1, 1)
     values = iter([1.0, math.nan])
@@ -208,18 +223,19 @@ def test_an_interrupted_descent_ends_with_the_identical_result(tmp_path, killed_
             return loss, {"task": loss}
 
         metric = (lambda: 1 / (1 + (network(x) - y).square().mean().item())) if measured else None
+        place = Checkpoint(tmp_path, checkpoint, Clock())
         report = gradient_descent(
-            network, loss_of, 11, on_epoch=metric, checkpoint=checkpoint, log_file=log_file, **settings(epochs=5)
+            network, loss_of, 11, on_epoch=metric, checkpoint=place, log_file=log_file, **settings(epochs=5)
         )
         return report, {name: value.clone() for name, value in network.named_parameters()}
 
-    expected, whole = trained(tmp_path / "whole.safetensors", tmp_path / "whole.jsonl")
+    expected, whole = trained("whole", tmp_path / "whole.jsonl")
     with pytest.raises(KilledError):
-        trained(tmp_path / "parts.safetensors", tmp_path / "parts.jsonl", kill=killed_in - 0.25)
+        trained("parts", tmp_path / "parts.jsonl", kill=killed_in - 0.25)
     with (tmp_path / "parts.jsonl").open("a") as log:
         log.write('{"epoch": "of a kill between the log and the state')
     for _ in range(2):  # the second call finds it finished
-        report, parts = trained(tmp_path / "parts.safetensors", tmp_path / "parts.jsonl")
+        report, parts = trained("parts", tmp_path / "parts.jsonl")
         assert all(torch.equal(whole[name], parts[name]) for name in whole)
         assert (report.epochs, report.best_epoch, report.metric, report.stopped) == (
             expected.epochs, expected.best_epoch, expected.metric, expected.stopped,
@@ -238,6 +254,6 @@ def test_the_state_of_another_network_is_refused(tmp_path):
         arguments = (network, lambda *_, own=network: own.weight.sum(), 3)
         if refused:
             with pytest.raises(TrainingError, match=r"state.safetensors: the state of .* is damaged \(.*\); delete"):
-                descend(*arguments, checkpoint=tmp_path / "state.safetensors")
+                descend(*arguments, checkpoint=Checkpoint(tmp_path, "state", Clock()))
         else:
-            descend(*arguments, checkpoint=tmp_path / "state.safetensors")
+            descend(*arguments, checkpoint=Checkpoint(tmp_path, "state", Clock()))

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import PairsError, RunError, TrainingError, UsageError
 from frevl.runs.calibration import calibration_notes
-from frevl.runs.run import Run
+from frevl.runs.run import UNFINISHED, Run
 from frevl.store.reader import Store
 from frevl.training.options import options_for
+from frevl.training.run_folder import Checkpoint
 from frevl.training.training import train
 
 
@@ -50,18 +51,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(made, tmp_
 def test_an_interrupted_training_ends_with_the_identical_result(made, tmp_path, monkeypatch):
     quick(made, tmp_path / "whole", epochs=4)
 
-    import frevl.training.loop
-
-    real = frevl.training.loop._State.save
+    real = Checkpoint.save
     saved = []
 
-    def interrupted(self, path, network, optimiser):
-        real(self, path, network, optimiser)
-        saved.append(self.epoch)
+    def interrupted(self, tensors, record):
+        real(self, tensors, record)
+        saved.append(record["epoch"])
         if len(saved) in (1, 3):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(frevl.training.loop._State, "save", interrupted)
+    monkeypatch.setattr(Checkpoint, "save", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             quick(made, tmp_path / "parts", epochs=4)
@@ -81,7 +80,7 @@ def test_an_interrupted_training_ends_with_the_identical_result(made, tmp_path, 
     ]
     assert logs[0] == logs[1]
     assert [entry["epoch"] for entry in logs[0]] == [1, 2, 3, 4]
-    assert not (tmp_path / "parts" / "state.safetensors").exists()
+    assert not (tmp_path / "parts" / UNFINISHED).exists()
 
 
 def test_a_training_process_that_is_killed_goes_on(made, tmp_path):
@@ -93,7 +92,7 @@ def test_a_training_process_that_is_killed_goes_on(made, tmp_path):
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     process = subprocess.Popen([*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "state.safetensors").exists() and time.monotonic() < deadline:
+    while not (tmp_path / "killed" / UNFINISHED / "tiny.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -103,17 +102,31 @@ def test_a_training_process_that_is_killed_goes_on(made, tmp_path):
 
 
 def test_an_interrupted_run_refuses_other_settings(made, tmp_path, monkeypatch):
-    import frevl.training.loop
+    real = Checkpoint.save
 
+    def stop(self, *arguments):
+        real(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quick(made, tmp_path / "run")
+    with pytest.raises(RunError, match="'seed' was 0, not 1"):
+        quick(made, tmp_path / "run", seed=1)
+
+
+def test_a_training_that_failed_before_its_first_state_leaves_the_settings_free(made, tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(frevl.training.loop._State, "end_epoch", stop)
-    with pytest.raises(KeyboardInterrupt):
-        quick(made, tmp_path / "run")
-    (tmp_path / "run" / "state.safetensors").write_bytes(b"")
-    with pytest.raises(RunError, match="'seed' was 0, not 1"):
-        quick(made, tmp_path / "run", seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quick(made, tmp_path / "run")
+    assert not (tmp_path / "run" / UNFINISHED).exists()
+    with pytest.raises(RunError, match="found a folder without one"):
+        Run.load(tmp_path / "run")
+    quick(made, tmp_path / "run", seed=1)
 
 
 def test_a_finished_run_is_not_overwritten(made, tmp_path):
@@ -146,6 +159,21 @@ def test_a_time_limit_ends_the_training_and_keeps_the_best_so_far(made, tmp_path
     run = quick(made, tmp_path / "run", epochs=100_000, patience=100_000, time_limit=1.5)
     assert run.results["fit"]["stopped"] in ("time", "perfect")
     assert run.results["fit"]["epochs"] < 100_000
+
+
+def test_a_linear_probe_without_time_for_all_pairs_takes_some_and_says_so(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("frevl.training.fit_model._TIMED", 40)
+    run = quick(made, tmp_path / "short", model="linear", time_limit=1e-9)
+    note = f"linear: fitted on 40 of {run.results['train_pairs']} pairs, as many as the time limit of 1e-09 s allows"
+    assert run.results["notes"][0] == note
+    assert weights(tmp_path / "short")["linear.weight"].abs().max() > 0.01, "what it has learnt from them stays"
+
+
+def test_a_time_limit_that_suffices_leaves_the_linear_probe_as_it_is(made, tmp_path):
+    for name, limit in (("limited", 3000), ("free", None)):
+        quick(made, tmp_path / name, model="linear", time_limit=limit)
+    limited, free = weights(tmp_path / "limited"), weights(tmp_path / "free")
+    assert all(torch.equal(limited[name], free[name]) for name in free)
 
 
 def test_the_last_epoch_is_kept_on_request(made, tmp_path):

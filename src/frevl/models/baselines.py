@@ -18,7 +18,8 @@ from frevl.models.interface import PairNetwork
 __all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
 
 _TOLERANCE = 5e-5  # largest derivative at which a linear fit is at its optimum; scikit-learn stops at 1e-4
-_AT_ONCE = 10  # steps between two looks at the clock
+_AT_ONCE = 10  # steps between two looks at the slope
+_TIMED = 512  # pairs that the speed of the machine is measured with
 _WIDEST = 5_000  # features or pairs, whichever are fewer, whose principal directions are worth computing
 
 
@@ -163,22 +164,26 @@ def fit_linear(
         development: The metric of the network with its current weights; larger is better.
         penalties: Factors of half the squared weights (not the biases), strongest first.
         iterations: Most L-BFGS steps a penalty.
-        time_limit: Seconds after which no further penalty is tried and the fit ends where it is, looked at every ten
-            steps.
+        time_limit: Seconds after which the fit ends with the best weights that it has passed, but not before its first
+            ten looks at all pairs. It does without the principal directions where they would take more than a third.
 
     Returns:
         The best penalty; the network holds its weights.
     """
     ends = float("inf") if time_limit is None else time.monotonic() + time_limit
     best = (float("-inf"), penalties[0], network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
-    directions, variances = _principal_directions(features)
+    directions, variances = _principal_directions(features, ends)
     rotated = features if directions is None else features @ directions
     weight, bias = rotated.new_zeros(network.linear.out_features, len(variances)), network.linear.bias.detach().clone()
     falls = 0
+    least = _AT_ONCE
     for penalty in penalties:
         curvature = _curvature(loss, torch.addmm(bias, rotated, weight.T))
         weight_scale, bias_scale = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
-        weight, bias = _minimised(loss, rotated, penalty, weight, bias, weight_scale, bias_scale, iterations, ends)
+        weight, bias = _minimised(
+            loss, rotated, penalty, weight, bias, weight_scale, bias_scale, iterations, ends, least
+        )
+        least = 1
         with torch.no_grad():
             network.linear.weight.copy_(weight if directions is None else weight @ directions.T)
             network.linear.bias.copy_(bias)
@@ -204,39 +209,64 @@ def _minimised(
     bias_scale: Tensor,
     iterations: int,
     ends: float,
+    least: int,
 ) -> tuple[Tensor, Tensor]:
     """Return ``(outputs, r)`` weights and ``(outputs,)`` biases at the minimum, or as near as the time allows.
 
-    Start and scales have those shapes; ``ends`` is a time of `time.monotonic`.
+    Start and scales have those shapes; ``ends`` is a time of `time.monotonic`, which does not count before the loss was
+    computed ``least`` times.
     """
     free = [(weight * weight_scale).requires_grad_(), (bias * bias_scale).requires_grad_()]
+    lowest, kept, looks = math.inf, [one.detach().clone() for one in free], 0
     optimiser = torch.optim.LBFGS(
         free, max_iter=min(_AT_ONCE, iterations), tolerance_grad=_TOLERANCE, tolerance_change=0, history_size=10,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def closure() -> Tensor:
+        nonlocal lowest, kept, looks
+        if looks >= least and time.monotonic() > ends:
+            raise _OutOfTimeError
+        looks += 1
         optimiser.zero_grad()
         weights = free[0] / weight_scale
         value = loss(torch.addmm(free[1] / bias_scale, features, weights.T)) + 0.5 * penalty * weights.square().sum()
         torch.autograd.backward(value)
+        if math.isfinite(ends) and value.item() < lowest:  # the line search may be anywhere when time is up
+            lowest, kept = value.item(), [one.detach().clone() for one in free]
         return value
 
-    for _ in range(math.ceil(iterations / _AT_ONCE)):  # the optimiser continues where it stopped
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-        steepest = max(float(one.grad.abs().max()) for one in free if one.grad is not None)
-        if steepest <= _TOLERANCE or time.monotonic() > ends:
-            break
+    try:
+        for _ in range(math.ceil(iterations / _AT_ONCE)):  # the optimiser continues where it stopped
+            optimiser.step(closure)  # type: ignore[no-untyped-call]
+            if max(float(one.grad.abs().max()) for one in free if one.grad is not None) <= _TOLERANCE:
+                break
+    except _OutOfTimeError:
+        free = kept
     return (free[0] / weight_scale).detach(), (free[1] / bias_scale).detach()
 
 
-def _principal_directions(features: Tensor) -> tuple[Tensor | None, Tensor]:
+class _OutOfTimeError(Exception):
+    """Leaves the optimiser in the middle of a step."""
+
+
+def _principal_directions(features: Tensor, ends: float) -> tuple[Tensor | None, Tensor]:
     """Return orthonormal ``(features, r)`` that span the rows, and ``(r,)`` the variance along each.
 
-    None and a variance of 1 where the eigenvalues would take longer than the iterations that they save.
+    None and a variance of 1 where the eigenvalues would take longer than the iterations that they save, or more than a
+    third of the time until ``ends``, by the speed of a small product.
     """
     n, width = features.shape
-    if min(n, width) > _WIDEST:
+    rank = min(n, width)
+    begun = time.monotonic()
+    if math.isfinite(ends):
+        part = features[:_TIMED]
+        part @ part.T
+        seconds = (time.monotonic() - begun) / len(part) ** 2 / width  # of one multiplication
+        seconds *= 2 * n * width * rank + n * rank**2 + 10 * rank**3
+        if seconds > (ends - begun) / 3:
+            rank = _WIDEST + 1
+    if rank > _WIDEST:
         return None, features.new_ones(width)
     # No weight of the optimum lies outside the span of the rows: the penalty alone would act on it.
     span = torch.linalg.qr(features.T).Q if n < width else None

@@ -28,9 +28,11 @@ from frevl.models.registry import NETWORKS, build
 from frevl.store.reader import Store
 from frevl.store.towers import different_fields
 
-__all__ = ["Run", "refuse_other_files"]
+__all__ = ["UNFINISHED", "Run", "refuse_other_files"]
 
 FORMAT = 1
+UNFINISHED = ".unfinished"
+"""Hidden folder in that of a run: its training is under way, or was interrupted."""
 
 _TASKS = ("matching", "classification")
 
@@ -133,7 +135,7 @@ class Run:
         """
         path = run_folder(path)
         if not (path / "run.json").is_file():
-            unfinished = (path / "state.safetensors").exists()
+            unfinished = (path / UNFINISHED).is_dir()
             found = (
                 "one whose training was interrupted; run the same frevl train again to go on"
                 if unfinished

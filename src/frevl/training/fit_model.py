@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,9 +23,10 @@ from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, dev_metric, join, kind_of, with_wrong_texts
 from frevl.training.initialisation import Beginning, begin_with, fold, statistics_of, unfold
-from frevl.training.loop import FitReport, fusion_loss, gradient_descent, pair_loss
+from frevl.training.loop import FitReport, LossOf, fusion_loss, gradient_descent, pair_loss
 from frevl.training.losses import task_loss
 from frevl.training.options import FusionOptions, LinearOptions, MlpOptions, ModelOptions, PairwiseOptions, Session
+from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["MODELS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model", "trainable"]
 
@@ -33,6 +34,12 @@ __all__ = ["MODELS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model", "traina
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
 # Networks that are fitted in ways of their own, under these names, or put together from others.
 _FITTED = ("average", "cosine", "dual", "fusion", "kernel", "linear", "majority", "mlp", "reranked")
+
+
+# Of a fit of the linear probe under a time limit: how often the features of a pair and a pass over it can be afforded
+# (five penalties of some ten steps, with time to spare), the same for features of development pairs, and how many pairs
+# this is timed on.
+_FEATURES, _PASSES, _DEVELOPMENT, _TIMED = 6, 100, 40, 512
 
 
 def trainable() -> tuple[str, ...]:
@@ -52,12 +59,14 @@ class Fitted(Generic[N_co]):
         seconds: Time spent.
         report: How gradient descent went; None for what is solved or counted.
         held_out: Scores and truth of all training pairs, each without its own cluster, where the solution gives them.
+        notes: Sentences that the user should read.
     """
 
     network: N_co
     seconds: float
     report: FitReport | None = None
     held_out: tuple[Tensor, Answers | Tensor] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def development(self, dev: Examples) -> tuple[Tensor, Answers | Tensor]:
         """Return logits and truth of pairs that the network was not fitted on: held out, or of development."""
@@ -74,9 +83,10 @@ def fit_model(
     options: ModelOptions,
     session: Session,
     *,
-    folder: Path,
     dev_is_spare: bool,
     start: Beginning | None = None,
+    checkpoint: Checkpoint = NOWHERE,
+    log_file: Path | None = None,
 ) -> Fitted[PairNetwork]:
     """Fit one model.
 
@@ -87,75 +97,92 @@ def fit_model(
         outputs: Number of classes; 1 for matching.
         options: Of this model (`frevl.training.options.options_for`).
         session: Seed, time limit, device and progress.
-        folder: For the state and the log of gradient descent.
         dev_is_spare: The development part was set aside by us: a model that needs none may learn from it too.
         start: A trained fusion of the same sizes, whose weights a fusion begins with.
+        checkpoint: Where the state of gradient descent, or a fitted linear probe, is saved.
+        log_file: Of gradient descent.
 
     Raises:
         UsageError: The model does not fit the task.
         TrainingError: The loss is not finite, or there are too many pairs for the kernel fusion.
     """
-    started = time.monotonic()
+    clock = checkpoint.clock
+    started = clock.seconds()
     torch.manual_seed(session.seed)
-    image_dim, text_dim = train.pairs.images.shape[2], train.pairs.texts.shape[2]
+    sizes: dict[str, Any] = {
+        "image_dim": train.pairs.images.shape[2],
+        "text_dim": train.pairs.texts.shape[2],
+        "outputs": outputs,
+    }
     if model == "majority":
-        return Fitted(_fit_majority(train, outputs), time.monotonic() - started)
+        return Fitted(_fit_majority(train, outputs), clock.seconds() - started)
     if model == "kernel":
         examples = join(train, dev) if dev_is_spare else train
         kernel, solved = fit_kernel_on(examples, outputs)
         # Exact leave-one-image-out scores serve as development where that part was learnt from.
         spare = (solved.held_out, examples.truth) if dev_is_spare else None
-        return Fitted(kernel, time.monotonic() - started, held_out=spare)
+        return Fitted(kernel, clock.seconds() - started, held_out=spare)
     if model in ("cosine", "dual"):
         raise UsageError(f"The model '{model}' does matching only; for classification take a fusion, mlp or linear")
-    if model == "linear" and isinstance(options, LinearOptions):
-        linear = Linear(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
-        _fit_linear(linear, train, dev, options, session)
-        return Fitted(linear, time.monotonic() - started)
-    network: PairNetwork
-    fusion: Fusion | None = None
-    if model in PRESETS and isinstance(options, FusionOptions):
-        network = fusion = Fusion.from_preset(
+    if isinstance(options, LinearOptions):
+        linear = Linear(**sizes)
+        notes = _fit_linear(linear, train, dev, options, session, checkpoint)
+        return Fitted(linear, clock.seconds() - started, notes=notes)
+    if not isinstance(options, PairwiseOptions):
+        raise TypeError(f"the model '{model}' is not fitted with {type(options).__name__}")
+    if isinstance(options, FusionOptions):
+        fusion = Fusion.from_preset(
             model,
-            image_dim=image_dim,
-            text_dim=text_dim,
-            outputs=outputs,
+            **sizes,
             layers=options.layers,
             dropout=options.dropout,
             cross_attention=options.cross_attention,
             product=options.product,
             difference=options.difference,
         )
-    elif isinstance(options, MlpOptions):
-        network = Mlp(
-            image_dim=image_dim,
-            text_dim=text_dim,
-            outputs=outputs,
+        if start is not None:
+            begin_with(fusion, start)
+        statistics = statistics_of(train.pairs) if options.standardise else None
+        if statistics is not None:
+            train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
+            if start is not None:
+                unfold(fusion, statistics)
+        loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device)
+        report = _descend(fusion, loss_of, len(train), dev, model, options, session, checkpoint, log_file)
+        if statistics is not None:
+            fold(fusion, statistics)
+        return Fitted(fusion, report.seconds, report)
+    if isinstance(options, MlpOptions):
+        network: PairNetwork = Mlp(
+            **sizes,
             use_image=model != "text",
             use_text=model != "image",
             hidden=options.hidden,
             dropout=options.dropout,
         )
-    elif isinstance(options, PairwiseOptions):
-        network = NETWORKS[model].for_data(image_dim=image_dim, text_dim=text_dim, outputs=outputs)
     else:
-        raise TypeError(f"the model '{model}' is not fitted with {type(options).__name__}")
-    if start is not None and fusion is not None:
-        begin_with(fusion, start)
-    statistics = None
-    if isinstance(options, FusionOptions) and options.standardise and fusion is not None:
-        statistics = statistics_of(train.pairs)
-        train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
-        if start is not None:
-            unfold(fusion, statistics)
-    if isinstance(options, FusionOptions) and fusion is not None:
-        loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device)
-    else:
-        loss_of = pair_loss(network, train, outputs, options=options, device=session.device)
-    report = gradient_descent(
+        network = NETWORKS[model].for_data(**sizes)
+    loss_of = pair_loss(network, train, outputs, options=options, device=session.device)
+    report = _descend(network, loss_of, len(train), dev, model, options, session, checkpoint, log_file)
+    return Fitted(network, report.seconds, report)
+
+
+def _descend(
+    network: PairNetwork,
+    loss_of: LossOf,
+    count: int,
+    dev: Examples,
+    model: str,
+    options: PairwiseOptions,
+    session: Session,
+    checkpoint: Checkpoint,
+    log_file: Path | None,
+) -> FitReport:
+    """Train a network that is measured on development pairs after each epoch."""
+    return gradient_descent(
         network,
         loss_of,
-        len(train),
+        count,
         options=options,
         session=session,
         title=f"training {model}",
@@ -163,12 +190,9 @@ def fit_model(
         on_epoch=lambda: dev_metric(logits_of(network, dev.pairs, 1024, session.device), dev.truth),
         patience=options.patience,
         keep_last=options.keep_last,
-        checkpoint=folder / "state.safetensors",
-        log_file=folder / "log.jsonl",
+        checkpoint=checkpoint,
+        log_file=log_file,
     )
-    if statistics is not None and fusion is not None:
-        fold(fusion, statistics)
-    return Fitted(network, report.seconds, report)
 
 
 def as_it_is(start: Beginning, outputs: int) -> Fitted[PairNetwork]:
@@ -238,26 +262,65 @@ def fit_kernel_on(
     return network, found
 
 
-def _fit_linear(network: Linear, train: Examples, dev: Examples, options: LinearOptions, session: Session) -> None:
-    """Fit the linear probe with its penalty chosen on development data.
+def _fit_linear(
+    network: Linear, train: Examples, dev: Examples, options: LinearOptions, session: Session, checkpoint: Checkpoint
+) -> list[str]:
+    """Fit the linear probe with its penalty chosen on development data; return what the user should know.
 
     It is chosen by likelihood: a few hundred pairs rank penalties better so than by how many of them are right.
     """
-    examples = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, session.seed)
+    started, limit = checkpoint.clock.seconds(), session.time_limit
+    saved = checkpoint.load()
+    if saved is not None:
+        network.load_state_dict(saved[0])
+        return list(saved[1]["notes"])
+    whole = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, session.seed)
+    examples, dev = (whole, dev) if limit is None else _in_time(network, whole, dev, session.seed, limit)
+    notes = [] if len(examples) == len(whole) else [
+        f"linear: fitted on {len(examples):,} of {len(whole):,} pairs, as many as the time limit of {limit:g} s allows"
+    ]  # fmt: skip
     features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
     network.statistics.fit(features)
     features = network.statistics(features)
-    target, dev_target = (
-        part.truth.dense(torch.arange(len(part)), network.settings["outputs"])
-        if isinstance(part.truth, Answers)
-        else part.truth
-        for part in (examples, dev)
+    loss, dev_loss = _linear_loss(network, examples), _linear_loss(network, dev)
+    fit_linear(
+        network,
+        features,
+        loss,
+        lambda: -dev_loss(logits_of(network, dev.pairs, 1024)).item(),
+        time_limit=None if limit is None else max(0.0, limit - (checkpoint.clock.seconds() - started)),
     )
+    checkpoint.save(network.state_dict(), {"seconds": checkpoint.clock.seconds() - started, "notes": notes})
+    return notes
 
-    def loss(logits: Tensor, target: Tensor = target) -> Tensor:
-        return task_loss(logits, target, kind=kind_of(examples.truth), smoothing=0.0)
 
-    def likelihood() -> float:
-        return -loss(logits_of(network, dev.pairs, 1024), dev_target).item()
+def _linear_loss(network: Linear, examples: Examples) -> Callable[[Tensor], Tensor]:
+    """Build the loss of a linear probe, from logits of all examples."""
+    truth = examples.truth
+    outputs = int(network.settings["outputs"])
+    target = truth.dense(torch.arange(len(examples)), outputs) if isinstance(truth, Answers) else truth
+    return lambda logits: task_loss(logits, target, kind=kind_of(truth), smoothing=0.0)
 
-    fit_linear(network, features, loss, likelihood, time_limit=session.time_limit)
+
+def _in_time(network: Linear, train: Examples, dev: Examples, seed: int, limit: float) -> tuple[Examples, Examples]:
+    """Leave out, at random, as many pairs as a fit could not pass over often enough in the time.
+
+    The work on a few pairs is timed. Where the time suffices nothing is left out, and the result is the same as without
+    a limit.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    part = train.select(order[:_TIMED])
+    begun = time.monotonic()
+    features = torch.cat([network.features(*inputs) for inputs in part.pairs.batches(4096)])
+    of_features = (time.monotonic() - begun) / len(part)
+    weight = torch.zeros(int(network.settings["outputs"]), features.shape[1], requires_grad=True)
+    begun = time.monotonic()
+    torch.autograd.backward(_linear_loss(network, part)(features @ weight.T))
+    of_a_pass = (time.monotonic() - begun) / len(part)
+    most = int(limit / (_FEATURES * of_features + _PASSES * of_a_pass))
+    most_dev = int(limit / (_DEVELOPMENT * of_features))
+    dev_order = torch.randperm(len(dev), generator=torch.Generator().manual_seed(seed))
+    return (
+        train if most >= len(train) else train.select(order[: max(_TIMED, most)].sort().values),
+        dev if most_dev >= len(dev) else dev.select(dev_order[: max(_TIMED, most_dev)].sort().values),
+    )

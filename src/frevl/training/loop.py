@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from frevl.errors import TrainingError
-from frevl.jsonfile import replace_file
 from frevl.models.blocks import dropped
 from frevl.models.fusion import Fusion
 from frevl.models.inputs import mean_pool
@@ -24,6 +21,7 @@ from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, kind_of, sample_negatives
 from frevl.training.losses import contrastive_loss, feature_norm_loss, mixup, task_loss
 from frevl.training.options import DescentOptions, FusionOptions, PairwiseOptions, Session
+from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["FitReport", "LossOf", "fusion_loss", "gradient_descent", "pair_loss", "scheduled"]
 
@@ -63,7 +61,7 @@ def gradient_descent(
     on_epoch: Callable[[], float] | None = None,
     patience: int | None = None,
     keep_last: bool = False,
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint = NOWHERE,
     log_file: Path | None = None,
 ) -> FitReport:
     """Train a network with AdamW; afterwards it is on the CPU in evaluation mode.
@@ -84,7 +82,7 @@ def gradient_descent(
             weights of the best epoch. None: no metric, the last weights are kept.
         patience: Stop after so many epochs without a better metric.
         keep_last: Keep the weights of the last epoch, not of the best one.
-        checkpoint: File for the state; None saves nothing.
+        checkpoint: Where the state is saved after each epoch.
         log_file: File for one line of JSON an epoch.
 
     Returns:
@@ -98,7 +96,8 @@ def gradient_descent(
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
     state = _State.load(checkpoint, network, optimiser)
-    _keep_lines(log_file, state.epoch)
+    if not state.stopped:
+        _keep_lines(log_file, state.epoch)
     epochs, steps, time_limit = options.epochs, math.ceil(count / options.rows_per_step), session.time_limit
     started = time.monotonic() - state.seconds
     with ProgressLine(title, epochs * steps, enabled=session.progress) as line:
@@ -112,9 +111,10 @@ def gradient_descent(
             network.train()
             for batch, rows in enumerate(torch.randperm(count, generator=random).tensor_split(steps)):
                 done = (state.epoch + batch / steps) / epochs
-                if time_limit is not None:
+                # Not before the first step: where time suffices, the clock must not change the result.
+                if time_limit is not None and state.epoch + batch > 0:
                     done = max(done, (time.monotonic() - started) / time_limit)
-                    out_of_time = done >= 1 and state.epoch + batch > 0
+                    out_of_time = done >= 1
                     if out_of_time:
                         break
                 for group in optimiser.param_groups:
@@ -186,48 +186,32 @@ class _State:
         else:
             self.best_epoch, self.best_metric = self.epoch, self.metric
 
-    def save(self, path: Path | None, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Write everything into one file and rename it: a kill leaves the epoch before.
-
-        What has stopped needs its weights only.
-        """
-        if path is None:
-            return
-        tensors = {f"network.{name}": value.cpu().contiguous() for name, value in _weights(network).items()}
+    def save(self, checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Save everything; what has stopped needs its weights only."""
+        tensors = {f"network.{name}": value for name, value in _weights(network).items()}
         if not self.stopped:
-            tensors |= {f"best.{name}": value.contiguous() for name, value in self.best_weights.items()}
+            tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
             for number, moments in optimiser.state_dict()["state"].items():
-                tensors |= {f"optimiser.{number}.{name}": value.cpu().contiguous() for name, value in moments.items()}
-        counters = json.dumps({name: value for name, value in vars(self).items() if name != "best_weights"})
-        try:
-            replace_file(path, lambda temporary: save_file(tensors, temporary, metadata={"counters": counters}))
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(
-                f"{path}: the state of the training cannot be written ({error}); make room, and run the same command "
-                "again to continue after the last complete epoch"
-            ) from error
+                tensors |= {f"optimiser.{number}.{name}": value for name, value in moments.items()}
+        checkpoint.save(tensors, {name: value for name, value in vars(self).items() if name != "best_weights"})
 
     @classmethod
-    def load(cls, path: Path | None, network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
+    def load(cls, checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> _State:
         """Read the state of an interrupted training into network and optimiser; a fresh one if there is none."""
-        if path is None or not path.exists():
+        saved = checkpoint.load()
+        if saved is None:
             return cls()
+        tensors, record = saved
         try:
-            tensors = load_file(path)
-            with safe_open(path, "pt") as file:
-                state = cls(**json.loads(file.metadata()["counters"]), best_weights=_part(tensors, "best."))
             _restore(network, _part(tensors, "network."))
             moments: dict[int, dict[str, Tensor]] = {}
             for name, value in _part(tensors, "optimiser.").items():
                 number, _, moment = name.partition(".")
                 moments.setdefault(int(number), {})[moment] = value
             optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise TrainingError(
-                f"{path}: the state of an interrupted training is damaged ({str(error).splitlines()[0][:120]}); delete "
-                f"{path.parent} and train again"
-            ) from error
-        return state
+            return cls(**record, best_weights=_part(tensors, "best."))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise checkpoint.damaged(error) from error
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
@@ -250,7 +234,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _keep_lines(log_file: Path | None, count: int) -> None:
     """Cut the log to complete epochs: a kill may come between its line and the state."""
     if log_file is not None:
-        lines = log_file.read_text(encoding="utf-8").splitlines(keepends=True) if count else []
+        lines = log_file.read_text(encoding="utf-8").splitlines(keepends=True) if log_file.exists() else []
         log_file.write_text("".join(lines[:count]), encoding="utf-8")
 
 

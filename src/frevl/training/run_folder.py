@@ -1,33 +1,278 @@
-"""The folder of a training: claimed, resumed after an interruption, or refused; and the file that repeats the run."""
+"""The folder of a training: claimed, continued after an interruption, or refused; its states; the file that repeats it.
+
+While a training runs, its folder holds a hidden folder with the lock and one file for every part that is finished or
+under way (a network, a candidate, one fold of a candidate). It is removed when the run is complete.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Mapping
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from frevl.data.columns import columns_of
 from frevl.data.pairs import Pairs
-from frevl.errors import RunError
+from frevl.errors import RunError, TrainingError
 from frevl.jsonfile import replace_file, write_json
-from frevl.runs.run import refuse_other_files
+from frevl.runs.run import UNFINISHED, refuse_other_files
 from frevl.store.reader import Store
 from frevl.training.options import ModelOptions
+from frevl.version import __version__
 
-_OWN_FILES = (
-    "config.toml",
-    "settings.json",
-    "state.safetensors",
-    "log.jsonl",
-    "weights.safetensors",
-    "seen.safetensors",
-    "*.part",
-)
+__all__ = [
+    "NOWHERE",
+    "Checkpoint",
+    "Clock",
+    "claim_run",
+    "claim_seeds",
+    "data_identity",
+    "run_settings",
+    "toml_text",
+    "write_config",
+]
+
+_RUN_FILES = ("config.toml", "settings.json", "log.jsonl", "weights.safetensors", "seen.safetensors")
+_SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
 
 
-def _settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, Any]:
+class Clock:
+    """Seconds that a training has taken, in earlier, interrupted processes too."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._earlier = 0.0
+
+    def seconds(self) -> float:
+        """Return the seconds until now; those of earlier processes count as soon as their states are loaded."""
+        return time.monotonic() - self._started + self._earlier
+
+    def add_earlier(self, seconds: float) -> None:
+        """Count the seconds of a part that an earlier process has finished or started."""
+        self._earlier += seconds
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where one part of a training keeps its state.
+
+    Attributes:
+        folder: Of the files of all parts; None keeps nothing.
+        name: Of this part; the names of its own parts begin with it.
+        clock: Of the whole training.
+    """
+
+    folder: Path | None
+    name: str
+    clock: Clock
+
+    def part(self, name: str) -> Checkpoint:
+        """Return the place of a part of this part."""
+        plain = "".join(letter if letter.isalnum() else "-" for letter in name)
+        return Checkpoint(self.folder, f"{self.name}.{plain}" if self.name else plain, self.clock)
+
+    @property
+    def file(self) -> Path | None:
+        """The file of this part."""
+        return None if self.folder is None else self.folder / f"{self.name}.safetensors"
+
+    def save(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Write the state into one file and rename it: a kill leaves the state before.
+
+        Args:
+            tensors: By name.
+            record: What JSON can hold; ``seconds`` is the time that the part has taken.
+
+        Raises:
+            TrainingError: The file cannot be written.
+        """
+        path = self.file
+        if path is None:
+            return
+        kept, metadata = (
+            {name: value.cpu().contiguous() for name, value in tensors.items()},
+            {"record": json.dumps(record)},
+        )
+        try:
+            replace_file(path, lambda temporary: save_file(kept, temporary, metadata=metadata))
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                f"{path}: the state of the training cannot be written ({error}); make room, and run the same command "
+                "again to continue where it stopped"
+            ) from error
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Read what `save` has written, and count its seconds; None if there is nothing.
+
+        Raises:
+            TrainingError: The file is damaged.
+        """
+        path = self.file
+        if path is None or not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                record = json.loads(file.metadata()["record"])
+            tensors = load_file(path)
+            self.clock.add_earlier(float(record["seconds"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise self.damaged(error) from error
+        return tensors, record
+
+    def damaged(self, error: Exception) -> TrainingError:
+        """Return the error of a file that cannot be continued from."""
+        return TrainingError(
+            f"{self.file}: the state of an interrupted training is damaged ({str(error).splitlines()[0][:120]}); "
+            "delete this file to train this part again"
+        )
+
+    def discard_parts(self) -> None:
+        """Remove the files of the parts of this part, once its own file holds what came of them."""
+        for path in () if self.folder is None else self.folder.glob("*.safetensors"):
+            if path.name.startswith(f"{self.name}.") and path != self.file:
+                path.unlink()
+
+
+NOWHERE = Checkpoint(None, "", Clock())
+"""Keeps nothing: for a training that nobody will continue."""
+
+
+@contextmanager
+def claim_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Checkpoint]:
+    """Hold the folder of one run while it is trained; where an interrupted training stands, continue it.
+
+    When the block ends without an error the run is complete, and the states are removed.
+
+    Args:
+        folder: Made if it is missing.
+        settings: What decides the result, in what JSON can hold; kept in ``settings.json``.
+
+    Raises:
+        RunError: The folder holds a finished run, other files, or an interrupted training with other settings;
+            another process is training in it; or it cannot be written.
+    """
+    _refuse_for_run(folder)
+    with _locked(folder) as states:
+        _refuse_for_run(folder)  # again: another process may have finished it before this one had the lock
+        interrupted = any(states.glob("*.safetensors"))
+        _keep_settings(
+            folder, settings, "an interrupted training stands here" if interrupted else None, ("time_limit",)
+        )
+        yield Checkpoint(states, "", Clock())
+        shutil.rmtree(states, ignore_errors=True)
+
+
+@contextmanager
+def claim_seeds(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Hold the folder of the runs of several seeds while they are trained.
+
+    Args:
+        folder: As in `claim_run`; finished and interrupted seeds of the same settings are welcome.
+        settings: What all seeds have in common.
+
+    Raises:
+        RunError: The folder holds a run of one seed, or seeds of another training; the rest as in `claim_run`.
+    """
+    if (folder / "run.json").exists() or any((folder / UNFINISHED).glob("*.safetensors")):
+        raise RunError(f"{folder}: this folder holds a run of one seed; choose another folder, or delete it first")
+    refuse_other_files(folder, _SEEDS_FILES)
+    with _locked(folder) as states:
+        trained = any(any(folder.glob(f"seed*/{name}")) for name in ("run.json", f"{UNFINISHED}/*.safetensors"))
+        _keep_settings(folder, settings, "seeds of another training stand here" if trained else None, ())
+        yield
+        shutil.rmtree(states, ignore_errors=True)
+
+
+def _refuse_for_run(folder: Path) -> None:
+    if (folder / "run.json").exists():
+        raise RunError(f"{folder}: this folder holds a finished run; choose another --run, or delete it first")
+    if (folder / "seeds.json").exists():
+        raise RunError(f"{folder}: this folder holds the runs of several seeds; choose another --run, or use --seeds")
+    refuse_other_files(folder, _RUN_FILES)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """Make the folder of the states and hold its lock, which ends with the process, however that ends."""
+    states = folder / UNFINISHED
+    lock = FileLock(states / "lock")
+    try:
+        states.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(
+            f"{folder}: another process is training in this folder; wait for it to end, or choose another --run"
+        ) from error
+    except OSError as error:
+        raise RunError(f"{folder}: the run cannot be written ({error.strerror or error})") from error
+    try:
+        yield states
+    finally:
+        if not any(states.glob("*.safetensors")):
+            shutil.rmtree(states, ignore_errors=True)  # nothing to continue from
+        lock.release()
+
+
+def _keep_settings(folder: Path, settings: Mapping[str, Any], stands: str | None, may_differ: Sequence[str]) -> None:
+    """Write the settings down; refuse others than those of what ``stands`` in the folder."""
+    file, now = folder / "settings.json", json.loads(json.dumps(settings))
+    try:
+        if stands is not None:
+            was, given = _flat(json.loads(file.read_text(encoding="utf-8"))), _flat(now)
+            for name in {**was, **given}:
+                if name not in may_differ and was.get(name) != given.get(name):
+                    raise RunError(
+                        f"{folder}: {stands}, and its '{name}' was {was.get(name)!r}, not {given.get(name)!r}; use "
+                        "the same settings to continue, choose another --run, or delete the folder"
+                    )
+        write_json(file, now)
+    except OSError as error:
+        raise RunError(f"{folder}: the run cannot be written ({error.strerror or error})") from error
+    except ValueError as error:
+        raise RunError(f"{file}: the settings of an interrupted training are damaged; delete {folder}") from error
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of settings under one name with a point."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = _flat(value) if isinstance(value, dict) else {}
+        flat |= {f"{name}.{part}": kept for part, kept in inner.items()} or {name: value}
+    return flat
+
+
+def data_identity(store: Store, pairs: Pairs, dev: Pairs | None) -> dict[str, Any]:
+    """Return what tells the data of one training from those of another: a run is not continued with others.
+
+    Returns:
+        The version of frevl, the fingerprint of the store, and hashes of the pairs and of the pictures they name.
+    """
+    contents = {"pairs": _content_of(store, pairs), "dev": None if dev is None else _content_of(store, dev)}
+    return {"frevl": __version__, "store": store.fingerprint, **contents}
+
+
+def _content_of(store: Store, pairs: Pairs) -> str:
+    """Return a hash of pairs and of the pictures they name, so that neither changes unseen under a training."""
+    digest = hashlib.sha256()
+    for row in range(len(pairs)):
+        digest.update(json.dumps(pairs.row(row), sort_keys=True, default=str).encode())
+    for pair in sorted(store.content_hashes(pairs.images).items()):
+        digest.update(json.dumps(pair).encode())
+    return digest.hexdigest()[:16]
+
+
+def run_settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, Any]:
     """Return the arguments of `train` and the options that a run remembers, in what JSON can hold."""
     left_out = ("store", "run", "progress", "options")
     kept = {name: value for name, value in arguments.items() if name not in left_out}
@@ -118,30 +363,3 @@ def _name(pairs: str | Path | Pairs | None) -> str | None:
     if isinstance(pairs, Pairs):
         return pairs.source or f"{len(pairs)} pairs in memory"
     return None if pairs is None else str(pairs)
-
-
-def _open_folder(folder: Path, settings: dict[str, Any]) -> Path:
-    """Make the run's folder; an interrupted training with the same settings is gone on with."""
-    if (folder / "run.json").exists():
-        raise RunError(f"{folder}: this folder holds a finished run; choose another --run, or delete it first")
-    if (folder / "seeds.json").exists():
-        raise RunError(f"{folder}: this folder holds the runs of several seeds; choose another --run, or use --seeds")
-    refuse_other_files(folder, _OWN_FILES)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "state.safetensors").exists():
-            former = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-            now = json.loads(json.dumps(settings))
-            differing = [name for name in now if name != "time_limit" and former.get(name) != now[name]]
-            if differing:
-                name = differing[0]
-                raise RunError(
-                    f"{folder}: an interrupted training stands here, and its '{name}' was {former.get(name)!r}, not "
-                    f"{now[name]!r}; use the same settings to go on, another --run, or delete the folder"
-                )
-        write_json(folder / "settings.json", settings)
-    except OSError as error:
-        raise RunError(f"{folder}: the run cannot be written ({error.strerror or error})") from error
-    except ValueError as error:
-        raise RunError(f"{folder}: the settings of an interrupted training are damaged; delete the folder") from error
-    return folder

@@ -7,7 +7,6 @@ bootstrap over images, so the first tells of the training and the second of the 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from collections.abc import Mapping
@@ -23,13 +22,12 @@ from frevl.evaluation.seeds import deviation
 from frevl.jsonfile import write_json
 from frevl.progress import print_progress
 from frevl.provenance import provenance
-from frevl.runs.run import Run, refuse_other_files
+from frevl.runs.run import Run
 from frevl.store.reader import Store
 from frevl.training.options import ModelOptions, make_options
 from frevl.training.prepare import read_file
-from frevl.training.run_folder import write_config
+from frevl.training.run_folder import claim_seeds, data_identity, write_config
 from frevl.training.training import train
-from frevl.version import __version__
 
 __all__ = ["SeedRuns", "train_seeds"]
 
@@ -129,39 +127,42 @@ def train_seeds(
     arguments = {**_defaults(), **settings, "pairs": pairs, "seed": seed}
     options = make_options(arguments["model"], arguments["options"], first_stage=arguments["first_stage"])
     kept = _settings(opened, arguments, options)
-    _claim(folder, kept)
-    trained: list[Run] = []
-    numbers = list(range(seed, seed + seeds))
-    for number in numbers:
-        path = folder / f"seed{number}"
-        if (path / "run.json").exists():
-            print_progress(f"{path}: finished before, used again", enabled=progress)
-            one = Run.load(path)
-        else:
-            one = train(opened, pairs, run=path, seed=number, progress=progress, **settings)
-        # Only the figures are needed from here on; the weights of many large networks need not stay in memory.
-        one.network = one.network.to("meta")
-        trained.append(one)
-    first = trained[0]
-    done = SeedRuns(
-        path=folder,
-        model=first.model,
-        task=first.task,
-        parameters=first.parameters,
-        encoders=first.encoders,
-        seeds=numbers,
-        runs=[one.path.name for one in trained],
-        development=[float(one.results["development"]["accuracy"]) for one in trained],
-        development_pairs=int(first.results["development"]["n"]),
-        train_seconds=[float(one.results["train_seconds"]) for one in trained],
-        settings=kept,
-        provenance={**provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed), "seed": numbers},
-    )
-    write_config(folder, opened, arguments, options, seeds=seeds)
-    try:
-        write_json(folder / "seeds.json", done.record())
-    except OSError as error:
-        raise RunError(f"{folder}: the runs cannot be written ({error.strerror or error})") from error
+    with claim_seeds(folder, kept):
+        trained: list[Run] = []
+        numbers = list(range(seed, seed + seeds))
+        for number in numbers:
+            path = folder / f"seed{number}"
+            if (path / "run.json").exists():
+                print_progress(f"{path}: finished before, used again", enabled=progress)
+                one = Run.load(path)
+            else:
+                one = train(opened, pairs, run=path, seed=number, progress=progress, **settings)
+            # Only the figures are needed from here on; the weights of many large networks need not stay in memory.
+            one.network = one.network.to("meta")
+            trained.append(one)
+        first = trained[0]
+        done = SeedRuns(
+            path=folder,
+            model=first.model,
+            task=first.task,
+            parameters=first.parameters,
+            encoders=first.encoders,
+            seeds=numbers,
+            runs=[one.path.name for one in trained],
+            development=[float(one.results["development"]["accuracy"]) for one in trained],
+            development_pairs=int(first.results["development"]["n"]),
+            train_seconds=[float(one.results["train_seconds"]) for one in trained],
+            settings=kept,
+            provenance={
+                **provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
+                "seed": numbers,
+            },
+        )
+        write_config(folder, opened, arguments, options, seeds=seeds)
+        try:
+            write_json(folder / "seeds.json", done.record())
+        except OSError as error:
+            raise RunError(f"{folder}: the runs cannot be written ({error.strerror or error})") from error
     return done
 
 
@@ -173,48 +174,12 @@ def _defaults() -> dict[str, Any]:
 def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions) -> dict[str, Any]:
     """Return everything that decides what a seed becomes, the defaults of `frevl.train` and its options included."""
     left_out = ("store", "pairs", "run", "dev", "seed", "device", "progress", "options")
-    dev = arguments["dev"]
+    columns, dev = arguments["columns"], arguments["dev"]
+    read = read_file(arguments["pairs"], columns), None if dev is None else read_file(dev, columns)
     kept = {
-        "frevl": __version__,
-        "store": store.fingerprint,
-        "pairs": _fingerprint(store, arguments["pairs"], arguments["columns"]),
-        "dev": None if dev is None else _fingerprint(store, dev, arguments["columns"]),
+        **data_identity(store, *read),
         **{name: value for name, value in arguments.items() if name not in left_out},
         **options.record(),
     }
     plain: dict[str, Any] = json.loads(json.dumps(kept, default=str))
     return plain
-
-
-def _fingerprint(store: Store, pairs: str | Path | Pairs, columns: Any) -> str:
-    """Hash pairs and the pictures they name, so that neither can change unseen under finished runs."""
-    read = read_file(pairs, columns)
-    digest = hashlib.sha256()
-    for row in range(len(read)):
-        digest.update(json.dumps(read.row(row), sort_keys=True, default=str).encode())
-    for pair in sorted(store.content_hashes(read.images).items()):
-        digest.update(json.dumps(pair).encode())
-    return digest.hexdigest()[:16]
-
-
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or refuse one that holds something else."""
-    if (folder / "run.json").exists() or (folder / "state.safetensors").exists():
-        raise RunError(f"{folder}: this folder holds a run of one seed; choose another folder, or delete it first")
-    refuse_other_files(folder, ("config.toml", "settings.json", "seeds.json", "seed*", "*.part"))
-    file = folder / "settings.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        begun = any(any(folder.glob(f"seed*/{name}")) for name in ("run.json", "state.safetensors"))
-        if begun and file.exists():
-            former = json.loads(file.read_text(encoding="utf-8"))
-            for name in {**former, **settings}:
-                if former.get(name) != settings.get(name):
-                    raise RunError(
-                        f"{folder}: seeds of another training stand here, and its '{name}' was "
-                        f"{former.get(name)!r}, not {settings.get(name)!r}; use the same settings to go on, choose "
-                        "another folder, or delete it"
-                    )
-        write_json(file, settings)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder}: the runs cannot be written or gone on with ({error})") from error

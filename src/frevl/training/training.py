@@ -25,7 +25,7 @@ from frevl.training.options import AutoOptions, ModelOptions, Session, make_opti
 from frevl.training.prepare import Prepared, prepare, read_file
 from frevl.training.retrieval.choose import choose_matching
 from frevl.training.retrieval.fit import fit_matching, without_wide
-from frevl.training.run_folder import _open_folder, _settings, write_config
+from frevl.training.run_folder import claim_run, data_identity, run_settings, write_config
 from frevl.training.selection.choose import choose
 
 __all__ = ["TASKS", "train"]
@@ -109,82 +109,92 @@ def train(
     chosen_options = make_options(model, options, first_stage=first_stage)
     session = Session(seed=seed, time_limit=time_limit, device=device, progress=progress)
     _check_session(session)
-    settings = _settings(arguments, chosen_options)
-    folder = _open_folder(Path(run), settings)
+    settings = run_settings(arguments, chosen_options)
     opened = store if isinstance(store, Store) else Store.open(store)
     pairs, dev = read_file(pairs, columns), None if dev is None else read_file(dev, columns)
-    data = prepare(
-        opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
-        min_answer_count=min_answer_count, group_by=group_by, find_groups=find_groups,
-    )  # fmt: skip
-    former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
-    outputs = len(data.labels) if task == "classification" else 1
-    encoders = list(encoder) if encoder else opened.encoders
-    selection: dict[str, Any] | None = None
-    warnings: list[str] = []
-    if task == "matching":
-        data = without_wide(data)
-        if isinstance(chosen_options, AutoOptions):
-            fitted, selection = choose_matching(data, chosen_options, session)
-        else:
-            fitted, selection = fit_matching(
-                model, data, chosen_options, session, first_stage=first_stage, folder=folder
+    folder = Path(run)
+    log_file = folder / "log.jsonl"
+    with claim_run(folder, {**settings, "data": data_identity(opened, pairs, dev)}) as checkpoint:
+        data = prepare(
+            opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
+            min_answer_count=min_answer_count, group_by=group_by, find_groups=find_groups,
+        )  # fmt: skip
+        former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
+        outputs = len(data.labels) if task == "classification" else 1
+        encoders = list(encoder) if encoder else opened.encoders
+        selection: dict[str, Any] | None = None
+        warnings: list[str] = []
+        if task == "matching":
+            data = without_wide(data)
+            if isinstance(chosen_options, AutoOptions):
+                fitted, selection = choose_matching(data, chosen_options, session, checkpoint)
+            else:
+                fitted, selection = fit_matching(
+                    model,
+                    data,
+                    chosen_options,
+                    session,
+                    first_stage=first_stage,
+                    checkpoint=checkpoint,
+                    log_file=log_file,
+                )
+        elif isinstance(chosen_options, AutoOptions):
+            chosen = choose(
+                data, encoders, outputs, chosen_options, session, start=start, checkpoint=checkpoint, log_file=log_file
             )
-    elif isinstance(chosen_options, AutoOptions):
-        chosen = choose(data, encoders, outputs, chosen_options, session, folder=folder, start=start)
-        fitted, selection, data, encoders = chosen.fitted, chosen.record(), chosen.data, chosen.encoders.encoders
-        warnings += chosen.warnings()
-    else:
-        fitted = fit_model(
-            model,
-            data.train,
-            data.dev,
-            outputs,
-            chosen_options,
-            session,
-            folder=folder,
-            dev_is_spare=data.dev_is_spare,
-            start=start,
+            fitted, selection, data, encoders = chosen.fitted, chosen.record(), chosen.data, chosen.encoders.encoders
+            warnings += chosen.warnings()
+        else:
+            fitted = fit_model(
+                model,
+                data.train,
+                data.dev,
+                outputs,
+                chosen_options,
+                session,
+                dev_is_spare=data.dev_is_spare,
+                start=start,
+                checkpoint=checkpoint.part(model),
+                log_file=log_file,
+            )
+        network = fitted.network
+        logits, truth = fitted.development(data.dev)
+        if task == "matching":
+            logits = network.probability_logits(logits)
+        calibration = fit_calibration(logits, truth)
+        judged = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
+        results = {
+            "development": {"n": len(logits), "accuracy": 100 * dev_metric(judged, truth)},
+            "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
+            "train_seconds": fitted.seconds,
+            "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
+            "warnings": warnings,
+            "notes": [*warnings, *fitted.notes, *data.notes, *calibration_notes(len(logits))],
+            "fit": vars(fitted.report) if fitted.report else None,
+            "selection": selection,
+        }
+        seen = data.image_hashes if former is None else np.union1d(data.image_hashes, former.train_image_hashes)
+        finished = Run(
+            path=folder,
+            model=model,
+            task=task,
+            network_name=network.key,
+            network_settings=network.settings,
+            labels=data.labels,
+            encoders=encoders,
+            towers={
+                "image": {tower.name: tower.identity for tower in data.image_towers},
+                "text": {tower.name: tower.identity for tower in data.text_towers},
+            },
+            calibration=calibration,
+            settings=settings,
+            results=results,
+            provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
+            train_image_hashes=seen,
+            network=network,
         )
-    network = fitted.network
-    logits, truth = fitted.development(data.dev)
-    if task == "matching":
-        logits = network.probability_logits(logits)
-    calibration = fit_calibration(logits, truth)
-    judged = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
-    results = {
-        "development": {"n": len(logits), "accuracy": 100 * dev_metric(judged, truth)},
-        "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
-        "train_seconds": fitted.seconds,
-        "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
-        "warnings": warnings,
-        "notes": [*warnings, *data.notes, *calibration_notes(len(logits))],
-        "fit": vars(fitted.report) if fitted.report else None,
-        "selection": selection,
-    }
-    seen = data.image_hashes if former is None else np.union1d(data.image_hashes, former.train_image_hashes)
-    finished = Run(
-        path=folder,
-        model=model,
-        task=task,
-        network_name=network.key,
-        network_settings=network.settings,
-        labels=data.labels,
-        encoders=encoders,
-        towers={
-            "image": {tower.name: tower.identity for tower in data.image_towers},
-            "text": {tower.name: tower.identity for tower in data.text_towers},
-        },
-        calibration=calibration,
-        settings=settings,
-        results=results,
-        provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
-        train_image_hashes=seen,
-        network=network,
-    )
-    write_config(folder, opened, arguments, chosen_options)
-    finished.save()
-    (folder / "state.safetensors").unlink(missing_ok=True)
+        write_config(folder, opened, arguments, chosen_options)
+        finished.save()
     return finished
 
 

@@ -107,7 +107,7 @@ def test_cross_fitted_first_stages_never_see_the_fold(monkeypatch):
         seen.append(set(pairs.image_rows.tolist()))
         return Cosine(spaces=[[0, 3, 0, 3]]), None
 
-    monkeypatch.setattr(frevl.training.retrieval.hard_negatives, "fit_members", spy)
+    monkeypatch.setattr(frevl.training.retrieval.hard_negatives, "fit_two_tower_ensemble", spy)
     pairs = pairs_of(torch.randn(9, 3), torch.randn(9, 3), range(9), range(9))
     lists = mine(pairs, session=session(2), folds=3, depth=2)
     assert len(seen) == 3

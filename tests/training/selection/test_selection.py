@@ -14,7 +14,7 @@ from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.training.options import FusionOptions
 from frevl.training.selection.candidates import Candidate
-from frevl.training.selection.choose import whole_schedule
+from frevl.training.selection.held_out import whole_schedule
 from frevl.training.selection.one_standard_error import Judged, one_standard_error
 from frevl.training.training import train
 

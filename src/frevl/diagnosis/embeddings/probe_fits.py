@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -261,12 +260,9 @@ def _read_with_tiny(
         everything.select(torch.nonzero((number >= low) & (number < high))[:, 0])
         for low, high in ((0, sizes.train), (sizes.train, n - sizes.test), (n - sizes.test, n))
     )
-    with tempfile.TemporaryDirectory() as folder:
-        options = FusionOptions(batch_size=64, epochs=sizes.epochs)
-        session = Session(seed=seed, time_limit=None, device="cpu", progress=progress)
-        fitted = fit_model(
-            "tiny", train, dev, int(starts[-1]), options, session, folder=Path(folder), dev_is_spare=False
-        )
+    options = FusionOptions(batch_size=64, epochs=sizes.epochs)
+    session = Session(seed=seed, time_limit=None, device="cpu", progress=progress)
+    fitted = fit_model("tiny", train, dev, int(starts[-1]), options, session, dev_is_spare=False)
     logits = logits_of(fitted.network, test.pairs, 256).numpy()
     right = classes.reshape(len(SKILLS), n)[:, n - sizes.test :]
     hits = {}

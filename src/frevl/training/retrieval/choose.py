@@ -7,10 +7,7 @@ The procedure is ours.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -37,6 +34,7 @@ from frevl.training.retrieval.fit import (
 )
 from frevl.training.retrieval.score_fusion import recall_by_image
 from frevl.training.retrieval.term_weights import Judgement, judged_alone, judged_part
+from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["choose_matching"]
 
@@ -62,7 +60,7 @@ class _Tried(Generic[N_co]):
 
 
 def choose_matching(
-    data: Prepared, options: AutoOptions, session: Session
+    data: Prepared, options: AutoOptions, session: Session, checkpoint: Checkpoint = NOWHERE
 ) -> tuple[Fitted[PairNetwork], dict[str, Any]]:
     """Fit and compare everything that matching can be done with, and take the simplest of the best.
 
@@ -70,6 +68,7 @@ def choose_matching(
         data: Training and development examples.
         options: Of ``auto``.
         session: The time limit bounds everything together.
+        checkpoint: Where the states of all trainings are saved.
 
     Returns:
         The choice, and the table with reasons that the run keeps.
@@ -88,7 +87,7 @@ def choose_matching(
         if kind == "cosine" and not has_common_space(data.image_towers, data.text_towers):
             left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
             continue
-        fitted = fit_first_stage(kind, data, TwoTowerOptions(), limited, share=FIRST_SHARE)
+        fitted = fit_first_stage(kind, data, TwoTowerOptions(), limited, share=FIRST_SHARE, checkpoint=checkpoint)
         alone = judged_alone(fitted.network, dev)
         first_stages.append(_Tried(kind, alone.by_image(alone.first), fitted, fitted.seconds))
         _say(first_stages[-1], session)
@@ -98,13 +97,15 @@ def choose_matching(
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
         left_out.append({"name": "reranking", "reason": f"needs at least {FEWEST_IMAGES} training images"})
     else:
-        reranked, judgement = fit_reranked(_FUSION, first.fitted, data, options.for_candidate(RerankerOptions), limited)
+        reranked, judgement = fit_reranked(
+            _FUSION, first.fitted, data, options.for_candidate(RerankerOptions), limited, checkpoint
+        )
         tried += _reranked(first, reranked, judgement)
         for one in tried[-3:]:
             _say(one, session)
     winner, reason, rows = _simplest(tried)
     winner, reason, more = _against_baselines(
-        winner, reason, data, options, replace(session, time_limit=limit * _BASELINE_SHARE)
+        winner, reason, data, options, replace(session, time_limit=limit * _BASELINE_SHARE), checkpoint
     )
     print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     record = {
@@ -154,7 +155,12 @@ def _simplest(tried: list[_Tried[PairNetwork]]) -> tuple[_Tried[PairNetwork], st
 
 
 def _against_baselines(
-    winner: _Tried[PairNetwork], reason: str, data: Prepared, options: AutoOptions, session: Session
+    winner: _Tried[PairNetwork],
+    reason: str,
+    data: Prepared,
+    options: AutoOptions,
+    session: Session,
+    checkpoint: Checkpoint,
 ) -> tuple[_Tried[PairNetwork], str, list[dict[str, Any]]]:
     """Fit linear and mlp; one of them is taken if it is better by more than one standard error."""
     dev, quiet = judged_part(right_pairs(data.dev), session.seed), replace(session, progress=False)
@@ -163,12 +169,11 @@ def _against_baselines(
     expected = _by_image(winner.fitted, sample)
     rows = []
     for name in ("linear", "mlp"):
-        started = time.monotonic()
+        started = checkpoint.clock.seconds()
         train = _some(data.train, session.seed) if name == "linear" else data.train
         own = with_enough_steps(options.for_candidate(options_for(name)), len(right_pairs(train)))
-        with TemporaryDirectory() as scratch:
-            fitted = fit_model(name, train, data.dev, 1, own, quiet, folder=Path(scratch), dev_is_spare=False)
-        one = _Tried(name, _by_image(fitted, sample), fitted, time.monotonic() - started)
+        fitted = fit_model(name, train, data.dev, 1, own, quiet, dev_is_spare=False, checkpoint=checkpoint.part(name))
+        one = _Tried(name, _by_image(fitted, sample), fitted, checkpoint.clock.seconds() - started)
         gap = expected - one.by_image
         error = _standard_error(gap)
         row = _row(one, behind=float(gap.mean()), error=error, within=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from frevl.training.retrieval.hard_negatives import bank_of, mine
 from frevl.training.retrieval.reranker import fit_reranker
 from frevl.training.retrieval.score_fusion import DEPTHS
 from frevl.training.retrieval.term_weights import Judgement, judged, judged_part
-from frevl.training.retrieval.two_tower import fit_members, pooled_items
+from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
+from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = [
     "FEWEST_IMAGES",
@@ -54,7 +54,14 @@ FIRST_SHARE, _MINING_SHARE = 0.4, 0.3
 
 
 def fit_matching(
-    model: str, data: Prepared, options: ModelOptions, session: Session, *, first_stage: str | None, folder: Path
+    model: str,
+    data: Prepared,
+    options: ModelOptions,
+    session: Session,
+    *,
+    first_stage: str | None,
+    checkpoint: Checkpoint = NOWHERE,
+    log_file: Path | None = None,
 ) -> tuple[Fitted[PairNetwork], dict[str, Any] | None]:
     """Fit one model for matching.
 
@@ -65,7 +72,8 @@ def fit_matching(
         session: Seed, time limit, device and progress.
         first_stage: ``dual`` or ``cosine``: the fusion reads the best candidates of this first stage again. None: the
             fusion stands alone.
-        folder: Of the run.
+        checkpoint: Where the states of all trainings are saved.
+        log_file: Of the gradient descent of a network that stands alone.
 
     Returns:
         The network, and the record of what was chosen on development data, if anything was.
@@ -82,15 +90,18 @@ def fit_matching(
                 f"--first-stage goes with a fusion ({', '.join(PRESETS)}) that reads its candidates again, found "
                 f"--model {model}"
             )
-        first = fit_first_stage(first_stage, data, TwoTowerOptions(), session, share=FIRST_SHARE)
-        fitted, judgement = fit_reranked(model, first, data, options, session)
+        first = fit_first_stage(first_stage, data, TwoTowerOptions(), session, share=FIRST_SHARE, checkpoint=checkpoint)
+        fitted, judgement = fit_reranked(model, first, data, options, session, checkpoint)
         best = judgement.fused
         return replace(fitted, network=fitted.network.weighed(best.weights, best.depth)), judgement.record()
     if model in FIRST_STAGES:
-        return fit_first_stage(model, data, options, session), None
+        return fit_first_stage(model, data, options, session, checkpoint=checkpoint), None
     enough = with_enough_steps(options, len(right_pairs(data.train)))
-    spare = data.dev_is_spare
-    return fit_model(model, data.train, data.dev, 1, enough, session, folder=folder, dev_is_spare=spare), None
+    alone = fit_model(
+        model, data.train, data.dev, 1, enough, session, dev_is_spare=data.dev_is_spare,
+        checkpoint=checkpoint.part(model), log_file=log_file,
+    )  # fmt: skip
+    return alone, None
 
 
 def with_enough_steps(options: ModelOptions, pairs: int) -> ModelOptions:
@@ -105,7 +116,13 @@ def with_enough_steps(options: ModelOptions, pairs: int) -> ModelOptions:
 
 
 def fit_first_stage(
-    kind: str, data: Prepared, options: ModelOptions, session: Session, *, share: float = 1.0
+    kind: str,
+    data: Prepared,
+    options: ModelOptions,
+    session: Session,
+    *,
+    share: float = 1.0,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Fitted[FirstStage]:
     """Train the dual encoder on the right pairs, or build the cosine, which needs no training.
 
@@ -115,18 +132,27 @@ def fit_first_stage(
         options: Of the dual encoder; not used by the cosine.
         session: Seed, time limit, device and progress.
         share: Of the time limit.
+        checkpoint: Where the states of the members are saved.
     """
     if kind == "cosine":
         return Fitted(cosine_of(data.image_towers, data.text_towers), 0.0)
     if not isinstance(options, TwoTowerOptions):
         raise TypeError(f"a dual encoder is not fitted with {type(options).__name__}")
     limit = None if session.time_limit is None else share * session.time_limit
-    network, report = fit_members(right_pairs(data.train), options=options, session=replace(session, time_limit=limit))
+    network, report = fit_two_tower_ensemble(
+        right_pairs(data.train), options=options, session=replace(session, time_limit=limit),
+        checkpoint=checkpoint.part("first stage"),
+    )  # fmt: skip
     return Fitted(network, report.seconds, report)
 
 
 def fit_reranked(
-    preset: str, first: Fitted[FirstStage], data: Prepared, options: RerankerOptions, session: Session
+    preset: str,
+    first: Fitted[FirstStage],
+    data: Prepared,
+    options: RerankerOptions,
+    session: Session,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> tuple[Fitted[Reranked], Judgement]:
     """Train a fusion on the mistakes of cross-fitted first stages, and judge what it adds to the first stage given.
 
@@ -138,12 +164,14 @@ def fit_reranked(
         data: Training and development examples.
         options: Of the reranker.
         session: Seed, time limit, device and progress.
+        checkpoint: Where the states of all trainings are saved.
 
     Raises:
         PairsError: There are too few images.
         TrainingError: The loss is not finite.
     """
-    started = time.monotonic()
+    clock = checkpoint.clock
+    started = clock.seconds()
     network = first.network
     pairs, limit = right_pairs(data.train), session.time_limit
     if len(torch.unique(pairs.image_rows)) < FEWEST_IMAGES:
@@ -153,7 +181,7 @@ def fit_reranked(
         )
     lists = mine(
         pairs, session=replace(session, time_limit=None if limit is None else _MINING_SHARE * limit),
-        first=None if network.trained else network,
+        first=None if network.trained else network, checkpoint=checkpoint,
     )  # fmt: skip
     torch.manual_seed(session.seed)
     sizes: dict[str, Any] = {**PRESETS[preset], **({} if options.layers is None else {"layers": options.layers})}
@@ -170,10 +198,10 @@ def fit_reranked(
         },
         input_dropout=options.input_dropout,
     )
-    left = None if limit is None else max(1.0, 0.9 * limit - first.seconds - (time.monotonic() - started))
+    left = None if limit is None else max(1.0, 0.9 * limit - first.seconds - (clock.seconds() - started))
     report = fit_reranker(
         fusion, pairs, lists, options=options, session=replace(session, time_limit=left),
-        title=f"training {preset} to rerank",
+        title=f"training {preset} to rerank", checkpoint=checkpoint.part("reranker"),
     )  # fmt: skip
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     alignment = fit_alignment(images, texts, pairs.image_rows, pairs.text_rows, seed=session.seed)
@@ -184,7 +212,7 @@ def fit_reranked(
     whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))
     judgement = judged(whole, judged_part(right_pairs(data.dev), session.seed))
     print_progress(_sentence(judgement), enabled=session.progress)
-    return Fitted(whole, first.seconds + time.monotonic() - started, report), judgement
+    return Fitted(whole, first.seconds + clock.seconds() - started, report), judgement
 
 
 def without_wide(data: Prepared) -> Prepared:

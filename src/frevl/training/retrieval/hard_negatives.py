@@ -9,7 +9,6 @@ of mistakes, beside the same kind of scores, as it will meet.
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +21,8 @@ from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import hubness
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.options import Session, TwoTowerOptions
-from frevl.training.retrieval.two_tower import fit_members, pooled_items
+from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
+from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["Lists", "bank_of", "fold_by_image", "mine"]
 
@@ -76,6 +76,7 @@ def mine(
     hubness_weight: float = 0.5,
     bank: int = 2000,
     first: FirstStage | None = None,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> Lists:
     """Rank every fold of the images by a first stage that was trained on the others, and keep the best wrong items.
 
@@ -91,8 +92,10 @@ def mine(
         hubness_weight: How much of the hubness is taken back from the scores (`frevl.models.retrieval.reranker`).
         bank: Most training items that hubness is measured with.
         first: A first stage that never saw any of the images (``cosine``): none is trained.
+        checkpoint: Where the states of the first stages are saved.
     """
-    started, seed, time_limit = time.monotonic(), session.seed, session.time_limit
+    clock = checkpoint.clock
+    started, seed, time_limit = clock.seconds(), session.seed, session.time_limit
     fold_of = fold_by_image(pairs.image_rows, folds, seed)
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows, pairs.text_rows)
@@ -102,11 +105,12 @@ def mine(
         inside = (fold_of != fold).nonzero()[:, 0]
         network = first
         if network is None:
-            left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started)) / (folds - fold)
-            network, _ = fit_members(
+            left = None if time_limit is None else max(1.0, time_limit - (clock.seconds() - started)) / (folds - fold)
+            network, _ = fit_two_tower_ensemble(
                 pairs.select(inside), options=TwoTowerOptions(members=1),
                 session=replace(session, seed=seed + fold, time_limit=left),
                 title=f"first stage without fold {fold + 1} of {folds}",
+                checkpoint=checkpoint.part(f"without fold {fold + 1}"),
             )  # fmt: skip
         seen = pairs.image_rows[inside], pairs.text_rows[inside]
         network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed), alignment_weight)

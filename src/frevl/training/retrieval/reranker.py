@@ -13,6 +13,7 @@ from frevl.training.loop import FitReport, gradient_descent
 from frevl.training.options import RerankerOptions, Session
 from frevl.training.retrieval.hard_negatives import Lists
 from frevl.training.retrieval.two_tower import pooled_items
+from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["fit_reranker", "listwise_loss"]
 
@@ -25,6 +26,7 @@ def fit_reranker(
     options: RerankerOptions,
     session: Session,
     title: str,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> FitReport:
     """Train a fusion on mined lists; on embeddings in the memory, pooled or tokens.
 
@@ -39,6 +41,7 @@ def fit_reranker(
         options: How.
         session: Seed of order, choice of wrong items and dropout; time limit, device and progress.
         title: Of the progress line.
+        checkpoint: Where the state is saved.
 
     Raises:
         TrainingError: The loss is not finite.
@@ -71,8 +74,9 @@ def fit_reranker(
         return loss, {"listwise": loss}
 
     return gradient_descent(
-        network, loss_of, len(lists), options=options, session=session, title=title, remedy="lower learning_rate"
-    )
+        network, loss_of, len(lists), options=options, session=session, title=title, remedy="lower learning_rate",
+        checkpoint=checkpoint,
+    )  # fmt: skip
 
 
 def listwise_loss(right: Tensor, wrong: Tensor, exists: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import torch
@@ -14,27 +13,30 @@ from frevl.runs.batches import EmbeddedPairs
 from frevl.training.loop import FitReport, LossOf, gradient_descent
 from frevl.training.losses import batch_contrast
 from frevl.training.options import Session, TwoTowerOptions
+from frevl.training.run_folder import NOWHERE, Checkpoint
 
-__all__ = ["fit_members", "pooled_items"]
+__all__ = ["fit_two_tower_ensemble", "pooled_items"]
 
 _LARGE = 5000  # pairs; with fewer a wide network is slower and not better
 _STATISTICS = 50_000  # items from which means and deviations are taken
 
 
-def fit_members(
+def fit_two_tower_ensemble(
     pairs: EmbeddedPairs,
     *,
     options: TwoTowerOptions,
     session: Session,
     title: str = "training dual",
+    checkpoint: Checkpoint = NOWHERE,
 ) -> tuple[TwoTower, FitReport]:
-    """Train one dual encoder a member, each from another seed, and put them together.
+    """Train two-tower networks from different seeds and put them together as one.
 
     Args:
         pairs: Right pairs.
         options: How; the members' mean cosine ranks better than any of them, and than one of twice the width.
         session: The seed is that of the first member; the time limit is that of all members together.
         title: Of the progress line.
+        checkpoint: Where the state of every member is saved.
 
     Returns:
         The network on the CPU in evaluation mode, and how the training went.
@@ -42,7 +44,8 @@ def fit_members(
     Raises:
         TrainingError: The loss is not finite.
     """
-    started = time.monotonic()
+    clock = checkpoint.clock
+    started = clock.seconds()
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     members, seed, time_limit, device = options.members, session.seed, session.time_limit, session.device
     width = (512 if len(pairs) >= _LARGE else 256) if options.width is None else options.width
@@ -62,17 +65,18 @@ def fit_members(
         ):
             for projection in projections:
                 projection.standardise(values[torch.unique(rows)[:_STATISTICS]])  # type: ignore[operator]
-        left = None if time_limit is None else max(1.0, time_limit - (time.monotonic() - started)) / (members - number)
+        left = None if time_limit is None else max(1.0, time_limit - (clock.seconds() - started)) / (members - number)
         reports.append(
             gradient_descent(
                 network, _contrast(network, images, texts, pairs, smoothing, device), len(pairs),
                 options=options, session=replace(session, seed=seed + 1009 * number, time_limit=left),
                 title=title if members == 1 else f"{title} {number + 1} of {members}",
+                checkpoint=checkpoint.part(f"member {number + 1}"),
                 remedy="lower learning_rate, or look for broken embeddings with: frevl store verify",
             )
         )  # fmt: skip
         networks.append(network)
-    return TwoTower.of(networks), replace(reports[-1], seconds=time.monotonic() - started)
+    return TwoTower.of(networks), replace(reports[-1], seconds=clock.seconds() - started)
 
 
 def _contrast(

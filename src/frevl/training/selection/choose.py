@@ -7,12 +7,9 @@ the best candidates are candidates too. Test data never enters. The procedure is
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,28 +20,22 @@ from frevl.models.ensemble import Average
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.progress import print_progress
-from frevl.runs.batches import logits_of
-from frevl.runs.calibration import calibrated, fit_calibration
-from frevl.runs.targets import Answers
+from frevl.runs.calibration import fit_calibration
 from frevl.training.examples import Examples, join
-from frevl.training.fit_model import Fitted, as_it_is, fit_model
+from frevl.training.fit_model import Fitted
 from frevl.training.initialisation import Beginning
-from frevl.training.options import AutoOptions, ModelOptions, PairwiseOptions, Session, options_for
+from frevl.training.options import AutoOptions, Session
 from frevl.training.prepare import Prepared
+from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.candidates import TRIED, Candidate, candidates
 from frevl.training.selection.encoder_sets import EncoderChoice, choose_encoders, narrow
-from frevl.training.selection.folds import Fold, cv_splits
+from frevl.training.selection.folds import cv_splits
 from frevl.training.selection.gap import Gap, gap_between
+from frevl.training.selection.held_out import answers_of, fit_candidate, hits_of, keep, recalled, score_held_out
 from frevl.training.selection.one_standard_error import Judged, one_standard_error
 
-__all__ = ["Selection", "choose", "whole_schedule"]
+__all__ = ["Selection", "choose"]
 
-_CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
-_SEEDS = 3
-_DETERMINISTIC = ("majority", "linear", "kernel", "as begun")
-# Development pairs; with fewer the best epoch is chance (research/experiments/log.md), so networks run their whole
-# schedule and keep its end, whatever the call says of patience.
-_FEWEST_TO_STOP_BY = 1_000
 _FEWEST_FOR_SMALL = 8_000  # pairs; below, larger networks took most of the time and won nothing
 _DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given
 _ENCODERS_SHARE = 0.25  # of the time limit, for comparing encoders
@@ -115,8 +106,9 @@ def choose(
     options: AutoOptions,
     session: Session,
     *,
-    folder: Path,
     start: Beginning | None = None,
+    checkpoint: Checkpoint = NOWHERE,
+    log_file: Path | None = None,
 ) -> Selection:
     """Choose encoders and model on held-out images and fit the model on the training part.
 
@@ -126,16 +118,20 @@ def choose(
         outputs: Number of classes.
         options: Of ``auto``.
         session: Its time limit bounds the whole selection.
-        folder: Of the run.
         start: A trained fusion that some candidates begin with; the encoders are then those that it reads.
+        checkpoint: Where everything that is finished or under way is kept.
+        log_file: Of the gradient descent of the choice.
 
     Returns:
         The chosen network with the whole table.
     """
-    started = time.monotonic()
+    clock = checkpoint.clock
+    started = clock.seconds()
     limit = session.time_limit or _DEFAULT_LIMIT
     if start is None:
-        found = choose_encoders(data, encoders, outputs, session, time_limit=limit * _ENCODERS_SHARE)
+        found = choose_encoders(
+            data, encoders, outputs, session, time_limit=limit * _ENCODERS_SHARE, checkpoint=checkpoint
+        )
     else:
         found = EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
     data = narrow(data, found.images, found.texts)
@@ -150,26 +146,26 @@ def choose(
     by_name = {candidate.name: candidate for candidate in offered}
     names = [name for name in TRIED if name in by_name]
     for tried, name in enumerate(names):
-        candidate = by_name[name]
-        reason = _unfit(candidate, data, start)
-        left = limit * _SELECTION_SHARE - (time.monotonic() - started)
-        if not reason and left < limit * 0.03:
-            reason = "no time left"
-        if reason:
-            left_out.append({"name": candidate.name, "reason": reason})
+        candidate, place = by_name[name], checkpoint.part(f"candidate {name}")
+        outcome = recalled(candidate, place)
+        if outcome is None:
+            begun = clock.seconds()
+            left = limit * _SELECTION_SHARE - (clock.seconds() - started)
+            outcome = _unfit(candidate, data, start)
+            if not outcome and left < limit * 0.03:
+                outcome = "no time left"
+            if not outcome:
+                # Twice the fair share: most candidates take less than theirs.
+                own = replace(session, time_limit=2 * left / (len(splits) * (len(names) - tried)))
+                outcome = score_held_out(candidate, everything, splits, outputs, options, own, left, start, place)
+            keep(outcome, place, clock.seconds() - begun)
+        if isinstance(outcome, str):
+            left_out.append({"name": name, "reason": outcome})
+            print_progress(f"  {name:<20} left out: {outcome}", enabled=session.progress)
             continue
-        # Twice the fair share: most candidates take less than theirs.
-        bound = 2 * left / (len(splits) * (len(names) - tried))
-        result = _judge(
-            candidate, everything, splits, outputs, options, replace(session, time_limit=bound), left, start
-        )
-        if result is None:
-            left_out.append({"name": candidate.name, "reason": "would take more than the time that is left"})
-            print_progress(f"  {candidate.name:<20} left out: no time", enabled=session.progress)
-            continue
-        judged.append(result)
-        shown = f"{100 * result.hits.mean():6.2f} %  {result.fit_seconds:6.1f} s a fit"
-        print_progress(f"  {candidate.name:<20} {shown}", enabled=session.progress)
+        judged.append(outcome)
+        shown = f"{100 * outcome.hits.mean():6.2f} %  {outcome.fit_seconds:6.1f} s a fit"
+        print_progress(f"  {name:<20} {shown}", enabled=session.progress)
     judged.sort(key=lambda one: offered.index(one.candidate))
     single = judged
     judged = single + _averages(single, held, check)
@@ -182,19 +178,13 @@ def choose(
         gap = replace(gap, compared=gap.checked, checked=gap.compared)  # of what would have been chosen
         judged_on, checked_on = checked_on, judged_on
     print_progress(f"chosen: {winner.candidate.name}: {reason}", enabled=session.progress)
-    left = limit - (time.monotonic() - started)
-    fitted = _final(winner.candidate, judged, held, data, outputs, options, session, folder, left, start)
+    left = limit - (clock.seconds() - started)
+    place = checkpoint.part("choice")
+    fitted = _final(winner.candidate, judged, held, data, outputs, options, session, left, start, place, log_file)
     chance = _against_majority(winner, judged, held, data.labels)
     return Selection(
         fitted, winner.candidate.name, reason, rows + left_out, judged_on, data, found, checked_on, gap, chance
     )
-
-
-def whole_schedule(options: ModelOptions, development_pairs: int) -> ModelOptions:
-    """Return options that keep the last epoch of the whole schedule where there are too few pairs to stop by."""
-    if not isinstance(options, PairwiseOptions) or development_pairs >= _FEWEST_TO_STOP_BY:
-        return options
-    return replace(options, keep_last=True, patience=sys.maxsize)
 
 
 def _against_majority(winner: Judged, judged: list[Judged], held: Examples, labels: list[str]) -> Chance | None:
@@ -219,95 +209,6 @@ def _unfit(candidate: Candidate, data: Prepared, start: Beginning | None) -> str
     return ""
 
 
-def _judge(
-    candidate: Candidate,
-    everything: Examples,
-    splits: list[Fold],
-    outputs: int,
-    options: AutoOptions,
-    session: Session,
-    left: float,
-    start: Beginning | None,
-) -> Judged | None:
-    """Fit a candidate on every fold, with several seeds if it is cheap; None if that would take too long."""
-    soft = _answers(everything).soft
-    longest, seeds, planned = 0.0, 0, _SEEDS
-    probabilities: list[Tensor] = []
-    hits: list[Tensor] = []
-    checks: list[Tensor] = []
-    check = everything.select(splits[0].check)
-    while seeds < planned:
-        parts: list[Tensor] = []
-        check_parts: list[Tensor] = []
-        for number, fold in enumerate(splits):
-            train, dev = everything.select(fold.train), everything.select(fold.inner)
-            # What is compared or checked on must not be learnt from.
-            spare = not (torch.equal(fold.inner, fold.held_out) or torch.equal(fold.inner, fold.check))
-            own = replace(session, seed=session.seed + seeds, progress=False)
-            begun = time.monotonic()
-            with TemporaryDirectory() as scratch:
-                fitted = _fit(
-                    candidate, train, dev, outputs, options, own, folder=Path(scratch), dev_is_spare=spare, start=start
-                )
-            longest = max(longest, time.monotonic() - begun)
-            if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
-                return None
-            calibration = fit_calibration(*fitted.development(dev), shrink=False)
-            for examples, found in ((everything.select(fold.held_out), parts), (check, check_parts)):
-                if len(examples):
-                    logits = logits_of(fitted.network, examples.pairs, 1024)
-                    found.append(calibrated(logits, calibration, soft=soft))
-        said = torch.cat(parts)
-        probabilities.append(said)
-        hits.append(_hits(said, everything.select(torch.cat([fold.held_out for fold in splits]))))
-        # Every fold sees the same pairs of the check: their mean, which is what an average of the folds would say.
-        checks.append(torch.stack(check_parts).mean(dim=0) if check_parts else said[:0])
-        seeds += 1
-        if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
-            planned = seeds  # deterministic, or too dear to repeat
-    return Judged(
-        candidate,
-        torch.stack(hits).mean(dim=0),
-        torch.stack(probabilities).mean(dim=0),
-        longest,
-        seeds,
-        torch.stack([_hits(said, check) for said in checks]).mean(dim=0),
-        torch.stack(checks).mean(dim=0),
-    )
-
-
-def _fit(
-    candidate: Candidate,
-    train: Examples,
-    dev: Examples,
-    outputs: int,
-    options: AutoOptions,
-    session: Session,
-    *,
-    folder: Path,
-    dev_is_spare: bool,
-    start: Beginning | None,
-) -> Fitted[PairNetwork]:
-    """Fit a candidate with its own options; one that begins with another run and learns nothing stays what it was."""
-    if start is not None and not candidate.learns:
-        return as_it_is(start, outputs)
-    own = whole_schedule(options.for_candidate(options_for(candidate.model), candidate.changes), len(dev))
-    return fit_model(
-        candidate.model, train, dev, outputs, own, session, folder=folder, dev_is_spare=dev_is_spare,
-        start=start if candidate.begins else None,
-    )  # fmt: skip
-
-
-def _hits(probabilities: Tensor, examples: Examples) -> Tensor:
-    return _answers(examples).hits(probabilities.argmax(dim=1))
-
-
-def _answers(examples: Examples) -> Answers:
-    if not isinstance(examples.truth, Answers):
-        raise TypeError("this selection is for classification; matching has its own")
-    return examples.truth
-
-
 def _averages(judged: list[Judged], held: Examples, check: Examples) -> list[Judged]:
     """Average the seeds of the best candidate that has several, the best two, and the best three candidates."""
     ranked = sorted(judged, key=lambda one: -float(one.hits.mean()))
@@ -323,7 +224,7 @@ def _averages(judged: list[Judged], held: Examples, check: Examples) -> list[Jud
         seconds = sum(one.fit_seconds * one.seeds for one in members)
         checks = torch.stack([one.check_probabilities for one in members]).mean(dim=0)
         averages.append(
-            Judged(candidate, _hits(probabilities, held), probabilities, seconds, 1, _hits(checks, check), checks)
+            Judged(candidate, hits_of(probabilities, held), probabilities, seconds, 1, hits_of(checks, check), checks)
         )
     return averages
 
@@ -336,9 +237,10 @@ def _final(
     outputs: int,
     options: AutoOptions,
     session: Session,
-    folder: Path,
     left: float,
     start: Beginning | None,
+    place: Checkpoint,
+    log_file: Path | None,
 ) -> Fitted[PairNetwork]:
     """Fit the choice on the training part, with the development part for early stopping and calibration."""
     tried = {one.candidate.name: one.seeds for one in judged}
@@ -354,19 +256,16 @@ def _final(
     for member, seed, weight in members:
         bound = max(left, 30.0) / len(members)
         own = replace(session, time_limit=bound, seed=session.seed + seed)
-        for leftover in ("state.safetensors", "log.jsonl"):
-            if len(members) > 1:
-                (folder / leftover).unlink(missing_ok=True)
-        fitted = _fit(
-            member, data.train, data.dev, outputs, options, own, folder=folder, dev_is_spare=data.dev_is_spare,
-            start=start,
+        fitted = fit_candidate(
+            member, data.train, data.dev, outputs, options, own, dev_is_spare=data.dev_is_spare, start=start,
+            checkpoint=place.part(f"{member.name} seed {seed}"), log_file=log_file,
         )  # fmt: skip
         seconds += fitted.seconds
         networks.append(fitted.network)
         calibrations.append({**fit_calibration(*fitted.development(data.dev), shrink=False), "weight": weight})
     if len(networks) == 1 and fitted is not None:
         return fitted
-    soft = _answers(data.train).soft
+    soft = answers_of(data.train).soft
     average = Average.of(list(networks), calibrations, soft=soft)
     # A member that learnt from the development part knows it; the held-out folds of the selection do not.
     return Fitted(average, seconds, held_out=(_average_logits(candidate, judged, soft=soft), held.truth))

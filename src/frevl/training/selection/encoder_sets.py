@@ -8,7 +8,6 @@ texts need not have the best images. Models are compared on what won.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -23,6 +22,7 @@ from frevl.training.examples import Examples, join
 from frevl.training.fit_model import fit_kernel_on
 from frevl.training.options import Session
 from frevl.training.prepare import Prepared
+from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["EncoderChoice", "choose_encoders", "encoder_sets", "narrow"]
 
@@ -105,7 +105,13 @@ def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = 
 
 
 def choose_encoders(
-    data: Prepared, encoders: Sequence[str], outputs: int, session: Session, *, time_limit: float
+    data: Prepared,
+    encoders: Sequence[str],
+    outputs: int,
+    session: Session,
+    *,
+    time_limit: float,
+    checkpoint: Checkpoint = NOWHERE,
 ) -> EncoderChoice:
     """Compare the sets of encoders on training and development examples.
 
@@ -115,6 +121,7 @@ def choose_encoders(
         outputs: Number of classes.
         session: Seed and progress.
         time_limit: Seconds; a set that would probably not fit in is left out. All encoders together come first.
+        checkpoint: Where every set that was compared is kept.
 
     Returns:
         The set with the best metric, the one with the narrowest embeddings among equals.
@@ -122,7 +129,8 @@ def choose_encoders(
     sets = encoder_sets(data, encoders)
     if len(sets) < 2:
         return EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
-    ends = time.monotonic() + time_limit
+    clock = checkpoint.clock
+    ends = clock.seconds() + time_limit
     judged: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, Any]] = {}
     pairs = 0
 
@@ -131,17 +139,23 @@ def choose_encoders(
         towers = _names(data.image_towers, images), _names(data.text_towers, texts)
         if towers in judged:
             return
+        place = checkpoint.part(f"encoder set {len(judged)}")
+        saved = place.load()
+        if saved is not None:
+            judged[towers], pairs = saved[1]["row"], saved[1]["pairs"]
+            return
         row: dict[str, Any] = {
             "encoders": [name for name in encoders if name in images or name in texts],
             "images": images,
             "texts": texts,
         }
         judged[towers] = row
-        begun = time.monotonic()
+        begun = clock.seconds()
         if any("metric" in one for one in judged.values()):
             longest = max(one.get("seconds", 0.0) for one in judged.values())
             if begun + longest > ends:
                 row["reason"] = "no time left"
+                place.save({}, {"row": row, "pairs": pairs, "seconds": 0.0})
                 return
         part = narrow(data, images, texts)
         # Development pairs that the user gave stand for what is new: nothing is learnt from them here.
@@ -149,7 +163,8 @@ def choose_encoders(
         pairs = len(examples)
         # All pairs are both learnt from and judged on: each is scored by the solution without its own image.
         _, found = fit_kernel_on(examples, outputs, text_only_shares=_TEXT_ONLY_SHARES, ridges=_RIDGES)
-        row |= {"metric": 100 * found.metric, "seconds": time.monotonic() - begun}
+        row |= {"metric": 100 * found.metric, "seconds": clock.seconds() - begun}
+        place.save({}, {"row": row, "pairs": pairs, "seconds": row["seconds"]})
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
         print_progress(
             f"  encoders {shown:<40} {row['metric']:6.2f} %  {row['seconds']:6.1f} s", enabled=session.progress

@@ -1,0 +1,187 @@
+"""A candidate of ``auto``, fitted on every fold: what it says of pairs that it has not seen.
+
+What is finished (a fold of a seed, then the candidate) is kept: an interrupted selection continues with the next.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frevl.models.interface import PairNetwork
+from frevl.runs.batches import logits_of
+from frevl.runs.calibration import calibrated, fit_calibration
+from frevl.runs.targets import Answers
+from frevl.training.examples import Examples
+from frevl.training.fit_model import Fitted, as_it_is, fit_model
+from frevl.training.initialisation import Beginning
+from frevl.training.options import AutoOptions, ModelOptions, PairwiseOptions, Session, options_for
+from frevl.training.run_folder import Checkpoint
+from frevl.training.selection.candidates import Candidate
+from frevl.training.selection.folds import Fold
+from frevl.training.selection.one_standard_error import Judged
+
+__all__ = ["answers_of", "fit_candidate", "hits_of", "keep", "recalled", "score_held_out", "whole_schedule"]
+
+_CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
+_SEEDS = 3
+_DETERMINISTIC = ("majority", "linear", "kernel", "as begun")
+# Development pairs; with fewer the best epoch is chance (research/experiments/log.md), so networks run their whole
+# schedule and keep its end, whatever the call says of patience.
+_FEWEST_TO_STOP_BY = 1_000
+
+
+def recalled(candidate: Candidate, place: Checkpoint) -> Judged | str | None:
+    """Return what came of a candidate before an interruption: its scores, or why it was left out."""
+    saved = place.load()
+    if saved is None:
+        return None
+    tensors, record = saved
+    if record["reason"]:
+        return str(record["reason"])
+    figures: dict[str, Any] = {**tensors, "fit_seconds": record["fit_seconds"], "seeds": record["seeds"]}
+    return Judged(candidate=candidate, **figures)
+
+
+def keep(outcome: Judged | str, place: Checkpoint, seconds: float) -> None:
+    """Keep what came of a candidate, and nothing else of it."""
+    if isinstance(outcome, str):
+        place.save({}, {"reason": outcome, "seconds": seconds})
+    else:
+        tensors = {name: value for name, value in vars(outcome).items() if isinstance(value, Tensor)}
+        figures = {"fit_seconds": outcome.fit_seconds, "seeds": outcome.seeds}
+        place.save(tensors, {"reason": "", "seconds": seconds, **figures})
+    place.discard_parts()
+
+
+def score_held_out(
+    candidate: Candidate,
+    everything: Examples,
+    splits: list[Fold],
+    outputs: int,
+    options: AutoOptions,
+    session: Session,
+    left: float,
+    start: Beginning | None,
+    place: Checkpoint,
+) -> Judged | str:
+    """Fit a candidate on every fold, with several seeds if it is cheap; a reason if that would take too long."""
+    longest, seeds, planned = 0.0, 0, _SEEDS
+    probabilities: list[Tensor] = []
+    hits: list[Tensor] = []
+    checks: list[Tensor] = []
+    check = everything.select(splits[0].check)
+    while seeds < planned:
+        parts: list[Tensor] = []
+        check_parts: list[Tensor] = []
+        for number, fold in enumerate(splits):
+            own = replace(session, seed=session.seed + seeds, progress=False)
+            here = place.part(f"seed {seeds} fold {number}")
+            said, said_of_check, seconds = _held_out(candidate, everything, fold, outputs, options, own, start, here)
+            longest = max(longest, seconds)
+            if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
+                return "would take more than the time that is left"
+            parts.append(said)
+            check_parts.append(said_of_check)
+        probabilities.append(torch.cat(parts))
+        hits.append(hits_of(probabilities[-1], everything.select(torch.cat([fold.held_out for fold in splits]))))
+        # Every fold sees the same pairs of the check: their mean, which is what an average of the folds would say.
+        checks.append(torch.stack(check_parts).mean(dim=0))
+        seeds += 1
+        if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
+            planned = seeds  # deterministic, or too dear to repeat
+    return Judged(
+        candidate,
+        torch.stack(hits).mean(dim=0),
+        torch.stack(probabilities).mean(dim=0),
+        longest,
+        seeds,
+        torch.stack([hits_of(said, check) for said in checks]).mean(dim=0),
+        torch.stack(checks).mean(dim=0),
+    )
+
+
+def _held_out(
+    candidate: Candidate,
+    everything: Examples,
+    fold: Fold,
+    outputs: int,
+    options: AutoOptions,
+    session: Session,
+    start: Beginning | None,
+    place: Checkpoint,
+) -> tuple[Tensor, Tensor, float]:
+    """Fit a candidate on one fold.
+
+    Returns:
+        Its probabilities for the held-out part, and for the pairs of the check; the seconds of the fit.
+    """
+    saved = place.load()
+    if saved is not None:
+        return saved[0]["held_out"], saved[0]["check"], saved[1]["fit_seconds"]
+    train, dev = everything.select(fold.train), everything.select(fold.inner)
+    # What is compared or checked on must not be learnt from.
+    spare = not (torch.equal(fold.inner, fold.held_out) or torch.equal(fold.inner, fold.check))
+    begun = place.clock.seconds()
+    fitted = fit_candidate(
+        candidate, train, dev, outputs, options, session, dev_is_spare=spare, start=start, checkpoint=place.part("fit")
+    )
+    seconds = place.clock.seconds() - begun
+    calibration, soft = fit_calibration(*fitted.development(dev), shrink=False), answers_of(everything).soft
+
+    def probabilities_of(rows: Tensor) -> Tensor:
+        if not len(rows):
+            return torch.zeros(0, outputs)
+        return calibrated(logits_of(fitted.network, everything.select(rows).pairs, 1024), calibration, soft=soft)
+
+    said = {"held_out": probabilities_of(fold.held_out), "check": probabilities_of(fold.check)}
+    place.save(said, {"fit_seconds": seconds, "seconds": place.clock.seconds() - begun})
+    place.discard_parts()
+    return said["held_out"], said["check"], seconds
+
+
+def whole_schedule(options: ModelOptions, development_pairs: int) -> ModelOptions:
+    """Return options that keep the last epoch of the whole schedule where there are too few pairs to stop by."""
+    if not isinstance(options, PairwiseOptions) or development_pairs >= _FEWEST_TO_STOP_BY:
+        return options
+    return replace(options, keep_last=True, patience=sys.maxsize)
+
+
+def fit_candidate(
+    candidate: Candidate,
+    train: Examples,
+    dev: Examples,
+    outputs: int,
+    options: AutoOptions,
+    session: Session,
+    *,
+    dev_is_spare: bool,
+    start: Beginning | None,
+    checkpoint: Checkpoint,
+    log_file: Path | None = None,
+) -> Fitted[PairNetwork]:
+    """Fit a candidate with its own options; one that begins with another run and learns nothing stays what it was."""
+    if start is not None and not candidate.learns:
+        return as_it_is(start, outputs)
+    own = whole_schedule(options.for_candidate(options_for(candidate.model), candidate.changes), len(dev))
+    return fit_model(
+        candidate.model, train, dev, outputs, own, session, dev_is_spare=dev_is_spare,
+        start=start if candidate.begins else None, checkpoint=checkpoint, log_file=log_file,
+    )  # fmt: skip
+
+
+def hits_of(probabilities: Tensor, examples: Examples) -> Tensor:
+    """Return ``(n,)``: the weight of the class that ``(n, outputs)`` probabilities predict."""
+    return answers_of(examples).hits(probabilities.argmax(dim=1))
+
+
+def answers_of(examples: Examples) -> Answers:
+    """Return the answers of a classification."""
+    if not isinstance(examples.truth, Answers):
+        raise TypeError("this selection is for classification; matching has its own")
+    return examples.truth
