@@ -47,6 +47,61 @@ def karpathy_image(split: str, name: str, *captions: str, folder: str = "") -> d
     return image | {"sentences": [{"raw": raw, "tokens": raw.split(), "imgid": 0, "sentid": 1} for raw in captions]}
 
 
+def coco_file(root: Path, name: str, captions: list[tuple[int, str]]) -> None:
+    numbers = dict.fromkeys(number for number, _ in captions) | {8: None}
+    document = {
+        "info": {"year": 2017},
+        "images": [{"id": number, "file_name": f"{number:012}.jpg", "height": 3, "width": 4} for number in numbers],
+        "annotations": [{"id": 10 + i, "image_id": n, "caption": text} for i, (n, text) in enumerate(captions)],
+    }
+    put(root, f"annotations/{name}", document)
+
+
+def test_coco_s_own_caption_files(tmp_path: Path) -> None:
+    coco_file(tmp_path, "captions_train2017.json", [(9, "A dog. "), (5, "A cat."), (9, "Two dogs."), (5, " ")])
+    coco_file(tmp_path, "captions_val2017.json", [(7, "A hen.")])
+    coco_file(tmp_path, "captions_train2014.json", [(9, "not read where there is a newer file")])
+    images(tmp_path, "train2017/000000000009.jpg", "train2017/000000000005.jpg", "val2017/000000000007.jpg")
+    train = load_benchmark("coco", tmp_path, "train")
+    assert simple(train) == [
+        ("train2017/000000000009.jpg", "A dog.", None),
+        ("train2017/000000000005.jpg", "A cat.", None),
+        ("train2017/000000000009.jpg", "Two dogs.", None),
+    ]
+    assert train.left_out == [
+        ("000000000005.jpg", "a caption is empty"),
+        ("000000000008.jpg", "the image has no caption"),
+    ]
+    assert train.notes[0] == "captions_train2017.json: the official 'coco' has 591,753 rows in 'train', found 5."
+    assert simple(load_benchmark("coco", tmp_path, "val")) == [("val2017/000000000007.jpg", "A hen.", None)]
+    with pytest.raises(
+        InputError, match="'coco' needs dataset_coco.json or captions_test2017.json .* below this folder"
+    ):
+        load_benchmark("coco", tmp_path, "test")
+
+
+def test_karpathy_s_split_comes_before_coco_s_own(tmp_path: Path) -> None:
+    coco_file(tmp_path, "captions_val2014.json", [(3, "A hen.")])
+    put(tmp_path, "dataset_coco.json", {"images": [karpathy_image("val", "3.jpg", "A cow.", folder="val2014")]})
+    images(tmp_path, "val2014/3.jpg", "val2014/000000000003.jpg")
+    assert simple(load_benchmark("coco", tmp_path, "val")) == [("val2014/3.jpg", "A cow.", None)]
+
+
+def test_a_caption_of_no_image_is_left_out(tmp_path: Path) -> None:
+    document = {
+        "images": [{"id": 3, "file_name": "3.jpg"}],
+        "annotations": [{"image_id": 4, "caption": "nowhere"}, {"image_id": 3, "caption": "here"}],
+    }
+    put(tmp_path, "captions_val2014.json", document)
+    images(tmp_path, "3.jpg")
+    found = load_benchmark("coco", tmp_path, "val")
+    assert simple(found) == [("3.jpg", "here", None)]
+    assert found.left_out == [("annotation 0", "its image is not among the images of the file")]
+    put(tmp_path, "captions_val2014.json", {"images": [{"id": "3", "file_name": "3.jpg"}], "annotations": []})
+    with pytest.raises(InputError, match=r"captions_val2014.json, images\[0\]: expected 'id' to be int, found str"):
+        load_benchmark("coco", tmp_path, "val")
+
+
 def test_coco_trains_on_restval_too(tmp_path: Path) -> None:
     document = [
         karpathy_image("train", "COCO_train2014_1.jpg", "A dog. ", "A cat.", folder="train2014"),

@@ -64,6 +64,7 @@ class Source:
         files: File names with their readers; the first one found is read. ``{split}`` is filled in.
         where: Where to get the files; ends a sentence.
         exact_images: Image names are not unique: only the official path will do.
+        rows_of: Number of rows of files that hold another split than the others of the set.
     """
 
     task: Task
@@ -71,6 +72,7 @@ class Source:
     files: tuple[tuple[str, Reader], ...]
     where: str
     exact_images: bool = field(default=False)
+    rows_of: Mapping[str, int] = field(default_factory=dict)
 
 
 _FLICKR_IMAGES = "the images come with the form at shannon.cs.illinois.edu/DenotationGraph"
@@ -80,8 +82,19 @@ BENCHMARKS: Mapping[str, Source] = {
     "coco": Source(
         "matching",
         {"train": ("train", 566_747), "val": ("val", 25_010), "test": ("test", 25_010)},
-        (("dataset_coco.json", retrieval.karpathy), ("{split}.jsonl", retrieval.plain_captions)),
-        f"{_KARPATHY}, train2014.zip and val2014.zip at cocodataset.org",
+        (
+            ("dataset_coco.json", retrieval.karpathy),  # the split that papers use, so it comes first
+            ("captions_{split}2017.json", retrieval.coco_captions),
+            ("captions_{split}2014.json", retrieval.coco_captions),
+            ("{split}.jsonl", retrieval.plain_captions),
+        ),
+        f"{_KARPATHY}, or annotations_trainval2017.zip with the images, at cocodataset.org",
+        rows_of={
+            "captions_train2017.json": 591_753,
+            "captions_val2017.json": 25_014,
+            "captions_train2014.json": 414_113,
+            "captions_val2014.json": 202_654,
+        },
     ),
     "flickr30k": Source(
         "matching",
@@ -234,6 +247,7 @@ def load_benchmark(
     folder = Folder(_root(name, root))
     path, reader = _file(name, source, folder, [file_split, *(s for s in spellings if s != file_split)])
 
+    expected = source.rows_of.get(path.name, expected)
     items = list(reader(folder, path, known))
     rows, left_out = _usable(items)
     if not rows:

@@ -1,4 +1,4 @@
-"""Captions: Karpathy's split files, caption tables, the original token files, and plain JSONL.
+"""Captions: Karpathy's split files, COCO's own, caption tables, the original token files, and plain JSONL.
 
 A row is ``{"image", "text"}`` without target: a positive pair.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from frevl.data.benchmarks.files import Folder, LeftOut, Row, csv_rows, json_lines, lines, need, read_json
 from frevl.errors import InputError
 
-__all__ = ["caption_table", "karpathy", "plain_captions", "token_file"]
+__all__ = ["caption_table", "coco_captions", "karpathy", "plain_captions", "token_file"]
 
 # Everybody trains on COCO's "restval" too: images of the 2014 validation set outside val and test.
 _KARPATHY_PARTS = {"train": ("train", "restval")}
@@ -41,6 +41,26 @@ def karpathy(_: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
         for sentence in sentences:
             text = need(sentence, "raw", str, f"{place}, sentences").strip()
             yield {"image": name, "text": text} if text else LeftOut(name, "a caption is empty")
+
+
+def coco_captions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
+    """``captions_train2017.json`` and the like, COCO's own (Chen et al. 2015): captions name their image by its id."""
+    content = read_json(path)
+    names: dict[int, str] = {}
+    for number, image in enumerate(need(content, "images", list, str(path))):
+        place = f"{path}, images[{number}]"
+        names[need(image, "id", int, place)] = need(image, "file_name", str, place)
+    described: set[int] = set()
+    for number, one in enumerate(need(content, "annotations", list, str(path))):
+        place = f"{path}, annotations[{number}]"
+        image_id = need(one, "image_id", int, place)
+        if image_id not in names:
+            yield LeftOut(f"annotation {number}", "its image is not among the images of the file")
+            continue
+        described.add(image_id)
+        text = need(one, "caption", str, place).strip()
+        yield {"image": names[image_id], "text": text} if text else LeftOut(names[image_id], "a caption is empty")
+    yield from (LeftOut(name, "the image has no caption") for id_, name in names.items() if id_ not in described)
 
 
 def caption_table(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
