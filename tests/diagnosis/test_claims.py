@@ -57,17 +57,19 @@ def test_signs(name, expected):
 @pytest.mark.parametrize(
     ("gap", "words"),
     by_sign({
-        1: ("it looks at the image", "The image earns these points"),
+        1: ("it looks at the image", "The image earns points that the text alone does not have"),
         0: ("loses nothing that can be measured", "Leave the image out"),
         -1: ("its own images mislead it", "Check which image belongs to which pair"),
     }),
 )  # fmt: skip
 def test_wrong_images(gap, words):
-    claim, advice = wrong_image_claim("the mlp model", gap, 200)
+    claim, advice = wrong_image_claim("the mlp model", gap, 200, adds=True)
     assert words[0] in claim
     assert words[1] in advice
     assert f"{abs(gap.value):.1f} points" in claim
-    claim, advice = wrong_image_claim("the mlp model", gap, 19)
+    _, without = wrong_image_claim("the mlp model", gap, 200, adds=False)
+    assert ("relies on the image without gaining from it" in without) == (gap.sign == 1)
+    claim, advice = wrong_image_claim("the mlp model", gap, 19, adds=True)
     assert claim == "What wrong images cost cannot be told from 19 test images."
     assert advice == "Test on 20 different images or more."
 
@@ -448,7 +450,8 @@ def test_tokens(gain, claim, advice):
 def test_no_function_here_depends_on_how_a_number_is_held():
     """Numbers of NumPy are written like those of Python."""
     gap = Gap(*(np.float64(number) for number in (20.0, 12.0, 28.0)), 0.0002)
-    assert wrong_image_claim("x", gap, np.int64(200)) == wrong_image_claim("x", LARGE, 200)
+    said = [wrong_image_claim("x", one, count, adds=True) for one, count in ((gap, np.int64(200)), (LARGE, 200))]
+    assert said[0] == said[1]
 
 
 # -------------------------------------------------------------------------------------------- leaks

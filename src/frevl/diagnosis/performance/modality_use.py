@@ -119,7 +119,7 @@ def image_findings(comparison: ModelComparison) -> list[Finding]:
         lost_bounds = edges(gap.ci95)
         table.append({**line, "lost low": lost_bounds[0], "lost high": lost_bounds[1]})
     lost = compare(own, wrong, clusters)
-    claim, advice = wrong_image_claim(model.title, lost, len(set(clusters)))
+    claim, advice = wrong_image_claim(model.title, lost, len(set(clusters)), adds=comparison.choice.adds("image"))
     how = (
         f"The trained {model.name}, the best model that sees both, answered the same test pairs with other images: of "
         f"another test pair (mean of {_ROUNDS} exchanges), the mean of the training images, and of another test pair "
@@ -143,13 +143,14 @@ def image_findings(comparison: ModelComparison) -> list[Finding]:
     return findings
 
 
-def wrong_image_claim(name: str, lost: Gap, images: int) -> tuple[str, str]:
+def wrong_image_claim(name: str, lost: Gap, images: int, *, adds: bool) -> tuple[str, str]:
     """Return claim and advice on what wrong images cost a model.
 
     Args:
         name: Of the model.
         lost: Its accuracy with its own images minus that with images of other pairs.
         images: Different test images.
+        adds: Whether the image adds anything measurable to the text.
     """
     if images < FEWEST_IMAGES:
         return (
@@ -159,7 +160,9 @@ def wrong_image_claim(name: str, lost: Gap, images: int) -> tuple[str, str]:
     return {
         1: (
             f"With wrong images {name} loses {lost.size()}: it looks at the image.",
-            "The image earns these points; a better image encoder may earn more.",
+            "The image earns points that the text alone does not have; a better image encoder may earn more."
+            if adds
+            else "It relies on the image without gaining from it: the text alone is not measurably worse.",
         ),
         0: (
             f"With wrong images {name} loses nothing that can be measured ({lost}): it does not use the image.",
