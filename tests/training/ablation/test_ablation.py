@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import frevl.training.ablation.study
+import frevl.training.ablation.variants
 import frevl.training.seeds
 from frevl.data.pairs import Pairs
 from frevl.errors import MissingExtraError, PairsError, UsageError
@@ -18,8 +18,8 @@ from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
 from frevl.training.ablation.report import ablation_table, draw_ablation, verdict
-from frevl.training.ablation.rows import Variant
 from frevl.training.ablation.study import ablate
+from frevl.training.ablation.variants import VARIANTS, Variant, options_of
 from frevl.training.options import FusionOptions
 from frevl.training.training import train
 
@@ -82,7 +82,7 @@ def test_a_baseline_takes_over_how_the_fusion_is_trained(ablation):
     settings = Run.load(folder / "runs" / "mlp" / "seed0").settings
     assert (settings["epochs"], settings["batch_size"], settings["dropout"]) == (2, 64, 0.3)
     given = FusionOptions(dropout=0.4, epochs=3, learning_rate=0.01)
-    mlp = frevl.training.ablation.study._options_of(Variant("mlp", "baselines"), "mlp", given, 2)
+    mlp = options_of(Variant("mlp", "baselines", arguments={"model": "mlp"}), "tiny", given)
     assert mlp.changes() == {"epochs": 3, "learning_rate": 0.01}, "dropout is the fusion's own"
 
 
@@ -159,8 +159,8 @@ def test_the_same_table_gives_the_same_plot(ablation, tmp_path):
 
 
 def test_an_interrupted_ablation_goes_on_and_ends_the_same(made, ablation, tmp_path, monkeypatch):
-    monkeypatch.setattr(frevl.training.ablation.study, "VARIANTS", frevl.training.ablation.rows.VARIANTS[:1])
-    monkeypatch.setattr(frevl.training.ablation.study, "DEPTHS", ())
+    monkeypatch.setattr(frevl.training.ablation.variants, "VARIANTS", VARIANTS[:1])
+    monkeypatch.setattr(frevl.training.ablation.variants, "DEPTHS", ())
     trained = []
 
     def counted(*arguments, **settings):
@@ -189,7 +189,7 @@ def test_an_interrupted_ablation_goes_on_and_ends_the_same(made, ablation, tmp_p
 
 def test_encoders_and_stores_are_compared_on_the_same_pairs(made_twice, tmp_path, monkeypatch):
     for name in ("VARIANTS", "DEPTHS", "BASELINES"):
-        monkeypatch.setattr(frevl.training.ablation.study, name, ())
+        monkeypatch.setattr(frevl.training.ablation.variants, name, ())
     world = made_twice
     extract(tmp_path / "second", images=world.images, pairs=[world.train_file, world.test_file], encoder=["toy2"])
     done = ablate(
@@ -204,9 +204,9 @@ def test_encoders_and_stores_are_compared_on_the_same_pairs(made_twice, tmp_path
 
 
 def test_a_change_without_effect_is_named(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(frevl.training.ablation.study, "VARIANTS", frevl.training.ablation.rows.VARIANTS[-1:])
-    monkeypatch.setattr(frevl.training.ablation.study, "DEPTHS", ())
-    monkeypatch.setattr(frevl.training.ablation.study, "BASELINES", ())
+    monkeypatch.setattr(frevl.training.ablation.variants, "VARIANTS", VARIANTS[-1:])
+    monkeypatch.setattr(frevl.training.ablation.variants, "DEPTHS", ())
+    monkeypatch.setattr(frevl.training.ablation.variants, "BASELINES", ())
     read = made.train
     soft = Pairs(read.images, read.texts, [{target: 0.9} for target in read.targets], read.extras, read.places)
     done = ablate(made.store, soft, test=made.test_file, out=tmp_path, **{**SMALL, "seeds": 1})
@@ -216,7 +216,7 @@ def test_a_change_without_effect_is_named(made, tmp_path, monkeypatch):
 
 def test_matching_compares_recall(made, tmp_path, monkeypatch):
     for name in ("VARIANTS", "DEPTHS"):
-        monkeypatch.setattr(frevl.training.ablation.study, name, ())
+        monkeypatch.setattr(frevl.training.ablation.variants, name, ())
     arguments = {**SMALL, "task": "matching", "seeds": 1, "options": {"epochs": 1}}
     done = ablate(made.store, made.captions.select(range(120)), test=made.captions.select(range(120, 240)),
                   out=tmp_path, **arguments)  # fmt: skip
@@ -260,7 +260,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(made, tmp_path, 
 
 
 def test_the_command_line_takes_a_fusion_apart(made, tmp_path, frevl, monkeypatch):
-    import frevl.training.ablation.study as module
+    import frevl.training.ablation.variants as module
 
     monkeypatch.setattr(module, "VARIANTS", module.VARIANTS[:1])
     monkeypatch.setattr(module, "DEPTHS", ())

@@ -1,56 +1,25 @@
-"""The variants of an ablation study, and the rows of its table."""
+"""The table of an ablation study: a row per variant, compared with the full fusion."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from frevl.evaluation.intervals import paired_difference
 from frevl.evaluation.seeds import SeedsResult
+from frevl.training.ablation.variants import Variant
 from frevl.training.seeds import SeedRuns
 
-__all__ = ["DEPTHS", "VARIANTS", "Ablation", "AblationRow", "Variant"]
+__all__ = ["Ablation", "AblationRow", "notes_of", "row_of"]
 
-
-@dataclass(frozen=True)
-class Variant:
-    """A fusion or baseline to set beside the full fusion.
-
-    Attributes:
-        name: As it stands in the table.
-        group: ``full``, ``parts``, ``layers``, ``training``, ``encoders`` or ``baselines``.
-        changes: Options that differ from the full fusion's.
-        arguments: Arguments of `frevl.train` that differ from the full fusion's.
-        store: Number of the store it is trained on.
-    """
-
-    name: str
-    group: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    arguments: dict[str, Any] = field(default_factory=dict)
-    store: int = 0
-
-
-FULL = Variant("full fusion", "full")
-VARIANTS = (
-    Variant("no cross-attention", "parts", {"cross_attention": False}),
-    Variant("concatenation only", "parts", {"product": False, "difference": False}),
-    Variant("no product", "parts", {"product": False}),
-    Variant("no difference", "parts", {"difference": False}),
-    Variant("no contrastive term", "training", {"contrastive_weight": 0.0}),
-    Variant("no regularisation term", "training", {"regularisation_weight": 0.0}),
-    Variant("no mixup", "training", {"mixup_share": 0.0}),
-    Variant("standardised inputs, 0.3 dropped", "training", {"standardise": True, "input_dropout": 0.3}),
-    Variant("last epoch, not the best", "training", {"keep_last": True}),
-    Variant("no label smoothing", "training", {"label_smoothing": 0.0}),
-)
-DEPTHS = (1, 2, 4, 6, 8)
-_OF_ONE_ROW = ("Means of ", "Chance: ")  # notes that say something of one row, not of the comparison
-BASELINES = ("linear", "mlp")
+_OF_ONE_ROW = ("Means of ", "Chance: ")  # notes about one row, not about the comparison
 
 
 @dataclass(frozen=True)
 class AblationRow:
-    """A variant with what its seeds reached on the test pairs.
+    """A variant with its results on the test pairs.
 
     Attributes:
         variant: What was trained.
@@ -113,3 +82,45 @@ class Ablation:
     def record(self) -> dict[str, Any]:
         """Return the ablation JSON."""
         return {**vars(self), "rows": [row.record() for row in self.rows]}
+
+
+def row_of(variant: Variant, runs: SeedRuns, result: SeedsResult, full: AblationRow | None) -> AblationRow:
+    """Return the row of a variant, compared with the full fusion, image by image.
+
+    Args:
+        variant: What was trained.
+        runs: Its runs.
+        result: Their results on the test pairs.
+        full: The row of the full fusion; None if this is it.
+    """
+    if full is None:
+        return AblationRow(variant, runs, result, None)
+    gap = paired_difference(result.hits, full.result.hits, full.result.clusters)
+    metric = next(iter(full.result.metrics))
+    spreads = [one.seeds["deviation"][metric] for one in (result, full.result)]
+    error = None if None in spreads else math.hypot(*spreads) / math.sqrt(full.result.seeds["n"])
+    difference = {
+        "versus": str(full.runs.path),
+        "metric": metric,
+        "difference": 100 * gap.value,
+        "ci95": gap.percent(),
+        "standard_error_over_seeds": error,
+    }
+    return AblationRow(variant, runs, result, difference)
+
+
+def notes_of(rows: Sequence[AblationRow]) -> list[str]:
+    """Return the notes of all results, each sentence once; which rows are at chance, and which changed nothing."""
+    notes = list(dict.fromkeys(note for row in rows for note in row.result.notes if not note.startswith(_OF_ONE_ROW)))
+    chance = [row.variant.name for row in rows if row.result.chance is not None and row.result.chance.is_chance]
+    if chance:
+        notes.append(f"At chance, not measurably better than always giving the majority answer: {', '.join(chance)}.")
+    full = rows[0]
+    same = [
+        row.variant.name
+        for row in rows[1:]
+        if row.runs.path != full.runs.path and row.result.seeds["values"] == full.result.seeds["values"]
+    ]
+    if same:
+        notes.append(f"Exactly as the full fusion, with every seed and in every metric: {', '.join(same)}.")
+    return notes

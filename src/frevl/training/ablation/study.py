@@ -1,19 +1,15 @@
-"""What each part of the fusion is worth: the full network against itself with one part taken away or changed."""
+"""What each part of the fusion is worth: the full network compared with itself, one part removed or changed."""
 
 from __future__ import annotations
 
 import importlib
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from frevl.data.pairs import Pairs, in_memory, read_pairs
 from frevl.errors import MissingExtraError, RunError, UsageError, nearest
-from frevl.evaluation.intervals import paired_difference
-from frevl.evaluation.seeds import SeedsResult, evaluate_seeds, open_seeds
+from frevl.evaluation.seeds import evaluate_seeds, open_seeds
 from frevl.jsonfile import write_json
 from frevl.models.fusion import PRESETS
 from frevl.progress import print_progress
@@ -21,8 +17,9 @@ from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import usable_pairs
 from frevl.training.ablation.report import ablation_markdown, draw_ablation
-from frevl.training.ablation.rows import _OF_ONE_ROW, BASELINES, DEPTHS, FULL, VARIANTS, Ablation, AblationRow, Variant
-from frevl.training.options import FusionOptions, ModelOptions, PairwiseOptions, make_options, options_for
+from frevl.training.ablation.rows import Ablation, AblationRow, notes_of, row_of
+from frevl.training.ablation.variants import depth_of, options_of, variants_of
+from frevl.training.options import FusionOptions, make_options
 from frevl.training.seeds import train_seeds
 
 __all__ = ["ablate"]
@@ -48,12 +45,13 @@ def ablate(
 ) -> Ablation:
     """Train the full fusion, its variants and two baselines with several seeds, and compare them on test pairs.
 
-    Without cross-attention, product, difference, both (concatenation), each further loss term, mixup and label
-    smoothing; with other numbers of layers; on every encoder alone, if the store holds several; on further stores.
-    The intervals are bootstraps over test images of hits averaged over seeds; differences are paired by image.
+    The variants (`frevl.training.ablation.variants`): without cross-attention, product, difference, or both; without
+    each further loss term, mixup, and label smoothing; with other numbers of layers; on each encoder alone, if the
+    store holds several; on further stores. The intervals are bootstraps over test images of hits averaged over seeds;
+    differences are paired by image.
 
-    A second call with the same arguments uses the finished trainings below ``out/runs`` and takes up the
-    interrupted one; more seeds may be asked for later. Every training there is an ordinary run.
+    The same call again uses the finished trainings in ``out/runs`` and continues the interrupted one; more seeds may be
+    asked for later. Every training there is an ordinary run.
 
     Args:
         store: The store, or several: the full fusion is trained on each, everything else on the first.
@@ -65,10 +63,10 @@ def ablate(
         encoder: Encoders of the first store; None takes all in it.
         model: Preset of the fusion: ``tiny``, ``small`` or ``base``.
         options: Of the full fusion, as in `frevl.train`; the baselines take over how it is trained.
-        seeds: Trainings a variant.
+        seeds: Number of trainings of every variant.
         seed: The first seed.
-        time_limit: Most seconds of every single training.
-        min_answer_count: Rarer answers are not classes.
+        time_limit: Most seconds of every training.
+        min_answer_count: As in `frevl.train`.
         device: Where to train.
         progress: Show progress lines.
 
@@ -83,34 +81,27 @@ def ablate(
     """
     pairs, test, dev = in_memory(pairs), in_memory(test), in_memory(dev)
     _check(model, seeds)
+    full_options = _fusion_options(model, options)
     stores = _opened(store)
     common, notes = _common_pairs(test, stores)
     folder = Path(out)
-    arguments: dict[str, Any] = {
+    shared = {
         "task": task, "dev": dev, "time_limit": time_limit, "min_answer_count": min_answer_count, "device": device,
     }  # fmt: skip
-    typed = {name: value for name, value in arguments.items() if value is not None}
-    full_options = make_options(model, options)
-    layers = full_options.record()["layers"]
-    depth = PRESETS[model]["layers"] if layers is None else layers
-    variants = _variants(stores, encoder, depth)
+    shared = {name: value for name, value in shared.items() if value is not None}
+    variants = variants_of(stores, encoder, depth_of(model, full_options))
     rows: list[AblationRow] = []
     for number, variant in enumerate(variants, start=1):
         print_progress(f"[{number} of {len(variants)}] {variant.name}", enabled=progress)
-        # A variant that changes nothing (the depth that the full fusion has) is the full fusion, not a new training.
-        path = (
-            folder
-            / "runs"
-            / _slug(FULL.name if variant == replace(FULL, name=variant.name, group=variant.group) else variant.name)
-        )
-        own = {"model": model, **({} if variant.store else {"encoder": encoder}), **variant.arguments}
+        of_the_store = {} if variant.store else {"encoder": encoder}
+        arguments = {**shared, "model": model, **of_the_store, **variant.arguments}
+        path = folder / "runs" / variant.folder
         runs = train_seeds(
             stores[variant.store], pairs, run=path, seeds=seeds, seed=seed, progress=progress,
-            **{**typed, **own}, options=_options_of(variant, own["model"], full_options, depth),
+            options=options_of(variant, model, full_options), **arguments,
         )  # fmt: skip
         result = evaluate_seeds(open_seeds(path, store=stores[variant.store]), common)
-        difference = _difference(result, rows[0].result, rows[0].runs.path) if rows else None
-        rows.append(AblationRow(variant, runs, result, difference))
+        rows.append(row_of(variant, runs, result, rows[0] if rows else None))
     full = rows[0].result
     table = Ablation(
         model=model,
@@ -120,16 +111,21 @@ def ablate(
         images=len(set(full.clusters)),
         seeds=rows[0].runs.seeds,
         rows=rows,
-        notes=notes + _notes(rows),
+        notes=notes + notes_of(rows),
         provenance={**full.provenance, "stores": [one.fingerprint for one in stores]},
     )
+    _write(table, folder)
+    return table
+
+
+def _write(table: Ablation, folder: Path) -> None:
+    """Write the table as JSON, Markdown and plot."""
     try:
         write_json(folder / "ablation.json", table.record())
         (folder / "ablation.md").write_text(ablation_markdown(table), encoding="utf-8")
         draw_ablation(table, folder / "ablation.svg")
     except OSError as error:
         raise RunError(f"{folder}: the ablation cannot be written ({error.strerror or error})") from error
-    return table
 
 
 def _check(model: str, seeds: int) -> None:
@@ -151,36 +147,15 @@ def _opened(store: Store | str | Path | Sequence[Store | str | Path]) -> list[St
     return [one if isinstance(one, Store) else Store.open(one) for one in several]
 
 
-def _options_of(variant: Variant, model: str, full: ModelOptions, depth: int) -> ModelOptions:
-    """Return the options of a variant; a baseline takes over how the full fusion is trained, where it can."""
-    given = {**full.changes(), "layers": depth, **variant.changes}
-    if model in BASELINES:
-        shared = PairwiseOptions.__dataclass_fields__.keys() & options_for(model).__dataclass_fields__.keys()
-        given = {name: value for name, value in given.items() if name in shared}
-    return make_options(model, given)
-
-
-def _variants(stores: list[Store], encoder: Sequence[str] | None, depth: int) -> list[Variant]:
-    """Return all variants, the full fusion first."""
-    parts, training = ([one for one in VARIANTS if one.group == group] for group in ("parts", "training"))
-    depths = [
-        Variant(f"{n} layer{'s' if n > 1 else ''}", "layers", {} if n == depth else {"layers": n}) for n in DEPTHS
-    ]
-    names = list(encoder) if encoder else stores[0].encoders
-    alone = (
-        [Variant(f"{name} only", "encoders", arguments={"encoder": [name]}) for name in names] if len(names) > 1 else []
-    )
-    further = [
-        Variant(f"store {number + 1} ({Path(one.path).name}: {' + '.join(one.encoders)})", "encoders", store=number)
-        for number, one in enumerate(stores)
-        if number > 0
-    ]
-    baselines = [Variant(name, "baselines", arguments={"model": name}) for name in BASELINES]
-    return [FULL, *parts, *depths, *training, *alone, *further, *baselines]
+def _fusion_options(model: str, given: FusionOptions | Mapping[str, Any] | None) -> FusionOptions:
+    options = make_options(model, given)
+    if not isinstance(options, FusionOptions):
+        raise TypeError(f"the fusion '{model}' has {type(options).__name__}")
+    return options
 
 
 def _common_pairs(test: str | Path | Pairs, stores: list[Store]) -> tuple[Pairs, list[str]]:
-    """Keep the test pairs that every store can judge, so that all variants answer the same questions."""
+    """Keep the test pairs that every store has, so that all variants are evaluated on the same pairs."""
     common = test if isinstance(test, Pairs) else read_pairs(test)
     left_out: list[Reject] = [*common.rejected]
     for store in stores:
@@ -188,39 +163,3 @@ def _common_pairs(test: str | Path | Pairs, stores: list[Store]) -> tuple[Pairs,
         left_out += rejected
     sentence = rejects_sentence(left_out)
     return common, [sentence] if sentence else []
-
-
-def _slug(name: str) -> str:
-    """Return a variant's name as the name of a folder."""
-    return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
-
-
-def _difference(result: SeedsResult, full: SeedsResult, versus: Path) -> dict[str, Any]:
-    gap = paired_difference(result.hits, full.hits, full.clusters)
-    metric = next(iter(full.metrics))
-    spreads = [one.seeds["deviation"][metric] for one in (result, full)]
-    error = None if None in spreads else math.hypot(*spreads) / math.sqrt(full.seeds["n"])
-    return {
-        "versus": str(versus),
-        "metric": metric,
-        "difference": 100 * gap.value,
-        "ci95": gap.percent(),
-        "standard_error_over_seeds": error,
-    }
-
-
-def _notes(rows: list[AblationRow]) -> list[str]:
-    """Say what the runs said, each sentence once, and which changes changed nothing."""
-    notes = list(dict.fromkeys(note for row in rows for note in row.result.notes if not note.startswith(_OF_ONE_ROW)))
-    chance = [row.variant.name for row in rows if row.result.chance is not None and row.result.chance.is_chance]
-    if chance:
-        notes.append(f"At chance, not measurably better than always giving the majority answer: {', '.join(chance)}.")
-    full = rows[0]
-    same = [
-        row.variant.name
-        for row in rows[1:]
-        if row.runs.path != full.runs.path and row.result.seeds["values"] == full.result.seeds["values"]
-    ]
-    if same:
-        notes.append(f"Exactly as the full fusion, with every seed and in every metric: {', '.join(same)}.")
-    return notes
