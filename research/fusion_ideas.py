@@ -30,7 +30,7 @@ from frevl.runs.targets import Answers
 from frevl.store.reader import Store
 from frevl.training.examples import Examples, join
 from frevl.training.fit_model import Fitted, fit_model
-from frevl.training.initialisation import Beginning
+from frevl.training.initialisation import Pretrained
 from frevl.training.options import ModelOptions, Session, make_options
 from frevl.training.prepare import Prepared, prepare
 from frevl.training.selection.candidates import CANDIDATES
@@ -160,7 +160,7 @@ def _fit(
             options,
             Session(seed=seed, time_limit=None, device="cpu", progress=False),
             dev_is_spare=model == "kernel",
-            start=None if start is None else Beginning(start, None, 0),
+            start=None if start is None else Pretrained(start, None, 0),
         )
 
 

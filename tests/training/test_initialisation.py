@@ -12,7 +12,14 @@ from frevl.models.fusion import Fusion
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
-from frevl.training.initialisation import Beginning, begin_with, fold, rows_of_same_classes, statistics_of, unfold
+from frevl.training.initialisation import (
+    Pretrained,
+    absorb_statistics,
+    initialise_from,
+    release_statistics,
+    rows_of_same_classes,
+    statistics_of,
+)
 from frevl.training.selection.candidates import CANDIDATES, candidates
 from frevl.training.training import train
 
@@ -24,8 +31,8 @@ def test_the_last_map_is_copied_only_for_the_same_classes_and_in_their_order():
     torch.manual_seed(0)
     former, task, same = (Fusion(**SIZES, outputs=3) for _ in range(3))
     fresh = {name: value.clone() for name, value in task.state_dict().items()}
-    begin_with(task, Beginning(former, None, 0))
-    begin_with(same, Beginning(former, torch.tensor([2, 0, 1]), 0))
+    initialise_from(task, Pretrained(former, None, 0))
+    initialise_from(same, Pretrained(former, torch.tensor([2, 0, 1]), 0))
     for name, value in former.state_dict().items():
         if name.startswith("head.outer"):
             assert torch.equal(task.state_dict()[name], fresh[name])
@@ -51,7 +58,7 @@ def test_classes_are_found_by_name():
 )
 def test_other_sizes_are_refused_by_name(changes, message):
     with pytest.raises(UsageError, match=message):
-        begin_with(Fusion(**SIZES, outputs=3), Beginning(Fusion(**{**SIZES, **changes}, outputs=1), None, 0))
+        initialise_from(Fusion(**SIZES, outputs=3), Pretrained(Fusion(**{**SIZES, **changes}, outputs=1), None, 0))
 
 
 def test_unfolding_is_the_inverse_of_folding_and_a_constant_stays_a_constant():
@@ -63,12 +70,12 @@ def test_unfolding_is_the_inverse_of_folding_and_a_constant_stays_a_constant():
     standard = statistics.applied(pairs)
     network = Fusion(**SIZES, outputs=2).eval()
     plain = network(*pairs.inputs(pairs.image_rows, pairs.text_rows))
-    unfold(network, statistics)
+    release_statistics(network, statistics)
     torch.testing.assert_close(
         network(*standard.inputs(standard.image_rows, standard.text_rows)), plain, atol=1e-4, rtol=1e-4
     )
     assert network.image_projection.weight[:, 4].abs().max() == 0
-    fold(network, statistics)
+    absorb_statistics(network, statistics)
     torch.testing.assert_close(network(*pairs.inputs(pairs.image_rows, pairs.text_rows)), plain, atol=1e-4, rtol=1e-4)
 
 
@@ -180,7 +187,7 @@ def test_a_matching_begins_with_nothing(made, captions, tmp_path, model):
 def test_who_knows_the_classes_goes_on_gently():
     torch.manual_seed(0)
     former = Fusion.from_preset("tiny", image_dim=5, text_dim=3, outputs=2, layers=1)
-    knows, other = (candidates(Beginning(former, rows, 0)) for rows in (torch.tensor([1, 0]), None))
+    knows, other = (candidates(Pretrained(former, rows, 0)) for rows in (torch.tensor([1, 0]), None))
     assert [one.name for one in other] == [*(one.name for one in CANDIDATES), "begun"]
     assert [one.name for one in knows if one.begins] == ["as begun", "begun"]
     gentle, fresh = (found[-1] for found in (knows, other))

@@ -10,7 +10,7 @@ from frevl.models.fusion import Fusion
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
-from frevl.training.initialisation import fold, statistics_of
+from frevl.training.initialisation import absorb_statistics, statistics_of
 from frevl.training.training import train
 
 
@@ -46,7 +46,7 @@ def test_a_folded_network_says_of_plain_embeddings_what_it_said_of_standardised_
     network = Fusion(image_dim=5, text_dim=3, outputs=2, width=8, heads=2, ffn_width=16, head_width=8).eval()
     standard = statistics.applied(pairs)
     before = network(*standard.inputs(standard.image_rows, standard.text_rows))
-    fold(network, statistics)
+    absorb_statistics(network, statistics)
     after = network(*pairs.inputs(pairs.image_rows, pairs.text_rows))
     torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)
 

@@ -22,7 +22,13 @@ from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, dev_metric, join, kind_of, with_wrong_texts
-from frevl.training.initialisation import Beginning, begin_with, fold, statistics_of, unfold
+from frevl.training.initialisation import (
+    Pretrained,
+    absorb_statistics,
+    initialise_from,
+    release_statistics,
+    statistics_of,
+)
 from frevl.training.loop import FitReport, LossOf, fusion_loss, gradient_descent, pair_loss
 from frevl.training.losses import task_loss
 from frevl.training.options import FusionOptions, LinearOptions, MlpOptions, ModelOptions, PairwiseOptions, Session
@@ -84,7 +90,7 @@ def fit_model(
     session: Session,
     *,
     dev_is_spare: bool,
-    start: Beginning | None = None,
+    start: Pretrained | None = None,
     checkpoint: Checkpoint = NOWHERE,
     log_file: Path | None = None,
 ) -> Fitted[PairNetwork]:
@@ -141,16 +147,16 @@ def fit_model(
             difference=options.difference,
         )
         if start is not None:
-            begin_with(fusion, start)
+            initialise_from(fusion, start)
         statistics = statistics_of(train.pairs) if options.standardise else None
         if statistics is not None:
             train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
             if start is not None:
-                unfold(fusion, statistics)
+                release_statistics(fusion, statistics)
         loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device)
         report = _descend(fusion, loss_of, len(train), dev, model, options, session, checkpoint, log_file)
         if statistics is not None:
-            fold(fusion, statistics)
+            absorb_statistics(fusion, statistics)
         return Fitted(fusion, report.seconds, report)
     if isinstance(options, MlpOptions):
         network: PairNetwork = Mlp(
@@ -195,11 +201,11 @@ def _descend(
     )
 
 
-def as_it_is(start: Beginning, outputs: int) -> Fitted[PairNetwork]:
+def as_it_is(start: Pretrained, outputs: int) -> Fitted[PairNetwork]:
     """Return the fusion of another run for the classes of this one, without learning anything."""
     settings: dict[str, Any] = {**start.network.settings, "outputs": outputs}
     network = Fusion(**settings)
-    begin_with(network, start)
+    initialise_from(network, start)
     return Fitted(network.eval(), 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Begin a fusion with what another one has learnt: captions or made lessons first, the task afterwards.
+"""Initialise a fusion from a trained one: captions or synthetic data first, the task afterwards.
 
 A few thousand labelled pairs are too few to learn which words belong to which pictures; captions of other photos, or
 statements whose truth is known, can teach it, and the task then starts from there (numbers in
@@ -18,14 +18,22 @@ from frevl.models.fusion import PRESETS, Fusion
 from frevl.models.inputs import ZScore
 from frevl.runs.batches import EmbeddedPairs
 
-__all__ = ["Beginning", "Statistics", "begin_with", "fold", "rows_of_same_classes", "statistics_of", "unfold"]
+__all__ = [
+    "Pretrained",
+    "Statistics",
+    "absorb_statistics",
+    "initialise_from",
+    "release_statistics",
+    "rows_of_same_classes",
+    "statistics_of",
+]
 
 _LAST = ("head.outer.weight", "head.outer.bias")  # the map to the logits: other classes, another meaning
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """A trained fusion that another one begins with.
+class Pretrained:
+    """A trained fusion that another one is initialised from.
 
     Attributes:
         network: The trained fusion; takes plain embeddings.
@@ -57,7 +65,7 @@ def rows_of_same_classes(classes: Sequence[str], former: Sequence[str]) -> Tenso
     return torch.tensor([list(former).index(name) for name in classes])
 
 
-def begin_with(network: Fusion, start: Beginning) -> None:
+def initialise_from(network: Fusion, start: Pretrained) -> None:
     """Copy all weights of a trained fusion; those of its last map only where the classes are the same.
 
     Args:
@@ -122,7 +130,7 @@ def statistics_of(pairs: EmbeddedPairs) -> Statistics:
     return Statistics(*found)
 
 
-def fold(network: Fusion, statistics: Statistics) -> None:
+def absorb_statistics(network: Fusion, statistics: Statistics) -> None:
     """Move the statistics into the projections, so that the network takes plain embeddings from now on."""
     for projection, (mean, scale) in (
         (network.image_projection, statistics.image),
@@ -131,8 +139,8 @@ def fold(network: Fusion, statistics: Statistics) -> None:
         _fold_into(projection, mean.double(), scale.double())
 
 
-def unfold(network: Fusion, statistics: Statistics) -> None:
-    """The inverse of `fold`: a network that takes plain embeddings takes standardised ones from now on.
+def release_statistics(network: Fusion, statistics: Statistics) -> None:
+    """The inverse of `absorb_statistics`: a network that takes plain embeddings takes standardised ones from now on.
 
     A dimension that never varies in the statistics keeps its part as a constant.
     """

@@ -20,7 +20,7 @@ from frevl.runs.targets import Answers
 from frevl.store.reader import Store
 from frevl.training.examples import dev_metric
 from frevl.training.fit_model import fit_model, trainable
-from frevl.training.initialisation import Beginning, rows_of_same_classes
+from frevl.training.initialisation import Pretrained, rows_of_same_classes
 from frevl.training.options import AutoOptions, ModelOptions, Session, make_options
 from frevl.training.prepare import Prepared, prepare, read_file
 from frevl.training.retrieval.choose import choose_matching
@@ -206,7 +206,7 @@ def _check_start(task: str, model: str) -> None:
         raise UsageError(f"--initialise-from belongs to a fusion ({', '.join(PRESETS)}) or auto, found --model {model}")
 
 
-def _former(path: Path, data: Prepared) -> tuple[Run, Beginning]:
+def _former(path: Path, data: Prepared) -> tuple[Run, Pretrained]:
     """Load the run to start from; say how many images of the new pairs it has seen."""
     former = Run.load(path)
     if former.network_name != Fusion.key:
@@ -229,7 +229,7 @@ def _former(path: Path, data: Prepared) -> tuple[Run, Beginning]:
             f"The run of --initialise-from has seen {seen:,} of {len(data.image_hashes):,} images of these pairs: "
             "where they are development images, the metric may be too good."
         )
-    return former, Beginning(cast("Fusion", former.network), rows_of_same_classes(data.labels, former.labels), seen)
+    return former, Pretrained(cast("Fusion", former.network), rows_of_same_classes(data.labels, former.labels), seen)
 
 
 def _check_names(task: str, model: str) -> None:

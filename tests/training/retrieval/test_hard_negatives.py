@@ -10,7 +10,7 @@ from frevl.models.retrieval.reranker import hubness
 from frevl.models.retrieval.two_tower import Cosine
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.options import Session
-from frevl.training.retrieval.hard_negatives import bank_of, fold_by_image, mine, near_duplicate_bound
+from frevl.training.retrieval.hard_negatives import bank_of, fold_by_image, mine_hard_negatives, near_duplicate_bound
 from frevl.training.retrieval.reranker import listwise_loss
 
 
@@ -49,7 +49,7 @@ def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch
     image_rows, text_rows = torch.arange(count).repeat(2), torch.randperm(2 * count)
     pairs = pairs_of(images, texts, image_rows, text_rows)
     first = Cosine(spaces=[[0, width, 0, width]], scale=3.0)
-    lists = mine(
+    lists = mine_hard_negatives(
         pairs, session=session(1), folds=2, depth=4, alignment_weight=0.0, hubness_weight=0.5, bank=6, first=first
     )
     assert lists.image_rows.tolist() == image_rows.tolist()
@@ -85,7 +85,7 @@ def test_another_wording_is_not_a_wrong_text_and_its_image_not_a_wrong_image(mon
     texts = torch.randn(12, 4)
     texts[fold[1]] = texts[fold[0]]
     pairs = pairs_of(torch.randn(12, 4), texts, range(12), range(12))
-    lists = mine(pairs, session=session(0), folds=2, depth=5, first=Cosine(spaces=[[0, 4, 0, 4]]))
+    lists = mine_hard_negatives(pairs, session=session(0), folds=2, depth=5, first=Cosine(spaces=[[0, 4, 0, 4]]))
     for n in fold[:2]:
         assert set(lists.wrong_images[n].tolist()) == {*fold[2:], -1}
         assert set(lists.wrong_texts[n].tolist()) == {*fold[2:], -1}
@@ -109,7 +109,7 @@ def test_cross_fitted_first_stages_never_see_the_fold(monkeypatch):
 
     monkeypatch.setattr(frevl.training.retrieval.hard_negatives, "fit_two_tower_ensemble", spy)
     pairs = pairs_of(torch.randn(9, 3), torch.randn(9, 3), range(9), range(9))
-    lists = mine(pairs, session=session(2), folds=3, depth=2)
+    lists = mine_hard_negatives(pairs, session=session(2), folds=3, depth=2)
     assert len(seen) == 3
     for n, image in enumerate(range(9)):
         unseen = next(part for part in seen if image not in part)

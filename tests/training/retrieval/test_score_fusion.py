@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from frevl.models.retrieval.reranker import TermWeights
-from frevl.training.retrieval.score_fusion import Candidates, candidates_of, choose_blend, recall_by_image
+from frevl.training.retrieval.score_fusion import RankedCandidates, choose_weights, rank_candidates, recall_by_image
 
 
 def side(terms, right):
     terms = torch.tensor(terms, dtype=torch.float32)
-    return Candidates(torch.zeros(terms.shape[:2], dtype=torch.long), torch.tensor(right), terms)
+    return RankedCandidates(torch.zeros(terms.shape[:2], dtype=torch.long), torch.tensor(right), terms)
 
 
 def test_hits_by_hand():
@@ -22,7 +22,7 @@ def test_hits_by_hand():
 
 
 def test_candidates_put_wrong_items_before_right_ones_on_ties():
-    columns, found = candidates_of(torch.tensor([[3.0, 3.0, 1.0]]), torch.tensor([[True, False, False]]), 1)
+    columns, found = rank_candidates(torch.tensor([[3.0, 3.0, 1.0]]), torch.tensor([[True, False, False]]), 1)
     assert columns.tolist() == [[1]]
     assert found.tolist() == [[False]]
 
@@ -30,7 +30,7 @@ def test_candidates_put_wrong_items_before_right_ones_on_ties():
 def test_each_direction_finds_its_weight_of_hubness_and_a_harmful_fusion_weighs_nothing():
     texts = side([[[2.0, 4.0, 9.0], [1.0, 0.0, 0.0]]] * 5, [[False, True]] * 5)
     images = side([[[2.0, 0.0, 9.0], [1.9, 0.0, 0.0]], [[3.0, 0.0, 0.0], [1.0, 0.0, 9.0]]] * 2, [[True, False]] * 4)
-    blend = choose_blend(texts, images)
+    blend = choose_weights(texts, images)
     assert blend.weights == TermWeights(text_hubness=-0.5)
     assert blend.metrics["i2t_r1"] == 100
     assert blend.metrics["t2i_r1"] == 100
@@ -38,17 +38,17 @@ def test_each_direction_finds_its_weight_of_hubness_and_a_harmful_fusion_weighs_
 
 def test_a_helpful_fusion_gets_a_weight():
     good = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 2.0]]] * 3, [[False, True]] * 3)
-    blend = choose_blend(good, good)
+    blend = choose_weights(good, good)
     assert blend.weights.fusion > 0
     assert blend.metrics["i2t_r1"] == 100
-    assert choose_blend(good, good, fusion=False).metrics["i2t_r1"] == 0
+    assert choose_weights(good, good, fusion=False).metrics["i2t_r1"] == 0
 
 
 def test_one_direction_never_pays_for_the_other():
     # Every weight of the fusion that helps texts hurts images.
     helped = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 1.0]]] * 3, [[False, True]] * 3)
     hurt = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 1.0]]] * 3, [[True, False]] * 3)
-    blend = choose_blend(helped, hurt)
+    blend = choose_weights(helped, hurt)
     assert blend.weights.fusion == 0
     assert blend.metrics["t2i_r1"] == 100
 
@@ -62,8 +62,10 @@ def test_never_worse_than_the_first_stage_on_random_terms():
             order = terms[..., 0].argsort(dim=1, descending=True)
             right = torch.zeros(queries, 11, dtype=torch.bool)
             right[torch.arange(queries), torch.randint(11, (queries,), generator=random)] = True
-            sides.append(Candidates(order, right.gather(1, order), terms.gather(1, order[..., None].expand(-1, -1, 3))))
-        first, best = choose_blend(*sides, hubs=False, fusion=False), choose_blend(*sides)
+            sides.append(
+                RankedCandidates(order, right.gather(1, order), terms.gather(1, order[..., None].expand(-1, -1, 3)))
+            )
+        first, best = choose_weights(*sides, hubs=False, fusion=False), choose_weights(*sides)
         assert best.mean >= first.mean - 1e-4
         for name in ("i2t_r1", "t2i_r1"):
             assert best.metrics[name] >= first.metrics[name] - 1e-4

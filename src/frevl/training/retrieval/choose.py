@@ -33,7 +33,7 @@ from frevl.training.retrieval.fit import (
     with_enough_steps,
 )
 from frevl.training.retrieval.score_fusion import recall_by_image
-from frevl.training.retrieval.term_weights import Judgement, judged_alone, judged_part
+from frevl.training.retrieval.term_weights import WeightSearch, development_part, search_alone
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["choose_matching"]
@@ -81,26 +81,26 @@ def choose_matching(
     limited = replace(session, time_limit=limit * (1 - 2 * _BASELINE_SHARE))
     first_stages: list[_Tried[FirstStage]] = []
     left_out: list[dict[str, Any]] = []
-    dev = judged_part(right_pairs(data.dev), session.seed)
+    dev = development_part(right_pairs(data.dev), session.seed)
     print_progress(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=session.progress)
     for kind in ("cosine", "dual"):
         if kind == "cosine" and not has_common_space(data.image_towers, data.text_towers):
             left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
             continue
         fitted = fit_first_stage(kind, data, TwoTowerOptions(), limited, share=FIRST_SHARE, checkpoint=checkpoint)
-        alone = judged_alone(fitted.network, dev)
+        alone = search_alone(fitted.network, dev)
         first_stages.append(_Tried(kind, alone.by_image(alone.first), fitted, fitted.seconds))
         _say(first_stages[-1], session)
     tried: list[_Tried[PairNetwork]] = [*first_stages]
     first = max(first_stages, key=lambda one: float(one.by_image.mean()))
-    judgement: Judgement | None = None
+    search: WeightSearch | None = None
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
         left_out.append({"name": "reranking", "reason": f"needs at least {FEWEST_IMAGES} training images"})
     else:
-        reranked, judgement = fit_reranked(
+        reranked, search = fit_reranked(
             _FUSION, first.fitted, data, options.for_candidate(RerankerOptions), limited, checkpoint
         )
-        tried += _reranked(first, reranked, judgement)
+        tried += _reranked(first, reranked, search)
         for one in tried[-3:]:
             _say(one, session)
     winner, reason, rows = _simplest(tried)
@@ -114,23 +114,21 @@ def choose_matching(
         "judged_on": f"{len(tried[0].by_image):,} development images with their texts; linear and mlp on "
         f"{min(_SAMPLE, len(tried[0].by_image)):,} of them",
         "candidates": rows + more + left_out,
-        "blend": None if judgement is None else judgement.record(),
+        "blend": None if search is None else search.record(),
     }
     return winner.fitted, record
 
 
-def _reranked(first: _Tried[FirstStage], reranked: Fitted[Reranked], judgement: Judgement) -> list[_Tried[Reranked]]:
+def _reranked(first: _Tried[FirstStage], reranked: Fitted[Reranked], search: WeightSearch) -> list[_Tried[Reranked]]:
     """Return what reranking adds step by step, simplest first."""
     network = reranked.network
     steps = (
-        (f"{first.name} with alignment", judgement.first, first.seconds),
-        (f"{first.name} with alignment and hubness", judgement.without_hubs, first.seconds),
-        (f"{first.name} with alignment, hubness and {_FUSION}", judgement.fused, reranked.seconds),
+        (f"{first.name} with alignment", search.first, first.seconds),
+        (f"{first.name} with alignment and hubness", search.without_hubs, first.seconds),
+        (f"{first.name} with alignment, hubness and {_FUSION}", search.fused, reranked.seconds),
     )
     return [
-        _Tried(
-            name, judgement.by_image(blend), replace(reranked, network=network.weighed(blend.weights, blend.depth)), s
-        )
+        _Tried(name, search.by_image(blend), replace(reranked, network=network.weighed(blend.weights, blend.depth)), s)
         for name, blend, s in steps
     ]
 
@@ -163,7 +161,7 @@ def _against_baselines(
     checkpoint: Checkpoint,
 ) -> tuple[_Tried[PairNetwork], str, list[dict[str, Any]]]:
     """Fit linear and mlp; one of them is taken if it is better by more than one standard error."""
-    dev, quiet = judged_part(right_pairs(data.dev), session.seed), replace(session, progress=False)
+    dev, quiet = development_part(right_pairs(data.dev), session.seed), replace(session, progress=False)
     images = torch.unique(dev.image_rows)[:_SAMPLE]
     sample = dev.select(torch.isin(dev.image_rows, images))
     expected = _by_image(winner.fitted, sample)

@@ -22,10 +22,10 @@ from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.options import FULL_BATCH, ModelOptions, PairwiseOptions, RerankerOptions, Session, TwoTowerOptions
 from frevl.training.prepare import Prepared
 from frevl.training.retrieval.common_space import cosine_of
-from frevl.training.retrieval.hard_negatives import bank_of, mine
+from frevl.training.retrieval.hard_negatives import bank_of, mine_hard_negatives
 from frevl.training.retrieval.reranker import fit_reranker
 from frevl.training.retrieval.score_fusion import DEPTHS
-from frevl.training.retrieval.term_weights import Judgement, judged, judged_part
+from frevl.training.retrieval.term_weights import WeightSearch, development_part, search_weights
 from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
@@ -91,9 +91,9 @@ def fit_matching(
                 f"--model {model}"
             )
         first = fit_first_stage(first_stage, data, TwoTowerOptions(), session, share=FIRST_SHARE, checkpoint=checkpoint)
-        fitted, judgement = fit_reranked(model, first, data, options, session, checkpoint)
-        best = judgement.fused
-        return replace(fitted, network=fitted.network.weighed(best.weights, best.depth)), judgement.record()
+        fitted, search = fit_reranked(model, first, data, options, session, checkpoint)
+        best = search.fused
+        return replace(fitted, network=fitted.network.weighed(best.weights, best.depth)), search.record()
     if model in FIRST_STAGES:
         return fit_first_stage(model, data, options, session, checkpoint=checkpoint), None
     enough = with_enough_steps(options, len(right_pairs(data.train)))
@@ -153,7 +153,7 @@ def fit_reranked(
     options: RerankerOptions,
     session: Session,
     checkpoint: Checkpoint = NOWHERE,
-) -> tuple[Fitted[Reranked], Judgement]:
+) -> tuple[Fitted[Reranked], WeightSearch]:
     """Train a fusion on the mistakes of cross-fitted first stages, and judge what it adds to the first stage given.
 
     The network returned has the weight 1 for the fusion and 0 for hubness: `Reranked.weighed` gives it those chosen.
@@ -179,7 +179,7 @@ def fit_reranked(
             f"Reranking expects at least {FEWEST_IMAGES} training images with right texts, found "
             f"{len(torch.unique(pairs.image_rows))}; give more pairs, or take --model dual"
         )
-    lists = mine(
+    lists = mine_hard_negatives(
         pairs, session=replace(session, time_limit=None if limit is None else _MINING_SHARE * limit),
         first=None if network.trained else network, checkpoint=checkpoint,
     )  # fmt: skip
@@ -210,9 +210,9 @@ def fit_reranked(
     banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, _BANK, session.seed)
     weights = TermWeights(alignment=network.alignment_weight, fusion=1.0)
     whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))
-    judgement = judged(whole, judged_part(right_pairs(data.dev), session.seed))
-    print_progress(_sentence(judgement), enabled=session.progress)
-    return Fitted(whole, first.seconds + clock.seconds() - started, report), judgement
+    search = search_weights(whole, development_part(right_pairs(data.dev), session.seed))
+    print_progress(_sentence(search), enabled=session.progress)
+    return Fitted(whole, first.seconds + clock.seconds() - started, report), search
 
 
 def without_wide(data: Prepared) -> Prepared:
@@ -248,13 +248,13 @@ def right_pairs(examples: Examples) -> EmbeddedPairs:
     return examples.pairs.select(truth > 0.5)
 
 
-def _sentence(judgement: Judgement) -> str:
+def _sentence(search: WeightSearch) -> str:
     parts = [
         f"{name} {blend.metrics['i2t_r1']:.1f} / {blend.metrics['t2i_r1']:.1f}"
         for name, blend in (
-            ("first stage", judgement.first),
-            ("without hubs", judgement.without_hubs),
-            ("with the fusion", judgement.fused),
+            ("first stage", search.first),
+            ("without hubs", search.without_hubs),
+            ("with the fusion", search.fused),
         )
     ]
     return f"R@1 on development data, image to text / text to image: {', '.join(parts)}"

@@ -1,8 +1,8 @@
-"""Hard wrong pairs for a reranker, found by a first stage that has never seen the images it judges.
+"""Hard negatives for a reranker, found by a first stage that was not trained on their images.
 
-A first stage that was trained on an image has learnt its captions: what it gets wrong there says nothing of what it
-will get wrong on new images, and its scores are far too sure. So the images are dealt into folds; for each fold a dual
-encoder is trained on the others and ranks the fold (cross-fitting, ours). The reranker then learns from the same kind
+A first stage has memorised the captions of its training images: its mistakes there are not those it makes on new
+images, and its scores are too confident. So the images are dealt into folds; for each fold a two-tower network is
+trained on the others and ranks the fold (cross-fitting, ours). The reranker then learns from the same kind
 of mistakes, beside the same kind of scores, as it will meet.
 """
 
@@ -24,14 +24,14 @@ from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
-__all__ = ["Lists", "bank_of", "fold_by_image", "mine"]
+__all__ = ["HardNegatives", "bank_of", "fold_by_image", "mine_hard_negatives"]
 
 _MOST_IMAGES = 2500  # images mined a fold: with five texts each 31 million scores
 _TWIN_QUANTILE = 0.75
 
 
 @dataclass(frozen=True)
-class Lists:
+class HardNegatives:
     """For every right pair the wrong images of its text and the wrong texts of its image, hardest first.
 
     Rows count in the embedded items of the pairs. ``base`` are the scores that the fusion has to add to: the first
@@ -66,7 +66,7 @@ def fold_by_image(image_rows: Tensor, folds: int, seed: int) -> Tensor:
     return (order % folds)[inverse]
 
 
-def mine(
+def mine_hard_negatives(
     pairs: EmbeddedPairs,
     *,
     session: Session,
@@ -77,7 +77,7 @@ def mine(
     bank: int = 2000,
     first: FirstStage | None = None,
     checkpoint: Checkpoint = NOWHERE,
-) -> Lists:
+) -> HardNegatives:
     """Rank every fold of the images by a first stage that was trained on the others, and keep the best wrong items.
 
     False negatives: a text that is as near to a text of the image as three quarters of its own texts are to each other
@@ -119,8 +119,8 @@ def mine(
                             hubness_weight))  # fmt: skip
         order.append(held)
     back = torch.cat(order).argsort()
-    fields = Lists.__dataclass_fields__
-    return Lists(**{name: torch.cat([getattr(part, name) for part in parts])[back] for name in fields})
+    fields = HardNegatives.__dataclass_fields__
+    return HardNegatives(**{name: torch.cat([getattr(part, name) for part in parts])[back] for name in fields})
 
 
 def _at_most(image_rows: Tensor, rows: Tensor, most: int) -> Tensor:
@@ -182,7 +182,7 @@ def _lists(
     near: float,
     depth: int,
     hubness_weight: float,
-) -> Lists:
+) -> HardNegatives:
     """Mine within one fold; every wrong item is one of the fold too, since the others were trained on."""
     image_ids, image_at = torch.unique(image_rows, return_inverse=True)
     text_ids, text_at = torch.unique(text_rows, return_inverse=True)
@@ -215,7 +215,7 @@ def _lists(
 
     wrong_images, wrong_images_base = rows(of_text, image_ids, text_at)
     wrong_texts, wrong_texts_base = rows(of_image, text_ids, image_at)
-    return Lists(
+    return HardNegatives(
         image_rows, text_rows, scores[text_at, image_at].clone(), wrong_images, wrong_images_base.clone(), wrong_texts,
         wrong_texts_base.clone(),
     )  # fmt: skip

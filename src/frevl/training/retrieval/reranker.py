@@ -11,7 +11,7 @@ from frevl.models.retrieval.reranker import Standardised
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.loop import FitReport, gradient_descent
 from frevl.training.options import RerankerOptions, Session
-from frevl.training.retrieval.hard_negatives import Lists
+from frevl.training.retrieval.hard_negatives import HardNegatives
 from frevl.training.retrieval.two_tower import pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
@@ -21,7 +21,7 @@ __all__ = ["fit_reranker", "listwise_loss"]
 def fit_reranker(
     network: Standardised,
     pairs: EmbeddedPairs,
-    lists: Lists,
+    lists: HardNegatives,
     *,
     options: RerankerOptions,
     session: Session,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from frevl.models.retrieval.reranker import TermWeights
 
-__all__ = ["Blend", "Candidates", "candidates_of", "choose_blend", "recall_by_image"]
+__all__ = ["FusionWeights", "RankedCandidates", "choose_weights", "rank_candidates", "recall_by_image"]
 
 # Larger weights of hubness rank no better and make the scores of different items less comparable
 # (research/experiments/log.md).
@@ -27,7 +27,7 @@ _RANKS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
-class Candidates:
+class RankedCandidates:
     """The best items of the first stage for every query of one direction, best first.
 
     Attributes:
@@ -53,7 +53,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Blend:
+class FusionWeights:
     """The choice.
 
     Attributes:
@@ -92,7 +92,7 @@ class Blend:
         }
 
 
-def candidates_of(first: Tensor, right: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+def rank_candidates(first: Tensor, right: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """Return columns and truth of the ``depth`` best of ``(queries, items)`` scores, wrong before right on ties."""
     lowered = torch.where(right, torch.nextafter(first, first.new_tensor(-torch.inf)), first)
     columns = lowered.topk(min(depth, first.shape[1]), dim=1).indices
@@ -119,14 +119,14 @@ def _hits(scores: Tensor, right: Tensor) -> Tensor:
     return torch.stack([(found & (before < k)).float() for k in _RANKS], dim=1)
 
 
-def choose_blend(
-    i2t: Candidates,
-    t2i: Candidates,
+def choose_weights(
+    i2t: RankedCandidates,
+    t2i: RankedCandidates,
     *,
     hubs: bool = True,
     fusion: bool = True,
     least: tuple[float, float] | None = None,
-) -> Blend | None:
+) -> FusionWeights | None:
     """Take the weights and the depth with the best mean recall.
 
     The hubness of the query is the same for all its candidates, so each direction decides on one weight of hubness; the
@@ -147,7 +147,7 @@ def choose_blend(
     longest = max(i2t.columns.shape[1], t2i.columns.shape[1])
     depths = sorted({min(depth, longest) for depth in DEPTHS})
     plain = [float(side.first_hits[:, 0].mean()) for side in (i2t, t2i)] if least is None else list(least)
-    best: Blend | None = None
+    best: FusionWeights | None = None
     tried = 0
     for depth, weight in product(depths, fusions):
         chosen = []
@@ -161,7 +161,7 @@ def choose_blend(
             continue
         (text_hubness, image_hits), (image_hubness, text_hits) = chosen
         weights = TermWeights(image_hubness=image_hubness, text_hubness=text_hubness, fusion=weight)
-        blend = Blend(weights, depth, image_hits, text_hits, tried)
+        blend = FusionWeights(weights, depth, image_hits, text_hits, tried)
         if best is None or blend.mean > best.mean + 1e-9:
             best = blend
     return None if best is None else replace(best, tried=tried)

@@ -16,20 +16,20 @@ from frevl.runs.batches import EmbeddedPairs
 from frevl.training.retrieval.score_fusion import (
     ALIGNMENT_WEIGHTS,
     DEPTHS,
-    Blend,
-    Candidates,
-    candidates_of,
-    choose_blend,
+    FusionWeights,
+    RankedCandidates,
+    choose_weights,
+    rank_candidates,
 )
 
-__all__ = ["Judgement", "judged", "judged_alone", "judged_part"]
+__all__ = ["WeightSearch", "development_part", "search_alone", "search_weights"]
 
 _MOST_JUDGED = 1000  # development images that weights are chosen on
 _PAIRS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class Judgement:
+class WeightSearch:
     """A first stage alone, with hubness taken back, and with the fusion too, on development data.
 
     Attributes:
@@ -39,12 +39,12 @@ class Judgement:
         owners: ``(texts,)`` row of the image of each text.
     """
 
-    first: Blend
-    without_hubs: Blend
-    fused: Blend
+    first: FusionWeights
+    without_hubs: FusionWeights
+    fused: FusionWeights
     owners: Tensor
 
-    def by_image(self, blend: Blend) -> Tensor:
+    def by_image(self, blend: FusionWeights) -> Tensor:
         """``(images,)``: the mean of the six hits of each image and its texts, what candidates are compared by."""
         texts = torch.zeros(len(blend.i2t)).index_add_(0, self.owners, blend.t2i.mean(dim=1))
         counts = torch.zeros(len(blend.i2t)).index_add_(0, self.owners, torch.ones(len(self.owners)))
@@ -56,21 +56,21 @@ class Judgement:
         return {name: blend.record() for name, blend in named.items()}
 
 
-def judged_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
+def development_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
     """Return the pairs of at most 1,000 development images: weights need no more."""
     kept = torch.unique(dev.image_rows)
     kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))[:_MOST_JUDGED]]
     return dev.select(torch.isin(dev.image_rows, kept))
 
 
-def judged_alone(network: FirstStage, dev: EmbeddedPairs) -> Judgement:
-    """Judge a first stage without anything else; all results are the same but for hubness, which means nothing here."""
+def search_alone(network: FirstStage, dev: EmbeddedPairs) -> WeightSearch:
+    """Measure a first stage alone; all results are the same but for hubness, which means nothing here."""
     width = network.image_parts(dev.images[:1].float(), _mask(dev.image_mask, torch.tensor([0]))).shape[1]
     bank = torch.zeros(1, width)
-    return judged(Reranked.of(network, bank, bank, None, weights=TermWeights(), depth=max(DEPTHS)), dev)
+    return search_weights(Reranked.of(network, bank, bank, None, weights=TermWeights(), depth=max(DEPTHS)), dev)
 
 
-def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
+def search_weights(network: Reranked, dev: EmbeddedPairs) -> WeightSearch:
     """Rank development data by the first stage and choose the weights of the other terms.
 
     Args:
@@ -92,8 +92,8 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
             return images[0] * scales @ texts[0].T, *both
 
         first = grid_of(network.first.alignment_weight)[0]
-        of_image = candidates_of(first, right, max(DEPTHS))
-        of_text = candidates_of(first.T.contiguous(), right.T.contiguous(), max(DEPTHS))
+        of_image = rank_candidates(first, right, max(DEPTHS))
+        of_text = rank_candidates(first.T.contiguous(), right.T.contiguous(), max(DEPTHS))
         queries = [
             torch.arange(len(columns))[:, None].expand_as(columns).reshape(-1) for columns, _ in (of_image, of_text)
         ]
@@ -122,15 +122,15 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
                 (base.T, of_text, image_hubness, fused[1]),
             ):
                 columns = torch.stack([grid.gather(1, chosen[0]), hubs[chosen[0]], fusion], dim=2)
-                both.append(Candidates(*chosen, columns))
+                both.append(RankedCandidates(*chosen, columns))
             sides[weight] = both
     least: tuple[float, float] | None = None
 
-    def best(weights: list[float], *, hubs: bool, fusion: bool) -> Blend:
+    def best(weights: list[float], *, hubs: bool, fusion: bool) -> FusionWeights:
         """The best mean recall; among equals the first, which weighs the alignment least."""
         blends = []
         for weight in weights:
-            blend = choose_blend(*sides[weight], hubs=hubs, fusion=fusion, least=least)
+            blend = choose_weights(*sides[weight], hubs=hubs, fusion=fusion, least=least)
             if blend is not None:
                 blends.append(replace(blend, weights=replace(blend.weights, alignment=weight)))
         return max(blends, key=lambda blend: blend.mean)
@@ -139,7 +139,7 @@ def judged(network: Reranked, dev: EmbeddedPairs) -> Judgement:
     least = alone.metrics["i2t_r1"] / 100 - 1e-6, alone.metrics["t2i_r1"] / 100 - 1e-6
     without_hubs = best(weights, hubs=True, fusion=False)
     whole = best(weights, hubs=True, fusion=network.fusion is not None)
-    return Judgement(alone, without_hubs, whole, right.float().argmax(dim=0))
+    return WeightSearch(alone, without_hubs, whole, right.float().argmax(dim=0))
 
 
 def _items(make: Callable[..., tuple[Tensor, ...]], values: Tensor, mask: Tensor, ids: Tensor) -> tuple[Tensor, ...]:

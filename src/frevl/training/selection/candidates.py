@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from frevl.training.initialisation import Beginning
+from frevl.training.initialisation import Pretrained
 
 __all__ = ["CANDIDATES", "TRIED", "Candidate", "candidates"]
 
@@ -78,7 +78,7 @@ TRIED = (
 )
 
 
-def candidates(start: Beginning | None) -> tuple[Candidate, ...]:
+def candidates(start: Pretrained | None) -> tuple[Candidate, ...]:
     """Return all candidates, simplest first.
 
     Args:

@@ -23,7 +23,7 @@ from frevl.progress import print_progress
 from frevl.runs.calibration import fit_calibration
 from frevl.training.examples import Examples, join
 from frevl.training.fit_model import Fitted
-from frevl.training.initialisation import Beginning
+from frevl.training.initialisation import Pretrained
 from frevl.training.options import AutoOptions, Session
 from frevl.training.prepare import Prepared
 from frevl.training.run_folder import NOWHERE, Checkpoint
@@ -106,7 +106,7 @@ def choose(
     options: AutoOptions,
     session: Session,
     *,
-    start: Beginning | None = None,
+    start: Pretrained | None = None,
     checkpoint: Checkpoint = NOWHERE,
     log_file: Path | None = None,
 ) -> Selection:
@@ -196,7 +196,7 @@ def _against_majority(winner: Judged, judged: list[Judged], held: Examples, labe
     return against_majority(winner.hits.numpy(), majority.hits.numpy(), held.clusters.numpy(), answer)
 
 
-def _unfit(candidate: Candidate, data: Prepared, start: Beginning | None) -> str:
+def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> str:
     if candidate.begins and start is not None and start.seen:
         return (
             f"the run of --initialise-from has learnt from {start.seen:,} of these images, so judging it here says "
@@ -238,7 +238,7 @@ def _final(
     options: AutoOptions,
     session: Session,
     left: float,
-    start: Beginning | None,
+    start: Pretrained | None,
     place: Checkpoint,
     log_file: Path | None,
 ) -> Fitted[PairNetwork]:

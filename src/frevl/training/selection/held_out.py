@@ -19,7 +19,7 @@ from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples
 from frevl.training.fit_model import Fitted, as_it_is, fit_model
-from frevl.training.initialisation import Beginning
+from frevl.training.initialisation import Pretrained
 from frevl.training.options import AutoOptions, ModelOptions, PairwiseOptions, Session, options_for
 from frevl.training.run_folder import Checkpoint
 from frevl.training.selection.candidates import Candidate
@@ -67,7 +67,7 @@ def score_held_out(
     options: AutoOptions,
     session: Session,
     left: float,
-    start: Beginning | None,
+    start: Pretrained | None,
     place: Checkpoint,
 ) -> Judged | str:
     """Fit a candidate on every fold, with several seeds if it is cheap; a reason if that would take too long."""
@@ -113,7 +113,7 @@ def _held_out(
     outputs: int,
     options: AutoOptions,
     session: Session,
-    start: Beginning | None,
+    start: Pretrained | None,
     place: Checkpoint,
 ) -> tuple[Tensor, Tensor, float]:
     """Fit a candidate on one fold.
@@ -161,7 +161,7 @@ def fit_candidate(
     session: Session,
     *,
     dev_is_spare: bool,
-    start: Beginning | None,
+    start: Pretrained | None,
     checkpoint: Checkpoint,
     log_file: Path | None = None,
 ) -> Fitted[PairNetwork]:
