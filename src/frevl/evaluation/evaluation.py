@@ -137,7 +137,8 @@ def evaluate(
     result.judged = usable
     result.left_out = [*read.rejected, *unjudged, *left_out]
     unread: list[str] = []
-    note_unread(scorer.store, usable.texts, [scorer.store.towers[name] for name in scorer.run.towers["text"]], unread)
+    text_towers = [scorer.store.towers[name] for name in scorer.run.towers.get("text", [])]
+    note_unread(scorer.store, usable.texts, text_towers, unread)
     own = _notes(scorer, usable, result.left_out)
     result.notes = [*read.notes, *usable.notes, *own, *unread, *groups, *result.notes]
     if result.chance is not None and result.chance.is_chance:

@@ -126,7 +126,7 @@ def _same_content(ids: dict[str, str], store: Store, beside: Path) -> bool:
 def note_unread(store: Store, texts: Sequence[str], towers: Sequence[Tower], notes: list[str]) -> None:
     """Say in the notes how many of some texts none of these text towers can read."""
     different = list(dict.fromkeys(texts))
-    unread = store.unread_texts(different, towers)
+    unread = store.unread_texts(different, towers) if towers else []
     if unread:
         notes.append(unread_sentence(unread, len(different), [tower.name for tower in towers]))
 
