@@ -184,11 +184,11 @@ def test_a_new_option_is_one_line(made, tmp_path, frevl, monkeypatch):
 
     @dataclass(frozen=True, kw_only=True)
     class Wider(FusionOptions):
-        sharpness: float = option(2.5, "How sharp the picture of the world is.", above=1)
+        sharpness: float = option(2.5, "How sharp the world is.", above=1)
 
     monkeypatch.setitem(frevl_options(), "tiny", Wider)
     shown = frevl("models", "show", "tiny").out
-    assert "sharpness                  2.5  >1           How sharp the picture of the world is." in shown
+    assert "sharpness                  2.5  >1           How sharp the world is." in shown
     done = frevl(*training(made, tmp_path / "no", "--set", "sharpness=1"))
     assert (done.code, "The option 'sharpness' must be a number above 1, found 1" in done.err) == (2, True)
     done = frevl(*training(made, tmp_path / "no", "--set", "sharpnes=3"))

@@ -141,6 +141,8 @@ class ModelChoice:
 
     def adds(self, side: str) -> bool:
         """Tell whether ``image`` or ``text`` adds anything measurable to the other side."""
+        if not any(model.role == _OTHER[side] for model in self.models):
+            return True  # no model of the other side alone was compared, so it cannot be enough
         without = self.best(_OTHER[side])
         needed = self._exchanged is None or self.lost(self.both)[side].up
         return (self.gap(self.both, without).up and needed) or self.gap(self.best(side), without).up

@@ -382,7 +382,9 @@ def test_the_image_tower_of_a_hub_is_held_against_transformers(monkeypatch):
     assert [record.part for record in records] == ["encoders", "goals", "goals", "profile", "profile", "profile"]
     for why, operation in zip(records[3:], ("aten::addmm", "MatMul", "DynamicQuantizeMatMul"), strict=True):
         assert 0 < why.details["shares"][operation] <= why.value < 1
-        assert "; reaches 0." in why.name
+        assert re.search(
+            r"; reaches \d+\.\d\d of the measured rate", why.name
+        )  # how fast this machine is plays no part
     # 16 patches of 8 x 8 and a class token in two layers of 128, and the convolution that makes the patches.
     flops = transformer_flops(tokens=17, width=128, ffn_width=512, layers=2) + 2 * 16 * 3 * 64 * 128
     assert [record.details["flops"] for record in records[1:3]] == [flops, flops]
@@ -505,7 +507,10 @@ def test_the_command_writes_one_record_a_measurement(small, monkeypatch, frevl, 
         assert failed.out == ""  # before anything was measured
 
 
-@pytest.mark.parametrize(("command", "function", "only_here"), [("bench", bench, {"quiet"}), ("export", export, set())])
+@pytest.mark.parametrize(
+    ("command", "function", "only_here"),
+    [("bench", bench, {"quiet", "config"}), ("export", export, {"columns", "config"})],
+)
 def test_flags_are_the_signature_and_hold_no_default_of_their_own(command, function, only_here):
     import typer.main
 
