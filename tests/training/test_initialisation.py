@@ -153,16 +153,16 @@ def test_auto_judges_what_a_former_run_knows_as_it_is_and_as_a_beginning(made, h
         time_limit=3000, options={"epochs": 2},
     )  # fmt: skip
     rows = {row["name"]: row for row in run.results["selection"]["candidates"]}
-    assert rows["as begun"]["seeds"] == 1
+    assert rows["zero-shot"]["seeds"] == 1
     # What it says of new images without having learnt from them is what the scorer says of them.
     pairs = [json.loads(line) for line in rest.read_text().splitlines()]
     said = Scorer.open(former.path, store=made.store).score([(pair["image"], pair["text"]) for pair in pairs])
     truth = [former.labels.index(pair["target"]) for pair in pairs]
-    assert rows["as begun"]["metric"] == pytest.approx(100 * np.mean(said.argmax(axis=1) == truth))
-    assert rows["begun"]["metric"] > rows["majority"]["metric"]
+    assert rows["zero-shot"]["metric"] == pytest.approx(100 * np.mean(said.argmax(axis=1) == truth))
+    assert rows["fine-tuned"]["metric"] > rows["majority"]["metric"]
     assert set(former.train_image_hashes) <= set(run.train_image_hashes)
     names = [row["name"] for row in run.results["selection"]["candidates"] if "metric" in row]
-    assert names.index("kernel") < names.index("as begun") < names.index("mlp")  # simplest first
+    assert names.index("kernel") < names.index("zero-shot") < names.index("mlp")  # simplest first
 
 
 def test_auto_does_not_judge_a_run_on_images_it_has_learnt_from(made, half, tmp_path):
@@ -172,8 +172,8 @@ def test_auto_does_not_judge_a_run_on_images_it_has_learnt_from(made, half, tmp_
         initialise_from=former.path, time_limit=3000, options={"epochs": 1},
     )  # fmt: skip
     reasons = {row["name"]: row.get("reason", "") for row in run.results["selection"]["candidates"]}
-    for name in ("as begun", "begun"):
-        assert reasons[name].startswith("the run of --initialise-from has learnt from ")
+    for name in ("zero-shot", "fine-tuned"):
+        assert reasons[name].startswith("the run of --initialise-from has learned from ")
 
 
 @pytest.mark.parametrize("model", ["tiny", "auto"])
@@ -188,8 +188,8 @@ def test_who_knows_the_classes_goes_on_gently():
     torch.manual_seed(0)
     former = Fusion.from_preset("tiny", image_dim=5, text_dim=3, outputs=2, layers=1)
     knows, other = (candidates(Pretrained(former, rows, 0)) for rows in (torch.tensor([1, 0]), None))
-    assert [one.name for one in other] == [*(one.name for one in CANDIDATES), "begun"]
-    assert [one.name for one in knows if one.begins] == ["as begun", "begun"]
+    assert [one.name for one in other] == [*(one.name for one in CANDIDATES), "fine-tuned"]
+    assert [one.name for one in knows if one.begins] == ["zero-shot", "fine-tuned"]
     gentle, fresh = (found[-1] for found in (knows, other))
     assert (gentle.changes["learning_rate"], gentle.changes["epochs"]) == (1e-4, 3)
     assert (fresh.changes["learning_rate"], fresh.changes["epochs"]) == (1e-3, 8)

@@ -14,22 +14,22 @@ from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.training.options import FusionOptions
 from frevl.training.selection.candidates import Candidate
-from frevl.training.selection.held_out import whole_schedule
-from frevl.training.selection.one_standard_error import Judged, one_standard_error
+from frevl.training.selection.held_out import CandidateScores, whole_schedule
+from frevl.training.selection.one_standard_error import one_standard_error
 from frevl.training.training import train
 
 
-def judged(name, hits):
+def scored(name, hits):
     none = torch.zeros(0)
-    return Judged(Candidate(name, name), torch.tensor(hits), torch.zeros(len(hits), 2), 1.0, 1, none, none)
+    return CandidateScores(Candidate(name, name), torch.tensor(hits), torch.zeros(len(hits), 2), 1.0, 1, none, none)
 
 
 def test_the_simplest_within_one_standard_error_by_hand():
     clusters = torch.arange(4)
     simple, middle, best = (
-        judged("simple", [0.0, 0, 0, 1]),
-        judged("middle", [1.0, 1, 0, 1]),
-        judged("best", [1.0, 1, 1, 1]),
+        scored("simple", [0.0, 0, 0, 1]),
+        scored("middle", [1.0, 1, 0, 1]),
+        scored("best", [1.0, 1, 1, 1]),
     )
     # middle is 0.25 behind; the differences are 0, 0, 1, 0, their standard error is sqrt(3 * 1/16 + 9/16) / 4 = 0.2165
     winner, reason, rows = one_standard_error([simple, middle, best], clusters)
@@ -42,15 +42,24 @@ def test_the_simplest_within_one_standard_error_by_hand():
 
 def test_a_simpler_candidate_that_is_as_good_is_taken():
     clusters = torch.arange(4)
-    simple, other = judged("simple", [1.0, 0, 1, 0]), judged("other", [0.0, 1, 1, 1])
+    simple, other = scored("simple", [1.0, 0, 1, 0]), scored("other", [0.0, 1, 1, 1])
     # 0.25 behind with differences -1, 1, 0, 1: standard error sqrt(11/4) / 4 = 0.41
     winner, reason, _ = one_standard_error([simple, other], clusters)
     assert winner is simple
     assert "within one standard error of the best (other, +25.00 points)" in reason
 
 
+def test_a_gain_that_is_not_worthwhile_is_left_however_sure_it_is():
+    # 0.5 points behind on every pair: no doubt at all that the other is better.
+    simple, other = scored("simple", [0.5, 0.5, 0.5]), scored("other", [0.505, 0.505, 0.505])
+    clusters = torch.arange(3)
+    assert one_standard_error([simple, other], clusters)[0] is other
+    assert one_standard_error([simple, other], clusters, worthwhile=0.004)[0] is other
+    assert one_standard_error([simple, other], clusters, worthwhile=0.006)[0] is simple
+
+
 def test_pairs_of_one_image_are_not_independent():
-    simple, other = judged("simple", [0.0] * 4), judged("other", [1.0, 1, 0, 0])
+    simple, other = scored("simple", [0.0] * 4), scored("other", [1.0, 1, 0, 0])
     apart = one_standard_error([simple, other], torch.arange(4))[2][0]["standard_error_of_difference"]
     together = one_standard_error([simple, other], torch.tensor([0, 0, 1, 1]))[2][0]["standard_error_of_difference"]
     assert together == pytest.approx(apart * np.sqrt(2))

@@ -35,6 +35,7 @@ from frevl.training.retrieval.fit import (
 from frevl.training.retrieval.score_fusion import recall_by_image
 from frevl.training.retrieval.term_weights import WeightSearch, development_part, search_alone
 from frevl.training.run_folder import NOWHERE, Checkpoint
+from frevl.training.selection.one_standard_error import one_standard_error, table_row
 
 __all__ = ["choose_matching"]
 
@@ -51,12 +52,13 @@ N_co = TypeVar("N_co", bound=PairNetwork, covariant=True)
 
 @dataclass(frozen=True)
 class _Tried(Generic[N_co]):
-    """A candidate with its mean recall on every development image, or on the first images of a sample."""
+    """A candidate with ``(images,)`` its mean recall on every development image, or on those of a sample."""
 
     name: str
-    by_image: Tensor
+    hits: Tensor
     fitted: Fitted[N_co]
-    seconds: float
+    fit_seconds: float
+    seeds: int = 1
 
 
 def choose_matching(
@@ -92,7 +94,7 @@ def choose_matching(
         first_stages.append(_Tried(kind, alone.by_image(alone.first), fitted, fitted.seconds))
         _say(first_stages[-1], session)
     tried: list[_Tried[PairNetwork]] = [*first_stages]
-    first = max(first_stages, key=lambda one: float(one.by_image.mean()))
+    first = max(first_stages, key=lambda one: float(one.hits.mean()))
     search: WeightSearch | None = None
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
         left_out.append({"name": "reranking", "reason": f"needs at least {FEWEST_IMAGES} training images"})
@@ -103,7 +105,8 @@ def choose_matching(
         tried += _reranked(first, reranked, search)
         for one in tried[-3:]:
             _say(one, session)
-    winner, reason, rows = _simplest(tried)
+    images = torch.arange(len(tried[0].hits))
+    winner, reason, rows = one_standard_error(tried, images, worthwhile=_WORTH)
     winner, reason, more = _against_baselines(
         winner, reason, data, options, replace(session, time_limit=limit * _BASELINE_SHARE), checkpoint
     )
@@ -111,8 +114,8 @@ def choose_matching(
     record = {
         "chosen": winner.name,
         "reason": reason,
-        "judged_on": f"{len(tried[0].by_image):,} development images with their texts; linear and mlp on "
-        f"{min(_SAMPLE, len(tried[0].by_image)):,} of them",
+        "judged_on": f"{len(tried[0].hits):,} development images with their texts; linear and mlp on "
+        f"{min(_SAMPLE, len(tried[0].hits)):,} of them",
         "candidates": rows + more + left_out,
         "blend": None if search is None else search.record(),
     }
@@ -123,33 +126,14 @@ def _reranked(first: _Tried[FirstStage], reranked: Fitted[Reranked], search: Wei
     """Return what reranking adds step by step, simplest first."""
     network = reranked.network
     steps = (
-        (f"{first.name} with alignment", search.first, first.seconds),
-        (f"{first.name} with alignment and hubness", search.without_hubs, first.seconds),
+        (f"{first.name} with alignment", search.first, first.fit_seconds),
+        (f"{first.name} with alignment and hubness", search.without_hubs, first.fit_seconds),
         (f"{first.name} with alignment, hubness and {_FUSION}", search.fused, reranked.seconds),
     )
     return [
         _Tried(name, search.by_image(blend), replace(reranked, network=network.weighed(blend.weights, blend.depth)), s)
         for name, blend, s in steps
     ]
-
-
-def _simplest(tried: list[_Tried[PairNetwork]]) -> tuple[_Tried[PairNetwork], str, list[dict[str, Any]]]:
-    """Take the first within one standard error of the best; candidates stand in order, the simplest first."""
-    best = max(tried, key=lambda one: float(one.by_image.mean()))
-    rows, winner = [], best
-    for one in tried:
-        gap = best.by_image - one.by_image
-        error = _standard_error(gap)
-        within = one is best or float(gap.mean()) <= max(error, _WORTH)
-        if within and winner is best and tried.index(one) < tried.index(best):
-            winner = one
-        rows.append(_row(one, behind=float(gap.mean()), error=error, within=within))
-    if winner is best:
-        reason = "the best, and no simpler candidate within one standard error of it"
-    else:
-        gap_of_winner = 100 * float((best.by_image - winner.by_image).mean())
-        reason = f"the simplest within one standard error of the best ({best.name}, {gap_of_winner:+.2f} points)"
-    return winner, reason, rows
 
 
 def _against_baselines(
@@ -164,7 +148,7 @@ def _against_baselines(
     dev, quiet = development_part(right_pairs(data.dev), session.seed), replace(session, progress=False)
     images = torch.unique(dev.image_rows)[:_SAMPLE]
     sample = dev.select(torch.isin(dev.image_rows, images))
-    expected = _by_image(winner.fitted, sample)
+    winner = replace(winner, hits=_by_image(winner.fitted, sample))
     rows = []
     for name in ("linear", "mlp"):
         started = checkpoint.clock.seconds()
@@ -172,14 +156,12 @@ def _against_baselines(
         own = with_enough_steps(options.for_candidate(options_for(name)), len(right_pairs(train)))
         fitted = fit_model(name, train, data.dev, 1, own, quiet, dev_is_spare=False, checkpoint=checkpoint.part(name))
         one = _Tried(name, _by_image(fitted, sample), fitted, checkpoint.clock.seconds() - started)
-        gap = expected - one.by_image
-        error = _standard_error(gap)
-        row = _row(one, behind=float(gap.mean()), error=error, within=False)
+        row = table_row(one, winner, torch.arange(len(images)))
         rows.append({**row, "images": len(images), "compared_with": winner.name})
         _say(one, session)
-        if float(gap.mean()) < -error:
+        if row["behind_best"] < -row["standard_error_of_difference"]:
             reason = f"better than {winner.name} by more than one standard error"
-            winner, expected = one, one.by_image
+            winner = one
     return winner, reason, rows
 
 
@@ -202,25 +184,8 @@ def _by_image(fitted: Fitted[PairNetwork], sample: EmbeddedPairs) -> Tensor:
     return recall_by_image(scores.view(right.shape), right)
 
 
-def _row(one: _Tried[PairNetwork], *, behind: float, error: float, within: bool) -> dict[str, Any]:
-    return {
-        "name": one.name,
-        "metric": 100 * float(one.by_image.mean()),
-        "standard_error": 100 * _standard_error(one.by_image),
-        "behind_best": 100 * behind,
-        "standard_error_of_difference": 100 * error,
-        "within_one_standard_error": within,
-        "fit_seconds": one.seconds,
-        "seeds": 1,
-    }
-
-
-def _standard_error(values: Tensor) -> float:
-    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
-
-
 def _say(one: _Tried[PairNetwork], session: Session) -> None:
     print_progress(
-        f"  {one.name:<28} {100 * float(one.by_image.mean()):6.2f} % mean recall  {one.seconds:6.1f} s",
+        f"  {one.name:<28} {100 * float(one.hits.mean()):6.2f} % mean recall  {one.fit_seconds:6.1f} s",
         enabled=session.progress,
     )

@@ -18,8 +18,8 @@ class Candidate:
         name: As it stands in the table.
         model: What `fit_model` fits.
         changes: Options that differ from the defaults of its model.
-        begins: It begins with the fusion of another run (``--initialise-from``).
-        learns: False: it is that fusion as it is, without learning anything from the new pairs.
+        begins: It starts with the weights of another run's fusion (``--initialise-from``).
+        learns: False: it is that fusion unchanged, without learning anything from the new pairs.
         members: Of an average, what is averaged.
     """
 
@@ -42,7 +42,7 @@ _REGULARISED: dict[str, Any] = {  # what held on small real sets (research/exper
     "regularisation_weight": 0.0,
     "mixup_share": 0.0,
     "layers": 0,
-    "epochs": 8,  # more learnt the training pairs by heart
+    "epochs": 8,  # with more, the training pairs were memorised
 }
 
 # With a last map that knows the classes; more makes it forget (NLVR: 67.2 %, with the rate and epochs above 61.4 %).
@@ -54,7 +54,7 @@ CANDIDATES = (
     Candidate("text", "text"),
     Candidate("image", "image"),
     Candidate("linear", "linear"),
-    Candidate("kernel", "kernel"),  # two numbers are chosen and the rest is solved: simpler than what is descended to
+    Candidate("kernel", "kernel"),  # two numbers are chosen and the rest is solved: simpler than gradient descent
     Candidate("mlp", "mlp"),
     Candidate("tiny", "tiny"),
     Candidate("tiny standardised", "tiny", _REGULARISED),
@@ -66,8 +66,8 @@ CANDIDATES = (
 TRIED = (
     "majority",
     "kernel",
-    "as begun",
-    "begun",
+    "zero-shot",
+    "fine-tuned",
     "linear",
     "text",
     "mlp",
@@ -82,15 +82,15 @@ def candidates(start: Pretrained | None) -> tuple[Candidate, ...]:
     """Return all candidates, simplest first.
 
     Args:
-        start: Of ``--initialise-from``: a fusion that begins with it is a candidate too and, where the classes are the
-            same, so is what it says without learning anything from the new pairs.
+        start: Of ``--initialise-from``: a fusion fine-tuned from it is a candidate too and, where the classes are the
+            same, so is the former fusion itself (zero-shot).
     """
     if start is None:
         return CANDIDATES
     gently = {} if start.rows is None else _GENTLY
-    begun = Candidate("begun", start.preset, {**_REGULARISED, **start.shape, **gently}, begins=True)
+    fine_tuned = Candidate("fine-tuned", start.preset, {**_REGULARISED, **start.shape, **gently}, begins=True)
     if start.rows is None:
-        return (*CANDIDATES, begun)
-    as_it_is = Candidate("as begun", start.preset, start.shape, begins=True, learns=False)
+        return (*CANDIDATES, fine_tuned)
+    zero_shot = Candidate("zero-shot", start.preset, start.shape, begins=True, learns=False)
     place = next(number for number, one in enumerate(CANDIDATES) if one.name == "mlp")
-    return (*CANDIDATES[:place], as_it_is, *CANDIDATES[place:], begun)
+    return (*CANDIDATES[:place], zero_shot, *CANDIDATES[place:], fine_tuned)

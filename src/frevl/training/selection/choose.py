@@ -1,6 +1,6 @@
 """``--model auto``: try baselines and fusions on data that they have not seen, and take the simplest of the best.
 
-Every candidate is judged on held-out images, by cross-validation where there are few pairs. Among the candidates
+Every candidate is evaluated on held-out images, by cross-validation where there are few pairs. Among the candidates
 whose paired difference from the best lies within one standard error (by image), the simplest is chosen; averages of
 the best candidates are candidates too. Test data never enters. The procedure is ours.
 """
@@ -31,8 +31,16 @@ from frevl.training.selection.candidates import TRIED, Candidate, candidates
 from frevl.training.selection.encoder_sets import EncoderChoice, choose_encoders, narrow
 from frevl.training.selection.folds import cv_splits
 from frevl.training.selection.gap import Gap, gap_between
-from frevl.training.selection.held_out import answers_of, fit_candidate, hits_of, keep, recalled, score_held_out
-from frevl.training.selection.one_standard_error import Judged, one_standard_error
+from frevl.training.selection.held_out import (
+    CandidateScores,
+    answers_of,
+    fit_candidate,
+    hits_of,
+    keep,
+    recalled,
+    score_held_out,
+)
+from frevl.training.selection.one_standard_error import one_standard_error
 
 __all__ = ["Selection", "choose"]
 
@@ -51,7 +59,7 @@ class Selection:
         chosen: Its name.
         reason: Why.
         rows: The table: every candidate with mean, standard error, difference from the best, and time.
-        judged_on: On what the candidates were judged.
+        judged_on: On what the candidates were compared.
         data: The examples with the embeddings of the chosen encoders only.
         encoders: The chosen encoders, with the table of all sets that were compared.
         checked_on: On what the comparison was checked, where development pairs were given; empty otherwise.
@@ -140,7 +148,7 @@ def choose(
     held = everything.select(torch.cat([fold.held_out for fold in splits]))
     check = everything.select(splits[0].check)
     print_progress(f"choosing on {judged_on}", enabled=session.progress)
-    judged: list[Judged] = []
+    scored: list[CandidateScores] = []
     left_out: list[dict[str, Any]] = []
     offered = candidates(start)
     by_name = {candidate.name: candidate for candidate in offered}
@@ -163,33 +171,33 @@ def choose(
             left_out.append({"name": name, "reason": outcome})
             print_progress(f"  {name:<20} left out: {outcome}", enabled=session.progress)
             continue
-        judged.append(outcome)
+        scored.append(outcome)
         shown = f"{100 * outcome.hits.mean():6.2f} %  {outcome.fit_seconds:6.1f} s a fit"
         print_progress(f"  {name:<20} {shown}", enabled=session.progress)
-    judged.sort(key=lambda one: offered.index(one.candidate))
-    single = judged
-    judged = single + _averages(single, held, check)
-    winner, reason, rows = one_standard_error(judged, held.clusters)
+    scored.sort(key=lambda one: offered.index(one.candidate))
+    single = scored
+    scored = single + _averages(single, held, check)
+    winner, reason, rows = one_standard_error(scored, held.clusters)
     gap = gap_between(winner.hits, held.clusters, winner.check_hits, check.clusters) if checked_on else None
     if gap is not None and gap.beyond_chance and gap.checked < gap.compared:
         single, held, check = [one.on_the_other_side() for one in single], check, held
-        judged = single + _averages(single, held, check)
-        winner, reason, rows = one_standard_error(judged, held.clusters)
+        scored = single + _averages(single, held, check)
+        winner, reason, rows = one_standard_error(scored, held.clusters)
         gap = replace(gap, compared=gap.checked, checked=gap.compared)  # of what would have been chosen
         judged_on, checked_on = checked_on, judged_on
-    print_progress(f"chosen: {winner.candidate.name}: {reason}", enabled=session.progress)
+    print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     left = limit - (clock.seconds() - started)
     place = checkpoint.part("choice")
-    fitted = _final(winner.candidate, judged, held, data, outputs, options, session, left, start, place, log_file)
-    chance = _against_majority(winner, judged, held, data.labels)
-    return Selection(
-        fitted, winner.candidate.name, reason, rows + left_out, judged_on, data, found, checked_on, gap, chance
-    )
+    fitted = _final(winner.candidate, scored, held, data, outputs, options, session, left, start, place, log_file)
+    chance = _against_majority(winner, scored, held, data.labels)
+    return Selection(fitted, winner.name, reason, rows + left_out, judged_on, data, found, checked_on, gap, chance)
 
 
-def _against_majority(winner: Judged, judged: list[Judged], held: Examples, labels: list[str]) -> Chance | None:
-    """Compare the choice with the majority answer on the pairs that all candidates were judged on."""
-    majority = next((one for one in judged if one.candidate.name == "majority"), None)
+def _against_majority(
+    winner: CandidateScores, scored: list[CandidateScores], held: Examples, labels: list[str]
+) -> Chance | None:
+    """Compare the choice with the majority answer on the pairs that all candidates were compared on."""
+    majority = next((one for one in scored if one.name == "majority"), None)
     if majority is None or not labels:
         return None
     answer = labels[int(majority.probabilities.mean(dim=0).argmax())]
@@ -199,8 +207,8 @@ def _against_majority(winner: Judged, judged: list[Judged], held: Examples, labe
 def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> str:
     if candidate.begins and start is not None and start.seen:
         return (
-            f"the run of --initialise-from has learnt from {start.seen:,} of these images, so judging it here says "
-            "nothing"
+            f"the run of --initialise-from has learned from {start.seen:,} of these images, so it cannot be evaluated "
+            "on them"
         )
     if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
         return f"takes at most {MOST_PAIRS:,} pairs"
@@ -209,29 +217,31 @@ def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> st
     return ""
 
 
-def _averages(judged: list[Judged], held: Examples, check: Examples) -> list[Judged]:
+def _averages(scored: list[CandidateScores], held: Examples, check: Examples) -> list[CandidateScores]:
     """Average the seeds of the best candidate that has several, the best two, and the best three candidates."""
-    ranked = sorted(judged, key=lambda one: -float(one.hits.mean()))
+    ranked = sorted(scored, key=lambda one: -float(one.hits.mean()))
     groups = [[one] for one in ranked if one.seeds > 1][:1] + [
         ranked[:count] for count in (2, 3) if count <= len(ranked)
     ]
     averages = []
     for members in groups:
-        # What a candidate with several seeds said is their mean: so it goes into the average, and so it is fitted.
+        # A candidate with several seeds predicts their mean: so it goes into the average, and so it is fitted.
         probabilities = torch.stack([one.probabilities for one in members]).mean(dim=0)
-        names = [one.candidate.name + (f" x {one.seeds}" if one.seeds > 1 else "") for one in members]
+        names = [one.name + (f" x {one.seeds}" if one.seeds > 1 else "") for one in members]
         candidate = Candidate(" + ".join(names), "average", members=tuple(one.candidate for one in members))
         seconds = sum(one.fit_seconds * one.seeds for one in members)
         checks = torch.stack([one.check_probabilities for one in members]).mean(dim=0)
         averages.append(
-            Judged(candidate, hits_of(probabilities, held), probabilities, seconds, 1, hits_of(checks, check), checks)
+            CandidateScores(
+                candidate, hits_of(probabilities, held), probabilities, seconds, 1, hits_of(checks, check), checks
+            )
         )
     return averages
 
 
 def _final(
     candidate: Candidate,
-    judged: list[Judged],
+    scored: list[CandidateScores],
     held: Examples,
     data: Prepared,
     outputs: int,
@@ -243,7 +253,7 @@ def _final(
     log_file: Path | None,
 ) -> Fitted[PairNetwork]:
     """Fit the choice on the training part, with the development part for early stopping and calibration."""
-    tried = {one.candidate.name: one.seeds for one in judged}
+    tried = {one.name: one.seeds for one in scored}
     members = [
         (member, seed, 1 / tried[member.name])
         for member in candidate.members or (candidate,)
@@ -267,11 +277,11 @@ def _final(
         return fitted
     soft = answers_of(data.train).soft
     average = Average.of(list(networks), calibrations, soft=soft)
-    # A member that learnt from the development part knows it; the held-out folds of the selection do not.
-    return Fitted(average, seconds, held_out=(_average_logits(candidate, judged, soft=soft), held.truth))
+    # A member that learned from the development part knows it; the held-out folds of the selection do not.
+    return Fitted(average, seconds, held_out=(_average_logits(candidate, scored, soft=soft), held.truth))
 
 
-def _average_logits(average: Candidate, judged: list[Judged], *, soft: bool) -> Tensor:
-    """Return what an average said of the pairs it was judged on, as logits."""
-    mean = next(one.probabilities for one in judged if one.candidate is average).clamp(1e-7, 1 - 1e-7)
+def _average_logits(average: Candidate, scored: list[CandidateScores], *, soft: bool) -> Tensor:
+    """Return what an average predicted for the pairs it was compared on, as logits."""
+    mean = next(one.probabilities for one in scored if one.candidate is average).clamp(1e-7, 1 - 1e-7)
     return torch.logit(mean) if soft else mean.log()

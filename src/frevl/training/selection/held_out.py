@@ -1,4 +1,4 @@
-"""A candidate of ``auto``, fitted on every fold: what it says of pairs that it has not seen.
+"""A candidate of ``auto``, fitted on every fold: its predictions for pairs that it has not seen.
 
 What is finished (a fold of a seed, then the candidate) is kept: an interrupted selection continues with the next.
 """
@@ -6,7 +6,7 @@ What is finished (a fold of a seed, then the candidate) is kept: an interrupted 
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,65 @@ from frevl.training.options import AutoOptions, ModelOptions, PairwiseOptions, S
 from frevl.training.run_folder import Checkpoint
 from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.folds import Fold
-from frevl.training.selection.one_standard_error import Judged
 
-__all__ = ["answers_of", "fit_candidate", "hits_of", "keep", "recalled", "score_held_out", "whole_schedule"]
+__all__ = [
+    "CandidateScores",
+    "answers_of",
+    "fit_candidate",
+    "hits_of",
+    "keep",
+    "recalled",
+    "score_held_out",
+    "whole_schedule",
+]
 
 _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
-_DETERMINISTIC = ("majority", "linear", "kernel", "as begun")
+_DETERMINISTIC = ("majority", "linear", "kernel", "zero-shot")
 # Development pairs; with fewer the best epoch is chance (research/experiments/log.md), so networks run their whole
 # schedule and keep its end, whatever the call says of patience.
 _FEWEST_TO_STOP_BY = 1_000
 
 
-def recalled(candidate: Candidate, place: Checkpoint) -> Judged | str | None:
+@dataclass(frozen=True)
+class CandidateScores:
+    """A candidate with its predictions for held-out pairs.
+
+    Attributes:
+        candidate: The candidate.
+        hits: ``(n,)`` float, weight of the predicted class, mean over seeds.
+        probabilities: ``(n, outputs)`` calibrated.
+        fit_seconds: Longest single fit.
+        seeds: How many seeds were tried.
+        check_hits: ``(m,)`` the same on the pairs that the comparison is checked on; empty where there are none.
+        check_probabilities: ``(m, outputs)`` likewise.
+    """
+
+    candidate: Candidate
+    hits: Tensor
+    probabilities: Tensor
+    fit_seconds: float
+    seeds: int
+    check_hits: Tensor
+    check_probabilities: Tensor
+
+    @property
+    def name(self) -> str:
+        """Name of the candidate."""
+        return self.candidate.name
+
+    def on_the_other_side(self) -> CandidateScores:
+        """Return the same with the pairs of the check in place of those of the comparison."""
+        return replace(
+            self,
+            hits=self.check_hits,
+            probabilities=self.check_probabilities,
+            check_hits=self.hits,
+            check_probabilities=self.probabilities,
+        )
+
+
+def recalled(candidate: Candidate, place: Checkpoint) -> CandidateScores | str | None:
     """Return what came of a candidate before an interruption: its scores, or why it was left out."""
     saved = place.load()
     if saved is None:
@@ -45,10 +91,10 @@ def recalled(candidate: Candidate, place: Checkpoint) -> Judged | str | None:
     if record["reason"]:
         return str(record["reason"])
     figures: dict[str, Any] = {**tensors, "fit_seconds": record["fit_seconds"], "seeds": record["seeds"]}
-    return Judged(candidate=candidate, **figures)
+    return CandidateScores(candidate=candidate, **figures)
 
 
-def keep(outcome: Judged | str, place: Checkpoint, seconds: float) -> None:
+def keep(outcome: CandidateScores | str, place: Checkpoint, seconds: float) -> None:
     """Keep what came of a candidate, and nothing else of it."""
     if isinstance(outcome, str):
         place.save({}, {"reason": outcome, "seconds": seconds})
@@ -69,7 +115,7 @@ def score_held_out(
     left: float,
     start: Pretrained | None,
     place: Checkpoint,
-) -> Judged | str:
+) -> CandidateScores | str:
     """Fit a candidate on every fold, with several seeds if it is cheap; a reason if that would take too long."""
     longest, seeds, planned = 0.0, 0, _SEEDS
     probabilities: list[Tensor] = []
@@ -95,7 +141,7 @@ def score_held_out(
         seeds += 1
         if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
             planned = seeds  # deterministic, or too dear to repeat
-    return Judged(
+    return CandidateScores(
         candidate,
         torch.stack(hits).mean(dim=0),
         torch.stack(probabilities).mean(dim=0),

@@ -1,91 +1,89 @@
-"""The one-standard-error rule: the simplest candidate that is not measurably worse than the best."""
+"""The one-standard-error rule: the simplest candidate that is not measurably worse than the best.
+
+Both selections of ``--model auto`` use it: classification on the accuracy of held-out pairs, matching on the recall of
+development images.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from frevl.training.selection.candidates import Candidate
-
-__all__ = ["Judged", "one_standard_error", "standard_error"]
+__all__ = ["Compared", "one_standard_error", "standard_error", "table_row"]
 
 
-@dataclass
-class Judged:
-    """A candidate with what it said of held-out pairs.
+class Compared(Protocol):
+    """A candidate with its scores on what all candidates are compared on."""
 
-    Attributes:
-        candidate: The candidate.
-        hits: ``(n,)`` float, weight of the predicted class, mean over seeds.
-        probabilities: ``(n, outputs)`` calibrated.
-        fit_seconds: Longest single fit.
-        seeds: How many seeds were tried.
-        check_hits: ``(m,)`` the same on the pairs that the comparison is checked on; empty where there are none.
-        check_probabilities: ``(m, outputs)`` likewise.
-    """
+    @property
+    def name(self) -> str:
+        """As it stands in the table."""
 
-    candidate: Candidate
-    hits: Tensor
-    probabilities: Tensor
-    fit_seconds: float
-    seeds: int
-    check_hits: Tensor
-    check_probabilities: Tensor
+    @property
+    def hits(self) -> Tensor:
+        """``(n,)`` in [0, 1]: what it earns on each pair, or on each image."""
 
-    def on_the_other_side(self) -> Judged:
-        """Return the same with the pairs of the check in place of those of the comparison."""
-        return Judged(
-            self.candidate,
-            self.check_hits,
-            self.check_probabilities,
-            self.fit_seconds,
-            self.seeds,
-            self.hits,
-            self.probabilities,
-        )
+    @property
+    def fit_seconds(self) -> float:
+        """Of its longest fit."""
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds were tried."""
 
 
-def one_standard_error(judged: list[Judged], clusters: Tensor) -> tuple[Judged, str, list[dict[str, Any]]]:
+C = TypeVar("C", bound=Compared)
+
+
+def one_standard_error(
+    candidates: Sequence[C], clusters: Tensor, *, worthwhile: float = 0.0
+) -> tuple[C, str, list[dict[str, Any]]]:
     """Take the simplest candidate whose paired difference from the best is within one standard error.
 
     Args:
-        judged: Simplest first.
-        clusters: ``(n,)`` int64, the unit of resampling.
+        candidates: Simplest first.
+        clusters: ``(n,)`` int64, the unit of resampling: pairs of one cluster are not independent.
+        worthwhile: Smallest gain in [0, 1] that is worth a less simple candidate, however sure it is.
 
     Returns:
         The choice, the reason, and the table.
     """
-    best = max(judged, key=lambda one: float(one.hits.mean()))
+    best = max(candidates, key=lambda one: float(one.hits.mean()))
     rows = []
-    winner = best
-    for one in judged:
-        error = standard_error(one.hits, clusters)
-        gap = float(best.hits.mean() - one.hits.mean())
-        gap_error = standard_error(best.hits - one.hits, clusters)
-        within = gap <= gap_error or one is best
-        if within and winner is best and judged.index(one) < judged.index(best):
-            winner = one
-        rows.append(
-            {
-                "name": one.candidate.name,
-                "metric": 100 * float(one.hits.mean()),
-                "standard_error": 100 * error,
-                "behind_best": 100 * gap,
-                "standard_error_of_difference": 100 * gap_error,
-                "within_one_standard_error": bool(within),
-                "fit_seconds": one.fit_seconds,
-                "seeds": one.seeds,
-            }
-        )
+    for one in candidates:
+        row = table_row(one, best, clusters)
+        within = one is best or row["behind_best"] <= max(row["standard_error_of_difference"], 100 * worthwhile)
+        rows.append({**row, "within_one_standard_error": within})
+    winner = next(one for one, row in zip(candidates, rows, strict=True) if row["within_one_standard_error"])
     if winner is best:
         reason = "the best, and no simpler candidate within one standard error of it"
     else:
         gap = 100 * float(best.hits.mean() - winner.hits.mean())
-        reason = f"the simplest within one standard error of the best ({best.candidate.name}, {gap:+.2f} points)"
+        reason = f"the simplest within one standard error of the best ({best.name}, {gap:+.2f} points)"
     return winner, reason, rows
+
+
+def table_row(one: Compared, best: Compared, clusters: Tensor) -> dict[str, Any]:
+    """Return the row of a candidate: its metric and its distance from the best, in percent and points.
+
+    Args:
+        one: The candidate.
+        best: What it is compared with.
+        clusters: ``(n,)`` int64, the unit of resampling.
+    """
+    return {
+        "name": one.name,
+        "metric": 100 * float(one.hits.mean()),
+        "standard_error": 100 * standard_error(one.hits, clusters),
+        "behind_best": 100 * float((best.hits - one.hits).mean()),
+        "standard_error_of_difference": 100 * standard_error(best.hits - one.hits, clusters),
+        "within_one_standard_error": False,
+        "fit_seconds": one.fit_seconds,
+        "seeds": one.seeds,
+    }
 
 
 def standard_error(values: Tensor, clusters: Tensor) -> float:
