@@ -1,4 +1,4 @@
-"""The main job on real data: easy-VQA from the package registry, embedded, trained, judged, told.
+"""A whole example on real data: easy-VQA from the package registry, embedded, trained and evaluated.
 
 Nothing is fetched at run time; pictures, questions and encoders come with the packages of the extra `packaged`.
 """
@@ -90,13 +90,13 @@ def demo(
     progress: bool = False,
     say: Callable[[str], object] = str,
 ) -> DemoReport:
-    """Embed easy-VQA, train baselines and the fusion, and judge them on the official test questions.
+    """Embed easy-VQA, train baselines and the fusion, and evaluate them on the official test questions.
 
     Args:
         folder: Where to put pictures, pairs, store and runs. A second call uses the store again.
         seed: Of the trainings.
         progress: Show progress lines.
-        say: Called with a sentence before every step; by default nothing is said.
+        say: Called with a sentence before every step; by default nothing is printed.
 
     Returns:
         What was found.
@@ -137,10 +137,10 @@ def _examples(scorer: Scorer, file: Path) -> list[dict[str, Any]]:
     pairs = read_pairs(file)
     step = len(pairs) // _EXAMPLES
     rows = [k * step + k for k in range(_EXAMPLES)]
-    said = scorer.predict([(pairs.images[row], pairs.texts[row]) for row in rows])
+    predicted = scorer.predict([(pairs.images[row], pairs.texts[row]) for row in rows])
     return [
         {**pairs.row(row), "label": one.label, "probability": one.probability}
-        for row, one in zip(rows, said, strict=True)
+        for row, one in zip(rows, predicted, strict=True)
     ]
 
 

@@ -107,19 +107,19 @@ def run_sentence(run: Run) -> str:
 
 def search_table(found: SearchResult) -> str:
     """Return the hits of a search as a table, and its notes."""
-    judged = any(hit.probability is not None for hit in found.hits)
+    reranked = any(hit.probability is not None for hit in found.hits)
     rows = [
         [
             str(hit.rank),
             f"{hit.similarity:.3f}",
-            *(["-" if hit.probability is None else f"{100 * hit.probability:.1f}"] if judged else []),
+            *(["-" if hit.probability is None else f"{100 * hit.probability:.1f}"] if reranked else []),
             " ".join((hit.path or hit.id).split()) + (f" (and {len(hit.copies)} copies)" if hit.copies else ""),
         ]
         for hit in found.hits
     ]
     width = max((len(row[-1]) for row in rows), default=0)
     rows = [[*row[:-1], row[-1].ljust(width)] for row in rows]
-    header = ["#", "similarity", *(["match %"] if judged else []), found.find.ljust(width)]
+    header = ["#", "similarity", *(["match %"] if reranked else []), found.find.ljust(width)]
     return "\n".join([*([table(header, rows)] if rows else []), *found.notes])
 
 

@@ -61,7 +61,7 @@ def open_seeds(path: str | Path, *, store: Store) -> Iterator[Scorer]:
     if not (path / "seeds.json").exists():
         raise RunError(
             f"{path}: expected finished seeds (a folder with 'seeds.json'), found a training that was interrupted; "
-            "run the same frevl train --seeds again to go on, or judge one seed of it"
+            "run the same frevl train --seeds again to continue, or evaluate one seed of it"
         )
     try:
         names = read_record(path / "seeds.json")["runs"]

@@ -98,7 +98,7 @@ def train_seeds(
 ) -> SeedRuns:
     """Train the same model with several seeds.
 
-    A second call with the same arguments uses the finished seeds, takes up the interrupted one, and adds what is
+    The same call again uses the finished seeds, continues the interrupted one, and adds what is
     missing; more seeds may be asked for later. Finished seeds are used only if pairs, pictures, embeddings and every
     setting are those of this call.
 

@@ -162,9 +162,9 @@ def train(
         if task == "matching":
             logits = network.probability_logits(logits)
         calibration = fit_calibration(logits, truth)
-        judged = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
+        scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
         results = {
-            "development": {"n": len(logits), "accuracy": 100 * dev_metric(judged, truth)},
+            "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
             "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
             "train_seconds": fitted.seconds,
             "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,

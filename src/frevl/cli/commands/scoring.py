@@ -61,19 +61,19 @@ def evaluate(
     from frevl.store.reader import Store
 
     opened = Store.open(store)
-    judged = by_columns(columns, pairs)
+    test_pairs = by_columns(columns, pairs)
     grouping = typed(group_by=group_by, find_groups=find_groups)
     if is_seeds(run) or (versus and is_seeds(versus)):
         if backend is not None or onnx is not None:
             raise UsageError(f"{run}: --backend takes one run, found several seeds; name one of them, as {run}/seed0")
         others = open_seeds(versus, store=opened) if versus else ()
-        mean = evaluate_seeds(open_seeds(run, store=opened), judged, versus=others, **grouping)
+        mean = evaluate_seeds(open_seeds(run, store=opened), test_pairs, versus=others, **grouping)
         say(result_table(mean))
         write(json, mean.record())
         return
     other = Scorer.open(versus, store=opened) if versus else None
     result = run_evaluate(
-        Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx)), judged, versus=other, **grouping
+        Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx)), test_pairs, versus=other, **grouping
     )
     say(result_table(result))
     write(json, result.record())

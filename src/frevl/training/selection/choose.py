@@ -126,7 +126,7 @@ def choose(
         outputs: Number of classes.
         options: Of ``auto``.
         session: Its time limit bounds the whole selection.
-        start: A trained fusion that some candidates begin with; the encoders are then those that it reads.
+        start: A trained fusion that some candidates start from; the encoders are then those that it reads.
         checkpoint: Where everything that is finished or under way is kept.
         log_file: Of the gradient descent of the choice.
 
@@ -157,7 +157,7 @@ def choose(
         candidate, place = by_name[name], checkpoint.part(f"candidate {name}")
         outcome = recalled(candidate, place)
         if outcome is None:
-            begun = clock.seconds()
+            began = clock.seconds()
             left = limit * _SELECTION_SHARE - (clock.seconds() - started)
             outcome = _unfit(candidate, data, start)
             if not outcome and left < limit * 0.03:
@@ -166,7 +166,7 @@ def choose(
                 # Twice the fair share: most candidates take less than theirs.
                 own = replace(session, time_limit=2 * left / (len(splits) * (len(names) - tried)))
                 outcome = score_held_out(candidate, everything, splits, outputs, options, own, left, start, place)
-            keep(outcome, place, clock.seconds() - begun)
+            keep(outcome, place, clock.seconds() - began)
         if isinstance(outcome, str):
             left_out.append({"name": name, "reason": outcome})
             print_progress(f"  {name:<20} left out: {outcome}", enabled=session.progress)

@@ -131,39 +131,39 @@ def choose_encoders(
         return EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
     clock = checkpoint.clock
     ends = clock.seconds() + time_limit
-    judged: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, Any]] = {}
+    compared: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, Any]] = {}
     pairs = 0
 
-    def judge(images: list[str], texts: list[str]) -> None:
+    def compare(images: list[str], texts: list[str]) -> None:
         nonlocal pairs
         towers = _names(data.image_towers, images), _names(data.text_towers, texts)
-        if towers in judged:
+        if towers in compared:
             return
-        place = checkpoint.part(f"encoder set {len(judged)}")
+        place = checkpoint.part(f"encoder set {len(compared)}")
         saved = place.load()
         if saved is not None:
-            judged[towers], pairs = saved[1]["row"], saved[1]["pairs"]
+            compared[towers], pairs = saved[1]["row"], saved[1]["pairs"]
             return
         row: dict[str, Any] = {
             "encoders": [name for name in encoders if name in images or name in texts],
             "images": images,
             "texts": texts,
         }
-        judged[towers] = row
-        begun = clock.seconds()
-        if any("metric" in one for one in judged.values()):
-            longest = max(one.get("seconds", 0.0) for one in judged.values())
-            if begun + longest > ends:
+        compared[towers] = row
+        started = clock.seconds()
+        if any("metric" in one for one in compared.values()):
+            longest = max(one.get("seconds", 0.0) for one in compared.values())
+            if started + longest > ends:
                 row["reason"] = "no time left"
                 place.save({}, {"row": row, "pairs": pairs, "seconds": 0.0})
                 return
         part = narrow(data, images, texts)
-        # Development pairs that the user gave stand for what is new: nothing is learnt from them here.
+        # Development pairs that the user gave stand for what is new: nothing is learned from them here.
         examples = _sample(join(part.train, part.dev) if part.dev_is_spare else part.train, session.seed)
         pairs = len(examples)
-        # All pairs are both learnt from and judged on: each is scored by the solution without its own image.
+        # All pairs are both learned from and scored: each by the solution without its own image.
         _, found = fit_kernel_on(examples, outputs, text_only_shares=_TEXT_ONLY_SHARES, ridges=_RIDGES)
-        row |= {"metric": 100 * found.metric, "seconds": clock.seconds() - begun}
+        row |= {"metric": 100 * found.metric, "seconds": clock.seconds() - started}
         place.save({}, {"row": row, "pairs": pairs, "seconds": row["seconds"]})
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
         print_progress(
@@ -172,22 +172,22 @@ def choose_encoders(
 
     def best() -> dict[str, Any]:
         towers = max(
-            (key for key, row in judged.items() if "metric" in row),
-            key=lambda key: (judged[key]["metric"], -_width(data, key)),
+            (key for key, row in compared.items() if "metric" in row),
+            key=lambda key: (compared[key]["metric"], -_width(data, key)),
         )
-        return judged[towers]
+        return compared[towers]
 
     for names in sets:
-        judge(names, names)
+        compare(names, names)
     for names in sets:
-        judge(names, best()["texts"])
+        compare(names, best()["texts"])
     for names in sets:
-        judge(best()["images"], names)
+        compare(best()["images"], names)
     chosen = best()
-    for row in judged.values():
+    for row in compared.values():
         if "metric" in row:
             row["behind_best"] = chosen["metric"] - row["metric"]
-    return EncoderChoice(chosen["encoders"], chosen["images"], chosen["texts"], list(judged.values()), pairs)
+    return EncoderChoice(chosen["encoders"], chosen["images"], chosen["texts"], list(compared.values()), pairs)
 
 
 def _names(towers: Sequence[Tower], encoders: Sequence[str]) -> tuple[str, ...]:

@@ -59,7 +59,9 @@ def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
     if of_train < _FEWEST_CLUSTERS or len(train) > _CROSS_VALIDATED:
         inside, inner = _apart(train, clusters, random)
         return [Fold(inside, inner, inner, dev)], held, given
-    folds = [Fold(*_apart(inside, clusters, random), judge, dev) for inside, judge in _cut(train, clusters, random)]
+    folds = [
+        Fold(*_apart(inside, clusters, random), held_out, dev) for inside, held_out in _cut(train, clusters, random)
+    ]
     return folds, f"{len(train):,} training pairs by {_FOLDS}-fold cross-validation over groups", given
 
 
@@ -72,7 +74,8 @@ def _spare(rows: tuple[Tensor, Tensor], clusters: Tensor, random: np.random.Gene
     if len(together) > _CROSS_VALIDATED:
         return [Fold(*_apart(train, clusters, random), dev, nothing)], f"{len(dev):,} development pairs"
     folds = [
-        Fold(*_apart(inside, clusters, random), judge, nothing) for inside, judge in _cut(together, clusters, random)
+        Fold(*_apart(inside, clusters, random), held_out, nothing)
+        for inside, held_out in _cut(together, clusters, random)
     ]
     return folds, f"{len(together):,} pairs by {_FOLDS}-fold cross-validation over images"
 

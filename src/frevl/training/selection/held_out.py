@@ -128,15 +128,15 @@ def score_held_out(
         for number, fold in enumerate(splits):
             own = replace(session, seed=session.seed + seeds, progress=False)
             here = place.part(f"seed {seeds} fold {number}")
-            said, said_of_check, seconds = _held_out(candidate, everything, fold, outputs, options, own, start, here)
+            of_held_out, of_check, seconds = _held_out(candidate, everything, fold, outputs, options, own, start, here)
             longest = max(longest, seconds)
             if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
                 return "would take more than the time that is left"
-            parts.append(said)
-            check_parts.append(said_of_check)
+            parts.append(of_held_out)
+            check_parts.append(of_check)
         probabilities.append(torch.cat(parts))
         hits.append(hits_of(probabilities[-1], everything.select(torch.cat([fold.held_out for fold in splits]))))
-        # Every fold sees the same pairs of the check: their mean, which is what an average of the folds would say.
+        # Every fold sees the same pairs of the check: their mean, as an average of the folds would predict.
         checks.append(torch.stack(check_parts).mean(dim=0))
         seeds += 1
         if longest > _CHEAP_SECONDS or candidate.name in _DETERMINISTIC:
@@ -147,7 +147,7 @@ def score_held_out(
         torch.stack(probabilities).mean(dim=0),
         longest,
         seeds,
-        torch.stack([hits_of(said, check) for said in checks]).mean(dim=0),
+        torch.stack([hits_of(one, check) for one in checks]).mean(dim=0),
         torch.stack(checks).mean(dim=0),
     )
 
@@ -171,13 +171,13 @@ def _held_out(
     if saved is not None:
         return saved[0]["held_out"], saved[0]["check"], saved[1]["fit_seconds"]
     train, dev = everything.select(fold.train), everything.select(fold.inner)
-    # What is compared or checked on must not be learnt from.
+    # What is compared or checked on must not be learned from.
     spare = not (torch.equal(fold.inner, fold.held_out) or torch.equal(fold.inner, fold.check))
-    begun = place.clock.seconds()
+    started = place.clock.seconds()
     fitted = fit_candidate(
         candidate, train, dev, outputs, options, session, dev_is_spare=spare, start=start, checkpoint=place.part("fit")
     )
-    seconds = place.clock.seconds() - begun
+    seconds = place.clock.seconds() - started
     calibration, soft = fit_calibration(*fitted.development(dev), shrink=False), answers_of(everything).soft
 
     def probabilities_of(rows: Tensor) -> Tensor:
@@ -185,10 +185,10 @@ def _held_out(
             return torch.zeros(0, outputs)
         return calibrated(logits_of(fitted.network, everything.select(rows).pairs, 1024), calibration, soft=soft)
 
-    said = {"held_out": probabilities_of(fold.held_out), "check": probabilities_of(fold.check)}
-    place.save(said, {"fit_seconds": seconds, "seconds": place.clock.seconds() - begun})
+    predicted = {"held_out": probabilities_of(fold.held_out), "check": probabilities_of(fold.check)}
+    place.save(predicted, {"fit_seconds": seconds, "seconds": place.clock.seconds() - started})
     place.discard_parts()
-    return said["held_out"], said["check"], seconds
+    return predicted["held_out"], predicted["check"], seconds
 
 
 def whole_schedule(options: ModelOptions, development_pairs: int) -> ModelOptions:
@@ -211,7 +211,7 @@ def fit_candidate(
     checkpoint: Checkpoint,
     log_file: Path | None = None,
 ) -> Fitted[PairNetwork]:
-    """Fit a candidate with its own options; one that begins with another run and learns nothing stays what it was."""
+    """Fit a candidate with its own options; a zero-shot candidate stays the fusion of another run."""
     if start is not None and not candidate.learns:
         return as_it_is(start, outputs)
     own = whole_schedule(options.for_candidate(options_for(candidate.model), candidate.changes), len(dev))
