@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
-from frevl.encoders.images import DECODE_TARGET, MAX_PIXELS, read_image
+from frevl.encoders.images import DECODE_TARGET, GUESSED_WHITE, MAX_PIXELS, read_image
 from frevl.errors import ImageError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -176,6 +176,58 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
     big_endian = Image.frombytes("I;16B", (6, 1), values.astype(">u2").tobytes())
     assert grey(pixels(big_endian)) == expected
     assert grey(pixels(b"P5 6 1 65535 " + values.astype(">u2").tobytes())) == expected
+
+
+RAMP = np.linspace(0, 255, 48).round().astype(np.uint16).reshape(6, 8)
+
+
+@pytest.mark.parametrize(
+    ("bits", "declared"),
+    [
+        *((bits, declared) for bits in (9, 10, 11, 12, 14) for declared in ("TIFF", "PNG")),
+        *((bits, "nothing") for bits in (10, 12, 14, 16)),
+    ],
+)
+def test_fewer_bits_in_a_wider_sample(bits: int, declared: str) -> None:
+    """Microscopes, scanners and detectors leave the upper bits empty: the picture must not become black."""
+    white = (1 << bits) - 1
+    values = np.round(RAMP * (white / 255)).astype(np.uint16)
+    file = {
+        "TIFF": lambda: saved(Image.fromarray(values), "TIFF", tiffinfo={281: white}),
+        "PNG": lambda: png(
+            8, 6, 16, 0, b"".join(b"\0" + row.astype(">u2").tobytes() for row in values), sBIT=bytes([bits])
+        ),
+        "nothing": lambda: saved(Image.fromarray(values), "TIFF"),
+    }[declared]()
+    read = read_image(file)
+    assert np.abs(np.asarray(read)[..., 0].astype(int) - RAMP).max() <= 1
+    assert read.info.get(GUESSED_WHITE) == (white if declared == "nothing" and bits < 16 else None)
+
+
+def test_declared_bits_keep_a_dark_picture_dark() -> None:
+    values = np.array([[0, 8, 16]], np.uint16)
+    assert grey(pixels(saved(Image.fromarray(values), "TIFF", tiffinfo={281: 4095}))) == [0, 0, 1]
+    assert grey(pixels(png(3, 1, 16, 0, b"\0" + values.astype(">u2").tobytes(), sBIT=b"\x0c"))) == [0, 0, 1]
+
+
+def test_significant_bits_in_the_upper_part_as_the_standard_says() -> None:
+    values = (np.array([[0, 2048, 4095]]) << 4).astype(">u2")
+    assert grey(pixels(png(3, 1, 16, 0, b"\0" + values.tobytes(), sBIT=b"\x0c"))) == [0, 128, 255]
+
+
+def test_bytes_that_were_widened_stay_as_dark_as_they_were() -> None:
+    values = 257 * np.array([[0, 3, 9]], np.uint16)
+    read = read_image(saved(Image.fromarray(values), "TIFF"))
+    assert np.asarray(read)[0, :, 0].tolist() == [0, 3, 9]
+    assert GUESSED_WHITE not in read.info
+
+
+def test_unsigned_32_bit_integers() -> None:
+    values = np.array([[0, 1 << 31, (1 << 32) - 1]], np.uint32)
+    file = saved(Image.fromarray(values.view(np.int32)), "TIFF").replace(
+        struct.pack("<HHIHH", 339, 3, 1, 2, 0), struct.pack("<HHIHH", 339, 3, 1, 1, 0)
+    )
+    assert grey(pixels(file)) == [0, 128, 255]
 
 
 def test_a_dark_16_bit_ppm_stays_dark() -> None:

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from frevl.encoders.toy import ToyImageTower
 from frevl.errors import UsageError
@@ -331,3 +332,17 @@ def test_the_record_and_the_flags(images, store, tmp_path, frevl):
     record = json.loads((tmp_path / "r.json").read_text())
     names = ("images", "images_kept", "images_moved", "images_copied", "images_gone", "images_pruned")
     assert [record[name] for name in names] == [0, 6, 1, 0, 1, 1]
+
+
+def test_pictures_that_do_not_say_what_white_is_are_counted(tmp_path, draw):
+    images = draw(tmp_path / "images", range(3))
+    dark = Image.fromarray(np.linspace(0, 1000, 63).reshape(7, 9).astype(np.uint16))
+    dark.save(images / "detector.tif")
+    dark.save(images / "declared.tif", tiffinfo={281: 1023})
+    report = extract(tmp_path / "s", images=images, encoder=["toy"])
+    assert report.notes == [
+        "1 grey pictures use only a part of their bits and do not say which: the largest value decided what is white, "
+        "the first is 'detector.tif'."
+    ]
+    store = Store.open(tmp_path / "s")
+    assert np.array_equal(*store.read_images(["detector.tif", "declared.tif"]))

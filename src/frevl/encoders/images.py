@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from frevl.errors import ImageError
 
-__all__ = ["DECODE_TARGET", "MAX_PIXELS", "ImageSource", "read_image"]
+__all__ = ["DECODE_TARGET", "GUESSED_WHITE", "MAX_PIXELS", "ImageSource", "read_image"]
 
 ImageSource = str | Path | bytes | Image.Image
 """A path, the bytes of an image file, or a Pillow image."""
@@ -33,6 +33,13 @@ MAX_PIXELS = 100_000_000
 DECODE_TARGET = 336
 """The ``target`` that encoders ask for: the largest input side of the usual frozen encoders, so that one decoded
 picture serves several of them."""
+
+GUESSED_WHITE = "frevl: guessed white"
+"""Key in ``info`` of an image that was read: the value that was taken for white, where the file did not say."""
+
+_BITS = (8, 10, 12, 14, 16)  # that cameras, scanners and detectors have
+_MOST = 1 << 32
+_CHUNKS = 1000  # of a PNG file, to look for one; a file has about ten
 
 # What to do with each EXIF orientation (EXIF 2.32, tag 0x0112); 1 means upright.
 _UPRIGHT = {
@@ -49,9 +56,9 @@ _UPRIGHT = {
 def read_image(source: ImageSource, *, target: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read one image as upright opaque RGB, 8 bits a channel.
 
-    EXIF orientation is applied; transparency is laid over white; of several frames the first is taken; 16-bit
-    grey is divided by 257; 32-bit and float grey are scaled as `_grey_to_bytes` says. Colour profiles are not
-    applied (CMYK is converted by Pillow's formula), as is usual for network input.
+    EXIF orientation is applied; transparency is laid over white; of several frames the first is taken; grey of more
+    than 8 bits is scaled by the bits that the file declares, else by its largest value (see `_grey_to_bytes`). Colour
+    profiles are not applied (CMYK is converted by Pillow's formula), as is usual for network input.
 
     Args:
         source: A path, the bytes of an image file, or a Pillow image. A Pillow image is not changed, except that
@@ -63,7 +70,7 @@ def read_image(source: ImageSource, *, target: int | None = None, max_pixels: in
             own hard limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
 
     Returns:
-        An image of mode ``RGB`` that is not bound to an open file.
+        An image of mode ``RGB`` that is not bound to an open file. Its ``info`` is empty, but for `GUESSED_WHITE`.
 
     Raises:
         ImageError: The file is missing, is not a readable image, is damaged, empty or too large.
@@ -96,6 +103,8 @@ def _read_stream(stream: IO[bytes], name: str, target: int | None, max_pixels: i
         raise _refusal(name, "it is empty (0 bytes)")
     stream.seek(0)
     try:
+        significant = _significant_bits(stream)
+        stream.seek(0)
         image = Image.open(stream)
     except UnidentifiedImageError:
         raise _refusal(name, "it is not an image in a format that Pillow can read") from None
@@ -105,10 +114,12 @@ def _read_stream(stream: IO[bytes], name: str, target: int | None, max_pixels: i
     # ZeroDivisionError, zlib.error, MemoryError and more), so nothing narrower is right, here and in _decode.
     except Exception as error:
         raise _refusal(name, f"it is damaged ({_brief(error)})") from error
-    return _decode(image, name, target, max_pixels)
+    return _decode(image, name, target, max_pixels, significant)
 
 
-def _decode(image: Image.Image, name: str, target: int | None, max_pixels: int) -> Image.Image:
+def _decode(
+    image: Image.Image, name: str, target: int | None, max_pixels: int, significant: int | None = None
+) -> Image.Image:
     width, height = image.size
     if width < 1 or height < 1:
         raise _refusal(name, f"it has no pixels ({width} x {height})")
@@ -121,12 +132,15 @@ def _decode(image: Image.Image, name: str, target: int | None, max_pixels: int) 
         if target is not None and image.format in {"JPEG", "MPO"}:
             image.draft(None, (2 * target, 2 * target))
         image.load()
-        rgb = _to_rgb(image)
+        rgb, guessed = _to_rgb(image, significant)
     except Exception as error:
         raise _refusal(name, f"it is damaged or cut short ({_brief(error)})") from error
     turn = _UPRIGHT.get(_orientation(image))
     rgb.info.clear()  # above all the orientation, or a second reading would turn the picture again
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    if guessed is not None:
+        upright.info[GUESSED_WHITE] = guessed
+    return upright
 
 
 def _orientation(image: Image.Image) -> int:
@@ -137,58 +151,113 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, significant: int | None) -> tuple[Image.Image, int | None]:
+    """Return an opaque RGB image, and the value of white if it had to be guessed."""
     if image.mode in {"I", "F"} or image.mode.startswith("I;16"):
-        return Image.fromarray(_grey_to_bytes(image)).convert("RGB")
+        grey, guessed = _grey_to_bytes(image, _declared_white(image, significant))
+        return Image.fromarray(grey).convert("RGB"), guessed
     if not image.has_transparency_data:
-        return image.copy() if image.mode == "RGB" else image.convert("RGB")
+        return image.copy() if image.mode == "RGB" else image.convert("RGB"), None
     # Pillow has no direct road from premultiplied La to RGBA.
     with_alpha = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(with_alpha, mask=with_alpha.getchannel("A"))
-    return white
+    return white, None
 
 
-def _grey_to_bytes(image: Image.Image) -> np.ndarray:
+def _grey_to_bytes(image: Image.Image, declared: int | None) -> tuple[np.ndarray, int | None]:
     """Scale grey of more than 8 bits to 0..255.
 
-    16-bit modes span 0..65535. Mode ``I`` (32-bit integers) and ``F`` (floats) do not say what white is, so the
-    values decide (ours): within 0..1 for floats means 1 is white; within 0..255 they are bytes already; integers
-    within 0..65535 are 16-bit (always, in PPM files); anything else is stretched from its smallest to its
-    largest value. Not-a-number is black.
+    White is what the file declares. Where it declares nothing, the values decide (ours). Integers up to 65535 have the
+    fewest of 8, 10, 12, 14 and 16 bits that hold the largest of them (always 16 in PPM files, which Pillow scales).
+    Floats within 0..1 have white at 1, within 0..255 they are bytes already. Anything else is stretched from its
+    smallest to its largest value. Not-a-number is black.
 
     Args:
         image: An image of mode ``I;16*``, ``I`` or ``F``.
+        declared: The value of white that the file declares; None if it does not.
 
     Returns:
-        ``(height, width)`` uint8.
+        ``(height, width)`` uint8, and the value of white if it was taken from the values of an integer picture that
+        do not fill 16 bits.
     """
     values = np.asarray(image)
-    if values.dtype.itemsize == 2:
-        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if values.dtype == np.int32 and _unsigned(image):
+        values = values.view(np.uint32)
+    low, high, guessed = _black_and_white(image, values, declared)
+    if (low, high) == (0, 65535):
+        grey = ((np.clip(values, 0, 65535).astype(np.uint32) + 128) // 257).astype(np.uint8)
     else:
-        low, high = _black_and_white(image, values)
         scaled = (values.astype(np.float64) - low) * (255 / (high - low))
         # Not-a-number must not reach the cast, where it would be undefined.
         grey = np.rint(np.clip(np.nan_to_num(scaled), 0, 255)).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # PNG: this one grey value is transparent, so it shows the white below
         grey[values == transparent] = 255
-    return grey
+    return grey, guessed
 
 
-def _black_and_white(image: Image.Image, values: np.ndarray) -> tuple[float, float]:
+def _black_and_white(image: Image.Image, values: np.ndarray, declared: int | None) -> tuple[float, float, int | None]:
+    """Return the values of black and white, and that of white again if it was guessed from fewer than 16 bits."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
         raise ValueError("no pixel is a finite number")
     low, high = float(finite.min()), float(finite.max())
-    if low >= 0 and high <= 1 and image.mode == "F":
-        return 0, 1
-    if low >= 0 and high <= 255 and image.format != "PPM":
-        return 0, 255
-    if low >= 0 and high <= 65535 and image.mode == "I":
-        return 0, 65535
-    return low, high if high > low else low + 1
+    if declared is not None and low >= 0 and high <= declared:
+        return 0, declared, None
+    if low >= 0 and image.mode == "F":
+        if high <= 1:
+            return 0, 1, None
+        if high <= 255:
+            return 0, 255, None
+    elif low >= 0 and high <= 65535:
+        # Bytes that were widened to 16 bits are multiples of 257: a dark picture of these is dark.
+        whole = image.format == "PPM" or (values.dtype.itemsize == 2 and not (values % 257).any())
+        bits = 16 if whole else next(bits for bits in _BITS if high < 1 << bits)
+        white = (1 << bits) - 1
+        return 0, white, white if bits < 16 else None
+    return low, high if high > low else low + 1, None
+
+
+def _unsigned(image: Image.Image) -> bool:
+    """Say whether 32-bit integers of a TIFF file are unsigned, which Pillow has no mode for."""
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)
+
+
+def _declared_white(image: Image.Image, significant: int | None) -> int | None:
+    """Return the value of white that a file declares, if it uses fewer bits than its samples have.
+
+    Args:
+        image: An image of more than 8 bits.
+        significant: Significant bits of a PNG file (its chunk sBIT). The standard puts them into the upper bits of a
+            sample, where 16-bit white is right; many programs leave them in the lower ones.
+    """
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    stated, bits = tags.get(281), tags.get(258)  # MaxSampleValue, BitsPerSample
+    if stated and 255 <= stated[0] < _MOST:
+        return int(stated[0])
+    if bits and 8 < bits[0] < 16:
+        return (1 << int(bits[0])) - 1
+    if significant and 8 <= significant < 16:
+        return (1 << significant) - 1
+    return None
+
+
+def _significant_bits(stream: IO[bytes]) -> int | None:
+    """Return the bits that a grey PNG file says are used (its chunk sBIT); None for all others."""
+    stream.seek(0)
+    if stream.read(8) != b"\x89PNG\r\n\x1a\n":
+        return None
+    for _ in range(_CHUNKS):  # it stands before the pixels
+        head = stream.read(8)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if len(head) < 8 or kind in (b"IDAT", b"IEND"):
+            return None
+        if kind == b"sBIT":
+            return stream.read(1)[0] if length == 1 else None
+        stream.seek(length + 4, io.SEEK_CUR)
+    return None
 
 
 def _refusal(name: str, reason: str) -> ImageError:

@@ -195,6 +195,12 @@ def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) 
             f"{report.images_moved:,} images have moved and {report.images_copied:,} are copies of others: their "
             "embeddings were taken over."
         )
+    guessed = sorted(prepared.guessed_white)
+    if guessed:
+        report.notes.append(
+            f"{len(guessed):,} grey pictures use only a part of their bits and do not say which: the largest value "
+            f"decided what is white, the first is '{guessed[0]:.200}'."
+        )
     silent = sorted(prepared.changed_in_silence)
     if silent:
         report.notes.append(

@@ -18,7 +18,7 @@ from frevl.data.in_memory import as_list
 from frevl.encoders.interface import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
-from frevl.store.commits.record import check_not_lost, read_commit
+from frevl.store.commits.record import check_local, check_not_lost, read_commit
 from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, Snapshot
 from frevl.store.towers import Modality, Tower, fingerprint_of, from_rows
 
@@ -51,6 +51,7 @@ class Store:
         Raises:
             StoreError: There is no store at this path, it is damaged, or it was written by a newer frevl.
         """
+        check_local(path)
         path = Path(path)
         if not (path / "towers.lance").is_dir():
             check_not_lost(path, "towers", read_commit(path, "towers"))

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from frevl.encoders.interface import Embeddings
 from frevl.errors import StoreError
 from frevl.rejects import Reject
+from frevl.store.commits.record import check_local
 from frevl.store.commits.soundness import checksums_of
 from frevl.store.commits.table_writer import TableWriter, make_store_folder
 from frevl.store.lance_tables import ALL_TABLES, existing_table, open_table, reading
@@ -84,6 +85,7 @@ class StoreWriter:
     """
 
     def __init__(self, path: str | Path) -> None:
+        check_local(path)
         self.path = Path(path)
         self.notes: list[str] = []
         make_store_folder(self.path)

@@ -12,15 +12,17 @@ import base64
 import contextlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from frevl.disk import flush_file, flush_folder
-from frevl.errors import StoreError
+from frevl.errors import StoreError, UsageError
 from frevl.jsonfile import write_json
 
 __all__ = [
     "Commit",
+    "check_local",
     "check_not_lost",
     "commits_folder",
     "data_files",
@@ -54,6 +56,20 @@ class Commit:
     rows: int
     manifest: bytes
     content: bytes = b""
+
+
+def check_local(store: str | Path) -> None:
+    """Refuse the address of a store elsewhere: it would become a folder of that name here.
+
+    Raises:
+        UsageError: It is one, such as ``s3://bucket/store``.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(store))  # a path has one slash left; C:/ is a drive
+    if scheme:
+        raise UsageError(
+            f"{store}: expected a folder of this machine, found an address ({scheme[1]}:); stores elsewhere are not "
+            "supported: mount it as a folder, or copy it here"
+        )
 
 
 def table_folder(store: Path, name: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frevl.encoders.images import read_image
+from frevl.encoders.images import GUESSED_WHITE, read_image
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError
 from frevl.rejects import Reject
@@ -32,6 +32,7 @@ class ImageFiles:
 
     Attributes:
         changed_in_silence: Ids of files that had other content with the same size and modification time.
+        guessed_white: Ids of pictures of more than 8 bits that do not say what white is and do not use all their bits.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ImageFiles:
     ) -> None:
         self._folder, self._towers, self._stored, self._check_content = folder, towers, stored, check_content
         self.changed_in_silence: list[str] = []
+        self.guessed_white: list[str] = []
 
     def prepare(self, file: FolderFile) -> tuple[str, PendingItem | Reject | None]:
         """Read, hash and decode one file, if the store does not hold it as it is.
@@ -81,18 +83,20 @@ class ImageFiles:
         if known and known.content_hash == item.content_hash:
             if not known.lacking:
                 return None
-            return PendingItem(item, "fill", self._inputs(content, known.lacking))
+            return PendingItem(item, "fill", self._inputs(file.id, content, known.lacking))
         if unchanged:
             self.changed_in_silence.append(file.id)
         taken = self._stored.take_over(item.content_hash, self.is_gone)
         if taken is not None:
             source, moved = taken
-            return PendingItem(item, "fill", self._inputs(content, source.lacking), source.id, moved)
+            return PendingItem(item, "fill", self._inputs(file.id, content, source.lacking), source.id, moved)
         names = [tower.name for tower in self._towers]
-        return PendingItem(item, "replace" if known else "append", self._inputs(content, names))
+        return PendingItem(item, "replace" if known else "append", self._inputs(file.id, content, names))
 
-    def _inputs(self, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
+    def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
         """Return the input of some towers; each gets the pixels that its identity names, whichever others need it."""
         needing = [tower for tower in self._towers if tower.name in names]
         pictures = {target: read_image(content, target=target) for target in {tower.target for tower in needing}}
+        if any(GUESSED_WHITE in picture.info for picture in pictures.values()):
+            self.guessed_white.append(id_)
         return {tower.name: tower.prepare(pictures[tower.target]) for tower in needing}

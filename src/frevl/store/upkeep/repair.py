@@ -14,6 +14,7 @@ from filelock import Timeout
 from frevl.errors import StoreError
 from frevl.store.commits.record import (
     Commit,
+    check_local,
     commits_folder,
     data_files,
     manifest_name,
@@ -96,6 +97,7 @@ def repair(store: str | Path) -> RepairReport:
     Raises:
         StoreError: There is no store, another process is writing, or nothing can be brought back.
     """
+    check_local(store)
     path = Path(store)
     if not any((path / known).is_dir() for known in ("towers.lance", "commits")):
         raise StoreError(f"{path}: expected a store (a folder with 'towers.lance'), found none")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from frevl.errors import StoreError
-from frevl.store.commits.record import commits_folder, lost_commits, manifests, read_commit, table_folder
+from frevl.store.commits.record import check_local, commits_folder, lost_commits, manifests, read_commit, table_folder
 from frevl.store.commits.session import read_session, unclaimed_files
 from frevl.store.commits.soundness import file_problems, wrong_ids
 from frevl.store.lance_tables import ALL_TABLES, open_committed, reading
@@ -68,6 +68,7 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         StoreError: There is no store at this path.
         InputError: There is no such folder of images.
     """
+    check_local(path)
     path = Path(path)
     damaged = {name: _file_problems(path, name) for name in ALL_TABLES}
     problems = [problem for name in ALL_TABLES for problem in (*_commit_problems(path, name), *damaged[name])]
