@@ -7,8 +7,10 @@ before they are written out, and a file that grows beyond all measure is refused
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,8 +21,7 @@ __all__ = ["check_growth", "parquet_batches"]
 _BATCH_BYTES = 256 << 20
 _MOST_GROWTH = 200  # times the size of the file; captions shrink to a twentieth at best
 _HARMLESS = 512 << 20  # bytes, whatever the file
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
-_DICTIONARIES = {"PLAIN_DICTIONARY", "RLE_DICTIONARY"}
+_DEEPEST = 8  # structures in structures of the description; there are six
 
 
 def parquet_batches(path: Path, rows: int, names: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -36,7 +37,8 @@ def parquet_batches(path: Path, rows: int, names: list[str] | None = None) -> It
         OSError: The file cannot be read.
     """
     with pq.ParquetFile(path, memory_map=True) as file:
-        shared, width = _described(path, file)
+        texts = {one.name for one in file.schema_arrow if _is_text(one.type)}
+    shared, width = _described(path, texts)
     seen = 0
     with pq.ParquetFile(path, memory_map=True, read_dictionary=shared) as file:
         for batch in file.iter_batches(batch_size=max(1, min(rows, _BATCH_BYTES // max(width, 1))), columns=names):
@@ -62,18 +64,112 @@ def check_growth(path: Path, size: int) -> None:
         raise pa.ArrowInvalid(f"it holds over {size >> 20:,} MiB, more than {_MOST_GROWTH} times its size")
 
 
-def _described(path: Path, file: pq.ParquetFile) -> tuple[list[str], int]:
+def _described(path: Path, texts: set[str]) -> tuple[list[str], int]:
     """Return the columns of texts that rows share, and the bytes of a row, as the file describes itself."""
-    meta, shared, total = file.metadata, set(), 0
-    flat = {one.name for one in file.schema_arrow if _is_text(one.type)}
-    for group in range(meta.num_row_groups):
-        for number in range(meta.num_columns):
-            column = meta.row_group(group).column(number)
-            total += max(column.num_values * _WIDTHS.get(column.physical_type, 1), column.total_uncompressed_size)
-            if column.path_in_schema in flat and _DICTIONARIES & set(column.encodings):
-                shared.add(column.path_in_schema)
+    shared, total, rows = set(), 0, 0
+    try:
+        for group in _footer(path).get(_GROUPS, []):
+            rows += group.get(_GROUP_ROWS, 0)
+            for chunk in group.get(_CHUNKS, []):
+                column = chunk.get(_COLUMN, {})
+                total += max(column.get(_VALUES, 0) * _WIDTHS.get(column.get(_TYPE, 0), 1), column.get(_UNPACKED, 0))
+                name = b".".join(column.get(_PATH, [])).decode("utf-8", "replace")
+                if name in texts and _DICTIONARIES & set(column.get(_ENCODINGS, [])):
+                    shared.add(name)
+    except (AttributeError, IndexError, TypeError, ValueError) as error:  # values of another kind than they should be
+        raise pa.ArrowInvalid("its description is damaged") from error
     check_growth(path, total)
-    return sorted(shared), total // max(meta.num_rows, 1)
+    return sorted(shared), total // max(rows, 1)
+
+
+# Numbers of fields in the description of a Parquet file (parquet.thrift of the Apache Parquet format, version 2).
+_GROUPS = 4
+_CHUNKS, _GROUP_ROWS = 1, 3
+_COLUMN = 3
+_TYPE, _ENCODINGS, _PATH, _VALUES, _UNPACKED = 1, 2, 3, 5, 6
+_WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8}  # bytes of a value by type: truth value, three whole, two real numbers
+_DICTIONARIES = {2, 8}
+
+
+def _footer(path: Path) -> dict[int, Any]:
+    """Return the description at the end of a file, by number of the field.
+
+    Read here, because pyarrow ends the whole process over a damaged description of a column (seen with 26.0).
+    """
+    with path.open("rb") as file:
+        end = file.seek(-8, os.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(end - length, 0))
+        content = file.read(min(length, end))
+    return _Compact(content).struct(0)
+
+
+class _Compact:
+    """Reads values in Thrift's compact protocol."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self._at = 0
+
+    def struct(self, depth: int) -> dict[int, Any]:
+        fields: dict[int, Any] = {}
+        number = 0
+        while True:
+            head = self._byte()
+            if not head:
+                return fields
+            number = number + (head >> 4) if head >> 4 else self._signed()
+            fields[number] = self._value(head & 15, depth, alone=True)
+
+    def _value(self, kind: int, depth: int, *, alone: bool = False) -> Any:
+        if kind in (1, 2):
+            return kind == 1 if alone else self._byte() == 1
+        if kind in (4, 5, 6):
+            return self._signed()
+        if kind == 8:
+            return self._bytes(self._unsigned())
+        if kind in (3, 7):
+            return self._bytes(1 if kind == 3 else 8)
+        if depth > _DEEPEST:
+            raise ValueError("nested too deep")
+        if kind in (9, 10):
+            head = self._byte()
+            count = self._unsigned() if head >> 4 == 15 else head >> 4
+            return [self._value(head & 15, depth + 1) for _ in range(self._possible(count))]
+        if kind == 11:
+            count = self._possible(self._unsigned())
+            kinds = self._byte() if count else 0
+            return [(self._value(kinds >> 4, depth + 1), self._value(kinds & 15, depth + 1)) for _ in range(count)]
+        if kind == 12:
+            return self.struct(depth + 1)
+        raise ValueError("an unknown kind of value")
+
+    def _possible(self, count: int) -> int:
+        if count > len(self._content) - self._at:  # a value takes a byte at least
+            raise ValueError("more values than bytes")
+        return count
+
+    def _byte(self) -> int:
+        self._at += 1
+        return self._content[self._at - 1]
+
+    def _bytes(self, count: int) -> bytes:
+        self._at += self._possible(count)
+        return self._content[self._at - count : self._at]
+
+    def _unsigned(self) -> int:
+        value = shift = 0
+        while shift < 70:
+            byte = self._byte()
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+        raise ValueError("a number without end")
+
+    def _signed(self) -> int:
+        value = self._unsigned()
+        return (value >> 1) ^ -(value & 1)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from frevl.data import parquet_batches
 from frevl.data.pairs import read_pairs
-from frevl.errors import InputError, PairsError
+from frevl.errors import InputError, PairsError, UsageError
 from frevl.store.importing.formats import read_ids, read_table
 from frevl.store.importing.layouts import open_parts
 
@@ -160,3 +160,56 @@ def test_names_of_columns_that_are_very_long(tmp_path):
     with pytest.raises(PairsError, match="expected the columns 'image' and 'text'") as caught:
         read_pairs(tmp_path / "p.csv")
     assert len(str(caught.value)) < 1500
+
+
+@pytest.fixture
+def described(tmp_path):
+    """A Parquet file with what most have: several row groups, lists, gaps, dictionaries and statistics."""
+    table = pa.table(
+        {
+            "id": [f"{number}.png" for number in range(9)],
+            "vector": [[1.0, 2.0]] * 9,
+            "size": [1, None, 3, 4, 5, 6, 7, 8, 9],
+            "place": [{"x": 1.5, "seen": True}] * 9,
+        }
+    )
+    for version in ("1.0", "2.0"):
+        pq.write_table(table, tmp_path / f"{version}.parquet", row_group_size=4, data_page_version=version)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["1.0.parquet", "2.0.parquet"])
+def test_the_description_of_a_table_is_read_as_pyarrow_reads_it(described, name):
+    meta = pq.ParquetFile(described / name).metadata
+    footer = parquet_batches._footer(described / name)
+    types = dict(enumerate(("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY")))
+    encodings = {0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 8: "RLE_DICTIONARY"}
+    assert len(footer[4]) == meta.num_row_groups == 3
+    for number, group in enumerate(footer[4]):
+        assert group[3] == meta.row_group(number).num_rows
+        for place, chunk in enumerate(group[1]):
+            column, expected = chunk[3], meta.row_group(number).column(place)
+            assert types[column[1]] == expected.physical_type
+            assert {encodings[one] for one in column[2]} == set(expected.encodings)
+            assert b".".join(column[3]).decode() == expected.path_in_schema
+            assert (column[5], column[6]) == (expected.num_values, expected.total_uncompressed_size)
+    assert parquet_batches._described(described / name, {"id", "place"})[0] == ["id"]
+
+
+def test_no_byte_of_a_description_ends_the_process(described):
+    """pyarrow's own reader of descriptions ends the process over some of these."""
+    path = described / "1.0.parquet"
+    content = path.read_bytes()
+    length = int.from_bytes(content[-8:-4], "little")
+    sentences = []
+    for place in range(len(content) - 8 - length, len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        try:
+            for block in read_table(path, vector_column="vector")[2](5):
+                block.columns.to_pylist()
+        except (InputError, UsageError) as error:
+            sentences.append(str(error))
+    assert len(sentences) > 100
+    assert not any("\n" in sentence for sentence in sentences)
