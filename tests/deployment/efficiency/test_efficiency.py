@@ -517,6 +517,6 @@ def test_flags_are_the_signature_and_hold_no_default_of_their_own(command, funct
     from frevl.cli.main import app
 
     options = {one.name: one for one in typer.main.get_command(app).commands[command].params}
-    signature = set(inspect.signature(function).parameters) - {"say"}
+    signature = set(inspect.signature(function).parameters) - {"show"}
     assert set(options) - {"json"} - only_here == signature
     assert all(option.default is None for name, option in options.items() if name in signature - {"run"})

@@ -132,7 +132,7 @@ BODIES = {
     "two queries": ("/v1/search", '{"text": "x", "image": "0.png"}', 422, "invalid", "a search needs one of"),
     "texts for a text": ("/v1/search", '{"text": "x", "find": "texts"}', 422, "invalid", "a text finds images"),
     "a file": ("/v1/search", '{"image": "/etc/hostname"}', 404, "unknown_image", "'/etc/hostname'"),
-    "no upload": ("/v1/search", '{"upload": "u"}', 404, "unknown_upload", "did not come along"),
+    "no upload": ("/v1/search", '{"upload": "u"}', 404, "unknown_upload", "is not in the request"),
     "no hits": ("/v1/search", '{"text": "x", "k": 0}', 422, "invalid", "Field 'k'"),
     "failing condition": (
         "/v1/search",

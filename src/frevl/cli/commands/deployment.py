@@ -100,6 +100,6 @@ def bench(
     from frevl.deployment.efficiency.bench import bench as run_bench
     from frevl.deployment.efficiency.page import goals_table
 
-    done = run_bench(**typed(quick=quick, out=out, say=None if quiet else say))
+    done = run_bench(**typed(quick=quick, out=out, show=None if quiet else say))
     say(goals_table(done.record()))
     write(json, done.record())

@@ -12,7 +12,7 @@ from typing import Any
 from frevl.deployment.efficiency.comparison import clip_records, joint_records
 from frevl.deployment.efficiency.encoder_forms import encoder_records
 from frevl.deployment.efficiency.networks import fusion_records, goal_records, scaling_records
-from frevl.deployment.efficiency.records import Record, Say, open_meter
+from frevl.deployment.efficiency.records import Record, Show, open_meter
 from frevl.deployment.efficiency.stages import stage_records
 from frevl.deployment.efficiency.timing import Limits, measure_limits
 from frevl.errors import InputError, library
@@ -47,13 +47,13 @@ class Benchmark:
         return {**named, "records": [one.json(self.hardware) for one in self.records]}
 
 
-def bench(*, quick: bool = False, out: str | Path | None = None, say: Say = str) -> Benchmark:
+def bench(*, quick: bool = False, out: str | Path | None = None, show: Show = str) -> Benchmark:
     """Measure stages, fusion, the paper's comparison and its goals, all with random weights.
 
     Args:
         quick: Under a minute: fewer rounds, presets, sizes and encoders.
         out: Write the results as a Markdown page with a roofline plot beside it.
-        say: Called with a sentence before every part.
+        show: Called with a sentence before every part.
 
     Returns:
         The measurements.
@@ -71,7 +71,7 @@ def bench(*, quick: bool = False, out: str | Path | None = None, say: Say = str)
     started = time.monotonic()
     records = measure_limits(rounds=3 if quick else 9)
     limits = Limits(*(float(record.value) for record in records))
-    records += _quick(limits, say) if quick else _full(limits, say)
+    records += _quick(limits, show) if quick else _full(limits, show)
     done = Benchmark(
         records=records,
         quick=quick,
@@ -87,22 +87,26 @@ def bench(*, quick: bool = False, out: str | Path | None = None, say: Say = str)
     return done
 
 
-def _quick(limits: Limits, say: Say) -> list[Record]:
-    records, seconds = stage_records(_encoder(), items=16, rows=4096, rounds=2, say=say)
-    records += fusion_records(["tiny"], limits, batches=(1, 1024), kinds=("pooled",), rounds=3, say=say)
-    say("Goals: tiny and base against the limit of matrix products")
+def _quick(limits: Limits, show: Show) -> list[Record]:
+    records, seconds = stage_records(_encoder(), items=16, rows=4096, rounds=2, show=show)
+    records += fusion_records(["tiny"], limits, batches=(1, 1024), kinds=("pooled",), rounds=3, show=show)
+    show("Goals: tiny and base against the limit of matrix products")
     records += goal_records(rounds=3)
     meter = open_meter()
-    clip, roads = clip_records("CLIP ViT-L/14", meter, batch=1, rounds=1, held=True, stage_seconds=seconds, say=say)
-    return [*records, *clip, *joint_records("ViLT", meter, roads, "CLIP ViT-L/14", batch=1, rounds=1, say=say)]
+    clip, ways = clip_records("CLIP ViT-L/14", meter, batch=1, rounds=1, held=True, stage_seconds=seconds, show=show)
+    return [
+        *records,
+        *clip,
+        *joint_records("ViLT", meter, ways, "CLIP ViT-L/14", batch=1, rounds=1, show=show),
+    ]
 
 
-def _full(limits: Limits, say: Say) -> list[Record]:
-    records, seconds = stage_records(_encoder(), say=say)
-    records += fusion_records(["tiny", "small", "base"], limits, say=say)
-    say("Goals: tiny and base against the limit of matrix products")
+def _full(limits: Limits, show: Show) -> list[Record]:
+    records, seconds = stage_records(_encoder(), show=show)
+    records += fusion_records(["tiny", "small", "base"], limits, show=show)
+    show("Goals: tiny and base against the limit of matrix products")
     records += goal_records()
-    say("Scaling with pairs, items, tokens and width")
+    show("Scaling with pairs, items, tokens and width")
     records += scaling_records(
         pairs=(1, 4, 16, 64, 256, 1024, 4096),
         items=(8, 32, 128),
@@ -110,14 +114,14 @@ def _full(limits: Limits, say: Say) -> list[Record]:
         widths=(128, 256, 512, 1024),
     )
     meter = open_meter()
-    roads = {}
+    ways = {}
     for name, batch in (("CLIP ViT-B/32", 16), ("CLIP ViT-L/14", 4)):
         held = name == "CLIP ViT-L/14"
-        clip, roads[name] = clip_records(name, meter, batch=batch, held=held, stage_seconds=seconds, say=say)
+        clip, ways[name] = clip_records(name, meter, batch=batch, held=held, stage_seconds=seconds, show=show)
         records += clip
     for name in ("ViLT", "BLIP"):
-        records += joint_records(name, meter, roads["CLIP ViT-B/32"], "CLIP ViT-B/32", say=say)
-    return [*records, *encoder_records(say=say)]
+        records += joint_records(name, meter, ways["CLIP ViT-B/32"], "CLIP ViT-B/32", show=show)
+    return [*records, *encoder_records(show=show)]
 
 
 def _make_folder(page: Path) -> None:

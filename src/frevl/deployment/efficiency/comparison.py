@@ -1,7 +1,7 @@
 """The paper's question: what does a pair cost end to end, with cached images, fully cached, and in a joint encoder?
 
 All networks have random weights and their published sizes; pictures are tensors in memory, so decoding and resizing
-are left out of every side (`frevl.deployment.efficiency.stages` has them). The fusion is the same on every road.
+are left out of every side (`frevl.deployment.efficiency.stages` has them). The fusion is the same everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from frevl.deployment.efficiency.profiles import counted_flops, fusion_flops
-from frevl.deployment.efficiency.records import Meter, Record, Say, energy_record
+from frevl.deployment.efficiency.records import Meter, Record, Show, energy_record
 from frevl.deployment.efficiency.stand_ins import (
     ClipTowers,
     drawn_run,
@@ -45,7 +45,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Work:
-    """A road that scores pairs.
+    """One of the ways to score pairs.
 
     Attributes:
         pairs: Pairs a call.
@@ -88,9 +88,9 @@ def clip_records(
     rounds: int = 3,
     held: bool = False,
     stage_seconds: dict[str, float] | None = None,
-    say: Say = str,
+    show: Show = str,
 ) -> tuple[list[Record], dict[str, Work]]:
-    """Time the three roads of one CLIP.
+    """Time the three ways to score pairs with one CLIP.
 
     Args:
         name: Key of `frevl.deployment.efficiency.stand_ins.CLIPS`.
@@ -101,12 +101,12 @@ def clip_records(
         held: Hold the speed-ups against `LIMITS`.
         stage_seconds: ``decode``, ``write`` and ``read`` of an image in seconds, from
         `frevl.deployment.efficiency.stages`.
-        say: Called before it begins.
+        show: Called before it begins.
 
     Returns:
-        Records, and the roads by name.
+        Records, and what was measured of each way, by name.
     """
-    say(f"{name} with {preset}: end to end, half cached, fully cached")
+    show(f"{name} with {preset}: end to end, half cached, fully cached")
     towers = open_clip_towers(name)
     torch.manual_seed(0)
     network = Fusion.from_preset(preset, image_dim=towers.dim, text_dim=towers.dim, outputs=1)
@@ -116,54 +116,61 @@ def clip_records(
         scorer = Scorer(drawn_run(network, drawn, model=preset), store)
         calls = _roads(towers, scorer, batch)
         found = take_turns(calls, rounds=rounds, warm_up=rounds > 1)
-        joules = {road: meter.joules(call) for road, call in calls.items()}
+        joules = {way: meter.joules(call) for way, call in calls.items()}
         flops = _flops(towers, network)
-    roads = {
-        road: Work(_CACHED_PAIRS if road == "fully cached" else batch, found[road], flops[road], joules[road])
-        for road in _WORDS
+    ways = {
+        way: Work(_CACHED_PAIRS if way == "fully cached" else batch, found[way], flops[way], joules[way])
+        for way in _WORDS
     }
     records = []
-    for road, work in roads.items():
-        title = f"{name}, {road} ({_WORDS[road]}), {preset}"
+    for way, work in ways.items():
+        title = f"{name}, {way} ({_WORDS[way]}), {preset}"
         record = rate_record(
-            "comparison", title, work.timing, items=work.pairs, unit="pairs/s", flops=work.flops, model=name, road=road
+            "comparison", title, work.timing, items=work.pairs, unit="pairs/s", flops=work.flops, model=name, road=way
         )
         records.append(record)
-        records.append(_energy(f"{name}, {road}", work, meter))
-    for road, limit in LIMITS.items():
-        faster = ratio(found["end to end"], found[road]) * roads[road].pairs / batch
+        records.append(_energy(f"{name}, {way}", work, meter))
+    for way, limit in LIMITS.items():
+        faster = ratio(found["end to end"], found[way]) * ways[way].pairs / batch
         records.append(
             Record(
                 "goals" if held else "comparison",
-                f"{name} with {preset}: {road} over end to end",
+                f"{name} with {preset}: {way} over end to end",
                 faster,
                 "times",
                 None,
                 faster,
                 limit if held else None,
-                details=_savings(roads["end to end"], roads[road]),
+                details=_savings(ways["end to end"], ways[way]),
             )
         )
     records.append(_uses(name, found["images"], batch, stage_seconds or {}))
-    return records, roads
+    return records, ways
 
 
 def joint_records(
-    name: str, meter: Meter, roads: dict[str, Work], versus: str, *, batch: int = 4, rounds: int = 3, say: Say = str
+    name: str,
+    meter: Meter,
+    ways: dict[str, Work],
+    versus: str,
+    *,
+    batch: int = 4,
+    rounds: int = 3,
+    show: Show = str,
 ) -> list[Record]:
-    """Time a joint encoder on pairs, and set the roads of a CLIP against it.
+    """Time a joint encoder on pairs, and compare those of a CLIP with it.
 
     Args:
         name: Key of `frevl.deployment.efficiency.stand_ins.JOINT`.
         meter: For energy.
-        roads: From `clip_records`.
+        ways: From `clip_records`.
         versus: The name of that CLIP.
         batch: Pairs a call.
         rounds: Rounds.
-        say: Called before it begins.
+        show: Called before it begins.
     """
     joint = open_joint(name)
-    say(joint.name)
+    show(joint.name)
     one, inputs = joint.inputs(1), joint.inputs(batch)
     with torch.inference_mode():
         flops = counted_flops(joint.network, **one)
@@ -175,11 +182,11 @@ def joint_records(
     )
     records = [record, _energy(joint.name, work, meter)]
     each = timing.median / batch
-    for road, other in roads.items():
+    for way, other in ways.items():
         faster = each / (other.timing.median / other.pairs)
         details = _savings(work, other)
         records.append(
-            Record("comparison", f"{versus}, {road}, over {joint.name}", faster, "times", None, faster, details=details)
+            Record("comparison", f"{versus}, {way}, over {joint.name}", faster, "times", None, faster, details=details)
         )
     return records
 
@@ -208,7 +215,7 @@ def _roads(towers: ClipTowers, scorer: Scorer, batch: int) -> dict[str, Callable
 
 
 def _flops(towers: ClipTowers, network: Fusion) -> dict[str, float]:
-    """Operations a pair of every road."""
+    """Operations a pair, by way of scoring."""
     pixels, ids = towers.draw(1)
     image = counted_flops(towers.model.vision_model, pixel_values=pixels)
     text = counted_flops(towers.model.text_model, input_ids=ids)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from frevl.deployment.efficiency.profiles import counted_flops, onnx_profile, torch_profile
-from frevl.deployment.efficiency.records import Record, Say
+from frevl.deployment.efficiency.records import Record, Show
 from frevl.deployment.efficiency.stages import photo
 from frevl.deployment.efficiency.stand_ins import CLIPS, clip_config
 from frevl.deployment.efficiency.timing import PRODUCT_SIDE, product, rate_record, ratio, take_turns
@@ -41,7 +41,7 @@ def encoder_records(
     name: str = "CLIP ViT-B/32",
     images: int = 32,
     rounds: int = 5,
-    say: Say = str,
+    show: Show = str,
 ) -> list[Record]:
     """Time the image tower of a CLIP with random weights, on prepared pictures.
 
@@ -50,12 +50,12 @@ def encoder_records(
         name: In words.
         images: Pictures a call.
         rounds: Rounds.
-        say: Called before it begins.
+        show: Called before it begins.
 
     Raises:
-        EncoderError: A form does not say what transformers says.
+        EncoderError: A form gives other embeddings than transformers.
     """
-    say(f"{name}, image tower: eager transformers, {', '.join(FORMS)}")
+    show(f"{name}, image tower: eager transformers, {', '.join(FORMS)}")
     torch.manual_seed(0)
     side = sizes[0]
     with tempfile.TemporaryDirectory() as folder, _cache_in(Path(folder)), quiet_transformers() as transformers:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from frevl.deployment.efficiency.profiles import fusion_bytes, fusion_flops, torch_profile
-from frevl.deployment.efficiency.records import Record, Say
+from frevl.deployment.efficiency.records import Record, Show
 from frevl.deployment.efficiency.stand_ins import drawn_run, drawn_towers, write_drawn
 from frevl.deployment.efficiency.timing import PRODUCT_SIDE, Limits, Timing, product, rate_record, ratio, take_turns
 from frevl.deployment.export.exporting import TOLERANCE
@@ -43,7 +43,7 @@ def fusion_records(
     forms: Sequence[str] = FORMS,
     kinds: Sequence[str] = ("pooled", "tokens"),
     rounds: int = 5,
-    say: Say = str,
+    show: Show = str,
 ) -> list[Record]:
     """Pairs a second of every preset, form, batch and kind; matching, with ``DIM`` wide embeddings.
 
@@ -54,12 +54,12 @@ def fusion_records(
         forms: Some of `FORMS`.
         kinds: ``pooled``, and ``tokens``: 49 image and up to 16 text tokens.
         rounds: Rounds of each.
-        say: Called before every preset.
+        show: Called before every preset.
     """
     records = []
     for preset in presets:
         for kind in kinds:
-            say(f"Fusion {preset}, {kind}: {', '.join(forms)}, batches of {', '.join(map(str, batches))}")
+            show(f"Fusion {preset}, {kind}: {', '.join(forms)}, batches of {', '.join(map(str, batches))}")
             run = _run(preset, tokens=kind == "tokens")
             sides = _sides(run, forms)
             flops, differences = _flops(run), _differences(run, sides)

@@ -144,7 +144,7 @@ def _roads(record: dict[str, Any]) -> list[str]:
         ]
         for one in savings
     ]
-    header = ["road", "times faster", "less processor time", "fewer operations", "less energy"]
+    header = ["compared", "times faster", "less processor time", "fewer operations", "less energy"]
     note = "" if energy else " Processor time and operations stand in for energy, which this machine cannot measure."
     return [
         "## Against running the encoders\n\nThe paper states 2.3 times the speed and 52 % less energy. Measured "

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NOT_MEASURED", "Meter", "Record", "Say", "energy_record", "open_meter"]
+__all__ = ["NOT_MEASURED", "Meter", "Record", "Show", "energy_record", "open_meter"]
 
 NOT_MEASURED = "not measured"
 
-Say = Callable[[str], object]
+Show = Callable[[str], object]
 
 
 @dataclass(frozen=True)

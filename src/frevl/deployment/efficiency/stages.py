@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from frevl.deployment.efficiency.records import Record, Say
+from frevl.deployment.efficiency.records import Record, Show
 from frevl.deployment.efficiency.stand_ins import drawn_embeddings, drawn_items, drawn_towers, write_drawn
 from frevl.deployment.efficiency.timing import Timing, take_turns, time_record
 from frevl.encoders.images import read_image
@@ -34,7 +34,7 @@ def photo(width: int, height: int, seed: int) -> Image.Image:
 
 
 def stage_records(
-    encoder: str, *, items: int = 64, rows: int = 20_000, rounds: int = 5, say: Say = str
+    encoder: str, *, items: int = 64, rows: int = 20_000, rounds: int = 5, show: Show = str
 ) -> tuple[list[Record], dict[str, float]]:
     """Time every stage by itself.
 
@@ -43,12 +43,12 @@ def stage_records(
         items: Images and texts a call.
         rows: Size of the store that is read from; 4,096 random rows are read, or all if there are fewer.
         rounds: Rounds of each.
-        say: Called before it begins.
+        show: Called before it begins.
 
     Returns:
         Records, and the seconds an image of ``decode``, ``write`` and ``read``.
     """
-    say(f"Stages: decoding, preparing and embedding with '{encoder}', a store of {rows:,} x {WIDTH}")
+    show(f"Stages: decoding, preparing and embedding with '{encoder}', a store of {rows:,} x {WIDTH}")
     loaded = load_encoder(encoder)
     with tempfile.TemporaryDirectory() as folder:
         encoded, decode = _encoding(loaded, items, rounds)

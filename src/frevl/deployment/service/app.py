@@ -58,17 +58,17 @@ _ERRORS = {
     415: "Another content type.",
     422: "A field is missing or wrong, or an image cannot be read.",
     429: "This client has its share of the service already; see Retry-After.",
-    500: "The service failed; never on purpose.",
+    500: "An unexpected failure of the service.",
     503: "Too much is waiting, or the service is stopping; see Retry-After.",
 }
 
 
 class Application:
-    """The whole service as an ASGI application: the routes, and beside them the page as soon as it is there.
+    """The whole service as an ASGI application: the routes, and beside them the page as soon as it has loaded.
 
     Args:
         service: The models; closed when the application is shut down.
-        keys: Who may ask.
+        keys: Who may send requests.
         metrics: Where requests are counted.
         page: Makes the page. Runs in a thread after the start, because its libraries take seconds to load.
         report: The HTML file of a diagnosis, shown at ``/report``.
@@ -113,7 +113,7 @@ class Application:
         elif self.page is not None:
             await self.page(scope, receive, send)
         else:
-            # A browser that waits is no error; whoever asks for a part of the page is too early.
+            # A browser that is waiting is not an error; a request for a part of the page comes too early.
             await HTMLResponse(_LOADING, 200 if path == "/" else 503, {"Retry-After": "2"})(scope, receive, send)
 
     async def _answer_directly(self, route: APIRoute, request: Request) -> None:
@@ -135,7 +135,7 @@ class Application:
         yield
         self._stopping.set()
         await showing
-        # Requests under way are answered by now; whatever is left in the queue has nobody to hear it.
+        # Requests under way are answered by now; nobody waits for what is left in the queue.
         await asyncio.to_thread(self._service.close)
 
     async def _show_page(self) -> None:
@@ -171,7 +171,7 @@ def _api(
         docs_url="/docs",
         redoc_url=None,
         static_url="/docs/assets",
-        # By default the page would send the document to a checker elsewhere.
+        # By default the page would send the document to a validator elsewhere.
         swagger_ui_parameters={"validatorUrl": None},
         lifespan=lifespan,
     )
@@ -193,7 +193,7 @@ def _add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:  # noqa: ARG001
-        # Starlette raises the error again after this, and the gate logs it.
+        # Starlette raises the error again after this, and the middleware logs it.
         sentence = "The service failed here; its log says more under the request id."
         return error_response(RefusedError(500, "internal", sentence), id_of(request))
 
@@ -236,7 +236,7 @@ def _add_state_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.get("/v1/models", response_model=ModelsResponse, tags=["models"], responses=_errors(401))
     async def models() -> Response:
-        """Name the models, and say how much a request may ask."""
+        """List the models, and the limits of a request."""
         return _json(
             {
                 "models": [model.record() for model in service.models.values()],
@@ -248,13 +248,13 @@ def _add_state_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 
 def _add_report(app: FastAPI, report: Path) -> None:
-    # The file comes from this project, but it names what users wrote: it may run no script that reads the service.
+    # The report is made by this project but holds texts of users: its scripts must not be able to read the service.
     headers = {
         "Content-Security-Policy": "sandbox allow-scripts; default-src 'unsafe-inline' data:; frame-ancestors 'self'"
     }
 
     @app.get("/report", include_in_schema=False)
-    async def shown() -> Response:
+    async def show_report() -> Response:
         return HTMLResponse(await asyncio.to_thread(report.read_bytes), headers=headers)
 
 
@@ -294,8 +294,8 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 
 
 async def _respond(request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
-    said = await unless_gone(request.receive, answer)
-    return Response(status_code=499) if said is None else _json(said)
+    record = await unless_gone(request.receive, answer)
+    return Response(status_code=499) if record is None else _json(record)
 
 
 def _json(record: Mapping[str, Any]) -> Response:

@@ -1,4 +1,4 @@
-"""What a checked request is answered with, verb by verb; HTTP adds nothing to it."""
+"""From a checked request to its answer, one function a route; HTTP adds nothing to it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["answer", "embed", "score", "search"]
 async def score(
     service: Service, model: ServedModel, asked: ScoreRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
-    """Say what a run says of pairs."""
-    said = await service.score(model, await _pairs(service, model, asked.pairs, uploads))
+    """Score pairs."""
+    results = await service.score(model, await _pairs(service, model, asked.pairs, uploads))
     scores = [
         {"score": one.score, "probability": one.probability}
         if isinstance(one, Match)
         else {"label": one.label, "probability": one.probability, "top": _labels(one.top)}
-        for one in said
+        for one in results
     ]
     return {"model": model.name, "task": model.scorer.run.task, "scores": scores}
 
@@ -34,7 +34,7 @@ async def answer(
     service: Service, model: ServedModel, asked: AnswerRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
     """Answer questions, or abstain."""
-    said = await service.score(model, await _pairs(service, model, asked.pairs, uploads), top=asked.top)
+    results = await service.score(model, await _pairs(service, model, asked.pairs, uploads), top=asked.top)
     answers = [
         {
             "answer": None if one.probability < asked.threshold else one.label,
@@ -42,7 +42,7 @@ async def answer(
             "abstained": one.probability < asked.threshold,
             "top": _labels(one.top),
         }
-        for one in said
+        for one in results
     ]
     return {"model": model.name, "threshold": asked.threshold, "answers": answers}
 
@@ -59,7 +59,7 @@ async def search(
         await service.check_images([asked.image])
     if asked.upload is not None:
         if asked.upload not in uploads:
-            raise RefusedError(404, "unknown_upload", f"The upload {asked.upload[:80]!r} did not come along.")
+            raise RefusedError(404, "unknown_upload", f"The upload {asked.upload[:80]!r} is not in the request.")
         image = await service.checked_image(model, asked.upload, uploads[asked.upload])
     found: Found = await service.search(
         model, text=asked.text, image=image, find=asked.find, k=asked.k, where=asked.where
@@ -89,7 +89,7 @@ async def search(
 async def embed(
     service: Service, model: ServedModel, asked: EmbedRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
-    """Embed items; those of the store are read."""
+    """Embed items; the embeddings of stored ones are read."""
     items = len(asked.texts) + len(asked.images) + len(uploads)
     if not items:
         raise RefusedError(422, "invalid", "Nothing to embed: give texts, images or uploads.")
@@ -120,7 +120,9 @@ async def _pairs(
     for pair in pairs:
         if pair.upload is not None and pair.upload not in uploads:
             raise RefusedError(
-                404, "unknown_upload", f"A pair names the upload {pair.upload[:80]!r}, which did not come along."
+                404,
+                "unknown_upload",
+                f"A pair names the upload {pair.upload[:80]!r}, which is not in the request.",
             )
     used = {pair.upload for pair in pairs}
     sent: dict[str, np.ndarray] = await service.embed_uploads(

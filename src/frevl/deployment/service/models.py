@@ -1,4 +1,4 @@
-"""The models behind the service: what HTTP and the page ask, answered through one queue."""
+"""All served models behind one queue; HTTP and the page use nothing else."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ["Service"]
 
 
 class Service:
-    """All served models, their queue and their limits. HTTP and the page ask nothing else.
+    """All served models, their queue and their limits.
 
     Args:
         scorers: Runs by name, all of one store; the first answers where a request names none.
-        limits: How much a request may ask.
+        limits: Of a request.
         observe: Called after every batch with the name of the work, its items and seconds.
     """
 
@@ -38,7 +38,7 @@ class Service:
         self.models = {name: ServedModel(name, scorer) for name, scorer in scorers.items()}
         self.store = next(iter(scorers.values())).store
         self.images = self.store.positions("image")
-        self._store_refresh = StoreRefresh(self.store, self._go_on_with)
+        self._store_refresh = StoreRefresh(self.store, self._switch_to)
         self.queue = ModelQueue(
             waiting_items=limits.waiting_items,
             batch_items=limits.batch_items,
@@ -52,7 +52,7 @@ class Service:
 
         Args:
             name: Its name; None takes the first one that does the task.
-            task: What it has to do, if that matters.
+            task: What it has to do; None if that does not matter.
 
         Raises:
             RefusedError: There is none, or it does another task.
@@ -90,7 +90,7 @@ class Service:
         return searching[0]
 
     async def check_images(self, ids: Sequence[str]) -> None:
-        """Refuse ids that are not in the store, also not in its newest version.
+        """Refuse ids that are not in the store, nor in its newest version.
 
         Raises:
             RefusedError: One is not.
@@ -106,7 +106,7 @@ class Service:
                 404,
                 "unknown_image",
                 f"The store has no image {unknown[0][:80]!r} ({len(set(unknown))} of the request's ids are unknown); "
-                "name images that are in the store, or send them along as uploads.",
+                "name images that are in the store, or send the pictures as uploads.",
             )
 
     def check_texts(self, model: ServedModel, texts: Sequence[str]) -> None:
@@ -125,13 +125,13 @@ class Service:
                 "embedded like them; use texts of the store.",
             )
 
-    async def _go_on_with(self, store: Store) -> None:
+    async def _switch_to(self, store: Store) -> None:
         await self.queue.submit(self._take, store, items=1)
         self.store, self.images = store, store.positions("image")
 
     def _take(self, stores: Sequence[Store]) -> list[None]:
         for model in self.models.values():
-            model.go_on_with(stores[-1])
+            model.switch_to(stores[-1])
         return [None] * len(stores)
 
     def check_size(self, texts: Sequence[str], items: int) -> None:
@@ -161,7 +161,7 @@ class Service:
             raise
 
     async def embed_uploads(self, model: ServedModel, uploads: Mapping[str, Upload]) -> dict[str, np.ndarray]:
-        """Decode and embed images that were sent along.
+        """Decode and embed images that were sent with a request.
 
         Raises:
             RefusedError: Too many, or one cannot be read.
@@ -204,7 +204,7 @@ class Service:
             raise RefusedError(422, "invalid", model.scrubbed(str(error))) from None
 
     async def checked_image(self, model: ServedModel, name: str, upload: Upload) -> bytes:
-        """Return an image that was sent along, if it can be read.
+        """Return an image that was sent with a request, if it can be read.
 
         Raises:
             RefusedError: It cannot.
@@ -240,6 +240,6 @@ def _check_embeds_images(model: ServedModel) -> None:
         raise RefusedError(
             409,
             "cannot_embed",
-            "The vectors of images were imported, so pictures that are sent along cannot be embedded like them; name "
+            "The vectors of images were imported, so pictures that are sent cannot be embedded like them; name "
             "images of the store.",
         )

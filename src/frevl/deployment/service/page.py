@@ -1,6 +1,6 @@
-"""The web page of the service: search, ask, and the report of the diagnosis. Works without any other host.
+"""The web page of the service: search, ask, and the report of the diagnosis. It needs no other host.
 
-Gradio takes about three seconds to import, so only the page itself imports this file, after the service is ready.
+Gradio takes about three seconds to import, so this file is imported only after the service is ready.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from frevl.runs.search.searching import Hit
 
 __all__ = ["build_page"]
 
-# Gradio reads it when it is imported; the page tells nobody that it runs.
+# Gradio reads it when it is imported: without it, it would report that it runs.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 
@@ -82,7 +82,7 @@ def build_page(service: Service, *, images: Path | None = None, has_report: bool
     Returns:
         An application to be mounted at ``/``.
     """
-    # Of this process alone, and gone with it.
+    # Of this process alone, and deleted when it ends.
     uploads = tempfile.TemporaryDirectory(prefix="frevl-page-")
     os.environ["GRADIO_TEMP_DIR"] = uploads.name
     with gr.Blocks(title="frevl", analytics_enabled=False, delete_cache=(3600, 3600)) as blocks:
@@ -169,7 +169,7 @@ def _search_tab(service: Service, images: Path | None, names: list[str]) -> None
             picture, preview = _picture("or a picture", service)
     with gr.Accordion("More", open=False):
         k = gr.Slider(1, 50, value=12, step=1, label="How many")
-        where = gr.Textbox(label="Only where (SQL over id, bytes and metadata)", placeholder="id LIKE 'kitchen/%'")
+        where = gr.Textbox(label="Filter (SQL over id, bytes and metadata)", placeholder="id LIKE 'kitchen/%'")
         model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
     found = gr.HTML(_empty("Type what to look for, or choose a picture, and press Search."), elem_id="found")
     picture.change(_previewer(service), picture, preview, api_visibility="private")
@@ -298,7 +298,7 @@ def _bars(top: Sequence[tuple[str, float]]) -> str:
 
 
 def _guarded(handler: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
-    """Turn every failure into words."""
+    """Show every failure as a sentence."""
 
     @wraps(handler)
     async def guarded(*given: Any) -> str:
@@ -311,7 +311,7 @@ def _guarded(handler: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[
 
 
 def _in_words(error: Exception) -> str:
-    """Return what a person may read: never a path of the server."""
+    """Return a sentence for the user that never names a path of the server."""
     if isinstance(error, RefusedError | ImageError):
         return str(error).replace("The upload 'picture'", "The picture").replace("image the given bytes", "the picture")
     _log.error("the page failed", exc_info=error)

@@ -36,7 +36,7 @@ class ModelQueue:
     """Runs all models in one thread; whatever waits for the same work is run together.
 
     There is no pause to collect a batch: while one batch runs, the next one gathers. An idle service answers at once, a
-    busy one in batches. Jobs are served in their order, except that a batch takes along later jobs of its own kind.
+    busy one in batches. Jobs are served in order, except that a batch also takes later jobs of the same kind.
 
     Args:
         waiting_items: Most items that wait; more are refused at once.
@@ -162,7 +162,7 @@ class ModelQueue:
 
 
 def _answered(batch: Sequence[_Job]) -> list[tuple[_Job, Any]]:
-    """Run a batch; if it fails, run every job alone, so that only the guilty one fails."""
+    """Run a batch; if it fails, run every job alone, so that only the job at fault fails."""
     try:
         return list(zip(batch, batch[0].work([job.payload for job in batch]), strict=True))
     except BaseException as error:  # whatever it is (Rust panics are no Exception), the thread must go on

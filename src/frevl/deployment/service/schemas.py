@@ -1,4 +1,4 @@
-"""What goes over the wire: bodies of requests and answers, with examples for the OpenAPI document."""
+"""Bodies of requests and answers, with examples for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ UploadName = Annotated[str, Field(min_length=1, max_length=100, description="Nam
 
 def _not_null(value: object) -> object:
     if value is None:
-        raise ValueError("null is no value here; leave the field out")
+        raise ValueError("null is not allowed here; leave the field out")
     return value
 
 
@@ -155,7 +155,7 @@ class SearchRequest(_Body):
     find: Annotated[Literal["images", "texts"], Field(description="Texts are found for an image only.")] = "images"
     k: Annotated[int, Field(ge=1, le=100, description="How many hits.")] = 10
     rerank: Annotated[
-        bool, Field(description="Sort by what the run says; false: by the first stage's similarity alone.")
+        bool, Field(description="Sort by the run's score; false: by the first stage's similarity alone.")
     ] = True
     where: Annotated[
         str | None,
@@ -203,7 +203,7 @@ class Label(_Body):
 
 
 class Score(_Body):
-    """What the model says of a pair: ``score`` for matching, ``label`` and ``top`` for classification."""
+    """Result for a pair: ``score`` for matching, ``label`` and ``top`` for classification."""
 
     score: float | None = Field(None, description="Matching: the logit; the larger, the better the match.")
     label: str | None = Field(None, description="Classification: the most probable class.")
@@ -241,7 +241,7 @@ class SearchHit(_Body):
 
     rank: int
     id: str = Field(description="Id of the image, or the text.")
-    score: float = Field(description="What the run says of the pair; for image to image the similarity.")
+    score: float = Field(description="The run's score of the pair; for image to image the similarity.")
     probability: float | None = Field(description="Calibrated probability of a match; null for image to image.")
     similarity: float = Field(description="Cosine of the first stage.")
     metadata: dict[str, Any]

@@ -1,4 +1,4 @@
-"""A run that is served: what it says of several requests at once, through `Scorer` and `Searcher`."""
+"""A served run: it scores, embeds and searches for several requests at once, through `Scorer` and `Searcher`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ImagePair = tuple[str | np.ndarray, str]
 
 @dataclass(frozen=True)
 class Match:
-    """What a matching run says about a pair: a logit, and the calibrated probability of a match."""
+    """Result of a matching run for a pair: a logit, and the calibrated probability of a match."""
 
     score: float
     probability: float
@@ -34,12 +34,12 @@ class Found:
     """What a search found, in both orders.
 
     Attributes:
-        by_score: The best by what the run says.
+        by_score: The best by the run's score.
         by_similarity: The best by the first stage alone.
         searched: How many items could have been found.
         reranked: How many candidates the run scored again; 0 if it does not rerank.
         exact: False where an index named the candidates.
-        notes: Sentences for whoever asked.
+        notes: Sentences for the user.
     """
 
     by_score: list[Hit]
@@ -59,14 +59,14 @@ class ServedModel:
         self.towers: dict[Modality, list[Tower]] = {
             modality: [scorer.store.towers[tower] for tower in scorer.run.towers[modality]] for modality in TABLES
         }
-        # Vectors that were imported have no encoder here: then only what is in the store can be asked for.
+        # Imported vectors have no encoder here: then only items of the store can be used.
         self.embeds = {modality: not any(tower.imported for tower in own) for modality, own in self.towers.items()}
         for modality, can in self.embeds.items():
             if can:  # now, and checked against the store, so that no request waits for it
                 scorer.encoders(modality)
         self._searcher = self._new_searcher()
 
-    def go_on_with(self, store: Store) -> None:
+    def switch_to(self, store: Store) -> None:
         """Answer from a newer version of the store.
 
         Raises:
@@ -156,7 +156,7 @@ class ServedModel:
         found = []
         for job in jobs:
             k: int = job["k"]
-            # All candidates come back, so that both orders can be made of them.
+            # Ask for all candidates, because both orders are made of them.
             said = self._searcher.search(**{**job, "k": max(k, self.scorer.rerank_depth)})
             by_similarity = sorted(said.hits, key=lambda hit: -hit.similarity)[:k]
             notes = [self.scrubbed(note) for note in said.notes if "fewer than the" not in note or said.searched < k]
@@ -164,14 +164,14 @@ class ServedModel:
         return found
 
     def scrubbed(self, sentence: str) -> str:
-        """Take paths of the server out of a sentence."""
+        """Remove paths of the server from a sentence."""
         places = {str(self.scorer.run.path): "RUN", str(self.scorer.store.path): "STORE"}
         for place, word in places.items():
             sentence = sentence.replace(place, word)
         return sentence
 
     def record(self) -> dict[str, Any]:
-        """Say what it is."""
+        """Return what ``GET /v1/models`` lists."""
         run = self.scorer.run
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""Starting the service: open what it serves, listen, and stop in good order."""
+"""Start the service: open what it serves, listen, and shut down gracefully."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def serve(
     limits: Limits | None = None,
     ready: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Serve runs until the process is told to stop (SIGTERM or SIGINT); what was accepted is finished first.
+    """Serve runs until the process receives SIGTERM or SIGINT; requests that were accepted are finished first.
 
-    API keys come from the environment variable ``FREVL_API_KEYS``; without it everybody who reaches the port may ask.
+    API keys come from the environment variable ``FREVL_API_KEYS``; without it everybody who reaches the port is served.
     Logs are JSON lines on standard error.
 
     Args:
@@ -58,7 +58,7 @@ def serve(
         images: Folder of the images, so that the page can show them; without it the page names their ids.
         report: The diagnosis page to show; None looks for ``report.html`` in the folders of the runs.
         page: Serve the web page as well.
-        limits: How much one client may ask; None takes the defaults.
+        limits: Of requests and clients; None takes the defaults.
         ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
 
     Raises:
@@ -83,7 +83,7 @@ def serve(
         make_page = partial(_make_page, service, folder, shown is not None) if page else None
         app = Application(service, keys=keys, metrics=metrics, report=shown, page=make_page)
 
-        def say(port: int) -> None:
+        def announce(port: int) -> None:
             freeze_loaded_objects()
             record = {
                 "url": f"http://{f'[{host}]' if ':' in host else host}:{port}",
@@ -97,9 +97,9 @@ def serve(
         log_json_lines()
         switch_threads_often()
         for stop in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn stops in good order and then sends itself the signal again; the process shall end with success.
+            # uvicorn shuts down and then sends itself the signal again; the process should end with success.
             signal.signal(stop, lambda *_: None)
-        _Server(service_config(app, allow_open_files(limits.connections)), say).run(sockets=[address])
+        _Server(service_config(app, allow_open_files(limits.connections)), announce).run(sockets=[address])
 
 
 def service_config(app: ASGIApp, connections: int = 0) -> uvicorn.Config:
@@ -112,28 +112,28 @@ def service_config(app: ASGIApp, connections: int = 0) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        # Longer than clients keep idle connections (5 s is common): the client must be the one to close, or a request
-        # that it sends while we close is lost.
+        # Longer than clients keep idle connections (5 s is common): the client should be the one to close, or a
+        # request that it sends while we close is lost.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=30,
     )
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it is ready."""
+    """uvicorn's server, which announces when it is ready."""
 
-    def __init__(self, config: uvicorn.Config, say: Callable[[int], None]) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[int], None]) -> None:
         super().__init__(config)
-        self._say = say
+        self._announce = announce
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and sockets:
-            self._say(sockets[0].getsockname()[1])
+            self._announce(sockets[0].getsockname()[1])
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Take an address. Nobody can connect before the server listens on it."""
+    """Bind an address. Nobody can connect before the server listens on it."""
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind)

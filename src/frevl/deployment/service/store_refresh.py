@@ -1,4 +1,4 @@
-"""What the service does when the store has changed: it goes on with the newest version, between two batches."""
+"""Switches the service to the newest version of its store, between two batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StoreRefresh:
 
     Args:
         store: The store as it is served.
-        take: Goes on with a newer version. Runs where models run, so that no batch sees two versions.
+        take: Switches to a newer version. Runs where models run, so that no batch sees two versions.
     """
 
     def __init__(self, store: Store, take: Callable[[Store], Awaitable[None]]) -> None:
@@ -32,7 +32,7 @@ class StoreRefresh:
         self._looked, self._opened = float("-inf"), time.monotonic()
 
     async def look(self) -> None:
-        """Go on with the newest version, if there is a newer one; whoever asks meanwhile waits for the same look."""
+        """Switch to the newest version, if there is a newer one; requests meanwhile wait for the same look."""
         if self._looking is None or self._looking.done():
             if time.monotonic() - self._looked < _SECONDS:
                 return
@@ -40,7 +40,7 @@ class StoreRefresh:
         await asyncio.shield(self._looking)  # a client that hangs up must not stop it for others
 
     def glance(self) -> None:
-        """Look in the background, if it is time to: what was removed is soon unknown, and nobody waits for that."""
+        """Look in the background, if it is time to: what was removed is soon unknown, and no request waits for it."""
         due = time.monotonic() - max(self._looked, self._opened) >= _SECONDS
         if due and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look())

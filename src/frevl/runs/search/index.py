@@ -1,4 +1,4 @@
-"""An index of the first stage's vectors for large stores: built on request, judged on the store's own queries.
+"""An index of the first stage's vectors for large stores: built on request, measured on the store's own queries.
 
 A graph (HNSW, Malkov and Yashunin 2016, arXiv 1603.09320, as usearch has it) over 8-bit copies of the vectors names
 candidates; their float16 vectors decide. It covers the first so many rows of a `Shortlist`: rows that came later are
@@ -60,7 +60,7 @@ class IndexReport:
     seconds: float
 
     def sentence(self) -> str:
-        """Say it in one line."""
+        """Return a summary in one line."""
         return (
             f"Indexed {self.rows:,} rows in {self.seconds:.1f} s: recall@{self.recall_k} against exact search "
             f"{100 * self.recall:.1f} % on {self.queries:,} {self.queries_of} queries of the store, "
@@ -135,7 +135,7 @@ class NeighbourIndex:
         return rows[order], similarities[order]
 
     def choose_expansion(self, queries: np.ndarray, truth: list[set[int]], least: float) -> None:
-        """Take the least effort that finds the wanted share of the exact neighbours of these queries."""
+        """Choose the least effort that finds the wanted share of the exact neighbours of these queries."""
         alive = self.shortlist.alive()
         for expansion in _EXPANSIONS:
             self.expansion = expansion
@@ -155,7 +155,7 @@ def build_index(
     threads: int = 1,
     progress: bool = False,
 ) -> IndexReport:
-    """Build or extend the index of a shortlist, choose its effort, and judge it against exact search.
+    """Build or extend the index of a shortlist, choose its effort, and measure it against exact search.
 
     Args:
         shortlist: The vectors.
@@ -174,7 +174,9 @@ def build_index(
         StoreError: The index cannot be written.
     """
     if not len(shortlist) or len(queries) < 2:
-        raise UsageError(f"{shortlist.folder}: an index needs vectors and at least two queries to judge it; found none")
+        raise UsageError(
+            f"{shortlist.folder}: an index needs vectors and at least two queries to measure it with; found none"
+        )
     started = time.perf_counter()
     graph, scale = _grown(shortlist, threads=threads, progress=progress)
     seconds = time.perf_counter() - started

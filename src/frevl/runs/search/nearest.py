@@ -10,7 +10,7 @@ import numpy as np
 __all__ = ["nearest_rows"]
 
 _MORE = 32  # rows beyond k that are compared again in float32: the pass rounds the query to float16
-_PIECE_ROWS = 65_536  # what a thread takes at a time
+_PIECE_ROWS = 65_536  # rows or bytes that a thread takes at a time
 
 
 def nearest_rows(
@@ -42,7 +42,7 @@ def nearest_rows(
     wanted = k + _MORE
     starts = np.cumsum([0, *(len(block) for block in blocks)])
 
-    floor = -np.inf  # so many rows are at least as near: what a finished piece says holds for all others
+    floor = -np.inf  # so many rows are at least as near: the bound of a finished piece holds for all others
 
     def best(number: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         nonlocal floor

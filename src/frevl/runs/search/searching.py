@@ -1,4 +1,4 @@
-"""Text to images, image to texts, image to images: the first stage names candidates, the run scores them."""
+"""Text to images, image to texts, image to images: the first stage finds candidates, the run scores them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from frevl.store.towers import Modality
 
 __all__ = ["Hit", "SearchResult", "Searcher", "index_store", "search"]
 
-_EXACT_UP_TO = 300_000  # rows; above, a search without an index says that there could be one
+_EXACT_UP_TO = 300_000  # rows; above this, a search without an index suggests one
 _NEVER_CUT = 64  # characters; no encoder reads fewer tokens than that
-_JUDGES = 512  # queries that judge an index
+_JUDGES = 512  # queries to measure an index with
 
 _FIND: dict[str, Modality] = {"images": "image", "texts": "text"}
 
@@ -192,7 +192,7 @@ class Searcher:
         return wanted, self._image_query(image), []
 
     def _notes_of(self, text: str) -> list[str]:
-        """Say so where the encoder does not read the whole query."""
+        """Return notes where the encoder does not read the whole query."""
         towers = [self.scorer.store.towers[name] for name in self.scorer.run.towers["text"]]
         if any(tower.imported for tower in towers):
             return []
@@ -206,7 +206,7 @@ class Searcher:
         unread = own and all(float(tower.unread([text])[0]) > MOSTLY for tower in own)
         if unread or (stored and self.scorer.store.unread_texts([text], towers)):
             notes.append(
-                "The query is mostly unread: the encoder does not know its letters or words, so the hits say little; "
+                "The query is mostly unread: the encoder does not know its letters or words, so the hits mean little; "
                 "frevl encoders list names encoders of other languages."
             )
         return notes

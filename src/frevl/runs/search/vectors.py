@@ -69,7 +69,7 @@ class Shortlist:
         self._dead: set[int] = set()
         self._load()
         if self._version != scorer.store.version(modality):
-            # The scorer may have opened the store long ago, and another process may have been here since.
+            # The scorer may have opened the store long ago, and another process may have added vectors since.
             newest = Store.open(scorer.store.path)
             if self._version != newest.version(modality):
                 self._catch_up(newest, progress=progress)
@@ -140,7 +140,7 @@ class Shortlist:
 
     def _forget(self) -> None:
         self._parts, self._dead, self._version = [], set(), None
-        self.generation = uuid.uuid4().hex  # rows get other numbers: an index of the former ones is void
+        self.generation = uuid.uuid4().hex  # rows get new numbers, so an index of the old ones is invalid
 
     def _open(self, name: str, rows: int) -> _Part:
         vectors = np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -171,13 +171,13 @@ class Shortlist:
             self._add_missing(store, keep=False, progress=progress)
             return
         try:
-            self._load()  # another process may have been faster
+            self._load()  # another process may have done it meanwhile
             if self._version != store.version(self.modality):
                 self._add_missing(store, keep=True, progress=progress)
         except OSError as error:
             raise StoreError(
                 f"{self.folder}: the vectors of the first stage cannot be written ({error.strerror or error}); make "
-                "room or mend the permission, and try again"
+                "room or correct the permissions, and try again"
             ) from error
         finally:
             lock.release()
@@ -188,7 +188,7 @@ class Shortlist:
         complete = np.logical_and.reduce(towers)
         hashes = states["content_hash"].astype(str).tolist()
         wanted = {id_: hash_ for id_, hash_, has in zip(store.ids(self.modality), hashes, complete, strict=True) if has}
-        self._bury(wanted)
+        self._mark_outdated(wanted)
         if len(self._dead) > _MOST_DEAD * len(self):
             self._forget()
         there = self._living_ids()
@@ -207,8 +207,8 @@ class Shortlist:
     def _living_ids(self) -> set[str]:
         return {id_ for row, id_ in enumerate(self._ids.to_pylist()) if row not in self._dead}
 
-    def _bury(self, wanted: dict[str, str]) -> None:
-        """Mark rows whose item has gone, or has other content now."""
+    def _mark_outdated(self, wanted: dict[str, str]) -> None:
+        """Mark rows whose item was removed or has changed."""
         row = 0
         for part in self._parts:
             described = (part.described[name].to_pylist() for name in ("id", "content_hash"))
@@ -239,7 +239,7 @@ class Shortlist:
             self._save()
 
     def _sweep(self) -> None:
-        """Delete parts that no longer count; who has mapped them keeps them."""
+        """Delete outdated parts; processes that have mapped them can still read them."""
         kept = {part.name for part in self._parts}
         for path in self.folder.iterdir():
             if path.suffix in (".npy", ".arrow") and path.stem not in kept:

@@ -20,7 +20,7 @@ from frevl.deployment.service.http.limits import Limits, RefusedError
 __all__ = ["JSON", "MULTIPART", "Upload", "decoded", "read_body", "unless_gone"]
 
 Upload = bytes | str
-"""An image that came along: the bytes of a file, or text in base64."""
+"""An image that was sent with a request: the bytes of a file, or text in base64."""
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
 
@@ -41,7 +41,7 @@ async def read_body(request: Request, kind: type[B], limits: Limits) -> tuple[B,
         limits: For uploads.
 
     Returns:
-        The checked JSON, and the images that came along, by name: bytes of a file, or text in base64.
+        The checked JSON, and the images that were sent with it, by name: bytes of a file, or text in base64.
 
     Raises:
         RefusedError: 400 no JSON, 413 too much, 415 another type, 422 not what was expected.
@@ -89,7 +89,7 @@ async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, A]) -> A | N
 
     Args:
         receive: Where the disconnect is heard; the body was read.
-        answer: What makes the answer. Watching begins after 50 ms, when most answers are long on their way.
+        answer: Computes the answer. Watching begins after 50 ms; most answers are sent before that.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     watching: list[asyncio.Task[None]] = []
@@ -166,7 +166,7 @@ async def _read_multipart(request: Request, kind: type[B], limits: Limits) -> tu
 
 
 def decoded(name: str, upload: Upload) -> bytes:
-    """Return the bytes of an image that came along.
+    """Return the bytes of an image that was sent with a request.
 
     Raises:
         RefusedError: Text that is not base64.
@@ -179,5 +179,5 @@ def decoded(name: str, upload: Upload) -> bytes:
         return base64.b64decode(text.translate(_NO_BREAKS), validate=True)
     except (binascii.Error, ValueError):
         raise RefusedError(
-            422, "bad_image", f"The upload {name[:80]!r} is not base64; encode the image file."
+            422, "bad_image", f"The upload {name[:80]!r} is not base64; encode the image file as base64."
         ) from None

@@ -1,4 +1,4 @@
-"""What the process of a service asks of Python: few garbage collections, and threads that take turns quickly."""
+"""Settings of the Python process of a service: fewer garbage collections, and threads that switch more often."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["freeze_loaded_objects", "switch_threads_often"]
 
 
 def freeze_loaded_objects() -> None:
-    """Leave out of garbage collections what is there now, and collect less often.
+    """Exclude all objects that exist now from garbage collection, and collect less often.
 
-    Libraries and models are a million objects that stay. Looking through them took half the time of the thread that
-    answers requests (measured with 16 pairs a request).
+    Libraries and models are a million objects that are never freed. Looking through them took half the time of the
+    thread that answers requests (measured with 16 pairs a request).
     """
     gc.enable()  # the command turns it off while it loads
     gc.freeze()
@@ -20,8 +20,8 @@ def freeze_loaded_objects() -> None:
 
 
 def switch_threads_often() -> None:
-    """Let the threads of models and requests take turns ten times as often as usual.
+    """Let the threads of models and requests switch ten times as often as usual.
 
-    Every operation of a model gives the interpreter away and then waits for it, 5 ms as Python has it.
+    Every operation of a model releases the interpreter's lock and then waits to get it back, 5 ms by default.
     """
     sys.setswitchinterval(0.0005)

@@ -1,4 +1,4 @@
-"""What the service refuses, and how it says so."""
+"""Limits and keys of the service, and the error of a refused request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class RefusedError(FrevlError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one client may ask, and how much the service holds at a time.
+    """How much a request may ask, and how much the service holds at a time.
 
     Attributes:
         body_bytes: Largest request body.
@@ -81,7 +81,7 @@ class Keys:
     """API keys, of which only hashes are kept.
 
     Args:
-        keys: At least 16 characters each; none means that everybody may ask.
+        keys: At least 16 characters each; without any, everybody may send requests.
 
     Raises:
         UsageError: A key is too short.

@@ -1,4 +1,4 @@
-"""What every request passes: its id, its log line, the key, the limits, and the last word on errors."""
+"""What every request passes through: its id, its log line, the key, the limits, and the handling of errors."""
 
 from __future__ import annotations
 

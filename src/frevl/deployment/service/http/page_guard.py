@@ -1,4 +1,4 @@
-"""What the page's library may be asked: nothing that names a file which was not uploaded here.
+"""Restricts what the page's library may be asked: nothing that names a file which was not uploaded here.
 
 Gradio opens any path, and fetches any address, that the data of an event names, unless the page was started with its
 own ``launch`` (measured with 6.31: a mounted page does not check). So its routes are let through one by one, the data
@@ -103,7 +103,7 @@ class PageGuard:
         await self._app(scope, again, _in_one_shape(scope, receive, send))
 
     def _allows(self, data: Any) -> bool:
-        """Tell whether every path in an event's data lies below the folder of uploads; addresses never do."""
+        """Return whether every path in an event's data lies in the folder of uploads; addresses never do."""
         if isinstance(data, list):
             return all(self._allows(one) for one in data)
         if not isinstance(data, dict):
@@ -125,7 +125,7 @@ def _refusal(scope: Scope, error: RefusedError) -> Response:
 
 
 def _in_one_shape(scope: Scope, receive: Receive, send: Send) -> Send:
-    """Let errors of the page's library look like all others of the service, without its words, which may name files."""
+    """Give errors of the page's library the form of all others, without its own text, which may name files."""
     replaced = False
 
     async def shaped(message: Message) -> None:
