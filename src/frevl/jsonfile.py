@@ -7,13 +7,12 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Callable
 from datetime import date, timedelta
 from datetime import time as clock
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from frevl.disk import flush_file, flush_folder
 
@@ -82,7 +81,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
-    if isinstance(value, np.generic):
+    numpy = sys.modules.get("numpy")  # not imported: a command that has no arrays would pay for it
+    if numpy is not None and isinstance(value, numpy.generic):
         return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
