@@ -133,6 +133,16 @@ def test_a_file_that_is_not_there(tmp_path, frevl):
     assert (done.code, "the file cannot be read" in done.err) == (1, True)
 
 
+def test_the_list_of_models_takes_a_file_too(tmp_path, frevl):
+    file = written(tmp_path, f'json = "{tmp_path / "m.json"}"')
+    assert frevl("models", "--config", file).code == 0
+    assert json.loads((tmp_path / "m.json").read_text())["models"][0]["model"] == "auto"
+    done = frevl("models", "--config", written(tmp_path, "jsn = 'x'", "wrong.toml"))
+    assert (done.code, "'jsn' is no option of frevl models. Did you mean 'json'?" in done.err) == (2, True)
+    done = frevl("models", "--config", file, "--json", file)
+    assert (done.code, "is what --config" in done.err) == (2, True)
+
+
 def test_an_output_never_replaces_the_file(tmp_path, frevl):
     file = written(tmp_path, 'store = "nowhere"\n')
     done = frevl("store", "info", "--config", file, "--json", file)

@@ -284,32 +284,39 @@ def run_settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, 
     return kept
 
 
-def write_config(folder: Path, store: Store, arguments: Mapping[str, Any], options: ModelOptions, **more: int) -> None:
-    """Write ``config.toml``: the command that repeats a run, defaults included, as ``frevl train --config`` reads it.
+def write_config(
+    folder: Path, arguments: Mapping[str, Any], options: ModelOptions, *, command: str = "train", output: str = "run"
+) -> None:
+    """Write ``config.toml``: the command that repeats what the folder holds, defaults included, for ``--config``.
 
     Args:
-        folder: Of the run.
-        store: The store that was trained on.
-        arguments: Arguments of `train`; pairs in memory cannot be written, and a comment says so.
+        folder: Of the run, the seeds or the ablation.
+        arguments: Arguments of the command by name, an open store or several among them. Pairs in memory cannot be
+            written, and a comment says so.
         options: Of the model.
-        **more: Further flags of the command.
+        command: The command that was given.
+        output: Its argument that names the folder to write.
 
     Raises:
         RunError: It cannot be written.
     """
-    comments = [f"frevl train --config {folder}/config.toml --run OTHER trains this run once more."]
-    record: dict[str, Any] = {"store": _absolute(store.path)}
-    for name, value in {**arguments, **more}.items():
-        if name in ("store", "run", "options", "progress"):
-            continue
+    comments = [f"frevl {command} --config {folder}/config.toml --{output} OTHER repeats this with the same settings."]
+    record: dict[str, Any] = {}
+    for name, value in arguments.items():
         flag = name.replace("_", "-")
+        if name in (output, "options", "progress") or value is None:
+            continue
         if isinstance(value, Pairs):
             comments.append(f"The pairs were in memory; write them to a file and give it with --{flag}.")
-        elif value is not None:
-            record[flag] = _absolute(value) if name in ("pairs", "dev", "initialise_from") else value
+        elif name == "store":
+            several = [_absolute(one.path) for one in (value if isinstance(value, list) else [value])]
+            record[flag] = several if isinstance(value, list) else several[0]
+        elif name == "columns":
+            record[flag] = columns_of(value)
+        else:
+            is_file = name in ("pairs", "test", "dev", "initialise_from")
+            record[flag] = _absolute(value) if is_file else list(value) if name == "encoder" else value
     chosen = {name: "none" if value is None else value for name, value in options.record().items()}
-    record |= {"encoder": list(record["encoder"])} if "encoder" in record else {}
-    record |= {"columns": columns_of(record["columns"])} if "columns" in record else {}
     try:
         text = "".join(f"# {line}\n" for line in comments) + toml_text({**record, "set": chosen} if chosen else record)
         replace_file(folder / "config.toml", lambda temporary: temporary.write_text(text, encoding="utf-8"))

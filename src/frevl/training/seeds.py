@@ -158,7 +158,7 @@ def train_seeds(
                 "seed": numbers,
             },
         )
-        write_config(folder, opened, arguments, options, seeds=seeds)
+        write_config(folder, {"store": opened, **arguments, "seeds": seeds}, options)
         try:
             write_json(folder / "seeds.json", done.record())
         except OSError as error:

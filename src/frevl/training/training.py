@@ -193,7 +193,7 @@ def train(
             train_image_hashes=seen,
             network=network,
         )
-        write_config(folder, opened, arguments, chosen_options)
+        write_config(folder, {**arguments, "store": opened}, chosen_options)
         finished.save()
     return finished
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 import sys
+import tomllib
 import xml.etree.ElementTree as ElementTree
 from types import SimpleNamespace
 
@@ -257,6 +258,55 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(made, tmp_path, 
     with pytest.raises(MissingExtraError, match=r"pip install 'frevl\[plots\]'"):
         ablate(made.store, made.train_file, **arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def few_variants(monkeypatch):
+    """The full fusion and the baselines only."""
+    for name in ("VARIANTS", "DEPTHS"):
+        monkeypatch.setattr(frevl.training.ablation.variants, name, ())
+
+
+def test_groups_reach_the_trainings_and_the_intervals(made, tmp_path, frevl, few_variants):
+    grouped = [
+        {**pairs.row(row), "shelf": f"shelf {int(pairs.images[row].removesuffix('.png')) // 5}"}
+        for pairs in (made.train, made.test)
+        for row in range(len(pairs))
+    ]
+    files = []
+    for name, rows in (("train", grouped[: len(made.train)]), ("test", grouped[len(made.train) :])):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    done = frevl("ablate", "--store", made.store.path, "--pairs", files[0], "--test", files[1], "--task",
+                 "classification", "--seeds", 1, "--set", "layers=0", "--set", "epochs=1", "--group-by", "shelf",
+                 "--no-groups", "--out", tmp_path / "out", "--json", tmp_path / "a.json", "--quiet")  # fmt: skip
+    assert done.code == 0, done.err
+    settings = Run.load(tmp_path / "out" / "runs" / "full-fusion" / "seed0").settings
+    assert (settings["group_by"], settings["find_groups"]) == ("shelf", False)
+    shelves = {row["shelf"] for row in grouped[len(made.train) :]}
+    assert 1 < json.loads((tmp_path / "a.json").read_text())["images"] == len(shelves) < len(set(made.test.images))
+
+
+def test_its_folder_holds_the_file_that_repeats_it(made, tmp_path, frevl, few_variants):
+    rows = [made.train.row(number) for number in range(len(made.train))]
+    lines = [f'{row["image"]}\t"{row["text"]}"\t{row["target"]}\n' for row in rows]
+    (tmp_path / "pairs.tsv").write_text("".join(["picture\ttext\ttarget\n", *lines]), encoding="utf-8")
+    done = frevl("ablate", "--store", made.store.path, "--pairs", tmp_path / "pairs.tsv", "--test",
+                 tmp_path / "pairs.tsv", "--columns", "image=picture", "--task", "classification", "--seeds", 1,
+                 "--seed", 3, "--set", "layers=0", "--set", "epochs=1", "--encoder", "toy", "--no-groups", "--out",
+                 tmp_path / "a", "--quiet")  # fmt: skip
+    assert done.code == 0, done.err
+    file = tomllib.loads((tmp_path / "a" / "config.toml").read_text(encoding="utf-8"))
+    assert file["store"] == [str(made.store.path)]
+    assert (file["columns"], file["encoder"], file["find-groups"]) == ({"image": "picture"}, ["toy"], False)
+    done = frevl("ablate", "--config", tmp_path / "a" / "config.toml", "--out", tmp_path / "b", "--quiet")
+    assert done.code == 0, done.err
+    tables = [json.loads((tmp_path / name / "ablation.json").read_text())["rows"] for name in ("a", "b")]
+    for once, again in zip(*tables, strict=True):
+        assert {k: once[k] for k in ("variant", "changes", "metrics", "ci95", "values")} == {
+            k: again[k] for k in ("variant", "changes", "metrics", "ci95", "values")
+        }
+    assert Run.load(tmp_path / "b" / "runs" / "mlp" / "seed3").settings["epochs"] == 1
 
 
 def test_the_command_line_takes_a_fusion_apart(made, tmp_path, frevl, monkeypatch):

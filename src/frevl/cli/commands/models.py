@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from frevl.cli.options import Commands, JsonOption, app, say, write
+from frevl.cli.options import Commands, ConfigOption, JsonOption, app, say, write
 from frevl.errors import UsageError, nearest
+from frevl.outputs import refuse_inputs
 from frevl.text_table import table
 from frevl.training.options import ModelOptions, RerankerOptions, options_for, type_of, values_of
 
@@ -55,10 +56,11 @@ app.add_typer(models_app, name="models")
 
 
 @models_app.callback()
-def models(context: typer.Context, json: JsonOption = None) -> None:
+def models(context: typer.Context, json: JsonOption = None, config: ConfigOption = None) -> None:
     """List the models; frevl models show NAME lists the options of one."""
     if context.invoked_subcommand is not None:
         return
+    refuse_inputs({"--json": json}, {"--config": config})
     known = _all_models()
     rows = [[name, tasks, str(len(fields(options_for(name)))), sentence] for name, (tasks, sentence) in known.items()]
     say(table(["model", "task", "options", "what it is"], rows, left={0, 1, 3}))

@@ -17,7 +17,6 @@ from frevl.cli.options import (
     SetOption,
     StoreOption,
     app,
-    by_columns,
     say,
     settings_of,
     typed,
@@ -143,6 +142,8 @@ def ablate(
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder of the first store; may be repeated.", show_default="all in it")
     ] = None,
+    group_by: GroupByOption = None,
+    find_groups: GroupsOption = None,
     min_answer_count: Annotated[
         int | None, typer.Option(min=1, help="Leave out answers of fewer training pairs.", show_default="as train")
     ] = None,
@@ -164,8 +165,7 @@ def ablate(
     Trains the fusion without one part at a time, and writes table, JSON and plot with intervals.
     """
     given = dict(locals())
-    arguments = typed(**_without(given, "settings", "columns", "quiet", "json")) | {"options": settings_of(settings)}
-    arguments |= typed(pairs=by_columns(columns, pairs), test=by_columns(columns, test), dev=by_columns(columns, dev))
+    arguments = typed(**_without(given, "settings", "quiet", "json")) | {"options": settings_of(settings)}
     from frevl.training.ablation.report import ablation_table
     from frevl.training.ablation.study import ablate as run_ablate
 

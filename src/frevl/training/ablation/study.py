@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from frevl.data.pairs import Pairs, in_memory, read_pairs
+from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import MissingExtraError, RunError, UsageError, nearest
 from frevl.evaluation.seeds import evaluate_seeds, open_seeds
 from frevl.jsonfile import write_json
@@ -20,6 +20,8 @@ from frevl.training.ablation.report import ablation_markdown, draw_ablation
 from frevl.training.ablation.rows import Ablation, AblationRow, notes_of, row_of
 from frevl.training.ablation.variants import depth_of, options_of, variants_of
 from frevl.training.options import FusionOptions, make_options
+from frevl.training.prepare import read_file
+from frevl.training.run_folder import write_config
 from frevl.training.seeds import train_seeds
 
 __all__ = ["ablate"]
@@ -33,7 +35,10 @@ def ablate(
     task: str,
     out: str | Path,
     dev: str | Path | Pairs | None = None,
+    columns: str | Sequence[str] | Mapping[str, str] | None = None,
     encoder: Sequence[str] | None = None,
+    group_by: str | None = None,
+    find_groups: bool = True,
     model: str = "tiny",
     options: FusionOptions | Mapping[str, Any] | None = None,
     seeds: int = 3,
@@ -58,9 +63,12 @@ def ablate(
         pairs: Training pairs, or a pairs file.
         test: Test pairs that training never sees.
         task: ``matching`` or ``classification``.
-        out: Folder for ``ablation.json``, ``ablation.md``, ``ablation.svg`` and ``runs``.
+        out: Folder for ``ablation.json``, ``ablation.md``, ``ablation.svg``, ``config.toml`` and ``runs``.
         dev: As in `frevl.train`.
+        columns: As in `frevl.train`, for every pairs file.
         encoder: Encoders of the first store; None takes all in it.
+        group_by: As in `frevl.train` for the trainings, and as in `frevl.evaluate` for the intervals.
+        find_groups: The same.
         model: Preset of the fusion: ``tiny``, ``small`` or ``base``.
         options: Of the full fusion, as in `frevl.train`; the baselines take over how it is trained.
         seeds: Number of trainings of every variant.
@@ -80,13 +88,16 @@ def ablate(
         PairsError: As in `frevl.train` and `frevl.evaluate`; so are the other errors.
     """
     pairs, test, dev = in_memory(pairs), in_memory(test), in_memory(dev)
+    given = dict(locals())
     _check(model, seeds)
     full_options = _fusion_options(model, options)
     stores = _opened(store)
-    common, notes = _common_pairs(test, stores)
+    common, notes = _common_pairs(read_file(test, columns), stores)
     folder = Path(out)
+    grouping: dict[str, Any] = {"group_by": group_by, "find_groups": find_groups}
     shared = {
-        "task": task, "dev": dev, "time_limit": time_limit, "min_answer_count": min_answer_count, "device": device,
+        "task": task, "dev": dev, "columns": columns, "time_limit": time_limit, "min_answer_count": min_answer_count,
+        "device": device, **grouping,
     }  # fmt: skip
     shared = {name: value for name, value in shared.items() if value is not None}
     variants = variants_of(stores, encoder, depth_of(model, full_options))
@@ -100,7 +111,7 @@ def ablate(
             stores[variant.store], pairs, run=path, seeds=seeds, seed=seed, progress=progress,
             options=options_of(variant, model, full_options), **arguments,
         )  # fmt: skip
-        result = evaluate_seeds(open_seeds(path, store=stores[variant.store]), common)
+        result = evaluate_seeds(open_seeds(path, store=stores[variant.store]), common, **grouping)
         rows.append(row_of(variant, runs, result, rows[0] if rows else None))
     full = rows[0].result
     table = Ablation(
@@ -115,6 +126,7 @@ def ablate(
         provenance={**full.provenance, "stores": [one.fingerprint for one in stores]},
     )
     _write(table, folder)
+    write_config(folder, {**given, "store": stores}, full_options, command="ablate", output="out")
     return table
 
 
@@ -154,9 +166,8 @@ def _fusion_options(model: str, given: FusionOptions | Mapping[str, Any] | None)
     return options
 
 
-def _common_pairs(test: str | Path | Pairs, stores: list[Store]) -> tuple[Pairs, list[str]]:
+def _common_pairs(common: Pairs, stores: list[Store]) -> tuple[Pairs, list[str]]:
     """Keep the test pairs that every store has, so that all variants are evaluated on the same pairs."""
-    common = test if isinstance(test, Pairs) else read_pairs(test)
     left_out: list[Reject] = [*common.rejected]
     for store in stores:
         common, rejected = usable_pairs(common, store)
