@@ -96,10 +96,10 @@ def test_thumbnails_are_inside_the_page(files, visit):
 
 def test_print_shows_what_is_folded_away(files, visit):
     page = visit(files[0].as_uri()).page
-    folded = page.locator("details:has(.how) .how").first
-    assert not folded.is_visible()
+    collapsed = page.locator("details:has(.how) .how").first
+    assert not collapsed.is_visible()
     page.emulate_media(media="print")
-    assert folded.bounding_box()["height"] > 10
+    assert collapsed.bounding_box()["height"] > 10
     assert page.locator("nav").is_hidden()
 
 

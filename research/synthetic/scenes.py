@@ -1,4 +1,4 @@
-"""Made scenes: a row of grey panels with coloured shapes, scattered or stacked to towers. Deterministic; ours."""
+"""Made scenes: a row of grey panels with coloured shapes, scattered or stacked into towers. Deterministic; ours."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-__all__ = ["COLOURS", "SHAPES", "SIDE", "Panel", "Scene", "Shape", "draw", "scattered", "towers"]
+__all__ = ["COLOURS", "SHAPES", "SIDE", "Panel", "Scene", "Shape", "draw", "draw_block_towers", "scattered"]
 
 SIDE = 100  # pixels of a panel
 PANELS = 3
@@ -61,7 +61,7 @@ Panel = tuple[Shape, ...]
 Scene = tuple[Panel, ...]
 
 
-def towers(chance: random.Random) -> Scene:
+def draw_block_towers(chance: random.Random) -> Scene:
     """Draw a scene of panels with one tower of one to four blocks each."""
     return tuple(
         tuple(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from frevl.errors import InputError, UsageError
 from research.synthetic.__main__ import main
-from research.synthetic.scenes import Shape, draw, scattered, towers
+from research.synthetic.scenes import Shape, draw, draw_block_towers, scattered
 from research.synthetic.statements import about_scattered, about_towers
 from research.synthetic.writing import make_lessons
 
@@ -58,7 +58,7 @@ def test_made_scenes_are_possible():
             for i, s in enumerate(panel):
                 for o in panel[:i]:
                     assert s.x + s.size <= o.x or o.x + o.size <= s.x or s.y + s.size <= o.y or o.y + o.size <= s.y
-        assert all(1 <= len(panel) <= 4 and panel[0].y == 80 for panel in towers(chance))
+        assert all(1 <= len(panel) <= 4 and panel[0].y == 80 for panel in draw_block_towers(chance))
 
 
 def meaning(text, scene):
@@ -84,7 +84,9 @@ def meaning(text, scene):
     return None
 
 
-@pytest.mark.parametrize(("tell", "make", "least"), [(about_towers, towers, 60), (about_scattered, scattered, 40)])
+@pytest.mark.parametrize(
+    ("tell", "make", "least"), [(about_towers, draw_block_towers, 60), (about_scattered, scattered, 40)]
+)
 def test_statements_mean_what_their_words_say(tell, make, least):
     chance = random.Random(1)
     scenes = [make(chance) for _ in range(23)]

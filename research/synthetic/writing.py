@@ -14,7 +14,7 @@ from pathlib import Path
 
 from frevl.data.benchmarks.load import write_rows
 from frevl.errors import InputError, UsageError
-from research.synthetic.scenes import Scene, draw, scattered, towers
+from research.synthetic.scenes import Scene, draw, draw_block_towers, scattered
 from research.synthetic.statements import Statement, about_scattered, about_towers
 
 __all__ = ["Lessons", "make_lessons"]
@@ -23,7 +23,7 @@ PAIRS_FILE = "lessons.jsonl"
 _LOOKED_AT = 300  # scenes a statement
 _MOST, _FEWEST = 16, 4  # pairs a statement, of each truth; what is nearly always true or false is left out
 _KINDS: tuple[tuple[str, Callable[[random.Random], Scene], Callable[[random.Random], Statement]], ...] = (
-    ("tower", towers, about_towers),
+    ("tower", draw_block_towers, about_towers),
     ("scatter", scattered, about_scattered),
 )
 

@@ -124,7 +124,7 @@ def test_the_mean_of_measures_resamples_all_seeds_together():
     # The same through a statistic must give the same draws and so the same numbers.
     twin = mean_measure([Measure(clusters, statistic=lambda rows, v=v: float(v[rows].mean())) for v in (one, two)])
     assert twin.interval() == pytest.approx(mean)
-    with pytest.raises(UsageError, match="not judged on the same items"):
+    with pytest.raises(UsageError, match="not evaluated on the same items"):
         mean_measure([Measure(clusters, one), Measure(clusters[::-1], two)])
     with pytest.raises(UsageError, match="some measures are means and some are not"):
         mean_measure([Measure(clusters, one), Measure(clusters, statistic=lambda _: 0.0)])

@@ -70,7 +70,7 @@ def test_every_metric_and_interval_of_retrieval_is_that_without_copies(twins, ru
         assert copied.ci95[name] == pytest.approx(alone.ci95[name], abs=1e-6), name
     assert "i2t_r1" in alone.metrics
     assert alone.metrics["i2t_median_rank"] >= 1
-    copies = 4 * len(set(alone.judged.images))
+    copies = 4 * len(set(alone.evaluated.images))
     assert any(
         f"({copies:,} copies of the same content were taken together with their first)" in n for n in copied.notes
     )
@@ -159,12 +159,12 @@ def test_search_shows_one_hit_for_a_content(twins, made, frevl):
         record = json.loads((twins.folder / "s.json").read_text())
         return [(hit["id"], hit["copies"]) for hit in record["hits"]], record["notes"]
 
-    folded, notes = hits("a red square", "-k", 12)
+    merged, notes = hits("a red square", "-k", 12)
     everything, _ = hits("a red square", "-k", 60, "--all")
-    assert len({origin(id_) for id_, _ in folded}) == len(folded) == 12
-    assert [origin(id_) for id_, _ in folded] == list(dict.fromkeys(origin(id_) for id_, _ in everything))[:12]
+    assert len({origin(id_) for id_, _ in merged}) == len(merged) == 12
+    assert [origin(id_) for id_, _ in merged] == list(dict.fromkeys(origin(id_) for id_, _ in everything))[:12]
     assert all(copies == [] for _, copies in everything)
-    tested = [(id_, copies) for id_, copies in folded if origin(id_) in set(made.test.images)]
+    tested = [(id_, copies) for id_, copies in merged if origin(id_) in set(made.test.images)]
     assert tested
     assert all({id_, *copies} == set(names_of(origin(id_))) for id_, copies in tested)
     assert f"{4 * len(tested)} images with the content of a hit are not shown; --all shows them." in notes

@@ -143,7 +143,7 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
     one = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "yes", {})]))
     assert (
         "All 2 pairs have the same right answer ('yes'): always giving it would be right in all, so these numbers say "
-        "nothing about the run; judge by pairs of several classes."
+        "nothing about the run; evaluate on pairs of several classes."
     ) in one.notes
     two = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "no", {})]))
     assert not any("same right answer" in note for note in two.notes)
@@ -169,7 +169,7 @@ def test_the_accuracy_of_single_answers_stands_beside_that_of_sets():
     assert "single_answer_accuracy" not in evaluate(scorer, pairs_of(rows[3:])).metrics
 
 
-def test_every_pair_that_was_not_judged_is_listed():
+def test_every_pair_that_was_not_evaluated_is_listed():
     scorer = GivenScorer({("a", "q"): [2.0, 0.0]}, "classification", ["x", "y"])
     scorer.store.rejects = lambda: [Reject("image", f"gone {n}", "it is damaged") for n in range(5)]
     rows = [("a", "q", "x", {}), *((f"gone {n}", "q", "x", {}) for n in range(5))]

@@ -8,7 +8,7 @@ import pytest
 from frevl.data.pairs import read_pairs
 from frevl.encoders.registry import load_encoder
 from frevl.errors import StoreError, UsageError
-from frevl.evaluation.retrieval_metrics import judge_retrieval
+from frevl.evaluation.retrieval_metrics import evaluate_retrieval
 from frevl.runs.scorer import Scorer
 from frevl.training.training import train
 
@@ -60,7 +60,7 @@ def test_the_recall_of_a_run_without_first_stage_follows_from_its_grid(made, run
         best = max(score for text, score in zip(grid["texts"], scores, strict=True) if (image, text) in right)
         wrong = [score for text, score in zip(grid["texts"], scores, strict=True) if (image, text) not in right]
         hits += sum(score >= best for score in wrong) < 1
-    measured, _ = judge_retrieval(Scorer.open(runs / "linear", store=made.store.path), pairs)
+    measured, _ = evaluate_retrieval(Scorer.open(runs / "linear", store=made.store.path), pairs)
     assert hits / len(grid["images"]) == measured["i2t_r1"].interval().value
 
 

@@ -37,7 +37,7 @@ def test_statistics_by_hand():
     assert standard.image_rows is pairs.image_rows
 
 
-def test_a_folded_network_says_of_plain_embeddings_what_it_said_of_standardised_ones():
+def test_a_network_with_absorbed_statistics_says_of_plain_embeddings_what_it_said_of_standardised_ones():
     torch.manual_seed(0)
     images, texts = torch.randn(11, 1, 5) * torch.tensor([1, 10, 0.1, 3, 0]) + 4, torch.randn(7, 1, 3) * 20 - 9
     rows = torch.arange(13)

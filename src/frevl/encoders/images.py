@@ -66,7 +66,7 @@ def read_image(source: ImageSource, *, target: int | None = None, max_pixels: in
         target: Side in pixels that the image will be resized to. JPEG files may then be decoded at 1/2, 1/4 or
             1/8 of their size, several times faster, as long as both sides stay at least twice the target. A
             Pillow image is never reduced.
-        max_pixels: Refuse pictures with more pixels than this, judged by the header, before decoding. Pillow's
+        max_pixels: Refuse pictures with more pixels than this, going by the header, before decoding. Pillow's
             own hard limit (twice ``PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
 
     Returns:

@@ -54,15 +54,15 @@ ENCODERS: dict[str, Callable[[str], tuple[ImageTower | None, TextTower | None]]]
 
 
 def _huggingface(model: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
-    from frevl.encoders.hub.huggingface import towers
+    from frevl.encoders.hub.huggingface import load_towers
 
-    return towers(model, tokens)
+    return load_towers(model, tokens)
 
 
 def _openclip(model: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
-    from frevl.encoders.hub.openclip import towers
+    from frevl.encoders.hub.openclip import load_towers
 
-    return towers(model, tokens)
+    return load_towers(model, tokens)
 
 
 PREFIXES: dict[str, Callable[[str, str], tuple[ImageTower | None, TextTower | None]]] = {

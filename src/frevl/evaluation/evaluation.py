@@ -15,7 +15,7 @@ from frevl.evaluation.chance import Chance, against_majority
 from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import brier, choice_hits, correct, expected_calibration_error, group_hits, macro_f1
-from frevl.evaluation.retrieval_metrics import judge_retrieval
+from frevl.evaluation.retrieval_metrics import evaluate_retrieval
 from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.evaluation.wups import wups, wups_available
 from frevl.provenance import provenance
@@ -36,13 +36,13 @@ class Result:
 
     Attributes:
         task: ``matching`` or ``classification``.
-        n: Pairs judged.
+        n: Pairs evaluated.
         metrics: By name.
         ci95: 95 % interval of every metric, by bootstrap over images; None where it cannot be told.
         slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` of the task's first metric.
         provenance: Where the numbers come from.
         notes: Sentences that a reader of the numbers should know.
-        left_out: Every pair that was not judged, with its reason.
+        left_out: Every pair that was not evaluated, with its reason.
         difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
         chance: Of a classification, the first metric against always giving the majority answer of the training pairs;
             ``majority`` in the JSON.
@@ -50,7 +50,7 @@ class Result:
         clusters: Image of each hit.
         measures: Every metric with what it takes to compute it again on resampled images.
         slice_rows: Rows of every group of ``slices``.
-        judged: The pairs that were judged; their ``clusters`` are the groups that the intervals draw.
+        evaluated: The pairs behind the metrics; their ``clusters`` are the groups that the intervals draw.
     """
 
     task: str
@@ -67,7 +67,7 @@ class Result:
     clusters: list[str] = field(default_factory=list, repr=False)
     measures: dict[str, Measure] = field(default_factory=dict, repr=False)
     slice_rows: dict[str, dict[str, list[int]]] = field(default_factory=dict, repr=False)
-    judged: Pairs | None = field(default=None, repr=False)
+    evaluated: Pairs | None = field(default=None, repr=False)
 
     def record(self) -> dict[str, Any]:
         """Return the result JSON."""
@@ -89,13 +89,13 @@ def evaluate(
     group_by: str | None = None,
     find_groups: bool = True,
 ) -> Result:
-    """Judge a run on pairs that it has not seen.
+    """Evaluate a run on pairs that it has not seen.
 
     Args:
         scorer: The run with its store.
         pairs: Pairs, or a pairs file. Classification needs targets; in matching, pairs are right where none has a
             target. A pair without one among others is left out.
-        versus: Another run, judged on the same pairs; the result holds the paired difference.
+        versus: Another run, evaluated on the same pairs; the result holds the paired difference.
         group_by: A key of the pairs that names what is not independent, as ``cluster`` does.
         find_groups: Find copies and other pairs that are not independent, for the intervals (see
             `frevl.store.grouping.groups.group_pairs`). In ranks, images of the same content are one image in any case.
@@ -121,8 +121,8 @@ def evaluate(
             f"'{versus.run.task}'"
         )
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    judged, unjudged = with_targets(read)
-    usable, left_out = usable_pairs(judged, scorer.store)
+    labelled, unlabelled = with_targets(read)
+    usable, left_out = usable_pairs(labelled, scorer.store)
     towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]
     (usable,), groups = group_pairs(
         scorer.store,
@@ -132,10 +132,10 @@ def evaluate(
         towers=towers,
         purpose="Drawn together for the intervals",
     )
-    judge = _judge_matching if scorer.run.task == "matching" else _judge_classes
-    result = judge(scorer, usable)
-    result.judged = usable
-    result.left_out = [*read.rejected, *unjudged, *left_out]
+    evaluate_task = _evaluate_matching if scorer.run.task == "matching" else _evaluate_classes
+    result = evaluate_task(scorer, usable)
+    result.evaluated = usable
+    result.left_out = [*read.rejected, *unlabelled, *left_out]
     unread: list[str] = []
     text_towers = [scorer.store.towers[name] for name in scorer.run.towers.get("text", [])]
     note_unread(scorer.store, usable.texts, text_towers, unread)
@@ -144,7 +144,7 @@ def evaluate(
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
     if versus is not None:
-        other = judge(versus, usable)
+        other = evaluate_task(versus, usable)
         first = next(iter(result.metrics))
         if len(other.hits) == len(result.hits):
             gap = paired_difference(result.hits, other.hits, result.clusters)
@@ -159,11 +159,11 @@ def evaluate(
     return result
 
 
-def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
+def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     missing = [place for place, target in zip(pairs.places, pairs.targets, strict=True) if target is None]
     if missing:
         raise PairsError(
-            f"{missing[0]}, field 'target': expected the right answer to judge by, found none in {len(missing):,} of "
+            f"{missing[0]}, field 'target': expected the right answer, found none in {len(missing):,} of "
             f"{len(pairs):,} pairs; name the column that holds it with --columns target=NAME, or use "
             "frevl score for pairs without targets"
         )
@@ -213,7 +213,7 @@ def _judge_classes(scorer: Scorer, pairs: Pairs) -> Result:
     return result
 
 
-def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
+def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
     truth = match_truth(pairs).numpy() > 0.5
     right = [i for i in range(len(pairs)) if truth[i]]
     measured: dict[str, Measure] = {}
@@ -222,7 +222,7 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
     hashes = scorer.store.content_hashes([pairs.images[i] for i in right])
     images = {hashes.get(pairs.images[i], pairs.images[i]) for i in right}
     if len(images) > 1:
-        measured, note = judge_retrieval(scorer, pairs.select(right))
+        measured, note = evaluate_retrieval(scorer, pairs.select(right))
         first = measured["i2t_r1"]
         hits, clusters = np.zeros(0) if first.values is None else first.values, list(first.clusters)
         notes.append(note)
@@ -245,7 +245,7 @@ def _judge_matching(scorer: Scorer, pairs: Pairs) -> Result:
             hits, clusters = decided, pairs.clusters
     if not measured:
         raise PairsError(
-            f"{pairs.places[0]}: expected at least two images, or wrong pairs, to judge matching by; found one"
+            f"{pairs.places[0]}: expected at least two images, or wrong pairs, to evaluate matching; found one"
         )
     return _result(scorer, len(pairs), measured, notes, hits, clusters)
 
@@ -283,7 +283,7 @@ def _single_answer(answers: list[str], pairs: int) -> list[str]:
         return []
     return [
         f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'): always giving it would be right in all, "
-        "so these numbers say nothing about the run; judge by pairs of several classes."
+        "so these numbers say nothing about the run; evaluate on pairs of several classes."
     ]
 
 

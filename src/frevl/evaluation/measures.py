@@ -46,7 +46,7 @@ class Measure:
 
 
 def mean_measure(measures: Sequence[Measure]) -> Measure:
-    """Return the mean of a metric over seeds, judged on the same items.
+    """Return the mean of a metric over seeds, measured on the same items.
 
     Its bootstrap draws images once and averages what all seeds say of the draw: exact for means and for other
     statistics, and narrower than the interval of a single seed where seeds err on different pairs.
@@ -61,7 +61,7 @@ def mean_measure(measures: Sequence[Measure]) -> Measure:
         raise UsageError("mean_measure: expected at least one measure, found none")
     first = measures[0]
     if any(list(one.clusters) != list(first.clusters) for one in measures):
-        raise UsageError("mean_measure: the runs were not judged on the same items; judge all on one pairs file")
+        raise UsageError("mean_measure: the runs were not evaluated on the same items; evaluate all on one pairs file")
     values = [one.values for one in measures if one.values is not None]
     if len(values) == len(measures):
         return Measure(first.clusters, np.mean(values, axis=0), resamples=first.resamples)

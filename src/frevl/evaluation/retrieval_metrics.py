@@ -15,7 +15,7 @@ from frevl.evaluation.metrics import median_rank, rank_of_best_match
 from frevl.runs.pair_grid import PairScores, dot_products
 from frevl.runs.scorer import Scorer
 
-__all__ = ["Ranks", "judge_retrieval", "matches_of", "reranked", "retrieval_ranks"]
+__all__ = ["Ranks", "evaluate_retrieval", "matches_of", "reranked", "retrieval_ranks"]
 
 _BLOCK = 16_777_216  # scores at once: 64 MB
 
@@ -112,7 +112,7 @@ def _blocks(grid: NDArray[np.float32], queries: int | None = None) -> Iterator[N
 _RANKS = (1, 5, 10)
 
 
-def judge_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], str]:
+def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], str]:
     """Rank all texts for every image and all images for every text.
 
     A query counts as a hit if any of its right items is found, as CLIP papers count. Ties stand against the right

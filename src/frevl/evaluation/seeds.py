@@ -80,7 +80,7 @@ def evaluate_seeds(
     group_by: str | None = None,
     find_groups: bool = True,
 ) -> SeedsResult:
-    """Judge runs that differ in their seed on the same pairs.
+    """Evaluate runs that differ in their seed on the same pairs.
 
     Args:
         scorers: One a seed, for example from `open_seeds`; one is in memory at a time.
@@ -101,7 +101,7 @@ def evaluate_seeds(
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     results: list[Result] = []
     for scorer in scorers:  # what is not independent is found once
-        known = results[0].judged if results else None
+        known = results[0].evaluated if results else None
         results.append(
             evaluate(scorer, read, group_by=group_by, find_groups=find_groups)
             if known is None
@@ -141,7 +141,7 @@ def evaluate_seeds(
         chance=chance,
         seeds={"n": len(results), "seeds": numbers, "deviation": deviations, "values": values},
     )
-    others = [evaluate(scorer, first.judged or read, find_groups=False) for scorer in versus]
+    others = [evaluate(scorer, first.evaluated or read, find_groups=False) for scorer in versus]
     if others and len(others[0].hits) == len(hits):
         other_hits = np.mean([other.hits for other in others], axis=0)
         gap = paired_difference(hits, other_hits, first.clusters)

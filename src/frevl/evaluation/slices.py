@@ -51,7 +51,7 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int
 def slice_table(
     rows: dict[str, dict[str, list[int]]], metric: str, values: NDArray[Any], clusters: Sequence[str]
 ) -> dict[str, Any]:
-    """Judge every group.
+    """Evaluate every group.
 
     Args:
         rows: From `slice_rows`.

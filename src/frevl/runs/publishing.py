@@ -84,7 +84,7 @@ def write_published_run(
     if path.resolve() == folder.resolve():
         raise UsageError(f"{folder}: expected another folder than the run's own")
     evaluated = [_read(file, "frevl evaluate", ("n", "metrics")) for file in results]
-    judged = None if diagnosis is None else _read(diagnosis, "frevl diagnose", ("verdict", "findings"))
+    diagnosed = None if diagnosis is None else _read(diagnosis, "frevl diagnose", ("verdict", "findings"))
     try:
         record = read_record(path / "run.json")
         for part in ("settings", "provenance"):
@@ -93,7 +93,7 @@ def write_published_run(
         for file in RUN_FILES[1:]:
             shutil.copyfile(path / file, folder / file)
         (folder / "README.md").write_text(
-            model_card(record, name=name, results=evaluated, diagnosis=judged), encoding="utf-8"
+            model_card(record, name=name, results=evaluated, diagnosis=diagnosed), encoding="utf-8"
         )
         write_json(folder / "run.json", record)
     except (OSError, ValueError, KeyError, TypeError) as error:

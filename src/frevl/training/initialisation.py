@@ -136,7 +136,7 @@ def absorb_statistics(network: Fusion, statistics: Statistics) -> None:
         (network.image_projection, statistics.image),
         (network.text_projection, statistics.text),
     ):
-        _fold_into(projection, mean.double(), scale.double())
+        _absorb_into(projection, mean.double(), scale.double())
 
 
 def release_statistics(network: Fusion, statistics: Statistics) -> None:
@@ -154,7 +154,7 @@ def release_statistics(network: Fusion, statistics: Statistics) -> None:
             projection.weight.copy_(weight * scale.where(scale.isfinite(), 0).double())
 
 
-def _fold_into(projection: nn.Linear, mean: Tensor, scale: Tensor) -> None:
+def _absorb_into(projection: nn.Linear, mean: Tensor, scale: Tensor) -> None:
     with torch.no_grad():
         weight = projection.weight.double() / scale
         projection.bias.copy_(projection.bias.double() - weight @ mean)

@@ -233,7 +233,7 @@ def _draw_roofline(record: dict[str, Any], path: Path) -> None:
             yscale="log",
             xlabel="operations a byte that has to move",
             ylabel="10^9 operations a second",
-            title="Folded fusion, pooled pairs; numbers are batch sizes",
+            title="Fusion in its form for inference, pooled pairs; numbers are batch sizes",
         )
         if presets:
             axes.legend()

@@ -28,7 +28,7 @@ __all__ = ["check_page_libraries", "figures", "page_of", "write_page"]
 
 _THUMBNAIL = 320  # pixels of the longer side
 _QUALITY = 80
-_LONG = 12  # rows from which a table is folded away
+_LONG = 12  # rows from which a table is collapsed away
 
 
 def check_page_libraries(images: str | Path | None = None) -> None:
@@ -150,7 +150,7 @@ def _sections(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _shown(finding: dict[str, Any], number: int) -> dict[str, Any]:
     """Return what the template needs of one finding."""
     table, plot = finding["table"], finding["plot"]
-    shown = {**finding, "drawings": None, "legend": [], "tables": [], "folded": len(table) > _LONG}
+    shown = {**finding, "drawings": None, "legend": [], "tables": [], "collapsed": len(table) > _LONG}
     if table:
         shown["tables"].append(_table("Evidence", table))
     if plot:
@@ -159,7 +159,7 @@ def _shown(finding: dict[str, Any], number: int) -> dict[str, Any]:
             "narrow": draw_plot(plot, width=NARROW, prefix=f"p{number}n"),
         }
         shown["legend"] = _legend(plot)
-        shown["folded"] = True
+        shown["collapsed"] = True
         plotted = _plotted(plot)
         if not _numbers(plotted) <= _numbers(table):  # a fitted law, for example, is only drawn
             shown["tables"].append(_table("Plotted", plotted))

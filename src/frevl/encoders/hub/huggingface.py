@@ -17,7 +17,7 @@ from frevl.encoders.hub.text_tower import text_tower
 from frevl.encoders.interface import ImageTower, TextTower
 from frevl.errors import EncoderError, UsageError, nearest
 
-__all__ = ["Request", "parse", "towers"]
+__all__ = ["Request", "load_towers", "parse"]
 
 _OPTIONS = ("int8", "torch", "layers=")
 
@@ -59,7 +59,7 @@ def parse(name: str) -> Request:
     return Request(tuple(_model(part) for part in parts), choice, layers)
 
 
-def towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
+def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
     """Load the towers that a name asks for; of one model all that it has.
 
     Args:

@@ -33,7 +33,7 @@ from frevl.errors import EncoderError, UsageError, library, nearest
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["OpenClipImageTower", "OpenClipTextTower", "towers"]
+__all__ = ["OpenClipImageTower", "OpenClipTextTower", "load_towers"]
 
 _LOOKED_AT = 2000  # characters of a text, more than any of its networks reads
 _NEVER_REDUCED = 1 << 20  # as for the transformers library: the pixels that the model's own pipeline would see
@@ -127,7 +127,7 @@ class OpenClipTextTower:
         return UnreadTexts(lambda texts: _pieces(self.tokenizer, texts))
 
 
-def towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
+def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
     """Load both towers of a model.
 
     Args:

@@ -70,12 +70,12 @@ def contact_sheet(result: SearchResult) -> str:
 
 
 def _entry(hit: Hit, find: str) -> str:
-    judged = f"similarity {hit.similarity:.3f}"
+    scores = f"similarity {hit.similarity:.3f}"
     if hit.probability is not None:
-        judged = f"match {100 * hit.probability:.1f} %, {judged}"
+        scores = f"match {100 * hit.probability:.1f} %, {scores}"
     picture = _picture(hit) if find == "images" else ""
     name = escape(hit.id)
-    return f'<li value="{hit.rank}">{picture}{hit.rank}. {name}<br><span class="said">{escape(judged)}</span></li>'
+    return f'<li value="{hit.rank}">{picture}{hit.rank}. {name}<br><span class="said">{escape(scores)}</span></li>'
 
 
 def _picture(hit: Hit) -> str:

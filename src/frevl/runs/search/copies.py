@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from frevl.data.names import text_content
 from frevl.store.towers import Modality
 
-__all__ = ["fold_copies"]
+__all__ = ["merge_copies"]
 
 
-def fold_copies(
+def merge_copies(
     ids: Sequence[str], modality: Modality, first_copies: Mapping[str, str], leave_out: Sequence[str]
 ) -> dict[int, list[str]]:
     """Put items of one content together.

@@ -41,7 +41,7 @@ class IndexReport:
         expansion: Effort of a search: how many candidates the graph keeps.
         recall: Share of the 10 exact neighbours that it finds, on queries that did not choose the effort.
         recall_k: The 10.
-        queries: How many queries judged it.
+        queries: How many queries it was measured with.
         queries_of: ``text`` or ``image``: what the queries were.
         exact_ms: Median milliseconds of an exact search.
         indexed_ms: Median milliseconds of an indexed one.
@@ -159,7 +159,7 @@ def build_index(
 
     Args:
         shortlist: The vectors.
-        queries: ``(n, d)`` float32 real queries; the even ones choose the effort, the odd ones judge.
+        queries: ``(n, d)`` float32 real queries; the even ones choose the effort, the odd ones measure the recall.
         queries_of: What they are, for the report.
         recall: Share of the exact neighbours to find.
         k: Of how many neighbours.

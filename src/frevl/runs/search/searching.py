@@ -16,7 +16,7 @@ from frevl.encoders.images import ImageSource
 from frevl.encoders.unread import MOSTLY
 from frevl.errors import ImageError, UsageError
 from frevl.runs.scorer import Scorer
-from frevl.runs.search.copies import fold_copies
+from frevl.runs.search.copies import merge_copies
 from frevl.runs.search.index import IndexReport, NeighbourIndex, build_index
 from frevl.runs.search.nearest import nearest_rows
 from frevl.runs.search.vectors import Shortlist
@@ -27,7 +27,7 @@ __all__ = ["Hit", "SearchResult", "Searcher", "index_store", "search"]
 
 _EXACT_UP_TO = 300_000  # rows; above this, a search without an index suggests one
 _NEVER_CUT = 64  # characters; no encoder reads fewer tokens than that
-_JUDGES = 512  # queries to measure an index with
+_TEST_QUERIES = 512  # queries to measure an index with
 
 _FIND: dict[str, Modality] = {"images": "image", "texts": "text"}
 
@@ -145,7 +145,7 @@ class Searcher:
             ids = shortlist.ids(rows)
             found = {row: [id_] for row, id_ in enumerate(ids) if id_ not in itself}
             if not copies:
-                found = fold_copies(ids, wanted, self._first_copies, itself)
+                found = merge_copies(ids, wanted, self._first_copies, itself)
             if len(found) + len(itself) >= wanted_depth or len(rows) < depth:
                 break
             depth *= 2  # copies have taken the places of others
@@ -158,9 +158,9 @@ class Searcher:
         hits, reranked = self._hits(query, wanted, [found[number][0] for number in kept], similarities[kept], k)
         same = {found[number][0]: tuple(found[number][1:]) for number in kept}
         hits = [replace(hit, copies=same[hit.id]) for hit in hits]
-        folded = sum(len(hit.copies) for hit in hits)
-        if folded:
-            notes.append(f"{folded:,} {TABLES[wanted]} with the content of a hit are not shown; --all shows them.")
+        merged = sum(len(hit.copies) for hit in hits)
+        if merged:
+            notes.append(f"{merged:,} {TABLES[wanted]} with the content of a hit are not shown; --all shows them.")
         return SearchResult(
             query=query.id,
             find=TABLES[wanted],
@@ -366,7 +366,7 @@ def index_store(
     shortlist = Shortlist(scorer, wanted, progress=progress)
     asking: Modality = "text" if wanted == "image" and scorer.store.ids("text") else "image"
     ids = scorer.store.ids(asking)
-    chosen = np.random.default_rng(0).permutation(len(ids))[:_JUDGES]
+    chosen = np.random.default_rng(0).permutation(len(ids))[:_TEST_QUERIES]
     of = scorer.text_vectors if asking == "text" else scorer.image_vectors
     report = build_index(
         shortlist,
