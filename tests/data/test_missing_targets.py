@@ -29,8 +29,8 @@ def csv_of(path, rows):
 def test_what_table_software_writes_for_no_value_is_no_class(tmp_path, word):
     pairs = read_pairs(csv_of(tmp_path / "p.csv", [("a", "x", "dog"), ("b", "y", word), ("c", "z", "none")]))
     assert pairs.targets == ["dog", None, "none"]
-    judged, left_out = with_targets(pairs)
-    assert judged.targets == ["dog", "none"]
+    labelled, left_out = with_targets(pairs)
+    assert labelled.targets == ["dog", "none"]
     assert [(one.kind, one.id, one.reason) for one in left_out] == [
         ("pair", f"{tmp_path / 'p.csv'}:3",
          "field 'target': expected a target, as 2 other pairs of the file have one, found none"),
@@ -92,29 +92,29 @@ def test_a_missing_cluster_is_the_image(name):
 
 
 @pytest.fixture(scope="module")
-def judged(made, tmp_path_factory):
-    """Captions with true and false, and as many rows that nobody judged. The wrong captions come from other colours."""
+def labelled(made, tmp_path_factory):
+    """Captions with true and false, and as many rows that nobody labelled. The wrong captions come from other colours."""
     rows = []
     colours = sorted({text.split()[1] for text in made.captions.texts if text.startswith("a ")})
     for image, text in zip(made.captions.images[::2], made.captions.texts[::2], strict=True):
         own = text.split()[1]
         wrong, other = [colour for colour in colours if colour != own][:2]
         rows += [(image, text, "True"), (image, f"a {wrong} square", "False"), (image, f"a {other} square", "")]
-    return csv_of(tmp_path_factory.mktemp("judged") / "m.csv", rows)
+    return csv_of(tmp_path_factory.mktemp("labelled") / "m.csv", rows)
 
 
-def test_matching_trains_and_is_judged_on_judged_pairs_alone(made, judged, tmp_path):
-    whole, left_out = with_targets(read_pairs(judged))
+def test_matching_trains_and_is_evaluated_on_labelled_pairs_alone(made, labelled, tmp_path):
+    whole, left_out = with_targets(read_pairs(labelled))
     assert (len(whole), len(left_out)) == (240, 120)
-    run = train(made.store, judged, run=tmp_path / "all", task="matching", model="linear")
-    alone = train(made.store, whole, run=tmp_path / "judged", task="matching", model="linear")
+    run = train(made.store, labelled, run=tmp_path / "all", task="matching", model="linear")
+    alone = train(made.store, whole, run=tmp_path / "labelled", task="matching", model="linear")
     assert any("Left out: 120 pairs" in note and "expected a target" in note for note in run.results["notes"])
     assert run.results["train_pairs"] == alone.results["train_pairs"]
-    result = evaluate(Scorer(run, made.store), judged)
+    result = evaluate(Scorer(run, made.store), labelled)
     assert result.n == 240
     assert len(result.left_out) == 120
     assert result.metrics == evaluate(Scorer(alone, made.store), whole).metrics
-    scored, _ = score_file(Scorer(run, made.store), judged, tmp_path / "s.jsonl")
+    scored, _ = score_file(Scorer(run, made.store), labelled, tmp_path / "s.jsonl")
     assert scored == 360, "a score needs no target"
 
 
@@ -129,8 +129,8 @@ def test_classification_leaves_them_out_too(made, tmp_path):
     assert (result.n, len(result.left_out)) == (60, 20)
 
 
-def test_only_wrong_pairs_beside_unjudged_ones_say_what_is_missing(made, judged, tmp_path):
-    pairs = read_pairs(judged)
+def test_only_wrong_pairs_beside_unlabelled_ones_say_what_is_missing(made, labelled, tmp_path):
+    pairs = read_pairs(labelled)
     rows = [row for row, target in enumerate(pairs.targets) if target != "True"]
     with pytest.raises(PairsError, match="found only wrong ones; where some pairs have a target, the right ones need"):
         train(made.store, pairs.select(rows), run=tmp_path / "run", task="matching", model="linear")

@@ -10,7 +10,7 @@ from frevl.models.retrieval.reranker import hubness
 from frevl.models.retrieval.two_tower import Cosine
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.options import Session
-from frevl.training.retrieval.hard_negatives import bank_of, fold_by_image, mine_hard_negatives, near_duplicate_bound
+from frevl.training.retrieval.hard_negatives import assign_folds, bank_of, mine_hard_negatives, near_duplicate_bound
 from frevl.training.retrieval.reranker import listwise_loss
 
 
@@ -28,11 +28,11 @@ def pairs_of(images, texts, image_rows, text_rows):
 
 def test_an_image_lies_in_one_fold_and_folds_are_even():
     rows = torch.arange(7).repeat_interleave(3)
-    folds = fold_by_image(rows, 3, seed=5)
+    folds = assign_folds(rows, 3, seed=5)
     for image in range(7):
         assert len(set(folds[rows == image].tolist())) == 1
     assert sorted(torch.bincount(folds[::3]).tolist()) == [2, 2, 3]
-    assert folds.tolist() != fold_by_image(rows, 3, seed=6).tolist()
+    assert folds.tolist() != assign_folds(rows, 3, seed=6).tolist()
 
 
 def test_hubness_by_hand():
@@ -49,18 +49,18 @@ def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch
     image_rows, text_rows = torch.arange(count).repeat(2), torch.randperm(2 * count)
     pairs = pairs_of(images, texts, image_rows, text_rows)
     first = Cosine(spaces=[[0, width, 0, width]], scale=3.0)
-    lists = mine_hard_negatives(
+    negatives = mine_hard_negatives(
         pairs, session=session(1), folds=2, depth=4, alignment_weight=0.0, hubness_weight=0.5, bank=6, first=first
     )
-    assert lists.image_rows.tolist() == image_rows.tolist()
-    assert lists.text_rows.tolist() == text_rows.tolist()
-    folds = fold_by_image(image_rows, 2, 1)
+    assert negatives.image_rows.tolist() == image_rows.tolist()
+    assert negatives.text_rows.tolist() == text_rows.tolist()
+    folds = assign_folds(image_rows, 2, 1)
     image_of = dict(zip(text_rows.tolist(), image_rows.tolist(), strict=True))
     fold_of = dict(zip(image_rows.tolist(), folds.tolist(), strict=True))
     # Hubness is measured with items of the other folds.
     outside = [folds != fold for fold in range(2)]
     of_fold = [bank_of(first, images, texts, image_rows[rows], text_rows[rows], 6, 1) for rows in outside]
-    for n in range(len(lists)):
+    for n in range(len(negatives)):
         image, text = int(image_rows[n]), int(text_rows[n])
         banks = of_fold[fold_of[image]]
 
@@ -70,26 +70,26 @@ def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch
             hubs = hubness(v, banks[1], scales) + hubness(w, banks[0], scales)
             return float(3 * (v * w).sum() - 0.5 * hubs)
 
-        assert float(lists.base[n]) == pytest.approx(score(image, text), abs=1e-4)
+        assert float(negatives.base[n]) == pytest.approx(score(image, text), abs=1e-4)
         wrong = {i: score(i, text) for i in range(count) if i != image and fold_of[i] == fold_of[image]}
         expected = sorted(wrong, key=wrong.get, reverse=True)[:4]
-        assert lists.wrong_images[n].tolist() == expected
-        assert lists.wrong_images_base[n].tolist() == pytest.approx([wrong[i] for i in expected], abs=1e-4)
+        assert negatives.wrong_images[n].tolist() == expected
+        assert negatives.wrong_images_base[n].tolist() == pytest.approx([wrong[i] for i in expected], abs=1e-4)
         wrong = {t: score(image, t) for t, i in image_of.items() if i != image and fold_of[i] == fold_of[image]}
-        assert lists.wrong_texts[n].tolist() == sorted(wrong, key=wrong.get, reverse=True)[:4]
+        assert negatives.wrong_texts[n].tolist() == sorted(wrong, key=wrong.get, reverse=True)[:4]
 
 
 def test_another_wording_is_not_a_wrong_text_and_its_image_not_a_wrong_image(monkeypatch):
     monkeypatch.setattr(frevl.training.retrieval.hard_negatives, "near_duplicate_bound", lambda *_: 0.99)
-    fold = (fold_by_image(torch.arange(12), 2, 0) == 0).nonzero()[:, 0].tolist()
+    fold = (assign_folds(torch.arange(12), 2, 0) == 0).nonzero()[:, 0].tolist()
     texts = torch.randn(12, 4)
     texts[fold[1]] = texts[fold[0]]
     pairs = pairs_of(torch.randn(12, 4), texts, range(12), range(12))
-    lists = mine_hard_negatives(pairs, session=session(0), folds=2, depth=5, first=Cosine(spaces=[[0, 4, 0, 4]]))
+    negatives = mine_hard_negatives(pairs, session=session(0), folds=2, depth=5, first=Cosine(spaces=[[0, 4, 0, 4]]))
     for n in fold[:2]:
-        assert set(lists.wrong_images[n].tolist()) == {*fold[2:], -1}
-        assert set(lists.wrong_texts[n].tolist()) == {*fold[2:], -1}
-    assert set(lists.wrong_texts[fold[2]].tolist()) == {*fold} - {fold[2]}
+        assert set(negatives.wrong_images[n].tolist()) == {*fold[2:], -1}
+        assert set(negatives.wrong_texts[n].tolist()) == {*fold[2:], -1}
+    assert set(negatives.wrong_texts[fold[2]].tolist()) == {*fold} - {fold[2]}
 
 
 def test_the_bound_of_another_wording():
@@ -109,11 +109,11 @@ def test_cross_fitted_first_stages_never_see_the_fold(monkeypatch):
 
     monkeypatch.setattr(frevl.training.retrieval.hard_negatives, "fit_two_tower_ensemble", spy)
     pairs = pairs_of(torch.randn(9, 3), torch.randn(9, 3), range(9), range(9))
-    lists = mine_hard_negatives(pairs, session=session(2), folds=3, depth=2)
+    negatives = mine_hard_negatives(pairs, session=session(2), folds=3, depth=2)
     assert len(seen) == 3
     for n, image in enumerate(range(9)):
         unseen = next(part for part in seen if image not in part)
-        assert unseen.isdisjoint(set(lists.wrong_images[n].tolist()) - {-1})
+        assert unseen.isdisjoint(set(negatives.wrong_images[n].tolist()) - {-1})
 
 
 def test_listwise_loss_by_hand():

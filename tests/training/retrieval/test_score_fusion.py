@@ -30,17 +30,17 @@ def test_candidates_put_wrong_items_before_right_ones_on_ties():
 def test_each_direction_finds_its_weight_of_hubness_and_a_harmful_fusion_weighs_nothing():
     texts = side([[[2.0, 4.0, 9.0], [1.0, 0.0, 0.0]]] * 5, [[False, True]] * 5)
     images = side([[[2.0, 0.0, 9.0], [1.9, 0.0, 0.0]], [[3.0, 0.0, 0.0], [1.0, 0.0, 9.0]]] * 2, [[True, False]] * 4)
-    blend = choose_weights(texts, images)
-    assert blend.weights == TermWeights(text_hubness=-0.5)
-    assert blend.metrics["i2t_r1"] == 100
-    assert blend.metrics["t2i_r1"] == 100
+    found = choose_weights(texts, images)
+    assert found.weights == TermWeights(text_hubness=-0.5)
+    assert found.metrics["i2t_r1"] == 100
+    assert found.metrics["t2i_r1"] == 100
 
 
 def test_a_helpful_fusion_gets_a_weight():
     good = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 2.0]]] * 3, [[False, True]] * 3)
-    blend = choose_weights(good, good)
-    assert blend.weights.fusion > 0
-    assert blend.metrics["i2t_r1"] == 100
+    found = choose_weights(good, good)
+    assert found.weights.fusion > 0
+    assert found.metrics["i2t_r1"] == 100
     assert choose_weights(good, good, fusion=False).metrics["i2t_r1"] == 0
 
 
@@ -48,9 +48,9 @@ def test_one_direction_never_pays_for_the_other():
     # Every weight of the fusion that helps texts hurts images.
     helped = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 1.0]]] * 3, [[False, True]] * 3)
     hurt = side([[[1.0, 0.0, 0.0], [0.9, 0.0, 1.0]]] * 3, [[True, False]] * 3)
-    blend = choose_weights(helped, hurt)
-    assert blend.weights.fusion == 0
-    assert blend.metrics["t2i_r1"] == 100
+    found = choose_weights(helped, hurt)
+    assert found.weights.fusion == 0
+    assert found.metrics["t2i_r1"] == 100
 
 
 def test_never_worse_than_the_first_stage_on_random_terms():

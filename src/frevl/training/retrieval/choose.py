@@ -131,8 +131,8 @@ def _reranked(first: _Tried[FirstStage], reranked: Fitted[Reranked], search: Wei
         (f"{first.name} with alignment, hubness and {_FUSION}", search.fused, reranked.seconds),
     )
     return [
-        _Tried(name, search.by_image(blend), replace(reranked, network=network.weighed(blend.weights, blend.depth)), s)
-        for name, blend, s in steps
+        _Tried(name, search.by_image(found), replace(reranked, network=network.weighed(found.weights, found.depth)), s)
+        for name, found, s in steps
     ]
 
 

@@ -179,7 +179,7 @@ def fit_reranked(
             f"Reranking expects at least {FEWEST_IMAGES} training images with right texts, found "
             f"{len(torch.unique(pairs.image_rows))}; give more pairs, or take --model dual"
         )
-    lists = mine_hard_negatives(
+    mined = mine_hard_negatives(
         pairs, session=replace(session, time_limit=None if limit is None else _MINING_SHARE * limit),
         first=None if network.trained else network, checkpoint=checkpoint,
     )  # fmt: skip
@@ -200,7 +200,7 @@ def fit_reranked(
     )
     left = None if limit is None else max(1.0, 0.9 * limit - first.seconds - (clock.seconds() - started))
     report = fit_reranker(
-        fusion, pairs, lists, options=options, session=replace(session, time_limit=left),
+        fusion, pairs, mined, options=options, session=replace(session, time_limit=left),
         title=f"training {preset} to rerank", checkpoint=checkpoint.part("reranker"),
     )  # fmt: skip
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
@@ -250,8 +250,8 @@ def right_pairs(examples: Examples) -> EmbeddedPairs:
 
 def _sentence(search: WeightSearch) -> str:
     parts = [
-        f"{name} {blend.metrics['i2t_r1']:.1f} / {blend.metrics['t2i_r1']:.1f}"
-        for name, blend in (
+        f"{name} {found.metrics['i2t_r1']:.1f} / {found.metrics['t2i_r1']:.1f}"
+        for name, found in (
             ("first stage", search.first),
             ("without hubs", search.without_hubs),
             ("with the fusion", search.fused),

@@ -24,7 +24,7 @@ from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
-__all__ = ["HardNegatives", "bank_of", "fold_by_image", "mine_hard_negatives"]
+__all__ = ["HardNegatives", "assign_folds", "bank_of", "mine_hard_negatives"]
 
 _MOST_IMAGES = 2500  # images mined a fold: with five texts each 31 million scores
 _TWIN_QUANTILE = 0.75
@@ -59,7 +59,7 @@ class HardNegatives:
         return len(self.image_rows)
 
 
-def fold_by_image(image_rows: Tensor, folds: int, seed: int) -> Tensor:
+def assign_folds(image_rows: Tensor, folds: int, seed: int) -> Tensor:
     """Deal the images of ``(n,)`` pairs into folds: ``(n,)`` fold numbers."""
     different, inverse = torch.unique(image_rows, return_inverse=True)
     order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
@@ -96,7 +96,7 @@ def mine_hard_negatives(
     """
     clock = checkpoint.clock
     started, seed, time_limit = clock.seconds(), session.seed, session.time_limit
-    fold_of = fold_by_image(pairs.image_rows, folds, seed)
+    fold_of = assign_folds(pairs.image_rows, folds, seed)
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows, pairs.text_rows)
     parts, order = [], []

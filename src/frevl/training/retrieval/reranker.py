@@ -21,23 +21,23 @@ __all__ = ["fit_reranker", "listwise_loss"]
 def fit_reranker(
     network: Standardised,
     pairs: EmbeddedPairs,
-    lists: HardNegatives,
+    mined: HardNegatives,
     *,
     options: RerankerOptions,
     session: Session,
     title: str,
     checkpoint: Checkpoint = NOWHERE,
 ) -> FitReport:
-    """Train a fusion on mined lists; on embeddings in the memory, pooled or tokens.
+    """Train a fusion on hard negatives; on embeddings in memory, pooled or tokens.
 
     Each right pair competes with `negatives` wrong images for its text and as many wrong texts for its image, by the
     sum of the score that the first stage gave and the fusion's logit. The fusion starts at zero, so training starts at
     the ranking of the first stage and learns its mistakes.
 
     Args:
-        network: Its statistics are taken from the lists' items.
+        network: Its statistics are taken from the mined items.
         pairs: Embedded items.
-        lists: What was mined.
+        mined: The hard negatives.
         options: How.
         session: Seed of order, choice of wrong items and dropout; time limit, device and progress.
         title: Of the progress line.
@@ -47,22 +47,22 @@ def fit_reranker(
         TrainingError: The loss is not finite.
     """
     network.standardise(
-        pooled_items(pairs.images, pairs.image_mask)[torch.unique(lists.image_rows)],
-        pooled_items(pairs.texts, pairs.text_mask)[torch.unique(lists.text_rows)],
+        pooled_items(pairs.images, pairs.image_mask)[torch.unique(mined.image_rows)],
+        pooled_items(pairs.texts, pairs.text_mask)[torch.unique(mined.text_rows)],
     )
     wrong, label_smoothing, device = options.negatives, options.label_smoothing, session.device
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen = torch.randint(lists.wrong_images.shape[1], (2, len(rows), wrong), generator=random)
-        images, image_base = _drawn(lists.wrong_images, lists.wrong_images_base, rows, chosen[0])
-        texts, text_base = _drawn(lists.wrong_texts, lists.wrong_texts_base, rows, chosen[1])
-        image, text = lists.image_rows[rows], lists.text_rows[rows]
+        chosen = torch.randint(mined.wrong_images.shape[1], (2, len(rows), wrong), generator=random)
+        images, image_base = _drawn(mined.wrong_images, mined.wrong_images_base, rows, chosen[0])
+        texts, text_base = _drawn(mined.wrong_texts, mined.wrong_texts_base, rows, chosen[1])
+        image, text = mined.image_rows[rows], mined.text_rows[rows]
         image_rows = torch.cat([image, images.reshape(-1).clamp(min=0), image.repeat_interleave(wrong)])
         text_rows = torch.cat([text, text.repeat_interleave(wrong), texts.reshape(-1).clamp(min=0)])
         with low_precision(device):
             logits = _logits(network, pairs, image_rows, text_rows, device).float()
         right, by_image, by_text = torch.split(logits, [len(rows), images.numel(), texts.numel()])
-        right = lists.base[rows].to(device) + right
+        right = mined.base[rows].to(device) + right
         losses = [
             listwise_loss(
                 right, said.view(numbers.shape) + base.to(device), (numbers >= 0).to(device),
@@ -74,7 +74,7 @@ def fit_reranker(
         return loss, {"listwise": loss}
 
     return gradient_descent(
-        network, loss_of, len(lists), options=options, session=session, title=title, remedy="lower learning_rate",
+        network, loss_of, len(mined), options=options, session=session, title=title, remedy="lower learning_rate",
         checkpoint=checkpoint,
     )  # fmt: skip
 

@@ -161,7 +161,7 @@ def choose_weights(
             continue
         (text_hubness, image_hits), (image_hubness, text_hits) = chosen
         weights = TermWeights(image_hubness=image_hubness, text_hubness=text_hubness, fusion=weight)
-        blend = FusionWeights(weights, depth, image_hits, text_hits, tried)
-        if best is None or blend.mean > best.mean + 1e-9:
-            best = blend
+        one = FusionWeights(weights, depth, image_hits, text_hits, tried)
+        if best is None or one.mean > best.mean + 1e-9:
+            best = one
     return None if best is None else replace(best, tried=tried)

@@ -24,7 +24,7 @@ from frevl.training.retrieval.score_fusion import (
 
 __all__ = ["WeightSearch", "development_part", "search_alone", "search_weights"]
 
-_MOST_JUDGED = 1000  # development images that weights are chosen on
+_MOST_IMAGES = 1000  # development images that weights are chosen on
 _PAIRS_AT_ONCE = 4096
 
 
@@ -44,22 +44,22 @@ class WeightSearch:
     fused: FusionWeights
     owners: Tensor
 
-    def by_image(self, blend: FusionWeights) -> Tensor:
+    def by_image(self, found: FusionWeights) -> Tensor:
         """``(images,)``: the mean of the six hits of each image and its texts, what candidates are compared by."""
-        texts = torch.zeros(len(blend.i2t)).index_add_(0, self.owners, blend.t2i.mean(dim=1))
-        counts = torch.zeros(len(blend.i2t)).index_add_(0, self.owners, torch.ones(len(self.owners)))
-        return 0.5 * blend.i2t.mean(dim=1) + 0.5 * texts / counts.clamp(min=1)
+        texts = torch.zeros(len(found.i2t)).index_add_(0, self.owners, found.t2i.mean(dim=1))
+        counts = torch.zeros(len(found.i2t)).index_add_(0, self.owners, torch.ones(len(self.owners)))
+        return 0.5 * found.i2t.mean(dim=1) + 0.5 * texts / counts.clamp(min=1)
 
     def record(self) -> dict[str, Any]:
         """Return what the run keeps."""
         named = {"first_stage": self.first, "with_crowds": self.without_hubs, "with_fusion": self.fused}
-        return {name: blend.record() for name, blend in named.items()}
+        return {name: found.record() for name, found in named.items()}
 
 
 def development_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
     """Return the pairs of at most 1,000 development images: weights need no more."""
     kept = torch.unique(dev.image_rows)
-    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))[:_MOST_JUDGED]]
+    kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))[:_MOST_IMAGES]]
     return dev.select(torch.isin(dev.image_rows, kept))
 
 
@@ -128,12 +128,12 @@ def search_weights(network: Reranked, dev: EmbeddedPairs) -> WeightSearch:
 
     def best(weights: list[float], *, hubs: bool, fusion: bool) -> FusionWeights:
         """The best mean recall; among equals the first, which weighs the alignment least."""
-        blends = []
+        tried = []
         for weight in weights:
-            blend = choose_weights(*sides[weight], hubs=hubs, fusion=fusion, least=least)
-            if blend is not None:
-                blends.append(replace(blend, weights=replace(blend.weights, alignment=weight)))
-        return max(blends, key=lambda blend: blend.mean)
+            found = choose_weights(*sides[weight], hubs=hubs, fusion=fusion, least=least)
+            if found is not None:
+                tried.append(replace(found, weights=replace(found.weights, alignment=weight)))
+        return max(tried, key=lambda found: found.mean)
 
     alone = best([own], hubs=False, fusion=False)
     least = alone.metrics["i2t_r1"] / 100 - 1e-6, alone.metrics["t2i_r1"] / 100 - 1e-6
