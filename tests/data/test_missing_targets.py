@@ -93,7 +93,7 @@ def test_a_missing_cluster_is_the_image(name):
 
 @pytest.fixture(scope="module")
 def labelled(made, tmp_path_factory):
-    """Captions with true and false, and as many rows that nobody labelled. The wrong captions come from other colours."""
+    """Captions with true and false, and as many unlabelled rows. The wrong captions come from other colours."""
     rows = []
     colours = sorted({text.split()[1] for text in made.captions.texts if text.startswith("a ")})
     for image, text in zip(made.captions.images[::2], made.captions.texts[::2], strict=True):
