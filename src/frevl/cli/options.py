@@ -145,6 +145,15 @@ GroupsOption = Annotated[
         "--find-groups/--no-groups", help="Find copies and other pairs that belong together.", show_default="on"
     ),
 ]
+EncoderOption = Annotated[
+    list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all that have every item")
+]
+ImageEncoderOption = Annotated[
+    list[str] | None, typer.Option(help="Encoder of the images alone; may be repeated.", show_default="as --encoder")
+]
+TextEncoderOption = Annotated[
+    list[str] | None, typer.Option(help="Encoder of the texts alone; may be repeated.", show_default="as --encoder")
+]
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(

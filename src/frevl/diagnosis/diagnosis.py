@@ -44,6 +44,7 @@ from frevl.progress import print_progress
 from frevl.provenance import provenance
 from frevl.runs.targets import match_truth
 from frevl.store.reader import Store
+from frevl.store.towers import MODALITIES
 from frevl.training.training import TASKS
 
 __all__ = ["Diagnosis", "diagnose"]
@@ -85,6 +86,8 @@ def diagnose(
     task: str,
     dev: str | Path | Pairs | None = None,
     encoder: Sequence[str] | None = None,
+    image_encoder: Sequence[str] | None = None,
+    text_encoder: Sequence[str] | None = None,
     models: Sequence[str] | None = None,
     precision: float | None = None,
     probes: bool = True,
@@ -102,7 +105,9 @@ def diagnose(
         test: Test pairs with known truth.
         task: ``matching`` or ``classification``.
         dev: Development pairs; None sets aside 15 % of the training images.
-        encoder: Encoders whose towers are concatenated; None takes all in the store.
+        encoder: Encoders whose towers are concatenated, as in `frevl.train`.
+        image_encoder: Encoders of the images alone.
+        text_encoder: Encoders of the texts alone.
         models: Names of the models to compare (`frevl.diagnosis.model_comparison.MODEL_SPECS`); None takes all that fit
             task and size.
         precision: Wanted share of right answers, in (0, 1), that the confidence threshold is chosen for; None chooses.
@@ -132,6 +137,8 @@ def diagnose(
     check_cleanlab()
     pairs, test, dev = in_memory(pairs), in_memory(test), in_memory(dev)
     encoder = None if encoder is None else as_list(encoder, "encoder")
+    image_encoder = None if image_encoder is None else as_list(image_encoder, "image_encoder")
+    text_encoder = None if text_encoder is None else as_list(text_encoder, "text_encoder")
     models = None if models is None else as_list(models, "models")
     several = [store] if isinstance(store, Store | str | Path) else list(store)
     if not several:
@@ -139,8 +146,8 @@ def diagnose(
     stores = [one if isinstance(one, Store) else Store.open(one) for one in several]
     clock = _Clock(progress)
     splits = read_splits(
-        stores[0], pairs, test, task=task, dev=dev, encoder=encoder, seed=seed, group_by=group_by,
-        find_groups=find_groups,
+        stores[0], pairs, test, task=task, dev=dev, encoder=encoder, image_encoder=image_encoder,
+        text_encoder=text_encoder, seed=seed, group_by=group_by, find_groups=find_groups,
     )  # fmt: skip
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -182,7 +189,8 @@ def diagnose(
         findings.append(label_error_finding(comparison, folder=folder / "labels", time_limit=0.15 * time_limit))
         clock.step("looking at the embeddings")
         fusions = [model.scorer for model in comparison.models if model.spec.role == "fusion"]
-        findings += embedding_findings(splits.store, splits.train, encoders=encoder, scorers=fusions, seed=seed)
+        used = {modality: splits.encoders_of(modality) for modality in MODALITIES}
+        findings += embedding_findings(splits.store, splits.train, encoders=used, scorers=fusions, seed=seed)
         clock.step("comparing encoders and costs")
         plain = [model.name for model in comparison.models if model.name in ("linear", "mlp")]
         compared, better = encoder_findings(
@@ -200,7 +208,7 @@ def diagnose(
         findings += cost_findings(comparison)
     if probes:
         clock.step("probing the encoders with drawn pictures")
-        findings += probe_findings(encoder or splits.store, seed=seed, progress=progress)
+        findings += probe_findings(splits.encoders_of("image") or splits.store, seed=seed, progress=progress)
     clock.step("")
     origin = provenance(run="", store_fingerprint=stores[0].fingerprint, seed=seed)
     return Diagnosis(

@@ -20,6 +20,7 @@ from frevl.progress import print_progress
 from frevl.runs.calibration import calibrated
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, match_truth
+from frevl.store.towers import MODALITIES
 from frevl.training.retrieval.common_space import has_common_space
 from frevl.training.training import train
 
@@ -254,7 +255,7 @@ def compare_models(
         if name not in known:
             raise UsageError(f"A diagnosis compares no model '{name}'. {nearest(name, known)}")
     size = "small" if len(splits.train) <= SMALL else "large"
-    towers = [splits.store.select_towers(modality, splits.encoder) for modality in ("image", "text")]
+    towers = [splits.store.select_towers(modality, splits.encoders_of(modality)) for modality in MODALITIES]
     chosen = [
         spec
         for spec in MODEL_SPECS
@@ -303,6 +304,8 @@ def fit(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float, pai
             model=spec.model,
             dev=seen_by(spec, splits.dev, splits),
             encoder=splits.encoder,
+            image_encoder=splits.image_encoder,
+            text_encoder=splits.text_encoder,
             seed=splits.seed,
             time_limit=max(time_limit, 1.0),
             options={**spec.changes, **passes, **patient},

@@ -13,7 +13,8 @@ from frevl.errors import PairsError
 from frevl.runs.targets import match_truth
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
-from frevl.store.usable_pairs import note_unread, read_usable
+from frevl.store.towers import Modality
+from frevl.store.usable_pairs import choose_towers, names_of, note_unread, read_usable
 
 __all__ = ["MATCH_LABELS", "Splits", "answers_of", "constant", "read_splits", "share_of_clusters"]
 
@@ -37,6 +38,8 @@ class Splits:
         encoder: Names of encoders; None is all in the store.
         seed: Of every random choice.
         notes: Sentences that a reader of the numbers should know.
+        image_encoder: Names of those whose image towers are used; None where `encoder` says it.
+        text_encoder: Names of those whose text towers are used; None where `encoder` says it.
     """
 
     store: Store
@@ -47,6 +50,17 @@ class Splits:
     encoder: list[str] | None
     seed: int
     notes: list[str] = field(default_factory=list)
+    image_encoder: list[str] | None = None
+    text_encoder: list[str] | None = None
+
+    def encoders_of(self, modality: Modality) -> list[str] | None:
+        """Return the names of the encoders of a modality; None is all in the store."""
+        own = self.image_encoder if modality == "image" else self.text_encoder
+        return self.encoder if own is None else own
+
+    def with_encoder(self, name: str, store: Store) -> Splits:
+        """Return the same pairs with the embeddings of one encoder of a store."""
+        return replace(self, store=store, encoder=[name], image_encoder=None, text_encoder=None)
 
 
 def read_splits(
@@ -57,6 +71,8 @@ def read_splits(
     task: str,
     dev: str | Path | Pairs | None,
     encoder: Sequence[str] | None,
+    image_encoder: Sequence[str] | None = None,
+    text_encoder: Sequence[str] | None = None,
     seed: int,
     group_by: str | None = None,
     find_groups: bool = True,
@@ -65,12 +81,14 @@ def read_splits(
 
     Raises:
         PairsError: Pairs cannot be used: unknown images, no targets, one image only.
-        UsageError: An encoder is not in the store.
+        UsageError: An encoder is not in the store, or the chosen ones have no tower of a modality.
     """
-    towers = store.select_towers("image", encoder)
     notes: list[str] = []
     train, asked = read_usable(store, pairs, notes), read_usable(store, test, notes)
     known = [train] if dev is None else [train, read_usable(store, dev, notes)]
+    names = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
+    chosen = choose_towers(store, [*known, asked], notes, names)
+    towers = chosen["image"]
     known, grouped = group_pairs(store, known, group_by=group_by, find=find_groups, towers=towers, seed=seed)
     (asked,), drawn = group_pairs(
         store, [asked], group_by=group_by, find=find_groups, towers=towers, seed=seed,
@@ -79,13 +97,17 @@ def read_splits(
     notes += grouped + drawn
     train, held = known if dev is not None else split_by_image(known[0], DEV_SHARE, seed=seed)
     texts = [text for part in (train, held, asked) for text in part.texts]
-    note_unread(store, texts, store.select_towers("text", encoder), notes)
+    note_unread(store, texts, chosen["text"], notes)
     if task == "matching":
         held, asked = with_wrong_pairs(held, seed), with_wrong_pairs(asked, seed)
     else:
         for part in (train, held, asked):
             _check_targets(part)
-    return Splits(store, task, train, held, asked, list(encoder) if encoder else None, seed, notes)
+    own = [
+        None if towers == store.select_towers(modality, encoder) else names_of(store, towers)
+        for modality, towers in chosen.items()
+    ]
+    return Splits(store, task, train, held, asked, list(encoder) if encoder else None, seed, notes, *own)
 
 
 def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:

@@ -168,11 +168,12 @@ class Run:
         for modality, towers in self.towers.items():
             for name, identity in towers.items():
                 place = f"{self.path} and {store.path} do not fit"
+                flags = " ".join(f"--encoder {encoder}" for encoder in self.encoders)
                 tower = store.towers.get(name)
                 if tower is None:
                     raise FingerprintError(
                         f"{place}: the run needs the {modality} tower '{name}', the store has "
-                        f"{sorted(store.towers)}; extract with: --encoder {self.encoders[0]}"
+                        f"{sorted(store.towers)}; extract with: {flags}"
                     )
                 fields = different_fields(identity, tower.identity)
                 if fields:

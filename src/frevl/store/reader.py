@@ -373,7 +373,7 @@ class Store:
         if lacking:
             raise StoreError(
                 f"{self.path}: {lacking:,} of {len(rows):,} {modality}s have no embedding of the tower '{tower.name}'; "
-                f"{tower.remedy}, or choose other encoders with --encoder"
+                f"{tower.remedy}, or choose other encoders with --{modality}-encoder"
             )
         return values, mask
 

@@ -21,6 +21,7 @@ from frevl.errors import FingerprintError, StoreError
 __all__ = [
     "CANARY_COSINE",
     "IMPORTED",
+    "MODALITIES",
     "Modality",
     "Tower",
     "check_same",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 Modality = Literal["image", "text"]
+MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 FORMAT = 1  # raised when an older frevl can no longer read what this one writes
 IMPORTED = "declared at import"  # instead of a hash of weights that nobody here has seen

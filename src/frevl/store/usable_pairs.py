@@ -1,21 +1,22 @@
-"""Pairs whose images and texts are in the store; the others are counted and reported."""
+"""Pairs whose images and texts are in the store, and the towers that all of them have; the rest is reported."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, spelling_note, why_unknown
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.unread import unread_sentence
-from frevl.errors import PairsError
+from frevl.errors import PairsError, UsageError
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
-from frevl.store.towers import Tower
+from frevl.store.towers import MODALITIES, Modality, Tower
 
-__all__ = ["as_known", "note_unread", "read_usable", "usable_pairs"]
+__all__ = ["as_known", "choose_towers", "names_of", "note_unread", "read_usable", "usable_pairs"]
 
 _OPENED = 16  # files whose content shows that a folder before the ids makes no difference
 _HASH = 32  # letters of a content hash
@@ -142,3 +143,68 @@ def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pa
     if sentence:
         notes.append(sentence)
     return usable
+
+
+def choose_towers(
+    store: Store, parts: Sequence[Pairs], notes: list[str], asked: Mapping[str, Sequence[str] | None]
+) -> dict[Modality, list[Tower]]:
+    """Choose the towers of images and those of texts, each by what the items of some pairs have.
+
+    One encoder may have embedded the images and another the texts. Where nothing is asked for, a modality has the
+    towers that all of its items have. Encoders asked for by ``encoder`` are taken whole, except for a half that no item
+    has; those asked for by modality are taken as they are.
+
+    Args:
+        store: Holds the embeddings.
+        parts: Usable pairs.
+        notes: Gets a sentence for every tower that is left out.
+        asked: Names of encoders by argument: ``encoder``, ``image_encoder`` and ``text_encoder``; None or absent asks
+            for nothing.
+
+    Returns:
+        The towers of each modality, in the order of the store.
+
+    Raises:
+        UsageError: An encoder is not in the store, or those asked for have no tower of a modality.
+    """
+    chosen: dict[Modality, list[Tower]] = {}
+    for modality in MODALITIES:
+        own = asked.get(f"{modality}_encoder")
+        named = asked.get("encoder") if own is None else own
+        names: list[str] | None = None if named is None else as_list(named, "encoder")
+        towers = store.select_towers(modality, names)
+        known = store.select_towers(modality)
+        if names is not None and known and not towers:
+            raise UsageError(
+                f"{store.path}: {' and '.join(names)} embedded no {modality}s here; choose the encoder of the "
+                f"{modality}s with --{modality}-encoder: {', '.join(names_of(store, known))}"
+            )
+        if own is None and len(towers) > 1:
+            ids = (id_ for part in parts for id_ in (part.images if modality == "image" else part.texts))
+            towers = _of_all(store, modality, list(dict.fromkeys(ids)), towers, notes, whole=names is not None)
+        chosen[modality] = towers
+    return chosen
+
+
+def _of_all(
+    store: Store, modality: Modality, ids: list[str], towers: list[Tower], notes: list[str], *, whole: bool
+) -> list[Tower]:
+    """Leave out towers that some items lack (``whole``: that all of them lack), unless none would be left."""
+    states, known = store.states(modality), store.positions(modality)
+    rows = [known[id_] for id_ in ids if id_ in known]
+    lacking = {tower.name: int((~states[f"has:{tower.name}"][rows]).sum()) for tower in towers}
+    kept = [tower for tower in towers if lacking[tower.name] < (max(len(rows), 1) if whole else 1)]
+    if not kept:
+        return [min(towers, key=lambda tower: lacking[tower.name])]
+    notes += [
+        f"The {modality} embeddings of {' and '.join(tower.encoders)} are not used, because {lacking[tower.name]:,} of "
+        f"{len(rows):,} {modality}s have none; {tower.remedy}, or choose encoders with --{modality}-encoder."
+        for tower in towers
+        if tower not in kept
+    ]
+    return kept
+
+
+def names_of(store: Store, towers: Sequence[Tower]) -> list[str]:
+    """Return the names of the encoders that use one of these towers, in the order of the store."""
+    return [name for name in store.encoders if any(name in tower.encoders for tower in towers)]

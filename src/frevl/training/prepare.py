@@ -18,7 +18,7 @@ from frevl.runs.targets import Answers, encode_answers, hash_prefixes, label_voc
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.store.usable_pairs import note_unread, read_usable
+from frevl.store.usable_pairs import choose_towers, names_of, note_unread, read_usable
 from frevl.training.examples import Examples, with_wrong_texts
 
 __all__ = ["Prepared", "prepare", "read_file"]
@@ -34,6 +34,7 @@ class Prepared:
         labels: Classes, the most frequent first; empty for matching.
         image_towers: Towers that are concatenated, in their order.
         text_towers: The same for texts.
+        encoders: Names of the encoders that these are of, in the order in which they were asked for.
         image_hashes: ``(n,)`` uint64, sorted: content of the images of both parts.
         notes: Sentences that the user should read.
         dev_is_spare: Development examples were set aside from the training pairs, not given.
@@ -44,6 +45,7 @@ class Prepared:
     labels: list[str]
     image_towers: list[Tower]
     text_towers: list[Tower]
+    encoders: list[str]
     image_hashes: np.ndarray
     notes: list[str]
     dev_is_spare: bool
@@ -61,6 +63,8 @@ def prepare(
     *,
     task: str,
     encoder: Sequence[str] | None,
+    image_encoder: Sequence[str] | None = None,
+    text_encoder: Sequence[str] | None = None,
     seed: int,
     dev_share: float,
     min_answer_count: int,
@@ -72,11 +76,13 @@ def prepare(
     Raises:
         PairsError: The pairs cannot be used.
         StoreError: Embeddings are missing.
-        UsageError: An encoder is not in the store.
+        UsageError: An encoder is not in the store, or the chosen ones have no tower of a modality.
     """
     notes: list[str] = []
-    towers = store.select_towers("image", encoder), store.select_towers("text", encoder)
     parts = [read_usable(store, part, notes) for part in (pairs, dev) if part is not None]
+    asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
+    chosen = choose_towers(store, parts, notes, asked)
+    towers = chosen["image"], chosen["text"]
     note_unread(store, [text for part in parts for text in part.texts], towers[1], notes)
     grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0], seed=seed)
     notes += found
@@ -122,7 +128,9 @@ def prepare(
             notes.append(f"{unseen:,} development pairs have only classes that training never saw: counted as wrong.")
         notes += _single_class(dev_pairs)
     prefixes = hash_prefixes(hashes.values())
-    return Prepared(train, dev_examples, labels, *towers, prefixes, notes, dev_is_spare=dev is None)
+    used = [*(image_encoder or encoder or store.encoders), *(text_encoder or encoder or store.encoders)]
+    encoders = [name for name in dict.fromkeys(used) if name in names_of(store, [*towers[0], *towers[1]])]
+    return Prepared(train, dev_examples, labels, *towers, encoders, prefixes, notes, dev_is_spare=dev is None)
 
 
 def _shared_images(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:

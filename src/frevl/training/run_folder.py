@@ -279,7 +279,8 @@ def run_settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, 
     kept |= options.record()
     kept["pairs"], kept["dev"] = _name(kept["pairs"]), _name(kept["dev"])
     kept["initialise_from"] = str(kept["initialise_from"]) if kept["initialise_from"] is not None else None
-    kept["encoder"] = list(kept["encoder"]) if kept["encoder"] else None
+    for name in ("encoder", "image_encoder", "text_encoder"):
+        kept[name] = list(kept[name]) if kept[name] else None
     kept["columns"] = columns_of(kept["columns"]) or None
     return kept
 
@@ -315,7 +316,7 @@ def write_config(
             record[flag] = columns_of(value)
         else:
             is_file = name in ("pairs", "test", "dev", "initialise_from")
-            record[flag] = _absolute(value) if is_file else list(value) if name == "encoder" else value
+            record[flag] = _absolute(value) if is_file else list(value) if name.endswith("encoder") else value
     chosen = {name: "none" if value is None else value for name, value in options.record().items()}
     try:
         text = "".join(f"# {line}\n" for line in comments) + toml_text({**record, "set": chosen} if chosen else record)

@@ -46,6 +46,8 @@ def train(
     dev: str | Path | Pairs | None = None,
     columns: str | Sequence[str] | Mapping[str, str] | None = None,
     encoder: Sequence[str] | None = None,
+    image_encoder: Sequence[str] | None = None,
+    text_encoder: Sequence[str] | None = None,
     seed: int = 0,
     time_limit: float | None = None,
     dev_share: float = 0.1,
@@ -77,7 +79,10 @@ def train(
             more candidate, and so is the former run as it is.
         dev: Development pairs: early stopping and calibration. None sets aside images of the training pairs.
         columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
-        encoder: Encoders whose towers are concatenated; None takes all in the store.
+        encoder: Encoders whose towers are concatenated; None takes, of images and of texts, all that embedded every
+            item of the pairs.
+        image_encoder: Encoders of the images alone, instead of ``encoder``.
+        text_encoder: Encoders of the texts alone, instead of ``encoder``.
         seed: Of initial weights, order, dropout and splits.
         time_limit: Most seconds of training; the learning-rate schedule shrinks to it.
         dev_share: Share of the images set aside if ``dev`` is None.
@@ -100,6 +105,8 @@ def train(
     """
     pairs, dev = in_memory(pairs), in_memory(dev)
     encoder = None if encoder is None else as_list(encoder, "encoder")
+    image_encoder = None if image_encoder is None else as_list(image_encoder, "image_encoder")
+    text_encoder = None if text_encoder is None else as_list(text_encoder, "text_encoder")
     arguments = dict(locals())
     _check_names(task, model)
     if first_stage is not None and task != "matching":
@@ -116,12 +123,13 @@ def train(
     log_file = folder / "log.jsonl"
     with claim_run(folder, {**settings, "data": data_identity(opened, pairs, dev)}) as checkpoint:
         data = prepare(
-            opened, pairs, dev, task=task, encoder=encoder, seed=seed, dev_share=dev_share,
-            min_answer_count=min_answer_count, group_by=group_by, find_groups=find_groups,
+            opened, pairs, dev, task=task, encoder=encoder, image_encoder=image_encoder, text_encoder=text_encoder,
+            seed=seed, dev_share=dev_share, min_answer_count=min_answer_count, group_by=group_by,
+            find_groups=find_groups,
         )  # fmt: skip
         former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
         outputs = len(data.labels) if task == "classification" else 1
-        encoders = list(encoder) if encoder else opened.encoders
+        encoders = data.encoders
         selection: dict[str, Any] | None = None
         warnings: list[str] = []
         if task == "matching":
@@ -221,7 +229,8 @@ def _former(path: Path, data: Prepared) -> tuple[Run, Pretrained]:
         if own != former.towers[modality] or list(own) != list(former.towers[modality]):
             raise UsageError(
                 f"--initialise-from: {path} reads the {modality} embeddings {', '.join(former.towers[modality])}, "
-                f"found {', '.join(own)} (or other weights under this name); choose the same with --encoder"
+                f"found {', '.join(own)} (or other weights under this name); choose the same with --encoder, "
+                f"or --{modality}-encoder"
             )
     seen = int(np.isin(data.image_hashes, former.train_image_hashes).sum())
     if seen:

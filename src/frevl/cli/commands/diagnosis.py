@@ -10,10 +10,13 @@ import typer
 from frevl.cli.options import (
     OUTPUT,
     ColumnsOption,
+    EncoderOption,
     GroupByOption,
     GroupsOption,
+    ImageEncoderOption,
     JsonOption,
     QuietOption,
+    TextEncoderOption,
     app,
     by_columns,
     say,
@@ -49,9 +52,9 @@ def diagnose(
         Path | None, typer.Option(readable=False, help="Development pairs.", show_default="15 % of the training images")
     ] = None,
     columns: ColumnsOption = None,
-    encoder: Annotated[
-        list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
-    ] = None,
+    encoder: EncoderOption = None,
+    image_encoder: ImageEncoderOption = None,
+    text_encoder: TextEncoderOption = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", help="Model to compare; may be repeated.", show_default="all that fit"),
@@ -91,6 +94,8 @@ def diagnose(
     options = typed(
         dev=by_columns(columns, dev),
         encoder=encoder,
+        image_encoder=image_encoder,
+        text_encoder=text_encoder,
         models=model,
         precision=precision,
         probes=probes,

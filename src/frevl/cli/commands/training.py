@@ -10,12 +10,15 @@ import typer
 from frevl.cli.options import (
     OUTPUT,
     ColumnsOption,
+    EncoderOption,
     GroupByOption,
     GroupsOption,
+    ImageEncoderOption,
     JsonOption,
     QuietOption,
     SetOption,
     StoreOption,
+    TextEncoderOption,
     app,
     say,
     settings_of,
@@ -68,9 +71,9 @@ def train(
             min=0.001, max=0.9, help="Share of the training images set aside for development.", show_default="0.1"
         ),
     ] = None,
-    encoder: Annotated[
-        list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
-    ] = None,
+    encoder: EncoderOption = None,
+    image_encoder: ImageEncoderOption = None,
+    text_encoder: TextEncoderOption = None,
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
     first_stage: Annotated[
@@ -139,9 +142,9 @@ def ablate(
         typer.Option(readable=False, help="Development pairs.", show_default="a tenth of the training images"),
     ] = None,
     columns: ColumnsOption = None,
-    encoder: Annotated[
-        list[str] | None, typer.Option(help="Encoder of the first store; may be repeated.", show_default="all in it")
-    ] = None,
+    encoder: EncoderOption = None,
+    image_encoder: ImageEncoderOption = None,
+    text_encoder: TextEncoderOption = None,
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
     min_answer_count: Annotated[

@@ -230,7 +230,7 @@ def _no_threshold(claim: str, how: str, rate: float) -> Finding:
 
 
 def _unit(splits: Splits, ids: list[str]) -> np.ndarray:
-    values = splits.store.read_images(ids, encoders=splits.encoder)
+    values = splits.store.read_images(ids, encoders=splits.encoders_of("image"))
     unit: np.ndarray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     return unit
 

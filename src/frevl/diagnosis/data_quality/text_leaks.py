@@ -337,9 +337,9 @@ def _nearest_of(vectors: _Vectors, text: str, there: dict[str, str], bounds: dic
 
 def _unit(splits: Splits, texts: list[str]) -> np.ndarray | None:
     """Return ``(texts, dim)`` at unit length; None where no encoder embeds texts."""
-    if not splits.store.select_towers("text", splits.encoder):
+    if not splits.store.select_towers("text", splits.encoders_of("text")):
         return None
-    values = splits.store.read_texts(texts, encoders=splits.encoder)
+    values = splits.store.read_texts(texts, encoders=splits.encoders_of("text"))
     unit: np.ndarray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     return unit
 

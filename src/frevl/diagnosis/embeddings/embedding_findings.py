@@ -6,7 +6,7 @@ neighbours are those of the cosine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_s
 from frevl.models.interface import Projection
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
-from frevl.store.towers import Modality
+from frevl.store.towers import MODALITIES, Modality
 from frevl.training.retrieval.common_space import COMMON_SPACE
 
 __all__ = ["embedding_findings", "gap_advice", "hub_claim", "projection_advice", "rank_advice"]
@@ -40,14 +40,13 @@ _SHARES = (50, 90, 99)  # percent of the variance
 _WELL_USED = 0.5  # of the directions that there can be
 _ALIKE, _MANY_ITEMS = 40, 1000  # an effective rank that is small for so many items
 _MOST_KEPT = 50.0  # percent of the neighbours
-_MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 
 def embedding_findings(
     store: Store,
     pairs: Pairs,
     *,
-    encoders: Sequence[str] | None = None,
+    encoders: Mapping[Modality, Sequence[str] | None] | None = None,
     scorers: Sequence[Scorer] = (),
     most: int = _MOST,
     seed: int = 0,
@@ -57,7 +56,7 @@ def embedding_findings(
     Args:
         store: Holds them.
         pairs: Whose images and texts to look at.
-        encoders: Names of encoders; None takes all in the store.
+        encoders: Names of the encoders of images and of texts; None takes all in the store.
         scorers: Trained models; the projection of every fusion network among them is looked at.
         most: Items of a modality, at most.
         seed: Of the draw of items.
@@ -77,11 +76,12 @@ def embedding_findings(
         "text": list(dict.fromkeys(drawn.texts)),
     }
     findings = []
-    for name in store.encoders if encoders is None else encoders:
+    used = {modality: (encoders or {}).get(modality) or store.encoders for modality in items}
+    for name in dict.fromkeys(name for names in used.values() for name in names):
         spaces = {
             modality: (store.read_images if modality == "image" else store.read_texts)(ids, encoders=[name])
             for modality, ids in items.items()
-            if store.select_towers(modality, [name]) and len(ids) > 2
+            if name in used[modality] and store.select_towers(modality, [name]) and len(ids) > 2
         }
         if not spaces:
             continue
@@ -89,7 +89,7 @@ def embedding_findings(
         many = {modality: values for modality, values in spaces.items() if len(values) >= _FEWEST}
         if many:
             findings.append(_hub_finding(name, many))
-        if _common(store, name):
+        if all(name in names for names in used.values()) and _common(store, name):
             findings.append(_gap_finding(store, name, drawn))
     learned = [(scorer, scorer.network.projections()) for scorer in scorers]
     return findings + [_projection_finding(scorer, maps, items) for scorer, maps in learned if maps is not None]
@@ -239,7 +239,7 @@ def _common(store: Store, name: str) -> bool:
     """Tell whether an encoder declares that its images and texts lie in one space."""
     image, text = (
         {tower.identity.get(COMMON_SPACE) for tower in store.select_towers(modality, [name])} - {None}
-        for modality in _MODALITIES
+        for modality in MODALITIES
     )
     return bool(image & text)
 

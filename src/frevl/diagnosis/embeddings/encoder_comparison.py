@@ -22,7 +22,7 @@ from frevl.errors import FrevlError, PairsError, StoreError, UsageError
 from frevl.evaluation.intervals import bootstrap_interval
 from frevl.progress import print_progress
 from frevl.store.reader import Store
-from frevl.store.towers import Modality
+from frevl.store.towers import MODALITIES, Modality
 
 __all__ = [
     "EncoderCost",
@@ -108,7 +108,8 @@ def encoder_findings(
     for name in models:
         if name not in specs:
             raise UsageError(f"Encoders are compared by models of a diagnosis; there is no '{name}' among them.")
-    own_encoders = splits.encoder or splits.store.encoders
+    used = {name for of in MODALITIES for name in splits.encoders_of(of) or splits.store.encoders}
+    own_encoders = [name for name in splits.encoder or splits.store.encoders if name in used]
     named = [(splits.store, encoder) for encoder in own_encoders]
     named += [(store, encoder) for store in stores for encoder in store.encoders]
     several = len(named) > 1
@@ -117,8 +118,8 @@ def encoder_findings(
     for number, (store, encoder) in enumerate(named):
         twice = [other for _, other in named].count(encoder) > 1
         label = f"{encoder} ({store.path.name})" if twice else encoder
-        own = replace(splits, store=store, encoder=[encoder])
-        if not all(store.select_towers(modality, [encoder]) for modality in _MODALITIES):
+        own = splits.with_encoder(encoder, store)
+        if not all(store.select_towers(modality, [encoder]) for modality in MODALITIES):
             continue
         predictions: dict[str, Predictions] = {}
         dev: dict[str, float] = {}
@@ -149,9 +150,6 @@ def encoder_findings(
     single = f"{best.best} on {best.label} alone"
     finding = replace(finding, advice=f"{finding.advice} {together_advice(name, single, gap)}")
     return [finding], f"better still is {single}, by {gap.size()}" if gap.down else ""
-
-
-_MODALITIES: tuple[Modality, Modality] = ("image", "text")
 
 
 # ---- cost

@@ -238,7 +238,7 @@ def same_class_claim(name: str, gap: Gap, lost: Gap, images: int) -> tuple[str, 
 def _with_mean_image(comparison: ModelComparison) -> Predictions:
     splits, scorer = comparison.splits, comparison.both.scorer
     ids = list(dict.fromkeys(splits.train.images))
-    towers = splits.store.select_towers("image", splits.encoder)
+    towers = splits.store.select_towers("image", splits.encoders_of("image"))
     values, mask = splits.store.read("image", ids, towers)
     weights = mask.astype(np.float32)
     total = np.einsum("ntd,nt->td", values.astype(np.float32), weights)

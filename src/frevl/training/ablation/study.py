@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import MissingExtraError, RunError, UsageError, nearest
 from frevl.evaluation.seeds import evaluate_seeds, open_seeds
@@ -15,7 +16,7 @@ from frevl.models.fusion import PRESETS
 from frevl.progress import print_progress
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
-from frevl.store.usable_pairs import usable_pairs
+from frevl.store.usable_pairs import choose_towers, usable_pairs
 from frevl.training.ablation.report import ablation_markdown, draw_ablation
 from frevl.training.ablation.rows import Ablation, AblationRow, notes_of, row_of
 from frevl.training.ablation.variants import depth_of, options_of, variants_of
@@ -37,6 +38,8 @@ def ablate(
     dev: str | Path | Pairs | None = None,
     columns: str | Sequence[str] | Mapping[str, str] | None = None,
     encoder: Sequence[str] | None = None,
+    image_encoder: Sequence[str] | None = None,
+    text_encoder: Sequence[str] | None = None,
     group_by: str | None = None,
     find_groups: bool = True,
     model: str = "tiny",
@@ -66,7 +69,9 @@ def ablate(
         out: Folder for ``ablation.json``, ``ablation.md``, ``ablation.svg``, ``config.toml`` and ``runs``.
         dev: As in `frevl.train`.
         columns: As in `frevl.train`, for every pairs file.
-        encoder: Encoders of the first store; None takes all in it.
+        encoder: Encoders of the first store, as in `frevl.train`.
+        image_encoder: Its encoders of the images alone.
+        text_encoder: Its encoders of the texts alone.
         group_by: As in `frevl.train` for the trainings, and as in `frevl.evaluate` for the intervals.
         find_groups: The same.
         model: Preset of the fusion: ``tiny``, ``small`` or ``base``.
@@ -100,11 +105,16 @@ def ablate(
         "device": device, **grouping,
     }  # fmt: skip
     shared = {name: value for name, value in shared.items() if value is not None}
-    variants = variants_of(stores, encoder, depth_of(model, full_options))
+    asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
+    towers = choose_towers(stores[0], [common], notes, asked).values()
+    whole = [name for name in stores[0].encoders if all(any(name in one.encoders for one in side) for side in towers)]
+    named: list[str] = as_list(encoder or whole, "encoder")
+    names = [name for name in named if name in whole]
+    variants = variants_of(stores, names, depth_of(model, full_options))
     rows: list[AblationRow] = []
     for number, variant in enumerate(variants, start=1):
         print_progress(f"[{number} of {len(variants)}] {variant.name}", enabled=progress)
-        of_the_store = {} if variant.store else {"encoder": encoder}
+        of_the_store = {} if variant.store else asked
         arguments = {**shared, "model": model, **of_the_store, **variant.arguments}
         path = folder / "runs" / variant.folder
         runs = train_seeds(

@@ -57,27 +57,27 @@ DEPTHS = (1, 2, 4, 6, 8)
 BASELINES = ("linear", "mlp")
 
 
-def variants_of(stores: Sequence[Store], encoder: Sequence[str] | None, depth: int) -> list[Variant]:
+def variants_of(stores: Sequence[Store], whole: Sequence[str], depth: int) -> list[Variant]:
     """Return all variants of a study, the full fusion first.
 
     Args:
         stores: The full fusion is trained on each, everything else on the first.
-        encoder: Encoders of the first store; None takes all in it.
+        whole: Encoders of the first store that embedded both images and texts.
         depth: Number of blocks of the full fusion.
     """
     parts, training = ([one for one in VARIANTS if one.group == group] for group in ("parts", "training"))
     depths = [
         Variant(f"{n} layer{'s' if n > 1 else ''}", "layers", {} if n == depth else {"layers": n}) for n in DEPTHS
     ]
-    names = list(encoder) if encoder else stores[0].encoders
-    alone = [Variant(f"{name} only", "encoders", arguments={"encoder": [name]}) for name in names]
+    by_modality = {"image_encoder": None, "text_encoder": None}
+    alone = [Variant(f"{name} only", "encoders", arguments={"encoder": [name], **by_modality}) for name in whole]
     further = [
         Variant(f"store {number + 1} ({Path(one.path).name}: {' + '.join(one.encoders)})", "encoders", store=number)
         for number, one in enumerate(stores)
         if number > 0
     ]
     baselines = [Variant(name, "baselines", arguments={"model": name}) for name in BASELINES]
-    return [FULL, *parts, *depths, *training, *(alone if len(names) > 1 else []), *further, *baselines]
+    return [FULL, *parts, *depths, *training, *(alone if len(whole) > 1 else []), *further, *baselines]
 
 
 def depth_of(model: str, options: FusionOptions) -> int:

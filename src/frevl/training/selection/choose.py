@@ -28,7 +28,7 @@ from frevl.training.options import AutoOptions, Session
 from frevl.training.prepare import Prepared
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.candidates import TRIED, Candidate, candidates
-from frevl.training.selection.encoder_sets import EncoderChoice, choose_encoders, narrow
+from frevl.training.selection.encoder_sets import EncoderChoice, all_encoders, choose_encoders, narrow
 from frevl.training.selection.folds import cv_splits
 from frevl.training.selection.gap import Gap, gap_between
 from frevl.training.selection.held_out import (
@@ -141,7 +141,7 @@ def choose(
             data, encoders, outputs, session, time_limit=limit * _ENCODERS_SHARE, checkpoint=checkpoint
         )
     else:
-        found = EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
+        found = all_encoders(data, encoders)
     data = narrow(data, found.images, found.texts)
     splits, judged_on, checked_on = cv_splits(data, session.seed)
     everything = join(data.train, data.dev)

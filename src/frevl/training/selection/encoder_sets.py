@@ -24,7 +24,7 @@ from frevl.training.options import Session
 from frevl.training.prepare import Prepared
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
-__all__ = ["EncoderChoice", "choose_encoders", "encoder_sets", "narrow"]
+__all__ = ["EncoderChoice", "all_encoders", "choose_encoders", "encoder_sets", "narrow"]
 
 _MOST_PAIRS = 4_000  # of whole images, drawn at random if there are more: a comparison needs no more
 _MOST_ENCODERS = 4  # with more of them, only each alone and all together are compared
@@ -53,19 +53,28 @@ class EncoderChoice:
     pairs: int
 
 
+def all_encoders(data: Prepared, encoders: Sequence[str]) -> EncoderChoice:
+    """Return the choice of everything: every encoder with the towers that the examples have of it."""
+    images, texts = (
+        [name for name in encoders if _of(towers, [name])] for towers in (data.image_towers, data.text_towers)
+    )
+    return EncoderChoice(list(encoders), images, texts, [], 0)
+
+
 def encoder_sets(data: Prepared, encoders: Sequence[str]) -> list[list[str]]:
     """Return the sets worth comparing: all encoders first, then each alone, then the rest.
 
-    Every subset of up to four encoders; of more, each alone and all together. Sets without an image or a text tower are
-    left out, and sets that come to the same towers stand once.
+    Every subset of up to four encoders; of more, each alone and all together. A set without an image or a text tower
+    stands for itself beside all towers of the other modality. Sets that come to the same towers stand once.
     """
     between = range(2, len(encoders)) if len(encoders) <= _MOST_ENCODERS else ()
     sets: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for names in [list(names) for size in (len(encoders), 1, *between) for names in combinations(encoders, size)]:
         towers = tuple(
-            tuple(tower.name for tower in _of(modality, names)) for modality in (data.image_towers, data.text_towers)
+            tuple(tower.name for tower in _of(modality, names) or modality)
+            for modality in (data.image_towers, data.text_towers)
         )
-        if all(towers) and len(names) < len(sets.get(towers, [*names, ""])):
+        if len(names) < len(sets.get(towers, [*names, ""])):
             sets[towers] = names
     return list(sets.values())
 
@@ -128,7 +137,7 @@ def choose_encoders(
     """
     sets = encoder_sets(data, encoders)
     if len(sets) < 2:
-        return EncoderChoice(list(encoders), list(encoders), list(encoders), [], 0)
+        return all_encoders(data, encoders)
     clock = checkpoint.clock
     ends = clock.seconds() + time_limit
     compared: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, Any]] = {}
@@ -177,12 +186,16 @@ def choose_encoders(
         )
         return compared[towers]
 
+    whole = all_encoders(data, encoders)
     for names in sets:
-        compare(names, names)
+        own = [[name for name in names if name in side] for side in (whole.images, whole.texts)]
+        compare(own[0] or whole.images, own[1] or whole.texts)
     for names in sets:
-        compare(names, best()["texts"])
+        if any(name in whole.images for name in names):
+            compare([name for name in names if name in whole.images], best()["texts"])
     for names in sets:
-        compare(best()["images"], names)
+        if any(name in whole.texts for name in names):
+            compare(best()["images"], [name for name in names if name in whole.texts])
     chosen = best()
     for row in compared.values():
         if "metric" in row:
