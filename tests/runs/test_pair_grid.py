@@ -1,12 +1,27 @@
 """Ranks in both directions, with and without reranking, against slow twins."""
 
+import os
+import resource
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 import frevl.evaluation.retrieval_metrics
 import frevl.runs.pair_grid
-from frevl.evaluation.retrieval_metrics import matches_of, reranked, retrieval_ranks
-from frevl.runs.pair_grid import dot_products, full_grid
+from frevl.errors import InputError, UsageError
+from frevl.evaluation.metrics import rank_of_best_match
+from frevl.evaluation.retrieval_metrics import evaluate_retrieval, matches_of, reranked, retrieval_ranks
+from frevl.runs.pair_grid import ScoreRows, dot_products, dot_rows, full_grid
+from frevl.runs.scorer import Scorer
+from frevl.training.training import train
+
+
+def rows_of(grid, step):
+    """The rows of a grid, made anew whenever they are gone through."""
+    return ScoreRows(grid.shape, step, lambda start, end: grid[start:end].copy())
 
 
 def slow_ranks(scores, positives):
@@ -41,18 +56,20 @@ def test_matches_by_hand():
     assert of_text == [{0}, {0, 1}]
 
 
-@pytest.mark.parametrize("block", [7, 16_777_216])
+@pytest.mark.parametrize(("step", "block"), [(1, 7), (4, 2_000), (100, 16_777_216)])
 @pytest.mark.parametrize("depth", [1, 5, 11, 40])
-def test_ranks_equal_the_slow_twins(monkeypatch, block, depth):
+def test_ranks_equal_the_slow_twins(monkeypatch, step, block, depth):
     monkeypatch.setattr(frevl.evaluation.retrieval_metrics, "_BLOCK", block)
     for seed in range(5):
         first, final, of_image, of_text = made(seed)
-        plain = retrieval_ranks(first, of_image, of_text)
+        plain = retrieval_ranks(rows_of(first, step), of_image, of_text)
         assert plain.i2t.tolist() == slow_ranks(first, of_image)
         assert plain.t2i.tolist() == slow_ranks(first.T, of_text)
-        # Which of two equal wrong items is the last candidate is not defined.
-        first = np.random.default_rng(seed).permutation(first.size).reshape(first.shape).astype(np.float32)
-        again = reranked(first, of_image, of_text, depth=depth, score=lambda i, t, final=final: final[i, t])
+
+        def score(i, t, final=final):
+            return final[i, t]
+
+        again = reranked(rows_of(first, step), of_image, of_text, depth=depth, score=score, before=plain)
         assert again.i2t.tolist() == slow_reranked(first, of_image, depth, final)
         assert again.t2i.tolist() == slow_reranked(first.T, of_text, depth, final.T)
 
@@ -60,14 +77,15 @@ def test_ranks_equal_the_slow_twins(monkeypatch, block, depth):
 def test_a_right_item_that_ties_at_the_edge_of_the_candidates_is_not_one():
     first = np.array([[3.0, 1.0, 3.0]], np.float32)
     final = np.array([[9.0, 0.0, 0.0]], np.float32)
-    again = reranked(first, [{0}], [{0}, {0}, {0}], depth=1, score=lambda i, t: final[i, t])
+    again = reranked(ScoreRows.of_array(first), [{0}], [{0}, {0}, {0}], depth=1, score=lambda i, t: final[i, t])
     assert again.i2t.tolist() == [1]
 
 
 def test_reranking_by_the_first_stage_changes_nothing():
     first, _, of_image, of_text = made(3)
-    again = reranked(first, of_image, of_text, depth=4, score=lambda i, t: first[i, t])
-    plain = retrieval_ranks(first, of_image, of_text)
+    rows = rows_of(first, 3)
+    again = reranked(rows, of_image, of_text, depth=4, score=lambda i, t: first[i, t])
+    plain = retrieval_ranks(rows, of_image, of_text)
     assert again.i2t.tolist() == plain.i2t.tolist()
     assert again.t2i.tolist() == plain.t2i.tolist()
 
@@ -81,3 +99,88 @@ def test_grids_in_memory_and_on_disk_are_equal(monkeypatch, limit):
     assert grid.tolist() == [[10.0 * row + column for column in range(7)] for row in range(3)]
     vectors = np.eye(3, dtype=np.float32)
     assert dot_products(2 * vectors, vectors).tolist() == (2 * vectors).tolist()
+
+
+def test_a_score_that_is_no_number_is_the_lowest():
+    first, _, of_image, of_text = made(1)
+    first[first == 3] = np.nan
+    found = retrieval_ranks(rows_of(first, 2), of_image, of_text)
+    assert found.i2t.tolist() == rank_of_best_match([first], of_image).tolist()
+    assert found.t2i.tolist() == rank_of_best_match([np.ascontiguousarray(first.T)], of_text).tolist()
+    reranked(rows_of(first, 2), of_image, of_text, depth=5, score=lambda i, t: first[i, t])  # ends
+
+
+def test_a_text_without_a_right_image_is_refused():
+    with pytest.raises(UsageError, match="Text 1 has no matching image"):
+        retrieval_ranks(ScoreRows.of_array(np.zeros((1, 2), np.float32)), [{0}], [{0}, set()])
+
+
+def test_blocks_of_a_grid_have_its_scores_to_the_last_digit(monkeypatch):
+    random = np.random.default_rng(2)
+    images, texts = (random.standard_normal((n, 37)).astype(np.float32) for n in (613, 701))
+    for limit in (1, 5_000_000):
+        monkeypatch.setattr(frevl.runs.pair_grid, "_IN_MEMORY", limit)
+        rows = dot_rows(images, texts)
+        np.testing.assert_array_equal(np.concatenate(list(rows)), dot_products(images, texts))
+        of_image, of_text = matches_of(range(613), range(613), 613, 701)
+        of_text[613:] = [{0}] * 88
+        of_image[0] |= set(range(613, 701))
+        grid = dot_products(images, texts)
+        found = retrieval_ranks(rows, of_image, of_text)
+        np.testing.assert_array_equal(found.i2t, rank_of_best_match([grid], of_image))
+        np.testing.assert_array_equal(found.t2i, rank_of_best_match([np.ascontiguousarray(grid.T)], of_text))
+
+
+@pytest.mark.parametrize("model", ["tiny", "dual"])
+def test_an_evaluation_in_blocks_equals_that_of_the_grid(made_twice, tmp_path, monkeypatch, model):
+    options = {"layers": 1, "epochs": 1} if model == "tiny" else {"epochs": 1}
+    run = train(
+        made_twice.store, made_twice.captions, run=tmp_path / "r", task="matching", model=model, options=options,
+        dev=made_twice.captions,
+    )  # fmt: skip
+    scorer = Scorer(run, made_twice.store)
+    whole, sentence = evaluate_retrieval(scorer, made_twice.captions)
+    monkeypatch.setattr(frevl.runs.pair_grid, "_IN_MEMORY", 1)
+    monkeypatch.setattr(frevl.runs.pair_grid, "_empty_grid", None)  # nobody asks for the whole
+    again, same = evaluate_retrieval(scorer, made_twice.captions)
+    assert (sentence, list(whole)) == (same, list(again))
+    for name, measure in whole.items():
+        if measure.values is not None:
+            np.testing.assert_array_equal(measure.values, again[name].values)
+
+
+def test_ranks_of_many_items_take_little_memory():
+    """5,000 x 25,000 scores are 500 MB; the blocks of them are less than a tenth."""
+    program = """if True:
+        import resource
+        import numpy as np
+        from frevl.evaluation.retrieval_metrics import matches_of, retrieval_ranks
+        from frevl.runs.pair_grid import dot_rows
+        vectors = np.random.default_rng(0).standard_normal((25_000, 2)).astype(np.float32)
+        matches = matches_of(np.arange(25_000) // 5, range(25_000), 5_000, 25_000)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        ranks = retrieval_ranks(dot_rows(vectors[:5_000], vectors).kept(), *matches)
+        assert len(ranks.t2i) == 25_000
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 250
+
+
+def test_a_grid_for_which_the_disk_has_no_room_is_a_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(frevl.runs.pair_grid, "_IN_MEMORY", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(InputError) as raised:
+            dot_products(np.zeros((1_000, 1), np.float32), np.zeros((1_000, 1), np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, former)
+    assert str(raised.value) == (
+        f"{tmp_path}: the scores of 1,000 images with 1,000 texts take 0.0 GB there, and that cannot be had "
+        f"({os.strerror(27)}); make room, name another folder in TMPDIR, or score fewer"
+    )
+    assert list(tmp_path.iterdir()) == []

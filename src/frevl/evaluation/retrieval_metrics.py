@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs
+from frevl.errors import UsageError
 from frevl.evaluation.copies import one_item_each
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import median_rank, rank_of_best_match
-from frevl.runs.pair_grid import PairScores, dot_products
+from frevl.runs.pair_grid import PairScores, ScoreRows, dot_rows, scored_rows
 from frevl.runs.scorer import Scorer
 
 __all__ = ["Ranks", "evaluate_retrieval", "matches_of", "reranked", "retrieval_ranks"]
 
-_BLOCK = 16_777_216  # scores at once: 64 MB
+_BLOCK = 16_777_216  # numbers at once: 64 MB
 
 
 @dataclass(frozen=True)
@@ -45,68 +46,142 @@ def matches_of(
     return of_image, of_text
 
 
-def retrieval_ranks(grid: NDArray[np.float32], of_image: list[set[int]], of_text: list[set[int]]) -> Ranks:
-    """Rank by ``(images, texts)`` scores; wrong items that tie with the right one stand before it."""
-    return Ranks(
-        rank_of_best_match(_blocks(grid), of_image),
-        rank_of_best_match(_blocks(grid.T), of_text),
-    )
+def retrieval_ranks(rows: ScoreRows, of_image: list[set[int]], of_text: list[set[int]]) -> Ranks:
+    """Rank in both directions; wrong items that tie with the right one stand before it.
+
+    The scores are gone through twice: for the best right image of every text, then for what stands before it.
+
+    Args:
+        rows: ``(images, texts)`` scores.
+        of_image: The right texts of every image.
+        of_text: The right images of every text.
+    """
+    edges = _Edges(of_image)
+    best = np.full(rows.shape[1], -np.inf, np.float32)
+
+    def noting_the_best() -> Iterator[NDArray[np.float32]]:
+        for start, block in _from(rows):
+            images, texts = edges.within(start, len(block))
+            np.maximum.at(best, texts, _finite(block[images, texts]))
+            yield block
+
+    i2t = rank_of_best_match(noting_the_best(), of_image)
+    t2i = np.zeros(rows.shape[1], np.int64)
+    for start, block in _from(rows):
+        images, texts = edges.within(start, len(block))
+        t2i += np.count_nonzero(_finite(block) >= best, axis=0)
+        # The best right image and those right ones that tie with it are no rivals.
+        t2i -= np.bincount(texts[_finite(block[images, texts]) == best[texts]], minlength=len(best))
+    missing = next((text for text, images in enumerate(of_text) if not images), None)
+    if missing is not None:
+        raise UsageError(f"Text {missing} has no matching image: leave it out of the ranking.")
+    return Ranks(i2t, t2i)
 
 
 def reranked(
-    first: NDArray[np.float32], of_image: list[set[int]], of_text: list[set[int]], *, depth: int, score: PairScores
+    rows: ScoreRows,
+    of_image: list[set[int]],
+    of_text: list[set[int]],
+    *,
+    depth: int,
+    score: PairScores,
+    before: Ranks | None = None,
 ) -> Ranks:
     """Rank the best ``depth`` items of every query anew; the others stay behind them in the order of the first stage.
 
+    Where no right item is among the candidates, the rank of the first stage stays. Of equal wrong items at the edge of
+    the candidates, the first ones are taken; a right one is not.
+
     Args:
-        first: ``(images, texts)`` scores of the first stage.
+        rows: ``(images, texts)`` scores of the first stage.
         of_image: The right texts of every image.
         of_text: The right images of every text.
         depth: Candidates a query.
         score: From ``(n,)`` image rows and ``(n,)`` text rows to ``(n,)`` final scores.
+        before: Ranks of the first stage; None computes them.
 
     Returns:
         Ranks in which ties count against the right item, at both stages.
     """
-    before = retrieval_ranks(first, of_image, of_text)
-    return Ranks(
-        _reranked_queries(first, of_image, before.i2t, depth, score),
-        _reranked_queries(first.T, of_text, before.t2i, depth, lambda texts, images: score(images, texts)),
-    )
-
-
-def _reranked_queries(
-    first: NDArray[np.float32],
-    positives: list[set[int]],
-    before: NDArray[np.int64],
-    depth: int,
-    score: PairScores,
-) -> NDArray[np.int64]:
-    """Queries in rows. Where no right item is among the candidates, the rank of the first stage stays."""
-    ranks = before.copy()
-    depth = min(depth, first.shape[1])
-    start = 0
-    for block in _blocks(first, queries=max(1, _BLOCK // (4 * max(first.shape[1], 64 * depth)))):
+    before = before or retrieval_ranks(rows, of_image, of_text)
+    ranks = Ranks(before.i2t.copy(), before.t2i.copy())
+    edges, many = _Edges(of_image), rows.shape[1]
+    of_texts = _Candidates(np.zeros((many, 0), np.float32), np.zeros((many, 0), np.int32), np.zeros((many, 0), bool))
+    for start, block in _from(rows):
         right = np.zeros(block.shape, bool)
-        for row in range(len(block)):
-            right[row, list(positives[start + row])] = True
+        right[edges.within(start, len(block))] = True
         # A right item must lose a tie at the edge of the candidates too.
-        lowered = np.where(right, np.nextafter(block, np.float32(-np.inf)), block)
-        candidates = np.argpartition(-lowered, depth - 1, axis=1)[:, :depth]
-        queries = np.repeat(np.arange(start, start + len(block)), depth)
-        scores = score(queries, candidates.reshape(-1).astype(np.int64)).reshape(len(block), depth)
-        found = np.take_along_axis(right, candidates, axis=1)
-        known = found.any(axis=1)
-        again = rank_of_best_match([scores[known]], [np.flatnonzero(row) for row in found[known]])
-        ranks[start : start + len(block)][known] = again
-        start += len(block)
+        lowered = _finite(np.where(right, np.nextafter(block, np.float32(-np.inf)), block))
+        texts = _Candidates(lowered, np.broadcast_to(np.arange(many, dtype=np.int32), block.shape), right).best(depth)
+        _rank_again(ranks.i2t[start : start + len(block)], texts, start, score)
+        images = np.arange(start, start + len(block), dtype=np.int32)
+        more = _Candidates(lowered.T, np.broadcast_to(images, block.T.shape), right.T)
+        of_texts = of_texts.and_(more).best(depth)
+    _rank_again(ranks.t2i, of_texts, 0, lambda texts, images: score(images, texts))
     return ranks
 
 
-def _blocks(grid: NDArray[np.float32], queries: int | None = None) -> Iterator[NDArray[np.float32]]:
-    size = queries or max(1, _BLOCK // max(grid.shape[1], 1))
-    for start in range(0, len(grid), size):
-        yield np.ascontiguousarray(grid[start : start + size])
+@dataclass(frozen=True)
+class _Candidates:
+    """What stands before every query: scores, numbers and whether each is right, all ``(queries, candidates)``."""
+
+    scores: NDArray[np.float32]
+    items: NDArray[np.int32]
+    right: NDArray[np.bool_]
+
+    def and_(self, others: _Candidates) -> _Candidates:
+        both = zip(vars(self).values(), vars(others).values(), strict=True)
+        return _Candidates(*(np.concatenate(pair, axis=1) for pair in both))
+
+    def best(self, depth: int) -> _Candidates:
+        """Keep the best of every query, in the order in which they stand; of equal ones the first."""
+        if self.scores.shape[1] <= depth:
+            return self
+        edge = -np.partition(-self.scores, depth - 1, axis=1)[:, depth - 1 : depth]
+        above, level = self.scores > edge, self.scores == edge
+        level &= np.cumsum(level, axis=1, dtype=np.int32) <= depth - np.count_nonzero(above, axis=1)[:, None]
+        chosen = np.nonzero(above | level)
+        return _Candidates(*(part[chosen].reshape(-1, depth) for part in vars(self).values()))
+
+
+def _rank_again(ranks: NDArray[np.int64], candidates: _Candidates, first: int, score: PairScores) -> None:
+    """Replace the ranks of the queries that have a right item among their candidates."""
+    depth = candidates.items.shape[1]
+    queries = max(1, _BLOCK // (256 * max(depth, 1)))
+    for start in range(0, len(ranks), queries):
+        part = slice(start, min(start + queries, len(ranks)))
+        asked = np.repeat(np.arange(first + start, first + part.stop), depth)
+        scores = score(asked, candidates.items[part].reshape(-1).astype(np.int64)).reshape(-1, depth)
+        right = candidates.right[part]
+        known = right.any(axis=1)
+        ranks[part][known] = rank_of_best_match([scores[known]], [np.flatnonzero(row) for row in right[known]])
+
+
+class _Edges:
+    """The right pairs in the order of their images."""
+
+    def __init__(self, of_image: list[set[int]]) -> None:
+        self._ends = np.cumsum([0, *map(len, of_image)])
+        self._images = np.repeat(np.arange(len(of_image)), [len(texts) for texts in of_image])
+        self._texts = np.array([text for texts in of_image for text in sorted(texts)], np.int64)
+
+    def within(self, start: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows within a block of images, and the texts, of its right pairs."""
+        part = slice(self._ends[start], self._ends[start + rows])
+        return self._images[part] - start, self._texts[part]
+
+
+def _from(rows: ScoreRows) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Go through the blocks with the number of their first row."""
+    start = 0
+    for block in rows:
+        yield start, block
+        start += len(block)
+
+
+def _finite(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """NaN counts as the lowest score there is."""
+    return np.where(np.isnan(scores), np.float32(-np.inf), scores)
 
 
 _RANKS = (1, 5, 10)
@@ -146,20 +221,19 @@ def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure]
         note += f" ({shared:,} of the texts stand with several images)"
     if copies:
         note += f" ({copies:,} copies of the same content were taken together with their first)"
+    if scorer.has_first_stage:
+        scores = dot_rows(scorer.image_vectors(images), scorer.text_vectors(texts)).kept()
+    else:
+        scores = scored_rows(len(images), len(texts), scorer.between(images, texts)).kept()
+    first = retrieval_ranks(scores, of_image, of_text)
     if not scorer.rerank_depth:
-        grid = _first_stage(scorer, images, texts) if scorer.has_first_stage else scorer.grid(images, texts)
-        return _measures(retrieval_ranks(grid, of_image, of_text), of_images, of_texts), f"{note}."
-    grid = _first_stage(scorer, images, texts)
+        return _measures(first, of_images, of_texts), f"{note}."
     depth = scorer.rerank_depth
-    ranks = reranked(grid, of_image, of_text, depth=depth, score=scorer.between(images, texts))
-    first = _measures(retrieval_ranks(grid, of_image, of_text), of_images, of_texts)
+    between = scorer.between(images, texts)
+    ranks = reranked(scores, of_image, of_text, depth=depth, score=between, before=first)
     measured = _measures(ranks, of_images, of_texts)
-    measured |= {f"first_{name}": measure for name, measure in first.items()}
+    measured |= {f"first_{name}": measure for name, measure in _measures(first, of_images, of_texts).items()}
     return measured, f"{note}; the best {depth} of the first stage were reranked."
-
-
-def _first_stage(scorer: Scorer, images: list[str], texts: list[str]) -> NDArray[np.float32]:
-    return dot_products(scorer.image_vectors(images), scorer.text_vectors(texts))
 
 
 def _measures(ranks: Ranks, of_images: list[str], of_texts: list[str]) -> dict[str, Measure]:

@@ -1,19 +1,35 @@
-"""Scores of many pairs of few items: what depends on one item alone is done once an item."""
+"""Scores of many pairs of few items: what depends on one item alone is done once an item.
+
+All pairs of ``n`` images and ``m`` texts are ``4 n m`` bytes of scores. Whoever can use them some rows at a time takes
+`ScoreRows` and never has them all.
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from frevl.errors import InputError
 from frevl.models.interface import Items, PairLogits, PairNetwork
 from frevl.runs.batches import EmbeddedPairs, logits_of
 
-__all__ = ["PairScores", "dot_products", "full_grid", "grid_scorer", "list_logits"]
+__all__ = [
+    "PairScores",
+    "ScoreRows",
+    "dot_products",
+    "dot_rows",
+    "full_grid",
+    "grid_scorer",
+    "list_logits",
+    "scored_rows",
+]
 
 
 def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, device: str = "cpu") -> Tensor:
@@ -101,32 +117,102 @@ def _mask(mask: Tensor, device: str) -> Tensor | None:
 
 
 _PAIRS = 1_048_576  # pairs whose numbers are in memory at once
+_PRODUCTS = 16_777_216  # dot products at once: 64 MB
+_IMAGES = 256  # of which dot products are made at once
 _IN_MEMORY = 67_108_864  # scores; a larger grid lies in a temporary file, so that memory stays bounded
 
 PairScores = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
 
-def empty_grid(images: int, texts: int) -> NDArray[np.float32]:
-    """Make room for ``(images, texts)`` scores: in memory, or in an unnamed temporary file where they are many."""
-    if images * texts <= _IN_MEMORY:
-        return np.empty((images, texts), np.float32)
-    with tempfile.TemporaryFile() as file:  # the mapping outlives the file's name
-        return np.memmap(file, np.float32, "w+", shape=(images, texts))
+@dataclass(frozen=True)
+class ScoreRows:
+    """The scores of all pairs, made some rows at a time, and made again whenever they are gone through.
+
+    Blocks always begin at the same rows, so that the scores are the same to the last digit each time.
+
+    Attributes:
+        shape: Number of images and of texts.
+        step: Rows of a block.
+        of: From the first row and the row after the last to ``(rows, texts)`` float32 scores.
+    """
+
+    shape: tuple[int, int]
+    step: int
+    of: Callable[[int, int], NDArray[np.float32]]
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """Make the blocks one after the other."""
+        for start in range(0, self.shape[0], self.step):
+            yield self.of(start, min(start + self.step, self.shape[0]))
+
+    @classmethod
+    def of_array(cls, grid: NDArray[np.float32]) -> ScoreRows:
+        """Return the rows of scores that are there already."""
+        images, texts = grid.shape
+        return cls((images, texts), max(1, _PRODUCTS // max(texts, 1)), lambda start, end: grid[start:end])
+
+    def kept(self) -> ScoreRows:
+        """Return the same rows, made once and held in memory where that costs no more than 256 MB."""
+        return self if self.shape[0] * self.shape[1] > _IN_MEMORY else ScoreRows.of_array(self.grid())
+
+    def grid(self) -> NDArray[np.float32]:
+        """Return all ``(images, texts)`` scores: in memory, or in an unnamed temporary file where they are many.
+
+        Raises:
+            InputError: The file does not fit on the disk.
+        """
+        grid, start = _empty_grid(*self.shape), 0
+        for block in self:
+            grid[start : start + len(block)] = block
+            start += len(block)
+        return grid
+
+
+def scored_rows(images: int, texts: int, score: PairScores) -> ScoreRows:
+    """Return the ``(images, texts)`` scores that a function gives."""
+
+    def block(start: int, end: int) -> NDArray[np.float32]:
+        return score(*np.divmod(np.arange(start * texts, end * texts), texts)).reshape(end - start, texts)
+
+    return ScoreRows((images, texts), max(1, _PAIRS // max(texts, 1)), block)
+
+
+def dot_rows(images: NDArray[np.float32], texts: NDArray[np.float32]) -> ScoreRows:
+    """Return the ``(images, texts)`` dot products of ``(images, d)`` and ``(texts, d)`` vectors."""
+    step = min(_IMAGES, max(1, _PRODUCTS // max(len(texts), 1)))
+    return ScoreRows((len(images), len(texts)), step, lambda start, end: images[start:end] @ texts.T)
 
 
 def full_grid(images: int, texts: int, score: PairScores) -> NDArray[np.float32]:
-    """Return the ``(images, texts)`` scores of all pairs."""
-    grid = empty_grid(images, texts)
-    flat = grid.reshape(-1)
-    for start in range(0, flat.size, _PAIRS):
-        numbers = np.arange(start, min(start + _PAIRS, flat.size))
-        flat[start : start + len(numbers)] = score(*np.divmod(numbers, texts))
-    return grid
+    """Return the ``(images, texts)`` scores of all pairs; see `ScoreRows.grid`."""
+    return scored_rows(images, texts, score).grid()
 
 
 def dot_products(images: NDArray[np.float32], texts: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the ``(images, texts)`` dot products of ``(images, d)`` and ``(texts, d)`` vectors."""
-    grid = empty_grid(len(images), len(texts))
-    for start in range(0, len(images), 256):
-        np.matmul(images[start : start + 256], texts.T, out=grid[start : start + 256])
-    return grid
+    return dot_rows(images, texts).grid()
+
+
+def _empty_grid(images: int, texts: int) -> NDArray[np.float32]:
+    if images * texts <= _IN_MEMORY:
+        return np.empty((images, texts), np.float32)
+    folder, size = tempfile.gettempdir(), 4 * images * texts
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives the file's name
+            # A file with holes would end the process with a bus error where the disk is full.
+            _reserve(file.fileno(), size)
+            return np.memmap(file, np.float32, "r+", shape=(images, texts))
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the scores of {images:,} images with {texts:,} texts take {size / 1e9:,.1f} GB there, and "
+            f"that cannot be had ({error.strerror or error}); make room, name another folder in TMPDIR, or score fewer"
+        ) from error
+
+
+def _reserve(file: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+        return
+    zeros = memoryview(bytes(1 << 20))
+    for start in range(0, size, len(zeros)):
+        os.pwrite(file, zeros[: size - start], start)
