@@ -171,8 +171,9 @@ def conserved(file, lines):
     assert len(pairs) + len(pairs.rejected) == lines
     for position in range(len(pairs)):
         json.dumps(pairs.row(position), ensure_ascii=False, allow_nan=False).encode()
-        assert pairs.images[position].strip()
-        assert pairs.texts[position].strip()
+        assert {"image": pairs.images, "text": pairs.texts}[pairs.sides[0]][position].strip()
+        assert bool(pairs.images[position].strip()) == ("image" in pairs.sides)
+        assert bool(pairs.texts[position].strip()) == ("text" in pairs.sides)
     for reject in pairs.rejected:
         assert reject.reason
         assert reject.id.startswith(f"{file}:")

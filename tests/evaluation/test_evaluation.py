@@ -29,6 +29,8 @@ class GivenScorer:
             provenance={"seed": 0},
             train_image_hashes=np.zeros(0, np.uint64),
             towers={"image": {}},
+            sides=("image", "text"),
+            check_pairs=lambda _: [],
         )
         images = {pair[0]: None for pair in table}
         self.store = SimpleNamespace(

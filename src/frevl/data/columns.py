@@ -64,7 +64,8 @@ def choose_columns(
         place: File and line, for messages.
         names: Columns of the table, or keys of a row.
         given: Of some fields, the columns that the user named.
-        required: Fields that must have a column; nothing is refused where none is required.
+        required: Fields that must have a column, but for one of them in a table of images, or texts, alone: with a
+            target, or with nothing else. Nothing is refused where none is required.
 
     Raises:
         PairsError: There is no such column, several could be meant, or a name stands twice.
@@ -95,7 +96,9 @@ def choose_columns(
                 f"{field}={others[0]} (found {_shown(names)})"
             )
     missing = [field for field in required if field not in found]
-    if missing:
+    # Classes of images alone, or of texts alone. Without a target, a column of another name may be what is missing.
+    alone = len(missing) == 1 and bool(found) and ("target" in found or len(names) == len(found))
+    if missing and not alone:
         named = ",".join(f"{field}=NAME" for field in missing)
         raise PairsError(
             f"{place}: expected the columns 'image' and 'text' (and 'target'), found {_shown(names)}; say which column "

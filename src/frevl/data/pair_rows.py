@@ -8,12 +8,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from frevl.data.columns import FIELDS, Columns, choose_columns, renaming_note
+from frevl.data.columns import FIELDS, REQUIRED, Columns, choose_columns, renaming_note
 from frevl.data.json_rows import json_rows
 from frevl.data.table_rows import table_rows
 from frevl.errors import PairsError
+from frevl.rejects import Reject
 
-__all__ = ["ENDINGS", "in_fields", "rows_of"]
+__all__ = [
+    "ENDINGS",
+    "LEFT_ALONE",
+    "WITH_ARTICLE",
+    "in_fields",
+    "is_missing",
+    "lacking_side",
+    "nothing_found",
+    "problem_in",
+    "rows_of",
+    "with_the_same_sides",
+]
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet", ".arrow", ".feather")
 _ARROW = (".parquet", ".arrow", ".feather")
@@ -108,3 +120,98 @@ def _in_utf8(path: Path, file: BinaryIO) -> BinaryIO:
         return io.BufferedReader(io.BytesIO(file.read().decode(encoding).encode()))
     except UnicodeDecodeError as error:
         raise PairsError(f"{path}: expected text in UTF-8 or UTF-16, found neither ({error.reason})") from error
+
+
+# ---- what is wrong with a row
+
+# What table software, R and Python write where there is no value. In lower case, "none" and "na" are words that people
+# answer with, so they are not among them.
+_NO_VALUE = frozenset(
+    ("nan", "NaN", "NAN", "-nan", "null", "Null", "NULL", "None", "N/A", "n/a", "#N/A", "NA", "<NA>", "NaT")
+)
+WITH_ARTICLE = {"image": "an image", "text": "a text"}
+LEFT_ALONE = {"image": "texts", "text": "images"}  # what is left where this side is missing
+
+
+def problem_in(row: object) -> str:
+    """Return what is wrong with a row, naming the field, or an empty string; one of the two sides may be missing."""
+    if not isinstance(row, dict):
+        return f"expected one JSON object, found {type(row).__name__}"
+    given = [side for side in REQUIRED if row.get(side) is not None]
+    if not given:
+        return "field 'image': expected a string, found nothing"
+    for name in given:
+        if not isinstance(row[name], str):
+            return f"field '{name}': expected a string, found {type(row[name]).__name__} {row[name]!r:.40}"
+        if not row[name].strip():
+            return f"field '{name}': expected a string with content, found only blanks"
+    if "text" in given and is_missing(row["text"]):
+        return f"field 'text': expected a string with content, found '{row['text']}', which stands for no value"
+    return _target_problem(row.get("target"))
+
+
+def lacking_side(row: Mapping[str, Any]) -> str:
+    """Return the side that a row lacks, or an empty string."""
+    return next((side for side in REQUIRED if row.get(side) is None), "")
+
+
+def nothing_found(side: str) -> str:
+    """Say that a row lacks a side."""
+    return f"field '{side}': expected a string, found nothing"
+
+
+def with_the_same_sides(
+    rows: list[tuple[int, str, dict[str, Any]]], rejected: list[tuple[int, Reject]]
+) -> list[tuple[int, str, dict[str, Any]]]:
+    """Keep rows that all have an image and a text, or all lack the same one; reject what says nothing without it.
+
+    Raises:
+        PairsError: Rows with a target have different sides. Nobody can say whether a text was forgotten or never meant.
+    """
+    lacking = {lacking_side(row) for _, _, row in rows}
+    if len(lacking) < 2:
+        return rows
+    kept = []
+    for number, place, row in rows:
+        side = lacking_side(row)
+        if side and "" in lacking and is_missing(row.get("target")):
+            rejected.append((number, Reject("pair", place, nothing_found(side))))
+        else:
+            kept.append((number, place, row))
+    first, of_first = kept[0][1], lacking_side(kept[0][2])
+    for _, place, row in kept:
+        if lacking_side(row) != of_first:
+            side = lacking_side(row) or of_first
+            without, having = (place, first) if lacking_side(row) == side else (first, place)
+            a = WITH_ARTICLE[side]
+            raise PairsError(
+                f"{without}, field '{side}': expected {a} as in {having}, found nothing; a file has {a} in every pair, "
+                f"or in none (then {LEFT_ALONE[side]} alone are classified). Complete these pairs, or put them into a "
+                "file of their own"
+            )
+    return kept
+
+
+def _target_problem(target: object) -> str:
+    expected = "field 'target': expected a class, a list of answers or an object of answer weights, found "
+    if target is None or isinstance(target, bool | int) or (isinstance(target, float) and target.is_integer()):
+        return ""
+    if isinstance(target, str):
+        return "" if target.strip() else expected + "only blanks"
+    if isinstance(target, list):
+        if target and all(isinstance(answer, str) and answer.strip() for answer in target):
+            return ""
+        return expected + ("an empty list" if not target else "a list with an entry that is not a text")
+    if isinstance(target, dict):
+        if not target:
+            return expected + "an empty object"
+        for answer, weight in target.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
+                return f"field 'target': expected weights from 0 to 1, found {weight!r:.40} for {answer!r:.40}"
+        return ""
+    return expected + f"{type(target).__name__} {target!r:.40}"
+
+
+def is_missing(value: object) -> bool:
+    """Whether a value is one of those that stand for none."""
+    return value is None or (isinstance(value, str) and (not value.strip() or value.strip() in _NO_VALUE))

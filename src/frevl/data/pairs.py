@@ -4,38 +4,55 @@ A pair is an image id, a text and maybe a target. One JSON object a line (also P
 columns): ``{"image": id, "text": "a sentence or question", "target": ...}``. A target that is a
 string is a class, a list of strings several right answers, an object ``{answer: weight}`` a soft target. In a file
 where no pair has a target, all are positive image-text pairs; where some have one, the others were judged by nobody
-(`with_targets`). Other keys are kept and can slice results.
+(`with_targets`). Other keys are kept and can slice results. To classify images alone, or texts alone, the other side
+is left out of every pair of the file.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from frevl.data.columns import FIELDS, REQUIRED, columns_of
 from frevl.data.in_memory import PLACE, rows_in_memory
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
-from frevl.data.pair_rows import rows_of
+from frevl.data.pair_rows import (
+    LEFT_ALONE,
+    WITH_ARTICLE,
+    is_missing,
+    lacking_side,
+    nothing_found,
+    problem_in,
+    rows_of,
+    with_the_same_sides,
+)
 from frevl.errors import PairsError, UsageError
 from frevl.rejects import Reject, rejects_sentence
 
-__all__ = ["Pairs", "Target", "in_memory", "pair_list", "problem_of", "read_pairs", "split_by_image", "with_targets"]
+__all__ = [
+    "Pairs",
+    "Side",
+    "Target",
+    "in_memory",
+    "pair_list",
+    "problem_of",
+    "read_pairs",
+    "split_by_image",
+    "with_targets",
+]
 
 Target = str | list[str] | dict[str, float]
+Side = Literal["image", "text"]
+_COLUMNS: dict[Side, str] = {"image": "images", "text": "texts"}
 
 _WHOLE_FLOAT = re.compile(r"-?\d+\.0")
-# What table software, R and Python write where there is no value. In lower case, "none" and "na" are words that people
-# answer with, so they are not among them.
-_NO_VALUE = frozenset(
-    ("nan", "NaN", "NAN", "-nan", "null", "Null", "NULL", "None", "N/A", "n/a", "#N/A", "NA", "<NA>", "NaT")
-)
 
 
 @dataclass(frozen=True)
@@ -43,8 +60,8 @@ class Pairs:
     """Pairs in columns; the same position in every column is one pair.
 
     Attributes:
-        images: Image ids.
-        texts: Sentences or questions, exactly as they stand in the file.
+        images: Image ids; all empty where the pairs are texts alone.
+        texts: Sentences or questions, exactly as they stand in the file; all empty where the pairs are images alone.
         targets: One target a pair, or None.
         extras: Every other key of the pair.
         places: ``file:line`` of the pair (``file:row`` counted from 1 for Parquet), the file as it was given.
@@ -66,10 +83,20 @@ class Pairs:
         return len(self.images)
 
     @property
+    def sides(self) -> tuple[Side, ...]:
+        """What every pair has: an image, a text, or both."""
+        return tuple(side for side, column in _COLUMNS.items() if not len(self) or getattr(self, column)[0])
+
+    @property
+    def units(self) -> list[str]:
+        """What a pair is counted by where nothing else is said: its image, or its text where there are texts alone."""
+        return self.images if "image" in self.sides else self.texts
+
+    @property
     def clusters(self) -> list[str]:
-        """What stays together when pairs are split or resampled: the key ``cluster`` if there is one, or the image."""
+        """What stays together when pairs are split or resampled: the key ``cluster`` if there is one, or the unit."""
         named = [extra.get("cluster") for extra in self.extras]
-        return [image if _is_missing(name) else str(name) for image, name in zip(self.images, named, strict=True)]
+        return [unit if is_missing(name) else str(name) for unit, name in zip(self.units, named, strict=True)]
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Pairs:
         """Return the pairs at these positions, in this order, without the rejects."""
@@ -82,9 +109,19 @@ class Pairs:
             source=self.source,
         )
 
+    def only(self, sides: Collection[str]) -> Pairs:
+        """Return the pairs without the sides that are not among these."""
+        blank = [""] * len(self)
+        return replace(
+            self,
+            images=self.images if "image" in sides else blank,
+            texts=self.texts if "text" in sides else blank,
+        )
+
     def row(self, position: int) -> dict[str, Any]:
         """Return one pair as the object that stood in the file."""
-        row: dict[str, Any] = {"image": self.images[position], "text": self.texts[position]}
+        fields = {"image": self.images[position], "text": self.texts[position]}
+        row: dict[str, Any] = {side: fields[side] for side in self.sides}
         if self.targets[position] is not None:
             row["target"] = self.targets[position]
         return {**row, **self.extras[position]}
@@ -94,7 +131,8 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
     """Read a pairs file, or take over pairs that are in memory.
 
     Lines that cannot be used (malformed, without image or text, with a target of another kind) are kept
-    aside in ``rejected`` with file, line and field.
+    aside in ``rejected`` with file, line and field. Where no pair has a text the pairs are images alone, for
+    classification; where none has an image they are texts alone.
 
     Args:
         source: A file: JSON (one object a line, or a list of objects), a table as text (with commas, tabs or
@@ -108,7 +146,8 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
         The pairs in file order.
 
     Raises:
-        PairsError: The file is missing, empty, of another kind, or not one line of it can be used.
+        PairsError: The file is missing, empty, of another kind, or not one line of it can be used; or some pairs with a
+            target have a text (an image) and others none.
         UsageError: The columns name no field of a pair.
     """
     if isinstance(source, Pairs):
@@ -118,40 +157,34 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
     from_file = isinstance(source, str | PathLike)
     path = str(Path(source)) if from_file else PLACE
     rows = rows_of(Path(source), given, notes) if from_file else rows_in_memory(source, given, notes)
-    images: list[str] = []
-    texts: list[str] = []
-    targets: list[Target | None] = []
-    extras: list[dict[str, Any]] = []
-    places: list[str] = []
-    rejected: list[Reject] = []
+    rejected: list[tuple[int, Reject]] = []
+    kept: list[tuple[int, str, dict[str, Any]]] = []
     row: Any = None
-    for line, row, problem in rows:
+    for number, (line, row, problem) in enumerate(rows):
         place = f"{path}:{line}"
-        problem = problem or _problem(row)
+        problem = problem or problem_in(row)
         if problem:
-            rejected.append(Reject("pair", place, problem))
-            continue
-        images.append(row["image"])
-        texts.append(row["text"])
-        targets.append(_target(row.get("target")))
-        extras.append({key: value for key, value in row.items() if key not in FIELDS})
-        places.append(place)
-    if not images:
-        detail = (rejects_sentence(rejected) or "It is empty.") + _other_keys(row)
+            rejected.append((number, Reject("pair", place, problem)))
+        else:
+            kept.append((number, place, row))
+    kept = with_the_same_sides(kept, rejected)
+    rejects = tuple(reject for _, reject in sorted(rejected, key=lambda one: one[0]))
+    if not kept:
+        detail = (rejects_sentence(rejects) or "It is empty.") + _other_keys(row)
         raise PairsError(
             f"{path}: no usable pair found; expected one object a line such as "
             f'{{"image": "a.jpg", "text": "a dog"}}. {detail}'
         )
-    return Pairs(
-        images,
-        texts,
-        _without_gaps(targets),
-        extras,
-        places,
-        tuple(rejected),
-        tuple(dict.fromkeys(notes)),
-        path if from_file else None,
+    pairs = Pairs(
+        [row.get("image") or "" for _, _, row in kept],
+        [row.get("text") or "" for _, _, row in kept],
+        _without_gaps([_target(row.get("target")) for _, _, row in kept]),
+        [{key: value for key, value in row.items() if key not in FIELDS} for _, _, row in kept],
+        [place for _, place, _ in kept],
+        rejects,
+        source=path if from_file else None,
     )
+    return replace(pairs, notes=tuple(dict.fromkeys([*notes, *_one_side_note(pairs)])))
 
 
 def in_memory(pairs: Any) -> Any:
@@ -159,11 +192,12 @@ def in_memory(pairs: Any) -> Any:
     return pairs if pairs is None or isinstance(pairs, str | PathLike | Pairs) else read_pairs(pairs)
 
 
-def pair_list(pairs: Any) -> list[tuple[str, str]]:
-    """Return pairs as a list of ``(image id, text)``.
+def pair_list(pairs: Any, sides: Sequence[Side] = ("image", "text")) -> list[tuple[str, str]]:
+    """Return pairs as a list of ``(image id, text)``; a side that they lack is empty.
 
     Args:
         pairs: Such a list, or anything that `read_pairs` takes but a file.
+        sides: What is read of them. Of one side alone, the pairs may be a list of image ids, or of texts.
 
     Raises:
         UsageError: It is nothing of the kind.
@@ -179,6 +213,8 @@ def pair_list(pairs: Any) -> list[tuple[str, str]]:
     pairs = pairs if isinstance(pairs, Sized) else list(pairs) if isinstance(pairs, Iterable) else pairs
     if isinstance(pairs, Sized) and not len(pairs):
         return []
+    if len(sides) == 1 and not isinstance(pairs, Mapping) and all(isinstance(one, str) for one in pairs):
+        pairs = [{sides[0]: one} for one in pairs]
     read = read_pairs(pairs)
     if read.rejected:
         raise PairsError(f"{read.rejected[0].id}: {read.rejected[0].reason}")
@@ -191,7 +227,8 @@ def problem_of(row: object) -> str:
     Args:
         row: An object with ``image``, ``text`` and maybe ``target``, as it would stand in a line.
     """
-    return _problem(row) or (HALF_PAIR if has_half_pair(row) else "")
+    lacking = lacking_side(row) if isinstance(row, dict) else ""
+    return (nothing_found(lacking) if lacking else problem_in(row)) or (HALF_PAIR if has_half_pair(row) else "")
 
 
 def with_targets(pairs: Pairs) -> tuple[Pairs, list[Reject]]:
@@ -229,8 +266,8 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
     unique = sorted(set(clusters))
     if len(unique) < 2:
         raise PairsError(
-            f"{pairs.places[0].rpartition(':')[0]}: expected at least two different images to set some aside "
-            f"for development, found {len(unique)}; give more pairs, or a development file with --dev"
+            f"{pairs.places[0].rpartition(':')[0]}: expected at least two different {pairs.sides[0]}s to set some "
+            f"aside for development, found {len(unique)}; give more pairs, or a development file with --dev"
         )
     order = np.random.default_rng(seed).permutation(len(unique))
     held = {unique[i] for i in order[: min(max(1, round(share * len(unique))), len(unique) - 1)]}
@@ -239,45 +276,20 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
     return pairs.select(kept_rows), pairs.select(held_rows)
 
 
-def _problem(row: object) -> str:
-    """Return what is wrong with a row, naming the field, or an empty string."""
-    if not isinstance(row, dict):
-        return f"expected one JSON object, found {type(row).__name__}"
-    for name in ("image", "text"):
-        if name not in row or row[name] is None:
-            return f"field '{name}': expected a string, found nothing"
-        if not isinstance(row[name], str):
-            return f"field '{name}': expected a string, found {type(row[name]).__name__} {row[name]!r:.40}"
-        if not row[name].strip():
-            return f"field '{name}': expected a string with content, found only blanks"
-    if _is_missing(row["text"]):
-        return f"field 'text': expected a string with content, found '{row['text']}', which stands for no value"
-    return _target_problem(row.get("target"))
-
-
-def _target_problem(target: object) -> str:
-    expected = "field 'target': expected a class, a list of answers or an object of answer weights, found "
-    if target is None or isinstance(target, bool | int) or (isinstance(target, float) and target.is_integer()):
-        return ""
-    if isinstance(target, str):
-        return "" if target.strip() else expected + "only blanks"
-    if isinstance(target, list):
-        if target and all(isinstance(answer, str) and answer.strip() for answer in target):
-            return ""
-        return expected + ("an empty list" if not target else "a list with an entry that is not a text")
-    if isinstance(target, dict):
-        if not target:
-            return expected + "an empty object"
-        for answer, weight in target.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= 1:
-                return f"field 'target': expected weights from 0 to 1, found {weight!r:.40} for {answer!r:.40}"
-        return ""
-    return expected + f"{type(target).__name__} {target!r:.40}"
+def _one_side_note(pairs: Pairs) -> list[str]:
+    """Say that the pairs are images, or texts, alone; a misspelt key would otherwise pass for none."""
+    if len(pairs.sides) == 2:
+        return []
+    side = "text" if pairs.sides == ("image",) else "image"
+    keys = ", ".join(f"'{key}'" for key in list(dict.fromkeys(key for extra in pairs.extras for key in extra))[:8])
+    hint = f" If it stands under another key ({keys}), name it with --columns {side}=NAME." if keys else ""
+    a = WITH_ARTICLE[side]
+    return [f"No pair has {a}: {LEFT_ALONE[side]} alone are used, and what needs {a} is left out.{hint}"]
 
 
 def _target(target: Any) -> Target | None:
     """Bring a valid target to its type; numbers and truth values are classes by their JSON spelling."""
-    if _is_missing(target):
+    if is_missing(target):
         return None
     if isinstance(target, bool | int):
         return json.dumps(target)
@@ -303,8 +315,3 @@ def _without_gaps(targets: list[Target | None]) -> list[Target | None]:
     if not given or len(given) == len(targets) or not written:
         return targets
     return [target.removesuffix(".0") if isinstance(target, str) else target for target in targets]
-
-
-def _is_missing(value: object) -> bool:
-    """Whether a value is one of those that stand for none."""
-    return value is None or (isinstance(value, str) and (not value.strip() or value.strip() in _NO_VALUE))

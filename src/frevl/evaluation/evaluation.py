@@ -23,7 +23,7 @@ from frevl.rejects import Reject, rejects_sentence
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
 from frevl.store.grouping.groups import group_pairs
-from frevl.store.usable_pairs import note_unread, usable_pairs
+from frevl.store.usable_pairs import content_of_units, note_unread, usable_pairs
 
 __all__ = ["Result", "evaluate"]
 
@@ -121,7 +121,9 @@ def evaluate(
             f"'{versus.run.task}'"
         )
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    labelled, unlabelled = with_targets(read)
+    runs = [scorer.run] if versus is None else [scorer.run, versus.run]
+    not_read = [note for run in runs for note in run.check_pairs(read)]
+    labelled, unlabelled = with_targets(read.only({side for run in runs for side in run.sides}))
     usable, left_out = usable_pairs(labelled, scorer.store)
     towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]
     (usable,), groups = group_pairs(
@@ -140,7 +142,7 @@ def evaluate(
     text_towers = [scorer.store.towers[name] for name in scorer.run.towers.get("text", [])]
     note_unread(scorer.store, usable.texts, text_towers, unread)
     own = _notes(scorer, usable, result.left_out)
-    result.notes = [*read.notes, *usable.notes, *own, *unread, *groups, *result.notes]
+    result.notes = [*read.notes, *not_read, *usable.notes, *own, *unread, *groups, *result.notes]
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
     if versus is not None:
@@ -365,11 +367,11 @@ def _notes(scorer: Scorer, pairs: Pairs, rejects: list[Reject]) -> list[str]:
     sentence = rejects_sentence(rejects)
     if sentence:
         notes.append(sentence)
-    hashes = scorer.store.content_hashes(pairs.images)
+    hashes = content_of_units(scorer.store, pairs)
     seen = np.isin(hash_prefixes(hashes.values()), scorer.run.train_image_hashes)
     if seen.any():
         notes.append(
-            f"Leak: {int(seen.sum()):,} of {len(seen):,} different images were in training or development "
+            f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s were in training or development "
             "(same content): these numbers are too good."
         )
     return notes

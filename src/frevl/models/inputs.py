@@ -47,6 +47,8 @@ class ZScore(NamedTuple):
     @classmethod
     def of(cls, values: Tensor) -> ZScore:
         """Measure ``(n, d)`` values; a single row has no deviation at all."""
+        if not values.shape[1]:  # a side that the pairs do not have
+            return cls(values.new_zeros(0), values.new_ones(0))
         deviation, mean = torch.std_mean(values, dim=0, correction=0)
         return cls.from_deviation(mean, deviation)
 

@@ -1,11 +1,13 @@
 """Pairs and their embeddings as tensors in memory, from which batches are taken by index.
 
-Every image and text is stored once, however many pairs use it, in the number type of the store.
+Every image and text is stored once, however many pairs use it, in the number type of the store. Of images alone, or
+texts alone, the other side is one item of width 0 (`absent_side`): networks add nothing for it and need no case of
+their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
 
@@ -13,7 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EmbeddedPairs", "Inputs", "logits_of"]
+from frevl.data.in_memory import as_list
+from frevl.encoders.interface import stack
+from frevl.store.reader import Store
+from frevl.store.towers import Modality, Tower
+
+__all__ = ["EmbeddedPairs", "Inputs", "absent_side", "logits_of", "read_side"]
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -23,9 +30,9 @@ class EmbeddedPairs:
     """Embeddings of the different images and texts, and which of them make a pair.
 
     Attributes:
-        images: ``(images, tokens, dim)`` in the stored type.
+        images: ``(images, tokens, dim)`` in the stored type; ``dim`` is 0 where the pairs are texts alone.
         image_mask: ``(images, tokens)`` bool.
-        texts: ``(texts, tokens, dim)``.
+        texts: ``(texts, tokens, dim)``; ``dim`` is 0 where the pairs are images alone.
         text_mask: ``(texts, tokens)`` bool.
         image_rows: ``(n,)`` int64, row of each pair's image.
         text_rows: ``(n,)`` int64, row of each pair's text.
@@ -91,6 +98,34 @@ class EmbeddedPairs:
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             yield self.inputs(self.image_rows[rows], self.text_rows[rows], device)
+
+
+def absent_side(items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the embeddings of a side that pairs do not have: ``(items, 1, 0)`` values and an ``(items, 1)`` mask."""
+    return np.zeros((items, 1, 0), np.float16), np.ones((items, 1), bool)
+
+
+def read_side(
+    store: Store, modality: Modality, ids: Sequence[str], towers: Sequence[Tower], given: Mapping[str, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read items of one modality from the store, except those whose ``(tokens, dim)`` embeddings are given.
+
+    Returns:
+        ``(n, tokens, dim)`` values and ``(n, tokens)`` mask; those of `absent_side` without towers.
+    """
+    ids = as_list(ids, f"{modality}s")
+    if not towers:
+        return absent_side(len(ids))
+    stored = [id_ for id_ in dict.fromkeys(ids) if id_ not in given]
+    parts = {id_: given[id_] for id_ in ids if id_ in given}
+    if not parts:
+        return store.read(modality, ids, towers)
+    if stored:
+        values, mask = store.read(modality, stored, towers)
+        parts.update({id_: v[m] for id_, v, m in zip(stored, values, mask, strict=True)})
+    together, order = stack(list(parts.values())), {id_: row for row, id_ in enumerate(parts)}
+    rows = [order[id_] for id_ in ids]
+    return together[0][rows], together[1][rows]
 
 
 def _rows(values: Tensor, mask: Tensor, rows: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor | None]:

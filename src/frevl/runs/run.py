@@ -7,11 +7,11 @@ is ever unpickled.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
-from frevl.errors import FingerprintError, RunError, UsageError
+from frevl.data.pair_rows import WITH_ARTICLE
+from frevl.data.pairs import Pairs, Side
+from frevl.errors import FingerprintError, PairsError, RunError, UsageError
 from frevl.jsonfile import read_record, replace_file, write_json
 from frevl.models.hub import not_finite, restored, run_folder
 from frevl.models.interface import PairNetwork
@@ -28,7 +30,7 @@ from frevl.models.registry import NETWORKS, build
 from frevl.store.reader import Store
 from frevl.store.towers import different_fields
 
-__all__ = ["UNFINISHED", "Run", "refuse_other_files"]
+__all__ = ["UNFINISHED", "Run", "refuse_other_files", "settings_named"]
 
 FORMAT = 1
 UNFINISHED = ".unfinished"
@@ -71,12 +73,14 @@ class Run:
         network_settings: Arguments that build the network.
         labels: Class names in the order of the outputs; empty for matching.
         encoders: Encoders whose towers were concatenated.
-        towers: Identity of every tower, by modality and name, in the order of concatenation.
+        towers: Identity of every tower, by modality and name, in the order of concatenation; none of a modality that
+            the run does not read (images alone, or texts alone).
         calibration: ``scale`` and ``offset``: calibrated logits are ``scale * logits + offset``.
         settings: What `train` was called with.
         results: Development metrics, training seconds and the like.
         provenance: Store fingerprint, seed, versions, command, hardware.
-        train_image_hashes: ``(n,)`` uint64 of the content of the images seen in training or development.
+        train_image_hashes: ``(n,)`` uint64 of the content of the images seen in training or development; of the texts
+            where the run reads texts alone.
         network: The network with its weights, on the CPU, in evaluation mode.
     """
 
@@ -94,6 +98,37 @@ class Run:
     provenance: dict[str, Any]
     train_image_hashes: np.ndarray = field(repr=False)
     network: PairNetwork = field(repr=False)
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """What it reads of a pair: ``image``, ``text``, or both."""
+        sides: tuple[Side, ...] = get_args(Side)
+        return tuple(side for side in sides if self.towers.get(side))
+
+    def check_pairs(self, pairs: Pairs) -> list[str]:
+        """Refuse pairs without what the run reads.
+
+        Returns:
+            A note where the pairs have more than the run reads; empty otherwise.
+
+        Raises:
+            PairsError: They have no text, or no image, and the run reads it.
+        """
+        missing = [side for side in self.sides if side not in pairs.sides]
+        if missing:
+            a = WITH_ARTICLE[missing[0]]
+            alone = len(self.sides) == 1
+            raise PairsError(
+                f"{pairs.places[0]}, field '{missing[0]}': expected {a}, because {self.path} was trained on "
+                f"{f'{missing[0]}s alone' if alone else 'images and texts'}; found none in any pair. Name its key with "
+                f"--columns {missing[0]}=NAME, or train a run on {pairs.sides[0]}s alone"
+            )
+        more = [side for side in pairs.sides if side not in self.sides]
+        return (
+            [f"The run was trained on {self.sides[0]}s alone: the {more[0]}s of the pairs are not read."]
+            if more
+            else []
+        )
 
     @property
     def parameters(self) -> int:
@@ -232,7 +267,21 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(problem)
     if (record["task"] == "classification") != bool(record["labels"]):
         raise ValueError(f"a run of {record['task']} has {len(record['labels']):,} class names")
+    for side, own in record["towers"].items():
+        if not own and (record["task"] == "matching" or any(settings_named(record["network_settings"], f"{side}_dim"))):
+            raise ValueError(f"there is no tower of the {side}s that its network reads")
     return record
+
+
+def settings_named(settings: Any, name: str) -> Iterator[Any]:
+    """Values of a setting of a network and of the networks inside it."""
+    if isinstance(settings, dict):
+        if name in settings:
+            yield settings[name]
+        settings = list(settings.values())
+    if isinstance(settings, list):
+        for inner in settings:
+            yield from settings_named(inner, name)
 
 
 def _not_finite_calibration(calibration: Mapping[str, Any]) -> str:
@@ -269,7 +318,8 @@ def _are_towers(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and value.keys() == {"image", "text"}
-        and all(isinstance(own, dict) and own for own in value.values())
+        and all(isinstance(own, dict) for own in value.values())
+        and any(value.values())
         and all(
             isinstance(identity, dict) and all(map(_is_text, identity.values()))
             for own in value.values()
@@ -290,7 +340,7 @@ _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "network_settings": (_is_object, "an object"),
     "labels": (_are_labels, "a list of different texts"),
     "encoders": (_are_texts, "a list of texts"),
-    "towers": (_are_towers, "an object with the identities of the image and the text towers"),
+    "towers": (_are_towers, "an object with the identities of the image towers, the text towers, or both"),
     "calibration": (_is_object, "an object with a scale and an offset"),
     "settings": (_is_object, "an object"),
     "results": (_is_object, "an object"),

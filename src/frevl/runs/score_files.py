@@ -44,7 +44,8 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
     """
     _refuse(scorer, pairs, out)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    usable, left_out = usable_pairs(read, scorer.store)
+    scorer.run.check_pairs(read)
+    usable, left_out = usable_pairs(read.only(scorer.run.sides), scorer.store)
     reasons = {reject.id: reject.reason for reject in left_out}
     out = Path(out)
 
@@ -93,6 +94,7 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
         raise UsageError(f"{out}: a grid of scores is written as .npz, for numpy.load; found '{out.suffix}'")
     _refuse(scorer, pairs, out)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    scorer.run.check_pairs(read)
     usable, left_out = usable_pairs(read, scorer.store)
     images, texts = list(dict.fromkeys(usable.images)), list(dict.fromkeys(usable.texts))
     arrays = {"images": np.array(images), "texts": np.array(texts), "score": scorer.grid(images, texts)}

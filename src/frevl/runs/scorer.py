@@ -14,11 +14,11 @@ from torch import Tensor
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import pair_list
 from frevl.encoders.images import MAX_PIXELS, ImageSource, read_image
-from frevl.encoders.interface import Encoder, ImageTower, stack
+from frevl.encoders.interface import Encoder, ImageTower
 from frevl.encoders.registry import load_encoder
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.models.interface import PairNetwork, Searchable
-from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.batches import EmbeddedPairs, read_side
 from frevl.runs.calibration import calibrated
 from frevl.runs.onnx_backend import open_exported
 from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
@@ -30,6 +30,7 @@ from frevl.store.towers import Modality
 __all__ = ["BACKENDS", "Prediction", "Scorer"]
 
 BACKENDS = ("torch", "onnx")
+PairsOrItems = Sequence[tuple[str, str]] | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Scorer:
         # A fusion saves a third of the work so; no score changes beyond float32 rounding.
         self.network: PairNetwork = run.network.for_inference().to(device).eval()
         both: tuple[Modality, Modality] = ("image", "text")
-        self._towers = {modality: [store.towers[name] for name in run.towers[modality]] for modality in both}
+        self._towers = {side: [store.towers[name] for name in run.towers.get(side, ())] for side in both}
         self._encoders: dict[str, Encoder] = {}
 
     @classmethod
@@ -108,11 +109,11 @@ class Scorer:
             scorer.network = open_exported(scorer.run, onnx)
         return scorer
 
-    def score(self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+    def score(self, pairs: PairsOrItems, *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
         """Score pairs.
 
         Args:
-            pairs: ``(image id, text)``.
+            pairs: ``(image id, text)``; of a run that reads one side alone also image ids, or texts, themselves.
             images: Embeddings of images that need not be in the store, by the id that ``pairs`` use for them:
                 ``(tokens, dim)`` each, as `embed_images` makes them. The store is asked for all others.
 
@@ -149,9 +150,9 @@ class Scorer:
         decisive = self.run.network.probability_logits(torch.from_numpy(logits))
         return logits[:, 0], self._calibrated(decisive[:, 0].numpy())
 
-    def _logits(self, pairs: Sequence[tuple[str, str]], images: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _logits(self, pairs: PairsOrItems, images: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return ``(n, outputs)`` float32 of the network."""
-        if not (pairs := pair_list(pairs)):
+        if not (pairs := pair_list(pairs, self.run.sides)):
             return np.zeros((0, len(self.run.labels) or 1), np.float32)
         ids, words = ([pair[side] for pair in pairs] for side in (0, 1))
         rows = {id_: row for row, id_ in enumerate(dict.fromkeys(ids))}
@@ -185,11 +186,11 @@ class Scorer:
         """Whether the run was trained on soft targets, so that every class has a probability of its own."""
         return bool(self.run.results.get("soft_targets", False))
 
-    def predict(self, pairs: Sequence[tuple[str, str]], *, k: int = 5) -> list[Prediction]:
+    def predict(self, pairs: PairsOrItems, *, k: int = 5) -> list[Prediction]:
         """Classify pairs.
 
         Args:
-            pairs: ``(image id, text)``.
+            pairs: As `score`.
             k: How many classes to name.
 
         Raises:
@@ -297,22 +298,12 @@ class Scorer:
         self, modality: Modality, ids: Sequence[str], given: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Read items from the store, except those that are given."""
-        ids = as_list(ids, f"{modality}s")
-        stored = [id_ for id_ in dict.fromkeys(ids) if id_ not in given]
-        parts = {id_: given[id_] for id_ in ids if id_ in given}
-        if not parts:
-            return self.store.read(modality, ids, self._towers[modality])
-        if stored:
-            values, mask = self.store.read(modality, stored, self._towers[modality])
-            parts.update({id_: v[m] for id_, v, m in zip(stored, values, mask, strict=True)})
-        together, order = stack(list(parts.values())), {id_: row for row, id_ in enumerate(parts)}
-        rows = [order[id_] for id_ in ids]
-        return together[0][rows], together[1][rows]
+        return read_side(self.store, modality, ids, self._towers[modality], given)
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Read texts from the store, and embed those that are not in it."""
-        texts, known = as_list(texts, "texts"), self.store.positions("text")
-        unknown = [text for text in dict.fromkeys(texts) if text not in known]
+        texts, known = as_list(texts, "texts"), self.store.positions("text") if self._towers["text"] else {}
+        unknown = [text for text in dict.fromkeys(texts) if text not in known] if self._towers["text"] else []
         embedded = zip(unknown, *self.embed_texts(unknown), strict=True) if unknown else ()
         return self._read("text", texts, {text: values[mask] for text, values, mask in embedded})
 
@@ -394,7 +385,8 @@ class Scorer:
             )
         for name in self.run.encoders:
             if name not in self._encoders and any(name in tower.encoders for tower in towers):
-                encoder = load_encoder(name, tokens=self._towers["image"][0].identity["tokens"])
-                check_encoder(encoder, self._towers["image"] + self._towers["text"], str(self.store.path))
+                read = self._towers["image"] + self._towers["text"]
+                encoder = load_encoder(name, tokens=read[0].identity["tokens"])
+                check_encoder(encoder, read, str(self.store.path))
                 self._encoders[name] = encoder
         return [encoder for name, encoder in self._encoders.items() if any(name in tower.encoders for tower in towers)]

@@ -107,6 +107,8 @@ def extract(
         raise InputError(f"{images}: expected images, found no file in that folder")
     report = ExtractionReport(str(store))
     texts, referred = _texts_of(pairs, report)
+    if images is None and not texts:
+        raise UsageError("Nothing to embed: the pairs have no text; give the folder of their images with --images")
     with StoreWriter(store) as writer:
         writer.register([tower for one in loaded for tower in tower_records(one, dtype=dtype)])
         writer.reject(report.rejects)
@@ -301,8 +303,10 @@ def _texts_of(files: Sequence[Path | Pairs], report: ExtractionReport) -> tuple[
         pairs = file if isinstance(file, Pairs) else read_pairs(file)
         report.rejects += pairs.rejected
         report.notes += pairs.notes
-        texts.update(dict.fromkeys(pairs.texts))
-        referred += zip(pairs.images, pairs.places, strict=True)
+        if "text" in pairs.sides:
+            texts.update(dict.fromkeys(pairs.texts))
+        if "image" in pairs.sides:
+            referred += zip(pairs.images, pairs.places, strict=True)
     return list(texts), referred
 
 

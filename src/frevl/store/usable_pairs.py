@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from frevl.data.in_memory import as_list
-from frevl.data.names import same_names, spelling_note, why_unknown
+from frevl.data.names import same_names, spelling_note, text_content, why_unknown
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.unread import unread_sentence
 from frevl.errors import PairsError, UsageError
@@ -16,7 +16,15 @@ from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Modality, Tower
 
-__all__ = ["as_known", "choose_towers", "names_of", "note_unread", "read_usable", "usable_pairs"]
+__all__ = [
+    "as_known",
+    "choose_towers",
+    "content_of_units",
+    "names_of",
+    "note_unread",
+    "read_usable",
+    "usable_pairs",
+]
 
 _OPENED = 16  # files whose content shows that a folder before the ids makes no difference
 _HASH = 32  # letters of a content hash
@@ -43,8 +51,9 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
         known_texts = store.positions("text")  # another encoder, or a later call, may have embedded it
         broken_texts = {text: reason for text, reason in broken_texts.items() if text not in known_texts}
     known = known_images.keys() | broken.keys()
-    pairs = as_known(pairs, known, store)
-    unknown = [i for i, image in enumerate(pairs.images) if image not in known]
+    has_images = "image" in pairs.sides
+    pairs = as_known(pairs, known, store) if has_images else replace(pairs, notes=())
+    unknown = [i for i, image in enumerate(pairs.images) if image not in known] if has_images else []
     if unknown:
         first = unknown[0]
         nearest = why_unknown(pairs.images[first], known)
@@ -55,7 +64,7 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
         )
     kept, left_out = [], []
     for i, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True)):
-        if image not in known_images:
+        if has_images and image not in known_images:
             left_out.append(Reject("pair", pairs.places[i], f"its image '{image}' was rejected: {broken[image]}"))
         elif text in broken_texts:
             left_out.append(
@@ -132,6 +141,14 @@ def note_unread(store: Store, texts: Sequence[str], towers: Sequence[Tower], not
         notes.append(unread_sentence(unread, len(different), [tower.name for tower in towers]))
 
 
+def content_of_units(store: Store, pairs: Pairs) -> dict[str, str]:
+    """Return a hash of the content of every image of some pairs; of every text where they are texts alone."""
+    if "image" in pairs.sides:
+        return store.content_hashes(pairs.images)
+    different = dict.fromkeys(pairs.texts)
+    return {text: hashlib.sha256(text_content(text).encode()).hexdigest()[:_HASH] for text in different}
+
+
 def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
     """Read pairs to learn from or to judge by, and keep those that the store has; the notes say what is left out."""
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
@@ -162,13 +179,16 @@ def choose_towers(
             for nothing.
 
     Returns:
-        The towers of each modality, in the order of the store.
+        The towers of each modality, in the order of the store; none of a modality that the pairs do not have.
 
     Raises:
         UsageError: An encoder is not in the store, or those asked for have no tower of a modality.
     """
     chosen: dict[Modality, list[Tower]] = {}
     for modality in MODALITIES:
+        if modality not in parts[0].sides:
+            chosen[modality] = []
+            continue
         own = asked.get(f"{modality}_encoder")
         named = asked.get("encoder") if own is None else own
         names: list[str] | None = None if named is None else as_list(named, "encoder")

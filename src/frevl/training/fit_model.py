@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from frevl.data.pairs import Side
 from frevl.errors import UsageError
 from frevl.models.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.models.fusion import PRESETS, Fusion
@@ -34,10 +35,16 @@ from frevl.training.losses import task_loss
 from frevl.training.options import FusionOptions, LinearOptions, MlpOptions, ModelOptions, PairwiseOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
-__all__ = ["MODELS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model", "trainable"]
+__all__ = ["MODELS", "NEEDS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model", "trainable"]
 
 # Simplest first: where two are equally good, selection takes the one that stands earlier.
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
+# What a model of classification cannot do without; the others take images and texts, or one of them alone.
+NEEDS: dict[str, tuple[Side, ...]] = {
+    "text": ("text",),
+    "image": ("image",),
+    **dict.fromkeys(("cosine", "dual", *PRESETS), ("image", "text")),
+}
 # Networks that are fitted in ways of their own, under these names, or put together from others.
 _FITTED = ("average", "cosine", "dual", "fusion", "kernel", "linear", "majority", "mlp", "reranked")
 
@@ -246,6 +253,8 @@ def fit_kernel_on(
     text_numbers, text_rows = torch.unique(train.pairs.text_rows, return_inverse=True)
     images, image_mask = train.pairs.images[image_numbers].float(), train.pairs.image_mask[image_numbers]
     texts, text_mask = train.pairs.texts[text_numbers].float(), train.pairs.text_mask[text_numbers]
+    if not images.shape[2] or not texts.shape[2]:
+        text_only_shares = (0.0,)  # a kernel of one side; a share of the absent one would be a constant
     network = KernelFusion(
         image_dim=images.shape[2],
         text_dim=texts.shape[2],

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frevl.data.pairs import Pairs, read_pairs, split_by_image
+from frevl.data.pairs import Pairs, Side, read_pairs, split_by_image
 from frevl.errors import PairsError
-from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.batches import EmbeddedPairs, absent_side
 from frevl.runs.targets import Answers, encode_answers, hash_prefixes, label_vocabulary, match_truth
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.store.usable_pairs import choose_towers, names_of, note_unread, read_usable
+from frevl.store.usable_pairs import choose_towers, content_of_units, names_of, note_unread, read_usable
 from frevl.training.examples import Examples, with_wrong_texts
 
 __all__ = ["Prepared", "prepare", "read_file"]
@@ -32,10 +32,11 @@ class Prepared:
         train: Training examples.
         dev: Development examples; for matching every right pair stands beside a wrong one.
         labels: Classes, the most frequent first; empty for matching.
-        image_towers: Towers that are concatenated, in their order.
-        text_towers: The same for texts.
+        image_towers: Towers that are concatenated, in their order; none where the pairs are texts alone.
+        text_towers: The same for texts; none where the pairs are images alone.
         encoders: Names of the encoders that these are of, in the order in which they were asked for.
-        image_hashes: ``(n,)`` uint64, sorted: content of the images of both parts.
+        image_hashes: ``(n,)`` uint64, sorted: content of the images of both parts, or of the texts where they are
+            texts alone.
         notes: Sentences that the user should read.
         dev_is_spare: Development examples were set aside from the training pairs, not given.
     """
@@ -49,6 +50,12 @@ class Prepared:
     image_hashes: np.ndarray
     notes: list[str]
     dev_is_spare: bool
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """What the pairs have: an image, a text, or both."""
+        towers: dict[Side, list[Tower]] = {"image": self.image_towers, "text": self.text_towers}
+        return tuple(side for side, own in towers.items() if own)
 
 
 def read_file(pairs: str | Path | Pairs, columns: str | Sequence[str] | Mapping[str, str] | None) -> Pairs:
@@ -93,8 +100,8 @@ def prepare(
         train_pairs, dev_pairs = split_by_image(train_pairs, dev_share, seed=seed)
     else:
         train_pairs, dev_pairs = grouped
-    hashes = store.content_hashes([*train_pairs.images, *dev_pairs.images])
-    notes += _shared_images(train_pairs, dev_pairs, hashes) or _shared_groups(train_pairs, dev_pairs)
+    hashes = content_of_units(store, train_pairs) | content_of_units(store, dev_pairs)
+    notes += _shared_units(train_pairs, dev_pairs, hashes) or _shared_groups(train_pairs, dev_pairs)
     embedded = _embed(store, [train_pairs, dev_pairs], *towers)
     clusters = _number_clusters([train_pairs, dev_pairs])
     labels: list[str] = []
@@ -130,18 +137,20 @@ def prepare(
     prefixes = hash_prefixes(hashes.values())
     used = [*(image_encoder or encoder or store.encoders), *(text_encoder or encoder or store.encoders)]
     encoders = [name for name in dict.fromkeys(used) if name in names_of(store, [*towers[0], *towers[1]])]
+    notes = list(dict.fromkeys(notes))  # what holds for both files is said once
     return Prepared(train, dev_examples, labels, *towers, encoders, prefixes, notes, dev_is_spare=dev is None)
 
 
-def _shared_images(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
-    """Say how many development images are in the training part too, under the same or another id."""
-    seen = {hashes[image] for image in train.images}
-    shared = [image for image in dict.fromkeys(dev.images) if hashes[image] in seen]
+def _shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
+    """Say how many development images are in the training part too, under the same or another id; or how many texts."""
+    seen = {hashes[unit] for unit in train.units}
+    different, kind = dict.fromkeys(dev.units), dev.sides[0]
+    shared = [unit for unit in different if hashes[unit] in seen]
     if not shared:
         return []
     return [
-        f"Leak: {len(shared):,} of {len(set(dev.images)):,} development images have the same content as a training "
-        f"image (the first is '{shared[0]}'): the development metric is too good."
+        f"Leak: {len(shared):,} of {len(different):,} development {kind}s have the same content as a training "
+        f"{kind} (the first is '{shared[0]:.80}'): the development metric is too good."
     ]
 
 
@@ -195,8 +204,9 @@ def _embed(
     """Read every different item once, whatever the parts that use it."""
     images = {id_: row for row, id_ in enumerate(dict.fromkeys(id_ for part in parts for id_ in part.images))}
     texts = {text: row for row, text in enumerate(dict.fromkeys(text for part in parts for text in part.texts))}
-    image_values = store.read("image", list(images), image_towers)
-    text_values = store.read("text", list(texts), text_towers)
+    sides = parts[0].sides
+    image_values = store.read("image", list(images), image_towers) if "image" in sides else absent_side(len(images))
+    text_values = store.read("text", list(texts), text_towers) if "text" in sides else absent_side(len(texts))
     return [EmbeddedPairs.of(part.images, part.texts, images, image_values, texts, text_values) for part in parts]
 
 

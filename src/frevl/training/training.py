@@ -11,7 +11,7 @@ import torch
 
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
-from frevl.errors import UsageError, nearest
+from frevl.errors import PairsError, UsageError, nearest
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import provenance
 from frevl.runs.calibration import calibration_notes, fit_calibration
@@ -19,7 +19,7 @@ from frevl.runs.run import Run
 from frevl.runs.targets import Answers
 from frevl.store.reader import Store
 from frevl.training.examples import dev_metric
-from frevl.training.fit_model import fit_model, trainable
+from frevl.training.fit_model import MODELS, NEEDS, fit_model, trainable
 from frevl.training.initialisation import Pretrained, rows_of_same_classes
 from frevl.training.options import AutoOptions, ModelOptions, Session, make_options
 from frevl.training.prepare import Prepared, prepare, read_file
@@ -119,6 +119,7 @@ def train(
     settings = run_settings(arguments, chosen_options)
     opened = store if isinstance(store, Store) else Store.open(store)
     pairs, dev = read_file(pairs, columns), None if dev is None else read_file(dev, columns)
+    _check_sides(task, model, pairs, dev, initialise_from)
     folder = Path(run)
     log_file = folder / "log.jsonl"
     with claim_run(folder, {**settings, "data": data_identity(opened, pairs, dev)}) as checkpoint:
@@ -204,6 +205,37 @@ def train(
         write_config(folder, {**arguments, "store": opened}, chosen_options)
         finished.save()
     return finished
+
+
+def _check_sides(task: str, model: str, pairs: Pairs, dev: Pairs | None, initialise_from: str | Path | None) -> None:
+    """Refuse images alone, or texts alone, for what needs both."""
+    if dev is not None and dev.sides != pairs.sides:
+        raise PairsError(
+            f"{dev.places[0]}: expected development pairs with {_both(pairs.sides)}, as the training pairs have, found "
+            f"pairs with {_both(dev.sides)}"
+        )
+    if len(pairs.sides) == 2:
+        return
+    (side,) = pairs.sides
+    missing = "text" if side == "image" else "image"
+    place, alone = f"{pairs.places[0]}, field '{missing}'", f"the pairs are {side}s alone"
+    if task == "matching":
+        raise PairsError(
+            f"{place}: matching expects an image and a text in every pair, and {alone}; name the column that holds "
+            f"the {missing}s with --columns {missing}=NAME, or train classes with --task classification"
+        )
+    if side not in NEEDS.get(model, (side,)) or missing in NEEDS.get(model, ()):
+        fitting = [name for name in (*MODELS, "auto") if NEEDS.get(name, (side,)) == (side,)]
+        raise UsageError(
+            f"The model '{model}' needs {_both(NEEDS[model])}, and {alone}; choose one of {', '.join(fitting)}, or "
+            f"name the column of the {missing}s with --columns {missing}=NAME"
+        )
+    if initialise_from is not None:
+        raise UsageError(f"--initialise-from starts from a fusion of images and texts, and {alone}; leave it out")
+
+
+def _both(sides: Sequence[str]) -> str:
+    return " and ".join(f"{side}s" for side in sides)
 
 
 def _check_start(task: str, model: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from frevl.errors import RunError
 from frevl.models.interface import PairNetwork
 from frevl.runs.batches import Inputs
 from frevl.runs.calibration import calibrated
-from frevl.runs.run import Run
+from frevl.runs.run import Run, settings_named
 
 __all__ = ["drawn_inputs", "exportable", "has_own_probabilities", "remembers", "traced"]
 
@@ -159,21 +159,10 @@ def _image_tokens(kinds: list[str]) -> int:
 
 def _width(run: Run, modality: str) -> int:
     """Width of the network's embeddings; 0 if it takes any."""
-    return next((int(width) for width in _settings(run.network_settings, f"{modality}_dim")), 0)
+    return next((int(width) for width in settings_named(run.network_settings, f"{modality}_dim")), 0)
 
 
 def _least_width(run: Run) -> int:
     """Columns that a network without a width of its own reads at most."""
-    spaces: list[list[int]] = next(_settings(run.network_settings, "spaces"), [])
+    spaces: list[list[int]] = next(settings_named(run.network_settings, "spaces"), [])
     return max((stop for space in spaces for stop in space), default=8)
-
-
-def _settings(settings: Any, name: str) -> Iterator[Any]:
-    """Values of a setting of a network and of the networks inside it."""
-    if isinstance(settings, dict):
-        if name in settings:
-            yield settings[name]
-        settings = list(settings.values())
-    if isinstance(settings, list):
-        for inner in settings:
-            yield from _settings(inner, name)

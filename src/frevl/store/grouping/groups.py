@@ -21,6 +21,7 @@ from frevl.store.grouping.near_copies import find_near_copies
 from frevl.store.grouping.repeated_texts import texts_with_images_of_their_own, texts_with_one_label
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
+from frevl.store.usable_pairs import content_of_units
 
 __all__ = ["GROUP_KEYS", "group_pairs"]
 
@@ -84,17 +85,22 @@ def group_pairs(
         parts = _by_key(parts, group_by)
     if not find:
         return list(parts), []
-    images = [image for part in parts for image in part.images]
-    hashes = store.content_hashes(images)
-    rules = _Rules([name for part in parts for name in part.clusters], [hashes.get(image, image) for image in images])
-    rules.same_content(images)
+    units = [unit for part in parts for unit in part.units]
+    hashes = {unit: content for part in parts for unit, content in content_of_units(store, part).items()}
+    sides = parts[0].sides
+    rules = _Rules(
+        [name for part in parts for name in part.clusters], [hashes.get(unit, unit) for unit in units], sides[0]
+    )
+    rules.same_content(units)
     extras = [extra for part in parts for extra in part.extras]
     targets = [target for part in parts for target in part.targets]
     if group_by is None:
         for key in _keys(extras):
             rules.key(key, [extra.get(key) for extra in extras], targets)
-    _near_copies(rules, store, dict(zip(rules.contents, images, strict=True)), towers, seed)
-    rules.texts([text for part in parts for text in part.texts], targets)
+    if "image" in sides:
+        _near_copies(rules, store, dict(zip(rules.contents, units, strict=True)), towers, seed)
+    if sides == ("image", "text"):
+        rules.texts([text for part in parts for text in part.texts], targets)
     names = rules.names()
     grouped, start = [], 0
     for part in parts:
@@ -109,8 +115,9 @@ def group_pairs(
 class _Rules:
     """Pairs as nodes of a forest; every rule joins some of them and leaves a clause for the note."""
 
-    def __init__(self, clusters: list[str], contents: list[str]) -> None:
+    def __init__(self, clusters: list[str], contents: list[str], unit: str) -> None:
         self.contents = contents
+        self.unit = unit  # what the contents are of: image, or text where there are texts alone
         self.clusters = clusters
         self.forest = _Forest()
         self.clauses: list[str] = []
@@ -118,13 +125,15 @@ class _Rules:
         for cluster, content in zip(clusters, contents, strict=True):
             self.forest.join(("cluster", cluster), ("content", content))
 
-    def same_content(self, images: list[str]) -> None:
+    def same_content(self, units: list[str]) -> None:
         ids: dict[str, set[str]] = {}
-        for image, content in zip(images, self.contents, strict=True):
-            ids.setdefault(content, set()).add(image)
+        for unit, content in zip(units, self.contents, strict=True):
+            ids.setdefault(content, set()).add(unit)
         copies = sum(len(names) - 1 for names in ids.values())
         if copies:
-            self.clauses.append(f"{_count(copies, 'image is a copy', 'images are copies')} of another one")
+            self.clauses.append(
+                f"{_count(copies, f'{self.unit} is a copy', f'{self.unit}s are copies')} of another one"
+            )
 
     def key(self, key: str, values: list[object], targets: Sequence[object]) -> None:
         """Group by a key that looks like one, unless its values look like categories."""
@@ -132,11 +141,11 @@ class _Rules:
         contents = {content for _, content in known}
         groups = {value for value, _ in known}
         if len(groups) < 2 or len(groups) == len(contents):
-            return  # one group, or every image its own
+            return  # one group, or every image (text) its own
         labels = {(value, str(target)) for value, target in zip(values, targets, strict=True) if value is not None}
         if len(groups) < _FEWEST_GROUPS or len(labels) == len(groups) == len({label for _, label in labels}):
             self.unused.append(
-                f"The key '{key}' has {len(groups):,} values over {len(contents):,} images and was taken for a "
+                f"The key '{key}' has {len(groups):,} values over {len(contents):,} {self.unit}s and was taken for a "
                 f"category, not for groups; if its pairs belong together, use --group-by {key}."
             )
             return
@@ -229,12 +238,12 @@ def _by_key(parts: Sequence[Pairs], key: str) -> list[Pairs]:
         hint = nearest(key, known) if known else "The pairs have no further keys."
         raise UsageError(f"--group-by {key}: no pair has this key. {hint}")
 
-    def named(extra: dict[str, object], image: str) -> dict[str, object]:
+    def named(extra: dict[str, object], unit: str) -> dict[str, object]:
         value = extra.get(key)
-        return {**extra, "cluster": image if value is None else f"{key} {value}"}
+        return {**extra, "cluster": unit if value is None else f"{key} {value}"}
 
     return [
-        replace(part, extras=[named(extra, image) for extra, image in zip(part.extras, part.images, strict=True)])
+        replace(part, extras=[named(extra, unit) for extra, unit in zip(part.extras, part.units, strict=True)])
         for part in parts
     ]
 

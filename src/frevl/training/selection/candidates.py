@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from frevl.data.pairs import Side
+from frevl.training.fit_model import NEEDS
 from frevl.training.initialisation import Pretrained
 
 __all__ = ["CANDIDATES", "TRIED", "Candidate", "candidates"]
@@ -78,13 +81,18 @@ TRIED = (
 )
 
 
-def candidates(start: Pretrained | None) -> tuple[Candidate, ...]:
+def candidates(start: Pretrained | None, sides: Sequence[Side] = ("image", "text")) -> tuple[Candidate, ...]:
     """Return all candidates, simplest first.
 
     Args:
+        sides: What the pairs have. Of one side alone, what needs the other is left out, and so is ``mlp``, which then
+            is the same network as ``image`` or ``text``.
         start: Of ``--initialise-from``: a fusion fine-tuned from it is a candidate too and, where the classes are the
             same, so is the former fusion itself (zero-shot).
     """
+    if len(sides) == 1:
+        fitting = (one for one in CANDIDATES if NEEDS.get(one.model, tuple(sides)) == tuple(sides))
+        return tuple(one for one in fitting if one.model != "mlp")
     if start is None:
         return CANDIDATES
     gently = {} if start.rows is None else _GENTLY

@@ -150,7 +150,7 @@ def choose(
     print_progress(f"choosing on {judged_on}", enabled=session.progress)
     scored: list[CandidateScores] = []
     left_out: list[dict[str, Any]] = []
-    offered = candidates(start)
+    offered = candidates(start, data.sides)
     by_name = {candidate.name: candidate for candidate in offered}
     names = [name for name in TRIED if name in by_name]
     for tried, name in enumerate(names):

@@ -95,7 +95,7 @@ def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = 
         starts = torch.tensor([0, *[tower.dim for tower in towers]]).cumsum(0).tolist()
         chosen = _of(towers, encoders)
         columns = [torch.arange(a, a + t.dim) for a, t in zip(starts, towers, strict=False) if t in chosen]
-        kept[modality] = (torch.cat(columns), chosen)
+        kept[modality] = (torch.cat([torch.arange(0), *columns]), chosen)
     if all(len(kept[name][1]) == len(of) for name, of in (("images", data.image_towers), ("texts", data.text_towers))):
         return data
     of_images, of_texts = (getattr(data.train.pairs, name)[..., columns] for name, (columns, _) in kept.items())

@@ -1,0 +1,121 @@
+"""Pairs files without any text, or without any image."""
+
+import json
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from frevl.data.pairs import pair_list, read_pairs, split_by_image
+from frevl.errors import PairsError
+
+IMAGES = [{"image": f"{n}.png", "target": "ab"[n % 2], "shop": n} for n in range(4)]
+
+
+def lines(file, rows):
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def reasons(pairs):
+    return [reject.reason for reject in pairs.rejected]
+
+
+def test_images_alone(tmp_path):
+    pairs = read_pairs(lines(tmp_path / "p.jsonl", IMAGES))
+    assert pairs.sides == ("image",)
+    assert pairs.images == pairs.units == pairs.clusters == ["0.png", "1.png", "2.png", "3.png"]
+    assert pairs.texts == [""] * 4
+    assert [pairs.row(i) for i in range(4)] == IMAGES
+    assert pairs.select([2]).sides == ("image",)
+    assert pairs.notes == (
+        "No pair has a text: images alone are used, and what needs a text is left out. If it stands under another key "
+        "('shop'), name it with --columns text=NAME.",
+    )
+
+
+def test_texts_alone(tmp_path):
+    pairs = read_pairs(lines(tmp_path / "p.jsonl", [{"text": "a b"}, {"text": "c", "image": None}]))
+    assert pairs.sides == ("text",)
+    assert pairs.texts == pairs.units == pairs.clusters == ["a b", "c"]
+    assert pairs.row(1) == {"text": "c"}
+    assert pairs.notes == ("No pair has an image: texts alone are used, and what needs an image is left out.",)
+
+
+def test_both_sides_have_no_note_and_only_takes_one_away(tmp_path):
+    pairs = read_pairs(lines(tmp_path / "p.jsonl", [{"image": "a", "text": "b"}]))
+    assert (pairs.sides, pairs.units, pairs.notes) == (("image", "text"), ["a"], ())
+    assert pairs.only(("text",)).sides == ("text",)
+    assert pairs.only(("image", "text")) == pairs
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            [{"image": "a", "text": "b", "target": "x"}, {"image": "c", "target": "y"}, {"image": "d", "target": "y"}],
+            ":2, field 'text': expected a text as in {file}:1, found nothing; a file has a text in every pair, or in "
+            "none (then images alone are classified). Complete these pairs, or put them into a file of their own",
+        ),
+        (
+            [{"image": "a", "target": "x"}, {"image": "c", "target": "y"}, {"image": "d", "text": "e", "target": "y"}],
+            ":1, field 'text': expected a text as in {file}:3, found nothing; a file has",
+        ),
+        (
+            [{"image": "a", "text": "b"}, {"text": "c", "target": "y"}],
+            ":2, field 'image': expected an image as in {file}:1, found nothing; a file has an image in every pair, or "
+            "in none (then texts alone are classified)",
+        ),
+        ([{"image": "a", "target": "x"}, {"text": "c", "target": "y"}], ":2, field 'image': expected an image as in"),
+    ],
+)
+def test_a_file_that_mixes_both_names_the_first_line(tmp_path, rows, message):
+    file = lines(tmp_path / "p.jsonl", rows)
+    with pytest.raises(PairsError) as caught:
+        read_pairs(file)
+    assert str(caught.value).startswith(str(file) + message.format(file=file))
+
+
+def test_captions_without_text_among_others_are_left_out_as_ever(tmp_path):
+    pairs = read_pairs(lines(tmp_path / "p.jsonl", [{"image": "c"}, {"image": "a", "text": "b"}, {"text": "d"}, {}]))
+    assert pairs.sides == ("image", "text")
+    assert reasons(pairs) == [
+        "field 'text': expected a string, found nothing",
+        "field 'image': expected a string, found nothing",
+        "field 'image': expected a string, found nothing",
+    ]
+    assert [reject.id[-2:] for reject in pairs.rejected] == [":1", ":3", ":4"]
+
+
+def test_tables_with_a_target_need_one_side_only(tmp_path):
+    (tmp_path / "p.csv").write_text("image,target\na.png,x\nb.png,y\n")
+    pq.write_table(pa.table({"text": ["a", "b"], "target": [1, 2]}), tmp_path / "p.parquet")
+    frame = pd.DataFrame({"filepath": ["a.png", "b.png"], "label": ["x", "y"]})
+    assert read_pairs(tmp_path / "p.csv").sides == ("image",)
+    assert read_pairs(tmp_path / "p.parquet").sides == ("text",)
+    assert read_pairs(frame, columns={"target": "label"}).targets == ["x", "y"]
+    assert read_pairs({"image": ["a", "b"], "target": ["x", "y"]}).sides == ("image",)
+    (tmp_path / "ids.csv").write_text("image\na.png\n")
+    assert read_pairs(tmp_path / "ids.csv").images == ["a.png"]
+
+
+def test_without_a_target_a_table_may_have_its_text_under_another_name(tmp_path):
+    (tmp_path / "p.csv").write_text("image,words\na.png,x\n")
+    with pytest.raises(PairsError, match=r"expected the columns 'image' and 'text'.*--columns text=NAME"):
+        read_pairs(tmp_path / "p.csv")
+
+
+def test_items_of_one_side_are_pairs():
+    assert pair_list(["a.png", "b.png"], ("image",)) == [("a.png", ""), ("b.png", "")]
+    assert pair_list(["a b", "c"], ("text",)) == [("", "a b"), ("", "c")]
+    assert pair_list(["a.png", "b"]) == [("a.png", "b")]
+    assert pair_list([{"image": "a.png"}]) == [("a.png", "")]
+
+
+def test_texts_alone_are_split_by_text():
+    pairs = read_pairs([{"text": text, "target": "x"} for text in ("a", "b", "a", "c")])
+    kept, held = split_by_image(pairs, 0.34)
+    assert not set(kept.texts) & set(held.texts)
+    with pytest.raises(PairsError, match="expected at least two different texts to set some aside"):
+        split_by_image(pairs.select([0, 2]), 0.5)
