@@ -289,3 +289,15 @@ def test_without_the_library_its_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'frevl\[hf\]'"):
         Fusion(image_dim=3, text_dim=2, width=8).save_pretrained("nowhere")
+
+
+def test_the_card_of_one_side_speaks_of_that_side(one_side, tmp_path):
+    arguments = {"task": "classification", "model": "linear", "run": tmp_path / "run"}
+    train(one_side.store, one_side.train_file, dev=one_side.dev_file, **arguments)
+    card = model_card(json.loads((tmp_path / "run" / "run.json").read_text()), name="somebody/leaves")
+    side, other = one_side.side, one_side.other
+    assert f"they embed {side}s first, and this network" in card
+    assert f"did not keep of {'an image' if side == 'image' else 'a text'} cannot" in card
+    assert f"split by {side}" in card
+    assert ("--images images" in card) == (side == "image")
+    assert f"{other} `" not in card

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from frevl.data.pair_rows import WITH_ARTICLE
+
 __all__ = ["model_card"]
 
 _MOST_LABELS = 20
@@ -53,7 +55,8 @@ def model_card(
         f"# {name.rpartition('/')[2]}",
         f"A network of the kind {_kind(run)} with {run['parameters']:,} parameters for {run['task']} on **frozen "
         f"embeddings**, trained with frevl {run['provenance']['versions'].get('frevl', '')}. The encoders are not part "
-        "of it: they embed images and texts first, and this network reads the embeddings.",
+        f"of it: they embed {' and '.join(f'{side}s' for side in _sides(run))} first, and this network reads the "
+        "embeddings.",
         _verdict(diagnosis),
         _metrics(run, results),
         _encoders(run),
@@ -74,6 +77,11 @@ def _head(run: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "---"])
 
 
+def _sides(run: Mapping[str, Any]) -> list[str]:
+    """Return what the run reads of a pair: image, text, or both."""
+    return [side for side, towers in run["towers"].items() if towers]
+
+
 def _kind(run: Mapping[str, Any]) -> str:
     chosen = (run["results"].get("selection") or {}).get("chosen")
     return f"`{chosen}`, chosen by `{run['model']}`," if run["model"] == "auto" and chosen else f"`{run['model']}`"
@@ -88,7 +96,7 @@ def _verdict(diagnosis: Mapping[str, Any] | None) -> str:
 def _metrics(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["## Results"]
     for result in results:
-        lines += ["", f"{result['n']:,} test pairs; 95 % intervals by bootstrap over images.", ""]
+        lines += ["", f"{result['n']:,} test pairs; 95 % intervals by bootstrap over {_sides(run)[0]}s.", ""]
         lines += ["| metric | % | 95 % interval |", "|---|---|---|"]
         for metric, value in result["metrics"].items():
             low, high = result.get("ci95", {}).get(metric) or (None, None)  # one image has no interval
@@ -122,7 +130,8 @@ def _training(run: Mapping[str, Any]) -> str:
     lines = [
         "## Training data and procedure",
         "",
-        f"- pairs: {results.get('train_pairs', 0):,}, from `{settings.get('pairs', 'unknown')}`; split by image",
+        f"- pairs: {results.get('train_pairs', 0):,}, from `{settings.get('pairs', 'unknown')}`; split by "
+        f"{_sides(run)[0]}",
         f"- seconds: {results.get('train_seconds', 0):.1f}; seed {provenance.get('seed')}; {hardware}",
         f"- store: fingerprint `{provenance.get('store_fingerprint')}`",
         f"- calibration: logits are multiplied by {run['calibration']['scale']:.4g} and shifted by "
@@ -141,7 +150,8 @@ def _limits(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], diagno
     lines = [
         "## Limits",
         "",
-        "- What the frozen encoders did not keep of an image or a text cannot be found again here: counting, spatial",
+        f"- What the frozen encoders did not keep of {' or '.join(WITH_ARTICLE[side] for side in _sides(run))} cannot "
+        "be found again here: counting, spatial",
         "  relations and reading are weak in most encoders.",
         "- It inherits the biases of its encoders and of the pairs above, and was tested on nothing but what is named.",
     ]
@@ -163,12 +173,13 @@ def _limits(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], diagno
 
 def _use(run: Mapping[str, Any], name: str) -> str:
     encoders = " ".join(f"--encoder {encoder}" for encoder in run["encoders"])
+    images = " --images images" if "image" in _sides(run) else ""
     return "\n".join(
         [
             "## Use",
             "",
             "```bash",
-            f"frevl extract --images images --pairs pairs.jsonl {encoders} --store STORE",
+            f"frevl extract{images} --pairs pairs.jsonl {encoders} --store STORE",
             f"frevl score --store STORE --run hf:{name} --pairs pairs.jsonl --out scores.jsonl",
             "```",
         ]

@@ -185,7 +185,8 @@ def _compare(
         kind = "with the mean and deviation of training" if remembers(run) else "of unit length"
         parity: dict[str, Any] = {"pairs": _DRAWN_PAIRS, "on": f"pairs of random embeddings {kind}"}
     else:
-        usable, _ = usable_pairs(pairs, scorer.store)
+        run.check_pairs(pairs)
+        usable, _ = usable_pairs(pairs.only(run.sides), scorer.store)
         some = list(zip(usable.images[:_MOST_PAIRS], usable.texts[:_MOST_PAIRS], strict=True))
         other = Scorer(run, scorer.store)
         other.network = exported
@@ -229,7 +230,7 @@ def _speed(run: Run, exported: ExportedNetwork) -> list[dict[str, float]]:
     rows = []
     for batch in _SPEED_BATCHES:
         inputs = drawn_inputs(run, batch, text_tokens=16)
-        if inputs[0].dim() == 3 and batch > 32:
+        if max(inputs[0].dim(), inputs[1].dim()) == 3 and batch > 32:
             continue  # 50 times the work a pair
         seconds: dict[str, list[float]] = {"onnx": [], "pytorch": []}
         stop = time.perf_counter() + _SPEED_SECONDS

@@ -56,6 +56,20 @@ class _WithProbabilities(nn.Module):
         return logits, calibrated(self.select(logits), self.calibration, soft=self.soft)
 
 
+class _OfOneSide(nn.Module):
+    """A network of images alone, or of texts alone, with one input."""
+
+    def __init__(self, network: nn.Module, side: str) -> None:
+        super().__init__()
+        self.network, self.side = network, side
+
+    def forward(self, items: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        absent = items.new_zeros(items.shape[0], 0)
+        inputs = (items, absent, mask, None) if self.side == "image" else (absent, items, None, mask)
+        logits, probabilities = self.network(*inputs)
+        return logits, probabilities
+
+
 def traced(network: nn.Module, run: Run) -> Any:
     """Trace a network.
 
@@ -64,28 +78,34 @@ def traced(network: nn.Module, run: Run) -> Any:
         run: The run that it belongs to, for its calibration and towers.
 
     Returns:
-        An ``onnx.ModelProto`` with inputs of any number of pairs and tokens (docs/export.md).
+        An ``onnx.ModelProto`` with inputs of any number of pairs and tokens (docs/export.md); a run of images alone, or
+        texts alone, has the inputs of that side.
 
     Raises:
         RunError: The network cannot be traced.
     """
     select = run.network.probability_logits
-    whole = _WithProbabilities(network, select, run.calibration, soft=has_own_probabilities(run)).eval()
+    whole: nn.Module = _WithProbabilities(network, select, run.calibration, soft=has_own_probabilities(run)).eval()
     image, text, image_mask, text_mask = drawn_inputs(run, 5, text_tokens=7)
+    given = {"image": image, "text": text, "image_mask": image_mask, "text_mask": text_mask}
+    if len(run.sides) == 1:
+        (side,) = run.sides
+        whole = _OfOneSide(whole, side).eval()
+        given = {side: given[side], f"{side}_mask": given[f"{side}_mask"]}
     axes: list[dict[int, str] | None] = []
-    for name, values in (("image", image), ("text", text)):
+    for name in run.sides:
+        values = image if name == "image" else text
         tokens = {1: f"{name}_tokens"} if values.dim() == 3 else {}
         # Majority and cosine do not know how wide embeddings are.
         width = {} if _width(run, name) else {values.dim() - 1: f"{name}_width"}
         axes.append({0: "batch", **tokens, **width})
-    for name, mask in (("image", image_mask), ("text", text_mask)):
-        axes.append(None if mask is None else {0: "batch", 1: f"{name}_tokens"})
-    given = {"image": image, "text": text, "image_mask": image_mask, "text_mask": text_mask}
+    masked = {name: given[f"{name}_mask"] is not None for name in run.sides}
+    axes += [{0: "batch", 1: f"{name}_tokens"} if has_mask else None for name, has_mask in masked.items()]
     try:
         with quiet_export(), torch.no_grad():
             program = torch.onnx.export(
                 whole,
-                (image, text, image_mask, text_mask),
+                tuple(given.values()),
                 input_names=[name for name, value in given.items() if value is not None],
                 output_names=["logits", "probabilities"],
                 dynamic_shapes=tuple(axes),
@@ -123,12 +143,15 @@ def drawn_inputs(run: Run, count: int, *, text_tokens: int) -> Inputs:
         text_tokens: Most tokens of a text, if the run reads tokens; lengths from 2 on are drawn.
 
     Returns:
-        What `PairNetwork.forward` takes.
+        What `PairNetwork.forward` takes; ``(count, 0)`` for a side that the run does not read.
     """
     generator = torch.Generator().manual_seed(0)
     values: dict[str, Tensor] = {}
     masks: dict[str, Tensor | None] = {}
     for modality, towers in run.towers.items():
+        if not towers:
+            values[modality], masks[modality] = torch.zeros(count, 0), None
+            continue
         kinds = [identity["tokens"] for identity in towers.values()]
         pooled = all(kind == "pooled" for kind in kinds)
         tokens = 1 if pooled else _image_tokens(kinds) if modality == "image" else text_tokens
