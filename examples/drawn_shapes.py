@@ -20,7 +20,7 @@ def arguments(description: str) -> argparse.Namespace:
 
 
 def write(path: Path, rows: list[dict]) -> Path:
-    """Write a pairs file: one JSON object a line."""
+    """Write a pairs file: one JSON object per line."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 

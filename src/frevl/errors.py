@@ -11,7 +11,7 @@ FrevlError               a known failure; the command line prints it and exits w
 ├── EncoderError         an encoder cannot be loaded, or is not what it claims to be
 ├── StoreError           a store is missing, damaged, locked or lacks what is asked of it
 │   └── FingerprintError store, encoder and run do not belong together; names the field that differs
-├── TrainingError        training cannot go on (one class only, a loss that is not finite)
+├── TrainingError        training cannot continue (one class only, a loss that is not finite)
 └── RunError             a run is missing, damaged or does not fit
 """
 
@@ -96,7 +96,7 @@ class FingerprintError(StoreError):
 
 
 class TrainingError(FrevlError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class RunError(FrevlError):

@@ -69,7 +69,7 @@ def _problem(name: str, place: Path, source: Path) -> str:
 
 
 def _holds_pairs(file: Path) -> bool:
-    """Whether a file with one JSON object a line is one that frevl writes: pairs, or pairs with scores."""
+    """Whether a file with one JSON object per line is one that frevl writes: pairs, or pairs with scores."""
     try:
         with file.open("rb") as lines:
             first = json.loads(lines.readline(1 << 20) or b"{}")

@@ -163,7 +163,7 @@ def test_bad_lines_are_counted_in_the_closing_line(tmp_path, frevl):
     done = frevl("extract", "--pairs", file, "--encoder", "toy", "--store", tmp_path / "s", "--quiet")
     assert done.code == 0
     assert "Embedded 0 images and 2 texts in" in done.out
-    assert f"Left out: 5 pairs ({file}:2: field 'text': expected a string with content, found only blanks; " in done.out
+    assert f"Left out: 5 pairs ({file}:2: field 'text': expected text, found only blanks; " in done.out
     assert done.out.rstrip().endswith("; and 2 more).")
     assert sorted(Store.open(tmp_path / "s").texts) == ["a cat", "a dog"]
     assert [reject.id for reject in Store.open(tmp_path / "s").rejects()] == [f"{file}:{n}" for n in (2, 3, 4, 5, 6)]
@@ -330,7 +330,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, draw):
     said = one_sentence(run(str(40_000), *arguments, code=WITH_LITTLE_ROOM), 1)
     assert said == (
         f"{tmp_path / 's'}: writing the table 'texts' failed (File too large); everything committed before is kept: "
-        "make room or mend the permission, and run the same command again to go on"
+        "free some space or fix the permissions, and run the same command again to continue"
     )
     store = Store.open(tmp_path / "s")
     assert len(store.image_ids) == 30

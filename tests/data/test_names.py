@@ -52,7 +52,7 @@ def test_a_name_that_could_be_two_is_neither():
         ),
         ("7.png", "the nearest is 'train/7.png', in the folder 'train/' (ids are paths below the folder of images)"),
         ("3.PNG", "the nearest is '3.png', which differs in capital letters"),
-        ("3.jpeg", "the nearest is '3.png', which has another ending"),
+        ("3.jpeg", "the nearest is '3.png', which has another file extension"),
         ("my%20dog.png", "the nearest is 'my dog.png', which is not written as in an address (%20 for a blank)"),
         ("val/7.png", "the nearest is 'train/7.png', in another folder"),
         ("my dgo.png", "the nearest is 'my dog.png'"),

@@ -80,10 +80,10 @@ TARGET = "field 'target': expected a class, a list of answers or an object of an
         ('{"image": null, "text": "a"}', "field 'image': expected a string, found nothing"),
         ('{"image": 5, "text": "a"}', "field 'image': expected a string, found int 5"),
         ('{"image": "a.jpg", "text": ["a"]}', "field 'text': expected a string, found list ['a']"),
-        ('{"image": "a.jpg", "text": ""}', "field 'text': expected a string with content, found only blanks"),
+        ('{"image": "a.jpg", "text": ""}', "field 'text': expected text, found only blanks"),
         (
             '{"image": "a.jpg", "text": " \\t\\n\\u2003"}',
-            "field 'text': expected a string with content, found only blanks",
+            "field 'text': expected text, found only blanks",
         ),
         ('{"image": "a.jpg", "text": "a", "target": 1.5}', TARGET + "float 1.5"),
         ('{"image": "a.jpg", "text": "a", "target": " "}', TARGET + "only blanks"),
@@ -104,7 +104,7 @@ TARGET = "field 'target': expected a class, a list of answers or an object of an
         ),
         (
             '{"image": "a.jpg", "text": "a", "image": "b.jpg"}',
-            "expected JSON, found malformed JSON: the key 'image' stands twice",
+            "expected JSON, found malformed JSON: the key 'image' appears twice",
         ),
         ('{"image": "a.jpg", "text": "\\ud83d"}', "expected text, found half of a surrogate pair"),
         ('{"image": "a.jpg", "text": "a", "x": [{"\\udc00": 1}]}', "expected text, found half of a surrogate pair"),
@@ -147,7 +147,7 @@ def test_a_line_without_end_does_not_fill_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(pairs) == 2
-    assert reasons(pairs) == ["expected at most 4,194,304 bytes a line, found more"] * 2
+    assert reasons(pairs) == ["expected at most 4,194,304 bytes per line, found more"] * 2
     assert [reject.id for reject in pairs.rejected] == [f"{file}:2", f"{file}:4"]
     assert peak < 16 << 20
 
@@ -224,13 +224,13 @@ def test_any_file_is_read_or_refused(tmp_path_factory, tail, broken):
         (
             "empty.jsonl",
             "",
-            "{file}: no usable pair found; expected one object a line such as "
+            "{file}: no usable pair found; expected one object per line such as "
             '{{"image": "a.jpg", "text": "a dog"}}. It is empty.',
         ),
         (
             "bad.jsonl",
             "{}\n[]\n",
-            "{file}: no usable pair found; expected one object a line such as "
+            "{file}: no usable pair found; expected one object per line such as "
             '{{"image": "a.jpg", "text": "a dog"}}. Left out: 2 pairs ({file}:1: field \'image\': expected a string, '
             "found nothing; {file}:2: expected one JSON object, found list).",
         ),

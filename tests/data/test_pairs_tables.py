@@ -152,7 +152,7 @@ def test_parquet_rows_with_wrong_types_are_rejects(tmp_path):
     pairs = read_pairs(tmp_path / "p.parquet")
     assert reasons(pairs) == [
         "field 'image': expected a string, found nothing",
-        "field 'text': expected a string with content, found only blanks",
+        "field 'text': expected text, found only blanks",
     ]
 
 

@@ -35,7 +35,7 @@ def rows_of(pairs):
 
 
 LISTS = {
-    "one object a line": lambda rows: "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n",
+    "one object per line": lambda rows: "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n",
     "on one line": json.dumps,
     "on one line, in UTF-8": lambda rows: json.dumps(rows, ensure_ascii=False),
     "pretty": lambda rows: json.dumps(rows, indent=2, ensure_ascii=False),
@@ -119,7 +119,7 @@ def test_a_list_on_one_line_with_a_bad_entry_is_refused_whole(tmp_path):
         read_pairs(file)
     assert str(caught.value) == (
         f"{file}, line 1: expected JSON, found malformed JSON at column 65 (Expecting value), and the list cannot be "
-        "read on from there; mend it, or write one object a line"
+        "read past that point; fix it, or write one object per line"
     )
 
 
@@ -144,7 +144,7 @@ def test_an_object_of_several_lists_names_the_remedy(tmp_path):
     with pytest.raises(PairsError) as caught:
         read_pairs(file)
     assert str(caught.value) == (
-        f"{file}: expected one JSON object a line, or a list of objects, found one object with 'info', 'images', "
+        f"{file}: expected one JSON object per line, or a list of objects, found one object with 'info', 'images', "
         "'annotations'; COCO's files are read by frevl pairs coco, of others take the list that holds the pairs, for "
         "example with: jq -c '.images[]' p.json > pairs.jsonl"
     )
@@ -205,7 +205,7 @@ def test_columns_that_the_user_names(tmp_path, form):
     [
         ("imgae=a", UsageError, "--columns: there is no field 'imgae'. Did you mean 'image'?"),
         ("image", UsageError, "--columns: expected the column of 'image', as in image=NAME, found nothing"),
-        ("text=a,text=b", UsageError, "--columns: the field 'text' stands twice; give it once"),
+        ("text=a,text=b", UsageError, "--columns: the field 'text' is given twice; give it once"),
         ("text=titel", PairsError, "line 1: there is no column 'titel' for --columns text=... Did you mean 'title'?"),
     ],
 )

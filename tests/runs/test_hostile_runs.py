@@ -209,7 +209,7 @@ def test_networks_that_do_not_fit_what_the_run_says_are_refused_when_it_is_opene
     network = Fusion(image_dim=63, text_dim=48, outputs=2, width=24, heads=4, layers=1)
     save_file(network.state_dict(), run.path / "weights.safetensors")
     run.write({**run.record, "network_settings": network.settings})
-    with pytest.raises(RunError, match="its network fails on embeddings of 64 numbers an image and 48 a text"):
+    with pytest.raises(RunError, match="its network fails on embeddings of 64 numbers per image and 48 per text"):
         Scorer.open(run.path, store=made.store)
 
 

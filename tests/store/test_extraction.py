@@ -27,7 +27,7 @@ from frevl.store.upkeep.verification import verify
 
 @pytest.fixture
 def embedded(monkeypatch):
-    """Names of the towers that embedded something, one entry an item; canaries left out."""
+    """Names of the towers that embedded something, one entry per item; canaries left out."""
     log = []
 
     def counting(original, canaries):

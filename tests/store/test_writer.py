@@ -188,7 +188,7 @@ def test_versions_and_files_stay_few_and_an_old_reader_goes_on(tmp_path, monkeyp
         versions = list((path / "images.lance" / "_versions").glob("*.manifest"))
         assert len(files) <= 66
         assert len(versions) <= 66
-    # Ten files on, what the first reader held is deleted; it goes on with the newest version.
+    # Ten files on, what the first reader held is deleted; it continues with the newest version.
     assert old.read_images(["9", "0"])[:, 0].tolist() == pytest.approx([9 / np.sqrt(83), 0] if tokens else [9, 0])
     assert len(old.image_ids) == 200
     assert Store.open(path).image_ids == [str(number) for number in range(200)]

@@ -82,7 +82,7 @@ def test_steps_are_those_of_adamw_by_hand():
 
 
 def test_the_learning_rate_ends_where_it_is_asked_to():
-    # One row and one batch an epoch: the gradient keeps its sign, so each step of AdamW is the learning rate.
+    # One row and one batch per epoch: the gradient keeps its sign, so each step of AdamW is the learning rate.
     network, before = nn.Linear(1, 1, bias=False), []
 
     def loss_of(*_):

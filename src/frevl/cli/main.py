@@ -41,5 +41,5 @@ def main() -> None:
         typer.echo(f"frevl: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
-        typer.echo("frevl: interrupted; what was committed is kept, run the same command again to go on", err=True)
+        typer.echo("frevl: interrupted; what was committed is kept; run the same command again to continue", err=True)
         sys.exit(130)

@@ -197,7 +197,7 @@ def _plan(source: ArrowSource, given: Mapping[str, str]) -> _Plan:
 def _picture_column(
     source: ArrowSource, names: list[str], types: Mapping[str, pa.DataType], given: Mapping[str, str]
 ) -> str | None:
-    """Return the column of the user's choice, one that is named like a picture, or the only one of pictures."""
+    """Return the column that the user chose, one that is named like a picture, or the only column of pictures."""
     chosen = choose_columns(source.place, names, given, required=())
     used = {chosen.get("text"), chosen.get("target")}
     possible = [name for name in names if name not in used and _may_hold_pictures(types[name])]
@@ -229,7 +229,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _holds_names(source: ArrowSource, name: str, kind: pa.DataType) -> bool:
-    """Whether a column of bytes holds names: some programs write texts as bytes."""
+    """Tell whether a column of bytes holds file names: some programs write text as bytes."""
     if not _is_bytes(kind):
         return False
     some = [value for value in _first(source, name) if value is not None]
@@ -262,7 +262,7 @@ def _first(source: ArrowSource, name: str) -> list[Any]:
 
 
 def _ids_of(source: ArrowSource, picture: str, notes: list[str]) -> Iterator[str | None]:
-    """Return the id of the picture in every row: its path, or the hash of its content where paths do not tell it."""
+    """Return the id of the picture in every row: its path, or a hash of its content where paths are ambiguous."""
     paths = _paths(source, picture)
     if paths is not None and all(paths) and (len(set(paths)) == len(paths) or _paths_tell(source, picture, paths)):
         return iter(paths)
@@ -279,7 +279,7 @@ def _paths(source: ArrowSource, picture: str) -> list[str | None] | None:
 
 
 def _paths_tell(source: ArrowSource, picture: str, paths: list[str | None]) -> bool:
-    """Whether pictures with one path have one content."""
+    """Tell whether equal paths always mean equal pictures."""
     seen: dict[str | None, str | None] = {}
     hashes = _hash_ids(source, picture, None)
     return all(seen.setdefault(path, hash_) == hash_ for path, hash_ in zip(paths, hashes, strict=True))
@@ -308,7 +308,7 @@ def _hash(content: bytes) -> str:
 
 
 def _plain_row(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Bring the columns of a row to what the same pair has in JSON."""
+    """Convert a row to what the same pair would be in JSON."""
     fields = {name: row[name] for name in columns.values() if name in row}
     target = columns.get("target")
     if target in fields:
@@ -329,7 +329,7 @@ def _plain_target(target: Any) -> Any:
 
 
 def _as_json(value: Any) -> Any:
-    """Turn what JSON does not know (times, decimals) into text."""
+    """Turn values that JSON does not know (times, decimals) into text."""
     if isinstance(value, dict):
         return {str(key): _as_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

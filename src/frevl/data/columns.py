@@ -27,10 +27,10 @@ _OTHER_NAMES = {
 
 
 def columns_of(given: str | Sequence[str] | Mapping[str, str] | None) -> Columns:
-    """Read ``image=filepath,text=title``, as a flag or a mapping has it.
+    """Parse ``image=filepath,text=title``, given as a flag or as a mapping.
 
     Raises:
-        UsageError: A field does not exist, stands twice, or has no column.
+        UsageError: A field does not exist, is given twice, or has no column.
     """
     if given is None:
         return {}
@@ -48,7 +48,7 @@ def columns_of(given: str | Sequence[str] | Mapping[str, str] | None) -> Columns
             raise UsageError(f"--columns: expected the column of '{field}', as in {field}=NAME, found nothing")
     twice = [field for field, count in Counter(field for field, _ in entries).items() if count > 1]
     if twice:
-        raise UsageError(f"--columns: the field '{twice[0]}' stands twice; give it once")
+        raise UsageError(f"--columns: the field '{twice[0]}' is given twice; give it once")
     return dict(entries)
 
 
@@ -68,7 +68,7 @@ def choose_columns(
             target, or with nothing else. Nothing is refused where none is required.
 
     Raises:
-        PairsError: There is no such column, several could be meant, or a name stands twice.
+        PairsError: There is no such column, several could be meant, or a name appears twice.
     """
     names = list(names)
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -123,6 +123,6 @@ def _plain(name: str) -> str:
 
 
 def _shown(names: Sequence[str]) -> str:
-    """Names for a sentence; a damaged file may have very long ones."""
+    """Shorten names for a message; a damaged file may have very long ones."""
     text = repr(list(names))
     return text if len(text) <= 500 else f"{text[:500]} ..."

@@ -1,4 +1,4 @@
-"""What is in memory already: lists, and pairs as tables (pandas, polars, Arrow, datasets), rows, arrays, one pair."""
+"""Pairs that are already in memory: tables (pandas, polars, Arrow, datasets), rows, arrays, a single pair."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rows_in_memory(source: Any, given: Mapping[str, str], notes: list[str]) -> I
 
 
 def _table(source: Any) -> Any:
-    """Return an Arrow table, or None if it is none that could become one."""
+    """Return an Arrow table, or None if the object cannot be turned into one."""
     library = type(source).__module__.partition(".")[0]
     if library not in ("pandas", "polars", "pyarrow", "datasets"):
         return None
@@ -92,7 +92,7 @@ def _rows(source: Any) -> Iterator[Any]:
 
 
 def _named(row: Any) -> Any:
-    """Give a row of two or three values the names of their fields."""
+    """Name the fields of a row of two or three values."""
     if isinstance(row, Mapping):
         return {str(key): plain(value) for key, value in row.items()}
     if isinstance(row, Sequence | np.ndarray) and not isinstance(row, str | bytes) and len(row) in (2, 3):
@@ -101,7 +101,7 @@ def _named(row: Any) -> Any:
 
 
 def _is_pair(source: Any) -> bool:
-    """Whether it is one pair and not a list of pairs: two or three values, the first two of them texts."""
+    """Tell a single pair from a list of pairs: two or three values, the first two of them texts."""
     flat = isinstance(source, tuple | list) or (isinstance(source, np.ndarray) and source.ndim == 1)
     return flat and len(source) in (2, 3) and all(isinstance(value, str) for value in source[:2])
 
@@ -129,7 +129,7 @@ def _with_columns(rows: Iterator[Any], given: Mapping[str, str]) -> Iterator[tup
 
 
 def as_list(value: Iterable[A] | A, name: str) -> list[A]:
-    """Return a list; one text or path is a list of one, not of its letters.
+    """Return a list; a single text or path becomes a list of one, not of characters.
 
     Args:
         value: A list, anything that can be gone through once, or one text or path.

@@ -1,4 +1,4 @@
-"""Rows from JSON: one object a line, a list of objects over any number of lines, or one object that holds a list."""
+"""Rows from JSON: one object per line, a list of objects over any number of lines, or one object that holds a list."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def json_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
 
 
 def _begins_a_list(first: bytes) -> bool:
-    """Whether a line is the beginning of a list that goes on; a line that is a whole list may stand among others."""
+    """Tell whether a line starts a list that continues on further lines; a line may also hold a whole list."""
     rest = first[1:].strip()
     return rest in (b"", b"{") or not json_value(rest.rstrip(b", "))[1]
 
@@ -64,7 +64,7 @@ def _lines(stream: BinaryIO) -> Iterator[Row]:
         if len(raw) > _LONGEST_LINE:
             while raw and not raw.endswith(b"\n"):  # a line without end must not fill memory
                 raw = stream.readline(_LONGEST_LINE)
-            yield number, None, f"expected at most {_LONGEST_LINE:,} bytes a line, found more"
+            yield number, None, f"expected at most {_LONGEST_LINE:,} bytes per line, found more"
         elif raw.strip():
             yield number, *json_value(raw)
 
@@ -93,8 +93,8 @@ def _entries(path: Path, stream: BinaryIO) -> Iterator[Row]:
             following = text.skip_entry()
             if following == "lost":
                 raise PairsError(
-                    f"{path}, line {line}: {problem}, and the list cannot be read on from there; mend it, or write one "
-                    "object a line"
+                    f"{path}, line {line}: {problem}, and the list cannot be read past that point; fix it, or write "
+                    "one object per line"
                 )
             if following == "none":
                 return
@@ -105,7 +105,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 class _Text:
-    """Text of a file, of which only the part that is being read is in memory.
+    """The text of a file, with only the part that is being read in memory.
 
     Attributes:
         at: Where the reading is, in the part.
@@ -121,7 +121,7 @@ class _Text:
         self.at, self.line = 0, 1
 
     def _more(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read more; False at the end of the file."""
         if self._ended:
             return False
         raw = self._stream.read(_LONGEST_LINE)
@@ -149,7 +149,7 @@ class _Text:
         return self._part[self.at : self.at + 1]
 
     def skip(self, pattern: re.Pattern[str]) -> None:
-        """Pass over what fits a pattern."""
+        """Skip what matches a pattern."""
         while self.letter():
             found = pattern.match(self._part, self.at)
             self.at = found.end() if found else self.at
@@ -174,7 +174,7 @@ class _Text:
             return row, problem
 
     def skip_entry(self) -> str:
-        """Go to the next entry, which begins as this one did: after the same blanks on a line of its own.
+        """Move to the next entry, which starts like this one: with the same indentation on a line of its own.
 
         Returns:
             ``next``; ``none`` where this was the last one; ``lost`` where entries do not begin on their own lines.
@@ -206,7 +206,7 @@ def _unwrapped(path: Path, value: dict[str, Any]) -> Iterator[Row]:
     elif len(objects) > 1:
         found = ", ".join(f"'{key}'" for key in list(value)[:6])
         raise PairsError(
-            f"{path}: expected one JSON object a line, or a list of objects, found one object with {found}; COCO's "
+            f"{path}: expected one JSON object per line, or a list of objects, found one object with {found}; COCO's "
             "files are read by frevl pairs coco, of others take the list that holds the pairs, for example with: "
             f"jq -c '.{next(iter(lists))}[]' {path.name} > pairs.jsonl"
         )
@@ -240,7 +240,7 @@ def _once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(entries)
     if len(row) < len(entries):
         names = [name for name, _ in entries]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.40} stands twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.40} appears twice")
     return row
 
 

@@ -1,4 +1,4 @@
-"""Names and texts that a person sees as equal although their bytes differ."""
+"""Names and texts that look the same to a person although their bytes differ."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _MOST_COMPARED = 20_000  # names that are compared letter by letter
 
 
 def text_content(text: str) -> str:
-    """Return what two texts have in common that differ only in blanks or in how their letters are composed."""
+    """Return a canonical form, the same for texts that differ only in whitespace or Unicode composition."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def same_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
-    """Find the known names that others mean: a leading ``./``, a backslash and composed letters make no other file.
+    """Match names to known ones: a leading ``./``, a backslash or Unicode composition makes no difference.
 
     Args:
         names: Names of images, as pairs have them.
@@ -44,7 +44,7 @@ def same_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
 
 
 def spelling_note(same: dict[str, str]) -> list[str]:
-    """Say that names were found under another spelling."""
+    """Return a note that names were found under another spelling."""
     if not same:
         return []
     name, id_ = next(iter(same.items()))
@@ -53,7 +53,7 @@ def spelling_note(same: dict[str, str]) -> list[str]:
 
 
 def why_unknown(name: str, known: Collection[str]) -> str:
-    """Return the known name that is nearest to an unknown one, and in what it differs; an empty string if none is near.
+    """Return the known name closest to an unknown one and how it differs; an empty string if none is close.
 
     Args:
         name: The unknown name.
@@ -77,7 +77,7 @@ def why_unknown(name: str, known: Collection[str]) -> str:
         if key.casefold() == own.casefold():
             return f"the nearest is '{id_:.80}', which differs in capital letters"
         if PurePosixPath(key).with_suffix("") == path.with_suffix(""):
-            return f"the nearest is '{id_:.80}', which has another ending"
+            return f"the nearest is '{id_:.80}', which has another file extension"
     if alike:
         return f"the nearest is '{alike[0]:.80}', in another folder"
     # Other numbers are other images, however alike the names are.

@@ -1,4 +1,4 @@
-"""Rows of a pairs file, whatever its format, with the line of each and what is wrong with it."""
+"""Rows of a pairs file in any format, each with its line and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
 
 
 def in_fields(rows: Iterator[tuple[Columns, Row]], notes: list[str]) -> Iterator[Row]:
-    """Give the fields their own names, and say once what they were named."""
+    """Rename columns to the names of the fields, and note once which were renamed."""
     said = False
     for columns, (line, row, problem) in rows:
         if not said:
@@ -93,7 +93,7 @@ def in_fields(rows: Iterator[tuple[Columns, Row]], notes: list[str]) -> Iterator
 
 
 def _with_columns(path: Path, rows: Iterator[Row], given: Mapping[str, str]) -> Iterator[tuple[Columns, Row]]:
-    """Decide by the first object which of its keys are the fields."""
+    """Decide from the first object which of its keys are the fields."""
     columns: Columns | None = None
     for line, row, problem in rows:
         if columns is None and isinstance(row, dict) and not problem:
@@ -103,7 +103,7 @@ def _with_columns(path: Path, rows: Iterator[Row], given: Mapping[str, str]) -> 
 
 
 def _in_utf8(path: Path, file: BinaryIO) -> BinaryIO:
-    """Return the file behind its byte order mark; one in UTF-16 or UTF-32 as UTF-8."""
+    """Return the file after its byte order mark, with UTF-16 and UTF-32 converted to UTF-8."""
     head = file.read(4)
     file.seek(0)
     if head.startswith(codecs.BOM_UTF8):

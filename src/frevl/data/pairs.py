@@ -1,6 +1,6 @@
 """Pairs files: read, check, split by image.
 
-A pair is an image id, a text and maybe a target. One JSON object a line (also Parquet and CSV with the same
+A pair is an image id, a text and maybe a target. One JSON object per line (also Parquet and CSV with the same
 columns): ``{"image": id, "text": "a sentence or question", "target": ...}``. A target that is a
 string is a class, a list of strings several right answers, an object ``{answer: weight}`` a soft target. In a file
 where no pair has a target, all are positive image-text pairs; where some have one, the others were judged by nobody
@@ -135,7 +135,7 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
     classification; where none has an image they are texts alone.
 
     Args:
-        source: A file: JSON (one object a line, or a list of objects), a table as text (with commas, tabs or
+        source: A file: JSON (one object per line, or a list of objects), a table as text (with commas, tabs or
             semicolons, in UTF-8 or UTF-16), Parquet, Arrow or Feather. Or pairs in memory: `Pairs`, a table of pandas,
             polars, Arrow or datasets, a list of mappings or of ``(image, text)`` or ``(image, text, target)``, a
             mapping of columns, one pair.
@@ -172,7 +172,7 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
     if not kept:
         detail = (rejects_sentence(rejects) or "It is empty.") + _other_keys(row)
         raise PairsError(
-            f"{path}: no usable pair found; expected one object a line such as "
+            f"{path}: no usable pair found; expected one object per line such as "
             f'{{"image": "a.jpg", "text": "a dog"}}. {detail}'
         )
     pairs = Pairs(

@@ -1,4 +1,4 @@
-"""Batches of a Parquet file that may come from a stranger: none is much larger than the file gives reason to expect.
+"""Batches of an untrusted Parquet file: none is much larger than the size of the file suggests.
 
 A few bytes of Parquet can stand for gigabytes: a text of a megabyte that every row refers to, or a list of a billion
 zeros. So sizes are taken from the file's own description before anything is read, texts that rows share are split up
@@ -25,7 +25,7 @@ _DEEPEST = 8  # structures in structures of the description; there are six
 
 
 def parquet_batches(path: Path, rows: int, names: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Read a file in batches of at most so many rows.
+    """Read a file in batches of a limited number of rows.
 
     Args:
         path: The file.
@@ -51,7 +51,7 @@ def parquet_batches(path: Path, rows: int, names: list[str] | None = None) -> It
 
 
 def check_growth(path: Path, size: int) -> None:
-    """Refuse a file that holds many times its own size.
+    """Refuse a file that expands to many times its size.
 
     Args:
         path: The file.
@@ -92,7 +92,7 @@ _DICTIONARIES = {2, 8}
 
 
 def _footer(path: Path) -> dict[int, Any]:
-    """Return the description at the end of a file, by number of the field.
+    """Return the footer of a file, by field number.
 
     Read here, because pyarrow ends the whole process over a damaged description of a column (seen with 26.0).
     """
@@ -178,7 +178,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Split a batch until the texts that its rows share, written out in every row, are not too large."""
+    """Split a batch until its shared texts, written out in every row, are not too large."""
     if len(batch) > 1 and _size_of_texts(batch) > _BATCH_BYTES:
         half = len(batch) // 2
         yield from _parts(batch.slice(0, half))

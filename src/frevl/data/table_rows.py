@@ -1,4 +1,4 @@
-"""Rows from tables of text: CSV, tab-separated files, and what spreadsheets write under these names."""
+"""Rows from text tables: CSV, tab-separated files, and the variants that spreadsheets write."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _rows(path: Path, lines: Iterable[str], delimiter: str, target: str) -> Iter
 
 
 def _header(place: str, suffix: str, header: str, given: Mapping[str, str]) -> tuple[str, Columns]:
-    """Find the delimiter by which the first line names the columns."""
+    """Find the delimiter that splits the first line into column names."""
     first = "\t" if suffix in (".tsv", ".tab") else ","
     found: dict[str, list[str]] = {}
     for delimiter in sorted(_DELIMITERS, key=lambda one: one != first):

@@ -60,7 +60,7 @@ def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> 
     """Official VQA accuracy of each question, in ``[0, 1]``.
 
     Args:
-        predicted: ``(n,)`` one answer a question.
+        predicted: ``(n,)`` one answer per question.
         answers: ``(n,)`` for each question the answers that people gave, officially ten.
 
     Returns:
@@ -71,7 +71,7 @@ def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> 
     """
     if len(predicted) != len(answers):
         raise UsageError(
-            f"VQA accuracy: expected one prediction a question, found {len(predicted)} for {len(answers)}."
+            f"VQA accuracy: expected one prediction per question, found {len(predicted)} for {len(answers)}."
         )
     accuracies = np.empty(len(predicted))
     for place, (prediction, people) in enumerate(zip(predicted, answers, strict=True)):
@@ -113,7 +113,7 @@ def answer_vocabulary(answers: Iterable[str], minimum: int = 9) -> list[str]:
     question, at least 9 times. Give those of the training split only.
 
     Args:
-        answers: One answer a question.
+        answers: One answer per question.
         minimum: How often an answer must occur after normalisation.
 
     Returns:
@@ -126,7 +126,7 @@ def answer_vocabulary(answers: Iterable[str], minimum: int = 9) -> list[str]:
 
 @lru_cache(maxsize=200_000)
 def normalise_answer(answer: str) -> str:
-    """Bring an answer to the form in which the official evaluator compares (step 2 above).
+    """Normalise an answer as the official evaluator does before comparing (step 2 above).
 
     Punctuation other than apostrophe, colon and period becomes a blank; it vanishes instead if the answer
     holds that sign beside a blank anywhere, or a comma between two digits anywhere. Periods vanish unless a
@@ -146,7 +146,7 @@ def _trim(answer: str) -> str:
 
 
 def _comparable(answers: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
-    """Return the answers in the form that is compared, and what brings a prediction to that form."""
+    """Return the answers in the form that is compared, and the function that brings a prediction to it."""
     given = [_trim(answer) for answer in answers]
     if all(answer == given[0] for answer in given):
         return given, _trim

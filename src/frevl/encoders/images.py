@@ -54,7 +54,7 @@ _UPRIGHT = {
 
 
 def read_image(source: ImageSource, *, target: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read one image as upright opaque RGB, 8 bits a channel.
+    """Read one image as upright opaque RGB, 8 bits per channel.
 
     EXIF orientation is applied; transparency is laid over white; of several frames the first is taken; grey of more
     than 8 bits is scaled by the bits that the file declares, else by its largest value (see `_grey_to_bytes`). Colour
@@ -265,7 +265,7 @@ def _refusal(name: str, reason: str) -> ImageError:
 
 
 def _brief(error: BaseException) -> str:
-    """One short line about an exception, without the addresses and line breaks that Pillow's may hold."""
+    """Summarise an exception in one line, without the addresses and line breaks of Pillow's messages."""
     text = " ".join((getattr(error, "strerror", None) or str(error)).split()).split(" <", 1)[0]
     return f"{type(error).__name__}: {text[:100]}" if text else type(error).__name__
 

@@ -36,7 +36,7 @@ class Embeddings:
         """Make a batch of items.
 
         Args:
-            items: One ``(tokens, dim)`` float32 array an item; the number of tokens may differ.
+            items: One ``(tokens, dim)`` float32 array per item; the number of tokens may differ.
             dim: Width, needed when there is no item: the batch is then ``(0, 1, dim)``.
         """
         if not items:
@@ -108,7 +108,7 @@ class TextTower(Protocol):
         """Count the texts that are too long for the network, so that their end is not embedded."""
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` float32 in [0, 1]: which share of each text's letters the tokenizer cannot read.
+        """Return ``(n,)`` float32 in [0, 1]: the share of each text's letters that the tokenizer cannot read.
 
         See `frevl.encoders.unread`.
         """
@@ -213,7 +213,7 @@ def processors() -> int:
 
 
 def pool(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Mean over the tokens that exist.
+    """Mean over the tokens that are not padding.
 
     Args:
         values: ``(n, tokens, dim)``.

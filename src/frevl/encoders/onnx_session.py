@@ -72,7 +72,7 @@ def cache_folder() -> Path:
 
 
 def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
-    """Open an exported network; export it first if this was never done for these weights.
+    """Open an exported network, exporting it first if these weights were never exported.
 
     Safe when several processes do it at once (the others wait) and when one is killed on the way (the file appears
     in one step, when it is complete and checked). A file that cannot be read is exported again.
@@ -94,7 +94,7 @@ def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:
 
 
 def open_int8(name: str, weights: str, build: Callable[[], Source]) -> Any:
-    """Open an exported network whose matrix products have 8-bit weights; make it if this was never done.
+    """Open an exported network with 8-bit weights in its matrix products, making it first if needed.
 
     Weights are quantised a column at a time, activations while it runs (ONNX Runtime's dynamic quantisation).
 
@@ -124,7 +124,7 @@ def exported_path(name: str, weights: str, kind: str = "") -> Path:
 
 
 def _open_or_make(path: Path, weights: str, make: Callable[[Path], None]) -> Any:
-    """Open a file of the cache folder; if there is none that fits, make it while other processes wait."""
+    """Open a file in the cache folder; if none fits, make it while other processes wait."""
     session = _open(path, weights)
     if session is not None:
         return session
@@ -163,7 +163,7 @@ def _open(path: Path, weights: str) -> Any:
 def _open_unchanged(path: Path, size: int, modified: int, weights: str) -> Any:  # noqa: ARG001
     runtime = library("onnxruntime")
     options = runtime.SessionOptions()
-    # One core a run, and several runs at once: measured faster than one run on all cores, and waiting threads do
+    # One core per run, and several runs at once: measured faster than one run on all cores, and waiting threads do
     # not spin, which would take the cores away from the threads that decode images.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
@@ -311,7 +311,7 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def quiet_export() -> Iterator[None]:
-    """Hide what the exporter says about its own insides: warnings, and log lines about absent torchvision."""
+    """Hide the exporter's messages about its own internals: warnings, and log lines about absent torchvision."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

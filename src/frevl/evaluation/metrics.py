@@ -1,7 +1,7 @@
 """Metrics in plain numpy: hits, macro-F1, calibration, recall and choice scores.
 
 Results are fractions, not percent: the caller multiplies. A function whose name is a thing per item
-(`correct`, `brier` and the like) returns one number an item, so that `frevl.evaluation.intervals` can resample
+(`correct`, `brier` and the like) returns one number per item, so that `frevl.evaluation.intervals` can resample
 them; the others return one number. Wrong shapes raise `UsageError`.
 """
 
@@ -115,7 +115,7 @@ def expected_calibration_error(probabilities: ArrayLike, hits: ArrayLike, bins: 
 
 
 def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
-    """Negative log-likelihood of the right class, one number an item, in nats, from 0 to 27.6.
+    """Negative log-likelihood of the right class, one number per item, in nats, from 0 to 27.6.
 
     Args:
         probabilities: ``(n, classes)``; or ``(n,)``, the probability of class 1 of two (a match).
@@ -138,7 +138,7 @@ def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Flo
 
 
 def brier(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
-    """Brier score, one number an item: squared distance from the right answer; lower is better.
+    """Brier score, one number per item: squared distance from the right answer; lower is better.
 
     Args:
         probabilities: ``(n, classes)``: the sum over classes, in ``[0, 2]`` (Brier 1950); or ``(n,)``, the

@@ -195,7 +195,7 @@ def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure]
     them; its metrics with the prefix ``first_`` are those of the first stage alone.
 
     A text that stands with several images is one query, and each of these images is right. Images of the same content
-    are one image, so that no copy stands before its twin.
+    are one image, so that no copy ranks before its twin.
 
     Args:
         scorer: A matching run with its store.

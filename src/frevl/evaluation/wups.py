@@ -24,7 +24,7 @@ def wups(
     threshold: float = 0.9,
     similarity: Callable[[str, str], float] | None = None,
 ) -> Floats:
-    """WUPS of sets of answers, one number an item in ``[0, 1]`` (Malinowski and Fritz 2014, equation 7).
+    """WUPS of sets of answers, one number per item in ``[0, 1]`` (Malinowski and Fritz 2014, equation 7).
 
     ``min(prod over answers of max over targets, prod over targets of max over answers)`` of the Wu-Palmer
     similarity, which counts a tenth where it is below the threshold. Equal words score 1.

@@ -33,7 +33,7 @@ Projection = Callable[[Tensor], Tensor]
 
 
 class Searchable(Protocol):
-    """What has one vector an image and one vector a text, whose dot products rank."""
+    """What has one vector per image and one vector per text, whose dot products rank."""
 
     def image_vectors(self, image: Tensor, image_mask: Tensor | None = None) -> Tensor:
         """``(n, d)`` unit vectors of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` embeddings."""

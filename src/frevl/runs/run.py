@@ -172,7 +172,7 @@ class Run:
         if not (path / "run.json").is_file():
             unfinished = (path / UNFINISHED).is_dir()
             found = (
-                "one whose training was interrupted; run the same frevl train again to go on"
+                "one whose training was interrupted; run the same frevl train again to continue"
                 if unfinished
                 else ("a folder without one" if path.is_dir() else "no such folder")
             )
@@ -239,8 +239,8 @@ class Run:
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(
-                f"{self.path}: the run is damaged: its network fails on embeddings of {image_dim} numbers an image and "
-                f"{text_dim} a text ({reason}); train again"
+                f"{self.path}: the run is damaged: its network fails on embeddings of {image_dim} numbers per image "
+                f"and {text_dim} per text ({reason}); train again"
             ) from error
         if logits.shape != (1, expected):
             raise RunError(

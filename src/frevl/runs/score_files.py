@@ -24,7 +24,7 @@ _PAIRS_AT_ONCE = 16_384
 
 
 def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tuple[int, list[Reject]]:
-    """Score every pair of a file and write them with their scores, one JSON object a line.
+    """Score every pair of a file and write them with their scores, one JSON object per line.
 
     Matching adds ``score`` and the calibrated ``probability``; classification adds ``label``, ``probability`` and
     ``top``. A pair whose image was rejected keeps its place with ``"score": null`` and ``reject``, the reason.
@@ -85,7 +85,7 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
         How many images and texts were scored, and what was left out.
 
     Raises:
-        UsageError: The run does classification, the file has another ending, or is one that is read here.
+        UsageError: The run does classification, the file has another extension, or is one that is read here.
         PairsError: The pairs cannot be used.
         InputError: The file cannot be written.
     """

@@ -32,7 +32,7 @@ def canary_images() -> list[Image.Image]:
 
 
 def tower_records(encoder: Encoder, *, dtype: str) -> list[Tower]:
-    """Let the towers of an encoder answer the canaries.
+    """Embed the canaries with the towers of an encoder.
 
     Args:
         encoder: A loaded encoder.
@@ -70,7 +70,7 @@ def _record(encoder: str, tower: ImageTower | TextTower, modality: Modality, ans
 
 
 def check_encoder(encoder: Encoder, towers: Sequence[Tower], place: str) -> None:
-    """Refuse an encoder that is not the one that made these towers; those of other names are passed over.
+    """Refuse an encoder that did not make these towers; towers with other names are skipped.
 
     Args:
         encoder: A loaded encoder.

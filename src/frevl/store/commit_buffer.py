@@ -1,4 +1,4 @@
-"""Embedded items that wait for the next commit."""
+"""Embedded items waiting for the next commit."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class CommitBuffer:
         self._since = time.monotonic()
 
     def reject(self, reject: Reject) -> None:
-        """Keep what cannot be used; written with the next commit, found again if the process dies before."""
+        """Record what cannot be used: written with the next commit, and found again if the process dies first."""
         self.rejected.append(reject)
         self._commit_if_due()
 
     def add(self, items: Sequence[PendingItem]) -> None:
-        """Embed a batch, and commit if it is time to."""
+        """Embed a batch, and commit if it is time."""
         rows: list[dict[str, np.ndarray]] = [{} for _ in items]
         refused: dict[int, str] = {}
         for tower in self._towers:
@@ -107,7 +107,7 @@ class CommitBuffer:
         self._commit_if_due()
 
     def commit(self) -> None:
-        """Write what waits; items that need the same treatment go in one commit."""
+        """Write the pending items; those that need the same treatment share a commit."""
         write = {"append": self.writer.append, "replace": self.writer.replace, "fill": self.writer.fill}
         taken = [TakeOver(one.source, one.item, one.moved) for one, _ in self._rows if one.source is not None]
         if taken:

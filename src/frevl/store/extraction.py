@@ -1,4 +1,4 @@
-"""Items -> encoders -> store: decoding runs beside the networks, commits are small, a second call goes on."""
+"""Items -> encoders -> store: decoding runs in parallel with the networks, commits are small, a second call resumes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def extract(
 ) -> ExtractionReport:
     """Embed images and texts once and keep them.
 
-    What is in the store already and has not changed is not embedded again: a call that was killed goes on
+    What is in the store already and has not changed is not embedded again: a call that was killed continues
     where the last commit ended. A file of known content, moved or copied, takes the embeddings over. Images of the
     store without a file are counted. Broken items go to the store's rejects.
 
@@ -214,7 +214,7 @@ def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) 
 def _gone(
     folder: Path, gone: list[str], writer: StoreWriter, report: ExtractionReport, *, prune: bool, stored: int
 ) -> None:
-    """Count images of the store without a file in the folder; remove them if that is wanted."""
+    """Count images of the store without a file in the folder; remove them if asked to."""
     report.images_gone = len(gone)
     if not gone:
         return
@@ -272,7 +272,7 @@ def _extract_texts(
 def _tell_unread(
     texts: Sequence[str], towers: Sequence[TextTower], writer: StoreWriter, report: ExtractionReport
 ) -> None:
-    """Count the texts that no tower can read, and write down for each tower which these are."""
+    """Count the texts that no tower can read, and record them for each tower."""
     most_read = np.ones(len(texts), np.float32)
     for tower in towers:
         shares = tower.unread(texts)
@@ -286,7 +286,7 @@ def _tell_unread(
 
 
 def _several(pairs: Any) -> list[Path | Pairs]:
-    """Return what holds pairs: files, and what is in memory as `Pairs`."""
+    """Return all sources of pairs: files, and `Pairs` for what is in memory."""
     several = [pairs]
     if isinstance(pairs, list | tuple | Iterator):
         several = list(pairs)
@@ -317,7 +317,7 @@ def _reject_pairs_without_image(
     folder: str | Path | None,
     report: ExtractionReport,
 ) -> None:
-    """Reject pairs whose image neither the folder nor the store has; not before there are images at all."""
+    """Reject pairs whose image neither the folder nor the store has, once there are any images."""
     known = writer.store.positions("image")
     if not known and not seen:
         return
@@ -349,7 +349,7 @@ def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:
 
 
 def _clear_lines(writer: StoreWriter, files: Sequence[Path | Pairs], report: ExtractionReport) -> None:
-    """Take back former rejects of lines of these files that are in order now."""
+    """Clear earlier rejects of lines in these files that are valid now."""
     names = {file.source if isinstance(file, Pairs) else str(file) for file in files}
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
     repaired = {place for place in former if place.rpartition(":")[0] in names}

@@ -1,4 +1,4 @@
-"""What one extraction did, and how it is said."""
+"""What one extraction did, as JSON and as a sentence."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ExtractionReport:
         return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
 
     def sentence(self) -> str:
-        """Say it in one line."""
+        """Summarise it in one line."""
         done = (
             f"Embedded {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
             f"{self.images_kept:,} images and {self.texts_kept:,} texts were in the store already."

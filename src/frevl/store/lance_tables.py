@@ -1,4 +1,4 @@
-"""The Lance tables of a store: opening them, and saying in plain words what went wrong."""
+"""The Lance tables of a store: opening them, and errors in plain words."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class Snapshot:
         return pa.schema([]) if table is None else table.schema
 
     def states(self, name: str, towers: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return what is known of the rows of a table of items: see `frevl.store.reader.Store.states`."""
+        """Return what is known about the rows of a table of items: see `frevl.store.reader.Store.states`."""
         parts: dict[str, list[np.ndarray]] = {
             "content_hash": [np.zeros(0, "S32")],
             "bytes": [np.zeros(0, np.int64)],
@@ -219,7 +219,7 @@ def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
 
 
 def read_lance(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.RecordBatch]]]:
-    """Open any Lance table, of whoever made it.
+    """Open any Lance table, whoever made it.
 
     Returns:
         Its schema, and a function that yields its rows in batches of at most so many.
@@ -232,7 +232,7 @@ def read_lance(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.Recor
 
 
 def existing_table(store: Path, name: str) -> lance.LanceDataset:
-    """Open a table that must be there, at its newest version.
+    """Open a table that must exist, at its newest version.
 
     Raises:
         StoreError: It is missing or damaged.
@@ -244,7 +244,7 @@ def existing_table(store: Path, name: str) -> lance.LanceDataset:
 
 
 def append_rows(store: Path, name: str, rows: pa.Table) -> None:
-    """Add rows to a table, which is made if it is missing; one atomic commit.
+    """Add rows to a table, creating it if missing; one atomic commit.
 
     Raises:
         StoreError: It cannot be written.
@@ -254,7 +254,7 @@ def append_rows(store: Path, name: str, rows: pa.Table) -> None:
 
 
 def replace_rows(store: Path, name: str, rows: pa.Table) -> None:
-    """Put other rows in the place of all rows of a table; one atomic commit.
+    """Replace all rows of a table; one atomic commit.
 
     Raises:
         StoreError: It cannot be written.
@@ -291,7 +291,7 @@ def remove_parts(store: Path, name: str, table: lance.LanceDataset, parts: list[
 
 
 def read_data_file(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
-    """Yield all rows that a data file of a table holds, deleted ones too, in batches of at most so many.
+    """Yield all rows in a data file of a table, deleted ones included, in batches.
 
     Raises:
         OSError, ValueError: It is damaged.
@@ -331,7 +331,7 @@ def writing(store: Path, name: str) -> Iterator[None]:
             raise
         raise StoreError(
             f"{store}: writing the table '{name}' failed ({_brief(error)}); everything committed before is kept: "
-            "make room or mend the permission, and run the same command again to go on"
+            "free some space or fix the permissions, and run the same command again to continue"
         ) from error
 
 
@@ -353,7 +353,7 @@ def _condition_reason(error: BaseException) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """Return what a user can read of a Lance error: one line, without places in Lance's own source."""
+    """Return the readable part of a Lance error: one line, without locations in Lance's own source."""
     text = " ".join(str(error).split())
     for words in _SYSTEM_REASONS:
         if words in text:

@@ -1,6 +1,6 @@
 """Embeddings on disk with their identity: four Lance tables in a folder (see docs/store.md).
 
-``images`` and ``texts`` hold one row an item and one column a tower, ``towers`` holds the identity of every
+``images`` and ``texts`` hold one row per item and one column per tower, ``towers`` holds the identity of every
 column, ``rejects`` what could not be used. Every write is one atomic Lance commit.
 """
 
@@ -34,8 +34,8 @@ _ROWS_AT_ONCE = {True: 1024, False: 256}  # pooled embeddings, tokens
 class Store:
     """A store, read at the version that was the newest when it was opened.
 
-    Where something is missing there, or was deleted because it is old, the store goes on with the newest version. Open
-    one with `Store.open`; `frevl.extract` writes to it. Several threads may read.
+    Where something is missing there, or was deleted because it is old, the store continues with the newest version.
+    Open one with `Store.open`; `frevl.extract` writes to it. Several threads may read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -227,7 +227,7 @@ class Store:
         Args:
             ids: Image ids, repeats allowed.
             encoders: Names of encoders; None takes all in the store.
-            tokens: Ask for tokens. A pooled store gives one token an item.
+            tokens: Ask for tokens. A pooled store gives one token per item.
 
         Returns:
             ``(n, dim)`` float32, each tower of unit length (stored tokens are averaged, then scaled to it); with

@@ -1,4 +1,4 @@
-"""The items of a store as they were when an extraction began: what is known of them, by id and by content."""
+"""The items of a store as they were when an extraction began, by id and by content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["KnownItem", "StoredItems"]
 
 @dataclass(frozen=True)
 class KnownItem:
-    """What the store knew of an item.
+    """What the store knew about an item.
 
     Attributes:
         id: Its id.
@@ -34,7 +34,7 @@ class KnownItem:
 
 
 class StoredItems:
-    """The images, or the texts, of a store. Several threads may ask. About 80 bytes an item, beside the ids.
+    """The images, or the texts, of a store. Thread-safe. About 80 bytes per item, besides the ids.
 
     Args:
         store: A store; what is written later does not change the answers.
@@ -57,12 +57,12 @@ class StoredItems:
         return int(np.count_nonzero(self._states["bytes"]))
 
     def get(self, id_: str) -> KnownItem | None:
-        """Return what is known of an item; None if the store had no such item."""
+        """Return what is known about an item; None if the store had no such item."""
         row = self._rows.get(id_)
         return None if row is None else self._known(row)
 
     def take_over(self, content_hash: str, is_gone: Callable[[str], bool]) -> tuple[KnownItem, bool] | None:
-        """Find an item of this content whose embeddings another item can take over.
+        """Find an item with this content whose embeddings another item can take over.
 
         Args:
             content_hash: Of the other item.

@@ -79,7 +79,7 @@ class Tower:
 
     @property
     def pooled(self) -> bool:
-        """True for one vector an item, False for tokens."""
+        """True for one vector per item, False for tokens."""
         return self.identity["tokens"] == "pooled"
 
     @property

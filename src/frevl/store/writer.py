@@ -1,4 +1,4 @@
-"""Writing to a store: every call is one atomic Lance commit that is on the disk before the call returns.
+"""Writing to a store: every call is one atomic Lance commit that is on disk before the call returns.
 
 A process that is killed, or a loss of power, costs only what was in flight.
 """
@@ -40,7 +40,7 @@ _REJECT_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("kind", "id
 
 @dataclass(frozen=True)
 class Item:
-    """What the store keeps of an item beside its embeddings.
+    """What the store keeps about an item besides its embeddings.
 
     Attributes:
         id: Image path below its folder, or the text itself.
@@ -71,7 +71,7 @@ class TakeOver:
 
 
 class StoreWriter:
-    """The only one that writes to a store; use it as a context manager, it holds the store's lock.
+    """The only writer of a store; a context manager that holds the store's lock.
 
     Args:
         path: Folder of the store; made if it is missing.
@@ -127,7 +127,7 @@ class StoreWriter:
             self._tables.add_columns(TABLES[modality], new)
 
     def register(self, towers: Sequence[Tower]) -> None:
-        """Make towers known, or check that they are those that the store knows. Writes nothing if one is refused.
+        """Register towers, or check that they are those that the store knows. Writes nothing if one is refused.
 
         Raises:
             FingerprintError: The store holds embeddings that another encoder made under the same name.
@@ -171,8 +171,8 @@ class StoreWriter:
         Args:
             modality: ``image`` or ``text``.
             items: Items whose ids are not in the store.
-            embeddings: By tower name, one row an item. Towers that are not named stay empty for these items.
-            metadata: By column name (see `describe`), one value an item; columns that are not named stay empty.
+            embeddings: By tower name, one row per item. Towers that are not named stay empty for these items.
+            metadata: By column name (see `describe`), one value per item; columns that are not named stay empty.
         """
         self._tables.append(TABLES[modality], self._rows(modality, items, embeddings, metadata))
 
@@ -207,7 +207,7 @@ class StoreWriter:
 
     @contextmanager
     def keep_version(self, modality: Modality) -> Iterator[None]:
-        """Keep on the disk the version of a table that `StoreWriter.store` reads, however old it becomes."""
+        """Keep on disk the version of a table that `StoreWriter.store` reads, however old it becomes."""
         with self._tables.keep_version(TABLES[modality], self.store.version(modality)):
             yield
 
@@ -251,7 +251,7 @@ class StoreWriter:
         return {name: pa.array([one.get(name) for one in owned], schema.field(name).type) for name in names}
 
     def remove(self, modality: Modality, ids: Collection[str]) -> int:
-        """Remove items with all that is known of them; ids that are not there are passed over.
+        """Remove items with everything known about them; unknown ids are ignored.
 
         Returns:
             How many items were removed.
@@ -261,7 +261,7 @@ class StoreWriter:
         return self._tables.delete(TABLES[modality], pa.array(list(dict.fromkeys(ids)), pa.string()))
 
     def compact(self) -> None:
-        """Write all tables again without what was removed or replaced, and free its room at once."""
+        """Rewrite all tables without what was removed or replaced, and free its space at once."""
         for name in ALL_TABLES:
             self._tables.compact(name)
 
@@ -285,7 +285,7 @@ class StoreWriter:
         write(TABLES[modality], pa.Table.from_arrays(columns, schema=schema))
 
     def reject(self, rejects: Sequence[Reject]) -> None:
-        """Keep what could not be used; a reject of the same kind and id takes the place of the former one."""
+        """Record what could not be used; a reject of the same kind and id replaces the earlier one."""
         latest = {(_text(reject.kind), _text(reject.id)): _text(reject.reason) for reject in rejects}
         changed = {key: reason for key, reason in latest.items() if self._rejects.get(key) != reason}
         if not changed:
@@ -298,7 +298,7 @@ class StoreWriter:
             self._tables.append("rejects", _reject_rows(changed))
 
     def note_unread(self, tower: str, shares: Mapping[str, float]) -> None:
-        """Write down texts that a tower cannot read, with the share of their letters that it does not know."""
+        """Record texts that a tower cannot read, with the share of their letters that it does not know."""
         known = set(self.store.unread_texts(list(shares), [self.store.towers[tower]]))
         new = [text for text in shares if text not in known]
         if new:
@@ -306,7 +306,7 @@ class StoreWriter:
             self._tables.append("unread", pa.Table.from_arrays(list(map(pa.array, columns)), schema=_UNREAD_SCHEMA))
 
     def clear_rejects(self, kind: str, ids: Collection[str]) -> None:
-        """Take back rejects of things that have become usable."""
+        """Clear the rejects of things that have become usable."""
         keys = {(kind, id_) for id_ in ids}.intersection(self._rejects)
         if keys:
             self._rejects = {key: reason for key, reason in self._rejects.items() if key not in keys}

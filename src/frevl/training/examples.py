@@ -74,7 +74,7 @@ def sample_negatives(
     Args:
         pairs: Embedded pairs.
         rows: ``(n,)`` rows of right pairs.
-        count: Wrong texts an image.
+        count: Wrong texts per image.
         generator: Of the random choice.
         pool: Pairs of the same items to draw texts from; None takes the chosen pairs themselves.
 

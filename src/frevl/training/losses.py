@@ -232,7 +232,7 @@ def mixup(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mix every pair of the batch with another one (mixup, arXiv 1710.09412, on projected features).
 
-    ``x = share * x + (1 - share) * x[other]`` for images, texts and targets, with one share a batch from
+    ``x = share * x + (1 - share) * x[other]`` for images, texts and targets, with one share per batch from
     Beta(alpha, alpha) and a random permutation as the others.
 
     Only for targets that can be mixed: probabilities, not class numbers. Only for pooled embeddings, or

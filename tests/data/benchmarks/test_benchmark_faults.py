@@ -13,7 +13,7 @@ from frevl.data.benchmarks.load import BENCHMARKS, left_out_sentence, load_bench
 from frevl.data.pairs import problem_of, read_pairs
 from frevl.errors import InputError, PairsError, UsageError
 
-BLANK = "field 'text': expected a string with content, found only blanks"
+BLANK = "field 'text': expected text, found only blanks"
 HALF = "expected text, found half of a surrogate pair"
 
 
@@ -51,8 +51,8 @@ def test_vqa_ids_that_stand_twice_are_said_and_the_first_counts(tmp_path: Path) 
     found = load_benchmark("vqa-v2", tmp_path)
     assert [(row["text"], row["target"]) for row in found.rows] == [("What?", {"net": 1.0}), ("Who?", {"man": 1.0})]
     assert found.left_out == [
-        ("annotation of question 10", "an annotation of this question stands before it"),
-        ("question 10", "a question with this id stands before it"),
+        ("annotation of question 10", "an annotation of this question came before"),
+        ("question 10", "a question with this id came before"),
     ]
 
 
@@ -157,7 +157,7 @@ def test_an_image_without_captions_is_said(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_is_not_overwritten_in_silence(tmp_path: Path) -> None:
     one = json.dumps({"imageId": "n1", "question": "?"})
     put(tmp_path, "test_balanced_questions.json", f'{{"07": {one}, "07": {one}}}')
-    with pytest.raises(InputError, match=r"cannot be read as UTF-8 JSON \(the key '07' stands twice\)"):
+    with pytest.raises(InputError, match=r"cannot be read as UTF-8 JSON \(the key '07' appears twice\)"):
         load_benchmark("gqa", tmp_path, "test")
     put(tmp_path, "snli_ve_dev.jsonl", '{"Flickr30K_ID": "1", "Flickr30K_ID": "2"}\n')
     with pytest.raises(PairsError, match="snli_ve_dev.jsonl:1: expected one JSON object"):
@@ -180,9 +180,7 @@ def test_winoground_ids_that_stand_twice_do_not_mix_two_examples(tmp_path: Path)
         put(tmp_path, name, "")
     found = load_benchmark("winoground", tmp_path, "test")
     assert len(found.rows) == 4
-    assert found.left_out == [
-        (f"examples.jsonl:2, choice {k}", "an example with the id 7 stands before it") for k in range(4)
-    ]
+    assert found.left_out == [(f"examples.jsonl:2, choice {k}", "the id 7 was used before") for k in range(4)]
 
 
 def test_blank_answers_of_a_set_are_no_answers(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_what_waits_runs_together_and_everyone_gets_their_own_answer(work):
         return await asyncio.gather(*tasks)
 
     assert with_queue(run, observe=lambda *seen: observed.append(seen[:2])) == [20, 40, 60, 80]
-    # Ten items a batch: three jobs of three, and the fourth alone.
+    # Ten items per batch: three jobs of three, and the fourth alone.
     assert work.batches == [[1], [10, 20, 30], [40]]
     assert observed == [("double", 1), ("double", 9), ("double", 3)]
 

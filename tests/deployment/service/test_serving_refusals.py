@@ -93,21 +93,21 @@ BODIES = {
         '{"pairs": [{"image": "0.png", "text": "a"}], "pairs": [{"image": "0.png", "text": "b"}]}',
         422,
         "invalid",
-        "The key 'pairs' stands twice in one object of the request; leave one out.",
+        "The key 'pairs' appears twice in one object of the request; leave one out.",
     ),
     "a key twice inside": (
         "/v1/score",
         '{"pairs": [{"image": "0.png", "text": "a", "text" : "a"}]}',
         422,
         "invalid",
-        "The key 'text' stands twice",
+        "The key 'text' appears twice",
     ),
     "an upload twice": (
         "/v1/embed",
         '{"uploads": {"a": "AAAA", "\\u0061": "AAAA"}}',
         422,
         "invalid",
-        "The key 'a' stands twice",
+        "The key 'a' appears twice",
     ),
     "nan": ("/v1/answer", json.dumps({**RIGHT, "threshold": float("nan")}), 422, "invalid", "Field 'threshold': "),
     "infinite": ("/v1/answer", json.dumps({**RIGHT, "threshold": float("inf")}), 422, "invalid", "Field 'threshold': "),
@@ -198,7 +198,7 @@ def test_forms_that_are_none_are_refused(served):
     response = served.http.post("/v1/score", data={"request": json.dumps(RIGHT)}, files=twice)
     refused(response, 422, "invalid", "a name of its own")
     form = {"request": '{"texts": ["a"], "texts": ["b"]}'}
-    refused(served.http.post("/v1/embed", data=form, files={"u": b"x"}), 422, "invalid", "The key 'texts' stands twice")
+    refused(served.http.post("/v1/embed", data=form, files={"u": b"x"}), 422, "invalid", "'texts' appears twice")
 
 
 def test_unknown_routes_and_methods(served):

@@ -377,7 +377,7 @@ def test_an_index_finds_what_exact_search_finds(world):
     assert (report.rows, report.recall, report.queries_of, notes) == (120, 1.0, "text", [])
     assert re.fullmatch(
         r"Indexed 120 rows in [\d.]+ s: recall@10 against exact search 100.0 % on 6 text queries of the store, "
-        r"[\d.]+ ms a query instead of [\d.]+ ms.",
+        r"[\d.]+ ms per query instead of [\d.]+ ms.",
         report.sentence(),
     )
     for text in ("a red square", "the blue thing"):

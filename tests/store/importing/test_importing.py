@@ -244,7 +244,7 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path):
         "nan.png": place + "2: its vector is not finite",
         "inf.png": place + "3: its vector is not finite",
         "zero.png": place + "4: its vector is zero",
-        "a.png": place + "5: the id stands twice with different vectors; the first is kept",
+        "a.png": place + "5: the id appears twice with different vectors; the first is kept",
         place + "6": "it has no id",
         "null.png": place + "7: it has no vector",
         "wide.png": place + "8: expected 2 numbers, found 3",
@@ -268,7 +268,7 @@ def test_an_image_that_stands_beside_each_of_its_captions_is_no_reject(tmp_path)
     assert (report.images, report.texts, report.repeats) == (2, 4, 1)
     assert "Rows that repeat an item with the same vector: 1." in report.sentence()
     assert [(reject.id, reject.reason.rpartition(", ")[2]) for reject in report.rejects] == [
-        ("a.jpg", "row 4: the id stands twice with different vectors; the first is kept")
+        ("a.jpg", "row 4: the id appears twice with different vectors; the first is kept")
     ]
     written = [json.loads(line) for line in pairs.read_text().splitlines()]
     assert [(row["image"], row["text"]) for row in written] == [
@@ -323,7 +323,7 @@ BAD = {
         2,
         "there is no such array as 'c'. Valid: 'a', 'b'.",
     ),
-    "no vectors": (["t.parquet", "--of", "images"], 1, "expected a column that holds one list of floats a row, found"),
+    "no vectors": (["t.parquet", "--of", "images"], 1, "expected a column with one list of floats per row, found"),
     "id column": (
         ["u.parquet", "--of", "images", "--id-column", "nam"],
         2,

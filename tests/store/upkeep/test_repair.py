@@ -52,7 +52,7 @@ def test_a_table_without_manifests_comes_back_whole(imported, record, folders):
     assert (report.versions, report.rows) == (({"images": 4}, {}) if record else ({}, {"images": 20}))
     assert report.missing == {}
     assert not (imported / "unclaimed").exists()
-    assert repair(imported).sentence() == f"{imported}: nothing had to be brought back."
+    assert repair(imported).sentence() == f"{imported}: nothing had to be recovered."
     with StoreWriter(imported) as writer:
         assert writer.notes == []
 
@@ -193,6 +193,6 @@ def test_the_command(imported, frevl, tmp_path):
     assert "has lost its last commits (expected version 4 with 20 rows, found no manifest)" in said.err
     said = frevl("store", "repair", imported, "--json", tmp_path / "r.json")
     assert said.code == 0
-    assert said.out.splitlines() == [f"{imported}: Brought back version 4 of 'images'.", f"{imported}: sound."]
+    assert said.out.splitlines() == [f"{imported}: Restored version 4 of 'images'.", f"{imported}: sound."]
     assert json.loads((tmp_path / "r.json").read_text())["versions"] == {"images": 4}
     assert frevl("store", "verify", imported).out == f"{imported}: sound.\n"

@@ -93,7 +93,7 @@ def test_another_wording_is_not_a_wrong_text_and_its_image_not_a_wrong_image(mon
 
 
 def test_the_bound_of_another_wording():
-    assert near_duplicate_bound(torch.randn(5, 3), torch.arange(5), torch.arange(5)) == math.inf, "one text an image"
+    assert near_duplicate_bound(torch.randn(5, 3), torch.arange(5), torch.arange(5)) == math.inf, "one text per image"
     base = torch.randn(200, 8)
     texts = torch.cat([base, base + 0.01 * torch.randn(200, 8)])
     rows = torch.arange(200).repeat(2)

@@ -69,7 +69,7 @@ def _row(place: str, image: str, text: str, label: str, pair_id: str) -> Row | L
     if label == "-":
         return LeftOut(pair_id, "people did not agree on a label")
     if label not in LABELS:
-        raise InputError(f"{place}: expected a label out of {', '.join(LABELS)}, found {label!r}.")
+        raise InputError(f"{place}: expected one of the labels {', '.join(LABELS)}, found {label!r}.")
     if not text.strip():
         return LeftOut(pair_id, "the hypothesis is empty")
     return {

@@ -19,14 +19,14 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".
 
 
 class LeftOut(NamedTuple):
-    """Something that did not become a row, with its reason in one sentence."""
+    """Something that was left out, with the reason in one sentence."""
 
     id: str
     reason: str
 
 
 class Folder:
-    """The files below one folder by name: official archives are unpacked in many ways, names stay the same.
+    """The files below a folder, by name: archives are unpacked in many ways, but file names stay the same.
 
     Attributes:
         root: The folder.
@@ -143,16 +143,16 @@ def read_json(path: Path) -> Any:
 
 
 def _once(entries: list[tuple[str, Any]]) -> Row:
-    """Build an object; Python alone would take the last of several equal keys without a word."""
+    """Build an object, refusing repeated keys, of which Python would silently keep the last."""
     row = dict(entries)
     if len(row) < len(entries):
         names = [name for name, _ in entries]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.40} stands twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r:.40} appears twice")
     return row
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ``(place, line)`` for each line with content, without blanks at its ends.
+    """Yield ``(place, line)`` for each line that is not blank, stripped.
 
     Raises:
         InputError: The file cannot be read or is not UTF-8.

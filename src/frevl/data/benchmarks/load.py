@@ -285,7 +285,7 @@ def load_benchmark(
 
 
 def left_out_sentence(benchmark: Benchmark) -> str:
-    """Return how many things were left out for which reasons, the most frequent first; nothing if none was."""
+    """Return how many rows were left out and why, the most frequent reason first; empty if none were."""
     if not benchmark.left_out:
         return ""
     # The answers that are named differ from case to case ("outside the vocabulary: 'puce'").
@@ -337,7 +337,7 @@ def _file(name: str, source: Source, folder: Folder, splits: list[str]) -> tuple
     official = [pattern.format(split=splits[0]) for pattern, _ in source.files if pattern != "{split}.jsonl"]
     packed = next(filter(None, (folder.find(name + end) for name in official for end in (".gz", ".zip"))), None)
     if packed is not None:
-        raise InputError(f"{packed}: expected the unpacked file, found an archive; unpack it where it lies.")
+        raise InputError(f"{packed}: expected the unpacked file, found an archive; unpack it in place.")
     raise InputError(
         f"{folder.root}: '{name}' needs {' or '.join(official)} below this folder, found none; "
         f"get it from {source.where}."
@@ -345,7 +345,7 @@ def _file(name: str, source: Source, folder: Folder, splits: list[str]) -> tuple
 
 
 def _usable(items: list[Row | LeftOut]) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Put aside what a pairs file could not hold (blank texts, broken letters), and the whole groups of such rows."""
+    """Leave out what a pairs file cannot hold (blank texts, broken characters), with the whole group of such a row."""
     rows: list[Row] = []
     left_out: list[tuple[str, str]] = []
     broken: set[str] = set()
@@ -367,7 +367,7 @@ def _usable(items: list[Row | LeftOut]) -> tuple[list[Row], list[tuple[str, str]
 
 
 def _with_images(rows: list[Row], folder: Folder, *, exact: bool) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Put the paths of the images that exist into the rows; drop the others, and their whole groups."""
+    """Fill in the paths of the images that exist; drop the other rows, with their whole groups."""
     places = {image: folder.image(image, exact=exact) for image in {row["image"]: None for row in rows}}
     incomplete = {row["group"] for row in rows if "group" in row and places[row["image"]] is None}
     kept: list[Row] = []

@@ -146,9 +146,7 @@ def winoground(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
         where = f"{path.parent / place}"
         group = str(need(example, "id", (int, str), where))
         if group in seen:
-            yield from (
-                LeftOut(f"{place}, choice {k}", f"an example with the id {group} stands before it") for k in range(4)
-            )
+            yield from (LeftOut(f"{place}, choice {k}", f"the id {group} was used before") for k in range(4))
             continue
         seen.add(group)
         tag = {"tag": example["collapsed_tag"]} if example.get("collapsed_tag") else {}

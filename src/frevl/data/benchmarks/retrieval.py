@@ -100,7 +100,7 @@ def token_file(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut
 
 
 def plain_captions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``{"image", "captions": [...]}``, one image a line; not official, for sets cut out of the official ones."""
+    """``{"image", "captions": [...]}``, one image per line; not official, for sets cut out of the official ones."""
     for place, line in json_lines(path):
         where = f"{path.parent / place}"
         image = need(line, "image", str, where)

@@ -46,7 +46,7 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
             "question_id": id_,
         }
         if id_ in seen:
-            yield LeftOut(f"question {id_}", "a question with this id stands before it")
+            yield LeftOut(f"question {id_}", "a question with this id came before")
             continue
         seen.add(id_)
         if annotated is None:
@@ -76,7 +76,7 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
 def _vqa_annotations(
     folder: Folder, questions: Path, split: str, subset: str
 ) -> tuple[Path, dict[int, Row] | None, list[LeftOut]]:
-    """Return the file, its annotations by question (None for a test split), and second ones of a question."""
+    """Return the file, its annotations by question (None for a test split), and repeated ones."""
     if split.startswith("test"):
         return questions, None, []
     name = questions.name.replace("OpenEnded_", "").replace("questions", "annotations")
@@ -95,7 +95,7 @@ def _vqa_annotations(
     for number, annotation in enumerate(annotations):
         id_ = need(annotation, "question_id", int, f"{path}, annotations[{number}]")
         if id_ in annotated:
-            twice.append(LeftOut(f"annotation of question {id_}", "an annotation of this question stands before it"))
+            twice.append(LeftOut(f"annotation of question {id_}", "an annotation of this question came before"))
         else:
             annotated[id_] = annotation
     return path, annotated, twice
@@ -121,7 +121,7 @@ def keep_vocabulary(rows: Sequence[Row], vocabulary: Collection[str]) -> tuple[l
         vocabulary: Of `frevl.data.vqa_answers.answer_vocabulary`, from the training split.
 
     Returns:
-        Rows with at least one answer left, and what was left out, one entry a question.
+        Rows with at least one answer left, and what was left out, one entry per question.
     """
     known = frozenset(vocabulary)
     kept: list[Row] = []

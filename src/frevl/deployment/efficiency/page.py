@@ -194,7 +194,7 @@ def _energy_table(records: _Records) -> str:
     reasons = dict.fromkeys(one["reason"] for one in records if "reason" in one)
     counters = dict.fromkeys(one["counters"] for one in records if "counters" in one)
     notes = [f"Not measured: {reason}." for reason in reasons] + [f"Counters: {name}." for name in counters]
-    header = ["what", "joules a pair", "stand-in: processor seconds a pair", "stand-in: 10^9 operations a pair"]
+    header = ["what", "joules per pair", "stand-in: processor seconds per pair", "stand-in: 10^9 operations per pair"]
     return "\n\n".join([_markdown(header, rows), *notes])
 
 
@@ -232,7 +232,7 @@ def _draw_roofline(record: dict[str, Any], path: Path) -> None:
             xscale="log",
             yscale="log",
             xlabel="operations a byte that has to move",
-            ylabel="10^9 operations a second",
+            ylabel="10^9 operations per second",
             title="Fusion in its form for inference, pooled pairs; numbers are batch sizes",
         )
         if presets:

@@ -46,7 +46,7 @@ def stage_records(
         show: Called before it begins.
 
     Returns:
-        Records, and the seconds an image of ``decode``, ``write`` and ``read``.
+        Records, and the seconds per image of ``decode``, ``write`` and ``read``.
     """
     show(f"Stages: decoding, preparing and embedding with '{encoder}', a store of {rows:,} x {WIDTH}")
     loaded = load_encoder(encoder)
@@ -82,12 +82,12 @@ def _encoding(loaded: Encoder, items: int, rounds: int) -> tuple[list[Record], f
         }
         for part, name in names.items():
             count = items if part == "network" else len(files)
-            records.append(_stage(f"{image.name}: {name}", found[part], count, "ms an image"))
+            records.append(_stage(f"{image.name}: {name}", found[part], count, "ms per image"))
     if text is not None:
         random = np.random.default_rng(0)
         texts = [" ".join(random.choice(_WORDS, length)) for length in random.integers(4, 24, items)]
         timing = take_turns({"texts": lambda: text.embed(texts)}, rounds=rounds)["texts"]
-        records.append(_stage(f"{text.name}: {items} texts of 4 to 23 words at once", timing, items, "ms a text"))
+        records.append(_stage(f"{text.name}: {items} texts of 4 to 23 words at once", timing, items, "ms per text"))
     return records, decode
 
 
@@ -103,7 +103,7 @@ def _extraction(folder: Path, encoder: str, items: int) -> Record:
         rounds=2,
         warm_up=False,
     )["all"]
-    return _stage(f"frevl extract with '{encoder}': {items} JPEGs, from an empty store", timing, items, "ms an image")
+    return _stage(f"frevl extract with '{encoder}': {items} JPEGs, from an empty store", timing, items, "ms per image")
 
 
 def _storing(folder: Path, items: int, rows: int, rounds: int) -> tuple[list[Record], dict[str, float]]:
@@ -129,9 +129,9 @@ def _storing(folder: Path, items: int, rows: int, rounds: int) -> tuple[list[Rec
             {"write": write, "read": lambda: store.read("image", ids, [tower]), "all": read_all}, rounds=rounds
         )
     records = [
-        _stage(f"store: write 1,024 rows of {WIDTH} in float16, one commit", found["write"], 1024, "ms a row"),
-        _stage(f"store: read {some:,} random rows of {rows:,}", found["read"], some, "ms a row"),
-        _stage(f"store: open it and read all {rows:,} rows", found["all"], rows, "ms a row"),
+        _stage(f"store: write 1,024 rows of {WIDTH} in float16, one commit", found["write"], 1024, "ms per row"),
+        _stage(f"store: read {some:,} random rows of {rows:,}", found["read"], some, "ms per row"),
+        _stage(f"store: open it and read all {rows:,} rows", found["all"], rows, "ms per row"),
     ]
     return records, {"write": found["write"].median / 1024, "read": found["read"].median / some}
 

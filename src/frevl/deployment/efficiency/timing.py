@@ -102,7 +102,7 @@ def time_record(part: str, name: str, timing: Timing, *, items: int = 1, unit: s
 
 
 def rate_record(part: str, name: str, timing: Timing, *, items: int, unit: str, **details: object) -> Record:
-    """Record the items a second; the arguments are those of `time_record`."""
+    """Record the items per second; the arguments are those of `time_record`."""
     return _record(part, name, timing, [items / seconds for seconds in timing.seconds], unit, items, details)
 
 
@@ -135,7 +135,7 @@ class Limits:
     """Measured limits of this process on this machine.
 
     Attributes:
-        flops: Floating-point operations a second of a large float32 matrix product.
+        flops: Floating-point operations per second of a large float32 matrix product.
         bytes: Bytes a second that a large copy reads and writes.
     """
 
@@ -143,7 +143,7 @@ class Limits:
     bytes: float
 
     def attainable(self, flops: float, moved: float) -> float:
-        """Most operations a second of work with so many operations that moves so many bytes."""
+        """Most operations per second of work with so many operations that moves so many bytes."""
         return min(self.flops, self.bytes * flops / moved)
 
 

@@ -212,7 +212,7 @@ class Score(_Body):
 
 
 class ScoreResponse(_Body):
-    """One score a pair, in their order."""
+    """One score per pair, in their order."""
 
     model: str
     task: Literal["matching", "classification"]
@@ -229,7 +229,7 @@ class Answer(_Body):
 
 
 class AnswerResponse(_Body):
-    """One answer a pair, in their order."""
+    """One answer per pair, in their order."""
 
     model: str
     threshold: float

@@ -87,11 +87,11 @@ class Checkpoint:
 
     @property
     def configuration(self) -> str:
-        """Hash of the network's configuration, without the fields that only say where it comes from."""
+        """Hash the network's configuration without the fields that only record its origin."""
         return digest_of(_without_origin(self.settings("config.json")))
 
     def number(self, name: str) -> float | None:
-        """Read a single number among the weights, without loading the others; None if there is none of this name."""
+        """Read one scalar from the weights without loading the rest; None if there is none with this name."""
         from safetensors import safe_open
 
         for path in _weight_files(self.folder):
@@ -156,7 +156,7 @@ def digest_of(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file; an unchanged file is read once a process.
+    """Return the SHA-256 of a file; an unchanged file is read only once per process.
 
     Raises:
         EncoderError: It cannot be read.
@@ -183,7 +183,7 @@ def _without_origin(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold the weights, in the form that is preferred; empty if there are none."""
+    """Return the weight files in the preferred format; empty if there are none."""
     for name in _WEIGHT_FILES:
         path = folder / name
         if not path.is_file():

@@ -60,7 +60,7 @@ def parse(name: str) -> Request:
 
 
 def load_towers(name: str, tokens: str) -> tuple[ImageTower | None, TextTower | None]:
-    """Load the towers that a name asks for; of one model all that it has.
+    """Load the towers that a name asks for; for a single model, every tower it has.
 
     Args:
         name: Without its prefix ``hf:``.

@@ -88,7 +88,7 @@ class HuggingFaceImageTower:
 
 
 def prepare(processor: Any, image: Image.Image, *, flexible: bool) -> np.ndarray:
-    """Let a processor make a network's input of one upright RGB picture; see `HuggingFaceImageTower.prepare`."""
+    """Turn one upright RGB picture into a network's input with its processor; see `HuggingFaceImageTower.prepare`."""
     if not flexible and getattr(processor, "do_resize", False):
         refuse_threads(image, int(getattr(processor.size, "shortest_edge", None) or 0))
     made = processor(images=image, return_tensors="np")
@@ -101,7 +101,7 @@ def prepare(processor: Any, image: Image.Image, *, flexible: bool) -> np.ndarray
 
 
 def refuse_threads(image: Image.Image, shortest: int) -> None:
-    """Refuse a picture that would fill the memory if its shorter side were brought to ``shortest`` pixels.
+    """Refuse a picture that would exhaust memory if its shorter side were scaled to ``shortest`` pixels.
 
     Args:
         image: The picture.
@@ -191,7 +191,7 @@ def image_tower(checkpoint: Checkpoint, tokens: str, layers: Sequence[int], choi
 
 
 def column(checkpoint: Checkpoint, modality: str, layers: Sequence[int]) -> str:
-    """Name a network: model, modality and chosen layers, so that variants stand beside each other in a store."""
+    """Name a network by model, modality and layers, so that variants can coexist in a store."""
     chosen = "_" + "_".join(str(layer) for layer in layers) if layers else ""
     return f"{slug(checkpoint.model)}-{modality}{chosen}"
 

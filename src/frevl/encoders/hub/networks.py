@@ -30,7 +30,7 @@ _POOLED_BY_CLASS_TOKEN = ("clip", "clip_vision_model")
 
 @contextmanager
 def quiet_transformers() -> Iterator[Any]:
-    """Give the transformers library, and hide what it tells about loading: what matters of it is checked here."""
+    """Import the transformers library with its loading messages silenced: what matters is checked here."""
     transformers = library("transformers", "hf")
     logger = logging.getLogger("transformers")
     level = logger.level

@@ -1,4 +1,4 @@
-"""An exact short cut for a network of which one token is kept (ours): less work, the same embedding."""
+"""An exact shortcut for networks of which only one token is kept (ours): less work, the same embedding."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _NEVER_REDUCED = 1 << 20  # as for the transformers library: the pixels that the
 
 @dataclass(frozen=True)
 class OpenClipImageTower:
-    """The image network of a model with open_clip's own preparation of pictures.
+    """The image network of a model with open_clip's own preprocessing.
 
     Attributes:
         name: The tower's column in a store.
@@ -110,7 +110,7 @@ class OpenClipTextTower:
         return Embeddings.of([keep_tokens(output, "pooled") for output in self.network(inputs)], self.dim)
 
     def truncated(self, texts: Sequence[str]) -> int:
-        """Count the texts of more pieces than the network reads."""
+        """Count the texts with more pieces than the network reads."""
         if not texts:
             return 0
         padding = _ids(self.tokenizer, [""])
@@ -119,7 +119,7 @@ class OpenClipTextTower:
         return int((longer[:, length:] != padding[0, -1]).any(axis=1).sum())
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` float32: which share of each text's letters is unknown to the tokenizer."""
+        """Return ``(n,)`` float32: the share of each text's letters that the tokenizer does not know."""
         return self._unread.shares(texts)
 
     @cached_property
@@ -225,7 +225,7 @@ def _open_clip() -> Any:
 
 
 def _weights(library: Any, architecture: str, weights: str) -> tuple[Path, str]:
-    """Return the file with the weights and what to call its revision; fetch it if a tag is named."""
+    """Return the weights file and the name of its revision; download it if a tag is named."""
     if Path(weights).is_file():
         return Path(weights), "none (a file)"
     tags = library.list_pretrained_tags_by_model(architecture)
@@ -299,7 +299,7 @@ def _pieces(tokenizer: Any, texts: Sequence[str]) -> list[Pieces]:
 
 
 def _pieces_of_bytes(tokenizer: Any, text: str) -> Pieces:
-    """Find the pieces of CLIP's tokenizer, which are runs of bytes; a letter may lie in several."""
+    """Find the pieces of CLIP's tokenizer, which are runs of bytes; a character may span several."""
     # The letter of every byte, blanks left out as in the pieces.
     letters = [place for place, sign in enumerate(text) for _ in sign.encode() if not sign.isspace()]
     spans, start = [], 0
@@ -312,7 +312,7 @@ def _pieces_of_bytes(tokenizer: Any, text: str) -> Pieces:
 
 
 def _close(name: str, valid: Sequence[str]) -> str:
-    """The nearest of many names: all of them would fill the screen."""
+    """Suggest the closest of many names; listing them all would fill the screen."""
     return nearest(name, valid).partition(" Valid: ")[0] + " open_clip.list_models() lists them."
 
 

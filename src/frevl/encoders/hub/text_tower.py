@@ -106,7 +106,7 @@ class HuggingFaceTextTower:
         return [np.array(ids or [nothing], np.int64) for ids in made["input_ids"]]
 
     def truncated(self, texts: Sequence[str]) -> int:
-        """Count the texts of more pieces than the network reads."""
+        """Count the texts with more pieces than the network reads."""
         if not texts:
             return 0
         with self._lock:
@@ -117,7 +117,7 @@ class HuggingFaceTextTower:
         )
 
     def unread(self, texts: Sequence[str]) -> np.ndarray:
-        """Return ``(n,)`` float32: which share of each text's letters is unknown to the tokenizer."""
+        """Return ``(n,)`` float32: the share of each text's letters that the tokenizer does not know."""
         return self._unread.shares(texts)
 
     @cached_property
@@ -144,7 +144,7 @@ class HuggingFaceTextTower:
 
 
 def pieces_of(tokenizer: Any, texts: Sequence[str], longest: int, prefix: int = 0) -> list[Pieces]:
-    """Take texts apart with a tokenizer of the transformers library.
+    """Split texts into pieces with a tokenizer of the transformers library.
 
     Args:
         tokenizer: The tokenizer.
@@ -163,7 +163,7 @@ def pieces_of(tokenizer: Any, texts: Sequence[str], longest: int, prefix: int = 
 
 
 def _rough_pieces(tokenizer: Any, text: str) -> Pieces:
-    """Look for the pieces of a tokenizer that does not say where they are; unknown ones are what lies between."""
+    """Locate the pieces of a tokenizer that reports no offsets; the gaps between them are unknown pieces."""
     spans, place = [], 0
     for piece in tokenizer.tokenize(text):
         letters = piece.strip(_BLANKS).removeprefix("##").removesuffix("</w>")
@@ -259,7 +259,7 @@ def _load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def _longest(tokenizer: Any, config: Any, sentence: dict[str, Any]) -> int:
-    """Return how many pieces the network reads: the least of what tokenizer, network and sentence settings say."""
+    """Return how many pieces the network reads: the smallest limit of tokenizer, network and settings."""
     positions = int(getattr(config, "max_position_embeddings", 0) or 512)
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
         positions -= 2  # the first two positions stand for padding
@@ -305,7 +305,7 @@ def _pooling(checkpoint: Checkpoint) -> str:
 
 
 def _prompt(checkpoint: Checkpoint) -> str:
-    """Return what a sentence-transformers model puts before every text if nothing else is asked for."""
+    """Return the prompt that a sentence-transformers model puts before every text by default."""
     settings = checkpoint.settings("config_sentence_transformers.json")
     return str((settings.get("prompts") or {}).get(settings.get("default_prompt_name") or "") or "")
 

@@ -1,4 +1,4 @@
-"""The first stage of retrieval: one vector an image, one vector a text, and their dot product. Pure torch.
+"""The first stage of retrieval: one vector per image, one vector per text, and their dot product. Pure torch.
 
 Any first stage may hold a kernel alignment (`frevl.models.retrieval.kernel_alignment`) beside its own vectors::
 

@@ -64,7 +64,7 @@ class IndexReport:
         return (
             f"Indexed {self.rows:,} rows in {self.seconds:.1f} s: recall@{self.recall_k} against exact search "
             f"{100 * self.recall:.1f} % on {self.queries:,} {self.queries_of} queries of the store, "
-            f"{self.indexed_ms:.2f} ms a query instead of {self.exact_ms:.2f} ms."
+            f"{self.indexed_ms:.2f} ms per query instead of {self.exact_ms:.2f} ms."
         )
 
 

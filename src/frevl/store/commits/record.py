@@ -1,4 +1,4 @@
-"""The last commit of every table, written down outside of the table: ``STORE/commits/NAME.json``.
+"""The last commit of every table, recorded outside the table: ``STORE/commits/NAME.json``.
 
 A Lance table is what its manifests say. Copies lose them (a tool leaves out names that begin with an underscore, a
 copy is stopped half-way), and the table then looks as if it had never been written, or as it was some commits ago.
@@ -43,7 +43,7 @@ _FLUSHED = ("data", "_deletions", "_versions")  # what a version needs to be rea
 
 @dataclass(frozen=True)
 class Commit:
-    """What is remembered of the last commit of a table.
+    """The record of a table's last commit.
 
     Attributes:
         version: The table's version.
@@ -59,7 +59,7 @@ class Commit:
 
 
 def check_local(store: str | Path) -> None:
-    """Refuse the address of a store elsewhere: it would become a folder of that name here.
+    """Refuse a remote address: it would become a local folder of that name.
 
     Raises:
         UsageError: It is one, such as ``s3://bucket/store``.
@@ -135,7 +135,7 @@ def manifest_name(version: int) -> str:
 
 
 def data_files(store: Path, name: str) -> dict[str, Path]:
-    """Return the data files of a table that are on the disk, by name.
+    """Return the data files of a table that are on disk, by name.
 
     Raises:
         OSError: The folder cannot be read.
@@ -145,12 +145,12 @@ def data_files(store: Path, name: str) -> dict[str, Path]:
 
 
 def writer_at_work(store: Path) -> Path:
-    """Return the file that is there while a process writes, and after one was killed (see `session`)."""
+    """Return the file that exists while a process writes, and after a writer was killed (see `session`)."""
     return commits_folder(store) / "writing.json"
 
 
 def lost_commits(store: Path, name: str, commit: Commit | None) -> str:
-    """Say whether a table has lost its newest manifests, or all of them.
+    """Tell whether a table has lost its newest manifests, or all of them.
 
     Args:
         store: Folder of the store.
@@ -192,7 +192,7 @@ def check_not_lost(store: Path, name: str, commit: Commit | None) -> None:
 
 
 def flush_table(store: Path, name: str, flushed: set[str]) -> None:
-    """Wait until all files of a table and their names are on the disk.
+    """Wait until all files of a table and their directory entries are on disk.
 
     Args:
         store: Folder of the store.

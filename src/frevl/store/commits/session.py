@@ -1,4 +1,4 @@
-"""What a writer finds when it begins: commits that were lost, and what a killed writer has left in flight.
+"""The start of a writer: it looks for lost commits, and for what a killed writer left unfinished.
 
 While a process writes, and after it was killed, ``STORE/commits/writing.json`` is there. It names the data files that
 no version of a table named when the writer began. So a later writer can tell what a killed one left in flight, which
@@ -34,7 +34,7 @@ _MODALITIES = {"images": "image", "texts": "text"}
 
 
 def begin_writing(store: Path, names: Iterable[str], remember: Callable[[str], None]) -> dict[str, set[str]]:
-    """Tidy up after a writer that was killed, and leave word that somebody is writing. Needs the store's lock.
+    """Clean up after a killed writer, and mark the store as being written. Needs the store's lock.
 
     A commit that was in flight when the power failed may be there in part: it is taken back. What it left on the disk
     is deleted. Data files that no version names and that no killed writer explains are left alone.
@@ -80,13 +80,13 @@ def begin_writing(store: Path, names: Iterable[str], remember: Callable[[str], N
 
 
 def end_writing(store: Path) -> None:
-    """Take back the word that somebody is writing: everything is committed and tidied."""
+    """Remove the mark of `begin_writing`: everything is committed and cleaned up."""
     with contextlib.suppress(OSError):  # then the next writer looks for what a killed one would have left
         writer_at_work(store).unlink(missing_ok=True)
 
 
 def drop_unfinished(store: Path, name: str) -> list[int]:
-    """Take back versions that came after the recorded one and are there in part only, as after a loss of power.
+    """Remove versions newer than the recorded one that are only partly there, as after a power failure.
 
     Returns:
         The versions that were taken back.
@@ -125,7 +125,7 @@ def unclaimed_files(store: Path, name: str) -> set[str]:
 
 
 def towers_of_table(store: Path, name: str) -> list[Tower]:
-    """Return the towers that have a column in a table; none for tables of something else.
+    """Return the towers that have a column in a table; none for tables of other things.
 
     Raises:
         StoreError: The table of towers is damaged.
@@ -139,7 +139,7 @@ def towers_of_table(store: Path, name: str) -> list[Tower]:
 
 
 def _complete(store: Path, name: str, version: int, recorded: int) -> bool:
-    """Say whether all that a version added since the recorded one is there and agrees with its checksums."""
+    """Tell whether everything that a version added since the recorded one is there and matches its checksums."""
     try:
         old = open_table(store, name, version=recorded) if recorded in manifests(store, name) else None
         known = set() if old is None else {_key(fragment) for fragment in old.get_fragments()}
@@ -165,7 +165,7 @@ def _key(fragment: Any) -> tuple[str, ...]:
 
 
 def read_session(store: Path) -> dict[str, set[str]] | None:
-    """Return the data files that were unclaimed, by table, when a writer began that is at work or was killed.
+    """Return, by table, the data files that were unclaimed when the present or killed writer began.
 
     Returns:
         None if nobody writes and the last writer ended well.

@@ -1,4 +1,4 @@
-"""Which rows of a table agree with their checksums, and which of its parts lack a file."""
+"""Which rows of a table match their checksums, and which of its parts are missing a file."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def checksums_of(batch: pa.RecordBatch, towers: Sequence[Tower]) -> Iterator[dic
 
 
 def wrong_ids(fragment: lance.LanceFragment, tower: Tower) -> Iterator[str]:
-    """Yield the ids of the rows of a part of a table whose embedding of a tower differs from its checksum."""
+    """Yield the ids in one part of a table whose embedding by one tower differs from its checksum."""
     columns = ["id", "content_hash", "filled", tower.name]
     for batch in fragment.to_batches(columns=columns, batch_size=ROWS_AT_ONCE[tower.pooled]):
         yield from (batch["id"][int(row)].as_py() for row in np.flatnonzero(~sound_rows(batch, [tower])))
 
 
 def file_problems(store: Path, name: str, fragment: lance.LanceFragment) -> list[str]:
-    """Name the files of a part of a table that are missing, or have another size than when they were written."""
+    """Name the files of a part of a table that are missing or have changed in size."""
     problems = []
     for file in fragment.data_files():
         place = table_folder(store, name) / "data" / file.path

@@ -1,4 +1,4 @@
-"""Writing to the tables of a store: every call is one commit, on the disk and written down when the call returns."""
+"""Writing to the tables of a store: every call is one commit, on disk and recorded when it returns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _UNTIDY = "The store is complete, but could not be tidied up"
 
 
 class TableWriter:
-    """The only one that writes to the tables of a store; use it as a context manager, it holds the store's lock.
+    """The only writer of a store's tables; a context manager that holds the store's lock.
 
     Args:
         path: Folder of the store, which exists.
@@ -67,7 +67,7 @@ class TableWriter:
             self._lock.release()
             raise StoreError(
                 f"{self.path}: the store cannot be written ({error.strerror or error}); everything committed before is "
-                "kept: make room or mend the permission, and run the same command again to go on"
+                "kept: free some space or fix the permissions, and run the same command again to continue"
             ) from error
         except BaseException:
             self._lock.release()
@@ -93,7 +93,7 @@ class TableWriter:
             self._lock.release()
 
     def append(self, name: str, rows: pa.Table) -> None:
-        """Add rows to a table, which is made if it is missing.
+        """Add rows to a table, creating it if missing.
 
         Raises:
             StoreError: They cannot be written; so for all that follows.
@@ -102,12 +102,12 @@ class TableWriter:
         self._committed(name)
 
     def replace(self, name: str, rows: pa.Table) -> None:
-        """Put other rows in the place of all rows of a table."""
+        """Replace all rows of a table."""
         replace_rows(self.path, name, rows)
         self._committed(name)
 
     def merge(self, name: str, rows: pa.Table) -> None:
-        """Put rows with all columns of the table in the place of those with the same ``id``."""
+        """Replace the rows with the same ``id``; the new ones have all columns of the table."""
         table = existing_table(self.path, name)
         with writing(self.path, name):
             # With every column in the source, Lance reads no column but the id.
@@ -121,7 +121,7 @@ class TableWriter:
         return count
 
     def exchange(self, name: str, rows: pa.Table, left: pa.Array) -> None:
-        """Add rows and delete those of some ids, in one commit.
+        """Add rows and delete others by id, in one commit.
 
         Args:
             name: Name of the table.
@@ -138,9 +138,9 @@ class TableWriter:
         self._committed(name)
 
     def compact(self, name: str) -> None:
-        """Write a table again without deleted rows, in files of full size, and delete everything older at once.
+        """Rewrite a table without deleted rows, in full-size files, and delete everything older at once.
 
-        Readers of older versions go on with the newest one.
+        Readers of older versions continue with the newest one.
         """
         table = open_table(self.path, name)
         if table is None:
@@ -161,7 +161,7 @@ class TableWriter:
 
     @contextmanager
     def keep_version(self, name: str, version: int | None) -> Iterator[None]:
-        """Keep a version of a table on the disk, however old it becomes."""
+        """Keep a version of a table on disk, however old it becomes."""
         self._kept = {**self._kept, name: version}
         try:
             yield
@@ -169,7 +169,7 @@ class TableWriter:
             self._kept = {**self._kept, name: None}
 
     def add_columns(self, name: str, columns: list[pa.Field]) -> None:
-        """Add columns of nulls to a table that is there, which writes no data file."""
+        """Add null columns to an existing table, which writes no data file."""
         table = existing_table(self.path, name)
         with writing(self.path, name):
             table.add_columns(pa.schema(columns))
@@ -182,7 +182,7 @@ class TableWriter:
             self._tidy(name)
 
     def _remember(self, name: str) -> None:
-        """Wait until the newest version of a table is on the disk, then write it down in the second place."""
+        """Wait until the newest version of a table is on disk, then record it outside the table."""
         table = existing_table(self.path, name)
         with writing(self.path, name):
             flush_table(self.path, name, self._flushed[name])
@@ -191,7 +191,7 @@ class TableWriter:
             write_commit(self.path, name, Commit(table.version, table.count_rows(), manifest, content))
 
     def _tidy(self, name: str) -> None:
-        """Merge small files when there are many, and delete what no version needs that a reader may hold."""
+        """Merge small files when there are many, and delete what no reader can still need."""
         table = open_table(self.path, name)
         if table is None:
             return
@@ -227,7 +227,7 @@ class TableWriter:
 
 
 def lock_store(path: Path) -> FileLock:
-    """Return the lock of a store, not yet taken; whoever writes holds it."""
+    """Return the lock of a store, not yet acquired; every writer holds it."""
     return FileLock(path / ".lock")
 
 

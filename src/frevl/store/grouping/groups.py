@@ -1,4 +1,4 @@
-"""One answer to the question which pairs belong together, for splits, folds, calibration, bootstrap and diagnosis.
+"""Which pairs belong together: one answer for splits, folds, calibration, bootstrap and diagnosis.
 
 Pairs are not independent when they show the same content, nearly the same picture, frames of one video, photos of one
 product or patient, or a text that always has one label. A split that cuts such a group lets a model answer from memory
@@ -113,7 +113,7 @@ def group_pairs(
 
 
 class _Rules:
-    """Pairs as nodes of a forest; every rule joins some of them and leaves a clause for the note."""
+    """Pairs as nodes of a forest; every rule joins some of them and adds a clause to the note."""
 
     def __init__(self, clusters: list[str], contents: list[str], unit: str) -> None:
         self.contents = contents
@@ -173,7 +173,7 @@ class _Rules:
             self._join(((("text", text), ("content", content)) for text, content in pairs), clause)
 
     def _join(self, pairs: Iterable[tuple[Hashable, Hashable]], clause: str) -> None:
-        """Join, unless that puts more together than could be split."""
+        """Join pairs, unless the groups would become too large to split."""
         before = self.forest.copy()
         largest = self._largest()
         for one, other in pairs:

@@ -1,4 +1,4 @@
-"""Images that are nearly the same, found from their embeddings without a threshold that somebody has to know.
+"""Near copies among images, found from their embeddings without a threshold to choose.
 
 A near copy (recompressed, resized, mirrored, cropped a little, the next frame of a film) is far closer to its original
 than any ordinary neighbour. So the test is a gap: the nearest neighbours of an image, up to one of them, are followed
@@ -24,7 +24,7 @@ _WITHIN = 0.3  # of the usual distance of the neighbour in the middle
 _NEIGHBOURS = 16
 _FEWEST = 2 * _NEIGHBOURS  # images; with fewer the neighbours are the whole set
 _MEASURED = 2_000  # images that the usual distances are measured on
-_SKETCH = 64  # numbers an image while candidates are looked for
+_SKETCH = 64  # numbers per image while candidates are looked for
 _SLACK = 1.8  # by which a sketch may overstate a distance: 4 standard deviations of it
 _AT_ONCE = 1_024
 _TILE = 512

@@ -1,4 +1,4 @@
-"""Texts that bind their pairs together: one label wherever they stand, or a set of images made for each of them."""
+"""Texts whose pairs belong together: always the same label, or a set of images made for each text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _ALWAYS = 0.98  # of the repeated texts have one label
 _BY_CHANCE = 0.5  # of them may be expected to have one label if texts said nothing about labels
 _FEWEST_IMAGES, _WITH_IMAGES_OF_THEIR_OWN, _FEWEST_SETS = 4, 0.95, 20  # a text, of the pairs, texts
 _SHARED = 0.05  # of the images may stand with several texts: drawn variants are sometimes the same picture
-_OF_CLASSES = 2  # texts a class, at least: with fewer, a text may be a name of the class
+_OF_CLASSES = 2  # texts per class, at least: with fewer, a text may be a name of the class
 
 
 def texts_with_one_label(
     images: Sequence[str], texts: Sequence[str], targets: Sequence[Target | None]
 ) -> dict[str, str]:
-    """Return the texts whose pairs belong together, with their label; empty where that is not the pattern of the set.
+    """Return the texts whose pairs belong together, with their label; empty if the set is not built that way.
 
     A sentence that is true of all six pictures drawn for it, or a title that every photo of one product has, makes
     pairs that are not independent: a model that has seen one of them knows the others. A question that is asked of
@@ -61,7 +61,7 @@ def texts_with_one_label(
 
 
 def texts_with_images_of_their_own(images: Sequence[str], texts: Sequence[str]) -> set[str]:
-    """Return the texts for each of which a set of images was made; empty where that is not the pattern of the set.
+    """Return the texts for each of which a set of images was made; empty if the set is not built that way.
 
     Where nearly every pair has a text that stands with four images or more, and hardly an image stands with two texts,
     each text came with its own series of pictures: variants of one scene, as in NLVR. A split by image then leaves

@@ -1,1 +1,1 @@
-"""A folder of images: which files belong to it, what is read of them, what became of them since the last time."""
+"""A folder of images: its files, what is read from them, and what has changed since the last time."""

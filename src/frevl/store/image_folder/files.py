@@ -1,4 +1,4 @@
-"""One file of an image folder -> what has to be done with it: nothing, embed it, or take embeddings over."""
+"""One file of an image folder -> what to do with it: nothing, embed it, or reuse embeddings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ImageFiles:
         self.guessed_white: list[str] = []
 
     def prepare(self, file: FolderFile) -> tuple[str, PendingItem | Reject | None]:
-        """Read, hash and decode one file, if the store does not hold it as it is.
+        """Read, hash and decode one file, unless the store holds it unchanged.
 
         Returns:
             Its id, and what has to be done; None for nothing.
@@ -61,7 +61,7 @@ class ImageFiles:
         return file.id, Reject("image", file.id, reason + kept)
 
     def is_gone(self, id_: str) -> bool:
-        """Say whether there is no file of this id in the folder; what cannot be looked at may be there."""
+        """Tell whether the folder has no file with this id; one that cannot be inspected may exist."""
         try:
             os.stat(f"{os.fspath(self._folder)}/{id_}")  # noqa: PTH116 - as in `list_folder`
         except (FileNotFoundError, NotADirectoryError):
@@ -94,7 +94,7 @@ class ImageFiles:
         return PendingItem(item, "replace" if known else "append", self._inputs(file.id, content, names))
 
     def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
-        """Return the input of some towers; each gets the pixels that its identity names, whichever others need it."""
+        """Return the input of some towers; each gets the pixels that its identity names, whatever the others need."""
         needing = [tower for tower in self._towers if tower.name in names]
         pictures = {target: read_image(content, target=target) for target in {tower.target for tower in needing}}
         if any(GUESSED_WHITE in picture.info for picture in pictures.values()):

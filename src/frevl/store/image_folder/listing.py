@@ -1,4 +1,4 @@
-"""The files of an image folder: which there are, under which id, and reading one without being caught by it."""
+"""The files of an image folder: listing them with their ids, and reading one safely."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def list_folder(folder: str | Path, *, leave_out: str | Path | None = None) -> I
 
 
 def read_regular_file(path: str, status: os.stat_result) -> bytes:
-    """Read a whole file, unless it is one that would never end.
+    """Read a whole file, but never a pipe or device that would not end.
 
     Args:
         path: The file.
@@ -99,7 +99,7 @@ def read_regular_file(path: str, status: os.stat_result) -> bytes:
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    """Return what a folder has in common with itself under another name, and with no other folder."""
+    """Return an identity that a folder keeps under every name and shares with no other folder."""
     status = os.stat(folder)  # noqa: PTH116
     return status.st_dev, status.st_ino
 
@@ -107,7 +107,7 @@ def _identity(folder: str) -> tuple[int, int]:
 def _enter(
     path: str, entered: set[tuple[int, int]], outside: tuple[int, int] | None
 ) -> tuple[list[tuple[str, str]], str]:
-    """Return names and kinds of what is in a folder, and why it cannot be entered."""
+    """Return names and kinds of a folder's entries, and why it cannot be entered."""
     try:
         identity = _identity(path)
         if identity == outside:

@@ -1,4 +1,4 @@
-"""Arrays of vectors that somebody else made (``.npy``, ``.npz``, safetensors), read block by block.
+"""Arrays of vectors that were made elsewhere (``.npy``, ``.npz``, safetensors), read block by block.
 
 They hold vectors only and need a list of ids. Nothing is ever unpickled, and what a header claims is held against the
 size of the file before anything is allocated.
@@ -54,7 +54,7 @@ def read_arrays(path: Path, *, array: str | None = None) -> tuple[int, int, Bloc
         shape, dtype, blocks = readers[path.suffix.lower()](path, array)
     if len(shape) != 2 or not shape[1] or dtype not in (*_FLOATS, "bfloat16"):
         raise InputError(
-            f"{path}: expected one vector a row, an array of shape (n, dim) of float16, float32 or float64; "
+            f"{path}: expected one vector per row, an array of shape (n, dim) of float16, float32 or float64; "
             f"found shape {tuple(shape)} of {dtype}"
         )
 

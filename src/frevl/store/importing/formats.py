@@ -1,4 +1,4 @@
-"""Tables of vectors and lists of ids that somebody else made, read block by block: memory does not grow with the file.
+"""Tables of vectors and lists of ids made elsewhere, read block by block: memory does not grow with the file.
 
 Tables (Parquet, Arrow, Lance) hold ids, vectors and maybe further columns; `frevl.store.importing.arrays` reads files
 that hold vectors only.
@@ -65,7 +65,7 @@ class VectorBlock:
 
 
 def is_table(path: Path) -> bool:
-    """Tell tables from arrays, by the ending of the name."""
+    """Tell tables from arrays by the ending of the file name."""
     return path.suffix.lower() in _TABLES
 
 
@@ -90,7 +90,7 @@ def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Sche
     vectors = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_vector(kind)]
     if not vectors:
         raise InputError(
-            f"{path}: expected a column that holds one list of floats a row, found {', '.join(schema.names) or 'none'}"
+            f"{path}: expected a column with one list of floats per row, found {', '.join(schema.names) or 'none'}"
         )
     known = [name for name in vectors if name in _VECTOR_NAMES]
     name = column_named(path, vector_column, vectors, known if len(vectors) > 1 else vectors, "--vector-column")
@@ -112,7 +112,7 @@ def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa
     """Read the ids that belong to an array.
 
     Args:
-        path: Text, one id a line; JSON, a list; JSON lines, or a Parquet or Arrow table with a column of ids.
+        path: Text, one id per line; JSON, a list; JSON lines, or a Parquet or Arrow table with a column of ids.
         id_column: Name of that column.
         usual: Names to look for if none was given.
 
@@ -158,7 +158,7 @@ def parquet_shape(path: Path) -> tuple[int, pa.Schema]:
 
 
 def named_id(path: Path, table: pa.Table, id_column: str | None, usual: tuple[str, ...]) -> pa.Table:
-    """Return a table whose ids stand in the column ``id``, as strings."""
+    """Return a table with its ids in the column ``id``, as strings."""
     usual_here = [name for name in usual if name in table.column_names][:1]
     name = column_named(path, id_column, table.column_names, usual_here, "--id-column")
     with as_input_error(path):
@@ -170,7 +170,7 @@ def named_id(path: Path, table: pa.Table, id_column: str | None, usual: tuple[st
 
 
 def column_named(path: Path, asked: str | None, names: list[str], usual: list[str], flag: str) -> str:
-    """Return the column that was asked for, or the only usual one.
+    """Return the requested column, or the only one with a usual name.
 
     Raises:
         UsageError: It is not there, or it is not clear which is meant.
@@ -201,7 +201,7 @@ def _open_table(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.Reco
 
 
 def _sound(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the batches of an Arrow file; a stranger's may point outside of its own memory."""
+    """Yield the batches of an Arrow file after checking them: an untrusted file may point outside its own memory."""
     seen = 0
     for batch in _arrow_reader(path)[1]:
         batch.validate(full=True)
@@ -253,7 +253,7 @@ def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int
 
 @contextmanager
 def as_input_error(path: Path) -> Iterator[None]:
-    """Turn whatever libraries raise over a bad file into one sentence.
+    """Turn whatever libraries raise about a bad file into one sentence.
 
     The file may come from a stranger. Libraries meet such files with any kind of error: those of their own, recursion,
     overflow, memory, types and indices.

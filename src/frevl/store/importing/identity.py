@@ -1,4 +1,4 @@
-"""The identity of vectors that were imported: declared by the user, or an encoder of ours after a check."""
+"""The identity of imported vectors: declared by the user, or one of our encoders after a check."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def declared_towers(
     common_space: bool,
     dtype: str,
 ) -> dict[Modality, Tower]:
-    """Describe towers that frevl cannot run: all that is known of them is what the user says."""
+    """Describe towers that frevl cannot run: all that is known about them is what the user declares."""
     towers: dict[Modality, Tower] = {}
     for modality, dim in dims.items():
         name = f"{encoder}-{modality}"

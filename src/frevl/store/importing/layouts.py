@@ -1,4 +1,4 @@
-"""What a user points at -> parts with ids, vectors and metadata: a clip-retrieval folder, an array, a table."""
+"""A path -> parts with ids, vectors and metadata: a clip-retrieval folder, an array, a table."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def open_parts(
     vector_column: str | None,
     array: str | None,
 ) -> list[Part]:
-    """Find the vectors that are meant, and check that there are as many ids.
+    """Find the vectors, and check that there are as many ids.
 
     Args:
         source: A clip-retrieval folder, an array or a table.
@@ -126,7 +126,7 @@ def _clip_part(vectors: Path, described: Path, modality: Modality) -> Part:
 
 
 def lacking_parts(source: Path, of: Modality | None) -> list[str]:
-    """Say which parts of a clip-retrieval folder have ids but no vectors; none for anything else.
+    """List the parts of a clip-retrieval folder with ids but no vectors; empty for anything else.
 
     Such a folder can be imported, but it was mostly copied incompletely.
     """

@@ -1,4 +1,4 @@
-"""Columns that an import keeps beside the embeddings, to filter searches with: their names and types."""
+"""Metadata columns that an import keeps to filter searches with: their names and types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["metadata_fields", "named_metadata"]
 
 
 def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
-    """Return the columns of several files that can be kept: one type a name, only numbers, strings, truths and times.
+    """Return the columns of several files that can be kept: one type per name; numbers, strings, booleans, times.
 
     Raises:
         InputError: A column has types that do not go together.
@@ -36,7 +36,7 @@ def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
 
 
 def named_metadata(table: pa.Table, types: dict[str, pa.DataType]) -> dict[str, pa.Array]:
-    """Return the columns that are kept, under their names in the store and in the types that it has.
+    """Return the columns that are kept, with the names and types that they have in the store.
 
     Args:
         table: Metadata as it stands in the file.

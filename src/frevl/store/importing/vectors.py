@@ -1,4 +1,4 @@
-"""Embeddings that somebody else computed -> store: nothing is embedded again, what cannot be used is said."""
+"""Embeddings computed elsewhere -> store: nothing is embedded again, what cannot be used is reported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ImportReport:
         return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
 
     def sentence(self) -> str:
-        """Say it in one line."""
+        """Summarise it in one line."""
         total = self.images + self.texts
         lengths = (
             f"{self.scaled:,} of {total:,} vectors were not of unit length and were scaled to it."
@@ -114,13 +114,12 @@ def import_embeddings(
     write_pairs: str | Path | None = None,
     progress: bool = False,
 ) -> ImportReport:
-    """Put existing embeddings into a store; a call that was killed goes on where the last commit ended.
+    """Put existing embeddings into a store; an interrupted call resumes after the last commit.
 
     What is in the store stays there, and rows that would change it are counted.
     Vectors are kept as they are, in the stored type; those that are not of unit length are scaled to it. A vector
-    that is not finite or is zero, a row without id and an id that stands twice with different vectors go to the store's
-    rejects. Columns
-    beside ids and vectors are kept as metadata, to filter searches with.
+    that is not finite or is zero, a row without id, and an id twice with different vectors go to the store's
+    rejects. Columns beside ids and vectors are kept as metadata, to filter searches with.
 
     Args:
         source: A clip-retrieval folder (``img_emb``, ``text_emb``, ``metadata``); an array (``.npy``, ``.npz``,
@@ -229,7 +228,7 @@ class _Import:
         if width != self.tower.dim and len(block.problems) < len(block.vectors):
             raise InputError(
                 f"{block.place}: expected vectors of {self.tower.dim} numbers, found {width}; vectors of different "
-                "widths cannot stand in one column"
+                "widths cannot share a column"
             )
         columns = block.columns if block.columns is not None else pa.table({})
         ids = [item_id(id_, self.tower.modality, self.folder) for id_ in columns["id"].to_pylist()]
@@ -247,7 +246,7 @@ class _Import:
                 if self.seen[id_] == zlib.crc32(values[row]):  # an image with several captions
                     self.report.repeats += 1
                     continue
-                reason = f"{place}: the id stands twice with different vectors; the first is kept"
+                reason = f"{place}: the id appears twice with different vectors; the first is kept"
                 rejects.append(Reject(self.tower.modality, id_, reason))
             else:
                 self.seen[id_] = zlib.crc32(values[row])
@@ -273,7 +272,7 @@ class _Import:
         return None if self.states[f"has:{self.tower.name}"][row] else "fill"
 
     def _differing(self, ids: list[str], values: np.ndarray) -> int:
-        """Count the items of the store whose vector there is not this one."""
+        """Count the items whose vector in the store differs from this one."""
         if not ids:
             return 0
         stored = self.writer.store.read(self.tower.modality, ids, [self.tower])[0][:, 0].astype(np.float32)

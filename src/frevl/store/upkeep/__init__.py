@@ -1,4 +1,4 @@
-"""Looking after a store: finding what is damaged or lost, bringing back what can be, removing what is not wanted.
+"""Maintenance of a store: finding what is damaged or lost, recovering what can be recovered, removing items.
 
 `extract` and `import` fill a store; nothing here embeds anything.
 """

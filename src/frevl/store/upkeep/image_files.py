@@ -14,7 +14,7 @@ __all__ = ["image_problems"]
 
 
 def image_problems(store: Store, folder: str | Path) -> list[str]:
-    """Read all files of the images of a store and say which have other content now.
+    """Read the files of all images in a store and report those whose content has changed.
 
     Args:
         store: The store; images that were imported have no file to compare with.
@@ -55,7 +55,7 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
         (silent, "changed with the same size and time after they were embedded", "run frevl extract --check-content"),
         (changed, "changed after they were embedded", "run frevl extract again"),
         (gone, "have no file there", "frevl extract --prune removes them from the store"),
-        (unread, "cannot be read", "mend the permission, or run frevl extract to see why"),
+        (unread, "cannot be read", "fix the permissions, or run frevl extract to see why"),
     ]
     return [
         f"{len(ids):,} images of {folder} {what}, the first is '{ids[0]:.200}': {remedy}."

@@ -1,4 +1,4 @@
-"""Taking items out of a store, and giving back the room that removed and replaced ones take on the disk."""
+"""Removing items from a store, and freeing the disk space of removed and replaced ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RemovalReport:
         return dict(vars(self))
 
     def sentence(self) -> str:
-        """Say it in one line."""
+        """Summarise it in one line."""
         said = [f"Removed {self.removed:,} {self.of}; {self.left:,} are left."]
         if self.unknown:
             said.append(f"{len(self.unknown):,} ids are not in the store, the first is '{self.unknown[0]:.200}'.")
@@ -50,7 +50,7 @@ class RemovalReport:
             source = "files" if self.of == "images" else "lines of pairs files"
             said.append(
                 f"An extraction embeds them again unless their {source} are removed, too. frevl store compact "
-                f"{self.store} frees their room."
+                f"{self.store} frees their space."
             )
         return " ".join(said)
 
@@ -74,7 +74,7 @@ class CompactionReport:
         return dict(vars(self))
 
     def sentence(self) -> str:
-        """Say it in one line."""
+        """Summarise it in one line."""
         return f"{self.store}: {self.bytes_before / 1e6:,.1f} MB before, {self.bytes_after / 1e6:,.1f} MB after."
 
 
@@ -121,9 +121,9 @@ def remove(
 
 
 def compact(store: str | Path) -> CompactionReport:
-    """Free the room of items that were removed or replaced, and of former versions, at once.
+    """Free the disk space of removed and replaced items, and of former versions, at once.
 
-    Without it their room comes back bit by bit, when later extractions merge files. Readers that opened a former
+    Without it their space is freed bit by bit, when later extractions merge files. Readers that opened a former
     version go on with the newest.
 
     Args:

@@ -1,4 +1,4 @@
-"""Bringing back what can be of a store that was damaged or copied in part."""
+"""Recovering what can be recovered of a store that was damaged or only partly copied."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class RepairReport:
 
     Attributes:
         store: Path of the store.
-        versions: By table, the version that was brought back from its record.
-        rows: By table, how many rows were brought back from data files that no version named.
+        versions: By table, the version that was restored from its record.
+        rows: By table, how many rows were recovered from data files that no version named.
         removed: By table, how many rows were removed because they are damaged; their embeddings are lost.
         missing: By table, how many rows fewer it has than after its last commit.
         unread: Files that nothing could be read of, or not all; they lie in ``STORE/unclaimed`` and may be deleted.
@@ -63,9 +63,9 @@ class RepairReport:
         return dict(vars(self))
 
     def sentence(self) -> str:
-        """Say it in one line."""
-        said = [f"Brought back version {version} of '{name}'." for name, version in self.versions.items()]
-        said += [f"Brought back {count:,} rows of '{name}' from their data files." for name, count in self.rows.items()]
+        """Summarise it in one line."""
+        said = [f"Restored version {version} of '{name}'." for name, version in self.versions.items()]
+        said += [f"Recovered {count:,} rows of '{name}' from their data files." for name, count in self.rows.items()]
         said += [f"Removed {count:,} damaged rows of '{name}'." for name, count in self.removed.items()]
         said += [
             f"'{name}' lacks {count:,} rows of its last commit: extract or import them again."
@@ -73,17 +73,17 @@ class RepairReport:
         ]
         if self.unread:
             said.append(
-                f"{len(self.unread):,} files cannot be read in full and were put aside, the first is {self.unread[0]}; "
+                f"{len(self.unread):,} files cannot be read in full and were set aside, the first is {self.unread[0]}; "
                 "delete them when you have no copy to compare them with."
             )
-        return " ".join([f"{self.store}:", *(said or ["nothing had to be brought back."]), *self.notes])
+        return " ".join([f"{self.store}:", *(said or ["nothing had to be recovered."]), *self.notes])
 
 
 def repair(store: str | Path) -> RepairReport:
-    """Bring back what can be of a store that lost files or manifests; nothing is deleted that can be read.
+    """Recover a store that lost files or manifests as far as possible; nothing readable is deleted.
 
     Manifests come back from the second place where the store keeps them. Parts of a table whose file is missing or
-    cut leave the table. Data files that no version names are put aside into ``STORE/unclaimed``; rows in them that
+    cut leave the table. Data files that no version names are set aside in ``STORE/unclaimed``; rows in them that
     agree with their checksums and that the table lacks are added to it. Where an id stands in several such files, the
     row with more embeddings counts, or, if the content differs, the one of the newer file. Rows that were removed
     since may come back with a table that has lost its manifests and their copy.
@@ -95,7 +95,7 @@ def repair(store: str | Path) -> RepairReport:
         What was done.
 
     Raises:
-        StoreError: There is no store, another process is writing, or nothing can be brought back.
+        StoreError: There is no store, another process is writing, or nothing can be recovered.
     """
     check_local(store)
     path = Path(store)
@@ -134,7 +134,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _bring_back_manifest(path: Path, name: str, commit: Commit | None, report: RepairReport) -> None:
-    """Write the recorded manifest back where the newest that can be read is older, or there is none."""
+    """Restore the recorded manifest if the newest readable one is older, or there is none."""
     drop_unfinished(path, name)
     for version, file in manifests(path, name).items():  # the newest first
         if _readable(path, name, version):
@@ -157,7 +157,7 @@ def _bring_back_manifest(path: Path, name: str, commit: Commit | None, report: R
 
 
 def _bring_back_towers(path: Path, commit: Commit | None, report: RepairReport) -> None:
-    """Write the table of towers again where its data file is lost: its record holds the rows."""
+    """Rewrite the table of towers if its data file is lost: its record holds the rows."""
     if commit is None or not commit.content:
         return
     try:
@@ -174,7 +174,7 @@ def _bring_back_towers(path: Path, commit: Commit | None, report: RepairReport) 
 
 
 def _leave_out_lost_parts(path: Path, name: str) -> None:
-    """Commit a version without the parts whose files are missing, cut or unreadable; put what is left of them aside."""
+    """Commit a version without the parts whose files are missing, truncated or unreadable; set their remains aside."""
     table = open_table(path, name)
     lost = [] if table is None else _lost_parts(path, name, table)
     if table is None or not lost:
@@ -225,7 +225,7 @@ def _readable(path: Path, name: str, version: int) -> bool:
 
 
 def _check_towers(path: Path) -> None:
-    """Refuse to go on where nothing says which encoders made the embeddings."""
+    """Refuse to continue if nothing says which encoders made the embeddings."""
     if open_table(path, "towers") is None and not unclaimed_folder(path, "towers").is_dir():
         held = [name for name in TABLES.values() if data_files(path, name) or unclaimed_folder(path, name).is_dir()]
         if held:

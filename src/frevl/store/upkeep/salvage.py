@@ -1,4 +1,4 @@
-"""Rows that lie in data files which no version of a table names: those that the store lacks are added to it."""
+"""Rows in data files that no version of a table names: those that the store lacks are added to it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class _Found(NamedTuple):
 
 
 def unclaimed_folder(store: Path, name: str) -> Path:
-    """Return the folder where a repair puts data files aside that no version of a table names."""
+    """Return the folder in which a repair sets aside data files that no version of a table names."""
     return store / "unclaimed" / name
 
 
@@ -81,7 +81,7 @@ def salvage(store: Path) -> Salvaged:
 
 
 def _towers(store: Path, said: Salvaged) -> None:
-    """Bring back towers from whole tables of them: every file holds all that were known when it was written."""
+    """Recover towers: every file of their table holds all that were known when it was written."""
     towers: dict[str, Tower] = {}
     read: list[Path] = []
     for file in _files(store, "towers"):
@@ -140,7 +140,7 @@ def _unread(store: Path, writer: StoreWriter, said: Salvaged) -> None:
 
 
 def _remove_damaged(writer: StoreWriter, modality: Modality, said: Salvaged) -> None:
-    """Remove rows that differ from their checksums, so that an extraction makes them again."""
+    """Remove rows that differ from their checksums, so that the next extraction embeds them again."""
     name = TABLES[modality]
     table = open_table(writer.path, name)
     wrong: list[str] = []

@@ -1,4 +1,4 @@
-"""Reading a whole store to find what is damaged."""
+"""Reading a whole store to find damage."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         states = store.states(modality)
         repeated = [id_ for id_, count in Counter(store.ids(modality)).items() if count > 1]
         if repeated:
-            problems.append(f"Table '{name}': {len(repeated):,} ids stand twice, the first is '{repeated[0]:.80}'.")
+            problems.append(f"Table '{name}': {len(repeated):,} ids appear twice, the first is '{repeated[0]:.80}'.")
         for tower in store.select_towers(modality):
             has = states[f"has:{tower.name}"]
             if not has.all():
@@ -99,7 +99,7 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
 
 
 def _commit_problems(path: Path, name: str) -> list[str]:
-    """Compare a table with what was written down of its last commit, and name data that no version of it knows."""
+    """Compare a table with the record of its last commit, and name data that no version of it knows."""
     with reading(path, name):
         commit = read_commit(path, name)
         lost = lost_commits(path, name, commit)
@@ -125,13 +125,13 @@ def _commit_problems(path: Path, name: str) -> list[str]:
         first = table_folder(path, name) / "data" / min(unclaimed)
         problems.append(
             f"The table '{name}' has {len(unclaimed):,} data files that no version of it names, the first is {first}; "
-            f"nothing deletes them, and frevl store repair {path} brings back the rows that they hold."
+            f"nothing deletes them, and frevl store repair {path} recovers the rows that they hold."
         )
     return problems
 
 
 def _file_problems(path: Path, name: str) -> list[str]:
-    """Name the files of a table that are missing, have another size than when they were written, or cannot be read."""
+    """Name the files of a table that are missing, have changed in size, or cannot be read."""
     try:
         table = open_committed(path, name)
     except StoreError as error:
@@ -182,7 +182,7 @@ def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Return the room that a folder takes."""
+    """Return the bytes that a folder takes on disk."""
     size = 0
     for file in path.rglob("*"):
         try:

@@ -26,7 +26,7 @@ from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["HardNegatives", "assign_folds", "bank_of", "mine_hard_negatives"]
 
-_MOST_IMAGES = 2500  # images mined a fold: with five texts each 31 million scores
+_MOST_IMAGES = 2500  # images mined per fold: with five texts each 31 million scores
 _TWIN_QUANTILE = 0.75
 
 

@@ -119,7 +119,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise RefusedError(
-            422, "invalid", f"The key {twice[:80]!r} stands twice in one object of the request; leave one out."
+            422, "invalid", f"The key {twice[:80]!r} appears twice in one object of the request; leave one out."
         )
 
 

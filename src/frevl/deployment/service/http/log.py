@@ -1,4 +1,4 @@
-"""The service's log: one JSON object a line, written together a few times a second."""
+"""The service's log: one JSON object per line, written together a few times a second."""
 
 from __future__ import annotations
 
