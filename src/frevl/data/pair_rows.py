@@ -144,9 +144,9 @@ def problem_in(row: object) -> str:
         if not isinstance(row[name], str):
             return f"field '{name}': expected a string, found {type(row[name]).__name__} {row[name]!r:.40}"
         if not row[name].strip():
-            return f"field '{name}': expected a string with content, found only blanks"
+            return f"field '{name}': expected text, found only blanks"
     if "text" in given and is_missing(row["text"]):
-        return f"field 'text': expected a string with content, found '{row['text']}', which stands for no value"
+        return f"field 'text': expected text, found '{row['text']}', which stands for no value"
     return _target_problem(row.get("target"))
 
 
