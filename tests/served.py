@@ -28,7 +28,11 @@ _TRAINED: dict[Path, Path] = {}
 
 @pytest.fixture(scope="session")
 def runs(made, tmp_path_factory):
-    """Runs of the made world: ``ask`` answers questions, ``match`` scores captions, ``find`` searches."""
+    """Runs of the made world.
+
+    ``ask`` answers questions, ``match`` scores captions, ``find`` searches; ``look`` reads images alone, ``read``
+    texts.
+    """
     if made.folder in _TRAINED:  # a fixture that several files import is made once a file
         return _TRAINED[made.folder]
     folder = _TRAINED[made.folder] = tmp_path_factory.mktemp("runs")
@@ -42,6 +46,8 @@ def runs(made, tmp_path_factory):
             options={"layers": 1, "epochs": 2, "batch_size": 64},
         )
     train(made.store, made.captions_file, run=folder / "find", task="matching", model="dual", options={"epochs": 2})
+    for name, side in (("look", "image"), ("read", "text")):
+        train(made.store, made.train.only((side,)), run=folder / name, task="classification", model="linear")
     return folder
 
 

@@ -16,6 +16,9 @@ CASES = [  # the runs, whether pictures can be embedded, whether there is a repo
     (["match", "find"], True, False, ["Search"], "Search pictures with a trained run."),
     (["match"], True, True, ["Report"], "# frevl"),
     (["match"], True, False, [], "The runs that are served here score pairs of a picture and a text"),
+    (["look"], True, False, ["Label a picture"], "Label pictures with a trained run."),
+    (["ask", "read"], True, False, ["Ask", "Label a text"], "Ask about a picture and label texts with a trained run."),
+    (["look"], False, False, [], "to label pictures or texts, one trained on those alone"),
     (["ask"], False, False, [], "The runs that are served here score pairs of a picture and a text"),
 ]
 

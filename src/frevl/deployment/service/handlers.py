@@ -10,7 +10,14 @@ import numpy as np
 from frevl.deployment.service.http.body import Upload
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.models import Service
-from frevl.deployment.service.schemas import AnswerRequest, EmbedRequest, Pair, ScoreRequest, SearchRequest
+from frevl.deployment.service.schemas import (
+    EITHER_IMAGE,
+    AnswerRequest,
+    EmbedRequest,
+    Pair,
+    ScoreRequest,
+    SearchRequest,
+)
 from frevl.deployment.service.served_model import Found, ImagePair, Match, ServedModel
 
 __all__ = ["answer", "embed", "score", "search"]
@@ -112,10 +119,16 @@ async def embed(
 async def _pairs(
     service: Service, model: ServedModel, pairs: Sequence[Pair], uploads: Mapping[str, Upload]
 ) -> list[ImagePair]:
-    """Check pairs, and put the embeddings of uploads into them."""
-    texts = [pair.text for pair in pairs]
-    service.check_size(texts, len(pairs))
-    service.check_texts(model, texts)
+    """Check pairs, and put the embeddings of uploads into them; what the model does not read is left out."""
+    service.check_size([pair.text for pair in pairs if pair.text is not None], len(pairs))
+    sides = model.scorer.run.sides
+    for pair in pairs:
+        _check_sides(model, pair)
+    texts = [pair.text or "" if "text" in sides else "" for pair in pairs]
+    if "text" in sides:
+        service.check_texts(model, texts)
+    if "image" not in sides:
+        return [("", text) for text in texts]
     await service.check_images([pair.image for pair in pairs if pair.image is not None])
     for pair in pairs:
         if pair.upload is not None and pair.upload not in uploads:
@@ -128,7 +141,18 @@ async def _pairs(
     sent: dict[str, np.ndarray] = await service.embed_uploads(
         model, {name: content for name, content in uploads.items() if name in used}
     )
-    return [(pair.image if pair.upload is None else sent[pair.upload], pair.text) for pair in pairs]  # type: ignore[misc]
+    images = [pair.image or "" if pair.upload is None else sent[pair.upload] for pair in pairs]
+    return list(zip(images, texts, strict=True))
+
+
+def _check_sides(model: ServedModel, pair: Pair) -> None:
+    """Refuse a pair without what the model reads."""
+    sides = model.scorer.run.sides
+    reads = " and ".join(f"{side}s" for side in sides)
+    if "image" in sides and pair.image is None and pair.upload is None:
+        raise RefusedError(422, "invalid", f"The model {model.name!r} reads {reads}: a pair names {EITHER_IMAGE}.")
+    if "text" in sides and pair.text is None:
+        raise RefusedError(422, "invalid", f"The model {model.name!r} reads {reads}: a pair needs a 'text'.")
 
 
 def _labels(top: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:

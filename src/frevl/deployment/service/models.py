@@ -18,6 +18,7 @@ from frevl.encoders.interface import processors
 from frevl.errors import ImageError, StoreError, UsageError, nearest
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
+from frevl.store.towers import Modality
 
 __all__ = ["Service"]
 
@@ -113,8 +114,10 @@ class Service:
         """Refuse texts that are neither in the store nor can be embedded.
 
         Raises:
-            RefusedError: One is not, and the vectors of texts were imported.
+            RefusedError: One is not, and the vectors of texts were imported; or the model reads images alone.
         """
+        if texts and not model.towers["text"]:
+            raise _reads_no("text", model)
         known = None if model.embeds["text"] else self.store.positions("text")
         unknown = next((text for text in texts if known is not None and text not in known), None)
         if unknown is not None:
@@ -157,7 +160,7 @@ class Service:
         try:
             return await self.queue.submit(model.score, (pairs, top), items=len(pairs))
         except StoreError:
-            await self.check_images([image for image, _ in pairs if isinstance(image, str)])  # removed meanwhile
+            await self.check_images([image for image, _ in pairs if isinstance(image, str) and image])  # removed since
             raise
 
     async def embed_uploads(self, model: ServedModel, uploads: Mapping[str, Upload]) -> dict[str, np.ndarray]:
@@ -219,7 +222,13 @@ class Service:
         return await self.queue.submit(model.embed_texts, texts, items=len(texts)) if texts else []
 
     async def read_images(self, model: ServedModel, ids: Sequence[str]) -> list[np.ndarray]:
-        """Read images of the store, ``(tokens, dim)`` each."""
+        """Read images of the store, ``(tokens, dim)`` each.
+
+        Raises:
+            RefusedError: The model reads texts alone.
+        """
+        if ids and not model.towers["image"]:
+            raise _reads_no("image", model)
         return await self.queue.submit(model.read_images, ids, items=len(ids)) if ids else []
 
     def close(self) -> None:
@@ -235,7 +244,16 @@ class Service:
             raise RefusedError(422, "bad_image", f"The upload {name[:80]!r} cannot be read: {reason}") from None
 
 
+def _reads_no(side: Modality, model: ServedModel) -> RefusedError:
+    alone = "texts" if side == "image" else "images"
+    return RefusedError(
+        409, "cannot_embed", f"The model {model.name!r} reads {alone} alone, so it has no encoder of {side}s."
+    )
+
+
 def _check_embeds_images(model: ServedModel) -> None:
+    if not model.towers["image"]:
+        raise _reads_no("image", model)
     if not model.embeds["image"]:
         raise RefusedError(
             409,

@@ -23,11 +23,12 @@ from fastapi import FastAPI
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.http.page_guard import PageGuard
 from frevl.deployment.service.models import Service
-from frevl.deployment.service.served_model import Found
+from frevl.deployment.service.served_model import Found, ImagePair
 from frevl.encoders.images import read_image
 from frevl.errors import ImageError
 from frevl.runs.scorer import Prediction
 from frevl.runs.search.searching import Hit
+from frevl.store.towers import MODALITIES, Modality
 
 __all__ = ["build_page"]
 
@@ -40,9 +41,10 @@ _log = logging.getLogger("frevl.service")
 _NOTHING_TO_SHOW = (
     "The runs that are served here score pairs of a picture and a text; the routes for that are described at /docs. To "
     "search here, serve a run trained with --task matching --model auto; to ask questions, one trained with "
-    "--task classification."
+    "--task classification, and to label pictures or texts, one trained on those alone."
 )
 
+_SHOWN_AS: dict[Modality, str] = {"image": "picture", "text": "text"}
 _SIDE = 320  # pixels of a preview: twice what is shown, for sharp screens
 _FONTS = ("system-ui", "sans-serif")
 
@@ -91,11 +93,23 @@ def build_page(service: Service, *, images: Path | None = None, has_report: bool
         asking = [
             name
             for name, model in service.models.items()
-            if model.scorer.run.task == "classification" and model.embeds["image"]
+            if model.scorer.run.task == "classification" and model.embeds["image"] and "text" in model.scorer.run.sides
         ]
-        what = " and ".join(["search pictures"] * bool(searching) + ["ask about a picture"] * bool(asking))
+        labelling = {
+            side: [
+                name
+                for name, model in service.models.items()
+                if model.scorer.run.sides == (side,) and model.embeds[side]
+            ]
+            for side in MODALITIES
+        }
+        what = " and ".join(
+            ["search pictures"] * bool(searching)
+            + ["ask about a picture"] * bool(asking)
+            + [f"label {_SHOWN_AS[side]}s" for side, names in labelling.items() if names]
+        )
         gr.Markdown(f"# frevl\n{what.capitalize()} with a trained run." if what else "# frevl")
-        if not (searching or asking or has_report):
+        if not (what or has_report):
             gr.HTML(_empty(_NOTHING_TO_SHOW))
         else:
             with gr.Tabs():  # opens on the first one
@@ -105,6 +119,10 @@ def build_page(service: Service, *, images: Path | None = None, has_report: bool
                 if asking:
                     with gr.Tab("Ask"):
                         _ask_tab(service, asking)
+                for side, names in labelling.items():
+                    if names:
+                        with gr.Tab(f"Label a {_SHOWN_AS[side]}"):
+                            _label_tab(service, names, side)
                 if has_report:
                     with gr.Tab("Report"):
                         _report_tab()
@@ -158,6 +176,41 @@ def _ask_tab(service: Service, names: list[str]) -> None:
 
     for event in (button.click, question.submit):
         event(ask, [picture, question, threshold, model], said, api_visibility="private")
+
+
+def _label_tab(service: Service, names: list[str], side: Modality) -> None:
+    """Give a picture, or a text, to a run that reads nothing else."""
+    of_images = side == "image"
+    with gr.Row():
+        with gr.Column():
+            given: gr.File | gr.Textbox
+            if of_images:
+                given, preview = _picture("Picture", service)
+                given.change(_previewer(service), given, preview, api_visibility="private")
+            else:
+                given = gr.Textbox(label="Text", max_lines=8, elem_id="words")
+            threshold = gr.Slider(0, 1, value=0.5, step=0.01, label="Not sure below a probability of")
+            model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
+            button = gr.Button("Label", variant="primary", elem_id=f"label-{side}")
+        with gr.Column():
+            said = gr.HTML(_empty(f"Choose a {_SHOWN_AS[side]} and press Label."), elem_id=f"label-of-{side}")
+
+    @_guarded
+    async def label(content: bytes | str | None, least: float, name: str) -> str:
+        if content is None or (isinstance(content, str) and not content.strip()):
+            return _problem(f"Choose a {_SHOWN_AS[side]} first.")
+        served = service.model(name, task="classification")
+        pair: ImagePair
+        if isinstance(content, str):
+            service.check_size([content], 1)
+            service.check_texts(served, [content])
+            pair = ("", content)
+        else:
+            pair = ((await service.embed_uploads(served, {"picture": bytes(content)}))["picture"], "")
+        prediction: Prediction = (await service.score(served, [pair]))[0]
+        return _answer(prediction, least)
+
+    button.click(label, [given, threshold, model], said, api_visibility="private")
 
 
 def _search_tab(service: Service, images: Path | None, names: list[str]) -> None:

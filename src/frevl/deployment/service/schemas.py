@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.json_schema import SkipJsonSchema
 
 __all__ = [
+    "EITHER_IMAGE",
     "Answer",
     "AnswerRequest",
     "AnswerResponse",
@@ -66,6 +67,7 @@ def _not_null(value: object) -> object:
 _LEAVE_OUT = BeforeValidator(_not_null)
 ModelName = Annotated[str | None, Field(max_length=200, description="Name of the model; the first one if left out.")]
 
+EITHER_IMAGE = "either 'image' (an id in the store) or 'upload' (an image sent along)"
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 
 
@@ -73,25 +75,31 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def _one_of_image_and_upload(schema: dict[str, Any]) -> None:
-    for name in ("image", "upload"):
+def _sides_of_a_pair(schema: dict[str, Any]) -> None:
+    for name in ("image", "upload", "text"):
         schema["properties"][name].pop("default", None)
-    schema["oneOf"] = [{"required": ["image"]}, {"required": ["upload"]}]
+    schema["anyOf"] = [{"required": [name]} for name in ("image", "upload", "text")]
+    schema["not"] = {"required": ["image", "upload"]}
 
 
 class Pair(_Body):
-    """An image and a text. The image is either in the store or sent along."""
+    """An image and a text. The image is either in the store or sent along.
+
+    A model that reads images alone needs no text, and one that reads texts alone no image; ``/v1/models`` says so.
+    """
 
     image: Annotated[ImageId | SkipJsonSchema[None], _LEAVE_OUT] = None
     upload: Annotated[UploadName | SkipJsonSchema[None], _LEAVE_OUT] = None
-    text: Text
+    text: Annotated[Text | SkipJsonSchema[None], _LEAVE_OUT] = None
 
-    model_config = ConfigDict(json_schema_extra=_one_of_image_and_upload)
+    model_config = ConfigDict(json_schema_extra=_sides_of_a_pair)
 
     @model_validator(mode="after")
     def _one_image(self) -> Pair:
-        if (self.image is None) == (self.upload is None):
-            raise ValueError("a pair names either 'image' (an id in the store) or 'upload' (an image sent along)")
+        if self.image is not None and self.upload is not None:
+            raise ValueError(f"a pair names {EITHER_IMAGE}, not both")
+        if self.image is None and self.upload is None and self.text is None:
+            raise ValueError("a pair needs an image, a text, or both, found neither")
         return self
 
 
@@ -280,6 +288,7 @@ class ModelRecord(_Body):
     labels: int = Field(description="Number of classes; 0 for matching.")
     encoders: list[str]
     searches: bool = Field(description="Whether /v1/search can use it.")
+    reads: list[Literal["image", "text"]] = Field(description="What it needs of a pair.")
 
 
 class ModelsResponse(_Body):

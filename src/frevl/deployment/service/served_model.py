@@ -18,7 +18,7 @@ from frevl.store.towers import Modality, Tower
 __all__ = ["Found", "ImagePair", "Match", "ServedModel"]
 
 ImagePair = tuple[str | np.ndarray, str]
-"""An image, by its id in the store or as an embedding, and a text."""
+"""An image, by its id in the store or as an embedding, and a text; empty is what the model does not read."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,13 @@ class ServedModel:
         self.name = name
         self.scorer = scorer
         self.towers: dict[Modality, list[Tower]] = {
-            modality: [scorer.store.towers[tower] for tower in scorer.run.towers[modality]] for modality in TABLES
+            modality: [scorer.store.towers[tower] for tower in scorer.run.towers.get(modality, ())]
+            for modality in TABLES
         }
         # Imported vectors have no encoder here: then only items of the store can be used.
-        self.embeds = {modality: not any(tower.imported for tower in own) for modality, own in self.towers.items()}
+        self.embeds = {
+            modality: bool(own) and not any(tower.imported for tower in own) for modality, own in self.towers.items()
+        }
         for modality, can in self.embeds.items():
             if can:  # now, and checked against the store, so that no request waits for it
                 scorer.encoders(modality)
@@ -181,6 +184,7 @@ class ServedModel:
             "labels": len(run.labels),
             "encoders": run.encoders,
             "searches": self.searches,
+            "reads": list(run.sides),
         }
 
 
