@@ -30,10 +30,10 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "function", "only_there", "only_here"),
     [
-        # --seeds belongs to train_seeds, which hands everything else on to train; --columns below to read_pairs.
+        # --seeds belongs to train_seeds, which hands everything else on to train.
         ("train", train, {"progress", "options"}, {"quiet", "json", "seeds", "settings"}),
-        ("ablate", ablate, {"progress", "options"}, {"quiet", "json", "settings", "columns"}),
-        ("extract", extract, {"progress"}, {"quiet", "json", "grid", "columns"}),
+        ("ablate", ablate, {"progress", "options"}, {"quiet", "json", "settings"}),
+        ("extract", extract, {"progress"}, {"quiet", "json", "grid"}),
         ("demo", demo, {"progress", "say"}, {"quiet", "json"}),
     ],
 )

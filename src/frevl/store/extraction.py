@@ -5,28 +5,29 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
+from frevl.data.arrow_rows import open_arrow, pictures_of
+from frevl.data.columns import columns_of
 from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, why_unknown
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.encoders.interface import ImageTower, TextTower, processors
+from frevl.encoders.interface import TextTower, processors
 from frevl.encoders.registry import load_encoder, with_layers
 from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import InputError, UsageError
 from frevl.progress import ProgressLine
-from frevl.rejects import Reject, rejects_sentence
+from frevl.rejects import Reject
 from frevl.store.canaries import tower_records
 from frevl.store.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.extraction_report import ExtractionReport
-from frevl.store.image_folder.files import ImageFiles
+from frevl.store.image_folder.extract_images import extract_images, extract_pictures
 from frevl.store.image_folder.listing import list_folder
+from frevl.store.image_folder.tables import TABLES_WITH_PICTURES
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import Item, StoreWriter
 
@@ -35,15 +36,13 @@ __all__ = ["ExtractionReport", "extract"]
 _TEXTS_AT_ONCE = 4096  # sorted by length, so that padding wastes little
 _NEVER_CUT = 16  # characters; where four tokens stand for one (bytes of rare signs), 64 tokens hold them
 
-A = TypeVar("A")
-B = TypeVar("B")
-
 
 def extract(
     store: str | Path,
     *,
     images: str | Path | None = None,
     pairs: Any = (),
+    columns: str | Sequence[str] | Mapping[str, str] | None = None,
     encoder: str | Sequence[str] = ("packaged",),
     tokens: str = "pooled",
     layers: Sequence[int] = (),
@@ -64,7 +63,9 @@ def extract(
     Args:
         store: Folder of the store; made if it is missing.
         images: Folder of images; an image's id is its path below it, with ``/``.
-        pairs: Pairs files, or pairs in memory, whose texts are embedded; one, or a list of several.
+        pairs: Pairs files, or pairs in memory, whose texts are embedded; one, or a list of several. Without ``images``,
+            pictures inside Parquet, Arrow and Feather files (`frevl.data.arrow_rows`) are embedded too.
+        columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
         encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
         tokens: ``pooled``, or an image grid ``7x7``, ``4x4``, ``2x2`` with word tokens for texts.
         layers: Hidden layers to keep side by side instead of an encoder's own output, -1 for the last; only encoders
@@ -88,7 +89,7 @@ def extract(
     """
     started = time.monotonic()
     encoder = as_list(encoder, "encoder")
-    pairs = _several(pairs)
+    pairs, named = _several(pairs), columns_of(columns)
     if images is not None and not isinstance(images, str | Path):
         raise UsageError(f"images: expected the path of one folder, found {type(images).__name__}")
     if images is None and not pairs:
@@ -106,26 +107,24 @@ def extract(
     if images is not None and next(list_folder(images), None) is None:
         raise InputError(f"{images}: expected images, found no file in that folder")
     report = ExtractionReport(str(store))
-    texts, referred = _texts_of(pairs, report)
-    if images is None and not texts:
+    texts, referred = _texts_of(pairs, named, report)
+    tables = [] if images is not None else _with_pictures(pairs, named)
+    if images is None and not texts and not tables:
         raise UsageError("Nothing to embed: the pairs have no text; give the folder of their images with --images")
     with StoreWriter(store) as writer:
         writer.register([tower for one in loaded for tower in tower_records(one, dtype=dtype)])
         writer.reject(report.rejects)
         seen: set[str] = set()
+        image_towers = list({one.image.name: one.image for one in loaded if one.image}.values())
+        buffer = CommitBuffer(writer, "image", image_towers, rows=commit_rows, seconds=commit_seconds)
+        threads = workers or processors()
         if images is not None:
-            image_towers = list({one.image.name: one.image for one in loaded if one.image}.values())
-            buffer = CommitBuffer(writer, "image", image_towers, rows=commit_rows, seconds=commit_seconds)
-            seen = _extract_images(
-                Path(images),
-                image_towers,
-                buffer,
-                report,
-                prune=prune,
-                check_content=check_content,
-                workers=workers or processors(),
-                progress=progress,
-            )
+            seen = extract_images(
+                Path(images), image_towers, buffer, report, prune=prune, check_content=check_content,
+                workers=threads, progress=progress,
+            )  # fmt: skip
+        elif tables and image_towers:
+            seen = extract_pictures(tables, named, image_towers, buffer, report, workers=threads, progress=progress)
         _reject_pairs_without_image(writer, referred, seen, images, report)
         _clear_lines(writer, pairs, report)
         if texts:
@@ -135,103 +134,6 @@ def extract(
     report.notes += writer.notes
     report.seconds = time.monotonic() - started
     return report
-
-
-def _extract_images(
-    folder: Path,
-    towers: Sequence[ImageTower],
-    buffer: CommitBuffer,
-    report: ExtractionReport,
-    *,
-    prune: bool,
-    check_content: bool,
-    workers: int,
-    progress: bool,
-) -> set[str]:
-    """Embed the images of a folder that the store lacks; return the ids of all files in the folder."""
-    writer = buffer.writer
-    former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
-    stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
-    prepared = ImageFiles(folder, towers, stored, check_content=check_content)
-    seen: set[str] = set()
-    batch: list[PendingItem] = []
-    total = sum(1 for _ in list_folder(folder, leave_out=writer.path)) if progress else None
-    files = list_folder(folder, leave_out=writer.path)
-    with (
-        writer.keep_version("image"),
-        ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
-        ProgressLine("images", total, enabled=progress) as line,
-    ):
-        for id_, work in _ahead(pool, prepared.prepare, files, 4 * buffer.size):
-            seen.add(id_)
-            if isinstance(work, Reject):
-                buffer.reject(work)
-            elif work is None:
-                report.images_kept += 1
-            else:
-                batch.append(work)
-            if len(batch) == buffer.size:
-                buffer.add(batch)
-                batch = []
-            line.advance(note=f"{line.rate:.0f}/s")
-        if batch:
-            buffer.add(batch)
-        buffer.commit()
-    report.images, report.images_moved, report.images_copied = buffer.embedded, buffer.moved, buffer.copied
-    report.rejects += buffer.rejected
-    if not any((report.images, report.images_kept, report.images_moved, report.images_copied)):
-        raise InputError(
-            f"{folder}: expected images, found no file that can be read as one. {rejects_sentence(buffer.rejected)}"
-        )
-    writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
-    _tell_changes(folder, prepared, report)
-    _gone(folder, stored.gone(seen, prepared.is_gone), writer, report, prune=prune, stored=stored.with_file)
-    if prune:
-        writer.clear_rejects("image", {id_ for id_ in former - seen if prepared.is_gone(id_)})
-    return seen
-
-
-def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) -> None:
-    if report.images_moved or report.images_copied:
-        report.notes.append(
-            f"{report.images_moved:,} images have moved and {report.images_copied:,} are copies of others: their "
-            "embeddings were taken over."
-        )
-    guessed = sorted(prepared.guessed_white)
-    if guessed:
-        report.notes.append(
-            f"{len(guessed):,} grey pictures use only a part of their bits and do not say which: the largest value "
-            f"decided what is white, the first is '{guessed[0]:.200}'."
-        )
-    silent = sorted(prepared.changed_in_silence)
-    if silent:
-        report.notes.append(
-            f"{len(silent):,} images of {folder} had changed with the same size and time, the first is "
-            f"'{silent[0]:.200}'; they were embedded again."
-        )
-
-
-def _gone(
-    folder: Path, gone: list[str], writer: StoreWriter, report: ExtractionReport, *, prune: bool, stored: int
-) -> None:
-    """Count images of the store without a file in the folder; remove them if asked to."""
-    report.images_gone = len(gone)
-    if not gone:
-        return
-    first = f"the first is '{gone[0]:.200}'"
-    if not prune:
-        report.notes.append(
-            f"{len(gone):,} images of the store have no file in {folder}, {first}: searches still find them. --prune "
-            "removes them; leave it out if the store also holds images of other folders."
-        )
-        return
-    if len(gone) == stored:
-        raise UsageError(
-            f"{folder}: --prune would remove all {stored:,} images that the store had before, {first}: that looks like "
-            "another folder. Nothing was removed; to remove them all the same use frevl store remove"
-        )
-    report.images_pruned = writer.remove("image", gone)
-    report.notes.append(f"Removed {report.images_pruned:,} images that have no file in {folder}, {first}.")
 
 
 def _extract_texts(
@@ -295,12 +197,22 @@ def _several(pairs: Any) -> list[Path | Pairs]:
     return [Path(one) if isinstance(one, str | Path) else read_pairs(one) for one in several]
 
 
-def _texts_of(files: Sequence[Path | Pairs], report: ExtractionReport) -> tuple[list[str], list[tuple[str, str]]]:
+def _with_pictures(files: Sequence[Path | Pairs], columns: Mapping[str, str]) -> list[Path]:
+    """Return the tables that have a column of pictures."""
+    tables = dict.fromkeys(
+        file for file in files if isinstance(file, Path) and file.suffix.lower() in TABLES_WITH_PICTURES
+    )
+    return [table for table in tables if pictures_of(open_arrow(table), columns) is not None]
+
+
+def _texts_of(
+    files: Sequence[Path | Pairs], columns: Mapping[str, str], report: ExtractionReport
+) -> tuple[list[str], list[tuple[str, str]]]:
     """Return the different texts of some pairs files, and the image id and place of every pair."""
     texts: dict[str, None] = {}
     referred: list[tuple[str, str]] = []
     for file in {id(file) if isinstance(file, Pairs) else file: file for file in files}.values():
-        pairs = file if isinstance(file, Pairs) else read_pairs(file)
+        pairs = file if isinstance(file, Pairs) else read_pairs(file, columns=columns)
         report.rejects += pairs.rejected
         report.notes += pairs.notes
         if "text" in pairs.sides:
@@ -354,18 +266,3 @@ def _clear_lines(writer: StoreWriter, files: Sequence[Path | Pairs], report: Ext
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
     repaired = {place for place in former if place.rpartition(":")[0] in names}
     writer.clear_rejects("pair", repaired - {reject.id for reject in report.rejects if reject.kind == "pair"})
-
-
-def _ahead(pool: ThreadPoolExecutor, call: Callable[[A], B], arguments: Iterable[A], depth: int) -> Iterator[B]:
-    """Map in threads, in order, never more than ``depth`` results ahead: memory stays flat."""
-    waiting: deque[Future[B]] = deque()
-    try:
-        for argument in arguments:
-            waiting.append(pool.submit(call, argument))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:  # after an error nobody wants them
-            future.cancel()

@@ -11,7 +11,10 @@ import numpy as np
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 
-__all__ = ["KnownItem", "StoredItems"]
+__all__ = ["IN_A_TABLE", "KnownItem", "StoredItems"]
+
+IN_A_TABLE = -1
+"""Stands for the modification time of an image that came inside a table: it has no file that could be gone."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class KnownItem:
         id: Its id.
         content_hash: Of its content.
         bytes: Size of the content; 0 for an imported image, whose file was never seen.
-        modified_ns: Modification time of its file.
+        modified_ns: Modification time of its file, or `IN_A_TABLE`.
         lacking: Towers of this extraction that it has no embedding of.
     """
 
@@ -53,8 +56,8 @@ class StoredItems:
 
     @property
     def with_file(self) -> int:
-        """How many items came from a file; imported ones did not."""
-        return int(np.count_nonzero(self._states["bytes"]))
+        """How many items came from a file of their own; imported ones and those inside a table did not."""
+        return int(np.count_nonzero(self._has_file()))
 
     def get(self, id_: str) -> KnownItem | None:
         """Return what is known about an item; None if the store had no such item."""
@@ -76,7 +79,8 @@ class StoredItems:
             candidates = [self._known(row) for row in self._rows_of_content(content_hash)]
             if not candidates:
                 return None
-            gone = (one for one in candidates if one.id not in self._moved and is_gone(one.id))
+            of_files = (one for one in candidates if one.modified_ns != IN_A_TABLE)
+            gone = (one for one in of_files if one.id not in self._moved and is_gone(one.id))
             moved = next(gone, None)
             if moved is None:
                 return min(candidates, key=lambda one: len(one.lacking)), False
@@ -87,9 +91,13 @@ class StoredItems:
         """Return the ids of items that were neither seen nor moved and whose file is gone; imported ones have none."""
         return [
             id_
-            for id_, size in zip(self._ids, self._states["bytes"].tolist(), strict=True)
-            if size and id_ not in seen and id_ not in self._moved and is_gone(id_)
+            for id_, has_file in zip(self._ids, self._has_file().tolist(), strict=True)
+            if has_file and id_ not in seen and id_ not in self._moved and is_gone(id_)
         ]
+
+    def _has_file(self) -> np.ndarray:
+        has_file: np.ndarray = (self._states["bytes"] > 0) & (self._states["modified_ns"] != IN_A_TABLE)
+        return has_file
 
     def _known(self, row: int) -> KnownItem:
         return KnownItem(

@@ -15,7 +15,6 @@ from frevl.cli.options import (
     QuietOption,
     StoreOption,
     app,
-    by_columns,
     say,
     store_app,
     typed,
@@ -30,7 +29,12 @@ __all__ = ["encoders_app"]
 def extract(
     store: StoreOption,
     images: Annotated[
-        Path | None, typer.Option(readable=False, help="Folder of images; the id of an image is its path inside it.")
+        Path | None,
+        typer.Option(
+            readable=False,
+            help="Folder of images; the id of an image is its path inside it.",
+            show_default="pictures inside the pairs files",
+        ),
     ] = None,
     pairs: Annotated[
         list[Path] | None, typer.Option(readable=False, help="Pairs file with the texts to embed; may be repeated.")
@@ -93,7 +97,8 @@ def extract(
         store,
         **typed(
             images=images,
-            pairs=None if pairs is None else [by_columns(columns, file) for file in pairs],
+            pairs=pairs,
+            columns=columns,
             encoder=encoder,
             tokens=chosen,
             layers=None if layers is None else _numbers(layers),

@@ -18,7 +18,7 @@ from frevl.store.image_folder.listing import FolderFile, read_regular_file
 from frevl.store.stored_items import KnownItem, StoredItems
 from frevl.store.writer import Item
 
-__all__ = ["ImageFiles"]
+__all__ = ["ImageFiles", "inputs_of", "reason_of"]
 
 
 class ImageFiles:
@@ -54,7 +54,7 @@ class ImageFiles:
         try:
             return file.id, self._prepare(file, known)
         except ImageError as error:
-            reason = str(error).rpartition("the given bytes: ")[2].rstrip(".")
+            reason = reason_of(error)
         except OSError as error:
             reason = f"the file cannot be read ({error.strerror or error})"
         kept = "; the store keeps the embedding of its former content" if known else ""
@@ -95,8 +95,26 @@ class ImageFiles:
 
     def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
         """Return the input of some towers; each gets the pixels that its identity names, whatever the others need."""
-        needing = [tower for tower in self._towers if tower.name in names]
-        pictures = {target: read_image(content, target=target) for target in {tower.target for tower in needing}}
-        if any(GUESSED_WHITE in picture.info for picture in pictures.values()):
+        inputs, guessed = inputs_of(content, [tower for tower in self._towers if tower.name in names])
+        if guessed:
             self.guessed_white.append(id_)
-        return {tower.name: tower.prepare(pictures[tower.target]) for tower in needing}
+        return inputs
+
+
+def inputs_of(content: bytes, towers: Sequence[ImageTower]) -> tuple[dict[str, np.ndarray | str], bool]:
+    """Decode a picture for some towers.
+
+    Returns:
+        The input of each by its name, and whether it was a guess what white is.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    pictures = {target: read_image(content, target=target) for target in {tower.target for tower in towers}}
+    guessed = any(GUESSED_WHITE in picture.info for picture in pictures.values())
+    return {tower.name: tower.prepare(pictures[tower.target]) for tower in towers}, guessed
+
+
+def reason_of(error: ImageError) -> str:
+    """Return why a picture cannot be read, without the words for bytes whose file is named anyway."""
+    return str(error).rpartition("the given bytes: ")[2].rstrip(".")

@@ -9,6 +9,7 @@ from pathlib import Path
 from frevl.errors import ImageError, InputError
 from frevl.store.image_folder.listing import read_regular_file
 from frevl.store.reader import Store
+from frevl.store.stored_items import IN_A_TABLE
 
 __all__ = ["image_problems"]
 
@@ -17,7 +18,7 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
     """Read the files of all images in a store and report those whose content has changed.
 
     Args:
-        store: The store; images that were imported have no file to compare with.
+        store: The store; images that were imported or came inside a table have no file to compare with.
         folder: The folder that the ids are paths below.
 
     Returns:
@@ -37,7 +38,7 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
     unread: list[str] = []
     described = (states[name].tolist() for name in ("content_hash", "bytes", "modified_ns"))
     for id_, content_hash, size, modified_ns in zip(store.ids("image"), *described, strict=True):
-        if not size:
+        if not size or modified_ns == IN_A_TABLE:
             continue
         path = f"{os.fspath(folder)}/{id_}"
         try:

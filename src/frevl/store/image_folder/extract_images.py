@@ -1,0 +1,186 @@
+"""Images of a folder, or pictures inside tables -> encoders -> store: decoding runs in parallel with the networks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from frevl.encoders.interface import ImageTower
+from frevl.errors import InputError, UsageError
+from frevl.progress import ProgressLine
+from frevl.rejects import Reject, rejects_sentence
+from frevl.store.commit_buffer import CommitBuffer, PendingItem
+from frevl.store.extraction_report import ExtractionReport
+from frevl.store.image_folder.files import ImageFiles
+from frevl.store.image_folder.listing import list_folder
+from frevl.store.image_folder.tables import TablePictures
+from frevl.store.stored_items import StoredItems
+from frevl.store.writer import StoreWriter
+
+__all__ = ["extract_images", "extract_pictures"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def extract_images(
+    folder: Path,
+    towers: Sequence[ImageTower],
+    buffer: CommitBuffer,
+    report: ExtractionReport,
+    *,
+    prune: bool,
+    check_content: bool,
+    workers: int,
+    progress: bool,
+) -> set[str]:
+    """Embed the images of a folder that the store lacks; return the ids of all files in the folder."""
+    writer = buffer.writer
+    former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
+    stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
+    prepared = ImageFiles(folder, towers, stored, check_content=check_content)
+    total = sum(1 for _ in list_folder(folder, leave_out=writer.path)) if progress else None
+    files = list_folder(folder, leave_out=writer.path)
+    seen = _embed(
+        str(folder), "file", files, prepared.prepare, buffer, report, total=total, workers=workers, progress=progress
+    )
+    writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
+    _tell_changes(folder, prepared, report)
+    _gone(folder, stored.gone(seen, prepared.is_gone), writer, report, prune=prune, stored=stored.with_file)
+    if prune:
+        writer.clear_rejects("image", {id_ for id_ in former - seen if prepared.is_gone(id_)})
+    return seen
+
+
+def extract_pictures(
+    tables: Sequence[Path],
+    columns: Mapping[str, str],
+    towers: Sequence[ImageTower],
+    buffer: CommitBuffer,
+    report: ExtractionReport,
+    *,
+    workers: int,
+    progress: bool,
+) -> set[str]:
+    """Embed the pictures inside tables that the store lacks; return the ids of all of them."""
+    writer = buffer.writer
+    former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
+    inside = TablePictures(tables, columns, towers, StoredItems(writer.store, "image", [one.name for one in towers]))
+    names = ", ".join(map(str, tables))
+    seen = _embed(
+        names, "picture", inside.pictures(), inside.prepare, buffer, report,
+        ahead=4 * workers,  # the bytes of every picture that waits are in memory
+        workers=workers, progress=progress,
+    )  # fmt: skip
+    writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
+    _tell_guessed(inside.guessed_white, report)
+    return seen
+
+
+def _embed(
+    place: str,
+    what: str,
+    sources: Iterable[A],
+    prepare: Callable[[A], tuple[str, PendingItem | Reject | None]],
+    buffer: CommitBuffer,
+    report: ExtractionReport,
+    *,
+    total: int | None = None,
+    ahead: int | None = None,
+    workers: int,
+    progress: bool,
+) -> set[str]:
+    """Prepare images in threads and embed what the store lacks; return the ids of all."""
+    seen: set[str] = set()
+    batch: list[PendingItem] = []
+    with (
+        buffer.writer.keep_version("image"),
+        ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
+        ProgressLine("images", total, enabled=progress) as line,
+    ):
+        for id_, work in _ahead(pool, prepare, sources, ahead or 4 * buffer.size):
+            seen.add(id_)
+            if isinstance(work, Reject):
+                buffer.reject(work)
+            elif work is None:
+                report.images_kept += 1
+            else:
+                batch.append(work)
+            if len(batch) == buffer.size:
+                buffer.add(batch)
+                batch = []
+            line.advance(note=f"{line.rate:.0f}/s")
+        if batch:
+            buffer.add(batch)
+        buffer.commit()
+    report.images, report.images_moved, report.images_copied = buffer.embedded, buffer.moved, buffer.copied
+    report.rejects += buffer.rejected
+    if not any((report.images, report.images_kept, report.images_moved, report.images_copied)):
+        raise InputError(
+            f"{place}: expected images, found no {what} that can be read as one. {rejects_sentence(buffer.rejected)}"
+        )
+    return seen
+
+
+def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) -> None:
+    if report.images_moved or report.images_copied:
+        report.notes.append(
+            f"{report.images_moved:,} images have moved and {report.images_copied:,} are copies of others: their "
+            "embeddings were taken over."
+        )
+    _tell_guessed(prepared.guessed_white, report)
+    silent = sorted(prepared.changed_in_silence)
+    if silent:
+        report.notes.append(
+            f"{len(silent):,} images of {folder} had changed with the same size and time, the first is "
+            f"'{silent[0]:.200}'; they were embedded again."
+        )
+
+
+def _tell_guessed(guessed: list[str], report: ExtractionReport) -> None:
+    if guessed:
+        report.notes.append(
+            f"{len(guessed):,} grey pictures use only a part of their bits and do not say which: the largest value "
+            f"decided what is white, the first is '{min(guessed):.200}'."
+        )
+
+
+def _gone(
+    folder: Path, gone: list[str], writer: StoreWriter, report: ExtractionReport, *, prune: bool, stored: int
+) -> None:
+    """Count images of the store without a file in the folder; remove them if asked to."""
+    report.images_gone = len(gone)
+    if not gone:
+        return
+    first = f"the first is '{gone[0]:.200}'"
+    if not prune:
+        report.notes.append(
+            f"{len(gone):,} images of the store have no file in {folder}, {first}: searches still find them. --prune "
+            "removes them; leave it out if the store also holds images of other folders."
+        )
+        return
+    if len(gone) == stored:
+        raise UsageError(
+            f"{folder}: --prune would remove all {stored:,} images that the store had before, {first}: that looks like "
+            "another folder. Nothing was removed; to remove them all the same use frevl store remove"
+        )
+    report.images_pruned = writer.remove("image", gone)
+    report.notes.append(f"Removed {report.images_pruned:,} images that have no file in {folder}, {first}.")
+
+
+def _ahead(pool: ThreadPoolExecutor, call: Callable[[A], B], arguments: Iterable[A], depth: int) -> Iterator[B]:
+    """Map in threads, in order, never more than ``depth`` results ahead: memory stays flat."""
+    waiting: deque[Future[B]] = deque()
+    try:
+        for argument in arguments:
+            waiting.append(pool.submit(call, argument))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:  # after an error nobody wants them
+            future.cancel()
