@@ -47,6 +47,7 @@ def run(command, folder):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_work(newcomer):
     blocks = executed("bash")
     assert len(blocks) == 1
@@ -56,6 +57,7 @@ def test_the_commands_of_the_readme_work(newcomer):
     assert len((newcomer / "scores.jsonl").read_text().splitlines()) == 60
 
 
+@pytest.mark.slow
 def test_the_python_of_the_readme_works(newcomer):
     blocks = executed("python")
     assert len(blocks) == 1
@@ -64,6 +66,7 @@ def test_the_python_of_the_readme_works(newcomer):
     assert "(1, 384)" in output
 
 
+@pytest.mark.slow
 def test_the_search_page_works(tmp_path, made, frevl, monkeypatch, capfd):
     from clip_folders import clip_retrieval, unit
 
@@ -118,6 +121,7 @@ def follow(document, frevl, capfd):
     return said
 
 
+@pytest.mark.slow
 def test_the_start_page_works(tmp_path, frevl, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     said = follow("docs/start.md", frevl, capfd)
@@ -128,6 +132,7 @@ def test_the_start_page_works(tmp_path, frevl, monkeypatch, capfd):
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES)
 def test_the_guides_work(guide, tmp_path, made, frevl, monkeypatch, capfd):
     monkeypatch.chdir(arrive(made, tmp_path))

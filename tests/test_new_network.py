@@ -51,6 +51,7 @@ def pairs_of(pairs, count=60):
     return list(zip(pairs.images, pairs.texts, strict=True))[:count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["classification", "matching"])
 def test_it_trains_evaluates_scores_exports_and_serves(task, gated, made, frevl, tmp_path):
     train_file = made.train_file if task == "classification" else made.captions_file
@@ -105,6 +106,7 @@ def test_it_trains_evaluates_scores_exports_and_serves(task, gated, made, frevl,
         assert [one["probability"] for one in served] == pytest.approx(said[:7].tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_it_reads_tokens_and_is_a_member_of_an_average(made_tokens, frevl, tmp_path):
     shared = ("--store", made_tokens.store.path, "--pairs", made_tokens.train_file, "--task", "classification")
     for model in ("gated", "linear"):

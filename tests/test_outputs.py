@@ -224,6 +224,7 @@ def test_a_failure_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+@pytest.mark.slow
 def test_a_pipe_is_written_to(made, run, tmp_path):
     arguments = [
         "evaluate",

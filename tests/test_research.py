@@ -14,6 +14,7 @@ MODULES = sorted(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_an_experiment_imports(module, monkeypatch):
     monkeypatch.syspath_prepend(RESEARCH.parent)

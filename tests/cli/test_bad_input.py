@@ -105,6 +105,7 @@ def hostile(tmp_path, draw):
     return folder, fine | {"full.jpg/inner.png"}, bad
 
 
+@pytest.mark.slow
 def test_a_hostile_folder_stops_nothing_and_hides_nothing(tmp_path, hostile):
     folder, fine, bad = hostile
     arguments = [
@@ -254,6 +255,7 @@ def test_a_damaged_store_is_one_sentence_for_every_command(tmp_path, draw, frevl
     assert frevl("store", "verify", tmp_path / "s").code == 0
 
 
+@pytest.mark.slow
 def test_without_permission(tmp_path, draw):
     images = draw(tmp_path / "images", range(4))
     (images / "locked").mkdir()
@@ -308,6 +310,7 @@ def test_without_permission(tmp_path, draw):
         folder.chmod(0o700)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, draw):
     images = draw(tmp_path / "images", range(30))
     pairs = tmp_path / "pairs.jsonl"
@@ -346,6 +349,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, draw):
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_once(tmp_path, draw):
     images = draw(tmp_path / "images", range(3))
     arguments = ["extract", "--images", images, "--encoder", "toy", "--store", tmp_path / "s", "--quiet"]
@@ -355,6 +359,7 @@ def test_a_disk_that_is_full_at_once(tmp_path, draw):
     assert len(Store.open(tmp_path / "s").image_ids) == 3
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused(tmp_path, draw, frevl):
     from frevl.store.writer import StoreWriter
 

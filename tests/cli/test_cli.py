@@ -50,6 +50,7 @@ def test_flags_are_the_signature_and_hold_no_default_of_their_own(command, funct
             assert option.show_default == str(default), f"--{name}: help and signature differ"
 
 
+@pytest.mark.slow
 def test_the_contract_from_files_to_scores(made, tmp_path):
     store, runs = tmp_path / "store", tmp_path / "runs"
     done = run("extract", "--images", made.images, "--pairs", made.train_file, "--pairs", made.test_file,
@@ -77,6 +78,7 @@ def test_the_contract_from_files_to_scores(made, tmp_path):
     assert {"image", "text", "target", "asked", "label", "probability", "top"} == set(rows[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,6 +103,7 @@ def test_wrong_use_exits_with_2_and_says_what_is_right(arguments, message, tmp_p
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -127,6 +130,7 @@ def test_a_known_failure_exits_with_1_and_one_sentence(arguments, message, tmp_p
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_json_that_cannot_be_written_is_a_known_failure(made, tmp_path):
     (tmp_path / "file").write_text("")
     done = run("store", "info", made.store.path, "--json", tmp_path / "file" / "x.json")

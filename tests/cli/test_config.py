@@ -51,6 +51,7 @@ def test_keys_are_the_long_flags_and_the_arguments():
         assert len(keys) == len(set(keys)), words
 
 
+@pytest.mark.slow
 def test_a_whole_command_stands_in_a_file_and_what_is_typed_wins(made, tmp_path, frevl):
     file = written(
         tmp_path,
@@ -150,6 +151,7 @@ def test_an_output_never_replaces_the_file(tmp_path, frevl):
     assert file.read_text() == 'store = "nowhere"\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "task", "more"),
     [

@@ -137,6 +137,7 @@ def test_byte_order_mark_windows_lines_and_blank_lines_are_no_data(tmp_path):
     assert pairs.rejected == ()
 
 
+@pytest.mark.slow
 def test_a_line_without_end_does_not_fill_memory(tmp_path):
     import tracemalloc
 
@@ -179,6 +180,7 @@ def conserved(file, lines):
         assert reject.id.startswith(f"{file}:")
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(rows=st.lists(NEAR_PAIRS | JSON, min_size=1, max_size=4))
 def test_any_json_is_a_pair_or_a_reject(tmp_path_factory, rows):

@@ -318,6 +318,7 @@ def test_vectors_are_no_keys_of_a_pair_and_short_lists_are(tmp_path):
     assert pairs.notes == ("The column 'embedding' holds vectors and is no part of the pairs.",)
 
 
+@pytest.mark.slow
 def test_only_the_columns_that_are_used_are_read(tmp_path):
     """120 MB of pictures in a table: reading its pairs takes a fraction of that in memory."""
     rng = random.Random(1)

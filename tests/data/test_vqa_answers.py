@@ -163,6 +163,7 @@ def questions(draw: st.DrawFn) -> tuple[str, list[str]]:
     return draw(st.one_of(st.sampled_from(pool + answers), texts)), answers
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None, derandomize=True)
 @given(questions())
 def test_accuracy_equals_the_second_implementation(question: tuple[str, list[str]]) -> None:
@@ -170,6 +171,7 @@ def test_accuracy_equals_the_second_implementation(question: tuple[str, list[str
     assert vqa_accuracy([predicted], [answers])[0] == slow_accuracy(predicted, answers)
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None, derandomize=True)
 @given(texts)
 def test_normalisation_equals_the_second_implementation(text: str) -> None:
@@ -280,6 +282,7 @@ def test_soft_targets_by_hand() -> None:
         soft_targets([])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(questions())
 def test_soft_targets_are_what_the_evaluator_gives(question: tuple[str, list[str]]) -> None:

@@ -27,6 +27,8 @@ from frevl.errors import MissingExtraError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from planted import plant
 
+pytestmark = pytest.mark.slow
+
 # Closed-form and counted models, and the two networks of one side: seconds instead of a minute.
 FAST = ["majority", "text", "image", "text kernel", "image kernel", "linear", "kernel"]
 FASTEST = ["majority", "text kernel", "image kernel", "linear", "kernel"]

@@ -123,6 +123,7 @@ def test_a_flat_curve_promises_nothing_and_no_error_falls_below_zero():
     assert 0 < steep.at(1e6) < 0.01
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_law_holds_the_truth_and_narrows_with_the_test():
     random = np.random.default_rng(5)
     sizes = np.array([100.0, 200, 400, 800, 1600])

@@ -259,6 +259,7 @@ def test_the_text_alone_is_best_although_a_poor_fusion_lost_to_a_baseline():
 GRID = list(itertools.product((41, 80), (42, 90), (42, 95), (43, 61, 96), (40, 62, 97), (30, 89)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "image", "linear", "mlp", "kernel", "wrong"), GRID)
 def test_nothing_is_recommended_that_another_model_measurably_beats(text, image, linear, mlp, kernel, wrong):
     """Over all orders of the models: the recommendation, the sentence and the advice under every claim."""
@@ -316,6 +317,7 @@ def test_advice_follows_the_sign_of_its_claim(role, sign):
     assert ADVICE[role, sign] in fusion_advice(ModelResult("x", role, hits(1), 0.5), sign)
 
 
+@pytest.mark.slow
 def test_a_certain_but_tiny_gain_is_not_called_worth_it():
     n = 4000
     rights = {"majority": 1600, "text": 2000, "image": 1800, "linear": 3600, "mlp": 2400, "kernel": 3620}
@@ -366,6 +368,7 @@ def test_few_images_are_no_evidence():
     assert said["recommended"] is None
 
 
+@pytest.mark.slow
 def test_noise_is_seldom_called_a_gain():
     """On 60 sets where all models guess, the nested claims come out in less than the 5 % of a single test."""
     random = np.random.default_rng(3)

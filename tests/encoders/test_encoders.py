@@ -162,6 +162,7 @@ def test_tokens(kind: str, count: int) -> None:
     assert encoder.embed_images(PICTURES) == pytest.approx(pooled.embed_images(PICTURES), abs=close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOKENS)
 def test_an_item_never_depends_on_its_batch(kind: str) -> None:
     encoder = load_encoder("toy", tokens=kind)

@@ -54,7 +54,7 @@ def first_use(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.C
         yield subprocess.run([sys.executable, "-c", USE], capture_output=True, text=True, check=False)
 
 
-pytestmark = pytest.mark.usefixtures("first_use")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("first_use")]
 
 
 def pictures() -> list[Image.Image]:

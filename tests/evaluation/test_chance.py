@@ -58,6 +58,7 @@ def test_one_image_cannot_show_that_something_is_better_than_chance():
     )
 
 
+@pytest.mark.slow
 def test_evaluation_and_selection_say_chance_where_nothing_can_be_learnt(made, tmp_path):
     pairs, test = made.train, made.test
     rng = np.random.default_rng(0)
@@ -212,6 +213,7 @@ def test_images_and_texts_may_come_from_different_encoders(made_twice, prepared)
     assert choice.rows[0]["metric"] > choice.rows[2]["metric"] + 10
 
 
+@pytest.mark.slow
 def test_auto_records_the_encoders_it_chose_and_the_run_uses_them(made_twice, tmp_path):
     run = train(
         made_twice.store, made_twice.train_file, run=tmp_path / "run", task="classification", model="auto",

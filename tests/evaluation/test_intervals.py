@@ -50,6 +50,7 @@ def test_same_seed_same_interval_and_the_block_size_changes_only_the_block(monke
     assert bootstrap_interval(values, clusters, seed=5) == pytest.approx(first, abs=0.01)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_and_rows_alone_do_not() -> None:
     random = np.random.default_rng(1)
     covered = by_rows = 0

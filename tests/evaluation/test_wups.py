@@ -59,6 +59,7 @@ def in_a_fresh_process(code, data):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_similarity_and_wups_from_wordnet_files_by_hand(tmp_path):
     write_wordnet(tmp_path / "corpora" / "wordnet")
     found = in_a_fresh_process(
@@ -81,6 +82,7 @@ print(json.dumps([wups_available(), [similarity(*pair) for pair in pairs], wups(
     assert found[2] == pytest.approx([0.9, 1, 18 / 19, 0.1 * 2 / 11, 0.1 * 10 / 15, 0])
 
 
+@pytest.mark.slow
 def test_without_the_files_wups_is_said_to_be_absent(tmp_path):
     found = in_a_fresh_process(
         """

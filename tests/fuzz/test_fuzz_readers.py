@@ -234,6 +234,7 @@ def import_all(path, ids=None, array=None):
             named_metadata(block.columns.drop_columns(["id"]), fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.npy", "v.npz", "w.npz", "v.safetensors"])
 def test_arrays(folder, name):
     content = arrays(folder)[name]
@@ -248,6 +249,7 @@ def test_arrays(folder, name):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v.parquet", "w.parquet", "v.feather", "w.feather", "v.arrow"])
 def test_tables(folder, name):
     content = tables(folder)[name]
@@ -260,6 +262,7 @@ def test_tables(folder, name):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".txt"])
 def test_ids(folder, suffix):
     rows = [{"id": "a.png", "n": 1}, {"id": "b.png", "n": 2.5, "deep": {"a": [1, None]}}, {"id": "c"}]
@@ -319,6 +322,7 @@ def test_pairs_in_text(folder, suffix):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flat.parquet", "flat.feather", "pictures.parquet", "pictures.feather"])
 def test_pairs_in_tables(folder, name):
     content = pairs_tables(folder)[name]

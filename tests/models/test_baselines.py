@@ -9,6 +9,7 @@ from frevl.models.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.training.losses import soft_target_loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "widths"), [(211, (3, 4)), (31, (29, 41))])
 def test_linear_equals_scikit_learn(n, widths):
     """With the default number of steps, few and many features, some of them nearly the same and classes unequal."""

@@ -80,6 +80,7 @@ def test_a_million_layers_are_counted_not_built(copied):
 VALUES = [None, True, -1, 0, 1.5, 10**400, "x", [], [[]], {}, {"a": None}, ["x", "x"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ask", "find"])
 def test_entries_of_another_kind_are_refused(copied, name):
     """Every entry, every setting of the network and both numbers of the calibration, each with every value."""
@@ -149,6 +150,7 @@ def test_a_record_without_end_is_not_read(copied):
     assert "'run.json' has 1,099,511,627,776 bytes, expected at most 33,554,432" in refused(run.path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["ask", "find"])
 def test_weights_that_are_not_finite_are_refused_on_load_and_on_save(copied, bad, name):

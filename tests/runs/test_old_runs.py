@@ -112,6 +112,7 @@ def test_an_old_run_has_the_same_logits_in_the_form_for_export(run):
     assert bool(loaded.network.no_int8) == any(name.endswith("alphas") for name in loaded.network.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["runs/matching/cosine-common", "runs/matching/dual"])
 def test_an_old_first_stage_is_exported(run, tmp_path):
     record = RUNS[run]

@@ -360,6 +360,7 @@ def test_a_store_inside_the_folder_is_no_image(tmp_path, images):
     assert (report.images, report.rejects, again.images_kept, again.rejects) == (7, [], 7, [])
 
 
+@pytest.mark.slow
 def test_folders_may_lie_deeper_than_python_calls(tmp_path):
     here = os.open(tmp_path, os.O_RDONLY)
     try:

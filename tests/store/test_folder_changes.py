@@ -170,6 +170,7 @@ def test_rejects_of_files_that_are_gone_are_pruned(images, store):
     assert Store.open(store).rejects() == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_looked_at_is_not_gone(images, tmp_path):
     (images / "deep").mkdir()
     (images / "1.png").rename(images / "deep" / "1.png")
@@ -292,6 +293,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", ["before", "after"])
 def test_killed_while_it_moves_and_prunes(images, store, tmp_path, before):
     whole = vectors(store)

@@ -13,6 +13,8 @@ import pytest
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import verify
 
+pytestmark = pytest.mark.slow
+
 COMMIT_ROWS = 4
 IMAGES, TEXTS = 48, 22
 

@@ -46,6 +46,7 @@ def world(tmp_path):
     return images, pairs
 
 
+@pytest.mark.slow
 def test_everybody_says_it(world, tmp_path, frevl):
     images, pairs = world
     store = tmp_path / "s"

@@ -144,6 +144,7 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path, monkeypa
         writer.register([tower()])
 
 
+@pytest.mark.slow
 def test_readers_work_while_a_writer_writes(tmp_path):
     path = tmp_path / "s"
     made_of(path, [tower()], {"0": {"eye": pooled([0, 1, 1])}})
@@ -171,6 +172,7 @@ def test_readers_work_while_a_writer_writes(tmp_path):
     assert len(Store.open(path).image_ids) == 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", [False, True])
 def test_versions_and_files_stay_few_and_an_old_reader_goes_on(tmp_path, monkeypatch, tokens):
     path = tmp_path / "s"

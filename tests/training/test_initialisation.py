@@ -146,6 +146,7 @@ def half(made, tmp_path_factory):
     return run, folder / "rest.jsonl"
 
 
+@pytest.mark.slow
 def test_auto_judges_what_a_former_run_knows_as_it_is_and_as_a_beginning(made, half, tmp_path):
     former, rest = half
     run = train(
@@ -165,6 +166,7 @@ def test_auto_judges_what_a_former_run_knows_as_it_is_and_as_a_beginning(made, h
     assert names.index("kernel") < names.index("zero-shot") < names.index("mlp")  # simplest first
 
 
+@pytest.mark.slow
 def test_auto_does_not_judge_a_run_on_images_it_has_learnt_from(made, half, tmp_path):
     former, _ = half
     run = train(

@@ -15,6 +15,8 @@ from frevl.training.run_folder import Checkpoint, claim_run, claim_seeds
 from frevl.training.seeds import train_seeds
 from frevl.training.training import train
 
+pytestmark = pytest.mark.slow
+
 # The processes come from a server that has loaded everything (the first optimiser would load torch._dynamo) and started
 # nothing, so that each costs milliseconds.
 PROCESSES = multiprocessing.get_context("forkserver")

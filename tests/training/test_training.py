@@ -39,6 +39,7 @@ def weights(run):
     return load_file(run / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(made, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         quick(made, tmp_path / name, seed=seed)
@@ -48,6 +49,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(made, tmp_
                            c["head.first.weight"] if "head.first.weight" in c else next(iter(c.values())))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_with_the_identical_result(made, tmp_path, monkeypatch):
     quick(made, tmp_path / "whole", epochs=4)
 
@@ -83,6 +85,7 @@ def test_an_interrupted_training_ends_with_the_identical_result(made, tmp_path, 
     assert not (tmp_path / "parts" / UNFINISHED).exists()
 
 
+@pytest.mark.slow
 def test_a_training_process_that_is_killed_goes_on(made, tmp_path):
     command = [
         sys.executable, "-m", "frevl", "train", "--store", str(made.store.path), "--pairs", str(made.train_file),
@@ -144,6 +147,7 @@ def test_a_single_run_is_not_put_among_the_runs_of_several_seeds(made, tmp_path)
         quick(made, tmp_path / "run", model="majority")
 
 
+@pytest.mark.slow
 def test_the_fusion_learns_a_conjunction_that_one_modality_cannot_tell(made, tmp_path):
     accuracy = {
         model: quick(made, tmp_path / model, model=model, epochs=30, batch_size=32, patience=30).results["development"][
@@ -176,6 +180,7 @@ def test_a_time_limit_that_suffices_leaves_the_linear_probe_as_it_is(made, tmp_p
     assert all(torch.equal(limited[name], free[name]) for name in free)
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_kept_on_request(made, tmp_path):
     changes = {"epochs": 4, "patience": 4, "learning_rate": 0.05, "batch_size": 16, "mixup_share": 0}
     best = quick(made, tmp_path / "best", **changes)
@@ -283,6 +288,7 @@ def test_majority_answers_with_the_training_frequencies(made, tmp_path):
     np.testing.assert_allclose(run.network.logits.detach().exp().numpy(), shares, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_matching_learns_which_text_belongs_to_which_image(made, tmp_path):
     run = quick(made, tmp_path / "run", pairs=made.captions, task="matching", epochs=25, patience=25, batch_size=32)
     assert run.labels == []

@@ -134,6 +134,7 @@ def test_operations_of_a_fusion_with_a_pencil():
     assert fusion_flops(bare) == 2 * (32 + 96 + 8 * 7 + 14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("image_tokens", "text_tokens"), [(1, 1), (5, 3), (1, 3), (7, 1)])
 @pytest.mark.parametrize("changes", [{}, {"cross_attention": False}, {"interactions": False}, {"layers": 3}])
 def test_operations_of_a_fusion_are_what_pytorch_counts(image_tokens, text_tokens, changes):
@@ -142,6 +143,7 @@ def test_operations_of_a_fusion_are_what_pytorch_counts(image_tokens, text_token
     assert fusion_flops(network.settings, image_tokens=image_tokens, text_tokens=text_tokens) == counted
 
 
+@pytest.mark.slow
 def test_operations_of_clip_are_what_pytorch_counts():
     towers = open_clip_towers("CLIP ViT-B/32", device="meta")
     pixels = torch.zeros(1, 3, 224, 224, device="meta")
@@ -218,6 +220,7 @@ def test_without_zeus_the_remedy_is_named(tmp_path, monkeypatch):
 # Measurements, on networks of a few thousand weights
 
 
+@pytest.mark.slow
 def test_every_form_is_timed_and_agrees_with_pytorch(small, monkeypatch):
     records = fusion_records(["tiny"], Limits(1e9, 1e9), batches=(1, 3), kinds=("pooled",), rounds=1)
     assert [record.name for record in records] == [
@@ -373,6 +376,7 @@ def test_stages_are_timed_with_an_encoder_and_a_store():
     assert photo(13, 7, 0).size == (13, 7)
 
 
+@pytest.mark.slow
 def test_the_image_tower_of_a_hub_is_held_against_transformers(monkeypatch):
     monkeypatch.setenv("FREVL_CACHE", "before")
     unreachable = {"ONNX Runtime": ("", 0.9999, 1e9), "ONNX Runtime, int8 weights": ("#int8", 0.99, 0.0)}
@@ -460,6 +464,7 @@ def test_the_page_says_what_the_record_says(record, tmp_path):
     json.dumps(record)
 
 
+@pytest.mark.slow
 def test_the_page_and_its_plot_are_written_together(record, tmp_path):
     write_page(record, tmp_path / "deep" / "performance.md")
     plot = tmp_path / "deep" / "performance-roofline.svg"

@@ -29,6 +29,8 @@ from frevl.runs.scorer import Scorer
 from frevl.store.towers import fingerprint_of
 from frevl.training.training import train
 
+pytestmark = pytest.mark.slow
+
 FUSION = {"epochs": 2, "batch_size": 32, "layers": 1}
 # Trained until no answer is close: 8-bit integers move a logit by about 0.01, the two classes are 0.18 apart or more.
 SURE = {"epochs": 30, "batch_size": 32, "layers": 1, "patience": 30, "keep_last": True}

@@ -151,6 +151,7 @@ def test_embeddings_of_tokens_are_pooled_as_the_store_pools_them(made_tokens, tm
         np.testing.assert_allclose(np.float32(answer["texts"]), made_tokens.store.read_texts([text]), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_concurrent_requests_get_their_own_answers_with_the_scores_of_the_scorer(made, served):
     """A thousand pairs in 200 requests at once: of two models, of every size, some with images sent along."""
     rng = random.Random(1)

@@ -8,6 +8,8 @@ import pytest
 
 from served import runs
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["runs"]  # a fixture
 
 CASES = [  # the runs, whether pictures can be embedded, whether there is a report; the tabs, and what is said

@@ -56,6 +56,7 @@ def process(made, runs, tmp_path):
             started.kill()
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_document_and_a_stop_in_the_middle_of_requests(process, made, tmp_path):
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
     (example,) = re.findall(

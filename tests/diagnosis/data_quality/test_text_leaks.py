@@ -118,6 +118,7 @@ def test_planted_near_copies_are_found_with_stated_precision(tmp_path):
     assert "0.5 % of" in near.how
 
 
+@pytest.mark.slow
 def test_null_sets_are_not_accused(tmp_path):
     """On 20 sets without copies at most one is said to hold more near copies, or more same texts, than usual."""
     draw = random.Random(8)

@@ -19,6 +19,7 @@ def splits(made_twice):
     )
 
 
+@pytest.mark.slow
 def test_encoders_are_trained_alike_and_set_side_by_side(splits, tmp_path):
     (finding,), better = encoder_findings(splits, folder=tmp_path, time_limit=30, models=["linear"])
     assert better == ""

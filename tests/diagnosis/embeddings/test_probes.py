@@ -68,6 +68,7 @@ def test_rotating_into_the_span_of_the_training_rows_changes_no_answer():
     assert 40 < sum(expected) < 100  # so that the two could differ
 
 
+@pytest.mark.slow
 def test_tiny_reads_the_question_and_is_judged_among_its_answers():
     """Count, size and same are planted, the other skills are noise."""
     sizes = Sizes(train=36, dev=18, test=36, epochs=12)
@@ -129,6 +130,7 @@ def test_what_was_measured_is_remembered(probed, cache, monkeypatch):
     assert probe_encoder("toy", sizes=SMALL, cache=cache).cached
 
 
+@pytest.mark.slow
 def test_an_encoder_without_tokens_is_probed_pooled(tmp_path, monkeypatch):
     whole = probe_fits.load_encoder
 

@@ -164,6 +164,7 @@ def test_a_law_has_the_colour_of_its_series():
     assert series_colours(chart("lines", "n", "%", *lines)) == [0, 0, 1, None]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UsageError, match=r"--images: expected a folder of images, found none at .*missing"):
         write_page(written(), tmp_path / "page.html", images=tmp_path / "missing")

@@ -261,6 +261,7 @@ def test_the_tokenizer_of_gemma_gets_lower_case_for_siglip(tmp_path, pretrained)
     assert np.array_equal(lower.embed_texts(["A Dog"]), lower.embed_texts(["a dog"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mean", "cls", "lasttoken"])
 def test_sentence_transformers_pool_as_they_say(pretrained, tmp_path, mode):
     from sentence_transformers import SentenceTransformer

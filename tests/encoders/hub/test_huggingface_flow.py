@@ -24,6 +24,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "cache" / "encoders"
 
 
+@pytest.mark.slow
 def test_extract_train_score(pretrained, made, frevl, tmp_path):
     name, store = f"hf:{pretrained / 'clip'}#torch", tmp_path / "store"
     said = frevl("extract", "--images", made.images, "--pairs", made.train_file, "--pairs", made.test_file, "--store",
@@ -88,6 +89,7 @@ def test_the_list_of_encoders(frevl, tmp_path):
     assert (toy.image.dim, toy.text.dim) == (listed_toy["image_dim"], listed_toy["text_dim"])
 
 
+@pytest.mark.slow
 def test_the_exported_network_says_the_same_and_int8_nearly(pretrained, cache, monkeypatch):
     name = f"hf:{pretrained / 'dinov2'}"
     with monkeypatch.context() as patch:

@@ -27,6 +27,7 @@ def resnet(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["#torch", ""])
 def test_a_convolutional_network_gives_its_own_pooling(resnet, way, tmp_path, monkeypatch):
     monkeypatch.setenv("FREVL_CACHE", str(tmp_path))

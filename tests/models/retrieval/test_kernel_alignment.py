@@ -1,6 +1,7 @@
 """Kernel ridge regression from images to texts, against numpy and on data whose answer is known."""
 
 import numpy as np
+import pytest
 import torch
 
 from frevl.models.retrieval.kernel_alignment import Alignment, fit_alignment
@@ -47,6 +48,7 @@ def test_unseen_images_find_their_texts():
     assert hits > 0.6, "chance is 0.08"
 
 
+@pytest.mark.slow
 def test_anchors_are_bounded_and_settings_rebuild_it():
     v, t, rows, texts = world()
     t[:, 0] = 5.0  # a dimension that never varies

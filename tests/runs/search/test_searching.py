@@ -287,6 +287,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["second", "index", "append"])
 def test_after_a_kill_searches_go_on(world, draw, tmp_path, where):
     scorer, store, run = world
@@ -341,6 +342,7 @@ def test_moved_images_are_found_under_their_new_name(world, made, tmp_path):
 # ---- the index
 
 
+@pytest.mark.slow
 def test_an_index_of_which_the_nearest_were_removed_still_finds_enough(tmp_path):
     """Nine of ten neighbours of a query may be gone, far more than a graph is asked for."""
     rng = np.random.default_rng(2)
@@ -531,6 +533,7 @@ def test_a_store_without_images(made, dual, tmp_path):
 # ---- imported embeddings
 
 
+@pytest.mark.slow
 def test_imported_embeddings_of_a_common_space_are_searched(tmp_path, frevl, monkeypatch):
     from clip_folders import clip_retrieval
 

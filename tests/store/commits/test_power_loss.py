@@ -50,6 +50,7 @@ def test_what_was_said_to_be_done_is_on_the_disk(tmp_path, files, monkeypatch, n
     disk.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names_survive", [False, True])
 def test_power_that_fails_at_any_flush_costs_what_was_in_flight(tmp_path, files, monkeypatch, names_survive):
     finished = tmp_path / "finished"
@@ -84,6 +85,7 @@ def test_power_that_fails_at_any_flush_costs_what_was_in_flight(tmp_path, files,
     assert went_on >= 3
 
 
+@pytest.mark.slow
 def test_a_store_that_never_had_a_commit_begins_again(tmp_path, files, monkeypatch):
     world = tmp_path / "world"
     world.mkdir()

@@ -196,6 +196,7 @@ def test_the_description_of_a_table_is_read_as_pyarrow_reads_it(described, name)
     assert parquet_batches._described(described / name, {"id", "place"})[0] == ["id"]
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_description_ends_the_process(described):
     """pyarrow's own reader of descriptions ends the process over some of these."""
     path = described / "1.0.parquet"

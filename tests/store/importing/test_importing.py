@@ -77,6 +77,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_after_a_kill_the_same_command_goes_on(tmp_path, frevl):
     images, _ = clip_retrieval(tmp_path / "clip")
     np.save(tmp_path / "clip/img_emb/img_emb_0.npy", np.array([images[0], [np.nan] * DIM, images[2]], np.float32))

@@ -190,6 +190,7 @@ main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["remove", "compact"])
 def test_killed_inside(store, tmp_path, command):
     before = vectors(store)

@@ -24,6 +24,8 @@ from frevl.training.ablation.variants import VARIANTS, Variant, options_of
 from frevl.training.options import FusionOptions
 from frevl.training.training import train
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"task": "classification", "options": {"layers": 1, "epochs": 2, "batch_size": 64}, "seeds": 2}
 
 

@@ -164,6 +164,7 @@ def test_evaluation_reranks_and_reports_the_first_stage(made, reranked_run):
     assert 1 <= result.metrics["i2t_median_rank"] <= len(texts)
 
 
+@pytest.mark.slow
 def test_dual_learns_captions(made, tmp_path):
     run = train(made.store, made.captions, run=tmp_path / "run", task="matching", model="dual", options={"epochs": 20})
     assert run.network_name == "dual"
@@ -171,6 +172,7 @@ def test_dual_learns_captions(made, tmp_path):
     assert evaluate(Scorer.open(run.path, store=made.store), made.captions).metrics["i2t_r1"] > 60
 
 
+@pytest.mark.slow
 def test_auto_keeps_the_whole_table(made, tmp_path, frevl):
     said = frevl(
         "train", "--store", made.store.path, "--pairs", made.captions_file, "--task", "matching", "--model", "auto",
@@ -221,6 +223,7 @@ def test_too_few_images_to_rerank(made, tmp_path):
         train(made.store, few, run=tmp_path / "run", task="matching", model="tiny", first_stage="dual")
 
 
+@pytest.mark.slow
 def test_token_stores_rerank_too(made_tokens, tmp_path):
     run = train(made_tokens.store, made_tokens.test.images and _captions(made_tokens), run=tmp_path / "run",
                 task="matching", model="tiny", first_stage="dual", options={"epochs": 1, "layers": 1})  # fmt: skip

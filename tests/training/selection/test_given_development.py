@@ -56,6 +56,7 @@ def auto(series, tmp_path, numbers, dev=None, **options):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [55, 11])  # 330 pairs: candidates are compared on them; 66: the other way round
 def test_series_on_both_sides_of_a_split_are_noticed(series, tmp_path, given):
     run = auto(series, tmp_path, range(55), range(55, 55 + given))
@@ -70,6 +71,7 @@ def test_series_on_both_sides_of_a_split_are_noticed(series, tmp_path, given):
     assert run.results["development"]["accuracy"] < 50
 
 
+@pytest.mark.slow
 def test_without_given_pairs_the_groups_must_be_named(series, tmp_path):
     store, pairs = series
     run = train(

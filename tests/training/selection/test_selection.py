@@ -73,6 +73,7 @@ def test_few_development_pairs_do_not_end_a_training():
     assert changed.patience > 10**9
 
 
+@pytest.mark.slow
 def test_auto_looks_at_the_image_where_it_is_needed_and_says_why(made, tmp_path):
     run = train(
         made.store,
@@ -99,6 +100,7 @@ def test_auto_looks_at_the_image_where_it_is_needed_and_says_why(made, tmp_path)
     assert scores.shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_simplest_where_nothing_can_be_learnt(made, tmp_path):
     pairs = made.train
     rng = np.random.default_rng(0)
@@ -115,6 +117,7 @@ def test_auto_takes_the_simplest_where_nothing_can_be_learnt(made, tmp_path):
     assert run.results["selection"]["chosen"] == "majority"
 
 
+@pytest.mark.slow
 def test_auto_chooses_for_matching_too(made, tmp_path):
     run = train(
         made.store,
@@ -162,6 +165,7 @@ def test_an_average_is_saved_and_loaded_like_any_run(made, tmp_path):
     assert np.allclose(loaded, Scorer(run, made.store).score(pair))
 
 
+@pytest.mark.slow
 def test_a_handful_of_images_is_not_cross_validated(made, tmp_path):
     images = sorted(set(made.train.images))[:6]
     rows = [i for i, image in enumerate(made.train.images) if image in images]
