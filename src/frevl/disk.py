@@ -1,4 +1,4 @@
-"""Reaching the disk: a file, and the name of a file, survive a loss of power only once they have been flushed."""
+"""Durable files: a file and its name survive a power failure only once they have been flushed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 
 
 def flush_file(path: str | Path) -> None:
-    """Wait until the content of a file is on the disk.
+    """Wait until the content of a file is on disk.
 
     Raises:
         OSError: The disk failed, or the file is missing.
@@ -31,7 +31,7 @@ def flush_file(path: str | Path) -> None:
 
 
 def flush_folder(path: str | Path) -> None:
-    """Wait until the names in a folder are on the disk: new, renamed and deleted ones.
+    """Wait until the names in a folder are on disk: new, renamed and deleted ones.
 
     Raises:
         OSError: The disk failed, or the folder is missing.

@@ -104,7 +104,7 @@ class RunError(FrevlError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the end of a sentence that helps after an unknown name.
+    """Return the end of an error message about an unknown name: the nearest, and all that are valid.
 
     Args:
         name: What the user typed.

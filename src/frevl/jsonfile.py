@@ -1,4 +1,4 @@
-"""Writing JSON so that a reader never sees half a file, and reading what a stranger may have written."""
+"""Writing JSON so that a reader never sees half a file, and reading untrusted files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LARGEST_RECORD = 32 << 20
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read a file of settings that a stranger may have written.
+    """Read an untrusted file of settings.
 
     Raises:
         OSError: It cannot be read.
@@ -76,7 +76,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Turn numpy numbers, paths, tuples and times into what JSON knows; numbers that are not finite become None."""
+    """Turn numpy numbers, paths, tuples and times into JSON types; numbers that are not finite become None."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

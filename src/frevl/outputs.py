@@ -1,4 +1,4 @@
-"""No output destroys an input: whoever writes a file first asks whether it is one of those that are read.
+"""No output destroys an input: before a file is written, it is compared with those that are read.
 
 One check serves every command (`frevl.cli.options`) and the functions that both read and write files.
 """
@@ -55,7 +55,7 @@ def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
 
 
 def _problem(name: str, place: Path, source: Path) -> str:
-    """Say what writing to a place would do to what is read; an empty string if nothing. Both are without links."""
+    """Say what writing to a place would do to a source; an empty string if nothing. Both have no links."""
     if place == source or (_exists(place) and place.samefile(source)):
         return "is what {} names, and writing would destroy it"
     if source.is_dir() and source in place.parents and _exists(place) and place.is_file():
@@ -94,5 +94,5 @@ def _exists(path: str | Path) -> bool:
 
 
 def _is_stream(path: str | Path) -> bool:
-    """Whether it is a terminal, a pipe or a device: writing replaces nothing."""
+    """Tell whether it is a terminal, a pipe or a device: writing replaces nothing."""
     return _exists(path) and not Path(path).is_file() and not Path(path).is_dir()

@@ -47,7 +47,7 @@ class ProgressLine:
         return self
 
     def advance(self, steps: int = 1, *, note: str = "") -> None:
-        """Go on by some steps.
+        """Advance by some steps.
 
         Args:
             steps: How many.
@@ -63,7 +63,7 @@ class ProgressLine:
 
     @property
     def rate(self) -> float:
-        """Steps a second since the start."""
+        """Steps per second since the start."""
         return self._done / max(time.monotonic() - self._started, 1e-9)
 
     def __exit__(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 import pytest
 
 import frevl.training.options
-from frevl.cli.commands.models import MODELS
 from frevl.cli.main import app
+from frevl.cli.model_list import MODELS
 from frevl.cli.options import ORDER, settings_of
 from frevl.errors import UsageError
 from frevl.runs.run import Run

@@ -6,7 +6,6 @@ holds the options of the model.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +58,8 @@ def key_of(parameter: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import tomllib  # here, because every start of the command line imports this file
+
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

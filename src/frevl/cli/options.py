@@ -17,7 +17,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from frevl.cli.config import apply_config, merged_settings
 from frevl.errors import FrevlError, UsageError
-from frevl.outputs import refuse_inputs
 
 __all__ = [
     "OUTPUT",
@@ -56,6 +55,8 @@ class _Command(TyperCommand):
         flags = {param.name: next((o for o in param.opts if o.startswith("-")), param.name) for param in self.params}
         outputs = {flags[name]: ctx.params.get(name) for name in written_by(self)}
         inputs = {flags.get(name, name): value for name, value in ctx.params.items() if flags.get(name) not in outputs}
+        from frevl.outputs import refuse_inputs
+
         refuse_inputs(outputs, inputs)
         return super().invoke(ctx)
 
@@ -98,7 +99,7 @@ ORDER = (
     *("extract", "import", "pairs", "train", "models", "evaluate", "score", "search", "diagnose", "ablate"),
     *("export", "publish", "serve", "bench", "store", "encoders", "demo"),
 )
-"""The commands in the order of the help: as one needs them."""
+"""The commands in the order of the help: as a user needs them."""
 
 
 class _Ordered(TyperGroup):

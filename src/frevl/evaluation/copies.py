@@ -1,4 +1,4 @@
-"""What has the same content is one item: for ranks, where a copy would stand before its own twin, and for intervals."""
+"""Copies count as one item: in ranks, where a copy would compete with its twin, and in intervals."""
 
 from __future__ import annotations
 

@@ -280,7 +280,7 @@ def _result(
 
 
 def _single_answer(answers: list[str], pairs: int) -> list[str]:
-    """Say that pairs with one right answer cannot tell a run that looks from one that always answers the same."""
+    """Return a note that pairs with one right answer do not tell a run that looks from one that never does."""
     if len(answers) < pairs or len(set(answers)) > 1:
         return []
     return [
@@ -356,7 +356,7 @@ def _two_by_two(group: list[int], scores: np.ndarray, pairs: Pairs) -> list[list
 
 
 def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:
-    """Return what always giving one answer earns a pair, in the currency of the first metric."""
+    """Return what a constant answer earns on each pair, in the unit of the first metric."""
     predicted = [label] * len(pairs)
     weights = _vqa_weights(predicted, pairs) if weighted else None
     return correct(predicted, [_best_answers(target) for target in pairs.targets]) if weights is None else weights

@@ -1,4 +1,4 @@
-"""A metric together with what it takes to compute it again on resampled images: several seeds need exactly that."""
+"""A metric together with what is needed to recompute it on resampled images, as means over seeds require."""
 
 from __future__ import annotations
 

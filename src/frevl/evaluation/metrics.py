@@ -243,7 +243,7 @@ def median_rank(ranks: ArrayLike) -> float:
 
 
 def group_hits(scores: ArrayLike) -> dict[str, Floats]:
-    """Text, image and group score of Winoground style sets (Thrush et al. 2022), one hit an example.
+    """Text, image and group score of Winoground style sets (Thrush et al. 2022), one hit per example.
 
     Text: each image prefers its own caption. Image: each caption prefers its own image. Group: both.
     The preference is strict: a tie or a NaN is wrong.

@@ -1,4 +1,4 @@
-"""Where the right items stand in both directions of retrieval, with and without reranking, block by block."""
+"""Ranks of the right items in both directions of retrieval, with and without reranking, block by block."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BLOCK = 16_777_216  # numbers at once: 64 MB
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of the best right item of every query; 0 is the first.
+    """The rank of the best right item of every query; 0 is the first.
 
     Attributes:
         i2t: ``(images,)`` int64.
@@ -47,7 +47,7 @@ def matches_of(
 
 
 def retrieval_ranks(rows: ScoreRows, of_image: list[set[int]], of_text: list[set[int]]) -> Ranks:
-    """Rank in both directions; wrong items that tie with the right one stand before it.
+    """Rank in both directions; wrong items that tie with the right one rank before it.
 
     The scores are gone through twice: for the best right image of every text, then for what stands before it.
 
@@ -123,7 +123,7 @@ def reranked(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What stands before every query: scores, numbers and whether each is right, all ``(queries, candidates)``."""
+    """The candidates of every query: scores, numbers and whether each is right, all ``(queries, candidates)``."""
 
     scores: NDArray[np.float32]
     items: NDArray[np.int32]
@@ -172,7 +172,7 @@ class _Edges:
 
 
 def _from(rows: ScoreRows) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Go through the blocks with the number of their first row."""
+    """Iterate over the blocks with the number of their first row."""
     start = 0
     for block in rows:
         yield start, block

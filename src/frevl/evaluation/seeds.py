@@ -40,7 +40,7 @@ class SeedsResult(Result):
 
 
 def is_seeds(path: str | Path) -> bool:
-    """Say whether a folder holds seeds, finished or not, and not one run."""
+    """Tell whether a folder holds seeds, finished or not, rather than one run."""
     path = Path(path)
     return not (path / "run.json").exists() and (
         (path / "seeds.json").exists() or any(path.glob("seed*/settings.json"))

@@ -1,4 +1,4 @@
-"""Groups of pairs that share the value of a further key, for tables of results by group. Pure numpy."""
+"""Groups of pairs that share the value of an extra key, for tables of results by group. Pure numpy."""
 
 from __future__ import annotations
 

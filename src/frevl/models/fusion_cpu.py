@@ -87,7 +87,7 @@ def can_share_first_block(settings: dict[str, Any], items: int) -> bool:
 
 
 class SharedItems:
-    """Pairs of few items: all that depends on one item alone is done once an item.
+    """Pairs of few items: all that depends on one item alone is done once.
 
     That is the projection, what the first block reads from the other side (``W_o W_v LN(x)`` depends on the item that
     is read), and, as the norm is linear but for its division, most of the first block's feed-forward part too::

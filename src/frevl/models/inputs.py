@@ -15,7 +15,7 @@ _LEAST_DEVIATION = 1e-6
 
 
 def mean_pool(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over the tokens that exist.
+    """Mean over the tokens that are not padding.
 
     Args:
         tokens: ``(n, N, d)``, finite where masked out; or ``(n, d)``, which is pooled already.
@@ -33,7 +33,7 @@ def mean_pool(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class ZScore(NamedTuple):
-    """Standardising: off with the mean, over the deviation, each dimension by itself.
+    """Standardisation: subtract the mean and divide by the deviation, dimension by dimension.
 
     Attributes:
         mean: ``(d,)``.

@@ -108,7 +108,7 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers, *, shrink: bool = 
 
 
 def calibration_notes(pairs: int) -> list[str]:
-    """Say so where there were too few development pairs to calibrate on."""
+    """Return a note if there were too few development pairs to calibrate on."""
     if pairs >= FEWEST_PAIRS:
         return []
     return [

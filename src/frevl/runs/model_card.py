@@ -195,5 +195,5 @@ def _number(value: Any) -> str:
 
 
 def _cell(value: str) -> str:
-    """Text that cannot break a table or leave it."""
+    """Escape text so that it cannot break a table or leave it."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")

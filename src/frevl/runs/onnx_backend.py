@@ -110,7 +110,7 @@ class ExportedNetwork(PairNetwork):
         return logits
 
     def _parallel_parts(self, feeds: dict[str, np.ndarray], count: int, cores: int) -> list[np.ndarray]:
-        """Run parts of a large batch, each on one core, which waits for no other before all is done."""
+        """Run the parts of a large batch, each on one core; the cores wait for each other only at the end."""
         session, rows = self._one_core, min(_MOST_ROWS, -(-count // cores))
 
         def part(start: int) -> np.ndarray:
@@ -170,7 +170,7 @@ def open_exported(run: Run, path: str | Path | None = None) -> ExportedNetwork:
 
 
 def weights_hash(run: Run) -> str:
-    """Return the SHA-256 of the run's weights as they lie in its folder.
+    """Return the SHA-256 of the run's weights as stored in its folder.
 
     Raises:
         RunError: They cannot be read.

@@ -1,4 +1,4 @@
-"""Scores of many pairs of few items: what depends on one item alone is done once an item.
+"""Scores of many pairs of few items: what depends on one item alone is done once.
 
 All pairs of ``n`` images and ``m`` texts are ``4 n m`` bytes of scores. Whoever can use them some rows at a time takes
 `ScoreRows` and never has them all.
@@ -126,7 +126,7 @@ PairScores = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32
 
 @dataclass(frozen=True)
 class ScoreRows:
-    """The scores of all pairs, made some rows at a time, and made again whenever they are gone through.
+    """The scores of all pairs, computed some rows at a time, and again on every iteration.
 
     Blocks always begin at the same rows, so that the scores are the same to the last digit each time.
 
@@ -147,12 +147,12 @@ class ScoreRows:
 
     @classmethod
     def of_array(cls, grid: NDArray[np.float32]) -> ScoreRows:
-        """Return the rows of scores that are there already."""
+        """Return the rows of an array of scores."""
         images, texts = grid.shape
         return cls((images, texts), max(1, _PRODUCTS // max(texts, 1)), lambda start, end: grid[start:end])
 
     def kept(self) -> ScoreRows:
-        """Return the same rows, made once and held in memory where that costs no more than 256 MB."""
+        """Return the same rows, computed once and kept in memory if they take at most 256 MB."""
         return self if self.shape[0] * self.shape[1] > _IN_MEMORY else ScoreRows.of_array(self.grid())
 
     def grid(self) -> NDArray[np.float32]:

@@ -274,7 +274,7 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_named(settings: Any, name: str) -> Iterator[Any]:
-    """Values of a setting of a network and of the networks inside it."""
+    """Return the values of a setting in a network and in the networks inside it."""
     if isinstance(settings, dict):
         if name in settings:
             yield settings[name]

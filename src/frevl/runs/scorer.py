@@ -211,7 +211,7 @@ class Scorer:
         ]
 
     def grid(self, image_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
-        """Score every image with every text; work for single items is done once an item.
+        """Score every image with every text; the work for single items is done once.
 
         Returns:
             ``(images, texts)`` float32 logits.
@@ -225,7 +225,7 @@ class Scorer:
         return full_grid(len(image_ids), len(texts), self.between(image_ids, texts))
 
     def between(self, image_ids: Sequence[str], texts: Sequence[str]) -> PairScores:
-        """Do the work of single items, so that any pairs of them can be scored at the least cost.
+        """Do the work of single items, so that any pairs of them can be scored cheaply.
 
         Returns:
             A function from ``(n,)`` rows of ``image_ids`` and ``(n,)`` rows of ``texts`` to their scores, ``(n,)``.

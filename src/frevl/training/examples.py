@@ -1,4 +1,4 @@
-"""Embedded pairs together with what is right about them."""
+"""Embedded pairs together with their right answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DRAWS = 16  # tries to find a wrong text; only where nearly all pairs share an 
 
 @dataclass(frozen=True)
 class Examples:
-    """Pairs with what is right about them.
+    """Pairs with their right answers.
 
     Attributes:
         pairs: Embedded pairs.
@@ -40,7 +40,7 @@ class Examples:
 
 
 def join(a: Examples, b: Examples) -> Examples:
-    """Put the examples of two parts that share their items into one."""
+    """Join the examples of two parts that share their items."""
     pairs = a.pairs.with_rows(
         torch.cat([a.pairs.image_rows, b.pairs.image_rows]), torch.cat([a.pairs.text_rows, b.pairs.text_rows])
     )

@@ -209,7 +209,7 @@ def _descend(
 
 
 def as_it_is(start: Pretrained, outputs: int) -> Fitted[PairNetwork]:
-    """Return the fusion of another run for the classes of this one, without learning anything."""
+    """Return the fusion of another run for the classes of this one, without training it."""
     settings: dict[str, Any] = {**start.network.settings, "outputs": outputs}
     network = Fusion(**settings)
     initialise_from(network, start)
@@ -280,7 +280,7 @@ def fit_kernel_on(
 def _fit_linear(
     network: Linear, train: Examples, dev: Examples, options: LinearOptions, session: Session, checkpoint: Checkpoint
 ) -> list[str]:
-    """Fit the linear probe with its penalty chosen on development data; return what the user should know.
+    """Fit the linear probe with its penalty chosen on development data; return notes for the user.
 
     It is chosen by likelihood: a few hundred pairs rank penalties better so than by how many of them are right.
     """
@@ -318,7 +318,7 @@ def _linear_loss(network: Linear, examples: Examples) -> Callable[[Tensor], Tens
 
 
 def _in_time(network: Linear, train: Examples, dev: Examples, seed: int, limit: float) -> tuple[Examples, Examples]:
-    """Leave out, at random, as many pairs as a fit could not pass over often enough in the time.
+    """Drop random pairs until a fit can pass over the others often enough in the time.
 
     The work on a few pairs is timed. Where the time suffices nothing is left out, and the result is the same as without
     a limit.

@@ -78,7 +78,7 @@ class Checkpoint:
     clock: Clock
 
     def part(self, name: str) -> Checkpoint:
-        """Return the place of a part of this part."""
+        """Return the checkpoint of a part of this one."""
         plain = "".join(letter if letter.isalnum() else "-" for letter in name)
         return Checkpoint(self.folder, f"{self.name}.{plain}" if self.name else plain, self.clock)
 
@@ -88,7 +88,7 @@ class Checkpoint:
         return None if self.folder is None else self.folder / f"{self.name}.safetensors"
 
     def save(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Write the state into one file and rename it: a kill leaves the state before.
+        """Write the state into one file and rename it: a kill leaves the previous state.
 
         Args:
             tensors: By name.
@@ -138,7 +138,7 @@ class Checkpoint:
         )
 
     def discard_parts(self) -> None:
-        """Remove the files of the parts of this part, once its own file holds what came of them."""
+        """Remove the files of its parts, once its own file holds their results."""
         for path in () if self.folder is None else self.folder.glob("*.safetensors"):
             if path.name.startswith(f"{self.name}.") and path != self.file:
                 path.unlink()
@@ -244,7 +244,7 @@ def _keep_settings(folder: Path, settings: Mapping[str, Any], stands: str | None
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings of settings under one name with a point."""
+    """Flatten nested settings to dotted names."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         inner = _flat(value) if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""One model trained with several seeds: how much of a number is luck.
+"""One model trained with several seeds: how much of a result is luck.
 
 A folder of seeds holds an ordinary run a seed (``seed0``, ``seed1``, ...) and ``seeds.json``, which is written last.
 The deviation is the sample standard deviation over seeds; the intervals are those of the mean over seeds, by cluster
@@ -172,7 +172,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions) -> dict[str, Any]:
-    """Return everything that decides what a seed becomes, the defaults of `frevl.train` and its options included."""
+    """Return everything that determines the result of a seed, defaults of `frevl.train` and options included."""
     left_out = ("store", "pairs", "run", "dev", "seed", "device", "progress", "options")
     columns, dev = arguments["columns"], arguments["dev"]
     read = read_file(arguments["pairs"], columns), None if dev is None else read_file(dev, columns)

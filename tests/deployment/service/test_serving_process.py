@@ -179,4 +179,7 @@ def test_the_command_line_loads_no_service():
     )
     # Nor numpy: half the time of ``frevl --help``.
     assert not loaded & {"fastapi", "gradio", "uvicorn", "starlette", "prometheus_client", "pydantic", "numpy"}
+    # Nor any room: each command imports what it needs when it runs.
+    own = {name for name in loaded if name.startswith("frevl.") and not name.startswith("frevl.cli")}
+    assert own == {"frevl.errors", "frevl.version"}
     assert os.environ["OMP_NUM_THREADS"] == "1"

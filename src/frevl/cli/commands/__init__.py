@@ -1,1 +1,1 @@
-"""The commands, a file a theme. Each command parses, calls one function and prints."""
+"""The commands, one file per theme. Each command parses, calls one function and prints."""

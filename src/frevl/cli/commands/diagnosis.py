@@ -24,7 +24,6 @@ from frevl.cli.options import (
     write,
 )
 from frevl.errors import FrevlError, UsageError
-from frevl.jsonfile import replace_file
 
 
 @app.command()
@@ -110,6 +109,8 @@ def diagnose(
     say(diagnosis_summary(diagnosis))
     write(json, diagnosis.record())
     if markdown is not None:
+        from frevl.jsonfile import replace_file
+
         try:
             markdown.parent.mkdir(parents=True, exist_ok=True)
             text = diagnosis_markdown(diagnosis)

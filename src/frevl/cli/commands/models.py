@@ -2,52 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-import textwrap
-from dataclasses import fields
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from frevl.cli.options import Commands, ConfigOption, JsonOption, app, say, write
-from frevl.errors import UsageError, nearest
-from frevl.outputs import refuse_inputs
-from frevl.text_table import table
-from frevl.training.options import ModelOptions, RerankerOptions, options_for, type_of, values_of
 
-__all__ = ["MODELS", "models_app"]
-
-_BOTH, _MATCHING, _CLASSIFICATION = "both", "matching", "classification"
-# In the order in which to try them: what each model is, and the tasks that it can do.
-MODELS = {
-    "auto": (_BOTH, "tries the others on held-out images and takes the simplest of the best"),
-    "majority": (_BOTH, "always the most frequent answer"),
-    "text": (_BOTH, "a network with one hidden layer that sees the text only"),
-    "image": (_BOTH, "a network with one hidden layer that sees the image only"),
-    "cosine": (_MATCHING, "the cosine in the encoder's own common space; nothing is learned"),
-    "linear": (_BOTH, "logistic regression on the concatenated embeddings"),
-    "kernel": (_CLASSIFICATION, "kernel ridge regression, solved exactly; for up to 20,000 pairs"),
-    "mlp": (_BOTH, "a network with one hidden layer on the concatenated embeddings"),
-    "dual": (_MATCHING, "a two-tower network: a common space learned from your captions, for search"),
-    "tiny": (_BOTH, "the FrEVL fusion with about 3 million parameters"),
-    "small": (_BOTH, "the FrEVL fusion with about 27 million parameters"),
-    "base": (_BOTH, "the FrEVL fusion with about 68 million parameters"),
-}
-
-
-def _all_models() -> dict[str, tuple[str, str]]:
-    """Return `MODELS` and every further network of the registry, described by the first line of its class."""
-    from frevl.models.registry import NETWORKS  # imports PyTorch
-    from frevl.training.fit_model import trainable
-
-    further = [name for name in trainable() if name not in MODELS]
-    return {
-        **MODELS,
-        **{name: (_BOTH, (NETWORKS[name].__doc__ or "").partition("\n")[0].rstrip(".")) for name in further},
-    }
-
-
-_NARROWEST, _WIDEST = 60, 120  # columns
+__all__ = ["models_app"]
 
 models_app = Commands(
     help="List the models and their options.", invoke_without_command=True, rich_markup_mode=None, add_help_option=True
@@ -60,12 +21,13 @@ def models(context: typer.Context, json: JsonOption = None, config: ConfigOption
     """List the models; frevl models show NAME lists the options of one."""
     if context.invoked_subcommand is not None:
         return
+    from frevl.cli.model_list import models_records, models_table
+    from frevl.outputs import refuse_inputs
+
     refuse_inputs({"--json": json}, {"--config": config})
-    known = _all_models()
-    rows = [[name, tasks, str(len(fields(options_for(name)))), sentence] for name, (tasks, sentence) in known.items()]
-    say(table(["model", "task", "options", "what it is"], rows, left={0, 1, 3}))
+    say(models_table())
     say("The options of one model: frevl models show NAME. To set one: frevl train --model NAME --set OPTION=VALUE.")
-    write(json, {"models": [_record(name, *what) for name, what in known.items()]})
+    write(json, {"models": models_records()})
 
 
 @models_app.command()
@@ -73,61 +35,7 @@ def show(
     name: Annotated[str, typer.Argument(help="Name of the model, such as tiny.")], json: JsonOption = None
 ) -> None:
     """List the options of a model with their defaults, ranges and meaning."""
-    known = MODELS if name in MODELS else _all_models()
-    if name not in known:
-        raise UsageError(f"There is no model '{name}'. {nearest(name, known)}")
-    tasks, sentence = known[name]
-    say(f"{name}: {sentence} ({'matching and classification' if tasks == _BOTH else tasks})")
-    say("")
-    say(_options_table(options_for(name)))
-    if options_for(name, "dual") is RerankerOptions:
-        say("\nWith --first-stage (matching) it reranks the candidates of the first stage and has these instead:\n")
-        say(_options_table(RerankerOptions))
-    write(json, _record(name, tasks, sentence))
+    from frevl.cli.model_list import model_record, model_table
 
-
-def _options_table(kind: type[ModelOptions]) -> str:
-    """Return a row an option; the meaning is wrapped to the width of the terminal."""
-    if not fields(kind):
-        return "It has no options."
-    header = ["option", "default", "values", "meaning"]
-    rows = [[one.name, _shown(one.default), values_of(kind, one.name), one.metadata["help"]] for one in fields(kind)]
-    taken = sum(max(len(row[column]) for row in [header, *rows]) + 2 for column in range(3))
-    width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST), _WIDEST)
-    lines = []
-    for *cells, meaning in rows:
-        first, *more = textwrap.wrap(meaning, max(width - taken, 20))
-        lines += [[*cells, first], *(["", "", "", line] for line in more)]
-    return table(header, lines, left={0, 2, 3})
-
-
-def _record(name: str, tasks: str, sentence: str) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "model": name,
-        "tasks": [_MATCHING, _CLASSIFICATION] if tasks == _BOTH else [tasks],
-        "description": sentence,
-        "options": _options_record(options_for(name)),
-    }
-    if options_for(name, "dual") is RerankerOptions:
-        record["options_with_first_stage"] = _options_record(RerankerOptions)
-    return record
-
-
-def _options_record(kind: type[ModelOptions]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": one.name,
-            "default": one.default,
-            "type": type_of(kind, one.name).__name__,
-            "values": values_of(kind, one.name),
-            "help": one.metadata["help"],
-        }
-        for one in fields(kind)
-    ]
-
-
-def _shown(value: Any) -> str:
-    """Return a value as ``--set`` takes it."""
-    if value is None or isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    say(model_table(name))
+    write(json, model_record(name))

@@ -215,7 +215,7 @@ def _roads(towers: ClipTowers, scorer: Scorer, batch: int) -> dict[str, Callable
 
 
 def _flops(towers: ClipTowers, network: Fusion) -> dict[str, float]:
-    """Operations a pair, by way of scoring."""
+    """Operations per pair, by way of scoring."""
     pixels, ids = towers.draw(1)
     image = counted_flops(towers.model.vision_model, pixel_values=pixels)
     text = counted_flops(towers.model.text_model, input_ids=ids)
@@ -229,7 +229,7 @@ def _energy(name: str, work: Work, meter: Meter) -> Record:
 
 
 def _savings(before: Work, after: Work) -> dict[str, float]:
-    """Percent less of everything that was measured, a pair."""
+    """Percent less of everything that was measured, per pair."""
     savings = {
         "percent_less_cpu_seconds": saved(
             before.timing.cpu_median / before.pairs, after.timing.cpu_median / after.pairs

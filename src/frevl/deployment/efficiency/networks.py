@@ -45,7 +45,7 @@ def fusion_records(
     rounds: int = 5,
     show: Show = str,
 ) -> list[Record]:
-    """Pairs a second of every preset, form, batch and kind; matching, with ``DIM`` wide embeddings.
+    """Pairs per second of every preset, form, batch and kind; matching, with ``DIM`` wide embeddings.
 
     Args:
         presets: Keys of `frevl.models.fusion.PRESETS`.

@@ -1,4 +1,4 @@
-"""What a pair costs on this machine: time, processor time, operations, energy; a file a theme.
+"""What a pair costs on this machine: time, processor time, operations, energy.
 
 `frevl.deployment.efficiency.bench.bench` calls them one after the other and gathers their records.
 """
@@ -110,7 +110,7 @@ def open_meter(rapl: Path = RAPL, *, accelerator: bool | None = None) -> Meter:
 
 
 def energy_record(name: str, joules: float | None, meter: Meter, *, pairs: int, **stand_ins: float) -> Record:
-    """Record the energy a pair, with stand-ins that are named so.
+    """Record the energy per pair, with stand-ins that are named so.
 
     Args:
         name: What was measured.

@@ -53,7 +53,7 @@ class Timing:
 def take_turns(
     calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, warm_up: bool = True, most_seconds: float = math.inf
 ) -> dict[str, Timing]:
-    """Time calls, one of each a round.
+    """Time calls in rounds, each of them once per round.
 
     Args:
         calls: By name.
@@ -88,7 +88,7 @@ def ratio(slow: Timing, fast: Timing) -> float:
 
 
 def time_record(part: str, name: str, timing: Timing, *, items: int = 1, unit: str = "ms", **details: object) -> Record:
-    """Record the milliseconds an item.
+    """Record the milliseconds per item.
 
     Args:
         part: As in `Record`.

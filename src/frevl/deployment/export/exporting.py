@@ -225,7 +225,7 @@ def _cost(result: Any, place: Path) -> dict[str, Any]:
 
 
 def _speed(run: Run, exported: ExportedNetwork) -> list[dict[str, float]]:
-    """Milliseconds a batch, both sides in turns."""
+    """Milliseconds per batch, both sides in turns."""
     network = run.network.for_inference()
     rows = []
     for batch in _SPEED_BATCHES:
