@@ -182,6 +182,7 @@ def test_a_finished_run_holds_the_file_that_repeats_it(made, tmp_path, frevl, mo
     assert repeated[0] == repeated[1]
 
 
+@pytest.mark.slow
 def test_every_argument_of_train_is_a_key_of_the_file(made, tmp_path):
     def value(name, default):
         given = {"dev": made.test_file, "time_limit": 600.0}

@@ -159,6 +159,7 @@ def test_models_are_listed_as_they_can_be_trained(frevl, tmp_path):
         assert {option["name"] for option in one["options"]} == set(OPTIONS[one["model"]].__dataclass_fields__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_shown_with_all_its_options(frevl, tmp_path, name):
     done = frevl("models", "show", name, "--json", tmp_path / "m.json")

@@ -363,6 +363,7 @@ def test_jpeg_is_reduced_to_at_least_twice_the_target(
     assert read_image(saved(photo(64, 64), "PNG"), target=4).size == (64, 64)
 
 
+@pytest.mark.slow
 def test_a_reduced_picture_looks_the_same() -> None:
     content = saved(photo(1400, 1350), "JPEG", quality=95)
     full, reduced = (
@@ -484,6 +485,7 @@ def test_random_bytes_behind_a_true_beginning(magic: bytes, rest: bytes) -> None
     never_another_exception(magic + rest)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(WHOLE)), st.floats(0, 1))
 @settings(max_examples=200, deadline=None)
 def test_files_that_are_cut_anywhere(kind: str, part: float) -> None:

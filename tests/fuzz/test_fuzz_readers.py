@@ -296,6 +296,7 @@ def pairs_tables(folder):
     return {name: (folder / name).read_bytes() for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jsonl", ".json"])
 def test_pairs_in_json(folder, suffix):
     content = json.dumps(ROWS, indent=1) if suffix == ".json" else "\n".join(map(json.dumps, ROWS))
@@ -308,6 +309,7 @@ def test_pairs_in_json(folder, suffix):
     check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
 def test_pairs_in_text(folder, suffix):
     separator = "\t" if suffix == ".tsv" else ","

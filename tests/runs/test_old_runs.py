@@ -101,6 +101,7 @@ def test_an_old_store_opens_and_verifies(name, tmp_path):
     assert verify(tmp_path / name) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS)
 def test_an_old_run_has_the_same_logits_in_the_form_for_export(run):
     loaded = Run.load(OLD / run)

@@ -149,6 +149,7 @@ def test_an_evaluation_in_blocks_equals_that_of_the_grid(made_twice, tmp_path, m
             np.testing.assert_array_equal(measure.values, again[name].values)
 
 
+@pytest.mark.slow
 def test_ranks_of_many_items_take_little_memory():
     """5,000 x 25,000 scores are 500 MB; the blocks of them are less than a tenth."""
     program = """if True:

@@ -133,6 +133,7 @@ def test_encoders_of_one_modality_are_compared_beside_all_of_the_other(store):
     assert narrow(data, whole.images, whole.texts) is data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["linear", "auto"])
 def test_such_a_store_trains_and_its_runs_score_again(store, tmp_path, model):
     run = train(store, pairs_of(range(36)), run=tmp_path / "r", task="classification", model=model, time_limit=2)

@@ -60,6 +60,7 @@ def test_the_linear_model_is_logistic_regression_on_that_side(one_side, tmp_path
     assert network.linear.weight.shape == (3, 12)
 
 
+@pytest.mark.slow
 def test_auto_compares_what_fits_one_side(one_side, tmp_path):
     selection = trained(one_side, tmp_path / "run", "auto", dev=None).results["selection"]
     single = {row["name"] for row in selection["candidates"] if "+" not in row["name"] and " x " not in row["name"]}

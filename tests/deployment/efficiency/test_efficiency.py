@@ -247,6 +247,7 @@ def test_tokens_are_timed_and_batches_beyond_all_patience_left_out(small, monkey
     )
 
 
+@pytest.mark.slow
 def test_goals_compare_the_fastest_form_of_each_preset(small, monkeypatch):
     monkeypatch.setattr(networks, "PRODUCT_SIDE", 10)  # 2,000 operations
     monkeypatch.setattr(networks, "_sides", lambda run, forms: dict.fromkeys(forms, run.network.for_inference()))
@@ -278,6 +279,7 @@ def test_scaling_covers_pairs_items_tokens_and_width(small, monkeypatch):
     assert records[2].details["flops"] == 2 * (2 * 24 * 8 + 2 * (2 * 64 + 4 * 8 * 16) + 4 * 8 * 8 + 8)
 
 
+@pytest.mark.slow
 def test_the_three_roads_of_a_clip(small, tmp_path):
     seconds = {"decode": 0.25, "write": 0.0, "read": 0.0}
     records, roads = clip_records(
@@ -485,6 +487,7 @@ def test_the_terminal_shows_goals_and_energy(record):
     assert shown.endswith("Energy: not measured, no counter here.")
 
 
+@pytest.mark.slow
 def test_the_command_writes_one_record_a_measurement(small, monkeypatch, frevl, tmp_path):
     from frevl.deployment.efficiency import bench as efficiency
 

@@ -27,6 +27,7 @@ def short_timing(monkeypatch):
     monkeypatch.setattr(exporting, "_SPEED_BATCHES", (1, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["linear", "kernel", "mlp"])
 def test_the_file_answers_as_the_run_and_takes_one_input(one_side, tmp_path, model):
     arguments = {"task": "classification", "model": model, "run": tmp_path / "run"}
@@ -43,6 +44,7 @@ def test_the_file_answers_as_the_run_and_takes_one_input(one_side, tmp_path, mod
     np.testing.assert_allclose(onnx.score(one_side.items), torch.score(one_side.items), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_program_of_the_documentation_takes_one_file(one_side, tmp_path):
     arguments = {"task": "classification", "model": "linear", "run": tmp_path / "run"}
     train(one_side.store, one_side.train_file, dev=one_side.dev_file, **arguments)
@@ -58,6 +60,7 @@ def test_the_program_of_the_documentation_takes_one_file(one_side, tmp_path):
     assert said == [one.label for one in scorer.predict(one_side.items)]
 
 
+@pytest.mark.slow
 def test_pairs_without_what_the_run_reads_are_refused(made, tmp_path):
     train(made.store, made.train, run=tmp_path / "run", task="classification", model="linear")
     pairs = read_pairs(made.test_file).only(("image",))

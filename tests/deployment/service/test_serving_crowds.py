@@ -128,6 +128,7 @@ def crowded(made, runs):
         context.__exit__(None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first",
     [

@@ -52,6 +52,7 @@ def test_one_encoder_is_no_comparison(made, tmp_path):
     assert list(tmp_path.iterdir()) == []  # nothing was trained
 
 
+@pytest.mark.slow
 def test_a_store_without_the_items_is_left_out_and_named(splits, made, tmp_path):
     one = replace(splits, store=made.store, encoder=["toy"])
     lacking, _ = encoder_findings(one, [splits.store], folder=tmp_path / "a", time_limit=30, models=["linear"])

@@ -82,6 +82,7 @@ def own(pretrained):
     return call
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOINT)
 def test_pooled_embeddings_are_those_of_the_library(pretrained, own, name):
     expected, encoder = own(name), load_encoder(f"hf:{pretrained / name}#torch")

@@ -35,6 +35,7 @@ def content(path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names_survive", [False, True])
 def test_what_was_said_to_be_done_is_on_the_disk(tmp_path, files, monkeypatch, names_survive):
     world = tmp_path / "world"
