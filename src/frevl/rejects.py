@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 __all__ = ["Reject", "rejects_sentence"]
 
 _PLURALS = {"image": "images", "text": "texts", "pair": "pairs"}
+# What stands beside pictures in folders: captions, metadata, lists. That none of them is a picture is no news.
+_BESIDE = frozenset(
+    (".aae", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".mov", ".mp4", ".npy", ".npz",
+     ".parquet", ".tsv", ".txt", ".url", ".xml", ".xmp", ".yaml", ".yml")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Reject:
 def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     """Count rejects by kind and name the first few.
 
+    Files that stand beside pictures are counted by their endings, and named only where there is nothing else.
+
     Args:
         rejects: What was left out.
         shown: How many to name.
@@ -38,11 +46,25 @@ def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     """
     if not rejects:
         return ""
-    counts = Counter(reject.kind for reject in rejects)
-    counted = ", ".join(f"{n:,} {_PLURALS[kind] if n > 1 else kind}" for kind, n in sorted(counts.items()))
-    named = _one_line("; ".join(f"{reject.id:.200}: {reject.reason:.200}" for reject in rejects[:shown]))
-    more = f"; and {len(rejects) - shown:,} more" if len(rejects) > shown else ""
-    return f"Left out: {counted} ({named}{more})."
+    beside = Counter(_ending(one) for one in rejects if _stands_beside(one))
+    told = [one for one in rejects if not _stands_beside(one)] or rejects
+    counts = Counter(one.kind for one in told)
+    counted = [f"{n:,} {_PLURALS[kind] if n > 1 else kind}" for kind, n in sorted(counts.items())]
+    named = _one_line("; ".join(f"{reject.id:.200}: {reject.reason:.200}" for reject in told[:shown]))
+    more = f"; and {len(told) - shown:,} more" if len(told) > shown else ""
+    sentence = f"Left out: {', '.join(counted)} ({named}{more})"
+    others = sum(beside.values())
+    if not others or told is rejects:
+        return f"{sentence}."
+    return f"{sentence}, and {others:,} other file{'s' if others > 1 else ''} ({', '.join(sorted(beside))})."
+
+
+def _stands_beside(reject: Reject) -> bool:
+    return reject.kind == "image" and _ending(reject) in _BESIDE
+
+
+def _ending(reject: Reject) -> str:
+    return PurePosixPath(reject.id).suffix.lower()
 
 
 def _one_line(text: str) -> str:

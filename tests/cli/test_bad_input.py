@@ -130,7 +130,9 @@ def test_a_hostile_folder_stops_nothing_and_hides_nothing(tmp_path, hostile):
         assert set(rejected) == bad
         assert report["images" if attempt == 0 else "images_kept"] == len(fine)
         assert len(done.stdout.strip().splitlines()) == 1
-        assert f"Left out: {len(report['rejects'])} images (" in done.stdout
+        beside = [reject["id"][-5:] for reject in report["rejects"] if reject["id"].endswith((".txt", ".json"))]
+        assert f"Left out: {len(report['rejects']) - len(beside)} images (" in done.stdout
+        assert f", and {len(beside)} other file" in done.stdout
         assert "\x1b" not in done.stdout
     store = Store.open(tmp_path / "s")
     assert set(store.image_ids) == fine

@@ -17,10 +17,10 @@ from frevl.encoders.images import read_image
 from frevl.encoders.interface import Embeddings, Encoder
 from frevl.encoders.registry import load_encoder
 from frevl.encoders.toy import ToyImageTower, ToyTextTower
-from frevl.errors import EncoderError, FingerprintError, InputError, StoreError
+from frevl.errors import EncoderError, FingerprintError, InputError, StoreError, UsageError
 from frevl.store.canaries import CANARY_TEXTS, canary_images, tower_records
 from frevl.store.extraction import extract
-from frevl.store.image_folder.listing import list_folder
+from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import verify
 
@@ -336,6 +336,58 @@ def test_files_are_listed_in_a_fixed_order_without_hidden_ones(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert [id_ for id_, _ in listed(tmp_path)] == [".y.JPG", "a/1.png", "a/2.png", "a.jpg", "b.jpg", "notes.txt"]
+
+
+def test_folders_of_thumbnails_are_left_out_and_counted(tmp_path):
+    for name in (
+        "a.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "__MACOSX/._a.jpg", "in/.thumbnails/x.png", "in/@eaDir/y.jpg",
+        "in/b.jpg", "._a.jpg",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    choice = Choice()
+    assert [id_ for id_, _ in listed(tmp_path, choice=choice)] == ["a.jpg", "in/b.jpg"]
+    assert choice.sentences() == [
+        "Not looked into: 4 folders of thumbnails or deleted files (.thumbnails, @eaDir, __MACOSX); --include "
+        "'.thumbnails' takes them in."
+    ]
+    wanted = [id_ for id_, _ in listed(tmp_path, choice=Choice(include=["@eaDir"]))]
+    assert wanted == ["@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "in/@eaDir/y.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "found"),
+    [
+        (["*.jpg"], [], ["a.jpg", "in/b.jpg", "in/deep/d.jpg"]),
+        (["in"], [], ["in/b.jpg", "in/c.png", "in/deep/d.jpg"]),
+        (["in/"], ["deep"], ["in/b.jpg", "in/c.png"]),
+        (["in/*.png", "./a*"], [], ["a.jpg", "in/c.png"]),
+        ([], ["*.jpg"], ["in/c.png"]),
+        ([], ["in/*"], ["a.jpg"]),
+        ([], ["[ab].jpg", "d.*"], ["in/c.png"]),
+        (["*.gif"], [], []),
+    ],
+)
+def test_patterns_choose_files(tmp_path, include, exclude, found):
+    for name in ("a.jpg", "in/b.jpg", "in/c.png", "in/deep/d.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    choice = Choice(include, exclude)
+    assert [id_ for id_, _ in listed(tmp_path, choice=choice)] == found
+    (sentence,) = choice.sentences()
+    assert sentence.startswith("--include and --exclude left out ")
+
+
+def test_patterns_hold_for_an_extraction(tmp_path, images):
+    report = extract(tmp_path / "s", images=images, encoder="toy", exclude="1*")
+    names = sorted(path.name for path in images.iterdir() if not path.name.startswith("1"))
+    assert sorted(Store.open(tmp_path / "s").image_ids) == names
+    assert "--include and --exclude left out 1 file and 0 folders." in report.notes
+    assert report.images_gone == 0
+    with pytest.raises(InputError, match="found no file in that folder. --include and --exclude left out 7 files"):
+        extract(tmp_path / "t", images=images, encoder="toy", include=["*.bmp"])
+    with pytest.raises(UsageError, match="--include and --exclude choose files of a folder"):
+        extract(tmp_path / "t", pairs=[("a", "b")], encoder="toy", include=["*.bmp"])
 
 
 def test_linked_folders_are_entered_once_and_real_names_win(tmp_path):

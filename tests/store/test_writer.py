@@ -128,6 +128,18 @@ def test_the_closing_line_counts_and_shows_no_control_characters():
     assert rejects_sentence([]) == ""
 
 
+def test_files_beside_the_pictures_do_not_hide_what_is_lost():
+    beside = [Reject("image", f"{n}{ending}", "it is no image") for n in range(12) for ending in (".json", ".TXT")]
+    lost = Reject("image", "IMG_1.HEIC", "it needs a library")
+    assert rejects_sentence([*beside, lost]) == (
+        "Left out: 1 image (IMG_1.HEIC: it needs a library), and 24 other files (.json, .txt)."
+    )
+    assert rejects_sentence([beside[0], lost]).endswith(", and 1 other file (.json).")
+    assert rejects_sentence(beside[:2]) == "Left out: 2 images (0.json: it is no image; 0.TXT: it is no image)."
+    pair = Reject("pair", "p.json:1", "y")  # a line of a file, and no file
+    assert rejects_sentence([pair]) == "Left out: 1 pair (p.json:1: y)."
+
+
 def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path, monkeypatch):
     with StoreWriter(tmp_path / "s"):
         with pytest.raises(StoreError) as raised, StoreWriter(tmp_path / "s"):

@@ -7,11 +7,13 @@ read at the same time.
 
 from __future__ import annotations
 
+import importlib
 import io
 import re
 import stat
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +42,9 @@ GUESSED_WHITE = "frevl: guessed white"
 _BITS = (8, 10, 12, 14, 16)  # that cameras, scanners and detectors have
 _MOST = 1 << 32
 _CHUNKS = 1000  # of a PNG file, to look for one; a file has about ten
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LONGEST_TEXT = 1 << 20  # bytes of one text in a PNG file, unpacked; Pillow refuses the whole picture above
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # ISO/IEC 23008-12, annexes
 
 # What to do with each EXIF orientation (EXIF 2.32, tag 0x0112); 1 means upright.
 _UPRIGHT = {
@@ -101,12 +106,24 @@ def read_image(source: ImageSource, *, target: int | None = None, max_pixels: in
 def _read_stream(stream: IO[bytes], name: str, target: int | None, max_pixels: int) -> Image.Image:
     if not stream.read(1):
         raise _refusal(name, "it is empty (0 bytes)")
+    try:
+        return _read_whole(stream, name, target, max_pixels)
+    except ImageError:
+        shorter = _without_long_texts(stream)
+        if shorter is None:
+            raise
+        return _read_whole(shorter, name, target, max_pixels)
+
+
+def _read_whole(stream: IO[bytes], name: str, target: int | None, max_pixels: int) -> Image.Image:
     stream.seek(0)
     try:
         significant = _significant_bits(stream)
         stream.seek(0)
         image = Image.open(stream)
     except UnidentifiedImageError:
+        if _is_heif(stream):
+            return _decode(_open_heif(stream, name, max_pixels), name, None, max_pixels)
         raise _refusal(name, "it is not an image in a format that Pillow can read") from None
     except Image.DecompressionBombError:
         raise _refusal(name, "its header announces more pixels than Pillow's own limit") from None
@@ -115,6 +132,68 @@ def _read_stream(stream: IO[bytes], name: str, target: int | None, max_pixels: i
     except Exception as error:
         raise _refusal(name, f"it is damaged ({_brief(error)})") from error
     return _decode(image, name, target, max_pixels, significant)
+
+
+def _is_heif(stream: IO[bytes]) -> bool:
+    stream.seek(0)
+    head = stream.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def _open_heif(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    """Decode the primary picture of a HEIF file, upright, to 8 bits a channel (HDR by its upper bits)."""
+    try:
+        heif = importlib.import_module("pillow_heif")
+    except ModuleNotFoundError:
+        raise _refusal(
+            name, "it is a HEIF picture (HEIC), which needs one more library; pip install 'frevl[heif]'"
+        ) from None
+    try:
+        stream.seek(0)
+        opened = heif.open_heif(stream)  # by its header; pixels come later
+        width, height = opened.size
+        if width * height <= max_pixels:
+            picture: Image.Image = opened.to_pillow()
+            return picture
+    except Exception as error:
+        raise _refusal(name, f"it is damaged ({_brief(error)})") from error
+    raise _refusal(name, f"it has {width} x {height} pixels, more than the limit of {max_pixels}; resize it")
+
+
+def _without_long_texts(stream: IO[bytes]) -> IO[bytes] | None:
+    """Return a PNG file without texts and profiles that are too long for Pillow; None where there are none.
+
+    Generators of images write their whole settings into the file. Any viewer shows it.
+    """
+    stream.seek(0)
+    if stream.read(8) != _PNG:
+        return None
+    kept, long = [_PNG], False
+    while len(head := stream.read(8)) == 8:
+        content = stream.read(int.from_bytes(head[:4], "big") + 4)
+        if _is_long_text(head[4:], content[:-4]):
+            long = True
+        else:
+            kept += [head, content]
+    return io.BytesIO(b"".join(kept)) if long else None
+
+
+def _is_long_text(kind: bytes, content: bytes) -> bool:
+    _, _, rest = content.partition(b"\0")  # behind the keyword
+    if kind == b"tEXt" or (kind == b"iTXt" and rest[:1] == b"\0"):
+        return len(rest) > _LONGEST_TEXT
+    if kind == b"iTXt":  # flag, method, language, translated keyword
+        packed = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+    elif kind in (b"zTXt", b"iCCP"):
+        packed = rest[1:]
+    else:
+        return False
+    unpacking = zlib.decompressobj()
+    try:
+        unpacking.decompress(packed, _LONGEST_TEXT)
+    except zlib.error:
+        return True
+    return bool(unpacking.unconsumed_tail)
 
 
 def _decode(
@@ -247,7 +326,7 @@ def _declared_white(image: Image.Image, significant: int | None) -> int | None:
 def _significant_bits(stream: IO[bytes]) -> int | None:
     """Return the bits that a grey PNG file says are used (its chunk sBIT); None for all others."""
     stream.seek(0)
-    if stream.read(8) != b"\x89PNG\r\n\x1a\n":
+    if stream.read(8) != _PNG:
         return None
     for _ in range(_CHUNKS):  # it stands before the pixels
         head = stream.read(8)

@@ -26,7 +26,7 @@ from frevl.store.canaries import tower_records
 from frevl.store.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.extract_images import extract_images, extract_pictures
-from frevl.store.image_folder.listing import list_folder
+from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.image_folder.tables import TABLES_WITH_PICTURES
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import Item, StoreWriter
@@ -47,6 +47,8 @@ def extract(
     tokens: str = "pooled",
     layers: Sequence[int] = (),
     dtype: str = "float16",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     prune: bool = False,
     check_content: bool = False,
     commit_rows: int = 1024,
@@ -71,6 +73,9 @@ def extract(
         layers: Hidden layers to keep side by side instead of an encoder's own output, -1 for the last; only encoders
             ``hf:MODEL`` have them, and they become part of the encoder's name.
         dtype: ``float16`` or ``float32``, as stored.
+        include: Only images whose id, or a folder above, fits one of these shell patterns, such as ``*.jpg``.
+        exclude: No images that fit one of these. Folders of thumbnails (``@eaDir``, ``__MACOSX`` and the like) are left
+            out unless ``include`` names them.
         prune: Remove images of the store that have no file in the folder. Refused where that would be all of them.
         check_content: Compare the content of all files, also where size and modification time are those of the store.
         commit_rows: Commit after this many items,
@@ -96,6 +101,9 @@ def extract(
         raise UsageError("Nothing to embed: give a folder with --images, pairs files with --pairs, or both")
     if images is None and (prune or check_content):
         raise UsageError("--prune and --check-content compare the store with a folder of images; give it with --images")
+    choice = Choice(as_list(include, "include"), as_list(exclude, "exclude"))
+    if images is None and (choice.include or choice.exclude):
+        raise UsageError("--include and --exclude choose files of a folder; give it with --images")
     if dtype not in ("float16", "float32"):
         raise UsageError(f"The stored type must be 'float16' or 'float32', found '{dtype}'")
     if images is not None and not Path(images).is_dir():
@@ -104,8 +112,10 @@ def extract(
         )
     names = dict.fromkeys(with_layers(name, layers) for name in encoder)
     loaded = [load_encoder(name, tokens=tokens) for name in names]
-    if images is not None and next(list_folder(images), None) is None:
-        raise InputError(f"{images}: expected images, found no file in that folder")
+    some = Choice(choice.include, choice.exclude)
+    if images is not None and next(list_folder(images, choice=some), None) is None:
+        aside = " ".join(["", *some.sentences()])
+        raise InputError(f"{images}: expected images, found no file in that folder{aside and '.' + aside.rstrip('.')}")
     report = ExtractionReport(str(store))
     texts, referred = _texts_of(pairs, named, report)
     tables = [] if images is not None else _with_pictures(pairs, named)
@@ -120,7 +130,7 @@ def extract(
         threads = workers or processors()
         if images is not None:
             seen = extract_images(
-                Path(images), image_towers, buffer, report, prune=prune, check_content=check_content,
+                Path(images), image_towers, buffer, report, choice=choice, prune=prune, check_content=check_content,
                 workers=threads, progress=progress,
             )  # fmt: skip
         elif tables and image_towers:

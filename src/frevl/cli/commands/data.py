@@ -60,6 +60,18 @@ def extract(
     dtype: Annotated[
         str | None, typer.Option(help="Type of the stored numbers: float16 or float32.", show_default="float16")
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only images that fit this shell pattern, such as '*.jpg'; may be repeated.", show_default="all"
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="No images that fit this shell pattern; may be repeated.", show_default="folders of thumbnails"
+        ),
+    ] = None,
     prune: Annotated[
         bool | None,
         typer.Option(
@@ -103,6 +115,8 @@ def extract(
             tokens=chosen,
             layers=None if layers is None else _numbers(layers),
             dtype=dtype,
+            include=include,
+            exclude=exclude,
             prune=prune,
             check_content=check_content,
             commit_rows=commit_rows,

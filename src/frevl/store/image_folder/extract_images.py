@@ -15,7 +15,7 @@ from frevl.rejects import Reject, rejects_sentence
 from frevl.store.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.files import ImageFiles
-from frevl.store.image_folder.listing import list_folder
+from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.image_folder.tables import TablePictures
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import StoreWriter
@@ -32,6 +32,7 @@ def extract_images(
     buffer: CommitBuffer,
     report: ExtractionReport,
     *,
+    choice: Choice,
     prune: bool,
     check_content: bool,
     workers: int,
@@ -42,12 +43,14 @@ def extract_images(
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
     prepared = ImageFiles(folder, towers, stored, check_content=check_content)
-    total = sum(1 for _ in list_folder(folder, leave_out=writer.path)) if progress else None
-    files = list_folder(folder, leave_out=writer.path)
+    counted = Choice(choice.include, choice.exclude)
+    total = sum(1 for _ in list_folder(folder, leave_out=writer.path, choice=counted)) if progress else None
+    files = list_folder(folder, leave_out=writer.path, choice=choice)
     seen = _embed(
         str(folder), "file", files, prepared.prepare, buffer, report, total=total, workers=workers, progress=progress
     )
     writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
+    report.notes += choice.sentences()
     _tell_changes(folder, prepared, report)
     _gone(folder, stored.gone(seen, prepared.is_gone), writer, report, prune=prune, stored=stored.with_file)
     if prune:

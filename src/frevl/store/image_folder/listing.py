@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from frevl.errors import ImageError, InputError
 
-__all__ = ["MAX_BYTES", "FolderFile", "list_folder", "read_regular_file"]
+__all__ = ["MAX_BYTES", "Choice", "FolderFile", "list_folder", "read_regular_file"]
 
 MAX_BYTES = 1 << 30
 """Largest file that is read; 100 million pixels, the most that is decoded, need less in any usual format."""
 
-_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")
+# Folders that programs fill with thumbnails or deleted files: Synology, QNAP, macOS, Windows, GNOME.
+_MADE_BY_PROGRAMS = frozenset(
+    ("@eaDir", "@__thumb", "@Recycle", "#recycle", "__MACOSX", "$RECYCLE.BIN", ".thumbnails", ".Trashes", ".Trash")
+)
+_FORK = "._"  # how a file begins that holds what macOS could not put into its neighbour
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +40,72 @@ class FolderFile:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which files of a folder belong to the images.
+
+    Patterns are shell patterns (``*``, ``?``, ``[...]``) of an id, of the id of a folder above, or, without ``/``, of a
+    name alone.
+
+    Attributes:
+        include: Only files that fit one of these; empty takes all.
+        exclude: No files that fit one of these.
+        left_aside: How many files and folders the patterns kept out, by ``"files"`` and ``"folders"``, and how many
+            folders of thumbnails and the like were not entered, by their name.
+    """
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    left_aside: Counter[str] = field(default_factory=Counter)
+
+    def sentences(self) -> list[str]:
+        """Say what was left aside."""
+        made = {name: n for name, n in sorted(self.left_aside.items()) if name in _MADE_BY_PROGRAMS}
+        files, folders = (_count(self.left_aside[kind], kind) for kind in ("files", "folders"))
+        said = []
+        if made:
+            folders_made = _count(sum(made.values()), "folders")
+            said.append(
+                f"Not looked into: {folders_made} of thumbnails or deleted files ({', '.join(made)}); --include "
+                f"'{next(iter(made))}' takes them in."
+            )
+        if self.left_aside["files"] or self.left_aside["folders"]:
+            said.append(f"--include and --exclude left out {files} and {folders}.")
+        return said
+
+    def takes(self, id_: str, kind: str) -> bool:
+        """Decide on one entry of a folder, and count what is left aside."""
+        name = id_.rpartition("/")[2]
+        if kind != "file" and name in _MADE_BY_PROGRAMS and not any(name in pattern for pattern in self.include):
+            self.left_aside[name] += 1
+            return False
+        if not self.include and not self.exclude:
+            return True
+        if _fits(id_, self.exclude) or (kind == "file" and self.include and not _fits(id_, self.include)):
+            self.left_aside["files" if kind == "file" else "folders"] += 1
+            return False
+        return True
+
+
+def _fits(id_: str, patterns: Sequence[str]) -> bool:
+    while id_:
+        name = id_.rpartition("/")[2]
+        for pattern in patterns:
+            plain = pattern.removeprefix("./").rstrip("/")
+            if fnmatchcase(id_, plain) or ("/" not in plain and fnmatchcase(name, plain)):
+                return True
+        id_ = id_.rpartition("/")[0]
+    return False
+
+
+def _count(number: int, kind: str) -> str:
+    return f"{number:,} {kind if number != 1 else kind.removesuffix('s')}"
+
+
 # Here and below plain strings and calls of `os`: for millions of files a `Path` each costs more than the work.
-def list_folder(folder: str | Path, *, leave_out: str | Path | None = None) -> Iterator[FolderFile]:
+def list_folder(
+    folder: str | Path, *, leave_out: str | Path | None = None, choice: Choice | None = None
+) -> Iterator[FolderFile]:
     """List the files below a folder, in a fixed order.
 
     Links are followed, and no folder is entered twice. Hidden folders, and hidden files that are not named like a
@@ -44,11 +114,12 @@ def list_folder(folder: str | Path, *, leave_out: str | Path | None = None) -> I
     Args:
         folder: The folder.
         leave_out: A folder below it that does not belong to the images: the store.
+        choice: Decides what else does not, and counts it; None leaves out folders of thumbnails and the like alone.
 
     Raises:
         InputError: The folder itself is missing or cannot be read.
     """
-    root = os.fspath(folder)
+    root, choice = os.fspath(folder), choice or Choice()
     try:
         os.scandir(root).close()
     except OSError as error:
@@ -75,7 +146,7 @@ def list_folder(folder: str | Path, *, leave_out: str | Path | None = None) -> I
                 names, problem = _enter(path, entered, outside)
                 if problem:
                     yield FolderFile(printable, path, problem)
-                stack.append(_below(id_, path, names))
+                stack.append(_below(id_, path, names, choice))
 
 
 def read_regular_file(path: str, status: os.stat_result) -> bytes:
@@ -125,10 +196,14 @@ def _enter(
     return found, ""
 
 
-def _below(id_: str, path: str, names: list[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
+def _below(id_: str, path: str, names: list[tuple[str, str]], choice: Choice) -> Iterator[tuple[str, str, str]]:
     for name, kind in names:
-        if not name.startswith(".") or (kind == "file" and name.lower().endswith(_PICTURE_SUFFIXES)):
-            yield f"{id_}/{name}" if id_ else name, f"{path}/{name}", kind
+        hidden = name.startswith(".") and not (kind == "file" and name.lower().endswith(_PICTURE_SUFFIXES))
+        if (hidden and name not in _MADE_BY_PROGRAMS) or name.startswith(_FORK):
+            continue
+        below = f"{id_}/{name}" if id_ else name
+        if choice.takes(below, kind):
+            yield below, f"{path}/{name}", kind
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
