@@ -17,7 +17,8 @@ from frevl.diagnosis.data_quality import label_errors
 from frevl.diagnosis.data_quality.label_errors import label_error_finding
 from frevl.diagnosis.diagnosis import diagnose
 from frevl.diagnosis.findings import SECTIONS
-from frevl.diagnosis.model_comparison import MODEL_SPECS, compare_models, fit, most_passes, predict_all, quick_products
+from frevl.diagnosis.model_comparison import compare_models, fit, most_passes, predict_all, quick_products
+from frevl.diagnosis.model_specs import MODEL_SPECS
 from frevl.diagnosis.performance.modality_use import exchanged_hits
 from frevl.diagnosis.performance.skills import RULES
 from frevl.diagnosis.report.markdown import diagnosis_markdown

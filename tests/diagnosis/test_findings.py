@@ -11,7 +11,8 @@ from frevl.diagnosis.data_quality.image_leaks import leak_findings, likeness_thr
 from frevl.diagnosis.data_quality.label_conflicts import conflict_finding
 from frevl.diagnosis.data_quality.label_errors import likely_errors
 from frevl.diagnosis.data_quality.near_duplicates import normal_text
-from frevl.diagnosis.model_comparison import MODEL_SPECS, ComparedModel, ModelComparison, Predictions
+from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, Predictions
+from frevl.diagnosis.model_specs import MODEL_SPECS
 from frevl.diagnosis.performance.class_balance import (
     balanced_findings,
     imbalance_finding,

@@ -13,16 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from frevl.diagnosis.gaps import compare
-from frevl.diagnosis.model_comparison import (
-    SMALL,
-    ComparedModel,
-    CrossValidation,
-    ModelComparison,
-    ModelSpec,
-    fit,
-    predict_all,
-    seen_by,
-)
+from frevl.diagnosis.model_comparison import ComparedModel, CrossValidation, ModelComparison, fit, predict_all, seen_by
+from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.splits import Splits, share_of_clusters, with_wrong_pairs
 from frevl.errors import PairsError
 from frevl.progress import print_progress
@@ -48,7 +40,7 @@ def cross_validate_contenders(
 
     Returns:
         The comparison, its contenders with a cross-validation, and notes for the reader. Above
-        `frevl.diagnosis.model_comparison.SMALL` training pairs the comparison as it was: there are development pairs
+        `frevl.diagnosis.model_specs.SMALL` training pairs the comparison as it was: there are development pairs
         enough.
     """
     splits = comparison.splits
@@ -93,7 +85,7 @@ def contenders(comparison: ModelComparison) -> list[ComparedModel]:
 def cross_validate(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float) -> CrossValidation:
     """Train a model on all but a part of the images of the training pairs, for every part.
 
-    Three parts, or two where there are more than `frevl.diagnosis.model_comparison.SMALL` pairs; the parts are the same
+    Three parts, or two where there are more than `frevl.diagnosis.model_specs.SMALL` pairs; the parts are the same
     for every model. A model learns from at most 20,000 pairs.
 
     Args:

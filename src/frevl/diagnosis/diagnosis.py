@@ -5,6 +5,7 @@ Every finding has a claim, its number and interval, how it was computed and what
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -108,7 +109,7 @@ def diagnose(
         encoder: Encoders whose towers are concatenated, as in `frevl.train`.
         image_encoder: Encoders of the images alone.
         text_encoder: Encoders of the texts alone.
-        models: Names of the models to compare (`frevl.diagnosis.model_comparison.MODEL_SPECS`); None takes all that fit
+        models: Names of the models to compare (`frevl.diagnosis.model_specs.MODEL_SPECS`); None takes all that fit
             task and size.
         precision: Wanted share of right answers, in (0, 1), that the confidence threshold is chosen for; None chooses.
         probes: Whether drawn pictures are embedded and probed too (needs the encoder, not only its store).
@@ -159,15 +160,18 @@ def diagnose(
         comparison, notes = cross_validate_contenders(
             comparison, folder=folder / "parts", time_limit=0.3 * time_limit, progress=progress
         )
-        clock.step("exchanging images and texts")
-        comparison = replace(comparison, exchanged=exchanged_hits(comparison))
+        both = len(splits.train.sides) == 2  # of one side alone there is nothing to exchange and nothing to do without
+        if both:
+            clock.step("exchanging images and texts")
+            comparison = replace(comparison, exchanged=exchanged_hits(comparison))
         verdict, findings = reach_verdict(comparison.choice, only=only_class(splits.test, task))
         print_progress(verdict["sentence"], enabled=progress)
         findings += balanced_findings(comparison) + ranking_findings(comparison)
-        findings += image_findings(comparison)
-        clock.step("looking at what can be answered without the image")
-        findings.append(text_only_finding(comparison, folder=folder / "text", time_limit=0.05 * time_limit))
-        findings += skill_findings(comparison)
+        if both:
+            findings += image_findings(comparison)
+            clock.step("looking at what can be answered without the image")
+            findings.append(text_only_finding(comparison, folder=folder / "text", time_limit=0.05 * time_limit))
+            findings += skill_findings(comparison)
         clock.step("drawing learning curves")
         findings += learning_curve_findings(
             comparison, folder=folder / "curve", time_limit=0.25 * time_limit, progress=progress
@@ -193,12 +197,13 @@ def diagnose(
         findings += embedding_findings(splits.store, splits.train, encoders=used, scorers=fusions, seed=seed)
         clock.step("comparing encoders and costs")
         plain = [model.name for model in comparison.models if model.name in ("linear", "mlp")]
+        plain += [comparison.best("fusion").name] if both else []
         compared, better = encoder_findings(
             splits,
             stores[1:],
             folder=folder / "encoders",
             time_limit=0.2 * time_limit,
-            models=list(dict.fromkeys([*plain, comparison.best("fusion").name, comparison.recommended.name])),
+            models=list(dict.fromkeys([*plain, comparison.recommended.name])),
             together=comparison.recommended,
             progress=progress,
         )
@@ -206,7 +211,7 @@ def diagnose(
         if better and verdict["recommended"] is not None:
             verdict["sentence"] = f"{verdict['sentence'].removesuffix('.')}; {better}."
         findings += cost_findings(comparison)
-    if probes:
+    if probes and "image" in splits.train.sides:
         clock.step("probing the encoders with drawn pictures")
         findings += probe_findings(splits.encoders_of("image") or splits.store, seed=seed, progress=progress)
     clock.step("")
@@ -214,11 +219,20 @@ def diagnose(
     return Diagnosis(
         task=task,
         verdict=verdict,
-        findings=findings,
+        findings=findings if splits.unit == "image" else [_of_texts(finding) for finding in findings],
         cases=_cases(comparison),
         notes=splits.notes + notes + _cut_short(comparison),
         provenance={**origin, "store": str(stores[0].path), "seconds": clock.seconds},
     )
+
+
+def _of_texts(finding: Finding) -> Finding:
+    """Return a finding about images in the words that fit texts: where there are texts alone, they are the units."""
+
+    def words(sentence: str) -> str:
+        return re.sub(r"\bimage(s?)\b", r"text\1", sentence)
+
+    return replace(finding, claim=words(finding.claim), how=words(finding.how), advice=words(finding.advice))
 
 
 class _Clock:
@@ -259,16 +273,18 @@ def _cut_short(comparison: ModelComparison) -> list[str]:
 def _cases(comparison: ModelComparison) -> list[dict[str, Any]]:
     """Return pairs that the best model that sees both answers right only with the image, and pairs that it gets wrong.
 
-    The surest answers come first.
+    The surest answers come first. Where the pairs have one side only, there are those of the second kind alone.
     """
-    model, text = comparison.both, comparison.best("text")
-    wrong_image = (comparison.exchanged or exchanged_hits(comparison))[model.name]["image"]
+    model = comparison.both
     sure = np.argsort(-model.test.confidence, kind="stable")
-    seen = (model.test.hits >= 1) & (text.test.hits == 0) & (wrong_image < 0.5)
-    wrong = model.test.hits == 0
+    kinds = {"confident and wrong": model.test.hits == 0}
+    if len(comparison.splits.train.sides) == 2:
+        wrong_image = (comparison.exchanged or exchanged_hits(comparison))[model.name]["image"]
+        seen = (model.test.hits >= 1) & (comparison.best("text").test.hits == 0) & (wrong_image < 0.5)
+        kinds = {"right only with the image": seen, **kinds}
     return [
         _case(kind, model, comparison.splits, row)
-        for kind, rows in (("right only with the image", seen), ("confident and wrong", wrong))
+        for kind, rows in kinds.items()
         for row in _different(comparison.splits.test, [int(row) for row in sure if rows[row]])[:_CASES]
     ]
 

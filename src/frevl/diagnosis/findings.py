@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["SECTIONS", "Finding", "chart", "counted", "series"]
+__all__ = ["SECTIONS", "Finding", "chart", "counted", "sections_of", "series"]
 
 # The sections of the page, in its order, with their headings.
 SECTIONS = {
@@ -21,6 +21,18 @@ SECTIONS = {
     "encoders": "Encoders compared",
     "cost": "What it costs",
 }
+
+
+def sections_of(verdict: Mapping[str, Any]) -> dict[str, str]:
+    """Return the sections of a diagnosis with their headings.
+
+    Args:
+        verdict: Of the diagnosis. Without a fusion, because the pairs have one side only, nothing is said of the other.
+    """
+    if verdict.get("fusion", "") is not None:
+        return SECTIONS
+    kept = {name: heading for name, heading in SECTIONS.items() if name not in ("image", "skills")}
+    return {**kept, "verdict": "Which model is best?"}
 
 
 @dataclass(frozen=True)

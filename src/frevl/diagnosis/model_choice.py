@@ -23,7 +23,7 @@ SMALL_GAIN = 1.0
 _OTHER = {"image": "text", "text": "image"}
 _FIRST_P = 0.01  # of the first claim, on which all others rest: for the one model that was chosen before
 _FURTHER_P = 0.01 / 3  # the same for the best of each of three kinds, which are three more chances to be wrong
-_SIMPLEST = {"text": 0, "image": 0, "baseline": 2, "fusion": 3}  # one encoder less is the largest saving
+_SIMPLEST = {"text": 0, "image": 0, "baseline": 2, "side": 2, "fusion": 3}  # one encoder less is the largest saving
 _PLAIN = ("cosine", "linear")  # simpler than the other baselines
 
 
@@ -33,7 +33,7 @@ class ModelResult:
 
     Attributes:
         name: In the report.
-        role: As in `frevl.diagnosis.model_comparison.ModelSpec`.
+        role: As in `frevl.diagnosis.model_specs.ModelSpec`.
         hits: ``(n,)`` in [0, 1] on the test pairs.
         dev: Share of right answers on the development pairs, in [0, 1].
         held_out: ``(m,)`` in [0, 1] on the training pairs, each answered by a model that has not learnt from its image;
@@ -75,12 +75,14 @@ class ModelChoice:
     """Compared models and what follows from their paired differences.
 
     Args:
-        models: At least one of each role: ``majority``, ``text``, ``image``, ``baseline``, ``fusion``.
+        models: At least one of each role: ``majority``, ``text``, ``image``, ``baseline``, ``fusion``; or ``majority``
+            and ``side``, where the pairs have one side only.
         clusters: ``(n,)`` image of every test pair.
         held_out_clusters: ``(m,)`` image of every pair that `ModelResult.held_out` is about; other images than those of
             the test pairs.
         exchanged: By name of a model its ``(n,)`` hits with its ``image``, and with its ``text``, exchanged among the
             test pairs; `both` needs one. None credits a side without this.
+        unit: What the clusters are: ``image``, or ``text`` where there are texts alone.
     """
 
     def __init__(
@@ -89,7 +91,10 @@ class ModelChoice:
         clusters: list[str],
         held_out_clusters: Sequence[str] = (),
         exchanged: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        *,
+        unit: str = "image",
     ) -> None:
+        self.unit = unit
         self.models, self.clusters = list(models), clusters
         self._further = [f"held out: {name}" for name in held_out_clusters]
         self._exchanged = exchanged
@@ -124,17 +129,22 @@ class ModelChoice:
         """Always giving the most frequent answer."""
         return self.best("majority")
 
+    @property
+    def one_side(self) -> bool:
+        """Whether the pairs have images alone, or texts alone."""
+        return any(model.role == "side" for model in self.models)
+
     @cached_property
     def both(self) -> ModelResult:
-        """The best model that sees image and text."""
-        return self._best_of([model for model in self.models if model.role in ("baseline", "fusion")])
+        """The best model that sees image and text; of all models, where the pairs have one side only."""
+        return self._best_of([model for model in self.models if model.role in ("baseline", "fusion", "side")])
 
     # ---- what image and text add
 
     @cached_property
     def learnt(self) -> bool:
         """Whether anything is surely better than always giving the most frequent answer."""
-        kinds = (self.best("text"), self.best("image"), self.both)
+        kinds = (self.both,) if self.one_side else (self.best("text"), self.best("image"), self.both)
         return self.gap(self.chosen, self.majority).better_at(_FIRST_P) or any(
             self.gap(model, self.majority).better_at(_FURTHER_P) for model in kinds
         )
@@ -172,8 +182,12 @@ class ModelChoice:
 
     @cached_property
     def runner_up(self) -> ModelResult:
-        """The best on the test pairs of another role than `overall`: what the lead of a single leader is over."""
+        """The best on the test pairs of another role than `overall`: what the lead of a single leader is over.
+
+        Where there is one role only, the best of the other models.
+        """
         others = [model for model in self._pool if model.role != self.overall.role]
+        others = others or [model for model in self._pool if model is not self.overall] or [self.majority]
         return max(others, key=lambda model: model.accuracy)
 
     @cached_property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.model_choice import ModelChoice, ModelResult, title
+from frevl.diagnosis.model_specs import SMALL, ModelSpec, specs_for
 from frevl.diagnosis.splits import MATCH_LABELS, Splits, constant
 from frevl.errors import UsageError, nearest
 from frevl.progress import print_progress
@@ -25,12 +26,9 @@ from frevl.training.retrieval.common_space import has_common_space
 from frevl.training.training import train
 
 __all__ = [
-    "MODEL_SPECS",
-    "SMALL",
     "ComparedModel",
     "CrossValidation",
     "ModelComparison",
-    "ModelSpec",
     "Predictions",
     "compare_models",
     "fit",
@@ -41,9 +39,6 @@ __all__ = [
     "seen_by",
 ]
 
-SMALL = 8_000
-"""Training pairs up to which a kernel takes seconds, and a network needs more regularisation."""
-
 _PAIRS_AT_ONCE = 16_384
 _NETWORKS = ("text", "image", "mlp", "tiny")  # trained by gradient descent
 # Matching learns from three wrong pairs beside every right one, so at first a network calls every pair wrong and gets
@@ -52,54 +47,6 @@ _PATIENCE = 20
 # A fusion needs steps: on 1,125 captions it stayed at 50 % with batches of 256, reached 71 % with 64 and 76 % with 32.
 _STEPS, _SMALLEST_BATCH, _LARGEST_BATCH = 32, 32, 256  # a pass
 _PASSES, _MANY = 20, 32_000
-_REGULARISED = {"dropout": 0.4, "weight_decay": 0.2, "batch_size": 128}
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """A model that a diagnosis compares, and how it is trained.
-
-    Attributes:
-        name: In the report.
-        model: What `frevl.train` trains.
-        role: ``majority``, ``text`` and ``image`` (one side alone), ``baseline`` or ``fusion``.
-        share: Of the time limit that its training may take, in (0, 1).
-        changes: Options of the model that differ from the defaults.
-        epochs: Most passes over 32,000 training pairs or more (see `most_passes`); a diagnosis has minutes, and a model
-            of one side has learnt what it can much earlier than the fusion. None leaves the default of `frevl.train`.
-        without: ``image`` or ``text``: that side is the same for all pairs, so the model cannot use it.
-        sizes: ``small``, ``large`` or ``any``: for how many training pairs it is meant (the border is `SMALL`).
-        tasks: The tasks that it can do.
-    """
-
-    name: str
-    model: str
-    role: str
-    share: float
-    changes: dict[str, Any] = field(default_factory=dict)
-    epochs: int | None = None
-    without: str = ""
-    sizes: str = "any"
-    tasks: tuple[str, ...] = ("classification", "matching")
-
-
-_CLASSES, _PAIRS = ("classification",), ("matching",)
-# The kernel of one side alone is what the kernel fusion must be compared with: on small sets a kernel learns more from
-# a text than a network does, and that difference must not be credited to the image.
-MODEL_SPECS = (
-    ModelSpec("majority", "majority", "majority", 0.01),
-    ModelSpec("text", "text", "text", 0.06, epochs=4),
-    ModelSpec("image", "image", "image", 0.08, epochs=4),
-    ModelSpec("text kernel", "kernel", "text", 0.1, without="image", sizes="small", tasks=_CLASSES),
-    ModelSpec("image kernel", "kernel", "image", 0.1, without="text", sizes="small", tasks=_CLASSES),
-    ModelSpec("cosine", "cosine", "baseline", 0.01, tasks=_PAIRS),
-    ModelSpec("linear", "linear", "baseline", 0.1),
-    ModelSpec("mlp", "mlp", "baseline", 0.22, epochs=12),
-    ModelSpec("dual", "dual", "baseline", 0.2, tasks=_PAIRS),
-    ModelSpec("kernel", "kernel", "fusion", 0.15, sizes="small", tasks=_CLASSES),
-    ModelSpec("tiny regularised", "tiny", "fusion", 0.25, changes=_REGULARISED, sizes="small"),
-    ModelSpec("tiny", "tiny", "fusion", 0.38, epochs=12, sizes="large"),
-)
 
 
 @dataclass(frozen=True)
@@ -209,7 +156,8 @@ class ModelComparison:
             for model in self.models
         ]
         crossed = next((model.crossed for model in self.models if model.crossed is not None), None)
-        return ModelChoice(results, self.clusters, [] if crossed is None else crossed.clusters, self.exchanged)
+        further = [] if crossed is None else crossed.clusters
+        return ModelChoice(results, self.clusters, further, self.exchanged, unit=self.splits.unit)
 
     def best(self, role: str) -> ComparedModel:
         """Return the best model of a role (see `frevl.diagnosis.model_choice`)."""
@@ -217,7 +165,7 @@ class ModelComparison:
 
     @property
     def both(self) -> ComparedModel:
-        """The best model that sees image and text."""
+        """The best model that sees image and text; of all models, where the pairs have one side only."""
         return self._named(self.choice.both.name)
 
     @property
@@ -250,7 +198,9 @@ def compare_models(
         UsageError: An unknown model, or one of the roles is not filled.
         FrevlError: As `frevl.train`.
     """
-    known = [spec.name for spec in MODEL_SPECS]
+    sides = splits.train.sides
+    specs = specs_for(sides)
+    known = [spec.name for spec in specs]
     for name in models or ():
         if name not in known:
             raise UsageError(f"A diagnosis compares no model '{name}'. {nearest(name, known)}")
@@ -258,12 +208,13 @@ def compare_models(
     towers = [splits.store.select_towers(modality, splits.encoders_of(modality)) for modality in MODALITIES]
     chosen = [
         spec
-        for spec in MODEL_SPECS
+        for spec in specs
         if splits.task in spec.tasks
         and (spec.name in models if models else spec.sizes in ("any", size))
         and (spec.model != "cosine" or has_common_space(*towers))
     ]
-    lacking = {"majority", "text", "image", "baseline", "fusion"} - {spec.role for spec in chosen}
+    roles = {"majority", "text", "image", "baseline", "fusion"} if len(sides) == 2 else {"majority", "side"}
+    lacking = roles - {spec.role for spec in chosen}
     if lacking:
         raise UsageError(f"A diagnosis needs a model of each role, found none for: {', '.join(sorted(lacking))}")
     compared = []

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from frevl.data.pairs import Pairs, Target, split_by_image
+from frevl.data.pair_rows import WITH_ARTICLE
+from frevl.data.pairs import Pairs, Side, Target, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.targets import match_truth
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
-from frevl.store.towers import Modality
+from frevl.store.towers import MODALITIES, Modality
 from frevl.store.usable_pairs import choose_towers, names_of, note_unread, read_usable
 
 __all__ = ["MATCH_LABELS", "Splits", "answers_of", "constant", "read_splits", "share_of_clusters"]
@@ -53,6 +54,11 @@ class Splits:
     image_encoder: list[str] | None = None
     text_encoder: list[str] | None = None
 
+    @property
+    def unit(self) -> Side:
+        """What a pair is counted by: its image, or its text where there are texts alone."""
+        return self.train.sides[0]
+
     def encoders_of(self, modality: Modality) -> list[str] | None:
         """Return the names of the encoders of a modality; None is all in the store."""
         own = self.image_encoder if modality == "image" else self.text_encoder
@@ -86,6 +92,7 @@ def read_splits(
     notes: list[str] = []
     train, asked = read_usable(store, pairs, notes), read_usable(store, test, notes)
     known = [train] if dev is None else [train, read_usable(store, dev, notes)]
+    _check_sides([*known, asked], task)
     names = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     chosen = choose_towers(store, [*known, asked], notes, names)
     towers = chosen["image"]
@@ -107,6 +114,7 @@ def read_splits(
         None if towers == store.select_towers(modality, encoder) else names_of(store, towers)
         for modality, towers in chosen.items()
     ]
+    notes = list(dict.fromkeys(notes))  # what holds for several files is said once
     return Splits(store, task, train, held, asked, list(encoder) if encoder else None, seed, notes, *own)
 
 
@@ -173,6 +181,23 @@ def answers_of(target: Target | None, task: str) -> set[str]:
     if isinstance(target, dict):
         return {answer for answer, weight in target.items() if weight > 0}
     return {target} if isinstance(target, str) else set(target or [])
+
+
+def _check_sides(parts: Sequence[Pairs], task: str) -> None:
+    """Refuse parts of which some have a side that others lack, and one side alone for matching."""
+    sides = parts[0].sides
+    for part in parts:
+        lacking = [side for side in MODALITIES if side not in part.sides]
+        if lacking and (task == "matching" or part.sides != sides):
+            a = WITH_ARTICLE[lacking[0]]
+            why = "matching needs both" if task == "matching" else f"the pairs of {parts[0].places[0]} have one"
+            raise PairsError(f"{part.places[0]}, field '{lacking[0]}': expected {a}, as {why}; found none in any pair")
+        if part.sides != sides:
+            a = WITH_ARTICLE[next(side for side in part.sides if side not in sides)]
+            raise PairsError(
+                f"{part.places[0]}: found {a} in the pairs, and none in those of {parts[0].places[0]}; give all files "
+                "the same sides"
+            )
 
 
 def _check_targets(pairs: Pairs) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 from frevl.diagnosis.findings import Finding, counted
 from frevl.diagnosis.gaps import FEWEST_IMAGES, span
 from frevl.diagnosis.model_choice import SMALL_GAIN, ModelChoice, ModelResult
-from frevl.diagnosis.verdict_findings import comparison_findings, fusion_sentence
+from frevl.diagnosis.verdict_findings import comparison_findings, fusion_sentence, model_sentence
 from frevl.evaluation.intervals import bootstrap_interval
 
 __all__ = ["KINDS", "reach_verdict"]
 
-KINDS = ("few", "single", "chance", "either", "text", "image", "baseline", "simple", "mlp", "fusion")
+KINDS = ("few", "single", "chance", "side", "either", "text", "image", "baseline", "simple", "mlp", "fusion")
 _MOST_NAMED = 4  # models in one sentence
 _UNEVEN = 80.0  # percent of one answer, from which on accuracy hides what is learnt about the others
 _OTHER = {"image": "text", "text": "image"}
@@ -35,16 +35,17 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
         only: The answer that all test pairs have, if they have one and the same.
 
     Returns:
-        The verdict (``sentence``, ``kind``, ``detail`` and the numbers behind them), and its findings.
+        The verdict (``sentence``, ``kind``, ``detail`` and the numbers behind them), and its findings. Where the pairs
+        have one side only there is no fusion, and the differences are those of the best model.
     """
-    fusion, clusters = choice.best("fusion"), choice.clusters
+    fusion, clusters = choice.both if choice.one_side else choice.best("fusion"), choice.clusters
     scores = {model.name: _score(model, clusters) for model in choice.models}
     images, n = len(set(clusters)), len(clusters)
     if images < FEWEST_IMAGES:
         kind = "few"
         sentence = (
-            f"Too few pairs to tell: {n:,} test pairs on {images:,} images; a verdict needs at least {FEWEST_IMAGES} "
-            "different test images, and several hundred to see gains of a few points."
+            f"Too few pairs to tell: {n:,} test pairs on {images:,} {choice.unit}s; a verdict needs at least "
+            f"{FEWEST_IMAGES} different test {choice.unit}s, and several hundred to see gains of a few points."
         )
     elif only is not None:
         kind = "single"
@@ -54,6 +55,9 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
         )
     elif not choice.learnt:
         kind, sentence = "chance", _at_chance(choice)
+    elif choice.one_side:
+        kind = "side"
+        sentence = f"From {choice.unit}s alone {_best_of_all(choice, scores)}: {_use(choice)}."
     else:
         kind, sentence = _learnt(choice, scores)
     told = kind not in ("few", "single", "chance")
@@ -61,13 +65,11 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
         "sentence": sentence,
         "kind": kind,
         "detail": _detail(choice, scores) if told else [],
-        "fusion": fusion.name,
-        "text": choice.best("text").name,
-        "image": choice.best("image").name,
-        "both": choice.both.name,
+        **_best_of_each_kind(choice),
         "best": [model.name for model in choice.leaders] if told else [],
         "recommended": choice.recommended.name if told else None,
         "metric": "accuracy",
+        "unit": choice.unit,
         "test_pairs": n,
         "test_images": images,
         "scores": scores,
@@ -78,6 +80,14 @@ def reach_verdict(choice: ModelChoice, *, only: str | None = None) -> tuple[dict
         "exchanged_both": {side: gap.record() for side, gap in choice.lost(choice.both).items()},
     }
     return verdict, comparison_findings(choice, scores, sentence)
+
+
+def _best_of_each_kind(choice: ModelChoice) -> dict[str, str | None]:
+    """Return the name of the best model of each kind; None where the pairs have one side only."""
+    if choice.one_side:
+        return {**dict.fromkeys(("fusion", "text", "image", "both")), choice.unit: choice.both.name}
+    kinds: dict[str, str | None] = {kind: choice.best(kind).name for kind in ("fusion", "text", "image")}
+    return {**kinds, "both": choice.both.name}
 
 
 def _at_chance(choice: ModelChoice) -> str:
@@ -202,7 +212,18 @@ def _right(scores: dict[str, Any], model: ModelResult) -> str:
 
 
 def _detail(choice: ModelChoice, scores: dict[str, Any]) -> list[str]:
-    """Say how good the fusion is at all, and how it does against every baseline, whatever the first sentence said."""
+    """Say how good the fusion is at all, and how it does against every baseline, whatever the first sentence said.
+
+    Where the pairs have one side only, how the recommended model does against every other.
+    """
+    if choice.one_side:
+        use = choice.recommended
+        usual = scores[choice.majority.name]["value"]
+        level = (
+            f"{use.title} answers {_right(scores, use)}, and {usual:.1f} % by always giving the most frequent answer."
+        )
+        others = [model for model in choice.models if model.role == "side" and model is not use]
+        return [level[0].upper() + level[1:], *(model_sentence(choice, use, model) for model in others)]
     fusion, text, image = (choice.best(role) for role in ("fusion", "text", "image"))
     level = (
         f"The fusion ({fusion.name}) answers {_right(scores, fusion)}; without the image "

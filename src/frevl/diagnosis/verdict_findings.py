@@ -8,17 +8,22 @@ from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.gaps import edges
 from frevl.diagnosis.model_choice import ModelChoice, ModelResult
 
-__all__ = ["comparison_findings", "fusion_advice", "fusion_sentence"]
+__all__ = ["comparison_findings", "fusion_advice", "fusion_sentence", "model_sentence"]
+
+
+_BEATS = {1: "beats", 0: "is not measurably better than", -1: "is worse than"}
 
 
 def comparison_findings(choice: ModelChoice, scores: dict[str, Any], sentence: str) -> list[Finding]:
-    """Return ``accuracy`` and ``fusion-against-NAME`` for every other model.
+    """Return ``accuracy`` and ``fusion-against-NAME`` for every other model; where there is no fusion, the former.
 
     Args:
         choice: All models on the same test pairs.
         scores: By model ``value``, ``ci95``, ``development`` and ``cross_validated`` in percent.
         sentence: The verdict's, which is what to do about the table.
     """
+    if choice.one_side:
+        return [_accuracy(choice, scores, sentence)]
     fusion = choice.best("fusion")
     others = [model for model in choice.models if model is not fusion]
     return [_accuracy(choice, scores, sentence), *(_against(choice, model) for model in others)]
@@ -39,10 +44,12 @@ def _accuracy(choice: ModelChoice, scores: dict[str, Any], sentence: str) -> Fin
                 "development %": scores[model.name]["development"],
             }
         )
-    fusion, best = choice.best("fusion"), choice.overall
+    best = choice.overall
+    fusion = best if choice.one_side else choice.best("fusion")
     n, images = len(choice.clusters), len(set(choice.clusters))
     own, top = scores[fusion.name], scores[best.name]
-    claim = f"The fusion ({fusion.name}) answers {own['value']:.1f} % of {n:,} test pairs right"
+    named = f"The best of all models, {best.name}," if choice.one_side else f"The fusion ({fusion.name})"
+    claim = f"{named} answers {own['value']:.1f} % of {n:,} test pairs right"
     claim += "." if best is fusion else f"; the best of all models, {best.name}, {top['value']:.1f} %."
     crossed = any(row["cross-validated %"] is not None for row in rows)
     chosen = "by cross-validation over the images of the training pairs" if crossed else "on the development pairs"
@@ -74,11 +81,17 @@ def _accuracy(choice: ModelChoice, scores: dict[str, Any], sentence: str) -> Fin
     )
 
 
+def model_sentence(choice: ModelChoice, one: ModelResult, other: ModelResult) -> str:
+    """Return ``The linear probe beats the kernel model: +2.0 points, 1.0 to 3.0.``, or what else is the case."""
+    gap = choice.gap(one, other)
+    sentence = f"{one.title} {_BEATS[gap.sign]} {other.title}: {gap}."
+    return sentence[0].upper() + sentence[1:]
+
+
 def fusion_sentence(choice: ModelChoice, model: ModelResult) -> str:
     """Return ``The fusion (tiny) beats the linear probe: +2.0 points, 1.0 to 3.0.``, or what else is the case."""
     gap = choice.gap(choice.best("fusion"), model)
-    word = {1: "beats", 0: "is not measurably better than", -1: "is worse than"}[gap.sign]
-    return f"The fusion ({choice.best('fusion').name}) {word} {model.title}: {gap}."
+    return f"The fusion ({choice.best('fusion').name}) {_BEATS[gap.sign]} {model.title}: {gap}."
 
 
 def _against(choice: ModelChoice, model: ModelResult) -> Finding:

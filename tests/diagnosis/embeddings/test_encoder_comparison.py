@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from frevl.diagnosis.embeddings.encoder_comparison import encoder_cost, encoder_findings
-from frevl.diagnosis.model_comparison import MODEL_SPECS, ComparedModel, ModelComparison, fit, predict_all
+from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, fit, predict_all
+from frevl.diagnosis.model_specs import MODEL_SPECS
 from frevl.diagnosis.performance.run_costs import cost_findings
 from frevl.diagnosis.splits import read_splits
 from frevl.errors import UsageError

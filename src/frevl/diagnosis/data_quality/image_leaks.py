@@ -12,6 +12,7 @@ from frevl.diagnosis.data_quality.near_duplicates import expected_more, normal_t
 from frevl.diagnosis.data_quality.text_leaks import text_leak_findings
 from frevl.diagnosis.findings import Finding, counted
 from frevl.diagnosis.splits import Splits
+from frevl.store.usable_pairs import content_of_units
 
 __all__ = [
     "Likeness",
@@ -32,6 +33,10 @@ _MOST_IMAGES = 40_000
 _ROWS_AT_ONCE = 512
 _SHOWN = 20
 _P = 0.01  # below which near copies are more than likeness explains
+_COPIES = {
+    "image": "Content hashes of the image files, so a copy under another name counts.",
+    "text": "Hashes of the texts, so that blanks and composed letters make no difference.",
+}
 _NOTHING = "Nothing to do."
 _LIKENESS = "No more than likeness explains: nothing to do, but a look at the first ones costs little."
 
@@ -50,11 +55,17 @@ class Likeness:
 
 
 def leak_findings(splits: Splits) -> list[Finding]:
-    """Look for images, pairs and texts of the test among the training and development pairs."""
+    """Look for images, pairs and texts of the test among the training and development pairs.
+
+    Where there are texts alone, they stand in for the images; of one side alone a pair is no more than that.
+    """
     seen = [splits.train, splits.dev]
-    hashes = splits.store.content_hashes([*splits.test.images, *splits.train.images, *splits.dev.images])
+    parts = [splits.test, *seen]
+    hashes = {unit: content for part in parts for unit, content in content_of_units(splits.store, part).items()}
     copies = same_images(splits.test, seen, hashes)
     near, alike = _near(splits, hashes, copies)
+    if len(splits.train.sides) == 1:
+        return [_images(splits, copies), near]
     same_pair, leaked = _pairs(splits, hashes)
     texts = text_leak_findings(splits, hashes, copies | alike, leaked)
     return [_images(splits, copies), near, same_pair, *texts]
@@ -62,14 +73,14 @@ def leak_findings(splits: Splits) -> list[Finding]:
 
 def same_images(test: Pairs, seen: list[Pairs], hashes: dict[str, str]) -> dict[str, str]:
     """Return the test images whose content is in other pairs too, each with the id it has there."""
-    known = {hashes[image]: image for part in seen for image in reversed(list(dict.fromkeys(part.images)))}
-    return {image: known[hashes[image]] for image in dict.fromkeys(test.images) if hashes[image] in known}
+    known = {hashes[unit]: unit for part in seen for unit in reversed(list(dict.fromkeys(part.units)))}
+    return {unit: known[hashes[unit]] for unit in dict.fromkeys(test.units) if hashes[unit] in known}
 
 
 def _images(splits: Splits, copies: dict[str, str]) -> Finding:
     test = splits.test
-    images = len(set(test.images))
-    touched = sum(image in copies for image in test.images)
+    images = len(set(test.units))
+    touched = sum(unit in copies for unit in test.units)
     share = 100 * len(copies) / images
     claim, advice = same_image_claim(len(copies), images, touched, len(test))
     return Finding(
@@ -78,9 +89,12 @@ def _images(splits: Splits, copies: dict[str, str]) -> Finding:
         claim=claim,
         value=share,
         ci95=None,
-        how="Content hashes of the image files, so a copy under another name counts. Percent of test images.",
+        how=_COPIES[splits.unit] + " Percent of test images.",
         advice=advice,
-        table=[{"test image": image, "training image": other} for image, other in list(copies.items())[:_SHOWN]],
+        table=[
+            {f"test {splits.unit}": own, f"training {splits.unit}": other}
+            for own, other in list(copies.items())[:_SHOWN]
+        ],
     )
 
 
@@ -138,8 +152,8 @@ def likeness_threshold(cosines: np.ndarray) -> Likeness:
 def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tuple[Finding, dict[str, str]]:
     """Return the finding, and the test images that have a near copy, each with the id of that copy."""
     random = np.random.default_rng(splits.seed)
-    known = _some(list(dict.fromkeys([*splits.train.images, *splits.dev.images])), _MOST_IMAGES, random)
-    asked = _some([image for image in dict.fromkeys(splits.test.images) if image not in copies], _MOST_IMAGES, random)
+    known = _some(list(dict.fromkeys([*splits.train.units, *splits.dev.units])), _MOST_IMAGES, random)
+    asked = _some([unit for unit in dict.fromkeys(splits.test.units) if unit not in copies], _MOST_IMAGES, random)
     how = (
         "Cosine of the stored embeddings to the nearest training or development image of other content. "
         f"The threshold is the loosest of {', '.join(f'{t:g}' for t in THRESHOLDS)} that at most "
@@ -180,7 +194,11 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
         ),
         advice=advice,
         table=[
-            {"test image": asked[row], "training image": known[rows[row]], "cosine": float(cosines[row])}
+            {
+                f"test {splits.unit}": asked[row],
+                f"training {splits.unit}": known[rows[row]],
+                "cosine": float(cosines[row]),
+            }
             for row in worst[:_SHOWN]
         ],
     )
@@ -230,7 +248,8 @@ def _no_threshold(claim: str, how: str, rate: float) -> Finding:
 
 
 def _unit(splits: Splits, ids: list[str]) -> np.ndarray:
-    values = splits.store.read_images(ids, encoders=splits.encoders_of("image"))
+    read = splits.store.read_images if splits.unit == "image" else splits.store.read_texts
+    values = read(ids, encoders=splits.encoders_of(splits.unit))
     unit: np.ndarray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     return unit
 

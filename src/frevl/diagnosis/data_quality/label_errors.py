@@ -17,7 +17,8 @@ import numpy as np
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.cross_validation import cross_validate
 from frevl.diagnosis.findings import Finding
-from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, ModelSpec, seen_by
+from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, seen_by
+from frevl.diagnosis.model_specs import ModelSpec
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import MATCH_LABELS, Splits, answers_of
 from frevl.errors import MissingExtraError

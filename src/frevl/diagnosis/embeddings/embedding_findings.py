@@ -71,10 +71,8 @@ def embedding_findings(
     """
     rows = _drawn(len(pairs), most, seed)
     drawn = pairs.select(rows)
-    items: dict[Modality, list[str]] = {
-        "image": list(dict.fromkeys(drawn.images)),
-        "text": list(dict.fromkeys(drawn.texts)),
-    }
+    both: dict[Modality, list[str]] = {"image": drawn.images, "text": drawn.texts}
+    items = {modality: list(dict.fromkeys(both[modality])) for modality in pairs.sides}
     findings = []
     used = {modality: (encoders or {}).get(modality) or store.encoders for modality in items}
     for name in dict.fromkeys(name for names in used.values() for name in names):
@@ -89,7 +87,7 @@ def embedding_findings(
         many = {modality: values for modality, values in spaces.items() if len(values) >= _FEWEST}
         if many:
             findings.append(_hub_finding(name, many))
-        if all(name in names for names in used.values()) and _common(store, name):
+        if len(used) == 2 and all(name in names for names in used.values()) and _common(store, name):
             findings.append(_gap_finding(store, name, drawn))
     learned = [(scorer, scorer.network.projections()) for scorer in scorers]
     return findings + [_projection_finding(scorer, maps, items) for scorer, maps in learned if maps is not None]

@@ -14,7 +14,8 @@ import numpy as np
 from frevl.diagnosis.embeddings.probe_pictures import SKILLS, draw_probe
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.gaps import HOW_COMPARED, Gap, compare
-from frevl.diagnosis.model_comparison import MODEL_SPECS, ComparedModel, Predictions, fit, predict_all, seen_by
+from frevl.diagnosis.model_comparison import ComparedModel, Predictions, fit, predict_all, seen_by
+from frevl.diagnosis.model_specs import specs_for
 from frevl.diagnosis.splits import Splits
 from frevl.encoders.interface import Encoder
 from frevl.encoders.registry import load_encoder
@@ -22,7 +23,7 @@ from frevl.errors import FrevlError, PairsError, StoreError, UsageError
 from frevl.evaluation.intervals import bootstrap_interval
 from frevl.progress import print_progress
 from frevl.store.reader import Store
-from frevl.store.towers import MODALITIES, Modality
+from frevl.store.towers import Modality
 
 __all__ = [
     "EncoderCost",
@@ -33,7 +34,7 @@ __all__ = [
     "together_advice",
 ]
 
-_MODELS = ("linear", "mlp", "tiny")  # of `MODEL_SPECS`, the simplest first; they do both tasks
+_MODELS = ("linear", "mlp", "tiny")  # of `model_specs.MODEL_SPECS`, the simplest first; they do both tasks
 _ITEMS = 24  # embedded to measure seconds an item
 _READ = 200  # items read to measure bytes an item
 
@@ -92,7 +93,8 @@ def encoder_findings(
         stores: Further stores of the same items; their encoders are compared too.
         folder: For the runs.
         time_limit: Seconds that all trainings together may take, roughly.
-        models: Names of `MODEL_SPECS`; each encoder is represented by its best on development pairs.
+        models: Names from `frevl.diagnosis.model_specs.specs_for`; each encoder is represented by its best on
+            development pairs.
         together: The recommended model on all encoders of `splits`, to compare every single encoder with.
         progress: Show progress lines.
 
@@ -104,11 +106,11 @@ def encoder_findings(
     Raises:
         UsageError: An unknown model.
     """
-    specs = {spec.name: spec for spec in MODEL_SPECS}
+    specs = {spec.name: spec for spec in specs_for(splits.train.sides)}
     for name in models:
         if name not in specs:
             raise UsageError(f"Encoders are compared by models of a diagnosis; there is no '{name}' among them.")
-    used = {name for of in MODALITIES for name in splits.encoders_of(of) or splits.store.encoders}
+    used = {name for of in splits.train.sides for name in splits.encoders_of(of) or splits.store.encoders}
     own_encoders = [name for name in splits.encoder or splits.store.encoders if name in used]
     named = [(splits.store, encoder) for encoder in own_encoders]
     named += [(store, encoder) for store in stores for encoder in store.encoders]
@@ -119,7 +121,7 @@ def encoder_findings(
         twice = [other for _, other in named].count(encoder) > 1
         label = f"{encoder} ({store.path.name})" if twice else encoder
         own = splits.with_encoder(encoder, store)
-        if not all(store.select_towers(modality, [encoder]) for modality in MODALITIES):
+        if not all(store.select_towers(modality, [encoder]) for modality in splits.train.sides):
             continue
         predictions: dict[str, Predictions] = {}
         dev: dict[str, float] = {}
@@ -157,12 +159,15 @@ def encoder_findings(
 
 def encoder_cost(store: Store, encoder: str, splits: Splits) -> EncoderCost:
     """Measure what an encoder costs: bytes from the store, seconds with the encoder itself."""
-    images, texts = list(dict.fromkeys(splits.test.images)), list(dict.fromkeys(splits.test.texts))
+    images, texts = (
+        list(dict.fromkeys(items)) if side in splits.test.sides else []
+        for side, items in (("image", splits.test.images), ("text", splits.test.texts))
+    )
     stored = (
         _stored_bytes(store, "image", images[:_READ], encoder),
         _stored_bytes(store, "text", texts[:_READ], encoder),
     )
-    kind = next((tower.identity["tokens"] for tower in store.select_towers("image", [encoder])), "pooled")
+    kind = next((tower.identity["tokens"] for tower in store.select_towers(splits.unit, [encoder])), "pooled")
     try:
         loaded = load_encoder(encoder, tokens=kind)
     except FrevlError:  # imported embeddings, or an encoder that is not installed here
@@ -185,7 +190,7 @@ def _seconds(encoder: Encoder, texts: list[str]) -> tuple[float | None, float | 
     asked = texts[:_ITEMS]
     return (
         None if encoder.image is None else _median(lambda: encoder.embed_images(pictures)) / len(pictures),
-        None if encoder.text is None else _median(lambda: encoder.embed_texts(asked)) / len(asked),
+        None if encoder.text is None or not asked else _median(lambda: encoder.embed_texts(asked)) / len(asked),
     )
 
 

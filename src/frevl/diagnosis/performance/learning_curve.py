@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from frevl.diagnosis.findings import Finding, chart, series
-from frevl.diagnosis.model_comparison import SMALL, ComparedModel, ModelComparison, fit, predict_all, seen_by
+from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, fit, predict_all, seen_by
+from frevl.diagnosis.model_specs import SMALL
 from frevl.diagnosis.splits import share_of_clusters
 from frevl.errors import PairsError
 from frevl.progress import print_progress
@@ -110,7 +111,7 @@ def learning_curve_findings(
     """Train models on growing parts of the training images.
 
     They are the best fusion, the linear probe (or the best baseline), the best model of the text, and the one that is
-    recommended.
+    recommended; where the pairs have one side only, the linear probe and the one that is recommended.
 
     Args:
         comparison: Its models are the last point of each curve.
@@ -124,7 +125,9 @@ def learning_curve_findings(
         return [_too_few(len(train))]
     shares = np.geomspace(smallest, 1.0, POINTS) if len(train) <= SMALL else np.array(_SHARES_OF_MANY)
     linear = [model for model in comparison.models if model.name == "linear"]
-    chosen = [comparison.best("fusion"), *(linear or [comparison.best("baseline")]), comparison.best("text")]
+    chosen = linear
+    if len(comparison.splits.train.sides) == 2:
+        chosen = [comparison.best("fusion"), *(linear or [comparison.best("baseline")]), comparison.best("text")]
     models = list({model.name: model for model in [*chosen, comparison.recommended]}.values())
     cost = sum(model.seconds for model in models) * float(shares[:-1].sum())
     slower = min(1.0, time_limit / max(cost, 1e-9))

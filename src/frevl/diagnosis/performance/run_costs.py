@@ -79,7 +79,14 @@ def cost_findings(comparison: ModelComparison) -> list[Finding]:
                 "training s": cost.train_seconds,
             }
         )
-    fusion, plain = comparison.best("fusion"), comparison.best("baseline")
+    if len(comparison.splits.train.sides) == 2:
+        fusion, plain = comparison.best("fusion"), comparison.best("baseline")
+        named = f"The fusion ({fusion.name})"
+    else:
+        fusion = comparison.recommended
+        others = [model for model in comparison.models if model is not fusion]
+        plain = max(others, key=lambda model: float(model.test.hits.mean()))
+        named = f"The recommended model, {fusion.name},"
     by_name = {row["model"]: row for row in rows}
     own, other = by_name[fusion.name], by_name[plain.name]
     gain = compare(fusion.test.hits, plain.test.hits, comparison.clusters)
@@ -88,7 +95,7 @@ def cost_findings(comparison: ModelComparison) -> list[Finding]:
             name="cost",
             section="cost",
             claim=(
-                f"The fusion ({fusion.name}) scores a pair in {own['ms a pair']:.3f} ms with {own['parameters']:,} "
+                f"{named} scores a pair in {own['ms a pair']:.3f} ms with {own['parameters']:,} "
                 f"parameters, {plain.name} in {other['ms a pair']:.3f} ms with {other['parameters']:,}; the "
                 f"difference in right answers is {gain}."
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from frevl.diagnosis.findings import SECTIONS
+from frevl.diagnosis.findings import sections_of
 from frevl.diagnosis.report.shareable import shareable
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     record = shareable(diagnosis.record())
     origin, verdict = record["provenance"], record["verdict"]
     parts = [f"# {verdict['sentence']}", *verdict["detail"], *record["notes"]]
-    for section, heading in SECTIONS.items():
+    for section, heading in sections_of(verdict).items():
         found = [finding for finding in record["findings"] if finding["section"] == section]
         if found:
             parts.append(f"## {heading}")
@@ -39,7 +39,7 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
 def diagnosis_summary(diagnosis: Diagnosis) -> str:
     """Return verdict and claims for the terminal, one a line."""
     lines = [diagnosis.verdict["sentence"], *diagnosis.verdict["detail"]]
-    for section, heading in SECTIONS.items():
+    for section, heading in sections_of(diagnosis.verdict).items():
         claims = [
             finding.claim
             for finding in diagnosis.findings

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frevl.diagnosis.findings import SECTIONS
+from frevl.diagnosis.findings import sections_of
 from frevl.diagnosis.report.plots import NARROW, WIDE, check_matplotlib, draw_plot, series_colours
 from frevl.diagnosis.report.shareable import shareable
 from frevl.encoders.images import read_image
@@ -90,7 +90,7 @@ def page_of(diagnosis: Diagnosis, *, images: Path | None = None) -> str:
         verdict={"detail": [], **verdict},
         facts=_facts(record),
         notes=record.get("notes", []),
-        sections=_sections(record["findings"]),
+        sections=_sections(record["findings"], sections_of(verdict)),
         cases=_cases(record.get("cases", []), images),
         provenance={"store": "", **record.get("provenance", {})},
         origin=_origin(record.get("provenance", {})),
@@ -127,18 +127,18 @@ def _facts(record: dict[str, Any]) -> list[tuple[str, Any]]:
     named = [
         ("Task", record.get("task")),
         ("Test pairs", verdict.get("test_pairs")),
-        ("Test images", verdict.get("test_images")),
+        (f"Test {verdict.get('unit', 'image')}s", verdict.get("test_images")),
         ("Fusion", verdict.get("fusion")),
         ("Metric", verdict.get("metric")),
     ]
     return [(name, value) for name, value in named if value is not None]
 
 
-def _sections(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _sections(findings: list[dict[str, Any]], headings: dict[str, str]) -> list[dict[str, Any]]:
     """Return every section of the page with its findings, also those that have none."""
     number = 0
     sections = []
-    for id_, heading in SECTIONS.items():
+    for id_, heading in headings.items():
         shown = []
         for finding in (one for one in findings if one["section"] == id_):
             number += 1
@@ -220,7 +220,7 @@ def _cases(cases: Sequence[dict[str, Any]], images: Path | None) -> list[tuple[s
 
 def _thumbnail(images: Path | None, id_: str) -> str | None:
     """Return a small JPEG as a data address; None without a folder, or where the image cannot be read any more."""
-    if images is None:
+    if images is None or not id_:
         return None
     try:
         picture = read_image(images / id_, target=_THUMBNAIL)
