@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,9 +15,7 @@ from frevl.data.pairs import Side
 from frevl.errors import UsageError
 from frevl.models.baselines import Linear, Majority, Mlp, fit_linear
 from frevl.models.fusion import PRESETS, Fusion
-from frevl.models.inputs import mean_pool
 from frevl.models.interface import PairNetwork
-from frevl.models.kernel_ridge import RIDGES, TEXT_ONLY_SHARES, KernelFit, KernelFusion, fit_kernel
 from frevl.models.registry import NETWORKS
 from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
@@ -30,12 +28,21 @@ from frevl.training.initialisation import (
     release_statistics,
     statistics_of,
 )
+from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.loop import FitReport, LossOf, fusion_loss, gradient_descent, pair_loss
 from frevl.training.losses import task_loss
-from frevl.training.options import FusionOptions, LinearOptions, MlpOptions, ModelOptions, PairwiseOptions, Session
-from frevl.training.run_folder import NOWHERE, Checkpoint
+from frevl.training.options import (
+    FusionOptions,
+    KernelOptions,
+    LinearOptions,
+    MlpOptions,
+    ModelOptions,
+    PairwiseOptions,
+    Session,
+)
+from frevl.training.run_folder import NOWHERE, Checkpoint, Clock
 
-__all__ = ["MODELS", "NEEDS", "Fitted", "as_it_is", "fit_kernel_on", "fit_model", "trainable"]
+__all__ = ["MODELS", "NEEDS", "Fitted", "as_it_is", "fit_model", "trainable"]
 
 # Simplest first: where two are equally good, selection takes the one that stands earlier.
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
@@ -129,12 +136,8 @@ def fit_model(
     }
     if model == "majority":
         return Fitted(_fit_majority(train, outputs), clock.seconds() - started)
-    if model == "kernel":
-        examples = join(train, dev) if dev_is_spare else train
-        kernel, solved = fit_kernel_on(examples, outputs)
-        # Exact leave-one-image-out scores serve as development where that part was learnt from.
-        spare = (solved.held_out, examples.truth) if dev_is_spare else None
-        return Fitted(kernel, clock.seconds() - started, held_out=spare)
+    if isinstance(options, KernelOptions):
+        return _fit_kernel(train, dev, outputs, options, clock, dev_is_spare=dev_is_spare)
     if model in ("cosine", "dual"):
         raise UsageError(f"The model '{model}' does matching only; for classification take a fusion, mlp or linear")
     if isinstance(options, LinearOptions):
@@ -178,6 +181,20 @@ def fit_model(
     loss_of = pair_loss(network, train, outputs, options=options, device=session.device)
     report = _descend(network, loss_of, len(train), dev, model, options, session, checkpoint, log_file)
     return Fitted(network, report.seconds, report)
+
+
+def _fit_kernel(
+    train: Examples, dev: Examples, outputs: int, options: KernelOptions, clock: Clock, *, dev_is_spare: bool
+) -> Fitted[PairNetwork]:
+    """Fit the kernel fusion, on the development part too if that was set aside by us."""
+    started = clock.seconds()
+    examples = join(train, dev) if dev_is_spare else train
+    network, solved = fit_kernel_on(examples, outputs, options)
+    held_out = None
+    if dev_is_spare and isinstance(examples.truth, Answers):
+        # Exact leave-one-image-out scores serve as development where that part was learnt from.
+        held_out = solved.held_out[solved.known], examples.truth.select(solved.known)
+    return Fitted(network, clock.seconds() - started, held_out=held_out, notes=list(solved.notes))
 
 
 def _descend(
@@ -226,55 +243,6 @@ def _fit_majority(train: Examples, outputs: int) -> Majority:
             shares += train.truth.dense(rows, outputs).sum(dim=0)
         network.logits.copy_((shares / len(train)).clamp(min=1e-9).log())
     return network
-
-
-def fit_kernel_on(
-    train: Examples,
-    outputs: int,
-    *,
-    text_only_shares: Sequence[float] = TEXT_ONLY_SHARES,
-    ridges: Sequence[float] = RIDGES,
-) -> tuple[KernelFusion, KernelFit]:
-    """Solve the kernel fusion on the items that the training pairs use.
-
-    Args:
-        train: Examples of a classification.
-        outputs: Number of classes.
-        text_only_shares: As in `fit_kernel`.
-        ridges: As in `fit_kernel`.
-
-    Raises:
-        UsageError: The examples are of matching.
-        TrainingError: There are too many pairs.
-    """
-    if not isinstance(train.truth, Answers):
-        raise UsageError("The model 'kernel' does classification only; for matching take a fusion, mlp or linear")
-    image_numbers, image_rows = torch.unique(train.pairs.image_rows, return_inverse=True)
-    text_numbers, text_rows = torch.unique(train.pairs.text_rows, return_inverse=True)
-    images, image_mask = train.pairs.images[image_numbers].float(), train.pairs.image_mask[image_numbers]
-    texts, text_mask = train.pairs.texts[text_numbers].float(), train.pairs.text_mask[text_numbers]
-    if not images.shape[2] or not texts.shape[2]:
-        text_only_shares = (0.0,)  # a kernel of one side; a share of the absent one would be a constant
-    network = KernelFusion(
-        image_dim=images.shape[2],
-        text_dim=texts.shape[2],
-        outputs=outputs,
-        pairs=len(train),
-        images=len(images),
-        texts=len(texts),
-    )
-    found = fit_kernel(
-        network,
-        mean_pool(images, image_mask),
-        mean_pool(texts, text_mask),
-        image_rows,
-        text_rows,
-        train.truth.dense(torch.arange(len(train)), outputs),
-        train.clusters,
-        text_only_shares=text_only_shares,
-        ridges=ridges,
-    )
-    return network, found
 
 
 def _fit_linear(

@@ -108,7 +108,16 @@ class CosineOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelOptions(ModelOptions):
-    """Options of ``kernel``: none, its penalty and its text-only share are chosen on held-out images."""
+    """Options of ``kernel``: what is tried. Kernels and penalty are chosen by exact leave-one-image-out scores."""
+
+    text_alone: bool = option(True, "Try the kernel of the text alone.")
+    image_alone: bool = option(True, "Try the kernel of the image alone.")
+    product: bool = option(True, "Try the product of both kernels, with a quarter of the text alone.")
+    sums: bool = option(True, "Try sums of the kernels of the text, of the image, and of both.")
+    largest_penalty: float = option(3.0, "Strongest penalty of the ridge that is tried.", above=0)
+    smallest_penalty: float = option(
+        0.1, "Weakest penalty that is tried; there are two in every power of ten.", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Which encoders of a store a classification should use: each alone, some, or all of them concatenated.
 
 More embeddings are not better on a small set: what a weak tower adds may hide what a strong one says. The sets of
-encoders are compared by the kernel fusion's exact leave-one-image-out scores, which take one solution a set and
+encoders are compared by the kernel fusion's exact leave-one-image-out scores, which take
 no development data (ours). Then images and texts of the best set are tried apart, because the encoder with the best
 texts need not have the best images. Models are compared on what won.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from frevl.progress import print_progress
 from frevl.store.towers import Tower
 from frevl.training.examples import Examples, join
-from frevl.training.fit_model import fit_kernel_on
+from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.options import Session
 from frevl.training.prepare import Prepared
 from frevl.training.run_folder import NOWHERE, Checkpoint
@@ -28,9 +28,6 @@ __all__ = ["EncoderChoice", "all_encoders", "choose_encoders", "encoder_sets", "
 
 _MOST_PAIRS = 4_000  # of whole images, drawn at random if there are more: a comparison needs no more
 _MOST_ENCODERS = 4  # with more of them, only each alone and all together are compared
-# One share and three penalties: sets of encoders differ by more than the rest of the kernel's own choices.
-_TEXT_ONLY_SHARES = (0.25,)
-_RIDGES = (1.0, 0.3, 0.1)
 
 
 @dataclass(frozen=True)
@@ -171,8 +168,8 @@ def choose_encoders(
         examples = _sample(join(part.train, part.dev) if part.dev_is_spare else part.train, session.seed)
         pairs = len(examples)
         # All pairs are both learned from and scored: each by the solution without its own image.
-        _, found = fit_kernel_on(examples, outputs, text_only_shares=_TEXT_ONLY_SHARES, ridges=_RIDGES)
-        row |= {"metric": 100 * found.metric, "seconds": clock.seconds() - started}
+        _, found = fit_kernel_on(examples, outputs)
+        row |= {"metric": 100 * found.best_metric, "seconds": clock.seconds() - started}
         place.save({}, {"row": row, "pairs": pairs, "seconds": row["seconds"]})
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
         print_progress(

@@ -1,0 +1,1 @@
+"""The kernel fusion: which kernels are summed, and how strong the penalty is."""

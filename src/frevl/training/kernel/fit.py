@@ -1,0 +1,243 @@
+"""Fit a kernel fusion: solve it for several sums of kernels and penalties, and take the simplest of the best.
+
+Everything is compared on exact leave-one-cluster-out scores (mostly: of one image), so nothing has to be held out. The
+penalty of a sum has the smallest squared error; among the sums, the simplest within one standard error of the best
+share of right answers is taken. Pairs whose class no other cluster has say nothing about either and are passed over;
+with too few others, shares and penalty are fixed. The procedure is ours; what earned its place is in
+research/experiments/log.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from frevl.errors import TrainingError, UsageError
+from frevl.models.inputs import mean_pool
+from frevl.models.kernel_ridge import MOST_PAIRS, KernelFusion
+from frevl.runs.targets import Answers
+from frevl.training.examples import Examples
+from frevl.training.kernel.problem import Problem, Solved, known_pairs, standardise, varies
+from frevl.training.kernel.sums import PENALTY_WITHOUT_CHOICE, WITHOUT_CHOICE, Sum, penalties_of, sums_of
+from frevl.training.options import KernelOptions
+from frevl.training.selection.one_standard_error import standard_error
+
+__all__ = ["FEWEST_KNOWN", "PRIOR_SCALE", "KernelFit", "fit_kernel", "fit_kernel_on"]
+
+FEWEST_KNOWN = 20
+"""Pairs whose class another cluster has; with fewer, and fewer than half of all, there is nothing to choose by."""
+
+PRIOR_SCALE = 60.0
+"""Scale of the scores where nothing can be held out to calibrate them; measured, research/experiments/log.md."""
+
+_SCREENED = 1_000  # pairs on which a penalty to begin with is found for every sum, and hopeless sums are dropped
+_HOPELESS = 3.0  # standard errors behind the best
+_COMPARED = 4_000  # pairs on which the sums are compared; the one that is chosen is then solved on all
+
+
+@dataclass(frozen=True)
+class KernelFit:
+    """What was chosen, and how it does on clusters (images) that the solution has not seen.
+
+    Attributes:
+        chosen: The sum of kernels.
+        ridge: Chosen penalty.
+        metric: Share of right answers, in [0, 1], of the held-out scores of `known` pairs; 0 without any.
+        best_metric: The same of the best sum, which need not be the chosen one.
+        held_out: ``(n, outputs)`` scores of every training pair by the solution without its cluster.
+        known: ``(n,)`` bool: another cluster has a class of the pair, so that its held-out score means something.
+        notes: Sentences that the user should read.
+    """
+
+    chosen: Sum
+    ridge: float
+    metric: float
+    best_metric: float
+    held_out: Tensor
+    known: Tensor
+    notes: tuple[str, ...] = ()
+
+    @property
+    def decided(self) -> bool:
+        """Whether there were pairs to choose by."""
+        return _enough(self.known)
+
+
+def fit_kernel_on(
+    train: Examples, outputs: int, options: KernelOptions | None = None
+) -> tuple[KernelFusion, KernelFit]:
+    """Fit a kernel fusion on the items that the training pairs use.
+
+    Args:
+        train: Examples of a classification.
+        outputs: Number of classes.
+        options: Which sums and penalties are tried.
+
+    Raises:
+        UsageError: The examples are of matching, or the options leave nothing to try.
+        TrainingError: There are too many pairs.
+    """
+    if not isinstance(train.truth, Answers):
+        raise UsageError("The model 'kernel' does classification only; for matching take a fusion, mlp or linear")
+    image_numbers, image_rows = torch.unique(train.pairs.image_rows, return_inverse=True)
+    text_numbers, text_rows = torch.unique(train.pairs.text_rows, return_inverse=True)
+    images, image_mask = train.pairs.images[image_numbers].float(), train.pairs.image_mask[image_numbers]
+    texts, text_mask = train.pairs.texts[text_numbers].float(), train.pairs.text_mask[text_numbers]
+    return fit_kernel(
+        mean_pool(images, image_mask),
+        mean_pool(texts, text_mask),
+        image_rows,
+        text_rows,
+        train.truth.dense(torch.arange(len(train)), outputs),
+        train.clusters,
+        options,
+    )
+
+
+def fit_kernel(
+    images: Tensor,
+    texts: Tensor,
+    image_rows: Tensor,
+    text_rows: Tensor,
+    weights: Tensor,
+    clusters: Tensor,
+    options: KernelOptions | None = None,
+) -> tuple[KernelFusion, KernelFit]:
+    """Solve the regression for the sum of kernels and the penalty with the best leave-one-cluster-out scores.
+
+    Args:
+        images: ``(images, image_dim)`` float32, pooled, every image once; ``image_dim`` may be 0.
+        texts: ``(texts, text_dim)`` float32, pooled, every text once; ``text_dim`` may be 0.
+        image_rows: ``(n,)`` int64, image of every pair.
+        text_rows: ``(n,)`` int64, text of every pair.
+        weights: ``(n, outputs)`` float32, weight of every class for every pair.
+        clusters: ``(n,)`` int64; pairs of one number (mostly: of one image) are left out together.
+        options: Which sums and penalties are tried.
+
+    Returns:
+        The network with the solution on all pairs, and what was chosen.
+
+    Raises:
+        TrainingError: There are more pairs than memory is planned for, or the embeddings are not finite.
+        UsageError: The options leave nothing to try.
+    """
+    options = options or KernelOptions()
+    if len(image_rows) > MOST_PAIRS:
+        raise TrainingError(
+            f"The kernel fusion takes at most {MOST_PAIRS:,} training pairs, found {len(image_rows):,}: its memory "
+            "grows with their square; train a fusion (--model tiny) instead"
+        )
+    if not (bool(images.isfinite().all()) and bool(texts.isfinite().all())):
+        raise TrainingError(
+            "The kernel fusion found no solution: the embeddings are not finite; run frevl store verify"
+        )
+    room = KernelFusion(
+        image_dim=images.shape[1],
+        text_dim=texts.shape[1],
+        outputs=weights.shape[1],
+        pairs=len(image_rows),
+        images=len(images),
+        texts=len(texts),
+        shares=(0.0, 1.0, 0.0),
+        image_root=images.numel() > 0 and bool((images >= 0).all()),
+    )
+    standardise(room, images, texts)
+    room.image_rows.copy_(image_rows)
+    room.text_rows.copy_(text_rows)
+    room.mean.copy_(weights.mean(dim=0))
+    whole = Problem(room, image_rows, text_rows, weights - room.mean, clusters, known_pairs(weights, clusters))
+    tried = sums_of(options, image=varies(room.images), text=varies(room.texts))
+    penalties = penalties_of(options)
+    if not _enough(whole.known):
+        fixed = tried[0] if len(tried) == 1 else WITHOUT_CHOICE
+        solved = [whole.solve(fixed, PENALTY_WITHOUT_CHOICE)]
+    else:
+        solved = _compare(whole.sample(_COMPARED), tried, penalties)
+        if len(whole.targets) > _COMPARED:
+            chosen = _simplest(solved, whole.sample(_COMPARED))
+            solved = [_downhill(whole, chosen.kind, penalties, penalties.index(chosen.ridge))]
+    chosen = _simplest(solved, whole)
+    best = max(solved, key=lambda one: one.metric(whole))
+    fit = KernelFit(
+        chosen.kind, chosen.ridge, chosen.metric(whole), best.metric(whole), chosen.held_out + room.mean, whole.known
+    )
+    network = KernelFusion(**{**room.settings, "shares": list(chosen.kind.shares)})
+    scale = 1.0 if fit.decided else PRIOR_SCALE
+    solution = {
+        "alphas": scale * chosen.alphas,
+        "mean": scale * room.mean,
+        "blind_share": torch.tensor(chosen.kind.shares[0]),
+    }
+    network.load_state_dict({**room.state_dict(), **solution})
+    return network.eval(), replace(fit, notes=_notes(fit, len(tried)))
+
+
+def _enough(known: Tensor) -> bool:
+    """Tell whether so many pairs are known that one can choose by them."""
+    count = int(known.sum())
+    return count >= FEWEST_KNOWN or 2 * count > len(known)
+
+
+def _compare(problem: Problem, sums: Sequence[Sum], penalties: Sequence[float]) -> list[Solved]:
+    """Solve every sum with the penalty of its smallest squared error; not those that a part shows to be hopeless."""
+    part = problem.sample(_SCREENED)
+    at, screened = len(penalties) // 2, []
+    for kind in sums:
+        screened.append(_downhill(part, kind, penalties, at, upward=True))
+        at = penalties.index(screened[-1].ridge)
+    if part is problem:
+        return screened
+    # More pairs want no stronger penalty than few.
+    return [
+        _downhill(problem, one.kind, penalties, penalties.index(one.ridge))
+        for one in screened
+        if _within(one, screened, part, _HOPELESS)
+    ]
+
+
+def _downhill(problem: Problem, kind: Sum, penalties: Sequence[float], at: int, *, upward: bool = False) -> Solved:
+    """Solve a sum with ever weaker penalties (with ``upward``, then stronger ones) while the squared error falls."""
+    kernel = problem.kernel(kind)
+    best = problem.solve(kind, penalties[at], kernel)
+    for step in (1, -1) if upward else (1,):
+        begun = penalties.index(best.ridge)
+        for place in range(begun + step, len(penalties) if step > 0 else -1, step):
+            one = problem.solve(kind, penalties[place], kernel)
+            if not one.error < best.error:
+                break
+            best = one
+        if penalties.index(best.ridge) != begun:
+            break
+    return best
+
+
+def _simplest(solved: Sequence[Solved], problem: Problem) -> Solved:
+    """Return the first that is within one standard error of the best."""
+    return next(one for one in solved if _within(one, solved, problem, 1.0))
+
+
+def _within(one: Solved, solved: Sequence[Solved], problem: Problem, errors: float) -> bool:
+    """Tell whether a sum is at most so many standard errors behind the best (paired, by cluster)."""
+    best = max(solved, key=lambda other: other.metric(problem))
+    if one is best or not bool(problem.known.any()):
+        return True
+    _, clusters = torch.unique(problem.clusters[problem.known], return_inverse=True)
+    behind = (best.hits - one.hits)[problem.known]
+    return behind.mean().item() <= errors * standard_error(behind, clusters)
+
+
+def _notes(fit: KernelFit, sums: int) -> tuple[str, ...]:
+    """Say what nobody would expect of a kernel of both sides."""
+    if not fit.decided:
+        return (
+            f"kernel: nearly every class has a single example, so penalty ({fit.ridge:g}) and kernels "
+            f"({fit.chosen.name}) are fixed, not chosen, and probabilities are not calibrated.",
+        )
+    if sums > 1 and fit.chosen.shares[0] == 1:
+        return ("kernel: the image added nothing measurable, so the text alone answers.",)
+    if sums > 1 and fit.chosen.shares[1] == 1:
+        return ("kernel: the text added nothing measurable, so the image alone answers.",)
+    return ()

@@ -1,0 +1,109 @@
+"""A kernel regression whose pairs stay the same while kernels and penalty are tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from frevl.models.kernel_ridge import KernelFusion, held_out_scores, kernel_matrix, median_distance, mixed, needs
+from frevl.training.kernel.sums import Sum
+
+__all__ = ["Problem", "Solved", "known_pairs", "standardise", "varies"]
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A sum of kernels solved with one penalty."""
+
+    kind: Sum
+    ridge: float
+    alphas: Tensor
+    held_out: Tensor
+    hits: Tensor
+    error: float
+
+    def metric(self, problem: Problem) -> float:
+        """Share of right answers of the known pairs, in [0, 1]."""
+        return self.hits[problem.known].mean().item() if bool(problem.known.any()) else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Pairs with their centred targets, of which any sum of kernels can be solved."""
+
+    room: KernelFusion
+    image_rows: Tensor
+    text_rows: Tensor
+    targets: Tensor
+    clusters: Tensor
+    known: Tensor
+
+    def sample(self, most: int) -> Problem:
+        """Return a part of whole clusters with about ``most`` pairs, or everything where that is no more."""
+        if len(self.targets) <= most:
+            return self
+        names, numbers = torch.unique(self.clusters, return_inverse=True)
+        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
+        rows = order[numbers].argsort(stable=True)[:most].sort().values
+        weights = self.targets[rows] + self.room.mean
+        return replace(
+            self,
+            image_rows=self.image_rows[rows],
+            text_rows=self.text_rows[rows],
+            targets=self.targets[rows],
+            clusters=self.clusters[rows],
+            known=known_pairs(weights, self.clusters[rows]),
+        )
+
+    def kernel(self, kind: Sum) -> Tensor:
+        """``(n, n)`` sum of kernels of all pairs."""
+        room, (of_text, of_image) = self.room, needs(kind.shares)
+        text = _between(room.texts, self.text_rows, room.text_width) if of_text else None
+        image = _between(room.images, self.image_rows, room.image_width) if of_image else None
+        return mixed(text, image, kind.shares)
+
+    def solve(self, kind: Sum, ridge: float, kernel: Tensor | None = None) -> Solved:
+        """Solve one sum with one penalty, and score every pair without its cluster."""
+        kernel = self.kernel(kind) if kernel is None else kernel
+        alphas, held_out = held_out_scores(kernel, self.targets, self.clusters, ridge)
+        scores, weights = held_out + self.room.mean, self.targets + self.room.mean
+        hits = weights.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
+        known = self.known if bool(self.known.any()) else torch.ones_like(self.known)
+        error = (scores - weights)[known].square().sum(dim=1).mean().item()
+        return Solved(kind, ridge, alphas, held_out, hits, error)
+
+
+def standardise(room: KernelFusion, images: Tensor, texts: Tensor) -> None:
+    """Take statistics, items and widths of the kernels from the training items."""
+    roots = images.sign() * images.abs().sqrt() if room.image_root else images
+    for statistics, items in zip(room.input_statistics(), (roots, texts), strict=True):
+        statistics.fit(items)
+    room.images.copy_(room.normal_image(images))
+    room.texts.copy_(room.normal_text(texts))
+    room.image_width.copy_(median_distance(room.images))
+    room.text_width.copy_(median_distance(room.texts))
+
+
+def _between(items: Tensor, rows: Tensor, width: Tensor) -> Tensor:
+    """``(n, n)`` kernel of the items of all pairs."""
+    used, places = torch.unique(rows, return_inverse=True)
+    return kernel_matrix(items[used], items[used], width)[places][:, places]
+
+
+def varies(items: Tensor) -> bool:
+    """Tell whether items differ at all."""
+    return items.shape[1] > 0 and bool((items != items[:1]).any())
+
+
+def known_pairs(weights: Tensor, clusters: Tensor) -> Tensor:
+    """``(n,)`` bool: a class of the pair is a class of a pair of another cluster too."""
+    rows, classes = (weights > 1e-6).nonzero(as_tuple=True)
+    totals = torch.bincount(classes, minlength=weights.shape[1])
+    _, places, own = torch.unique(
+        torch.stack([clusters[rows], classes]), dim=1, return_inverse=True, return_counts=True
+    )
+    known = torch.zeros(len(weights), dtype=torch.bool)
+    known[rows[totals[classes] > own[places]]] = True
+    return known
