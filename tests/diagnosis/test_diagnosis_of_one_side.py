@@ -14,6 +14,8 @@ from frevl.diagnosis.report.page import page_of
 from frevl.diagnosis.verdict import reach_verdict
 from frevl.errors import PairsError, UsageError
 
+pytestmark = pytest.mark.slow
+
 NAMES = {
     "accuracy", "ten-times-data", "calibration", "abstention", "same-image", "near-same-image", "conflicting-labels",
     "class-balance", "label-errors", "rank-other", "hubs-other", "encoders", "cost",

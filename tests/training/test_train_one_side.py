@@ -11,6 +11,7 @@ from frevl.evaluation.evaluation import evaluate
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
+from frevl.training.ablation.study import ablate
 from frevl.training.training import train
 
 NOTE = {
@@ -81,6 +82,11 @@ def test_what_needs_both_sides_is_refused(one_side, tmp_path):
         trained(one_side, tmp_path / "run", other)
     with pytest.raises(PairsError, match=f"train.jsonl:1, field '{other}': matching expects an image and a text in"):
         train(one_side.store, one_side.train_file, run=tmp_path / "run", task="matching", model="dual")
+    with pytest.raises(UsageError, match=f"--{other}-encoder: no pair has .*; leave it out"):
+        trained(one_side, tmp_path / "encoder", "linear", **{f"{other}_encoder": ["other"]})
+    study = {"test": one_side.dev_file, "task": "classification", "out": tmp_path / "out"}
+    with pytest.raises(UsageError, match=f"a fusion of images and texts, and the pairs are {side}s alone"):
+        ablate(one_side.store, one_side.train_file, **study)
     with pytest.raises(UsageError, match="--initialise-from starts from a fusion of images and texts"):
         trained(one_side, tmp_path / "run", "auto", initialise_from=tmp_path / "other")
     assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, spelling_note, text_content, why_unknown
+from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.unread import unread_sentence
 from frevl.errors import PairsError, UsageError
@@ -187,6 +188,8 @@ def choose_towers(
     chosen: dict[Modality, list[Tower]] = {}
     for modality in MODALITIES:
         if modality not in parts[0].sides:
+            if asked.get(f"{modality}_encoder") is not None:
+                raise UsageError(f"--{modality}-encoder: no pair has {WITH_ARTICLE[modality]}; leave it out")
             chosen[modality] = []
             continue
         own = asked.get(f"{modality}_encoder")

@@ -88,7 +88,7 @@ def ablate(
 
     Raises:
         MissingExtraError: Matplotlib is not installed (extra ``plots``); raised before anything is trained.
-        UsageError: No store, fewer than one seed, or ``model`` is not a preset.
+        UsageError: No store, fewer than one seed, ``model`` is not a preset, or the pairs have one side only.
         RunError: The folder cannot be written, or holds runs with other settings.
         PairsError: As in `frevl.train` and `frevl.evaluate`; so are the other errors.
     """
@@ -98,6 +98,11 @@ def ablate(
     full_options = _fusion_options(model, options)
     stores = _opened(store)
     common, notes = _common_pairs(read_file(test, columns), stores)
+    if len(common.sides) == 1:
+        raise UsageError(
+            f"An ablation takes parts out of a fusion of images and texts, and the pairs are {common.sides[0]}s alone; "
+            "compare models of one side with frevl diagnose"
+        )
     folder = Path(out)
     grouping: dict[str, Any] = {"group_by": group_by, "find_groups": find_groups}
     shared = {
