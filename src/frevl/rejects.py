@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 __all__ = ["Reject", "rejects_sentence"]
 
-_PLURALS = {"image": "images", "text": "texts", "pair": "pairs"}
+_PLURALS = {"image": "images", "text": "texts", "pair": "pairs", "class": "classes"}
 # What stands beside pictures in folders: captions, metadata, lists. That none of them is a picture is no news.
 _BESIDE = frozenset(
     (".aae", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".mov", ".mp4", ".npy", ".npz",
@@ -22,7 +22,7 @@ class Reject:
     """One thing that was left out.
 
     Attributes:
-        kind: ``image``, ``text`` or ``pair``.
+        kind: ``image``, ``text``, ``pair`` or ``class``.
         id: The image id, the text, or ``file:line`` for a pair.
         reason: One sentence.
     """

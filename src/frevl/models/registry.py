@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from frevl.models.baselines import Linear, Majority, Mlp
+from frevl.models.classification.class_network import ClassNetwork
 from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
 from frevl.models.interface import PairNetwork
@@ -15,7 +16,8 @@ from frevl.models.retrieval.two_tower import Cosine, TwoTower
 __all__ = ["NETWORKS", "build"]
 
 NETWORKS: dict[str, type[PairNetwork]] = {
-    kind.key: kind for kind in (Average, Cosine, Fusion, KernelFusion, Linear, Majority, Mlp, Reranked, TwoTower)
+    kind.key: kind
+    for kind in (Average, ClassNetwork, Cosine, Fusion, KernelFusion, Linear, Majority, Mlp, Reranked, TwoTower)
 }
 
 

@@ -1,0 +1,1 @@
+"""Files that name classes, and the sentences made of the names."""

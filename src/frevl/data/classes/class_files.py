@@ -1,0 +1,210 @@
+"""Names, descriptions and example images of classes, from the three kinds of files in which people keep them.
+
+``.txt``: a name a line. ``.jsonl``: one object a line, ``{"class": "tench", "names": ["tench", "Tinca tinca"],
+"descriptions": [...], "examples": [image ids], "kind": "fish"}``, of which only ``class`` is needed. ``.json``:
+``{class: [texts]}``, as CuPL and classification by description publish theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from frevl.data.json_rows import json_rows
+from frevl.errors import InputError, nearest
+from frevl.rejects import Reject
+
+__all__ = ["ClassEntry", "ClassList", "read_classes"]
+
+_KEYS = ("class", "names", "descriptions", "examples", "kind")
+_MOST_BYTES = 256 << 20
+_FEWEST = 2
+
+
+@dataclass(frozen=True)
+class ClassEntry:
+    """One class.
+
+    Attributes:
+        label: What pictures are labelled with, and what a pair's ``target`` says.
+        names: Words to put into a template; the label where nothing else is given.
+        descriptions: Texts that are used as they are.
+        examples: Ids of images of this class.
+        kind: What kind of thing it is, or an empty string.
+        place: ``file:line``, for messages.
+    """
+
+    label: str
+    names: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
+    kind: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Classes in the order of their file.
+
+    Attributes:
+        entries: At least two.
+        rejected: Lines that could not be used.
+        source: The file as it was named, or an empty string.
+    """
+
+    entries: tuple[ClassEntry, ...]
+    rejected: tuple[Reject, ...] = ()
+    source: str = ""
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels, in order."""
+        return [entry.label for entry in self.entries]
+
+
+def read_classes(source: Any) -> ClassList:
+    """Read classes from a file, or take them over from Python.
+
+    Args:
+        source: A ``.txt``, ``.jsonl`` or ``.json`` file; names; a mapping from class to texts; or a `ClassList`.
+
+    Returns:
+        At least two different classes; lines that cannot be used stand in ``rejected``.
+
+    Raises:
+        InputError: The file cannot be read or has another ending, a class stands there twice, or there are fewer than
+            two.
+    """
+    if isinstance(source, ClassList):
+        return source
+    if isinstance(source, Mapping):
+        return _checked(_of_mapping(source, "classes"), [], "")
+    if isinstance(source, Iterable) and not isinstance(source, str | bytes | PathLike):
+        rows = ((f"classes[{number}]", one, "") for number, one in enumerate(source))
+        return _checked(*_of_rows(rows), "")
+    path = Path(source)
+    if path.suffix.lower() not in (".txt", ".jsonl", ".ndjson", ".json"):
+        raise InputError(
+            f"{path}: classes are read from .txt (a name a line), .jsonl or .json, found the ending '{path.suffix}'"
+        )
+    try:
+        if path.suffix.lower() == ".json":
+            return _checked(_of_mapping(_one_object(path), str(path)), [], str(path))
+        if path.suffix.lower() == ".txt":
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            rows = ((f"{path}:{number}", line, "") for number, line in enumerate(lines, 1) if line.strip())
+            return _checked(*_of_rows(rows), str(path))
+        with path.open("rb") as stream:
+            rows = ((f"{path}:{number}", row, problem) for number, row, problem in json_rows(path, stream))
+            return _checked(*_of_rows(rows), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected text in UTF-8, found something else ({error.reason})") from error
+    except OSError as error:
+        raise InputError(f"{path}: the classes cannot be read ({error.strerror or error})") from error
+
+
+def _one_object(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{path}: expected at most {_MOST_BYTES >> 20} MB of JSON, found more; use .jsonl")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected a JSON object {{class: [texts]}}, found broken JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object {{class: [texts]}}, found {type(value).__name__}")
+    return value
+
+
+def _of_mapping(given: Mapping[Any, Any], source: str) -> list[ClassEntry]:
+    entries = []
+    for label, texts in given.items():
+        place = f"{source}, class '{label}'"
+        found = [texts] if isinstance(texts, str) else texts
+        if not isinstance(label, str) or not label.strip():
+            raise InputError(f"{source}: expected the name of a class, found {label!r:.60}")
+        problem = _not_texts(found)
+        if problem:
+            raise InputError(f"{place}: expected a list of texts, {problem}")
+        descriptions = tuple(_as_description(text, label) for text in found)
+        entries.append(ClassEntry(label, (label,), descriptions, place=place))
+    return entries
+
+
+def _of_rows(rows: Iterable[tuple[str, Any, str]]) -> tuple[list[ClassEntry], list[Reject]]:
+    entries, rejected = [], []
+    for place, row, problem in rows:
+        entry = problem or _entry(row, place)
+        if isinstance(entry, ClassEntry):
+            entries.append(entry)
+        else:
+            rejected.append(Reject("class", place, entry))
+    return entries, rejected
+
+
+def _entry(row: Any, place: str) -> ClassEntry | str:
+    """Return the class that a row names, or what is wrong with it."""
+    if isinstance(row, str):
+        return ClassEntry(row.strip(), (row.strip(),), place=place) if row.strip() else "expected a name, found blanks"
+    if not isinstance(row, dict):
+        return f"expected an object or a name, found {type(row).__name__}"
+    label = row.get("class")
+    if not isinstance(label, str) or not label.strip():
+        return f"field 'class': expected a name, found {label!r:.40}"
+    unknown = [key for key in row if key not in _KEYS]
+    if unknown:
+        return f"there is no field '{unknown[0]:.40}'. {nearest(str(unknown[0]), _KEYS)}"
+    lists = {key: row.get(key, []) for key in ("names", "descriptions", "examples")}
+    for key, value in lists.items():
+        problem = _not_texts(value)
+        if problem:
+            return f"field '{key}': expected a list of texts, {problem}"
+    kind = row.get("kind", "")
+    if not isinstance(kind, str):
+        return f"field 'kind': expected a text, found {type(kind).__name__}"
+    label = label.strip()
+    descriptions = tuple(_as_description(text, label) for text in lists["descriptions"])
+    return ClassEntry(label, tuple(lists["names"]) or (label,), descriptions, tuple(lists["examples"]), kind, place)
+
+
+def _not_texts(value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        return f"found {type(value).__name__}"
+    wrong = next((one for one in value if not isinstance(one, str) or not one.strip()), None)
+    return "" if wrong is None else f"found {wrong!r:.40} in it"
+
+
+def _as_description(text: str, label: str) -> str:
+    """Return a text that is about the class: one that does not name it is a feature ("a long tail").
+
+    Features are joined to the name as in classification by description (Menon and Vondrick 2023).
+    """
+    plain = text.strip()
+    if label.casefold() in plain.casefold() or len(plain.split()) > _A_SENTENCE:
+        return plain
+    first = plain.split()[0].casefold()
+    if first in ("a", "an", "the", "usually", "used"):
+        return f"{label}, which is {plain}"
+    return f"{label}, which {plain}" if first in _VERBS else f"{label}, which has {plain}"
+
+
+_A_SENTENCE = 12  # words; a longer text stands by itself whether it names the class or not
+_VERBS = ("has", "have", "is", "are", "can", "may", "often", "typically", "does")
+
+
+def _checked(entries: Sequence[ClassEntry], rejected: Sequence[Reject], source: str) -> ClassList:
+    seen: dict[str, str] = {}
+    for entry in entries:
+        if entry.label in seen:
+            raise InputError(
+                f"{entry.place}: the class '{entry.label}' stands already in {seen[entry.label]}; give every class "
+                "once, with all its names and texts"
+            )
+        seen[entry.label] = entry.place
+    if len(entries) < _FEWEST:
+        first = f" (the first line left out is {rejected[0].id}: {rejected[0].reason})" if rejected else ""
+        raise InputError(f"{source or 'classes'}: expected at least two classes, found {len(entries)}{first}")
+    return ClassList(tuple(entries), tuple(rejected), source)

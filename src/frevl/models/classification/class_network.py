@@ -1,0 +1,144 @@
+"""The network of `frevl classify`: images alone -> logits of classes, from names, from examples, or from both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frevl.errors import UsageError
+from frevl.models.classification.heads import Features, Head, Memory, unit_features
+from frevl.models.inputs import ZScore, frozen, mean_pool, stored_in_half
+from frevl.models.interface import Build, PairNetwork, Searchable
+
+__all__ = ["ClassNetwork", "searchable"]
+
+
+class ClassNetwork(PairNetwork):
+    """A `Head` with what it needs to be applied: statistics of the examples, name vectors, kept examples.
+
+    Tokens are pooled by their mean. The text of a pair is not read.
+    """
+
+    key = "classes"
+    no_int8 = "the kept examples and name vectors are compared by small differences of cosines"
+
+    def __init__(
+        self,
+        *,
+        image_dim: int,
+        outputs: int,
+        name_dim: int = 0,
+        names: float = 0.0,
+        examples: int = 0,
+        memories: list[dict[str, Any]] | None = None,
+        space: PairNetwork | None = None,
+    ) -> None:
+        """Make room for a head; `take` fills it.
+
+        Args:
+            image_dim: Width of an image embedding.
+            outputs: Number of classes.
+            name_dim: Width of a name vector; 0 without names.
+            names: Scale of the cosines with the names.
+            examples: How many examples are kept for the memories.
+            memories: ``{"width", "on_unit"}`` of each sum over examples.
+            space: The network whose vectors of texts the names are: the ``cosine`` of encoders with a common space, or
+                a trained first stage.
+
+        Raises:
+            UsageError: The sizes do not fit together.
+        """
+        super().__init__()
+        memories = memories or []
+        if memories and not examples:
+            raise UsageError(f"classes: {len(memories)} sums over examples need examples, found none")
+        self.settings = {
+            "image_dim": image_dim,
+            "outputs": outputs,
+            "name_dim": name_dim,
+            "names": names,
+            "examples": examples,
+            "memories": memories,
+            "space": None if space is None else {"key": space.key, "settings": space.settings},
+        }
+        self.mean, self.scale = frozen(image_dim), frozen(image_dim, fill=1.0)
+        self.space = space
+        self.name_vectors = frozen(outputs, name_dim)
+        self.weight, self.bias = frozen(outputs, image_dim), frozen(outputs)
+        self.examples = frozen(examples, image_dim)
+        self.coefficients = nn.ParameterList(frozen(examples, outputs) for _ in memories)
+        stored_in_half(self, inner=False)
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any], build: Build) -> ClassNetwork:
+        """Build the network and, if it has names, the one whose space they live in."""
+        settings = dict(settings)
+        inner = settings.pop("space", None)
+        return cls(**settings, space=None if inner is None else build(inner["key"], inner["settings"]))
+
+    def take(self, head: Head, statistics: ZScore, names: Tensor | None, examples: Tensor) -> None:
+        """Fill the network.
+
+        Args:
+            head: What it is to compute.
+            statistics: Of the examples; `unit_features` are made with them.
+            names: ``(outputs, name_dim)`` unit vectors of the names.
+            examples: ``(examples, image_dim)`` embeddings that the head was fitted on.
+        """
+        with torch.no_grad():
+            self.mean.copy_(statistics.mean)
+            self.scale.copy_(statistics.scale)
+            if names is not None:
+                self.name_vectors.copy_(names)
+            self.weight.copy_(head.weight)
+            self.bias.copy_(head.bias)
+            if head.memories:
+                self.examples.copy_(examples)
+            for own, memory in zip(self.coefficients, head.memories, strict=True):
+                own.copy_(memory.coefficients)
+
+    @property
+    def statistics(self) -> ZScore:
+        """Mean and deviation of the examples."""
+        return ZScore(self.mean, self.scale)
+
+    def head(self) -> Head:
+        """Return what the network computes from features."""
+        memories = tuple(
+            Memory(coefficients, float(one["width"]), bool(one["on_unit"]))
+            for coefficients, one in zip(self.coefficients, self.settings["memories"], strict=True)
+        )
+        return Head(float(self.settings["names"]), self.weight, self.bias, memories)
+
+    def features(self, image: Tensor) -> Features:
+        """Return the features of ``(n, image_dim)`` embeddings."""
+        cosines = None if self.space is None else searchable(self.space).image_vectors(image) @ self.name_vectors.T
+        return Features(F.normalize(image, dim=1), unit_features(image, self.statistics), cosines)
+
+    def forward(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> Tensor:
+        """Return ``(n, outputs)`` logits; the text is not read."""
+        del text, text_mask
+        head = self.head()
+        kept = self._kept if head.memories else None
+        return head.logits(self.features(mean_pool(image, image_mask)), kept)
+
+    @property
+    def _kept(self) -> Features:
+        return Features(F.normalize(self.examples, dim=1), unit_features(self.examples, self.statistics), None)
+
+
+def searchable(network: PairNetwork) -> Searchable:
+    """Return the first stage of a network, whose vectors of texts can be names of classes.
+
+    Raises:
+        UsageError: It has none.
+    """
+    first_stage = network.first_stage
+    if first_stage is None:
+        raise UsageError(f"classes: expected a network with a first stage to hold the names, found '{network.key}'")
+    return first_stage

@@ -1,0 +1,132 @@
+"""What the methods of `frevl classify` have in common: features of images, and the head that turns them into logits.
+
+Every method ends as a `Head`, a sum of up to four parts, so that an average of two methods is a head again and one
+network (`frevl.models.classification.class_network`) holds any of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.models.inputs import ZScore
+from frevl.models.kernel_ridge import kernel_matrix
+
+__all__ = ["Features", "Head", "Memory", "one_hot", "statistics_of", "unit_features"]
+
+_PRIOR_IMAGES = 10
+
+
+class Features(NamedTuple):
+    """What a head sees of ``n`` images.
+
+    Attributes:
+        unit: ``(n, d)`` embeddings of unit length.
+        standard: ``(n, d)`` standardised in each dimension, then scaled to unit length: `unit_features`.
+        cosines: ``(n, classes)`` cosines with the names of the classes in [-1, 1], or None without names.
+    """
+
+    unit: Tensor
+    standard: Tensor
+    cosines: Tensor | None
+
+    def select(self, rows: Tensor) -> Features:
+        """Return some of the images."""
+        return Features(self.unit[rows], self.standard[rows], None if self.cosines is None else self.cosines[rows])
+
+
+class Memory(NamedTuple):
+    """A head's sum over examples that it keeps: ``similarity(image, example) @ coefficients``.
+
+    Attributes:
+        coefficients: ``(examples, classes)``.
+        width: Squared width of the Gaussian kernel; of ``standard`` features, or of ``unit`` ones if `on_unit`.
+        on_unit: See `width`.
+    """
+
+    coefficients: Tensor
+    width: float
+    on_unit: bool
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits of classes: ``names * cosines + standard @ weight.T + bias + sum over examples``.
+
+    Attributes:
+        names: Scale of the cosines with the names; 0 without names.
+        weight: ``(classes, d)``.
+        bias: ``(classes,)``.
+        memories: Sums over examples.
+    """
+
+    names: float
+    weight: Tensor
+    bias: Tensor
+    memories: tuple[Memory, ...] = ()
+
+    @classmethod
+    def zero(cls, classes: int, dim: int, *, names: float = 0.0) -> Head:
+        """Return a head that knows no examples."""
+        return cls(names, torch.zeros(classes, dim), torch.zeros(classes))
+
+    def logits(self, features: Features, examples: Features | None) -> Tensor:
+        """Return ``(n, classes)`` logits.
+
+        Args:
+            features: Of the images.
+            examples: Of the examples that the head was fitted on; not needed without memories.
+        """
+        logits = torch.addmm(self.bias, features.standard, self.weight.T)
+        if self.names and features.cosines is not None:
+            logits = torch.add(logits, features.cosines, alpha=self.names)
+        for memory in self.memories:
+            if examples is None:
+                raise ValueError("a head that keeps examples needs their features")
+            own, kept = (part.unit if memory.on_unit else part.standard for part in (features, examples))
+            logits = logits.addmm(kernel_matrix(own, kept, memory.width), memory.coefficients)
+        return logits
+
+    def scaled(self, factor: float) -> Head:
+        """Return the head whose logits are ``factor`` times these."""
+        memories = tuple(one._replace(coefficients=one.coefficients * factor) for one in self.memories)
+        return Head(self.names * factor, self.weight * factor, self.bias * factor, memories)
+
+    def plus(self, other: Head) -> Head:
+        """Return the head whose logits are the sum of both."""
+        return Head(
+            self.names + other.names,
+            self.weight + other.weight,
+            self.bias + other.bias,
+            self.memories + other.memories,
+        )
+
+    def with_names(self, names: float) -> Head:
+        """Return this head with another scale of the names."""
+        return replace(self, names=names)
+
+
+def statistics_of(embeddings: Tensor) -> ZScore:
+    """Measure mean and deviation of ``(n, d)`` examples, steadied as if ten more had the mean variance (ours).
+
+    Some dimensions of CLIP's embeddings vary many times more than all others; standardising gains 5 to 8 points with
+    one example a class (research/experiments/log.md). Of a handful of examples a deviation is mostly chance.
+    """
+    variance, mean = torch.var_mean(embeddings, dim=0, correction=0)
+    count = len(embeddings)
+    steadied = (count * variance + _PRIOR_IMAGES * variance.mean()) / (count + _PRIOR_IMAGES)
+    return ZScore.from_deviation(mean, steadied.sqrt())
+
+
+def unit_features(embeddings: Tensor, statistics: ZScore) -> Tensor:
+    """Standardise ``(n, d)`` embeddings, then scale them to unit length."""
+    return F.normalize(statistics(embeddings), dim=1)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """``(n, classes)`` float32: 1 at the class of each example."""
+    return F.one_hot(labels, classes).float()

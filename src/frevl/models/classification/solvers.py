@@ -1,0 +1,169 @@
+"""Examples of classes -> a `Head`, one function a method. Pure torch; all but the probe are closed forms.
+
+Features are standardised and of unit length (`frevl.models.classification.heads`), which is ours; so is the way that
+names enter each method, unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.models.classification.heads import Features, Head, Memory, one_hot
+from frevl.models.kernel_ridge import kernel_matrix, median_distance
+
+__all__ = [
+    "CACHE_SHARPNESS",
+    "class_means",
+    "solve_cache",
+    "solve_gaussian",
+    "solve_kernel",
+    "solve_means",
+    "solve_probe",
+]
+
+CACHE_SHARPNESS = 5.5
+"""Beta of Tip-Adapter's cache, as published."""
+
+_STEPS = 12  # with more nothing changes but the third digit of the likelihood (research/experiments/log.md)
+_CURVATURE = 0.05  # of the loss, by the probability of a class: p (1 - p), which is small for most
+
+
+def class_means(standard: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return ``(classes, d)`` means of the examples of each class; zero, the mean of all, for a class without any."""
+    truth = one_hot(labels, classes)
+    return (truth.T @ standard) / truth.sum(dim=0).clamp(min=1)[:, None]
+
+
+def solve_means(features: Features, labels: Tensor, classes: int, *, names: float = 0.0) -> Head:
+    """Nearest class mean: the cosine of an image with the mean of the examples of each class.
+
+    Args:
+        features: Of ``n`` examples.
+        labels: ``(n,)`` int64.
+        classes: How many there are.
+        names: Scale of the names beside it.
+    """
+    means = F.normalize(class_means(features.standard, labels, classes), dim=1)
+    return Head(names, means, torch.zeros(classes))
+
+
+def solve_gaussian(features: Features, labels: Tensor, classes: int, *, shrinkage: float, names: float = 0.0) -> Head:
+    """Gaussian discriminant analysis: one covariance shared by all classes, shrunk towards a multiple of the identity.
+
+    Linear discriminant analysis with the shrinkage of Ledoit and Wolf's form; with text logits beside it, Wang et al.
+    2024, "A Hard-to-Beat Baseline for Training-Free CLIP-Based Adaptation". Classes are equally likely beforehand.
+
+    Args:
+        features: Of ``n`` examples, more than one for some classes, at least one for each.
+        labels: ``(n,)`` int64.
+        classes: How many there are.
+        shrinkage: In (0, 1]; with 1 the nearest class mean by distance.
+        names: Scale of the names beside it.
+    """
+    x = features.standard
+    means = class_means(x, labels, classes)
+    inside = x - means[labels]
+    spread = inside.T @ inside / max(1, len(x) - classes)
+    level = spread.trace() / x.shape[1]
+    covariance = (1 - shrinkage) * spread + shrinkage * level * torch.eye(x.shape[1])
+    weight = torch.linalg.solve(covariance, means.T).T
+    # Times the level, so that the logits are of about one size with every shrinkage.
+    return Head(names, level * weight, -0.5 * level * (means * weight).sum(dim=1))
+
+
+def solve_kernel(features: Features, labels: Tensor, classes: int, *, ridge: float, names: float = 0.0) -> Head:
+    """Kernel ridge regression with a Gaussian kernel on class membership.
+
+    Args:
+        features: Of ``n`` examples.
+        labels: ``(n,)`` int64.
+        classes: How many there are.
+        ridge: Penalty above 0.
+        names: Scale of the names; the regression then is on what their probabilities leave over.
+    """
+    x = features.standard
+    width = float(median_distance(x))
+    kernel = kernel_matrix(x, x, width)
+    kernel.diagonal().add_(ridge)
+    expected = _names_probabilities(features, names) if names else torch.full((len(x), classes), 1 / classes)
+    factor = torch.linalg.cholesky(kernel)
+    coefficients = torch.cholesky_solve(one_hot(labels, classes) - expected, factor)
+    head = Head.zero(classes, x.shape[1], names=names)
+    return head.plus(Head(0.0, head.weight, head.bias, (Memory(coefficients, width, False),)))
+
+
+def solve_cache(features: Features, labels: Tensor, classes: int, *, names: float = 0.0) -> Head:
+    """Tip-Adapter's cache without training: the sum over examples of ``exp(-beta (1 - cosine))`` beside the names.
+
+    Zhang et al. 2022, "Tip-Adapter", equations 3 to 5, with their beta of 5.5; the sum is over the examples of a class
+    divided by their number, so that a class with more examples is no likelier.
+
+    Args:
+        features: Of ``n`` examples.
+        labels: ``(n,)`` int64.
+        classes: How many there are.
+        names: Scale of the names beside it.
+    """
+    truth = one_hot(labels, classes)
+    coefficients = truth / truth.sum(dim=0).clamp(min=1)
+    # 1 - cosine is half the squared distance of unit vectors.
+    memory = Memory(coefficients, 2 / CACHE_SHARPNESS, True)
+    head = Head.zero(classes, features.unit.shape[1], names=names)
+    return Head(names, head.weight, head.bias, (memory,))
+
+
+def solve_probe(
+    features: Features,
+    labels: Tensor,
+    classes: int,
+    *,
+    penalty: float,
+    names: float = 0.0,
+    steps: int = _STEPS,
+) -> Head:
+    """Logistic regression that starts at the names and is pulled back to them.
+
+    The sum of the cross-entropies plus ``penalty / 2`` times the squares of the weights beside ``names * cosines``:
+    with a strong penalty the names alone are left. Like CLAP (Silva-Rodriguez et al. 2024) and LP++ (Huang et al. 2024)
+    with names as the anchor; without names it is ordinary logistic regression.
+
+    Args:
+        features: Of ``n`` examples.
+        labels: ``(n,)`` int64.
+        classes: How many there are.
+        penalty: Above 0.
+        names: Scale of the names.
+        steps: Most steps of L-BFGS.
+    """
+    # A column of ones: its weights are the bias, which is pulled to zero like all others.
+    x = torch.cat([features.standard, torch.ones(len(labels), 1)], dim=1)
+    offset = names * features.cosines if names and features.cosines is not None else torch.zeros(())
+    # Steps are taken in coordinates in which the curvature is about the identity: a third of the steps are needed.
+    curvature = _CURVATURE * x.T @ x
+    curvature.diagonal().add_(penalty)
+    factor = torch.linalg.cholesky(curvature)
+    back = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False)
+    white = x @ back.T
+    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight], max_iter=steps, tolerance_grad=1e-6, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss: Tensor = F.cross_entropy(offset + white @ weight.T, labels, reduction="sum")
+        loss = loss + penalty / 2 * (weight @ back).square().sum()
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    found = weight.detach() @ back
+    return Head(names, found[:, :-1].clone(), found[:, -1].clone())
+
+
+def _names_probabilities(features: Features, names: float) -> Tensor:
+    if features.cosines is None:
+        raise ValueError("a scale of the names goes with features that have cosines")
+    return (names * features.cosines).softmax(dim=1)

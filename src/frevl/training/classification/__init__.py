@@ -1,0 +1,1 @@
+"""`frevl classify`: names and examples of classes -> a run that labels images."""

@@ -1,0 +1,357 @@
+"""Which method puts these images into these classes best: compared on examples that each was not fitted on.
+
+Held-out examples are predicted in stratified folds, groups whole. Leave-one-out, which is exact for the closed forms,
+was tried first and favours the names: of a class with three examples it sees two where all other classes keep three.
+Candidates are compared by likelihood, which ranks them on a few hundred examples where accuracy is mostly noise
+(research/experiments/log.md). Names alone win wherever they are within one standard error of the likeliest, and nothing
+is taken that answers measurably fewer than they do: examples cannot make it worse beyond the noise of the choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.models.classification.heads import Features, Head
+from frevl.progress import print_progress
+from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
+from frevl.training.options import Session
+from frevl.training.selection.one_standard_error import standard_error, table_row
+
+__all__ = ["Choice", "Labelled", "assign_folds", "choose_head"]
+
+MOST_FOLDS = 5
+FEWEST_HELD_OUT = 20
+"""Examples, or development pictures; with fewer nothing can be compared."""
+_ENOUGH_HELD_OUT = 1_000  # further folds are not needed then
+_ENOUGH_FOR_SETTINGS = 200  # held out in the first fold: it chooses the setting of a method, all folds the method
+_ONE_EXAMPLE = (
+    "one example a class, or hardly more: none can be held out, so nothing was compared and the probabilities were "
+    "not checked; the method and its settings are those that did best with one example a class on other data"
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures of known classes.
+
+    Attributes:
+        features: Of ``n`` pictures.
+        labels: ``(n,)`` int64.
+        clusters: ``(n,)`` int64; pictures of one number are not independent.
+    """
+
+    features: Features
+    labels: Tensor
+    clusters: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Tensor) -> Labelled:
+        """Return some of the pictures."""
+        return Labelled(self.features.select(rows), self.labels[rows], self.clusters[rows])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        head: Fitted on all examples, scaled to calibrated logits.
+        method: Its name.
+        reason: Why, in words.
+        rows: Every candidate with its figures.
+        compared_on: What on, in words; empty if nothing was compared.
+        held_out: ``(n, classes)`` calibrated logits of the pictures that were held out, and ``(n,)`` their labels.
+        notes: Sentences for the user.
+    """
+
+    head: Head
+    method: str
+    reason: str
+    rows: list[dict[str, Any]]
+    compared_on: str
+    held_out: tuple[Tensor, Tensor]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A candidate with its calibrated logits of held-out pictures."""
+
+    name: str
+    members: tuple[tuple[Candidate, tuple[float, float]], ...]
+    logits: Tensor
+    hits: Tensor
+    losses: Tensor
+    fit_seconds: float
+    seeds: int = 1
+
+
+def choose_head(
+    examples: Labelled, dev: Labelled | None, classes: int, *, method: str, names: float, session: Session
+) -> Choice:
+    """Compare the candidates, choose, and fit the choice on all examples.
+
+    Args:
+        examples: To learn from; may be empty where the classes have names.
+        dev: To compare on instead of held-out examples, or None.
+        classes: How many there are.
+        method: One of `frevl.training.classification.candidates.METHODS`.
+        names: Scale of the cosines with the names; 0 without names.
+        session: Seed, time limit and progress.
+    """
+    has_names = names != 0.0
+    folds = assign_folds(examples, classes, session.seed)
+    held = dev if dev is not None and len(dev) >= FEWEST_HELD_OUT else None
+    held_rows = (folds >= 0).nonzero()[:, 0]
+    nothing = torch.zeros(0, classes), torch.zeros(0, dtype=torch.long)
+    if not len(examples):
+        head = Head.zero(classes, examples.features.standard.shape[1], names=names)
+        return _of_names(head, held, nothing)
+    if held is None and len(held_rows) < FEWEST_HELD_OUT:
+        candidate, scale = fixed_candidate(method, has_names=has_names)
+        head = _fitted([(candidate, (1.0, scale))], examples, classes, names)
+        note = f"Not compared, and hardly calibrated: {_ONE_EXAMPLE}."
+        return Choice(head, candidate.method, "nothing could be held out", [], "", nothing, [note])
+    trials = _Trials(examples, folds, held, classes, names)
+    started, left_out = time.monotonic(), []
+    compared: list[_Compared] = []
+    for method_name, settings in groupby(candidates_of(method, has_names=has_names), lambda one: one.method):
+        own = []
+        for candidate in settings:
+            reason = trials.unfit(candidate)
+            if not reason and session.time_limit is not None and compared:
+                spent, longest = time.monotonic() - started, max(one.fit_seconds for one in compared)
+                if spent + 2 * longest > session.time_limit:
+                    reason = "would take more than the time that is left"
+            if reason:
+                left_out.append({"name": candidate.name, "left_out": reason})
+            else:
+                own.append(candidate)
+        found = trials.compare(own)
+        compared += found
+        for one in found:
+            print_progress(f"{one.name:<24} {100 * float(one.hits.mean()):.2f} %", enabled=session.progress)
+        tried = {one.name for one in found}
+        left_out += [
+            {"name": one.name, "left_out": f"another setting of {method_name} was likelier in the first fold"}
+            for one in own if one.name not in tried
+        ]  # fmt: skip
+    truth, compared_on = trials.truth, trials.compared_on
+    compared += _averages(compared, truth)
+    winner, reason, rows = _choose(compared, truth.clusters)
+    head = _fitted(list(winner.members), examples, classes, names)
+    print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
+    return Choice(head, winner.name, reason, rows + left_out, compared_on, (winner.logits, truth.labels), [])
+
+
+def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
+    """Number the fold in which each example is held out, so that every class keeps examples in every fit.
+
+    Args:
+        examples: Their clusters stay whole; a cluster counts for its most frequent class.
+        classes: How many there are.
+        seed: Of the order.
+
+    Returns:
+        ``(n,)`` int64 below `MOST_FOLDS`; -1 for what is never held out, as its class has one cluster.
+    """
+    folds = torch.full((len(examples),), -1)
+    if not len(examples):
+        return folds
+    generator = torch.Generator().manual_seed(seed)
+    clusters = torch.unique(examples.clusters, return_inverse=True)[1]
+    votes = torch.zeros(int(clusters.max()) + 1, classes)
+    votes.index_put_((clusters, examples.labels), torch.ones(len(examples)), accumulate=True)
+    of_cluster = votes.argmax(dim=1)
+    count = min(MOST_FOLDS, int(torch.bincount(of_cluster, minlength=classes).max()))
+    fold_of_cluster = torch.full((len(votes),), -1)
+    start = 0
+    for label in of_cluster.unique().tolist():
+        own = (of_cluster == label).nonzero()[:, 0]
+        if len(own) > 1 and count > 1:
+            order = own[torch.randperm(len(own), generator=generator)]
+            # The next class goes on where this one ends, so that folds are of about one size.
+            fold_of_cluster[order] = (torch.arange(len(own)) + start) % count
+            start += len(own)
+    # A class whose examples would all be gone (several clusters in one fold cannot be: they go round) keeps them.
+    return fold_of_cluster[clusters]
+
+
+def _of_names(head: Head, held: Labelled | None, nothing: tuple[Tensor, Tensor]) -> Choice:
+    """Take the names alone, and calibrate them on development pictures if there are any."""
+    reason = "there are no examples"
+    if held is None:
+        note = "Not calibrated: there are no examples, so the probabilities are those of the encoder's own scale."
+        return Choice(head, "names", reason, [], "", nothing, [note])
+    names = Candidate("names", None, anchored=True)
+    own = head.logits(held.features, None)
+    found = _calibrated(names, (own, torch.zeros_like(own)), held, 0.0)
+    scale = found.members[0][1][0]
+    rows = [table_row(found, found, held.clusters)]
+    on = f"{len(held):,} development pictures"
+    return Choice(head.scaled(scale), "names", reason, rows, on, (found.logits, held.labels), [])
+
+
+class _Trials:
+    """Fits candidates on folds, or on all examples where development pictures are given, and predicts the rest."""
+
+    def __init__(self, examples: Labelled, folds: Tensor, held: Labelled | None, classes: int, names: float) -> None:
+        self.examples, self.held, self.classes, self.names = examples, held, classes, names
+        self.splits: list[tuple[Tensor, Tensor]] = []  # rows to fit on, rows to predict
+        out = 0
+        for fold in range(0 if held is not None else int(folds.max()) + 1):
+            if out < _ENOUGH_HELD_OUT:
+                self.splits.append(((folds != fold).nonzero()[:, 0], (folds == fold).nonzero()[:, 0]))
+                out += len(self.splits[-1][1])
+        self.truth = held if held is not None else examples.select(torch.cat([rows for _, rows in self.splits]))
+        self.compared_on = f"{len(self.truth):,} development pictures" if held is not None else (
+            f"{len(self.truth):,} held-out examples in {len(self.splits)} folds"
+        )  # fmt: skip
+
+    def unfit(self, candidate: Candidate) -> str:
+        """Say why a candidate cannot be fitted on these examples; empty if it can."""
+        fits = [rows for rows, _ in self.splits] or [torch.arange(len(self.examples))]
+        if min(int(torch.bincount(self.examples.labels[rows]).max()) for rows in fits) >= candidate.fewest:
+            return ""
+        return f"needs {candidate.fewest} examples of a class beside those that are held out"
+
+    def compare(self, settings: Sequence[Candidate]) -> list[_Compared]:
+        """Predict held-out pictures with every setting of one method, or with the one that the first fold prefers."""
+        begun = time.monotonic()
+        first = [self._predict(one, 0) for one in settings]
+        each = (time.monotonic() - begun) / max(1, len(settings))
+        if len(self.splits) > 1 and len(settings) > 1 and len(self.splits[0][1]) >= _ENOUGH_FOR_SETTINGS:
+            part = self.examples.select(self.splits[0][1])
+            losses = [float(_calibrated(one, parts, part, 0.0).losses.mean())
+                      for one, parts in zip(settings, first, strict=True)]  # fmt: skip
+            best = losses.index(min(losses))
+            settings, first = settings[best : best + 1], first[best : best + 1]
+        found = []
+        for one, parts in zip(settings, first, strict=True):
+            begun = time.monotonic()
+            rest = [self._predict(one, number) for number in range(1, len(self.splits))]
+            of_names, of_rest = (torch.cat(side) for side in zip(parts, *rest, strict=True))
+            seconds = each + time.monotonic() - begun
+            found.append(_calibrated(one, (of_names, of_rest), self.truth, seconds))
+        return found
+
+    def _predict(self, candidate: Candidate, number: int) -> tuple[Tensor, Tensor]:
+        """Return the ``(n, classes)`` logits of held-out pictures in two parts: of the names, and of the rest."""
+        if self.held is not None:
+            kept, out = self.examples, self.held
+        else:
+            kept, out = (self.examples.select(rows) for rows in self.splits[number])
+        head = candidate.fit(kept.features, kept.labels, self.classes, names=self.names)
+        return _in_parts(head, candidate, out.features, kept.features)
+
+
+def _in_parts(head: Head, candidate: Candidate, features: Features, kept: Features) -> tuple[Tensor, Tensor]:
+    if candidate.anchored:
+        whole = head.logits(features, kept)
+        return whole, torch.zeros_like(whole)
+    rest = head.with_names(0.0).logits(features, kept)
+    if not head.names or features.cosines is None:
+        return torch.zeros_like(rest), rest
+    return head.names * features.cosines, rest
+
+
+def _calibrated(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Labelled, seconds: float) -> _Compared:
+    """Find the scales of both parts by maximum likelihood on held-out pictures: two numbers at most.
+
+    The scale of a head also says how far the examples are to be trusted beside the names.
+    """
+    both = [part for part in parts if bool(part.any())]
+    logs = torch.zeros(len(both), requires_grad=True)
+    start = [1 / max(float(part.std()), 1e-6) for part in both]
+    optimiser = torch.optim.LBFGS([logs], max_iter=15, line_search_fn="strong_wolfe")
+
+    def logits_of(values: Tensor) -> Tensor:
+        return sum((value.exp() * first * part for value, first, part in zip(values, start, both, strict=True)),
+                   start=torch.zeros(()))  # fmt: skip
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(logits_of(logs), truth.labels) + 1e-4 * logs.square().sum()
+        torch.autograd.backward(loss)
+        return loss
+
+    if both:
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    scales = iter([float(value.exp()) * first for value, first in zip(logs.detach(), start, strict=True)])
+    found = tuple(next(scales) if bool(part.any()) else 0.0 for part in parts)
+    logits = found[0] * parts[0] + found[1] * parts[1]
+    hits = (logits.argmax(dim=1) == truth.labels).float()
+    losses = F.cross_entropy(logits, truth.labels, reduction="none")
+    return _Compared(candidate.name, ((candidate, (found[0], found[1])),), logits, hits, losses, seconds)
+
+
+def _averages(compared: list[_Compared], truth: Labelled) -> list[_Compared]:
+    """Average the logits of the best two methods, and of the best three, each with its best setting."""
+    best: dict[str, _Compared] = {}
+    for one in sorted(compared, key=lambda one: float(one.losses.mean())):
+        best.setdefault(one.members[0][0].method, one)
+    averages = []
+    for count in range(2, min(3, len(best)) + 1):
+        taken = list(best.values())[:count]
+        logits = torch.stack([one.logits for one in taken]).mean(dim=0)
+        members = tuple(
+            (candidate, (of_names / count, of_rest / count))
+            for one in taken
+            for candidate, (of_names, of_rest) in one.members
+        )
+        hits = (logits.argmax(dim=1) == truth.labels).float()
+        losses = F.cross_entropy(logits, truth.labels, reduction="none")
+        name, seconds = " + ".join(one.name for one in taken), sum(one.fit_seconds for one in taken)
+        averages.append(_Compared(name, members, logits, hits, losses, seconds))
+    return averages
+
+
+def _choose(compared: list[_Compared], clusters: Tensor) -> tuple[_Compared, str, list[dict[str, Any]]]:
+    """Take the simplest candidate whose likelihood is within one standard error of the best."""
+    names = next((one for one in compared if one.name == "names"), None)
+    rows, allowed = [], []
+    for one in compared:
+        worse = 0.0 if names is None else float((names.hits - one.hits).mean())
+        below = names is not None and worse > standard_error(names.hits - one.hits, clusters)
+        rows.append({
+            **table_row(one, max(compared, key=lambda other: float(other.hits.mean())), clusters),
+            "log_loss": float(one.losses.mean()),
+            "below_names": below,
+        })  # fmt: skip
+        if not below:
+            allowed.append(one)
+    best = min(allowed, key=lambda one: float(one.losses.mean()))
+    winner, reason = best, "the likeliest"
+    if names is not None and names is not best:
+        behind = float((names.losses - best.losses).mean())
+        if behind <= standard_error(names.losses - best.losses, clusters):
+            winner, reason = names, f"names alone are within one standard error of the likeliest ({best.name})"
+    for one, row in zip(compared, rows, strict=True):
+        behind = float((one.losses - best.losses).mean())
+        inside = one is best or behind <= standard_error(one.losses - best.losses, clusters)
+        row["within_one_standard_error"] = inside and not row["below_names"]
+    return winner, reason, rows
+
+
+def _fitted(
+    members: list[tuple[Candidate, tuple[float, float]]], examples: Labelled, classes: int, names: float
+) -> Head:
+    """Fit on all examples, scale, and add up."""
+    whole: Head | None = None
+    for candidate, (of_names, of_rest) in members:
+        head = candidate.fit(examples.features, examples.labels, classes, names=names)
+        own = head.scaled(of_names) if candidate.anchored else head.scaled(of_rest).with_names(head.names * of_names)
+        whole = own if whole is None else whole.plus(own)
+    if whole is None:
+        raise ValueError("a choice has at least one member")
+    return whole
