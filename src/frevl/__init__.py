@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from frevl.runs.search.searching import search
     from frevl.store.extraction import extract
     from frevl.store.reader import Store
+    from frevl.training.classification.classify import classify
     from frevl.training.training import train
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Fusion",
     "Scorer",
     "Store",
+    "classify",
     "diagnose",
     "evaluate",
     "extract",
@@ -40,6 +42,7 @@ _HOMES = {
     "Fusion": "frevl.models.fusion",
     "Scorer": "frevl.runs.scorer",
     "Store": "frevl.store.reader",
+    "classify": "frevl.training.classification.classify",
     "diagnose": "frevl.diagnosis.diagnosis",
     "evaluate": "frevl.evaluation.evaluation",
     "extract": "frevl.store.extraction",

@@ -11,10 +11,21 @@ from frevl.text_table import table
 if TYPE_CHECKING:
     from frevl.cli.demo import DemoReport
     from frevl.evaluation.evaluation import Result
+    from frevl.runs.labelling.label_store import Labelling
     from frevl.runs.run import Run
     from frevl.runs.search.searching import SearchResult
 
-__all__ = ["demo_table", "result_table", "run_record", "run_sentence", "search_table", "seeds_sentence", "store_table"]
+__all__ = [
+    "classify_sentence",
+    "demo_table",
+    "labelling_sentence",
+    "result_table",
+    "run_record",
+    "run_sentence",
+    "search_table",
+    "seeds_sentence",
+    "store_table",
+]
 
 
 def demo_table(report: DemoReport) -> str:
@@ -100,6 +111,40 @@ def run_sentence(run: Run) -> str:
         f"{run.results['train_seconds']:.1f} s: {development['accuracy']:.2f} % on {development['n']:,} development "
         f"pairs. Saved in {run.path}"
     )
+    return _with_notes(done, run)
+
+
+def classify_sentence(run: Run) -> str:
+    """Say what a classifier was made of and what it reached."""
+    development, selection = run.results["development"], run.results["selection"]
+    made = " and ".join(
+        [
+            *(["their names"] if selection["names"] else []),
+            *([f"{run.results['train_pairs']:,} examples"] if run.results["train_pairs"] else []),
+        ]
+    )
+    reached = f"{development['accuracy']:.2f} % of {selection['judged_on']}" if development["n"] else "not measured"
+    done = (
+        f"Classifier of {len(run.labels):,} classes by {made} in {run.results['train_seconds']:.1f} s: {reached} "
+        f"(method {selection['chosen']}: {selection['reason']}). Saved in {run.path}"
+    )
+    return _with_notes(done, run)
+
+
+def labelling_sentence(labelling: Labelling) -> str:
+    """Say how many images were labelled, and the largest classes."""
+    largest = ", ".join(f"{label} {count:,}" for label, count in labelling.counts.most_common(_LARGEST))
+    rest = len(labelling.counts) - _LARGEST
+    more = f" and {rest:,} more classes" if rest > 0 else ""
+    unknown = f"; {labelling.unknown:,} unknown" if labelling.unknown else ""
+    where = "" if labelling.out is None else f" Written to {labelling.out}"
+    return f"Labelled {labelling.labelled:,} images: {largest}{more}{unknown}.{where}"
+
+
+_LARGEST = 5
+
+
+def _with_notes(done: str, run: Run) -> str:
     # What makes the figures doubtful comes first; a run of an earlier version has no such list.
     warnings = run.results.get("warnings", [])
     return "\n".join([*warnings, done, *(note for note in run.results["notes"] if note not in warnings)])

@@ -127,7 +127,13 @@ def _results(scorer: Scorer, pairs: list[tuple[str, str]]) -> list[dict[str, Any
     if scorer.run.task == "matching":
         scores, probabilities = scorer.match_probabilities(pairs)
         return [{"score": float(s), "probability": float(p)} for s, p in zip(scores, probabilities, strict=True)]
+    has_unknown = bool(scorer.run.results.get("unknown"))
     return [
-        {"label": one.label, "probability": one.probability, "top": [[label, p] for label, p in one.top]}
+        {
+            "label": one.label,
+            "probability": one.probability,
+            "top": [[label, p] for label, p in one.top],
+            **({"unknown": one.unknown} if has_unknown else {}),
+        }
         for one in scorer.name_classes(scorer.score(pairs))
     ]

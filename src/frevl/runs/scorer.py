@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from frevl.runs.calibration import calibrated
 from frevl.runs.onnx_backend import open_exported
 from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
 from frevl.runs.run import Run
+from frevl.runs.targets import Prediction, predictions
 from frevl.store.canaries import check_encoder
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
@@ -31,21 +31,6 @@ __all__ = ["BACKENDS", "Prediction", "Scorer"]
 
 BACKENDS = ("torch", "onnx")
 PairsOrItems = Sequence[tuple[str, str]] | Sequence[str]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer of a classification run to a pair.
-
-    Attributes:
-        label: The most probable class.
-        probability: Its calibrated probability.
-        top: The most probable classes with their probabilities, best first.
-    """
-
-    label: str
-    probability: float
-    top: list[tuple[str, float]]
 
 
 class Scorer:
@@ -200,15 +185,28 @@ class Scorer:
             raise UsageError(f"{self.run.path}: expected a classification run, found task '{self.run.task}'; use score")
         return self.name_classes(self.score(pairs), k=k)
 
+    def label(self, image_ids: Sequence[str], *, k: int = 5) -> list[Prediction]:
+        """Classify images by a run of images alone, such as `frevl.classify` makes.
+
+        Args:
+            image_ids: Ids of images in the store.
+            k: How many classes to name.
+
+        Raises:
+            UsageError: The run does matching, or reads texts too.
+            StoreError: An image is not in the store.
+        """
+        if self.run.sides != ("image",):
+            raise UsageError(
+                f"{self.run.path}: expected a run of images alone, found one of {' and '.join(self.run.sides)}s"
+            )
+        ids: list[str] = as_list(image_ids, "image_ids")
+        return self.predict(ids, k=k)
+
     def name_classes(self, scores: np.ndarray, *, k: int = 5) -> list[Prediction]:
         """Turn ``(n, classes)`` scores into labels with calibrated probabilities."""
-        probabilities = self.probabilities(scores)
-        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        labels = self.run.labels
-        return [
-            Prediction(labels[row[0]], float(p[row[0]]), [(labels[c], float(p[c])) for c in row])
-            for row, p in zip(best, probabilities, strict=True)
-        ]
+        below = (self.run.results.get("unknown") or {}).get("below")
+        return predictions(scores, self.probabilities(scores), self.run.labels, k=k, unknown_below=below)
 
     def grid(self, image_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """Score every image with every text; the work for single items is done once.

@@ -1,4 +1,4 @@
-"""Targets of pairs as tensors: class vocabularies, answer weights, and which texts match."""
+"""Targets of pairs as tensors (class vocabularies, answer weights, which texts match), and scores back as classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,18 @@ from torch import Tensor
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import PairsError
 
-__all__ = ["Answers", "encode_answers", "hash_prefixes", "label_vocabulary", "match_truth"]
+__all__ = [
+    "Answers",
+    "Prediction",
+    "encode_answers",
+    "hash_prefixes",
+    "label_vocabulary",
+    "match_truth",
+    "predictions",
+]
+
+
+_FEW = 64  # classes
 
 
 @dataclass(frozen=True)
@@ -127,3 +138,51 @@ def match_truth(pairs: Pairs) -> Tensor:
 def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:
     """Return the first 64 bits of content hashes as sorted ``(n,)`` uint64, each once."""
     return np.array(sorted({int(hash_[:16], 16) for hash_ in hashes}), np.uint64)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer of a classification run to a pair.
+
+    Attributes:
+        label: The most probable class.
+        probability: Its calibrated probability.
+        top: The most probable classes with their probabilities, best first.
+        unknown: It probably belongs to none of them: False where the run has no threshold (``classify --unknown``).
+    """
+
+    label: str
+    probability: float
+    top: list[tuple[str, float]]
+    unknown: bool = False
+
+
+def predictions(
+    scores: np.ndarray, probabilities: np.ndarray, labels: Sequence[str], *, k: int, unknown_below: float | None
+) -> list[Prediction]:
+    """Name the likeliest classes.
+
+    Args:
+        scores: ``(n, classes)`` logits.
+        probabilities: The same shape, calibrated.
+        labels: Names of the classes.
+        k: How many to name.
+        unknown_below: A largest logit below this means "unknown"; None: never.
+    """
+    best = _best(scores, k)
+    unknown = scores.max(axis=1) < (-np.inf if unknown_below is None else unknown_below)
+    return [
+        Prediction(labels[row[0]], float(p[row[0]]), [(labels[c], float(p[c])) for c in row], bool(is_unknown))
+        for row, p, is_unknown in zip(best, probabilities, unknown, strict=True)
+    ]
+
+
+def _best(scores: np.ndarray, k: int) -> np.ndarray:
+    """Return the columns of the ``k`` largest scores of every row, the largest first; of equals the first column."""
+    if scores.shape[1] <= max(_FEW, k):
+        return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    # Sorting a thousand classes costs more than scoring them.
+    some = np.sort(np.argpartition(-scores, k, axis=1)[:, :k], axis=1)
+    some[:, 0] = np.where((some == (first := scores.argmax(axis=1))[:, None]).any(axis=1), some[:, 0], first)
+    order = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(some, order, axis=1)

@@ -21,7 +21,7 @@ from frevl.store.towers import Tower
 from frevl.store.usable_pairs import choose_towers, content_of_units, names_of, note_unread, read_usable
 from frevl.training.examples import Examples, with_wrong_texts
 
-__all__ = ["Prepared", "prepare", "read_file"]
+__all__ = ["Prepared", "prepare", "read_file", "shared_groups", "shared_units"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def prepare(
     else:
         train_pairs, dev_pairs = grouped
     hashes = content_of_units(store, train_pairs) | content_of_units(store, dev_pairs)
-    notes += _shared_units(train_pairs, dev_pairs, hashes) or _shared_groups(train_pairs, dev_pairs)
+    notes += shared_units(train_pairs, dev_pairs, hashes) or shared_groups(train_pairs, dev_pairs)
     embedded = _embed(store, [train_pairs, dev_pairs], *towers)
     clusters = _number_clusters([train_pairs, dev_pairs])
     labels: list[str] = []
@@ -141,7 +141,7 @@ def prepare(
     return Prepared(train, dev_examples, labels, *towers, encoders, prefixes, notes, dev_is_spare=dev is None)
 
 
-def _shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
+def shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
     """Say how many development images are in the training part too, under the same or another id; or how many texts."""
     seen = {hashes[unit] for unit in train.units}
     different, kind = dict.fromkeys(dev.units), dev.sides[0]
@@ -154,7 +154,7 @@ def _shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]
     ]
 
 
-def _shared_groups(train: Pairs, dev: Pairs) -> list[str]:
+def shared_groups(train: Pairs, dev: Pairs) -> list[str]:
     """Say how many development pairs belong to a group that training pairs belong to as well."""
     seen = set(train.clusters)
     shared = [row for row, name in enumerate(dev.clusters) if name in seen]

@@ -43,6 +43,7 @@ __all__ = [
     "write_config",
 ]
 
+_FILES = ("pairs", "test", "dev", "initialise_from", "classes", "examples", "space")  # arguments that name files
 _RUN_FILES = ("config.toml", "settings.json", "log.jsonl", "weights.safetensors", "seen.safetensors")
 _SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
 
@@ -315,7 +316,7 @@ def write_config(
         elif name == "columns":
             record[flag] = columns_of(value)
         else:
-            is_file = name in ("pairs", "test", "dev", "initialise_from")
+            is_file = name in _FILES and isinstance(value, str | Path)
             record[flag] = _absolute(value) if is_file else list(value) if name.endswith("encoder") else value
     chosen = {name: "none" if value is None else value for name, value in options.record().items()}
     try:

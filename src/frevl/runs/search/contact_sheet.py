@@ -14,7 +14,7 @@ from frevl.errors import ImageError, InputError
 from frevl.jsonfile import replace_file
 from frevl.runs.search.searching import Hit, SearchResult
 
-__all__ = ["contact_sheet", "write_contact_sheet"]
+__all__ = ["contact_sheet", "thumbnail", "write_contact_sheet"]
 
 _SIDE = 240  # pixels of a thumbnail's longer side
 
@@ -73,21 +73,27 @@ def _entry(hit: Hit, find: str) -> str:
     scores = f"similarity {hit.similarity:.3f}"
     if hit.probability is not None:
         scores = f"match {100 * hit.probability:.1f} %, {scores}"
-    picture = _picture(hit) if find == "images" else ""
+    picture = thumbnail(hit.path, hit.id) if find == "images" else ""
     name = escape(hit.id)
     return f'<li value="{hit.rank}">{picture}{hit.rank}. {name}<br><span class="said">{escape(scores)}</span></li>'
 
 
-def _picture(hit: Hit) -> str:
+def thumbnail(path: str | Path | None, name: str) -> str:
+    """Return a picture as HTML that holds it, or a grey box where there is no file or it cannot be read.
+
+    Args:
+        path: Its file, if that is known.
+        name: What it is called.
+    """
     missing = '<div class="none">no picture</div>'
-    if hit.path is None:
+    if path is None:
         return missing
     try:
-        image = read_image(hit.path, target=_SIDE)
+        image = read_image(path, target=_SIDE)
     except (ImageError, OSError):
         return missing
     image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     image.save(buffer, "JPEG", quality=85)
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{escape(hit.id, quote=True)}" src="data:image/jpeg;base64,{encoded}">'
+    return f'<img alt="{escape(name, quote=True)}" src="data:image/jpeg;base64,{encoded}">'

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -169,14 +170,14 @@ def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
     if not len(examples):
         return folds
     generator = torch.Generator().manual_seed(seed)
-    clusters = torch.unique(examples.clusters, return_inverse=True)[1]
+    clusters = torch.from_numpy(np.unique(examples.clusters.numpy(), return_inverse=True)[1])
     votes = torch.zeros(int(clusters.max()) + 1, classes)
     votes.index_put_((clusters, examples.labels), torch.ones(len(examples)), accumulate=True)
     of_cluster = votes.argmax(dim=1)
     count = min(MOST_FOLDS, int(torch.bincount(of_cluster, minlength=classes).max()))
     fold_of_cluster = torch.full((len(votes),), -1)
     start = 0
-    for label in of_cluster.unique().tolist():
+    for label in sorted(set(of_cluster.tolist())):
         own = (of_cluster == label).nonzero()[:, 0]
         if len(own) > 1 and count > 1:
             order = own[torch.randperm(len(own), generator=generator)]

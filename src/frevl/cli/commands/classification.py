@@ -1,0 +1,109 @@
+"""The command that classifies images by names, examples, or both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frevl.cli.options import (
+    OUTPUT,
+    GroupByOption,
+    GroupsOption,
+    JsonOption,
+    QuietOption,
+    StoreOption,
+    app,
+    say,
+    typed,
+    write,
+)
+
+
+@app.command()
+def classify(
+    store: StoreOption,
+    run: Annotated[Path, typer.Option("--run", readable=False, help="Folder of the run."), OUTPUT],
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False, help="Names of the classes: .txt, .jsonl or .json.", show_default="those of the examples"
+        ),
+    ] = None,
+    examples: Annotated[
+        Path | None, typer.Option(readable=False, help="Images with their class: lines of image and target.")
+    ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Images to compare methods on.", show_default="held-out examples"),
+    ] = None,
+    space: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Matching run whose space the names live in, if the encoder has none."),
+    ] = None,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="Sentence with {} for the name; may be repeated.", show_default="a photo of a {}."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="auto, names, means, cache, gaussian, kernel or probe.", show_default="auto"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(readable=False, help="Label every image of the store into this file."), OUTPUT
+    ] = None,
+    where: Annotated[str | None, typer.Option(help="With --out: only images that meet this SQL condition.")] = None,
+    unknown: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of images that keep their label; others are unknown, such as 0.95."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Write a page with the surest and the least sure of each class."),
+        OUTPUT,
+    ] = None,
+    images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the pictures.")] = None,
+    encoder: Annotated[
+        list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
+    ] = None,
+    group_by: GroupByOption = None,
+    find_groups: GroupsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Most seconds for comparing methods.", show_default="none")
+    ] = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Classify images by the names of the classes, by examples, or by both.
+
+    Makes a run that evaluate, score, serve, export and diagnose take.
+    """
+    from frevl.cli.tables import classify_sentence, labelling_sentence, run_record
+    from frevl.runs.labelling.label_sheet import write_label_sheet
+    from frevl.runs.labelling.label_store import label_store
+    from frevl.runs.scorer import Scorer
+    from frevl.store.reader import Store
+    from frevl.training.classification.classify import classify as run_classify
+
+    opened = Store.open(store)
+    found = run_classify(
+        opened,
+        run=run,
+        progress=not quiet,
+        **typed(
+            classes=classes, examples=examples, dev=dev, space=space, template=template, method=method,
+            unknown=unknown, encoder=encoder, group_by=group_by, find_groups=find_groups, seed=seed,
+            time_limit=time_limit,
+        ),
+    )  # fmt: skip
+    say(classify_sentence(found))
+    record = run_record(found)
+    if out is not None or html is not None:
+        labelling = label_store(Scorer.open(run, store=opened), out, where=where, progress=not quiet)
+        say(labelling_sentence(labelling))
+        record["labelling"] = labelling.record()
+        if html is not None:
+            write_label_sheet(html, labelling, images=images, notes=found.results["warnings"])
+    write(json, record)

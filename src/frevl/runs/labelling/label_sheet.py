@@ -1,0 +1,84 @@
+"""Labels of a store as one HTML page: of every class the surest pictures and the least sure, to look at."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from frevl.errors import InputError
+from frevl.jsonfile import replace_file
+from frevl.runs.labelling.label_store import Labelling
+from frevl.runs.search.contact_sheet import thumbnail
+
+__all__ = ["label_sheet", "write_label_sheet"]
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem; color: #1a1a1a; background: #fff; }}
+ul {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)); gap: .8rem; padding: 0; }}
+li {{ list-style: none; overflow-wrap: anywhere; }}
+img {{ max-width: 100%; display: block; }}
+.none {{ background: #eee; color: #555; padding: 2rem 1rem; text-align: center; }}
+.said {{ color: #555; }}
+h3 {{ font-size: 1rem; font-weight: normal; color: #555; margin: .5rem 0; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class="said">{said}</p>
+{classes}
+</body>
+</html>
+"""
+
+
+def write_label_sheet(path: str | Path, labelling: Labelling, *, images: Path | None, notes: list[str]) -> None:
+    """Write the page.
+
+    Args:
+        path: The HTML file.
+        labelling: What `label_store` returned.
+        images: Folder that the image ids are relative to; without it the page shows ids alone.
+        notes: What the user should read.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page = label_sheet(labelling, images=images, notes=notes)
+        replace_file(path, lambda target: target.write_text(page, encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: the page cannot be written ({error.strerror or error})") from error
+
+
+def label_sheet(labelling: Labelling, *, images: Path | None, notes: list[str]) -> str:
+    """Return the page; everything that comes from data is escaped."""
+    title = f"{labelling.labelled:,} images in {len(labelling.counts):,} classes"
+    unknown = [f"{labelling.unknown:,} belong to no class."] if labelling.unknown else []
+    said = escape(" ".join([*unknown, *notes]))
+    classes = [_class(label, count, labelling, images) for label, count in labelling.counts.most_common()]
+    return _PAGE.format(title=escape(title), said=said, classes="\n".join(classes))
+
+
+def _class(label: str, count: int, labelling: Labelling, images: Path | None) -> str:
+    surest = labelling.surest[label]
+    shown = {image for _, image in surest}
+    doubtful = [one for one in labelling.least_sure[label] if one[1] not in shown]
+    parts = [f"<h2>{escape(label)}: {count:,}</h2>", _row("The surest", surest, images)]
+    return "\n".join([*parts, *([_row("The least sure", doubtful, images)] if doubtful else [])])
+
+
+def _row(title: str, kept: list[tuple[float, str]], images: Path | None) -> str:
+    items = [
+        f"<li>{thumbnail(None if images is None else images / image, image)}{escape(image)}<br>"
+        f'<span class="said">{100 * probability:.1f} %</span></li>'
+        for probability, image in kept
+    ]
+    return f"<h3>{title}</h3>\n<ul>\n" + "\n".join(items) + "\n</ul>"

@@ -1,0 +1,181 @@
+"""Every image of a store -> its class with a probability, in blocks; an interrupted labelling goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frevl.errors import InputError, UsageError
+from frevl.jsonfile import write_json
+from frevl.outputs import refuse_inputs
+from frevl.progress import print_progress
+from frevl.runs.scorer import Scorer
+from frevl.runs.targets import Prediction
+
+__all__ = ["Labelling", "label_store"]
+
+_AT_ONCE = 4_096
+_SHOWN = 8  # of each class on the page, the surest; and as many of the least sure
+
+
+@dataclass
+class Labelling:
+    """What came of it.
+
+    Attributes:
+        labelled: How many images.
+        unknown: How many of them belong to no class.
+        counts: Images by label, those that are unknown left out.
+        surest: By label, ``(probability, image id)`` of the surest, the surest first.
+        least_sure: The same of the least sure.
+        out: The file, or None.
+    """
+
+    labelled: int = 0
+    unknown: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    surest: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    least_sure: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
+    out: Path | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        return {
+            "labelled": self.labelled,
+            "unknown": self.unknown,
+            "counts": dict(self.counts.most_common()),
+            "out": None if self.out is None else str(self.out),
+        }
+
+    def add(self, image: str, label: str, probability: float, *, unknown: bool) -> None:
+        """Count one image and keep it if it is among the surest or the least sure."""
+        self.labelled += 1
+        if unknown:
+            self.unknown += 1
+            return
+        self.counts[label] += 1
+        _keep(self.surest.setdefault(label, []), (probability, image))
+        _keep(self.least_sure.setdefault(label, []), (-probability, image))
+
+    def sorted(self) -> Labelling:
+        """Return the same with the kept images in order."""
+        self.surest = {label: sorted(kept, reverse=True) for label, kept in self.surest.items()}
+        self.least_sure = {
+            label: sorted((-negative, image) for negative, image in kept) for label, kept in self.least_sure.items()
+        }
+        return self
+
+
+def label_store(
+    scorer: Scorer, out: str | Path | None = None, *, where: str | None = None, k: int = 5, progress: bool = False
+) -> Labelling:
+    """Label all images of a store.
+
+    Args:
+        scorer: A run of images alone, and the store.
+        out: File of one JSON object a line: ``{"image", "label", "probability", "top": [[label, p], ...]}`` and, where
+            the run has a threshold, ``"unknown"``. It appears complete or not at all; the same call goes on with what
+            an interrupted one has written. None writes nothing.
+        where: Only images whose metadata meets this SQL condition.
+        k: How many classes to name in ``top``.
+        progress: Show a progress line.
+
+    Raises:
+        UsageError: The run reads texts too, the condition cannot be understood, or the file is one that is read here.
+        InputError: The file cannot be written.
+    """
+    if scorer.run.sides != ("image",) or scorer.run.task != "classification":
+        raise UsageError(f"{scorer.run.path}: expected a classification run of images alone, such as classify makes")
+    ids = scorer.store.ids("image") if where is None else scorer.store.matching("image", where)
+    found = Labelling(out=None if out is None else Path(out))
+    if out is None:
+        for block in _blocks(ids, 0):
+            for image, one in zip(block, scorer.label(block, k=k), strict=True):
+                found.add(image, one.label, one.probability, unknown=one.unknown)
+            print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
+        return found.sorted()
+    refuse_inputs({"--out": out}, {"run": scorer.run.path, "store": scorer.store.path})
+    path = Path(out)
+    part, state = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.state")
+    identity = _identity(scorer, where, k)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = _written(part, state, identity, found)
+        with part.open("ab") as lines:
+            for block in _blocks(ids, done):
+                predictions = scorer.label(block, k=k)
+                lines.write(b"".join(map(_line, block, predictions)))
+                lines.flush()
+                for image, one in zip(block, predictions, strict=True):
+                    found.add(image, one.label, one.probability, unknown=one.unknown)
+                print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
+            os.fsync(lines.fileno())
+        part.replace(path)
+        state.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: the labels cannot be written ({error.strerror or error})") from error
+    return found.sorted()
+
+
+def _keep(heap: list[tuple[float, str]], one: tuple[float, str]) -> None:
+    if len(heap) < _SHOWN:
+        heapq.heappush(heap, one)
+    else:
+        heapq.heappushpop(heap, one)
+
+
+def _blocks(ids: list[str], start: int) -> Iterator[list[str]]:
+    for begin in range(start, len(ids), _AT_ONCE):
+        yield ids[begin : begin + _AT_ONCE]
+
+
+def _line(image: str, one: Prediction) -> bytes:
+    record: dict[str, Any] = {
+        "image": image,
+        "label": one.label,
+        "probability": one.probability,
+        "top": [[label, p] for label, p in one.top],
+        "unknown": one.unknown,
+    }
+    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+
+
+def _identity(scorer: Scorer, where: str | None, k: int) -> dict[str, Any]:
+    """Return what decides the lines: another run, store or condition starts again."""
+    weights = hashlib.sha256((scorer.run.path / "weights.safetensors").read_bytes()).hexdigest()[:16]
+    record = hashlib.sha256((scorer.run.path / "run.json").read_bytes()).hexdigest()[:16]
+    version = scorer.store.version("image")
+    return {"weights": weights, "run": record, "store": str(scorer.store.path.absolute()), "version": version,
+            "where": where, "k": k}  # fmt: skip
+
+
+def _written(part: Path, state: Path, identity: dict[str, Any], found: Labelling) -> int:
+    """Count the complete lines of an interrupted labelling of the same things, and cut off a broken last one."""
+    try:
+        same = json.loads(state.read_text(encoding="utf-8")) == identity
+    except (OSError, ValueError):
+        same = False
+    if not same or not part.exists():
+        part.unlink(missing_ok=True)
+        write_json(state, identity)
+        return 0
+    done = end = 0
+    with part.open("r+b") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                row = None
+            if row is None:
+                break
+            found.add(row["image"], row["label"], row["probability"], unknown=row["unknown"])
+            done, end = done + 1, end + len(line)
+        lines.truncate(end)
+    return done

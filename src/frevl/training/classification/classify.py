@@ -1,0 +1,318 @@
+"""Names of classes, examples of them, or both, and a store of images -> a run that labels images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frevl.data.classes.class_files import ClassList, read_classes
+from frevl.data.classes.templates import TEMPLATE, check_templates
+from frevl.data.in_memory import as_list
+from frevl.data.pairs import Pairs, in_memory
+from frevl.errors import UsageError, nearest
+from frevl.models.classification.class_network import ClassNetwork
+from frevl.models.classification.heads import Features, Head, statistics_of
+from frevl.models.inputs import ZScore
+from frevl.provenance import provenance
+from frevl.rejects import rejects_sentence
+from frevl.runs.calibration import calibration_notes
+from frevl.runs.run import Run
+from frevl.runs.scorer import Scorer
+from frevl.runs.targets import hash_prefixes
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+from frevl.training.classification.candidates import METHODS
+from frevl.training.classification.choose import Choice, Labelled, choose_head
+from frevl.training.classification.examples import EmbeddedExamples, classes_of, collect, read_examples
+from frevl.training.classification.names import (
+    NameVectors,
+    TextSpace,
+    name_vectors,
+    space_of_encoder,
+    space_of_run,
+    vectors_of_nameless,
+)
+from frevl.training.classification.unknown import unknown_threshold
+from frevl.training.options import ModelOptions, Session
+from frevl.training.run_folder import claim_run, write_config
+from frevl.version import __version__
+
+__all__ = ["classify"]
+
+
+def classify(
+    store: Store | str | Path,
+    classes: Any = None,
+    *,
+    run: str | Path,
+    examples: str | Path | Pairs | None = None,
+    dev: str | Path | Pairs | None = None,
+    space: str | Path | None = None,
+    template: str | Sequence[str] | None = None,
+    method: str = "auto",
+    unknown: float | None = None,
+    encoder: Sequence[str] | None = None,
+    group_by: str | None = None,
+    find_groups: bool = True,
+    seed: int = 0,
+    time_limit: float | None = None,
+    progress: bool = False,
+) -> Run:
+    """Build a classifier of images from the names of its classes, from examples, or from both.
+
+    Args:
+        store: The store, or its path.
+        classes: A file (``.txt``, ``.jsonl``, ``.json``; see `frevl.data.classes.class_files`), names, or a mapping
+            from class to texts. None takes the classes of the examples.
+        run: Folder to write; must not hold a finished run.
+        examples: Pairs ``{"image", "target"}``, or a file of them.
+        dev: Further such pairs: methods are compared and calibrated on them instead of on held-out examples.
+        space: A matching run with a first stage (``dual``): the space of the names where the encoder has none.
+        template: Sentences with one ``{}`` for the name; none given takes `frevl.data.classes.templates.TEMPLATE`, or
+            the bare name in a space that was trained.
+        method: One of ``auto``, ``names``, ``means``, ``cache``, ``gaussian``, ``kernel``, ``probe``.
+        unknown: Share, between 0 and 1, of held-out images that keep their label; a less likely one is "unknown".
+        encoder: Encoders whose image embeddings are concatenated; None takes all in the store.
+        group_by: A key of the examples; those with the same value stay together in every split.
+        find_groups: Find copies, near copies and groups among the examples and keep them together.
+        seed: Of splits.
+        time_limit: Most seconds for comparing methods.
+        progress: Show progress lines.
+
+    Returns:
+        The saved run: task classification, of images alone. The same call on a finished run returns that.
+
+    Raises:
+        UsageError: An unknown method or encoder, names without a space of images and texts, no names and no examples.
+        InputError: The classes or examples cannot be used.
+        StoreError: Embeddings are missing.
+        RunError: The folder holds a run, or other files.
+    """
+    examples, dev = in_memory(examples), in_memory(dev)
+    encoder = None if encoder is None else as_list(encoder, "encoder")
+    arguments = {name: value for name, value in locals().items() if name != "progress"}
+    _check(method, unknown)
+    templates = [template] if isinstance(template, str) else list(template or ())
+    check_templates(templates)
+    opened = store if isinstance(store, Store) else Store.open(store)
+    notes: list[str] = []
+    read = read_examples(opened, examples, notes)
+    listed = classes_of(read) if classes is None else read_classes(classes)
+    if listed.rejected:
+        notes.append(rejects_sentence(listed.rejected))
+    judged = read_examples(opened, dev, notes)
+    started = time.monotonic()
+    folder, session = Path(run), Session(seed=seed, time_limit=time_limit, device="cpu", progress=progress)
+    settings = _settings(arguments, listed)
+    data = {"frevl": __version__, "store": opened.fingerprint, "pairs": _content(read), "dev": _content(judged)}
+    settings_and_data = {**settings, "data": data}
+    if _is_finished(folder, settings_and_data):
+        return Run.load(folder)
+    with claim_run(folder, settings_and_data):
+        of_run = None if space is None else Scorer.open(space, store=opened)
+        towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
+        own, held, hashes = collect(
+            opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, seed=seed, notes=notes
+        )
+        found = space_of_run(opened, of_run) if of_run else space_of_encoder(opened, towers)
+        names = None
+        if classes is not None:
+            has_examples = bool(len(own.labels))
+            names = _names(listed, found, templates, notes, has_examples=has_examples, trained=of_run is not None)
+        if names is None and method == "names":
+            raise UsageError("--method names needs the names of the classes; give them with --classes")
+        _check_all_classes(listed, names, own)
+        network, choice = _fitted(own, held, names, listed, towers, method, session)
+        threshold, said = unknown_threshold(choice, network, opened, towers, share=unknown, seed=seed)
+        held_out = len(choice.held_out[1])
+        hits = (choice.held_out[0].argmax(dim=1) == choice.held_out[1]).float() if held_out else None
+        notes = [*choice.notes, *said, *notes, *(calibration_notes(held_out) if held_out else ())]
+        results = {
+            "development": {"n": held_out, "accuracy": None if hits is None else 100 * float(hits.mean())},
+            "train_pairs": len(own.labels),
+            "train_seconds": time.monotonic() - started,
+            "soft_targets": False,
+            "warnings": list(choice.notes),
+            "notes": list(dict.fromkeys([*notes, *(names.notes if names else ())])),
+            "fit": None,
+            "unknown": threshold,
+            "selection": {
+                "chosen": choice.method,
+                "reason": choice.reason,
+                "judged_on": choice.compared_on,
+                "candidates": choice.rows,
+                "names": names is not None,
+            },
+        }
+        finished = Run(
+            path=folder,
+            model="classify",
+            task="classification",
+            network_name=network.key,
+            network_settings=network.settings,
+            labels=listed.labels,
+            encoders=[name for name in opened.encoders if any(name in tower.encoders for tower in towers)],
+            towers={"image": {tower.name: tower.identity for tower in towers}, "text": {}},
+            calibration={"scale": 1.0, "offset": 0.0},
+            settings=settings,
+            results=results,
+            provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
+            train_image_hashes=hash_prefixes(hashes.values()),
+            network=network,
+        )
+        write_config(folder, {**arguments, "store": opened}, ModelOptions(), command="classify")
+        finished.save()
+    return finished
+
+
+def _check(method: str, unknown: float | None) -> None:
+    if method not in METHODS:
+        raise UsageError(f"There is no method '{method}'. {nearest(method, METHODS)}")
+    if unknown is not None and not 0 < unknown < 1:
+        raise UsageError(f"--unknown is the share of images that keep their label, between 0 and 1; found {unknown:g}")
+
+
+def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds the run that this call would make: an interrupted labelling goes on with it."""
+    try:
+        kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / "run.json").is_file() and bool(kept == json.loads(json.dumps(settings)))
+
+
+def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
+    left_out = ("store", "run", "classes", "examples", "dev", "space")
+    kept = {name: value for name, value in arguments.items() if name not in left_out}
+    sources = {name: arguments[name] for name in ("examples", "dev", "space")}
+    named = {
+        name: None if value is None else (value.source or "in memory") if isinstance(value, Pairs) else str(value)
+        for name, value in sources.items()
+    }
+    digest = hashlib.sha256(repr(classes.entries).encode()).hexdigest()[:16]
+    return {
+        **kept,
+        **named,
+        "pairs": named["examples"],
+        "classes": classes.source or "in memory",
+        "classes_hash": digest,
+    }
+
+
+def _content(pairs: Pairs | None) -> str | None:
+    if pairs is None:
+        return None
+    rows = json.dumps([pairs.row(row) for row in range(len(pairs))], sort_keys=True, default=str)
+    return hashlib.sha256(rows.encode()).hexdigest()[:16]
+
+
+def _towers_of(store: Store, of_run: Scorer, encoder: Sequence[str] | None) -> list[Tower]:
+    """Return the image towers of the run of ``--space``; its network reads exactly these."""
+    towers = [store.towers[name] for name in of_run.run.towers["image"]]
+    if encoder is not None and {tower.name for tower in store.select_towers("image", encoder)} != {
+        tower.name for tower in towers
+    }:
+        raise UsageError(
+            f"--space {of_run.run.path} reads the image embeddings {', '.join(tower.name for tower in towers)}; leave "
+            "--encoder out, or give the run of a space of these encoders"
+        )
+    return towers
+
+
+def _names(
+    classes: ClassList,
+    space: TextSpace | None,
+    templates: Sequence[str],
+    notes: list[str],
+    *,
+    has_examples: bool,
+    trained: bool,
+) -> NameVectors | None:
+    """Embed the names; without a space of images and texts only examples are left, if there are any."""
+    if space is None:
+        remedy = (
+            "the image embeddings of this store share no space with texts, so names mean nothing to them; train one "
+            "with frevl train --task matching --model dual on captions and give it with --space, or extract with an "
+            "encoder such as CLIP"
+        )
+        if not has_examples:
+            raise UsageError(f"--classes gives names and no examples, and {remedy}")
+        notes.append(f"The names of the classes were not used, examples alone were: {remedy}.")
+        return None
+    return name_vectors(classes, space, templates or (["{}"] if trained else [TEMPLATE]))
+
+
+def _check_all_classes(classes: ClassList, names: NameVectors | None, own: EmbeddedExamples) -> None:
+    """Refuse a class with neither names nor examples."""
+    counts = torch.bincount(own.labels, minlength=len(classes.entries))
+    for number, entry in enumerate(classes.entries):
+        if not counts[number] and (names is None or not names.named[number]):
+            raise UsageError(
+                f"{entry.place or 'classes'}: the class '{entry.label}' has no example"
+                + ("" if names is None else " and no name")
+                + "; give one with --examples, or leave the class out"
+            )
+    if names is not None and int(names.named.sum()) < 2 and not bool(names.named.all()):
+        raise UsageError("expected names of at least two classes, or of none; found one")
+
+
+def _fitted(
+    own: EmbeddedExamples,
+    held: EmbeddedExamples | None,
+    names: NameVectors | None,
+    classes: ClassList,
+    towers: Sequence[Tower],
+    method: str,
+    session: Session,
+) -> tuple[ClassNetwork, Choice]:
+    """Choose a head, and put it into a network with what it needs."""
+    image_dim, count = sum(tower.dim for tower in towers), len(classes.entries)
+    vectors: Tensor | None = None
+    if names is not None:
+        with torch.inference_mode():
+            of_images = names.space.network.image_vectors(own.images) if len(own.images) else torch.zeros(0)
+        vectors = vectors_of_nameless(names, of_images, own.labels).clone()
+    # Without examples nothing reads standardised features.
+    statistics = statistics_of(own.images) if len(own.images) else ZScore(torch.zeros(image_dim), torch.ones(image_dim))
+    blank = ClassNetwork(
+        image_dim=image_dim,
+        outputs=count,
+        name_dim=0 if vectors is None else vectors.shape[1],
+        space=None if names is None else names.space.network,
+    )
+    blank.take(Head.zero(count, image_dim), statistics, vectors, own.images)
+
+    def labelled(some: EmbeddedExamples) -> Labelled:
+        with torch.inference_mode():
+            features = [blank.features(block) for block in torch.split(some.images, 4_096)]
+        return Labelled(_joined(features), some.labels, some.clusters)
+
+    choice = choose_head(
+        labelled(own), None if held is None else labelled(held), count, method=method,
+        names=0.0 if names is None else names.space.scale, session=session,
+    )  # fmt: skip
+    head = choice.head
+    network = ClassNetwork(
+        image_dim=image_dim,
+        outputs=count,
+        name_dim=0 if vectors is None else vectors.shape[1],
+        names=head.names,
+        examples=len(own.images) if head.memories else 0,
+        memories=[{"width": one.width, "on_unit": one.on_unit} for one in head.memories],
+        space=None if names is None else names.space.network,
+    )
+    network.take(head, statistics, vectors, own.images)
+    return network.eval(), choice
+
+
+def _joined(blocks: Sequence[Features]) -> Features:
+    unit, standard = (torch.cat([getattr(one, name) for one in blocks]).clone() for name in ("unit", "standard"))
+    cosines = [one.cosines for one in blocks if one.cosines is not None]
+    return Features(unit, standard, torch.cat(cosines).clone() if cosines else None)

@@ -1,0 +1,169 @@
+"""Examples of classes, from a pairs file and from the file of the classes -> embedded images with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frevl.data.classes.class_files import ClassEntry, ClassList
+from frevl.data.pairs import Pairs, read_pairs
+from frevl.errors import PairsError, UsageError, nearest
+from frevl.models.inputs import mean_pool
+from frevl.rejects import Reject, rejects_sentence
+from frevl.store.grouping.groups import group_pairs
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+from frevl.store.usable_pairs import content_of_units, read_usable
+from frevl.training.prepare import shared_groups, shared_units
+
+__all__ = ["EmbeddedExamples", "classes_of", "collect", "read_examples"]
+
+
+@dataclass(frozen=True)
+class EmbeddedExamples:
+    """Images of known classes.
+
+    Attributes:
+        images: ``(n, dim)`` float32 embeddings, tokens pooled by their mean.
+        labels: ``(n,)`` int64.
+        clusters: ``(n,)`` int64; images of one number are not independent.
+    """
+
+    images: Tensor
+    labels: Tensor
+    clusters: Tensor
+
+
+def read_examples(store: Store, source: str | Path | Pairs | None, notes: list[str]) -> Pairs | None:
+    """Read examples, images alone; what cannot be used is counted in ``notes``.
+
+    Raises:
+        PairsError: No example has a class.
+    """
+    if source is None:
+        return None
+    pairs = source if isinstance(source, Pairs) else read_pairs(source)
+    if "image" not in pairs.sides:
+        raise PairsError(f"{pairs.places[0]}, field 'image': expected an image, found texts alone")
+    found = read_usable(store, pairs.only(("image",)), notes)
+    kept, rejected = [], []
+    for row, target in enumerate(found.targets):
+        several = isinstance(target, list | dict) and len(target) != 1
+        if target is None or several:
+            what = "several classes" if several else "none"
+            rejected.append(Reject("pair", found.places[row], f"field 'target': expected one class, found {what}"))
+        else:
+            kept.append(row)
+    if not kept:
+        raise PairsError(f"{rejected[0].id}, {rejected[0].reason}; no example has a class")
+    if rejected:
+        notes.append(rejects_sentence(rejected))
+    chosen = found.select(kept)
+    return replace(chosen, targets=[_one(target) for target in chosen.targets])
+
+
+def classes_of(examples: Pairs | None) -> ClassList:
+    """Return the classes of examples, in alphabetical order, where no file names them.
+
+    Raises:
+        UsageError: There are no examples either, or all are of one class.
+    """
+    if examples is None:
+        raise UsageError("classify needs the names of the classes (--classes), examples of them (--examples), or both")
+    labels = sorted({str(target) for target in examples.targets})
+    if len(labels) < 2:
+        raise PairsError(f"{examples.places[0]}: expected examples of at least two classes, found only '{labels[0]}'")
+    return ClassList(tuple(ClassEntry(label, (label,), place=examples.places[0]) for label in labels))
+
+
+def collect(
+    store: Store,
+    classes: ClassList,
+    examples: Pairs | None,
+    dev: Pairs | None,
+    towers: Sequence[Tower],
+    *,
+    group_by: str | None,
+    find_groups: bool,
+    seed: int,
+    notes: list[str],
+) -> tuple[EmbeddedExamples, EmbeddedExamples | None, dict[str, str]]:
+    """Leave out what belongs to no class, find groups, and embed.
+
+    Returns:
+        Examples (of no image where there are none), development images, and the content hash of every image by id.
+
+    Raises:
+        PairsError: No example, or no development image, is of one of the classes, or the store lacks an image.
+    """
+    named = _of_class_file(store, classes, notes)
+    parts = [part for part in (examples, named) if part is not None]
+    kept = [_of_known_classes(part, classes, notes, "examples") for part in parts]
+    judged = None if dev is None else _of_known_classes(dev, classes, notes, "development images")
+    everything = [*kept, *([judged] if judged is not None else [])]
+    empty = EmbeddedExamples(
+        torch.zeros(0, sum(tower.dim for tower in towers)), *(torch.zeros(0, dtype=torch.long),) * 2
+    )
+    if not everything:
+        return empty, None, {}
+    grouped, found = group_pairs(store, everything, group_by=group_by, find=find_groups, towers=towers, seed=seed)
+    notes += found
+    hashes: dict[str, str] = {}
+    for part in grouped:
+        hashes |= content_of_units(store, part)
+    if judged is not None:
+        for part in grouped[:-1]:
+            notes += shared_units(part, grouped[-1], hashes) or shared_groups(part, grouped[-1])
+    numbers: dict[str, int] = {}
+    index = {label: number for number, label in enumerate(classes.labels)}
+
+    def embedded(some: Sequence[Pairs]) -> EmbeddedExamples:
+        ids = [image for part in some for image in part.images]
+        targets = [target for part in some for target in part.targets]
+        clusters = [cluster for part in some for cluster in part.clusters]
+        values, mask = store.read("image", ids, towers)
+        images = mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask))
+        labels = torch.tensor([index[str(target)] for target in targets])
+        return EmbeddedExamples(images, labels, torch.tensor([numbers.setdefault(c, len(numbers)) for c in clusters]))
+
+    own = grouped[: len(kept)]
+    return embedded(own) if own else empty, None if judged is None else embedded(grouped[-1:]), hashes
+
+
+def _one(target: Any) -> str:
+    return str(target) if not isinstance(target, list | dict) else str(next(iter(target)))
+
+
+def _of_class_file(store: Store, classes: ClassList, notes: list[str]) -> Pairs | None:
+    """Return the examples that the file of the classes names."""
+    rows = [(entry, image) for entry in classes.entries for image in entry.examples]
+    if not rows:
+        return None
+    pairs = Pairs(
+        images=[image for _, image in rows],
+        texts=[""] * len(rows),
+        targets=[entry.label for entry, _ in rows],
+        extras=[{} for _ in rows],
+        places=[entry.place for entry, _ in rows],
+        rejected=(),
+    )
+    return read_usable(store, pairs, notes)
+
+
+def _of_known_classes(pairs: Pairs, classes: ClassList, notes: list[str], what: str) -> Pairs:
+    known = set(classes.labels)
+    rows = [row for row, target in enumerate(pairs.targets) if target in known]
+    unknown = [row for row, target in enumerate(pairs.targets) if target not in known]
+    if not unknown:
+        return pairs
+    target = str(pairs.targets[unknown[0]])
+    sentence = f"{pairs.places[unknown[0]]}: there is no class '{target:.60}'. {nearest(target, classes.labels)}"
+    if not rows:
+        raise PairsError(f"{sentence} None of the {len(pairs):,} {what} is of one of the {len(known):,} classes")
+    notes.append(f"Left out: {len(unknown):,} of {len(pairs):,} {what} of classes that are not listed ({sentence}).")
+    return pairs.select(rows)

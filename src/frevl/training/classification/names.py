@@ -1,0 +1,205 @@
+"""Names and descriptions of classes -> one vector a class, in a space that images share with texts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.data.classes.class_files import ClassList
+from frevl.data.classes.templates import sentences_of
+from frevl.encoders.registry import load_encoder
+from frevl.errors import UsageError
+from frevl.models.inputs import mean_pool
+from frevl.models.retrieval.first_stage import FirstStage
+from frevl.runs.scorer import Scorer
+from frevl.store.canaries import check_encoder
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+from frevl.training.retrieval.common_space import COMMON_SPACE, cosine_of, has_common_space
+
+__all__ = ["NameVectors", "TextSpace", "name_vectors", "space_of_encoder", "space_of_run", "vectors_of_nameless"]
+
+_TEXTS_AT_ONCE = 4_096  # 20,000 classes times 100 templates must not stand in memory together
+_USUAL_SCALE = 100.0  # of CLIP and most of its kind, where an import did not say
+
+
+@dataclass(frozen=True)
+class TextSpace:
+    """A space of images and texts.
+
+    Attributes:
+        network: Maps embeddings of images into it.
+        of_texts: From sentences to their ``(n, d)`` unit vectors.
+        scale: The logit of a cosine of 1.
+        known: Whether a sentence can be had without an encoder.
+        can_embed: Whether other sentences can be embedded.
+        notes: Sentences for the user.
+    """
+
+    network: FirstStage
+    of_texts: Callable[[Sequence[str]], Tensor]
+    scale: float
+    known: Callable[[str], bool]
+    can_embed: bool
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class NameVectors:
+    """Names of classes in a space.
+
+    Attributes:
+        vectors: ``(classes, d)`` of unit length; zero for a class without names.
+        named: ``(classes,)`` bool.
+        space: Where they live.
+        notes: Sentences for the user.
+    """
+
+    vectors: Tensor
+    named: Tensor
+    space: TextSpace
+    notes: list[str]
+
+
+def space_of_run(store: Store, run: Scorer) -> TextSpace:
+    """Return the space of a matching run with a first stage, such as a trained ``dual``."""
+    network = run.network.first_stage
+    if network is None:
+        raise UsageError(
+            f"--space: expected a matching run with a first stage (--model dual, cosine or auto), found "
+            f"'{run.run.model}' of task '{run.run.task}' in {run.run.path}"
+        )
+    texts = store.positions("text")
+    imported = any(store.towers[name].imported for name in run.run.towers["text"])
+
+    def of_texts(sentences: Sequence[str]) -> Tensor:
+        return torch.from_numpy(run.text_vectors(list(sentences)))
+
+    first = cast("FirstStage", network)
+    return TextSpace(first, of_texts, float(first.scale), texts.__contains__, not imported, [])
+
+
+def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace | None:
+    """Return the common space of an encoder such as CLIP; None where the image towers share none with texts."""
+    spaces = {tower.identity.get(COMMON_SPACE) for tower in image_towers} - {None}
+    towers = [tower for tower in store.select_towers("text") if tower.identity.get(COMMON_SPACE) in spaces]
+    if not has_common_space(image_towers, towers):
+        return None
+    network = cosine_of(image_towers, towers)
+    positions, lacking = store.positions("text"), _lacking(store, towers)
+
+    def known(sentence: str) -> bool:
+        return sentence in positions and sentence not in lacking
+
+    def of_texts(sentences: Sequence[str]) -> Tensor:
+        new = [sentence for sentence in sentences if not known(sentence)]
+        found = dict(zip(new, _embedded(store, new, towers), strict=True)) if new else {}
+        stored = [sentence for sentence in sentences if sentence not in found]
+        if stored:
+            values, mask = store.read("text", stored, towers)
+            pooled = mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask))
+            found.update(zip(stored, pooled, strict=True))
+        return network.text_vectors(torch.stack([found[sentence] for sentence in sentences]))
+
+    scale, notes = float(network.scale), []
+    if scale == 1.0:
+        scale = _USUAL_SCALE
+        notes.append(
+            f"The logit scale of {', '.join(tower.name for tower in image_towers)} was not declared at import; "
+            f"{_USUAL_SCALE:g}, that of CLIP, is taken, and examples correct it."
+        )
+    return TextSpace(network, of_texts, scale, known, not any(tower.imported for tower in towers), notes)
+
+
+def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str]) -> NameVectors:
+    """Embed the names and descriptions of classes and average them: the mean of unit vectors, at unit length.
+
+    A name that is itself a text of the store is used as it is where its sentences are not there and cannot be embedded
+    (imported vectors). Averaging over templates is Radford et al. 2021, section 3.1.4.
+
+    Raises:
+        UsageError: A name is not in the store and cannot be embedded.
+    """
+    bare = 0
+    of_class: list[list[str]] = []
+    for entry in classes.entries:
+        sentences = sentences_of(entry, templates)
+        if not space.can_embed:
+            there = [sentence for sentence in sentences if space.known(sentence)]
+            if not there:
+                there = [name for name in entry.names if space.known(name)]
+                bare += bool(there)
+            if sentences and not there:
+                raise UsageError(
+                    f"{entry.place}: the text vectors of this store were imported, so '{sentences[0]:.80}' cannot be "
+                    "embedded, and neither it nor the bare name is a text of the store; import vectors of the names "
+                    "with frevl import --of texts, or give examples alone"
+                )
+            sentences = there
+        of_class.append(sentences)
+    sums: Tensor | None = None
+    flat = [(number, sentence) for number, sentences in enumerate(of_class) for sentence in sentences]
+    for start in range(0, len(flat), _TEXTS_AT_ONCE):
+        part = flat[start : start + _TEXTS_AT_ONCE]
+        vectors = space.of_texts([sentence for _, sentence in part])
+        if sums is None:
+            sums = torch.zeros(len(of_class), vectors.shape[1])
+        sums.index_add_(0, torch.tensor([number for number, _ in part]), vectors)
+    named = torch.tensor([bool(sentences) for sentences in of_class])
+    if sums is None:
+        raise UsageError(f"{classes.source or 'classes'}: no class has a name or a description")
+    notes = list(space.notes)
+    if bare:
+        notes.append(f"{bare:,} names were used as they stand in the store, without a template.")
+    return NameVectors(F.normalize(sums, dim=1), named, space, notes)
+
+
+def vectors_of_nameless(names: NameVectors, image_vectors: Tensor, labels: Tensor) -> Tensor:
+    """Give classes without names a vector made of their examples, so that all classes have one (ours).
+
+    Images and texts lie apart in a common space (the modality gap), so the mean of the examples cannot stand among
+    names. Its direction from the mean of all examples is taken, at the length that names have around theirs.
+
+    Args:
+        names: With at least two named classes.
+        image_vectors: ``(n, d)`` unit vectors of the examples in the space.
+        labels: ``(n,)`` int64.
+
+    Returns:
+        ``(classes, d)`` unit vectors.
+    """
+    missing = (~names.named).nonzero()[:, 0]
+    if not len(missing):
+        return names.vectors
+    centre = names.vectors[names.named].mean(dim=0)
+    length = (names.vectors[names.named] - centre).norm(dim=1).mean()
+    vectors, middle = names.vectors.clone(), image_vectors.mean(dim=0)
+    for number in missing.tolist():
+        direction = F.normalize(image_vectors[labels == number].mean(dim=0) - middle, dim=0)
+        vectors[number] = F.normalize(centre + length * direction, dim=0)
+    return vectors
+
+
+def _lacking(store: Store, towers: Sequence[Tower]) -> set[str]:
+    """Return texts of the store without an embedding of one of the towers."""
+    ids, states = store.ids("text"), store.states("text")
+    having = [states[f"has:{tower.name}"] for tower in towers]
+    return {id_ for id_, has in zip(ids, np.all(having, axis=0).tolist(), strict=True) if not has}
+
+
+def _embedded(store: Store, sentences: Sequence[str], towers: Sequence[Tower]) -> Tensor:
+    """Embed sentences with the encoders of the towers, after a check that they are those that made the store."""
+    parts = []
+    for tower in towers:
+        encoder = load_encoder(tower.encoders[0], tokens=tower.identity["tokens"])
+        check_encoder(encoder, towers, str(store.path))
+        own = encoder.embed_texts(list(sentences), tokens=True)
+        values = torch.from_numpy(own.values.astype(tower.identity["dtype"])).float()
+        parts.append(mean_pool(values, torch.from_numpy(own.mask)))
+    return torch.cat(parts, dim=1)
