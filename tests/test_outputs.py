@@ -45,6 +45,7 @@ def commands():
 WRITTEN = {
     "demo": {"--folder"},
     "train": {"--run"},
+    "classify": {"--run", "--out", "--html"},
     "ablate": {"--out"},
     "pairs": {"--out"},
     "import": {"--write-pairs"},

@@ -221,6 +221,12 @@ def test_every_network_is_built_without_memory_for_its_numbers(made, runs):
 
     dims = {"image_dim": 7, "text_dim": 5, "outputs": 3}
     settings = {
+        "classes": {
+            "image_dim": 7,
+            "outputs": 3,
+            "examples": 4,
+            "memories": [{"width": 1.0, "on_unit": False}],
+        },
         "cosine": {"spaces": [[0, 5, 0, 5]]},
         "fusion": {**dims, "width": 8, "heads": 2, "layers": 1},
         "kernel": {**dims, "pairs": 4, "images": 3, "texts": 2},

@@ -41,6 +41,7 @@ __all__ = [
     "Side",
     "Target",
     "in_memory",
+    "one_side_note",
     "pair_list",
     "problem_of",
     "read_pairs",
@@ -184,7 +185,7 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
         rejects,
         source=path if from_file else None,
     )
-    return replace(pairs, notes=tuple(dict.fromkeys([*notes, *_one_side_note(pairs)])))
+    return replace(pairs, notes=tuple(dict.fromkeys([*notes, *one_side_note(pairs)])))
 
 
 def in_memory(pairs: Any) -> Any:
@@ -276,7 +277,7 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
     return pairs.select(kept_rows), pairs.select(held_rows)
 
 
-def _one_side_note(pairs: Pairs) -> list[str]:
+def one_side_note(pairs: Pairs) -> list[str]:
     """Say that the pairs are images, or texts, alone; a misspelt key would otherwise pass for none."""
     if len(pairs.sides) == 2:
         return []

@@ -268,7 +268,9 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     if (record["task"] == "classification") != bool(record["labels"]):
         raise ValueError(f"a run of {record['task']} has {len(record['labels']):,} class names")
     for side, own in record["towers"].items():
-        if not own and (record["task"] == "matching" or any(settings_named(record["network_settings"], f"{side}_dim"))):
+        # The first that is found: a network that reads images alone may hold one that knows texts too.
+        width = next(settings_named(record["network_settings"], f"{side}_dim"), 0)
+        if not own and (record["task"] == "matching" or width):
             raise ValueError(f"there is no tower of the {side}s that its network reads")
     return record
 

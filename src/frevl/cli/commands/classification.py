@@ -9,6 +9,7 @@ import typer
 
 from frevl.cli.options import (
     OUTPUT,
+    ColumnsOption,
     GroupByOption,
     GroupsOption,
     JsonOption,
@@ -38,6 +39,7 @@ def classify(
         Path | None,
         typer.Option(readable=False, help="Images to compare methods on.", show_default="held-out examples"),
     ] = None,
+    columns: ColumnsOption = None,
     space: Annotated[
         Path | None,
         typer.Option(readable=False, help="Matching run whose space the names live in, if the encoder has none."),
@@ -62,6 +64,7 @@ def classify(
         Path | None,
         typer.Option(readable=False, help="Write a page with the surest and the least sure of each class."),
         OUTPUT,
+    ColumnsOption,
     ] = None,
     images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the pictures.")] = None,
     encoder: Annotated[
@@ -93,7 +96,7 @@ def classify(
         run=run,
         progress=not quiet,
         **typed(
-            classes=classes, examples=examples, dev=dev, space=space, template=template, method=method,
+            classes=classes, examples=examples, dev=dev, columns=columns, space=space, template=template, method=method,
             unknown=unknown, encoder=encoder, group_by=group_by, find_groups=find_groups, seed=seed,
             time_limit=time_limit,
         ),

@@ -31,7 +31,7 @@ class ClassEntry:
 
     Attributes:
         label: What pictures are labelled with, and what a pair's ``target`` says.
-        names: Words to put into a template; the label where nothing else is given.
+        names: Words to put into a template; the label where nothing else is given; none where it is no word.
         descriptions: Texts that are used as they are.
         examples: Ids of images of this class.
         kind: What kind of thing it is, or an empty string.
@@ -167,7 +167,8 @@ def _entry(row: Any, place: str) -> ClassEntry | str:
         return f"field 'kind': expected a text, found {type(kind).__name__}"
     label = label.strip()
     descriptions = tuple(_as_description(text, label) for text in lists["descriptions"])
-    return ClassEntry(label, tuple(lists["names"]) or (label,), descriptions, tuple(lists["examples"]), kind, place)
+    names = tuple(lists["names"]) if "names" in row else (label,)  # an empty list: the label says nothing
+    return ClassEntry(label, names, descriptions, tuple(lists["examples"]), kind, place)
 
 
 def _not_texts(value: Any) -> str:

@@ -30,6 +30,7 @@ class ClassNetwork(PairNetwork):
         *,
         image_dim: int,
         outputs: int,
+        text_dim: int = 0,
         name_dim: int = 0,
         names: float = 0.0,
         examples: int = 0,
@@ -41,6 +42,7 @@ class ClassNetwork(PairNetwork):
         Args:
             image_dim: Width of an image embedding.
             outputs: Number of classes.
+            text_dim: 0, because the texts of pairs are not read.
             name_dim: Width of a name vector; 0 without names.
             names: Scale of the cosines with the names.
             examples: How many examples are kept for the memories.
@@ -53,10 +55,13 @@ class ClassNetwork(PairNetwork):
         """
         super().__init__()
         memories = memories or []
+        if text_dim:
+            raise UsageError(f"classes: expected no width of texts, found {text_dim}")
         if memories and not examples:
             raise UsageError(f"classes: {len(memories)} sums over examples need examples, found none")
         self.settings = {
             "image_dim": image_dim,
+            "text_dim": 0,
             "outputs": outputs,
             "name_dim": name_dim,
             "names": names,

@@ -105,6 +105,26 @@ class Head:
             self.memories + other.memories,
         )
 
+    def among(self, rows: Tensor, classes: int) -> Head:
+        """Return the head of more classes, of which those without examples have their name alone.
+
+        What examples add is made to sum to zero over the classes that have some, so that on average it moves nobody
+        above or below a class that has none.
+
+        Args:
+            rows: ``(k,)`` int64, where the ``k`` classes of this head stand among all.
+            classes: How many there are then.
+        """
+
+        def spread(values: Tensor, dim: int) -> Tensor:
+            shape = list(values.shape)
+            shape[dim] = classes
+            centred = values - values.mean(dim=dim, keepdim=True)
+            return torch.zeros(shape).index_copy_(dim, rows, centred)
+
+        memories = tuple(one._replace(coefficients=spread(one.coefficients, 1)) for one in self.memories)
+        return Head(self.names, spread(self.weight, 0), spread(self.bias, 0), memories)
+
     def with_names(self, names: float) -> Head:
         """Return this head with another scale of the names."""
         return replace(self, names=names)

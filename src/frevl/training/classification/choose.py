@@ -221,6 +221,8 @@ class _Trials:
 
     def unfit(self, candidate: Candidate) -> str:
         """Say why a candidate cannot be fitted on these examples; empty if it can."""
+        if candidate.every_class and len(set(self.examples.labels.tolist())) < self.classes:
+            return "needs examples of every class"
         fits = [rows for rows, _ in self.splits] or [torch.arange(len(self.examples))]
         if min(int(torch.bincount(self.examples.labels[rows]).max()) for rows in fits) >= candidate.fewest:
             return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frevl.data.classes.class_files import ClassList, read_classes
 from frevl.data.classes.templates import TEMPLATE, check_templates
+from frevl.data.columns import columns_of
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import UsageError, nearest
@@ -28,7 +29,7 @@ from frevl.runs.scorer import Scorer
 from frevl.runs.targets import hash_prefixes
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.training.classification.candidates import METHODS
+from frevl.training.classification.candidates import METHODS, candidates_of
 from frevl.training.classification.choose import Choice, Labelled, choose_head
 from frevl.training.classification.examples import EmbeddedExamples, classes_of, collect, read_examples
 from frevl.training.classification.names import (
@@ -54,6 +55,7 @@ def classify(
     run: str | Path,
     examples: str | Path | Pairs | None = None,
     dev: str | Path | Pairs | None = None,
+    columns: str | Sequence[str] | Mapping[str, str] | None = None,
     space: str | Path | None = None,
     template: str | Sequence[str] | None = None,
     method: str = "auto",
@@ -74,6 +76,7 @@ def classify(
         run: Folder to write; must not hold a finished run.
         examples: Pairs ``{"image", "target"}``, or a file of them.
         dev: Further such pairs: methods are compared and calibrated on them instead of on held-out examples.
+        columns: Columns of the files of examples, as in `frevl.data.pairs.read_pairs`.
         space: A matching run with a first stage (``dual``): the space of the names where the encoder has none.
         template: Sentences with one ``{}`` for the name; none given takes `frevl.data.classes.templates.TEMPLATE`, or
             the bare name in a space that was trained.
@@ -103,11 +106,11 @@ def classify(
     check_templates(templates)
     opened = store if isinstance(store, Store) else Store.open(store)
     notes: list[str] = []
-    read = read_examples(opened, examples, notes)
+    read = read_examples(opened, examples, columns, notes)
     listed = classes_of(read) if classes is None else read_classes(classes)
     if listed.rejected:
         notes.append(rejects_sentence(listed.rejected))
-    judged = read_examples(opened, dev, notes)
+    judged = read_examples(opened, dev, columns, notes)
     started = time.monotonic()
     folder, session = Path(run), Session(seed=seed, time_limit=time_limit, device="cpu", progress=progress)
     settings = _settings(arguments, listed)
@@ -129,6 +132,7 @@ def classify(
         if names is None and method == "names":
             raise UsageError("--method names needs the names of the classes; give them with --classes")
         _check_all_classes(listed, names, own)
+        _check_method(method, listed, own)
         network, choice = _fitted(own, held, names, listed, towers, method, session)
         threshold, said = unknown_threshold(choice, network, opened, towers, share=unknown, seed=seed)
         held_out = len(choice.held_out[1])
@@ -191,6 +195,7 @@ def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
 def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
     left_out = ("store", "run", "classes", "examples", "dev", "space")
     kept = {name: value for name, value in arguments.items() if name not in left_out}
+    kept["columns"] = columns_of(kept["columns"]) or None
     sources = {name: arguments[name] for name in ("examples", "dev", "space")}
     named = {
         name: None if value is None else (value.source or "in memory") if isinstance(value, Pairs) else str(value)
@@ -263,6 +268,16 @@ def _check_all_classes(classes: ClassList, names: NameVectors | None, own: Embed
         raise UsageError("expected names of at least two classes, or of none; found one")
 
 
+def _check_method(method: str, classes: ClassList, own: EmbeddedExamples) -> None:
+    """Refuse a method that would lose the classes that have a name alone."""
+    missing = len(classes.entries) - len(set(own.labels.tolist()))
+    if missing and len(own.labels) and any(one.every_class for one in candidates_of(method, has_names=True)[:1]):
+        raise UsageError(
+            f"--method {method} needs examples of every class, found none of {missing:,} of {len(classes.entries):,}; "
+            "take probe, kernel or auto, which keep the classes that have a name alone"
+        )
+
+
 def _fitted(
     own: EmbeddedExamples,
     held: EmbeddedExamples | None,
@@ -276,7 +291,7 @@ def _fitted(
     image_dim, count = sum(tower.dim for tower in towers), len(classes.entries)
     vectors: Tensor | None = None
     if names is not None:
-        with torch.inference_mode():
+        with torch.no_grad():
             of_images = names.space.network.image_vectors(own.images) if len(own.images) else torch.zeros(0)
         vectors = vectors_of_nameless(names, of_images, own.labels).clone()
     # Without examples nothing reads standardised features.
@@ -290,7 +305,7 @@ def _fitted(
     blank.take(Head.zero(count, image_dim), statistics, vectors, own.images)
 
     def labelled(some: EmbeddedExamples) -> Labelled:
-        with torch.inference_mode():
+        with torch.no_grad():
             features = [blank.features(block) for block in torch.split(some.images, 4_096)]
         return Labelled(_joined(features), some.labels, some.clusters)
 

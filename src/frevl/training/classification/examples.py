@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from frevl.data.classes.class_files import ClassEntry, ClassList
-from frevl.data.pairs import Pairs, read_pairs
+from frevl.data.pairs import Pairs, one_side_note
 from frevl.errors import PairsError, UsageError, nearest
 from frevl.models.inputs import mean_pool
 from frevl.rejects import Reject, rejects_sentence
@@ -19,7 +19,7 @@ from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import content_of_units, read_usable
-from frevl.training.prepare import shared_groups, shared_units
+from frevl.training.prepare import read_file, shared_groups, shared_units
 
 __all__ = ["EmbeddedExamples", "classes_of", "collect", "read_examples"]
 
@@ -39,7 +39,12 @@ class EmbeddedExamples:
     clusters: Tensor
 
 
-def read_examples(store: Store, source: str | Path | Pairs | None, notes: list[str]) -> Pairs | None:
+def read_examples(
+    store: Store,
+    source: str | Path | Pairs | None,
+    columns: str | Sequence[str] | Mapping[str, str] | None,
+    notes: list[str],
+) -> Pairs | None:
     """Read examples, images alone; what cannot be used is counted in ``notes``.
 
     Raises:
@@ -47,10 +52,12 @@ def read_examples(store: Store, source: str | Path | Pairs | None, notes: list[s
     """
     if source is None:
         return None
-    pairs = source if isinstance(source, Pairs) else read_pairs(source)
+    pairs = read_file(source, columns)
     if "image" not in pairs.sides:
         raise PairsError(f"{pairs.places[0]}, field 'image': expected an image, found texts alone")
-    found = read_usable(store, pairs.only(("image",)), notes)
+    # That texts are left out goes without saying here.
+    said = tuple(note for note in pairs.notes if note not in one_side_note(pairs))
+    found = read_usable(store, replace(pairs.only(("image",)), notes=said), notes)
     kept, rejected = [], []
     for row, target in enumerate(found.targets):
         several = isinstance(target, list | dict) and len(target) != 1

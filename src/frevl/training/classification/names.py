@@ -82,7 +82,7 @@ def space_of_run(store: Store, run: Scorer) -> TextSpace:
         return torch.from_numpy(run.text_vectors(list(sentences)))
 
     first = cast("FirstStage", network)
-    return TextSpace(first, of_texts, float(first.scale), texts.__contains__, not imported, [])
+    return TextSpace(first, of_texts, float(first.scale.detach()), texts.__contains__, not imported, [])
 
 
 def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace | None:
@@ -105,9 +105,10 @@ def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace |
             values, mask = store.read("text", stored, towers)
             pooled = mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask))
             found.update(zip(stored, pooled, strict=True))
-        return network.text_vectors(torch.stack([found[sentence] for sentence in sentences]))
+        with torch.no_grad():
+            return network.text_vectors(torch.stack([found[sentence] for sentence in sentences]))
 
-    scale, notes = float(network.scale), []
+    scale, notes = float(network.scale.detach()), []
     if scale == 1.0:
         scale = _USUAL_SCALE
         notes.append(

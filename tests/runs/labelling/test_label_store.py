@@ -1,0 +1,107 @@
+"""A whole store is labelled into a file that appears complete, goes on after kill -9, and never hides a change."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import frevl
+from frevl.errors import UsageError
+from frevl.runs.labelling.label_sheet import label_sheet
+from frevl.runs.labelling.label_store import label_store
+from frevl.runs.targets import predictions
+
+
+@pytest.fixture(scope="module")
+def scorer(named, tmp_path_factory):
+    run = tmp_path_factory.mktemp("labelling") / "run"
+    frevl.classify(named.store, named.classes, run=run, examples=named.examples, unknown=0.9)
+    return frevl.Scorer.open(run, store=named.store)
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_image_once_with_the_labels_of_the_scorer(named, scorer, tmp_path):
+    found = label_store(scorer, tmp_path / "labels.jsonl")
+    lines = lines_of(tmp_path / "labels.jsonl")
+    assert [line["image"] for line in lines] == named.store.ids("image")
+    predicted = scorer.label(named.store.ids("image"))
+    assert [line["label"] for line in lines] == [one.label for one in predicted]
+    assert lines[0]["top"][0] == [lines[0]["label"], lines[0]["probability"]]
+    assert found.labelled == len(lines)
+    assert found.unknown == sum(line["unknown"] for line in lines) > 0
+    assert sum(found.counts.values()) + found.unknown == found.labelled
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jsonl"]
+
+
+def test_it_goes_on_after_kill_9(named, scorer, tmp_path):
+    whole = tmp_path / "whole.jsonl"
+    label_store(scorer, whole)
+    code = f"""
+import os, signal, sys
+import frevl.runs.labelling.label_store as module
+from frevl import Scorer
+module._AT_ONCE = 50
+scorer = Scorer.open({str(scorer.run.path)!r}, store={str(named.store.path)!r})
+label, calls = scorer.label, []
+def stopping(ids, **named):
+    calls.append(1)
+    if len(calls) == 3 and sys.argv[1] == "stop":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print(len(ids), flush=True)
+    return label(ids, **named)
+scorer.label = stopping
+module.label_store(scorer, {str(tmp_path / "part.jsonl")!r})
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.run([sys.executable, "-c", code, "stop"], env=environment, capture_output=True, check=False)
+    assert first.returncode == -signal.SIGKILL
+    assert not (tmp_path / "part.jsonl").exists()
+    with (tmp_path / ".part.jsonl.part").open("ab") as lines:
+        lines.write(b'{"image": "half a li')  # what a power cut leaves
+    second = subprocess.run([sys.executable, "-c", code, "go"], env=environment, capture_output=True, check=True)
+    assert second.stdout.split() == [b"50", b"30"], "only the blocks that were not written"
+    assert (tmp_path / "part.jsonl").read_bytes() == whole.read_bytes()
+
+
+def test_another_run_starts_again(named, scorer, tmp_path):
+    out = tmp_path / "labels.jsonl"
+    (tmp_path / ".labels.jsonl.part").write_text('{"image": "0.png", "label": "wrong", "probability": 1}\n')
+    (tmp_path / ".labels.jsonl.state").write_text("{}")
+    label_store(scorer, out)
+    assert all(line["label"] != "wrong" for line in lines_of(out))
+
+
+def test_what_is_refused(named, scorer, made, tmp_path):
+    run = frevl.train(made.store, made.train, run=tmp_path / "run", task="classification", model="majority")
+    with pytest.raises(UsageError, match="images alone"):
+        label_store(frevl.Scorer.open(run.path, store=made.store), tmp_path / "labels.jsonl")
+    with pytest.raises(UsageError, match="would overwrite"):
+        label_store(scorer, scorer.run.path / "run.json")
+
+
+def test_the_page_shows_the_surest_and_escapes_names(scorer):
+    labelling = label_store(scorer)
+    page = label_sheet(labelling, images=None, notes=["<b>not</b> compared"])
+    assert "&lt;b&gt;not" in page
+    label, count = labelling.counts.most_common(1)[0]
+    assert f"<h2>{label}: {count:,}</h2>" in page
+    surest = [probability for probability, _ in labelling.surest[label]]
+    assert surest == sorted(surest, reverse=True)
+
+
+def test_the_best_of_many_classes_are_those_of_a_full_sort():
+    random = np.random.default_rng(0)
+    scores = random.standard_normal((40, 300)).astype(np.float32)
+    scores[:5, 17] = scores[:5, 230] = 9.0  # of equals the first
+    labels = [str(n) for n in range(300)]
+    found = predictions(scores, scores, labels, k=5, unknown_below=None)
+    for one, row in zip(found, scores, strict=True):
+        best = np.argsort(-row, kind="stable")[:5]
+        assert [label for label, _ in one.top] == [str(n) for n in best]

@@ -1,0 +1,76 @@
+"""How a method is chosen: folds keep groups and classes whole, names are never lost, the table says everything."""
+
+import torch
+import torch.nn.functional as F
+
+from frevl.models.classification.heads import Features
+from frevl.training.classification.choose import Labelled, assign_folds, choose_head
+from frevl.training.options import Session
+
+SESSION = Session(seed=0, time_limit=None, device="cpu", progress=False)
+
+
+def drawn(a_class, classes=5, *, noise=0.5, names_noise=None, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat_interleave(a_class)
+    vectors = torch.eye(16)[labels] + noise * torch.randn(len(labels), 16, generator=generator)
+    unit = F.normalize(vectors, dim=1)
+    cosines = None
+    if names_noise is not None:
+        names = torch.eye(16)[:classes] + names_noise * torch.randn(classes, 16, generator=generator)
+        cosines = unit @ F.normalize(names, dim=1).T
+    return Labelled(Features(unit, unit, cosines), labels, torch.arange(len(labels)))
+
+
+def test_folds_keep_examples_of_every_class_and_groups_whole():
+    examples = drawn(7)
+    groups = Labelled(examples.features, examples.labels, torch.arange(len(examples)) // 3)
+    for one in (examples, groups):
+        folds = assign_folds(one, 5, 0)
+        for fold in range(int(folds.max()) + 1):
+            kept = one.labels[folds != fold]
+            assert len(set(kept.tolist())) == 5
+        for group in one.clusters.unique():
+            assert len(set(folds[one.clusters == group].tolist())) == 1
+
+
+def test_a_class_of_one_example_is_never_held_out():
+    examples = drawn(4).select(torch.arange(17))  # the last class has one
+    folds = assign_folds(examples, 5, 0)
+    assert folds[16] == -1
+    assert (folds[:16] >= 0).all()
+
+
+def test_useless_examples_leave_the_names_alone():
+    """Labels at random: whatever is fitted to them is worse than the names."""
+    held = drawn(12, names_noise=0.1, noise=0.4)
+    shuffled = held.labels[torch.randperm(len(held), generator=torch.Generator().manual_seed(0))]
+    choice = choose_head(
+        Labelled(held.features, shuffled, held.clusters), held, 5, method="auto", names=20.0, session=SESSION
+    )
+    assert choice.method == "names"
+    truth = drawn(40, names_noise=0.1, noise=0.4, seed=1)
+    right = (choice.head.logits(truth.features, held.features).argmax(dim=1) == truth.labels).float().mean()
+    alone = (truth.features.cosines.argmax(dim=1) == truth.labels).float().mean()
+    assert right == alone
+
+
+def test_the_table_names_every_candidate_once():
+    choice = choose_head(drawn(8), None, 5, method="auto", names=0.0, session=SESSION)
+    names = [row["name"] for row in choice.rows]
+    assert len(names) == len(set(names))
+    assert {"means", "cache"} < set(names)
+    assert any(name.startswith("gaussian") for name in names)
+    assert any("+" in name for name in names)
+    assert choice.compared_on == "40 held-out examples in 5 folds"
+    assert all("left_out" in row or row["log_loss"] > 0 for row in choice.rows)
+    logits, labels = choice.held_out
+    assert logits.shape == (40, 5)
+    assert F.cross_entropy(logits, labels) < F.cross_entropy(torch.zeros_like(logits), labels)
+
+
+def test_a_time_limit_leaves_out_what_would_take_too_long():
+    short = Session(seed=0, time_limit=1e-6, device="cpu", progress=False)
+    choice = choose_head(drawn(8), None, 5, method="auto", names=0.0, session=short)
+    assert choice.method == "means"
+    assert any(row.get("left_out") == "would take more than the time that is left" for row in choice.rows)

@@ -1,0 +1,205 @@
+"""`frevl.classify`: from names, from examples, from both; what it refuses; that its result is an ordinary run."""
+
+import json
+
+import numpy as np
+import pytest
+
+import frevl
+from frevl.errors import InputError, PairsError, RunError, UsageError
+from named import CLASSES
+
+
+def accuracy(run, named):
+    scorer = frevl.Scorer.open(run.path, store=named.store)
+    return frevl.evaluate(scorer, named.test).metrics["accuracy"]
+
+
+def test_names_alone_examples_alone_and_both_in_that_order(named, tmp_path):
+    by_names = frevl.classify(named.store, named.classes, run=tmp_path / "names")
+    by_examples = frevl.classify(named.store, run=tmp_path / "examples", examples=named.examples)
+    by_both = frevl.classify(named.store, named.classes, run=tmp_path / "both", examples=named.examples)
+    found = [accuracy(run, named) for run in (by_names, by_examples, by_both)]
+    chance = 100 / len(CLASSES)
+    assert found[0] > 3 * chance
+    assert found[1] > 90
+    assert found[2] >= max(found) - 2
+    assert by_names.results["warnings"], "nothing was held out, so its first sentence says so"
+    assert by_both.results["development"]["n"] > 20
+
+
+def test_one_example_a_class_is_not_chance_and_no_class_is_lost(named, tmp_path):
+    alone = frevl.classify(named.store, run=tmp_path / "alone", examples=named.one_each)
+    beside = frevl.classify(named.store, named.classes, run=tmp_path / "beside", examples=named.one_each)
+    names = frevl.classify(named.store, named.classes, run=tmp_path / "names")
+    assert sorted(alone.labels) == sorted(CLASSES)
+    assert accuracy(alone, named) > 50
+    assert accuracy(beside, named) >= accuracy(names, named)
+    assert "Not compared" in alone.results["warnings"][0]
+    assert alone.results["development"] == {"n": 0, "accuracy": None}
+
+
+@pytest.mark.parametrize("method", ["names", "means", "cache", "gaussian", "kernel", "probe"])
+def test_every_method_can_be_asked_for(method, named, tmp_path):
+    run = frevl.classify(named.store, named.classes, run=tmp_path / "run", examples=named.examples, method=method)
+    chosen = run.results["selection"]["chosen"]
+    assert method in chosen
+    assert accuracy(run, named) > 50
+    # What is loaded scores as what was fitted, but for the half precision of stored matrices.
+    images = [json.loads(line)["image"] for line in named.test.read_text().splitlines()]
+    scorer = frevl.Scorer(run, named.store)
+    loaded = frevl.Scorer.open(run.path, store=named.store)
+    np.testing.assert_allclose(scorer.score(images), loaded.score(images), atol=0.05, rtol=2e-3)
+
+
+def test_a_class_without_a_name_lives_by_its_examples(named, tmp_path):
+    rows = [{"class": name, **({"names": []} if name == "elm" else {})} for name in CLASSES]
+    classes = tmp_path / "classes.jsonl"
+    classes.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = frevl.classify(named.store, classes, run=tmp_path / "run", examples=named.examples)
+    assert accuracy(run, named) > 90
+    # ... and one without examples by its name.
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(line + "\n" for line in named.examples.read_text().splitlines() if "elm" not in line))
+    run = frevl.classify(named.store, named.classes, run=tmp_path / "other", examples=few)
+    found = frevl.Scorer.open(run.path, store=named.store)
+    elms = [json.loads(line)["image"] for line in named.test.read_text().splitlines() if "elm" in line]
+    by_names = frevl.classify(named.store, named.classes, run=tmp_path / "names")
+    before = frevl.Scorer.open(by_names.path, store=named.store)
+    right = [sum(one.label == "elm" for one in scorer.label(elms)) for scorer in (before, found)]
+    assert right[1] >= right[0] - 2, "the others' examples must not drown it"
+    with pytest.raises(UsageError, match="needs examples of every class"):
+        frevl.classify(named.store, named.classes, run=tmp_path / "lost", examples=few, method="gaussian")
+
+
+def test_examples_in_the_file_of_the_classes(named, tmp_path):
+    images = {}
+    for line in named.examples.read_text().splitlines():
+        row = json.loads(line)
+        images.setdefault(row["target"], []).append(row["image"])
+    classes = tmp_path / "classes.jsonl"
+    classes.write_text("".join(json.dumps({"class": name, "examples": own}) + "\n" for name, own in images.items()))
+    run = frevl.classify(named.store, classes, run=tmp_path / "run")
+    assert run.results["train_pairs"] == sum(map(len, images.values()))
+    assert accuracy(run, named) > 90
+
+
+def test_development_pictures_are_compared_on(named, tmp_path):
+    run = frevl.classify(named.store, named.classes, run=tmp_path / "run", examples=named.one_each, dev=named.test)
+    assert run.results["selection"]["judged_on"] == "120 development pictures"
+    assert not run.results["warnings"]
+
+
+def test_the_same_seed_gives_the_same_run_and_a_finished_run_is_returned(named, tmp_path):
+    first = frevl.classify(named.store, named.classes, run=tmp_path / "a", examples=named.examples)
+    again = frevl.classify(named.store, named.classes, run=tmp_path / "a", examples=named.examples)
+    other = frevl.classify(named.store, named.classes, run=tmp_path / "b", examples=named.examples)
+    assert again.provenance == first.provenance
+    for name, value in first.network.state_dict().items():
+        assert value.equal(other.network.state_dict()[name]), name
+    with pytest.raises(RunError, match="finished run"):
+        frevl.classify(named.store, named.classes, run=tmp_path / "a", examples=named.one_each)
+
+
+def test_groups_of_examples_stay_on_one_side(named, tmp_path):
+    copies = tmp_path / "copies.jsonl"
+    rows = [json.loads(line) for line in named.one_each.read_text().splitlines()]
+    copies.write_text("".join(json.dumps({**row, "shoot": row["target"]}) + "\n" for row in rows for _ in range(6)))
+    run = frevl.classify(named.store, run=tmp_path / "run", examples=copies, group_by="shoot")
+    assert "Not compared" in run.results["warnings"][0], "one group a class: nothing can be held out"
+
+
+def test_unknown_pictures(named, tmp_path):
+    three = tmp_path / "three.txt"
+    three.write_text("ash\nbirch\ncedar\n")
+    some = tmp_path / "some.jsonl"
+    some.write_text("".join(f"{line}\n" for line in named.examples.read_text().splitlines() if any(
+        name in line for name in ("ash", "birch", "cedar"))))  # fmt: skip
+    run = frevl.classify(named.store, three, run=tmp_path / "run", examples=some, unknown=0.95)
+    scorer = frevl.Scorer.open(run.path, store=named.store)
+    rows = [json.loads(line) for line in named.test.read_text().splitlines()]
+    found = scorer.label([row["image"] for row in rows])
+    inside = [one.unknown for row, one in zip(rows, found, strict=True) if row["target"] in run.labels]
+    outside = [one.unknown for row, one in zip(rows, found, strict=True) if row["target"] not in run.labels]
+    assert np.mean(inside) < 0.15
+    assert np.mean(outside) > 0.5
+    assert any("Unknown: a picture" in note for note in run.results["notes"])
+    by_names = frevl.classify(named.store, three, run=tmp_path / "names", unknown=0.9)
+    assert any("pictures of the store" in note for note in by_names.results["notes"])
+
+
+def test_what_is_refused(named, one_side, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(UsageError, match="names of the classes"):
+        frevl.classify(named.store, run=run)
+    with pytest.raises(UsageError, match="no method 'gausian'"):
+        frevl.classify(named.store, named.classes, run=run, method="gausian")
+    with pytest.raises(UsageError, match="one '{}'"):
+        frevl.classify(named.store, named.classes, run=run, template="a photo")
+    with pytest.raises(UsageError, match="cannot be embedded"):
+        frevl.classify(named.store, ["ash", "yew"], run=run)
+    with pytest.raises(UsageError, match="method names"):
+        frevl.classify(named.store, run=run, examples=named.examples, method="names")
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        frevl.classify(named.store, named.classes, run=run, unknown=1.0)
+    unknown_class = tmp_path / "unknown.jsonl"
+    unknown_class.write_text('{"image": "0.png", "target": "oak"}\n')
+    with pytest.raises(PairsError, match=r"unknown.jsonl:1: there is no class 'oak'"):
+        frevl.classify(named.store, named.classes, run=run, examples=unknown_class)
+    missing = tmp_path / "missing.jsonl"
+    missing.write_text('{"image": "9999.png", "target": "ash"}\n')
+    with pytest.raises(PairsError, match="the store has no image '9999.png'"):
+        frevl.classify(named.store, named.classes, run=run, examples=missing)
+    single = tmp_path / "single.jsonl"
+    single.write_text('{"image": "0.png", "target": "ash"}\n')
+    with pytest.raises(PairsError, match="at least two classes"):
+        frevl.classify(named.store, run=run, examples=single)
+    with pytest.raises(InputError, match="ash"):
+        frevl.classify(named.store, ["ash", "birch", "ash"], run=run)
+    if one_side.side == "image":
+        with pytest.raises(UsageError, match="share no space with texts"):
+            frevl.classify(one_side.store, ["fern", "moss"], run=run)
+
+
+def test_names_without_a_space_are_left_out_beside_examples(one_side, tmp_path):
+    if one_side.side == "text":
+        with pytest.raises(PairsError, match="found texts alone"):
+            frevl.classify(one_side.store, run=tmp_path / "run", examples=one_side.train_file)
+        return
+    run = frevl.classify(one_side.store, ["fern", "moss", "reed"], run=tmp_path / "run", examples=one_side.train_file)
+    assert any("names of the classes were not used" in note for note in run.results["notes"])
+    assert run.results["development"]["accuracy"] > 90
+
+
+def test_in_the_space_of_a_trained_run(made, tmp_path):
+    dual = frevl.train(
+        made.store, made.captions, run=tmp_path / "dual", task="matching", model="dual",
+        options={"epochs": 20, "members": 1, "hidden": 64, "width": 32},
+    )  # fmt: skip
+    run = frevl.classify(made.store, ["red", "green", "blue", "yellow"], run=tmp_path / "run", space=dual.path,
+                         template="a {} square")  # fmt: skip
+    scorer = frevl.Scorer.open(run.path, store=made.store)
+    images = list(dict.fromkeys(made.captions.images))
+    colours = dict(zip(made.captions.images, (text.split()[1] for text in made.captions.texts), strict=True))
+    right = [one.label == colours[image] for image, one in zip(images, scorer.label(images), strict=True)]
+    assert np.mean(right) > 0.8
+    with pytest.raises(UsageError, match="first stage"):
+        frevl.classify(made.store, ["red", "green"], run=tmp_path / "other", space=run.path)
+
+
+def test_the_run_is_exported_scored_and_published(named, frevl, tmp_path):
+    run = tmp_path / "run"
+    frevl("classify", "--store", named.store.path, "--classes", named.classes, "--examples", named.examples,
+          "--run", run, "--unknown", 0.95, "--quiet")  # fmt: skip
+    frevl("export", "--run", run, "--onnx", tmp_path / "model.onnx")
+    frevl("score", "--store", named.store.path, "--run", run, "--pairs", named.test, "--out", tmp_path / "torch.jsonl")
+    frevl("score", "--store", named.store.path, "--run", run, "--pairs", named.test, "--out", tmp_path / "onnx.jsonl",
+          "--backend", "onnx", "--onnx", tmp_path / "model.onnx")  # fmt: skip
+    by_torch, by_onnx = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("torch", "onnx")
+    )
+    assert [row["label"] for row in by_torch] == [row["label"] for row in by_onnx]
+    assert all("unknown" in row for row in by_torch)
+    frevl("publish", "--run", run, "--to", "somebody/trees", "--folder", tmp_path / "published")
+    assert "ash" in (tmp_path / "published" / "README.md").read_text()
