@@ -64,7 +64,7 @@ def classify(
         Path | None,
         typer.Option(readable=False, help="Write a page with the surest and the least sure of each class."),
         OUTPUT,
-    ColumnsOption,
+        ColumnsOption,
     ] = None,
     images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the pictures.")] = None,
     encoder: Annotated[
