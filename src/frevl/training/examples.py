@@ -59,11 +59,22 @@ def kind_of(truth: Answers | Tensor) -> str:
     return "soft" if truth.soft else "class"
 
 
-def dev_metric(logits: Tensor, truth: Answers | Tensor) -> float:
-    """Return the share of right answers in [0, 1]: the weight of the predicted class, or right match decisions."""
+def dev_metric(logits: Tensor, truth: Answers | Tensor, class_weights: Tensor | None = None) -> float:
+    """Return the share of right answers in [0, 1]: the weight of the predicted class, or right match decisions.
+
+    Args:
+        logits: ``(n, outputs)``.
+        truth: ``(n,)`` of a matching, or the answers of a classification.
+        class_weights: ``(outputs,)`` by which a pair counts, the mean of its answers' weights; None is 1 for each.
+    """
     if isinstance(truth, Tensor):
         return ((logits[:, 0] > 0) == (truth > 0.5)).float().mean().item()
-    return truth.hits(logits.argmax(dim=1)).mean().item()
+    hits = truth.hits(logits.argmax(dim=1))
+    if class_weights is None:
+        return hits.mean().item()
+    shares = truth.dense(torch.arange(len(hits)), len(class_weights))
+    weights = shares @ class_weights / shares.sum(dim=1).clamp(min=1e-9)
+    return ((hits * weights).sum() / weights.sum().clamp(min=1e-9)).item()
 
 
 def sample_negatives(

@@ -30,7 +30,7 @@ from frevl.training.initialisation import (
 )
 from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.loop import FitReport, LossOf, fusion_loss, gradient_descent, pair_loss
-from frevl.training.losses import task_loss
+from frevl.training.losses import balanced_weights, task_loss
 from frevl.training.options import (
     FusionOptions,
     KernelOptions,
@@ -163,8 +163,9 @@ def fit_model(
             train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
             if start is not None:
                 release_statistics(fusion, statistics)
-        loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device)
-        report = _descend(fusion, loss_of, len(train), dev, model, options, session, checkpoint, log_file)
+        weights = class_weights_of(train, outputs, options)
+        loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device, class_weights=weights)
+        report = _descend(fusion, loss_of, len(train), dev, model, options, session, checkpoint, log_file, weights)
         if statistics is not None:
             absorb_statistics(fusion, statistics)
         return Fitted(fusion, report.seconds, report)
@@ -178,8 +179,9 @@ def fit_model(
         )
     else:
         network = NETWORKS[model].for_data(**sizes)
-    loss_of = pair_loss(network, train, outputs, options=options, device=session.device)
-    report = _descend(network, loss_of, len(train), dev, model, options, session, checkpoint, log_file)
+    weights = class_weights_of(train, outputs, options)
+    loss_of = pair_loss(network, train, outputs, options=options, device=session.device, class_weights=weights)
+    report = _descend(network, loss_of, len(train), dev, model, options, session, checkpoint, log_file, weights)
     return Fitted(network, report.seconds, report)
 
 
@@ -207,8 +209,9 @@ def _descend(
     session: Session,
     checkpoint: Checkpoint,
     log_file: Path | None,
+    class_weights: Tensor | None,
 ) -> FitReport:
-    """Train a network that is measured on development pairs after each epoch."""
+    """Train a network that is measured on development pairs after each epoch, by what it learns."""
     return gradient_descent(
         network,
         loss_of,
@@ -217,12 +220,31 @@ def _descend(
         session=session,
         title=f"training {model}",
         remedy=f"check the embeddings with frevl store verify, or lower learning_rate ({options.learning_rate:g})",
-        on_epoch=lambda: dev_metric(logits_of(network, dev.pairs, 1024, session.device), dev.truth),
+        on_epoch=lambda: dev_metric(logits_of(network, dev.pairs, 1024, session.device), dev.truth, class_weights),
         patience=options.patience,
         keep_last=options.keep_last,
         checkpoint=checkpoint,
         log_file=log_file,
     )
+
+
+def class_weights_of(train: Examples, outputs: int, options: LinearOptions | PairwiseOptions) -> Tensor | None:
+    """Return the ``(outputs,)`` weights of the classes; None where all pairs count the same.
+
+    Raises:
+        UsageError: The classes of these targets cannot be counted.
+    """
+    if options.class_weight is None:
+        return None
+    truth = train.truth
+    if not isinstance(truth, Answers) or truth.soft:
+        found = "weights of answers" if isinstance(truth, Answers) else "a matching"
+        raise UsageError(f"class_weight=balanced needs classes, one or several right ones a pair, found {found}")
+    counts = torch.zeros(outputs)
+    for start in range(0, len(train), 65_536):
+        shares = truth.dense(torch.arange(start, min(start + 65_536, len(train))), outputs)
+        counts += (shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-9)).sum(dim=0)
+    return balanced_weights(counts)
 
 
 def as_it_is(start: Pretrained, outputs: int) -> Fitted[PairNetwork]:
@@ -265,7 +287,8 @@ def _fit_linear(
     features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
     network.statistics.fit(features)
     features = network.statistics(features)
-    loss, dev_loss = _linear_loss(network, examples), _linear_loss(network, dev)
+    weights = class_weights_of(examples, int(network.settings["outputs"]), options)
+    loss, dev_loss = _linear_loss(network, examples, weights), _linear_loss(network, dev, weights)
     fit_linear(
         network,
         features,
@@ -277,12 +300,15 @@ def _fit_linear(
     return notes
 
 
-def _linear_loss(network: Linear, examples: Examples) -> Callable[[Tensor], Tensor]:
+def _linear_loss(
+    network: Linear, examples: Examples, class_weights: Tensor | None = None
+) -> Callable[[Tensor], Tensor]:
     """Build the loss of a linear probe, from logits of all examples."""
     truth = examples.truth
     outputs = int(network.settings["outputs"])
     target = truth.dense(torch.arange(len(examples)), outputs) if isinstance(truth, Answers) else truth
-    return lambda logits: task_loss(logits, target, kind=kind_of(truth), smoothing=0.0)
+    kind = kind_of(truth)
+    return lambda logits: task_loss(logits, target, kind=kind, smoothing=0.0, class_weights=class_weights)
 
 
 def _in_time(network: Linear, train: Examples, dev: Examples, seed: int, limit: float) -> tuple[Examples, Examples]:

@@ -252,7 +252,15 @@ def scheduled(done: float, peak: float, final: float, warm_up: float) -> float:
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def pair_loss(network: nn.Module, train: Examples, outputs: int, *, options: PairwiseOptions, device: str) -> LossOf:
+def pair_loss(
+    network: nn.Module,
+    train: Examples,
+    outputs: int,
+    *,
+    options: PairwiseOptions,
+    device: str,
+    class_weights: Tensor | None = None,
+) -> LossOf:
     """Build the loss of a network that is trained on the task alone.
 
     Args:
@@ -261,19 +269,29 @@ def pair_loss(network: nn.Module, train: Examples, outputs: int, *, options: Pai
         outputs: Number of classes; 1 for matching.
         options: Label smoothing, and wrong texts for each right pair in matching.
         device: Of the network.
+        class_weights: ``(outputs,)`` as in `task_loss`.
     """
     kind = kind_of(train.truth)
+    weights = None if class_weights is None else class_weights.to(device)
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
         logits = network(*train.pairs.inputs(image_rows, text_rows, device))
-        task = task_loss(logits, truth.to(device), kind=kind, smoothing=options.label_smoothing)
+        task = task_loss(logits, truth.to(device), kind=kind, smoothing=options.label_smoothing, class_weights=weights)
         return task, {"task": task}
 
     return loss_of
 
 
-def fusion_loss(network: Fusion, train: Examples, outputs: int, *, options: FusionOptions, device: str) -> LossOf:
+def fusion_loss(
+    network: Fusion,
+    train: Examples,
+    outputs: int,
+    *,
+    options: FusionOptions,
+    device: str,
+    class_weights: Tensor | None = None,
+) -> LossOf:
     """Build FrEVL's loss of a fusion: task + weighted contrastive term + weighted norm of the fused features.
 
     Args:
@@ -283,8 +301,10 @@ def fusion_loss(network: Fusion, train: Examples, outputs: int, *, options: Fusi
         options: Weights of the terms, label smoothing, temperature, mixup (of pooled embeddings only), input dropout,
             and wrong texts for each right pair in matching.
         device: Of the network.
+        class_weights: ``(outputs,)`` as in `task_loss`.
     """
     kind = kind_of(train.truth)
+    weights = None if class_weights is None else class_weights.to(device)
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
@@ -306,7 +326,9 @@ def fusion_loss(network: Fusion, train: Examples, outputs: int, *, options: Fusi
             image, text, truth = mixup(image, text, truth, alpha=options.mixup_alpha, generator=random)
         fused = network.fuse(image, text, image_mask, text_mask)
         regularisation = feature_norm_loss(fused)
-        task = task_loss(network.head(fused), truth, kind=kind, smoothing=options.label_smoothing)
+        task = task_loss(
+            network.head(fused), truth, kind=kind, smoothing=options.label_smoothing, class_weights=weights
+        )
         total = task + options.contrastive_weight * contrastive + options.regularisation_weight * regularisation
         return total, {"task": task, "contrastive": contrastive, "regularisation": regularisation}
 

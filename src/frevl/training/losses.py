@@ -14,6 +14,7 @@ from torch import Tensor
 from frevl.errors import UsageError
 
 __all__ = [
+    "balanced_weights",
     "batch_contrast",
     "binary_loss",
     "class_loss",
@@ -25,7 +26,21 @@ __all__ = [
 ]
 
 
-def task_loss(logits: Tensor, truth: Tensor, *, kind: str, smoothing: float) -> Tensor:
+def balanced_weights(counts: Tensor) -> Tensor:
+    """Return the weight of every class with which all classes count the same and pairs have weight 1 on average.
+
+    ``n / (C counts)`` over the ``C`` classes that occur, as scikit-learn's ``balanced``; 0 for a class that does not.
+
+    Args:
+        counts: ``(outputs,)`` number of pairs of each class.
+    """
+    there = counts > 0
+    return torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1e-9)), 0.0)
+
+
+def task_loss(
+    logits: Tensor, truth: Tensor, *, kind: str, smoothing: float, class_weights: Tensor | None = None
+) -> Tensor:
     """Return the loss of the task.
 
     Args:
@@ -33,12 +48,14 @@ def task_loss(logits: Tensor, truth: Tensor, *, kind: str, smoothing: float) -> 
         truth: ``(n,)`` in [0, 1] for ``match``; ``(n, outputs)`` weights for ``class`` and ``soft``.
         kind: ``match``, ``class`` (weights are shares of one answer) or ``soft`` (every class by itself).
         smoothing: Label smoothing in [0, 1).
+        class_weights: ``(outputs,)``, of ``class`` alone; None is 1 for each.
     """
     if kind == "match":
         return binary_loss(logits, truth, label_smoothing=smoothing)
     if kind == "soft":
         return soft_target_loss(logits, truth)
-    return class_loss(logits, truth / truth.sum(dim=1, keepdim=True).clamp(min=1e-9), label_smoothing=smoothing)
+    shares = truth / truth.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    return class_loss(logits, shares, label_smoothing=smoothing, class_weights=class_weights)
 
 
 def binary_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -62,7 +79,9 @@ def binary_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
     return F.binary_cross_entropy_with_logits(flat, smooth)
 
 
-def class_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def class_loss(
+    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Softmax cross-entropy for exactly one right class, the mean over pairs.
 
     Args:
@@ -70,6 +89,8 @@ def class_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0)
         targets: ``(n,)`` int64 class numbers, or ``(n, C)`` float with one distribution a row (mixup, several
             right answers). A row of zeros, smoothing apart, asks for nothing and costs nothing.
         label_smoothing: ``e`` in [0, 1]: a distribution ``t`` becomes ``(1 - e) t + e / C``.
+        class_weights: ``(C,)``: a pair counts by the mean weight of its targets (ours: PyTorch would weigh the smoothed
+            targets, which pulls every pair towards a rare class). The mean is over pairs, not over their weights.
 
     Raises:
         UsageError: Shapes or types do not fit.
@@ -80,7 +101,10 @@ def class_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0)
             "class_loss expects logits (n, C) and int64 targets (n,) or float targets (n, C), "
             f"but got logits {tuple(logits.shape)} and {targets.dtype} targets {tuple(targets.shape)}."
         )
-    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    if class_weights is None:
+        return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    each = F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
+    return (each * (class_weights[targets] if numbers else targets @ class_weights)).mean()
 
 
 def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -37,22 +37,28 @@ __all__ = [
     "values_of",
 ]
 
+_MEASURES = ("accuracy", "macro_f1", "balanced_accuracy", "nll")
 FULL_BATCH = 256
 """Pairs per step where nothing smaller is chosen."""
 
 
 def option(
-    default: float | None,
+    default: float | str | None,
     help: str,  # noqa: A002 - the word that the command line uses too
     *,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    one_of: tuple[str, ...] | None = None,
 ) -> Any:
     """Declare one hyperparameter: a dataclass field with its default, help and range."""
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "one_of": one_of}
     return field(default=default, metadata={"help": help, **{k: v for k, v in bounds.items() if v is not None}})
+
+
+def _class_weight() -> Any:
+    return option(None, "Classification: balanced counts every class the same, however rare.", one_of=("balanced",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,7 @@ class KernelOptions(ModelOptions):
 class LinearOptions(ModelOptions):
     """Options of ``linear``; its penalty is chosen on development data."""
 
+    class_weight: str | None = _class_weight()
     negatives: int = option(3, "Matching: wrong texts for every right pair.", at_least=1)
 
 
@@ -155,6 +162,7 @@ class PairwiseOptions(DescentOptions):
     )
     patience: int = option(5, "Stop after so many epochs without a better development metric.", at_least=1)
     keep_last: bool = option(False, "Keep the weights of the last epoch instead of those of the best one.")
+    class_weight: str | None = _class_weight()
     negatives: int = option(3, "Matching: wrong texts for every right pair.", at_least=1)
 
 
@@ -235,6 +243,8 @@ class AutoOptions(ModelOptions):
     epochs: int | None = option(
         None, "Passes of the candidates that have no number of their own. None: as many as the model has.", at_least=1
     )
+    choose_by: str = option("accuracy", "Classification: what compares candidates.", one_of=_MEASURES)
+    class_weight: str | None = _class_weight()
 
     def for_candidate(self, kind: type[Options], changes: Mapping[str, Any] | None = None) -> Options:
         """Return the options of a candidate: its own changes, then what is given here, then its model's defaults."""
@@ -325,7 +335,7 @@ def _types(kind: type[ModelOptions]) -> dict[str, tuple[type, bool]]:
 
 
 def type_of(kind: type[ModelOptions], name: str) -> type:
-    """Return the type of an option: `bool`, `int` or `float`."""
+    """Return the type of an option: `bool`, `int`, `float` or `str`."""
     return _types(kind)[name][0]
 
 
@@ -333,6 +343,8 @@ def values_of(kind: type[ModelOptions], name: str) -> str:
     """Return in short what an option may be, for example ``0 to <1``."""
     of_type, optional = _types(kind)[name]
     bounds = kind.__dataclass_fields__[name].metadata
+    if of_type is str:
+        return ", ".join([*bounds["one_of"], *(["none"] if optional else [])])
     signs = {"at_least": ">=", "above": ">", "at_most": "<=", "below": "<"}
     given = [f"{sign}{bounds[bound]}" for bound, sign in signs.items() if bound in bounds]
     if of_type is bool:
@@ -346,6 +358,8 @@ def expected(kind: type[ModelOptions], name: str) -> str:
     """Say in words what an option may be, for example ``a number from 0 to below 1``."""
     of_type, optional = _types(kind)[name]
     bounds = kind.__dataclass_fields__[name].metadata
+    if of_type is str:
+        return " or ".join([*bounds["one_of"], *(["none"] if optional else [])])
     words = {bool: "true or false", int: "a whole number", float: "a number"}[of_type]
     low = f"above {bounds['above']}" if "above" in bounds else ""
     high = f"below {bounds['below']}" if "below" in bounds else ""
@@ -363,7 +377,9 @@ def _checked(kind: type[ModelOptions], one: Field[Any], value: Any) -> Any:
     of_type, optional = _types(kind)[one.name]
     if value is None and optional:
         return None
-    abstract = {bool: bool, int: numbers.Integral, float: numbers.Real}[of_type]
+    if of_type is str and value in one.metadata["one_of"]:
+        return value
+    abstract: Any = {bool: bool, int: numbers.Integral, float: numbers.Real, str: ()}[of_type]
     if isinstance(value, abstract) and isinstance(value, bool) == (of_type is bool):
         with suppress(OverflowError):  # an integer that no float can hold
             number = of_type(value)

@@ -136,6 +136,7 @@ def train(
         if task == "matching":
             data = without_wide(data)
             if isinstance(chosen_options, AutoOptions):
+                _check_for_matching(chosen_options)
                 fitted, selection = choose_matching(data, chosen_options, session, checkpoint)
             else:
                 fitted, selection = fit_matching(
@@ -178,7 +179,13 @@ def train(
             "train_seconds": fitted.seconds,
             "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
             "warnings": warnings,
-            "notes": [*warnings, *fitted.notes, *data.notes, *calibration_notes(len(logits))],
+            "notes": [
+                *warnings,
+                *fitted.notes,
+                *_weighting(chosen_options),
+                *data.notes,
+                *calibration_notes(len(logits)),
+            ],
             "fit": vars(fitted.report) if fitted.report else None,
             "selection": selection,
         }
@@ -236,6 +243,18 @@ def _check_sides(task: str, model: str, pairs: Pairs, dev: Pairs | None, initial
 
 def _both(sides: Sequence[str]) -> str:
     return " and ".join(f"{side}s" for side in sides)
+
+
+def _weighting(options: ModelOptions) -> list[str]:
+    """Say what probabilities mean where rare classes count more."""
+    if getattr(options, "class_weight", None) is None:
+        return []
+    return ["class_weight=balanced: probabilities are those of classes that are equally frequent, not of these pairs."]
+
+
+def _check_for_matching(options: AutoOptions) -> None:
+    if {"choose_by", "class_weight"} & options.changes().keys():
+        raise UsageError("choose_by and class_weight belong to --task classification; matching is chosen by recall")
 
 
 def _check_start(task: str, model: str) -> None:

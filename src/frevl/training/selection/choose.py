@@ -40,6 +40,7 @@ from frevl.training.selection.held_out import (
     recalled,
     score_held_out,
 )
+from frevl.training.selection.measures import UNITS, check_measure, in_nats, shown
 from frevl.training.selection.one_standard_error import one_standard_error
 
 __all__ = ["Selection", "choose"]
@@ -63,7 +64,8 @@ class Selection:
         data: The examples with the embeddings of the chosen encoders only.
         encoders: The chosen encoders, with the table of all sets that were compared.
         checked_on: On what the comparison was checked, where development pairs were given; empty otherwise.
-        gap: The two estimates of the choice.
+        choose_by: The measure that they were compared by.
+        gap: The two estimates of the choice's accuracy.
         chance: The choice against the majority answer.
     """
 
@@ -75,6 +77,7 @@ class Selection:
     data: Prepared
     encoders: EncoderChoice
     checked_on: str
+    choose_by: str
     gap: Gap | None = None
     chance: Chance | None = None
 
@@ -92,6 +95,7 @@ class Selection:
         return {
             "chosen": self.chosen,
             "reason": self.reason,
+            "choose_by": self.choose_by,
             "judged_on": self.judged_on,
             "checked_on": self.checked_on,
             "gap": None if self.gap is None else vars(self.gap),
@@ -133,6 +137,8 @@ def choose(
     Returns:
         The chosen network with the whole table.
     """
+    measure, unit = options.choose_by, UNITS.get(options.choose_by, "points")
+    check_measure(measure, answers_of(data.train))
     clock = checkpoint.clock
     started = clock.seconds()
     limit = session.time_limit or _DEFAULT_LIMIT
@@ -172,36 +178,42 @@ def choose(
             print_progress(f"  {name:<20} left out: {outcome}", enabled=session.progress)
             continue
         scored.append(outcome)
-        shown = f"{100 * outcome.hits.mean():6.2f} %  {outcome.fit_seconds:6.1f} s a fit"
-        print_progress(f"  {name:<20} {shown}", enabled=session.progress)
+        figure = f"{shown(measure, float(outcome.hits.mean()))}  {outcome.fit_seconds:6.1f} s a fit"
+        print_progress(f"  {name:<20} {figure}", enabled=session.progress)
     scored.sort(key=lambda one: offered.index(one.candidate))
     single = scored
-    scored = single + _averages(single, held, check)
-    winner, reason, rows = one_standard_error(scored, held.clusters)
-    gap = gap_between(winner.hits, held.clusters, winner.check_hits, check.clusters) if checked_on else None
+    scored = single + _averages(single, held, check, measure)
+    winner, reason, rows = one_standard_error(scored, held.clusters, unit=unit)
+    right = winner.hits if measure == "accuracy" else hits_of(winner.probabilities, held)
+    of_check = winner.check_hits if measure == "accuracy" else hits_of(winner.check_probabilities, check)
+    gap = gap_between(right, held.clusters, of_check, check.clusters) if checked_on else None
     if gap is not None and gap.beyond_chance and gap.checked < gap.compared:
         single, held, check = [one.on_the_other_side() for one in single], check, held
-        scored = single + _averages(single, held, check)
-        winner, reason, rows = one_standard_error(scored, held.clusters)
+        scored = single + _averages(single, held, check, measure)
+        winner, reason, rows = one_standard_error(scored, held.clusters, unit=unit)
         gap = replace(gap, compared=gap.checked, checked=gap.compared)  # of what would have been chosen
         judged_on, checked_on = checked_on, judged_on
     print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     left = limit - (clock.seconds() - started)
     place = checkpoint.part("choice")
     fitted = _final(winner.candidate, scored, held, data, outputs, options, session, left, start, place, log_file)
-    chance = _against_majority(winner, scored, held, data.labels)
-    return Selection(fitted, winner.name, reason, rows + left_out, judged_on, data, found, checked_on, gap, chance)
+    chance = _against_majority(winner, scored, held, data.labels, measure)
+    rows = in_nats(rows) if measure == "nll" else rows
+    return Selection(
+        fitted, winner.name, reason, rows + left_out, judged_on, data, found, checked_on, measure, gap, chance
+    )
 
 
 def _against_majority(
-    winner: CandidateScores, scored: list[CandidateScores], held: Examples, labels: list[str]
+    winner: CandidateScores, scored: list[CandidateScores], held: Examples, labels: list[str], measure: str
 ) -> Chance | None:
     """Compare the choice with the majority answer on the pairs that all candidates were compared on."""
     majority = next((one for one in scored if one.name == "majority"), None)
     if majority is None or not labels:
         return None
     answer = labels[int(majority.probabilities.mean(dim=0).argmax())]
-    return against_majority(winner.hits.numpy(), majority.hits.numpy(), held.clusters.numpy(), answer)
+    right = [one.hits if measure == "accuracy" else hits_of(one.probabilities, held) for one in (winner, majority)]
+    return against_majority(right[0].numpy(), right[1].numpy(), held.clusters.numpy(), answer)
 
 
 def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> str:
@@ -217,7 +229,7 @@ def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> st
     return ""
 
 
-def _averages(scored: list[CandidateScores], held: Examples, check: Examples) -> list[CandidateScores]:
+def _averages(scored: list[CandidateScores], held: Examples, check: Examples, measure: str) -> list[CandidateScores]:
     """Average the seeds of the best candidate that has several, the best two, and the best three candidates."""
     ranked = sorted(scored, key=lambda one: -float(one.hits.mean()))
     groups = [[one] for one in ranked if one.seeds > 1][:1] + [
@@ -233,7 +245,13 @@ def _averages(scored: list[CandidateScores], held: Examples, check: Examples) ->
         checks = torch.stack([one.check_probabilities for one in members]).mean(dim=0)
         averages.append(
             CandidateScores(
-                candidate, hits_of(probabilities, held), probabilities, seconds, 1, hits_of(checks, check), checks
+                candidate,
+                hits_of(probabilities, held, measure),
+                probabilities,
+                seconds,
+                1,
+                hits_of(checks, check, measure),
+                checks,
             )
         )
     return averages

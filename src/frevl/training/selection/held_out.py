@@ -24,6 +24,7 @@ from frevl.training.options import AutoOptions, ModelOptions, PairwiseOptions, S
 from frevl.training.run_folder import Checkpoint
 from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.folds import Fold
+from frevl.training.selection.measures import earned
 
 __all__ = [
     "CandidateScores",
@@ -50,7 +51,8 @@ class CandidateScores:
 
     Attributes:
         candidate: The candidate.
-        hits: ``(n,)`` float, weight of the predicted class, mean over seeds.
+        hits: ``(n,)`` float, what it earns on each pair (`frevl.training.selection.measures`; by default the weight of
+            the predicted class), mean over seeds.
         probabilities: ``(n, outputs)`` calibrated.
         fit_seconds: Longest single fit.
         seeds: How many seeds were tried.
@@ -135,7 +137,8 @@ def score_held_out(
             parts.append(of_held_out)
             check_parts.append(of_check)
         probabilities.append(torch.cat(parts))
-        hits.append(hits_of(probabilities[-1], everything.select(torch.cat([fold.held_out for fold in splits]))))
+        held = everything.select(torch.cat([fold.held_out for fold in splits]))
+        hits.append(hits_of(probabilities[-1], held, options.choose_by))
         # Every fold sees the same pairs of the check: their mean, as an average of the folds would predict.
         checks.append(torch.stack(check_parts).mean(dim=0))
         seeds += 1
@@ -147,7 +150,7 @@ def score_held_out(
         torch.stack(probabilities).mean(dim=0),
         longest,
         seeds,
-        torch.stack([hits_of(one, check) for one in checks]).mean(dim=0),
+        torch.stack([hits_of(one, check, options.choose_by) for one in checks]).mean(dim=0),
         torch.stack(checks).mean(dim=0),
     )
 
@@ -221,9 +224,9 @@ def fit_candidate(
     )  # fmt: skip
 
 
-def hits_of(probabilities: Tensor, examples: Examples) -> Tensor:
-    """Return ``(n,)``: the weight of the class that ``(n, outputs)`` probabilities predict."""
-    return answers_of(examples).hits(probabilities.argmax(dim=1))
+def hits_of(probabilities: Tensor, examples: Examples, choose_by: str = "accuracy") -> Tensor:
+    """Return ``(n,)``: what ``(n, outputs)`` probabilities earn, by default the weight of the class they predict."""
+    return earned(choose_by, probabilities, answers_of(examples))
 
 
 def answers_of(examples: Examples) -> Answers:

@@ -24,7 +24,7 @@ class Compared(Protocol):
 
     @property
     def hits(self) -> Tensor:
-        """``(n,)`` in [0, 1]: what it earns on each pair, or on each image."""
+        """``(n,)``, mostly in [0, 1]: what it earns on each pair, or on each image."""
 
     @property
     def fit_seconds(self) -> float:
@@ -39,7 +39,7 @@ C = TypeVar("C", bound=Compared)
 
 
 def one_standard_error(
-    candidates: Sequence[C], clusters: Tensor, *, worthwhile: float = 0.0
+    candidates: Sequence[C], clusters: Tensor, *, worthwhile: float = 0.0, unit: str = "points"
 ) -> tuple[C, str, list[dict[str, Any]]]:
     """Take the simplest candidate whose paired difference from the best is within one standard error.
 
@@ -47,6 +47,7 @@ def one_standard_error(
         candidates: Simplest first.
         clusters: ``(n,)`` int64, the unit of resampling: pairs of one cluster are not independent.
         worthwhile: Smallest gain in [0, 1] that is worth a less simple candidate, however sure it is.
+        unit: What a hundredth is called.
 
     Returns:
         The choice, the reason, and the table.
@@ -62,7 +63,7 @@ def one_standard_error(
         reason = "the best, and no simpler candidate within one standard error of it"
     else:
         gap = 100 * float(best.hits.mean() - winner.hits.mean())
-        reason = f"the simplest within one standard error of the best ({best.name}, {gap:+.2f} points)"
+        reason = f"the simplest within one standard error of the best ({best.name}, {gap:+.2f} {unit})"
     return winner, reason, rows
 
 
