@@ -20,6 +20,7 @@ from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import choose_towers, content_of_units, names_of, note_unread, read_usable
 from frevl.training.examples import Examples, with_wrong_texts
+from frevl.training.selection.spare_classes import spare_clusters
 
 __all__ = ["Prepared", "prepare", "read_file", "shared_groups", "shared_units"]
 
@@ -39,6 +40,8 @@ class Prepared:
             texts alone.
         notes: Sentences that the user should read.
         dev_is_spare: Development examples were set aside from the training pairs, not given.
+        dev_is_seen: Nothing could be set aside without taking classes away, so they are training examples too: a
+            figure on them says nothing.
     """
 
     train: Examples
@@ -50,6 +53,7 @@ class Prepared:
     image_hashes: np.ndarray
     notes: list[str]
     dev_is_spare: bool
+    dev_is_seen: bool = False
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -93,15 +97,20 @@ def prepare(
     note_unread(store, [text for part in parts for text in part.texts], towers[1], notes)
     grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0], seed=seed)
     notes += found
+    seen = False
     if dev is None:
         (train_pairs,) = grouped
         if task == "matching":
             _check_enough_to_split(train_pairs)
-        train_pairs, dev_pairs = split_by_image(train_pairs, dev_share, seed=seed)
+            train_pairs, dev_pairs = split_by_image(train_pairs, dev_share, seed=seed)
+        else:
+            _check_targets(train_pairs)
+            train_pairs, dev_pairs, seen = _set_aside(train_pairs, dev_share, seed, min_answer_count)
     else:
         train_pairs, dev_pairs = grouped
     hashes = content_of_units(store, train_pairs) | content_of_units(store, dev_pairs)
-    notes += shared_units(train_pairs, dev_pairs, hashes) or shared_groups(train_pairs, dev_pairs)
+    if not seen:
+        notes += shared_units(train_pairs, dev_pairs, hashes) or shared_groups(train_pairs, dev_pairs)
     embedded = _embed(store, [train_pairs, dev_pairs], *towers)
     clusters = _number_clusters([train_pairs, dev_pairs])
     labels: list[str] = []
@@ -125,20 +134,58 @@ def prepare(
                 f"{train_pairs.places[0].rpartition(':')[0]}, field 'target': expected at least two classes in the "
                 f"training pairs, found only '{labels[0]}'"
             )
+        learned = len(labels)
+        if dev is None:  # a class of the pairs that were set aside is a class: they may be learned from in the end
+            both = label_vocabulary([*train_pairs.targets, *dev_pairs.targets], min_count=min_answer_count)
+            labels += [label for label in both if label not in set(labels)]
         train = _with_known_answers(
             Examples(embedded[0], encode_answers(train_pairs.targets, labels), clusters[0]), notes
         )
         dev_answers = encode_answers(dev_pairs.targets, labels)
         dev_examples = Examples(embedded[1], dev_answers, clusters[1])
-        unseen = int((dev_answers.classes.max(dim=1).values < 0).sum())
+        known = (dev_answers.classes >= 0) & (dev_answers.classes < learned)
+        unseen = int((~known.any(dim=1)).sum())
         if unseen:
             notes.append(f"{unseen:,} development pairs have only classes that training never saw: counted as wrong.")
-        notes += _single_class(dev_pairs)
+        notes += [] if seen else _single_class(dev_pairs)
     prefixes = hash_prefixes(hashes.values())
     used = [*(image_encoder or encoder or store.encoders), *(text_encoder or encoder or store.encoders)]
     encoders = [name for name in dict.fromkeys(used) if name in names_of(store, [*towers[0], *towers[1]])]
     notes = list(dict.fromkeys(notes))  # what holds for both files is said once
-    return Prepared(train, dev_examples, labels, *towers, encoders, prefixes, notes, dev_is_spare=dev is None)
+    return Prepared(
+        train,
+        dev_examples,
+        labels,
+        *towers,
+        encoders,
+        prefixes,
+        notes,
+        dev_is_spare=dev is None and not seen,
+        dev_is_seen=seen,
+    )
+
+
+def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> tuple[Pairs, Pairs, bool]:
+    """Split labelled pairs as `split_by_image` does, but take no class away from the training part.
+
+    Returns:
+        Training part, development part, and whether the development part is in the training part too: where less than
+        half of what was wanted can be spared.
+    """
+    kept, held = split_by_image(pairs, share, seed=seed)
+    answers = encode_answers(pairs.targets, label_vocabulary(pairs.targets, min_count=min_answer_count))
+    names = sorted(set(pairs.clusters))  # the order in which `split_by_image` draws
+    number = {name: place for place, name in enumerate(names)}
+    clusters = torch.tensor([number[name] for name in pairs.clusters])
+    order = np.random.default_rng(seed).permutation(len(names)).tolist()
+    wanted = len(set(held.clusters))
+    spared = spare_clusters(clusters, answers, order, wanted)
+    if spared == order[:wanted]:
+        return kept, held, False
+    if 2 * len(spared) < wanted:
+        return pairs, held, True
+    inside = torch.isin(clusters, torch.tensor(spared))
+    return pairs.select((~inside).nonzero()[:, 0].tolist()), pairs.select(inside.nonzero()[:, 0].tolist()), False
 
 
 def shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:

@@ -32,6 +32,11 @@ __all__ = ["TASKS", "train"]
 
 TASKS = ("matching", "classification")
 
+_NOTHING_HELD_OUT = (
+    "The development figure says nothing: nearly every class has a single example, so no pair could be set aside and "
+    "it is of training pairs. For a figure, and for calibrated probabilities, give other pairs with --dev."
+)
+
 
 def train(
     store: Store | str | Path,
@@ -172,6 +177,10 @@ def train(
         if task == "matching":
             logits = network.probability_logits(logits)
         calibration = fit_calibration(logits, truth)
+        if data.dev_is_seen:
+            warnings.insert(0, _NOTHING_HELD_OUT)
+            if fitted.held_out is None:  # pairs that were learned from would make every model look certain
+                calibration = {"scale": 1.0, "offset": 0.0}
         scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
         results = {
             "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},

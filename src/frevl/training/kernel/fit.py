@@ -161,11 +161,11 @@ def fit_kernel(
             solved = [_downhill(whole, chosen.kind, penalties, penalties.index(chosen.ridge))]
     chosen = _simplest(solved, whole)
     best = max(solved, key=lambda one: one.metric(whole))
-    fit = KernelFit(
-        chosen.kind, chosen.ridge, chosen.metric(whole), best.metric(whole), chosen.held_out + room.mean, whole.known
-    )
+    # Mostly unknown pairs cannot calibrate the scores.
+    scale = PRIOR_SCALE if 2 * int(whole.known.sum()) < len(whole.known) else 1.0
+    held_out = scale * (chosen.held_out + room.mean)
+    fit = KernelFit(chosen.kind, chosen.ridge, chosen.metric(whole), best.metric(whole), held_out, whole.known)
     network = KernelFusion(**{**room.settings, "shares": list(chosen.kind.shares)})
-    scale = 1.0 if fit.decided else PRIOR_SCALE
     solution = {
         "alphas": scale * chosen.alphas,
         "mean": scale * room.mean,

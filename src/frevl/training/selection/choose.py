@@ -149,6 +149,8 @@ def choose(
     else:
         found = all_encoders(data, encoders)
     data = narrow(data, found.images, found.texts)
+    if data.dev_is_seen:
+        return _without_comparison(data, found, outputs, options, session, start, checkpoint, log_file)
     splits, judged_on, checked_on = cv_splits(data, session.seed)
     everything = join(data.train, data.dev)
     held = everything.select(torch.cat([fold.held_out for fold in splits]))
@@ -202,6 +204,31 @@ def choose(
     return Selection(
         fitted, winner.name, reason, rows + left_out, judged_on, data, found, checked_on, measure, gap, chance
     )
+
+
+def _without_comparison(
+    data: Prepared,
+    encoders: EncoderChoice,
+    outputs: int,
+    options: AutoOptions,
+    session: Session,
+    start: Pretrained | None,
+    checkpoint: Checkpoint,
+    log_file: Path | None,
+) -> Selection:
+    """Take what held best with one example a class (research/experiments/log.md): no class has one to compare by."""
+    offered = candidates(start, data.sides)
+    taken = "kernel" if len(data.train) <= MOST_PAIRS else "linear"
+    reason = (
+        "nearly every class has a single example, so none can be held out to compare by; it held best on such pairs"
+    )
+    print_progress(f"chosen: {taken}: {reason}", enabled=session.progress)
+    fitted = fit_candidate(
+        next(one for one in offered if one.name == taken), data.train, data.dev, outputs, options, session,
+        dev_is_spare=False, start=start, checkpoint=checkpoint.part("choice"), log_file=log_file,
+    )  # fmt: skip
+    rows = [{"name": one.name, "reason": "nothing could be held out to compare by"} for one in offered]
+    return Selection(fitted, taken, reason, rows, "nothing", data, encoders, "")
 
 
 def _against_majority(

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frevl.runs.targets import Answers
 from frevl.training.prepare import Prepared
+from frevl.training.selection.spare_classes import spare_clusters
 
 __all__ = ["Fold", "cv_splits"]
 
@@ -25,7 +27,7 @@ class Fold:
 
     Attributes:
         train: Fitted on.
-        inner: For early stopping and calibration.
+        inner: For early stopping and calibration; a part of ``train`` where no class could spare a pair of it.
         held_out: What candidates are compared on.
         check: What the comparison is checked on: the other side of development pairs that the user gave. Empty where
             the development part was set aside from the training pairs.
@@ -35,6 +37,12 @@ class Fold:
     inner: Tensor
     held_out: Tensor
     check: Tensor
+
+    @property
+    def inner_is_spare(self) -> bool:
+        """Whether a model may learn from the inner part too: nothing is compared or checked on it, or in it twice."""
+        compared = torch.cat([self.held_out, self.check, self.train])
+        return not bool(torch.isin(self.inner, compared).any())
 
 
 def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
@@ -47,50 +55,88 @@ def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
     clusters = torch.cat([data.train.clusters, data.dev.clusters])
     random = np.random.default_rng(seed)
     if data.dev_is_spare:
-        folds, words = _spare(rows, clusters, random)
+        folds, words = _spare(rows, clusters, _answers(data), random)
         return folds, words, ""
     train, dev = rows
+    answers = _answers(data)
     of_train, of_dev = (len(torch.unique(clusters[part])) for part in rows)
     given = f"{len(dev):,} given development pairs"
     held = f"held-out groups of {len(train):,} training pairs"
     if len(dev) >= _FEWEST_GIVEN and of_dev >= _FEWEST_GIVEN_CLUSTERS:
-        inside, inner = _apart(train, clusters, random)
+        inside, inner = _apart(train, clusters, answers, random)
+        if len(inside) == len(train):  # nothing could be held out to check by
+            return [Fold(inside, inner, dev, train[:0])], given, ""
         return [Fold(inside, inner, dev, inner)], given, held
-    if of_train < _FEWEST_CLUSTERS or len(train) > _CROSS_VALIDATED:
-        inside, inner = _apart(train, clusters, random)
-        return [Fold(inside, inner, inner, dev)], held, given
-    folds = [
-        Fold(*_apart(inside, clusters, random), held_out, dev) for inside, held_out in _cut(train, clusters, random)
-    ]
-    return folds, f"{len(train):,} training pairs by {_FOLDS}-fold cross-validation over groups", given
+    folds = []
+    if of_train >= _FEWEST_CLUSTERS and len(train) <= _CROSS_VALIDATED:
+        folds = [
+            Fold(*_apart(inside, clusters, answers, random), held_out, dev)
+            for inside, held_out in _cut(train, clusters, answers, random)
+        ]
+    if folds:
+        return folds, f"{_count(folds, train)} training pairs by {_FOLDS}-fold cross-validation over groups", given
+    inside, inner = _apart(train, clusters, answers, random)
+    if len(inside) == len(train):  # few as they are, the given pairs are all that was not learned from
+        return [Fold(inside, inner, dev, train[:0])], given, ""
+    return [Fold(inside, inner, inner, dev)], held, given
 
 
-def _spare(rows: tuple[Tensor, Tensor], clusters: Tensor, random: np.random.Generator) -> tuple[list[Fold], str]:
+def _answers(data: Prepared) -> Answers:
+    """Return the answers of the training part and then the development part."""
+    train, dev = data.train.truth, data.dev.truth
+    if not (isinstance(train, Answers) and isinstance(dev, Answers)):
+        raise TypeError("folds of a classification expect answers")
+    return train.followed_by(dev)
+
+
+def _count(folds: list[Fold], rows: Tensor) -> str:
+    """Say how many of the pairs are held out once: all, or all but the only examples of their class."""
+    held = sum(len(fold.held_out) for fold in folds)
+    return f"{held:,}" if held == len(rows) else f"{held:,} of {len(rows):,}"
+
+
+def _spare(
+    rows: tuple[Tensor, Tensor], clusters: Tensor, answers: Answers, random: np.random.Generator
+) -> tuple[list[Fold], str]:
     """Cross-validate over all pairs: the development part was set aside at random and is like the rest."""
     (train, dev), nothing = rows, rows[0][:0]
     together = torch.cat(rows)
     if len(torch.unique(clusters)) < _FEWEST_CLUSTERS:
         return [Fold(train, dev, dev, nothing)], f"{len(dev):,} development pairs (too few images to cross-validate)"
     if len(together) > _CROSS_VALIDATED:
-        return [Fold(*_apart(train, clusters, random), dev, nothing)], f"{len(dev):,} development pairs"
+        inside, inner = _apart(train, clusters, answers, random)
+        return [Fold(inside, inner, dev, nothing)], f"{len(dev):,} development pairs"
     folds = [
-        Fold(*_apart(inside, clusters, random), held_out, nothing)
-        for inside, held_out in _cut(together, clusters, random)
+        Fold(*_apart(inside, clusters, answers, random), held_out, nothing)
+        for inside, held_out in _cut(together, clusters, answers, random)
     ]
-    return folds, f"{len(together):,} pairs by {_FOLDS}-fold cross-validation over images"
+    if not folds:
+        return [Fold(train, dev, dev, nothing)], f"{len(dev):,} development pairs (the others are needed by a class)"
+    return folds, f"{_count(folds, together)} pairs by {_FOLDS}-fold cross-validation over images"
 
 
-def _cut(rows: Tensor, clusters: Tensor, random: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
-    """Return ``(others, held out)`` rows of every fold; a cluster is in one fold."""
+def _cut(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
+    """Return ``(others, held out)`` rows of every fold; a cluster is in one fold, or in none if a class needs it."""
     names = torch.unique(clusters[rows]).numpy()
-    fold_of = dict(zip(random.permutation(names).tolist(), np.arange(len(names)) % _FOLDS, strict=True))
-    folds = torch.tensor([int(fold_of[int(name)]) for name in clusters[rows]])
-    return [(rows[folds != fold], rows[folds == fold]) for fold in range(_FOLDS)]
+    own, of_rows = clusters[rows], answers.select(rows)
+    order = random.permutation(names)
+    found = []
+    for fold in range(_FOLDS):
+        spared = spare_clusters(own, of_rows, order[fold::_FOLDS].tolist())
+        held = torch.isin(own, torch.tensor(spared, dtype=torch.long))
+        if bool(held.any()):
+            found.append((rows[~held], rows[held]))
+    return found
 
 
-def _apart(rows: Tensor, clusters: Tensor, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Set a tenth of the clusters aside for early stopping and calibration."""
+def _apart(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Set a tenth of the clusters aside for early stopping and calibration.
+
+    Where no class can spare a cluster, the tenth stays in the first part too.
+    """
     names = np.unique(clusters[rows].numpy())
-    held = random.permutation(names)[: max(1, round(_INNER_SHARE * len(names)))]
-    inner = torch.from_numpy(np.isin(clusters[rows].numpy(), held))
-    return rows[~inner], rows[inner]
+    order = random.permutation(names).tolist()
+    most = max(1, round(_INNER_SHARE * len(names)))
+    spared = spare_clusters(clusters[rows], answers.select(rows), order, most)
+    inner = torch.isin(clusters[rows], torch.tensor(spared or order[:most], dtype=torch.long))
+    return rows[~inner] if spared else rows, rows[inner]

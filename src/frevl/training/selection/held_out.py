@@ -174,8 +174,7 @@ def _held_out(
     if saved is not None:
         return saved[0]["held_out"], saved[0]["check"], saved[1]["fit_seconds"]
     train, dev = everything.select(fold.train), everything.select(fold.inner)
-    # What is compared or checked on must not be learned from.
-    spare = not (torch.equal(fold.inner, fold.held_out) or torch.equal(fold.inner, fold.check))
+    spare = fold.inner_is_spare  # what is compared or checked on must not be learned from
     started = place.clock.seconds()
     fitted = fit_candidate(
         candidate, train, dev, outputs, options, session, dev_is_spare=spare, start=start, checkpoint=place.part("fit")

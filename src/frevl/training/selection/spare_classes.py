@@ -1,0 +1,56 @@
+"""Which clusters can be held out without taking every example of a class away from the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from frevl.runs.targets import Answers
+
+__all__ = ["spare_clusters"]
+
+_MOST_LOST = 0.2
+"""Share of the pairs of a held-out cluster whose classes nothing else shows.
+
+A labelled picture is its cluster, so one that stands alone for its class is never held out. A picture with fifty
+questions mostly has an answer that no other has; it is held out all the same, or nothing could be.
+"""
+
+
+def spare_clusters(clusters: Tensor, answers: Answers, order: Sequence[int], most: int | None = None) -> list[int]:
+    """Go through clusters in order, and take those that no class needs.
+
+    Args:
+        clusters: ``(n,)`` int64, of every pair.
+        answers: Of every pair; an answer that is no class counts for nothing.
+        order: Clusters that may be held out, in the order in which they are tried.
+        most: Take no more than so many; None takes all that can be spared.
+
+    Returns:
+        The clusters to hold out, in their order.
+    """
+    given = (answers.classes >= 0) & (answers.weights > 0)
+    left = torch.bincount(answers.classes[given], minlength=1)
+    wanted = [int(name) for name in (order if most is None else order[:most])]
+    outside = given & ~torch.isin(clusters, torch.tensor(wanted, dtype=torch.long))[:, None]
+    if bool((torch.bincount(answers.classes[outside], minlength=len(left))[left > 0] > 0).all()):
+        return wanted  # what mostly happens
+    by_cluster = clusters.argsort(stable=True)
+    names, counts = torch.unique(clusters, return_counts=True)
+    rows_of = dict(zip(names.tolist(), torch.split(by_cluster, counts.tolist()), strict=True))
+    taken: list[int] = []
+    for name in order:
+        if most is not None and len(taken) >= most:
+            break
+        rows = rows_of[int(name)]
+        classes, known = answers.classes[rows], given[rows]
+        own = torch.bincount(classes[known], minlength=len(left))
+        gone = ((left == own) & (own > 0))[classes.clamp(min=0)] & known
+        # A pair is lost if nothing else shows any of its classes.
+        lost = (gone.any(dim=1) & ~(known & ~gone).any(dim=1)).sum()
+        if int(lost) <= _MOST_LOST * len(rows):
+            taken.append(int(name))
+            left = left - own
+    return taken
