@@ -5,7 +5,8 @@
 
 Three parts, all on loopback:
 
-* throughput: 64 connections of ``wrk`` (Debian's package) post pairs of stored ids; the ratio compares pairs a second
+* throughput: 64 connections of ``wrk`` (Debian's package), fewer where one client may not have so many pairs waiting,
+  post pairs of stored ids; the ratio compares pairs a second
   with those of ``Scorer`` in this process, called with the mean batch size that the service formed in the same round.
   Rounds alternate, and the ratio is their median. On a machine of two cores this is not fair to the service: ``Scorer``
   has both to itself, and the service shares them with the load generator. With ``--pinned`` the service has one core
@@ -48,6 +49,7 @@ import torch
 from PIL import Image
 
 import frevl
+from frevl.deployment.service.http.limits import Limits
 from frevl.provenance import hardware
 from frevl.runs.scorer import Scorer
 
@@ -178,11 +180,13 @@ def throughput(scorer: Scorer, url: str, pid: int, pairs: int, arguments: argpar
         f'local bodies = {{{bodies}}}\nlocal n = 0\nlocal headers = {{["Content-Type"] = "application/json"}}\n'
         'request = function() n = n % #bodies + 1; return wrk.format("POST", "/v1/score", headers, bodies[n]) end\n'
     )
-    wrk(url, script, 1.0, pinned)  # warm
+    limits = Limits()
+    connections = max(1, min(CONNECTIONS, int(limits.waiting_items * limits.client_share) // pairs))
+    wrk(url, script, 1.0, connections, pinned)  # warm
     ratios, cpu_ratios, rates, tails, sizes = [], [], [], [], []
     for _ in range(arguments.rounds):
         before, spent = batches(url), processor_seconds(pid)
-        requests, p50, p99 = wrk(url, script, seconds, pinned)
+        requests, p50, p99 = wrk(url, script, seconds, connections, pinned)
         after, spent = batches(url), processor_seconds(pid) - spent
         answered = after[0] - before[0]
         size = max(1, round(answered / max(1, after[1] - before[1])))
@@ -223,13 +227,13 @@ def expect(scorer: Scorer, pairs: list[tuple[str, str]], scores: list[dict[str, 
         assert abs(said["probability"] - expected.probability) < TOLERANCE
 
 
-def wrk(url: str, script: Path, seconds: float, pinned: bool = False) -> tuple[float, float, float]:
+def wrk(url: str, script: Path, seconds: float, connections: int, pinned: bool = False) -> tuple[float, float, float]:
     """Return requests a second and the latencies p50 and p99 in milliseconds."""
     tool = shutil.which("wrk")
     if tool is None:
         sys.exit("this needs wrk: apt-get install wrk")
     length = f"{max(1, round(seconds))}s"
-    command = [tool, "-t1", f"-c{CONNECTIONS}", f"-d{length}", "--timeout", "30s", "--latency", "-s", script, url]
+    command = [tool, "-t1", f"-c{connections}", f"-d{length}", "--timeout", "30s", "--latency", "-s", script, url]
     with on_core(LOAD_CORE if pinned else None):
         said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "Non-2xx" not in said, said
