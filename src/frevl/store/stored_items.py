@@ -76,14 +76,14 @@ class StoredItems:
             store had no such content.
         """
         with self._lock:
-            candidates = [self._known(row) for row in self._rows_of_content(content_hash)]
-            if not candidates:
+            same = [self._known(row) for row in self._rows_of_content(content_hash)]
+            if not same:
                 return None
-            of_files = (one for one in candidates if one.modified_ns != IN_A_TABLE)
+            of_files = (one for one in same if one.modified_ns != IN_A_TABLE)
             gone = (one for one in of_files if one.id not in self._moved and is_gone(one.id))
             moved = next(gone, None)
             if moved is None:
-                return min(candidates, key=lambda one: len(one.lacking)), False
+                return min(same, key=lambda one: len(one.lacking)), False
             self._moved.add(moved.id)
             return moved, True
 

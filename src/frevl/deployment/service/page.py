@@ -6,8 +6,6 @@ Gradio takes about three seconds to import, so this file is imported only after 
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import logging
 import os
 import tempfile
@@ -24,10 +22,10 @@ from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.http.page_guard import PageGuard
 from frevl.deployment.service.models import Service
 from frevl.deployment.service.served_model import Found, ImagePair
-from frevl.encoders.images import read_image
 from frevl.errors import ImageError
 from frevl.runs.scorer import Prediction
 from frevl.runs.search.searching import Hit
+from frevl.runs.search.thumbnails import thumbnail_address
 from frevl.store.towers import MODALITIES, Modality
 
 __all__ = ["build_page"]
@@ -281,7 +279,7 @@ class _Gallery:
         if self._folder is None or path.is_absolute() or ".." in path.parts:
             return None
         try:
-            return _data_uri(self._folder / path, self._service)
+            return _address(self._folder / path, self._service)
         except ImageError:
             return None
 
@@ -312,21 +310,15 @@ def _previewer(service: Service) -> Any:
         if content is None:
             return ""
         try:
-            return _wrapped(
-                f'<img class="preview" alt="The chosen picture" src="{_data_uri(bytes(content), service)}">'
-            )
+            return _wrapped(f'<img class="preview" alt="The chosen picture" src="{_address(bytes(content), service)}">')
         except ImageError as error:
             return _problem(_in_words(error))
 
     return preview
 
 
-def _data_uri(source: bytes | Path, service: Service) -> str:
-    picture = read_image(source, target=_SIDE, max_pixels=service.limits.pixels)
-    picture.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    picture.save(stream, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+def _address(source: bytes | Path, service: Service) -> str:
+    return thumbnail_address(source, _SIDE, max_pixels=service.limits.pixels)
 
 
 def _answer(prediction: Prediction, least: float) -> str:

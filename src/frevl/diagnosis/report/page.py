@@ -6,9 +6,7 @@ of a plot's axes are not. A plot has its table beside it.
 
 from __future__ import annotations
 
-import base64
 import importlib
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from frevl.diagnosis.findings import sections_of
 from frevl.diagnosis.report.plots import NARROW, WIDE, check_matplotlib, draw_plot, series_colours
 from frevl.diagnosis.report.shareable import shareable
-from frevl.encoders.images import read_image
 from frevl.errors import ImageError, InputError, MissingExtraError, UsageError
 from frevl.jsonfile import plain, replace_file
+from frevl.runs.search.thumbnails import thumbnail_address
 
 if TYPE_CHECKING:
     from frevl.diagnosis.diagnosis import Diagnosis
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["check_page_libraries", "figures", "page_of", "write_page"]
 
 _THUMBNAIL = 320  # pixels of the longer side
-_QUALITY = 80
 _LONG = 12  # rows from which a table is collapsed away
 
 
@@ -223,13 +220,9 @@ def _thumbnail(images: Path | None, id_: str) -> str | None:
     if images is None or not id_:
         return None
     try:
-        picture = read_image(images / id_, target=_THUMBNAIL)
+        return thumbnail_address(images / id_, _THUMBNAIL)
     except ImageError:
         return None
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def _answers(target: object) -> str:

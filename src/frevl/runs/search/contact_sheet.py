@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from html import escape
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
-
-from frevl.encoders.images import read_image
 from frevl.errors import ImageError, InputError
 from frevl.jsonfile import replace_file
 from frevl.runs.search.searching import Hit, SearchResult
+from frevl.runs.search.thumbnails import thumbnail_address
 
 __all__ = ["contact_sheet", "thumbnail", "write_contact_sheet"]
 
@@ -89,11 +85,7 @@ def thumbnail(path: str | Path | None, name: str) -> str:
     if path is None:
         return missing
     try:
-        image = read_image(path, target=_SIDE)
+        address = thumbnail_address(path, _SIDE)
     except (ImageError, OSError):
         return missing
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{escape(name, quote=True)}" src="data:image/jpeg;base64,{encoded}">'
+    return f'<img alt="{escape(name, quote=True)}" src="{address}">'

@@ -24,7 +24,7 @@ _WITHIN = 0.3  # of the usual distance of the neighbour in the middle
 _NEIGHBOURS = 16
 _FEWEST = 2 * _NEIGHBOURS  # images; with fewer the neighbours are the whole set
 _MEASURED = 2_000  # images that the usual distances are measured on
-_SKETCH = 64  # numbers per image while candidates are looked for
+_SKETCH = 64  # numbers per image while near pairs are looked for
 _SLACK = 1.8  # by which a sketch may overstate a distance: 4 standard deviations of it
 _AT_ONCE = 1_024
 _TILE = 512
@@ -71,10 +71,10 @@ def find_near_copies(vectors: NDArray[np.float32], *, seed: int = 0) -> NearCopi
     dimension = np.log(2) / growth
     gap = float(FALSE_ALARMS ** (-2 / dimension))
     within = float(_WITHIN * np.median(middle))
-    candidates = _candidates(vectors, within, random)
-    if not len(candidates):
-        return NearCopies(candidates, gap, within)
-    rows = np.unique(candidates)
+    close = _close_pairs(vectors, within, random)
+    if not len(close):
+        return NearCopies(close, gap, within)
+    rows = np.unique(close)
     near, distances = _neighbours(vectors, rows)
     links = set()
     for row, others, found in zip(rows.tolist(), near, distances, strict=True):
@@ -100,7 +100,7 @@ def _neighbours(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> tuple[
     return near, distances
 
 
-def _candidates(vectors: NDArray[np.float32], within: float, random: np.random.Generator) -> NDArray[np.int64]:
+def _close_pairs(vectors: NDArray[np.float32], within: float, random: np.random.Generator) -> NDArray[np.int64]:
     """Return ``(c, 2)`` rows of images that may lie within a distance, by random projections of their differences."""
     sketch, slack = vectors, 1.0
     if vectors.shape[1] > 2 * _SKETCH:

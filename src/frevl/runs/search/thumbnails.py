@@ -1,0 +1,33 @@
+"""Small JPEGs inside a page: of a contact sheet, of a report, of the service."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from frevl.encoders.images import MAX_PIXELS, read_image
+
+__all__ = ["QUALITY", "thumbnail_address"]
+
+QUALITY = 85  # of the JPEGs, 1 to 95
+
+
+def thumbnail_address(source: str | Path | bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> str:
+    """Return an image, made smaller, as a ``data:`` address for the ``src`` of an ``img``.
+
+    Args:
+        source: A file, or its bytes.
+        side: Pixels of the longer side; smaller images stay as they are.
+        max_pixels: As in `frevl.encoders.images.read_image`.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    picture = read_image(source, target=side, max_pixels=max_pixels)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=QUALITY)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
