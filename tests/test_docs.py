@@ -52,7 +52,7 @@ def test_the_commands_of_the_readme_work(newcomer):
     blocks = executed("bash")
     assert len(blocks) == 1
     output = run(["bash", "-euc", blocks[0]], newcomer)
-    assert "Difference to RUN/linear" in output
+    assert "Difference from RUN/linear" in output
     assert (newcomer / "result.json").exists()
     assert len((newcomer / "scores.jsonl").read_text().splitlines()) == 60
 
@@ -128,7 +128,7 @@ def test_the_start_page_works(tmp_path, frevl, monkeypatch, capfd):
     label, accuracy = said[-1].split()
     assert label in ("yes", "no")
     assert float(accuracy) > 95
-    assert re.search(r"Difference to RUN/linear: \+[34]\d", said[4])  # the page says that only the fusion learns it
+    assert re.search(r"Difference from RUN/linear: \+[34]\d", said[4])  # the page says that only the fusion learns it
     assert len((tmp_path / "scores.jsonl").read_text().splitlines()) == 200
 
 

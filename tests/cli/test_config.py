@@ -38,7 +38,7 @@ def same(a, b):
 def test_every_command_takes_a_file_and_refuses_a_key_that_it_does_not_know(words, tmp_path, frevl):
     done = frevl(*words.split(), "--config", written(tmp_path, 'jsn = "x.json"\n'))
     assert done.code == 2
-    assert f"run.toml: 'jsn' is no option of frevl {words}. Did you mean 'json'? Valid: " in done.err
+    assert f"run.toml: 'jsn' is not an option of frevl {words}. Did you mean 'json'? Valid: " in done.err
 
 
 def test_keys_are_the_long_flags_and_the_arguments():
@@ -102,10 +102,10 @@ def test_several_values_and_arguments_come_from_a_file(made, tmp_path, frevl):
 @pytest.mark.parametrize(
     ("text", "code", "message"),
     [
-        ("modle = 'tiny'", 2, "'modle' is no option of frevl train. Did you mean 'model'?"),
-        ("time_limit = 3", 2, "'time_limit' is no option of frevl train. Did you mean 'time-limit'?"),
-        ("config = 'x.toml'", 2, "'config' is no option of frevl train."),
-        ("[train]\nseed = 1", 2, "'train' is no option of frevl train."),
+        ("modle = 'tiny'", 2, "'modle' is not an option of frevl train. Did you mean 'model'?"),
+        ("time_limit = 3", 2, "'time_limit' is not an option of frevl train. Did you mean 'time-limit'?"),
+        ("config = 'x.toml'", 2, "'config' is not an option of frevl train."),
+        ("[train]\nseed = 1", 2, "'train' is not an option of frevl train."),
         ("seed = true", 2, "'seed' must be a number or text, found True"),
         ("quiet = 'yes'", 2, "'quiet' must be true or false, found 'yes'"),
         ("pairs = ['a', 'b']", 2, "'pairs' takes one value, found a list"),
@@ -139,7 +139,7 @@ def test_the_list_of_models_takes_a_file_too(tmp_path, frevl):
     assert frevl("models", "--config", file).code == 0
     assert json.loads((tmp_path / "m.json").read_text())["models"][0]["model"] == "auto"
     done = frevl("models", "--config", written(tmp_path, "jsn = 'x'", "wrong.toml"))
-    assert (done.code, "'jsn' is no option of frevl models. Did you mean 'json'?" in done.err) == (2, True)
+    assert (done.code, "'jsn' is not an option of frevl models. Did you mean 'json'?" in done.err) == (2, True)
     done = frevl("models", "--config", file, "--json", file)
     assert (done.code, "is what --config" in done.err) == (2, True)
 

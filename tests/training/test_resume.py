@@ -228,7 +228,7 @@ def test_other_data_do_not_continue_an_interrupted_training(made, tmp_path):
     assert in_a_process(doomed, *run, "saved", 1, tmp_path / "log") == -signal.SIGKILL
     pairs.write_text("".join(lines[:-2]))
     with pytest.raises(
-        RunError, match=r"an interrupted training stands here, and its 'data.pairs' was '\w+', not '\w+'"
+        RunError, match=r"an interrupted training is in this folder, and its 'data.pairs' was '\w+', not '\w+'"
     ):
         train(made.store, pairs, run=tmp_path / "run", **arguments)
     with pytest.raises(RunError, match="its 'batch_size' was 64, not 32; use the same settings to continue"):

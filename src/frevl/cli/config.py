@@ -33,7 +33,7 @@ def apply_config(context: typer.Context, path: Path | None) -> Path | None:
     for key, value in _read(path).items():
         if key not in parameters:
             command = context.command_path.removeprefix(context.find_root().command_path).strip()
-            raise UsageError(f"{path}: '{key}' is no option of frevl {command}. {nearest(key, parameters)}")
+            raise UsageError(f"{path}: '{key}' is not an option of frevl {command}. {nearest(key, parameters)}")
         if key == "set":
             context.meta[_OF_THE_FILE] = _settings(path, value)
         else:

@@ -64,7 +64,7 @@ def demo_table(report: DemoReport) -> str:
             *examples,
             "",
             f"Pictures and pairs, the store ({folder}/store) and the runs ({folder}/runs) are in {folder}.",
-            "The same with your own files (pairs.jsonl: one {'image', 'text', 'target'} object a line):",
+            "The same with your own files (pairs.jsonl: one {'image', 'text', 'target'} object per line):",
             "  frevl extract --images DIR --pairs pairs.jsonl --store STORE",
             "  frevl train --store STORE --pairs pairs.jsonl --task classification --run RUN",
             "  frevl evaluate --store STORE --run RUN --pairs test.jsonl",
@@ -82,7 +82,7 @@ def result_table(result: Result) -> str:
         parts.append(table([key, "n", f"{metric} %", "95 % interval"], rows))
     if result.difference is not None:
         parts.append(
-            f"Difference to {result.difference['versus']}: {result.difference['difference']:+.2f} points of "
+            f"Difference from {result.difference['versus']}: {result.difference['difference']:+.2f} points of "
             f"{result.difference['metric']} {_interval(result.difference['ci95'])}"
         )
     return "\n\n".join([*parts, *result.notes])

@@ -160,7 +160,7 @@ class PairwiseOptions(DescentOptions):
     batch_size: int | None = option(
         None, "Pairs per step. None: 256, in matching fewer, so that an epoch has 32 steps (at least 32).", at_least=1
     )
-    patience: int = option(5, "Stop after so many epochs without a better development metric.", at_least=1)
+    patience: int = option(5, "Stop after this many epochs without a better development metric.", at_least=1)
     keep_last: bool = option(False, "Keep the weights of the last epoch instead of those of the best one.")
     class_weight: str | None = _class_weight()
     negatives: int = option(3, "Matching: wrong texts for every right pair.", at_least=1)

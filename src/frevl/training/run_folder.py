@@ -168,7 +168,7 @@ def claim_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Checkpoint]
         _refuse_for_run(folder)  # again: another process may have finished it before this one had the lock
         interrupted = any(states.glob("*.safetensors"))
         _keep_settings(
-            folder, settings, "an interrupted training stands here" if interrupted else None, ("time_limit",)
+            folder, settings, "an interrupted training is in this folder" if interrupted else None, ("time_limit",)
         )
         yield Checkpoint(states, "", Clock())
         shutil.rmtree(states, ignore_errors=True)
@@ -190,7 +190,7 @@ def claim_seeds(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
     refuse_other_files(folder, _SEEDS_FILES)
     with _locked(folder) as states:
         trained = any(any(folder.glob(f"seed*/{name}")) for name in ("run.json", f"{UNFINISHED}/*.safetensors"))
-        _keep_settings(folder, settings, "seeds of another training stand here" if trained else None, ())
+        _keep_settings(folder, settings, "seeds of another training are in this folder" if trained else None, ())
         yield
         shutil.rmtree(states, ignore_errors=True)
 

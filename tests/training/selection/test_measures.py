@@ -94,9 +94,9 @@ def test_targets_without_the_measure_are_refused():
     for by in CHOOSE_BY:
         check_measure(by, encode_answers(["a", "b"], LABELS))
     check_measure("nll", several)
-    with pytest.raises(UsageError, match="choose_by=macro_f1 needs one right class a pair, found pairs with several"):
+    with pytest.raises(UsageError, match="choose_by=macro_f1 needs one right class per pair, found pairs with several"):
         check_measure("macro_f1", several)
-    with pytest.raises(UsageError, match="choose_by=nll needs one right class a pair, found weights of answers"):
+    with pytest.raises(UsageError, match="choose_by=nll needs one right class per pair, found weights of answers"):
         check_measure("nll", soft)
     with pytest.raises(UsageError, match="'choose_by' must be accuracy or macro_f1 or balanced_accuracy or nll, found"):
         AutoOptions(choose_by="f1")

@@ -38,7 +38,7 @@ def check_measure(choose_by: str, truth: Answers) -> None:
     several = bool(((truth.weights > 0).sum(dim=1) > 1).any())
     if choose_by != "accuracy" and (truth.soft or (several and choose_by != "nll")):
         found = "weights of answers" if truth.soft else "pairs with several right answers"
-        raise UsageError(f"choose_by={choose_by} needs one right class a pair, found {found}; use choose_by=accuracy")
+        raise UsageError(f"choose_by={choose_by} needs one right class per pair, found {found}; use choose_by=accuracy")
 
 
 def earned(choose_by: str, probabilities: Tensor, truth: Answers) -> Tensor:
