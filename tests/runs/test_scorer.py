@@ -1,4 +1,4 @@
-"""One road to a score: the same pair gives the same score whatever the batch, the order, the padding, the entry."""
+"""One path to a score: the same pair gives the same score whatever the batch, the order, the padding, the entry."""
 
 import json
 import traceback

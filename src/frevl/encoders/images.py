@@ -1,7 +1,7 @@
 """Images of any kind, read into upright opaque RGB.
 
 Every picture of the project passes through `read_image`: extraction, serving and `embed_images` alike, so the
-same file gives the same pixels on every road. Nothing here changes Pillow's settings, and several threads may
+same file gives the same pixels on every code path. Nothing here changes Pillow's settings, and several threads may
 read at the same time.
 """
 
@@ -237,7 +237,7 @@ def _to_rgb(image: Image.Image, significant: int | None) -> tuple[Image.Image, i
         return Image.fromarray(grey).convert("RGB"), guessed
     if not image.has_transparency_data:
         return image.copy() if image.mode == "RGB" else image.convert("RGB"), None
-    # Pillow has no direct road from premultiplied La to RGBA.
+    # Pillow has no direct conversion from premultiplied La to RGBA.
     with_alpha = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(with_alpha, mask=with_alpha.getchannel("A"))

@@ -78,8 +78,8 @@ def train(
             keeps its default.
         first_stage: In matching, ``dual`` or ``cosine``: it finds candidates and the fusion reranks them, in one run
             (with `frevl.training.options.RerankerOptions`). None: the fusion stands alone, except with ``auto``.
-        initialise_from: In classification, a run whose fusion gives this one its first weights: captions or lessons
-            first, then a task with few pairs. The last map is taken over too where the classes are the same. Same
+        initialise_from: In classification, a run whose fusion gives this one its first weights: captions or synthetic
+            data first, then a task with few pairs. The last map is taken over too where the classes are the same. Same
             encoders, model and layers; its images count as seen by the new run. With ``auto`` such a fusion is one
             more candidate, and so is the former run as it is.
         dev: Development pairs: early stopping and calibration. None sets aside images of the training pairs.

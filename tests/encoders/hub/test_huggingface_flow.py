@@ -110,7 +110,7 @@ def test_the_exported_network_says_the_same_and_int8_nearly(pretrained, cache, m
     assert np.abs(rounded - expected).max() > 1e-5
     # One scale per item: rounding does not depend on the neighbours.
     assert np.array_equal(int8.embed_images(PICTURES[2:3]), rounded[2:3])
-    assert fast.image.identity == plain.image.identity  # the road is not part of what an embedding is
+    assert fast.image.identity == plain.image.identity  # how it runs is not part of what an embedding is
     assert int8.image.name == "dinov2-image-int8"
     assert int8.image.identity["precision"] == "int8 weights"
     files = sorted(path.name for path in cache.glob("*.onnx"))

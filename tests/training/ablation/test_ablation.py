@@ -1,4 +1,4 @@
-"""The ablation: which variants there are, what differs in them, the numbers by another road, reuse, files."""
+"""The ablation: which variants there are, what differs in them, the numbers by another path, reuse, files."""
 
 import inspect
 import json
@@ -201,7 +201,7 @@ def test_encoders_and_stores_are_compared_on_the_same_pairs(made_twice, tmp_path
     rows = {row.variant.name: row for row in done.rows}
     assert list(rows) == ["full fusion", "toy only", "toy2 only", "store 2 (second: toy2)"]
     assert rows["full fusion"].runs.encoders == ["toy", "toy2"]
-    # Two roads to the same network: one tower of a store of two, and a store of its own.
+    # Two ways to the same network: one tower of a store of two, and a store of its own.
     assert rows["toy2 only"].result.seeds["values"] == rows["store 2 (second: toy2)"].result.seeds["values"]
     assert len(done.provenance["stores"]) == 2
 

@@ -1,4 +1,4 @@
-"""Matching runs from training to scores: first stage, reranker, selection, the same score on every road."""
+"""Matching runs from training to scores: first stage, reranker, selection, the same score on every path."""
 
 import json
 from dataclasses import replace

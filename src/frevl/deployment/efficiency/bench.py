@@ -125,7 +125,7 @@ def _full(limits: Limits, show: Show) -> list[Record]:
 
 
 def _make_folder(page: Path) -> None:
-    """Make the page's folder before minutes are spent on what could not be written."""
+    """Make the page's folder before minutes are spent on a page that could not be written."""
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -134,7 +134,7 @@ def _cosine(tower: ImageTower, prepared: list[np.ndarray], exact: np.ndarray, fo
 
 @contextlib.contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
-    """Export to a folder that goes away: nobody needs networks with random weights again."""
+    """Export to a temporary folder: nobody needs networks with random weights again."""
     before = os.environ.get("FREVL_CACHE")
     os.environ["FREVL_CACHE"] = str(folder)
     try:

@@ -79,7 +79,7 @@ def fusion_records(
 
 
 def goal_records(*, batch: int = 1024, rounds: int = 9) -> list[Record]:
-    """Hold ``tiny`` and ``base`` against the matrix products of the same rounds, and against each other.
+    """Compare ``tiny`` and ``base`` with the matrix products of the same rounds, and against each other.
 
     Each counts in its fastest float32 form. Where a limit is missed, a record ``profile`` shows where the time goes.
     """

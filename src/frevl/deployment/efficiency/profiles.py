@@ -31,7 +31,7 @@ _PRODUCTS = {
 
 
 def torch_profile(name: str, call: Callable[[], object], *, calls: int = _CALLS) -> Record:
-    """Profile PyTorch on one core: on several, the waiting for each other would be laid to some operation.
+    """Profile PyTorch on one core: on several, waiting for each other would be counted as some operation.
 
     Args:
         name: What is called, in words.

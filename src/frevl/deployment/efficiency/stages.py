@@ -92,7 +92,7 @@ def _encoding(loaded: Encoder, items: int, rounds: int) -> tuple[list[Record], f
 
 
 def _extraction(folder: Path, encoder: str, items: int) -> Record:
-    """The whole command, decoding and writing beside the networks."""
+    """Time the whole command, with decoding and writing in parallel to the networks."""
     images = folder / "images"
     images.mkdir()
     for number in range(items):

@@ -50,7 +50,7 @@ _HEAD_WIDTH = 64
 
 @dataclass(frozen=True)
 class ClipTowers:
-    """A CLIP whose towers are called apart.
+    """A CLIP whose towers are called separately.
 
     Attributes:
         model: The transformers ``CLIPModel``.
@@ -223,7 +223,7 @@ def write_drawn(path: Path, towers: dict[str, Tower], *, images: int, texts: int
 
 
 def drawn_run(network: PairNetwork, towers: dict[str, Tower], *, model: str, labels: int = 0) -> Run:
-    """Return a run around a network with random weights; it is on no disk.
+    """Return a run around a network with random weights; it is not on disk.
 
     Args:
         network: A network of this package.

@@ -1,4 +1,4 @@
-"""From a checked request to its answer, one function a route; HTTP adds nothing to it."""
+"""From a checked request to its answer, one function per route; HTTP adds nothing to it."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def slices_of(pairs: Pairs) -> dict[str, dict[str, np.ndarray]]:
 
 
 def skill_findings(comparison: ModelComparison) -> list[Finding]:
-    """Compare the best model that sees both with the best text-only model in every slice; one finding a key."""
+    """Compare the best model that sees both with the best text-only model in every slice; one finding per key."""
     return [
         finding
         for key, groups in slices_of(comparison.splits.test).items()

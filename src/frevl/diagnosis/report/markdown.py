@@ -37,7 +37,7 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
 
 
 def diagnosis_summary(diagnosis: Diagnosis) -> str:
-    """Return verdict and claims for the terminal, one a line."""
+    """Return verdict and claims for the terminal, one per line."""
     lines = [diagnosis.verdict["sentence"], *diagnosis.verdict["detail"]]
     for section, heading in sections_of(diagnosis.verdict).items():
         claims = [

@@ -26,7 +26,7 @@ _LARGE_HEAD = (
 
 
 def allow_open_files(connections: int) -> int:
-    """Let this process open as many files as so many connections need, as far as the system lets it.
+    """Let this process open as many files as that many connections need, as far as the system lets it.
 
     Returns:
         How many connections there may be; fewer where the system's hard limit is lower.
@@ -227,7 +227,7 @@ class Connection(HttpToolsProtocol):
 
 
 class _OnePiece(asyncio.Transport):
-    """Hands on together what is written in one step of the event loop: a call of the system is a tenth of a request.
+    """Sends what one step of the event loop writes in one piece: a system call is a tenth of a request.
 
     What is large, or comes before a close, is handed on at once, so that uvicorn hears when a client reads too slowly.
     """
