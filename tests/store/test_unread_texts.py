@@ -67,6 +67,21 @@ def test_everybody_says_it(world, tmp_path, frevl):
     assert verify(store) == []
 
 
+def test_scores_say_it_too(world, tmp_path, frevl):
+    images, pairs = world
+    extract(tmp_path / "s", images=images, pairs=[pairs], encoder=["toy"])
+    train(tmp_path / "s", pairs, run=tmp_path / "r", task="matching", model="linear")
+    asked = [{"image": "0.png", "text": text} for text in ("a dog", "สีแดงที่0", "ที่ไม่มีใครเห็น", "ein Café")]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    score = ["score", "--store", tmp_path / "s", "--run", tmp_path / "r", "--out", tmp_path / "o.jsonl", "--pairs"]
+    done = frevl(*score, tmp_path / "asked.jsonl", "--json", tmp_path / "report.json")
+    assert done.code == 0, done.err
+    assert "2 " + SENTENCE.format(4) in done.out
+    assert json.loads((tmp_path / "report.json").read_text())["notes"][0].startswith("2 of 4 texts are mostly unread")
+    (tmp_path / "asked.jsonl").write_text(json.dumps(asked[0]) + "\n")
+    assert "unread" not in frevl(*score, tmp_path / "asked.jsonl").out
+
+
 def store_towers(store):
     return Store.open(store).select_towers("text")
 

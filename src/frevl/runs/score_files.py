@@ -16,14 +16,16 @@ from frevl.outputs import refuse_inputs
 from frevl.rejects import Reject
 from frevl.runs.pair_grid import dot_products
 from frevl.runs.scorer import Scorer
-from frevl.store.usable_pairs import usable_pairs
+from frevl.store.usable_pairs import note_unread, usable_pairs
 
 __all__ = ["score_file", "score_grid"]
 
 _PAIRS_AT_ONCE = 16_384
 
 
-def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tuple[int, list[Reject]]:
+def score_file(
+    scorer: Scorer, pairs: str | Path | Pairs, out: str | Path, notes: list[str] | None = None
+) -> tuple[int, list[Reject]]:
     """Score every pair of a file and write them with their scores, one JSON object per line.
 
     Matching adds ``score`` and the calibrated ``probability``; classification adds ``label``, ``probability`` and
@@ -33,6 +35,7 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
         scorer: The run with its store.
         pairs: Pairs, or a pairs file.
         out: File to write; appears complete or not at all.
+        notes: Gets a sentence on texts that the encoder cannot read.
 
     Returns:
         How many pairs were scored, and what was left out.
@@ -66,6 +69,10 @@ def score_file(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
                     )
 
     _write(out, write)
+    if notes is not None and "text" in scorer.run.sides:
+        towers = [scorer.store.towers[name] for name in scorer.run.towers["text"]]
+        load = None if any(tower.imported for tower in towers) else lambda: scorer.encoders("text")
+        note_unread(scorer.store, usable.texts, towers, notes, load)
     return len(usable), [*read.rejected, *left_out]
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, spelling_note, text_content, why_unknown
 from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, read_pairs, with_targets
-from frevl.encoders.unread import unread_sentence
+from frevl.encoders.interface import Encoder
+from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import PairsError, UsageError
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
@@ -24,6 +27,7 @@ __all__ = [
     "names_of",
     "note_unread",
     "read_usable",
+    "unread_texts",
     "usable_pairs",
 ]
 
@@ -134,10 +138,42 @@ def _same_content(ids: dict[str, str], store: Store, beside: Path) -> bool:
     return True
 
 
-def note_unread(store: Store, texts: Sequence[str], towers: Sequence[Tower], notes: list[str]) -> None:
-    """Say in the notes how many of some texts none of these text towers can read."""
+def unread_texts(
+    store: Store, texts: Sequence[str], towers: Sequence[Tower], load: Callable[[], Sequence[Encoder]] | None = None
+) -> list[str]:
+    """Return the different ones of some texts of which each of these text towers reads less than half.
+
+    Args:
+        store: Knows it of the texts that it holds.
+        texts: They.
+        towers: Text towers.
+        load: Gives the encoders of the towers, to ask them about texts that the store does not hold; None asks nobody.
+    """
     different = list(dict.fromkeys(texts))
-    unread = store.unread_texts(different, towers) if towers else []
+    if not towers:
+        return []
+    unread = store.unread_texts(different, towers)
+    known = store.positions("text") if load is not None else {}
+    # Any tokenizer reads plain letters, and that saves most calls from asking it.
+    new = [text for text in different if not text.isascii() and text not in known]
+    if load is None or not new:
+        return unread
+    names = {tower.name for tower in towers}
+    asked = [one.text for one in load() if one.text is not None and one.text.name in names]
+    shares = np.min([tower.unread(new) for tower in asked], axis=0) if asked else np.zeros(len(new))
+    return unread + [text for text, share in zip(new, shares.tolist(), strict=True) if share > MOSTLY]
+
+
+def note_unread(
+    store: Store,
+    texts: Sequence[str],
+    towers: Sequence[Tower],
+    notes: list[str],
+    load: Callable[[], Sequence[Encoder]] | None = None,
+) -> None:
+    """Say in the notes how many of some texts none of these text towers can read; see `unread_texts`."""
+    different = list(dict.fromkeys(texts))
+    unread = unread_texts(store, different, towers, load)
     if unread:
         notes.append(unread_sentence(unread, len(different), [tower.name for tower in towers]))
 

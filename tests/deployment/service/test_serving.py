@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from frevl.deployment.service.http.log import JsonLines
+from frevl.encoders.toy import ToyTextTower
 from frevl.runs.search.searching import search
 from served import based, client_of, runs, served
 
@@ -44,6 +45,21 @@ def test_scores_of_classification_are_those_of_the_scorer(made, served):
         assert said["label"] == expected.label
         assert said["probability"] == pytest.approx(expected.probability, abs=TOLERANCE)
         assert [(one["label"], pytest.approx(one["probability"], abs=TOLERANCE)) for one in said["top"]] == expected.top
+
+
+def test_texts_that_the_encoder_cannot_read_are_named(served, monkeypatch):
+    monkeypatch.setattr(
+        ToyTextTower, "unread", lambda _, texts: np.array([float("ก" <= text[0] <= "๛") for text in texts], np.float32)
+    )
+    asked = [{"image": "0.png", "text": text} for text in ("is it red?", "สีแดง", "ein Café")]
+    for route, model in (("score", "match"), ("score", "ask"), ("answer", "ask")):
+        said = served.http.post(f"/v1/{route}", json={"model": model, "pairs": asked}).json()
+        (note,) = said["notes"]
+        assert note.startswith("1 of 3 texts are mostly unread: the tokenizer of toy-text does not know"), route
+        said = served.http.post(f"/v1/{route}", json={"model": model, "pairs": [asked[0], asked[2]]}).json()
+        assert said["notes"] == []
+    (note,) = served.http.post("/v1/search", json={"model": "find", "text": "สีแดง"}).json()["notes"]
+    assert note.startswith("The query is mostly unread")
 
 
 def test_an_image_that_is_sent_along_scores_like_the_same_image_in_the_store(made, served):

@@ -29,8 +29,8 @@ CODE = """
 import json, sys
 from frevl.deployment.service.http.limits import Limits
 from frevl.deployment.service.models import Service
-from frevl.deployment.service.page import build_page
-from frevl.runs.scorer import Scorer
+from frevl.deployment.service.page import _answer, build_page
+from frevl.runs.scorer import Prediction, Scorer
 from frevl.store.reader import Store
 
 store, runs, cases = Store.open(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
@@ -49,6 +49,7 @@ for names, embeds, has_report, *_ in cases:
     said = [part["props"]["value"] for part in parts["components"] if part["type"] in ("markdown", "html")]
     print(json.dumps({"tabs": tabs, "said": said, "heartbeat": parts["connect_heartbeat"]}))
     service.close()
+print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)]), 0.5, ["1 of 1 texts <is> unread"])))
 """
 
 
@@ -67,5 +68,9 @@ def test_a_tab_is_there_only_where_a_run_serves_it(pages, number):
     assert any(sentence in str(value) for value in pages[number]["said"])
 
 
+def test_an_answer_says_first_what_it_rests_on(pages):
+    assert "<p>1 of 1 texts &lt;is&gt; unread</p><h3>yes" in pages[-1]
+
+
 def test_the_page_needs_no_stream_that_stays_open(pages):
-    assert not any(page["heartbeat"] for page in pages)  # nor is it served: see the guard
+    assert not any(page["heartbeat"] for page in pages[:-1])  # nor is it served: see the guard

@@ -110,9 +110,10 @@ def score(
         rejects = [vars(reject) for reject in left_out]
         write(json, {"images": images, "texts": texts, "rejects": rejects, "out": str(out)})
         return
-    scored, left_out = score_file(scorer, given, out)
-    say(f"Scored {scored:,} pairs into {out}. {rejects_sentence(left_out)}".rstrip())
-    write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out)})
+    notes: list[str] = []
+    scored, left_out = score_file(scorer, given, out, notes)
+    say(" ".join([f"Scored {scored:,} pairs into {out}.", *notes, rejects_sentence(left_out)]).rstrip())
+    write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out), "notes": notes})
 
 
 @app.command()

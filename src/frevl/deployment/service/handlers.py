@@ -34,7 +34,8 @@ async def score(
         else {"label": one.label, "probability": one.probability, "top": _labels(one.top)}
         for one in results
     ]
-    return {"model": model.name, "task": model.scorer.run.task, "scores": scores}
+    notes = await service.notes_on(model, _texts(asked.pairs))
+    return {"model": model.name, "task": model.scorer.run.task, "scores": scores, "notes": notes}
 
 
 async def answer(
@@ -51,7 +52,8 @@ async def answer(
         }
         for one in results
     ]
-    return {"model": model.name, "threshold": asked.threshold, "answers": answers}
+    notes = await service.notes_on(model, _texts(asked.pairs))
+    return {"model": model.name, "threshold": asked.threshold, "answers": answers, "notes": notes}
 
 
 async def search(
@@ -143,6 +145,10 @@ async def _pairs(
     )
     images = [pair.image or "" if pair.upload is None else sent[pair.upload] for pair in pairs]
     return list(zip(images, texts, strict=True))
+
+
+def _texts(pairs: Sequence[Pair]) -> list[str]:
+    return [pair.text for pair in pairs if pair.text is not None]
 
 
 def _check_sides(model: ServedModel, pair: Pair) -> None:

@@ -128,6 +128,12 @@ class Service:
                 "embedded like them; use texts of the store.",
             )
 
+    async def notes_on(self, model: ServedModel, texts: Sequence[str]) -> list[str]:
+        """Say whether the encoder reads some texts; plain letters it does, and nobody is asked."""
+        if all(map(str.isascii, texts)):
+            return []
+        return await asyncio.to_thread(model.notes_on, texts)
+
     async def _switch_to(self, store: Store) -> None:
         await self.queue.submit(self._take, store, items=1)
         self.store, self.images = store, store.positions("image")

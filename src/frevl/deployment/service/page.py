@@ -170,7 +170,7 @@ def _ask_tab(service: Service, names: list[str]) -> None:
         service.check_texts(served, [text])
         sent = await service.embed_uploads(served, {"picture": bytes(content)})
         prediction: Prediction = (await service.score(served, [(sent["picture"], text)]))[0]
-        return _answer(prediction, least)
+        return _answer(prediction, least, await service.notes_on(served, [text]))
 
     for event in (button.click, question.submit):
         event(ask, [picture, question, threshold, model], said, api_visibility="private")
@@ -206,7 +206,7 @@ def _label_tab(service: Service, names: list[str], side: Modality) -> None:
         else:
             pair = ((await service.embed_uploads(served, {"picture": bytes(content)}))["picture"], "")
         prediction: Prediction = (await service.score(served, [pair]))[0]
-        return _answer(prediction, least)
+        return _answer(prediction, least, await service.notes_on(served, [pair[1]]))
 
     button.click(label, [given, threshold, model], said, api_visibility="private")
 
@@ -321,7 +321,7 @@ def _address(source: bytes | Path, service: Service) -> str:
     return thumbnail_address(source, _SIDE, max_pixels=service.limits.pixels)
 
 
-def _answer(prediction: Prediction, least: float) -> str:
+def _answer(prediction: Prediction, least: float, notes: Sequence[str]) -> str:
     best = f"{escape(prediction.label)} <small>({prediction.probability:.0%})</small>"
     if prediction.probability < least:
         head = (
@@ -329,7 +329,8 @@ def _answer(prediction: Prediction, least: float) -> str:
         )
     else:
         head = f"<h3>{best}</h3>"
-    return _wrapped(head + _bars(prediction.top))
+    said = "".join(f"<p>{escape(note)}</p>" for note in notes)
+    return _wrapped(said + head + _bars(prediction.top))
 
 
 def _bars(top: Sequence[tuple[str, float]]) -> str:

@@ -225,6 +225,7 @@ class ScoreResponse(_Body):
     model: str
     task: Literal["matching", "classification"]
     scores: list[Score]
+    notes: list[str] = Field(description="Sentences for people, such as on texts that the encoder cannot read.")
 
 
 class Answer(_Body):
@@ -242,6 +243,7 @@ class AnswerResponse(_Body):
     model: str
     threshold: float
     answers: list[Answer]
+    notes: list[str] = Field(description="Sentences for people, such as on texts that the encoder cannot read.")
 
 
 class SearchHit(_Body):

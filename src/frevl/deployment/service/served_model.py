@@ -14,6 +14,7 @@ from frevl.runs.scorer import Prediction, Scorer
 from frevl.runs.search.searching import Hit, Searcher
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower
+from frevl.store.usable_pairs import note_unread
 
 __all__ = ["Found", "ImagePair", "Match", "ServedModel"]
 
@@ -165,6 +166,13 @@ class ServedModel:
             notes = [self.scrubbed(note) for note in said.notes if "fewer than the" not in note or said.searched < k]
             found.append(Found(said.hits[:k], by_similarity, said.searched, said.reranked, said.exact, notes))
         return found
+
+    def notes_on(self, texts: Sequence[str]) -> list[str]:
+        """Return a sentence where most letters of some texts are not read; thread-safe."""
+        notes: list[str] = []
+        load = (lambda: self.scorer.encoders("text")) if self.embeds["text"] else None
+        note_unread(self.scorer.store, texts, self.towers["text"], notes, load)
+        return [self.scrubbed(note) for note in notes]
 
     def scrubbed(self, sentence: str) -> str:
         """Remove paths of the server from a sentence."""

@@ -228,7 +228,7 @@ def _without_comparison(
         dev_is_spare=False, start=start, checkpoint=checkpoint.part("choice"), log_file=log_file,
     )  # fmt: skip
     rows = [{"name": one.name, "reason": "nothing could be held out to compare by"} for one in offered]
-    return Selection(fitted, taken, reason, rows, "nothing", data, encoders, "")
+    return Selection(fitted, taken, reason, rows, "nothing", data, encoders, "", options.choose_by)
 
 
 def _against_majority(
