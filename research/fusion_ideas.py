@@ -28,11 +28,11 @@ from frevl.runs.batches import logits_of
 from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers
 from frevl.store.reader import Store
-from frevl.training.examples import Examples, join
+from frevl.training.examples import Examples, Prepared, join
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.initialisation import Pretrained
 from frevl.training.options import ModelOptions, Session, make_options
-from frevl.training.prepare import Prepared, prepare
+from frevl.training.prepare import prepare
 from frevl.training.selection.candidates import CANDIDATES
 from frevl.training.selection.encoder_sets import narrow
 from frevl.training.selection.held_out import whole_schedule

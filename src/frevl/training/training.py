@@ -14,28 +14,19 @@ from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import PairsError, UsageError, nearest
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import provenance
-from frevl.runs.calibration import calibration_notes, fit_calibration
 from frevl.runs.run import Run
-from frevl.runs.targets import Answers
 from frevl.store.reader import Store
-from frevl.training.examples import dev_metric
-from frevl.training.fit_model import MODELS, NEEDS, fit_model, trainable
+from frevl.training.examples import Prepared
+from frevl.training.fit_model import MODELS, NEEDS, trainable
 from frevl.training.initialisation import Pretrained, rows_of_same_classes
-from frevl.training.options import AutoOptions, ModelOptions, Session, make_options
-from frevl.training.prepare import Prepared, prepare, read_file
-from frevl.training.retrieval.choose import choose_matching
-from frevl.training.retrieval.fit import fit_matching, without_wide
+from frevl.training.options import ModelOptions, Session, make_options
+from frevl.training.prepare import prepare, read_file
 from frevl.training.run_folder import claim_run, data_identity, run_settings, write_config
-from frevl.training.selection.choose import choose
+from frevl.training.selection.fit_prepared import fit_prepared
 
 __all__ = ["TASKS", "train"]
 
 TASKS = ("matching", "classification")
-
-_NOTHING_HELD_OUT = (
-    "The development figure says nothing: nearly every class has a single example, so no pair could be set aside and "
-    "it is of training pairs. For a figure, and for calibrated probabilities, give other pairs with --dev."
-)
 
 
 def train(
@@ -134,70 +125,11 @@ def train(
             find_groups=find_groups,
         )  # fmt: skip
         former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
-        outputs = len(data.labels) if task == "classification" else 1
-        encoders = data.encoders
-        selection: dict[str, Any] | None = None
-        warnings: list[str] = []
-        if task == "matching":
-            data = without_wide(data)
-            if isinstance(chosen_options, AutoOptions):
-                _check_for_matching(chosen_options)
-                fitted, selection = choose_matching(data, chosen_options, session, checkpoint)
-            else:
-                fitted, selection = fit_matching(
-                    model,
-                    data,
-                    chosen_options,
-                    session,
-                    first_stage=first_stage,
-                    checkpoint=checkpoint,
-                    log_file=log_file,
-                )
-        elif isinstance(chosen_options, AutoOptions):
-            chosen = choose(
-                data, encoders, outputs, chosen_options, session, start=start, checkpoint=checkpoint, log_file=log_file
-            )
-            fitted, selection, data, encoders = chosen.fitted, chosen.record(), chosen.data, chosen.encoders.encoders
-            warnings += chosen.warnings()
-        else:
-            fitted = fit_model(
-                model,
-                data.train,
-                data.dev,
-                outputs,
-                chosen_options,
-                session,
-                dev_is_spare=data.dev_is_spare,
-                start=start,
-                checkpoint=checkpoint.part(model),
-                log_file=log_file,
-            )
-        network = fitted.network
-        logits, truth = fitted.development(data.dev)
-        if task == "matching":
-            logits = network.probability_logits(logits)
-        calibration = fit_calibration(logits, truth)
-        if data.dev_is_seen:
-            warnings.insert(0, _NOTHING_HELD_OUT)
-            if fitted.held_out is None:  # pairs that were learned from would make every model look certain
-                calibration = {"scale": 1.0, "offset": 0.0}
-        scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
-        results = {
-            "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
-            "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
-            "train_seconds": fitted.seconds,
-            "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
-            "warnings": warnings,
-            "notes": [
-                *warnings,
-                *fitted.notes,
-                *_weighting(chosen_options),
-                *data.notes,
-                *calibration_notes(len(logits)),
-            ],
-            "fit": vars(fitted.report) if fitted.report else None,
-            "selection": selection,
-        }
+        fitted = fit_prepared(
+            data, task=task, model=model, options=chosen_options, session=session, first_stage=first_stage,
+            start=start, checkpoint=checkpoint, log_file=log_file,
+        )  # fmt: skip
+        data, network = fitted.data, fitted.network
         seen = data.image_hashes if former is None else np.union1d(data.image_hashes, former.train_image_hashes)
         finished = Run(
             path=folder,
@@ -206,14 +138,14 @@ def train(
             network_name=network.key,
             network_settings=network.settings,
             labels=data.labels,
-            encoders=encoders,
+            encoders=fitted.encoders,
             towers={
                 "image": {tower.name: tower.identity for tower in data.image_towers},
                 "text": {tower.name: tower.identity for tower in data.text_towers},
             },
-            calibration=calibration,
+            calibration=fitted.calibration,
             settings=settings,
-            results=results,
+            results=fitted.results,
             provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
             train_image_hashes=seen,
             network=network,
@@ -252,18 +184,6 @@ def _check_sides(task: str, model: str, pairs: Pairs, dev: Pairs | None, initial
 
 def _both(sides: Sequence[str]) -> str:
     return " and ".join(f"{side}s" for side in sides)
-
-
-def _weighting(options: ModelOptions) -> list[str]:
-    """Say what probabilities mean where rare classes count more."""
-    if getattr(options, "class_weight", None) is None:
-        return []
-    return ["class_weight=balanced: probabilities are those of classes that are equally frequent, not of these pairs."]
-
-
-def _check_for_matching(options: AutoOptions) -> None:
-    if {"choose_by", "class_weight"} & options.changes().keys():
-        raise UsageError("choose_by and class_weight belong to --task classification; matching is chosen by recall")
 
 
 def _check_start(task: str, model: str) -> None:

@@ -130,14 +130,19 @@ class Head:
         return replace(self, names=names)
 
 
-def statistics_of(embeddings: Tensor) -> ZScore:
+def statistics_of(embeddings: Tensor, weights: Tensor | None = None) -> ZScore:
     """Measure mean and deviation of ``(n, d)`` examples, steadied as if ten more had the mean variance (ours).
 
     Some dimensions of CLIP's embeddings vary many times more than all others; standardising gains 5 to 8 points with
     one example a class (research/experiments/log.md). Of a handful of examples a deviation is mostly chance.
     """
-    variance, mean = torch.var_mean(embeddings, dim=0, correction=0)
-    count = len(embeddings)
+    if weights is None:
+        variance, mean = torch.var_mean(embeddings, dim=0, correction=0)
+        count = float(len(embeddings))
+    else:
+        count = float(weights.sum())
+        mean = weights @ embeddings / count
+        variance = weights @ (embeddings - mean).square() / count
     steadied = (count * variance + _PRIOR_IMAGES * variance.mean()) / (count + _PRIOR_IMAGES)
     return ZScore.from_deviation(mean, steadied.sqrt())
 

@@ -30,13 +30,15 @@ _STEPS = 12  # with more nothing changes but the third digit of the likelihood (
 _CURVATURE = 0.05  # of the loss, by the probability of a class: p (1 - p), which is small for most
 
 
-def class_means(standard: Tensor, labels: Tensor, classes: int) -> Tensor:
+def class_means(standard: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
     """Return ``(classes, d)`` means of the examples of each class; zero, the mean of all, for a class without any."""
-    truth = one_hot(labels, classes)
-    return (truth.T @ standard) / truth.sum(dim=0).clamp(min=1)[:, None]
+    truth = _weighted(labels, classes, weights)
+    return (truth.T @ standard) / _filled(truth.sum(dim=0))[:, None]
 
 
-def solve_means(features: Features, labels: Tensor, classes: int, *, names: float = 0.0) -> Head:
+def solve_means(
+    features: Features, labels: Tensor, classes: int, *, names: float = 0.0, weights: Tensor | None = None
+) -> Head:
     """Nearest class mean: the cosine of an image with the mean of the examples of each class.
 
     Args:
@@ -44,12 +46,21 @@ def solve_means(features: Features, labels: Tensor, classes: int, *, names: floa
         labels: ``(n,)`` int64.
         classes: How many there are.
         names: Scale of the names beside it.
+        weights: As in `solve_probe`.
     """
-    means = F.normalize(class_means(features.standard, labels, classes), dim=1)
+    means = F.normalize(class_means(features.standard, labels, classes, weights), dim=1)
     return Head(names, means, torch.zeros(classes))
 
 
-def solve_gaussian(features: Features, labels: Tensor, classes: int, *, shrinkage: float, names: float = 0.0) -> Head:
+def solve_gaussian(
+    features: Features,
+    labels: Tensor,
+    classes: int,
+    *,
+    shrinkage: float,
+    names: float = 0.0,
+    weights: Tensor | None = None,
+) -> Head:
     """Gaussian discriminant analysis: one covariance shared by all classes, shrunk towards a multiple of the identity.
 
     Linear discriminant analysis with the shrinkage of Ledoit and Wolf's form; with text logits beside it, Wang et al.
@@ -61,11 +72,13 @@ def solve_gaussian(features: Features, labels: Tensor, classes: int, *, shrinkag
         classes: How many there are.
         shrinkage: In (0, 1]; with 1 the nearest class mean by distance.
         names: Scale of the names beside it.
+        weights: As in `solve_probe`.
     """
     x = features.standard
-    means = class_means(x, labels, classes)
+    means = class_means(x, labels, classes, weights)
     inside = x - means[labels]
-    spread = inside.T @ inside / max(1, len(x) - classes)
+    each = torch.ones(len(x)) if weights is None else weights
+    spread = (inside * each[:, None]).T @ inside / max(1.0, float(each.sum()) - classes)
     level = spread.trace() / x.shape[1]
     covariance = (1 - shrinkage) * spread + shrinkage * level * torch.eye(x.shape[1])
     weight = torch.linalg.solve(covariance, means.T).T
@@ -73,7 +86,9 @@ def solve_gaussian(features: Features, labels: Tensor, classes: int, *, shrinkag
     return Head(names, level * weight, -0.5 * level * (means * weight).sum(dim=1))
 
 
-def solve_kernel(features: Features, labels: Tensor, classes: int, *, ridge: float, names: float = 0.0) -> Head:
+def solve_kernel(
+    features: Features, labels: Tensor, classes: int, *, ridge: float, names: float = 0.0, weights: Tensor | None = None
+) -> Head:
     """Kernel ridge regression with a Gaussian kernel on class membership.
 
     Args:
@@ -82,11 +97,12 @@ def solve_kernel(features: Features, labels: Tensor, classes: int, *, ridge: flo
         classes: How many there are.
         ridge: Penalty above 0.
         names: Scale of the names; the regression then is on what their probabilities leave over.
+        weights: As in `solve_probe`.
     """
     x = features.standard
     width = float(median_distance(x))
     kernel = kernel_matrix(x, x, width)
-    kernel.diagonal().add_(ridge)
+    kernel.diagonal().add_(ridge if weights is None else ridge / weights)
     expected = _names_probabilities(features, names) if names else torch.full((len(x), classes), 1 / classes)
     factor = torch.linalg.cholesky(kernel)
     coefficients = torch.cholesky_solve(one_hot(labels, classes) - expected, factor)
@@ -94,7 +110,9 @@ def solve_kernel(features: Features, labels: Tensor, classes: int, *, ridge: flo
     return head.plus(Head(0.0, head.weight, head.bias, (Memory(coefficients, width, False),)))
 
 
-def solve_cache(features: Features, labels: Tensor, classes: int, *, names: float = 0.0) -> Head:
+def solve_cache(
+    features: Features, labels: Tensor, classes: int, *, names: float = 0.0, weights: Tensor | None = None
+) -> Head:
     """Tip-Adapter's cache without training: the sum over examples of ``exp(-beta (1 - cosine))`` beside the names.
 
     Zhang et al. 2022, "Tip-Adapter", equations 3 to 5, with their beta of 5.5; the sum is over the examples of a class
@@ -105,9 +123,10 @@ def solve_cache(features: Features, labels: Tensor, classes: int, *, names: floa
         labels: ``(n,)`` int64.
         classes: How many there are.
         names: Scale of the names beside it.
+        weights: As in `solve_probe`.
     """
-    truth = one_hot(labels, classes)
-    coefficients = truth / truth.sum(dim=0).clamp(min=1)
+    truth = _weighted(labels, classes, weights)
+    coefficients = truth / _filled(truth.sum(dim=0))
     # 1 - cosine is half the squared distance of unit vectors.
     memory = Memory(coefficients, 2 / CACHE_SHARPNESS, True)
     head = Head.zero(classes, features.unit.shape[1], names=names)
@@ -121,6 +140,7 @@ def solve_probe(
     *,
     penalty: float,
     names: float = 0.0,
+    weights: Tensor | None = None,
     steps: int = _STEPS,
 ) -> Head:
     """Logistic regression that starts at the names and is pulled back to them.
@@ -135,13 +155,15 @@ def solve_probe(
         classes: How many there are.
         penalty: Above 0.
         names: Scale of the names.
+        weights: ``(n,)`` above 0, how many examples each counts for; None: one.
         steps: Most steps of L-BFGS.
     """
     # A column of ones: its weights are the bias, which is pulled to zero like all others.
     x = torch.cat([features.standard, torch.ones(len(labels), 1)], dim=1)
     offset = names * features.cosines if names and features.cosines is not None else torch.zeros(())
     # Steps are taken in coordinates in which the curvature is about the identity: a third of the steps are needed.
-    curvature = _CURVATURE * x.T @ x
+    each = torch.ones(len(labels)) if weights is None else weights
+    curvature = _CURVATURE * (x * each[:, None]).T @ x
     curvature.diagonal().add_(penalty)
     factor = torch.linalg.cholesky(curvature)
     back = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False)
@@ -153,7 +175,7 @@ def solve_probe(
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss: Tensor = F.cross_entropy(offset + white @ weight.T, labels, reduction="sum")
+        loss: Tensor = (F.cross_entropy(offset + white @ weight.T, labels, reduction="none") * each).sum()
         loss = loss + penalty / 2 * (weight @ back).square().sum()
         torch.autograd.backward(loss)
         return loss.detach()
@@ -161,6 +183,16 @@ def solve_probe(
     optimiser.step(closure)  # type: ignore[no-untyped-call]
     found = weight.detach() @ back
     return Head(names, found[:, :-1].clone(), found[:, -1].clone())
+
+
+def _weighted(labels: Tensor, classes: int, weights: Tensor | None) -> Tensor:
+    truth = one_hot(labels, classes)
+    return truth if weights is None else truth * weights[:, None]
+
+
+def _filled(totals: Tensor) -> Tensor:
+    """Return the totals with one in place of zero, to divide by."""
+    return totals.where(totals > 0, 1.0)
 
 
 def _names_probabilities(features: Features, names: float) -> Tensor:

@@ -42,19 +42,29 @@ class Candidate:
         """As it stands in the table."""
         return " ".join([self.method, *(f"{name} {value:g}" for name, value in self.settings.items())])
 
-    def fit(self, features: Features, labels: Tensor, classes: int, *, names: float) -> Head:
-        """Solve on examples; ``names`` is the scale of the cosines with the names, 0 without names."""
+    def fit(
+        self, features: Features, labels: Tensor, classes: int, *, names: float, weights: Tensor | None = None
+    ) -> Head:
+        """Solve on examples.
+
+        Args:
+            features: Of ``n`` examples.
+            labels: ``(n,)`` int64.
+            classes: How many there are; those without examples keep their names alone.
+            names: Scale of the cosines with the names; 0 without names.
+            weights: ``(n,)`` above 0, or None.
+        """
         if self.solve is None:
             return Head.zero(classes, features.standard.shape[1], names=names)
         present, compact = np.unique(labels.numpy(), return_inverse=True)
         if len(present) == classes:
-            return self.solve(features, labels, classes, names=names, **self.settings)
+            return self.solve(features, labels, classes, names=names, weights=weights, **self.settings)
         # A class without examples keeps its name and nothing else: among classes with examples it would be one that
         # no example belongs to, and be suppressed for that.
         rows = torch.from_numpy(present)
         cosines = None if features.cosines is None else features.cosines[:, rows]
         some = features._replace(cosines=cosines)
-        head = self.solve(some, torch.from_numpy(compact), len(rows), names=names, **self.settings)
+        head = self.solve(some, torch.from_numpy(compact), len(rows), names=names, weights=weights, **self.settings)
         return head.among(rows, classes)
 
 

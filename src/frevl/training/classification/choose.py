@@ -47,18 +47,21 @@ class Labelled:
         features: Of ``n`` pictures.
         labels: ``(n,)`` int64.
         clusters: ``(n,)`` int64; pictures of one number are not independent.
+        weights: ``(n,)`` above 0, how much each counts in a fit; None: all alike. Methods are compared without them.
     """
 
     features: Features
     labels: Tensor
     clusters: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, rows: Tensor) -> Labelled:
         """Return some of the pictures."""
-        return Labelled(self.features.select(rows), self.labels[rows], self.clusters[rows])
+        weights = None if self.weights is None else self.weights[rows]
+        return Labelled(self.features.select(rows), self.labels[rows], self.clusters[rows], weights)
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,7 @@ class _Trials:
             kept, out = self.examples, self.held
         else:
             kept, out = (self.examples.select(rows) for rows in self.splits[number])
-        head = candidate.fit(kept.features, kept.labels, self.classes, names=self.names)
+        head = candidate.fit(kept.features, kept.labels, self.classes, names=self.names, weights=kept.weights)
         return _in_parts(head, candidate, out.features, kept.features)
 
 
@@ -352,7 +355,7 @@ def _fitted(
     """Fit on all examples, scale, and add up."""
     whole: Head | None = None
     for candidate, (of_names, of_rest) in members:
-        head = candidate.fit(examples.features, examples.labels, classes, names=names)
+        head = candidate.fit(examples.features, examples.labels, classes, names=names, weights=examples.weights)
         own = head.scaled(of_names) if candidate.anchored else head.scaled(of_rest).with_names(head.names * of_names)
         whole = own if whole is None else whole.plus(own)
     if whole is None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from frevl.data.classes.class_files import ClassList, read_classes
 from frevl.data.classes.templates import TEMPLATE, check_templates
@@ -18,9 +17,6 @@ from frevl.data.columns import columns_of
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import UsageError, nearest
-from frevl.models.classification.class_network import ClassNetwork
-from frevl.models.classification.heads import Features, Head, statistics_of
-from frevl.models.inputs import ZScore
 from frevl.provenance import provenance
 from frevl.rejects import rejects_sentence
 from frevl.runs.calibration import calibration_notes
@@ -30,8 +26,8 @@ from frevl.runs.targets import hash_prefixes
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.training.classification.candidates import METHODS, candidates_of
-from frevl.training.classification.choose import Choice, Labelled, choose_head
-from frevl.training.classification.examples import EmbeddedExamples, classes_of, collect, read_examples
+from frevl.training.classification.examples import classes_of, collect, read_examples
+from frevl.training.classification.fit_network import EmbeddedExamples, FittedSpace, fit_network
 from frevl.training.classification.names import (
     NameVectors,
     TextSpace,
@@ -133,7 +129,8 @@ def classify(
             raise UsageError("--method names needs the names of the classes; give them with --classes")
         _check_all_classes(listed, names, own)
         _check_method(method, listed, own)
-        network, choice = _fitted(own, held, names, listed, towers, method, session)
+        of_names = None if names is None else _space_of(names, own)
+        network, choice = fit_network(own, held, of_names, len(listed.entries), method=method, session=session)
         threshold, said = unknown_threshold(choice, network, opened, towers, share=unknown, seed=seed)
         held_out = len(choice.held_out[1])
         hits = (choice.held_out[0].argmax(dim=1) == choice.held_out[1]).float() if held_out else None
@@ -278,56 +275,9 @@ def _check_method(method: str, classes: ClassList, own: EmbeddedExamples) -> Non
         )
 
 
-def _fitted(
-    own: EmbeddedExamples,
-    held: EmbeddedExamples | None,
-    names: NameVectors | None,
-    classes: ClassList,
-    towers: Sequence[Tower],
-    method: str,
-    session: Session,
-) -> tuple[ClassNetwork, Choice]:
-    """Choose a head, and put it into a network with what it needs."""
-    image_dim, count = sum(tower.dim for tower in towers), len(classes.entries)
-    vectors: Tensor | None = None
-    if names is not None:
-        with torch.no_grad():
-            of_images = names.space.network.image_vectors(own.images) if len(own.images) else torch.zeros(0)
-        vectors = vectors_of_nameless(names, of_images, own.labels).clone()
-    # Without examples nothing reads standardised features.
-    statistics = statistics_of(own.images) if len(own.images) else ZScore(torch.zeros(image_dim), torch.ones(image_dim))
-    blank = ClassNetwork(
-        image_dim=image_dim,
-        outputs=count,
-        name_dim=0 if vectors is None else vectors.shape[1],
-        space=None if names is None else names.space.network,
-    )
-    blank.take(Head.zero(count, image_dim), statistics, vectors, own.images)
-
-    def labelled(some: EmbeddedExamples) -> Labelled:
-        with torch.no_grad():
-            features = [blank.features(block) for block in torch.split(some.images, 4_096)]
-        return Labelled(_joined(features), some.labels, some.clusters)
-
-    choice = choose_head(
-        labelled(own), None if held is None else labelled(held), count, method=method,
-        names=0.0 if names is None else names.space.scale, session=session,
-    )  # fmt: skip
-    head = choice.head
-    network = ClassNetwork(
-        image_dim=image_dim,
-        outputs=count,
-        name_dim=0 if vectors is None else vectors.shape[1],
-        names=head.names,
-        examples=len(own.images) if head.memories else 0,
-        memories=[{"width": one.width, "on_unit": one.on_unit} for one in head.memories],
-        space=None if names is None else names.space.network,
-    )
-    network.take(head, statistics, vectors, own.images)
-    return network.eval(), choice
-
-
-def _joined(blocks: Sequence[Features]) -> Features:
-    unit, standard = (torch.cat([getattr(one, name) for one in blocks]).clone() for name in ("unit", "standard"))
-    cosines = [one.cosines for one in blocks if one.cosines is not None]
-    return Features(unit, standard, torch.cat(cosines).clone() if cosines else None)
+def _space_of(names: NameVectors, own: EmbeddedExamples) -> FittedSpace:
+    """Return the vectors of all names, with stand-ins for classes that have none."""
+    network = names.space.network
+    with torch.no_grad():
+        of_images = network.image_vectors(own.images) if len(own.images) else torch.zeros(0)
+    return FittedSpace(vectors_of_nameless(names, of_images, own.labels).clone(), network, names.space.scale)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from frevl.data.classes.class_files import ClassEntry, ClassList
 from frevl.data.pairs import Pairs, one_side_note
@@ -19,24 +18,10 @@ from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import content_of_units, read_usable
+from frevl.training.classification.fit_network import EmbeddedExamples
 from frevl.training.prepare import read_file, shared_groups, shared_units
 
-__all__ = ["EmbeddedExamples", "classes_of", "collect", "read_examples"]
-
-
-@dataclass(frozen=True)
-class EmbeddedExamples:
-    """Images of known classes.
-
-    Attributes:
-        images: ``(n, dim)`` float32 embeddings, tokens pooled by their mean.
-        labels: ``(n,)`` int64.
-        clusters: ``(n,)`` int64; images of one number are not independent.
-    """
-
-    images: Tensor
-    labels: Tensor
-    clusters: Tensor
+__all__ = ["classes_of", "collect", "read_examples"]
 
 
 def read_examples(

@@ -19,10 +19,9 @@ from frevl.models.retrieval.reranker import Reranked
 from frevl.progress import print_progress
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.pair_grid import grid_scorer
-from frevl.training.examples import Examples
+from frevl.training.examples import Examples, Prepared
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.options import AutoOptions, RerankerOptions, Session, TwoTowerOptions, options_for
-from frevl.training.prepare import Prepared
 from frevl.training.retrieval.common_space import has_common_space
 from frevl.training.retrieval.fit import (
     FEWEST_IMAGES,

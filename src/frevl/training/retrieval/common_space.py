@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from frevl.errors import UsageError
 from frevl.models.retrieval.two_tower import Cosine
-from frevl.store.towers import Tower
+
+if TYPE_CHECKING:
+    from frevl.store.towers import Tower
 
 __all__ = ["COMMON_SPACE", "cosine_of", "has_common_space"]
 

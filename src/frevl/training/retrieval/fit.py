@@ -17,10 +17,9 @@ from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.progress import print_progress
 from frevl.runs.batches import EmbeddedPairs
-from frevl.training.examples import Examples
+from frevl.training.examples import Examples, Prepared
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.options import FULL_BATCH, ModelOptions, PairwiseOptions, RerankerOptions, Session, TwoTowerOptions
-from frevl.training.prepare import Prepared
 from frevl.training.retrieval.common_space import cosine_of
 from frevl.training.retrieval.hard_negatives import bank_of, mine_hard_negatives
 from frevl.training.retrieval.reranker import fit_reranker

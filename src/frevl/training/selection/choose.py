@@ -21,11 +21,10 @@ from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.progress import print_progress
 from frevl.runs.calibration import fit_calibration
-from frevl.training.examples import Examples, join
+from frevl.training.examples import Examples, Prepared, join
 from frevl.training.fit_model import Fitted
 from frevl.training.initialisation import Pretrained
 from frevl.training.options import AutoOptions, Session
-from frevl.training.prepare import Prepared
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.candidates import TRIED, Candidate, candidates
 from frevl.training.selection.encoder_sets import EncoderChoice, all_encoders, choose_encoders, narrow

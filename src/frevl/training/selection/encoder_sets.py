@@ -11,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from frevl.progress import print_progress
-from frevl.store.towers import Tower
-from frevl.training.examples import Examples, join
+from frevl.training.examples import Examples, Prepared, join
 from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.options import Session
-from frevl.training.prepare import Prepared
 from frevl.training.run_folder import NOWHERE, Checkpoint
+
+if TYPE_CHECKING:
+    from frevl.store.towers import Tower
 
 __all__ = ["EncoderChoice", "all_encoders", "choose_encoders", "encoder_sets", "narrow"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from frevl.runs.targets import Answers
-from frevl.training.prepare import Prepared
+from frevl.training.examples import Prepared
 from frevl.training.selection.spare_classes import spare_clusters
 
 __all__ = ["Fold", "cv_splits"]

@@ -1,0 +1,113 @@
+"""Embedded examples and vectors of names -> the network that classifies. Loads no store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from frevl.models.classification.class_network import ClassNetwork
+from frevl.models.classification.heads import Features, Head, statistics_of
+from frevl.models.inputs import ZScore
+from frevl.models.interface import PairNetwork
+from frevl.training.classification.choose import Choice, Labelled, choose_head
+from frevl.training.options import Session
+
+__all__ = ["EmbeddedExamples", "FittedSpace", "fit_network"]
+
+_AT_ONCE = 4_096
+
+
+@dataclass(frozen=True)
+class EmbeddedExamples:
+    """Images of known classes.
+
+    Attributes:
+        images: ``(n, dim)`` float32 embeddings, tokens pooled by their mean.
+        labels: ``(n,)`` int64.
+        clusters: ``(n,)`` int64; images of one number are not independent.
+        weights: ``(n,)`` above 0, or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    clusters: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class FittedSpace:
+    """Names of all classes in a space that images share.
+
+    Attributes:
+        vectors: ``(classes, d)`` of unit length.
+        network: Maps images into the space.
+        scale: The logit of a cosine of 1.
+    """
+
+    vectors: Tensor
+    network: PairNetwork
+    scale: float
+
+
+def fit_network(
+    own: EmbeddedExamples,
+    held: EmbeddedExamples | None,
+    space: FittedSpace | None,
+    classes: int,
+    *,
+    method: str,
+    session: Session,
+) -> tuple[ClassNetwork, Choice]:
+    """Choose a head, and put it into a network with what it needs.
+
+    Args:
+        own: Examples; may be empty where there is a space.
+        held: Development images to compare methods on, or None.
+        space: Of the names; None without names.
+        classes: How many there are.
+        method: One of `frevl.training.classification.candidates.METHODS`.
+        session: Seed, time limit and progress.
+    """
+    image_dim = own.images.shape[1]
+    # Without examples nothing reads standardised features.
+    statistics = (
+        statistics_of(own.images, own.weights)
+        if len(own.images)
+        else ZScore(torch.zeros(image_dim), torch.ones(image_dim))
+    )
+    blank = _network(image_dim, classes, Head.zero(classes, image_dim), space, 0)
+    blank.take(Head.zero(classes, image_dim), statistics, None if space is None else space.vectors, own.images)
+
+    def labelled(some: EmbeddedExamples) -> Labelled:
+        with torch.no_grad():
+            features = [blank.features(block) for block in torch.split(some.images, _AT_ONCE)]
+        return Labelled(_joined(features), some.labels, some.clusters, some.weights)
+
+    choice = choose_head(
+        labelled(own), None if held is None else labelled(held), classes, method=method,
+        names=0.0 if space is None else space.scale, session=session,
+    )  # fmt: skip
+    network = _network(image_dim, classes, choice.head, space, len(own.images))
+    network.take(choice.head, statistics, None if space is None else space.vectors, own.images)
+    return network.eval(), choice
+
+
+def _network(image_dim: int, classes: int, head: Head, space: FittedSpace | None, examples: int) -> ClassNetwork:
+    return ClassNetwork(
+        image_dim=image_dim,
+        outputs=classes,
+        name_dim=0 if space is None else space.vectors.shape[1],
+        names=head.names,
+        examples=examples if head.memories else 0,
+        memories=[{"width": one.width, "on_unit": one.on_unit} for one in head.memories],
+        space=None if space is None else space.network,
+    )
+
+
+def _joined(blocks: Sequence[Features]) -> Features:
+    unit, standard = (torch.cat([getattr(one, name) for one in blocks]).clone() for name in ("unit", "standard"))
+    cosines = [one.cosines for one in blocks if one.cosines is not None]
+    return Features(unit, standard, torch.cat(cosines).clone() if cosines else None)

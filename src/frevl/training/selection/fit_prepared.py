@@ -1,0 +1,143 @@
+"""What was asked for, fitted and calibrated on prepared examples: one model, or the choice of ``auto``, in both tasks.
+
+`frevl.train` and the estimators of `frevl.estimators` both end here, so the same data gives the same network.
+Loads no store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frevl.errors import UsageError
+from frevl.models.interface import PairNetwork
+from frevl.runs.calibration import calibration_notes, fit_calibration
+from frevl.runs.targets import Answers
+from frevl.training.examples import Prepared, dev_metric
+from frevl.training.fit_model import fit_model
+from frevl.training.initialisation import Pretrained
+from frevl.training.options import AutoOptions, ModelOptions, Session
+from frevl.training.retrieval.choose import choose_matching
+from frevl.training.retrieval.fit import fit_matching, without_wide
+from frevl.training.run_folder import NOWHERE, Checkpoint
+from frevl.training.selection.choose import choose
+
+__all__ = ["FittedRun", "fit_prepared"]
+
+
+_NOTHING_HELD_OUT = (
+    "The development figure says nothing: nearly every class has a single example, so no pair could be set aside and "
+    "it is of training pairs. For a figure, and for calibrated probabilities, give other pairs with --dev."
+)
+
+
+@dataclass(frozen=True)
+class FittedRun:
+    """A network with all that a run remembers of its training.
+
+    Attributes:
+        network: On the CPU, in evaluation mode.
+        calibration: ``scale`` and ``offset``, see `frevl.runs.calibration`.
+        results: Development metrics, seconds, notes and the like.
+        data: The examples as they were used: of the chosen encoders.
+        encoders: These.
+    """
+
+    network: PairNetwork
+    calibration: dict[str, float]
+    results: dict[str, Any]
+    data: Prepared
+    encoders: list[str]
+
+
+def fit_prepared(
+    data: Prepared,
+    *,
+    task: str,
+    model: str,
+    options: ModelOptions,
+    session: Session,
+    first_stage: str | None = None,
+    start: Pretrained | None = None,
+    checkpoint: Checkpoint = NOWHERE,
+    log_file: Path | None = None,
+) -> FittedRun:
+    """Fit and calibrate.
+
+    Args:
+        data: Training and development examples.
+        task: ``matching`` or ``classification``.
+        model: As `frevl.train` takes it.
+        options: Of this model.
+        session: Seed, time limit, device and progress.
+        first_stage: Of matching: what finds candidates.
+        start: Of classification: a trained fusion to start from.
+        checkpoint: Where everything that is finished or under way is kept.
+        log_file: Of gradient descent.
+
+    Raises:
+        UsageError: The model does not fit the task.
+        TrainingError: The loss is not finite, or there are too many pairs for the model.
+    """
+    outputs = len(data.labels) if task == "classification" else 1
+    encoders, warnings = data.encoders, list[str]()
+    selection: dict[str, Any] | None = None
+    if task == "matching":
+        data = without_wide(data)
+        if isinstance(options, AutoOptions):
+            _check_for_matching(options)
+            fitted, selection = choose_matching(data, options, session, checkpoint)
+        else:
+            fitted, selection = fit_matching(
+                model, data, options, session, first_stage=first_stage, checkpoint=checkpoint, log_file=log_file
+            )
+    elif isinstance(options, AutoOptions):
+        chosen = choose(
+            data, encoders, outputs, options, session, start=start, checkpoint=checkpoint, log_file=log_file
+        )
+        fitted, selection, data, encoders = chosen.fitted, chosen.record(), chosen.data, chosen.encoders.encoders
+        warnings += chosen.warnings()
+    else:
+        fitted = fit_model(
+            model, data.train, data.dev, outputs, options, session, dev_is_spare=data.dev_is_spare, start=start,
+            checkpoint=checkpoint.part(model), log_file=log_file,
+        )  # fmt: skip
+    logits, truth = fitted.development(data.dev)
+    if task == "matching":
+        logits = fitted.network.probability_logits(logits)
+    calibration = fit_calibration(logits, truth)
+    if data.dev_is_seen:
+        warnings.insert(0, _NOTHING_HELD_OUT)
+        if fitted.held_out is None:  # pairs that were learned from would make every model look certain
+            calibration = {"scale": 1.0, "offset": 0.0}
+    scores = calibration["scale"] * logits + calibration["offset"] if task == "matching" else logits
+    results = {
+        "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
+        "train_pairs": len(data.train) if fitted.held_out is None else len(logits),
+        "train_seconds": fitted.seconds,
+        "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
+        "warnings": warnings,
+        "notes": [
+            *warnings,
+            *fitted.notes,
+            *_weighting(options),
+            *data.notes,
+            *calibration_notes(len(logits)),
+        ],
+        "fit": vars(fitted.report) if fitted.report else None,
+        "selection": selection,
+    }
+    return FittedRun(fitted.network, calibration, results, data, encoders)
+
+
+def _weighting(options: ModelOptions) -> list[str]:
+    """Say what probabilities mean where rare classes count more."""
+    if getattr(options, "class_weight", None) is None:
+        return []
+    return ["class_weight=balanced: probabilities are those of classes that are equally frequent, not of these pairs."]
+
+
+def _check_for_matching(options: AutoOptions) -> None:
+    if {"choose_by", "class_weight"} & options.changes().keys():
+        raise UsageError("choose_by and class_weight belong to --task classification; matching is chosen by recall")
