@@ -1,8 +1,10 @@
 """How a method is chosen: folds keep groups and classes whole, names are never lost, the table says everything."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from frevl.errors import UsageError
 from frevl.models.classification.heads import Features
 from frevl.training.classification.choose import Labelled, assign_folds, choose_head
 from frevl.training.options import Session
@@ -74,3 +76,29 @@ def test_a_time_limit_leaves_out_what_would_take_too_long():
     choice = choose_head(drawn(8), None, 5, method="auto", names=0.0, session=short)
     assert choice.method == "means"
     assert any(row.get("left_out") == "would take more than the time that is left" for row in choice.rows)
+
+
+def test_a_method_that_keeps_every_example_has_a_most(monkeypatch):
+    """Once the kernel matrix of 100,000 examples, 40 GB, was asked for."""
+    from dataclasses import replace
+
+    from frevl.training.classification import candidates
+
+    small = tuple(one if one.most is None else replace(one, most=30) for one in candidates._CANDIDATES)
+    monkeypatch.setattr(candidates, "_CANDIDATES", small)
+    choice = choose_head(drawn(8), None, 5, method="auto", names=0.0, session=SESSION)
+    left_out = {row["name"]: row["left_out"] for row in choice.rows if "left_out" in row}
+    assert left_out["cache"] == left_out["kernel ridge 1"] == "keeps every example, 30 at most"
+    assert not choice.head.memories
+    with pytest.raises(UsageError, match="--method kernel: kernel ridge 1 keeps every example, 30 at most; take"):
+        choose_head(drawn(8), None, 5, method="kernel", names=0.0, session=SESSION)
+
+
+def test_a_gaussian_of_two_examples_a_class_is_fitted_though_not_compared():
+    """Without the held-out ones every class has one, which shows no covariance; this once ended in a traceback."""
+    choice = choose_head(drawn(2, classes=12, noise=0.2), None, 12, method="gaussian", names=0.0, session=SESSION)
+    assert choice.method == "gaussian"
+    assert "needs 2 examples of a class beside those that are held out" in choice.notes[0]
+    truth = drawn(20, classes=12, noise=0.2, seed=2)
+    right = (choice.head.logits(truth.features, None).argmax(dim=1) == truth.labels).float().mean()
+    assert right > 0.5

@@ -32,8 +32,9 @@ _CURVATURE = 0.05  # of the loss, by the probability of a class: p (1 - p), whic
 
 def class_means(standard: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
     """Return ``(classes, d)`` means of the examples of each class; zero, the mean of all, for a class without any."""
-    truth = _weighted(labels, classes, weights)
-    return (truth.T @ standard) / _filled(truth.sum(dim=0))[:, None]
+    share = torch.ones(len(labels)) if weights is None else weights
+    sums = torch.zeros(classes, standard.shape[1]).index_add_(0, labels, standard * share[:, None])
+    return sums / _filled(torch.zeros(classes).index_add_(0, labels, share))[:, None]
 
 
 def solve_means(

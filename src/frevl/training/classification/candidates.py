@@ -12,7 +12,10 @@ from torch import Tensor
 from frevl.models.classification.heads import Features, Head
 from frevl.models.classification.solvers import solve_cache, solve_gaussian, solve_kernel, solve_means, solve_probe
 
-__all__ = ["METHODS", "Candidate", "candidates_of", "fixed_candidate"]
+__all__ = ["METHODS", "MOST_KEPT", "Candidate", "candidates_of", "fixed_candidate"]
+
+MOST_KEPT = 10_000
+"""Examples that a run may keep: the kernel matrix of so many takes 0.4 GB, its factor as much."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Candidate:
         settings: Further arguments of ``solve``.
         anchored: The head is fitted around the names, so both have one scale; otherwise each has its own.
         fewest: Examples that at least one class must have in every fit.
+        most: Examples that it can be fitted on, as its memory grows with their number or its square.
         every_class: It needs examples of every class. Beside such a method a class that has its name alone is lost:
             with three examples of every other ImageNet class, the others fell from 65 to 22 %
             (research/experiments/log.md).
@@ -35,6 +39,7 @@ class Candidate:
     settings: dict[str, float] = field(default_factory=dict)
     anchored: bool = False
     fewest: int = 1
+    most: int | None = None
     every_class: bool = False
 
     @property
@@ -73,12 +78,12 @@ _NAMES = Candidate("names", None, anchored=True)
 _CANDIDATES = (
     _NAMES,
     Candidate("means", solve_means, every_class=True),
-    Candidate("cache", solve_cache, every_class=True),
+    Candidate("cache", solve_cache, most=MOST_KEPT, every_class=True),
     *(
         Candidate("gaussian", solve_gaussian, {"shrinkage": value}, fewest=2, every_class=True)
         for value in (0.9, 0.7, 0.5, 0.3, 0.1)
     ),
-    *(Candidate("kernel", solve_kernel, {"ridge": value}) for value in (1.0, 0.3, 0.1, 0.03)),
+    *(Candidate("kernel", solve_kernel, {"ridge": value}, most=MOST_KEPT) for value in (1.0, 0.3, 0.1, 0.03)),
     *(Candidate("probe", solve_probe, {"penalty": value}, anchored=True) for value in (0.3, 0.1, 0.03)),
 )
 

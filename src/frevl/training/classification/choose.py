@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frevl.errors import UsageError
 from frevl.models.classification.heads import Features, Head
 from frevl.progress import print_progress
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
@@ -122,10 +123,7 @@ def choose_head(
         head = Head.zero(classes, examples.features.standard.shape[1], names=names)
         return _of_names(head, held, nothing)
     if held is None and len(held_rows) < FEWEST_HELD_OUT:
-        candidate, scale = fixed_candidate(method, has_names=has_names)
-        head = _fitted([(candidate, (1.0, scale))], examples, classes, names)
-        note = f"Not compared, and hardly calibrated: {_ONE_EXAMPLE}."
-        return Choice(head, candidate.method, "nothing could be held out", [], "", nothing, [note])
+        return _fixed(examples, classes, method, names, "nothing could be held out", _ONE_EXAMPLE)
     trials = _Trials(examples, folds, held, classes, names)
     started, left_out = time.monotonic(), []
     compared: list[_Compared] = []
@@ -150,6 +148,8 @@ def choose_head(
             {"name": one.name, "left_out": f"another setting of {method_name} was likelier in the first fold"}
             for one in own if one.name not in tried
         ]  # fmt: skip
+    if not compared:
+        return _uncompared(trials, method, {one["name"]: one["left_out"] for one in left_out})
     truth, compared_on = trials.truth, trials.compared_on
     compared += _averages(compared, truth)
     winner, reason, rows = _choose(compared, truth.clusters)
@@ -191,6 +191,28 @@ def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
     return fold_of_cluster[clusters]
 
 
+def _fixed(examples: Labelled, classes: int, method: str, names: float, reason: str, why: str) -> Choice:
+    """Take a method with the settings that did best on other data, where nothing can be compared."""
+    candidate, scale = fixed_candidate(method, has_names=names != 0.0)
+    head = _fitted([(candidate, (1.0, scale))], examples, classes, names)
+    note = f"Not compared, and hardly calibrated: {why}."
+    nothing = torch.zeros(0, classes), torch.zeros(0, dtype=torch.long)
+    return Choice(head, candidate.method, reason, [], "", nothing, [note])
+
+
+def _uncompared(trials: _Trials, method: str, left_out: dict[str, str]) -> Choice:
+    """Fit on all examples what cannot be fitted on fewer.
+
+    Raises:
+        UsageError: It cannot be fitted on all of them either.
+    """
+    name, reason = next(iter(left_out.items()))
+    candidate, _ = fixed_candidate(method, has_names=trials.names != 0.0)
+    if refusal := trials.unfit(candidate, whole=True):
+        raise UsageError(f"--method {method}: {name} {refusal}; take another method, or auto, which tries all that fit")
+    return _fixed(trials.examples, trials.classes, method, trials.names, f"it {reason}", f"{name} {reason}")
+
+
 def _of_names(head: Head, held: Labelled | None, nothing: tuple[Tensor, Tensor]) -> Choice:
     """Take the names alone, and calibrate them on development pictures if there are any."""
     reason = "there are no examples"
@@ -222,14 +244,16 @@ class _Trials:
             f"{len(self.truth):,} held-out examples in {len(self.splits)} folds"
         )  # fmt: skip
 
-    def unfit(self, candidate: Candidate) -> str:
-        """Say why a candidate cannot be fitted on these examples; empty if it can."""
+    def unfit(self, candidate: Candidate, *, whole: bool = False) -> str:
+        """Say why a candidate cannot be fitted without the held-out examples, or on the ``whole``; empty if it can."""
         if candidate.every_class and len(set(self.examples.labels.tolist())) < self.classes:
             return "needs examples of every class"
-        fits = [rows for rows, _ in self.splits] or [torch.arange(len(self.examples))]
+        if candidate.most is not None and len(self.examples) > candidate.most:
+            return f"keeps every example, {candidate.most:,} at most"
+        fits = [rows for rows, _ in self.splits] if self.splits and not whole else [torch.arange(len(self.examples))]
         if min(int(torch.bincount(self.examples.labels[rows]).max()) for rows in fits) >= candidate.fewest:
             return ""
-        return f"needs {candidate.fewest} examples of a class beside those that are held out"
+        return f"needs {candidate.fewest} examples of a class{'' if whole else ' beside those that are held out'}"
 
     def compare(self, settings: Sequence[Candidate]) -> list[_Compared]:
         """Predict held-out pictures with every setting of one method, or with the one that the first fold prefers."""
