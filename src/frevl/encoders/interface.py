@@ -6,13 +6,16 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol, overload
+from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 import numpy as np
-from PIL import Image
 
-from frevl.encoders.images import ImageSource, read_image
 from frevl.errors import UsageError
+
+if TYPE_CHECKING:  # a network that is given pixels runs without Pillow
+    from PIL import Image
+
+    from frevl.encoders.images import ImageSource
 
 __all__ = ["TOKENS", "Embeddings", "Encoder", "ImageTower", "TextTower", "pool", "processors", "stack"]
 
@@ -147,6 +150,10 @@ class Encoder:
             ImageError: An image cannot be read.
             UsageError: The encoder has no image tower, ``images`` is a single one, or one of them is no image.
         """
+        from PIL import Image
+
+        from frevl.encoders.images import read_image
+
         tower = self.image
         if tower is None:
             raise UsageError(f"The encoder '{self.name}' has no image tower, so it cannot embed images.")

@@ -1,34 +1,33 @@
 """How a frozen network of a model hub runs: ONNX Runtime on a processor, PyTorch on accelerators or where asked.
 
 On a processor the network is exported once (`frevl.encoders.onnx_session`); if that fails, PyTorch runs it and the
-reason is logged. On accelerators PyTorch runs it in float16, one copy per device, each with its share of a batch. How
-many items go in one run is measured on the first ones.
+reason is logged. On accelerators PyTorch runs it in float16, one copy per device, each with its share of a batch
+(`frevl.encoders.hub.torch_copy`). How many items go in one run is measured on the first ones.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from frevl.encoders.hub.torch_copy import TorchCopy
 from frevl.encoders.interface import processors
 from frevl.encoders.onnx_session import Source, open_int8, open_network, run
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["BatchSizes", "Network", "accelerators", "open_in_torch", "open_runtime"]
 
 _log = logging.getLogger("frevl")
 _PROCESSOR_SIZES = (1, 4, 8, 16)
 _ACCELERATOR_SIZES = (16, 64, 256)
+_AHEAD = 2  # runs that are begun before the outputs of an earlier one are waited for
 _TRIES = 2  # of every size; the faster one counts, since the first run of a size also allocates
 
 
@@ -55,6 +54,12 @@ class BatchSizes:
                     return size
             return min(self._seconds, key=lambda size: min(self._seconds[size]))
 
+    @property
+    def settled(self) -> bool:
+        """Whether every size has been tried."""
+        with self._lock:
+            return all(len(seconds) >= _TRIES for seconds in self._seconds.values())
+
     def took(self, size: int, seconds: float) -> None:
         """Report how long a run of this size took, in seconds per item."""
         with self._lock:
@@ -67,7 +72,8 @@ class Network:
     """A frozen network that is ready to run.
 
     Attributes:
-        copies: One function from a batch to its outputs for each of the runs in parallel.
+        copies: One function from a batch to its outputs for each of the runs in parallel; a `TorchCopy` is begun and
+            waited for later.
         sizes: Sizes of a run to choose among.
         name: ``ONNX Runtime``, ``ONNX Runtime, int8`` or ``PyTorch on`` some device.
     """
@@ -79,7 +85,8 @@ class Network:
     @property
     def batch_size(self) -> int:
         """How many items a tower should request at once to keep every copy busy, whatever the size."""
-        return max(32, self.sizes.sizes[-1] * len(self.copies))
+        ahead = 2 * _AHEAD if isinstance(self.copies[0], TorchCopy) and self.copies[0].device != "cpu" else 1
+        return max(32, ahead * self.sizes.sizes[-1] * len(self.copies))
 
     def __call__(self, items: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run equal-shaped inputs.
@@ -91,22 +98,42 @@ class Network:
             One output an item, without a batch axis.
         """
         outputs: list[np.ndarray] = []
-        while len(outputs) < len(items):
-            size = self.sizes.next()
-            rest = items[len(outputs) : len(outputs) + size * len(self.copies)]
+        begun: deque[Callable[[], list[np.ndarray]]] = deque()
+        taken = 0
+        while taken < len(items):
+            size, trying = self.sizes.next(), not self.sizes.settled
+            while begun and trying:  # a run is timed alone
+                outputs += begun.popleft()()
+            rest = items[taken : taken + size * len(self.copies)]
             # Too few items for full runs still occupy every copy.
             share = min(size, -(-len(rest) // len(self.copies)))
-            shares = [np.stack(rest[start : start + share]) for start in range(0, len(rest), share)]
+            shares = [rest[start : start + share] for start in range(0, len(rest), share)]
             started = time.perf_counter()
-            if len(shares) == 1:
-                outputs += list(self.copies[0](shares[0]))
-            else:
-                with ThreadPoolExecutor(len(shares)) as pool:
-                    for output in pool.map(lambda copy, share: copy(share), self.copies, shares):
-                        outputs += list(output)
-            if len(rest) == size * len(self.copies):  # a smaller rest would make a size look slow
+            begun.append(self._begin(shares))
+            taken += len(rest)
+            if trying or len(begun) > _AHEAD:
+                outputs += begun.popleft()()
+            if trying and len(rest) == size * len(self.copies):  # a smaller rest would make a size look slow
                 self.sizes.took(size, (time.perf_counter() - started) / len(rest))
+        for wait in begun:
+            outputs += wait()
         return outputs
+
+    def _begin(self, shares: Sequence[Sequence[np.ndarray]]) -> Callable[[], list[np.ndarray]]:
+        """Begin one run on each copy."""
+        if len(shares) == 1:
+            waits = [_begun(self.copies[0], shares[0])]
+        else:
+            with ThreadPoolExecutor(len(shares)) as pool:
+                waits = list(pool.map(_begun, self.copies, shares))
+        return lambda: [output for wait in waits for output in wait()]
+
+
+def _begun(one: Callable[[np.ndarray], np.ndarray], share: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+    if isinstance(one, TorchCopy):
+        return one.start(share)
+    output = one(np.stack(share))
+    return lambda: output
 
 
 def accelerators() -> list[str]:
@@ -155,25 +182,9 @@ def open_runtime(name: str, key: str, build: Callable[[], Source], choice: str) 
 
 def open_in_torch(source: Source, devices: Sequence[str]) -> Network:
     """Run a network in PyTorch: float32 on a processor, float16 on other devices, one copy per device."""
-    copies = [_torch_copy(source.network, device) for device in devices]
+    copies = [TorchCopy(source.network, device) for device in devices]
     sizes = _PROCESSOR_SIZES if devices[0] == "cpu" else _ACCELERATOR_SIZES
     return Network(copies, BatchSizes(sizes), f"PyTorch on {', '.join(devices)}")
-
-
-def _torch_copy(network: torch.nn.Module, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    import torch
-
-    dtype = torch.float32 if device == "cpu" else torch.float16
-    # A network on its only device needs no copy of its weights.
-    placed = (network if device == "cpu" else copy.deepcopy(network)).to(device=device, dtype=dtype).eval()
-
-    def embed(batch: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            output: torch.Tensor = placed(torch.from_numpy(batch).to(device))
-            values: np.ndarray = output.float().cpu().numpy()
-        return values
-
-    return embed
 
 
 def _in_onnx_runtime(session: Any, name: str, sizes: Sequence[int]) -> Network:

@@ -32,11 +32,10 @@ import copy
 from typing import TypedDict, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.errors import UsageError, nearest
-from frevl.models.blocks import Block, FeedForward, as_tokens, check_pairs, zero_masked
+from frevl.models.blocks import Block, FeedForward, as_tokens, check_pairs, exact_sums, mapped_gelu, zero_masked
 from frevl.models.fusion_cpu import SharedItems, can_share_first_block, pair_logits, suits
 from frevl.models.inputs import mean_pool
 from frevl.models.interface import Items, PairLogits, PairNetwork, Projection
@@ -151,10 +150,11 @@ class Fusion(PairNetwork):
         }
         self.product, self.difference = product, difference
         self.is_fused = False
+        self.sums_in_half = False  # faster and less exact, where the weights are in half precision
         self.image_projection = nn.Linear(image_dim, width)
         self.text_projection = nn.Linear(text_dim, width)
         self.blocks = nn.ModuleList(Block(width, heads, ffn_width, dropout, cross_attention) for _ in range(layers))
-        self.head = FeedForward(width * (2 + product + difference), head_width, outputs, dropout)
+        self.head = FeedForward(width * (2 + product + difference), head_width, outputs, dropout, exact=True)
 
     @classmethod
     def from_preset(
@@ -269,11 +269,11 @@ class Fusion(PairNetwork):
 
     def project_image(self, image: Tensor) -> Tensor:
         """``GELU(Wx + b)`` of ``(n, image_dim)`` or ``(n, Nv, image_dim)`` as ``(n, Nv, width)``."""
-        return F.gelu(self.image_projection(as_tokens("image", image, self.image_projection)))
+        return mapped_gelu(self.image_projection, as_tokens("image", image, self.image_projection))
 
     def project_text(self, text: Tensor) -> Tensor:
         """``GELU(Wx + b)`` of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` as ``(n, Nt, width)``."""
-        return F.gelu(self.text_projection(as_tokens("text", text, self.text_projection)))
+        return mapped_gelu(self.text_projection, as_tokens("text", text, self.text_projection))
 
     def fuse(
         self,
@@ -299,8 +299,8 @@ class Fusion(PairNetwork):
             UsageError: The numbers of images and texts differ, or a mask does not fit.
         """
         check_pairs(image_hidden, text_hidden)
-        v = zero_masked("image", image_hidden, image_mask)
-        t = zero_masked("text", text_hidden, text_mask)
+        v = zero_masked("image", image_hidden if self.sums_in_half else exact_sums(image_hidden), image_mask)
+        t = zero_masked("text", text_hidden if self.sums_in_half else exact_sums(text_hidden), text_mask)
         for block in self.blocks:
             v, t = block(v, t, image_mask, text_mask)
         return self.compare(mean_pool(v, image_mask), mean_pool(t, text_mask))
@@ -393,7 +393,7 @@ class _WithoutTokenAxis(nn.Module):
         if image.dim() == 3 or text.dim() == 3:
             logits = net(image, text, image_mask, text_mask)
             return logits
-        v, t = F.gelu(net.image_projection(image)), F.gelu(net.text_projection(text))
+        v, t = mapped_gelu(net.image_projection, image), mapped_gelu(net.text_projection, text)
         for block in net.blocks:
             v, t = cast("Block", block).pooled(v, t)
         logits = net.head(net.compare(v, t))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ZScore", "frozen", "low_precision", "mean_pool", "stored_in_half"]
+__all__ = ["ZScore", "bfloat16_on_accelerators", "frozen", "low_precision", "mean_pool", "stored_in_half"]
 
 _LEAST_DEVIATION = 1e-6
 
@@ -76,16 +76,23 @@ def frozen(*shape: int, fill: float = 0.0) -> nn.Parameter:
 _LARGEST = 6e4  # float16 ends at 65,504
 
 
-def low_precision(device: str) -> AbstractContextManager[object]:
-    """Multiply in bfloat16 while training where the processor has matrix instructions for it (AMX).
+def bfloat16_on_accelerators(device: torch.device | str) -> AbstractContextManager[object]:
+    """Multiply in bfloat16 while training on an NVIDIA device; weights, norms and losses stay in float32."""
+    if torch.device(device).type == "cuda":
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return contextlib.nullcontext()
 
-    Matrix products are then seven times as fast (research/experiments/log.md); emulated, they would be slower than
-    float32. Scores are always computed in float32.
+
+def low_precision(device: str) -> AbstractContextManager[object]:
+    """Multiply in bfloat16 while training: on NVIDIA devices, and on processors with matrix instructions for it (AMX).
+
+    On such a processor matrix products are then seven times as fast (research/experiments/log.md); emulated, they would
+    be slower than float32. On a processor, scores are always computed in float32.
     """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if torch.device(device).type == "cpu" and capabilities.get("amx_bf16", False):
         return torch.autocast("cpu", dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    return bfloat16_on_accelerators(device)
 
 
 def stored_in_half(module: nn.Module, *, inner: bool = True) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import starmap
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from frevl.data.in_memory import as_list
 from frevl.encoders.interface import stack
-from frevl.store.reader import Store
-from frevl.store.towers import Modality, Tower
 
-__all__ = ["EmbeddedPairs", "Inputs", "absent_side", "logits_of", "read_side"]
+if TYPE_CHECKING:  # batches are made where nothing can read a store
+    from frevl.store.reader import Store
+    from frevl.store.towers import Modality, Tower
+
+__all__ = ["EmbeddedPairs", "Inputs", "absent_side", "logits_of", "moved", "read_side"]
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -71,6 +74,13 @@ class EmbeddedPairs:
     def with_rows(self, image_rows: Tensor, text_rows: Tensor) -> EmbeddedPairs:
         """Return other pairs of the same items."""
         return replace(self, image_rows=image_rows, text_rows=text_rows)
+
+    def on(self, device: torch.device | str) -> EmbeddedPairs:
+        """Return the same pairs with the items on a device; which items make a pair stays with the processor."""
+        images, image_mask, texts, text_mask = (
+            part.to(device) for part in (self.images, self.image_mask, self.texts, self.text_mask)
+        )
+        return replace(self, images=images, image_mask=image_mask, texts=texts, text_mask=text_mask)
 
     def items(self, image_rows: Tensor, text_rows: Tensor) -> EmbeddedPairs:
         """Return some of the items, ``(n,)`` and ``(m,)`` int64, without pairs."""
@@ -128,7 +138,15 @@ def read_side(
     return together[0][rows], together[1][rows]
 
 
+def moved(values: Tensor, device: torch.device | str) -> Tensor:
+    """Copy a tensor to a device; to an NVIDIA device from pinned memory, so that the processor need not wait."""
+    if torch.device(device).type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
 def _rows(values: Tensor, mask: Tensor, rows: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    rows = moved(rows, values.device)
     chosen = values[rows].to(device).float()
     if values.shape[1] == 1:
         return chosen[:, 0], None

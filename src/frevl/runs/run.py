@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from frevl.jsonfile import read_record, replace_file, write_json
 from frevl.models.hub import not_finite, restored, run_folder
 from frevl.models.interface import PairNetwork
 from frevl.models.registry import NETWORKS, build
-from frevl.store.reader import Store
-from frevl.store.towers import different_fields
+
+if TYPE_CHECKING:  # a network runs where nothing can read a store
+    from frevl.store.reader import Store
 
 __all__ = ["UNFINISHED", "Run", "refuse_other_files", "settings_named"]
 
@@ -200,6 +201,8 @@ class Run:
         Raises:
             FingerprintError: A tower is missing or differs; names the field.
         """
+        from frevl.store.towers import different_fields
+
         for modality, towers in self.towers.items():
             for name, identity in towers.items():
                 place = f"{self.path} and {store.path} do not fit"

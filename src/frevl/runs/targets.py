@@ -43,10 +43,15 @@ class Answers:
 
     def dense(self, rows: Tensor, outputs: int) -> Tensor:
         """Return the ``(len(rows), outputs)`` float32 weights of every class."""
-        target = torch.zeros(len(rows), outputs + 1)
+        rows = rows.to(self.weights.device)
+        target = self.weights.new_zeros(len(rows), outputs + 1)
         # Answers outside the vocabulary (-1) fall into a column that is cut off.
         target.scatter_(1, self.classes[rows].where(self.classes[rows] >= 0, outputs), self.weights[rows])
         return target[:, :outputs]
+
+    def on(self, device: torch.device | str) -> Answers:
+        """Return the same answers on a device."""
+        return Answers(self.classes.to(device), self.weights.to(device), self.soft)
 
     def select(self, rows: Tensor) -> Answers:
         """Return the answers of some pairs, by index or bool mask."""

@@ -27,6 +27,7 @@ __all__ = [
     "examples_of",
     "join",
     "kind_of",
+    "on_device",
     "sample_negatives",
     "set_aside",
     "with_wrong_texts",
@@ -51,6 +52,11 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def on(self, device: torch.device | str) -> Examples:
+        """Return the same examples with embeddings and answers on a device; matching keeps its truth with the rows."""
+        truth = self.truth if isinstance(self.truth, Tensor) else self.truth.on(device)
+        return Examples(self.pairs.on(device), truth, self.clusters)
 
     def select(self, rows: Tensor) -> Examples:
         """Return some of the examples, by int64 index."""
@@ -93,6 +99,19 @@ class Prepared:
         """What the pairs have: an image, a text, or both."""
         towers: dict[Side, list[Tower]] = {"image": self.image_towers, "text": self.text_towers}
         return tuple(side for side, own in towers.items() if own)
+
+
+def on_device(examples: Examples, device: torch.device | str) -> Examples:
+    """Return the examples with everything on a device where that takes at most a quarter of its free memory.
+
+    Batches are then gathered there; otherwise they are gathered here and copied.
+    """
+    if torch.device(device).type != "cuda":
+        return examples
+    pairs = examples.pairs
+    needed = sum(part.nbytes for part in (pairs.images, pairs.image_mask, pairs.texts, pairs.text_mask))
+    free, _ = torch.cuda.mem_get_info(torch.device(device))
+    return examples.on(device) if 4 * needed <= free else examples
 
 
 def join(a: Examples, b: Examples) -> Examples:

@@ -7,19 +7,28 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from frevl.errors import TrainingError
 from frevl.models.blocks import dropped
 from frevl.models.fusion import Fusion
-from frevl.models.inputs import mean_pool
+from frevl.models.inputs import bfloat16_on_accelerators, mean_pool
 from frevl.progress import ProgressLine
+from frevl.runs.batches import Inputs, moved
 from frevl.runs.targets import Answers
-from frevl.training.examples import Examples, kind_of, sample_negatives
-from frevl.training.losses import contrastive_loss, feature_norm_loss, mixup, task_loss
+from frevl.training.examples import Examples, kind_of, on_device, sample_negatives
+from frevl.training.losses import (
+    SeenLosses,
+    contrastive_loss,
+    draw_mixup,
+    feature_norm_loss,
+    looks_every,
+    mixed,
+    task_loss,
+)
 from frevl.training.options import DescentOptions, FusionOptions, PairwiseOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
@@ -106,8 +115,8 @@ def gradient_descent(
             # Every random choice follows from seed and epoch, so that a resumed training repeats it.
             torch.manual_seed(session.seed * 100_003 + state.epoch)  # dropout
             random = torch.Generator().manual_seed(session.seed * 100_003 + state.epoch)  # order, negatives, mixup
-            means: dict[str, float] = {}
-            value, out_of_time = state.metric, False
+            losses = SeenLosses(f"epoch {state.epoch + 1}", title, remedy, steps, looks_every(session.device))
+            out_of_time = False
             network.train()
             for batch, rows in enumerate(torch.randperm(count, generator=random).tensor_split(steps)):
                 done = (state.epoch + batch / steps) / epochs
@@ -121,24 +130,18 @@ def gradient_descent(
                     group["lr"] = scheduled(done, options.learning_rate, options.final_learning_rate, options.warm_up)
 
                 loss, terms = loss_of(rows, random)
-                value = loss.item()
-                if not math.isfinite(value):
-                    parts = ", ".join(f"{name} {term.item():.4g}" for name, term in terms.items())
-                    raise TrainingError(
-                        f"{title}: expected a finite loss, found {value} in epoch {state.epoch + 1}, batch {batch + 1} "
-                        f"of {steps}{parts and f' ({parts})'}; {remedy}"
-                    )
+                losses.add(batch, loss, terms)
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(trained, options.gradient_clip)
                 optimiser.step()
 
-                means = {name: means.get(name, 0.0) + term.item() / steps for name, term in terms.items()}
                 shown = "" if on_epoch is None else f"dev {100 * state.metric:.2f} %  "
-                line.advance(note=f"loss {value:.3f}  {shown}{line.rate * count / steps:,.0f} pairs/s")
+                line.advance(note=f"loss {losses.last:.3f}  {shown}{line.rate * count / steps:,.0f} pairs/s")
 
+            losses.look()
             network.eval()
-            metric = value if on_epoch is None else on_epoch()
+            metric = losses.last if on_epoch is None else on_epoch()
             state.end_epoch(network, metric, time.monotonic() - started, keep_last=on_epoch is None or keep_last)
             if out_of_time:
                 state.stopped = "time"
@@ -151,7 +154,7 @@ def gradient_descent(
             if state.stopped:
                 state.settle(network)
             dev = {} if on_epoch is None else {"dev": metric}
-            entry = {"epoch": state.epoch, **dev, "seconds": round(state.seconds, 2), "losses": means}
+            entry = {"epoch": state.epoch, **dev, "seconds": round(state.seconds, 2), "losses": losses.means}
             _append_line(log_file, json.dumps(entry))
             state.save(checkpoint, network, optimiser)
     network.to("cpu").eval()
@@ -271,13 +274,16 @@ def pair_loss(
         device: Of the network.
         class_weights: ``(outputs,)`` as in `task_loss`.
     """
-    kind = kind_of(train.truth)
+    kind, train = kind_of(train.truth), on_device(train, device)
     weights = None if class_weights is None else class_weights.to(device)
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
-        logits = network(*train.pairs.inputs(image_rows, text_rows, device))
-        task = task_loss(logits, truth.to(device), kind=kind, smoothing=options.label_smoothing, class_weights=weights)
+        with bfloat16_on_accelerators(device):
+            logits = network(*train.pairs.inputs(image_rows, text_rows, device))
+            task = task_loss(
+                logits, moved(truth, device), kind=kind, smoothing=options.label_smoothing, class_weights=weights
+            )
         return task, {"task": task}
 
     return loss_of
@@ -291,6 +297,7 @@ def fusion_loss(
     options: FusionOptions,
     device: str,
     class_weights: Tensor | None = None,
+    compiled: str = "",
 ) -> LossOf:
     """Build FrEVL's loss of a fusion: task + weighted contrastive term + weighted norm of the fused features.
 
@@ -302,37 +309,58 @@ def fusion_loss(
             and wrong texts for each right pair in matching.
         device: Of the network.
         class_weights: ``(outputs,)`` as in `task_loss`.
+        compiled: Mode of ``torch.compile``; empty does not compile.
     """
-    kind = kind_of(train.truth)
+    kind, train = kind_of(train.truth), on_device(train, device)
     weights = None if class_weights is None else class_weights.to(device)
+    terms: Callable[..., tuple[Tensor, dict[str, Tensor]]] = partial(_fusion_terms, network, options, kind, weights)
+    if compiled:
+        terms = torch.compile(terms, mode=compiled, dynamic=False)
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
-        image, text, image_mask, text_mask = train.pairs.inputs(image_rows, text_rows, device)
-        truth = truth.to(device)
-        if options.input_dropout > 0:
-            image, text = dropped(image, options.input_dropout), dropped(text, options.input_dropout)
-        image, text = network.project(image, text)
-        contrastive = contrastive_loss(
-            mean_pool(image, image_mask),
-            mean_pool(text, text_mask),
-            image_rows.to(device),
-            text_rows.to(device),
-            temperature=options.temperature,
-            matching=truth > 0.5 if kind == "match" else None,
-        )
-        pooled = image_mask is None and text_mask is None
-        if pooled and torch.rand((), generator=random).item() < options.mixup_share:
-            image, text, truth = mixup(image, text, truth, alpha=options.mixup_alpha, generator=random)
-        fused = network.fuse(image, text, image_mask, text_mask)
-        regularisation = feature_norm_loss(fused)
-        task = task_loss(
-            network.head(fused), truth, kind=kind, smoothing=options.label_smoothing, class_weights=weights
-        )
-        total = task + options.contrastive_weight * contrastive + options.regularisation_weight * regularisation
-        return total, {"task": task, "contrastive": contrastive, "regularisation": regularisation}
+        # Row numbers instead of flags: an accelerator would have to be waited for to count the flags.
+        matching = moved((truth > 0.5).nonzero()[:, 0], device) if kind == "match" else None
+        inputs = train.pairs.inputs(image_rows, text_rows, device)
+        ids = (moved(image_rows, device), moved(text_rows, device))
+        mix: tuple[float | Tensor, Tensor] | None = None
+        if inputs[2] is None and inputs[3] is None and torch.rand((), generator=random).item() < options.mixup_share:
+            share, other = draw_mixup(truth, generator=random, alpha=options.mixup_alpha)
+            mix = moved(torch.tensor(share), device) if compiled else share, moved(other, device)
+        with bfloat16_on_accelerators(device):
+            return terms(inputs, ids, moved(truth, device), matching, mix)
 
     return loss_of
+
+
+def _fusion_terms(
+    network: Fusion,
+    options: FusionOptions,
+    kind: str,
+    weights: Tensor | None,
+    inputs: Inputs,
+    ids: tuple[Tensor, Tensor],
+    truth: Tensor,
+    matching: Tensor | None,
+    mix: tuple[float | Tensor, Tensor] | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The terms of `fusion_loss`: tensors in, tensors out, nothing that waits for a device."""
+    image, text, image_mask, text_mask = inputs
+    if options.input_dropout > 0:
+        image, text = dropped(image, options.input_dropout), dropped(text, options.input_dropout)
+    image, text = network.project(image, text)
+    contrastive = contrastive_loss(
+        mean_pool(image, image_mask), mean_pool(text, text_mask), *ids,
+        temperature=options.temperature, matching=matching,
+    )  # fmt: skip
+    if mix is not None:
+        image, text, truth = mixed(image, text, truth, *mix)
+    fused = network.fuse(image, text, image_mask, text_mask)
+    regularisation = feature_norm_loss(fused)
+    logits, smoothing = network.head(fused), options.label_smoothing
+    task = task_loss(logits, truth, kind=kind, smoothing=smoothing, class_weights=weights)
+    total = task + options.contrastive_weight * contrastive + options.regularisation_weight * regularisation
+    return total, {"task": task, "contrastive": contrastive, "regularisation": regularisation}
 
 
 def _with_truth(

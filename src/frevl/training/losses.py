@@ -1,25 +1,32 @@
 """What training minimises: ``1.0 task + 0.1 contrastive + 0.01 feature norm`` (weights: FrEVL's public code).
 
 The weighting stands in ``training``; here are the terms, each a pure function of tensors that returns a
-scalar, and mixup. ``n`` is the number of pairs in the batch, ``C`` the number of classes. All are finite,
+scalar, and mixup; last, what looks at the losses of an epoch. ``n`` is the number of pairs in the batch, ``C`` the number of classes. All are finite,
 with finite gradients, at logits of +-10,000.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frevl.errors import UsageError
+from frevl.errors import TrainingError, UsageError
 
 __all__ = [
+    "SeenLosses",
     "balanced_weights",
     "batch_contrast",
     "binary_loss",
     "class_loss",
     "contrastive_loss",
+    "draw_mixup",
     "feature_norm_loss",
+    "looks_every",
+    "mixed",
     "mixup",
     "soft_target_loss",
     "task_loss",
@@ -156,9 +163,9 @@ def contrastive_loss(
         image_ids: ``(n,)`` integers, equal where two rows have the same image.
         text_ids: ``(n,)`` integers, equal where two rows have the same text.
         temperature: Positive.
-        matching: ``(n,)`` bool, True where image and text belong together. Other rows take no part at all,
-            not as negatives either: their texts and images usually stand in matching rows too. Without it
-            all rows match.
+        matching: ``(n,)`` bool, True where image and text belong together, or int64 numbers of these rows. Other rows
+            take no part at all, not as negatives either: their texts and images usually stand in matching rows too.
+            Without it all rows match.
 
     Returns:
         A scalar of at least 0. Exactly 0, with a gradient of 0, if no row matches or no row has a negative
@@ -168,7 +175,8 @@ def contrastive_loss(
         UsageError: Shapes do not fit, or the temperature is not positive.
     """
     n = image_hidden.shape[0]
-    shapes = [tuple(x.shape) for x in (image_ids, text_ids, *([] if matching is None else [matching]))]
+    flags = [] if matching is None or matching.dtype != torch.bool else [matching]
+    shapes = [tuple(x.shape) for x in (image_ids, text_ids, *flags)]
     if image_hidden.dim() != 2 or text_hidden.shape != image_hidden.shape or any(s != (n,) for s in shapes):
         raise UsageError(
             "contrastive_loss expects images and texts (n, d) and ids and matching (n,), but got "
@@ -277,15 +285,30 @@ def mixup(
     Raises:
         UsageError: The targets are integers, or ``alpha`` is out of range.
     """
+    share, other = draw_mixup(targets, generator=generator, alpha=alpha)
+    return mixed(image_hidden, text_hidden, targets, share, other.to(targets.device))
+
+
+def mixed(
+    image_hidden: Tensor, text_hidden: Tensor, targets: Tensor, share: float | Tensor, other: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mix a batch as `mixup` does, with what `draw_mixup` drew; a tensor as the share for a compiled network."""
+    image, text, target = (torch.lerp(x[other], x, share) for x in (image_hidden, text_hidden, targets))
+    return image, text, target
+
+
+def draw_mixup(targets: Tensor, *, generator: torch.Generator, alpha: float = 0.2) -> tuple[float, Tensor]:
+    """Draw what `mixup` mixes with: one share, and ``(n,)`` int64 other rows, on the generator's device.
+
+    Raises as `mixup` does.
+    """
     if not targets.is_floating_point():
         raise UsageError(
             f"mixup needs targets that can be mixed, float (n,) or (n, C), but got {targets.dtype}: "
             "turn class numbers into distributions with torch.nn.functional.one_hot(targets, classes).float()."
         )
     share = _beta(alpha, generator)
-    other = torch.randperm(targets.shape[0], generator=generator).to(targets.device)
-    image_hidden, text_hidden, targets = (torch.lerp(x[other], x, share) for x in (image_hidden, text_hidden, targets))
-    return image_hidden, text_hidden, targets
+    return share, torch.randperm(targets.shape[0], generator=generator)
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
@@ -301,3 +324,64 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
         x, y = u ** (1.0 / alpha), w ** (1.0 / alpha)
         if 0.0 < x + y <= 1.0:
             return float(x / (x + y))
+
+
+_STEPS_UNSEEN = 50
+
+
+def looks_every(device: str) -> int:
+    """After how many steps losses are looked at: every one on a processor; elsewhere looking waits for the device."""
+    return 1 if torch.device(device).type == "cpu" else _STEPS_UNSEEN
+
+
+@dataclass
+class SeenLosses:
+    """The losses of an epoch. A loss that is not finite ends the training when it is looked at, and names its batch.
+
+    Attributes:
+        where: The epoch, for the message.
+        title: Of the training.
+        remedy: What to do.
+        steps: Of the epoch.
+        every: Look after so many steps.
+        last: The last loss that was looked at.
+        means: Mean of every term over the epoch.
+    """
+
+    where: str
+    title: str
+    remedy: str
+    steps: int
+    every: int
+    last: float = 0.0
+    means: dict[str, float] = field(default_factory=dict)
+    _unseen: list[tuple[int, Tensor]] = field(default_factory=list)
+
+    def add(self, batch: int, loss: Tensor, terms: dict[str, Tensor]) -> None:
+        """Take the loss of a batch with its terms; look at it when it is time.
+
+        Raises as `look`.
+        """
+        self.means = self.means or dict.fromkeys(terms, 0.0)
+        self._unseen.append((batch, torch.stack([part.detach().float() for part in (loss, *terms.values())])))
+        if len(self._unseen) >= self.every:
+            self.look()
+
+    def look(self) -> None:
+        """Look at what was not looked at yet.
+
+        Raises:
+            TrainingError: A loss is not finite.
+        """
+        seen = torch.stack([values for _, values in self._unseen]).tolist() if self._unseen else []
+        for (batch, _), (value, *parts) in zip(self._unseen, seen, strict=True):
+            self.last = value
+            if not math.isfinite(self.last):
+                named = ", ".join(f"{name} {part:.4g}" for name, part in zip(self.means, parts, strict=True))
+                raise TrainingError(
+                    f"{self.title}: expected a finite loss, found {self.last} in {self.where}, batch {batch + 1} "
+                    f"of {self.steps}{named and f' ({named})'}; {self.remedy}"
+                )
+            for name, part in zip(self.means, parts, strict=True):
+                self.means[name] += part / self.steps
+        self._unseen.clear()

@@ -15,21 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from frevl.data.columns import columns_of
-from frevl.data.pairs import Pairs
 from frevl.errors import RunError, TrainingError
 from frevl.jsonfile import replace_file, write_json
 from frevl.runs.run import UNFINISHED, refuse_other_files
-from frevl.store.reader import Store
 from frevl.training.options import ModelOptions
 from frevl.version import __version__
+
+if TYPE_CHECKING:  # the loop needs checkpoints only, and trains where nothing can read a store or a pairs file
+    from frevl.data.pairs import Pairs
+    from frevl.store.reader import Store
 
 __all__ = [
     "NOWHERE",
@@ -275,6 +276,8 @@ def _content_of(store: Store, pairs: Pairs) -> str:
 
 def run_settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, Any]:
     """Return the arguments of `train` and the options that a run remembers, in what JSON can hold."""
+    from frevl.data.columns import columns_of
+
     left_out = ("store", "run", "progress", "options")
     kept = {name: value for name, value in arguments.items() if name not in left_out}
     kept |= options.record()
@@ -302,6 +305,9 @@ def write_config(
     Raises:
         RunError: It cannot be written.
     """
+    from frevl.data.columns import columns_of
+    from frevl.data.pairs import Pairs
+
     comments = [f"frevl {command} --config {folder}/config.toml --{output} OTHER repeats this with the same settings."]
     record: dict[str, Any] = {}
     for name, value in arguments.items():
@@ -369,6 +375,8 @@ def _absolute(path: str | Path) -> str:
 
 def _name(pairs: str | Path | Pairs | None) -> str | None:
     """Return what to remember of pairs: their file, or how many there were."""
+    from frevl.data.pairs import Pairs
+
     if isinstance(pairs, Pairs):
         return pairs.source or f"{len(pairs)} pairs in memory"
     return None if pairs is None else str(pairs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from frevl.encoders.interface import Embeddings
 from frevl.errors import library
 from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
-from frevl.store.reader import Store
-from frevl.store.towers import Modality, Tower
-from frevl.store.writer import Item, StoreWriter
+
+if TYPE_CHECKING:  # the networks are timed where nothing can write a store
+    from frevl.store.reader import Store
+    from frevl.store.towers import Modality, Tower
+    from frevl.store.writer import Item
 
 __all__ = [
     "CLIPS",
@@ -181,6 +183,8 @@ def open_joint(name: str, *, device: str = "cpu") -> Joint:
 
 def drawn_towers(image_dim: int, text_dim: int, *, tokens: bool = False) -> dict[str, Tower]:
     """Return the two towers of random embeddings, by modality."""
+    from frevl.store.towers import Tower
+
     sizes: dict[Modality, tuple[int, str]] = {
         "image": (image_dim, "7x7" if tokens else "pooled"),
         "text": (text_dim, "words" if tokens else "pooled"),
@@ -207,12 +211,17 @@ def drawn_embeddings(count: int, dim: int, seed: int = 0) -> Embeddings:
 
 def drawn_items(modality: str, count: int, first: int = 0) -> list[Item]:
     """Return items named ``image 0``, ``image 1``, ... or ``text 0``, ..."""
+    from frevl.store.writer import Item
+
     names = [f"{modality} {number}" for number in range(first, first + count)]
     return [Item(name, f"{number:032x}", 1) for number, name in enumerate(names, first)]
 
 
 def write_drawn(path: Path, towers: dict[str, Tower], *, images: int, texts: int) -> Store:
     """Write a store of pooled random embeddings."""
+    from frevl.store.reader import Store
+    from frevl.store.writer import StoreWriter
+
     with StoreWriter(path) as writer:
         writer.register(list(towers.values()))
         for modality, count in (("image", images), ("text", texts)):

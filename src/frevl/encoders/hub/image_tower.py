@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from frevl.encoders.hub.checkpoint import Checkpoint, digest_of, slug
 from frevl.encoders.hub.networks import JOINT, image_source, load_config, quiet_transformers
-from frevl.encoders.images import MAX_PIXELS
 from frevl.encoders.interface import Embeddings
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import Network, open_runtime
 from frevl.encoders.tokens import keep_layers
 from frevl.errors import EncoderError, ImageError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 __all__ = ["HuggingFaceImageTower", "common_space", "hidden_layers", "image_tower", "refuse_threads"]
 
@@ -110,6 +111,8 @@ def refuse_threads(image: Image.Image, shortest: int) -> None:
     Raises:
         ImageError: It is too long and narrow.
     """
+    from frevl.encoders.images import MAX_PIXELS
+
     width, height = image.size
     wanted = shortest * shortest * max(width, height) / min(width, height)
     if wanted > MAX_PIXELS:
@@ -241,6 +244,8 @@ def _describe(processor: Any) -> str:
 
 def _picture(width: int, height: int) -> Image.Image:
     """A seeded picture of soft blocks."""
+    from PIL import Image
+
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height))
 

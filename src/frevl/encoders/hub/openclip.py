@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from frevl.encoders.hub.checkpoint import digest_of, file_digest
 from frevl.encoders.hub.image_tower import refuse_threads
@@ -32,6 +31,7 @@ from frevl.errors import EncoderError, UsageError, library, nearest
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
 __all__ = ["OpenClipImageTower", "OpenClipTextTower", "load_towers"]
 
@@ -317,4 +317,6 @@ def _close(name: str, valid: Sequence[str]) -> str:
 
 
 def _picture(seed: int) -> Image.Image:
+    from PIL import Image
+
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (47, 61, 3), dtype=np.uint8))

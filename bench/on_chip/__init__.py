@@ -1,0 +1,1 @@
+"""The parts of ``bench/accelerator.py``, a file a theme."""

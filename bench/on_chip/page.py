@@ -1,0 +1,174 @@
+"""The page ``docs/accelerator.md``, made from the records alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+TITLES = {
+    "limits": "What the chip was measured to do",
+    "a scores": "(a) The same scores as on a processor",
+    "b throughput": "(b) Pairs a second of the fusion",
+    "c training": "(c) Steps of the training of `base`",
+    "d images": "(d) Images a second of a frozen encoder",
+    "e comparison": "(e) End to end, half cached, fully cached, joint encoders: time and joules",
+    "f rerank": "(f) Reranking beside a small joint encoder",
+    "g search": "(g) Exact search",
+}
+
+NOTES = {
+    "a scores": """\
+The network is a `base` trained for a moment on made pairs, on the device itself. In float16 the scorer keeps the sums
+of the residual stream and the logits in float32. The differences from float64 say which side is farther from the
+truth.""",
+    "b throughput": """\
+In brackets: operations over those of the large bf16 product in the same round. *Folded* is `for_inference`; float16 is
+what `--device cuda` scores in; bf16 keeps its sums in bf16 too, which is faster and too inexact for scores (see a).
+Embeddings lie on the device.""",
+    "c training": """\
+The loss, the optimiser and the gather of embeddings of `frevl train`, without mixup; operations of forward and backward
+pass alone. `frevl train --device cuda` runs the plain bf16 step: below a batch of about 8,192 the processor cannot
+launch its kernels as fast as the device finishes them, which is what the CUDA graphs mend.""",
+    "d images": """\
+*The runtime of extract* starts from float32 pixels in the processor's memory and ends with embeddings there; decoding
+is the stage before, timed apart.""",
+    "e comparison": """\
+Everything in float16, all inputs on the device, three windows each. The joint encoders run as the transformers library
+has them: where their share of the product is low, the processor could not launch their kernels fast enough, and a
+better form of them would be faster. The ratio of operations is what no form can undo.""",
+    "f rerank": """\
+Ours and the joint encoder with everything on the device that can be kept there. The joint encoder is built to the
+published sizes (64 stored tokens of 384 numbers an image, 32 word pieces, 12 layers of 384); the ratio that is held
+against the goal is over the 50,000 pairs/s that its authors state.""",
+    "g search": """\
+The share is that of one pass over the vectors in the time of a batch of queries.""",
+}
+
+INTRODUCTION = """\
+`python bench/accelerator.py --page docs/accelerator.md` measured everything here in one process of {seconds:.0f}
+seconds ({date}, PyTorch {torch}, beside {cores} cores of {processor}) and wrote this page. A number is the median over
+rounds, with the lowest and the highest; what is compared took turns in the same round. Networks have random weights and
+their published sizes: speed does not depend on them, and nothing here says how good an answer is. Energy is that of the
+whole card by NVML's counter, less that of the idle card; the processor beside it is not in it."""
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Return the page in Markdown; what misses its goal is named in its first sentence."""
+    machine, records = found["machine"], found["records"]
+    goals = [one for one in records if one["goal"] is not None and one["ratio"] is not None]
+    missed = [one for one in goals if not one["met"]]
+    lines = [
+        "# Measured on an accelerator",
+        "",
+        f"On one {machine['device']}, {len(goals) - len(missed)} of {len(goals)} goals were reached"
+        + (f" and {len(missed)} were missed: {'; '.join(one['name'] for one in missed)}." if missed else "."),
+        "",
+        INTRODUCTION.format(**machine, date=found["date"], seconds=found["seconds"]),
+        "",
+        "## Goals",
+        "",
+        "| measured | reached | goal | |",
+        "|---|---|---|---|",
+        *(_goal(one) for one in goals),
+    ]
+    for part, title in TITLES.items():
+        own = [one for one in records if one["part"] == part and one["value"] is not None]
+        if not own:
+            continue
+        lines += ["", f"## {title}", ""] + ([NOTES[part], ""] if part in NOTES else [])
+        if part == "b throughput":
+            lines += _throughput(own)
+        else:
+            header = "| measured | median | lowest to highest | unit | beside |"
+            lines += [header, "|---|---|---|---|---|", *(_row(one, _beside(one, found)) for one in own)]
+    lines += _profiles(missed)
+    if found["failures"]:
+        lines += ["", "## What could not be measured", ""]
+        lines += [f"- {name}: {reason}" for name, reason in found["failures"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def _goal(one: Mapping[str, Any]) -> str:
+    sign, met = "at most" if one["at_most"] else "at least", "reached" if one["met"] else "**missed**"
+    return f"| {one['name']} | {_number(one['ratio'], 4)} | {sign} {one['goal']:g} | {met} |"
+
+
+def _row(one: Mapping[str, Any], beside: str) -> str:
+    spread = f"{_number(one['low'])} to {_number(one['high'])}" if one["low"] is not None else ""
+    return f"| {one['name']} | {_number(one['value'])} | {spread} | {one['unit']} | {beside} |"
+
+
+def _beside(one: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    details = dict(one["details"])
+    if one["part"] == "e comparison" and details.get("flops") and one["unit"] == "pairs/s":
+        products = [r["value"] for r in found["records"] if r["part"] == "limits" and r["name"].endswith("fp16")]
+        details["operations a pair"] = f"{details['flops'] / 1e9:.3g} G"
+        if products:
+            details["share of product"] = details["flops"] * one["value"] / (1e12 * products[0])
+    shown = []
+    for name, value in details.items():
+        if name in ("profile", "flops", "same_class") or value in (None, ""):
+            continue
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {_number(part)}" for key, part in value.items())
+        if isinstance(value, list):
+            value = f"{_number(value[0])} to {_number(value[1])}"
+        shown.append(f"{name.replace('_', ' ')} {_number(value) if isinstance(value, int | float) else value}")
+    return "; ".join(shown)
+
+
+_LARGE = 8192  # smaller batches wait for the processor, which varies more
+
+
+def _throughput(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A table for each preset and kind, forms down and batches across."""
+    tables: dict[str, dict[str, dict[str, str]]] = {}
+    batches: dict[str, list[str]] = {}
+    spreads: dict[bool, float] = {}
+    for one in records:
+        match = re.fullmatch(r"(\w+, \w+), batch ([\d,]+), (.*)", one["name"])
+        if match is None or one["unit"] != "pairs/s":
+            continue
+        title, batch, form = match.groups()
+        large = int(batch.replace(",", "")) >= _LARGE
+        spreads[large] = max(spreads.get(large, 0.0), (one["high"] - one["low"]) / one["value"])
+        batches.setdefault(title, [])
+        if batch not in batches[title]:
+            batches[title].append(batch)
+        share = one["details"]["share_of_product"]
+        cell = f"{_number(one['value'])} ({share:.0%})" if share >= 0.005 else _number(one["value"])
+        tables.setdefault(title, {}).setdefault(form, {})[batch] = cell
+    lines = [
+        f"From the lowest to the highest round, numbers of batches from {_LARGE:,} on spread by at most "
+        f"{spreads.get(True, 0.0):.0%} of their median, those of smaller ones by at most {spreads.get(False, 0.0):.0%}."
+    ]
+    for title, forms in tables.items():
+        columns = batches[title]
+        lines += ["", f"`{title.split(',')[0]}`,{title.split(',')[1]}: pairs/s by batch", ""]
+        lines += ["| form | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+        lines += [
+            f"| {form} | " + " | ".join(cells.get(one, "") for one in columns) + " |" for form, cells in forms.items()
+        ]
+    return lines
+
+
+def _profiles(missed: Iterable[Mapping[str, Any]]) -> list[str]:
+    profiled = [one for one in missed if one["details"].get("profile")]
+    lines = ["", "## Where the time goes where a goal was missed"] if profiled else []
+    for one in profiled:
+        shares = dict(one["details"]["profile"])
+        busy = shares.pop("milliseconds a call", None)
+        lines += ["", f"{one['name']}" + (f" ({busy:.3g} ms of kernels a call):" if busy else ":"), ""]
+        lines += ["| share of the device's time | kernel |", "|---|---|"]
+        lines += [f"| {share:.1%} | `{name}` |" for name, share in shares.items()]
+    return lines
+
+
+def _number(value: float, digits: int = 3) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if size >= 0.001 or value == 0 else f"{value:.2g}"

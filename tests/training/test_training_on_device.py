@@ -1,0 +1,113 @@
+"""What a training does on an accelerator, on the processor: embeddings placed once, losses looked at now and then."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from frevl.errors import TrainingError
+from frevl.models.fusion import Fusion
+from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.targets import Answers
+from frevl.training import examples, loop
+from frevl.training.examples import Examples
+from frevl.training.losses import contrastive_loss
+from frevl.training.options import DescentOptions, FusionOptions, Session
+
+SESSION = Session(seed=3, time_limit=None, device="cpu", progress=False)
+OPTIONS = DescentOptions(epochs=2, batch_size=2, learning_rate=0.01)
+
+
+def made(kind):
+    """Return 12 pairs of 6 images and texts, as classification or as matching."""
+    random = torch.Generator().manual_seed(0)
+    items = [torch.randn(6, 1, width, generator=random) for width in (8, 5)]
+    every = torch.ones(6, 1, dtype=torch.bool)
+    rows = torch.arange(12) % 6
+    pairs = EmbeddedPairs(items[0], every, items[1], every, rows, rows)
+    answers = Answers(torch.arange(12)[:, None] % 3, torch.ones(12, 1), soft=False)
+    return Examples(pairs, answers if kind == "class" else torch.ones(12), rows)
+
+
+def train(tmp_path, name, loss_of=None, kind="class"):
+    torch.manual_seed(0)
+    network = Fusion(image_dim=8, text_dim=5, outputs=3 if kind == "class" else 1, width=8, layers=1, heads=2)
+    options = FusionOptions(epochs=2, batch_size=2)
+    loss_of = loss_of or loop.fusion_loss(network, made(kind), 3, options=options, device="cpu")
+    log = tmp_path / f"{name}.jsonl"
+    loop.gradient_descent(network, loss_of, 12, options=options, session=SESSION, title="x", remedy="y", log_file=log)
+    return network, [json.loads(line)["losses"] for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["class", "match"])
+@pytest.mark.parametrize("every", [4, 50])
+def test_losses_that_are_looked_at_late_are_the_same(kind, every, tmp_path, monkeypatch):
+    network, losses = train(tmp_path, "each", kind=kind)
+    monkeypatch.setattr(loop, "looks_every", lambda _: every)
+    again, late = train(tmp_path, "late", kind=kind)
+    assert late == losses
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("every", [1, 4, 50])
+def test_a_loss_that_is_not_finite_names_its_batch_also_when_it_is_seen_late(every, monkeypatch):
+    network, count = nn.Linear(1, 1), iter(range(99))
+    monkeypatch.setattr(loop, "looks_every", lambda _: every)
+
+    def loss_of(*_):
+        loss = network.weight.sum() * (float("nan") if next(count) == 2 else 1.0)
+        return loss, {"task": loss}
+
+    with pytest.raises(TrainingError, match=r"found nan in epoch 1, batch 3 of 6 \(task nan\); y"):
+        loop.gradient_descent(network, loss_of, 12, options=OPTIONS, session=SESSION, title="x", remedy="y")
+
+
+def test_a_processor_looks_at_every_loss_and_an_accelerator_now_and_then():
+    assert loop.looks_every("cpu") == 1
+    assert loop.looks_every("cuda:1") == 50
+
+
+def test_examples_go_to_a_device_that_has_room_for_them(monkeypatch):
+    kept = made("class")
+    assert examples.on_device(kept, "cpu") is kept
+    needed = 4 * sum(part.nbytes for part in (kept.pairs.images, kept.pairs.texts)) + 4 * 12
+    moved = []
+    monkeypatch.setattr(Examples, "on", lambda self, device: moved.append(device) or self)
+    for free, expected in ((needed - 1, []), (needed, ["cuda"])):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
+        assert examples.on_device(kept, "cuda") is kept
+        assert moved == expected
+
+
+def test_embeddings_and_answers_move_and_row_numbers_stay():
+    there = made("class").on("meta")
+    devices = {part.device.type for part in (there.pairs.images, there.pairs.texts, there.pairs.image_mask)}
+    assert devices == {there.truth.classes.device.type} == {"meta"}
+    assert there.pairs.image_rows.device.type == "cpu"
+    assert there.pairs.inputs(torch.tensor([1, 2]), torch.tensor([0, 0]), "meta")[0].shape == (2, 8)
+    assert there.truth.dense(torch.tensor([1, 2]), 3).shape == (2, 3)
+    matching = made("match").on("meta")
+    assert matching.truth.device.type == "cpu", "wrong pairs are drawn here, and their truth is made here"
+
+
+def test_row_numbers_select_what_flags_select():
+    v, t = torch.randn(6, 4), torch.randn(6, 4)
+    ids, flags = torch.arange(6), torch.tensor([True, False, True, True, False, True])
+    by_flags = contrastive_loss(v, t, ids, ids, matching=flags)
+    assert torch.equal(by_flags, contrastive_loss(v, t, ids, ids, matching=flags.nonzero()[:, 0]))
+
+
+def test_a_compiled_loss_is_the_same_loss(monkeypatch):
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda call, *, mode, dynamic: modes.append((mode, dynamic)) or call)
+    torch.manual_seed(0)
+    network = Fusion(image_dim=8, text_dim=5, outputs=3, width=8, layers=1, heads=2, dropout=0.0)
+    found = []
+    for compiled in ("", "default"):
+        loss_of = loop.fusion_loss(
+            network, made("class"), 3, options=FusionOptions(mixup_share=1.0), device="cpu", compiled=compiled
+        )
+        found.append(loss_of(torch.arange(12), torch.Generator().manual_seed(5))[0])
+    torch.testing.assert_close(*found)
+    assert modes == [("default", False)]
