@@ -1,8 +1,8 @@
 """What training minimises: ``1.0 task + 0.1 contrastive + 0.01 feature norm`` (weights: FrEVL's public code).
 
-The weighting stands in ``training``; here are the terms, each a pure function of tensors that returns a
-scalar, and mixup; last, what looks at the losses of an epoch. ``n`` is the number of pairs in the batch, ``C`` the number of classes. All are finite,
-with finite gradients, at logits of +-10,000.
+The weighting stands in ``training``; here are the terms, each a pure function of tensors that returns a scalar, mixup,
+and what looks at the losses of an epoch. ``n`` is the number of pairs in the batch, ``C`` the number of classes. All
+are finite, with finite gradients, at logits of +-10,000.
 """
 
 from __future__ import annotations
