@@ -78,6 +78,7 @@ def chunk(kind, content):
     return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iTXt, not packed", "iCCP", "tEXt"])
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_long_texts_of_a_png_do_not_cost_the_picture(kind, place):

@@ -40,6 +40,7 @@ def test_every_image_once_with_the_labels_of_the_scorer(named, scorer, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jsonl"]
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_kill_9(named, scorer, tmp_path):
     whole = tmp_path / "whole.jsonl"
     label_store(scorer, whole)

@@ -187,6 +187,7 @@ def test_in_the_space_of_a_trained_run(made, tmp_path):
         frevl.classify(made.store, ["red", "green"], run=tmp_path / "other", space=run.path)
 
 
+@pytest.mark.slow
 def test_the_run_is_exported_scored_and_published(named, frevl, tmp_path):
     run = tmp_path / "run"
     frevl("classify", "--store", named.store.path, "--classes", named.classes, "--examples", named.examples,
