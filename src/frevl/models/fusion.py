@@ -29,13 +29,22 @@ On pooled embeddings 13.8 % of ``base`` (the query and key maps) is never used: 
 from __future__ import annotations
 
 import copy
-from typing import TypedDict, cast
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from frevl.errors import UsageError, nearest
-from frevl.models.blocks import Block, FeedForward, as_tokens, check_pairs, exact_sums, mapped_gelu, zero_masked
+from frevl.models.blocks import (
+    Block,
+    FeedForward,
+    WithoutTokenAxis,
+    as_tokens,
+    check_pairs,
+    exact_sums,
+    mapped_gelu,
+    zero_masked,
+)
 from frevl.models.fusion_cpu import SharedItems, can_share_first_block, pair_logits, suits
 from frevl.models.inputs import mean_pool
 from frevl.models.interface import Items, PairLogits, PairNetwork, Projection
@@ -344,7 +353,7 @@ class Fusion(PairNetwork):
 
     def for_export(self) -> nn.Module:
         """Fused for inference, and without an axis of tokens where there are none."""
-        return _WithoutTokenAxis(self.for_inference())
+        return WithoutTokenAxis(self.for_inference())
 
     def image_items(self, image: Tensor, image_mask: Tensor | None = None) -> Items:  # noqa: ARG002
         """The projected tokens of images."""
@@ -373,28 +382,3 @@ class Fusion(PairNetwork):
         if not (self.is_fused and pooled and can_share_first_block(self.settings, len(image) + len(text))):
             return None
         return SharedItems(self, image[:, 0], text[:, 0]).logits if suits(self, image, text) else None
-
-
-class _WithoutTokenAxis(nn.Module):
-    """A fused network whose graph has no axis of tokens for pooled pairs.
-
-    In ONNX, linear maps of two axes become ``Gemm``; ``MatMul`` and ``Add`` took 3 % longer.
-    """
-
-    def __init__(self, network: Fusion) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
-    ) -> Tensor:
-        net = self.network
-        logits: Tensor
-        if image.dim() == 3 or text.dim() == 3:
-            logits = net(image, text, image_mask, text_mask)
-            return logits
-        v, t = mapped_gelu(net.image_projection, image), mapped_gelu(net.text_projection, text)
-        for block in net.blocks:
-            v, t = cast("Block", block).pooled(v, t)
-        logits = net.head(net.compare(v, t))
-        return logits
