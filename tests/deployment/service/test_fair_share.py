@@ -1,13 +1,17 @@
 """Who gives way when the service is full: the longest wait of the client that holds the most."""
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
 from frevl.deployment.service.http.connection import OpenConnections, allow_open_files
 from frevl.deployment.service.http.fair_share import ASKING, FairShare, client_name
-from frevl.deployment.service.http.limits import Limits, RefusedError
+from frevl.deployment.service.http.limits import Keys, Limits, RefusedError
+from frevl.deployment.service.http.metrics import Metrics
+from frevl.deployment.service.http.middleware import CYCLE, Middleware
 from frevl.deployment.service.queue import ModelQueue
 
 
@@ -182,3 +186,34 @@ def test_idle_connections_of_the_client_that_has_the_most_are_closed_first():
     for one in (modest, late, idle, busy):
         everybody.remove(one)
     assert everybody._total == 1
+
+
+def test_nothing_of_a_request_waits_for_the_garbage_collection():
+    """uvicorn's cycle knows the scope, so the scope must not know the cycle once it is answered."""
+
+    class Cycle:
+        more_body = response_complete = False
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"yes"})
+
+    async def run():
+        middleware = Middleware(app, limits=Limits(), keys=Keys(), metrics=Metrics())
+        cycle = Cycle()
+        cycle.scope = {"type": "http", "method": "GET", "path": "/v1/models", "headers": [], "client": ("1.2.3.4", 5)}
+        cycle.scope["extensions"] = {CYCLE: cycle}
+        sent, gone = [], weakref.ref(cycle)
+
+        async def send(message):
+            sent.append(message["type"])
+
+        await middleware(cycle.scope, None, send)
+        del cycle
+        return sent, gone() is None
+
+    gc.disable()
+    try:
+        assert asyncio.run(run()) == (["http.response.start", "http.response.body"], True)
+    finally:
+        gc.enable()

@@ -109,7 +109,8 @@ class _Exchange:
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._client = Client("")
         self._exempt = scope["path"] in OPEN_PATHS
-        self._cycle = scope.get("extensions", {}).get(CYCLE)
+        # Taken out, because it refers to the scope: in a circle, both would wait for the garbage collection.
+        self._cycle = scope.get("extensions", {}).pop(CYCLE, None)
         self._complete = self._working = self._waiting = self._is_stream = False
         self._size = self._status = self.held = 0
         self._deferred: Message | None = None
