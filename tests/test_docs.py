@@ -1,5 +1,6 @@
 """What the documents say is executed, generated, or there."""
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from pretrained import save_clip
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
@@ -104,10 +107,11 @@ def blocks_in_order(document):
     return re.findall(r"<!-- executed by tests/test_docs.py -->\n```(bash|python)\n(.*?)```", text, flags=re.DOTALL)
 
 
-def follow(document, frevl, capfd):
-    """Do what a page says, in this process and with the encoder that takes milliseconds; return what was said."""
+def follow(document, frevl, capfd, clip=""):
+    """Do what a page says, in this process and with encoders that take milliseconds; return what was said."""
     said = []
     for language, block in blocks_in_order(document):
+        block = block.replace("hf:openai/clip-vit-base-patch32", f"hf:{clip}")
         block = block.replace("--encoder packaged", "--encoder toy").replace('["packaged"]', '["toy"]')
         if language == "python":
             capfd.readouterr()
@@ -139,6 +143,31 @@ def test_the_guides_work(guide, tmp_path, made, frevl, monkeypatch, capfd):
     said = follow(f"docs/guides/{guide}.md", frevl, capfd)
     assert len(said) >= 3
     assert all(said)
+
+
+@pytest.mark.slow
+def test_the_page_about_classes_works(tmp_path, made, frevl, monkeypatch, capfd):
+    monkeypatch.chdir(arrive(made, tmp_path))
+    colours = {row["image"]: row["text"].split()[1] for row in json_lines("captions.jsonl") if row["text"][:2] == "a "}
+    rows = [json.dumps({"image": image, "target": colour}) for image, colour in colours.items()]
+    for name, some in (("examples", rows[:60]), ("held_out", rows[60:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(some))
+    (tmp_path / "classes.txt").write_text("red\ngreen\nblue\nyellow\n")
+    clip = save_clip(tmp_path / "clip")
+    short = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- executed beside docs/classify.md")[2]
+    for line in short.split("```")[1].removeprefix("bash").strip().splitlines():
+        assert frevl(*shlex.split(line.replace("hf:openai/clip-vit-base-patch32", f"hf:{clip}"))[1:]).code == 0
+    said = follow("docs/classify.md", frevl, capfd, clip=clip)
+    assert "Classifier of 4 classes by their names and 60 examples" in said[2]
+    assert json.loads((tmp_path / "result.json").read_text())["metrics"]["accuracy"] > 90
+    assert len(json_lines("labels.jsonl")) == 120
+    labels = {row["image"]: row["label"] for row in json_lines("labels.jsonl")}
+    assert sum(labels[image] == colour for image, colour in colours.items()) > 110
+    assert said[-1].splitlines()[1].split()[:2] == ["0.png", colours["0.png"]]
+
+
+def json_lines(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -46,7 +46,9 @@ def classify(
     ] = None,
     template: Annotated[
         list[str] | None,
-        typer.Option(help="Sentence with {} for the name; may be repeated.", show_default="a photo of a {}."),
+        typer.Option(
+            help="Sentence with {} for the name; may be repeated.", show_default="a photo of a {}.; with --space a {}"
+        ),
     ] = None,
     method: Annotated[
         str | None,

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from frevl.data.classes.class_files import ClassEntry
 from frevl.errors import UsageError
 
-__all__ = ["TEMPLATE", "check_templates", "sentences_of"]
+__all__ = ["TEMPLATE", "TEMPLATE_OF_CAPTIONS", "check_templates", "sentences_of"]
 
 TEMPLATE = "a photo of a {}."
 """Of CLIP's authors: a bare word is not what their encoders were trained on."""
+
+TEMPLATE_OF_CAPTIONS = "a {}"
+"""In a space that was trained on captions: of four tried on Flickr8k the best (research/experiments/log.md)."""
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from frevl.data.classes.class_files import ClassList, read_classes
-from frevl.data.classes.templates import TEMPLATE, check_templates
+from frevl.data.classes.templates import TEMPLATE, TEMPLATE_OF_CAPTIONS, check_templates
 from frevl.data.columns import columns_of
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
@@ -74,8 +74,8 @@ def classify(
         dev: Further such pairs: methods are compared and calibrated on them instead of on held-out examples.
         columns: Columns of the files of examples, as in `frevl.data.pairs.read_pairs`.
         space: A matching run with a first stage (``dual``): the space of the names where the encoder has none.
-        template: Sentences with one ``{}`` for the name; none given takes `frevl.data.classes.templates.TEMPLATE`, or
-            the bare name in a space that was trained.
+        template: Sentences with one ``{}`` for the name; none given takes "a photo of a {}.", or "a {}" in a space
+            that was trained on captions (`frevl.data.classes.templates`).
         method: One of ``auto``, ``names``, ``means``, ``cache``, ``gaussian``, ``kernel``, ``probe``.
         unknown: Share, between 0 and 1, of held-out images that keep their label; a less likely one is "unknown".
         encoder: Encoders whose image embeddings are concatenated; None takes all in the store.
@@ -248,7 +248,7 @@ def _names(
             raise UsageError(f"--classes gives names and no examples, and {remedy}")
         notes.append(f"The names of the classes were not used, examples alone were: {remedy}.")
         return None
-    return name_vectors(classes, space, templates or (["{}"] if trained else [TEMPLATE]))
+    return name_vectors(classes, space, templates or [TEMPLATE_OF_CAPTIONS if trained else TEMPLATE])
 
 
 def _check_all_classes(classes: ClassList, names: NameVectors | None, own: EmbeddedExamples) -> None:
