@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from frevl.errors import ImageError
 
-__all__ = ["DECODE_TARGET", "GUESSED_WHITE", "MAX_PIXELS", "ImageSource", "read_image"]
+__all__ = ["DECODE_TARGET", "GUESSED_WHITE", "MAX_PIXELS", "ImageSource", "is_deep_grey", "read_image"]
 
 ImageSource = str | Path | bytes | Image.Image
 """A path, the bytes of an image file, or a Pillow image."""
@@ -220,6 +220,16 @@ def _decode(
     if guessed is not None:
         upright.info[GUESSED_WHITE] = guessed
     return upright
+
+
+def is_deep_grey(content: bytes) -> bool:
+    """Say whether a file holds grey of more than 8 bits, by its header alone; no for what is no image."""
+    with _quiet_pillow():
+        try:
+            mode = Image.open(io.BytesIO(content)).mode
+        except Exception:  # as in `_read_whole`
+            return False
+    return mode in {"I", "F"} or mode.startswith("I;16")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -6,16 +6,26 @@ import hashlib
 import os
 from pathlib import Path
 
-from frevl.errors import ImageError, InputError
+import numpy as np
+
+from frevl.encoders.images import is_deep_grey
+from frevl.encoders.registry import load_encoder
+from frevl.errors import FrevlError, ImageError, InputError
 from frevl.store.image_folder.listing import read_regular_file
 from frevl.store.reader import Store
 from frevl.store.stored_items import IN_A_TABLE
 
 __all__ = ["image_problems"]
 
+_LOOKED_AT = 256  # grey pictures of more than 8 bits that are embedded again, at most
+_SAME_PICTURE = 0.99  # cosine
+
 
 def image_problems(store: Store, folder: str | Path) -> list[str]:
     """Read the files of all images in a store and report those whose content has changed.
+
+    Earlier versions of frevl read grey pictures of 10 and 12 bits as nearly black. So some pictures of more than 8 bits
+    are embedded again, where an encoder of the store can be loaded here, and compared.
 
     Args:
         store: The store; images that were imported or came inside a table have no file to compare with.
@@ -36,6 +46,7 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
     changed: list[str] = []
     gone: list[str] = []
     unread: list[str] = []
+    deep: list[str] = []
     described = (states[name].tolist() for name in ("content_hash", "bytes", "modified_ns"))
     for id_, content_hash, size, modified_ns in zip(store.ids("image"), *described, strict=True):
         if not size or modified_ns == IN_A_TABLE:
@@ -43,13 +54,16 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
         path = f"{os.fspath(folder)}/{id_}"
         try:
             status = os.stat(path)  # noqa: PTH116 - as in `list_folder`
-            same = size == status.st_size and _hash(path, status) == content_hash
+            content = read_regular_file(path, status) if size == status.st_size else b""
+            same = size == status.st_size and _hash(content) == content_hash
         except (FileNotFoundError, NotADirectoryError):
             gone.append(id_)
             continue
         except (ImageError, OSError):
             unread.append(id_)
             continue
+        if same and is_deep_grey(content):
+            deep.append(id_)
         if not same:
             (silent if (size, modified_ns) == (status.st_size, status.st_mtime_ns) else changed).append(id_)
     said = [
@@ -57,6 +71,12 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
         (changed, "changed after they were embedded", "run frevl extract again"),
         (gone, "have no file there", "frevl extract --prune removes them from the store"),
         (unread, "cannot be read", "fix the permissions, or run frevl extract to see why"),
+        (
+            _embedded_otherwise(store, folder, deep),
+            "with grey of more than 8 bits have another embedding than they would get now (an earlier frevl read them "
+            "as nearly black)",
+            "extract into a new store",
+        ),
     ]
     return [
         f"{len(ids):,} images of {folder} {what}, the first is '{ids[0]:.200}': {remedy}."
@@ -65,5 +85,25 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
     ]
 
 
-def _hash(path: str, status: os.stat_result) -> bytes:
-    return hashlib.sha256(read_regular_file(path, status)).hexdigest()[:32].encode()
+def _embedded_otherwise(store: Store, folder: str | Path, ids: list[str]) -> list[str]:
+    """Return those of some images, of a sample if they are many, that an encoder of the store embeds otherwise now."""
+    some = ids[:: max(1, -(-len(ids) // _LOOKED_AT))]
+    found: dict[str, None] = {}
+    for name in store.encoders if some else ():
+        try:
+            (tower,) = store.select_towers("image", [name])
+            encoder = load_encoder(name, tokens=tower.identity["tokens"])
+            now = encoder.embed_images([Path(folder) / id_ for id_ in some])
+            then = store.read_images(some, encoders=[name])
+        except (FrevlError, ValueError):  # an encoder of texts, or one that is not here, or has not seen all of them
+            continue
+        lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(then, axis=1)
+        cosines = (now * then).sum(axis=1) / np.maximum(lengths, 1e-12)
+        found |= dict.fromkeys(
+            id_ for id_, cosine in zip(some, cosines.tolist(), strict=True) if cosine < _SAME_PICTURE
+        )
+    return list(found)
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:32].encode()
