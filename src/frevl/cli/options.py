@@ -23,6 +23,7 @@ __all__ = [
     "ColumnsOption",
     "Commands",
     "ConfigOption",
+    "DeviceOption",
     "GroupByOption",
     "GroupsOption",
     "JsonOption",
@@ -134,6 +135,9 @@ ConfigOption = Annotated[
         callback=apply_config,
         help="Read options from this TOML file; the command line wins.",
     ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Device to compute on, such as cpu or cuda.", show_default="cpu")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
 GroupByOption = Annotated[

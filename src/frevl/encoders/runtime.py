@@ -11,18 +11,21 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from frevl.devices import check_device
 from frevl.encoders.hub.torch_copy import TorchCopy
 from frevl.encoders.interface import processors
 from frevl.encoders.onnx_session import Source, open_int8, open_network, run
 
-__all__ = ["BatchSizes", "Network", "accelerators", "open_in_torch", "open_runtime"]
+__all__ = ["BatchSizes", "Network", "accelerators", "on_device", "open_in_torch", "open_runtime"]
 
 _log = logging.getLogger("frevl")
 _PROCESSOR_SIZES = (1, 4, 8, 16)
@@ -136,9 +139,35 @@ def _begun(one: Callable[[np.ndarray], np.ndarray], share: Sequence[np.ndarray])
     return lambda: output
 
 
+_chosen: ContextVar[str | None] = ContextVar("device", default=None)
+
+
+@contextmanager
+def on_device(device: str | None) -> Iterator[None]:
+    """Let the encoders that are loaded inside run on one device; None takes all accelerators.
+
+    Args:
+        device: ``cpu``, ``cuda`` (a copy on every NVIDIA device), or one of them, such as ``cuda:1``.
+
+    Raises:
+        UsageError: PyTorch cannot use it here.
+    """
+    if device is not None:
+        check_device(device)
+    token = _chosen.set(device)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
 def accelerators() -> list[str]:
-    """Return the devices that PyTorch can use beside the processor: every CUDA device, or Apple's."""
+    """Return the devices that PyTorch can use beside the processor, or the one of `on_device`."""
     import torch
+
+    chosen = _chosen.get()
+    if chosen is not None and chosen != "cuda":
+        return [] if chosen == "cpu" else [chosen]
 
     if torch.cuda.is_available():
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]

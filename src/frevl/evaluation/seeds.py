@@ -47,7 +47,7 @@ def is_seeds(path: str | Path) -> bool:
     )
 
 
-def open_seeds(path: str | Path, *, store: Store) -> Iterator[Scorer]:
+def open_seeds(path: str | Path, *, store: Store, device: str = "cpu") -> Iterator[Scorer]:
     """Open the runs of a folder of seeds one after the other, or the one run of an ordinary folder.
 
     Raises:
@@ -56,7 +56,7 @@ def open_seeds(path: str | Path, *, store: Store) -> Iterator[Scorer]:
     """
     path = Path(path)
     if not is_seeds(path):
-        yield Scorer.open(path, store=store)
+        yield Scorer.open(path, store=store, device=device)
         return
     if not (path / "seeds.json").exists():
         raise RunError(
@@ -69,7 +69,7 @@ def open_seeds(path: str | Path, *, store: Store) -> Iterator[Scorer]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: 'seeds.json' is damaged ({error}); run the same frevl train --seeds again") from error
     for folder in folders:
-        yield Scorer.open(folder, store=store)
+        yield Scorer.open(folder, store=store, device=device)
 
 
 def evaluate_seeds(

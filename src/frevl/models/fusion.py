@@ -90,7 +90,7 @@ class Fusion(PairNetwork):
     """
 
     key = "fusion"
-    item_work = "grids"
+    item_work, scores_in_half = "grids", True
 
     def __init__(
         self,

@@ -54,12 +54,15 @@ class PairNetwork(nn.Module, ABC):
         item_work: When `image_items` and `text_items` pay: ``never``; in ``grids``, where many pairs share few items;
             or ``always``, because an item is so much work that it is done once for a list of pairs too.
         probability_apart: The match probability has a logit of its own, the last column; the first is the score.
+        scores_in_half: With its weights in float16 it was measured on an accelerator to rank as in float32
+            (docs/accelerator.md).
         no_int8: Why the network cannot be exported in 8-bit integers; empty if it can.
     """
 
     key: ClassVar[str]
     item_work: ClassVar[Literal["never", "grids", "always"]] = "never"
     probability_apart: ClassVar[bool] = False
+    scores_in_half: ClassVar[bool] = False
     no_int8: str = ""
 
     @property

@@ -7,9 +7,9 @@ their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import starmap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +17,25 @@ import torch
 from torch import Tensor, nn
 
 from frevl.data.in_memory import as_list
+from frevl.devices import Steps, is_accelerator
 from frevl.encoders.interface import stack
+from frevl.models.interface import PairNetwork
 
 if TYPE_CHECKING:  # batches are made where nothing can read a store
     from frevl.store.reader import Store
     from frevl.store.towers import Modality, Tower
 
-__all__ = ["EmbeddedPairs", "Inputs", "absent_side", "logits_of", "moved", "read_side"]
+__all__ = [
+    "EmbeddedPairs",
+    "Inputs",
+    "absent_side",
+    "exact_enough",
+    "logits_of",
+    "moved",
+    "placed",
+    "read_side",
+    "vectors_of",
+]
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -81,6 +93,16 @@ class EmbeddedPairs:
             part.to(device) for part in (self.images, self.image_mask, self.texts, self.text_mask)
         )
         return replace(self, images=images, image_mask=image_mask, texts=texts, text_mask=text_mask)
+
+    def fits(self, device: torch.device | str) -> bool:
+        """Whether it is an accelerator where these items are not yet, and take at most a quarter of its free memory.
+
+        Batches are then better gathered there than gathered here and copied.
+        """
+        if not is_accelerator(device) or self.images.is_cuda:
+            return False
+        needed = sum(part.nbytes for part in (self.images, self.image_mask, self.texts, self.text_mask))
+        return 4 * needed <= torch.cuda.mem_get_info(torch.device(device))[0]
 
     def items(self, image_rows: Tensor, text_rows: Tensor) -> EmbeddedPairs:
         """Return some of the items, ``(n,)`` and ``(m,)`` int64, without pairs."""
@@ -147,14 +169,55 @@ def moved(values: Tensor, device: torch.device | str) -> Tensor:
 
 def _rows(values: Tensor, mask: Tensor, rows: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
     rows = moved(rows, values.device)
-    chosen = values[rows].to(device).float()
+    chosen = moved(values[rows], device).float()
     if values.shape[1] == 1:
         return chosen[:, 0], None
-    return chosen, mask[rows].to(device)
+    return chosen, moved(mask[rows], device)
+
+
+_log = logging.getLogger("frevl")
+_MOST_THERE = 1 << 26  # numbers of logits on a device before they are fetched
+
+
+def placed(network: PairNetwork, device: str) -> PairNetwork:
+    """Return a run's network in its form for scoring, on a device; on an accelerator in float16 where that is safe."""
+    twin = network.for_inference().to(device).eval()
+    return twin.half() if is_accelerator(device) and network.scores_in_half else twin
+
+
+def exact_enough(network: PairNetwork, original: PairNetwork, logits: Tensor) -> PairNetwork:
+    """Return the network that gave these logits, or one in float32 if it is in float16 and that did not hold them."""
+    first = next(network.parameters(), torch.empty(0))
+    if first.dtype != torch.float16 or bool(logits.isfinite().all()):
+        return network
+    _log.warning("frevl: float16 does not hold the scores of this run; it scores in float32.")
+    return original.for_inference().to(first.device).eval()
+
+
+def vectors_of(
+    make: Callable[[Tensor, Tensor], Tensor], values: np.ndarray, mask: np.ndarray, batch_size: int, device: str
+) -> np.ndarray:
+    """Return the ``(n, d)`` float32 vectors of ``(n, tokens, dim)`` items with their ``(n, tokens)`` mask."""
+    items, masks = (torch.split(torch.from_numpy(part), batch_size) for part in (values, mask))
+    with torch.inference_mode():
+        parts = [make(moved(v, device).float(), moved(m, device)) for v, m in zip(items, masks, strict=True)]
+        return torch.cat(parts).cpu().numpy()
 
 
 def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the ``(n, outputs)`` float32 logits of a network in evaluation mode, on the CPU."""
     network.eval()
+    pairs, steps = pairs.on(device) if pairs.fits(device) else pairs, Steps(len(pairs), batch_size, device)
+    found, here = [], 0
     with torch.inference_mode():
-        return torch.cat(list(starmap(network, pairs.batches(batch_size, device)))).cpu()
+        while steps.left:
+            try:
+                found.append(network(*pairs.inputs(pairs.image_rows[steps.rows], pairs.text_rows[steps.rows], device)))
+            except torch.OutOfMemoryError as error:
+                steps.halve(error)
+                continue
+            steps.done()
+            here += found[-1].numel()
+            if here > _MOST_THERE:
+                found, here = [torch.cat(found).cpu()], 0
+        return torch.cat([part.cpu() for part in found])

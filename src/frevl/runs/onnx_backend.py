@@ -17,12 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frevl.errors import RunError, library
+from frevl.devices import check_device
+from frevl.errors import RunError, UsageError, library, nearest
 from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
 
-__all__ = ["FILE_NAME", "FORMAT", "ExportedNetwork", "metadata_of", "open_exported", "weights_hash"]
+__all__ = [
+    "BACKENDS",
+    "FILE_NAME",
+    "FORMAT",
+    "ExportedNetwork",
+    "check_backend",
+    "metadata_of",
+    "open_exported",
+    "weights_hash",
+]
 
+BACKENDS = ("torch", "onnx")
 FORMAT = "1"  # raised when a reader of today would misread the file
 FILE_NAME = "model.onnx"
 _LEAST_SHARE = 64  # pairs; smaller shares of a batch are not worth a core of their own
@@ -141,6 +152,21 @@ def metadata_of(path: Path) -> dict[str, Any]:
         RunError: `frevl export` did not write this file, or a newer one did.
     """
     return _parsed(ExportedNetwork(path), path)
+
+
+def check_backend(backend: str, onnx: str | Path | None, device: str) -> None:
+    """Refuse what `frevl.runs.scorer.Scorer.open` cannot work with; the arguments are its own.
+
+    Raises:
+        UsageError: There is no such backend or device, or they do not go together.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"There is no backend '{backend}'. {nearest(backend, BACKENDS)}")
+    if onnx is not None and backend != "onnx":
+        raise UsageError(f"The exported file {onnx} goes with the backend 'onnx', found '{backend}'")
+    if backend == "onnx" and device != "cpu":
+        raise UsageError(f"--backend onnx runs on the processor, found --device '{device}'; leave one of them out")
+    check_device(device)
 
 
 def open_exported(run: Run, path: str | Path | None = None) -> ExportedNetwork:

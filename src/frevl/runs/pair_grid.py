@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from frevl.devices import Steps
 from frevl.errors import InputError
 from frevl.models.interface import Items, PairLogits, PairNetwork
-from frevl.runs.batches import EmbeddedPairs, logits_of
+from frevl.runs.batches import EmbeddedPairs, logits_of, moved
 
 __all__ = [
     "PairScores",
@@ -64,7 +65,7 @@ def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, 
         both in inference mode.
     """
     if network.item_work == "never":
-        return _in_batches(lambda rows, columns: network(*embedded.inputs(rows, columns, device)), batch_size)
+        return _in_batches(lambda rows, columns: network(*embedded.inputs(rows, columns, device)), batch_size, device)
     images = _items(network.image_items, embedded.images, embedded.image_mask, batch_size, device)
     texts = _items(network.text_items, embedded.texts, embedded.text_mask, batch_size, device)
     # Only the masks are needed from here on: the embeddings themselves may go.
@@ -74,6 +75,7 @@ def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, 
         return shared
 
     def logits(rows: Tensor, columns: Tensor) -> Tensor:
+        rows, columns = moved(rows, device), moved(columns, device)
         return network.score_items(
             tuple(part[rows] for part in images),
             tuple(part[columns] for part in texts),
@@ -81,18 +83,22 @@ def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, 
             None if text_mask is None else text_mask[columns],
         )
 
-    return _in_batches(logits, batch_size)
+    return _in_batches(logits, batch_size, device)
 
 
-def _in_batches(logits: PairLogits, batch_size: int) -> PairLogits:
+def _in_batches(logits: PairLogits, batch_size: int, device: str) -> PairLogits:
     def of_any_number(rows: Tensor, columns: Tensor) -> Tensor:
-        first = logits(rows[:batch_size], columns[:batch_size])
-        # Into one tensor: small pieces kept between large ones would keep the heap from being used again.
-        found = first.new_empty(len(rows), first.shape[1])
-        found[:batch_size] = first
-        for start in range(batch_size, len(rows), batch_size):
-            part = slice(start, start + batch_size)
-            found[part] = logits(rows[part], columns[part])
+        steps, found = Steps(len(rows), batch_size, device), torch.empty(0, 0)
+        while steps.left:
+            try:
+                part = logits(rows[steps.rows], columns[steps.rows])
+            except torch.OutOfMemoryError as error:
+                steps.halve(error)
+                continue
+            # Into one tensor: small pieces kept between large ones would keep the heap from being used again.
+            found = part.new_empty(len(rows), part.shape[1]) if steps.rows.start == 0 else found
+            found[steps.rows] = part
+            steps.done()
         return found
 
     return of_any_number
@@ -104,7 +110,7 @@ def _items(
     fields: list[Tensor] = []
     for start in range(0, len(values), batch_size):
         part = slice(start, start + batch_size)
-        made = make(values[part].to(device).float(), _mask(mask[part], device))
+        made = make(moved(values[part], device).float(), _mask(mask[part], device))
         # Into place: pieces that are joined at the end take twice the memory.
         fields = fields or [field.new_empty((len(values), *field.shape[1:])) for field in made]
         for field, piece in zip(fields, made, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,15 @@ from torch import Tensor
 
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import pair_list
+from frevl.devices import default_batch
 from frevl.encoders.images import MAX_PIXELS, ImageSource, read_image
 from frevl.encoders.interface import Encoder, ImageTower
 from frevl.encoders.registry import load_encoder
-from frevl.errors import StoreError, UsageError, nearest
+from frevl.errors import StoreError, UsageError
 from frevl.models.interface import PairNetwork, Searchable
-from frevl.runs.batches import EmbeddedPairs, read_side
+from frevl.runs.batches import EmbeddedPairs, exact_enough, placed, read_side, vectors_of
 from frevl.runs.calibration import calibrated
-from frevl.runs.onnx_backend import open_exported
+from frevl.runs.onnx_backend import BACKENDS, check_backend, open_exported
 from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
 from frevl.runs.run import Run
 from frevl.runs.targets import Prediction, predictions
@@ -29,7 +30,6 @@ from frevl.store.towers import Modality
 
 __all__ = ["BACKENDS", "Prediction", "Scorer"]
 
-BACKENDS = ("torch", "onnx")
 PairsOrItems = Sequence[tuple[str, str]] | Sequence[str]
 
 
@@ -39,7 +39,7 @@ class Scorer:
     Open with `Scorer.open`. Texts that are not in the store are embedded with the run's encoder, after a check of it.
     """
 
-    def __init__(self, run: Run, store: Store, *, batch_size: int = 1024, device: str = "cpu") -> None:
+    def __init__(self, run: Run, store: Store, *, batch_size: int | None = None, device: str = "cpu") -> None:
         """Bind a run to a store.
 
         Raises:
@@ -48,10 +48,10 @@ class Scorer:
         run.check_store(store)
         self.run = run
         self.store = store
-        self.batch_size = batch_size
+        self.batch_size = batch_size or default_batch(device)
         self.device = device
         # A fusion saves a third of the work so; no score changes beyond float32 rounding.
-        self.network: PairNetwork = run.network.for_inference().to(device).eval()
+        self.network: PairNetwork = placed(run.network, device)
         both: tuple[Modality, Modality] = ("image", "text")
         self._towers = {side: [store.towers[name] for name in run.towers.get(side, ())] for side in both}
         self._encoders: dict[str, Encoder] = {}
@@ -62,7 +62,7 @@ class Scorer:
         run: str | Path,
         *,
         store: Store | str | Path,
-        batch_size: int = 1024,
+        batch_size: int | None = None,
         device: str = "cpu",
         backend: str = "torch",
         onnx: str | Path | None = None,
@@ -72,21 +72,18 @@ class Scorer:
         Args:
             run: Folder of the run.
             store: Where the embeddings are.
-            batch_size: Pairs at once.
-            device: Where PyTorch computes.
+            batch_size: Pairs at once; None: 1,024, on an accelerator 16,384.
+            device: Where PyTorch computes. On an accelerator a fusion scores in float16 (docs/accelerator.md).
             backend: ``torch``, or ``onnx``: scores come from the run's exported file, on the CPU.
             onnx: The exported file, if it is not ``model.onnx`` in the run's folder.
 
         Raises:
-            UsageError: There is no such backend, or an exported file for another one.
+            UsageError: There is no such backend or device, or an exported file for another backend.
             RunError: There is no complete and sound run at this path, or no exported file of it.
             StoreError: There is no store at this path.
             FingerprintError: They do not belong together.
         """
-        if backend not in BACKENDS:
-            raise UsageError(f"There is no backend '{backend}'. {nearest(backend, BACKENDS)}")
-        if onnx is not None and backend != "onnx":
-            raise UsageError(f"The exported file {onnx} goes with the backend 'onnx', found '{backend}'")
+        check_backend(backend, onnx, device)
         opened = store if isinstance(store, Store) else Store.open(store)
         scorer = cls(Run.load(run), opened, batch_size=batch_size, device=device)
         scorer.run.check_network(scorer.network, opened, device=device)
@@ -145,7 +142,15 @@ class Scorer:
         embedded = EmbeddedPairs.of(
             ids, words, rows, self._read("image", list(rows), images), texts, self._read_texts(list(texts))
         )
-        return list_logits(self.network, embedded, self.batch_size, self.device).numpy()
+        logits = list_logits(self.network, embedded, self.batch_size, self.device)
+        if self._overflowed(logits):
+            logits = list_logits(self.network, embedded, self.batch_size, self.device)
+        return logits.numpy()
+
+    def _overflowed(self, logits: Tensor) -> bool:
+        """Tell whether float16 did not hold a score, and go on in float32 if so."""
+        before, self.network = self.network, exact_enough(self.network, self.run.network, logits)
+        return self.network is not before
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
         """Turn scores into probabilities of the same shape.
@@ -233,8 +238,12 @@ class Scorer:
             logits_of_pairs = grid_scorer(self.network, embedded, self.batch_size, self.device)
 
         def scores(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.float32]:
+            nonlocal logits_of_pairs
             with torch.inference_mode():
                 logits = logits_of_pairs(torch.from_numpy(rows), torch.from_numpy(columns))
+                if self._overflowed(logits):
+                    logits_of_pairs = grid_scorer(self.network, embedded, self.batch_size, self.device)
+                    logits = logits_of_pairs(torch.from_numpy(rows), torch.from_numpy(columns))
             found: NDArray[np.float32] = logits[:, 0].cpu().numpy()
             return found
 
@@ -264,7 +273,8 @@ class Scorer:
             UsageError: The run has no first stage.
             StoreError: An image is not in the store.
         """
-        return self._vectors(self._searching.image_vectors, *self._read("image", image_ids, images or {}))
+        items = self._read("image", image_ids, images or {})
+        return vectors_of(self._searching.image_vectors, *items, self.batch_size, self.device)
 
     def text_vectors(self, texts: Sequence[str]) -> np.ndarray:
         """Return the first stage's vectors of texts, ``(n, d)`` float32 of unit length.
@@ -274,7 +284,7 @@ class Scorer:
             StoreError: A text is empty.
             FingerprintError: A text has to be embedded and the encoder is not the one that made the store.
         """
-        return self._vectors(self._searching.text_vectors, *self._read_texts(texts))
+        return vectors_of(self._searching.text_vectors, *self._read_texts(texts), self.batch_size, self.device)
 
     @property
     def _searching(self) -> Searchable:
@@ -285,12 +295,6 @@ class Scorer:
                 "and --model auto or dual"
             )
         return first_stage
-
-    def _vectors(self, of: Callable[[Tensor, Tensor], Tensor], values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        items, masks = (torch.split(torch.from_numpy(part), self.batch_size) for part in (values, mask))
-        with torch.inference_mode():
-            parts = [of(v.to(self.device).float(), m.to(self.device)) for v, m in zip(items, masks, strict=True)]
-            return torch.cat(parts).cpu().numpy()
 
     def _read(
         self, modality: Modality, ids: Sequence[str], given: Mapping[str, np.ndarray]

@@ -18,6 +18,7 @@ from frevl.data.names import same_names, why_unknown
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.encoders.interface import TextTower, processors
 from frevl.encoders.registry import load_encoder, with_layers
+from frevl.encoders.runtime import on_device
 from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import InputError, UsageError
 from frevl.progress import ProgressLine
@@ -54,6 +55,7 @@ def extract(
     commit_rows: int = 1024,
     commit_seconds: float = 5.0,
     workers: int | None = None,
+    device: str | None = None,
     progress: bool = False,
 ) -> ExtractionReport:
     """Embed images and texts once and keep them.
@@ -81,13 +83,15 @@ def extract(
         commit_rows: Commit after this many items,
         commit_seconds: or after this many seconds, whichever comes first.
         workers: Decoding threads; None takes one a processor.
+        device: Where encoders of a model hub run: ``cpu``, ``cuda`` (a copy on each NVIDIA device), ``cuda:1``; None
+            takes all accelerators. The packaged encoders run on the processor.
         progress: Show progress lines.
 
     Returns:
         What was done.
 
     Raises:
-        UsageError: Nothing to embed, an unknown encoder or type.
+        UsageError: Nothing to embed, an unknown encoder or type, a device that is not there.
         InputError: The image folder is missing or holds no readable image, or a pairs file cannot be used.
         StoreError: The store cannot be written.
         FingerprintError: The store was made with other encoders or settings under the same name.
@@ -111,7 +115,8 @@ def extract(
             f"{images}: expected a folder of images, found {'a file' if Path(images).exists() else 'none'}"
         )
     names = dict.fromkeys(with_layers(name, layers) for name in encoder)
-    loaded = [load_encoder(name, tokens=tokens) for name in names]
+    with on_device(device):
+        loaded = [load_encoder(name, tokens=tokens) for name in names]
     some = Choice(choice.include, choice.exclude)
     if images is not None and next(list_folder(images, choice=some), None) is None:
         aside = " ".join(["", *some.sentences()])

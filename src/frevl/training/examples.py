@@ -102,16 +102,8 @@ class Prepared:
 
 
 def on_device(examples: Examples, device: torch.device | str) -> Examples:
-    """Return the examples with everything on a device where that takes at most a quarter of its free memory.
-
-    Batches are then gathered there; otherwise they are gathered here and copied.
-    """
-    if torch.device(device).type != "cuda":
-        return examples
-    pairs = examples.pairs
-    needed = sum(part.nbytes for part in (pairs.images, pairs.image_mask, pairs.texts, pairs.text_mask))
-    free, _ = torch.cuda.mem_get_info(torch.device(device))
-    return examples.on(device) if 4 * needed <= free else examples
+    """Return the examples with everything on an accelerator where its memory allows (`EmbeddedPairs.fits`)."""
+    return examples.on(device) if examples.pairs.fits(device) else examples
 
 
 def join(a: Examples, b: Examples) -> Examples:

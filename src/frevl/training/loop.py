@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from frevl.devices import Shares
 from frevl.models.blocks import dropped
 from frevl.models.fusion import Fusion
 from frevl.models.inputs import bfloat16_on_accelerators, mean_pool
@@ -108,7 +109,7 @@ def gradient_descent(
     if not state.stopped:
         _keep_lines(log_file, state.epoch)
     epochs, steps, time_limit = options.epochs, math.ceil(count / options.rows_per_step), session.time_limit
-    started = time.monotonic() - state.seconds
+    started, shares = time.monotonic() - state.seconds, Shares(session.device)
     with ProgressLine(title, epochs * steps, enabled=session.progress) as line:
         line.advance(state.epoch * steps)
         while not state.stopped:
@@ -129,10 +130,8 @@ def gradient_descent(
                 for group in optimiser.param_groups:
                     group["lr"] = scheduled(done, options.learning_rate, options.final_learning_rate, options.warm_up)
 
-                loss, terms = loss_of(rows, random)
-                losses.add(batch, loss, terms)
                 optimiser.zero_grad(set_to_none=True)
-                torch.autograd.backward(loss)
+                losses.add(batch, *shares.gradients(loss_of, rows, random, optimiser))
                 nn.utils.clip_grad_norm_(trained, options.gradient_clip)
                 optimiser.step()
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
+from frevl.devices import check_device
 from frevl.errors import PairsError, UsageError, nearest
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import provenance
@@ -233,8 +233,4 @@ def _check_session(session: Session) -> None:
     """Refuse what no training can work with, before anything is read."""
     if not 0 <= session.seed < 2**31:
         raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {session.seed}")
-    try:
-        torch.zeros(1, device=session.device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise UsageError(f"--device: '{session.device}' cannot be used here ({reason})") from error
+    check_device(session.device)

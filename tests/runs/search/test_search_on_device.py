@@ -1,8 +1,13 @@
 """Exact search among vectors on a device, which here is the processor."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from frevl.runs.search import on_device
+from frevl.runs.search.nearest import nearest_rows
 from frevl.runs.search.on_device import VectorsOnDevice
 
 
@@ -25,3 +30,42 @@ def test_the_ten_best_may_all_lie_in_one_group():
     found, products = VectorsOnDevice(vectors.half()).nearest(torch.eye(4)[:1], 10)
     assert found[0].tolist() == list(range(2048, 2058))
     assert products[0].tolist() == list(range(10, 0, -1))
+
+
+class Stored:
+    """What the search asks of the vectors of a store."""
+
+    def __init__(self, blocks):
+        self.blocks = blocks
+        self.scorer = SimpleNamespace(device="cpu")
+
+    def __len__(self):
+        return sum(len(block) for block in self.blocks)
+
+
+def test_a_search_on_an_accelerator_finds_what_the_processor_finds(monkeypatch):
+    monkeypatch.setattr(on_device, "is_accelerator", lambda _: True)
+    random = np.random.default_rng(0)
+    blocks = [random.standard_normal((rows, 8)).astype(np.float16) for rows in (700, 900)]
+    stored, query = Stored(blocks), random.standard_normal(8).astype(np.float32)
+    some, few = random.random(1600) < 0.5, np.arange(1600) < 3
+    for allowed in (None, some, few):
+        rows, products = on_device.nearest_of(stored, query, 5, allowed=allowed)
+        expected = nearest_rows(blocks, query, 5, allowed=allowed)
+        assert rows.tolist() == expected[0].tolist()
+        np.testing.assert_allclose(products, expected[1], atol=1e-5)
+    stored.blocks = [*blocks, (query * 9).astype(np.float16)[None]]
+    assert on_device.nearest_of(stored, query, 1)[0].tolist() == [1600], "rows that are added later are found"
+    assert len(on_device.nearest_of(Stored([]), query, 3)[0]) == 0
+
+
+def test_vectors_that_do_not_fit_are_searched_by_the_processor(monkeypatch, caplog):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(on_device, "is_accelerator", lambda _: True)
+    monkeypatch.setattr(torch, "empty", full)
+    stored = Stored([np.eye(4, dtype=np.float16)])
+    for _ in range(2):
+        assert on_device.nearest_of(stored, np.eye(4, dtype=np.float32)[2], 1)[0].tolist() == [2]
+    assert caplog.messages == ["frevl: cpu has no room for 4 vectors; the processor searches."], "said once"

@@ -93,6 +93,13 @@ def extract(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads that decode images.", show_default="one per processor")
     ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="For encoders hf: and openclip:, where they run: cpu, cuda (all cards) or cuda:1.",
+            show_default="all accelerators",
+        ),
+    ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -122,6 +129,7 @@ def extract(
             commit_rows=commit_rows,
             commit_seconds=commit_seconds,
             workers=workers,
+            device=device,
         ),
         progress=not quiet,
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from frevl.cli.options import OUTPUT, JsonOption, QuietOption, StoreOption, app, say, typed, write
+from frevl.cli.options import OUTPUT, DeviceOption, JsonOption, QuietOption, StoreOption, app, say, typed, write
 from frevl.errors import MissingExtraError, UsageError
 
 
@@ -32,6 +32,7 @@ def serve(
     page: Annotated[
         bool | None, typer.Option("--page/--no-page", help="Serve the web page.", show_default="on")
     ] = None,
+    device: DeviceOption = None,
     json: Annotated[
         Path | None,
         typer.Option("--json", readable=False, help="Write address and models to this JSON file when ready."),
@@ -44,7 +45,7 @@ def serve(
     """
     try:
         gc.disable()  # until it is ready: what is loaded stays, and looking through it is a fifth of the start
-        _serve(store, run, typed(host=host, port=port, images=images, report=report, page=page), json)
+        _serve(store, run, typed(host=host, port=port, images=images, report=report, page=page, device=device), json)
     finally:
         gc.enable()
 

@@ -10,6 +10,7 @@ import typer
 from frevl.cli.options import (
     OUTPUT,
     ColumnsOption,
+    DeviceOption,
     GroupByOption,
     GroupsOption,
     JsonOption,
@@ -48,6 +49,7 @@ def evaluate(
     find_groups: GroupsOption = None,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
+    device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
     """Evaluate a run on test pairs, with intervals by image.
@@ -66,15 +68,15 @@ def evaluate(
     if is_seeds(run) or (versus and is_seeds(versus)):
         if backend is not None or onnx is not None:
             raise UsageError(f"{run}: --backend takes one run, found several seeds; name one of them, as {run}/seed0")
-        others = open_seeds(versus, store=opened) if versus else ()
-        mean = evaluate_seeds(open_seeds(run, store=opened), test_pairs, versus=others, **grouping)
+        place = typed(device=device)
+        others = open_seeds(versus, store=opened, **place) if versus else ()
+        mean = evaluate_seeds(open_seeds(run, store=opened, **place), test_pairs, versus=others, **grouping)
         say(result_table(mean))
         write(json, mean.record())
         return
-    other = Scorer.open(versus, store=opened) if versus else None
-    result = run_evaluate(
-        Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx)), test_pairs, versus=other, **grouping
-    )
+    other = Scorer.open(versus, store=opened, **typed(device=device)) if versus else None
+    scorer = Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx, device=device))
+    result = run_evaluate(scorer, test_pairs, versus=other, **grouping)
     say(result_table(result))
     write(json, result.record())
 
@@ -95,6 +97,7 @@ def score(
     ] = False,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
+    device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
     """Score every pair of a file with a run."""
@@ -102,7 +105,7 @@ def score(
     from frevl.runs.score_files import score_file, score_grid
     from frevl.runs.scorer import Scorer
 
-    scorer = Scorer.open(run, store=store, **typed(backend=backend, onnx=onnx))
+    scorer = Scorer.open(run, store=store, **typed(backend=backend, onnx=onnx, device=device))
     given = by_columns(columns, pairs)
     if grid:
         images, texts, left_out = score_grid(scorer, given, out)
@@ -147,6 +150,7 @@ def search(
     html: Annotated[
         Path | None, typer.Option(readable=False, help="Write a contact sheet to this HTML file."), OUTPUT
     ] = None,
+    device: DeviceOption = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -157,7 +161,7 @@ def search(
     from frevl.runs.search.searching import search as run_search
 
     found = run_search(
-        Scorer.open(run, store=store),
+        Scorer.open(run, store=store, **typed(device=device)),
         text,
         **typed(image=image, find=find, k=k, where=where, images=images, exact=exact, copies=all_),
         progress=not quiet,

@@ -42,6 +42,7 @@ def serve(
     images: str | Path | None = None,
     report: str | Path | None = None,
     page: bool = True,
+    device: str = "cpu",
     limits: Limits | None = None,
     ready: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
@@ -58,6 +59,7 @@ def serve(
         images: Folder of the images, so that the page can show them; without it the page names their ids.
         report: The diagnosis page to show; None looks for ``report.html`` in the folders of the runs.
         page: Serve the web page as well.
+        device: Where PyTorch computes.
         limits: Of requests and clients; None takes the defaults.
         ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
 
@@ -75,7 +77,7 @@ def serve(
     keys, limits, metrics = Keys.of_environment(), limits or Limits(), Metrics()
     with _bound(host, port) as address:  # before the work, so that an address that is taken costs no time
         opened = Store.open(store)
-        scorers = {name: Scorer.open(run, store=opened) for name, run in runs.items()}
+        scorers = {name: Scorer.open(run, store=opened, device=device) for name, run in runs.items()}
         found = [Path(run) / "report.html" for run in runs.values()]
         shown = Path(report) if report is not None else next((path for path in found if path.is_file()), None)
         service = Service(scorers, limits=limits, observe=metrics.batch)

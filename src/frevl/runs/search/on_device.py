@@ -6,10 +6,23 @@ float32. Of the scores, the largest of every group of rows is kept first: the te
 
 from __future__ import annotations
 
+import logging
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["VectorsOnDevice"]
+from frevl.devices import is_accelerator
+from frevl.runs.search.nearest import nearest_rows
+
+if TYPE_CHECKING:
+    from frevl.runs.search.vectors import Shortlist
+
+__all__ = ["VectorsOnDevice", "nearest_of"]
+
+_log = logging.getLogger("frevl")
 
 _GROUP = 1024  # rows of which the largest score is found in one step
 _QUERIES = 32  # at a time: their scores of all rows are in memory at once
@@ -34,21 +47,25 @@ class VectorsOnDevice:
         both = torch.mm(torch.cat([high, low]), self.vectors.t(), out_dtype=torch.float32)
         return both[: len(queries)].add_(both[len(queries) :])
 
-    def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def nearest(self, queries: Tensor, k: int, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Find the rows with the largest dot products, exactly: every row is read.
 
         Args:
             queries: ``(n, d)`` float32 on the device.
             k: How many rows to find; fewer are found where there are fewer.
+            allowed: ``(rows,)`` bool on the device; the product of a row that is not allowed is minus infinity.
 
         Returns:
             ``(n, k)`` row numbers, the best first, and ``(n, k)`` float32 dot products.
         """
-        parts = [self._nearest(part, min(k, len(self.vectors))) for part in torch.split(queries, _QUERIES)]
+        k = min(k, len(self.vectors))
+        parts = [self._nearest(part, k, allowed) for part in torch.split(queries, _QUERIES)]
         return torch.cat([rows for rows, _ in parts]), torch.cat([values for _, values in parts])
 
-    def _nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _nearest(self, queries: Tensor, k: int, allowed: Tensor | None) -> tuple[Tensor, Tensor]:
         scores, rows = self.scores(queries), len(self.vectors)
+        if allowed is not None:
+            scores.masked_fill_(~allowed, -torch.inf)
         whole = rows // _GROUP * _GROUP
         grouped: Tensor = scores[:, :whole].unflatten(1, (-1, _GROUP))  # type: ignore[no-untyped-call]
         best = grouped.amax(dim=2)
@@ -59,3 +76,59 @@ class VectorsOnDevice:
         numbers = torch.cat([numbers, rest], dim=1)
         values, places = scores.gather(1, numbers).topk(k, dim=1)
         return numbers.gather(1, places), values
+
+
+def nearest_of(
+    shortlist: Shortlist, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None, threads: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest rows of a store's vectors, on the scorer's device if that is an accelerator and holds them.
+
+    The vectors are copied there once for all searches of a `frevl.runs.search.searching.Searcher`.
+
+    Args:
+        shortlist: The vectors.
+        query: ``(d,)`` float32.
+        k: How many rows to find, at least 1.
+        allowed: ``(rows,)`` bool, False for rows that must not be found; None allows all.
+        threads: Of a search on the processor.
+
+    Returns:
+        As `frevl.runs.search.nearest.nearest_rows`.
+    """
+    there = _placed(shortlist) if is_accelerator(shortlist.scorer.device) and len(shortlist) else None
+    if there is None:
+        return nearest_rows(shortlist.blocks, query, k, allowed=allowed, threads=threads)
+    device = there.vectors.device
+    with torch.inference_mode():
+        asked = torch.from_numpy(query).to(device)[None]
+        mask = None if allowed is None else torch.from_numpy(allowed).to(device)
+        rows, products = (part[0].cpu().numpy() for part in there.nearest(asked, k, mask))
+    found = np.isfinite(products)
+    return rows[found], products[found]
+
+
+_copies: WeakKeyDictionary[Shortlist, tuple[int, VectorsOnDevice | None]] = WeakKeyDictionary()
+
+
+def _placed(shortlist: Shortlist) -> VectorsOnDevice | None:
+    """The vectors on the device, copied again when rows were added; None if they do not fit."""
+    rows = len(shortlist)
+    known = _copies.get(shortlist)
+    if known is None or known[0] != rows:
+        _copies.pop(shortlist, None)  # frees the memory before more is asked for
+        try:
+            whole = torch.empty(rows, shortlist.blocks[0].shape[1], dtype=torch.float16, device=shortlist.scorer.device)
+            start = 0
+            for block in shortlist.blocks:
+                whole[start : start + len(block)] = torch.from_numpy(np.array(block))
+                start += len(block)
+            copied: VectorsOnDevice | None = VectorsOnDevice(whole)
+        except torch.OutOfMemoryError:
+            _log.warning(
+                "frevl: %s has no room for %d vectors; the processor searches.",
+                shortlist.scorer.device,
+                rows,
+            )
+            copied = None
+        known = _copies[shortlist] = rows, copied
+    return known[1]

@@ -18,7 +18,7 @@ from frevl.errors import ImageError, UsageError
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.copies import merge_copies
 from frevl.runs.search.index import IndexReport, NeighbourIndex, build_index
-from frevl.runs.search.nearest import nearest_rows
+from frevl.runs.search.on_device import nearest_of
 from frevl.runs.search.vectors import Shortlist
 from frevl.store.reader import TABLES
 from frevl.store.towers import Modality
@@ -141,7 +141,7 @@ class Searcher:
             if use_index is not None:
                 rows, similarities = use_index.nearest(vector, depth, threads=threads)
             else:
-                rows, similarities = nearest_rows(shortlist.blocks, vector, depth, allowed=allowed, threads=threads)
+                rows, similarities = nearest_of(shortlist, vector, depth, allowed=allowed, threads=threads)
             ids = shortlist.ids(rows)
             found = {row: [id_] for row, id_ in enumerate(ids) if id_ not in itself}
             if not copies:
