@@ -16,9 +16,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from frevl.disk import flush_file, flush_folder
 from frevl.errors import StoreError, UsageError
-from frevl.jsonfile import write_json
+from frevl.jsonfile import flush_file, flush_folder, write_json
 
 __all__ = [
     "Commit",
