@@ -221,6 +221,7 @@ def test_every_network_is_built_without_memory_for_its_numbers(made, runs):
 
     dims = {"image_dim": 7, "text_dim": 5, "outputs": 3}
     settings = {
+        "adapted-cosine": {"spaces": [[0, 5, 0, 5]], "rank": 3, "weight": 0.1},
         "classes": {
             "image_dim": 7,
             "outputs": 3,

@@ -10,6 +10,7 @@ from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import KernelFusion
+from frevl.models.retrieval.adapted_cosine import AdaptedCosine
 from frevl.models.retrieval.reranker import Reranked
 from frevl.models.retrieval.two_tower import Cosine, TwoTower
 
@@ -17,7 +18,19 @@ __all__ = ["NETWORKS", "build"]
 
 NETWORKS: dict[str, type[PairNetwork]] = {
     kind.key: kind
-    for kind in (Average, ClassNetwork, Cosine, Fusion, KernelFusion, Linear, Majority, Mlp, Reranked, TwoTower)
+    for kind in (
+        AdaptedCosine,
+        Average,
+        ClassNetwork,
+        Cosine,
+        Fusion,
+        KernelFusion,
+        Linear,
+        Majority,
+        Mlp,
+        Reranked,
+        TwoTower,
+    )
 }
 
 

@@ -53,7 +53,10 @@ NEEDS: dict[str, tuple[Side, ...]] = {
     **dict.fromkeys(("cosine", "dual", *PRESETS), ("image", "text")),
 }
 # Networks that are fitted in ways of their own, under these names, or put together from others.
-_FITTED = ("average", "classes", "cosine", "dual", "fusion", "kernel", "linear", "majority", "mlp", "reranked")
+_FITTED = (
+    "adapted-cosine",
+    *("average", "classes", "cosine", "dual", "fusion", "kernel", "linear", "majority", "mlp", "reranked"),
+)
 
 
 # Of a fit of the linear probe under a time limit: how often the features of a pair and a pass over it can be afforded

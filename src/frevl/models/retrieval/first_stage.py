@@ -95,6 +95,11 @@ class FirstStage(PairNetwork):
         """Return the ``(n, 1)`` logits of ``(n, d)`` vectors."""
         return self.scale * (image * text).sum(dim=1, keepdim=True)
 
+    def rank_all(self, images: Items, texts: Items) -> Tensor:
+        """Return ``(images, texts)`` scores that rank like the logits of all pairs."""
+        scores: Tensor = self.scale * images[0] @ texts[0].T
+        return scores
+
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:

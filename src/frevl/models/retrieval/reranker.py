@@ -216,6 +216,13 @@ class Reranked(PairNetwork):
             fused = network.head(network.fuse(image_hidden, text_hidden, image_mask, text_mask))[:, 0]
         return torch.stack([first, image_hubness, text_hubness, fused], dim=1)
 
+    def rank_all(self, images: Items, texts: Items) -> Tensor:
+        """Return ``(images, texts)`` scores of all pairs by the terms without a fusion, in one matrix product."""
+        parts, image_hubness, _ = images
+        text_parts, text_hubness, _ = texts
+        scores: Tensor = parts * self._scales() @ text_parts.T
+        return scores + self.weights.image_hubness * image_hubness[:, None] + self.weights.text_hubness * text_hubness
+
     def score_items(
         self, images: Items, texts: Items, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:

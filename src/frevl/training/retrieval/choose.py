@@ -8,7 +8,7 @@ The procedure is ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,12 +16,14 @@ from torch import Tensor
 from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.first_stage import FirstStage
 from frevl.models.retrieval.reranker import Reranked
+from frevl.models.retrieval.two_tower import Cosine
 from frevl.progress import print_progress
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.pair_grid import grid_scorer
 from frevl.training.examples import Examples, Prepared
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.options import AutoOptions, RerankerOptions, Session, TwoTowerOptions, options_for
+from frevl.training.retrieval.adapt import Adapted, adapt_cosine, full_recall, measurably_worse
 from frevl.training.retrieval.common_space import has_common_space
 from frevl.training.retrieval.fit import (
     FEWEST_IMAGES,
@@ -84,6 +86,7 @@ def choose_matching(
     left_out: list[dict[str, Any]] = []
     dev = development_part(right_pairs(data.dev), session.seed)
     print_progress(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=session.progress)
+    adapted: Adapted | None = None
     for kind in ("cosine", "dual"):
         if kind == "cosine" and not has_common_space(data.image_towers, data.text_towers):
             left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
@@ -93,6 +96,13 @@ def choose_matching(
         first_stages.append(_Tried(kind, alone.by_image(alone.first), fitted, fitted.seconds))
         _say(first_stages[-1], session)
     tried: list[_Tried[PairNetwork]] = [*first_stages]
+    if first_stages[0].name == "cosine":
+        plain = cast("Cosine", first_stages[0].fitted.network)
+        started = checkpoint.clock.seconds()
+        adapted = adapt_cosine(plain, data.train, session.seed)
+        if adapted is not None and adapted.network is not plain:
+            left_out.append(_adapted(adapted, first_stages, tried, dev, checkpoint.clock.seconds() - started))
+            _say(tried[0], session)
     first = max(first_stages, key=lambda one: float(one.hits.mean()))
     search: WeightSearch | None = None
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
@@ -116,9 +126,35 @@ def choose_matching(
         "judged_on": f"{len(tried[0].hits):,} development images with their texts; linear and mlp on "
         f"{min(_SAMPLE, len(tried[0].hits)):,} of them",
         "candidates": rows + more + left_out,
+        "adapted": None if adapted is None else adapted.record(),
         "blend": None if search is None else search.record(),
     }
     return winner.fitted, record
+
+
+def _adapted(
+    adapted: Adapted,
+    first_stages: list[_Tried[FirstStage]],
+    tried: list[_Tried[PairNetwork]],
+    dev: EmbeddedPairs,
+    seconds: float,
+) -> dict[str, Any]:
+    """Let the adapted cosine stand for the cosine, unless development data say that it is measurably worse.
+
+    Cross-validation over the training images has compared the two on more images than development data hold.
+
+    Returns:
+        The row of the one that is left out.
+    """
+    plain, hits = first_stages[0], full_recall(adapted.network, dev)
+    if measurably_worse(hits, plain.hits):
+        behind = 100 * float((plain.hits - hits).mean())
+        reason = f"better by cross-validation, but {behind:.1f} points behind the cosine on development images"
+        return {"name": adapted.name, "reason": reason}
+    alone = search_alone(adapted.first, dev)
+    first_stages[0] = _Tried(adapted.name, alone.by_image(alone.first), Fitted(adapted.first, seconds), seconds)
+    tried[0] = _Tried(adapted.name, hits, Fitted(adapted.network, seconds), seconds)
+    return {"name": plain.name, "reason": f"behind {adapted.name} on {adapted.judged_on}"}
 
 
 def _reranked(first: _Tried[FirstStage], reranked: Fitted[Reranked], search: WeightSearch) -> list[_Tried[Reranked]]:

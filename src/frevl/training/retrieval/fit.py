@@ -29,6 +29,7 @@ from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_it
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = [
+    "BANK",
     "FEWEST_IMAGES",
     "FIRST_SHARE",
     "FIRST_STAGES",
@@ -43,7 +44,7 @@ __all__ = [
 FIRST_STAGES = ("dual", "cosine")
 
 _ALIGNMENT_WEIGHT = 3.0  # in the search for candidates; research/experiments/log.md, "Retrieval"
-_BANK = 2000  # training items of each modality that hubness is measured with
+BANK = 2000  # training items of each modality that hubness is measured with
 _WIDEST = 4096  # numbers of an image embedding; research/experiments/log.md, "Retrieval"
 FEWEST_IMAGES = 6  # with fewer a fold has no wrong image
 # A fusion stays at chance for the first hundred steps: batches grow from 32 to 256 with the captions.
@@ -206,7 +207,7 @@ def fit_reranked(
     alignment = fit_alignment(images, texts, pairs.image_rows, pairs.text_rows, seed=session.seed)
     # The scale of an encoder's own cosine may be anything, so only a trained one takes the alignment into the search.
     network = with_alignment(network, alignment, _ALIGNMENT_WEIGHT if network.trained else 0.0)
-    banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, _BANK, session.seed)
+    banks = bank_of(network, images, texts, pairs.image_rows, pairs.text_rows, BANK, session.seed)
     weights = TermWeights(alignment=network.alignment_weight, fusion=1.0)
     whole = Reranked.of(network, *banks, fusion, weights=weights, depth=max(DEPTHS))
     search = search_weights(whole, development_part(right_pairs(data.dev), session.seed))
