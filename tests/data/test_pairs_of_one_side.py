@@ -119,3 +119,10 @@ def test_texts_alone_are_split_by_text():
     assert not set(kept.texts) & set(held.texts)
     with pytest.raises(PairsError, match="expected at least two different texts to set some aside"):
         split_by_image(pairs.select([0, 2]), 0.5)
+
+
+def test_images_alone_in_a_list_are_looked_at_like_any_other():
+    assert pair_list(["a.png", "b.png"], ("image",)) == [("a.png", ""), ("b.png", "")]
+    for wrong, message in ((["a.png", " "], "only blanks"), (["a.png", "\ud800"], "surrogate")):
+        with pytest.raises(PairsError, match=message):
+            pair_list(wrong, ("image",))

@@ -39,7 +39,8 @@ def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> 
     Returns:
         Probabilities of the shape of the logits; they sum to one over the classes unless ``soft``.
     """
-    adjusted = logits * calibration["scale"] + calibration["offset"]
+    scale, offset = calibration["scale"], calibration["offset"]
+    adjusted = logits if (scale, offset) == (1.0, 0.0) else logits * scale + offset
     return adjusted.sigmoid() if soft else adjusted.softmax(dim=1)
 
 

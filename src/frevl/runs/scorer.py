@@ -23,7 +23,7 @@ from frevl.runs.calibration import calibrated
 from frevl.runs.onnx_backend import BACKENDS, check_backend, open_exported
 from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
 from frevl.runs.run import Run
-from frevl.runs.targets import Prediction, predictions
+from frevl.runs.targets import Prediction, Ranked, predictions, ranked
 from frevl.store.canaries import check_encoder
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
@@ -210,8 +210,12 @@ class Scorer:
 
     def name_classes(self, scores: np.ndarray, *, k: int = 5) -> list[Prediction]:
         """Turn ``(n, classes)`` scores into labels with calibrated probabilities."""
+        return predictions(self.rank_classes(scores, k=k), self.run.labels)
+
+    def rank_classes(self, scores: np.ndarray, *, k: int = 5) -> Ranked:
+        """Find the likeliest classes of ``(n, classes)`` scores, as arrays: for very many images."""
         below = (self.run.results.get("unknown") or {}).get("below")
-        return predictions(scores, self.probabilities(scores), self.run.labels, k=k, unknown_below=below)
+        return ranked(scores, self.probabilities(scores), k=k, unknown_below=below)
 
     def grid(self, image_ids: Sequence[str], texts: Sequence[str]) -> np.ndarray:
         """Score every image with every text; the work for single items is done once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ from frevl.errors import PairsError
 __all__ = [
     "Answers",
     "Prediction",
+    "Ranked",
     "encode_answers",
     "hash_prefixes",
     "label_vocabulary",
     "match_truth",
     "predictions",
+    "ranked",
 ]
 
 
@@ -162,23 +165,39 @@ class Prediction:
     unknown: bool = False
 
 
-def predictions(
-    scores: np.ndarray, probabilities: np.ndarray, labels: Sequence[str], *, k: int, unknown_below: float | None
-) -> list[Prediction]:
-    """Name the likeliest classes.
+class Ranked(NamedTuple):
+    """The likeliest classes of ``n`` pairs.
+
+    Attributes:
+        classes: ``(n, k)`` int64, best first.
+        probabilities: ``(n, k)``, calibrated.
+        unknown: ``(n,)`` bool, as `Prediction.unknown`.
+    """
+
+    classes: np.ndarray
+    probabilities: np.ndarray
+    unknown: np.ndarray
+
+
+def ranked(scores: np.ndarray, probabilities: np.ndarray, *, k: int, unknown_below: float | None) -> Ranked:
+    """Find the likeliest classes.
 
     Args:
         scores: ``(n, classes)`` logits.
         probabilities: The same shape, calibrated.
-        labels: Names of the classes.
-        k: How many to name.
+        k: How many to find.
         unknown_below: A largest logit below this means "unknown"; None: never.
     """
     best = _best(scores, k)
     unknown = scores.max(axis=1) < (-np.inf if unknown_below is None else unknown_below)
+    return Ranked(best, np.take_along_axis(probabilities, best, axis=1), unknown)
+
+
+def predictions(found: Ranked, labels: Sequence[str]) -> list[Prediction]:
+    """Name the likeliest classes."""
     return [
-        Prediction(labels[row[0]], float(p[row[0]]), [(labels[c], float(p[c])) for c in row], bool(is_unknown))
-        for row, p, is_unknown in zip(best, probabilities, unknown, strict=True)
+        Prediction(labels[row[0]], p[0], [(labels[c], one) for c, one in zip(row, p, strict=True)], is_unknown)
+        for row, p, is_unknown in zip(*(part.tolist() for part in found), strict=True)
     ]
 
 
@@ -187,7 +206,7 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
     if scores.shape[1] <= max(_FEW, k):
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     # Sorting a thousand classes costs more than scoring them.
-    some = np.sort(np.argpartition(-scores, k, axis=1)[:, :k], axis=1)
+    some = np.sort(torch.from_numpy(scores).topk(k, dim=1).indices.numpy(), axis=1)
     some[:, 0] = np.where((some == (first := scores.argmax(axis=1))[:, None]).any(axis=1), some[:, 0], first)
     order = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
     return np.take_along_axis(some, order, axis=1)

@@ -13,7 +13,7 @@ import frevl
 from frevl.errors import UsageError
 from frevl.runs.labelling.label_sheet import label_sheet
 from frevl.runs.labelling.label_store import label_store
-from frevl.runs.targets import predictions
+from frevl.runs.targets import predictions, ranked
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,8 @@ def test_every_image_once_with_the_labels_of_the_scorer(named, scorer, tmp_path)
     predicted = scorer.label(named.store.ids("image"))
     assert [line["label"] for line in lines] == [one.label for one in predicted]
     assert lines[0]["top"][0] == [lines[0]["label"], lines[0]["probability"]]
+    text = (tmp_path / "labels.jsonl").read_text(encoding="utf-8")
+    assert text == "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     assert found.labelled == len(lines)
     assert found.unknown == sum(line["unknown"] for line in lines) > 0
     assert sum(found.counts.values()) + found.unknown == found.labelled
@@ -50,14 +52,14 @@ import frevl.runs.labelling.label_store as module
 from frevl import Scorer
 module._AT_ONCE = 50
 scorer = Scorer.open({str(scorer.run.path)!r}, store={str(named.store.path)!r})
-label, calls = scorer.label, []
-def stopping(ids, **named):
+score, calls = scorer.score, []
+def stopping(ids):
     calls.append(1)
     if len(calls) == 3 and sys.argv[1] == "stop":
         os.kill(os.getpid(), signal.SIGKILL)
     print(len(ids), flush=True)
-    return label(ids, **named)
-scorer.label = stopping
+    return score(ids)
+scorer.score = stopping
 module.label_store(scorer, {str(tmp_path / "part.jsonl")!r})
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -102,7 +104,7 @@ def test_the_best_of_many_classes_are_those_of_a_full_sort():
     scores = random.standard_normal((40, 300)).astype(np.float32)
     scores[:5, 17] = scores[:5, 230] = 9.0  # of equals the first
     labels = [str(n) for n in range(300)]
-    found = predictions(scores, scores, labels, k=5, unknown_below=None)
+    found = predictions(ranked(scores, scores, k=5, unknown_below=None), labels)
     for one, row in zip(found, scores, strict=True):
         best = np.argsort(-row, kind="stable")[:5]
         assert [label for label, _ in one.top] == [str(n) for n in best]

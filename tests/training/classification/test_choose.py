@@ -1,5 +1,7 @@
 """How a method is chosen: folds keep groups and classes whole, names are never lost, the table says everything."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,8 +82,6 @@ def test_a_time_limit_leaves_out_what_would_take_too_long():
 
 def test_a_method_that_keeps_every_example_has_a_most(monkeypatch):
     """Once the kernel matrix of 100,000 examples, 40 GB, was asked for."""
-    from dataclasses import replace
-
     from frevl.training.classification import candidates
 
     small = tuple(one if one.most is None else replace(one, most=30) for one in candidates._CANDIDATES)
@@ -102,3 +102,12 @@ def test_a_gaussian_of_two_examples_a_class_is_fitted_though_not_compared():
     truth = drawn(20, classes=12, noise=0.2, seed=2)
     right = (choice.head.logits(truth.features, None).argmax(dim=1) == truth.labels).float().mean()
     assert right > 0.5
+
+
+def test_a_head_without_weights_says_so_and_saves_their_product():
+    for method, linear in (("names", False), ("cache", False), ("kernel", False), ("means", True), ("probe", True)):
+        one = drawn(8, names_noise=0.1)
+        head = choose_head(one, None, 5, method=method, names=20.0, session=SESSION).head
+        assert head.linear == linear == bool(head.weight.any())
+        whole = replace(head, linear=True)
+        assert torch.allclose(head.logits(one.features, one.features), whole.logits(one.features, one.features))

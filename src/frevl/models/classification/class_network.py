@@ -36,6 +36,7 @@ class ClassNetwork(PairNetwork):
         examples: int = 0,
         memories: list[dict[str, Any]] | None = None,
         space: PairNetwork | None = None,
+        linear: bool = True,
     ) -> None:
         """Make room for a head; `take` fills it.
 
@@ -49,6 +50,7 @@ class ClassNetwork(PairNetwork):
             memories: ``{"width", "on_unit"}`` of each sum over examples.
             space: The network whose vectors of texts the names are: the ``cosine`` of encoders with a common space, or
                 a trained first stage.
+            linear: Whether the head has weights; without them a product of matrices is saved.
 
         Raises:
             UsageError: The sizes do not fit together.
@@ -68,6 +70,7 @@ class ClassNetwork(PairNetwork):
             "examples": examples,
             "memories": memories,
             "space": None if space is None else {"key": space.key, "settings": space.settings},
+            "linear": linear,
         }
         self.mean, self.scale = frozen(image_dim), frozen(image_dim, fill=1.0)
         self.space = space
@@ -116,21 +119,27 @@ class ClassNetwork(PairNetwork):
             Memory(coefficients, float(one["width"]), bool(one["on_unit"]))
             for coefficients, one in zip(self.coefficients, self.settings["memories"], strict=True)
         )
-        return Head(float(self.settings["names"]), self.weight, self.bias, memories)
+        return Head(float(self.settings["names"]), self.weight, self.bias, memories, bool(self.settings["linear"]))
 
-    def features(self, image: Tensor) -> Features:
-        """Return the features of ``(n, image_dim)`` embeddings."""
-        cosines = None if self.space is None else searchable(self.space).image_vectors(image) @ self.name_vectors.T
+    def features(self, image: Tensor, *, with_names: bool = True) -> Features:
+        """Return the features of ``(n, image_dim)`` embeddings; without cosines if the names are not asked for."""
+        cosines = self._cosines(image) if with_names else None
         return Features(F.normalize(image, dim=1), unit_features(image, self.statistics), cosines)
+
+    def _cosines(self, image: Tensor) -> Tensor | None:
+        return None if self.space is None else searchable(self.space).image_vectors(image) @ self.name_vectors.T
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
         """Return ``(n, outputs)`` logits; the text is not read."""
         del text, text_mask
-        head = self.head()
-        kept = self._kept if head.memories else None
-        return head.logits(self.features(mean_pool(image, image_mask)), kept)
+        head, pooled = self.head(), mean_pool(image, image_mask)
+        if head.linear or head.memories:
+            features = self.features(pooled, with_names=bool(head.names))
+        else:  # nothing reads the features of the picture itself
+            features = Features(pooled, pooled, self._cosines(pooled))
+        return head.logits(features, self._kept if head.memories else None)
 
     @property
     def _kept(self) -> Features:

@@ -62,17 +62,19 @@ class Head:
         weight: ``(classes, d)``.
         bias: ``(classes,)``.
         memories: Sums over examples.
+        linear: Whether there are weights and biases that are not zero: a product of matrices more.
     """
 
     names: float
     weight: Tensor
     bias: Tensor
     memories: tuple[Memory, ...] = ()
+    linear: bool = True
 
     @classmethod
     def zero(cls, classes: int, dim: int, *, names: float = 0.0) -> Head:
         """Return a head that knows no examples."""
-        return cls(names, torch.zeros(classes, dim), torch.zeros(classes))
+        return cls(names, torch.zeros(classes, dim), torch.zeros(classes), linear=False)
 
     def logits(self, features: Features, examples: Features | None) -> Tensor:
         """Return ``(n, classes)`` logits.
@@ -81,7 +83,10 @@ class Head:
             features: Of the images.
             examples: Of the examples that the head was fitted on; not needed without memories.
         """
-        logits = torch.addmm(self.bias, features.standard, self.weight.T)
+        if self.linear:
+            logits = torch.addmm(self.bias, features.standard, self.weight.T)
+        else:
+            logits = self.bias.expand(len(features.unit), -1)
         if self.names and features.cosines is not None:
             logits = torch.add(logits, features.cosines, alpha=self.names)
         for memory in self.memories:
@@ -94,7 +99,7 @@ class Head:
     def scaled(self, factor: float) -> Head:
         """Return the head whose logits are ``factor`` times these."""
         memories = tuple(one._replace(coefficients=one.coefficients * factor) for one in self.memories)
-        return Head(self.names * factor, self.weight * factor, self.bias * factor, memories)
+        return Head(self.names * factor, self.weight * factor, self.bias * factor, memories, self.linear)
 
     def plus(self, other: Head) -> Head:
         """Return the head whose logits are the sum of both."""
@@ -103,6 +108,7 @@ class Head:
             self.weight + other.weight,
             self.bias + other.bias,
             self.memories + other.memories,
+            self.linear or other.linear,
         )
 
     def among(self, rows: Tensor, classes: int) -> Head:
@@ -123,7 +129,7 @@ class Head:
             return torch.zeros(shape).index_copy_(dim, rows, centred)
 
         memories = tuple(one._replace(coefficients=spread(one.coefficients, 1)) for one in self.memories)
-        return Head(self.names, spread(self.weight, 0), spread(self.bias, 0), memories)
+        return Head(self.names, spread(self.weight, 0), spread(self.bias, 0), memories, self.linear)
 
     def with_names(self, names: float) -> Head:
         """Return this head with another scale of the names."""

@@ -6,6 +6,8 @@ names enter each method, unless said otherwise.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -108,7 +110,7 @@ def solve_kernel(
     factor = torch.linalg.cholesky(kernel)
     coefficients = torch.cholesky_solve(one_hot(labels, classes) - expected, factor)
     head = Head.zero(classes, x.shape[1], names=names)
-    return head.plus(Head(0.0, head.weight, head.bias, (Memory(coefficients, width, False),)))
+    return replace(head, memories=(Memory(coefficients, width, False),))
 
 
 def solve_cache(
@@ -131,7 +133,7 @@ def solve_cache(
     # 1 - cosine is half the squared distance of unit vectors.
     memory = Memory(coefficients, 2 / CACHE_SHARPNESS, True)
     head = Head.zero(classes, features.unit.shape[1], names=names)
-    return Head(names, head.weight, head.bias, (memory,))
+    return replace(head, memories=(memory,))
 
 
 def solve_probe(

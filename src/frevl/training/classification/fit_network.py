@@ -104,6 +104,7 @@ def _network(image_dim: int, classes: int, head: Head, space: FittedSpace | None
         examples=examples if head.memories else 0,
         memories=[{"width": one.width, "on_unit": one.on_unit} for one in head.memories],
         space=None if space is None else space.network,
+        linear=head.linear,
     )
 
 
