@@ -204,6 +204,7 @@ def test_every_argument_of_train_is_a_key_of_the_file(made, tmp_path):
     assert set(file) == {name.replace("_", "-") for name in set(names) - left_out}
 
 
+@pytest.mark.slow
 def test_a_folder_of_seeds_holds_the_file_too(made, tmp_path, frevl):
     options = FusionOptions(epochs=1, layers=0)
     train_seeds(
