@@ -12,13 +12,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from frevl.models.classification.minimise import minimise
 from frevl.models.inputs import ZScore, frozen, mean_pool
 from frevl.models.interface import PairNetwork
 
 __all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
 
 _TOLERANCE = 5e-5  # largest derivative at which a linear fit is at its optimum; scikit-learn stops at 1e-4
-_AT_ONCE = 10  # steps between two looks at the slope
+_ROUGHLY = 1e-3  # the same for penalties that are only compared: their metrics differ by far more
+_FEWEST_LOOKS = 10  # at all pairs, whatever the time
 _TIMED = 512  # pairs that the speed of the machine is measured with
 _WIDEST = 5_000  # features or pairs, whichever are fewer, whose principal directions are worth computing
 
@@ -150,7 +152,8 @@ def fit_linear(
     """Fit logistic regression to its optimum along a path of L2 penalties (ours).
 
     The path goes from strong to weak, each fit starts from the last one, and it ends when the development
-    metric falls twice: an honest linear baseline needs its penalty chosen.
+    metric falls twice: an honest linear baseline needs its penalty chosen. Penalties are compared by rough fits, and
+    the best one is then fitted to its optimum.
 
     A fit is full-batch L-BFGS in coordinates in which the problem is nearly round: along the principal directions of
     the features, each weight times the root of its curvature. The optimum is that of the plain problem, and it is
@@ -171,31 +174,34 @@ def fit_linear(
         The best penalty; the network holds its weights.
     """
     ends = float("inf") if time_limit is None else time.monotonic() + time_limit
-    best = (float("-inf"), penalties[0], network.linear.weight.detach().clone(), network.linear.bias.detach().clone())
     directions, variances = _principal_directions(features, ends)
     rotated = features if directions is None else features @ directions
     weight, bias = rotated.new_zeros(network.linear.out_features, len(variances)), network.linear.bias.detach().clone()
-    falls = 0
-    least = _AT_ONCE
-    for penalty in penalties:
+    best = (float("-inf"), penalties[0], weight, bias)
+
+    def refined(penalty: float, weight: Tensor, bias: Tensor, tolerance: float, least: int) -> tuple[Tensor, Tensor]:
         curvature = _curvature(loss, torch.addmm(bias, rotated, weight.T))
-        weight_scale, bias_scale = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
-        weight, bias = _minimised(
-            loss, rotated, penalty, weight, bias, weight_scale, bias_scale, iterations, ends, least
-        )
-        least = 1
+        scales = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
+        return _minimised(loss, rotated, penalty, weight, bias, *scales, iterations, tolerance, ends, least)
+
+    def keep(weight: Tensor, bias: Tensor) -> None:
         with torch.no_grad():
             network.linear.weight.copy_(weight if directions is None else weight @ directions.T)
             network.linear.bias.copy_(bias)
+
+    falls, several = 0, len(penalties) > 1
+    for number, penalty in enumerate(penalties):
+        weight, bias = refined(
+            penalty, weight, bias, _ROUGHLY if several else _TOLERANCE, 1 if number else _FEWEST_LOOKS
+        )
+        keep(weight, bias)
         metric = development()
         falls = 0 if metric >= best[0] else falls + 1
         if metric > best[0]:
-            best = (metric, penalty, network.linear.weight.detach().clone(), bias.clone())
+            best = (metric, penalty, weight, bias)
         if falls == 2 or time.monotonic() > ends:
             break
-    with torch.no_grad():
-        network.linear.weight.copy_(best[2])
-        network.linear.bias.copy_(best[3])
+    keep(*(refined(*best[1:], _TOLERANCE, 0) if several and time.monotonic() <= ends else best[2:]))
     return best[1]
 
 
@@ -208,6 +214,7 @@ def _minimised(
     weight_scale: Tensor,
     bias_scale: Tensor,
     iterations: int,
+    tolerance: float,
     ends: float,
     least: int,
 ) -> tuple[Tensor, Tensor]:
@@ -216,38 +223,27 @@ def _minimised(
     Start and scales have those shapes; ``ends`` is a time of `time.monotonic`, which does not count before the loss was
     computed ``least`` times.
     """
-    free = [(weight * weight_scale).requires_grad_(), (bias * bias_scale).requires_grad_()]
-    lowest, kept, looks = math.inf, [one.detach().clone() for one in free], 0
-    optimiser = torch.optim.LBFGS(
-        free, max_iter=min(_AT_ONCE, iterations), tolerance_grad=_TOLERANCE, tolerance_change=0, history_size=10,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
+    shape, looks = weight.shape, 0
 
-    def closure() -> Tensor:
-        nonlocal lowest, kept, looks
-        if looks >= least and time.monotonic() > ends:
-            raise _OutOfTimeError
+    def evaluate(point: Tensor) -> tuple[float, Tensor]:
+        nonlocal looks
         looks += 1
-        optimiser.zero_grad()
-        weights = free[0] / weight_scale
-        value = loss(torch.addmm(free[1] / bias_scale, features, weights.T)) + 0.5 * penalty * weights.square().sum()
-        torch.autograd.backward(value)
-        if math.isfinite(ends) and value.item() < lowest:  # the line search may be anywhere when time is up
-            lowest, kept = value.item(), [one.detach().clone() for one in free]
-        return value
+        weights, biases = point[: -len(bias)].view(shape) / weight_scale, point[-len(bias) :] / bias_scale
+        logits = torch.addmm(biases, features, weights.T).requires_grad_()
+        value = loss(logits)
+        (residuals,) = torch.autograd.grad(value, logits)
+        by_weight = (residuals.T @ features + penalty * weights) / weight_scale
+        gradient = torch.cat([by_weight.flatten(), residuals.sum(dim=0) / bias_scale])
+        return value.item() + 0.5 * penalty * weights.square().sum().item(), gradient
 
-    try:
-        for _ in range(math.ceil(iterations / _AT_ONCE)):  # the optimiser continues where it stopped
-            optimiser.step(closure)  # type: ignore[no-untyped-call]
-            if max(float(one.grad.abs().max()) for one in free if one.grad is not None) <= _TOLERANCE:
-                break
-    except _OutOfTimeError:
-        free = kept
-    return (free[0] / weight_scale).detach(), (free[1] / bias_scale).detach()
-
-
-class _OutOfTimeError(Exception):
-    """Leaves the optimiser in the middle of a step."""
+    point = minimise(
+        evaluate,
+        torch.cat([(weight * weight_scale).flatten(), bias * bias_scale]),
+        steps=iterations,
+        tolerance=tolerance,
+        out_of_time=lambda: looks >= least and time.monotonic() > ends,
+    )
+    return point[: -len(bias)].view(shape) / weight_scale, point[-len(bias) :] / bias_scale
 
 
 def _principal_directions(features: Tensor, ends: float) -> tuple[Tensor | None, Tensor]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frevl.models.classification.minimise import minimise
 from frevl.runs.targets import Answers
 
 __all__ = ["FEWEST_PAIRS", "calibrated", "calibration_notes", "fit_calibration"]
@@ -69,8 +70,6 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers, *, shrink: bool = 
         rows = torch.randperm(len(logits), generator=torch.Generator().manual_seed(0))[:_MOST_PAIRS]
         logits, target = logits[rows], target[rows] if isinstance(target, Tensor) else target.select(rows)
     logits = logits.detach().double()
-    log_scale = torch.zeros((), dtype=torch.double, requires_grad=True)
-    offset = torch.zeros((), dtype=torch.double, requires_grad=True)
     binary = isinstance(target, Tensor) or target.soft
     if isinstance(target, Tensor):
         truth = target.double()[:, None]
@@ -83,22 +82,19 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers, *, shrink: bool = 
         return {"scale": 1.0, "offset": 0.0}
     decisions, outcomes = (truth.numel(), 2) if binary else truth.shape
     truth = (decisions * truth + _UNKNOWN_PAIRS / outcomes) / (decisions + _UNKNOWN_PAIRS)
-    optimiser = torch.optim.LBFGS(
-        [log_scale, offset] if binary else [log_scale], max_iter=100, line_search_fn="strong_wolfe"
-    )
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        adjusted = logits * log_scale.exp() + offset
+    def evaluate(point: Tensor) -> tuple[float, Tensor]:
+        point = point.clone().requires_grad_()
+        log_scale, offset = point.unbind()
+        adjusted = logits * log_scale.exp() + (offset if binary else 0.0)
         fit = F.binary_cross_entropy_with_logits(adjusted, truth) if binary else F.cross_entropy(adjusted, truth)
         # Logits that are all the same fit every scale: it then stays at 1.
         value = fit + 1e-3 * (log_scale.square() + offset.square())
-        torch.autograd.backward(value)
-        return value
+        return value.item(), torch.autograd.grad(value, point)[0]
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    scale, shift = log_scale.exp().item(), offset.item()
-    if not (torch.isfinite(log_scale) and torch.isfinite(offset)):
+    found = minimise(evaluate, torch.zeros(2, dtype=torch.double), steps=100, tolerance=1e-7)
+    scale, shift = found[0].exp().item(), found[1].item()
+    if not torch.isfinite(found).all():
         return {"scale": 1.0, "offset": 0.0}
     if not shrink:
         return {"scale": scale, "offset": shift}
