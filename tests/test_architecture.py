@@ -25,7 +25,11 @@ ROWS = [
     {"diagnosis"},
     {"cli"},
 ]
-ENTRANCES = {"frevl", "frevl.__main__"}  # the public names, and ``python -m frevl``: they stand above everything
+ENTRANCES = {
+    "frevl",
+    "frevl.__main__",
+    "frevl.estimators",
+}  # the public names, and ``python -m frevl``: they stand above everything
 IMPURE = {"pathlib", "json", "logging", "lance", "pyarrow", "typer", "rich"}
 MOST_LINES, MOST_FILES = 400, 10
 

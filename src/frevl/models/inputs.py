@@ -106,12 +106,18 @@ def stored_in_half(module: nn.Module, *, inner: bool = True) -> None:
         module: Whose parameters.
         inner: Those of the modules inside it too.
     """
-    own = {name for name, _ in module.named_parameters(recurse=inner)}
+    own = frozenset(name for name, _ in module.named_parameters(recurse=inner))
+    module.register_state_dict_post_hook(_Halving(own))  # type: ignore[no-untyped-call]
 
-    def halved(_: nn.Module, state: dict[str, Any], prefix: str, __: object) -> None:
-        for name in own:
+
+class _Halving:
+    """The hook of `stored_in_half`; a class, so that a network that has it can be pickled."""
+
+    def __init__(self, own: frozenset[str]) -> None:
+        self.own = own
+
+    def __call__(self, _: nn.Module, state: dict[str, Any], prefix: str, __: object) -> None:
+        for name in self.own:
             value = state[prefix + name]
             if value.dim() > 1 and value.dtype == torch.float32 and value.numel() and value.abs().max() < _LARGEST:
                 state[prefix + name] = value.half()
-
-    module.register_state_dict_post_hook(halved)  # type: ignore[no-untyped-call]

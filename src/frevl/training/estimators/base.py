@@ -1,0 +1,285 @@
+"""What the estimators have in common: checks of arrays, predictions, and a folder that is an ordinary run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from frevl.errors import FrevlError, MissingExtraError, RunError, UsageError
+from frevl.models.interface import PairNetwork
+from frevl.provenance import provenance
+from frevl.runs.calibration import calibrated
+from frevl.runs.run import Run
+from frevl.training.options import Session
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ModuleNotFoundError as error:
+    if error.name != "sklearn":
+        raise
+    raise MissingExtraError("scikit-learn", "estimators") from None
+
+__all__ = ["ArrayClassifier", "equal_rows"]
+
+_AT_ONCE = 4_096
+_ARRAYS = "given as arrays"  # the identity of embeddings whose encoder nobody has named
+A = TypeVar("A", bound="ArrayClassifier")
+
+
+class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A classifier whose rows are embeddings.
+
+    A subclass has `_fit`, which returns the network, its calibration and the results, and `_inputs`.
+
+    Attributes:
+        classes_: ``(classes,)`` sorted labels.
+        n_features_in_: Columns of ``X``.
+        network_: The fitted network; None where there was a single class.
+        calibration_: ``scale`` and ``offset`` of its logits.
+        results_: What a run remembers of its training: development accuracy, the table of what was compared, notes.
+    """
+
+    classes_: NDArray[Any]
+    n_features_in_: int
+    network_: PairNetwork | None
+    calibration_: dict[str, float]
+    results_: dict[str, Any]
+    random_state: int | None
+    time_limit: float | None
+    _task = "classification"
+
+    def fit(
+        self: A,
+        X: ArrayLike,
+        y: ArrayLike,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> A:
+        """Fit.
+
+        Args:
+            X: ``(n, features)`` embeddings; what the columns are, the class says. Any floating type.
+            y: ``(n,)`` labels.
+            groups: ``(n,)``; rows of one group are not independent and stay on one side of every split. None: rows
+                that are equal are one group.
+            sample_weight: ``(n,)`` not negative; how much every row counts in the fit. Rows of weight 0 are left out.
+
+        Raises:
+            ValueError: As scikit-learn raises it: shapes that do not fit, values that are not finite.
+        """
+        checked: tuple[NDArray[Any], NDArray[Any]] = validate_data(self, X, y, dtype=[np.float32, np.float64])
+        vectors, labels = checked
+        check_classification_targets(labels)
+        rows, weights = self._weights(sample_weight, len(labels))
+        numbers = None if groups is None else _numbers(groups, len(labels))[rows]
+        vectors, labels = _as_float32(vectors[rows]), labels[rows]
+        self.classes_ = self._classes(labels)
+        if len(self.classes_) == 1:
+            self.network_, self.calibration_ = None, {"scale": 1.0, "offset": 0.0}
+            self.results_ = {
+                "notes": ["One class: every row is predicted to be it."],
+                "warnings": [],
+                "selection": None,
+            }
+            return self
+        encoded = np.searchsorted(self.classes_, labels).astype(np.int64)
+        clusters = equal_rows(vectors) if numbers is None else numbers
+        try:
+            with torch.random.fork_rng():
+                self.network_, self.calibration_, self.results_ = self._fit(vectors, encoded, clusters, weights)
+        except FrevlError as error:
+            raise ValueError(str(error)) from error  # what users of scikit-learn expect
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the ``(n,)`` likeliest labels."""
+        best = self.predict_proba(X).argmax(axis=1)
+        found: NDArray[Any] = self.classes_[best]
+        return found
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return ``(n, classes)`` calibrated probabilities, in the order of ``classes_``."""
+        check_is_fitted(self)
+        vectors: NDArray[Any] = validate_data(self, X, dtype=[np.float32, np.float64], reset=False)
+        if self.network_ is None:
+            return np.ones((len(vectors), 1))
+        return self._probabilities(self._logits(_as_float32(vectors)))
+
+    def save(self, folder: str | Path) -> Run:
+        """Write an ordinary run, without pickle: `load`, `frevl.Scorer`, evaluate, serve and export take it.
+
+        Args:
+            folder: New or empty.
+
+        Returns:
+            The run. A store fits it only if its embeddings were declared in the same way, which they were not; import
+            the arrays and use `frevl.train` or `frevl.classify` where a store is meant to be used.
+
+        Raises:
+            RunError: The folder holds a run, or cannot be written.
+            UsageError: There is a single class, so no network.
+        """
+        check_is_fitted(self)
+        path = Path(folder)
+        if self.network_ is None:
+            raise UsageError("a classifier of a single class has no network, so it cannot be saved as a run")
+        if (path / "run.json").exists():
+            raise RunError(f"{path}: this folder holds a finished run; choose another, or delete it first")
+        kind = self.classes_.dtype.kind
+        run = Run(
+            path=path,
+            model=type(self).__name__,
+            task=self._task,
+            network_name=self.network_.key,
+            network_settings=self.network_.settings,
+            labels=[]
+            if self._task == "matching"
+            else [str(self.classes_[number]) for number in self._output_classes()],
+            encoders=["arrays"],
+            towers={
+                side: {f"arrays-{side}": _identity(side, dim)} if dim else {} for side, dim in self._widths().items()
+            },
+            calibration=self.calibration_,
+            settings={
+                "estimator": type(self).__name__,
+                "parameters": {name: value for name, value in self.get_params().items() if _is_json(value)},
+                "classes": [label.item() if hasattr(label, "item") else label for label in self.classes_],
+                "classes_kind": kind,
+                "n_features_in": int(self.n_features_in_),
+                "outputs": self._output_classes(),
+            },
+            results={**self.results_, "train_pairs": self.results_.get("train_pairs", 0)},
+            provenance=provenance(run=str(path), store_fingerprint="", seed=self._seed()),
+            train_image_hashes=np.zeros(0, np.uint64),
+            network=self.network_,
+        )
+        run.save()
+        return run
+
+    @classmethod
+    def load(cls: type[A], folder: str | Path) -> A:
+        """Load what `save` has written.
+
+        Raises:
+            RunError: There is no such run, or another class wrote it.
+        """
+        run = Run.load(folder)
+        if run.settings.get("estimator") != cls.__name__:
+            raise RunError(
+                f"{run.path}: expected a run that {cls.__name__}.save wrote, found one of "
+                f"{run.settings.get('estimator', run.model)}"
+            )
+        fitted = cls(**run.settings["parameters"])
+        fitted.classes_ = np.array(run.settings["classes"])
+        fitted.n_features_in_ = run.settings["n_features_in"]
+        fitted.network_, fitted.calibration_, fitted.results_ = run.network, run.calibration, run.results
+        fitted._remember_outputs(run.settings["outputs"])
+        return fitted
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "network_")
+
+    # ---- what a subclass says
+
+    def _fit(
+        self,
+        X: NDArray[np.float32],
+        y: NDArray[np.int64],
+        clusters: NDArray[np.int64],
+        weights: NDArray[np.float32] | None,
+    ) -> tuple[PairNetwork, dict[str, float], dict[str, Any]]:
+        raise NotImplementedError
+
+    def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return ``(n, image_dim)`` and ``(n, text_dim)`` columns; one of them may have no width."""
+        raise NotImplementedError
+
+    def _classes(self, y: NDArray[Any]) -> NDArray[Any]:
+        found: NDArray[Any] = np.unique(y)
+        return found
+
+    def _probabilities(self, logits: Tensor) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = calibrated(logits.double(), self.calibration_, soft=False).numpy()
+        return found
+
+    def _output_classes(self) -> list[int]:
+        """Return which class each output of the network is."""
+        return list(range(len(self.classes_)))
+
+    def _remember_outputs(self, order: list[int]) -> None:
+        """Take over what `_output_classes` has returned before it was saved."""
+
+    # ---- what they share
+
+    def _logits(self, X: NDArray[np.float32]) -> Tensor:
+        image, text = (torch.from_numpy(np.ascontiguousarray(side)) for side in self._sides(X))
+        if self.network_ is None:
+            raise ValueError("a single class has no logits")
+        with torch.inference_mode():
+            blocks = zip(torch.split(image, _AT_ONCE), torch.split(text, _AT_ONCE), strict=True)
+            return torch.cat([self.network_(one, other) for one, other in blocks])
+
+    def _widths(self) -> dict[str, int]:
+        image, text = self._sides(np.zeros((1, self.n_features_in_), np.float32))
+        return {"image": image.shape[1], "text": text.shape[1]}
+
+    def _seed(self) -> int:
+        return 0 if self.random_state is None else int(self.random_state)
+
+    def _session(self) -> Session:
+        return Session(seed=self._seed(), time_limit=self.time_limit, device="cpu", progress=False)
+
+    def _weights(self, given: ArrayLike | None, count: int) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
+        """Return which rows count, and the weights of these; None where all count alike."""
+        if given is None:
+            return np.ones(count, bool), None
+        weights = np.asarray(given, np.float64)
+        if weights.ndim == 0:
+            weights = np.full(count, float(weights))
+        if weights.shape != (count,):
+            raise ValueError(f"sample_weight.shape == {weights.shape}, expected ({count},)!")
+        if not np.isfinite(weights).all() or (weights < 0).any():
+            raise ValueError("sample_weight: expected finite weights that are not negative")
+        rows = weights > 0
+        if not rows.any():
+            raise ValueError("sample_weight: expected a weight above 0, found zeros only")
+        kept = weights[rows].astype(np.float32)
+        return rows, None if bool((kept == 1).all()) else kept
+
+
+def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        found = np.ascontiguousarray(values, np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
+    return found
+
+
+def _numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
+    values = np.asarray(groups)
+    if values.shape != (count,):
+        raise ValueError(f"groups: expected {count} values, one a row of X, found the shape {values.shape}")
+    found: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
+    return found
+
+
+def equal_rows(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Number rows so that equal ones have one number: a row and its copy must not stand on both sides of a split."""
+    keys = values.view(np.dtype((np.void, values.dtype.itemsize * values.shape[1])))[:, 0]
+    found: NDArray[np.int64] = np.unique(keys, return_inverse=True)[1]
+    return found
+
+
+def _identity(side: str, dim: int) -> dict[str, str]:
+    return {"tower": f"arrays-{side}", "weights": _ARRAYS, "tokens": "pooled", "dtype": "float32", "width": str(dim)}
+
+
+def _is_json(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)

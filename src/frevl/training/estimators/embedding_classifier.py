@@ -1,0 +1,164 @@
+"""Images as vectors, classes by examples, names, or both: `frevl.classify` for arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike, NDArray
+
+from frevl.models.interface import PairNetwork
+from frevl.models.retrieval.two_tower import Cosine
+from frevl.runs.calibration import calibration_notes
+from frevl.training.classification.candidates import METHODS
+from frevl.training.classification.fit_network import EmbeddedExamples, FittedSpace, fit_network
+from frevl.training.estimators.base import ArrayClassifier
+
+__all__ = ["EmbeddingClassifier"]
+
+
+class EmbeddingClassifier(ArrayClassifier):
+    """Classify embeddings of images (or of anything) by examples, by vectors of the classes' names, or by both.
+
+    The methods, the choice among them and the calibration are those of `frevl.classify`, and so are the results on the
+    same embeddings.
+
+    Args:
+        method: ``auto``, ``names``, ``means``, ``cache``, ``gaussian``, ``kernel`` or ``probe``.
+        class_texts: ``(classes, features)`` vectors of the names in the space of ``X`` (CLIP and its kind), in the
+            order of ``classes``, or None. Classes of ``classes`` without rows in ``y`` are then possible.
+        classes: Their labels; None: the sorted labels of ``y``.
+        name_scale: The logit of a cosine of 1 between a row and a name: 100 for CLIP.
+        time_limit: Most seconds for comparing methods.
+        random_state: Seed of the splits.
+
+    Examples:
+        >>> from frevl.estimators import EmbeddingClassifier
+        >>> import numpy as np
+        >>> X = np.eye(4).repeat(6, axis=0) + 0.1 * np.random.default_rng(0).standard_normal((24, 4))
+        >>> y = np.repeat(["ash", "birch", "cedar", "elm"], 6)
+        >>> EmbeddingClassifier().fit(X, y).predict(np.eye(4)).tolist()
+        ['ash', 'birch', 'cedar', 'elm']
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str = "auto",
+        class_texts: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+        name_scale: float = 100.0,
+        time_limit: float | None = None,
+        random_state: int | None = 0,
+    ) -> None:
+        self.method = method
+        self.class_texts = class_texts
+        self.classes = classes
+        self.name_scale = name_scale
+        self.time_limit = time_limit
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: ArrayLike | None = None,
+        y: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> EmbeddingClassifier:
+        """Fit; without ``X`` and ``y`` by the names alone, where ``class_texts`` and ``classes`` are given.
+
+        Args:
+            X: ``(n, features)`` embeddings; they need not have unit length.
+            y: ``(n,)`` labels.
+            groups: As in `ArrayClassifier.fit`.
+            sample_weight: As in `ArrayClassifier.fit`.
+
+        Raises:
+            ValueError: As scikit-learn raises it; also labels that are not among ``classes``, or ``class_texts`` of
+                another shape.
+        """
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {self.method!r}")
+        if X is None and y is None and self.class_texts is not None:
+            texts = np.asarray(self.class_texts, np.float32)
+            self.n_features_in_ = texts.shape[1]
+            self.classes_ = self._classes(np.array([]))
+            self.network_, self.calibration_, self.results_ = self._fit(
+                np.zeros((0, texts.shape[1]), np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64), None
+            )
+            return self
+        super().fit(X, y, groups, sample_weight)  # type: ignore[arg-type]
+        return self
+
+    def _classes(self, y: NDArray[Any]) -> NDArray[Any]:
+        if self.classes is None:
+            if self.class_texts is not None and not len(y):
+                raise ValueError("class_texts without examples need classes, the labels that they stand for")
+            return super()._classes(y)
+        given = np.asarray(self.classes)
+        known: NDArray[Any] = np.unique(given)
+        if len(known) != len(given):
+            raise ValueError("classes: expected different labels, found one twice")
+        strange = np.setdiff1d(y, known)
+        if len(strange):
+            raise ValueError(f"y: expected labels of classes, found {strange[0]!r}")
+        return known
+
+    def _fit(
+        self,
+        X: NDArray[np.float32],
+        y: NDArray[np.int64],
+        clusters: NDArray[np.int64],
+        weights: NDArray[np.float32] | None,
+    ) -> tuple[PairNetwork, dict[str, float], dict[str, Any]]:
+        space = self._space(X.shape[1])
+        missing = len(self.classes_) - len(np.unique(y))
+        if space is None and missing:
+            raise ValueError(f"{missing} of {len(self.classes_)} classes have no row in y and no class_texts")
+        own = EmbeddedExamples(
+            torch.from_numpy(X),
+            torch.from_numpy(y),
+            torch.from_numpy(clusters),
+            None if weights is None else torch.from_numpy(weights),
+        )
+        network, choice = fit_network(own, None, space, len(self.classes_), method=self.method, session=self._session())
+        logits, labels = choice.held_out
+        accuracy = 100 * float((logits.argmax(dim=1) == labels).float().mean()) if len(labels) else None
+        notes = [*choice.notes, *(calibration_notes(len(labels)) if len(labels) else [])]
+        results = {
+            "development": {"n": len(labels), "accuracy": accuracy},
+            "train_pairs": len(y),
+            "train_seconds": 0.0,
+            "soft_targets": False,
+            "warnings": list(choice.notes),
+            "notes": notes,
+            "fit": None,
+            "selection": {
+                "chosen": choice.method,
+                "reason": choice.reason,
+                "judged_on": choice.compared_on,
+                "candidates": choice.rows,
+                "names": space is not None,
+            },
+        }
+        return network, {"scale": 1.0, "offset": 0.0}, results
+
+    def _space(self, dim: int) -> FittedSpace | None:
+        if self.class_texts is None:
+            if self.method == "names":
+                raise ValueError("method='names' needs class_texts, vectors of the names")
+            return None
+        texts = np.asarray(self.class_texts, np.float32)
+        order = np.arange(len(self.classes_)) if self.classes is None else np.argsort(np.asarray(self.classes))
+        if texts.shape != (len(self.classes_), dim):
+            raise ValueError(
+                f"class_texts: expected the shape {(len(self.classes_), dim)}, a vector of the width of X for each "
+                f"class, found {texts.shape}"
+            )
+        vectors = F.normalize(torch.from_numpy(texts[order]), dim=1)
+        return FittedSpace(vectors, Cosine(spaces=[[0, dim, 0, dim]], scale=self.name_scale).eval(), self.name_scale)
+
+    def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return X, np.zeros((len(X), 0), np.float32)

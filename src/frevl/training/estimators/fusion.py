@@ -1,0 +1,226 @@
+"""Pairs of an image and a text as rows of numbers: `frevl.train` for arrays, in both tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from frevl.data.pairs import Pairs
+from frevl.models.interface import PairNetwork
+from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.calibration import calibrated
+from frevl.store.towers import MODALITIES, Tower
+from frevl.training.estimators.base import ArrayClassifier, equal_rows
+from frevl.training.examples import Prepared, examples_of, set_aside
+from frevl.training.options import ModelOptions, make_options
+from frevl.training.selection.fit_prepared import fit_prepared
+
+__all__ = ["FusionClassifier", "FusionMatcher"]
+
+
+class FusionClassifier(ArrayClassifier):
+    """Classify pairs of an image and a text (answer questions, entail ...) from their embeddings.
+
+    Models, selection, early stopping and calibration are those of `frevl.train` on the same embeddings.
+
+    Args:
+        image_dim: The first so many columns of ``X`` are the embedding of the image, the others that of the text.
+            None: all columns are of images.
+        model: ``auto``, or one of the models of `frevl.train`: ``linear``, ``kernel``, ``mlp``, ``tiny`` ...
+        options: Of the model: a mapping, or an object of its class in `frevl.training.options`.
+        dev_share: Share of the groups that is set aside for early stopping and calibration, in (0, 1).
+        time_limit: Most seconds.
+        random_state: Seed of weights, order and splits.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_dim: int | None = None,
+        model: str = "auto",
+        options: ModelOptions | Mapping[str, Any] | None = None,
+        dev_share: float = 0.1,
+        time_limit: float | None = None,
+        random_state: int | None = 0,
+    ) -> None:
+        self.image_dim = image_dim
+        self.model = model
+        self.options = options
+        self.dev_share = dev_share
+        self.time_limit = time_limit
+        self.random_state = random_state
+
+    def _fit(
+        self,
+        X: NDArray[np.float32],
+        y: NDArray[np.int64],
+        clusters: NDArray[np.int64],
+        weights: NDArray[np.float32] | None,
+    ) -> tuple[PairNetwork, dict[str, float], dict[str, Any]]:
+        options = make_options(self.model, self.options)
+        data = self._prepared(X, y, clusters, weights)
+        fitted = fit_prepared(data, task=self._task, model=self.model, options=options, session=self._session())
+        self._order = [int(label) for label in data.labels]
+        return fitted.network, fitted.calibration, fitted.results
+
+    def _prepared(
+        self,
+        X: NDArray[np.float32],
+        y: NDArray[np.int64],
+        clusters: NDArray[np.int64],
+        weights: NDArray[np.float32] | None,
+    ) -> Prepared:
+        """Name the items of the rows, and go the way of pairs with a store."""
+        sides = self._sides(X)
+        items, item_rows = zip(*map(_different, sides), strict=True)
+        has = [bool(side.shape[1]) for side in sides]
+        pairs = Pairs(
+            images=[f"image {row}" if has[0] else "" for row in item_rows[0]],
+            texts=[f"text {row}" if has[1] else "" for row in item_rows[1]],
+            targets=self._targets(y),
+            extras=[{"cluster": str(number)} for number in clusters],
+            places=[f"row {row} of X" for row in range(len(y))],
+            rejected=(),
+        )
+        notes: list[str] = []
+        learned, spare, seen = set_aside(pairs, self.dev_share, task=self._task, min_answer_count=1, seed=self._seed())
+        at = {place: row for row, place in enumerate(pairs.places)}
+        rows = [np.array([at[place] for place in part.places]) for part in (learned, spare)]
+        whole = EmbeddedPairs(
+            *(
+                torch.from_numpy(array)
+                for values in items
+                for array in (values[:, None], np.ones((len(values), 1), bool))
+            ),
+            *map(torch.from_numpy, item_rows),
+        )
+        train, dev, labels = examples_of(
+            [learned, spare], [whole.select(torch.from_numpy(part)) for part in rows], task=self._task,
+            min_answer_count=1, seed=self._seed(), dev_is_spare=True, dev_is_seen=seen, notes=notes,
+        )  # fmt: skip
+        if weights is not None:
+            train = train.select(_repeated(weights[rows[0]], self._seed()))
+        towers: list[list[Tower]] = [
+            [
+                Tower(
+                    f"arrays-{side}", side, ("arrays",), {}, values.shape[1], np.zeros((0, values.shape[1]), np.float32)
+                )
+            ]
+            if values.shape[1]
+            else []
+            for side, values in zip(MODALITIES, sides, strict=True)
+        ]
+        return Prepared(
+            train, dev, labels, towers[0], towers[1], ["arrays"], np.zeros(0, np.uint64), notes, dev_is_spare=True,
+            dev_is_seen=seen,
+        )  # fmt: skip
+
+    def _targets(self, y: NDArray[np.int64]) -> list[Any]:
+        return [str(label) for label in y]
+
+    def _default_image_dim(self, columns: int) -> int:
+        return columns
+
+    def _output_classes(self) -> list[int]:
+        return self._order
+
+    def _remember_outputs(self, order: list[int]) -> None:
+        self._order = order
+
+    def _probabilities(self, logits: Tensor) -> NDArray[np.float64]:
+        # The network has its classes in the order of their frequency.
+        found = calibrated(logits.double(), self.calibration_, soft=False).numpy()
+        ordered = np.zeros((len(found), len(self.classes_)))
+        ordered[:, self._order] = found
+        return ordered
+
+    def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        cut = self._default_image_dim(X.shape[1]) if self.image_dim is None else self.image_dim
+        if not 0 <= cut <= X.shape[1]:
+            raise ValueError(f"image_dim: expected 0 to {X.shape[1]}, the columns of X, found {cut}")
+        return X[:, :cut], X[:, cut:]
+
+
+class FusionMatcher(FusionClassifier):
+    """Say whether an image and a text belong together, from their embeddings.
+
+    ``y`` has two labels, of which the larger (1, True) says that they do. Without ``y`` all pairs are right ones, and
+    wrong texts are drawn, as `frevl.train` does with captions; ``classes_`` then are 0 and 1.
+
+    Args:
+        image_dim: As in `FusionClassifier`; None: the first half of the columns.
+        model: ``auto``, ``cosine``, ``dual``, ``linear``, ``mlp``, ``tiny`` ...
+        options: As in `FusionClassifier`.
+        dev_share: As in `FusionClassifier`.
+        time_limit: As in `FusionClassifier`.
+        random_state: As in `FusionClassifier`.
+    """
+
+    _task = "matching"
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> FusionMatcher:
+        """Fit; see `ArrayClassifier.fit`."""
+        self._captions = y is None
+        super().fit(X, np.ones(np.shape(X)[0], np.int64) if y is None else y, groups, sample_weight)
+        return self
+
+    def _classes(self, y: NDArray[Any]) -> NDArray[Any]:
+        found = np.array([0, 1]) if self._captions else super()._classes(y)
+        if len(found) > 2:
+            raise ValueError(f"Only binary classification is supported. The type of the target is multiclass: {found}")
+        return found
+
+    def _targets(self, y: NDArray[np.int64]) -> list[Any]:
+        return ["true" if right else "false" for right in y]
+
+    def _default_image_dim(self, columns: int) -> int:
+        return (columns + 1) // 2
+
+    def _probabilities(self, logits: Tensor) -> NDArray[np.float64]:
+        if self.network_ is None:
+            raise ValueError("a single class has no logits")
+        decisive = self.network_.probability_logits(logits)
+        right = calibrated(decisive.double(), self.calibration_, soft=True)[:, 0].numpy()
+        return np.stack([1 - right, right], axis=1)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+
+def _different(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the different rows, and which of them each row is: an image of five captions is stored once."""
+    if not values.shape[1]:
+        return np.zeros((1, 0), np.float32), np.zeros(len(values), np.int64)
+    numbers = equal_rows(values)
+    _, first = np.unique(numbers, return_index=True)
+    return values[first], numbers
+
+
+def _repeated(weights: NDArray[np.float32], seed: int) -> Tensor:
+    """Return rows as often as their weights say: exactly for whole numbers, on average (rounded at random) otherwise.
+
+    So every model can be weighted, and a row of weight 2 is the same as two rows.
+    """
+    wanted = weights.astype(np.float64)
+    if not (np.all(wanted == np.rint(wanted)) and wanted.sum() <= _MOST_REPEATS * len(wanted)):
+        wanted = wanted * _ROWS_PER_WEIGHT / wanted.mean()
+    whole = np.floor(wanted)
+    counts = whole + (np.random.default_rng(seed).random(len(wanted)) < wanted - whole)
+    return torch.from_numpy(np.repeat(np.arange(len(counts)), counts.astype(np.int64)))
+
+
+_MOST_REPEATS = 20
+_ROWS_PER_WEIGHT = 4  # rows that a row of average weight becomes: the rounding then is small
