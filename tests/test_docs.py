@@ -137,6 +137,14 @@ def test_the_start_page_works(tmp_path, frevl, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+def test_the_page_on_arrays_works(tmp_path, frevl, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (said,) = follow("docs/guides/arrays.md", frevl, capfd)
+    assert float(said.splitlines()[-1]) > 0.9
+    assert (tmp_path / "ARRAYS_RUN" / "run.json").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", GUIDES)
 def test_the_guides_work(guide, tmp_path, made, frevl, monkeypatch, capfd):
     monkeypatch.chdir(arrive(made, tmp_path))

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PRINTED = {
+    "arrays": " % of held-out answers are right",
     "captions_and_search": "1. ",
     "export_onnx": "is it ",
     "new_encoder": " % of held-out answers are right",

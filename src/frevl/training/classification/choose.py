@@ -48,7 +48,7 @@ class Labelled:
         features: Of ``n`` pictures.
         labels: ``(n,)`` int64.
         clusters: ``(n,)`` int64; pictures of one number are not independent.
-        weights: ``(n,)`` above 0, how much each counts in a fit; None: all alike. Methods are compared without them.
+        weights: ``(n,)`` above 0, how much each counts; None: all alike.
     """
 
     features: Features
@@ -58,6 +58,11 @@ class Labelled:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def each(self) -> Tensor:
+        """``(n,)`` weights whose mean is 1, so that a mean of weighted values is their weighted mean."""
+        return torch.ones(len(self)) if self.weights is None else self.weights / self.weights.mean()
 
     def select(self, rows: Tensor) -> Labelled:
         """Return some of the pictures."""
@@ -300,6 +305,7 @@ def _calibrated(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Label
 
     The scale of a head also says how far the examples are to be trusted beside the names.
     """
+    each = truth.each
     both = [part for part in parts if bool(part.any())]
     logs = torch.zeros(len(both), requires_grad=True)
     start = [1 / max(float(part.std()), 1e-6) for part in both]
@@ -311,7 +317,8 @@ def _calibrated(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Label
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(logits_of(logs), truth.labels) + 1e-4 * logs.square().sum()
+        loss = (F.cross_entropy(logits_of(logs), truth.labels, reduction="none") * each).mean()
+        loss = loss + 1e-4 * logs.square().sum()
         torch.autograd.backward(loss)
         return loss
 
@@ -320,8 +327,8 @@ def _calibrated(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Label
     scales = iter([float(value.exp()) * first for value, first in zip(logs.detach(), start, strict=True)])
     found = tuple(next(scales) if bool(part.any()) else 0.0 for part in parts)
     logits = found[0] * parts[0] + found[1] * parts[1]
-    hits = (logits.argmax(dim=1) == truth.labels).float()
-    losses = F.cross_entropy(logits, truth.labels, reduction="none")
+    hits = (logits.argmax(dim=1) == truth.labels) * each
+    losses = F.cross_entropy(logits, truth.labels, reduction="none") * each
     return _Compared(candidate.name, ((candidate, (found[0], found[1])),), logits, hits, losses, seconds)
 
 
@@ -339,8 +346,8 @@ def _averages(compared: list[_Compared], truth: Labelled) -> list[_Compared]:
             for one in taken
             for candidate, (of_names, of_rest) in one.members
         )
-        hits = (logits.argmax(dim=1) == truth.labels).float()
-        losses = F.cross_entropy(logits, truth.labels, reduction="none")
+        hits = (logits.argmax(dim=1) == truth.labels) * truth.each
+        losses = F.cross_entropy(logits, truth.labels, reduction="none") * truth.each
         name, seconds = " + ".join(one.name for one in taken), sum(one.fit_seconds for one in taken)
         averages.append(_Compared(name, members, logits, hits, losses, seconds))
     return averages

@@ -14,7 +14,7 @@ from frevl.models.retrieval.two_tower import Cosine
 from frevl.runs.calibration import calibration_notes
 from frevl.training.classification.candidates import METHODS
 from frevl.training.classification.fit_network import EmbeddedExamples, FittedSpace, fit_network
-from frevl.training.estimators.base import ArrayClassifier
+from frevl.training.estimators.array_classifier import ArrayClassifier
 
 __all__ = ["EmbeddingClassifier"]
 

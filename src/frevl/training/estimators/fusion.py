@@ -11,12 +11,14 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from frevl.data.pairs import Pairs
+from frevl.errors import UsageError, nearest
 from frevl.models.interface import PairNetwork
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.calibration import calibrated
 from frevl.store.towers import MODALITIES, Tower
-from frevl.training.estimators.base import ArrayClassifier, equal_rows
+from frevl.training.estimators.array_classifier import ArrayClassifier, equal_rows
 from frevl.training.examples import Prepared, examples_of, set_aside
+from frevl.training.fit_model import trainable
 from frevl.training.options import ModelOptions, make_options
 from frevl.training.selection.fit_prepared import fit_prepared
 
@@ -62,6 +64,9 @@ class FusionClassifier(ArrayClassifier):
         clusters: NDArray[np.int64],
         weights: NDArray[np.float32] | None,
     ) -> tuple[PairNetwork, dict[str, float], dict[str, Any]]:
+        known = (*trainable(), "auto")
+        if self.model not in known:
+            raise UsageError(f"There is no model '{self.model}'. {nearest(self.model, known)}")
         options = make_options(self.model, self.options)
         data = self._prepared(X, y, clusters, weights)
         fitted = fit_prepared(data, task=self._task, model=self.model, options=options, session=self._session())
@@ -104,7 +109,10 @@ class FusionClassifier(ArrayClassifier):
             min_answer_count=1, seed=self._seed(), dev_is_spare=True, dev_is_seen=seen, notes=notes,
         )  # fmt: skip
         if weights is not None:
-            train = train.select(_repeated(weights[rows[0]], self._seed()))
+            train, dev = (
+                part.select(_repeated(weights[own], self._seed())) if len(part) == len(own) else part
+                for part, own in zip((train, dev), rows, strict=True)  # wrong texts were drawn beside right ones
+            )
         towers: list[list[Tower]] = [
             [
                 Tower(
@@ -186,6 +194,15 @@ class FusionMatcher(FusionClassifier):
 
     def _default_image_dim(self, columns: int) -> int:
         return (columns + 1) // 2
+
+    def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        image, text = super()._sides(X)
+        if not (image.shape[1] and text.shape[1]):
+            raise ValueError(
+                f"expected columns of an image and of a text, found {image.shape[1]} and {text.shape[1]} (n_features = "
+                f"{X.shape[1]}); say with image_dim where the text begins"
+            )
+        return image, text
 
     def _probabilities(self, logits: Tensor) -> NDArray[np.float64]:
         if self.network_ is None:

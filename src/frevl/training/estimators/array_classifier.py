@@ -271,9 +271,15 @@ def _numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
 
 
 def equal_rows(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Number rows so that equal ones have one number: a row and its copy must not stand on both sides of a split."""
-    keys = values.view(np.dtype((np.void, values.dtype.itemsize * values.shape[1])))[:, 0]
-    found: NDArray[np.int64] = np.unique(keys, return_inverse=True)[1]
+    """Number rows so that equal ones have one number, in the order in which they appear.
+
+    A row and its copy must not stand on both sides of a split.
+    """
+    keys = np.ascontiguousarray(values).view(np.dtype((np.void, values.dtype.itemsize * values.shape[1])))[:, 0]
+    _, first, numbers = np.unique(keys, return_index=True, return_inverse=True)
+    order = np.empty(len(first), np.int64)
+    order[first.argsort()] = np.arange(len(first))
+    found: NDArray[np.int64] = order[numbers]
     return found
 
 
