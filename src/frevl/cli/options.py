@@ -86,7 +86,9 @@ def _with_config(function: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(function, eval_str=True)
     config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption)
     command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), config])  # type: ignore[attr-defined]
-    command.__annotations__ = {**function.__annotations__, "config": ConfigOption}
+    # Already evaluated: Typer would compile every annotation two more times, a seventh of the time of ``frevl --help``.
+    evaluated = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    command.__annotations__ = {**evaluated, "config": ConfigOption, "return": signature.return_annotation}
     return command
 
 
