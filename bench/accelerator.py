@@ -24,9 +24,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from frevl.deployment.efficiency.records import CardMeter
 from frevl.provenance import hardware
 from on_chip import encoders, fusions, neighbours
-from on_chip.measure import Chip, Joules, Record, limits
+from on_chip.measure import Chip, Record, limits
 from on_chip.page import page
 
 Part = Callable[[], Iterator[Record]]
@@ -39,8 +40,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="Write the page there.")
     parser.add_argument("--quick", action="store_true", help="Tiny sizes on a processor.")
     parser.add_argument("--only", default="", help="Letters of the parts, with commas.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="One of the three windows of energy.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.5, help="One of the three windows of energy.")
     parser.add_argument("--minutes", type=float, default=8.0, help="No part begins after so long.")
     given = parser.parse_args()
     if not given.quick and not torch.cuda.is_available():
@@ -64,10 +65,10 @@ def run(chip: Chip, given: argparse.Namespace) -> None:
     }
     bounds, records = limits(chip)
     found["records"] += [record.json() for record in records]
-    joules = Joules(chip)
+    meter = CardMeter(str(chip.device))
     parts: dict[str, Part] = {
         "a": lambda: fusions.same_scores(chip),
-        "e": lambda: encoders.comparison(chip, joules),
+        "e": lambda: encoders.comparison(chip, meter),
         "d": lambda: encoders.images(chip),
         "g": lambda: neighbours.search(chip, bounds),
         "f": lambda: neighbours.rerank(chip),

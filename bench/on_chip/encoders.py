@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from frevl.deployment.efficiency.profiles import counted_flops, fusion_flops
-from frevl.deployment.efficiency.stand_ins import ClipTowers, clip_config, open_clip_towers, open_joint
-from frevl.encoders.hub.torch_copy import fold_quick_gelu
+from frevl.deployment.efficiency.comparison import device_ways, joint_on_device
+from frevl.deployment.efficiency.profiles import counted_flops
+from frevl.deployment.efficiency.records import CardMeter
+from frevl.deployment.efficiency.stand_ins import ClipTowers, clip_config, open_clip_towers
 from frevl.encoders.interface import processors
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import open_in_torch
-from frevl.models.fusion import Fusion
 from on_chip.fusions import HALF, big_product, product_flops
-from on_chip.measure import Chip, Joules, Record, kernel_profile, quotient, rate, timed
+from on_chip.measure import Chip, Record, kernel_profile, quotient, rate, timed
 
 NAME = "CLIP ViT-L/14"
 _SMALL = (32, 16, 64, 2, 64, 2, 32)  # sizes of --quick, as in `frevl.deployment.efficiency.stand_ins.CLIPS`
@@ -127,84 +127,33 @@ def decoding(chip: Chip) -> Iterator[Record]:
     yield rate("d images", f"decode and resize, {processors()} cores, JPEG of 640 x 480", seconds, count, "images/s")
 
 
-class Ways:
-    """A pair scored end to end, half cached and fully cached: one CLIP, one ``base``, all on the device."""
-
-    def __init__(self, chip: Chip) -> None:
-        self.chip = chip
-        self.half = torch.float16 if chip.cuda else torch.float32
-        towers = towers_of(chip)
-        pixels, ids = towers.draw(2 if chip.quick else 128)
-        meta = fusion_flops(Fusion.from_preset("base", image_dim=towers.dim, text_dim=towers.dim, outputs=1).settings)
-        image = counted_flops(towers.model.vision_model, pixel_values=pixels[:1].to(chip.device))
-        text = counted_flops(towers.model.text_model, input_ids=ids[:1].to(chip.device))
-        self.flops = {"end to end": image + text + meta, "half cached": text + meta, "fully cached": meta}
-        fold_quick_gelu(towers.model).to(chip.device, self.half)  # as extract runs it
-        preset = "tiny" if chip.quick else "base"
-        network = Fusion.from_preset(preset, image_dim=towers.dim, text_dim=towers.dim, outputs=1)
-        fusion = network.for_inference().to(chip.device, self.half)
-        few, texts, many = len(pixels), 4 if chip.quick else 512, 8 if chip.quick else 65_536
-        pixels, ids = pixels.to(chip.device, self.half), ids.to(chip.device)
-        more = ids[torch.arange(texts, device=chip.device) % few]
-        stored = 64 if chip.quick else 100_000
-        images = nn.functional.normalize(chip.randn(stored, towers.dim, dtype=self.half), dim=1)
-        sentences = nn.functional.normalize(chip.randn(stored, towers.dim, dtype=self.half, seed=1), dim=1)
-        rows = torch.randint(stored, (many,), device=chip.device)
-        columns = torch.randint(stored, (many,), device=chip.device)
-        self.pairs = {"end to end": few, "half cached": texts, "fully cached": many}
-        self.calls: dict[str, Any] = {
-            "end to end": lambda: fusion(towers.images(pixels), towers.texts(ids)),
-            "half cached": lambda: fusion(images[rows[:texts]], towers.texts(more)),
-            "fully cached": lambda: fusion(images[rows], sentences[columns]),
-        }
-
-
-def joint_call(chip: Chip, name: str) -> tuple[str, Any, int, int]:
-    """A joint encoder in half precision: its name, a call, pairs a call and operations a pair."""
-    torch.manual_seed(0)
-    joint = open_joint(name, device=str(chip.device))
-    pairs = 1 if chip.quick else 64
-    flops = counted_flops(joint.network, **joint.inputs(1))
-    half = torch.float16 if chip.cuda else torch.float32
-    joint.network.to(chip.device, half)
-    inputs = {
-        key: value.to(chip.device, half) if value.is_floating_point() else value.to(chip.device)
-        for key, value in joint.inputs(pairs).items()
-    }
-    return joint.name, lambda: joint.score(inputs), pairs, flops
-
-
-def comparison(chip: Chip, joules: Joules) -> Iterator[Record]:
+def comparison(chip: Chip, meter: CardMeter) -> Iterator[Record]:
     """(e) Time and energy a pair of every way, and the ratios of the paper's headline."""
-    idle = joules.rest(0.1 if chip.quick else 2.0)
-    yield Record("e comparison", "power of the idle chip, subtracted below", idle if joules.reason == "" else None, "W",
-                 details={"reason": joules.reason})  # fmt: skip
-    ways = Ways(chip)
+    idle = meter.rest(0.1 if chip.quick else 2.0)
+    yield Record("e comparison", "power of the idle chip, subtracted below", idle if meter.reason == "" else None, "W",
+                 details={"reason": meter.reason})  # fmt: skip
+    device, towers = str(chip.device), towers_of(chip)
+    few = {"pairs": {"end to end": 2, "half cached": 4, "fully cached": 8}, "preset": "tiny"} if chip.quick else {}
+    ways = device_ways(device, NAME, towers, **few)
+    joint = [] if chip.quick else [joint_on_device(device, name) for name in ("ViLT", "BLIP")]
     each: dict[str, tuple[list[float], list[float]]] = {}
-    joint: list[str] = []
-    work: list[tuple[str, Any, int, int]] = [
-        (f"{NAME}, {way}", call, ways.pairs[way], ways.flops[way]) for way, call in ways.calls.items()
-    ]
-    work += [] if chip.quick else [joint_call(chip, "ViLT"), joint_call(chip, "BLIP")]
-    for name, call, pairs, flops in work:
+    for way in (*ways, *joint):
         with torch.inference_mode():
-            seconds, spent, watts = joules.of(call)
-        each[name] = ([one / pairs for one in seconds], [one / pairs for one in spent])
-        yield rate("e comparison", name, seconds, pairs, "pairs/s", flops=flops,
-                   joules_a_pair=statistics.median(each[name][1]) if spent else None,
-                   joules_low_high=[min(each[name][1]), max(each[name][1])] if spent else None,
-                   watts=statistics.median(watts) if watts else None)  # fmt: skip
-        if not name.startswith(NAME):
-            joint.append(name)
-    whole, half, full = (each[f"{NAME}, {way}"] for way in ("end to end", "half cached", "fully cached"))
+            found = meter.measure(way.call, chip.seconds)
+        each[way.name] = ([one / way.pairs for one in found.seconds], [one / way.pairs for one in found.joules])
+        spent = each[way.name][1]
+        yield rate("e comparison", way.name, found.seconds, way.pairs, "pairs/s", flops=way.flops,
+                   joules_a_pair=statistics.median(spent) if spent else None,
+                   joules_low_high=[min(spent), max(spent)] if spent else None,
+                   watts=statistics.median(found.watts) if found.watts else None)  # fmt: skip
+    whole, half, full = (each[way.name] for way in ways)
     yield _faster(f"{NAME}: fully cached over end to end", whole, full, 1000.0)
     yield _faster(f"{NAME}: half cached over end to end", whole, half, None)
-    flops = {name: count for name, _, _, count in work}
-    for name in joint:
-        operations = {"ratio_of_operations": flops[name] / flops[f"{NAME}, half cached"]}
-        yield _faster(f"half cached over {name}", each[name], half, 2.3, **operations)
-        yield _less(f"half cached over {name}: percent fewer joules a pair", each[name], half, 52.0)
-        yield _faster(f"fully cached over {name}", each[name], full, None)
+    for way in joint:
+        operations = {"ratio_of_operations": way.flops / ways[1].flops}
+        yield _faster(f"half cached over {way.name}", each[way.name], half, 2.3, **operations)
+        yield _less(f"half cached over {way.name}: percent fewer joules a pair", each[way.name], half, 52.0)
+        yield _faster(f"fully cached over {way.name}", each[way.name], full, None)
 
 
 def _faster(

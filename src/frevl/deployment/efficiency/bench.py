@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frevl.deployment.efficiency.comparison import clip_records, joint_records
+from frevl.deployment.efficiency.comparison import (
+    clip_records,
+    device_records,
+    device_ways,
+    joint_on_device,
+    joint_records,
+)
 from frevl.deployment.efficiency.encoder_forms import encoder_records
 from frevl.deployment.efficiency.networks import fusion_records, goal_records, scaling_records
-from frevl.deployment.efficiency.records import Record, Show, open_meter
+from frevl.deployment.efficiency.records import CardMeter, Record, Show, open_meter
 from frevl.deployment.efficiency.stages import stage_records
+from frevl.deployment.efficiency.stand_ins import open_clip_towers
 from frevl.deployment.efficiency.timing import Limits, measure_limits
 from frevl.errors import InputError, library
 from frevl.provenance import hardware, provenance
@@ -121,7 +128,19 @@ def _full(limits: Limits, show: Show) -> list[Record]:
         records += clip
     for name in ("ViLT", "BLIP"):
         records += joint_records(name, meter, ways["CLIP ViT-B/32"], "CLIP ViT-B/32", show=show)
-    return [*records, *encoder_records(show=show)]
+    return [*records, *_on_accelerator(show), *encoder_records(show=show)]
+
+
+def _on_accelerator(show: Show) -> list[Record]:
+    """Time and energy a pair on the first NVIDIA card, if there is one; bench/accelerator.py measures more of it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    device, name = "cuda:0", "CLIP ViT-L/14"
+    ways = device_ways(device, name, open_clip_towers(name, device=device))
+    joint = [joint_on_device(device, one) for one in ("ViLT", "BLIP")]
+    return device_records(CardMeter(device), [*ways, *joint], show=show)
 
 
 def _make_folder(page: Path) -> None:

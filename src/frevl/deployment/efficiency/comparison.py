@@ -7,17 +7,19 @@ are left out of every side (`frevl.deployment.efficiency.stages` has them). The 
 from __future__ import annotations
 
 import math
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from frevl.deployment.efficiency.profiles import counted_flops, fusion_flops
-from frevl.deployment.efficiency.records import Meter, Record, Show, energy_record
+from frevl.deployment.efficiency.records import NOT_MEASURED, CardMeter, Meter, Record, Show, energy_record
 from frevl.deployment.efficiency.stand_ins import (
     ClipTowers,
     drawn_run,
@@ -27,10 +29,25 @@ from frevl.deployment.efficiency.stand_ins import (
     write_drawn,
 )
 from frevl.deployment.efficiency.timing import Timing, rate_record, ratio, take_turns
+from frevl.devices import is_accelerator
+from frevl.encoders.hub.torch_copy import fold_quick_gelu
 from frevl.models.fusion import Fusion
-from frevl.runs.scorer import Scorer
 
-__all__ = ["LIMITS", "Work", "break_even", "clip_records", "joint_records", "saved"]
+if TYPE_CHECKING:  # what happens on a device needs no store
+    from frevl.runs.scorer import Scorer
+
+__all__ = [
+    "LIMITS",
+    "DeviceWay",
+    "Work",
+    "break_even",
+    "clip_records",
+    "device_records",
+    "device_ways",
+    "joint_on_device",
+    "joint_records",
+    "saved",
+]
 
 # Least speed-up over end to end that we promise for ViT-L/14 with `base`.
 LIMITS = {"fully cached": 100.0, "half cached": 2.3}
@@ -106,6 +123,8 @@ def clip_records(
     Returns:
         Records, and what was measured of each way, by name.
     """
+    from frevl.runs.scorer import Scorer
+
     show(f"{name} with {preset}: end to end, half cached, fully cached")
     towers = open_clip_towers(name)
     torch.manual_seed(0)
@@ -253,3 +272,106 @@ def _uses(name: str, images: Timing, batch: int, stage_seconds: dict[str, float]
     milliseconds = {f"{part}_ms": 1e3 * seconds for part, seconds in parts.items()}
     title = f"{name}: uses of an image from which on keeping its embedding costs less"
     return Record("break-even", title, value, "uses", details=milliseconds)
+
+
+_DEVICE_PAIRS = {"end to end": 128, "half cached": 512, "fully cached": 65_536}
+_DEVICE_STORED = 100_000
+_DEVICE_SECONDS = 2.0  # of a window; the counter of a card moves in steps
+
+
+@dataclass(frozen=True)
+class DeviceWay:
+    """One of the ways to score pairs, with everything on a device.
+
+    Attributes:
+        name: In words.
+        call: Scores the pairs.
+        pairs: Pairs a call.
+        flops: Operations a pair.
+    """
+
+    name: str
+    call: Callable[[], object]
+    pairs: int
+    flops: float
+
+
+def device_ways(
+    device: str, name: str, towers: ClipTowers, *, preset: str = "base", pairs: Mapping[str, int] = _DEVICE_PAIRS
+) -> list[DeviceWay]:
+    """Return the three ways with one CLIP, in float16 on an accelerator, as extraction and `Scorer` run them.
+
+    Args:
+        device: Where the towers are.
+        name: Of the CLIP.
+        towers: The CLIP; its activation is folded (`frevl.encoders.hub.torch_copy`), and it becomes float16.
+        preset: The fusion's size.
+        pairs: Pairs a call, by way.
+    """
+    half = torch.float16 if is_accelerator(device) else torch.float32
+    network = Fusion.from_preset(preset, image_dim=towers.dim, text_dim=towers.dim, outputs=1)
+    pixels, ids = towers.draw(pairs["end to end"])
+    one = pixels[:1].to(device), ids[:1].to(device)
+    image = counted_flops(towers.model.vision_model, pixel_values=one[0])
+    text = counted_flops(towers.model.text_model, input_ids=one[1])
+    own = fusion_flops(network.settings)
+    fold_quick_gelu(towers.model).to(device, half)
+    fusion = network.for_inference().to(device, half)
+    pixels, ids = pixels.to(device, half), ids.to(device)
+    more = ids[torch.arange(pairs["half cached"], device=device) % len(ids)]
+    images, sentences = (torch.randn(_DEVICE_STORED, towers.dim, device=device, dtype=half) for _ in range(2))
+    images, sentences = (torch.nn.functional.normalize(one, dim=1) for one in (images, sentences))
+    rows, columns = (torch.randint(_DEVICE_STORED, (pairs["fully cached"],), device=device) for _ in range(2))
+    few = rows[: pairs["half cached"]]
+    calls: dict[str, tuple[Callable[[], object], float]] = {
+        "end to end": (lambda: fusion(towers.images(pixels), towers.texts(ids)), image + text + own),
+        "half cached": (lambda: fusion(images[few], towers.texts(more)), text + own),
+        "fully cached": (lambda: fusion(images[rows], sentences[columns]), own),
+    }
+    return [DeviceWay(f"{name}, {way}", call, pairs[way], flops) for way, (call, flops) in calls.items()]
+
+
+def joint_on_device(device: str, name: str, *, pairs: int = 64) -> DeviceWay:
+    """Return a joint encoder of `frevl.deployment.efficiency.stand_ins.JOINT`, in float16 on an accelerator."""
+    half = torch.float16 if is_accelerator(device) else torch.float32
+    joint = open_joint(name, device=device)
+    flops = counted_flops(joint.network, **joint.inputs(1))
+    joint.network.to(device, half)
+    inputs = {
+        key: value.to(device, half) if value.is_floating_point() else value.to(device)
+        for key, value in joint.inputs(pairs).items()
+    }
+    return DeviceWay(joint.name, lambda: joint.score(inputs), pairs, flops)
+
+
+def device_records(
+    meter: CardMeter, ways: Sequence[DeviceWay], *, seconds: float = _DEVICE_SECONDS, show: Show = str
+) -> list[Record]:
+    """Time ways to score pairs on the device of a meter, and measure their energy where it has a counter.
+
+    Args:
+        meter: Of the device.
+        ways: From `device_ways` and `joint_on_device`.
+        seconds: Of one of three windows.
+        show: Called before it begins.
+    """
+    show(f"Time and energy a pair on {meter.device}")
+    idle = meter.rest(seconds)
+    records = []
+    for way in ways:
+        with torch.inference_mode():
+            found = meter.measure(way.call, seconds)
+        rates = [way.pairs / one for one in found.seconds]
+        joules = [one / way.pairs for one in found.joules]
+        records.append(_of_windows(way.name, rates, "pairs/s", flops=way.flops, watts=found.watts))
+        if joules:
+            records.append(_of_windows(f"{way.name}, less the idle card's {idle:.0f} W", joules, "joules a pair"))
+        else:
+            details = {"reason": meter.reason}
+            records.append(Record("accelerator", way.name, NOT_MEASURED, "joules a pair", details=details))
+    return records
+
+
+def _of_windows(name: str, values: list[float], unit: str, **details: object) -> Record:
+    spread = {"low": min(values), "high": max(values), "rounds": len(values)}
+    return Record("accelerator", name, statistics.median(values), unit, spread, details=details)

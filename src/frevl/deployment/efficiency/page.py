@@ -32,6 +32,11 @@ _PARTS: dict[str, tuple[str, str]] = {
         "From the machine's own counters, never from a constant. Where there is no counter, processor seconds and "
         "operations stand in for it; they are not energy.",
     ),
+    "accelerator": (
+        "Time and energy a pair on the accelerator",
+        "Everything in float16 on the first NVIDIA card, inputs included; energy is that of the whole card by its own "
+        "counter, less that of the idle card. `bench/accelerator.py` measures more of it.",
+    ),
     "stages": ("Stages of an extraction", "Medians over rounds; networks on all cores, decoding and resizing on one."),
     "fusion": (
         "The fusion in every form",

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import importlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["NOT_MEASURED", "Meter", "Record", "Show", "energy_record", "open_meter"]
+__all__ = ["NOT_MEASURED", "CardMeter", "Meter", "Record", "Show", "Windows", "energy_record", "open_meter"]
 
 NOT_MEASURED = "not measured"
 
@@ -23,7 +25,7 @@ class Record:
 
     Attributes:
         part: Theme: ``machine``, ``stages``, ``fusion``, ``scaling``, ``comparison``, ``break-even``, ``energy``,
-            ``goals`` or ``profile``.
+            ``goals``, ``accelerator`` or ``profile``.
         name: What was measured, in words.
         value: The number (the median over rounds), or words such as ``not measured``.
         unit: Of the value.
@@ -107,6 +109,100 @@ def open_meter(rapl: Path = RAPL, *, accelerator: bool | None = None) -> Meter:
         return Meter(reason=f"the energy counters cannot be read ({' '.join(str(error).split())[:160]})")
     counters = " and ".join(name for name, there in (("RAPL", processor), ("NVML", accelerator)) if there)
     return Meter(monitor, counters=counters)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """One call, repeated for several windows of time.
+
+    Attributes:
+        seconds: Of a call, window by window.
+        joules: Of a call above the idle card; empty without a counter.
+        watts: Power in all; empty without a counter.
+    """
+
+    seconds: list[float]
+    joules: list[float]
+    watts: list[float]
+
+
+_WINDOWS = 3
+_UNSEEN_CALLS = 8  # before they are waited for, so that the queue of the device stays short
+
+
+class CardMeter:
+    """Time and energy of calls on an NVIDIA card, by the counter of its driver's library (NVML).
+
+    The counter is that of the whole card; what the idle card uses, this process's context included, is subtracted. It
+    moves in steps of up to a tenth of a second, so windows should be seconds long.
+
+    Attributes:
+        device: As PyTorch names it.
+        reason: Why there is no energy; empty if there is.
+        idle: Watts of the idle card, once `rest` has measured them.
+    """
+
+    def __init__(self, device: str) -> None:
+        """Open the counter."""
+        self.device, self.idle = device, 0.0
+        self.reason = "" if device.startswith("cuda") else "a processor run reads no counter of a card"
+        self._read: Callable[[], float] | None = None
+        if not self.reason:
+            try:
+                pynvml: Any = importlib.import_module("pynvml")
+                pynvml.nvmlInit()
+                handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
+                self._read = lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
+                self._read()
+            # The library has an error class for each of its codes; each means: no counter for us.
+            except Exception as error:
+                self._read, self.reason = None, f"NVML: {error}"
+
+    def rest(self, seconds: float) -> float:
+        """Measure and keep the watts of the idle card."""
+        if self._read is not None:
+            self._wait()
+            time.sleep(min(1.0, seconds))
+            self.idle = self._window(self._read, lambda: time.sleep(0.05), seconds)[1]
+        return self.idle
+
+    def measure(self, call: Callable[[], object], seconds: float) -> Windows:
+        """Repeat a call for three windows of so many seconds; without a counter it is called once a window."""
+        found = Windows([], [], [])
+        call()
+        self._wait()
+        for _ in range(_WINDOWS):
+            started = time.perf_counter()
+            if self._read is None:
+                call()
+                self._wait()
+                found.seconds.append(time.perf_counter() - started)
+                continue
+            count, watts = self._window(self._read, call, seconds)
+            each = (time.perf_counter() - started) / count
+            found.seconds.append(each)
+            found.watts.append(watts)
+            found.joules.append(max(0.0, watts - self.idle) * each)
+        return found
+
+    def _window(self, read: Callable[[], float], call: Callable[[], object], seconds: float) -> tuple[int, float]:
+        """Calls in a window, and watts."""
+        self._wait()
+        before, started, count = read(), time.perf_counter(), 0
+        while not count or time.perf_counter() - started < seconds:
+            call()
+            count += 1
+            if count % _UNSEEN_CALLS == 0:
+                self._wait()
+        self._wait()
+        spent = time.perf_counter() - started
+        return count, (read() - before) / spent
+
+    def _wait(self) -> None:
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize(self.device)
 
 
 def energy_record(name: str, joules: float | None, meter: Meter, *, pairs: int, **stand_ins: float) -> Record:
