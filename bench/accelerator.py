@@ -59,6 +59,8 @@ def run(chip: Chip, given: argparse.Namespace) -> None:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {"device": chip.name(), "torch": torch.__version__, **hardware()},
         "quick": given.quick,
+        "rounds": chip.rounds,
+        "window": chip.seconds,
         "records": [],
         "failures": {},
         "seconds_by_part": {},

@@ -47,10 +47,11 @@ The share is that of one pass over the vectors in the time of a batch of queries
 
 INTRODUCTION = """\
 `python bench/accelerator.py --page docs/accelerator.md` measured everything here in one process of {seconds:.0f}
-seconds ({date}, PyTorch {torch}, beside {cores} cores of {processor}) and wrote this page. A number is the median over
-rounds, with the lowest and the highest; what is compared took turns in the same round. Networks have random weights and
-their published sizes: speed does not depend on them, and nothing here says how good an answer is. Energy is that of the
-whole card by NVML's counter, less that of the idle card; the processor beside it is not in it."""
+seconds ({date}, PyTorch {torch}, {rounds} rounds, windows of {window} s for energy, beside {cores} cores of
+{processor}) and wrote this page. A number is the median over rounds, with the lowest and the highest; what is compared
+took turns in the same round. Networks have random weights and their published sizes: speed does not depend on them, and
+nothing here says how good an answer is. Energy is that of the whole card by NVML's counter, less that of the idle card;
+the processor beside it is not in it."""
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -64,7 +65,7 @@ def page(found: Mapping[str, Any]) -> str:
         f"On one {machine['device']}, {len(goals) - len(missed)} of {len(goals)} goals were reached"
         + (f" and {len(missed)} were missed: {'; '.join(one['name'] for one in missed)}." if missed else "."),
         "",
-        INTRODUCTION.format(**machine, date=found["date"], seconds=found["seconds"]),
+        INTRODUCTION.format(**{**machine, **found}),
         "",
         "## Goals",
         "",

@@ -42,6 +42,7 @@ def pairs_of(pairs):
     return list(zip(pairs.images, pairs.texts, strict=True))
 
 
+@pytest.mark.slow
 def test_scores_in_float16_are_near_those_in_float32(made, answering, accelerator):
     pairs = pairs_of(made.test)
     half = Scorer.open(answering, store=made.store)
@@ -55,6 +56,7 @@ def test_scores_in_float16_are_near_those_in_float32(made, answering, accelerato
     assert evaluate(half, made.test_file).metrics["accuracy"] == evaluate(exact, made.test_file).metrics["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_grid_on_an_accelerator_is_that_of_single_pairs(made, matching, accelerator):
     scorer = Scorer.open(matching, store=made.store)
     images, texts = made.store.image_ids[:5], made.store.texts[:4]
@@ -63,6 +65,7 @@ def test_a_grid_on_an_accelerator_is_that_of_single_pairs(made, matching, accele
     np.testing.assert_allclose(grid.reshape(-1), alone, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_scores_that_float16_does_not_hold_are_computed_in_float32(made, matching, accelerator, monkeypatch, caplog):
     pairs, images, texts = pairs_of(made.captions)[:6], made.store.image_ids[:3], made.store.texts[:2]
     whole = Fusion.fuse
@@ -81,6 +84,7 @@ def test_scores_that_float16_does_not_hold_are_computed_in_float32(made, matchin
         caplog.clear()
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_in_memory_is_halved_and_the_scores_stay(
     made, answering, matching, monkeypatch, caplog
 ):
@@ -174,6 +178,7 @@ def test_encoders_run_on_the_device_that_was_chosen(monkeypatch):
     assert runtime.accelerators() == ["cuda:0", "cuda:1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cuda:7", "foo"])
 def test_a_device_that_is_not_there_is_refused_by_every_command(device, made, answering, frevl, tmp_path):
     given = ["--store", made.store.path, "--run", answering, "--device", device]
@@ -191,6 +196,7 @@ def test_a_device_that_is_not_there_is_refused_by_every_command(device, made, an
     assert not (tmp_path / "s").exists()
 
 
+@pytest.mark.slow
 def test_an_exported_file_runs_on_the_processor_only(made, answering):
     with pytest.raises(UsageError, match="--backend onnx runs on the processor, found --device 'cuda'"):
         Scorer.open(answering, store=made.store, backend="onnx", device="cuda")

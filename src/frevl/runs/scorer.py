@@ -16,6 +16,7 @@ from frevl.devices import default_batch
 from frevl.encoders.images import MAX_PIXELS, ImageSource, read_image
 from frevl.encoders.interface import Encoder, ImageTower
 from frevl.encoders.registry import load_encoder
+from frevl.encoders.runtime import on_device
 from frevl.errors import StoreError, UsageError
 from frevl.models.interface import PairNetwork, Searchable
 from frevl.runs.batches import EmbeddedPairs, exact_enough, placed, read_side, vectors_of
@@ -392,7 +393,8 @@ class Scorer:
         for name in self.run.encoders:
             if name not in self._encoders and any(name in tower.encoders for tower in towers):
                 read = self._towers["image"] + self._towers["text"]
-                encoder = load_encoder(name, tokens=read[0].identity["tokens"])
+                with on_device(None if self.device == "cpu" else self.device):
+                    encoder = load_encoder(name, tokens=read[0].identity["tokens"])
                 check_encoder(encoder, read, str(self.store.path))
                 self._encoders[name] = encoder
         return [encoder for name, encoder in self._encoders.items() if any(name in tower.encoders for tower in towers)]

@@ -74,6 +74,7 @@ def test_accelerators_are_asked_for_several_runs_at_once():
     assert open_in_torch(source, ["meta", "meta"]).batch_size == 4 * 256 * 2
 
 
+@pytest.mark.slow
 def test_the_activation_of_clip_is_folded_into_the_weights_around_it(pretrained):
     import transformers
 
