@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import frevl.data.arrow_rows
+from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, PairsError
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.score_files import score_file
@@ -75,6 +76,20 @@ def test_pictures_without_names_train_and_score(tmp_path):
     assert len(lines) == 24
     assert set(json.loads(lines[0])) == {"image", "text", "target", "label", "probability", "top"}
     assert max(map(len, lines)) < 400
+
+
+def test_pictures_of_a_table_in_memory_train_too(tmp_path):
+    targets = ["even" if n % 2 == 0 else "odd" for n in range(12)]
+    data = table(range(12), answer=targets)
+    extract(tmp_path / "s", pairs=data, columns={"target": "answer"}, encoder="toy")
+    store = Store.open(tmp_path / "s")
+    assert store.image_ids == [f"{n}.png" for n in range(12)]
+    run = train(
+        store, read_pairs(data, columns={"target": "answer"}), run=tmp_path / "r", task="classification", model="linear"
+    )
+    assert run.labels == ["even", "odd"]
+    again = extract(tmp_path / "s", pairs=[data], encoder="toy")
+    assert (again.images, again.images_kept) == (0, 12)
 
 
 def test_pictures_and_labels_alone_are_embedded(tmp_path):

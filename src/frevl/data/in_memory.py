@@ -14,7 +14,7 @@ from frevl.data.pair_rows import in_fields
 from frevl.errors import UsageError
 from frevl.jsonfile import plain
 
-__all__ = ["PLACE", "as_list", "rows_in_memory"]
+__all__ = ["PLACE", "as_list", "rows_in_memory", "table_of"]
 
 PLACE = "pairs in memory"
 """Stands for the name of a file in the places of such pairs."""
@@ -41,7 +41,7 @@ def rows_in_memory(source: Any, given: Mapping[str, str], notes: list[str]) -> I
         UsageError: Nothing that could be pairs.
         PairsError: A table does not say what the image and the text are.
     """
-    table = _table(source)
+    table = table_of(source)
     if table is not None:
         from frevl.data.arrow_rows import arrow_rows, table_source
 
@@ -50,8 +50,8 @@ def rows_in_memory(source: Any, given: Mapping[str, str], notes: list[str]) -> I
         yield from in_fields(_with_columns(_rows(source), given), notes)
 
 
-def _table(source: Any) -> Any:
-    """Return an Arrow table, or None if the object cannot be turned into one."""
+def table_of(source: Any) -> Any:
+    """Return a table of pandas, polars, Arrow or datasets as an Arrow table; None for anything else."""
     library = type(source).__module__.partition(".")[0]
     if library not in ("pandas", "polars", "pyarrow", "datasets"):
         return None

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.arrow_rows import open_arrow, pictures_of
+from frevl.data.arrow_rows import ArrowSource, open_arrow, pictures_of, table_source
 from frevl.data.columns import columns_of
-from frevl.data.in_memory import as_list
+from frevl.data.in_memory import PLACE, as_list, table_of
 from frevl.data.names import same_names, why_unknown
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.encoders.interface import TextTower, processors
@@ -68,7 +68,8 @@ def extract(
         store: Folder of the store; made if it is missing.
         images: Folder of images; an image's id is its path below it, with ``/``.
         pairs: Pairs files, or pairs in memory, whose texts are embedded; one, or a list of several. Without ``images``,
-            pictures inside Parquet, Arrow and Feather files (`frevl.data.arrow_rows`) are embedded too.
+            pictures inside Parquet, Arrow and Feather files and inside tables in memory (`frevl.data.arrow_rows`) are
+            embedded too.
         columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
         encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
         tokens: ``pooled``, or an image grid ``7x7``, ``4x4``, ``2x2`` with word tokens for texts.
@@ -98,7 +99,8 @@ def extract(
     """
     started = time.monotonic()
     encoder = as_list(encoder, "encoder")
-    pairs, named = _several(pairs), columns_of(columns)
+    named = columns_of(columns)
+    pairs, in_memory = _several(pairs, named)
     if images is not None and not isinstance(images, str | Path):
         raise UsageError(f"images: expected the path of one folder, found {type(images).__name__}")
     if images is None and not pairs:
@@ -123,7 +125,7 @@ def extract(
         raise InputError(f"{images}: expected images, found no file in that folder{aside and '.' + aside.rstrip('.')}")
     report = ExtractionReport(str(store))
     texts, referred = _texts_of(pairs, named, report)
-    tables = [] if images is not None else _with_pictures(pairs, named)
+    tables = [] if images is not None else _with_pictures([*_arrow_files(pairs), *in_memory], named)
     if images is None and not texts and not tables:
         raise UsageError("Nothing to embed: the pairs have no text; give the folder of their images with --images")
     with StoreWriter(store) as writer:
@@ -202,22 +204,27 @@ def _tell_unread(
         report.notes.append(unread_sentence(unread, len(texts), [tower.name for tower in towers]))
 
 
-def _several(pairs: Any) -> list[Path | Pairs]:
-    """Return all sources of pairs: files, and `Pairs` for what is in memory."""
+def _several(pairs: Any, columns: Mapping[str, str]) -> tuple[list[Path | Pairs], list[ArrowSource]]:
+    """Return all sources of pairs, files, and `Pairs` for what is in memory; and the tables among the latter."""
     several = [pairs]
     if isinstance(pairs, list | tuple | Iterator):
         several = list(pairs)
         if several and all(isinstance(one, Mapping | list | tuple) for one in several):  # rows, and no files
             several = [several]
-    return [Path(one) if isinstance(one, str | Path) else read_pairs(one) for one in several]
+    in_memory = [one for one in several if not isinstance(one, str | Path | Pairs)]
+    tables = [table for table in map(table_of, in_memory) if table is not None]
+    read = [Path(one) if isinstance(one, str | Path) else read_pairs(one, columns=columns) for one in several]
+    return read, [table_source(PLACE, table) for table in tables]
 
 
-def _with_pictures(files: Sequence[Path | Pairs], columns: Mapping[str, str]) -> list[Path]:
+def _arrow_files(files: Sequence[Path | Pairs]) -> list[ArrowSource]:
+    paths = dict.fromkeys(file for file in files if isinstance(file, Path))
+    return [open_arrow(path) for path in paths if path.suffix.lower() in TABLES_WITH_PICTURES]
+
+
+def _with_pictures(tables: Sequence[ArrowSource], columns: Mapping[str, str]) -> list[ArrowSource]:
     """Return the tables that have a column of pictures."""
-    tables = dict.fromkeys(
-        file for file in files if isinstance(file, Path) and file.suffix.lower() in TABLES_WITH_PICTURES
-    )
-    return [table for table in tables if pictures_of(open_arrow(table), columns) is not None]
+    return [table for table in tables if pictures_of(table, columns) is not None]
 
 
 def _texts_of(

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from frevl.data.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, UsageError
 from frevl.progress import ProgressLine
@@ -59,7 +60,7 @@ def extract_images(
 
 
 def extract_pictures(
-    tables: Sequence[Path],
+    tables: Sequence[ArrowSource],
     columns: Mapping[str, str],
     towers: Sequence[ImageTower],
     buffer: CommitBuffer,
@@ -72,7 +73,7 @@ def extract_pictures(
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     inside = TablePictures(tables, columns, towers, StoredItems(writer.store, "image", [one.name for one in towers]))
-    names = ", ".join(map(str, tables))
+    names = ", ".join(table.place for table in tables)
     seen = _embed(
         names, "picture", inside.pictures(), inside.prepare, buffer, report,
         ahead=4 * workers,  # the bytes of every picture that waits are in memory

@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
-from frevl.data.arrow_rows import open_arrow, pictures_of
+from frevl.data.arrow_rows import ArrowSource, pictures_of
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, PairsError
 from frevl.rejects import Reject
@@ -29,7 +28,7 @@ class TablePictures:
     """The pictures inside some tables, compared with the images of a store. Several threads may prepare them.
 
     Args:
-        tables: Pairs files; those without pictures inside are passed over.
+        tables: Tables of pairs; those without pictures inside are passed over.
         columns: Of the fields, as the user named them.
         towers: Image towers that shall have seen every image.
         stored: The images of the store.
@@ -39,7 +38,11 @@ class TablePictures:
     """
 
     def __init__(
-        self, tables: Sequence[Path], columns: Mapping[str, str], towers: Sequence[ImageTower], stored: StoredItems
+        self,
+        tables: Sequence[ArrowSource],
+        columns: Mapping[str, str],
+        towers: Sequence[ImageTower],
+        stored: StoredItems,
     ) -> None:
         self._tables, self._columns, self._towers, self._stored = tables, columns, towers, stored
         self._seen: dict[str, str] = {}
@@ -53,9 +56,8 @@ class TablePictures:
             PairsError: A table cannot be read, or has two pictures of one name.
         """
         for table in self._tables:
-            found = pictures_of(open_arrow(table), self._columns)
-            for id_, content in found or ():
-                yield str(table), id_, content
+            for id_, content in pictures_of(table, self._columns) or ():
+                yield table.place, id_, content
 
     def prepare(self, picture: Picture) -> tuple[str, PendingItem | Reject | None]:
         """Hash and decode one picture, if the store does not hold it as it is.
