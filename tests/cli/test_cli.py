@@ -34,7 +34,7 @@ def options_of(command):
         ("train", train, {"progress", "options"}, {"quiet", "json", "seeds", "settings"}),
         ("ablate", ablate, {"progress", "options"}, {"quiet", "json", "settings"}),
         ("extract", extract, {"progress"}, {"quiet", "json", "grid"}),
-        ("demo", demo, {"progress", "say"}, {"quiet", "json"}),
+        ("demo", demo, {"progress", "say"}, {"quiet", "json", "by_classes"}),
     ],
 )
 def test_flags_are_the_signature_and_hold_no_default_of_their_own(command, function, only_there, only_here):

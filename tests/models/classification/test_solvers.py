@@ -150,3 +150,11 @@ def test_the_network_computes_its_head(method):
     again.load_state_dict(network.state_dict())
     torch.testing.assert_close(again(vectors, torch.zeros(len(vectors), 0)), network(vectors, torch.zeros(0)),
                                rtol=1e-2, atol=2e-2)  # fmt: skip
+
+
+def test_a_gaussian_of_copies_is_the_nearest_mean_by_distance():
+    features, _, _ = drawn(CLASSES)
+    twice = features.select(torch.arange(CLASSES).repeat_interleave(2))
+    labels = torch.arange(CLASSES).repeat_interleave(2)
+    logits = solve_gaussian(twice, labels, CLASSES, shrinkage=0.3).logits(twice, None)
+    assert torch.equal(logits.argmax(dim=1), labels)

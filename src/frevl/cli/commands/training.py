@@ -35,6 +35,9 @@ def demo(
         OUTPUT,
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the trainings.", show_default="0")] = None,
+    by_classes: Annotated[
+        bool, typer.Option("--classify", help="Handwritten digits by examples instead, in under a minute.")
+    ] = False,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -42,6 +45,13 @@ def demo(
 
     Embeds pictures and questions, trains the fusion and five baselines, and compares them.
     """
+    if by_classes:
+        from frevl.cli.demo_classify import demo_classify
+
+        digits = demo_classify(**typed(folder=folder, seed=seed), progress=not quiet, say=say)
+        say(digits.sentence())
+        write(json, digits.record())
+        return
     from frevl.cli.demo import demo as run_demo
     from frevl.cli.tables import demo_table
 

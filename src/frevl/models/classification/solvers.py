@@ -29,6 +29,7 @@ CACHE_SHARPNESS = 5.5
 """Beta of Tip-Adapter's cache, as published."""
 
 _STEPS = 12  # with more nothing changes but the third digit of the likelihood (research/experiments/log.md)
+_NO_SPREAD = 1e-10  # of features of unit length
 _CURVATURE = 0.05  # of the loss, by the probability of a class: p (1 - p), which is small for most
 
 
@@ -83,6 +84,8 @@ def solve_gaussian(
     each = torch.ones(len(x)) if weights is None else weights
     spread = (inside * each[:, None]).T @ inside / max(1.0, float(each.sum()) - classes)
     level = spread.trace() / x.shape[1]
+    if level < _NO_SPREAD:  # copies: nothing is known of the covariance, and the nearest mean by distance is left
+        spread, level = torch.eye(x.shape[1]), torch.ones(())
     covariance = (1 - shrinkage) * spread + shrinkage * level * torch.eye(x.shape[1])
     weight = torch.linalg.solve(covariance, means.T).T
     # Times the level, so that the logits are of about one size with every shrinkage.

@@ -27,7 +27,8 @@ class Candidate:
         solve: From features, labels and number of classes to a head; None for the names alone.
         settings: Further arguments of ``solve``.
         anchored: The head is fitted around the names, so both have one scale; otherwise each has its own.
-        fewest: Examples that at least one class must have in every fit.
+        fewest: Examples a class that every fit must have, on average and rounded: a covariance from one class that has
+            two, which may be copies, is none.
         most: Examples that it can be fitted on, as its memory grows with their number or its square.
         every_class: It needs examples of every class. Beside such a method a class that has its name alone is lost:
             with three examples of every other ImageNet class, the others fell from 65 to 22 %

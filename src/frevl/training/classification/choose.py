@@ -256,9 +256,9 @@ class _Trials:
         if candidate.most is not None and len(self.examples) > candidate.most:
             return f"keeps every example, {candidate.most:,} at most"
         fits = [rows for rows, _ in self.splits] if self.splits and not whole else [torch.arange(len(self.examples))]
-        if min(int(torch.bincount(self.examples.labels[rows]).max()) for rows in fits) >= candidate.fewest:
+        if min(len(rows) / len(self.examples.labels[rows].unique()) for rows in fits) > candidate.fewest - 0.5:
             return ""
-        return f"needs {candidate.fewest} examples of a class{'' if whole else ' beside those that are held out'}"
+        return f"needs {candidate.fewest} examples a class{'' if whole else ' beside those that are held out'}"
 
     def compare(self, settings: Sequence[Candidate]) -> list[_Compared]:
         """Predict held-out pictures with every setting of one method, or with the one that the first fold prefers."""
