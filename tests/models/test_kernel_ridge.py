@@ -66,3 +66,20 @@ def test_roots_keep_the_sign():
     network = by_hand((0.0, 1.0, 0.0), image_root=True)
     image = torch.tensor([[9.0, -16.0]])  # (3, -4) / 5: a cosine of 0.6, a squared distance of 0.8
     torch.testing.assert_close(network(image, torch.ones(1, 2)), torch.tensor([[math.exp(-0.8)]]))
+
+
+def test_held_out_scores_of_weighted_pairs_equal_solving_again():
+    """Weights are penalties of their own: ``(K + ridge / w) alpha = Y`` minimises the weighted squares."""
+    generator = torch.Generator().manual_seed(3)
+    points = torch.randn(23, 4, generator=generator)
+    kernel = kernel_matrix(points, points, 5.0)
+    targets = torch.randn(23, 3, generator=generator)
+    groups = torch.arange(23) // 2
+    weights = torch.rand(23, generator=generator) + 0.2
+    alphas, held_out = held_out_scores(kernel, targets, groups, 0.3 / weights)
+    slope = kernel @ (weights[:, None] * (kernel @ alphas - targets)) + 0.3 * kernel @ alphas
+    torch.testing.assert_close(slope, torch.zeros_like(slope), atol=2e-5, rtol=0)
+    for group in range(12):
+        rest, own = groups != group, groups == group
+        solved = torch.linalg.solve(kernel[rest][:, rest] + torch.diag(0.3 / weights[rest]), targets[rest])
+        torch.testing.assert_close(held_out[own], kernel[own][:, rest] @ solved, atol=1e-4, rtol=1e-4)

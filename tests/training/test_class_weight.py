@@ -9,11 +9,11 @@ from frevl.errors import UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.models.baselines import Linear
 from frevl.runs.scorer import Scorer
-from frevl.runs.targets import encode_answers
+from frevl.runs.targets import balanced_weights, encode_answers
 from frevl.store.reader import Store
 from frevl.store.writer import StoreWriter
 from frevl.training.examples import dev_metric
-from frevl.training.losses import balanced_weights, class_loss, task_loss
+from frevl.training.losses import class_loss, task_loss
 from frevl.training.training import train
 from handmade import item, pooled, tower
 
@@ -77,6 +77,7 @@ def rare(tmp_path_factory):
     ("model", "options"),
     [
         ("linear", {}),
+        ("kernel", {}),
         ("image", {"epochs": 15, "batch_size": 40, "learning_rate": 2e-3}),
         ("tiny", {"epochs": 12, "batch_size": 40, "layers": 0}),
     ],
@@ -140,5 +141,5 @@ def test_what_has_no_classes_is_refused(made_twice, tmp_path):
     soft = Pairs(pairs.images, pairs.texts, [{one: 0.6} for one in pairs.targets], pairs.extras, pairs.places)
     with pytest.raises(UsageError, match="found weights of answers"):
         train(made_twice.store, soft, run=tmp_path / "s", task="classification", model="linear", options=weighted)
-    with pytest.raises(UsageError, match="The model 'kernel' has no option 'class_weight'; these have it: auto"):
-        train(made_twice.store, pairs, run=tmp_path / "k", task="classification", model="kernel", options=weighted)
+    with pytest.raises(UsageError, match="The model 'majority' has no option 'class_weight'; these have it: auto"):
+        train(made_twice.store, pairs, run=tmp_path / "k", task="classification", model="majority", options=weighted)

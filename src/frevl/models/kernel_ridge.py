@@ -151,7 +151,7 @@ class _InOneBlock(nn.Module):
         return self.network.of_normal(self.network.normal_image(pooled[0]), self.network.normal_text(pooled[1]))
 
 
-def held_out_scores(kernel: Tensor, targets: Tensor, groups: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def held_out_scores(kernel: Tensor, targets: Tensor, groups: Tensor, ridge: float | Tensor) -> tuple[Tensor, Tensor]:
     """Solve kernel ridge regression, and score every pair as if its whole group had been left out.
 
     With ``G = (K + ridge I)^-1`` and ``alpha = G Y``, the error on a group that is left out is
@@ -161,7 +161,7 @@ def held_out_scores(kernel: Tensor, targets: Tensor, groups: Tensor, ridge: floa
         kernel: ``(n, n)`` symmetric.
         targets: ``(n, outputs)``.
         groups: ``(n,)`` int64; pairs of the same number are left out together.
-        ridge: Penalty above 0.
+        ridge: Penalty above 0; ``(n,)`` of each pair, in inverse proportion to its weight, where pairs have weights.
 
     Returns:
         ``(n, outputs)`` alphas and ``(n, outputs)`` held-out scores.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.data.pairs import Pairs, Target
-from frevl.errors import PairsError
+from frevl.errors import PairsError, UsageError
 
 __all__ = [
     "Answers",
@@ -120,6 +120,41 @@ def _weights(target: Target | None) -> dict[str, float]:
     if isinstance(target, str):
         return {target: 1.0}
     return dict.fromkeys(target, 1.0) if isinstance(target, list) else target
+
+
+def balanced_weights(counts: Tensor) -> Tensor:
+    """Return the weight of every class with which all classes count the same and pairs have weight 1 on average.
+
+    ``n / (C counts)`` over the ``C`` classes that occur, as scikit-learn's ``balanced``; 0 for a class that does not.
+
+    Args:
+        counts: ``(outputs,)`` number of pairs of each class.
+    """
+    there = counts > 0
+    return torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1e-9)), 0.0)
+
+
+def class_weights_of(truth: Answers | Tensor, outputs: int, class_weight: str | None) -> Tensor | None:
+    """Return the ``(outputs,)`` weights of the classes; None where all pairs count the same.
+
+    Args:
+        truth: Of the training pairs.
+        outputs: Number of classes.
+        class_weight: The option: ``balanced``, or None.
+
+    Raises:
+        UsageError: The classes of these targets cannot be counted.
+    """
+    if class_weight is None:
+        return None
+    if not isinstance(truth, Answers) or truth.soft:
+        found = "weights of answers" if isinstance(truth, Answers) else "a matching"
+        raise UsageError(f"class_weight=balanced needs classes, one or several right ones a pair, found {found}")
+    counts = torch.zeros(outputs)
+    for start in range(0, len(truth.classes), 65_536):
+        shares = truth.dense(torch.arange(start, min(start + 65_536, len(truth.classes))), outputs)
+        counts += (shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-9)).sum(dim=0)
+    return balanced_weights(counts)
 
 
 def match_truth(pairs: Pairs) -> Tensor:

@@ -19,7 +19,7 @@ from frevl.models.interface import PairNetwork
 from frevl.models.registry import NETWORKS
 from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
-from frevl.runs.targets import Answers
+from frevl.runs.targets import Answers, class_weights_of
 from frevl.training.examples import Examples, dev_metric, join, kind_of, with_wrong_texts
 from frevl.training.initialisation import (
     Pretrained,
@@ -30,7 +30,7 @@ from frevl.training.initialisation import (
 )
 from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.loop import FitReport, LossOf, fusion_loss, gradient_descent, pair_loss
-from frevl.training.losses import balanced_weights, task_loss
+from frevl.training.losses import task_loss
 from frevl.training.options import (
     FusionOptions,
     KernelOptions,
@@ -166,7 +166,7 @@ def fit_model(
             train, dev = (replace(part, pairs=statistics.applied(part.pairs)) for part in (train, dev))
             if start is not None:
                 release_statistics(fusion, statistics)
-        weights = class_weights_of(train, outputs, options)
+        weights = class_weights_of(train.truth, outputs, options.class_weight)
         loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device, class_weights=weights)
         report = _descend(fusion, loss_of, len(train), dev, model, options, session, checkpoint, log_file, weights)
         if statistics is not None:
@@ -182,7 +182,7 @@ def fit_model(
         )
     else:
         network = NETWORKS[model].for_data(**sizes)
-    weights = class_weights_of(train, outputs, options)
+    weights = class_weights_of(train.truth, outputs, options.class_weight)
     loss_of = pair_loss(network, train, outputs, options=options, device=session.device, class_weights=weights)
     report = _descend(network, loss_of, len(train), dev, model, options, session, checkpoint, log_file, weights)
     return Fitted(network, report.seconds, report)
@@ -231,25 +231,6 @@ def _descend(
     )
 
 
-def class_weights_of(train: Examples, outputs: int, options: LinearOptions | PairwiseOptions) -> Tensor | None:
-    """Return the ``(outputs,)`` weights of the classes; None where all pairs count the same.
-
-    Raises:
-        UsageError: The classes of these targets cannot be counted.
-    """
-    if options.class_weight is None:
-        return None
-    truth = train.truth
-    if not isinstance(truth, Answers) or truth.soft:
-        found = "weights of answers" if isinstance(truth, Answers) else "a matching"
-        raise UsageError(f"class_weight=balanced needs classes, one or several right ones a pair, found {found}")
-    counts = torch.zeros(outputs)
-    for start in range(0, len(train), 65_536):
-        shares = truth.dense(torch.arange(start, min(start + 65_536, len(train))), outputs)
-        counts += (shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-9)).sum(dim=0)
-    return balanced_weights(counts)
-
-
 def as_it_is(start: Pretrained, outputs: int) -> Fitted[PairNetwork]:
     """Return the fusion of another run for the classes of this one, without training it."""
     settings: dict[str, Any] = {**start.network.settings, "outputs": outputs}
@@ -290,7 +271,7 @@ def _fit_linear(
     features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
     network.statistics.fit(features)
     features = network.statistics(features)
-    weights = class_weights_of(examples, int(network.settings["outputs"]), options)
+    weights = class_weights_of(examples.truth, int(network.settings["outputs"]), options.class_weight)
     loss, dev_loss = _linear_loss(network, examples, weights), _linear_loss(network, dev, weights)
     fit_linear(
         network,

@@ -18,7 +18,6 @@ from frevl.errors import TrainingError, UsageError
 
 __all__ = [
     "SeenLosses",
-    "balanced_weights",
     "batch_contrast",
     "binary_loss",
     "class_loss",
@@ -31,18 +30,6 @@ __all__ = [
     "soft_target_loss",
     "task_loss",
 ]
-
-
-def balanced_weights(counts: Tensor) -> Tensor:
-    """Return the weight of every class with which all classes count the same and pairs have weight 1 on average.
-
-    ``n / (C counts)`` over the ``C`` classes that occur, as scikit-learn's ``balanced``; 0 for a class that does not.
-
-    Args:
-        counts: ``(outputs,)`` number of pairs of each class.
-    """
-    there = counts > 0
-    return torch.where(there, counts.sum() / (there.sum() * counts.clamp(min=1e-9)), 0.0)
 
 
 def task_loss(

@@ -124,6 +124,7 @@ class KernelOptions(ModelOptions):
     smallest_penalty: float = option(
         0.1, "Weakest penalty that is tried; there are two in every power of ten.", above=0
     )
+    class_weight: str | None = _class_weight()
 
 
 @dataclass(frozen=True, kw_only=True)

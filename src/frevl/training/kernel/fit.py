@@ -18,7 +18,7 @@ from torch import Tensor
 from frevl.errors import TrainingError, UsageError
 from frevl.models.inputs import mean_pool
 from frevl.models.kernel_ridge import MOST_PAIRS, KernelFusion
-from frevl.runs.targets import Answers
+from frevl.runs.targets import Answers, class_weights_of
 from frevl.training.examples import Examples
 from frevl.training.kernel.problem import Problem, Solved, known_pairs, standardise, varies
 from frevl.training.kernel.sums import PENALTY_WITHOUT_CHOICE, WITHOUT_CHOICE, Sum, penalties_of, sums_of
@@ -35,6 +35,7 @@ PRIOR_SCALE = 60.0
 
 _SCREENED = 1_000  # pairs on which a penalty to begin with is found for every sum, and hopeless sums are dropped
 _HOPELESS = 3.0  # standard errors behind the best
+_LIGHTEST = 1e-3  # weight of a pair, so that its penalty stays finite
 _COMPARED = 4_000  # pairs on which the sums are compared; the one that is chosen is then solved on all
 
 
@@ -86,14 +87,20 @@ def fit_kernel_on(
     text_numbers, text_rows = torch.unique(train.pairs.text_rows, return_inverse=True)
     images, image_mask = train.pairs.images[image_numbers].float(), train.pairs.image_mask[image_numbers]
     texts, text_mask = train.pairs.texts[text_numbers].float(), train.pairs.text_mask[text_numbers]
+    weights = train.truth.dense(torch.arange(len(train)), outputs)
+    of_classes = class_weights_of(train.truth, outputs, None if options is None else options.class_weight)
+    if of_classes is not None:
+        shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
+        of_classes = (shares @ of_classes).clamp(min=_LIGHTEST)
     return fit_kernel(
         mean_pool(images, image_mask),
         mean_pool(texts, text_mask),
         image_rows,
         text_rows,
-        train.truth.dense(torch.arange(len(train)), outputs),
+        weights,
         train.clusters,
         options,
+        of_classes,
     )
 
 
@@ -105,6 +112,7 @@ def fit_kernel(
     weights: Tensor,
     clusters: Tensor,
     options: KernelOptions | None = None,
+    pair_weights: Tensor | None = None,
 ) -> tuple[KernelFusion, KernelFit]:
     """Solve the regression for the sum of kernels and the penalty with the best leave-one-cluster-out scores.
 
@@ -116,6 +124,7 @@ def fit_kernel(
         weights: ``(n, outputs)`` float32, weight of every class for every pair.
         clusters: ``(n,)`` int64; pairs of one number (mostly: of one image) are left out together.
         options: Which sums and penalties are tried.
+        pair_weights: ``(n,)`` above 0, 1 on average: how much the error of every pair counts. None is 1 for each.
 
     Returns:
         The network with the solution on all pairs, and what was chosen.
@@ -147,8 +156,10 @@ def fit_kernel(
     standardise(room, images, texts)
     room.image_rows.copy_(image_rows)
     room.text_rows.copy_(text_rows)
-    room.mean.copy_(weights.mean(dim=0))
-    whole = Problem(room, image_rows, text_rows, weights - room.mean, clusters, known_pairs(weights, clusters))
+    counted = weights if pair_weights is None else weights * (pair_weights / pair_weights.mean())[:, None]
+    room.mean.copy_(counted.mean(dim=0))
+    known = known_pairs(weights, clusters)
+    whole = Problem(room, image_rows, text_rows, weights - room.mean, clusters, known, pair_weights)
     tried = sums_of(options, image=varies(room.images), text=varies(room.texts))
     penalties = penalties_of(options)
     if not _enough(whole.known):

@@ -39,6 +39,7 @@ class Problem:
     targets: Tensor
     clusters: Tensor
     known: Tensor
+    pair_weights: Tensor | None = None  # ``(n,)``, 1 on average
 
     def sample(self, most: int) -> Problem:
         """Return a part of whole clusters with about ``most`` pairs, or everything where that is no more."""
@@ -55,6 +56,7 @@ class Problem:
             targets=self.targets[rows],
             clusters=self.clusters[rows],
             known=known_pairs(weights, self.clusters[rows]),
+            pair_weights=None if self.pair_weights is None else self.pair_weights[rows],
         )
 
     def kernel(self, kind: Sum) -> Tensor:
@@ -67,11 +69,16 @@ class Problem:
     def solve(self, kind: Sum, ridge: float, kernel: Tensor | None = None) -> Solved:
         """Solve one sum with one penalty, and score every pair without its cluster."""
         kernel = self.kernel(kind) if kernel is None else kernel
-        alphas, held_out = held_out_scores(kernel, self.targets, self.clusters, ridge)
+        penalty = ridge if self.pair_weights is None else ridge / self.pair_weights
+        alphas, held_out = held_out_scores(kernel, self.targets, self.clusters, penalty)
         scores, weights = held_out + self.room.mean, self.targets + self.room.mean
         hits = weights.gather(1, scores.argmax(dim=1, keepdim=True))[:, 0]
         known = self.known if bool(self.known.any()) else torch.ones_like(self.known)
-        error = (scores - weights)[known].square().sum(dim=1).mean().item()
+        squares = (scores - weights).square().sum(dim=1)
+        if self.pair_weights is not None:  # rare classes count in what is chosen, too
+            counted = self.pair_weights / self.pair_weights[known].mean()
+            hits, squares = hits * counted, squares * counted
+        error = squares[known].mean().item()
         return Solved(kind, ridge, alphas, held_out, hits, error)
 
 
