@@ -11,11 +11,11 @@ COLOURS = {"red": (220, 40, 40), "green": (40, 170, 70), "blue": (50, 80, 220), 
 SHAPES = ("square", "circle")
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, *, encoder: str = "packaged") -> argparse.Namespace:
     """Read what every example takes: where to write, and the encoder."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--folder", type=Path, required=True, help="where to write; made if it does not exist")
-    parser.add_argument("--encoder", default="packaged", help="frozen encoder, see: frevl encoders list")
+    parser.add_argument("--encoder", default=encoder, help="frozen encoder, see: frevl encoders list")
     return parser.parse_args()
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pretrained import save_clip
+
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -14,10 +16,12 @@ PRINTED = {
     "arrays": " % of held-out answers are right",
     "captions_and_search": "1. ",
     "export_onnx": "is it ",
+    "few_shot": " % of the other pictures are right",
     "new_encoder": " % of held-out answers are right",
     "own_vectors": " % of held-out answers are right",
     "questions": "better than the linear probe by ",
     "serving": "'answer': 'yes'",
+    "zero_shot": " % of 120 pictures are right, without an example",
 }
 
 
@@ -30,7 +34,9 @@ def test_every_example_has_a_test_and_stands_in_the_list():
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_an_example_runs(name, tmp_path):
-    command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--folder", tmp_path, "--encoder", "toy"]
+    # Names need a space of images and texts, which the encoder without weights has not.
+    encoder = f"hf:{save_clip(tmp_path / 'clip')}" if name == "zero_shot" else "toy"
+    command = [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", "--folder", tmp_path, "--encoder", encoder]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
     assert done.returncode == 0, done.stderr
     assert PRINTED[name] in done.stdout
