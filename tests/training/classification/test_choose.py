@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from frevl.errors import UsageError
 from frevl.models.classification.heads import Features
-from frevl.training.classification.choose import Labelled, assign_folds, choose_head
+from frevl.training.classification.choose import assign_folds, choose_head
+from frevl.training.classification.trials import Labelled
 from frevl.training.options import Session
 
 SESSION = Session(seed=0, time_limit=None, device="cpu", progress=False)

@@ -204,3 +204,30 @@ def test_the_run_is_exported_scored_and_published(named, frevl, tmp_path):
     assert all("unknown" in row for row in by_torch)
     frevl("publish", "--run", run, "--to", "somebody/trees", "--folder", tmp_path / "published")
     assert "ash" in (tmp_path / "published" / "README.md").read_text()
+
+
+def test_pictures_without_labels_help_where_a_class_has_one_example(named, tmp_path):
+    alone = frevl.classify(named.store, run=tmp_path / "alone", examples=named.one_each)
+    helped = frevl.classify(named.store, run=tmp_path / "helped", examples=named.one_each, unlabelled=True)
+    assert helped.results["selection"]["chosen"].endswith("+ unlabelled")
+    assert accuracy(helped, named) >= accuracy(alone, named)
+    # Whoever evaluates on them is told.
+    scorer = frevl.Scorer.open(helped.path, store=named.store)
+    assert any(note.startswith("Leak: ") for note in frevl.evaluate(scorer, named.test).notes)
+
+
+def test_pictures_without_labels_are_declined_where_they_cannot_be_compared(named, tmp_path):
+    few = frevl.classify(
+        named.store, [*CLASSES], run=tmp_path / "names", examples=named.one_each, unlabelled=True
+    )  # beside names, and nothing held out
+    assert any("were not used: beside names" in note for note in few.results["notes"])
+    none = frevl.classify(named.store, named.classes, run=tmp_path / "none", unlabelled=True)
+    assert any("were not used: there are no examples" in note for note in none.results["notes"])
+
+
+def test_too_few_pictures_without_labels_are_not_used(named, tmp_path):
+    rows = [json.loads(line) for file in (named.examples, named.test) for line in file.read_text().splitlines()]
+    most = tmp_path / "most.jsonl"
+    most.write_text("".join(json.dumps(row) + "\n" for row in rows[: len(rows) - 40]))
+    run = frevl.classify(named.store, run=tmp_path / "run", examples=most, unlabelled=True)
+    assert any("fewer than 8 for each of 6 classes" in note for note in run.results["notes"])

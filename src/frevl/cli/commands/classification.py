@@ -58,6 +58,10 @@ def classify(
         Path | None, typer.Option(readable=False, help="Label every image of the store into this file."), OUTPUT
     ] = None,
     where: Annotated[str | None, typer.Option(help="With --out: only images that meet this SQL condition.")] = None,
+    unlabelled: Annotated[
+        bool | None,
+        typer.Option("--unlabelled", help="Learn from pictures without labels too, if it helps.", show_default="off"),
+    ] = None,
     unknown: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of images that keep their label; others are unknown, such as 0.95."),
@@ -99,8 +103,8 @@ def classify(
         progress=not quiet,
         **typed(
             classes=classes, examples=examples, dev=dev, columns=columns, space=space, template=template, method=method,
-            unknown=unknown, encoder=encoder, group_by=group_by, find_groups=find_groups, seed=seed,
-            time_limit=time_limit,
+            unlabelled=unlabelled, unknown=unknown, encoder=encoder, group_by=group_by, find_groups=find_groups,
+            seed=seed, time_limit=time_limit,
         ),
     )  # fmt: skip
     say(classify_sentence(found))

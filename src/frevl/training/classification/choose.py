@@ -21,53 +21,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.errors import UsageError
-from frevl.models.classification.heads import Features, Head
+from frevl.models.classification.heads import Head
 from frevl.progress import print_progress
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
+from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts
 from frevl.training.options import Session
 from frevl.training.selection.one_standard_error import standard_error, table_row
 
-__all__ = ["Choice", "Labelled", "assign_folds", "choose_head"]
+__all__ = ["Choice", "assign_folds", "choose_head", "fitted_head"]
 
 MOST_FOLDS = 5
 FEWEST_HELD_OUT = 20
 """Examples, or development pictures; with fewer nothing can be compared."""
-_ENOUGH_HELD_OUT = 1_000  # further folds are not needed then
-_ENOUGH_FOR_SETTINGS = 200  # held out in the first fold: it chooses the setting of a method, all folds the method
 _ONE_EXAMPLE = (
     "one example a class, or hardly more: none can be held out, so nothing was compared and the probabilities were "
     "not checked; the method and its settings are those that did best with one example a class on other data"
 )
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """Pictures of known classes.
-
-    Attributes:
-        features: Of ``n`` pictures.
-        labels: ``(n,)`` int64.
-        clusters: ``(n,)`` int64; pictures of one number are not independent.
-        weights: ``(n,)`` above 0, how much each counts; None: all alike.
-    """
-
-    features: Features
-    labels: Tensor
-    clusters: Tensor
-    weights: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def each(self) -> Tensor:
-        """``(n,)`` weights whose mean is 1, so that a mean of weighted values is their weighted mean."""
-        return torch.ones(len(self)) if self.weights is None else self.weights / self.weights.mean()
-
-    def select(self, rows: Tensor) -> Labelled:
-        """Return some of the pictures."""
-        weights = None if self.weights is None else self.weights[rows]
-        return Labelled(self.features.select(rows), self.labels[rows], self.clusters[rows], weights)
 
 
 @dataclass(frozen=True)
@@ -82,6 +51,9 @@ class Choice:
         compared_on: What on, in words; empty if nothing was compared.
         held_out: ``(n, classes)`` calibrated logits of the pictures that were held out, and ``(n,)`` their labels.
         notes: Sentences for the user.
+        members: What the head is the sum of, each with its two scales.
+        splits: Rows that were fitted on and rows that were held out; empty where development pictures are compared on.
+        truth: What was compared on.
     """
 
     head: Head
@@ -91,19 +63,9 @@ class Choice:
     compared_on: str
     held_out: tuple[Tensor, Tensor]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """A candidate with its calibrated logits of held-out pictures."""
-
-    name: str
-    members: tuple[tuple[Candidate, tuple[float, float]], ...]
-    logits: Tensor
-    hits: Tensor
-    losses: Tensor
-    fit_seconds: float
-    seeds: int = 1
+    members: tuple[tuple[Candidate, tuple[float, float]], ...] = ()
+    splits: tuple[tuple[Tensor, Tensor], ...] = ()
+    truth: Labelled | None = None
 
 
 def choose_head(
@@ -129,9 +91,9 @@ def choose_head(
         return _of_names(head, held, nothing)
     if held is None and len(held_rows) < FEWEST_HELD_OUT:
         return _fixed(examples, classes, method, names, "nothing could be held out", _ONE_EXAMPLE)
-    trials = _Trials(examples, folds, held, classes, names)
+    trials = Trials(examples, folds, held, classes, names)
     started, left_out = time.monotonic(), []
-    compared: list[_Compared] = []
+    compared: list[Compared] = []
     for method_name, settings in groupby(candidates_of(method, has_names=has_names), lambda one: one.method):
         own = []
         for candidate in settings:
@@ -158,9 +120,12 @@ def choose_head(
     truth, compared_on = trials.truth, trials.compared_on
     compared += _averages(compared, truth)
     winner, reason, rows = _choose(compared, truth.clusters)
-    head = _fitted(list(winner.members), examples, classes, names)
+    head = fitted_head(list(winner.members), examples, classes, names)
     print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
-    return Choice(head, winner.name, reason, rows + left_out, compared_on, (winner.logits, truth.labels), [])
+    return Choice(
+        head, winner.name, reason, rows + left_out, compared_on, (winner.logits, truth.labels), [],
+        winner.members, tuple(trials.splits), truth,
+    )  # fmt: skip
 
 
 def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
@@ -199,13 +164,13 @@ def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
 def _fixed(examples: Labelled, classes: int, method: str, names: float, reason: str, why: str) -> Choice:
     """Take a method with the settings that did best on other data, where nothing can be compared."""
     candidate, scale = fixed_candidate(method, has_names=names != 0.0)
-    head = _fitted([(candidate, (1.0, scale))], examples, classes, names)
+    head = fitted_head([(candidate, (1.0, scale))], examples, classes, names)
     note = f"Not compared, and hardly calibrated: {why}."
     nothing = torch.zeros(0, classes), torch.zeros(0, dtype=torch.long)
     return Choice(head, candidate.method, reason, [], "", nothing, [note])
 
 
-def _uncompared(trials: _Trials, method: str, left_out: dict[str, str]) -> Choice:
+def _uncompared(trials: Trials, method: str, left_out: dict[str, str]) -> Choice:
     """Fit on all examples what cannot be fitted on fewer.
 
     Raises:
@@ -226,115 +191,16 @@ def _of_names(head: Head, held: Labelled | None, nothing: tuple[Tensor, Tensor])
         return Choice(head, "names", reason, [], "", nothing, [note])
     names = Candidate("names", None, anchored=True)
     own = head.logits(held.features, None)
-    found = _calibrated(names, (own, torch.zeros_like(own)), held, 0.0)
+    found = calibrated_parts(names, (own, torch.zeros_like(own)), held, 0.0)
     scale = found.members[0][1][0]
     rows = [table_row(found, found, held.clusters)]
     on = f"{len(held):,} development pictures"
     return Choice(head.scaled(scale), "names", reason, rows, on, (found.logits, held.labels), [])
 
 
-class _Trials:
-    """Fits candidates on folds, or on all examples where development pictures are given, and predicts the rest."""
-
-    def __init__(self, examples: Labelled, folds: Tensor, held: Labelled | None, classes: int, names: float) -> None:
-        self.examples, self.held, self.classes, self.names = examples, held, classes, names
-        self.splits: list[tuple[Tensor, Tensor]] = []  # rows to fit on, rows to predict
-        out = 0
-        for fold in range(0 if held is not None else int(folds.max()) + 1):
-            if out < _ENOUGH_HELD_OUT:
-                self.splits.append(((folds != fold).nonzero()[:, 0], (folds == fold).nonzero()[:, 0]))
-                out += len(self.splits[-1][1])
-        self.truth = held if held is not None else examples.select(torch.cat([rows for _, rows in self.splits]))
-        self.compared_on = f"{len(self.truth):,} development pictures" if held is not None else (
-            f"{len(self.truth):,} held-out examples in {len(self.splits)} folds"
-        )  # fmt: skip
-
-    def unfit(self, candidate: Candidate, *, whole: bool = False) -> str:
-        """Say why a candidate cannot be fitted without the held-out examples, or on the ``whole``; empty if it can."""
-        if candidate.every_class and len(set(self.examples.labels.tolist())) < self.classes:
-            return "needs examples of every class"
-        if candidate.most is not None and len(self.examples) > candidate.most:
-            return f"keeps every example, {candidate.most:,} at most"
-        fits = [rows for rows, _ in self.splits] if self.splits and not whole else [torch.arange(len(self.examples))]
-        if min(len(rows) / len(self.examples.labels[rows].unique()) for rows in fits) > candidate.fewest - 0.5:
-            return ""
-        return f"needs {candidate.fewest} examples a class{'' if whole else ' beside those that are held out'}"
-
-    def compare(self, settings: Sequence[Candidate]) -> list[_Compared]:
-        """Predict held-out pictures with every setting of one method, or with the one that the first fold prefers."""
-        begun = time.monotonic()
-        first = [self._predict(one, 0) for one in settings]
-        each = (time.monotonic() - begun) / max(1, len(settings))
-        if len(self.splits) > 1 and len(settings) > 1 and len(self.splits[0][1]) >= _ENOUGH_FOR_SETTINGS:
-            part = self.examples.select(self.splits[0][1])
-            losses = [float(_calibrated(one, parts, part, 0.0).losses.mean())
-                      for one, parts in zip(settings, first, strict=True)]  # fmt: skip
-            best = losses.index(min(losses))
-            settings, first = settings[best : best + 1], first[best : best + 1]
-        found = []
-        for one, parts in zip(settings, first, strict=True):
-            begun = time.monotonic()
-            rest = [self._predict(one, number) for number in range(1, len(self.splits))]
-            of_names, of_rest = (torch.cat(side) for side in zip(parts, *rest, strict=True))
-            seconds = each + time.monotonic() - begun
-            found.append(_calibrated(one, (of_names, of_rest), self.truth, seconds))
-        return found
-
-    def _predict(self, candidate: Candidate, number: int) -> tuple[Tensor, Tensor]:
-        """Return the ``(n, classes)`` logits of held-out pictures in two parts: of the names, and of the rest."""
-        if self.held is not None:
-            kept, out = self.examples, self.held
-        else:
-            kept, out = (self.examples.select(rows) for rows in self.splits[number])
-        head = candidate.fit(kept.features, kept.labels, self.classes, names=self.names, weights=kept.weights)
-        return _in_parts(head, candidate, out.features, kept.features)
-
-
-def _in_parts(head: Head, candidate: Candidate, features: Features, kept: Features) -> tuple[Tensor, Tensor]:
-    if candidate.anchored:
-        whole = head.logits(features, kept)
-        return whole, torch.zeros_like(whole)
-    rest = head.with_names(0.0).logits(features, kept)
-    if not head.names or features.cosines is None:
-        return torch.zeros_like(rest), rest
-    return head.names * features.cosines, rest
-
-
-def _calibrated(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Labelled, seconds: float) -> _Compared:
-    """Find the scales of both parts by maximum likelihood on held-out pictures: two numbers at most.
-
-    The scale of a head also says how far the examples are to be trusted beside the names.
-    """
-    each = truth.each
-    both = [part for part in parts if bool(part.any())]
-    logs = torch.zeros(len(both), requires_grad=True)
-    start = [1 / max(float(part.std()), 1e-6) for part in both]
-    optimiser = torch.optim.LBFGS([logs], max_iter=15, line_search_fn="strong_wolfe")
-
-    def logits_of(values: Tensor) -> Tensor:
-        return sum((value.exp() * first * part for value, first, part in zip(values, start, both, strict=True)),
-                   start=torch.zeros(()))  # fmt: skip
-
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = (F.cross_entropy(logits_of(logs), truth.labels, reduction="none") * each).mean()
-        loss = loss + 1e-4 * logs.square().sum()
-        torch.autograd.backward(loss)
-        return loss
-
-    if both:
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-    scales = iter([float(value.exp()) * first for value, first in zip(logs.detach(), start, strict=True)])
-    found = tuple(next(scales) if bool(part.any()) else 0.0 for part in parts)
-    logits = found[0] * parts[0] + found[1] * parts[1]
-    hits = (logits.argmax(dim=1) == truth.labels) * each
-    losses = F.cross_entropy(logits, truth.labels, reduction="none") * each
-    return _Compared(candidate.name, ((candidate, (found[0], found[1])),), logits, hits, losses, seconds)
-
-
-def _averages(compared: list[_Compared], truth: Labelled) -> list[_Compared]:
+def _averages(compared: list[Compared], truth: Labelled) -> list[Compared]:
     """Average the logits of the best two methods, and of the best three, each with its best setting."""
-    best: dict[str, _Compared] = {}
+    best: dict[str, Compared] = {}
     for one in sorted(compared, key=lambda one: float(one.losses.mean())):
         best.setdefault(one.members[0][0].method, one)
     averages = []
@@ -349,11 +215,11 @@ def _averages(compared: list[_Compared], truth: Labelled) -> list[_Compared]:
         hits = (logits.argmax(dim=1) == truth.labels) * truth.each
         losses = F.cross_entropy(logits, truth.labels, reduction="none") * truth.each
         name, seconds = " + ".join(one.name for one in taken), sum(one.fit_seconds for one in taken)
-        averages.append(_Compared(name, members, logits, hits, losses, seconds))
+        averages.append(Compared(name, members, logits, hits, losses, seconds))
     return averages
 
 
-def _choose(compared: list[_Compared], clusters: Tensor) -> tuple[_Compared, str, list[dict[str, Any]]]:
+def _choose(compared: list[Compared], clusters: Tensor) -> tuple[Compared, str, list[dict[str, Any]]]:
     """Take the simplest candidate whose likelihood is within one standard error of the best."""
     names = next((one for one in compared if one.name == "names"), None)
     rows, allowed = [], []
@@ -380,8 +246,8 @@ def _choose(compared: list[_Compared], clusters: Tensor) -> tuple[_Compared, str
     return winner, reason, rows
 
 
-def _fitted(
-    members: list[tuple[Candidate, tuple[float, float]]], examples: Labelled, classes: int, names: float
+def fitted_head(
+    members: Sequence[tuple[Candidate, tuple[float, float]]], examples: Labelled, classes: int, names: float
 ) -> Head:
     """Fit on all examples, scale, and add up."""
     whole: Head | None = None

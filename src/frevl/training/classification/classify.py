@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from frevl.data.classes.class_files import ClassList, read_classes
 from frevl.data.classes.templates import TEMPLATE, TEMPLATE_OF_CAPTIONS, check_templates
@@ -17,6 +19,7 @@ from frevl.data.columns import columns_of
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import UsageError, nearest
+from frevl.models.inputs import mean_pool
 from frevl.provenance import provenance
 from frevl.rejects import rejects_sentence
 from frevl.runs.calibration import calibration_notes
@@ -43,6 +46,8 @@ from frevl.version import __version__
 
 __all__ = ["classify"]
 
+_MOST_UNLABELLED = 20_000
+
 
 def classify(
     store: Store | str | Path,
@@ -55,6 +60,7 @@ def classify(
     space: str | Path | None = None,
     template: str | Sequence[str] | None = None,
     method: str = "auto",
+    unlabelled: bool = False,
     unknown: float | None = None,
     encoder: Sequence[str] | None = None,
     group_by: str | None = None,
@@ -77,6 +83,7 @@ def classify(
         template: Sentences with one ``{}`` for the name; none given takes "a photo of a {}.", or "a {}" in a space
             that was trained on captions (`frevl.data.classes.templates`).
         method: One of ``auto``, ``names``, ``means``, ``cache``, ``gaussian``, ``kernel``, ``probe``.
+        unlabelled: Learn from pictures of the store without labels as well, at most 20,000, where it helps.
         unknown: Share, between 0 and 1, of held-out images that keep their label; a less likely one is "unknown".
         encoder: Encoders whose image embeddings are concatenated; None takes all in the store.
         group_by: A key of the examples; those with the same value stay together in every split.
@@ -130,7 +137,10 @@ def classify(
         _check_all_classes(listed, names, own)
         _check_method(method, listed, own)
         of_names = None if names is None else _space_of(names, own)
-        network, choice = fit_network(own, held, of_names, len(listed.entries), method=method, session=session)
+        network, choice = fit_network(
+            own, held, of_names, len(listed.entries), method=method, session=session,
+            unlabelled=_others(opened, towers, hashes, seed) if unlabelled else None,
+        )  # fmt: skip
         threshold, said = unknown_threshold(choice, network, opened, towers, share=unknown, seed=seed)
         held_out = len(choice.held_out[1])
         hits = (choice.held_out[0].argmax(dim=1) == choice.held_out[1]).float() if held_out else None
@@ -171,6 +181,20 @@ def classify(
         write_config(folder, {**arguments, "store": opened}, ModelOptions(), command="classify")
         finished.save()
     return finished
+
+
+def _others(store: Store, towers: Sequence[Tower], hashes: dict[str, str], seed: int) -> Tensor:
+    """Embed pictures of the store that are neither examples nor development pictures; their content is remembered."""
+    known = set(hashes.values())
+    ids = store.ids("image")
+    order = np.random.default_rng(seed).permutation(len(ids))[: _MOST_UNLABELLED + len(known)]
+    content = store.content_hashes([ids[row] for row in order.tolist()])
+    chosen = sorted(id_ for id_, hash_ in content.items() if hash_ not in known)[:_MOST_UNLABELLED]
+    hashes.update((id_, content[id_]) for id_ in chosen)
+    if not chosen:
+        return torch.zeros(0, sum(tower.dim for tower in towers))
+    values, mask = store.read("image", chosen, towers)
+    return mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask))
 
 
 def _check(method: str, unknown: float | None) -> None:

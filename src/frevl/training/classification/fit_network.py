@@ -12,7 +12,9 @@ from frevl.models.classification.class_network import ClassNetwork
 from frevl.models.classification.heads import Features, Head, statistics_of
 from frevl.models.inputs import ZScore
 from frevl.models.interface import PairNetwork
-from frevl.training.classification.choose import Choice, Labelled, choose_head
+from frevl.training.classification.choose import Choice, choose_head
+from frevl.training.classification.trials import Labelled
+from frevl.training.classification.unlabelled import with_unlabelled
 from frevl.training.options import Session
 
 __all__ = ["EmbeddedExamples", "FittedSpace", "fit_network"]
@@ -60,6 +62,7 @@ def fit_network(
     *,
     method: str,
     session: Session,
+    unlabelled: Tensor | None = None,
 ) -> tuple[ClassNetwork, Choice]:
     """Choose a head, and put it into a network with what it needs.
 
@@ -70,6 +73,7 @@ def fit_network(
         classes: How many there are.
         method: One of `frevl.training.classification.candidates.METHODS`.
         session: Seed, time limit and progress.
+        unlabelled: ``(m, dim)`` embeddings of images without labels to learn from as well, or None.
     """
     image_dim = own.images.shape[1]
     # Without examples nothing reads standardised features.
@@ -81,15 +85,19 @@ def fit_network(
     blank = _network(image_dim, classes, Head.zero(classes, image_dim), space, 0)
     blank.take(Head.zero(classes, image_dim), statistics, None if space is None else space.vectors, own.images)
 
-    def labelled(some: EmbeddedExamples) -> Labelled:
+    def featured(images: Tensor) -> Features:
         with torch.no_grad():
-            features = [blank.features(block) for block in torch.split(some.images, _AT_ONCE)]
-        return Labelled(_joined(features), some.labels, some.clusters, some.weights)
+            return _joined([blank.features(block) for block in torch.split(images, _AT_ONCE)])
 
-    choice = choose_head(
-        labelled(own), None if held is None else labelled(held), classes, method=method,
-        names=0.0 if space is None else space.scale, session=session,
-    )  # fmt: skip
+    def labelled(some: EmbeddedExamples) -> Labelled:
+        return Labelled(featured(some.images), some.labels, some.clusters, some.weights)
+
+    examples, dev = labelled(own), None if held is None else labelled(held)
+    names = 0.0 if space is None else space.scale
+    choice = choose_head(examples, dev, classes, method=method, names=names, session=session)
+    if unlabelled is not None:
+        others = featured(unlabelled)
+        choice = with_unlabelled(choice, examples, dev, others, classes, names=names)
     network = _network(image_dim, classes, choice.head, space, len(own.images))
     network.take(choice.head, statistics, None if space is None else space.vectors, own.images)
     return network.eval(), choice

@@ -1,0 +1,161 @@
+"""Fits of candidates on folds, and their calibrated predictions of what was held out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.models.classification.heads import Features, Head
+from frevl.training.classification.candidates import Candidate
+
+__all__ = ["Compared", "Labelled", "Trials", "calibrated_parts"]
+
+_ENOUGH_HELD_OUT = 1_000  # further folds are not needed then
+_ENOUGH_FOR_SETTINGS = 200  # held out in the first fold: it chooses the setting of a method, all folds the method
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures of known classes.
+
+    Attributes:
+        features: Of ``n`` pictures.
+        labels: ``(n,)`` int64.
+        clusters: ``(n,)`` int64; pictures of one number are not independent.
+        weights: ``(n,)`` above 0, how much each counts; None: all alike.
+    """
+
+    features: Features
+    labels: Tensor
+    clusters: Tensor
+    weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def each(self) -> Tensor:
+        """``(n,)`` weights whose mean is 1, so that a mean of weighted values is their weighted mean."""
+        return torch.ones(len(self)) if self.weights is None else self.weights / self.weights.mean()
+
+    def select(self, rows: Tensor) -> Labelled:
+        """Return some of the pictures."""
+        weights = None if self.weights is None else self.weights[rows]
+        return Labelled(self.features.select(rows), self.labels[rows], self.clusters[rows], weights)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A candidate with its calibrated logits of held-out pictures."""
+
+    name: str
+    members: tuple[tuple[Candidate, tuple[float, float]], ...]
+    logits: Tensor
+    hits: Tensor
+    losses: Tensor
+    fit_seconds: float
+    seeds: int = 1
+
+
+class Trials:
+    """Fits candidates on folds, or on all examples where development pictures are given, and predicts the rest."""
+
+    def __init__(self, examples: Labelled, folds: Tensor, held: Labelled | None, classes: int, names: float) -> None:
+        self.examples, self.held, self.classes, self.names = examples, held, classes, names
+        self.splits: list[tuple[Tensor, Tensor]] = []  # rows to fit on, rows to predict
+        out = 0
+        for fold in range(0 if held is not None else int(folds.max()) + 1):
+            if out < _ENOUGH_HELD_OUT:
+                self.splits.append(((folds != fold).nonzero()[:, 0], (folds == fold).nonzero()[:, 0]))
+                out += len(self.splits[-1][1])
+        self.truth = held if held is not None else examples.select(torch.cat([rows for _, rows in self.splits]))
+        self.compared_on = f"{len(self.truth):,} development pictures" if held is not None else (
+            f"{len(self.truth):,} held-out examples in {len(self.splits)} folds"
+        )  # fmt: skip
+
+    def unfit(self, candidate: Candidate, *, whole: bool = False) -> str:
+        """Say why a candidate cannot be fitted without the held-out examples, or on the ``whole``; empty if it can."""
+        if candidate.every_class and len(set(self.examples.labels.tolist())) < self.classes:
+            return "needs examples of every class"
+        if candidate.most is not None and len(self.examples) > candidate.most:
+            return f"keeps every example, {candidate.most:,} at most"
+        fits = [rows for rows, _ in self.splits] if self.splits and not whole else [torch.arange(len(self.examples))]
+        if min(len(rows) / len(set(self.examples.labels[rows].tolist())) for rows in fits) > candidate.fewest - 0.5:
+            return ""
+        return f"needs {candidate.fewest} examples a class{'' if whole else ' beside those that are held out'}"
+
+    def compare(self, settings: Sequence[Candidate]) -> list[Compared]:
+        """Predict held-out pictures with every setting of one method, or with the one that the first fold prefers."""
+        begun = time.monotonic()
+        first = [self._predict(one, 0) for one in settings]
+        each = (time.monotonic() - begun) / max(1, len(settings))
+        if len(self.splits) > 1 and len(settings) > 1 and len(self.splits[0][1]) >= _ENOUGH_FOR_SETTINGS:
+            part = self.examples.select(self.splits[0][1])
+            losses = [float(calibrated_parts(one, parts, part, 0.0).losses.mean())
+                      for one, parts in zip(settings, first, strict=True)]  # fmt: skip
+            best = losses.index(min(losses))
+            settings, first = settings[best : best + 1], first[best : best + 1]
+        found = []
+        for one, parts in zip(settings, first, strict=True):
+            begun = time.monotonic()
+            rest = [self._predict(one, number) for number in range(1, len(self.splits))]
+            of_names, of_rest = (torch.cat(side) for side in zip(parts, *rest, strict=True))
+            seconds = each + time.monotonic() - begun
+            found.append(calibrated_parts(one, (of_names, of_rest), self.truth, seconds))
+        return found
+
+    def _predict(self, candidate: Candidate, number: int) -> tuple[Tensor, Tensor]:
+        """Return the ``(n, classes)`` logits of held-out pictures in two parts: of the names, and of the rest."""
+        if self.held is not None:
+            kept, out = self.examples, self.held
+        else:
+            kept, out = (self.examples.select(rows) for rows in self.splits[number])
+        head = candidate.fit(kept.features, kept.labels, self.classes, names=self.names, weights=kept.weights)
+        return _in_parts(head, candidate, out.features, kept.features)
+
+
+def _in_parts(head: Head, candidate: Candidate, features: Features, kept: Features) -> tuple[Tensor, Tensor]:
+    if candidate.anchored:
+        whole = head.logits(features, kept)
+        return whole, torch.zeros_like(whole)
+    rest = head.with_names(0.0).logits(features, kept)
+    if not head.names or features.cosines is None:
+        return torch.zeros_like(rest), rest
+    return head.names * features.cosines, rest
+
+
+def calibrated_parts(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Labelled, seconds: float) -> Compared:
+    """Find the scales of both parts by maximum likelihood on held-out pictures: two numbers at most.
+
+    The scale of a head also says how far the examples are to be trusted beside the names.
+    """
+    each = truth.each
+    both = [part for part in parts if bool(part.any())]
+    logs = torch.zeros(len(both), requires_grad=True)
+    start = [1 / max(float(part.std()), 1e-6) for part in both]
+    optimiser = torch.optim.LBFGS([logs], max_iter=15, line_search_fn="strong_wolfe")
+
+    def logits_of(values: Tensor) -> Tensor:
+        return sum((value.exp() * first * part for value, first, part in zip(values, start, both, strict=True)),
+                   start=torch.zeros(()))  # fmt: skip
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = (F.cross_entropy(logits_of(logs), truth.labels, reduction="none") * each).mean()
+        loss = loss + 1e-4 * logs.square().sum()
+        torch.autograd.backward(loss)
+        return loss
+
+    if both:
+        optimiser.step(closure)  # type: ignore[no-untyped-call]
+    scales = iter([float(value.exp()) * first for value, first in zip(logs.detach(), start, strict=True)])
+    found = tuple(next(scales) if bool(part.any()) else 0.0 for part in parts)
+    logits = found[0] * parts[0] + found[1] * parts[1]
+    hits = (logits.argmax(dim=1) == truth.labels) * each
+    losses = F.cross_entropy(logits, truth.labels, reduction="none") * each
+    return Compared(candidate.name, ((candidate, (found[0], found[1])),), logits, hits, losses, seconds)
