@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["check_page_libraries", "figures", "page_of", "write_page"]
 
 _THUMBNAIL = 320  # pixels of the longer side
-_LONG = 12  # rows from which a table is collapsed away
+_LONG = 12  # rows from which a table is collapsed
 
 
 def check_page_libraries(images: str | Path | None = None) -> None:
