@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from frevl import Fusion, Scorer, evaluate, train
 from frevl.errors import InputError, MissingExtraError, RunError, UsageError
 from frevl.models.hub import run_folder
-from frevl.runs.model_card import model_card
-from frevl.runs.publishing import push_run, write_published_run
+from frevl.runs.sharing.model_card import model_card
+from frevl.runs.sharing.publishing import push_run, write_published_run
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,17 @@ from torch import Tensor
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import pair_list
 from frevl.devices import default_batch
-from frevl.encoders.images import MAX_PIXELS, ImageSource, read_image
-from frevl.encoders.interface import Encoder, ImageTower
-from frevl.encoders.registry import load_encoder
-from frevl.encoders.runtime import on_device
-from frevl.errors import StoreError, UsageError
+from frevl.encoders.images import MAX_PIXELS, ImageSource
+from frevl.encoders.interface import Encoder
+from frevl.errors import UsageError
 from frevl.models.interface import PairNetwork, Searchable
 from frevl.runs.batches import EmbeddedPairs, exact_enough, placed, read_side, vectors_of
 from frevl.runs.calibration import calibrated
 from frevl.runs.onnx_backend import BACKENDS, check_backend, open_exported
+from frevl.runs.own_encoders import OwnEncoders
 from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
 from frevl.runs.run import Run
 from frevl.runs.targets import Prediction, Ranked, predictions, ranked
-from frevl.store.canaries import check_encoder
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 
@@ -53,9 +51,8 @@ class Scorer:
         self.device = device
         # A fusion saves a third of the work so; no score changes beyond float32 rounding.
         self.network: PairNetwork = placed(run.network, device)
-        both: tuple[Modality, Modality] = ("image", "text")
-        self._towers = {side: [store.towers[name] for name in run.towers.get(side, ())] for side in both}
-        self._encoders: dict[str, Encoder] = {}
+        self._own = OwnEncoders(run, store, device=device)
+        self._towers = self._own.towers
 
     @classmethod
     def open(
@@ -315,86 +312,17 @@ class Scorer:
         return self._read("text", texts, {text: values[mask] for text, values, mask in embedded})
 
     def embed_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Embed texts as the store would hold them.
-
-        Returns:
-            ``(n, tokens, dim)`` in the stored type and a ``(n, tokens)`` mask.
-
-        Raises:
-            UsageError: A text is not a string.
-            StoreError: A text is empty.
-            FingerprintError: The encoder is not the one that made the store.
-        """
-        for text in texts:
-            if not isinstance(text, str):
-                raise UsageError(f"A text to score must be a string, found {type(text).__name__}")
-            if not text.strip():
-                raise StoreError("A text to score is empty or only blanks; expected a sentence or question")
-        parts = []
-        for tower in self._towers["text"]:
-            encoder = next(e for e in self.encoders("text") if e.text is not None and e.text.name == tower.name)
-            embedded = encoder.embed_texts(list(texts), tokens=True)
-            parts.append((embedded.values.astype(tower.identity["dtype"]), embedded.mask))
-        return np.concatenate([values for values, _ in parts], axis=2), parts[0][1]
+        """Embed texts as the store would hold them: see `frevl.runs.own_encoders.OwnEncoders.embed_texts`."""
+        return self._own.embed_texts(texts)
 
     def prepare_image(self, image: ImageSource, *, max_pixels: int = MAX_PIXELS) -> list[np.ndarray]:
-        """Read one image as extraction does, into the input of each image tower. Thread-safe once encoders are loaded.
-
-        Args:
-            image: A path, the bytes of an image file, or a Pillow image.
-            max_pixels: As `frevl.encoders.images.read_image`.
-
-        Raises:
-            ImageError: The image cannot be read.
-        """
-        towers = self._image_networks()
-        pictures = {t: read_image(image, target=t, max_pixels=max_pixels) for t in {tower.target for tower in towers}}
-        return [tower.prepare(pictures[tower.target]) for tower in towers]
+        """Read one image as extraction does: see `frevl.runs.own_encoders.OwnEncoders.prepare_image`."""
+        return self._own.prepare_image(image, max_pixels=max_pixels)
 
     def embed_images(self, prepared: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
-        """Embed images as the store would hold them.
-
-        Args:
-            prepared: What `prepare_image` made of each.
-
-        Returns:
-            One ``(tokens, dim)`` array an image, in the stored type; what `score` takes as ``images``.
-
-        Raises:
-            FingerprintError: An encoder is not the one that made the store.
-        """
-        parts = []
-        for row, network in enumerate(self._image_networks()):
-            items: list[np.ndarray] = []
-            for start in range(0, len(prepared), network.batch_size):
-                items += network.embed([one[row] for one in prepared[start : start + network.batch_size]]).items
-            parts.append(items)
-        dtype = self._towers["image"][0].identity["dtype"]
-        return [np.concatenate(items, axis=1).astype(dtype) for items in zip(*parts, strict=True)]
-
-    def _image_networks(self) -> list[ImageTower]:
-        loaded = {encoder.image.name: encoder.image for encoder in self.encoders("image") if encoder.image is not None}
-        return [loaded[tower.name] for tower in self._towers["image"]]
+        """Embed images as the store would hold them: see `frevl.runs.own_encoders.OwnEncoders.embed_images`."""
+        return self._own.embed_images(prepared)
 
     def encoders(self, modality: Modality | None = None) -> list[Encoder]:
-        """Load the run's encoders, of one modality or both, and check that they are those that made the store.
-
-        Raises:
-            StoreError: Vectors of this modality were imported, so nothing can be embedded like them.
-            FingerprintError: An encoder is not the one that made the store.
-        """
-        towers = [tower for of, own in self._towers.items() if modality in (None, of) for tower in own]
-        imported = next((tower for tower in towers if tower.imported), None)
-        if imported is not None:
-            raise StoreError(
-                f"{self.store.path}: the vectors of '{imported.name}' were imported, so no {imported.modality} that is "
-                f"not in the store can be embedded like them; use its own {imported.modality}s, or import more vectors"
-            )
-        for name in self.run.encoders:
-            if name not in self._encoders and any(name in tower.encoders for tower in towers):
-                read = self._towers["image"] + self._towers["text"]
-                with on_device(None if self.device == "cpu" else self.device):
-                    encoder = load_encoder(name, tokens=read[0].identity["tokens"])
-                check_encoder(encoder, read, str(self.store.path))
-                self._encoders[name] = encoder
-        return [encoder for name, encoder in self._encoders.items() if any(name in tower.encoders for tower in towers)]
+        """Load the run's encoders and check them: see `frevl.runs.own_encoders.OwnEncoders.encoders`."""
+        return self._own.encoders(modality)

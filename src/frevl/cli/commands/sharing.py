@@ -59,7 +59,7 @@ def publish(
     json: JsonOption = None,
 ) -> None:
     """Publish a run with a model card on a model hub."""
-    from frevl.runs.publishing import push_run, write_published_run
+    from frevl.runs.sharing.publishing import push_run, write_published_run
 
     for_the_card = typed(results=result, diagnosis=diagnosis)
     if folder is not None:

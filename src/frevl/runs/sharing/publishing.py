@@ -11,7 +11,7 @@ from typing import Any
 from frevl.errors import InputError, RunError, UsageError
 from frevl.jsonfile import read_record, write_json
 from frevl.models.hub import LOCAL_FOLDERS, RUN_FILES, brief, hub_library, not_sent
-from frevl.runs.model_card import model_card
+from frevl.runs.sharing.model_card import model_card
 
 __all__ = ["push_run", "write_published_run"]
 
