@@ -9,11 +9,13 @@ from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
 from frevl.models.kernel_ridge import KernelFusion
 from frevl.models.registry import NETWORKS
+from frevl.models.retrieval.adapted_cosine import AdaptedCosine
 from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.models.retrieval.two_tower import Cosine, TwoTower
 
 BOTH = {"image_dim": 8, "text_dim": 6}
 SIZES = {"width": 8, "heads": 2, "layers": 1}
+SPACES = [[0, 6, 0, 6]]
 
 
 def made():
@@ -27,7 +29,8 @@ def made():
         banks = first.image_parts(torch.randn(5, 8)), first.text_parts(torch.randn(5, 6))
     return [
         Average([fusion, linear], [{"scale": 1.0, "offset": 0.0}] * 2, soft=False),
-        ClassNetwork(image_dim=8, outputs=3), Cosine(spaces=[[0, 6, 0, 6]]), fusion, linear, Majority(outputs=3),
+        ClassNetwork(image_dim=8, outputs=3), Cosine(spaces=SPACES),
+        AdaptedCosine(spaces=SPACES, rank=3, weight=0.5), fusion, linear, Majority(outputs=3),
         KernelFusion(**BOTH, outputs=3, pairs=5, images=4, texts=3), Mlp(**BOTH, outputs=3), first,
         Reranked.of(first, *banks, again, weights=weights, depth=3),
     ]  # fmt: skip
