@@ -190,6 +190,29 @@ def test_an_encoder_that_says_nothing_is_left_out(made_twice, prepared):
     assert [row.get("reason") for row in late.rows] == [None, "no time left", "no time left"]
 
 
+def test_encoders_are_compared_by_classes_where_rare_ones_count(prepared):
+    """One class is five times as frequent: an encoder that says nothing is right on most pairs, not on most classes."""
+    spoilt = prepared.train.pairs.images.clone()
+    spoilt[..., prepared.image_towers[0].dim :] = 0.25
+    for part in (prepared.train, prepared.dev):
+        object.__setattr__(part.pairs, "images", spoilt)
+    rare = (prepared.train.truth.classes[:, 0] == 1).nonzero()[:, 0]
+    skewed = replace(
+        prepared,
+        train=prepared.train.select(
+            torch.cat([(prepared.train.truth.classes[:, 0] == 0).nonzero()[:, 0], rare[: len(rare) // 5]])
+        ),
+        dev_is_spare=False,
+    )
+    session = Session(seed=0, time_limit=None, device="cpu", progress=False)
+    of_nothing = {}
+    for balanced in (False, True):
+        rows = choose_encoders(skewed, ["toy", "toy2"], 2, session, time_limit=1000, balanced=balanced).rows
+        of_nothing[balanced] = next(row["metric"] for row in rows if row["images"] == ["toy2"])
+    assert of_nothing[False] > 70
+    assert of_nothing[True] < 65
+
+
 def test_images_and_texts_may_come_from_different_encoders(made_twice, prepared):
     """``toy`` has images that say something and texts that do not, ``toy2`` the other way round."""
     images = prepared.train.pairs.images.clone()

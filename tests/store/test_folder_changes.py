@@ -65,7 +65,7 @@ def test_what_moved_is_not_embedded_again(images, store, embedded):
     del expected["3.png"], expected["5.png"]
     assert vectors(store) == expected
     assert verify(store, images=images) == []
-    assert "2 images have moved and 0 are copies of others: their embeddings were taken over." in report.sentence()
+    assert "Moved: 2 images; copies of others: 0 images. Their embeddings were taken over." in report.sentence()
     assert extract(store, images=images, encoder=["toy"]).images_kept == 8
 
 

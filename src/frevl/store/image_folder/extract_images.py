@@ -132,7 +132,7 @@ def _embed(
 def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) -> None:
     if report.images_moved or report.images_copied:
         report.notes.append(
-            f"{report.images_moved:,} images have moved and {report.images_copied:,} are copies of others: their "
+            f"Moved: {_images(report.images_moved)}; copies of others: {_images(report.images_copied)}. Their "
             "embeddings were taken over."
         )
     _tell_guessed(prepared.guessed_white, report)
@@ -142,6 +142,10 @@ def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) 
             f"{len(silent):,} images of {folder} had changed with the same size and time, the first is "
             f"'{silent[0]:.200}'; they were embedded again."
         )
+
+
+def _images(number: int) -> str:
+    return f"{number:,} image{'' if number == 1 else 's'}"
 
 
 def _tell_guessed(guessed: list[str], report: ExtractionReport) -> None:

@@ -143,8 +143,9 @@ def choose(
     limit = session.time_limit or _DEFAULT_LIMIT
     if start is None:
         found = choose_encoders(
-            data, encoders, outputs, session, time_limit=limit * _ENCODERS_SHARE, checkpoint=checkpoint
-        )
+            data, encoders, outputs, session, time_limit=limit * _ENCODERS_SHARE,
+            balanced=measure in ("macro_f1", "balanced_accuracy"), checkpoint=checkpoint,
+        )  # fmt: skip
     else:
         found = all_encoders(data, encoders)
     data = narrow(data, found.images, found.texts)

@@ -19,7 +19,7 @@ from torch import Tensor
 from frevl.progress import print_progress
 from frevl.training.examples import Examples, Prepared, join
 from frevl.training.kernel.fit import fit_kernel_on
-from frevl.training.options import Session
+from frevl.training.options import KernelOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ def choose_encoders(
     session: Session,
     *,
     time_limit: float,
+    balanced: bool = False,
     checkpoint: Checkpoint = NOWHERE,
 ) -> EncoderChoice:
     """Compare the sets of encoders on training and development examples.
@@ -128,6 +129,7 @@ def choose_encoders(
         outputs: Number of classes.
         session: Seed and progress.
         time_limit: Seconds; a set that would probably not fit in is left out. All encoders together come first.
+        balanced: Compare by the mean over classes, where rare ones count as much, instead of over pairs.
         checkpoint: Where every set that was compared is kept.
 
     Returns:
@@ -169,7 +171,7 @@ def choose_encoders(
         examples = _sample(join(part.train, part.dev) if part.dev_is_spare else part.train, session.seed)
         pairs = len(examples)
         # All pairs are both learned from and scored: each by the solution without its own image.
-        _, found = fit_kernel_on(examples, outputs)
+        _, found = fit_kernel_on(examples, outputs, KernelOptions(class_weight="balanced" if balanced else None))
         row |= {"metric": 100 * found.best_metric, "seconds": clock.seconds() - started}
         place.save({}, {"row": row, "pairs": pairs, "seconds": row["seconds"]})
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
