@@ -154,11 +154,12 @@ def _texts(pairs: Sequence[Pair]) -> list[str]:
 def _check_sides(model: ServedModel, pair: Pair) -> None:
     """Refuse a pair without what the model reads."""
     sides = model.scorer.run.sides
+    image_lacks = "image" in sides and pair.image is None and pair.upload is None
+    if not image_lacks and ("text" not in sides or pair.text is not None):
+        return  # the usual case, before any words are made: this runs for every pair
     reads = " and ".join(f"{side}s" for side in sides)
-    if "image" in sides and pair.image is None and pair.upload is None:
-        raise RefusedError(422, "invalid", f"The model {model.name!r} reads {reads}: a pair names {EITHER_IMAGE}.")
-    if "text" in sides and pair.text is None:
-        raise RefusedError(422, "invalid", f"The model {model.name!r} reads {reads}: a pair needs a 'text'.")
+    needs = f"a pair names {EITHER_IMAGE}" if image_lacks else "a pair needs a 'text'"
+    raise RefusedError(422, "invalid", f"The model {model.name!r} reads {reads}: {needs}.")
 
 
 def _labels(top: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
