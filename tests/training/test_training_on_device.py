@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from frevl.errors import TrainingError
+from frevl.models.baselines import Linear
 from frevl.models.fusion import Fusion
+from frevl.models.retrieval.two_tower import TwoTower
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers
 from frevl.training import examples, loop
 from frevl.training.examples import Examples
 from frevl.training.losses import contrastive_loss
 from frevl.training.options import DescentOptions, FusionOptions, Session
+from frevl.training.retrieval.two_tower import _contrast
 
 SESSION = Session(seed=3, time_limit=None, device="cpu", progress=False)
 OPTIONS = DescentOptions(epochs=2, batch_size=2, learning_rate=0.01)
@@ -111,3 +114,30 @@ def test_a_compiled_loss_is_the_same_loss(monkeypatch):
         found.append(loss_of(torch.arange(12), torch.Generator().manual_seed(5))[0])
     torch.testing.assert_close(*found)
     assert modes == [("default", False)]
+
+
+def on_meta(kind):
+    """Return the losses of a fusion, of a plain network and of two towers, all on tensors without numbers."""
+    kept, outputs = made(kind), 3 if kind == "class" else 1
+    fusion = Fusion(image_dim=8, text_dim=5, outputs=outputs, width=8, layers=1, heads=2).to("meta")
+    linear = Linear(image_dim=8, text_dim=5, outputs=outputs).to("meta")
+    towers = TwoTower(image_dim=8, text_dim=5, hidden=6, width=4).to("meta")
+    options = FusionOptions(mixup_share=0.0 if kind == "match" else 1.0, input_dropout=0.1)
+    images, texts = kept.pairs.images[:, 0], kept.pairs.texts[:, 0]
+    return {
+        "fusion": loop.fusion_loss(fusion, kept, outputs, options=options, device="meta"),
+        "linear": loop.pair_loss(linear, kept, outputs, options=options, device="meta"),
+        "towers": _contrast(towers, images, texts, kept.pairs, 0.1, "meta"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["class", "match"])
+@pytest.mark.parametrize("name", ["fusion", "linear", "towers"])
+def test_no_loss_waits_for_the_device(name, kind):
+    # What has no numbers cannot be waited for: to ask for one (`item`, a count of flags, the largest id) is an error.
+    loss, terms = on_meta(kind)[name](torch.arange(12), torch.Generator().manual_seed(0))
+    torch.autograd.backward(loss)
+    assert {part.device.type for part in (loss, *terms.values())} == {"meta"}
+    losses = loop.SeenLosses("epoch 1", "x", "y", 9, loop.looks_every("meta"))
+    losses.add(0, loss, terms)
+    assert losses.means == dict.fromkeys(terms, 0.0)

@@ -216,9 +216,11 @@ def batch_contrast(
             f"batch_contrast expects image_places and text_ids ({texts},), but got {tuple(image_places.shape)} and "
             f"{tuple(text_ids.shape)}."
         )
-    of_text = F.one_hot(image_places, images).to(similarity.dtype)
-    _, same = torch.unique(text_ids, return_inverse=True)
-    of_name = torch.zeros(int(same.max()) + 1, images, dtype=similarity.dtype, device=similarity.device)
+    of_text = similarity.new_zeros(texts, images).scatter_(1, image_places[:, None], 1)
+    # Counted where the ids are: what is on the processor is known without waiting for a device.
+    names, same = torch.unique(text_ids, return_inverse=True)
+    same = same.to(similarity.device, non_blocking=True)
+    of_name = similarity.new_zeros(len(names), images)
     positive = of_name.index_add_(0, same, of_text)[same].clamp_(max=1)
 
     def one_way(logits: Tensor, right: Tensor) -> Tensor:

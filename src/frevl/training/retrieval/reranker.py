@@ -8,7 +8,7 @@ from torch import Tensor
 
 from frevl.models.inputs import low_precision
 from frevl.models.retrieval.reranker import Standardised
-from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.batches import EmbeddedPairs, moved
 from frevl.training.loop import FitReport, gradient_descent
 from frevl.training.options import RerankerOptions, Session
 from frevl.training.retrieval.hard_negatives import HardNegatives
@@ -62,10 +62,10 @@ def fit_reranker(
         with low_precision(device):
             logits = _logits(network, pairs, image_rows, text_rows, device).float()
         right, by_image, by_text = torch.split(logits, [len(rows), images.numel(), texts.numel()])
-        right = mined.base[rows].to(device) + right
+        right = moved(mined.base[rows], device) + right
         losses = [
             listwise_loss(
-                right, said.view(numbers.shape) + base.to(device), (numbers >= 0).to(device),
+                right, said.view(numbers.shape) + moved(base, device), moved(numbers >= 0, device),
                 label_smoothing=label_smoothing,
             )
             for said, numbers, base in ((by_image, images, image_base), (by_text, texts, text_base))
@@ -103,10 +103,10 @@ def _logits(network: Standardised, pairs: EmbeddedPairs, image_rows: Tensor, tex
     """``(n,)`` logits; every different item of the batch is projected once."""
     images, image_at = torch.unique(image_rows, return_inverse=True)
     texts, text_at = torch.unique(text_rows, return_inverse=True)
-    image_hidden = network.project_image(pairs.images[images].to(device).float())[image_at]
-    text_hidden = network.project_text(pairs.texts[texts].to(device).float())[text_at]
-    image_mask = None if image_hidden.shape[1] == 1 else pairs.image_mask[image_rows].to(device)
-    text_mask = None if text_hidden.shape[1] == 1 else pairs.text_mask[text_rows].to(device)
+    image_hidden = network.project_image(moved(pairs.images[images], device).float())[moved(image_at, device)]
+    text_hidden = network.project_text(moved(pairs.texts[texts], device).float())[moved(text_at, device)]
+    image_mask = None if image_hidden.shape[1] == 1 else moved(pairs.image_mask[image_rows], device)
+    text_mask = None if text_hidden.shape[1] == 1 else moved(pairs.text_mask[text_rows], device)
     fusion = network.fusion
     logits: Tensor = fusion.head(fusion.fuse(image_hidden, text_hidden, image_mask, text_mask))[:, 0]
     return logits

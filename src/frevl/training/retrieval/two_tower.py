@@ -9,7 +9,7 @@ from torch import Tensor
 
 from frevl.models.inputs import low_precision, mean_pool
 from frevl.models.retrieval.two_tower import TwoTower
-from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.batches import EmbeddedPairs, moved
 from frevl.training.loop import FitReport, LossOf, gradient_descent
 from frevl.training.losses import batch_contrast
 from frevl.training.options import Session, TwoTowerOptions
@@ -89,10 +89,10 @@ def _contrast(
         # An image that stands in the batch with several captions is one column with several positives.
         columns, places = torch.unique(image, return_inverse=True)
         with low_precision(device):
-            image_vectors = network.image_vectors(images[columns].to(device).float())
-            text_vectors = network.text_vectors(texts[text].to(device).float())
+            image_vectors = network.image_vectors(moved(images[columns], device).float())
+            text_vectors = network.text_vectors(moved(texts[text], device).float())
         similarity = network.scale * text_vectors @ image_vectors.T
-        loss = batch_contrast(similarity, places.to(device), text.to(device), label_smoothing=label_smoothing)
+        loss = batch_contrast(similarity, moved(places, device), text, label_smoothing=label_smoothing)
         return loss, {"contrastive": loss}
 
     return loss_of
