@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import frevl
+from frevl.cli.tables import classify_sentence
 from frevl.errors import InputError, PairsError, RunError, UsageError
 from named import CLASSES
 
@@ -231,3 +232,37 @@ def test_too_few_pictures_without_labels_are_not_used(named, tmp_path):
     most.write_text("".join(json.dumps(row) + "\n" for row in rows[: len(rows) - 40]))
     run = frevl.classify(named.store, run=tmp_path / "run", examples=most, unlabelled=True)
     assert any("fewer than 8 for each of 6 classes" in note for note in run.results["notes"])
+
+
+def test_a_picture_of_two_classes_is_left_out_and_named(named, tmp_path):
+    rows = [json.loads(line) for line in named.examples.read_text().splitlines()]
+    run = frevl.classify(named.store, run=tmp_path / "run", examples=[*rows, {**rows[0], "target": "elm"}])
+    assert run.results["train_pairs"] == len(rows) - 1
+    left_out = next(note for note in run.results["notes"] if note.startswith("Left out"))
+    assert left_out == (
+        "Left out: 2 examples of pictures that stand there with several classes (pairs in memory:1: '0.png' is 'ash' "
+        "and 'elm')."
+    )
+    both = [{"image": "0.png", "target": name} for name in ("ash", "elm")]
+    with pytest.raises(PairsError, match="every example is of several classes"):
+        frevl.classify(named.store, run=tmp_path / "none", examples=both)
+    several = frevl.classify(
+        named.store, run=tmp_path / "several", examples=[*rows, {"image": "1.png", "target": ["ash", "elm"]}]
+    )
+    assert any("expected one class, found several classes" in note for note in several.results["notes"])
+
+
+def test_development_pictures_among_the_examples_are_the_first_thing_said(named, tmp_path):
+    run = frevl.classify(named.store, run=tmp_path / "run", examples=named.examples, dev=named.examples)
+    assert run.results["warnings"][0].startswith("Leak: 60 of 60 development images")
+    assert classify_sentence(run).startswith("Leak: ")
+
+
+def test_classes_of_the_same_names_are_named(named, tmp_path):
+    rows = [
+        {"class": "one", "names": ["ash"]}, {"class": "two", "names": ["elm"]}, {"class": "three", "names": ["ash"]},
+    ]  # fmt: skip
+    classes = tmp_path / "classes.jsonl"
+    classes.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = frevl.classify(named.store, classes, run=tmp_path / "run")
+    assert "1 class is described exactly as another one" in " ".join(run.results["notes"])

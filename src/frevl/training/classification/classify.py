@@ -109,6 +109,7 @@ def classify(
     check_templates(templates)
     opened = store if isinstance(store, Store) else Store.open(store)
     notes: list[str] = []
+    doubts: list[str] = []
     read = read_examples(opened, examples, columns, notes)
     listed = classes_of(read) if classes is None else read_classes(classes)
     if listed.rejected:
@@ -125,8 +126,9 @@ def classify(
         of_run = None if space is None else Scorer.open(space, store=opened)
         towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
         own, held, hashes = collect(
-            opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, seed=seed, notes=notes
-        )
+            opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, seed=seed, notes=notes,
+            doubts=doubts,
+        )  # fmt: skip
         found = space_of_run(opened, of_run) if of_run else space_of_encoder(opened, towers)
         names = None
         if classes is not None:
@@ -144,13 +146,14 @@ def classify(
         threshold, said = unknown_threshold(choice, network, opened, towers, share=unknown, seed=seed)
         held_out = len(choice.held_out[1])
         hits = (choice.held_out[0].argmax(dim=1) == choice.held_out[1]).float() if held_out else None
-        notes = [*choice.notes, *said, *notes, *(calibration_notes(held_out) if held_out else ())]
+        doubts = [*doubts, *choice.notes]
+        notes = [*doubts, *said, *notes, *(calibration_notes(held_out) if held_out else ())]
         results = {
             "development": {"n": held_out, "accuracy": None if hits is None else 100 * float(hits.mean())},
             "train_pairs": len(own.labels),
             "train_seconds": time.monotonic() - started,
             "soft_targets": False,
-            "warnings": list(choice.notes),
+            "warnings": doubts,
             "notes": list(dict.fromkeys([*notes, *(names.notes if names else ())])),
             "fit": None,
             "unknown": threshold,

@@ -84,8 +84,12 @@ def collect(
     find_groups: bool,
     seed: int,
     notes: list[str],
+    doubts: list[str],
 ) -> tuple[EmbeddedExamples, EmbeddedExamples | None, dict[str, str]]:
-    """Leave out what belongs to no class, find groups, and embed.
+    """Leave out what belongs to no class, or to several, find groups, and embed.
+
+    What was left out goes into ``notes``; what makes every figure doubtful, such as development images among the
+    examples, into ``doubts``.
 
     Returns:
         Examples (of no image where there are none), development images, and the content hash of every image by id.
@@ -97,6 +101,7 @@ def collect(
     parts = [part for part in (examples, named) if part is not None]
     kept = [_of_known_classes(part, classes, notes, "examples") for part in parts]
     judged = None if dev is None else _of_known_classes(dev, classes, notes, "development images")
+    kept = _of_one_class(store, kept, notes)
     everything = [*kept, *([judged] if judged is not None else [])]
     empty = EmbeddedExamples(
         torch.zeros(0, sum(tower.dim for tower in towers)), *(torch.zeros(0, dtype=torch.long),) * 2
@@ -110,7 +115,7 @@ def collect(
         hashes |= content_of_units(store, part)
     if judged is not None:
         for part in grouped[:-1]:
-            notes += shared_units(part, grouped[-1], hashes) or shared_groups(part, grouped[-1])
+            doubts += shared_units(part, grouped[-1], hashes) or shared_groups(part, grouped[-1])
     numbers: dict[str, int] = {}
     index = {label: number for number, label in enumerate(classes.labels)}
 
@@ -145,6 +150,30 @@ def _of_class_file(store: Store, classes: ClassList, notes: list[str]) -> Pairs 
         rejected=(),
     )
     return read_usable(store, pairs, notes)
+
+
+def _of_one_class(store: Store, parts: Sequence[Pairs], notes: list[str]) -> list[Pairs]:
+    """Leave out pictures that stand there with different classes, under one name or as copies of each other."""
+    classes: dict[str, set[str]] = {}
+    hashes: dict[str, str] = {}
+    for part in parts:
+        hashes |= content_of_units(store, part)
+        for image, target in zip(part.images, part.targets, strict=True):
+            classes.setdefault(hashes[image], set()).add(str(target))
+    kept, first = [], ""
+    for part in parts:
+        rows = [row for row, image in enumerate(part.images) if len(classes[hashes[image]]) == 1]
+        if len(rows) < len(part) and not first:
+            row = next(row for row, image in enumerate(part.images) if len(classes[hashes[image]]) > 1)
+            found = " and ".join(f"'{one:.40}'" for one in sorted(classes[hashes[part.images[row]]])[:2])
+            first = f"{part.places[row]}: '{part.images[row]:.60}' is {found}"
+        kept.append(part.select(rows))
+    left_out = sum(map(len, parts)) - sum(map(len, kept))
+    if left_out and not any(map(len, kept)):
+        raise PairsError(f"{first}; every example is of several classes, expected one class each")
+    if left_out:
+        notes.append(f"Left out: {left_out:,} examples of pictures that stand there with several classes ({first}).")
+    return [part for part in kept if len(part)]
 
 
 def _of_known_classes(pairs: Pairs, classes: ClassList, notes: list[str], what: str) -> Pairs:

@@ -144,6 +144,7 @@ def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str])
                 )
             sentences = there
         of_class.append(sentences)
+    alike = _described_alike(classes, of_class)
     sums: Tensor | None = None
     flat = [(number, sentence) for number, sentences in enumerate(of_class) for sentence in sentences]
     for start in range(0, len(flat), _TEXTS_AT_ONCE):
@@ -155,10 +156,26 @@ def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str])
     named = torch.tensor([bool(sentences) for sentences in of_class])
     if sums is None:
         raise UsageError(f"{classes.source or 'classes'}: no class has a name or a description")
-    notes = list(space.notes)
+    notes = [*space.notes, *alike]
     if bare:
         notes.append(f"{bare:,} names were used as they stand in the store, without a template.")
     return NameVectors(F.normalize(sums, dim=1), named, space, notes)
+
+
+def _described_alike(classes: ClassList, of_class: Sequence[Sequence[str]]) -> list[str]:
+    first: dict[tuple[str, ...], str] = {}
+    pairs = []
+    for entry, sentences in zip(classes.entries, of_class, strict=True):
+        other = first.setdefault(tuple(sentences), entry.label)
+        if sentences and other != entry.label:
+            pairs.append((other, entry.label))
+    if not pairs:
+        return []
+    verb = "class is" if len(pairs) == 1 else "classes are"
+    return [
+        f"{len(pairs):,} {verb} described exactly as another one, so names cannot tell them apart (the first: "
+        f"'{pairs[0][0]:.60}' and '{pairs[0][1]:.60}')."
+    ]
 
 
 def vectors_of_nameless(names: NameVectors, image_vectors: Tensor, labels: Tensor) -> Tensor:
