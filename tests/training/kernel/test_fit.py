@@ -143,6 +143,20 @@ def test_one_example_a_class_is_enough():
     assert abs(confidence - found) < 0.2  # with unscaled scores all probabilities were 1 in 25
 
 
+def test_one_example_a_class_with_image_and_text():
+    """There is nothing to choose the sum by, so all three parts are in it, and either side may tell."""
+    images, label, others, right = few_shot(1)
+    rows, noise = torch.arange(25), torch.randn(225, 32, generator=torch.Generator().manual_seed(8))
+    for telling, idle in (("image", "text"), ("text", "image")):
+        sides = {telling: images, idle: noise[:25]}
+        network, fit = fit_kernel(sides["image"], sides["text"], rows, rows, one_hot(label, 25).float(), rows)
+        assert (fit.chosen.name, fit.ridge) == ("text, image and product", 1.0)
+        assert "fixed, not chosen" in fit.notes[0]
+        new = {telling: others, idle: noise[25:]}
+        scores = network(new["image"], new["text"])
+        assert (scores.argmax(dim=1) == right).float().mean() > 0.5
+
+
 def test_classes_of_one_example_are_learned_and_passed_over_when_choosing():
     images, label, others, right = few_shot(3)
     kept = (label >= 5) | (torch.arange(len(label)) < 25)  # five classes keep one example
