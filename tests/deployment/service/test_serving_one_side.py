@@ -9,6 +9,7 @@ import pytest
 from frevl.deployment.service.http.limits import Limits
 from frevl.deployment.service.models import Service
 from frevl.runs.scorer import Scorer
+from frevl.training.classification.classify import classify
 from frevl.training.training import train
 from served import based, client_of, refused, runs
 
@@ -45,6 +46,22 @@ def test_images_alone_by_id_and_sent_along(client, made):
         assert one["probability"] == pytest.approx(expected.probability, abs=1e-4)
     said = asked(client, "look", [{"image": "0.png"}], "answer", threshold=0.0).json()["answers"]
     assert said[0]["answer"] == expected.label
+
+
+def test_a_picture_of_no_class_is_unknown_over_http_too(made, tmp_path):
+    colours = dict(zip(made.captions.images, (text.split()[1] for text in made.captions.texts), strict=True))
+    rows = [{"image": image, "target": colour} for image, colour in colours.items()]
+    known = [row for row in rows if row["target"] != "yellow"]
+    classify(made.store, run=tmp_path / "three", examples=known, unknown=0.9)
+    other = next(row["image"] for row in rows if row["target"] == "yellow")
+    with client_of(made, tmp_path, names=("three",)) as client:
+        inside = client.scorers["three"].label([row["image"] for row in known])
+        image = next(row["image"] for row, one in zip(known, inside, strict=True) if not one.unknown)
+        pairs = [{"image": image}, {"image": other}]
+        assert [one["unknown"] for one in asked(client, "three", pairs).json()["scores"]] == [False, True]
+        answers = asked(client, "three", pairs, "answer", threshold=0.0).json()["answers"]
+    assert [one["answer"] for one in answers] == [colours[image], None]
+    assert [one["abstained"] for one in answers] == [False, True]
 
 
 def test_texts_alone_also_new_ones(client):

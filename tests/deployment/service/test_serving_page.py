@@ -50,6 +50,7 @@ for names, embeds, has_report, *_ in cases:
     print(json.dumps({"tabs": tabs, "said": said, "heartbeat": parts["connect_heartbeat"]}))
     service.close()
 print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)]), 0.5, ["1 of 1 texts <is> unread"])))
+print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)], unknown=True), 0.5, [])))
 """
 
 
@@ -69,8 +70,9 @@ def test_a_tab_is_there_only_where_a_run_serves_it(pages, number):
 
 
 def test_an_answer_says_first_what_it_rests_on(pages):
-    assert "<p>1 of 1 texts &lt;is&gt; unread</p><h3>yes" in pages[-1]
+    assert "<p>1 of 1 texts &lt;is&gt; unread</p><h3>yes" in pages[-2]
+    assert "<h3>Unknown</h3><p>Probably none of the classes; the nearest is yes" in pages[-1]
 
 
 def test_the_page_needs_no_stream_that_stays_open(pages):
-    assert not any(page["heartbeat"] for page in pages[:-1])  # nor is it served: see the guard
+    assert not any(page["heartbeat"] for page in pages[:-2])  # nor is it served: see the guard

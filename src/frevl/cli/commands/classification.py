@@ -87,7 +87,7 @@ def classify(
 ) -> None:
     """Classify images by the names of the classes, by examples, or by both.
 
-    Makes a run that evaluate, score, serve, export and diagnose take.
+    Makes a run that evaluate, score, serve, export and publish take.
     """
     from frevl.cli.tables import classify_sentence, labelling_sentence, run_record
     from frevl.runs.labelling.label_sheet import write_label_sheet

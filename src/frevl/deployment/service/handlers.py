@@ -28,10 +28,16 @@ async def score(
 ) -> dict[str, Any]:
     """Score pairs."""
     results = await service.score(model, await _pairs(service, model, asked.pairs, uploads))
+    has_unknown = bool(model.scorer.run.results.get("unknown"))
     scores = [
         {"score": one.score, "probability": one.probability}
         if isinstance(one, Match)
-        else {"label": one.label, "probability": one.probability, "top": _labels(one.top)}
+        else {
+            "label": one.label,
+            "probability": one.probability,
+            "top": _labels(one.top),
+            **({"unknown": one.unknown} if has_unknown else {}),
+        }
         for one in results
     ]
     notes = await service.notes_on(model, _texts(asked.pairs))
@@ -45,12 +51,13 @@ async def answer(
     results = await service.score(model, await _pairs(service, model, asked.pairs, uploads), top=asked.top)
     answers = [
         {
-            "answer": None if one.probability < asked.threshold else one.label,
+            "answer": None if abstained else one.label,
             "probability": one.probability,
-            "abstained": one.probability < asked.threshold,
+            "abstained": abstained,
             "top": _labels(one.top),
         }
         for one in results
+        for abstained in [one.unknown or one.probability < asked.threshold]
     ]
     notes = await service.notes_on(model, _texts(asked.pairs))
     return {"model": model.name, "threshold": asked.threshold, "answers": answers, "notes": notes}

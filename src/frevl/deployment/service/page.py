@@ -323,7 +323,9 @@ def _address(source: bytes | Path, service: Service) -> str:
 
 def _answer(prediction: Prediction, least: float, notes: Sequence[str]) -> str:
     best = f"{escape(prediction.label)} <small>({prediction.probability:.0%})</small>"
-    if prediction.probability < least:
+    if prediction.unknown:
+        head = f"<h3>Unknown</h3><p>Probably none of the classes; the nearest is {best}.</p>"
+    elif prediction.probability < least:
         head = (
             f"<h3>Not sure</h3><p>The best answer is {best}; its probability is below the threshold of {least:.0%}.</p>"
         )

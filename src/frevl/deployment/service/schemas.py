@@ -217,6 +217,9 @@ class Score(_Body):
     label: str | None = Field(None, description="Classification: the most probable class.")
     probability: float = Field(description="Calibrated: of a match, or of the label.")
     top: list[Label] | None = Field(None, description="Classification: the five most probable classes.")
+    unknown: bool | None = Field(
+        None, description="Runs of classify with --unknown: the image probably belongs to none of the classes."
+    )
 
 
 class ScoreResponse(_Body):
@@ -231,9 +234,9 @@ class ScoreResponse(_Body):
 class Answer(_Body):
     """An answer, or none where the model is not sure."""
 
-    answer: str | None = Field(description="The most probable class; null if its probability is below the threshold.")
+    answer: str | None = Field(description="The most probable class; null if abstained.")
     probability: float = Field(description="Calibrated probability of the most probable class.")
-    abstained: bool
+    abstained: bool = Field(description="Its probability is below the threshold, or the image is of no known class.")
     top: list[Label]
 
 
