@@ -145,7 +145,7 @@ def fit_linear(
     loss: Callable[[Tensor], Tensor],
     development: Callable[[], float],
     *,
-    penalties: tuple[float, ...] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
+    penalties: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
     iterations: int = 150,
     time_limit: float | None = None,
 ) -> float:

@@ -18,6 +18,7 @@ from frevl.models.fusion import PRESETS, Fusion
 from frevl.models.interface import PairNetwork
 from frevl.models.registry import NETWORKS
 from frevl.runs.batches import logits_of
+from frevl.runs.calibration import fit_calibration
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers, class_weights_of
 from frevl.training.examples import Examples, dev_metric, join, kind_of, with_wrong_texts
@@ -60,7 +61,7 @@ _FITTED = (
 
 
 # Of a fit of the linear probe under a time limit: how often the features of a pair and a pass over it can be afforded
-# (five penalties of some ten steps, with time to spare), the same for features of development pairs, and how many pairs
+# (six penalties of some ten steps, with time to spare), the same for features of development pairs, and how many pairs
 # this is timed on.
 _FEATURES, _PASSES, _DEVELOPMENT, _TIMED = 6, 100, 40, 512
 
@@ -256,7 +257,8 @@ def _fit_linear(
 ) -> list[str]:
     """Fit the linear probe with its penalty chosen on development data; return notes for the user.
 
-    It is chosen by likelihood: a few hundred pairs rank penalties better so than by how many of them are right.
+    It is chosen by the likelihood that is left after calibration: a few hundred pairs rank penalties better so than by
+    how many of them are right, and a strong penalty that only makes the probe less sure than it may be costs nothing.
     """
     started, limit = checkpoint.clock.seconds(), session.time_limit
     saved = checkpoint.load()
@@ -273,11 +275,17 @@ def _fit_linear(
     features = network.statistics(features)
     weights = class_weights_of(examples.truth, int(network.settings["outputs"]), options.class_weight)
     loss, dev_loss = _linear_loss(network, examples, weights), _linear_loss(network, dev, weights)
+
+    def calibrated_likelihood() -> float:
+        logits = logits_of(network, dev.pairs, 1024)
+        calibration = fit_calibration(logits, dev.truth, shrink=False)
+        return -dev_loss(calibration["scale"] * logits + calibration["offset"]).item()
+
     fit_linear(
         network,
         features,
         loss,
-        lambda: -dev_loss(logits_of(network, dev.pairs, 1024)).item(),
+        calibrated_likelihood,
         time_limit=None if limit is None else max(0.0, limit - (checkpoint.clock.seconds() - started)),
     )
     checkpoint.save(network.state_dict(), {"seconds": checkpoint.clock.seconds() - started, "notes": notes})
