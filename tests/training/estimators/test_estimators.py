@@ -100,6 +100,7 @@ def test_a_name_without_rows_is_a_class(arrays):
         EmbeddingClassifier(classes=CLASSES).fit(X[some], y[some])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["auto", "tiny", "kernel", "linear"])
 def test_the_fusion_learns_what_needs_both_sides(model):
     X, y = paired()
@@ -220,6 +221,7 @@ def test_further_messages(arrays):
         EmbeddingClassifier().fit(csr_matrix(X), y)
 
 
+@pytest.mark.slow
 def test_neither_store_nor_pictures_are_loaded():
     code = """
 import importlib.abc, sys
