@@ -119,3 +119,14 @@ def test_a_run_of_images_alone_does_not_read_texts_and_one_of_both_needs_them(ma
 def test_a_column_for_the_text_can_still_be_named(one_side, tmp_path):
     pairs = read_pairs([{"image": "a", "words": "b", "target": "c"}], columns="text=words")
     assert pairs.sides == ("image", "text")
+
+
+@pytest.mark.slow
+def test_auto_compares_the_encoders_of_images_alone(made_twice, tmp_path):
+    alone = made_twice.train.only(("image",))
+    run = train(made_twice.store, alone, run=tmp_path / "run", task="classification", model="auto", time_limit=20)
+    chosen = run.results["selection"]["encoders"]
+    assert {tuple(row["images"]) for row in chosen["sets"]} == {("toy", "toy2"), ("toy",), ("toy2",)}
+    assert chosen["texts"] == []
+    assert all(row["texts"] == [] for row in chosen["sets"])
+    assert run.towers["text"] == {}
