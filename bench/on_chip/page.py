@@ -20,8 +20,9 @@ TITLES = {
 NOTES = {
     "a scores": """\
 The network is a `base` trained for a moment on made pairs, on the device itself. In float16 the scorer keeps the sums
-of the residual stream and the logits in float32. The differences from float64 say which side is farther from the
-truth.""",
+of the residual stream and the logits in float32. bf16 has three bits less, which is why scores are float16. The
+differences from float64 say which side is farther from the truth: the device's float32 products round more than the
+processor's, whose sums are made of blocks.""",
     "b throughput": """\
 In brackets: operations over those of the large bf16 product in the same round. *Folded* is `for_inference`; float16 is
 what `--device cuda` scores in; bf16 keeps its sums in bf16 too, which is faster and too inexact for scores (see a).
@@ -29,7 +30,9 @@ Embeddings lie on the device.""",
     "c training": """\
 The loss, the optimiser and the gather of embeddings of `frevl train`, without mixup; operations of forward and backward
 pass alone. `frevl train --device cuda` runs the plain bf16 step: below a batch of about 8,192 the processor cannot
-launch its kernels as fast as the device finishes them, which is what the CUDA graphs mend.""",
+launch its kernels as fast as the device finishes them, which is what the CUDA graphs mend. What then remains is in the
+profile below: a step has many passes beside its products (norms, GELU, dropout, the square of similarities of the
+contrastive term, AdamW).""",
     "d images": """\
 *The runtime of extract* starts from float32 pixels in the processor's memory and ends with embeddings there; decoding
 is the stage before, timed apart.""",
