@@ -21,24 +21,24 @@ NOTES = {
     "a scores": """\
 The network is a `base` trained for a moment on made pairs, on the device itself. In float16 the scorer keeps the sums
 of the residual stream and the logits in float32. bf16 has three bits less, which is why scores are float16. The
-differences from float64 say which side is farther from the truth: the device's float32 products round more than the
-processor's, whose sums are made of blocks.""",
+differences from float64 say which side is farther from the truth; in float32 that is the device, probably because its
+products add in longer chains.""",
     "b throughput": """\
 In brackets: operations over those of the large bf16 product in the same round. *Folded* is `for_inference`; float16 is
 what `--device cuda` scores in; bf16 keeps its sums in bf16 too, which is faster and too inexact for scores (see a).
 Embeddings lie on the device.""",
     "c training": """\
 The loss, the optimiser and the gather of embeddings of `frevl train`, without mixup; operations of forward and backward
-pass alone. `frevl train --device cuda` runs the plain bf16 step: below a batch of about 8,192 the processor cannot
-launch its kernels as fast as the device finishes them, which is what the CUDA graphs mend. What then remains is in the
-profile below: a step has many passes beside its products (norms, GELU, dropout, the square of similarities of the
-contrastive term, AdamW).""",
+pass alone. `frevl train --device cuda` runs the plain bf16 step: where it takes as long for a small batch as for a
+large one, the processor cannot launch its kernels as fast as the device finishes them, which is what the CUDA graphs
+mend. What then remains is in the profile below: a step has many passes beside its products (norms, GELU, dropout, the
+square of similarities of the contrastive term, AdamW).""",
     "d images": """\
 *The runtime of extract* starts from float32 pixels in the processor's memory and ends with embeddings there; decoding
 is the stage before, timed apart.""",
     "e comparison": """\
 Everything in float16, all inputs on the device, three windows each. The joint encoders run as the transformers library
-has them: where their share of the product is low, the processor could not launch their kernels fast enough, and a
+has them: where their share of the product and the watts are low, the device probably waited for the processor, and a
 better form of them would be faster. The ratio of operations is what no form can undo.""",
     "f rerank": """\
 Ours and the joint encoder with everything on the device that can be kept there. The joint encoder is built to the
