@@ -88,3 +88,17 @@ def test_templates_need_one_place_for_the_name():
     for wrong in ("a photo", "{} and {}"):
         with pytest.raises(UsageError, match="one '{}'"):
             check_templates([wrong])
+
+
+def test_a_class_that_stands_twice_in_an_object_is_refused(tmp_path):
+    """Python's reader takes the last one, so the texts of the first were lost without a word."""
+    path = write(tmp_path / "c.json", '{"tench": ["a fish"], "cock": ["a bird"], "tench": ["a green fish"]}')
+    with pytest.raises(InputError, match=r"c.json: the class 'tench' stands there twice"):
+        read_classes(path)
+
+
+def test_names_in_any_script_and_with_braces(tmp_path):
+    names = ["猫", "кошка", "قطة", "a\u2028b", "{}{x}"]
+    classes = read_classes(write(tmp_path / "c.txt", "\n".join(names)))
+    assert classes.labels == names
+    assert sentences_of(classes.entries[-1], ["the {} of {y}"]) == ["the {}{x} of {y}"]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from frevl.errors import UsageError
 from frevl.runs.labelling.label_sheet import label_sheet
 from frevl.runs.labelling.label_store import label_store
 from frevl.runs.targets import predictions, ranked
+from frevl.store.importing.vectors import import_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +110,35 @@ def test_the_best_of_many_classes_are_those_of_a_full_sort():
     for one, row in zip(found, scores, strict=True):
         best = np.argsort(-row, kind="stable")[:5]
         assert [label for label, _ in one.top] == [str(n) for n in best]
+
+
+def test_a_store_that_grew_after_an_interruption_is_labelled_whole(named, scorer, tmp_path, monkeypatch):
+    shutil.copytree(named.store.path, tmp_path / "store")
+    monkeypatch.setattr("frevl.runs.labelling.label_store._AT_ONCE", 50)
+
+    def of_now():
+        return frevl.Scorer.open(scorer.run.path, store=tmp_path / "store")
+
+    stopped = of_now()
+    score, calls = stopped.score, []
+
+    def stopping(ids):
+        calls.append(ids)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return score(ids)
+
+    monkeypatch.setattr(stopped, "score", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        label_store(stopped, tmp_path / "labels.jsonl")
+    np.save(tmp_path / "more.npy", named.store.read_images(["0.png", "1.png"]))
+    (tmp_path / "more.json").write_text('["00.png", "01.png"]')
+    import_embeddings(
+        tmp_path / "more.npy", of="images", ids=tmp_path / "more.json", encoder="clip", common_space=True,
+        store=tmp_path / "store",
+    )  # fmt: skip
+    grown = of_now()
+    label_store(grown, tmp_path / "labels.jsonl")
+    lines = lines_of(tmp_path / "labels.jsonl")
+    assert [line["image"] for line in lines] == grown.store.ids("image")
+    assert len(lines) == len(named.store.ids("image")) + 2

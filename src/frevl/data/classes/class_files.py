@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -95,7 +96,8 @@ def read_classes(source: Any) -> ClassList:
         if path.suffix.lower() == ".json":
             return _checked(_of_mapping(_one_object(path), str(path)), [], str(path))
         if path.suffix.lower() == ".txt":
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            # Not splitlines, which would also break a name at the separators of other scripts.
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
             rows = ((f"{path}:{number}", line, "") for number, line in enumerate(lines, 1) if line.strip())
             return _checked(*_of_rows(rows), str(path))
         with path.open("rb") as stream:
@@ -110,8 +112,17 @@ def read_classes(source: Any) -> ClassList:
 def _one_object(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_BYTES:
         raise InputError(f"{path}: expected at most {_MOST_BYTES >> 20} MB of JSON, found more; use .jsonl")
+
+    def once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+        most = Counter(name for name, _ in entries).most_common(1)
+        if most and most[0][1] > 1:  # Python would take the last one without a word
+            raise InputError(
+                f"{path}: the class '{most[0][0]:.60}' stands there twice; give every class once, with all its texts"
+            )
+        return dict(entries)
+
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected a JSON object {{class: [texts]}}, found broken JSON ({error})") from error
     if not isinstance(value, dict):
