@@ -137,8 +137,13 @@ def labelling_sentence(labelling: Labelling) -> str:
     rest = len(labelling.counts) - _LARGEST
     more = f" and {rest:,} more classes" if rest > 0 else ""
     unknown = f"; {labelling.unknown:,} unknown" if labelling.unknown else ""
-    where = "" if labelling.out is None else f" Written to {labelling.out}"
-    return f"Labelled {labelling.labelled:,} images: {largest}{more}{unknown}.{where}"
+    if not labelling.labelled:
+        return f"Labelled no image: the store has none, or none meets --where.{_written_to(labelling)}"
+    return f"Labelled {labelling.labelled:,} images: {largest}{more}{unknown}.{_written_to(labelling)}"
+
+
+def _written_to(labelling: Labelling) -> str:
+    return "" if labelling.out is None else f" Written to {labelling.out}"
 
 
 _LARGEST = 5

@@ -305,6 +305,7 @@ def write_config(
     Raises:
         RunError: It cannot be written.
     """
+    from frevl.data.classes.class_files import ClassList
     from frevl.data.columns import columns_of
     from frevl.data.pairs import Pairs
 
@@ -316,6 +317,10 @@ def write_config(
             continue
         if isinstance(value, Pairs):
             comments.append(f"The pairs were in memory; write them to a file and give it with --{flag}.")
+        elif isinstance(value, ClassList) and not value.source:
+            comments.append(f"The classes were in memory; write them to a file and give it with --{flag}.")
+        elif isinstance(value, ClassList):
+            record[flag] = _absolute(value.source)
         elif name == "store":
             several = [_absolute(one.path) for one in (value if isinstance(value, list) else [value])]
             record[flag] = several if isinstance(value, list) else several[0]

@@ -7,6 +7,7 @@ import pytest
 
 import frevl
 from frevl.cli.tables import classify_sentence
+from frevl.data.classes.class_files import read_classes
 from frevl.errors import InputError, PairsError, RunError, UsageError
 from named import CLASSES
 
@@ -204,7 +205,9 @@ def test_the_run_is_exported_scored_and_published(named, frevl, tmp_path):
     assert [row["label"] for row in by_torch] == [row["label"] for row in by_onnx]
     assert all("unknown" in row for row in by_torch)
     frevl("publish", "--run", run, "--to", "somebody/trees", "--folder", tmp_path / "published")
-    assert "ash" in (tmp_path / "published" / "README.md").read_text()
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert "ash" in card
+    assert "It says 'unknown' of what looks like none of its labels, and of about 5 % of what is one" in card
 
 
 def test_pictures_without_labels_help_where_a_class_has_one_example(named, tmp_path):
@@ -266,3 +269,36 @@ def test_classes_of_the_same_names_are_named(named, tmp_path):
     classes.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = frevl.classify(named.store, classes, run=tmp_path / "run")
     assert "1 class is described exactly as another one" in " ".join(run.results["notes"])
+
+
+def test_classes_from_python_in_every_form(named, tmp_path):
+    """A generator, and objects, once ended in a traceback when the run's config.toml was written."""
+    forms = {
+        "generator": lambda: (name for name in CLASSES),
+        "objects": lambda: [{"class": name} for name in CLASSES],
+        "tuple": lambda: tuple(CLASSES),
+        "read": lambda: read_classes(named.classes),
+    }
+    weights = set()
+    for name, form in forms.items():
+        run = frevl.classify(named.store, form(), run=tmp_path / name)
+        weights.add(run.network.name_vectors.sum().item())
+        config = (tmp_path / name / "config.toml").read_text()
+        assert ("The classes were in memory" in config) == (name != "read")
+    assert len(weights) == 1
+
+
+def test_flags_that_would_do_nothing_are_refused(named, frevl, tmp_path):
+    for flags, message in (
+        (["--where", "id LIKE '1%'"], "add --out or --html"),
+        (["--images", tmp_path], "add --html"),
+    ):
+        done = frevl(
+            "classify", "--store", named.store.path, "--classes", named.classes, "--run", tmp_path / "run", *flags
+        )
+        assert done.code == 2
+        assert message in done.err
+    assert not (tmp_path / "run").exists()
+    done = frevl("classify", "--store", named.store.path, "--classes", named.classes, "--run", tmp_path / "run",
+                 "--out", tmp_path / "out.jsonl", "--where", "id LIKE 'z%'", "--quiet")  # fmt: skip
+    assert "Labelled no image" in done.out

@@ -90,12 +90,17 @@ def classify(
     Makes a run that evaluate, score, serve, export and publish take.
     """
     from frevl.cli.tables import classify_sentence, labelling_sentence, run_record
+    from frevl.errors import UsageError
     from frevl.runs.labelling.label_sheet import write_label_sheet
     from frevl.runs.labelling.label_store import label_store
     from frevl.runs.scorer import Scorer
     from frevl.store.reader import Store
     from frevl.training.classification.classify import classify as run_classify
 
+    if where is not None and out is None and html is None:
+        raise UsageError("--where says which images are labelled; add --out or --html, or leave --where out")
+    if images is not None and html is None:
+        raise UsageError("--images is the folder of the pictures on the page; add --html, or leave --images out")
     opened = Store.open(store)
     found = run_classify(
         opened,

@@ -155,7 +155,13 @@ def _limits(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], diagno
         "  relations and reading are weak in most encoders.",
         "- It inherits the biases of its encoders and of the pairs above, and was tested on nothing but what is named.",
     ]
-    if run["labels"]:
+    unknown = run["results"].get("unknown")
+    if unknown:
+        lines.append(
+            "- It says 'unknown' of what looks like none of its labels, and of about "
+            f"{100 - 100 * unknown['share']:.3g} % of what is one of them."
+        )
+    elif run["labels"]:
         lines.append("- It always answers with one of its labels, whatever is asked; low probabilities say so.")
     else:
         lines.append("- Its probability assumes that half of the pairs match, as in its development data.")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def classify(
         RunError: The folder holds a run, or other files.
     """
     examples, dev = in_memory(examples), in_memory(dev)
+    if classes is not None and not isinstance(classes, str | PathLike):
+        classes = read_classes(classes)
     encoder = None if encoder is None else as_list(encoder, "encoder")
     arguments = {name: value for name, value in locals().items() if name != "progress"}
     _check(method, unknown)
