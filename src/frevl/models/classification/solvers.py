@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.models.classification.heads import Features, Head, Memory, one_hot
+from frevl.models.classification.minimise import minimise
 from frevl.models.kernel_ridge import kernel_matrix, median_distance
 
 __all__ = [
@@ -175,20 +176,20 @@ def solve_probe(
     factor = torch.linalg.cholesky(curvature)
     back = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False)
     white = x @ back.T
-    weight = torch.zeros(classes, x.shape[1], requires_grad=True)
-    optimiser = torch.optim.LBFGS(
-        [weight], max_iter=steps, tolerance_grad=1e-6, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-    )
+    mixing = back @ back.T
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss: Tensor = (F.cross_entropy(offset + white @ weight.T, labels, reduction="none") * each).sum()
-        loss = loss + penalty / 2 * (weight @ back).square().sum()
-        torch.autograd.backward(loss)
-        return loss.detach()
+    def evaluate(point: Tensor) -> tuple[float, Tensor]:
+        weight = point.view(classes, -1)
+        likely = torch.log_softmax(offset + white @ weight.T, dim=1)
+        pulled = weight @ mixing
+        own = likely.gather(1, labels[:, None])[:, 0]
+        value = float(penalty / 2 * (weight * pulled).sum() - own @ each)
+        residual = likely.exp_()
+        residual[torch.arange(len(labels)), labels] -= 1
+        return value, torch.addmm(pulled, (residual * each[:, None]).T, white, beta=penalty).flatten()
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
-    found = weight.detach() @ back
+    start = torch.zeros(classes * x.shape[1])
+    found = minimise(evaluate, start, steps=steps, tolerance=1e-4).view(classes, -1) @ back
     return Head(names, found[:, :-1].clone(), found[:, -1].clone())
 
 

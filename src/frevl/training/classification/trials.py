@@ -11,12 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.models.classification.heads import Features, Head
+from frevl.models.classification.minimise import minimise
 from frevl.training.classification.candidates import Candidate
 
 __all__ = ["Compared", "Labelled", "Trials", "calibrated_parts"]
 
 _ENOUGH_HELD_OUT = 1_000  # further folds are not needed then
 _ENOUGH_FOR_SETTINGS = 200  # held out in the first fold: it chooses the setting of a method, all folds the method
+_STEADY = 1e-4  # pull of the scales to 1: data that any scale fits leave them there
 
 
 @dataclass(frozen=True)
@@ -135,26 +137,25 @@ def calibrated_parts(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: 
     The scale of a head also says how far the examples are to be trusted beside the names.
     """
     each = truth.each
-    both = [part for part in parts if bool(part.any())]
-    logs = torch.zeros(len(both), requires_grad=True)
-    start = [1 / max(float(part.std()), 1e-6) for part in both]
-    optimiser = torch.optim.LBFGS([logs], max_iter=15, line_search_fn="strong_wolfe")
+    there = [side for side, part in enumerate(parts) if bool(part.any())]
+    # Of about unit size, so that the curvature along the logarithms of the scales is about 1.
+    both = [parts[side] / max(float(parts[side].std()), 1e-6) for side in there]
+    rows = torch.arange(len(truth))
 
-    def logits_of(values: Tensor) -> Tensor:
-        return sum((value.exp() * first * part for value, first, part in zip(values, start, both, strict=True)),
-                   start=torch.zeros(()))  # fmt: skip
+    def evaluate(logs: Tensor) -> tuple[float, Tensor]:
+        scaled = [float(log.exp()) * part for log, part in zip(logs, both, strict=True)]
+        likely = torch.log_softmax(torch.stack(scaled).sum(dim=0), dim=1)
+        value = float((-likely[rows, truth.labels] * each).mean() + _STEADY * logs.square().sum())
+        residual = likely.exp_()
+        residual[rows, truth.labels] -= 1
+        residual *= each[:, None] / len(each)
+        slopes = torch.stack([(residual * part).sum() for part in scaled])
+        return value, slopes + 2 * _STEADY * logs
 
-    def closure() -> Tensor:
-        optimiser.zero_grad()
-        loss = (F.cross_entropy(logits_of(logs), truth.labels, reduction="none") * each).mean()
-        loss = loss + 1e-4 * logs.square().sum()
-        torch.autograd.backward(loss)
-        return loss
-
-    if both:
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
-    scales = iter([float(value.exp()) * first for value, first in zip(logs.detach(), start, strict=True)])
-    found = tuple(next(scales) if bool(part.any()) else 0.0 for part in parts)
+    logs = minimise(evaluate, torch.zeros(len(both)), steps=30, tolerance=1e-5) if both else torch.zeros(0)
+    found = [0.0, 0.0]
+    for side, log in zip(there, logs, strict=True):
+        found[side] = float(log.exp()) / max(float(parts[side].std()), 1e-6)
     logits = found[0] * parts[0] + found[1] * parts[1]
     hits = (logits.argmax(dim=1) == truth.labels) * each
     losses = F.cross_entropy(logits, truth.labels, reduction="none") * each
