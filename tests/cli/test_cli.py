@@ -30,8 +30,8 @@ def options_of(command):
 @pytest.mark.parametrize(
     ("command", "function", "only_there", "only_here"),
     [
-        # --seeds belongs to train_seeds, which hands everything else on to train.
-        ("train", train, {"progress", "options"}, {"quiet", "json", "seeds", "settings"}),
+        # --seeds belongs to train_seeds, which hands everything else on to train; --choose-by is an option of auto.
+        ("train", train, {"progress", "options"}, {"quiet", "json", "seeds", "settings", "choose_by"}),
         ("ablate", ablate, {"progress", "options"}, {"quiet", "json", "settings"}),
         ("extract", extract, {"progress"}, {"quiet", "json", "grid"}),
         ("demo", demo, {"progress", "say"}, {"quiet", "json", "by_classes"}),
@@ -178,3 +178,15 @@ def test_pairs_says_what_is_missing(arguments, code, message, tmp_path, monkeypa
     assert done.returncode == code
     assert message in done.stderr
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_choose_by_is_an_option_of_auto(made, frevl, tmp_path):
+    call = ("train", "--store", made.store.path, "--pairs", made.train_file, "--task", "classification", "--quiet")
+    done = frevl(*call, "--run", tmp_path / "run", "--model", "auto", "--choose-by", "macro_f1", "--time-limit", 5)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["results"]["selection"]["choose_by"] == "macro_f1"
+    refused = frevl(*call, "--run", tmp_path / "other", "--choose-by", "macro_f1")
+    assert refused.code == 2
+    assert "choose_by" in refused.err
+    twice = frevl(*call, "--run", tmp_path / "other", "--model", "auto", "--choose-by", "nll", "--set", "choose_by=nll")
+    assert "give one of them" in twice.err

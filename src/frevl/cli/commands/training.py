@@ -25,6 +25,7 @@ from frevl.cli.options import (
     typed,
     write,
 )
+from frevl.errors import UsageError
 
 
 @app.command()
@@ -70,6 +71,10 @@ def train(
         str | None, typer.Option(help="auto, linear, mlp, tiny ...; frevl models lists them.", show_default="tiny")
     ] = None,
     settings: SetOption = None,
+    choose_by: Annotated[
+        str | None,
+        typer.Option(help="auto: accuracy, macro_f1, balanced_accuracy or nll.", show_default="accuracy"),
+    ] = None,
     dev: Annotated[
         Path | None,
         typer.Option(readable=False, help="Development pairs.", show_default="set aside by --dev-share"),
@@ -116,7 +121,12 @@ def train(
     The same command again continues a training that was interrupted.
     """
     given = dict(locals())
-    arguments = typed(**_without(given, "settings", "seeds", "quiet", "json")) | {"options": settings_of(settings)}
+    chosen = settings_of(settings)
+    if choose_by is not None:
+        if "choose_by" in chosen:
+            raise UsageError("--choose-by and --set choose_by= say the same; give one of them")
+        chosen["choose_by"] = choose_by
+    arguments = typed(**_without(given, "settings", "choose_by", "seeds", "quiet", "json")) | {"options": chosen}
     if seeds is not None and seeds > 1:
         from frevl.cli.tables import seeds_sentence
         from frevl.training.seeds import train_seeds
