@@ -176,7 +176,7 @@ def fits(given: argparse.Namespace) -> list[dict]:
         features = Features(tensor, unit_features(tensor, statistics_of(tensor)), None)
         candidates_of("probe", has_names=False)[0].fit(
             features.select(torch.arange(classes := given.classes)), labels[:classes], classes, names=0.0
-        )  # PyTorch loads its compiler with the first optimiser
+        )  # what is loaded at the first call does not count
         calls: dict[str, Callable[[], object]] = {"logistic": lambda x=x, y=y: logistic(x, y, 10.0)}
         for method in METHODS[2:]:
             candidate = candidates_of(method, has_names=False)[-1]
