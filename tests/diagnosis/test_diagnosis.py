@@ -109,8 +109,10 @@ def test_false_alarms_are_counted(world, tmp_path):
 def both(world, tmp_path_factory):
     """A whole diagnosis: labels need image and text together, a fifth of them is wrong, test images leak."""
     random = np.random.default_rng(4)
-    train = world.pairs(NAMES[:200], TRUTHS["both"], seed=1, extras=lambda _, text: {"half": text < "is it am"})
-    test = world.pairs(NAMES[200:], TRUTHS["both"], seed=2, extras=lambda _, text: {"half": text < "is it am"})
+    # Four texts an image: with two, whether the kernel can be told from chance on 200 test pairs is luck.
+    asked = {"extras": lambda _, text: {"half": text < "is it am"}, "each": 4}
+    train = world.pairs(NAMES[:200], TRUTHS["both"], seed=1, **asked)
+    test = world.pairs(NAMES[200:], TRUTHS["both"], seed=2, **asked)
     wrong = {int(row) for row in random.permutation(len(train))[: len(train) // 5]}
     for row in wrong:
         train.targets[row] = "yes" if train.targets[row] == "no" else "no"
@@ -132,7 +134,7 @@ def test_where_both_are_needed_the_fusion_wins_and_the_linear_probe_is_at_chance
     linear = of_name(diagnosis, "fusion-against-linear")
     assert linear.ci95[0] > 0
     probe = diagnosis.verdict["scores"]["linear"]
-    assert probe["ci95"][0] < 55 < 100 - probe["ci95"][0]
+    assert probe["ci95"][0] < 50 < probe["ci95"][1], "at chance"
     assert of_name(diagnosis, "wrong-image").value > 10
     assert of_name(diagnosis, "solvable-blind").value < 62
     assert "half" in "".join(finding.name for finding in diagnosis.findings if finding.section == "skills")
