@@ -109,7 +109,7 @@ def test_false_alarms_are_counted(world, tmp_path):
 def both(world, tmp_path_factory):
     """A whole diagnosis: labels need image and text together, a fifth of them is wrong, test images leak."""
     random = np.random.default_rng(4)
-    # Four texts an image: with two, whether the kernel can be told from chance on 200 test pairs is luck.
+    # Four texts an image: with two, no model of these can surely be told from chance on 200 test pairs.
     asked = {"extras": lambda _, text: {"half": text < "is it am"}, "each": 4}
     train = world.pairs(NAMES[:200], TRUTHS["both"], seed=1, **asked)
     test = world.pairs(NAMES[200:], TRUTHS["both"], seed=2, **asked)
