@@ -103,17 +103,17 @@ class RunError(FrevlError):
     """A run is missing, damaged, or does not fit."""
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: object, valid: Iterable[str]) -> str:
     """Return the end of an error message about an unknown name: the nearest, and all that are valid.
 
     Args:
-        name: What the user typed.
+        name: What the user typed, or gave from Python, where it need not be a text.
         valid: The names that exist.
 
     Returns:
         ``"Did you mean 'x'? Valid: 'x', 'y'."``, or only the second sentence if nothing is close.
     """
     names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
     hint = f"Did you mean '{close[0]}'? " if close else ""
     return hint + "Valid: " + ", ".join(f"'{n}'" for n in names) + "."

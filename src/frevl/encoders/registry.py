@@ -108,11 +108,13 @@ def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
         MissingExtraError: The encoder's libraries are not installed.
         EncoderError: The encoder is damaged, cannot be fetched, or its cache folder cannot be used.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"The name of an encoder is a text such as 'packaged', found {type(name).__name__}")
     prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
     if prefix is None and name not in ENCODERS:
         hint = f" A model of a hub is written 'hf:{name}'." if "/" in name else ""
         raise UsageError(f"There is no encoder '{name}'. {nearest(name, ENCODERS)}{hint}")
-    if tokens not in TOKENS:
+    if not isinstance(tokens, str) or tokens not in TOKENS:
         raise UsageError(f"There is no kind of tokens '{tokens}'. {nearest(tokens, TOKENS)}")
     image, text = ENCODERS[name](tokens) if prefix is None else PREFIXES[prefix](name.removeprefix(prefix), tokens)
     return Encoder(name, image, text)
