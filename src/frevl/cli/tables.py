@@ -80,6 +80,13 @@ def result_table(result: Result) -> str:
     for key, groups in result.slices.items():
         rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in groups.items()]
         parts.append(table([key, "n", f"{metric} %", "95 % interval"], rows))
+    if result.sets is not None:
+        sets, bounds = result.sets, result.sets["ci95"]
+        parts.append(
+            f"Sets of {100 * sets['level']:g} %: the right class is in {sets['set_coverage']:.2f} % of them "
+            f"{_interval(bounds['set_coverage'])}; {sets['set_size']:.2f} classes on average "
+            f"{_interval(bounds['set_size'])}, {sets['single']:.2f} % hold one."
+        )
     if result.difference is not None:
         parts.append(
             f"Difference from {result.difference['versus']}: {result.difference['difference']:+.2f} points of "

@@ -15,6 +15,7 @@ from frevl.evaluation.chance import Chance, against_majority
 from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import brier, choice_hits, correct, expected_calibration_error, group_hits, macro_f1
+from frevl.evaluation.prediction_sets import evaluate_sets
 from frevl.evaluation.retrieval_metrics import evaluate_retrieval
 from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.evaluation.wups import wups, wups_available
@@ -44,6 +45,7 @@ class Result:
         notes: Sentences that a reader of the numbers should know.
         left_out: Every pair that was not evaluated, with its reason.
         difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
+        sets: Of prediction sets, if they were asked for; see `frevl.evaluation.prediction_sets`.
         chance: Of a classification, the first metric against always giving the majority answer of the training pairs;
             ``majority`` in the JSON.
         hits: Per pair (or query), what the first metric averages; not part of the JSON, like all that follow.
@@ -62,6 +64,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     left_out: list[Reject] = field(default_factory=list)
     difference: dict[str, Any] | None = None
+    sets: dict[str, Any] | None = None
     chance: Chance | None = None
     hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     clusters: list[str] = field(default_factory=list, repr=False)
@@ -76,6 +79,8 @@ class Result:
         record["left_out"] = [{"pair": one.id, "reason": one.reason} for one in self.left_out]
         if self.difference is not None:
             record["difference"] = self.difference
+        if self.sets is not None:
+            record["sets"] = self.sets
         if self.chance is not None:
             record["majority"] = self.chance.record()
         return record
@@ -88,6 +93,8 @@ def evaluate(
     versus: Scorer | None = None,
     group_by: str | None = None,
     find_groups: bool = True,
+    sets: float | None = None,
+    calibrate: str | Path | Pairs | None = None,
 ) -> Result:
     """Evaluate a run on pairs that it has not seen.
 
@@ -99,6 +106,8 @@ def evaluate(
         group_by: A key of the pairs that names what is not independent, as ``cluster`` does.
         find_groups: Find copies and other pairs that are not independent, for the intervals (see
             `frevl.store.grouping.groups.group_pairs`). In ranks, images of the same content are one image in any case.
+        sets: Evaluate prediction sets too, which are to hold the right class as often as this level between 0 and 1.
+        calibrate: Pairs to measure the sets on instead of those that the run has held out.
 
     Returns:
         Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
@@ -145,6 +154,11 @@ def evaluate(
     result.notes = [*read.notes, *not_read, *usable.notes, *own, *unread, *groups, *result.notes]
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
+    if sets is not None:
+        result.sets, said = evaluate_sets(scorer, usable, sets, calibrate, slice_rows(usable.extras))
+        result.notes += said
+    elif calibrate is not None:
+        raise UsageError("--calibrate measures prediction sets; ask for them with --sets, such as --sets 0.9")
     if versus is not None:
         other = evaluate_task(versus, usable)
         first = next(iter(result.metrics))

@@ -15,6 +15,8 @@ from frevl.jsonfile import plain, replace_file
 from frevl.outputs import refuse_inputs
 from frevl.rejects import Reject
 from frevl.runs.pair_grid import dot_products
+from frevl.runs.prediction_sets.conformal import ConformalScores, check_level
+from frevl.runs.prediction_sets.of_scorer import conformal_scores
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import note_unread, usable_pairs
 
@@ -24,7 +26,13 @@ _PAIRS_AT_ONCE = 16_384
 
 
 def score_file(
-    scorer: Scorer, pairs: str | Path | Pairs, out: str | Path, notes: list[str] | None = None
+    scorer: Scorer,
+    pairs: str | Path | Pairs,
+    out: str | Path,
+    notes: list[str] | None = None,
+    *,
+    sets: float | None = None,
+    calibrate: str | Path | Pairs | None = None,
 ) -> tuple[int, list[Reject]]:
     """Score every pair of a file and write them with their scores, one JSON object per line.
 
@@ -35,7 +43,10 @@ def score_file(
         scorer: The run with its store.
         pairs: Pairs, or a pairs file.
         out: File to write; appears complete or not at all.
-        notes: Gets a sentence on texts that the encoder cannot read.
+        notes: Gets sentences for the user: on texts that the encoder cannot read, on sets that hold everything.
+        sets: Add ``"set"``, the labels that cannot be ruled out, the likeliest first, so that the right one is among
+            them as often as this level between 0 and 1; matching adds ``"matches"``: true, false, or null for both.
+        calibrate: Pairs to measure the sets on instead of those that the run has held out.
 
     Returns:
         How many pairs were scored, and what was left out.
@@ -48,6 +59,11 @@ def score_file(
     _refuse(scorer, pairs, out)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     scorer.run.check_pairs(read)
+    if sets is not None:
+        check_level(sets)
+    elif calibrate is not None:
+        raise UsageError("--calibrate measures prediction sets; ask for them with --sets, such as --sets 0.9")
+    conformal = None if sets is None else conformal_scores(scorer, calibrate)
     usable, left_out = usable_pairs(read.only(scorer.run.sides), scorer.store)
     reasons = {reject.id: reject.reason for reject in left_out}
     out = Path(out)
@@ -59,7 +75,8 @@ def score_file(
                 rows = range(start, min(start + _PAIRS_AT_ONCE, len(read)))
                 count = sum(read.places[row] not in reasons for row in rows)
                 part = slice(scored, scored + count)  # the usable pairs are in the same order, with the store's ids
-                results = iter(_results(scorer, list(zip(usable.images[part], usable.texts[part], strict=True))))
+                both = list(zip(usable.images[part], usable.texts[part], strict=True))
+                results = iter(_results(scorer, both, conformal, sets))
                 scored += count
                 for row in rows:
                     reason = reasons.get(read.places[row])
@@ -69,6 +86,8 @@ def score_file(
                     )
 
     _write(out, write)
+    if notes is not None and conformal is not None and sets is not None:
+        notes += conformal.note(sets)
     if notes is not None and "text" in scorer.run.sides:
         towers = [scorer.store.towers[name] for name in scorer.run.towers["text"]]
         load = None if any(tower.imported for tower in towers) else lambda: scorer.encoders("text")
@@ -130,17 +149,33 @@ def _write(out: Path, write: Callable[[Path], None]) -> None:
         raise InputError(f"{out}: the scores cannot be written ({error.strerror or error})") from error
 
 
-def _results(scorer: Scorer, pairs: list[tuple[str, str]]) -> list[dict[str, Any]]:
+def _results(
+    scorer: Scorer, pairs: list[tuple[str, str]], conformal: ConformalScores | None, level: float | None
+) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]]
     if scorer.run.task == "matching":
-        scores, probabilities = scorer.match_probabilities(pairs)
-        return [{"score": float(s), "probability": float(p)} for s, p in zip(scores, probabilities, strict=True)]
+        scores, matching = scorer.match_probabilities(pairs)
+        results = [{"score": float(s), "probability": float(p)} for s, p in zip(scores, matching, strict=True)]
+        if conformal is not None and level is not None:
+            mask = conformal.sets(np.stack([1 - matching, matching], axis=1), level)
+            for result, (no, yes) in zip(results, mask.tolist(), strict=True):
+                result["matches"] = None if no and yes else yes
+        return results
     has_unknown = bool(scorer.run.results.get("unknown"))
-    return [
+    raw = scorer.score(pairs)
+    results = [
         {
             "label": one.label,
             "probability": one.probability,
             "top": [[label, p] for label, p in one.top],
             **({"unknown": one.unknown} if has_unknown else {}),
         }
-        for one in scorer.name_classes(scorer.score(pairs))
+        for one in scorer.name_classes(raw)
     ]
+    if conformal is not None and level is not None:
+        probabilities = scorer.probabilities(raw)
+        order = np.argsort(-probabilities, axis=1, kind="stable")
+        mask = np.take_along_axis(conformal.sets(probabilities, level), order, axis=1)
+        for result, classes, inside in zip(results, order, mask, strict=True):
+            result["set"] = [scorer.run.labels[number] for number in classes[inside]]
+    return results

@@ -83,6 +83,7 @@ class Fitted(Generic[N_co]):
         seconds: Time spent.
         report: How gradient descent went; None for what is solved or counted.
         held_out: Scores and truth of all training pairs, each without its own cluster, where the solution gives them.
+        held_out_clusters: ``(n,)`` int64 clusters of these.
         notes: Sentences that the user should read.
     """
 
@@ -90,6 +91,7 @@ class Fitted(Generic[N_co]):
     seconds: float
     report: FitReport | None = None
     held_out: tuple[Tensor, Answers | Tensor] | None = None
+    held_out_clusters: Tensor | None = None
     notes: list[str] = field(default_factory=list)
 
     def development(self, dev: Examples) -> tuple[Tensor, Answers | Tensor]:
@@ -196,11 +198,14 @@ def _fit_kernel(
     started = clock.seconds()
     examples = join(train, dev) if dev_is_spare else train
     network, solved = fit_kernel_on(examples, outputs, options)
-    held_out = None
+    held_out, clusters = None, None
     if dev_is_spare and isinstance(examples.truth, Answers):
         # Exact leave-one-image-out scores serve as development where that part was learnt from.
         held_out = solved.held_out[solved.known], examples.truth.select(solved.known)
-    return Fitted(network, clock.seconds() - started, held_out=held_out, notes=list(solved.notes))
+        clusters = examples.clusters[solved.known]
+    return Fitted(
+        network, clock.seconds() - started, held_out=held_out, held_out_clusters=clusters, notes=list(solved.notes)
+    )
 
 
 def _descend(

@@ -36,6 +36,16 @@ OnnxOption = Annotated[
 ]
 
 
+SetsOption = Annotated[
+    float | None,
+    typer.Option(help="Sets of classes that hold the right one this often, such as 0.9.", show_default="none"),
+]
+CalibrateOption = Annotated[
+    Path | None,
+    typer.Option(readable=False, help="With --sets: pairs to measure them on.", show_default="those held out"),
+]
+
+
 @app.command()
 def evaluate(
     store: StoreOption,
@@ -47,6 +57,8 @@ def evaluate(
     ] = None,
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
+    sets: SetsOption = None,
+    calibrate: CalibrateOption = None,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
     device: DeviceOption = None,
@@ -66,6 +78,8 @@ def evaluate(
     test_pairs = by_columns(columns, pairs)
     grouping = typed(group_by=group_by, find_groups=find_groups)
     if is_seeds(run) or (versus and is_seeds(versus)):
+        if sets is not None or calibrate is not None:
+            raise UsageError(f"{run}: --sets takes one run, found several seeds; name one of them, as {run}/seed0")
         if backend is not None or onnx is not None:
             raise UsageError(f"{run}: --backend takes one run, found several seeds; name one of them, as {run}/seed0")
         place = typed(device=device)
@@ -76,7 +90,8 @@ def evaluate(
         return
     other = Scorer.open(versus, store=opened, **typed(device=device)) if versus else None
     scorer = Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx, device=device))
-    result = run_evaluate(scorer, test_pairs, versus=other, **grouping)
+    asked = typed(sets=sets, calibrate=calibrate)
+    result = run_evaluate(scorer, test_pairs, versus=other, **grouping, **asked)
     say(result_table(result))
     write(json, result.record())
 
@@ -92,6 +107,8 @@ def score(
         OUTPUT,
     ],
     columns: ColumnsOption = None,
+    sets: SetsOption = None,
+    calibrate: CalibrateOption = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="Matching: score every image in the pairs with every text in them.")
     ] = False,
@@ -107,6 +124,8 @@ def score(
 
     scorer = Scorer.open(run, store=store, **typed(backend=backend, onnx=onnx, device=device))
     given = by_columns(columns, pairs)
+    if grid and (sets is not None or calibrate is not None):
+        raise UsageError("--sets belongs to pairs, and --grid scores all images with all texts; leave one of them out")
     if grid:
         images, texts, left_out = score_grid(scorer, given, out)
         say(f"Scored {images:,} images with {texts:,} texts into {out}. {rejects_sentence(left_out)}".rstrip())
@@ -114,7 +133,7 @@ def score(
         write(json, {"images": images, "texts": texts, "rejects": rejects, "out": str(out)})
         return
     notes: list[str] = []
-    scored, left_out = score_file(scorer, given, out, notes)
+    scored, left_out = score_file(scorer, given, out, notes, sets=sets, calibrate=calibrate)
     say(" ".join([f"Scored {scored:,} pairs into {out}.", *notes, rejects_sentence(left_out)]).rstrip())
     write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out), "notes": notes})
 

@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.errors import UsageError
-from frevl.models.classification.heads import Head
+from frevl.models.classification.heads import Head, one_hot
 from frevl.progress import print_progress
+from frevl.runs.prediction_sets.conformal import ConformalScores
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
 from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts
 from frevl.training.options import Session
@@ -66,6 +67,15 @@ class Choice:
     members: tuple[tuple[Candidate, tuple[float, float]], ...] = ()
     splits: tuple[tuple[Tensor, Tensor], ...] = ()
     truth: Labelled | None = None
+
+    def kept_scores(self) -> dict[str, Any] | None:
+        """Return what a run keeps of held-out pictures for prediction sets; None where there are none."""
+        logits, labels = self.held_out
+        if self.truth is None or not len(labels):
+            return None
+        right = one_hot(labels, logits.shape[1]).numpy() > 0
+        probabilities = logits.double().softmax(dim=1).numpy()
+        return ConformalScores.fit(probabilities, right, self.truth.clusters.numpy()).record()
 
 
 def choose_head(
@@ -195,7 +205,7 @@ def _of_names(head: Head, held: Labelled | None, nothing: tuple[Tensor, Tensor])
     scale = found.members[0][1][0]
     rows = [table_row(found, found, held.clusters)]
     on = f"{len(held):,} development pictures"
-    return Choice(head.scaled(scale), "names", reason, rows, on, (found.logits, held.labels), [])
+    return Choice(head.scaled(scale), "names", reason, rows, on, (found.logits, held.labels), [], truth=held)
 
 
 def _averages(compared: list[Compared], truth: Labelled) -> list[Compared]:

@@ -159,6 +159,7 @@ def classify(
             "warnings": doubts,
             "notes": list(dict.fromkeys([*notes, *(names.notes if names else ())])),
             "fit": None,
+            "prediction_sets": choice.kept_scores(),
             "unknown": threshold,
             "selection": {
                 "chosen": choice.method,

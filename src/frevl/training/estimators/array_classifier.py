@@ -14,6 +14,7 @@ from frevl.errors import FrevlError, MissingExtraError, RunError, UsageError
 from frevl.models.interface import PairNetwork
 from frevl.provenance import provenance
 from frevl.runs.calibration import calibrated
+from frevl.runs.prediction_sets.conformal import ConformalScores, check_level
 from frevl.runs.run import Run
 from frevl.training.options import Session
 
@@ -111,6 +112,34 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         if self.network_ is None:
             return np.ones((len(vectors), 1))
         return self._probabilities(self._logits(_as_float32(vectors)))
+
+    def predict_set(self, X: ArrayLike, level: float = 0.9) -> NDArray[np.bool_]:
+        """Return which classes cannot be ruled out: the right one is among them as often as ``level`` says.
+
+        Split conformal prediction on the rows that were held out in `fit`, one a group; see
+        `frevl.runs.prediction_sets.conformal`. Where too few were held out for the level every class is in every set.
+
+        Args:
+            X: ``(n, features)``.
+            level: Between 0 and 1.
+
+        Returns:
+            ``(n, classes)``, in the order of ``classes_``.
+
+        Raises:
+            ValueError: Nothing was held out (one example a class), or the level is not between 0 and 1.
+        """
+        probabilities = self.predict_proba(X)
+        if self.network_ is None:
+            return np.ones((len(probabilities), 1), bool)
+        kept = self.results_.get("prediction_sets")
+        if kept is None:
+            raise ValueError("nothing was held out in fit, so no set can be promised to hold the right class")
+        try:
+            check_level(level)
+        except FrevlError as error:
+            raise ValueError(str(error)) from error
+        return ConformalScores.from_record(kept).sets(probabilities, level)
 
     def save(self, folder: str | Path) -> Run:
         """Write an ordinary run, without pickle: `load`, `frevl.Scorer`, evaluate, serve and export take it.

@@ -135,6 +135,7 @@ class EmbeddingClassifier(ArrayClassifier):
             "warnings": list(choice.notes),
             "notes": notes,
             "fit": None,
+            "prediction_sets": choice.kept_scores(),
             "selection": {
                 "chosen": choice.method,
                 "reason": choice.reason,

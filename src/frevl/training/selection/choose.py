@@ -323,7 +323,8 @@ def _final(
     soft = answers_of(data.train).soft
     average = Average.of(list(networks), calibrations, soft=soft)
     # A member that learned from the development part knows it; the held-out folds of the selection do not.
-    return Fitted(average, seconds, held_out=(_average_logits(candidate, scored, soft=soft), held.truth))
+    logits = _average_logits(candidate, scored, soft=soft)
+    return Fitted(average, seconds, held_out=(logits, held.truth), held_out_clusters=held.clusters)
 
 
 def _average_logits(average: Candidate, scored: list[CandidateScores], *, soft: bool) -> Tensor:

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from frevl.errors import UsageError
 from frevl.models.interface import PairNetwork
-from frevl.runs.calibration import calibration_notes, fit_calibration
+from frevl.runs.calibration import calibrated, calibration_notes, fit_calibration
+from frevl.runs.prediction_sets.conformal import ConformalScores
 from frevl.runs.targets import Answers
 from frevl.training.examples import Prepared, dev_metric
 from frevl.training.fit_model import fit_model
@@ -23,7 +27,7 @@ from frevl.training.retrieval.fit import fit_matching, without_wide
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.choose import choose
 
-__all__ = ["FittedRun", "fit_prepared"]
+__all__ = ["FittedRun", "fit_prepared", "kept_scores"]
 
 
 _NOTHING_HELD_OUT = (
@@ -128,6 +132,9 @@ def fit_prepared(
         "fit": vars(fitted.report) if fitted.report else None,
         "selection": selection,
     }
+    clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
+    if clusters is not None and not data.dev_is_seen:
+        results["prediction_sets"] = kept_scores(logits, truth, clusters, calibration)
     return FittedRun(fitted.network, calibration, results, data, encoders)
 
 
@@ -141,3 +148,29 @@ def _weighting(options: ModelOptions) -> list[str]:
 def _check_for_matching(options: AutoOptions) -> None:
     if {"choose_by", "class_weight"} & options.changes().keys():
         raise UsageError("choose_by and class_weight belong to --task classification; matching is chosen by recall")
+
+
+def kept_scores(
+    logits: Tensor, truth: Answers | Tensor, clusters: Tensor, calibration: dict[str, float]
+) -> dict[str, Any] | None:
+    """Return what a run keeps of held-out pairs for prediction sets; None with soft targets, which have none.
+
+    Args:
+        logits: ``(n, outputs)`` of pairs that were not learned from.
+        truth: Their answers, or ``(n,)`` of a matching.
+        clusters: ``(n,)`` int64.
+        calibration: Of the logits.
+    """
+    if not len(logits):
+        return None
+    if isinstance(truth, Tensor):
+        matching = calibrated(logits, calibration, soft=True)[:, 0]
+        probabilities, matches = torch.stack([1 - matching, matching], dim=1), truth > 0.5
+        right = torch.stack([~matches, matches], dim=1)
+    elif truth.soft:
+        return None
+    else:
+        probabilities = calibrated(logits, calibration, soft=False)
+        right = truth.dense(torch.arange(len(logits)), logits.shape[1]) > 0
+    scores = ConformalScores.fit(probabilities.double().numpy(), right.numpy(), clusters.numpy())
+    return scores.record()

@@ -1,0 +1,54 @@
+"""How prediction sets do on test pairs: how often the right class is in them, how large they are, slice by slice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.data.pairs import Pairs
+from frevl.evaluation.measures import Measure
+from frevl.evaluation.slices import slice_table
+from frevl.runs.prediction_sets.conformal import check_level
+from frevl.runs.prediction_sets.of_scorer import conformal_scores, right_classes, set_probabilities
+from frevl.runs.scorer import Scorer
+
+__all__ = ["evaluate_sets"]
+
+
+def evaluate_sets(
+    scorer: Scorer, pairs: Pairs, level: float, calibrate: Any, slices: dict[str, dict[str, list[int]]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Evaluate the sets of a run.
+
+    Args:
+        scorer: The run with its store.
+        pairs: Test pairs with targets; their ``clusters`` are what the intervals draw.
+        level: How often the right class is to be in the set.
+        calibrate: As in `frevl.runs.prediction_sets.of_scorer.conformal_scores`.
+        slices: Rows of every group of the pairs.
+
+    Returns:
+        ``level``, ``kind``, ``set_coverage`` and ``single`` (sets of one class) in percent, ``set_size`` in classes,
+        each with ``ci95``, and the coverage by slice; and notes.
+
+    Raises:
+        UsageError: The level is not between 0 and 1, or the run has no sets.
+    """
+    check_level(level)
+    conformal = conformal_scores(scorer, calibrate)
+    probabilities = set_probabilities(scorer, pairs)
+    inside = conformal.sets(probabilities, level)
+    covered: NDArray[np.float64] = np.any(inside & right_classes(scorer, pairs), axis=1).astype(np.float64)
+    sizes = inside.sum(axis=1).astype(np.float64)
+    measures = {"set_coverage": covered, "set_size": sizes, "single": (sizes == 1).astype(np.float64)}
+    found: dict[str, Any] = {"level": level, "kind": conformal.kind, "ci95": {}}
+    for name, values in measures.items():
+        interval = Measure(pairs.clusters, values).interval()
+        scale = 1 if name == "set_size" else 100
+        found[name] = scale * interval.value
+        bounds = interval.percent()
+        found["ci95"][name] = None if bounds is None else [scale * bound / 100 for bound in bounds]
+    found["slices"] = slice_table(slices, "set_coverage", covered, pairs.clusters)
+    return found, conformal.note(level)

@@ -1,0 +1,150 @@
+"""Prediction sets hold the right class as often as they promise, also where five captions belong to one image."""
+
+import json
+
+import numpy as np
+import pytest
+
+import frevl as package
+from frevl.errors import UsageError
+from frevl.estimators import EmbeddingClassifier
+from frevl.runs.prediction_sets.conformal import ConformalScores
+
+
+def world(clusters, each, seed, *, classes=6, own=1.5):
+    """Probabilities of a calibrated model, and right classes; pairs of one cluster share what makes them hard."""
+    random = np.random.default_rng(seed)
+    names = np.repeat(np.arange(clusters), each)
+    logits = own * random.standard_normal((clusters, classes))[names] + 0.3 * random.standard_normal(
+        (len(names), classes)
+    )
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    # The pairs of a cluster are right and wrong together.
+    draws = random.random(clusters)[names]
+    labels = (probabilities.cumsum(axis=1) < draws[:, None]).sum(axis=1).clip(0, classes - 1)
+    return probabilities, np.eye(classes, dtype=bool)[labels], names
+
+
+@pytest.mark.parametrize("each", [1, 5])
+@pytest.mark.parametrize("level", [0.8, 0.9])
+def test_coverage_over_fresh_splits(each, level):
+    found = []
+    for seed in range(40):
+        probabilities, right, names = world(400, each, seed)
+        held = names < 200
+        conformal = ConformalScores.fit(probabilities[held], right[held], names[held], seed=seed)
+        found.append((conformal.sets(probabilities[~held], level) & right[~held]).any(axis=1).mean())
+    assert abs(np.mean(found) - level) < 0.015
+    assert np.mean(np.abs(np.array(found) - level) < 0.08) > 0.9
+
+
+def test_rows_instead_of_images_would_promise_too_much():
+    """What one draw a cluster is for: of nine images with five pairs each nobody can promise 95 %."""
+    covered = []
+    for seed in range(60):
+        probabilities, right, names = world(109, 5, seed)
+        held = names < 9
+        by_image, by_row = (
+            ConformalScores.fit(probabilities[held], right[held], clusters, seed=seed)
+            for clusters in (names[held], np.arange(held.sum()))
+        )
+        assert by_image.sets(probabilities, 0.95).all()
+        assert by_image.note(0.95)
+        assert not by_row.note(0.95)
+        covered.append((by_row.sets(probabilities[~held], 0.95) & right[~held]).any(axis=1).mean())
+    assert np.mean(covered) < 0.93, "45 rows claim 95 % and do not have it"
+
+
+def test_the_smaller_kind_is_kept():
+    probabilities, right, names = world(400, 1, 3)
+    conformal = ConformalScores.fit(probabilities, right, names)
+    other = ConformalScores("adaptive" if conformal.kind == "probability" else "probability", conformal.scores)
+    assert conformal.kind in ("probability", "adaptive")
+    again = ConformalScores.from_record(json.loads(json.dumps(conformal.record())))
+    np.testing.assert_array_equal(again.sets(probabilities, 0.9), conformal.sets(probabilities, 0.9))
+    assert other.kind != conformal.kind
+
+
+def test_too_few_images_promise_everything_and_say_so():
+    probabilities, right, names = world(8, 5, 0)
+    conformal = ConformalScores.fit(probabilities, right, names)
+    assert conformal.sets(probabilities, 0.9).all()
+    assert "8 held-out images promise no more (at least 9 are needed" in conformal.note(0.9)[0]
+    assert conformal.note(0.5) == []
+
+
+def test_a_right_class_that_is_no_class_counts_as_missed():
+    probabilities, right, names = world(50, 1, 0)
+    right[:20] = False
+    conformal = ConformalScores.fit(probabilities, right, names)
+    assert conformal.sets(probabilities, 0.9).all(), "with 40 % of strange classes nothing smaller is honest"
+
+
+@pytest.fixture(scope="module")
+def classified(named, tmp_path_factory):
+    run = tmp_path_factory.mktemp("sets") / "run"
+    package.classify(named.store, run=run, examples=named.examples, method="means")
+    return run
+
+
+def test_score_and_evaluate(named, classified, frevl, tmp_path):
+    call = ("--store", named.store.path, "--run", classified, "--pairs", named.test)
+    done = frevl("score", *call, "--sets", 0.9, "--out", tmp_path / "scores.jsonl")
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert all(row["set"][0] == row["label"] for row in rows)
+    done = frevl("evaluate", *call, "--sets", 0.9, "--json", tmp_path / "result.json")
+    sets = json.loads((tmp_path / "result.json").read_text())["sets"]
+    assert sets["set_coverage"] == pytest.approx(100 * np.mean([row["target"] in row["set"] for row in rows]))
+    assert sets["set_size"] == pytest.approx(np.mean([len(row["set"]) for row in rows]))
+    assert sets["single"] == pytest.approx(100 * np.mean([len(row["set"]) == 1 for row in rows]))
+    assert sets["set_coverage"] > 80
+    assert "the right class is in" in done.out
+    lower = frevl("evaluate", *call, "--sets", 0.5, "--json", tmp_path / "lower.json")
+    assert lower.code == 0
+    assert json.loads((tmp_path / "lower.json").read_text())["sets"]["set_size"] <= sets["set_size"]
+
+
+def test_matching_says_true_false_or_cannot_tell(made, frevl, tmp_path):
+    run = package.train(made.store, made.captions, run=tmp_path / "run", task="matching", model="linear")
+    call = ("--store", made.store.path, "--run", run.path, "--pairs", made.captions_file)
+    assert frevl("score", *call, "--sets", 0.9, "--out", tmp_path / "scores.jsonl").code == 0
+    rows = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    assert {row["matches"] for row in rows} <= {True, False, None}
+    for row in rows:
+        assert row["matches"] in (None, row["probability"] > 0.5)
+
+
+def test_pairs_to_measure_on_and_what_is_refused(named, frevl, tmp_path):
+    run = package.classify(named.store, named.classes, run=tmp_path / "run")  # nothing was held out
+    call = ("--store", named.store.path, "--run", run.path, "--pairs", named.test)
+    refused = frevl("evaluate", *call, "--sets", 0.9)
+    assert refused.code == 2
+    assert "give pairs that it has not learned from with --calibrate" in refused.err
+    done = frevl("evaluate", *call, "--sets", 0.9, "--calibrate", named.examples, "--json", tmp_path / "result.json")
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "result.json").read_text())["sets"]["set_coverage"] > 80
+    for wrong in (0, 1, 1.5):
+        assert "between 0 and 1" in frevl("evaluate", *call, "--sets", wrong).err
+    assert "ask for them with --sets" in frevl("evaluate", *call, "--calibrate", named.examples).err
+
+
+def test_estimators(named):
+    rows = [json.loads(line) for line in named.examples.read_text().splitlines()]
+    X, y = named.store.read_images([row["image"] for row in rows]), np.array([row["target"] for row in rows])  # noqa: N806
+    fitted = EmbeddingClassifier(method="means").fit(X, y)
+    sets = fitted.predict_set(X, 0.9)
+    assert sets.shape == (len(X), 6)
+    assert sets[np.arange(len(X)), np.searchsorted(fitted.classes_, fitted.predict(X))].all()
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        fitted.predict_set(X, 1.0)
+    with pytest.raises(ValueError, match="nothing was held out"):
+        EmbeddingClassifier().fit(X[:6], np.arange(6)).predict_set(X)
+
+
+def test_soft_targets_have_no_sets(made, tmp_path):
+    pairs = [{**made.train.row(row), "target": {made.train.targets[row]: 0.7}} for row in range(len(made.train))]
+    run = package.train(made.store, pairs, run=tmp_path / "run", task="classification", model="linear")
+    assert run.results.get("prediction_sets") is None
+    with pytest.raises(UsageError, match="soft targets"):
+        package.evaluate(package.Scorer.open(run.path, store=made.store), made.test, sets=0.9)
