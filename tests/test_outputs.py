@@ -57,7 +57,7 @@ WRITTEN = {
     "bench": {"--out"},
 }
 READ = {
-    "--classes", "--examples", "--space",
+    "--calibrate", "--classes", "--examples", "--space",
     "--config", "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result",
     "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "source", "store",
 }  # fmt: skip

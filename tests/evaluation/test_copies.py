@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.evaluation.copies import one_item_each
 from frevl.evaluation.evaluation import evaluate
 from frevl.evaluation.seeds import evaluate_seeds
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
+from frevl.store.grouping.copies import one_item_each
 from frevl.store.reader import Store
 from frevl.training.training import train
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs
 from frevl.errors import UsageError
-from frevl.evaluation.copies import one_item_each
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import median_rank, rank_of_best_match
 from frevl.runs.pair_grid import PairScores, ScoreRows, dot_rows, scored_rows
 from frevl.runs.scorer import Scorer
+from frevl.store.grouping.copies import one_item_each
 
 __all__ = ["Ranks", "evaluate_retrieval", "matches_of", "reranked", "retrieval_ranks"]
 
