@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from frevl.data.columns import FIELDS, Columns, choose_columns, means_image
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
-from frevl.data.parquet_batches import check_growth, parquet_batches
+from frevl.data.parquet_batches import check_growth, check_names, parquet_batches
 from frevl.errors import PairsError
 
 __all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "table_source"]
@@ -57,7 +57,7 @@ def open_arrow(path: Path) -> ArrowSource:
         if path.suffix.lower() == ".parquet":
             with pq.ParquetFile(path, memory_map=True) as file:
                 schema = file.schema_arrow
-            list(schema.names)  # a damaged file may have names that are no text
+            check_names(schema)
             return ArrowSource(str(path), schema, lambda names, rows: parquet_batches(path, rows, names))
         mapped = pa.memory_map(str(path))
         try:
@@ -65,7 +65,7 @@ def open_arrow(path: Path) -> ArrowSource:
         except pa.ArrowInvalid:
             mapped.seek(0)
             table = pa.ipc.open_stream(mapped).read_all()
-        list(table.schema.names)
+        check_names(table.schema)
         table.validate(full=True)  # a stranger's may point outside of its own memory
         check_growth(path, table.nbytes)
     except (pa.ArrowException, UnicodeDecodeError) as error:

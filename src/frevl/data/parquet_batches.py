@@ -16,12 +16,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-__all__ = ["check_growth", "parquet_batches"]
+__all__ = ["check_growth", "check_names", "parquet_batches"]
 
 _BATCH_BYTES = 256 << 20
 _MOST_GROWTH = 200  # times the size of the file; captions shrink to a twentieth at best
 _HARMLESS = 512 << 20  # bytes, whatever the file
 _DEEPEST = 8  # structures in structures of the description; there are six
+
+
+def check_names(schema: pa.Schema) -> None:
+    """Refuse a damaged schema whose names, those of nested fields and of time zones too, are no text.
+
+    Raises:
+        UnicodeDecodeError: One is not UTF-8.
+    """
+    list(schema.names)
+    for kind in schema.types:
+        _check_names_within(kind, 0)
+
+
+def _check_names_within(kind: pa.DataType, depth: int) -> None:
+    if isinstance(kind, pa.TimestampType):
+        str(kind.tz)
+    for number in range(kind.num_fields if depth < _DEEPEST else 0):
+        child = kind.field(number)
+        str(child.name)
+        _check_names_within(child.type, depth + 1)
 
 
 def parquet_batches(path: Path, rows: int, names: list[str] | None = None) -> Iterator[pa.RecordBatch]:

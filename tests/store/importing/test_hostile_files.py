@@ -214,3 +214,18 @@ def test_no_byte_of_a_description_ends_the_process(described):
             sentences.append(str(error))
     assert len(sentences) > 100
     assert not any("\n" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize("kind", ["child", "zone"])
+def test_names_inside_a_column_that_are_no_text(tmp_path, kind):
+    """Found by fuzzing: the columns have names, and what is inside one of them has none."""
+    vectors = pa.array([[1.0, 0.0], [0.0, 1.0]], pa.list_(pa.field("nameless", pa.float32())))
+    columns = {"id": ["a", "b"], "vector": vectors, "when": pa.array([1, 2], pa.timestamp("s", tz="Europe/Xxxx"))}
+    table, path = pa.table(columns), tmp_path / "vectors.arrow"
+    with pa.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+    broken = {"child": (b"nameless", b"name\xfeess"), "zone": (b"Europe/Xxxx", b"Europe/\xfexxx")}[kind]
+    assert broken[0] in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(*broken))
+    with pytest.raises(InputError, match=r"vectors.arrow: .* cannot be read"):
+        open_parts(path, of="image", ids=None, id_column="id", vector_column="vector", array=None)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from frevl.data.parquet_batches import check_growth, parquet_batches
+from frevl.data.parquet_batches import check_growth, check_names, parquet_batches
 from frevl.errors import FrevlError, InputError, UsageError, nearest
 from frevl.store.lance_tables import read_lance
 
@@ -86,7 +86,7 @@ def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Sche
     """
     with as_input_error(path):
         schema, batches = _open_table(path)
-        list(schema.names)  # a damaged file may have names that are no text
+        check_names(schema)
     vectors = [name for name, kind in zip(schema.names, schema.types, strict=True) if _is_vector(kind)]
     if not vectors:
         raise InputError(
@@ -153,7 +153,7 @@ def parquet_shape(path: Path) -> tuple[int, pa.Schema]:
     """
     with as_input_error(path), pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        list(schema.names)  # a damaged file may have names that are no text
+        check_names(schema)
         return file.metadata.num_rows, schema
 
 

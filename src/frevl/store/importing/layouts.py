@@ -13,6 +13,7 @@ from frevl.errors import InputError, UsageError
 from frevl.store.importing.arrays import read_arrays
 from frevl.store.importing.formats import (
     VectorBlock,
+    as_input_error,
     is_table,
     named_id,
     parquet_shape,
@@ -183,7 +184,9 @@ def _array(
 
 def _table(source: Path, modality: Modality, id_column: str | None, vector_column: str | None) -> Part:
     schema, _, blocks = read_table(source, vector_column=vector_column)
-    named = named_id(source, schema.empty_table(), id_column, _USUAL_IDS[modality])
+    with as_input_error(source):
+        empty = schema.empty_table()
+    named = named_id(source, empty, id_column, _USUAL_IDS[modality])
 
     def read(rows: int) -> Iterator[VectorBlock]:
         for block in blocks(rows):
