@@ -3,7 +3,8 @@
 import pytest
 
 import frevl
-from frevl.errors import UsageError
+from frevl.data.pairs import read_pairs
+from frevl.errors import FrevlError, UsageError
 from frevl.estimators import FusionClassifier
 
 
@@ -28,3 +29,11 @@ def test_a_name_that_is_no_text_gets_a_sentence(call, wrong):
 def test_an_estimator_says_it_as_scikit_learn_does():
     with pytest.raises(ValueError, match="There is no model 'None'"):
         FusionClassifier(model=None).fit([[0.0, 1.0], [1.0, 0.0]], [0, 1])
+
+
+def test_what_a_message_quotes_stays_on_its_line():
+    """Found by fuzzing: the keys of a stranger's file were quoted with their line breaks."""
+    with pytest.raises(FrevlError) as caught:
+        read_pairs([{"a\n\x1b[2Jb": 1}])
+    assert str(caught.value).isprintable()
+    assert r"a\n\x1b[2Jb" in str(caught.value)

@@ -36,6 +36,7 @@ __all__ = [
     "UsageError",
     "library",
     "nearest",
+    "one_line",
 ]
 
 
@@ -54,7 +55,17 @@ def library(name: str, extra: str = "packaged") -> ModuleType:
 
 
 class FrevlError(Exception):
-    """A known failure with a message for the user."""
+    """A known failure with a message for the user, on one line: what it quotes may come from a stranger's file."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    """Escape what is not printable: a hostile name must not move the cursor of the user's terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(FrevlError):

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from frevl.errors import one_line
+
 __all__ = ["Reject", "rejects_sentence"]
 
 _PLURALS = {"image": "images", "text": "texts", "pair": "pairs", "class": "classes"}
@@ -50,7 +52,7 @@ def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     told = [one for one in rejects if not _stands_beside(one)] or rejects
     counts = Counter(one.kind for one in told)
     counted = [f"{n:,} {_PLURALS[kind] if n > 1 else kind}" for kind, n in sorted(counts.items())]
-    named = _one_line("; ".join(f"{reject.id:.200}: {reject.reason:.200}" for reject in told[:shown]))
+    named = one_line("; ".join(f"{reject.id:.200}: {reject.reason:.200}" for reject in told[:shown]))
     more = f"; and {len(told) - shown:,} more" if len(told) > shown else ""
     sentence = f"Left out: {', '.join(counted)} ({named}{more})"
     others = sum(beside.values())
@@ -65,8 +67,3 @@ def _stands_beside(reject: Reject) -> bool:
 
 def _ending(reject: Reject) -> str:
     return PurePosixPath(reject.id).suffix.lower()
-
-
-def _one_line(text: str) -> str:
-    """Escape what is not printable: a hostile file name must not move the cursor of the user's terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -178,3 +178,31 @@ def test_what_is_loaded_is_left_out_of_collections():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said == "True True (20000, 20, 100)\n"
+
+
+def test_what_a_library_warns_of_is_a_json_line_too(capsys):
+    import logging
+    import warnings
+
+    from frevl.deployment.service.http.log import LinesTogether, log_json_lines
+
+    root = logging.getLogger()
+    before = list(root.handlers), logging.logThreads, logging.logProcesses, logging.logMultiprocessing
+    try:
+        log_json_lines()
+        logging.getLogger("python_multipart.multipart").warning("Found invalid character %r", "\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("old", UserWarning, stacklevel=1)
+        lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    finally:
+        logging.captureWarnings(False)
+        root.handlers = before[0]
+        logging.logThreads, logging.logProcesses, logging.logMultiprocessing = before[1:]
+        for name in ("frevl.service", "uvicorn"):
+            own = logging.getLogger(name)
+            own.handlers, own.propagate = [], True
+    assert [line["logger"] for line in lines] == ["python_multipart.multipart", "py.warnings"]
+    assert lines[0]["message"] == r"Found invalid character '\n'"
+    assert all(line["level"] == "warning" for line in lines)
+    assert not any(isinstance(one, LinesTogether) for one in root.handlers)

@@ -15,6 +15,7 @@ _SECONDS = 0.2
 _MOST_LINES = 1000
 
 _log = logging.getLogger("frevl.service")
+_OWN = ("frevl.service", "uvicorn")
 _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
@@ -27,6 +28,7 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
+            **({} if record.name.startswith(_OWN) else {"logger": record.name}),
             **getattr(record, "fields", {}),
         }
         if record.exc_info:
@@ -82,12 +84,16 @@ def log_request(fields: dict[str, object]) -> None:
 
 
 def log_json_lines() -> None:
-    """Let the service and uvicorn log JSON lines on standard error."""
+    """Let the service and uvicorn log JSON lines on standard error, and what libraries warn of as well."""
     # No log line names them, and looking them up takes half the time of a record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = LinesTogether(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name in ("frevl.service", "uvicorn"):
+    for name in _OWN:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
+    # Without a handler a library's warning is a bare line, which no reader of JSON understands.
+    root = logging.getLogger()
+    root.handlers = [*(one for one in root.handlers if not isinstance(one, LinesTogether)), handler]
+    logging.captureWarnings(True)
