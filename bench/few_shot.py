@@ -36,7 +36,7 @@ from frevl.provenance import hardware
 from frevl.runs.labelling.label_store import label_store
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
-from frevl.text_table import table
+from frevl.terminal import table
 from frevl.training.classification.candidates import METHODS, candidates_of
 
 PENALTIES = (1.0, 10.0, 100.0)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from frevl.data.pairs import read_pairs
+from frevl.data.pairs import mistaken_side, read_pairs
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.run import Run
@@ -13,6 +13,7 @@ from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
 from frevl.training.ablation.study import ablate
 from frevl.training.training import train
+from one_side import make_one_side
 
 NOTE = {
     "image": "No pair has a text: images alone are used, and what needs a text is left out.",
@@ -130,3 +131,28 @@ def test_auto_compares_the_encoders_of_images_alone(made_twice, tmp_path):
     assert chosen["texts"] == []
     assert all(row["texts"] == [] for row in chosen["sets"])
     assert run.towers["text"] == {}
+
+
+def test_a_key_that_looks_like_the_missing_side_is_named_first(tmp_path):
+    """SNLI-VE calls its texts 'hypothesis': such a file must not pass for images alone without a word."""
+    world = make_one_side(tmp_path / "images", "image")
+    rows = [json.loads(line) for line in world.train_file.read_text().splitlines()]
+    renamed = [{**row, "hypothesis": "a plant by the river", "question_type": "what"} for row in rows]
+    run = train(world.store, renamed, run=tmp_path / "run", task="classification", model="majority")
+    assert run.results["warnings"][0].startswith("No pair has a text, and 'hypothesis' looks like one")
+    plain = train(world.store, rows, run=tmp_path / "plain", task="classification", model="majority")
+    assert plain.results["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("side", "extra", "found"),
+    [
+        ("image", {"captions": ["a dog on a beach", "a dog"]}, "captions"),
+        ("image", {"question_type": "what is", "shot": 3}, ""),
+        ("text", {"photo": "kitchen/3.JPG"}, "photo"),
+        ("text", {"source": "a book of plants"}, ""),
+    ],
+)
+def test_what_looks_like_a_side(side, extra, found):
+    pairs = read_pairs([{side: f"item {n}", "target": "a", **extra} for n in range(4)])
+    assert mistaken_side(pairs) == found

@@ -22,7 +22,7 @@ from frevl.evaluation.intervals import bootstrap_interval, paired_difference
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
 from frevl.store.reader import Store
-from frevl.text_table import table
+from frevl.terminal import table
 from frevl.training.classification.classify import classify
 
 __all__ = ["ClassifyDemoReport", "demo_classify"]

@@ -8,7 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from frevl.errors import UsageError, nearest
-from frevl.text_table import table
+from frevl.terminal import table
 from frevl.training.options import ModelOptions, RerankerOptions, options_for, type_of, values_of
 
 __all__ = ["MODELS", "model_record", "model_table", "models_records", "models_table"]

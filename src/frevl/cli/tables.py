@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frevl.text_table import table
+from frevl.terminal import table
 
 if TYPE_CHECKING:
     from frevl.cli.demo import DemoReport
@@ -75,7 +75,9 @@ def demo_table(report: DemoReport) -> str:
 def result_table(result: Result) -> str:
     """Return metrics (percent; median ranks are ranks) with intervals, slices of the first metric, and notes."""
     rows = [[name, f"{value:.2f}", _interval(result.ci95[name])] for name, value in result.metrics.items()]
-    parts = [f"{result.n:,} pairs, task {result.task}", table(["metric", "value", "95 % interval"], rows)]
+    # What makes every figure too good stands before them.
+    leaks = [note for note in result.notes if note.startswith("Leak: ")]
+    parts = [*leaks, f"{result.n:,} pairs, task {result.task}", table(["metric", "value", "95 % interval"], rows)]
     metric = next(iter(result.metrics))
     for key, groups in result.slices.items():
         rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in groups.items()]
@@ -92,7 +94,7 @@ def result_table(result: Result) -> str:
             f"Difference from {result.difference['versus']}: {result.difference['difference']:+.2f} points of "
             f"{result.difference['metric']} {_interval(result.difference['ci95'])}"
         )
-    return "\n\n".join([*parts, *result.notes])
+    return "\n\n".join([*parts, *(note for note in result.notes if note not in leaks)])
 
 
 def run_record(run: Run) -> dict[str, Any]:

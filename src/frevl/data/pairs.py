@@ -41,6 +41,7 @@ __all__ = [
     "Side",
     "Target",
     "in_memory",
+    "mistaken_side",
     "one_side_note",
     "pair_list",
     "problem_of",
@@ -53,6 +54,8 @@ Target = str | list[str] | dict[str, float]
 Side = Literal["image", "text"]
 _COLUMNS: dict[Side, str] = {"image": "images", "text": "texts"}
 
+_SENTENCE = re.compile(r"\S\s+\S+\s+\S")
+_PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|hei[cf]|avif)$", re.IGNORECASE)
 _WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 
 
@@ -279,11 +282,36 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
     return pairs.select(kept_rows), pairs.select(held_rows)
 
 
+def mistaken_side(pairs: Pairs) -> str:
+    """Return the key that probably holds the side which the pairs lack, or an empty string.
+
+    Sentences of three words or more (a list of them, too) look like texts, names with the ending of a picture like
+    images, if most pairs have one. Keys such as ``question_type`` do not.
+    """
+    if len(pairs.sides) == 2 or not len(pairs):
+        return ""
+    looks = _SENTENCE if pairs.sides == ("image",) else _PICTURE
+    counts: dict[str, int] = {}
+    for extra in pairs.extras:
+        for key, value in extra.items():
+            first = value[0] if isinstance(value, list) and value else value
+            if isinstance(first, str) and looks.search(first.strip()):
+                counts[key] = counts.get(key, 0) + 1
+    likely = max(counts, key=lambda key: counts[key], default="")
+    return likely if likely and 2 * counts[likely] > len(pairs) else ""
+
+
 def one_side_note(pairs: Pairs) -> list[str]:
     """Say that the pairs are images, or texts, alone; a misspelt key would otherwise pass for none."""
     if len(pairs.sides) == 2:
         return []
     side = "text" if pairs.sides == ("image",) else "image"
+    mistaken = mistaken_side(pairs)
+    if mistaken:
+        return [
+            f"No pair has {WITH_ARTICLE[side]}, and '{mistaken}' looks like one: {LEFT_ALONE[side]} alone are used. "
+            f"Name it with --columns {side}={mistaken} if it is meant."
+        ]
     keys = ", ".join(f"'{key}'" for key in list(dict.fromkeys(key for extra in pairs.extras for key in extra))[:8])
     hint = f" If it stands under another key ({keys}), name it with --columns {side}=NAME." if keys else ""
     a = WITH_ARTICLE[side]

@@ -17,7 +17,7 @@ from frevl.diagnosis.model_comparison import ComparedModel, CrossValidation, Mod
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.splits import Splits, share_of_clusters, with_wrong_pairs
 from frevl.errors import PairsError
-from frevl.progress import print_progress
+from frevl.terminal import print_progress
 
 __all__ = ["contenders", "cross_validate", "cross_validate_contenders"]
 

@@ -41,11 +41,11 @@ from frevl.diagnosis.performance.skills import skill_findings
 from frevl.diagnosis.splits import Splits, read_splits
 from frevl.diagnosis.verdict import reach_verdict
 from frevl.errors import UsageError, nearest
-from frevl.progress import print_progress
 from frevl.provenance import provenance
 from frevl.runs.targets import match_truth
 from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES
+from frevl.terminal import print_progress
 from frevl.training.training import TASKS
 
 __all__ = ["Diagnosis", "diagnose"]

@@ -17,11 +17,11 @@ from frevl.diagnosis.model_choice import ModelChoice, ModelResult, title
 from frevl.diagnosis.model_specs import SMALL, ModelSpec, specs_for
 from frevl.diagnosis.splits import MATCH_LABELS, Splits, constant
 from frevl.errors import UsageError, nearest
-from frevl.progress import print_progress
 from frevl.runs.calibration import calibrated
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, match_truth
 from frevl.store.towers import MODALITIES
+from frevl.terminal import print_progress
 from frevl.training.retrieval.common_space import has_common_space
 from frevl.training.training import train
 

@@ -21,6 +21,7 @@ from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.evaluation.wups import wups, wups_available
 from frevl.provenance import provenance
 from frevl.rejects import Reject, rejects_sentence
+from frevl.runs.prediction_sets.conformal import check_level
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
 from frevl.store.grouping.groups import group_pairs
@@ -129,6 +130,10 @@ def evaluate(
             f"{versus.run.path}: expected a run of the task '{scorer.run.task}' to compare with, found one of "
             f"'{versus.run.task}'"
         )
+    if sets is not None:
+        check_level(sets)
+    elif calibrate is not None:
+        raise UsageError("--calibrate measures prediction sets; ask for them with --sets, such as --sets 0.9")
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     runs = [scorer.run] if versus is None else [scorer.run, versus.run]
     not_read = [note for run in runs for note in run.check_pairs(read)]
@@ -156,9 +161,7 @@ def evaluate(
         result.notes.append(result.chance.sentence)
     if sets is not None:
         result.sets, said = evaluate_sets(scorer, usable, sets, calibrate, slice_rows(usable.extras))
-        result.notes += said
-    elif calibrate is not None:
-        raise UsageError("--calibrate measures prediction sets; ask for them with --sets, such as --sets 0.9")
+        result.notes = [*said, *result.notes]
     if versus is not None:
         other = evaluate_task(versus, usable)
         first = next(iter(result.metrics))

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from frevl.data.pairs import Pairs
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.slices import slice_table
-from frevl.runs.prediction_sets.conformal import check_level
 from frevl.runs.prediction_sets.of_scorer import conformal_scores, right_classes, set_probabilities
 from frevl.runs.scorer import Scorer
 
@@ -34,13 +33,17 @@ def evaluate_sets(
         each with ``ci95``, and the coverage by slice; and notes.
 
     Raises:
-        UsageError: The level is not between 0 and 1, or the run has no sets.
+        UsageError: The run has no sets.
     """
-    check_level(level)
-    conformal = conformal_scores(scorer, calibrate)
+    conformal, notes = conformal_scores(scorer, calibrate, evaluated=pairs)
     probabilities = set_probabilities(scorer, pairs)
-    inside = conformal.sets(probabilities, level)
-    covered: NDArray[np.float64] = np.any(inside & right_classes(scorer, pairs), axis=1).astype(np.float64)
+    inside, right = conformal.sets(probabilities, level), right_classes(scorer, pairs)
+    covered: NDArray[np.float64] = np.any(inside & right, axis=1).astype(np.float64)
+    if scorer.run.task == "matching" and bool(right.all(axis=0).any()):
+        notes.append(
+            "All pairs are right ones, or all wrong ones, and the sets were measured on both alike: how often they "
+            "hold the answer can differ from the level."
+        )
     sizes = inside.sum(axis=1).astype(np.float64)
     measures = {"set_coverage": covered, "set_size": sizes, "single": (sizes == 1).astype(np.float64)}
     found: dict[str, Any] = {"level": level, "kind": conformal.kind, "ci95": {}}
@@ -51,4 +54,4 @@ def evaluate_sets(
         bounds = interval.percent()
         found["ci95"][name] = None if bounds is None else [scale * bound / 100 for bound in bounds]
     found["slices"] = slice_table(slices, "set_coverage", covered, pairs.clusters)
-    return found, conformal.note(level)
+    return found, [*notes, *conformal.note(level)]

@@ -63,7 +63,7 @@ def score_file(
         check_level(sets)
     elif calibrate is not None:
         raise UsageError("--calibrate measures prediction sets; ask for them with --sets, such as --sets 0.9")
-    conformal = None if sets is None else conformal_scores(scorer, calibrate)
+    conformal, doubts = (None, []) if sets is None else conformal_scores(scorer, calibrate)
     usable, left_out = usable_pairs(read.only(scorer.run.sides), scorer.store)
     reasons = {reject.id: reject.reason for reject in left_out}
     out = Path(out)
@@ -87,7 +87,7 @@ def score_file(
 
     _write(out, write)
     if notes is not None and conformal is not None and sets is not None:
-        notes += conformal.note(sets)
+        notes += [*doubts, *conformal.note(sets)]
     if notes is not None and "text" in scorer.run.sides:
         towers = [scorer.store.towers[name] for name in scorer.run.towers["text"]]
         load = None if any(tower.imported for tower in towers) else lambda: scorer.encoders("text")

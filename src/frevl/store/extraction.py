@@ -21,7 +21,6 @@ from frevl.encoders.registry import load_encoder, with_layers
 from frevl.encoders.runtime import on_device
 from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import InputError, UsageError
-from frevl.progress import ProgressLine
 from frevl.rejects import Reject
 from frevl.store.canaries import tower_records
 from frevl.store.commit_buffer import CommitBuffer, PendingItem
@@ -31,6 +30,7 @@ from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.image_folder.tables import TABLES_WITH_PICTURES
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import Item, StoreWriter
+from frevl.terminal import ProgressLine
 
 __all__ = ["ExtractionReport", "extract"]
 

@@ -81,6 +81,7 @@ class Prepared:
         dev_is_spare: Development examples were set aside from the training pairs, not given.
         dev_is_seen: Nothing could be set aside without taking classes away, so they are training examples too: a
             figure on them says nothing.
+        doubts: Those of the notes that come before every figure.
     """
 
     train: Examples
@@ -93,6 +94,7 @@ class Prepared:
     notes: list[str]
     dev_is_spare: bool
     dev_is_seen: bool = False
+    doubts: tuple[str, ...] = ()
 
     @property
     def sides(self) -> tuple[Side, ...]:

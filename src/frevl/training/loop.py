@@ -17,9 +17,9 @@ from frevl.devices import Shares
 from frevl.models.blocks import dropped
 from frevl.models.fusion import Fusion
 from frevl.models.inputs import bfloat16_on_accelerators, mean_pool
-from frevl.progress import ProgressLine
 from frevl.runs.batches import Inputs, moved
 from frevl.runs.targets import Answers
+from frevl.terminal import ProgressLine
 from frevl.training.examples import Examples, kind_of, on_device, sample_negatives
 from frevl.training.losses import (
     SeenLosses,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from frevl.data.pairs import Pairs, read_pairs
+from frevl.data.pairs import Pairs, mistaken_side, one_side_note, read_pairs
 from frevl.runs.batches import EmbeddedPairs, absent_side
 from frevl.runs.targets import hash_prefixes
 from frevl.store.grouping.groups import group_pairs
@@ -45,6 +45,7 @@ def prepare(
         UsageError: An encoder is not in the store, or the chosen ones have no tower of a modality.
     """
     notes: list[str] = []
+    doubts: list[str] = []
     parts = [read_usable(store, part, notes) for part in (pairs, dev) if part is not None]
     asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     chosen = choose_towers(store, parts, notes, asked)
@@ -61,7 +62,7 @@ def prepare(
         train_pairs, dev_pairs = grouped
     hashes = content_of_units(store, train_pairs) | content_of_units(store, dev_pairs)
     if not seen:
-        notes += shared_units(train_pairs, dev_pairs, hashes) or shared_groups(train_pairs, dev_pairs)
+        doubts += shared_units(train_pairs, dev_pairs, hashes) or shared_groups(train_pairs, dev_pairs)
     embedded = _embed(store, [train_pairs, dev_pairs], *towers)
     train, dev_examples, labels = examples_of(
         [train_pairs, dev_pairs], embedded, task=task, min_answer_count=min_answer_count, seed=seed,
@@ -70,7 +71,10 @@ def prepare(
     prefixes = hash_prefixes(hashes.values())
     used = [*(image_encoder or encoder or store.encoders), *(text_encoder or encoder or store.encoders)]
     encoders = [name for name in dict.fromkeys(used) if name in names_of(store, [*towers[0], *towers[1]])]
-    notes = list(dict.fromkeys(notes))  # what holds for both files is said once
+    doubts = list(
+        dict.fromkeys([*(note for part in parts if mistaken_side(part) for note in one_side_note(part)), *doubts])
+    )
+    notes = list(dict.fromkeys([*doubts, *notes]))  # what holds for both files is said once
     return Prepared(
         train,
         dev_examples,
@@ -81,6 +85,7 @@ def prepare(
         notes,
         dev_is_spare=dev is None and not seen,
         dev_is_seen=seen,
+        doubts=tuple(doubts),
     )
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "Clock",
     "claim_run",
     "claim_seeds",
+    "content_of",
     "data_identity",
     "run_settings",
     "toml_text",
@@ -260,11 +261,11 @@ def data_identity(store: Store, pairs: Pairs, dev: Pairs | None) -> dict[str, An
     Returns:
         The version of frevl, the fingerprint of the store, and hashes of the pairs and of the pictures they name.
     """
-    contents = {"pairs": _content_of(store, pairs), "dev": None if dev is None else _content_of(store, dev)}
+    contents = {"pairs": content_of(store, pairs), "dev": None if dev is None else content_of(store, dev)}
     return {"frevl": __version__, "store": store.fingerprint, **contents}
 
 
-def _content_of(store: Store, pairs: Pairs) -> str:
+def content_of(store: Store, pairs: Pairs) -> str:
     """Return a hash of pairs and of the pictures they name, so that neither changes unseen under a training."""
     digest = hashlib.sha256()
     for row in range(len(pairs)):

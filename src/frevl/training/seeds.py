@@ -20,10 +20,10 @@ from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.seeds import deviation
 from frevl.jsonfile import write_json
-from frevl.progress import print_progress
 from frevl.provenance import provenance
 from frevl.runs.run import Run
 from frevl.store.reader import Store
+from frevl.terminal import print_progress
 from frevl.training.options import ModelOptions, make_options
 from frevl.training.prepare import read_file
 from frevl.training.run_folder import claim_seeds, data_identity, write_config

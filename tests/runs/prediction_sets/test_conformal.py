@@ -148,3 +148,33 @@ def test_soft_targets_have_no_sets(made, tmp_path):
     assert run.results.get("prediction_sets") is None
     with pytest.raises(UsageError, match="soft targets"):
         package.evaluate(package.Scorer.open(run.path, store=made.store), made.test, sets=0.9)
+
+
+def test_pairs_that_are_no_fair_measure_say_so_first(named, classified, frevl, tmp_path):
+    call = ("--store", named.store.path, "--run", classified, "--pairs", named.test, "--sets", 0.9)
+    done = frevl("evaluate", *call, "--calibrate", named.examples)
+    assert done.out.startswith("Leak: 60 of 60 different images of --calibrate were in training or development")
+    done = frevl("evaluate", *call, "--calibrate", named.test)
+    assert done.out.startswith("Leak: 120 images of --calibrate are evaluated on as well")
+    done = frevl("score", *call, "--calibrate", named.examples, "--out", tmp_path / "scores.jsonl")
+    assert "Leak: 60 of 60" in done.out
+
+
+def test_pairs_without_answers_are_counted_or_refused(named, classified, frevl, tmp_path):
+    rows = [json.loads(line) for line in named.test.read_text().splitlines()]
+    call = ("--store", named.store.path, "--run", classified, "--pairs", named.test, "--sets", 0.9)
+    some, none = tmp_path / "some.jsonl", tmp_path / "none.jsonl"
+    some.write_text("".join(json.dumps(row if n % 2 else {"image": row["image"]}) + "\n" for n, row in enumerate(rows)))
+    none.write_text("".join(json.dumps({"image": row["image"]}) + "\n" for row in rows))
+    assert "Left out: 60 pairs" in frevl("evaluate", *call, "--calibrate", some).out
+    refused = frevl("evaluate", *call, "--calibrate", none)
+    assert refused.code == 1
+    assert "expected the right answer, found none in any pair" in refused.err
+
+
+def test_captions_alone_are_no_test_of_a_level(made, frevl, tmp_path):
+    run = package.train(made.store, made.captions, run=tmp_path / "run", task="matching", model="linear")
+    done = frevl(
+        "evaluate", "--store", made.store.path, "--run", run.path, "--pairs", made.captions_file, "--sets", 0.9
+    )
+    assert "All pairs are right ones, or all wrong ones" in done.out

@@ -1,6 +1,7 @@
 """`frevl.classify`: from names, from examples, from both; what it refuses; that its result is an ordinary run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import frevl
 from frevl.cli.tables import classify_sentence
 from frevl.data.classes.class_files import read_classes
 from frevl.errors import InputError, PairsError, RunError, UsageError
+from frevl.store.importing.vectors import import_embeddings
 from named import CLASSES
 
 
@@ -302,3 +304,64 @@ def test_flags_that_would_do_nothing_are_refused(named, frevl, tmp_path):
     done = frevl("classify", "--store", named.store.path, "--classes", named.classes, "--run", tmp_path / "run",
                  "--out", tmp_path / "out.jsonl", "--where", "id LIKE 'z%'", "--quiet")  # fmt: skip
     assert "Labelled no image" in done.out
+
+
+def test_what_was_asked_for_and_not_done_comes_first(named, tmp_path):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(f"{line}\n" for line in named.test.read_text().splitlines()[:10]))
+    run = frevl.classify(named.store, run=tmp_path / "run", examples=named.examples, dev=few)
+    assert "The 10 development pictures were not compared on: at least 20 are needed" in run.results["warnings"][0]
+    assert "held-out examples" in run.results["selection"]["judged_on"]
+    short = frevl.classify(named.store, run=tmp_path / "short", examples=named.examples, time_limit=1e-6)
+    assert "The time limit left" in short.results["warnings"][0]
+
+
+def test_a_finished_run_is_not_returned_once_something_behind_it_has_changed(named, tmp_path):
+    """The same call goes on with an interrupted labelling, so nothing that decides the run may change unseen."""
+    examples = tmp_path / "examples.jsonl"
+    rows = named.examples.read_text().splitlines()
+    examples.write_text("".join(f"{row}\n" for row in rows))
+    first = frevl.classify(named.store, run=tmp_path / "run", examples=examples)
+    assert frevl.classify(named.store, run=tmp_path / "run", examples=examples).provenance == first.provenance
+    examples.write_text("".join(f"{row}\n" for row in rows[:-1]))
+    with pytest.raises(RunError, match="finished run"):
+        frevl.classify(named.store, run=tmp_path / "run", examples=examples)
+
+
+def test_a_store_that_grew_gives_another_run_where_its_pictures_were_looked_at(named, tmp_path):
+    shutil.copytree(named.store.path, tmp_path / "store")
+    call = {"classes": named.classes, "run": tmp_path / "run", "unknown": 0.9}
+    frevl.classify(tmp_path / "store", **call)
+    np.save(tmp_path / "more.npy", np.eye(24, dtype=np.float32)[:2])
+    (tmp_path / "more.json").write_text('["new-a.png", "new-b.png"]')
+    import_embeddings(tmp_path / "more.npy", of="images", ids=tmp_path / "more.json", encoder="clip",
+                      common_space=True, store=tmp_path / "store")  # fmt: skip
+    with pytest.raises(RunError, match="finished run"):
+        frevl.classify(tmp_path / "store", **call)
+
+
+def test_a_space_that_was_trained_again_gives_another_run(made, tmp_path):
+    options = {"epochs": 1, "members": 1, "hidden": 16, "width": 8}
+    call = {"run": tmp_path / "run", "space": tmp_path / "dual"}
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / "dual", ignore_errors=True)
+        frevl.train(made.store, made.captions, run=tmp_path / "dual", task="matching", model="dual", options=options,
+                    seed=seed)  # fmt: skip
+        if seed == 0:
+            frevl.classify(made.store, ["red", "green"], **call)
+        else:
+            with pytest.raises(RunError, match="finished run"):
+                frevl.classify(made.store, ["red", "green"], **call)
+
+
+def test_the_written_configuration_repeats_the_run(named, frevl, tmp_path):
+    call = ("--store", named.store.path, "--classes", named.classes, "--examples", named.examples)
+    chosen = ("--unknown", 0.9, "--template", "a photo of a {}.", "--quiet")
+    done = frevl("classify", *call, *chosen, "--run", tmp_path / "run")
+    assert done.code == 0, done.err
+    again = frevl("classify", "--config", tmp_path / "run" / "config.toml", "--run", tmp_path / "other", "--quiet")
+    assert again.code == 0, again.err
+    one, other = (json.loads((tmp_path / run / "run.json").read_text()) for run in ("run", "other"))
+    assert one["results"]["selection"]["chosen"] == other["results"]["selection"]["chosen"]
+    assert one["results"]["unknown"] == other["results"]["unknown"]
+    assert one["labels"] == other["labels"]

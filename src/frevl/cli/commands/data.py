@@ -295,7 +295,7 @@ def encoders() -> None:
 def list_known(json: JsonOption = None) -> None:
     """List encoders that are known to work; other models of the same kinds work too."""
     from frevl.encoders.registry import KNOWN
-    from frevl.text_table import table
+    from frevl.terminal import table
 
     header = ["encoder", "images", "texts", "languages", "parameters", "one space", "licence", "what it is"]
     rows = [

@@ -52,7 +52,7 @@ _PARTS: dict[str, tuple[str, str]] = {
 
 def goals_table(record: dict[str, Any]) -> str:
     """Return what was promised and what was reached, for a terminal."""
-    from frevl.text_table import table
+    from frevl.terminal import table
 
     rows = [
         [one["name"], _number(one["ratio"]), _number(one["limit"]), "yes" if one["met"] else "NO"]

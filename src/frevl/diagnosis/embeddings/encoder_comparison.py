@@ -21,9 +21,9 @@ from frevl.encoders.interface import Encoder
 from frevl.encoders.registry import load_encoder
 from frevl.errors import FrevlError, PairsError, StoreError, UsageError
 from frevl.evaluation.intervals import bootstrap_interval
-from frevl.progress import print_progress
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
+from frevl.terminal import print_progress
 
 __all__ = [
     "EncoderCost",

@@ -30,9 +30,9 @@ from frevl.errors import EncoderError, UsageError
 from frevl.jsonfile import write_json
 from frevl.models.baselines import Linear, fit_linear
 from frevl.models.inputs import ZScore
-from frevl.progress import ProgressLine
 from frevl.runs.batches import EmbeddedPairs, logits_of
 from frevl.runs.targets import Answers
+from frevl.terminal import ProgressLine
 from frevl.training.examples import Examples
 from frevl.training.fit_model import fit_model
 from frevl.training.options import FusionOptions, Session

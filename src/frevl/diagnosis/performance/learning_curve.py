@@ -18,7 +18,7 @@ from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, fit
 from frevl.diagnosis.model_specs import SMALL
 from frevl.diagnosis.splits import share_of_clusters
 from frevl.errors import PairsError
-from frevl.progress import print_progress
+from frevl.terminal import print_progress
 
 __all__ = ["Law", "curve_claim", "fit_law", "law_interval", "learning_curve_findings"]
 

@@ -15,9 +15,9 @@ from typing import Any
 from frevl.errors import InputError, UsageError
 from frevl.jsonfile import write_json
 from frevl.outputs import refuse_inputs
-from frevl.progress import print_progress
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import Ranked
+from frevl.terminal import print_progress
 
 __all__ = ["Labelling", "label_store"]
 

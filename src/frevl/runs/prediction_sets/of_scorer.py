@@ -7,34 +7,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.pairs import Pairs
-from frevl.errors import RunError, UsageError
+from frevl.data.pairs import Pairs, with_targets
+from frevl.errors import PairsError, RunError, UsageError
+from frevl.rejects import rejects_sentence
 from frevl.runs.prediction_sets.conformal import ConformalScores
 from frevl.runs.scorer import Scorer
-from frevl.runs.targets import encode_answers, match_truth
+from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
 from frevl.store.grouping.groups import group_pairs
-from frevl.store.usable_pairs import read_usable
+from frevl.store.usable_pairs import content_of_units, read_usable
 
 __all__ = ["conformal_scores", "right_classes", "set_probabilities"]
 
 _PAIRS_AT_ONCE = 16_384
 
 
-def conformal_scores(scorer: Scorer, calibrate: Any = None) -> ConformalScores:
+def conformal_scores(
+    scorer: Scorer, calibrate: Any = None, *, evaluated: Pairs | None = None
+) -> tuple[ConformalScores, list[str]]:
     """Return the scores that a run keeps of its held-out pairs, or those of other pairs.
 
     Args:
         scorer: The run with its store.
         calibrate: Pairs with known targets that the run has not learned from, or a pairs file; None takes the run's.
+        evaluated: Pairs that the sets are to be evaluated on.
+
+    Returns:
+        The scores, and what makes them doubtful: pairs that the run has learned from, or that are evaluated on as well.
 
     Raises:
         UsageError: The run keeps none, or was trained on soft targets.
         PairsError: The pairs cannot be used.
     """
     if scorer.run.task == "classification" and scorer.soft:
-        raise UsageError(
-            f"{scorer.run.path}: sets need one probability shared by all classes, and the run has soft targets"
-        )
+        raise UsageError(f"{scorer.run.path}: sets need probabilities that sum to one, and the run has soft targets")
     if calibrate is None:
         record = scorer.run.results.get("prediction_sets")
         if record is None:
@@ -43,17 +48,41 @@ def conformal_scores(scorer: Scorer, calibrate: Any = None) -> ConformalScores:
                 "earlier version trained it; give pairs that it has not learned from with --calibrate, or train again"
             )
         try:
-            return ConformalScores.from_record(record)
+            return ConformalScores.from_record(record), []
         except (KeyError, TypeError, ValueError) as error:
+            reason = str(error)[:80]
             raise RunError(
-                f"{scorer.run.path}: the run is damaged ('prediction_sets': {error}); train again"
+                f"{scorer.run.path}: the run is damaged ('prediction_sets': {reason}); train again"
             ) from error
-    pairs = read_usable(scorer.store, calibrate, [])
-    scorer.run.check_pairs(pairs)
+    notes: list[str] = []
+    read = read_usable(scorer.store, calibrate, notes)
+    notes += scorer.run.check_pairs(read)
+    pairs, without = with_targets(read.only(scorer.run.sides))
+    if scorer.run.task == "classification" and all(target is None for target in pairs.targets):
+        raise PairsError(f"{pairs.places[0]}, field 'target': expected the right answer, found none in any pair")
+    said = rejects_sentence(without)
+    notes += [said] if said else []
+    content = content_of_units(scorer.store, pairs)
+    seen = np.isin(hash_prefixes(content.values()), scorer.run.train_image_hashes)
+    doubts = []
+    if seen.any():
+        doubts.append(
+            f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s of --calibrate were in training "
+            "or development: the sets are too small, and hold the right class less often than they say."
+        )
+    if evaluated is not None:
+        again = set(content.values()) & set(content_of_units(scorer.store, evaluated).values())
+        if again:
+            doubts.append(
+                f"Leak: {len(again):,} {pairs.sides[0]}s of --calibrate are evaluated on as well: the coverage is that "
+                "of pairs that the sets were measured on."
+            )
     towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]
-    (pairs,), _ = group_pairs(scorer.store, [pairs], towers=towers)
-    probabilities = set_probabilities(scorer, pairs)
-    return ConformalScores.fit(probabilities, right_classes(scorer, pairs), np.array(pairs.clusters))
+    (pairs,), grouped = group_pairs(scorer.store, [pairs], towers=towers, purpose="Counted once for the sets")
+    scores = ConformalScores.fit(
+        set_probabilities(scorer, pairs), right_classes(scorer, pairs), np.array(pairs.clusters)
+    )
+    return scores, [*doubts, *notes, *grouped]
 
 
 def set_probabilities(scorer: Scorer, pairs: Pairs) -> NDArray[np.float64]:

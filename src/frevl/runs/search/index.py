@@ -17,9 +17,9 @@ import numpy as np
 
 from frevl.errors import StoreError, UsageError
 from frevl.jsonfile import replace_file, write_json
-from frevl.progress import ProgressLine
 from frevl.runs.search.nearest import nearest_rows
 from frevl.runs.search.vectors import Shortlist
+from frevl.terminal import ProgressLine
 
 __all__ = ["IndexReport", "NeighbourIndex", "build_index"]
 

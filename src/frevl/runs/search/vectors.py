@@ -22,10 +22,10 @@ from filelock import FileLock
 
 from frevl.errors import StoreError
 from frevl.jsonfile import replace_file, write_json
-from frevl.progress import ProgressLine
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality
+from frevl.terminal import ProgressLine
 
 __all__ = ["PART_ROWS", "Shortlist"]
 

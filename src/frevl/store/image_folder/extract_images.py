@@ -11,7 +11,6 @@ from typing import TypeVar
 from frevl.data.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, UsageError
-from frevl.progress import ProgressLine
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.extraction_report import ExtractionReport
@@ -20,6 +19,7 @@ from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.image_folder.tables import TablePictures
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import StoreWriter
+from frevl.terminal import ProgressLine
 
 __all__ = ["extract_images", "extract_pictures"]
 

@@ -18,7 +18,6 @@ from frevl.encoders.interface import Embeddings
 from frevl.errors import InputError, UsageError
 from frevl.jsonfile import replace_file
 from frevl.outputs import refuse_inputs
-from frevl.progress import ProgressLine
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.importing.formats import VectorBlock
 from frevl.store.importing.identity import declared_towers, verified_towers
@@ -26,6 +25,7 @@ from frevl.store.importing.layouts import Part, lacking_parts, open_parts
 from frevl.store.importing.metadata import metadata_fields, named_metadata
 from frevl.store.towers import CANARY_COSINE, Modality, Tower
 from frevl.store.writer import Item, StoreWriter
+from frevl.terminal import ProgressLine
 
 __all__ = ["ImportReport", "import_embeddings"]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from frevl.text_table import table
+from frevl.terminal import table
 
 if TYPE_CHECKING:
     from frevl.training.ablation.rows import Ablation, AblationRow

@@ -13,10 +13,10 @@ from frevl.errors import MissingExtraError, RunError, UsageError, nearest
 from frevl.evaluation.seeds import evaluate_seeds, open_seeds
 from frevl.jsonfile import write_json
 from frevl.models.fusion import PRESETS
-from frevl.progress import print_progress
 from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import choose_towers, usable_pairs
+from frevl.terminal import print_progress
 from frevl.training.ablation.report import ablation_markdown, draw_ablation
 from frevl.training.ablation.rows import Ablation, AblationRow, notes_of, row_of
 from frevl.training.ablation.variants import depth_of, options_of, variants_of

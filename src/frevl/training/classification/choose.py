@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -22,8 +22,8 @@ from torch import Tensor
 
 from frevl.errors import UsageError
 from frevl.models.classification.heads import Head, one_hot
-from frevl.progress import print_progress
 from frevl.runs.prediction_sets.conformal import ConformalScores
+from frevl.terminal import print_progress
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
 from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts
 from frevl.training.options import Session
@@ -34,6 +34,7 @@ __all__ = ["Choice", "assign_folds", "choose_head", "fitted_head"]
 MOST_FOLDS = 5
 FEWEST_HELD_OUT = 20
 """Examples, or development pictures; with fewer nothing can be compared."""
+_TOO_LATE = "would take more than the time that is left"
 _ONE_EXAMPLE = (
     "one example a class, or hardly more: none can be held out, so nothing was compared and the probabilities were "
     "not checked; the method and its settings are those that did best with one example a class on other data"
@@ -91,6 +92,22 @@ def choose_head(
         names: Scale of the cosines with the names; 0 without names.
         session: Seed, time limit and progress.
     """
+    choice = _chosen(examples, dev, classes, method=method, names=names, session=session)
+    said = []
+    if dev is not None and len(dev) < FEWEST_HELD_OUT:
+        said.append(
+            f"The {len(dev):,} development pictures were not compared on: at least {FEWEST_HELD_OUT} are needed, so "
+            "methods were compared as if there were none."
+        )
+    late = sum(row.get("left_out") == _TOO_LATE for row in choice.rows)
+    if late:
+        said.append(f"The time limit left {late:,} settings untried, some of which may be better; give more time.")
+    return replace(choice, notes=[*said, *choice.notes])
+
+
+def _chosen(
+    examples: Labelled, dev: Labelled | None, classes: int, *, method: str, names: float, session: Session
+) -> Choice:
     has_names = names != 0.0
     folds = assign_folds(examples, classes, session.seed)
     held = dev if dev is not None and len(dev) >= FEWEST_HELD_OUT else None
@@ -111,7 +128,7 @@ def choose_head(
             if not reason and session.time_limit is not None and compared:
                 spent, longest = time.monotonic() - started, max(one.fit_seconds for one in compared)
                 if spent + 2 * longest > session.time_limit:
-                    reason = "would take more than the time that is left"
+                    reason = _TOO_LATE
             if reason:
                 left_out.append({"name": candidate.name, "left_out": reason})
             else:

@@ -20,6 +20,7 @@ from frevl.data.columns import columns_of
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import UsageError, nearest
+from frevl.models.hub import run_folder
 from frevl.models.inputs import mean_pool
 from frevl.provenance import provenance
 from frevl.rejects import rejects_sentence
@@ -42,7 +43,7 @@ from frevl.training.classification.names import (
 )
 from frevl.training.classification.unknown import unknown_threshold
 from frevl.training.options import ModelOptions, Session
-from frevl.training.run_folder import claim_run, write_config
+from frevl.training.run_folder import claim_run, content_of, write_config
 from frevl.version import __version__
 
 __all__ = ["classify"]
@@ -121,12 +122,13 @@ def classify(
     started = time.monotonic()
     folder, session = Path(run), Session(seed=seed, time_limit=time_limit, device="cpu", progress=progress)
     settings = _settings(arguments, listed)
-    data = {"frevl": __version__, "store": opened.fingerprint, "pairs": _content(read), "dev": _content(judged)}
+    of_run = None if space is None else Scorer.open(space, store=opened)
+    looks = unlabelled or unknown is not None
+    data = _identity(opened, read, judged, listed, space, looks=looks)
     settings_and_data = {**settings, "data": data}
     if _is_finished(folder, settings_and_data):
         return Run.load(folder)
     with claim_run(folder, settings_and_data):
-        of_run = None if space is None else Scorer.open(space, store=opened)
         towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
         own, held, hashes = collect(
             opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, seed=seed, notes=notes,
@@ -136,7 +138,7 @@ def classify(
         names = None
         if classes is not None:
             has_examples = bool(len(own.labels))
-            names = _names(listed, found, templates, notes, has_examples=has_examples, trained=of_run is not None)
+            names = _names(listed, found, templates, doubts, has_examples=has_examples, trained=of_run is not None)
         if names is None and method == "names":
             raise UsageError("--method names needs the names of the classes; give them with --classes")
         _check_all_classes(listed, names, own)
@@ -239,11 +241,31 @@ def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
     }
 
 
-def _content(pairs: Pairs | None) -> str | None:
-    if pairs is None:
-        return None
-    rows = json.dumps([pairs.row(row) for row in range(len(pairs))], sort_keys=True, default=str)
-    return hashlib.sha256(rows.encode()).hexdigest()[:16]
+def _identity(
+    store: Store, read: Pairs | None, judged: Pairs | None, classes: ClassList, space: str | Path | None, *, looks: bool
+) -> dict[str, Any]:
+    """Return what tells the data of one classifier from those of another: nothing of it may change unseen.
+
+    Args:
+        store: Where the pictures are.
+        read: Examples.
+        judged: Development pictures.
+        classes: May name pictures as well.
+        space: The run whose space the names live in.
+        looks: Whether pictures are looked at that none of these names.
+    """
+    images = store.positions("image")
+    listed = sorted({image for entry in classes.entries for image in entry.examples if image in images})
+    weights = None if space is None else run_folder(space) / "weights.safetensors"
+    return {
+        "frevl": __version__,
+        "store": store.fingerprint,
+        "pairs": None if read is None else content_of(store, read),
+        "dev": None if judged is None else content_of(store, judged),
+        "listed": sorted(store.content_hashes(listed).items()) if listed else [],
+        "space": None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
+        "pictures": store.version("image") if looks else None,
+    }
 
 
 def _towers_of(store: Store, of_run: Scorer, encoder: Sequence[str] | None) -> list[Tower]:
@@ -263,7 +285,7 @@ def _names(
     classes: ClassList,
     space: TextSpace | None,
     templates: Sequence[str],
-    notes: list[str],
+    doubts: list[str],
     *,
     has_examples: bool,
     trained: bool,
@@ -277,7 +299,7 @@ def _names(
         )
         if not has_examples:
             raise UsageError(f"--classes gives names and no examples, and {remedy}")
-        notes.append(f"The names of the classes were not used, examples alone were: {remedy}.")
+        doubts.append(f"The names of the classes were not used, examples alone were: {remedy}.")
         return None
     return name_vectors(classes, space, templates or [TEMPLATE_OF_CAPTIONS if trained else TEMPLATE])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,7 +35,7 @@ _ARRAYS = "given as arrays"  # the identity of embeddings whose encoder nobody h
 A = TypeVar("A", bound="ArrayClassifier")
 
 
-class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
     """A classifier whose rows are embeddings.
 
     A subclass has `_fit`, which returns the network, its calibration and the results, and `_inputs`.
@@ -217,6 +218,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     # ---- what a subclass says
 
+    @abstractmethod
     def _fit(
         self,
         X: NDArray[np.float32],
@@ -224,11 +226,11 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         clusters: NDArray[np.int64],
         weights: NDArray[np.float32] | None,
     ) -> tuple[PairNetwork, dict[str, float], dict[str, Any]]:
-        raise NotImplementedError
+        """Return the network, its calibration, and what a run remembers of its training."""
 
+    @abstractmethod
     def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return ``(n, image_dim)`` and ``(n, text_dim)`` columns; one of them may have no width."""
-        raise NotImplementedError
 
     def _classes(self, y: NDArray[Any]) -> NDArray[Any]:
         found: NDArray[Any] = np.unique(y)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,7 @@ class EmbeddingClassifier(ArrayClassifier):
         clusters: NDArray[np.int64],
         weights: NDArray[np.float32] | None,
     ) -> tuple[PairNetwork, dict[str, float], dict[str, Any]]:
+        started = time.monotonic()
         space = self._space(X.shape[1])
         missing = len(self.classes_) - len(np.unique(y))
         if space is None and missing:
@@ -130,7 +132,7 @@ class EmbeddingClassifier(ArrayClassifier):
         results = {
             "development": {"n": len(labels), "accuracy": accuracy},
             "train_pairs": len(y),
-            "train_seconds": 0.0,
+            "train_seconds": time.monotonic() - started,
             "soft_targets": False,
             "warnings": list(choice.notes),
             "notes": notes,

@@ -17,9 +17,9 @@ from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.first_stage import FirstStage
 from frevl.models.retrieval.reranker import Reranked
 from frevl.models.retrieval.two_tower import Cosine
-from frevl.progress import print_progress
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.pair_grid import grid_scorer
+from frevl.terminal import print_progress
 from frevl.training.examples import Examples, Prepared
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.options import AutoOptions, RerankerOptions, Session, TwoTowerOptions, options_for

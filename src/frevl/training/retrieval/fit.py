@@ -15,8 +15,8 @@ from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.first_stage import FirstStage, with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
-from frevl.progress import print_progress
 from frevl.runs.batches import EmbeddedPairs
+from frevl.terminal import print_progress
 from frevl.training.examples import Examples, Prepared
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.options import FULL_BATCH, ModelOptions, PairwiseOptions, RerankerOptions, Session, TwoTowerOptions

@@ -19,8 +19,8 @@ from frevl.evaluation.chance import Chance, against_majority
 from frevl.models.ensemble import Average
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS
-from frevl.progress import print_progress
 from frevl.runs.calibration import fit_calibration
+from frevl.terminal import print_progress
 from frevl.training.examples import Examples, Prepared, join
 from frevl.training.fit_model import Fitted
 from frevl.training.initialisation import Pretrained

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from frevl.progress import print_progress
+from frevl.terminal import print_progress
 from frevl.training.examples import Examples, Prepared, join
 from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.options import KernelOptions, Session

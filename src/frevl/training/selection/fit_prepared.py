@@ -85,7 +85,7 @@ def fit_prepared(
         TrainingError: The loss is not finite, or there are too many pairs for the model.
     """
     outputs = len(data.labels) if task == "classification" else 1
-    encoders, warnings = data.encoders, list[str]()
+    encoders, warnings = data.encoders, list(data.doubts)
     selection: dict[str, Any] | None = None
     if task == "matching":
         data = without_wide(data)
@@ -122,13 +122,11 @@ def fit_prepared(
         "train_seconds": fitted.seconds,
         "soft_targets": isinstance(data.train.truth, Answers) and data.train.truth.soft,
         "warnings": warnings,
-        "notes": [
-            *warnings,
-            *fitted.notes,
-            *_weighting(options),
-            *data.notes,
-            *calibration_notes(len(logits)),
-        ],
+        "notes": list(
+            dict.fromkeys(
+                [*warnings, *fitted.notes, *_weighting(options), *data.notes, *calibration_notes(len(logits))]
+            )
+        ),
         "fit": vars(fitted.report) if fitted.report else None,
         "selection": selection,
     }

@@ -1,15 +1,16 @@
-"""Progress lines on standard error: live on a terminal, one line now and then elsewhere."""
+"""What people read: progress lines on standard error (live on a terminal, now and then elsewhere), and tables."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Collection, Sequence
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["ProgressLine", "print_progress"]
+__all__ = ["ProgressLine", "print_progress", "table"]
 
 
 class ProgressLine:
@@ -77,3 +78,23 @@ def print_progress(line: str, *, enabled: bool) -> None:
     """Print one line on standard error."""
     if enabled:
         sys.stderr.write(line + "\n")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
+    """Return a plain-text table.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells, as many a row as there are columns.
+        left: Numbers of the columns that are aligned left, words mostly; the others are aligned right.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [
+            cell.ljust(width) if number in left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
