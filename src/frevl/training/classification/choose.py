@@ -22,6 +22,7 @@ from torch import Tensor
 
 from frevl.errors import UsageError
 from frevl.models.classification.heads import Head, one_hot
+from frevl.runs.calibration import calibration_notes
 from frevl.runs.prediction_sets.conformal import ConformalScores
 from frevl.terminal import print_progress
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
@@ -68,6 +69,34 @@ class Choice:
     members: tuple[tuple[Candidate, tuple[float, float]], ...] = ()
     splits: tuple[tuple[Tensor, Tensor], ...] = ()
     truth: Labelled | None = None
+
+    def results(self, *, examples: int, seconds: float, names: bool) -> dict[str, Any]:
+        """Return what a run remembers.
+
+        Args:
+            examples: How many there were.
+            seconds: That it took.
+            names: Whether the classes have names.
+        """
+        logits, labels = self.held_out
+        right = 100 * float((logits.argmax(dim=1) == labels).float().mean()) if len(labels) else None
+        return {
+            "development": {"n": len(labels), "accuracy": right},
+            "train_pairs": examples,
+            "train_seconds": seconds,
+            "soft_targets": False,
+            "warnings": list(self.notes),
+            "notes": [*self.notes, *(calibration_notes(len(labels)) if len(labels) else [])],
+            "fit": None,
+            "prediction_sets": self.kept_scores(),
+            "selection": {
+                "chosen": self.method,
+                "reason": self.reason,
+                "judged_on": self.compared_on,
+                "candidates": self.rows,
+                "names": names,
+            },
+        }
 
     def kept_scores(self) -> dict[str, Any] | None:
         """Return what a run keeps of held-out pictures for prediction sets; None where there are none."""

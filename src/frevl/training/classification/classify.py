@@ -24,7 +24,6 @@ from frevl.models.hub import run_folder
 from frevl.models.inputs import mean_pool
 from frevl.provenance import provenance
 from frevl.rejects import rejects_sentence
-from frevl.runs.calibration import calibration_notes
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import hash_prefixes
@@ -149,28 +148,10 @@ def classify(
             unlabelled=_others(opened, towers, hashes, seed) if unlabelled else None,
         )  # fmt: skip
         threshold, said = unknown_threshold(choice, network, opened, towers, share=unknown, seed=seed)
-        held_out = len(choice.held_out[1])
-        hits = (choice.held_out[0].argmax(dim=1) == choice.held_out[1]).float() if held_out else None
-        doubts = [*doubts, *choice.notes]
-        notes = [*doubts, *said, *notes, *(calibration_notes(held_out) if held_out else ())]
-        results = {
-            "development": {"n": held_out, "accuracy": None if hits is None else 100 * float(hits.mean())},
-            "train_pairs": len(own.labels),
-            "train_seconds": time.monotonic() - started,
-            "soft_targets": False,
-            "warnings": doubts,
-            "notes": list(dict.fromkeys([*notes, *(names.notes if names else ())])),
-            "fit": None,
-            "prediction_sets": choice.kept_scores(),
-            "unknown": threshold,
-            "selection": {
-                "chosen": choice.method,
-                "reason": choice.reason,
-                "judged_on": choice.compared_on,
-                "candidates": choice.rows,
-                "names": names is not None,
-            },
-        }
+        results = choice.results(examples=len(own.labels), seconds=time.monotonic() - started, names=names is not None)
+        results["warnings"] = [*doubts, *results["warnings"]]
+        said = [*results["warnings"], *said, *results["notes"], *notes, *(names.notes if names else ())]
+        results |= {"notes": list(dict.fromkeys(said)), "unknown": threshold}
         finished = Run(
             path=folder,
             model="classify",

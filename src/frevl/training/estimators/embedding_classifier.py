@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.two_tower import Cosine
-from frevl.runs.calibration import calibration_notes
 from frevl.training.classification.candidates import METHODS
 from frevl.training.classification.fit_network import EmbeddedExamples, FittedSpace, fit_network
 from frevl.training.estimators.array_classifier import ArrayClassifier
@@ -126,26 +125,8 @@ class EmbeddingClassifier(ArrayClassifier):
             None if weights is None else torch.from_numpy(weights),
         )
         network, choice = fit_network(own, None, space, len(self.classes_), method=self.method, session=self._session())
-        logits, labels = choice.held_out
-        accuracy = 100 * float((logits.argmax(dim=1) == labels).float().mean()) if len(labels) else None
-        notes = [*choice.notes, *(calibration_notes(len(labels)) if len(labels) else [])]
-        results = {
-            "development": {"n": len(labels), "accuracy": accuracy},
-            "train_pairs": len(y),
-            "train_seconds": time.monotonic() - started,
-            "soft_targets": False,
-            "warnings": list(choice.notes),
-            "notes": notes,
-            "fit": None,
-            "prediction_sets": choice.kept_scores(),
-            "selection": {
-                "chosen": choice.method,
-                "reason": choice.reason,
-                "judged_on": choice.compared_on,
-                "candidates": choice.rows,
-                "names": space is not None,
-            },
-        }
+        seconds = time.monotonic() - started
+        results = choice.results(examples=len(y), seconds=seconds, names=space is not None)
         return network, {"scale": 1.0, "offset": 0.0}, results
 
     def _space(self, dim: int) -> FittedSpace | None:
