@@ -117,7 +117,7 @@ def diagnose(
         find_groups: Find pairs that are not independent, as `frevl.train` does.
         seed: Of every random choice.
         time_limit: Seconds that all trainings together may take, roughly; most need less, and a note names those that
-            were cut short.
+            were cut short. Probes get what is left of it, at least half; where that does not suffice there are none.
         progress: Show progress lines.
 
     Returns:
@@ -213,7 +213,10 @@ def diagnose(
         findings += cost_findings(comparison)
     if probes and "image" in splits.train.sides:
         clock.step("probing the encoders with drawn pictures")
-        findings += probe_findings(splits.encoders_of("image") or splits.store, seed=seed, progress=progress)
+        # The trainings may have used all of the limit; half of it stays for the probes, which are measured once.
+        left = max(time_limit - clock.total, 0.5 * time_limit)
+        probed = splits.encoders_of("image") or splits.store
+        findings += probe_findings(probed, seed=seed, time_limit=left, progress=progress)
     clock.step("")
     origin = provenance(run="", store_fingerprint=stores[0].fingerprint, seed=seed)
     return Diagnosis(
@@ -242,6 +245,11 @@ class _Clock:
         self.seconds: dict[str, float] = {}
         self._progress = progress
         self._name, self._started = "", time.monotonic()
+
+    @property
+    def total(self) -> float:
+        """Seconds of the steps that have ended."""
+        return sum(self.seconds.values())
 
     def step(self, name: str) -> None:
         """Begin a step; an empty name ends the last one."""

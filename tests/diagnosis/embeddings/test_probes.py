@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from frevl.diagnosis.embeddings import probe_fits
-from frevl.diagnosis.embeddings.probe_fits import WAYS, Probed, Sizes, _linear_hits, _read_with_tiny, probe_encoder
+from frevl.diagnosis.embeddings.probe_fits import (
+    WAYS,
+    Probed,
+    ProbesCutError,
+    Sizes,
+    _linear_hits,
+    _read_with_tiny,
+    probe_encoder,
+)
 from frevl.diagnosis.embeddings.probe_pictures import SKILLS
 from frevl.diagnosis.embeddings.probes import probe_findings, shortfall
 from frevl.encoders.interface import Encoder
@@ -151,6 +159,26 @@ def test_an_encoder_that_cannot_be_loaded_is_told_and_stops_nothing(tmp_path):
     assert findings[0].claim.startswith("The encoder imported was not probed")
     assert "There is no encoder 'imported'" in findings[0].how
     assert findings[0].value is None
+
+
+def test_a_time_limit_leaves_probes_out_and_what_was_measured_costs_nothing(probed, cache, tmp_path, monkeypatch):
+    assert not probed.cached  # so that there is something in the cache
+    (finding,) = probe_findings(["toy"], sizes=SMALL, cache=tmp_path, time_limit=1e-6)
+    assert finding.name == "probes-toy-not-run"
+    assert finding.claim == "The encoder toy was not probed: the time limit is too short for it."
+    assert "the time limit leaves them 0" in finding.how
+    assert not list(tmp_path.iterdir())  # half a measurement is none
+    assert probe_encoder("toy", sizes=SMALL, cache=cache, time_limit=0.0).cached
+
+    def slowly(*_, **__):  # embedding takes all that there was
+        clock[0] += 10
+        return {}, {}
+
+    clock = [0.0]
+    monkeypatch.setattr(probe_fits.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(probe_fits, "_embed", slowly)
+    with pytest.raises(ProbesCutError, match="more than 10 s"):
+        probe_encoder("toy", sizes=SMALL, cache=tmp_path, time_limit=9.0)
 
 
 def test_a_store_names_its_encoders(made_twice, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from frevl.diagnosis.embeddings.probe_pictures import SKILLS, draw_probe
 from frevl.encoders.interface import Encoder, pool
 from frevl.encoders.onnx_session import cache_folder
 from frevl.encoders.registry import load_encoder
-from frevl.errors import EncoderError, UsageError
+from frevl.errors import EncoderError, FrevlError, UsageError
 from frevl.jsonfile import write_json
 from frevl.models.baselines import Linear, fit_linear
 from frevl.models.inputs import ZScore
@@ -37,7 +37,7 @@ from frevl.training.examples import Examples
 from frevl.training.fit_model import fit_model
 from frevl.training.options import FusionOptions, Session
 
-__all__ = ["WAYS", "Probed", "Sizes", "probe_encoder"]
+__all__ = ["WAYS", "Probed", "ProbesCutError", "Sizes", "probe_encoder"]
 
 WAYS = ("linear, pooled", "tiny, pooled", "linear, tokens", "tiny, tokens")
 GRID = "4x4"  # 7x7 costs three times as much
@@ -92,8 +92,18 @@ class Probed:
         return float(np.mean(self.hits[way][skill]))
 
 
+class ProbesCutError(FrevlError):
+    """The time limit does not allow the probes."""
+
+
 def probe_encoder(
-    name: str, *, seed: int = 0, sizes: Sizes | None = None, cache: Path | None = None, progress: bool = False
+    name: str,
+    *,
+    seed: int = 0,
+    sizes: Sizes | None = None,
+    cache: Path | None = None,
+    time_limit: float | None = None,
+    progress: bool = False,
 ) -> Probed:
     """Measure what the embeddings of an encoder hold.
 
@@ -103,12 +113,15 @@ def probe_encoder(
         sizes: Pictures a skill; None takes the defaults of `Sizes`.
         cache: Folder that keeps what was measured, by the encoder's identity; None takes ``probes`` in the cache
             folder of the encoders.
+        time_limit: Seconds for it; what is in the cache costs none. It is given up as soon as it is clear that they do
+            not suffice: a model that was stopped early would say that the embeddings hold less than they do.
         progress: Show a progress line.
 
     Raises:
         UsageError: There is no encoder of this name, or it has no image tower.
         MissingExtraError: Its libraries are not installed.
         EncoderError: It cannot be loaded.
+        ProbesCutError: It would take longer than `time_limit`.
     """
     sizes = sizes or Sizes()
     encoder = load_encoder(name)
@@ -119,8 +132,8 @@ def probe_encoder(
     known = _read(file, name, sizes)
     if known is not None:
         return known
-    started = time.monotonic()
-    pooled, tokens = _embed(encoder, with_tokens, seed, sizes, progress)
+    begun = started = time.monotonic()
+    pooled, tokens = _embed(encoder, with_tokens, seed, sizes, time_limit, progress)
     questions = _questions(encoder)
     seconds = {"draw and embed": time.monotonic() - started}
     hits = {}
@@ -129,6 +142,8 @@ def probe_encoder(
         if images is None:
             continue
         started = time.monotonic()
+        if time_limit is not None and started - begun > time_limit:
+            raise _cut(time_limit, started - begun)
         read = _read_linearly if way.startswith("linear") else _read_with_tiny
         hits[way] = read(images, questions, sizes, seed, progress)
         seconds[way] = time.monotonic() - started
@@ -149,14 +164,18 @@ def _with_tokens(name: str) -> Encoder | None:
 
 
 def _embed(
-    encoder: Encoder, with_tokens: Encoder | None, seed: int, sizes: Sizes, progress: bool
+    encoder: Encoder, with_tokens: Encoder | None, seed: int, sizes: Sizes, time_limit: float | None, progress: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
     """Return ``(pictures, 1, dim)`` and ``(pictures, tokens, dim)`` float16 of every skill."""
     pooled: dict[str, np.ndarray] = {}
     tokens: dict[str, np.ndarray] = {}
     twice = True
     with ProgressLine(f"probing {encoder.name}: drawn pictures", len(SKILLS) * sizes.all, enabled=progress) as line:
-        for skill in SKILLS:
+        started = time.monotonic()
+        for done, skill in enumerate(SKILLS):
+            expected = (time.monotonic() - started) / max(done, 1) * len(SKILLS)
+            if time_limit is not None and expected > time_limit:
+                raise _cut(time_limit, expected)
             pictures = [draw_probe(skill, number, seed=seed).picture for number in range(sizes.all)]
             if with_tokens is not None:
                 found = with_tokens.embed_images(pictures, tokens=True)
@@ -169,6 +188,13 @@ def _embed(
             pooled[skill] = _unit(whole).astype(np.float16)[:, None]
             line.advance(len(pictures))
     return pooled, tokens if with_tokens is not None else None
+
+
+def _cut(time_limit: float, needed: float) -> ProbesCutError:
+    return ProbesCutError(
+        f"the probes need more than {needed:.0f} s, and the time limit leaves them {time_limit:.0f}. They are measured "
+        "once for an encoder and kept: a diagnosis with a larger --time-limit measures them, later ones read them."
+    )
 
 
 def _unit(values: np.ndarray) -> np.ndarray:

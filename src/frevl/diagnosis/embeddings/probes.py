@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from frevl.diagnosis.embeddings.probe_fits import GRID, WAYS, Probed, Sizes, probe_encoder
+from frevl.diagnosis.embeddings.probe_fits import GRID, WAYS, Probed, ProbesCutError, Sizes, probe_encoder
 from frevl.diagnosis.embeddings.probe_pictures import SKILLS
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.errors import FrevlError
@@ -32,6 +33,7 @@ def probe_findings(
     seed: int = 0,
     sizes: Sizes | None = None,
     cache: str | Path | None = None,
+    time_limit: float | None = None,
     progress: bool = False,
 ) -> list[Finding]:
     """Probe encoders with drawn pictures whose truth is exact.
@@ -41,6 +43,7 @@ def probe_findings(
         seed: Of pictures and fits.
         sizes: Pictures a skill; None takes the defaults of `Sizes`.
         cache: Folder that keeps what was measured; None takes one in the cache folder of the encoders.
+        time_limit: Seconds for encoders that were not measured before, all together; None sets no limit.
         progress: Show progress lines.
 
     Returns:
@@ -48,11 +51,21 @@ def probe_findings(
         where the encoder keeps no tokens). One that says why, where an encoder cannot be used here.
     """
     findings = []
+    started = time.monotonic()
     for name in encoders.encoders if isinstance(encoders, Store) else encoders:
+        left = None if time_limit is None else max(time_limit - (time.monotonic() - started), 0.0)
         try:
             probed = probe_encoder(
-                name, seed=seed, sizes=sizes, cache=None if cache is None else Path(cache), progress=progress
+                name,
+                seed=seed,
+                sizes=sizes,
+                cache=None if cache is None else Path(cache),
+                time_limit=left,
+                progress=progress,
             )
+        except ProbesCutError as error:
+            findings.append(_cut_short(name, error))
+            continue
         except FrevlError as error:  # a diagnosis continues without
             findings.append(_not_probed(name, error))
             continue
@@ -335,4 +348,16 @@ def _not_probed(name: str, error: FrevlError) -> Finding:
             "Embeddings that were imported cannot be probed; run the probes where the encoder is installed, or go by "
             "the skills on your own pairs."
         ),
+    )
+
+
+def _cut_short(name: str, error: FrevlError) -> Finding:
+    return Finding(
+        name=f"probes-{name}-not-run",
+        section="probes",
+        claim=f"The encoder {name} was not probed: the time limit is too short for it.",
+        value=None,
+        ci95=None,
+        how=f"Probes embed drawn pictures with the encoder itself; {error}",
+        advice="Repeat the diagnosis with a larger --time-limit, or go by the skills on your own pairs.",
     )
