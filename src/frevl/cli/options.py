@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -47,8 +48,24 @@ OUTPUT = "output"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+_WORDS = (  # what Typer writes in a line of help, and what a reader needs to know
+    (re.compile(r"<list\[(\w+)\]>"), r"<\1>"),
+    (re.compile(r"<int( range)?>"), "<integer>"),
+    (re.compile(r"<float( range)?>"), "<number>"),
+    (re.compile(r"<str>"), "<text>"),
+    (re.compile(r"\[default: \((.*?)\)(?=[\];])"), r"[default: \1"),
+    (re.compile(r"(?<=[\[ ])x>=([\d.]+)(?=\]$)"), r"at least \1"),
+    (re.compile(r"(?<=[\[ ])([\d.]+)<=x<=([\d.]+)(?=\]$)"), r"\1 to \2"),
+)
+
+
 class _Command(TyperCommand):
     """A command that reads ``--config`` and does not start if an output would destroy one of its inputs."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        for parameter in self.params:
+            setattr(parameter, "get_help_record", functools.partial(_plain_help, parameter.get_help_record))  # noqa: B010 - mypy
 
     def invoke(self, ctx: Any) -> Any:
         if "settings" in ctx.params:
@@ -60,6 +77,17 @@ class _Command(TyperCommand):
 
         refuse_inputs(outputs, inputs)
         return super().invoke(ctx)
+
+
+def _plain_help(record: Callable[[Any], tuple[str, str] | None], context: Any) -> tuple[str, str] | None:
+    """Return flag and text of a line of help, types and ranges in words."""
+    line = record(context)
+    if line is None:
+        return None
+    flag, text = line
+    for pattern, words in _WORDS:
+        flag, text = pattern.sub(words, flag), pattern.sub(words, text)
+    return flag, text
 
 
 class Commands(typer.Typer):

@@ -67,7 +67,7 @@ class Session:
 
     Attributes:
         seed: Of initial weights, order, dropout and splits.
-        time_limit: Most seconds; None is no limit.
+        time_limit: Time limit in seconds; None is no limit.
         device: Where to train, as PyTorch names it.
         progress: Show progress lines.
     """

@@ -80,7 +80,7 @@ def train(
         image_encoder: Encoders of the images alone, instead of ``encoder``.
         text_encoder: Encoders of the texts alone, instead of ``encoder``.
         seed: Of initial weights, order, dropout and splits.
-        time_limit: Most seconds of training; the learning-rate schedule shrinks to it.
+        time_limit: Time limit of the training in seconds; the learning-rate schedule shrinks to it.
         dev_share: Share of the images set aside if ``dev`` is None.
         group_by: A key of the pairs; pairs with the same value stay together in every split.
         find_groups: Find pairs that are not independent (copies, near copies, keys that look like a group, texts with

@@ -80,7 +80,7 @@ def classify(
     find_groups: GroupsOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Most seconds for comparing methods.", show_default="none")
+        float | None, typer.Option(min=1, help="Time limit for comparing methods, in seconds.", show_default="none")
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,

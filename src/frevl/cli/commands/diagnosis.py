@@ -70,7 +70,7 @@ def diagnose(
     find_groups: GroupsOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Most seconds for all trainings together.", show_default="600")
+        float | None, typer.Option(min=1, help="Time limit for all trainings together, in seconds.", show_default="600")
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,

@@ -107,9 +107,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Number of trainings: RUN/seed0, RUN/seed1 ...", show_default="1, in RUN itself"),
     ] = None,
-    time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Most seconds of training.", show_default="none")
-    ] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Time limit in seconds.", show_default="none")] = None,
     device: Annotated[
         str | None, typer.Option(help="Device to train on, such as cpu or cuda.", show_default="cpu")
     ] = None,
@@ -175,7 +173,7 @@ def ablate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="First seed.", show_default="0")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Most seconds of every training.", show_default="none")
+        float | None, typer.Option(min=1, help="Time limit of each training in seconds.", show_default="none")
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="Device to train on, such as cpu or cuda.", show_default="as train")

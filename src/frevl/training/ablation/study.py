@@ -78,7 +78,7 @@ def ablate(
         options: Of the full fusion, as in `frevl.train`; the baselines take over how it is trained.
         seeds: Number of trainings of every variant.
         seed: The first seed.
-        time_limit: Most seconds of every training.
+        time_limit: Time limit of each training in seconds.
         min_answer_count: As in `frevl.train`.
         device: Where to train.
         progress: Show progress lines.

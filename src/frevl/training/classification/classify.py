@@ -90,7 +90,7 @@ def classify(
         group_by: A key of the examples; those with the same value stay together in every split.
         find_groups: Find copies, near copies and groups among the examples and keep them together.
         seed: Of splits.
-        time_limit: Most seconds for comparing methods.
+        time_limit: Time limit for comparing methods, in seconds.
         progress: Show progress lines.
 
     Returns:

@@ -31,7 +31,7 @@ class EmbeddingClassifier(ArrayClassifier):
             order of ``classes``, or None. Classes of ``classes`` without rows in ``y`` are then possible.
         classes: Their labels; None: the sorted labels of ``y``.
         name_scale: The logit of a cosine of 1 between a row and a name: 100 for CLIP.
-        time_limit: Most seconds for comparing methods.
+        time_limit: Time limit for comparing methods, in seconds.
         random_state: Seed of the splits.
 
     Examples:

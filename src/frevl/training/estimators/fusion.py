@@ -36,7 +36,7 @@ class FusionClassifier(ArrayClassifier):
         model: ``auto``, or one of the models of `frevl.train`: ``linear``, ``kernel``, ``mlp``, ``tiny`` ...
         options: Of the model: a mapping, or an object of its class in `frevl.training.options`.
         dev_share: Share of the groups that is set aside for early stopping and calibration, in (0, 1).
-        time_limit: Most seconds.
+        time_limit: Time limit in seconds.
         random_state: Seed of weights, order and splits.
     """
 
