@@ -19,6 +19,7 @@ __all__ = [
     "classify_sentence",
     "demo_table",
     "labelling_sentence",
+    "queries_table",
     "result_table",
     "run_record",
     "run_sentence",
@@ -82,6 +83,7 @@ def result_table(result: Result) -> str:
     for key, groups in result.slices.items():
         rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in groups.items()]
         parts.append(table([key, "n", f"{metric} %", "95 % interval"], rows))
+    parts += [line for key, found in (result.fairness or {}).items() for line in _fairness(key, found)]
     if result.sets is not None:
         sets, bounds = result.sets, result.sets["ci95"]
         parts.append(
@@ -95,6 +97,47 @@ def result_table(result: Result) -> str:
             f"{result.difference['metric']} {_interval(result.difference['ci95'])}"
         )
     return "\n\n".join([*parts, *(note for note in result.notes if note not in leaks)])
+
+
+def _fairness(key: str, found: dict[str, Any]) -> list[str]:
+    """Return the groups of a key as tables, a metric each, and equal opportunity as a sentence."""
+    parts = []
+    for metric, compared in found["metrics"].items():
+        rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in compared["groups"].items()]
+        parts.append(
+            f"{metric} by {key}: worst '{compared['worst']:.60}', gap {compared['gap']:.2f} points "
+            f"{_interval(compared['gap_ci95'])}\n{table([key, 'n', f'{metric} %', '95 % interval'], rows)}"
+        )
+    equal = found["equal_opportunity"]
+    if equal is not None:
+        parts.append(
+            f"Equal-opportunity difference by {key}: {equal['difference']:.2f} points {_interval(equal['ci95'])}, the "
+            f"largest for the class '{equal['class']:.60}'"
+        )
+    return parts
+
+
+def queries_table(record: dict[str, Any]) -> str:
+    """Return whom searches show, against the pool, and the notes."""
+    k, units = record["k"], {"share_gap": " points"}
+    rows = [
+        [name, f"{value:.3f}{units.get(name, '')}", _interval(record["ci95"][name], places=3)]
+        for name, value in record["metrics"].items()
+    ]
+    groups = [
+        [name, f"{one['pictures']:,}", f"{one['pool_share']:.1f}", f"{one['top_share']:.1f}"]
+        for name, one in record["groups"].items()
+    ]
+    queries = [[one["query"][:60], f"{one['max_skew']:.3f}", f"{one['min_skew']:.3f}"] for one in record["queries"]]
+    return "\n\n".join(
+        [
+            f"{len(queries):,} queries, a pool of {record['n']:,} pictures, the first {k} of each",
+            table([f"mean at {k}", "value", "95 % interval"], rows),
+            table(["group", "pictures", "pool %", f"first {k} %"], groups),
+            table(["query", "max skew", "min skew"], queries),
+            *record["notes"],
+        ]
+    )
 
 
 def run_record(run: Run) -> dict[str, Any]:
@@ -211,5 +254,5 @@ def store_table(description: dict[str, Any]) -> str:
     )
 
 
-def _interval(bounds: Sequence[float] | None) -> str:
-    return "(no interval)" if bounds is None else f"({bounds[0]:.2f} to {bounds[1]:.2f})"
+def _interval(bounds: Sequence[float] | None, *, places: int = 2) -> str:
+    return "(no interval)" if bounds is None else f"({bounds[0]:.{places}f} to {bounds[1]:.{places}f})"

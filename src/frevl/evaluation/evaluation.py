@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
 from frevl.data.vqa_answers import vqa_accuracy
 from frevl.errors import PairsError, UsageError
 from frevl.evaluation.chance import Chance, against_majority
+from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
 from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import Measure
-from frevl.evaluation.metrics import brier, choice_hits, correct, expected_calibration_error, group_hits, macro_f1
+from frevl.evaluation.metrics import brier, correct, expected_calibration_error, macro_f1
 from frevl.evaluation.prediction_sets import evaluate_sets
-from frevl.evaluation.retrieval_metrics import evaluate_retrieval
+from frevl.evaluation.retrieval_metrics import choice_set_scores, evaluate_retrieval
 from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.evaluation.wups import wups, wups_available
 from frevl.provenance import provenance
@@ -47,6 +50,7 @@ class Result:
         left_out: Every pair that was not evaluated, with its reason.
         difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
         sets: Of prediction sets, if they were asked for; see `frevl.evaluation.prediction_sets`.
+        fairness: By key of ``groups``; see `frevl.evaluation.fairness.groups`.
         chance: Of a classification, the first metric against always giving the majority answer of the training pairs;
             ``majority`` in the JSON.
         hits: Per pair (or query), what the first metric averages; not part of the JSON, like all that follow.
@@ -66,6 +70,7 @@ class Result:
     left_out: list[Reject] = field(default_factory=list)
     difference: dict[str, Any] | None = None
     sets: dict[str, Any] | None = None
+    fairness: dict[str, Any] | None = None
     chance: Chance | None = None
     hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     clusters: list[str] = field(default_factory=list, repr=False)
@@ -80,8 +85,7 @@ class Result:
         record["left_out"] = [{"pair": one.id, "reason": one.reason} for one in self.left_out]
         if self.difference is not None:
             record["difference"] = self.difference
-        if self.sets is not None:
-            record["sets"] = self.sets
+        record |= {name: getattr(self, name) for name in ("sets", "fairness") if getattr(self, name) is not None}
         if self.chance is not None:
             record["majority"] = self.chance.record()
         return record
@@ -94,6 +98,7 @@ def evaluate(
     versus: Scorer | None = None,
     group_by: str | None = None,
     find_groups: bool = True,
+    groups: str | Sequence[str] | None = None,
     sets: float | None = None,
     calibrate: str | Path | Pairs | None = None,
 ) -> Result:
@@ -107,6 +112,7 @@ def evaluate(
         group_by: A key of the pairs that names what is not independent, as ``cluster`` does.
         find_groups: Find copies and other pairs that are not independent, for the intervals (see
             `frevl.store.grouping.groups.group_pairs`). In ranks, images of the same content are one image in any case.
+        groups: Keys of the pairs, such as a gender or a region: compare the groups of their values.
         sets: Evaluate prediction sets too, which are to hold the right class as often as this level between 0 and 1.
         calibrate: Pairs to measure the sets on instead of those that the run has held out.
 
@@ -140,7 +146,9 @@ def evaluate(
     labelled, unlabelled = with_targets(read.only({side for run in runs for side in run.sides}))
     usable, left_out = usable_pairs(labelled, scorer.store)
     towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]
-    (usable,), groups = group_pairs(
+    keys: list[str] = [] if groups is None else as_list(groups, "groups")
+    compared = [groups_of(usable, key) for key in dict.fromkeys(keys)]
+    (usable,), found = group_pairs(
         scorer.store,
         [usable],
         group_by=group_by,
@@ -156,11 +164,15 @@ def evaluate(
     text_towers = [scorer.store.towers[name] for name in scorer.run.towers.get("text", [])]
     note_unread(scorer.store, usable.texts, text_towers, unread)
     own = _notes(scorer, usable, result.left_out)
-    result.notes = [*read.notes, *not_read, *usable.notes, *own, *unread, *groups, *result.notes]
+    result.notes = [*read.notes, *not_read, *usable.notes, *own, *unread, *found, *result.notes]
     if result.chance is not None and result.chance.is_chance:
         result.notes.append(result.chance.sentence)
     if sets is not None:
         result.sets, said = evaluate_sets(scorer, usable, sets, calibrate, slice_rows(usable.extras))
+        result.notes = [*said, *result.notes]
+    for asked in compared:
+        table, said = evaluate_groups(scorer, usable, asked, result.measures)
+        result.fairness = {**(result.fairness or {}), asked.key: table}
         result.notes = [*said, *result.notes]
     if versus is not None:
         other = evaluate_task(versus, usable)
@@ -259,7 +271,7 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
             statistic=lambda rows: expected_calibration_error(confidence[rows], decided[rows]),
             resamples=200,
         )
-        measured |= _group_scores(logits, truth, pairs)
+        measured |= choice_set_scores(logits, truth, pairs)
         if len(images) < 2:
             hits, clusters = decided, pairs.clusters
     if not measured:
@@ -338,38 +350,6 @@ def _wups(measured: dict[str, Measure], predicted: list[str], pairs: Pairs) -> l
     sets = [one for one in answers if isinstance(one, list)]
     measured["wups_0.9"] = Measure(pairs.clusters, wups([[label] for label in predicted], sets))
     return []
-
-
-def _group_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[str, Measure]:
-    """Score choice sets: every group holds one picture with several texts, or two pictures with two texts."""
-    groups: dict[str, list[int]] = {}
-    for row, extra in enumerate(pairs.extras):
-        if "group" not in extra:
-            return {}
-        groups.setdefault(str(extra["group"]), []).append(row)
-    rows = list(groups.values())
-    clusters = pairs.clusters
-    names = [min(clusters[row] for row in group) for group in rows]
-    pictures = {len({pairs.images[i] for i in group}) for group in rows}
-    numbered = all(isinstance(extra.get(key), int) for extra in pairs.extras for key in ("caption", "picture"))
-    if numbered and {len(group) for group in rows} == {4} and pictures == {2}:
-        blocks = np.array([_two_by_two(group, scores, pairs) for group in rows])
-        return {f"{name}_score": Measure(names, hits) for name, hits in group_hits(blocks).items()}
-    if len({len(group) for group in rows}) == 1 and pictures == {1}:
-        right = np.array([int(np.argmax(truth[group])) for group in rows])
-        return {"choice_accuracy": Measure(names, choice_hits(scores[np.array(rows)], right))}
-    return {}
-
-
-def _two_by_two(group: list[int], scores: np.ndarray, pairs: Pairs) -> list[list[float]]:
-    """Return the ``[caption][picture]`` scores of a Winoground group."""
-    captions = sorted({int(pairs.extras[i]["caption"]) for i in group})
-    pictures = sorted({int(pairs.extras[i]["picture"]) for i in group})
-    block = np.full((2, 2), np.nan)
-    for i in group:
-        extra = pairs.extras[i]
-        block[captions.index(int(extra["caption"])), pictures.index(int(extra["picture"]))] = scores[i]
-    return block.tolist()
 
 
 def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:

@@ -14,7 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from frevl.errors import UsageError
 
-__all__ = ["Interval", "bootstrap_interval", "bootstrap_statistic", "paired_difference", "paired_test"]
+__all__ = [
+    "Interval",
+    "bootstrap_interval",
+    "bootstrap_rates",
+    "bootstrap_statistic",
+    "drawn_counts",
+    "paired_difference",
+    "paired_test",
+]
 
 Clusters = Sequence[Hashable] | NDArray[Any] | None
 Floats = NDArray[np.float64]
@@ -180,6 +188,46 @@ def bootstrap_statistic(
             within = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
             drawn.append(float(statistic(order[np.repeat(starts[chosen], lengths) + within])))
     return Interval(whole, *_quantiles(np.asarray(drawn), level))
+
+
+def bootstrap_rates(
+    sums: Floats,
+    counts: Floats,
+    statistic: Callable[[Floats], Floats],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """A number made of several rates (a gap, a difference) with its interval by cluster bootstrap.
+
+    Args:
+        sums: ``(clusters, cells)`` sums of the values of every cluster in every cell.
+        counts: ``(clusters, cells)`` how many values these are.
+        statistic: From ``(draws, cells)`` rates, NaN where a draw has no value, to ``(draws,)``. Draws where it is
+            not finite are left out.
+        resamples: Number of draws.
+        seed: Of the random draws; the same clusters are drawn as in `bootstrap_interval`.
+        level: Share of the draws inside the interval, between 0 and 1.
+
+    Returns:
+        The statistic of all clusters and its interval; NaN bounds where there is one cluster or no finite draw.
+    """
+
+    def of(added: Floats, numbers: Floats) -> Floats:
+        return statistic(np.divide(added, numbers, out=np.full(added.shape, np.nan), where=numbers > 0))
+
+    whole = float(of(sums.sum(axis=0)[None], counts.sum(axis=0)[None])[0])
+    if len(sums) < 2:
+        return Interval(whole, float("nan"), float("nan"))
+    drawn = [of(block @ sums, block @ counts) for block in drawn_counts(len(sums), resamples, seed)]
+    return Interval(whole, *_quantiles(np.concatenate(drawn), level))
+
+
+def drawn_counts(clusters: int, resamples: int, seed: int = 0) -> Iterator[Floats]:
+    """Blocks ``(draws, clusters)``: how often every cluster is in a draw with replacement of as many clusters."""
+    for block in _draws(clusters, resamples, np.random.default_rng(seed)):
+        yield np.stack([np.bincount(chosen, minlength=clusters) for chosen in block]).astype(np.float64)
 
 
 def _finite(values: ArrayLike) -> Floats:

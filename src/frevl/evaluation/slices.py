@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from frevl.evaluation.intervals import bootstrap_interval
 
-__all__ = ["slice_rows", "slice_table"]
+__all__ = ["group_rows", "slice_rows", "slice_table"]
 
 _MOST_VALUES = 50  # a key with more names than this names items, not groups ...
 _MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 types of questions
@@ -35,17 +35,29 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int
     for key in dict.fromkeys(key for extra in extras for key in extra):
         if key in _NOT_GROUPS:
             continue
-        values = {row: extra[key] for row, extra in enumerate(extras) if isinstance(extra.get(key), str | int | float)}
-        numbers = [value for value in values.values() if not isinstance(value, str | bool)]
-        if len(numbers) == len(values) and len(set(numbers)) > _MOST_NUMBERS and np.isfinite(numbers).all():
-            found[key] = _ranges(values)
-            continue
-        groups: dict[str, list[int]] = {}
-        for row, value in values.items():
-            groups.setdefault(str(value), []).append(row)
-        if 2 <= len(groups) <= max(_MOST_VALUES, min(_MOST_LARGE_GROUPS, len(values) // _LARGE)):
-            found[key] = dict(sorted(groups.items()))
+        groups = group_rows(extras, key)
+        pairs = sum(len(rows) for rows in groups.values())
+        if 2 <= len(groups) <= max(_MOST_VALUES, min(_MOST_LARGE_GROUPS, pairs // _LARGE)):
+            found[key] = groups
     return found
+
+
+def group_rows(extras: Sequence[dict[str, Any]], key: str) -> dict[str, list[int]]:
+    """Return the rows of every value of one key, values in their order: the groups of tables and of fairness.
+
+    Args:
+        extras: Further keys of every pair.
+        key: Names, truth values and numbers of it make groups; more than 10 different numbers make up to four ranges
+            of about equally many pairs. Pairs without it belong to no group.
+    """
+    values = {row: extra[key] for row, extra in enumerate(extras) if isinstance(extra.get(key), str | int | float)}
+    numbers = [value for value in values.values() if not isinstance(value, str | bool)]
+    if len(numbers) == len(values) and len(set(numbers)) > _MOST_NUMBERS and np.isfinite(numbers).all():
+        return _ranges(values)
+    groups: dict[str, list[int]] = {}
+    for row, value in values.items():
+        groups.setdefault(str(value), []).append(row)
+    return dict(sorted(groups.items()))
 
 
 def slice_table(

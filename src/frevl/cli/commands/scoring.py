@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -57,6 +57,15 @@ def evaluate(
     ] = None,
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(help="Key of the pairs, such as gender: compare its groups; may be repeated."),
+    ] = None,
+    queries: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="With --groups: whom the first -k hits of these queries (a line each) show."),
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", help="With --queries: number of hits.", show_default="25")] = None,
     sets: SetsOption = None,
     calibrate: CalibrateOption = None,
     backend: BackendOption = None,
@@ -66,7 +75,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run on test pairs, with intervals by image.
 
-    A run of several seeds is evaluated as their mean.
+    A run of several seeds is evaluated as their mean. With --queries, searches among the pictures of the pairs are
+    evaluated instead.
     """
     from frevl.cli.tables import result_table
     from frevl.evaluation.evaluation import evaluate as run_evaluate
@@ -77,9 +87,16 @@ def evaluate(
     opened = Store.open(store)
     test_pairs = by_columns(columns, pairs)
     grouping = typed(group_by=group_by, find_groups=find_groups)
+    if queries is None and k is not None:
+        raise UsageError("-k is the number of hits of --queries; give a file of queries, or leave -k out")
+    if queries is not None:
+        _evaluate_queries(opened, run, test_pairs, queries, groups, k, versus, sets, backend, device, json)
+        return
     if is_seeds(run) or (versus and is_seeds(versus)):
         if sets is not None or calibrate is not None:
             raise UsageError(f"{run}: --sets takes one run, found several seeds; name one of them, as {run}/seed0")
+        if groups:
+            raise UsageError(f"{run}: --groups takes one run, found several seeds; name one of them, as {run}/seed0")
         if backend is not None or onnx is not None:
             raise UsageError(f"{run}: --backend takes one run, found several seeds; name one of them, as {run}/seed0")
         place = typed(device=device)
@@ -90,10 +107,42 @@ def evaluate(
         return
     other = Scorer.open(versus, store=opened, **typed(device=device)) if versus else None
     scorer = Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx, device=device))
-    asked = typed(sets=sets, calibrate=calibrate)
+    asked = typed(groups=groups or None, sets=sets, calibrate=calibrate)
     result = run_evaluate(scorer, test_pairs, versus=other, **grouping, **asked)
     say(result_table(result))
     write(json, result.record())
+
+
+def _evaluate_queries(
+    store: Any,
+    run: Path,
+    pairs: Any,
+    queries: Path,
+    groups: list[str] | None,
+    k: int | None,
+    versus: Path | None,
+    sets: float | None,
+    backend: str | None,
+    device: str | None,
+    json: Path | None,
+) -> None:
+    """Evaluate searches; what belongs to pairs is refused."""
+    from frevl.cli.tables import queries_table
+    from frevl.evaluation.fairness.queries import evaluate_queries
+    from frevl.evaluation.seeds import is_seeds
+    from frevl.runs.scorer import Scorer
+
+    if len(groups or ()) != 1:
+        raise UsageError("--queries needs --groups KEY, once: the key of the pairs that says who is in a picture")
+    for flag, given in (("--versus", versus), ("--sets", sets), ("--backend", backend)):
+        if given is not None:
+            raise UsageError(f"{flag} belongs to pairs, and --queries evaluates searches; leave one of them out")
+    if is_seeds(run):
+        raise UsageError(f"{run}: --queries takes one run, found several seeds; name one of them, as {run}/seed0")
+    scorer = Scorer.open(run, store=store, **typed(device=device))
+    record = evaluate_queries(scorer, pairs, queries, groups=(groups or [""])[0], **typed(k=k))
+    say(queries_table(record))
+    write(json, record)
 
 
 @app.command()

@@ -1,0 +1,203 @@
+"""Queries, a pool of pictures and their groups -> MaxSkew@k, MinSkew@k and how shares differ from the pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.data.pairs import Pairs, read_pairs
+from frevl.errors import InputError, UsageError
+from frevl.evaluation.fairness.groups import groups_of
+from frevl.evaluation.fairness.skew import SkewDraws, share_gaps, skews
+from frevl.provenance import provenance
+from frevl.rejects import rejects_sentence
+from frevl.runs.scorer import Scorer
+from frevl.store.usable_pairs import usable_pairs
+
+__all__ = ["evaluate_queries", "ranked_pool", "read_queries"]
+
+_RESAMPLES = 1000
+_NUMBERS = 64_000_000  # of a draw times the queries: more resamples than these allow are not made
+_FEWEST_RESAMPLES = 100
+
+
+def read_queries(file: str | Path) -> list[str]:
+    """Read one query a line; empty lines and repeats are passed over.
+
+    Raises:
+        InputError: The file cannot be read, or has no query.
+    """
+    path = Path(file)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(
+            f"{path}: the queries cannot be read ({reason}); give a text file with a query a line"
+        ) from error
+    queries = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    if not queries:
+        raise InputError(f"{path}: expected a query a line, found an empty file")
+    return queries
+
+
+def evaluate_queries(
+    scorer: Scorer, pairs: str | Path | Pairs, queries: str | Path | list[str], *, groups: str, k: int = 25
+) -> dict[str, Any]:
+    """Compare whom the first hits of searches show with the pool that is searched.
+
+    Args:
+        scorer: A matching run with its store.
+        pairs: Their pictures are the pool, each once; copies of the same content are one picture.
+        queries: Texts, or a file with one a line. Take queries that name no group.
+        groups: A key of the pairs. The group of a picture is the value that its pairs agree on; pictures without one,
+            or with several, are not in the pool.
+        k: How many hits are shown.
+
+    Returns:
+        ``{"task", "n", "k", "metrics": {"max_skew", "min_skew", "share_gap"}, "ci95", "groups", "queries",
+        "provenance", "notes", "left_out"}``: means over queries with 95 % intervals by bootstrap over pictures; skews
+        in nats, ``share_gap`` in points.
+
+    Raises:
+        UsageError: The run does no matching, ``k`` does not fit the pool, or there are no groups to compare.
+        InputError: The pairs or the queries cannot be used.
+    """
+    if scorer.run.task != "matching":
+        raise UsageError(
+            f"{scorer.run.path}: --queries expects a matching run, which can search, found task '{scorer.run.task}'"
+        )
+    if not isinstance(k, int) or k < 1:
+        raise UsageError(f"-k must be a whole number from 1 on, found {k!r}")
+    asked = list(dict.fromkeys(queries)) if isinstance(queries, list) else read_queries(queries)
+    if not asked:
+        raise InputError("expected at least one query, found none")
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    usable, left_out = usable_pairs(read, scorer.store)
+    compared = groups_of(usable, groups)
+    images, of_image, mixed = _pool(usable, compared.of(len(usable)), groups, scorer)
+    names = list(compared.rows)
+    empty = [name for at, name in enumerate(names) if not (of_image == at).any()]
+    if empty:
+        raise UsageError(
+            f"--groups {groups}: no picture of the group '{empty[0]:.60}' has that value in all of its pairs; name a "
+            "key that belongs to pictures"
+        )
+    if k >= len(images):
+        raise UsageError(
+            f"-k {k}: the pool has {len(images):,} pictures, so the first {k:,} show them all; expected a smaller k"
+        )
+    cluster_of = dict(zip(reversed(usable.images), reversed(usable.clusters), strict=True))
+    order = ranked_pool(scorer, images, asked, k)
+    clusters = _numbers([cluster_of[image] for image in images])
+    drawing = SkewDraws(order, of_image, clusters, len(names), k)
+    top, pool = drawing.shares()
+    resamples = max(_FEWEST_RESAMPLES, min(_RESAMPLES, _NUMBERS // max(1, order.size)))
+    drawn = [_measured(*shares, k) for shares in drawing.draws(resamples) if (shares[1] > 0).all()]
+    whole = _measured(top, pool, k)
+    notes = [*read.notes, *compared.notes()]
+    sentence = rejects_sentence([*read.rejected, *left_out])
+    notes += [sentence] if sentence else []
+    if mixed:
+        notes.append(f"{mixed:,} pictures have pairs with different values of '{groups}' and are not in the pool.")
+    absent = int((top == 0).any(axis=1).sum())
+    if absent:
+        notes.append(
+            f"After {absent:,} of {len(asked):,} queries the first {k} show nobody of some group: it counts as half a "
+            "picture there, because the logarithm of 0 has no mean."
+        )
+    each = skews(top, pool, k)
+    return {
+        "task": "matching",
+        "n": len(images),
+        "k": k,
+        "metrics": whole,
+        "ci95": {name: _bounds([one[name] for one in drawn]) for name in whole},
+        "groups": {
+            name: {
+                "pictures": int((of_image == number).sum()),
+                "pool_share": 100 * float(pool[number]),
+                "top_share": 100 * float(top[:, number].mean()),
+            }
+            for number, name in enumerate(names)
+        },
+        "queries": [
+            {
+                "query": query,
+                "max_skew": float(each[row].max()),
+                "min_skew": float(each[row].min()),
+                "share_gap": 100 * float(share_gaps(top[row], pool)),
+                "top_shares": {name: 100 * float(top[row, number]) for number, name in enumerate(names)},
+            }
+            for row, query in enumerate(asked)
+        ],
+        "provenance": provenance(
+            run=str(scorer.run.path),
+            store_fingerprint=scorer.store.fingerprint,
+            seed=scorer.run.provenance["seed"],
+        ),
+        "notes": notes,
+        "left_out": [{"pair": one.id, "reason": one.reason} for one in [*read.rejected, *left_out]],
+    }
+
+
+def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -> NDArray[np.int64]:
+    """Return ``(queries, images)``: the rows of the images, the best first, as a search orders them.
+
+    Args:
+        scorer: A matching run. One that reranks scores the best candidates of its first stage again, at least ``k``.
+        images: Ids of the pool.
+        queries: Texts.
+        k: How many are shown.
+    """
+    if not scorer.has_first_stage:
+        scores = scorer.grid(images, queries).T
+        return np.argsort(-scores, axis=1, kind="stable")
+    scores = scorer.text_vectors(queries) @ scorer.image_vectors(images).T
+    order = np.argsort(-scores, axis=1, kind="stable")
+    depth = min(len(images), max(k, scorer.rerank_depth)) if scorer.rerank_depth else 0
+    if depth:
+        between = scorer.between(images, queries)
+        best = order[:, :depth]
+        again = between(best.reshape(-1), np.repeat(np.arange(len(queries)), depth)).reshape(best.shape)
+        order[:, :depth] = np.take_along_axis(best, np.argsort(-again, axis=1, kind="stable"), axis=1)
+    return order
+
+
+def _pool(pairs: Pairs, cells: NDArray[np.int64], key: str, scorer: Scorer) -> tuple[list[str], NDArray[np.int64], int]:
+    """Return different pictures that have a value, their groups (-1: too small a one), and how many have several."""
+    hashes = scorer.store.content_hashes(pairs.images)
+    first: dict[str, str] = {}
+    values: dict[str, set[str]] = {}
+    cell_of: dict[str, int] = {}
+    for row, (image, extra) in enumerate(zip(pairs.images, pairs.extras, strict=True)):
+        if not isinstance(extra.get(key), str | int | float):
+            continue
+        name = first.setdefault(hashes.get(image, image), image)
+        values.setdefault(name, set()).add(str(extra[key]) if cells[row] < 0 else f"group {cells[row]}")
+        cell_of[name] = int(cells[row])
+    kept = [name for name, own in values.items() if len(own) == 1]
+    return kept, np.array([cell_of[name] for name in kept], np.int64), len(values) - len(kept)
+
+
+def _measured(top: NDArray[np.float64], pool: NDArray[np.float64], k: int) -> dict[str, float]:
+    each = skews(top, pool, k)
+    return {
+        "max_skew": float(each.max(axis=1).mean()),
+        "min_skew": float(each.min(axis=1).mean()),
+        "share_gap": 100 * float(share_gaps(top, pool).mean()),
+    }
+
+
+def _bounds(values: list[float]) -> list[float] | None:
+    if len(values) < 2:
+        return None
+    return [float(one) for one in np.quantile(values, [0.025, 0.975])]
+
+
+def _numbers(names: list[str]) -> NDArray[np.int64]:
+    codes: dict[str, int] = {}
+    return np.array([codes.setdefault(name, len(codes)) for name in names], np.int64)

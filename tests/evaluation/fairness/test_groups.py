@@ -1,0 +1,182 @@
+"""``frevl evaluate --groups`` and ``--queries``: against loops over the answers, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from frevl.data.pairs import read_pairs
+from frevl.errors import InputError, UsageError
+from frevl.evaluation.evaluation import evaluate
+from frevl.evaluation.fairness.queries import evaluate_queries
+from frevl.runs.scorer import Scorer
+from frevl.training.training import train
+
+pytestmark = pytest.mark.slow  # two small trainings
+
+
+@pytest.fixture(scope="module")
+def runs(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fair")
+    train(made.store, made.train_file, run=folder / "asked", task="classification", model="linear")
+    options = {"epochs": 2, "hidden": 16, "width": 8, "members": 1}
+    train(made.store, made.captions_file, run=folder / "dual", task="matching", model="dual", options=options)
+    return folder
+
+
+def with_key(pairs, file, value):
+    """Write pairs with a further key."""
+    rows = [pairs.row(row) for row in range(len(pairs))]
+    found = [{**one, "side": value(one)} for one in rows]
+    found = [{name: one for name, one in row.items() if one is not None} for row in found]
+    file.write_text("".join(json.dumps(one) + "\n" for one in found))
+    return file
+
+
+def number(row):
+    return int(row["image"].removesuffix(".png"))
+
+
+def parts(row):
+    """Pictures 0 to 3 are of a small group, 4 and 5 of none, the others of two."""
+    at = number(row)
+    return "few" if at < 4 else None if at < 6 else "ab"[at % 2]
+
+
+def test_classes_by_group(made, runs, tmp_path, frevl):
+    file = with_key(made.train, tmp_path / "p.jsonl", parts)
+    said = frevl("evaluate", "--store", made.store.path, "--run", runs / "asked", "--pairs", file, "--groups", "side",
+                 "--json", tmp_path / "r.json")  # fmt: skip
+    assert said.code == 0, said.err
+    result = json.loads((tmp_path / "r.json").read_text())
+    found, pairs = result["fairness"]["side"], read_pairs(file)
+    scorer = Scorer.open(runs / "asked", store=made.store)
+    hits = [
+        one.label == target
+        for one, target in zip(
+            scorer.predict(list(zip(pairs.images, pairs.texts, strict=True))), pairs.targets, strict=True
+        )
+    ]
+    sides = [extra.get("side") for extra in pairs.extras]
+    rates = {name: 100 * np.mean([hit for hit, side in zip(hits, sides, strict=True) if side == name]) for name in "ab"}
+    compared = found["metrics"]["accuracy"]
+    assert {name: one["accuracy"] for name, one in compared["groups"].items()} == pytest.approx(rates)
+    assert compared["worst"] == min(rates, key=rates.get)
+    assert compared["gap"] == pytest.approx(max(rates.values()) - min(rates.values()))
+    assert compared["gap_ci95"][0] >= 0
+    assert 0 < compared["chance"] <= 1
+    # Recall of each answer by group: the largest difference is the equal-opportunity difference.
+    recalls = {
+        answer: [
+            100 * np.mean([h for h, s, t in zip(hits, sides, pairs.targets, strict=True) if s == name and t == answer])
+            for name in "ab"
+        ]
+        for answer in ("yes", "no")
+    }
+    gaps = {answer: max(two) - min(two) for answer, two in recalls.items()}
+    assert found["equal_opportunity"]["classes"] == pytest.approx(gaps)
+    assert found["equal_opportunity"]["difference"] == pytest.approx(max(gaps.values()))
+    assert found["left_out"] == {"few": 4}
+    assert found["pictures"] == {"a": 42, "b": 42}
+    assert "Groups of 'side' with fewer than 20 pictures are left out of the comparison: 'few' (4)." in said.out
+    assert "4 pairs have no 'side' and belong to no group." in said.out
+    assert "accuracy by side: worst" in said.out
+
+
+def test_recall_and_match_rate_by_group(made, runs, tmp_path):
+    pairs = read_pairs(with_key(made.captions, tmp_path / "p.jsonl", lambda row: "ab"[number(row) % 2]))
+    scorer = Scorer.open(runs / "dual", store=made.store)
+    result = evaluate(scorer, pairs, groups="side")
+    metrics = result.fairness["side"]["metrics"]
+    images, texts = list(dict.fromkeys(pairs.images)), list(dict.fromkeys(pairs.texts))
+    grid = scorer.grid(images, texts)
+    own = [{texts.index(t) for i, t in zip(pairs.images, pairs.texts, strict=True) if i == image} for image in images]
+    ranks = [
+        min(np.sum(np.delete(row, list(right - {text})) >= row[text]) - 1 for text in right)
+        for row, right in zip(grid, own, strict=True)
+    ]
+    for name in "ab":
+        hits = [rank < 5 for rank, image in zip(ranks, images, strict=True) if "ab"[int(image[:-4]) % 2] == name]
+        assert metrics["i2t_r5"]["groups"][name]["i2t_r5"] == pytest.approx(100 * np.mean(hits))
+    _, probabilities = scorer.match_probabilities(list(zip(pairs.images, pairs.texts, strict=True)))
+    said = [p > 0.5 for p, image in zip(probabilities, pairs.images, strict=True) if int(image[:-4]) % 2 == 0]
+    assert metrics["match_rate"]["groups"]["a"]["match_rate"] == pytest.approx(100 * np.mean(said))
+    # "a red square" describes pictures of both groups, so no text belongs to one of them.
+    assert "t2i_r1" not in metrics
+    assert any("'t2i_r1' by 'side' is left out" in note for note in result.notes)
+
+
+def test_skew_of_searches(made, runs, tmp_path, frevl):
+    pairs = with_key(made.captions, tmp_path / "p.jsonl", lambda row: "ab"[number(row) % 2])
+    queries = tmp_path / "q.txt"
+    queries.write_text("\na red square\nthe blue thing\na red square\n")
+    said = frevl("evaluate", "--store", made.store.path, "--run", runs / "dual", "--pairs", pairs, "--groups", "side",
+                 "--queries", queries, "-k", 9, "--json", tmp_path / "r.json")  # fmt: skip
+    assert said.code == 0, said.err
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert [one["query"] for one in record["queries"]] == ["a red square", "the blue thing"]
+    scorer = Scorer.open(runs / "dual", store=made.store)
+    images = list(dict.fromkeys(made.captions.images))
+    expected = []
+    for query in ("a red square", "the blue thing"):
+        best = np.argsort(-scorer.grid(images, [query])[:, 0], kind="stable")[:9]
+        share = np.mean([int(images[row][:-4]) % 2 == 0 for row in best])
+        expected.append([np.log(share / 0.5), np.log((1 - share) / 0.5)])
+    assert record["metrics"]["max_skew"] == pytest.approx(np.mean([max(two) for two in expected]), abs=1e-6)
+    assert record["metrics"]["min_skew"] == pytest.approx(np.mean([min(two) for two in expected]), abs=1e-6)
+    low, high = record["ci95"]["max_skew"]
+    assert low < high
+    assert "2 queries, a pool of 120 pictures, the first 9 of each" in said.out
+
+
+def test_a_shown_group_is_found(made, runs, tmp_path):
+    """Red pictures are the first that "a red square" finds: their skew is above 0."""
+    red = {i for i, t in zip(made.captions.images, made.captions.texts, strict=True) if "red" in t}
+    pairs = read_pairs(with_key(made.captions, tmp_path / "p.jsonl", lambda r: "red" if r["image"] in red else "other"))
+    scorer = Scorer.open(runs / "dual", store=made.store)
+    found = evaluate_queries(scorer, pairs, ["a red square"], groups="side", k=10)
+    share = 100 * len(red) / 120
+    assert found["groups"]["red"]["pool_share"] == pytest.approx(share)
+    first = np.argsort(-scorer.grid(list(dict.fromkeys(pairs.images)), ["a red square"])[:, 0], kind="stable")[:10]
+    images = list(dict.fromkeys(pairs.images))
+    assert found["groups"]["red"]["top_share"] == pytest.approx(10 * sum(images[row] in red for row in first))
+
+
+def test_what_is_refused(made, runs, tmp_path, frevl):
+    asked, dual = Scorer.open(runs / "asked", store=made.store), Scorer.open(runs / "dual", store=made.store)
+    one = read_pairs(with_key(made.train, tmp_path / "one.jsonl", lambda _: "x"))
+    few = read_pairs(with_key(made.train, tmp_path / "few.jsonl", lambda row: "few" if number(row) < 4 else "many"))
+    with pytest.raises(UsageError, match=r"--groups side: all pairs that have this key are in one group \('x'\)"):
+        evaluate(asked, one, groups="side")
+    with pytest.raises(
+        UsageError, match=r"expected at least two groups of 20 pictures or more, found 1 among 2 \('few' 4"
+    ):
+        evaluate(asked, few, groups="side")
+    with pytest.raises(UsageError, match="--groups sid: no pair has this key with a name or a number. Did you mean"):
+        evaluate(asked, few, groups="sid")
+    two = read_pairs(with_key(made.captions, tmp_path / "two.jsonl", lambda row: "ab"[number(row) % 2]))
+    with pytest.raises(UsageError, match="--queries expects a matching run"):
+        evaluate_queries(asked, two, ["red"], groups="side")
+    with pytest.raises(UsageError, match="-k 120: the pool has 120 pictures"):
+        evaluate_queries(dual, two, ["red"], groups="side", k=120)
+    with pytest.raises(UsageError, match="-k must be a whole number from 1 on, found 0"):
+        evaluate_queries(dual, two, ["red"], groups="side", k=0)
+    (tmp_path / "none.txt").write_text("\n \n")
+    with pytest.raises(InputError, match="expected a query a line, found an empty file"):
+        evaluate_queries(dual, two, tmp_path / "none.txt", groups="side")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="the queries cannot be read"):
+        evaluate_queries(dual, two, tmp_path / "bytes.txt", groups="side")
+    mixed = read_pairs(with_key(made.captions, tmp_path / "mixed.jsonl", lambda row: row["text"].split()[0]))
+    with pytest.raises(UsageError, match="no picture of the group 'a' has that value in all of its pairs"):
+        evaluate_queries(dual, mixed, ["red"], groups="side")
+    common = ("evaluate", "--store", made.store.path, "--run", runs / "dual", "--pairs", tmp_path / "two.jsonl")
+    said = frevl(*common, "-k", 5)
+    assert said.code == 2
+    assert "-k is the number of hits of --queries" in said.err
+    said = frevl(*common, "--queries", tmp_path / "none.txt")
+    assert said.code == 2
+    assert "--queries needs --groups KEY" in said.err
+    said = frevl(*common, "--queries", tmp_path / "none.txt", "--groups", "side", "--sets", 0.9)
+    assert said.code == 2
+    assert "--sets belongs to pairs" in said.err
