@@ -32,6 +32,10 @@ def serve(
     page: Annotated[
         bool | None, typer.Option("--page/--no-page", help="Serve the web page.", show_default="on")
     ] = None,
+    labels: Annotated[
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Let clients write labels into the store.", show_default="off"),
+    ] = None,
     device: DeviceOption = None,
     json: Annotated[
         Path | None,
@@ -45,7 +49,8 @@ def serve(
     """
     try:
         gc.disable()  # until it is ready: what is loaded stays, and looking through it is a fifth of the start
-        _serve(store, run, typed(host=host, port=port, images=images, report=report, page=page, device=device), json)
+        options = typed(host=host, port=port, images=images, report=report, page=page, labels=labels, device=device)
+        _serve(store, run, options, json)
     finally:
         gc.enable()
 

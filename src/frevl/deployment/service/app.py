@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from frevl.deployment.service import handlers
-from frevl.deployment.service.http.body import JSON, MULTIPART, read_body, unless_gone
+from frevl.deployment.service.answers import ERRORS, body_of, document_bodies, errors, json_answer, respond
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.routes import EXPLORER_BODIES, add_explorer_routes
+from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import Keys, RefusedError
 from frevl.deployment.service.http.metrics import Metrics
 from frevl.deployment.service.http.middleware import Middleware, error_response
@@ -30,7 +32,6 @@ from frevl.deployment.service.schemas import (
     AnswerResponse,
     EmbedRequest,
     EmbedResponse,
-    ErrorResponse,
     ModelsResponse,
     ScoreRequest,
     ScoreResponse,
@@ -48,20 +49,6 @@ or sent along: in base64 as `uploads` of the JSON, or as files of a multipart fo
 Every error is `{"error": {"code", "message", "request_id"}}` with one sentence that says what to do.
 """
 
-_ERRORS = {
-    400: "The body is not JSON or not a multipart form.",
-    401: "No API key, or a wrong one.",
-    404: "An unknown model, image or upload.",
-    408: "The request took too long to arrive.",
-    409: "The model does another task.",
-    413: "Too large, or too many items.",
-    415: "Another content type.",
-    422: "A field is missing or wrong, or an image cannot be read.",
-    429: "This client has its share of the service already; see Retry-After.",
-    500: "An unexpected failure of the service.",
-    503: "Too much is waiting, or the service is stopping; see Retry-After.",
-}
-
 
 class Application:
     """The whole service as an ASGI application: the routes, and beside them the page as soon as it has loaded.
@@ -72,6 +59,7 @@ class Application:
         metrics: Where requests are counted.
         page: Makes the page. Runs in a thread after the start, because its libraries take seconds to load.
         report: The HTML file of a diagnosis, shown at ``/report``.
+        explorer: What answers below ``/explore``; None leaves these routes out.
     """
 
     def __init__(
@@ -82,13 +70,14 @@ class Application:
         metrics: Metrics | None = None,
         page: Callable[[], FastAPI] | None = None,
         report: Path | None = None,
+        explorer: Explorer | None = None,
     ) -> None:
         keys, metrics = keys or Keys(), metrics or Metrics()
         self.page: FastAPI | None = None
         self._make_page = page
         self._service = service
         self._stopping = asyncio.Event()
-        self.api = _api(service, keys, metrics, self._lifespan)
+        self.api = _api(service, explorer, keys, metrics, self._lifespan)
         if report is not None:
             _add_report(self.api, report)
         self._metrics = metrics
@@ -151,7 +140,7 @@ class Application:
             _log.error("the page failed", exc_info=error)
 
 
-_API_PATHS = ("/v1/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/report")
+_API_PATHS = ("/v1/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/report", "/explore")
 
 _LOADING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="1">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>frevl</title></head>
@@ -160,8 +149,15 @@ _LOADING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta h
 _log = logging.getLogger("frevl.service")
 
 
+_BODIES = (ScoreRequest, AnswerRequest, SearchRequest, EmbedRequest)
+
+
 def _api(
-    service: Service, keys: Keys, metrics: Metrics, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]
+    service: Service,
+    explorer: Explorer | None,
+    keys: Keys,
+    metrics: Metrics,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
 ) -> FastAPI:
 
     app: FastAPI = FastAPIOffline(
@@ -178,7 +174,9 @@ def _api(
     _add_handlers(app, metrics)
     _add_state_routes(app, service, metrics)
     _add_model_routes(app, service)
-    _document_bodies(app, keys)
+    if explorer is not None:
+        add_explorer_routes(app, explorer)
+    document_bodies(app, [*_BODIES, *(EXPLORER_BODIES if explorer is not None else ())], keys)
     return app
 
 
@@ -197,6 +195,14 @@ def _add_handlers(app: FastAPI, metrics: Metrics) -> None:
         sentence = "The service failed here; its log says more under the request id."
         return error_response(RefusedError(500, "internal", sentence), id_of(request))
 
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        field = ".".join(str(step) for step in first["loc"][1:])[:200]
+        metrics.refused.labels("invalid").inc()
+        sentence = f"Field '{field or 'body'}': {first['msg'].removeprefix('Value error, ')}."
+        return error_response(RefusedError(422, "invalid", sentence), id_of(request))
+
     @app.exception_handler(HTTPException)
     async def not_found(request: Request, error: HTTPException) -> Response:
         code = {404: "no_such_route", 405: "wrong_method"}.get(error.status_code, "refused")
@@ -209,35 +215,35 @@ def _add_handlers(app: FastAPI, metrics: Metrics) -> None:
 def _add_state_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/healthz", response_model=StateResponse, tags=["state"], summary="Whether the process lives")
     async def healthz() -> Response:
-        return _json({"status": "alive"})
+        return json_answer({"status": "alive"})
 
     @app.get(
         "/readyz",
         response_model=StateResponse,
         tags=["state"],
         summary="Whether requests are accepted",
-        responses=_errors(503),
+        responses=errors(503),
     )
     async def readyz() -> Response:
         if service.queue.closed:
             raise RefusedError(503, "stopping", "The service is stopping.", retry_after=1)
-        return _json({"status": "ready"})
+        return json_answer({"status": "ready"})
 
     @app.get(
         "/metrics",
         response_class=PlainTextResponse,
         tags=["state"],
         summary="Counters for Prometheus",
-        responses=_errors(401),
+        responses=errors(401),
     )
     async def numbers() -> Response:
         metrics.waiting.set(service.queue.waiting)
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models", response_model=ModelsResponse, tags=["models"], responses=_errors(401))
+    @app.get("/v1/models", response_model=ModelsResponse, tags=["models"], responses=errors(401))
     async def models() -> Response:
         """List the models, and the limits of a request."""
-        return _json(
+        return json_answer(
             {
                 "models": [model.record() for model in service.models.values()],
                 "images": len(service.images),
@@ -260,9 +266,9 @@ def _add_report(app: FastAPI, report: Path) -> None:
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:
     def post(path: str, body: type[BaseModel], answer: type[BaseModel]) -> Callable[[Any], Any]:
-        codes = [code for code in _ERRORS if code != 500]
+        codes = [code for code in ERRORS if code not in (403, 500)]
         return app.post(
-            path, response_model=answer, tags=["models"], responses=_errors(*codes), openapi_extra=_body_of(body)
+            path, response_model=answer, tags=["models"], responses=errors(*codes), openapi_extra=body_of(body)
         )
 
     @post("/v1/score", ScoreRequest, ScoreResponse)
@@ -270,69 +276,24 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         """Score pairs of an image and a text."""
         asked, uploads = await read_body(request, ScoreRequest, service.limits)
         model = service.model(asked.model)
-        return await _respond(request, handlers.score(service, model, asked, uploads))
+        return await respond(request, handlers.score(service, model, asked, uploads))
 
     @post("/v1/answer", AnswerRequest, AnswerResponse)
     async def answer(request: Request) -> Response:
         """Answer questions about images, or abstain."""
         asked, uploads = await read_body(request, AnswerRequest, service.limits)
         model = service.model(asked.model, task="classification")
-        return await _respond(request, handlers.answer(service, model, asked, uploads))
+        return await respond(request, handlers.answer(service, model, asked, uploads))
 
     @post("/v1/search", SearchRequest, SearchResponse)
     async def search(request: Request) -> Response:
         """Find images for a text or an image, or texts for an image."""
         asked, uploads = await read_body(request, SearchRequest, service.limits)
         model = service.searching_model(asked.model)
-        return await _respond(request, handlers.search(service, model, asked, uploads))
+        return await respond(request, handlers.search(service, model, asked, uploads))
 
     @post("/v1/embed", EmbedRequest, EmbedResponse)
     async def embed(request: Request) -> Response:
         """Embed texts and images with the encoders of a model."""
         asked, uploads = await read_body(request, EmbedRequest, service.limits)
-        return await _respond(request, handlers.embed(service, service.model(asked.model), asked, uploads))
-
-
-async def _respond(request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
-    record = await unless_gone(request.receive, answer)
-    return Response(status_code=499) if record is None else _json(record)
-
-
-def _json(record: Mapping[str, Any]) -> Response:
-    return Response(to_json(record, inf_nan_mode="null", serialize_unknown=True), media_type=JSON)
-
-
-def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: {"model": ErrorResponse, "description": _ERRORS[code]} for code in codes}
-
-
-def _body_of(body: type[BaseModel]) -> dict[str, Any]:
-    """Describe a body that `read_body` reads, in both forms."""
-    reference = {"$ref": f"#/components/schemas/{body.__name__}"}
-    form = {
-        "type": "object",
-        "required": ["request"],
-        "properties": {"request": reference},
-        # Images: files, or text in base64.
-        "additionalProperties": {"type": "string", "format": "binary"},
-    }
-    # The keys of an object in a multipart form are sent as JSON when their content type says so.
-    encoding = {"request": {"contentType": JSON}}
-    content = {JSON: {"schema": reference}, MULTIPART: {"schema": form, "encoding": encoding}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _document_bodies(app: FastAPI, keys: Keys) -> None:
-    """Add to the OpenAPI document what FastAPI cannot see, because the routes read their bodies themselves."""
-    document = app.openapi()
-    bodies = (ScoreRequest, AnswerRequest, SearchRequest, EmbedRequest)
-    _, schemas = models_json_schema(
-        [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"
-    )
-    document["components"]["schemas"].update(schemas["$defs"])
-    if keys:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-        for path in ("/healthz", "/readyz"):
-            document["paths"][path]["get"]["security"] = []
-    app.openapi_schema = document
+        return await respond(request, handlers.embed(service, service.model(asked.model), asked, uploads))

@@ -12,6 +12,7 @@ __all__ = [
     "Answer",
     "AnswerRequest",
     "AnswerResponse",
+    "Body",
     "EmbedRequest",
     "EmbedResponse",
     "ErrorResponse",
@@ -71,7 +72,9 @@ EITHER_IMAGE = "either 'image' (an id in the store) or 'upload' (an image sent a
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
+    """The body of a request or an answer."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -82,7 +85,7 @@ def _sides_of_a_pair(schema: dict[str, Any]) -> None:
     schema["not"] = {"required": ["image", "upload"]}
 
 
-class Pair(_Body):
+class Pair(Body):
     """An image and a text. The image is either in the store or sent along.
 
     A model that reads images alone needs no text, and one that reads texts alone no image; ``/v1/models`` says so.
@@ -103,7 +106,7 @@ class Pair(_Body):
         return self
 
 
-class _PairsRequest(_Body):
+class _PairsRequest(Body):
     model: ModelName = None
     pairs: Annotated[list[Pair], Field(min_length=1)]
     uploads: Uploads = Field(default_factory=dict)
@@ -152,7 +155,7 @@ def _one_of_three(schema: dict[str, Any]) -> None:
     ]
 
 
-class SearchRequest(_Body):
+class SearchRequest(Body):
     """What to look for: a text, an image of the store, or an image sent along."""
 
     model: ModelName = None
@@ -183,7 +186,7 @@ class SearchRequest(_Body):
         return self
 
 
-class EmbedRequest(_Body):
+class EmbedRequest(Body):
     """Items to embed with the encoders of a model: texts, images in the store, images sent along."""
 
     model: ModelName = None
@@ -203,14 +206,14 @@ class EmbedRequest(_Body):
     )
 
 
-class Label(_Body):
+class Label(Body):
     """A class and its calibrated probability."""
 
     label: str
     probability: float
 
 
-class Score(_Body):
+class Score(Body):
     """Result for a pair: ``score`` for matching, ``label`` and ``top`` for classification."""
 
     score: float | None = Field(None, description="Matching: the logit; the larger, the better the match.")
@@ -222,7 +225,7 @@ class Score(_Body):
     )
 
 
-class ScoreResponse(_Body):
+class ScoreResponse(Body):
     """One score per pair, in their order."""
 
     model: str
@@ -231,7 +234,7 @@ class ScoreResponse(_Body):
     notes: list[str] = Field(description="Sentences for people, such as on texts that the encoder cannot read.")
 
 
-class Answer(_Body):
+class Answer(Body):
     """An answer, or none where the model is not sure."""
 
     answer: str | None = Field(description="The most probable class; null if abstained.")
@@ -240,7 +243,7 @@ class Answer(_Body):
     top: list[Label]
 
 
-class AnswerResponse(_Body):
+class AnswerResponse(Body):
     """One answer per pair, in their order."""
 
     model: str
@@ -249,7 +252,7 @@ class AnswerResponse(_Body):
     notes: list[str] = Field(description="Sentences for people, such as on texts that the encoder cannot read.")
 
 
-class SearchHit(_Body):
+class SearchHit(Body):
     """An item that was found."""
 
     rank: int
@@ -260,7 +263,7 @@ class SearchHit(_Body):
     metadata: dict[str, Any]
 
 
-class SearchResponse(_Body):
+class SearchResponse(Body):
     """The best items first."""
 
     model: str
@@ -272,7 +275,7 @@ class SearchResponse(_Body):
     hits: list[SearchHit]
 
 
-class EmbedResponse(_Body):
+class EmbedResponse(Body):
     """Embeddings as `Store.read_texts` and `Store.read_images` return them: float32, each tower at unit length."""
 
     model: str
@@ -283,7 +286,7 @@ class EmbedResponse(_Body):
     uploads: dict[str, list[float]]
 
 
-class ModelRecord(_Body):
+class ModelRecord(Body):
     """A model that is served."""
 
     name: str
@@ -296,7 +299,7 @@ class ModelRecord(_Body):
     reads: list[Literal["image", "text"]] = Field(description="What it needs of a pair.")
 
 
-class ModelsResponse(_Body):
+class ModelsResponse(Body):
     """All models; the first is used where a request names none. ``limits`` says how much a request may ask."""
 
     models: list[ModelRecord]
@@ -305,19 +308,19 @@ class ModelsResponse(_Body):
     limits: dict[str, float]
 
 
-class StateResponse(_Body):
+class StateResponse(Body):
     """Whether the service is alive or ready."""
 
     status: Literal["alive", "ready"]
 
 
-class _Error(_Body):
+class _Error(Body):
     code: str = Field(description="A word for programs.")
     message: str = Field(description="One sentence for people.")
     request_id: str = Field(description="Also in the header X-Request-ID and in the log.")
 
 
-class ErrorResponse(_Body):
+class ErrorResponse(Body):
     """Why a request was not answered."""
 
     error: _Error

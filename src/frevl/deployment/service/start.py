@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from frevl.deployment.service.app import Application
+from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.http.connection import Connection, OpenConnections, allow_open_files
 from frevl.deployment.service.http.gc_tuning import freeze_loaded_objects, switch_threads_often
 from frevl.deployment.service.http.limits import Keys, Limits
@@ -42,6 +43,7 @@ def serve(
     images: str | Path | None = None,
     report: str | Path | None = None,
     page: bool = True,
+    labels: bool = False,
     device: str = "cpu",
     limits: Limits | None = None,
     ready: Callable[[dict[str, Any]], None] | None = None,
@@ -59,6 +61,7 @@ def serve(
         images: Folder of the images, so that the page can show them; without it the page names their ids.
         report: The diagnosis page to show; None looks for ``report.html`` in the folders of the runs.
         page: Serve the web page as well.
+        labels: Let clients write labels into the store.
         device: Where PyTorch computes.
         limits: Of requests and clients; None takes the defaults.
         ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
@@ -83,7 +86,8 @@ def serve(
         service = Service(scorers, limits=limits, observe=metrics.batch)
         folder = None if images is None else Path(images)
         make_page = partial(_make_page, service, folder, shown is not None) if page else None
-        app = Application(service, keys=keys, metrics=metrics, report=shown, page=make_page)
+        explorer = Explorer(service, writable=labels)
+        app = Application(service, keys=keys, metrics=metrics, report=shown, page=make_page, explorer=explorer)
 
         def announce(port: int) -> None:
             freeze_loaded_objects()

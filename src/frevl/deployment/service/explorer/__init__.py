@@ -1,0 +1,1 @@
+"""The explorer: a store to look at and to label, over HTTP."""

@@ -1,0 +1,130 @@
+"""The routes below ``/explore``: documented like all others, with the same keys and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from frevl.deployment.service.answers import body_of, errors, json_answer, respond
+from frevl.deployment.service.explorer import labelling
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.label_schemas import (
+    DefineRequest,
+    ImportRequest,
+    ImportResponse,
+    LabelsRequest,
+    LabelsResponse,
+    RenameRequest,
+    UndoneResponse,
+    UndoRequest,
+    WrittenResponse,
+)
+from frevl.deployment.service.http.body import read_body
+from frevl.deployment.service.http.limits import RefusedError
+from frevl.store.labels.entries import LONGEST_NAME
+
+__all__ = ["EXPLORER_BODIES", "add_explorer_routes"]
+
+EXPLORER_BODIES: tuple[type[BaseModel], ...] = (
+    LabelsRequest,
+    UndoRequest,
+    DefineRequest,
+    RenameRequest,
+    ImportRequest,
+)
+"""Bodies that these routes read themselves."""
+
+_READ = (401, 422, 429, 503)
+_WRITE = (400, 401, 403, 404, 408, 413, 415, 422, 429, 503)
+_TAG = "explore"
+
+
+def add_explorer_routes(app: FastAPI, explorer: Explorer) -> None:
+    """Add the routes of the explorer to an application."""
+    _add_label_routes(app, explorer)
+
+
+def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
+    limits = explorer.service.limits
+
+    def post(path: str, body: type[BaseModel], answer: type[BaseModel]) -> Callable[[Any], Any]:
+        return app.post(
+            path, response_model=answer, tags=[_TAG], responses=errors(*_WRITE), openapi_extra=body_of(body)
+        )
+
+    @app.get("/explore/labels", response_model=LabelsResponse, tags=[_TAG], responses=errors(*_READ))
+    async def labels() -> Response:
+        """Say what all labels amount to: classes, labellers, and how far they agree."""
+        return json_answer(await labelling.summary(explorer))
+
+    @app.get(
+        "/explore/labels/export",
+        tags=[_TAG],
+        response_class=Response,
+        responses={
+            200: {
+                "description": "A pairs file, as `frevl classify --examples` reads it.",
+                "content": {"application/x-ndjson": {}, "text/csv": {}},
+            },
+            **errors(*_READ),
+        },
+    )
+    async def export(
+        form: Annotated[Literal["jsonl", "csv"], Query(alias="format")] = "jsonl",
+        by: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only of this labeller.")] = None,
+    ) -> Response:
+        """Return the labels as a pairs file, without the pictures on which labellers are divided."""
+        kind = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}[form]
+        headers = {"Content-Disposition": f'attachment; filename="labels.{form}"'}
+        return Response(await labelling.exported(explorer, form, by), media_type=kind, headers=headers)
+
+    @post("/explore/label", LabelsRequest, WrittenResponse)
+    async def label(request: Request) -> Response:
+        """Write labels; they are on the disk when this is answered."""
+        check_site(request)
+        asked, _ = await read_body(request, LabelsRequest, limits)
+        return await respond(request, labelling.label(explorer, asked))
+
+    @post("/explore/labels/undo", UndoRequest, UndoneResponse)
+    async def undo(request: Request) -> Response:
+        """Take back what a labeller wrote last, or under an id; nothing is deleted from the file."""
+        check_site(request)
+        asked, _ = await read_body(request, UndoRequest, limits)
+        return await respond(request, labelling.undo(explorer, asked))
+
+    @post("/explore/labels/import", ImportRequest, ImportResponse)
+    async def take(request: Request) -> Response:
+        """Take a pairs file (its images and targets) as labels."""
+        check_site(request)
+        asked, uploads = await read_body(request, ImportRequest, limits)
+        return await respond(request, labelling.take_file(explorer, asked, uploads))
+
+    @post("/explore/classes", DefineRequest, WrittenResponse)
+    async def define(request: Request) -> Response:
+        """Name classes."""
+        check_site(request)
+        asked, _ = await read_body(request, DefineRequest, limits)
+        return await respond(request, labelling.define(explorer, asked))
+
+    @post("/explore/classes/rename", RenameRequest, WrittenResponse)
+    async def rename(request: Request) -> Response:
+        """Give a class another name; labels keep their class, and the former name still leads to it."""
+        check_site(request)
+        asked, _ = await read_body(request, RenameRequest, limits)
+        return await respond(request, labelling.rename(explorer, asked))
+
+
+def check_site(request: Request) -> None:
+    """Refuse what a page of another site sends: browsers send forms anywhere, and with them would go labels.
+
+    Raises:
+        RefusedError: The browser says so.
+    """
+    origin, host = request.headers.get("origin"), request.headers.get("host", "")
+    crossed = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
+    if crossed or (origin is not None and origin.partition("://")[2] != host):
+        raise RefusedError(403, "other_site", "Labels are taken from the page of this service only, not of another.")

@@ -1,0 +1,1 @@
+"""How far several people agree about the same pictures."""

@@ -1,0 +1,309 @@
+"""The labels file of a store: ``STORE/labels/labels.jsonl``, only ever appended to.
+
+A label is on the disk when `LabelsFile.append` returns: a process that is killed loses none. Several processes may
+write; a lock keeps their lines apart, and each reads what the others have added before it writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+
+from frevl.errors import StoreError, UsageError
+from frevl.jsonfile import flush_folder
+from frevl.store.labels.book import LabelBook
+from frevl.store.labels.entries import FORMAT, Entry, class_name, labeller_name, now, parse, request_id
+
+__all__ = ["LabelsFile"]
+
+A = TypeVar("A")
+
+_HEADER = json.dumps({"frevl_labels": FORMAT}).encode() + b"\n"
+_MOST_NOTES = 20
+_LOCK_SECONDS = 10.0
+
+
+class LabelsFile:
+    """The labels of a store. Threads and processes may share one file.
+
+    Args:
+        store: Folder of the store.
+        writes: False never writes, and leaves a torn last line as it is.
+
+    Attributes:
+        path: The file; it is made with the first label.
+        notes: Sentences for the user: lines that cannot be read, a torn last line.
+
+    Raises:
+        StoreError: The file cannot be read.
+    """
+
+    def __init__(self, store: Path, *, writes: bool = True) -> None:
+        self.path = store / "labels" / "labels.jsonl"
+        self.notes: list[str] = []
+        self._guard = threading.RLock()
+        self._start_over()
+        with self._guard:
+            self._read()
+            if writes and self._tail():
+                with contextlib.suppress(StoreError), self._locked():  # says so when something is to be written
+                    self._read()
+                    self._mend()
+
+    def _start_over(self) -> None:
+        self._book = LabelBook()
+        self._offset = self._lines = 0
+        self._file: tuple[int, int] | None = None  # device and inode
+
+    def book(self) -> LabelBook:
+        """Return the state, with what others have written since. Read only; it changes with the next label."""
+        with self._guard:
+            self._read()
+            return self._book
+
+    def reading(self, ask: Callable[[LabelBook], A]) -> A:
+        """Ask the newest state something while nobody changes it."""
+        with self._guard:
+            self._read()
+            return ask(self._book)
+
+    # ---- writing
+
+    def label(self, by: str, labels: Sequence[tuple[str, str | None]], request: str | None = None) -> str:
+        """Write what somebody says of some pictures.
+
+        Args:
+            by: Who.
+            labels: Picture and class each; a class of None takes the own label back.
+            request: Id of the caller's, letters and digits; the same again writes nothing, so that a caller who had no
+                answer can ask again.
+
+        Returns:
+            The id, by which it can be undone.
+
+        Raises:
+            UsageError: A name that cannot be used, or no labels.
+            StoreError: The file cannot be written; nothing was.
+        """
+        if not labels:
+            raise UsageError("labels: expected at least one, found none")
+        named = [(image, None if name is None else class_name(name)) for image, name in labels]
+        entry = Entry("", "", labeller_name(by), "label", None)
+        return self._append([replace(entry, image=image, name=name) for image, name in named], request)
+
+    def define(self, by: str, names: Sequence[str], request: str | None = None) -> str:
+        """Name classes; those that are there already stay as they are."""
+        entry = Entry("", "", labeller_name(by), "define", None)
+        return self._append([replace(entry, name=class_name(name)) for name in names], request)
+
+    def rename(self, by: str, name: str, to: str, *, merge: bool = False, request: str | None = None) -> str:
+        """Give a class another name.
+
+        Raises:
+            UsageError: There is no such class, or the new name is taken and it is not said that both become one.
+            StoreError: The file cannot be written; nothing was.
+        """
+        name, to = class_name(name), class_name(to)
+
+        def check(book: LabelBook) -> None:
+            if name not in book.classes():
+                now_called = book.name_of(name)
+                hint = f"it is called {now_called!r} now" if now_called else "name one that is there"
+                raise UsageError(f"There is no class {name!r:.80}; {hint}.")
+            if to in book.classes() and to != name and not merge:
+                raise UsageError(f"There is a class {to!r:.80} already; choose another name, or ask to merge both.")
+
+        return self._append([Entry("", "", labeller_name(by), "rename", name, to=to)], request, check)
+
+    def undo(self, by: str, request: str | None = None) -> list[Entry]:
+        """Take back what a labeller wrote last, or what they wrote under an id.
+
+        Returns:
+            What no longer counts.
+
+        Raises:
+            UsageError: There is nothing to undo.
+            StoreError: The file cannot be written; nothing was.
+        """
+        by = labeller_name(by)
+        undone: list[Entry] = []
+
+        def find(book: LabelBook) -> list[Entry]:
+            found = book.last_of(by) if request is None else request
+            own = [] if found is None else [one for one in book.of_request(found) if one.by == by]
+            undone[:] = [one for one in own if one.action != "undo" and found not in book.undone]
+            if not undone:
+                what = "nothing" if request is None else f"nothing of the id {request!r:.80}"
+                raise UsageError(f"There is {what} that {by!r:.80} could undo.")
+            return [Entry("", "", by, "undo", found)]
+
+        with self._guard, self._locked():
+            self._read()
+            self._mend()
+            self._write(find(self._book), secrets.token_hex(8))
+        return undone
+
+    def _append(
+        self, entries: Sequence[Entry], request: str | None, check: Callable[[LabelBook], None] = lambda _: None
+    ) -> str:
+        id_ = secrets.token_hex(8) if request is None else request_id(request)
+        with self._guard, self._locked():
+            self._read()
+            self._mend()
+            if not self._book.knows(id_):
+                check(self._book)
+                self._write(entries, id_)
+        return id_
+
+    def _write(self, entries: Sequence[Entry], id_: str) -> None:
+        at = now()
+        names = [id_] if len(entries) == 1 else [f"{id_}.{number}" for number in range(len(entries))]
+        lines = b"".join(replace(entry, id=name, at=at).line() for entry, name in zip(entries, names, strict=True))
+        is_new = self._offset == 0
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                self._write_all(descriptor, (_HEADER if is_new else b"") + lines)
+            finally:
+                os.close(descriptor)
+            if is_new:
+                flush_folder(self.path.parent)
+                flush_folder(self.path.parent.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._read()
+
+    def _write_all(self, descriptor: int, content: bytes) -> None:
+        """Write and flush, or leave the file as it was."""
+        try:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            os.fsync(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, self._offset)
+            raise
+
+    def _mend(self) -> None:
+        """Put a last line aside that was cut off in the middle of writing. Needs the lock."""
+        torn = self._tail()
+        if not torn:
+            return
+        try:
+            with self.path.open("r+b") as file:
+                whole = self._is_whole(torn)
+                if whole:  # only its end is missing
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"\n")
+                else:
+                    with self.path.with_name("torn").open("ab") as aside:
+                        aside.write(torn + b"\n")
+                        aside.flush()
+                        os.fsync(aside.fileno())
+                    file.truncate(self._offset)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
+        if not whole:
+            self._note(
+                f"The last line of {self.path.name} was cut off while it was written ({len(torn):,} bytes), so that "
+                f"entry had not been confirmed; its bytes are kept in '{self.path.parent.name}/torn', and every entry "
+                "before it counts."
+            )
+        self._read()
+
+    @staticmethod
+    def _is_whole(line: bytes) -> bool:
+        try:
+            return parse(line) is not None
+        except ValueError:
+            return False
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"{self.path}: labels cannot be written ({error.strerror or error}), so nothing was; make room or correct "
+            "the permissions, and try again"
+        )
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            lock = FileLock(self.path.with_name(".lock"), timeout=_LOCK_SECONDS)
+            lock.acquire()
+        except OSError as error:  # a timeout is one, too
+            raise self._unwritable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # ---- reading
+
+    def _read(self) -> None:
+        """Take over the lines that were added since."""
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if self._file != (status.st_dev, status.st_ino) or status.st_size < self._offset:
+                    if self._file is not None:
+                        self._note(f"{self.path.name} was replaced by another file, which was read from its beginning.")
+                    self._start_over()
+                    self._file = (status.st_dev, status.st_ino)
+                if status.st_size == self._offset:
+                    return
+                file.seek(self._offset)
+                added = file.read()
+        except FileNotFoundError:
+            if self._file is not None:
+                self._note(f"{self.path.name} is gone, and its labels with it.")
+                self._start_over()
+            return
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: labels cannot be read ({error.strerror or error}); correct the permissions, or put the "
+                "file back"
+            ) from error
+        whole = added[: added.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.split(b"\n")[:-1]:
+            self._lines += 1
+            try:
+                entry = parse(line)
+            except ValueError as error:
+                if line.strip():
+                    self._note(
+                        f"{self.path.name}, line {self._lines:,}: expected a label, found {error}; the line does not "
+                        "count, and stays in the file."
+                    )
+                continue
+            if entry is not None:
+                self._book.take(entry)
+
+    def _tail(self) -> bytes:
+        """Return what stands after the last whole line."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise StoreError(f"{self.path}: labels cannot be read ({error.strerror or error})") from error
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+        if len(self.notes) > _MOST_NOTES:
+            del self.notes[_MOST_NOTES - 1 : -1]

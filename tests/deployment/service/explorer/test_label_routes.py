@@ -1,0 +1,218 @@
+"""Labels over HTTP: written at once, undone, renamed, exported, imported, refused in words."""
+
+import csv
+import io
+import json
+import shutil
+
+import pytest
+from starlette.testclient import TestClient
+
+from frevl.data.pairs import read_pairs
+from frevl.deployment.service.app import Application
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.http.limits import Keys, Limits
+from frevl.deployment.service.models import Service
+from frevl.runs.scorer import Scorer
+from frevl.store.labels.labels_file import LabelsFile
+from frevl.store.reader import Store
+from served import based, refused, runs
+
+__all__ = ["runs"]
+
+
+@pytest.fixture(scope="module")
+def serving(made, runs, tmp_path_factory):
+    """Serve a copy of the store of the made world; labels of a former test are gone."""
+    folder = tmp_path_factory.mktemp("labelled") / "store"
+    shutil.copytree(made.store.path, folder)
+    store = Store.open(folder)
+    scorers = {"ask": Scorer.open(runs / "ask", store=store)}
+
+    def serve(*, writable=True, keys=(), limits=None):
+        shutil.rmtree(folder / "labels", ignore_errors=True)
+        service = Service(scorers, limits=limits or Limits())
+        return TestClient(Application(service, keys=Keys(keys), explorer=Explorer(service, writable=writable)))
+
+    serve.folder = folder
+    return serve
+
+
+@pytest.fixture
+def http(serving):
+    with serving() as client:
+        yield client
+
+
+def label(http, image, name, by="ada", **more):
+    return http.post("/explore/label", json={"by": by, "labels": [{"image": image, "label": name}], **more})
+
+
+def classes(http):
+    return {one["name"]: one["labels"] for one in http.get("/explore/labels").json()["classes"]}
+
+
+def test_a_label_is_in_the_file_when_it_is_answered(http, serving):
+    answer = label(http, "0.png", "cat").json()
+    assert (answer["written"], answer["version"]) == (1, 1)
+    assert LabelsFile(serving.folder).book().agreed() == {"0.png": "cat"}
+    state = http.get("/explore/labels").json()
+    assert state["classes"] == [{"name": "cat", "labels": 1}]
+    assert (state["images"], state["labellers"], state["writable"], state["notes"]) == (1, {"ada": 1}, True, [])
+
+
+def test_undo_by_id_and_by_what_was_last(http):
+    first = label(http, "0.png", "cat").json()["id"]
+    label(http, "0.png", "dog")
+    undone = http.post("/explore/labels/undo", json={"by": "ada"}).json()
+    assert undone["images"] == {"0.png": {"ada": "cat"}}
+    assert http.post("/explore/labels/undo", json={"by": "ada", "id": first}).json()["images"] == {"0.png": {}}
+    refused(http.post("/explore/labels/undo", json={"by": "ada"}), 422, "invalid", "nothing that 'ada' could undo")
+
+
+def test_the_same_request_twice_writes_once(http):
+    assert [label(http, "0.png", "cat", id="once").json()["written"] for _ in range(2)] == [1, 0]
+
+
+def test_classes_are_named_renamed_and_made_one(http):
+    assert http.post("/explore/classes", json={"by": "ada", "names": ["cat", "dog"]}).json()["written"] == 2
+    label(http, "0.png", "cat")
+    rename = {"by": "ada", "name": "cat", "to": "dog"}
+    refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "There is a class 'dog' already")
+    assert http.post("/explore/classes/rename", json={**rename, "merge": True}).json()["written"] == 1
+    assert classes(http) == {"dog": 1}
+    refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "it is called 'dog' now")
+
+
+def test_two_labellers_and_how_far_they_agree(http):
+    for by, names in (("ada", "cat cat dog dog"), ("bob", "cat dog dog dog")):
+        for number, name in enumerate(names.split()):
+            label(http, f"{number}.png", name, by)
+    state = http.get("/explore/labels").json()
+    assert state["agreement"] == [
+        {"first": "ada", "second": "bob", "images": 4, "agreement": 0.75, "kappa": pytest.approx(0.5)}
+    ]
+    assert (state["disputed"], state["images"], state["labellers"]) == (1, 3, {"ada": 4, "bob": 4})
+
+
+HOSTILE = ["<script>alert(1)</script>", 'a,"b"', "=SUM(1)", "猫", "true", "1", "a\u2028b"]
+
+
+NESTED = ["{}", "[1]"]
+
+
+def test_a_class_that_looks_like_a_list_is_exported_as_json_lines_only(http):
+    label(http, "0.png", "[1]")
+    refused(http.get("/explore/labels/export?format=csv"), 422, "invalid", "'[1]' would be read as several answers")
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_what_is_exported_is_a_pairs_file_and_can_be_imported_again(http, serving, tmp_path, form):
+    names = HOSTILE + NESTED * (form == "jsonl")
+    for number, name in enumerate(names):
+        assert label(http, f"{number}.png", name).status_code == 200
+    answer = http.get(f"/explore/labels/export?format={form}")
+    assert answer.headers["content-disposition"] == f'attachment; filename="labels.{form}"'
+    rows = (  # read without this package
+        [tuple(json.loads(line).values()) for line in answer.text.split("\n")[:-1]]
+        if form == "jsonl"
+        else [tuple(row) for row in csv.reader(io.StringIO(answer.text))][1:]
+    )
+    assert rows == [(f"{number}.png", name) for number, name in enumerate(names)]
+    path = tmp_path / f"labels.{form}"
+    path.write_bytes(answer.content)
+    read = read_pairs(path)
+    assert read.targets == names
+    with serving() as fresh:
+        body = {"by": "bob", "format": form, "uploads": {"file": based(answer.content)}}
+        taken = fresh.post("/explore/labels/import", json=body).json()
+        assert (taken["written"], taken["left_out"]) == (len(names), 0)
+        assert list(classes(fresh)) == names
+        assert fresh.post("/explore/labels/undo", json={"by": "bob"}).status_code == 200
+        assert fresh.get("/explore/labels").json()["images"] == 0
+
+
+def test_export_leaves_out_what_is_disputed_and_can_be_of_one_labeller(http):
+    label(http, "0.png", "cat", "ada")
+    label(http, "0.png", "dog", "bob")
+    assert http.get("/explore/labels/export").text == ""
+    assert http.get("/explore/labels/export?by=bob").text == '{"image": "0.png", "target": "dog"}\n'
+
+
+def test_an_import_says_what_it_leaves_out(http):
+    lines = [
+        '{"image": "0.png", "target": "cat"}',
+        '{"image": "away.png", "target": "cat"}',
+        '{"image": "1.png"}',
+        '{"image": "2.png", "target": ["a", "b"]}',
+        "no json",
+    ]
+    files = {"file": ("x", "\n".join(lines))}
+    taken = http.post("/explore/labels/import", data={"request": '{"by": "ada"}'}, files=files).json()
+    assert (taken["written"], taken["left_out"]) == (1, 4)
+    assert taken["notes"][0] == "1 of the lines name no picture of the store, the first is line 2."
+    for body, sentence in (("", "file"), ("no json", "file"), ('{"image": "away.png", "target": "x"}', "no label")):
+        answer = http.post(
+            "/explore/labels/import", data={"request": '{"by": "ada"}'}, files={"file": ("x", body + "\n")}
+        )
+        refused(answer, 422, "invalid", sentence)
+
+
+def test_what_cannot_be_is_refused_in_words(http, serving):
+    refused(label(http, "away.png", "cat"), 404, "unknown_image", "no image 'away.png'")
+    refused(label(http, "0.png", "  "), 422, "invalid", "the name of a class")
+    refused(label(http, "0.png", "null"), 422, "invalid", "'null' stands for none in pairs files")
+    refused(label(http, "0.png", "a\nb"), 422, "invalid", "control characters")
+    refused(label(http, "0.png", "cat", by=" "), 422, "invalid", "the name of a labeller")
+    refused(label(http, "0.png", "cat", id="a.b"), 422, "invalid", "Field 'id'")
+    refused(http.get("/explore/labels/export?format=xml"), 422, "invalid", "Field 'format'")
+    refused(http.post("/explore/labels/import", json={"by": "ada"}), 422, "invalid", "found 0")
+    many = {"by": "ada", "labels": [{"image": "0.png", "label": "cat"}] * 1025}
+    refused(http.post("/explore/label", json=many), 413, "too_many_items", "1024 items")
+    (serving.folder / "labels").write_text("a file where the folder should be")
+    answer = label(http, "0.png", "cat")
+    (serving.folder / "labels").unlink()
+    refused(answer, 503, "cannot_write", "STORE/labels/labels.jsonl: labels cannot be read (Not a directory)")
+
+
+def test_nothing_is_written_where_the_service_only_shows(serving):
+    with serving(writable=False) as http:
+        for path, body in (
+            ("label", {"labels": [{"image": "0.png", "label": "cat"}]}),
+            ("labels/undo", {}),
+            ("labels/import", {"uploads": {"f": "aaaa"}}),
+            ("classes", {"names": ["cat"]}),
+            ("classes/rename", {"name": "cat", "to": "dog"}),
+        ):
+            refused(http.post(f"/explore/{path}", json={"by": "ada", **body}), 403, "read_only", "takes no labels")
+        assert http.get("/explore/labels").json()["writable"] is False
+    assert not (serving.folder / "labels").exists()
+
+
+def test_a_page_of_another_site_labels_nothing(http):
+    body = {"request": json.dumps({"by": "ada", "labels": [{"image": "0.png", "label": "cat"}]})}
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+        refused(http.post("/explore/label", data=body, files={"x": b""}, headers=headers), 403, "other_site", "page")
+    own = {"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}
+    json_body = json.loads(body["request"])
+    assert http.post("/explore/label", json=json_body, headers=own).json()["written"] == 1
+
+
+def test_keys_are_asked_for(serving):
+    with serving(keys=["k" * 16]) as http:
+        refused(http.get("/explore/labels"), 401, "no_key", "needs an API key")
+        refused(label(http, "0.png", "cat"), 401, "no_key", "needs an API key")
+
+
+def test_ten_thousand_classes(http):
+    names = [f"class {number}" for number in range(10_000)]
+    for start in range(0, len(names), 1000):
+        http.post("/explore/classes", json={"by": "ada", "names": names[start : start + 1000]})
+    assert list(classes(http)) == names
+
+
+def test_a_former_name_of_a_class_still_takes_labels(http):
+    label(http, "0.png", "cat")
+    http.post("/explore/classes/rename", json={"by": "ada", "name": "cat", "to": "kitten"})
+    label(http, "1.png", "cat", by="bob")  # their page was opened before
+    assert classes(http) == {"kitten": 2}
