@@ -15,12 +15,13 @@ import pytest
 from hypothesis import settings
 from PIL import Image
 
+from captioned import captioned
 from made import made, made_tokens, made_twice
 from named import named
 from one_side import one_side
 from pretrained import pretrained
 
-__all__ = ["made", "made_tokens", "made_twice", "named", "one_side", "pretrained"]
+__all__ = ["captioned", "made", "made_tokens", "made_twice", "named", "one_side", "pretrained"]
 
 # The same examples in every run, and no folder of examples left behind.
 settings.register_profile("frevl", derandomize=True, database=None, deadline=None)

@@ -9,6 +9,7 @@ from frevl.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from frevl.data.benchmarks.load import load_benchmark
+    from frevl.diagnosis.curation.curate import curate
     from frevl.diagnosis.diagnosis import diagnose
     from frevl.encoders.registry import load_encoder
     from frevl.errors import FrevlError
@@ -27,6 +28,7 @@ __all__ = [
     "Scorer",
     "Store",
     "classify",
+    "curate",
     "diagnose",
     "evaluate",
     "extract",
@@ -43,6 +45,7 @@ _HOMES = {
     "Scorer": "frevl.runs.scorer",
     "Store": "frevl.store.reader",
     "classify": "frevl.training.classification.classify",
+    "curate": "frevl.diagnosis.curation.curate",
     "diagnose": "frevl.diagnosis.diagnosis",
     "evaluate": "frevl.evaluation.evaluation",
     "extract": "frevl.store.extraction",

@@ -127,7 +127,20 @@ def written_by(command: TyperCommand) -> list[str]:
 
 
 ORDER = (
-    *("extract", "import", "pairs", "train", "classify", "models", "evaluate", "score", "search", "diagnose", "ablate"),
+    *(
+        "extract",
+        "import",
+        "pairs",
+        "train",
+        "classify",
+        "models",
+        "evaluate",
+        "score",
+        "search",
+        "diagnose",
+        "curate",
+        "ablate",
+    ),
     *("export", "publish", "serve", "bench", "store", "encoders", "demo"),
 )
 """The commands in the order of the help: as a user needs them."""

@@ -14,7 +14,7 @@ from frevl.store.towers import Tower
 from frevl.store.usable_pairs import choose_towers, content_of_units, names_of, note_unread, read_usable
 from frevl.training.examples import Prepared, examples_of, set_aside
 
-__all__ = ["prepare", "read_file", "shared_groups", "shared_units"]
+__all__ = ["embed_pairs", "prepare", "read_file", "shared_groups", "shared_units"]
 
 
 def read_file(pairs: str | Path | Pairs, columns: str | Sequence[str] | Mapping[str, str] | None) -> Pairs:
@@ -63,7 +63,7 @@ def prepare(
     hashes = content_of_units(store, train_pairs) | content_of_units(store, dev_pairs)
     if not seen:
         doubts += shared_units(train_pairs, dev_pairs, hashes) or shared_groups(train_pairs, dev_pairs)
-    embedded = _embed(store, [train_pairs, dev_pairs], *towers)
+    embedded = embed_pairs(store, [train_pairs, dev_pairs], *towers)
     train, dev_examples, labels = examples_of(
         [train_pairs, dev_pairs], embedded, task=task, min_answer_count=min_answer_count, seed=seed,
         dev_is_spare=dev is None, dev_is_seen=seen, notes=notes,
@@ -114,7 +114,7 @@ def shared_groups(train: Pairs, dev: Pairs) -> list[str]:
     ]
 
 
-def _embed(
+def embed_pairs(
     store: Store, parts: Sequence[Pairs], image_towers: Sequence[Tower], text_towers: Sequence[Tower]
 ) -> list[EmbeddedPairs]:
     """Read every different item once, whatever the parts that use it."""

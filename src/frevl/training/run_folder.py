@@ -152,7 +152,7 @@ NOWHERE = Checkpoint(None, "", Clock())
 
 
 @contextmanager
-def claim_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Checkpoint]:
+def claim_run(folder: Path, settings: Mapping[str, Any], *, flag: str = "--run") -> Iterator[Checkpoint]:
     """Hold the folder of one run while it is trained; where an interrupted training stands, continue it.
 
     When the block ends without an error the run is complete, and the states are removed.
@@ -160,17 +160,22 @@ def claim_run(folder: Path, settings: Mapping[str, Any]) -> Iterator[Checkpoint]
     Args:
         folder: Made if it is missing.
         settings: What decides the result, in what JSON can hold; kept in ``settings.json``.
+        flag: What the user would name another place by.
 
     Raises:
         RunError: The folder holds a finished run, other files, or an interrupted training with other settings;
             another process is training in it; or it cannot be written.
     """
     _refuse_for_run(folder)
-    with _locked(folder) as states:
+    with _locked(folder, flag) as states:
         _refuse_for_run(folder)  # again: another process may have finished it before this one had the lock
         interrupted = any(states.glob("*.safetensors"))
         _keep_settings(
-            folder, settings, "an interrupted training is in this folder" if interrupted else None, ("time_limit",)
+            folder,
+            settings,
+            "an interrupted training is in this folder" if interrupted else None,
+            ("time_limit",),
+            flag,
         )
         yield Checkpoint(states, "", Clock())
         shutil.rmtree(states, ignore_errors=True)
@@ -206,7 +211,7 @@ def _refuse_for_run(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
+def _locked(folder: Path, flag: str = "--run") -> Iterator[Path]:
     """Make the folder of the states and hold its lock, which ends with the process, however that ends."""
     states = folder / UNFINISHED
     lock = FileLock(states / "lock")
@@ -215,7 +220,7 @@ def _locked(folder: Path) -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunError(
-            f"{folder}: another process is training in this folder; wait for it to end, or choose another --run"
+            f"{folder}: another process is training in this folder; wait for it to end, or choose another {flag}"
         ) from error
     except OSError as error:
         raise RunError(f"{folder}: the run cannot be written ({error.strerror or error})") from error
@@ -227,7 +232,9 @@ def _locked(folder: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _keep_settings(folder: Path, settings: Mapping[str, Any], stands: str | None, may_differ: Sequence[str]) -> None:
+def _keep_settings(
+    folder: Path, settings: Mapping[str, Any], stands: str | None, may_differ: Sequence[str], flag: str = "--run"
+) -> None:
     """Write the settings down; refuse others than those of what ``stands`` in the folder."""
     file, now = folder / "settings.json", json.loads(json.dumps(settings))
     try:
@@ -237,7 +244,7 @@ def _keep_settings(folder: Path, settings: Mapping[str, Any], stands: str | None
                 if name not in may_differ and was.get(name) != given.get(name):
                     raise RunError(
                         f"{folder}: {stands}, and its '{name}' was {was.get(name)!r}, not {given.get(name)!r}; use "
-                        "the same settings to continue, choose another --run, or delete the folder"
+                        f"the same settings to continue, choose another {flag}, or delete the folder"
                     )
         write_json(file, now)
     except OSError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ from frevl.training.retrieval.term_weights import WeightSearch, development_part
 from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
+if TYPE_CHECKING:
+    from frevl.store.towers import Tower
+
 __all__ = [
     "BANK",
     "FEWEST_IMAGES",
@@ -36,6 +40,7 @@ __all__ = [
     "fit_first_stage",
     "fit_matching",
     "fit_reranked",
+    "narrow_towers",
     "right_pairs",
     "with_enough_steps",
     "without_wide",
@@ -215,14 +220,19 @@ def fit_reranked(
     return Fitted(whole, first.seconds + clock.seconds() - started, report), search
 
 
+def narrow_towers(towers: Sequence[Tower]) -> list[Tower]:
+    """Return the image towers that retrieval uses: those of at most 4,096 numbers, if there are any."""
+    return [tower for tower in towers if tower.dim <= _WIDEST] or list(towers)
+
+
 def without_wide(data: Prepared) -> Prepared:
     """Leave out image towers of more than 4,096 numbers, if there are others.
 
     Statistics of many layers and regions, as `packaged-deep` keeps them, drown what tells images apart: R@1 on
     Flickr8k fell by 2 to 4 points with them, and training took five times as long.
     """
-    kept = [tower for tower in data.image_towers if tower.dim <= _WIDEST]
-    if not kept or len(kept) == len(data.image_towers):
+    kept = narrow_towers(data.image_towers)
+    if len(kept) == len(data.image_towers):
         return data
     columns, start = [], 0
     for tower in data.image_towers:

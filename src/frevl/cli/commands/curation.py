@@ -1,0 +1,96 @@
+"""The command that says which lines of a pairs file are worth keeping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frevl.cli.options import (
+    OUTPUT,
+    ColumnsOption,
+    DeviceOption,
+    EncoderOption,
+    GroupByOption,
+    GroupsOption,
+    ImageEncoderOption,
+    JsonOption,
+    QuietOption,
+    StoreOption,
+    TextEncoderOption,
+    app,
+    by_columns,
+    say,
+    typed,
+    write,
+)
+
+
+@app.command()
+def curate(
+    store: StoreOption,
+    pairs: Annotated[Path, typer.Option(readable=False, help="Lines to judge.")],
+    out: Annotated[Path, typer.Option(readable=False, help="File for the lines that are kept."), OUTPUT],
+    dropped: Annotated[
+        Path | None, typer.Option(readable=False, help="File for the lines that are not kept."), OUTPUT
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="matching or classification.", show_default="by the targets")] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Filter whose lines are dropped; may be repeated: match.", show_default="all that fit, except blind"
+        ),
+    ] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of the lines to keep, the best ones, such as 0.8.")] = None,
+    below: Annotated[
+        float | None,
+        typer.Option(help="Drop lines that are right with less than this probability.", show_default="0.5"),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            help="Matching run that judges the lines.",
+            show_default="models that learn from other lines",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(readable=False, help="Folder of the images, to look at their pixels.")
+    ] = None,
+    columns: ColumnsOption = None,
+    encoder: EncoderOption = None,
+    image_encoder: ImageEncoderOption = None,
+    text_encoder: TextEncoderOption = None,
+    group_by: GroupByOption = None,
+    find_groups: GroupsOption = None,
+    folds: Annotated[
+        int | None, typer.Option(help="Parts that are judged by what learnt from the others.", show_default="3")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Most seconds for all trainings together.", show_default="none")
+    ] = None,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Judge every line of a pairs file and keep those worth learning from.
+
+    Nothing is deleted from the store. Every line says why it is kept or not.
+    """
+    from frevl.diagnosis.curation.curate import curate as run_curate
+
+    found = run_curate(
+        store,
+        by_columns(columns, pairs),
+        out,
+        progress=not quiet,
+        **typed(
+            dropped=dropped, task=task, drop=drop, keep=keep, below=below, run=run, images=images, encoder=encoder,
+            image_encoder=image_encoder, text_encoder=text_encoder, group_by=group_by, find_groups=find_groups,
+            folds=folds, seed=seed, time_limit=time_limit, device=device,
+        ),
+    )  # fmt: skip
+    say(found.sentence())
+    write(json, found.record())

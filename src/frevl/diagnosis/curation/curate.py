@@ -1,0 +1,285 @@
+"""A pairs file -> the lines worth keeping, each with what the filters say of it. Nothing is deleted from the store."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frevl.data.in_memory import as_list
+from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
+from frevl.devices import check_device
+from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
+from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
+from frevl.diagnosis.curation.lines import NOT_LOOKED_AT, Found, Lines
+from frevl.errors import InputError, PairsError, UsageError, nearest
+from frevl.jsonfile import plain, replace_file
+from frevl.outputs import refuse_inputs
+from frevl.provenance import provenance
+from frevl.rejects import Reject, rejects_sentence
+from frevl.store.grouping.groups import group_pairs
+from frevl.store.reader import Store
+from frevl.store.usable_pairs import choose_towers, usable_pairs
+from frevl.terminal import print_progress
+from frevl.training.options import Session
+from frevl.training.run_folder import NOWHERE, Checkpoint, claim_run, data_identity
+from frevl.training.training import TASKS
+
+__all__ = ["Curation", "curate"]
+
+
+@dataclass(frozen=True)
+class Curation:
+    """What was kept, and why the rest was not.
+
+    Attributes:
+        task: ``matching`` or ``classification``.
+        lines: Every usable line in file order: the object that stood in the file, with the key ``curate``.
+        kept: How many of them are kept.
+        filters: By name how many lines each filter flags, how many go because of it alone, and its own figures.
+        doubts: What may be wrong with the result; it comes before every number.
+        notes: Further sentences for the user.
+        rejects: Lines that could not be judged, with their reasons; they are not kept.
+        out: The file that was written, or None.
+        provenance: Store fingerprint, seed, versions, command, hardware.
+    """
+
+    task: str
+    lines: list[dict[str, Any]] = field(repr=False)
+    kept: int
+    filters: dict[str, dict[str, Any]]
+    doubts: list[str]
+    notes: list[str]
+    rejects: list[Reject] = field(repr=False)
+    out: Path | None
+    provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def sentence(self) -> str:
+        """Say what was kept; first what may be wrong with it."""
+        where = "" if self.out is None else f" into {self.out}"
+        said = [f"Kept {self.kept:,} of {len(self.lines):,} lines{where}."]
+        for name, one in self.filters.items():
+            said.append(f"{name}: {one['dropped']:,} dropped ({one['dropped_alone']:,} by nothing else).")
+        return " ".join([*self.doubts, *said, *self.notes, rejects_sentence(self.rejects)]).rstrip()
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``--json`` writes: the counts, not the lines."""
+        return {
+            "task": self.task,
+            "lines": len(self.lines),
+            "kept": self.kept,
+            "filters": self.filters,
+            "doubts": self.doubts,
+            "notes": self.notes,
+            "rejects": [vars(reject) for reject in self.rejects],
+            "out": None if self.out is None else str(self.out),
+            "provenance": self.provenance,
+        }
+
+
+def curate(
+    store: Store | str | Path,
+    pairs: str | Path | Pairs,
+    out: str | Path | None = None,
+    *,
+    dropped: str | Path | None = None,
+    task: str | None = None,
+    drop: Sequence[str] | None = None,
+    keep: float | None = None,
+    below: float | None = None,
+    run: str | Path | None = None,
+    images: str | Path | None = None,
+    encoder: Sequence[str] | None = None,
+    image_encoder: Sequence[str] | None = None,
+    text_encoder: Sequence[str] | None = None,
+    group_by: str | None = None,
+    find_groups: bool = True,
+    folds: int = 3,
+    seed: int = 0,
+    time_limit: float | None = None,
+    device: str = "cpu",
+    progress: bool = False,
+) -> Curation:
+    """Judge every line of a pairs file and keep those worth learning from.
+
+    Every line gets the key ``curate``: ``match``, ``duplicate_of``, ``copies``, ``text``, ``image``, ``blind``,
+    ``label`` (null where no filter has looked), ``kept`` and ``why``, the filters that drop it (docs/curate.md). A call
+    that was interrupted goes on with the folds that are done when it is repeated.
+
+    Args:
+        store: The store, or its path; nothing in it is changed.
+        pairs: Lines to judge, or a pairs file.
+        out: File for the kept lines, in file order, one JSON object per line; None writes none.
+        dropped: File for the other lines.
+        task: ``matching`` or ``classification``; None takes matching where no line has a target other than true and
+            false.
+        drop: Filters whose lines are dropped (`frevl.diagnosis.curation.filters.FILTERS`); no other is asked. None
+            takes all that fit the task, except ``blind``.
+        keep: Share of the lines to keep, in (0, 1]: the least probably right ones go.
+        below: Drop lines that are right with less than this probability, in (0, 1). None: a match below one half.
+        run: A run that judges the matches, instead of models that learn from the lines.
+        images: Folder of the pictures, for filters that look at pixels.
+        encoder: Encoders to use, as in `frevl.train`.
+        image_encoder: Encoders of the images alone.
+        text_encoder: Encoders of the texts alone.
+        group_by: A key of the lines; lines with the same value stay in one fold.
+        find_groups: Find lines that belong together, as `frevl.train` does.
+        folds: In how many parts the lines are dealt; each is judged by what learnt from the others.
+        seed: Of every random choice.
+        time_limit: Most seconds of all trainings together.
+        device: Where to train, as PyTorch names it.
+        progress: Show progress lines.
+
+    Returns:
+        Every line with what was found.
+
+    Raises:
+        UsageError: An unknown task, filter or encoder, a number out of range, or a file that would be read and written.
+        PairsError: The pairs cannot be used.
+        StoreError: There is no store, or embeddings are missing.
+        RunError: Another process is at it, or an interrupted call had other settings.
+    """
+    pairs = in_memory(pairs)
+    check_shares(keep, below)
+    if not 2 <= folds <= 20:
+        raise UsageError(f"--folds must be from 2 to 20, found {folds}")
+    if time_limit is not None and not time_limit > 0:
+        raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {seed}")
+    check_device(device)
+    opened = store if isinstance(store, Store) else Store.open(store)
+    source = pairs.source if isinstance(pairs, Pairs) else pairs
+    read_from = {"--pairs": source, "--run": run, "--store": opened.path, "--images": images}
+    refuse_inputs({"--out": out, "--dropped": dropped}, read_from)
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    chosen_task = _task(read, task)
+    names = chosen_filters(chosen_task, None if drop is None else as_list(drop, "drop"))
+    if run is not None and "match" not in names:
+        raise UsageError(f"--run judges matches, and the filters are {', '.join(names)}; add --drop match")
+    notes = list(read.notes)
+    asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
+    usable, rejects = _usable(read, chosen_task, opened, notes)
+    towers = choose_towers(opened, [usable], notes, asked)
+    (grouped,), found_groups = group_pairs(
+        opened, [usable], group_by=group_by, find=find_groups, towers=towers["image"], seed=seed,
+        purpose="Kept in one fold",
+    )  # fmt: skip
+    notes += found_groups
+    session = Session(seed=seed, time_limit=time_limit, device=device, progress=progress)
+    settings = {
+        "task": chosen_task, "drop": names, "run": None if run is None else str(run), **asked, "group_by": group_by,
+        "find_groups": find_groups, "folds": folds, "seed": seed, "device": device, "time_limit": time_limit,
+        "data": data_identity(opened, read, None),
+    }  # fmt: skip
+    with _states(out, settings) as checkpoint:
+        lines = Lines(
+            opened, grouped, chosen_task, towers["image"], towers["text"], session, folds,
+            None if run is None else Path(run), None if images is None else Path(images), checkpoint,
+        )  # fmt: skip
+        found: dict[str, Found] = {}
+        for name in names:
+            print_progress(f"{name}: judging {len(lines):,} lines", enabled=progress)
+            found[name] = FILTERS[name][0](lines, found)
+        why = reasons_to_drop(found, len(lines), keep=keep, below=below, notes=notes)
+        judged = _judged(read, usable, found, why)
+        kept = [line for line in judged if line["curate"]["kept"]]
+        _write(out, kept, "--out")
+        _write(dropped, [line for line in judged if not line["curate"]["kept"]], "--dropped")
+    doubts = [doubt for one in found.values() for doubt in one.doubts]
+    if not kept:
+        doubts.insert(0, "No line is kept.")
+    return Curation(
+        task=chosen_task,
+        lines=judged,
+        kept=len(kept),
+        filters={name: _counts(name, one, why) for name, one in found.items()},
+        doubts=doubts,
+        notes=[*(note for one in found.values() for note in one.notes), *dict.fromkeys(notes)],
+        rejects=rejects,
+        out=None if out is None else Path(out),
+        provenance=provenance(run="", store_fingerprint=opened.fingerprint, seed=seed),
+    )
+
+
+def _task(pairs: Pairs, task: str | None) -> str:
+    if task is None:
+        told = [target for target in pairs.targets if target is not None]
+        return "matching" if all(target in ("true", "false") for target in told) else "classification"
+    if task not in TASKS:
+        raise UsageError(f"There is no task '{task}'. {nearest(task, TASKS)}")
+    return task
+
+
+def _usable(read: Pairs, task: str, store: Store, notes: list[str]) -> tuple[Pairs, list[Reject]]:
+    """Return the lines that can be judged, and the rejects of all others."""
+    if task == "matching" and len(read.sides) < 2:
+        missing = "text" if read.sides == ("image",) else "image"
+        raise PairsError(
+            f"{read.places[0]}, field '{missing}': matching expects an image and a text in every line; name the column "
+            f"that holds the {missing}s with --columns {missing}=NAME, or judge classes with --task classification"
+        )
+    known, unjudged = with_targets(read)
+    if task == "classification" and known.targets[0] is None:
+        raise PairsError(
+            f"{read.places[0]}, field 'target': --task classification expects a target in every line, found none; add "
+            "targets, or judge captions with --task matching"
+        )
+    usable, left_out = usable_pairs(known, store)
+    notes += usable.notes
+    return usable, [*read.rejected, *unjudged, *left_out]
+
+
+@contextmanager
+def _states(out: str | Path | None, settings: dict[str, Any]) -> Iterator[Checkpoint]:
+    """Keep the states of the filters in a folder beside the output until that is written."""
+    if out is None:
+        yield NOWHERE
+        return
+    folder = Path(out).with_name(Path(out).name + ".unfinished")
+    with claim_run(folder, settings, flag="--out") as checkpoint:
+        yield checkpoint
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _judged(read: Pairs, usable: Pairs, found: dict[str, Found], why: list[list[str]]) -> list[dict[str, Any]]:
+    """Return every usable line as it stood in the file, with what was found."""
+    row_of = {place: row for row, place in enumerate(read.places)}
+    judged = []
+    for number, place in enumerate(usable.places):
+        verdict = dict(NOT_LOOKED_AT)
+        for one in found.values():
+            verdict |= one.values[number]
+        verdict |= {"kept": not why[number], "why": why[number]}
+        judged.append({**read.row(row_of[place]), "curate": verdict})
+    return judged
+
+
+def _counts(name: str, found: Found, why: list[list[str]]) -> dict[str, Any]:
+    return {
+        "flagged": int(found.flagged.sum()),
+        "dropped": sum(name in one for one in why),
+        "dropped_alone": sum(one == [name] for one in why),
+        **found.figures,
+    }
+
+
+def _write(path: str | Path | None, lines: list[dict[str, Any]], flag: str) -> None:
+    if path is None:
+        return
+    file = Path(path)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as rows:
+            for line in lines:
+                rows.write(json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n")
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, write)
+    except OSError as error:
+        raise InputError(f"{flag} {file}: the lines cannot be written ({error.strerror or error})") from error

@@ -1,0 +1,41 @@
+"""The filters of ``frevl curate`` in the order in which they are asked."""
+
+from __future__ import annotations
+
+from frevl.diagnosis.curation.lines import Filter
+from frevl.diagnosis.curation.match import match_filter
+from frevl.errors import UsageError, nearest
+
+__all__ = ["FILTERS", "chosen_filters"]
+
+FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {
+    "match": (match_filter, ("matching",)),
+}
+"""Every filter with the tasks it is for. One that uses what another found (the best matching of some copies is kept)
+stands below it."""
+
+# A question that the text alone answers is no mistake of the line: it is looked at where it is asked for.
+_ASKED_FOR = ("blind",)
+
+
+def chosen_filters(task: str, drop: list[str] | None) -> list[str]:
+    """Return the names of the filters to ask, in the order of the table.
+
+    Args:
+        task: ``matching`` or ``classification``.
+        drop: Those that are asked for; None takes all that fit the task, except ``blind``.
+
+    Raises:
+        UsageError: There is no such filter, or it is for another task.
+    """
+    if drop is None:
+        return [name for name, (_, tasks) in FILTERS.items() if task in tasks and name not in _ASKED_FOR]
+    for name in drop:
+        if name not in FILTERS:
+            raise UsageError(f"--drop: there is no filter '{name}'. {nearest(name, FILTERS)}")
+        if task not in FILTERS[name][1]:
+            fitting = ", ".join(one for one, (_, tasks) in FILTERS.items() if task in tasks)
+            raise UsageError(
+                f"--drop {name} is for --task {' or '.join(FILTERS[name][1])}, found --task {task}; choose of {fitting}"
+            )
+    return [name for name in FILTERS if name in drop]

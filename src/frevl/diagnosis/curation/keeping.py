@@ -1,0 +1,81 @@
+"""Which lines are kept: what the filters flag, or the best by how probable it is that a line is right. Pure numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.diagnosis.curation.lines import Found
+from frevl.errors import UsageError
+
+__all__ = ["check_shares", "reasons_to_drop"]
+
+
+def check_shares(keep: float | None, below: float | None) -> None:
+    """Refuse shares that mean nothing.
+
+    Raises:
+        UsageError: Both are given, or one is out of its range.
+    """
+    if keep is not None and below is not None:
+        raise UsageError("--keep and --below both say how many lines go; give one of them")
+    if keep is not None and not 0 < keep <= 1:
+        raise UsageError(f"--keep: expected a share of the lines above 0 and up to 1, found {keep}")
+    if below is not None and not 0 < below < 1:
+        raise UsageError(f"--below: expected a probability between 0 and 1, found {below}")
+
+
+def reasons_to_drop(
+    found: Mapping[str, Found], lines: int, *, keep: float | None, below: float | None, notes: list[str]
+) -> list[list[str]]:
+    """Return for every line the names of the filters that drop it; none for a line that is kept.
+
+    Args:
+        found: What the filters say, by name.
+        lines: How many there are.
+        keep: Share of the lines to keep: after the other filters, those that are least probably right go. None: what
+            the filters flag goes.
+        below: Lines that are right with less than this probability go, instead of what their filter flags.
+        notes: Gets a sentence where ``keep`` cannot be met.
+
+    Raises:
+        UsageError: A share is given, and no filter says how probable it is that a line is right.
+    """
+    flag = "--keep" if keep is not None else "--below"
+    sure = {name: one.belief for name, one in found.items() if one.belief is not None}
+    if (keep is not None or below is not None) and not sure:
+        raise UsageError(
+            f"{flag} goes by how probable it is that a line is right, and none of {', '.join(found) or 'no filter'} "
+            "says that; add --drop match (captions) or --drop label (classes)"
+        )
+    why: list[list[str]] = [[] for _ in range(lines)]
+    for name, one in found.items():
+        belief = sure.get(name)
+        flagged = one.flagged
+        if belief is not None and below is not None:
+            flagged = belief < below  # NaN is not
+        if belief is not None and keep is not None:
+            continue
+        for row in np.flatnonzero(flagged).tolist():
+            why[row].append(name)
+    if keep is not None:
+        _keep_best(why, sure, math.ceil(keep * lines), notes)
+    return why
+
+
+def _keep_best(why: list[list[str]], sure: Mapping[str, NDArray[np.float64]], wanted: int, notes: list[str]) -> None:
+    """Drop the least probable of the lines that are left until so many are kept."""
+    left = np.flatnonzero([not one for one in why])
+    if len(left) < wanted:
+        notes.append(
+            f"Only {len(left):,} lines are left where {wanted:,} were to be kept, because the other filters drop more."
+        )
+    # What nobody has judged is not dropped before what somebody doubts.
+    tables = {name: np.nan_to_num(belief, nan=1.0) for name, belief in sure.items()}
+    least = np.min(list(tables.values()), axis=0)
+    order = left[np.argsort(least[left], kind="stable")]
+    for row in order[: max(0, len(left) - wanted)].tolist():
+        why[row].append(min(tables, key=lambda name: float(tables[name][row])))

@@ -1,0 +1,309 @@
+"""Does the text describe the image? Out of fold: a model that has learnt a wrong caption forgives it.
+
+The groups of the lines are dealt into folds. For each fold a ``dual`` with the kernel alignment beside it learns from
+the other folds and scores the lines of this one and as many wrong ones, drawn there too; from both follows the
+probability that a line is right (`frevl.diagnosis.curation.match_probability`). Scores are those that hard negatives
+are mined by (`frevl.training.retrieval.hard_negatives`): hubness, measured with training items, is taken back, and a
+text that is near to a right one of the image is not drawn as a wrong one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frevl.diagnosis.curation.lines import Found, Lines
+from frevl.diagnosis.curation.match_probability import fit_mixture
+from frevl.errors import UsageError
+from frevl.models.retrieval.first_stage import with_alignment
+from frevl.models.retrieval.kernel_alignment import fit_alignment
+from frevl.models.retrieval.reranker import hubness
+from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.scorer import Scorer
+from frevl.runs.targets import hash_prefixes, match_truth
+from frevl.terminal import print_progress
+from frevl.training.options import TwoTowerOptions
+from frevl.training.prepare import embed_pairs
+from frevl.training.retrieval.fit import narrow_towers
+from frevl.training.retrieval.hard_negatives import bank_of, centred, near_duplicate_bound
+from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
+from frevl.training.run_folder import Checkpoint
+
+__all__ = ["FEWEST_GROUPS", "UNLIKELY", "match_filter"]
+
+FEWEST_GROUPS = 100
+"""Groups of right lines (mostly: images); with fewer a fold learns next to nothing, and no line is scored."""
+
+UNLIKELY = 0.5
+"""A line is flagged below this probability of being right: where it is more probably wrong."""
+
+_DRAWN = 2  # wrong lines for every given one
+_BANK = 2000  # training items that hubness is measured with
+_HUBNESS_WEIGHT, _ALIGNMENT_WEIGHT = 0.5, 10.0  # as hard negatives are mined
+_ALIGNED = 4000  # training images of the alignment
+_TRIES = 16
+_AT_ONCE = 8192
+_COMPARED = 8  # texts of an image that a drawn one must not be near to
+_LITTLE_SURE = 0.7  # of the drawn lines must score below the median of the given ones, or the model tells nothing
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Of given lines and of wrong ones that were drawn, with the group of each."""
+
+    given: Tensor
+    drawn: Tensor
+    drawn_groups: Tensor
+
+
+def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it is the first
+    """Score every line by models that have not learnt from its group.
+
+    Lines with the target false are scored too and never flagged: they are meant to be wrong, and nothing learns
+    from them.
+
+    Raises:
+        UsageError: The run does classification.
+        TrainingError: The loss is not finite.
+    """
+    right = (match_truth(lines.pairs) > 0.5).numpy()
+    names = {name: number for number, name in enumerate(dict.fromkeys(lines.pairs.clusters))}
+    groups = torch.tensor([names[name] for name in lines.pairs.clusters])
+    known = len(torch.unique(groups[torch.from_numpy(right)]))
+    texts = len({text for text, is_right in zip(lines.pairs.texts, right, strict=True) if is_right})
+    if texts < 2:
+        return _silent(lines, "all lines have the same text, so no text is wrong for any image")
+    if known < FEWEST_GROUPS:
+        what = "image" if known == len(set(lines.pairs.images)) else "group of images"
+        return _silent(
+            lines,
+            f"only {known:,} {what}{'s' if known != 1 and what == 'image' else ''} with right lines, and "
+            f"{FEWEST_GROUPS} or more are needed to learn from some and judge the others",
+        )
+    doubts: list[str] = []
+    embedded = _embedded(lines)
+    if lines.run is None:
+        scores = _out_of_fold(lines, embedded, groups, torch.from_numpy(right))
+    else:
+        scores = _of_run(lines, embedded, groups, torch.from_numpy(right), doubts)
+    return _judged(lines, scores, groups.numpy(), right, doubts)
+
+
+def _silent(lines: Lines, reason: str) -> Found:
+    return Found(
+        [{"match": None} for _ in range(len(lines))],
+        np.zeros(len(lines), bool),
+        np.full(len(lines), np.nan),
+        doubts=(f"Nothing is said about matches: {reason}.",),
+        figures={"wrong_share": None, "ci95": None},
+    )
+
+
+def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray, doubts: list[str]) -> Found:
+    given, drawn = scores.given.double().numpy(), scores.drawn.double().numpy()
+    if not (np.isfinite(given).all() and np.isfinite(drawn).all()):
+        return _silent(lines, "the embeddings hold numbers that are not finite; look for them with frevl store verify")
+    if len(drawn) == 0:
+        return _silent(lines, "no text is wrong for any image, as every text stands near to a right one")
+    told = float((drawn < np.median(given[right])).mean())
+    if told < _LITTLE_SURE:
+        doubts.append(
+            f"The model hardly tells right texts from drawn ones ({100 * told:.0f} % of the drawn ones score below the "
+            "median line): it knows too little of these pictures and texts to find wrong lines."
+        )
+    found = fit_mixture(given[right], drawn, groups[right], scores.drawn_groups.numpy())
+    belief = np.full(len(lines), np.nan)
+    belief[right] = found.right
+    said = belief.copy()
+    order = np.argsort(given[right], kind="stable")
+    said[~right] = np.interp(given[~right], given[right][order], found.even[order])
+    low, high = (100 * bound for bound in found.ci95)
+    notes = (
+        f"About {100 * found.wrong_share:.1f} % [{low:.1f}, {high:.1f}] of the texts do not describe their image.",
+    )
+    return Found(
+        [{"match": round(value, 6)} for value in said.tolist()],
+        belief < UNLIKELY,
+        belief,
+        tuple(doubts),
+        notes,
+        {"wrong_share": found.wrong_share, "ci95": list(found.ci95), "drawn_below_median": told},
+    )
+
+
+def _embedded(lines: Lines) -> EmbeddedPairs:
+    return embed_pairs(lines.store, [lines.pairs], narrow_towers(lines.image_towers), lines.text_towers)[0]
+
+
+def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor) -> _Scores:
+    session, clock = lines.session, lines.checkpoint.clock
+    images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
+    near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
+    meaning = centred(texts) if math.isfinite(near) else None
+    count = int(groups.max()) + 1
+    fold_of = (torch.randperm(count, generator=torch.Generator().manual_seed(session.seed)) % lines.folds)[groups]
+    given = torch.zeros(len(pairs))
+    drawn, drawn_groups = [], []
+    started = clock.seconds()
+    for fold in range(lines.folds):
+        place = lines.checkpoint.part(f"match fold {fold + 1}")
+        held = (fold_of == fold).nonzero()[:, 0]
+        saved = place.load()
+        if saved is None:
+            left = None
+            if session.time_limit is not None:
+                left = max(1.0, session.time_limit - (clock.seconds() - started)) / (lines.folds - fold)
+            print_progress(f"match: learning without fold {fold + 1} of {lines.folds}", enabled=session.progress)
+            begun = clock.seconds()
+            scores = _one_fold(
+                replace(lines, session=replace(session, seed=session.seed + fold, time_limit=left)),
+                pairs, images, texts, groups, right, (fold_of != fold).nonzero()[:, 0], held, meaning, near, place,
+            )  # fmt: skip
+            place.save(vars(scores), {"seconds": clock.seconds() - begun})
+            place.discard_parts()
+        else:
+            scores = _Scores(**saved[0])
+        # Each fold has a model of its own, whose scores have a scale of their own.
+        middle, width = scores.drawn.mean(), scores.drawn.std().clamp(min=1e-6)
+        given[held] = (scores.given - middle) / width
+        drawn.append((scores.drawn - middle) / width)
+        drawn_groups.append(scores.drawn_groups)
+    return _Scores(given, torch.cat(drawn), torch.cat(drawn_groups))
+
+
+def _one_fold(
+    lines: Lines,
+    pairs: EmbeddedPairs,
+    images: Tensor,
+    texts: Tensor,
+    groups: Tensor,
+    right: Tensor,
+    inside: Tensor,
+    held: Tensor,
+    meaning: Tensor | None,
+    near: float,
+    place: Checkpoint,
+) -> _Scores:
+    """Learn from the right lines inside, and score those held out and wrong ones drawn of them."""
+    seed = lines.session.seed
+    learnt = inside[right[inside]]
+    network, _ = fit_two_tower_ensemble(
+        pairs.select(learnt), options=TwoTowerOptions(members=1), session=replace(lines.session, progress=False),
+        checkpoint=place.part("dual"),
+    )  # fmt: skip
+    seen = pairs.image_rows[learnt], pairs.text_rows[learnt]
+    network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed, most=_ALIGNED), _ALIGNMENT_WEIGHT)
+    banks = bank_of(network, images, texts, *seen, _BANK, seed)
+    image_ids, image_at = torch.unique(pairs.image_rows[held], return_inverse=True)
+    text_ids, text_at = torch.unique(pairs.text_rows[held], return_inverse=True)
+    with torch.inference_mode():
+        image_parts = torch.cat(
+            [network.image_parts(images[image_ids[part]].float()) for part in _blocks(len(image_ids))]
+        )
+        text_parts = torch.cat([network.text_parts(texts[text_ids[part]].float()) for part in _blocks(len(text_ids))])
+        scales = network.part_scales(_ALIGNMENT_WEIGHT, image_parts.shape[1])
+        of_images = _HUBNESS_WEIGHT * hubness(image_parts, banks[1], scales)
+        of_texts = _HUBNESS_WEIGHT * hubness(text_parts, banks[0], scales)
+
+        def scored(image: Tensor, text: Tensor) -> Tensor:
+            parts = [
+                (image_parts[image[part]] * scales * text_parts[text[part]]).sum(dim=1) for part in _blocks(len(image))
+            ]
+            return torch.cat(parts) - of_images[image] - of_texts[text]
+
+        rows, columns = _draw_wrong(pairs, meaning, groups, right, held, near, seed)
+        given = scored(image_at, text_at)
+        drawn = scored(image_at[rows], text_at[columns])
+    return _Scores(given, drawn, groups[held[rows]])
+
+
+def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores:
+    """Score by a run that was trained elsewhere, after a look at what it was trained on."""
+    run = lines.run
+    if run is None:
+        raise UsageError("--run: expected the folder of a matching run")
+    scorer = Scorer.open(run, store=lines.store, device=lines.session.device)
+    if scorer.run.task != "matching":
+        raise UsageError(f"--run {run}: expected a run of --task matching, found one of --task {scorer.run.task}")
+    contents = hash_prefixes(lines.store.content_hashes(lines.pairs.images).values())
+    seen = int(np.isin(contents, scorer.run.train_image_hashes).sum())
+    if seen:
+        doubts.append(
+            f"{run} was trained on {seen:,} of the {len(contents):,} images of these lines: a model that has learnt a "
+            "wrong text forgives it. Leave --run out to judge every line by models that have not learnt from it."
+        )
+    texts = pooled_items(pairs.texts, pairs.text_mask)
+    near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
+    meaning = centred(texts) if math.isfinite(near) else None
+    everything = torch.arange(len(pairs))
+    rows, columns = _draw_wrong(pairs, meaning, groups, right, everything, near, lines.session.seed)
+    images, words = lines.pairs.images, lines.pairs.texts
+    given = scorer.score(list(zip(images, words, strict=True)))
+    wrong = [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+    return _Scores(torch.from_numpy(given), torch.from_numpy(scorer.score(wrong)), groups[rows])
+
+
+def _draw_wrong(
+    pairs: EmbeddedPairs, meaning: Tensor | None, groups: Tensor, right: Tensor, held: Tensor, near: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draw lines whose image and text do not belong together.
+
+    Args:
+        pairs: All lines.
+        meaning: ``(texts, d)`` unit vectors, or None where it cannot be told which texts are near.
+        groups: ``(n,)`` group of every line.
+        right: ``(n,)`` bool, lines that are given as right.
+        held: Rows of the lines to draw from.
+        near: Cosine from which a text counts as another wording of one.
+        seed: Of the choice.
+
+    Returns:
+        Places among ``held`` of the image and of the text of each. The text stands at another group, is none of the
+        image's own, and is not near to one of them.
+    """
+    random = torch.Generator().manual_seed(seed)
+    source = right[held].nonzero()[:, 0]
+    image, text, group = pairs.image_rows[held], pairs.text_rows[held], groups[held]
+    own = _texts_of_images(image[source], text[source])
+
+    def is_wrong(rows: Tensor, columns: Tensor) -> Tensor:
+        wrong = (group[rows] != group[columns]) & (text[rows] != text[columns]) & (image[rows] != image[columns])
+        for part in _blocks(len(rows)):
+            texts_of_it = own[image[rows[part]]]  # (n, k)
+            wrong[part] &= (texts_of_it != text[columns[part]][:, None]).all(dim=1)
+            if meaning is not None:
+                cosines = (meaning[texts_of_it.clamp(min=0)] * meaning[text[columns[part]]][:, None]).sum(dim=2)
+                wrong[part] &= (cosines.masked_fill(texts_of_it < 0, -1.0) < near).all(dim=1)
+        return wrong
+
+    rows = source.repeat(_DRAWN)
+    columns = source[torch.randint(len(source), (len(rows),), generator=random)]
+    wrong = is_wrong(rows, columns)
+    for _ in range(_TRIES):
+        again = (~wrong).nonzero()[:, 0]
+        if len(again) == 0:
+            break
+        columns[again] = source[torch.randint(len(source), (len(again),), generator=random)]
+        wrong[again] = is_wrong(rows[again], columns[again])
+    return rows[wrong], columns[wrong]
+
+
+def _blocks(count: int) -> list[slice]:
+    return [slice(start, start + _AT_ONCE) for start in range(0, max(count, 1), _AT_ONCE)]
+
+
+def _texts_of_images(image: Tensor, text: Tensor) -> Tensor:
+    """Return ``(images, k)``: rows of the first texts of every image, -1 where it has fewer."""
+    order = image.argsort(stable=True)
+    image, text = image[order], text[order]
+    first = torch.searchsorted(image, image)
+    rank = torch.arange(len(image)) - first
+    few = rank < _COMPARED
+    table = torch.full((int(image.max()) + 1, min(_COMPARED, int(rank.max()) + 1)), -1, dtype=torch.long)
+    table[image[few], rank[few]] = text[few]
+    return table

@@ -1,0 +1,134 @@
+"""From scores to the probability that a line is right, where nobody has said which lines are wrong. Pure numpy.
+
+Two groups (Efron 2010, "Large-Scale Inference", chapter 5): the scores of the given lines are a mixture,
+``f = wrong_share * f0 + (1 - wrong_share) * f1``. What wrong lines score, ``f0``, is known: texts of other images are
+drawn and scored by the same model. So ::
+
+    P(right | score) = 1 - wrong_share * f0(score) / f(score)
+
+The ratio is that of a classifier between drawn and given lines (Elkan and Noto 2008), here isotonic in the score. The
+share is the least ratio of the two distribution functions in the lower tail, where right lines are rare (Blanchard, Lee
+and Scott 2010); it is an upper bound where they are not, and a score that tells nothing is no reason to call a line
+wrong: the bound is then taken with its standard error against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Mixture", "fit_mixture"]
+
+_TAIL = np.linspace(0.05, 0.5, 19)  # quantiles of the wrong lines at which the share is read
+_FEWEST = 60  # lines that would be below such a quantile if all were wrong: the least of noisy ratios is too low
+_STRICT = 0.005  # of a plain logistic curve in every probability, so that ties keep their order
+_SURE = 1.96
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a set of scores says about the lines.
+
+    Attributes:
+        right: ``(n,)`` probability of every given line to be right.
+        even: ``(n,)`` the same if as many lines were wrong as right: for lines that are not drawn from the given ones.
+        wrong_share: Share of the given lines that are wrong, in [0, 1].
+        standard_error: Of that share, groups counted as one draw.
+    """
+
+    right: NDArray[np.float64]
+    even: NDArray[np.float64]
+    wrong_share: float
+    standard_error: float
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        """Interval of the wrong share."""
+        reach = _SURE * self.standard_error
+        return max(0.0, self.wrong_share - reach), min(1.0, self.wrong_share + reach)
+
+
+def fit_mixture(
+    given: NDArray[np.float64], drawn: NDArray[np.float64], groups: NDArray[np.int64], drawn_groups: NDArray[np.int64]
+) -> Mixture:
+    """Separate right lines from wrong ones.
+
+    Args:
+        given: ``(n,)`` scores of the lines.
+        drawn: ``(m,)`` scores of wrong lines that were drawn, by the same models.
+        groups: ``(n,)`` group of every line; lines of one group are not independent.
+        drawn_groups: ``(m,)`` the same of the drawn ones.
+    """
+    ratio = _ratio(given, drawn)
+    share, error = _wrong_share(given, drawn, groups, drawn_groups)
+    right = 1 - np.clip(share * ratio, 0.0, 1.0)
+    # An isotonic fit is flat in steps; a line that scores better than another stays before it.
+    middle, width = float(drawn.mean()), max(float(drawn.std()), 1e-9)
+    smooth = 1 / (1 + np.exp(-np.clip((given - middle) / width, -30, 30)))
+    odds = np.maximum(1 / np.maximum(ratio, 1e-9) - share, 0.0) / max(1 - share, 1e-9)  # f1 / f0
+    even = odds / (1 + odds)
+    return Mixture((1 - _STRICT) * right + _STRICT * smooth, (1 - _STRICT) * even + _STRICT * smooth, share, error)
+
+
+def _ratio(given: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return ``(n,)``: the density of wrong lines over that of given ones, at every given line.
+
+    Both kinds have the same weight, so the isotonic share ``g`` of given ones makes the ratio ``(1 - g) / g``.
+    """
+    scores = np.concatenate([given, drawn])
+    order = np.argsort(scores, kind="stable")
+    weights = np.concatenate([np.full(len(given), 1 / len(given)), np.full(len(drawn), 1 / len(drawn))])[order]
+    truth = np.concatenate([np.ones(len(given)), np.zeros(len(drawn))])[order]
+    places, shares = _isotonic(scores[order], truth, weights)
+    found = np.interp(given, places, shares)
+    # Where no given line is near, its own weight keeps the ratio finite.
+    found = np.clip(found, 1 / (len(given) + 1), 1.0)
+    ratio: NDArray[np.float64] = (1 - found) / found
+    return ratio
+
+
+def _isotonic(
+    scores: NDArray[np.float64], truth: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the centres and the values of the blocks of an isotonic fit (pool adjacent violators)."""
+    totals: list[list[float]] = []  # weight, weight times truth, weight times score
+    for score, value, weight in zip(scores.tolist(), truth.tolist(), weights.tolist(), strict=True):
+        block = [weight, weight * value, weight * score]
+        while totals and totals[-1][1] * block[0] >= block[1] * totals[-1][0]:
+            last = totals.pop()
+            block = [one + other for one, other in zip(block, last, strict=True)]
+        totals.append(block)
+    table = np.array(totals)
+    return table[:, 2] / table[:, 0], table[:, 1] / table[:, 0]
+
+
+def _wrong_share(
+    given: NDArray[np.float64], drawn: NDArray[np.float64], groups: NDArray[np.int64], drawn_groups: NDArray[np.int64]
+) -> tuple[float, float]:
+    """Return the share of wrong lines and its standard error."""
+    best = (1.0, 0.0, np.inf)
+    tail = _TAIL[min(0.5, _FEWEST / len(given)) <= _TAIL]
+    for bound in np.quantile(drawn, tail).tolist():
+        below, error = _mean(given <= bound, groups)
+        usual, usual_error = _mean(drawn <= bound, drawn_groups)
+        if usual == 0:
+            continue
+        share = below / usual
+        of_share = float(np.hypot(error / usual, share * usual_error / usual))
+        # Each is an upper bound of the truth, with an error: the one that is surely the lowest is the tightest.
+        if share + _SURE * of_share < best[2]:
+            best = (share, of_share, share + _SURE * of_share)
+    return min(1.0, best[0]), best[1]
+
+
+def _mean(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> tuple[float, float]:
+    """Return a mean and its standard error where groups are drawn, not lines (ratio estimator)."""
+    _, at = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(at)
+    sums = np.bincount(at, weights=hits.astype(np.float64))
+    mean = float(hits.mean())
+    spread = float(np.square(sums - mean * sizes).sum()) ** 0.5 / len(hits)
+    # A tail without any line is no proof that there is none: one line more or less.
+    return mean, max(spread, 1 / len(hits))

@@ -1,0 +1,154 @@
+"""``frevl curate`` on captions of which a fifth was exchanged."""
+
+import json
+
+import numpy as np
+import pytest
+
+import frevl
+from frevl.diagnosis.curation.match import FEWEST_GROUPS
+from frevl.errors import PairsError, RunError, UsageError
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def found(captioned, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("curated")
+    return frevl.curate(
+        captioned.store, captioned.exchanged, folder / "kept.jsonl", dropped=folder / "dropped.jsonl", drop=["match"]
+    )
+
+
+def test_exchanged_captions_are_found(captioned, found):
+    wrong = np.array([row["exchanged"] for row in captioned.rows])
+    right = np.array([line["curate"]["match"] for line in found.lines])
+    # The share of pairs of a right and a wrong line in which the right one has the larger probability.
+    assert (right[~wrong][:, None] > right[wrong][None]).mean() > 0.93
+    kept = np.array([line["curate"]["kept"] for line in found.lines])
+    assert (~kept & wrong).sum() / wrong.sum() > 0.7
+    assert (~kept & ~wrong).sum() / (~wrong).sum() < 0.05
+    low, high = found.filters["match"]["ci95"]
+    assert low <= wrong.mean() <= high
+
+
+def test_every_line_stands_in_one_file_in_its_order_with_all_that_was_found(captioned, found):
+    kept, dropped = lines_of(found.out), lines_of(found.out.with_name("dropped.jsonl"))
+    assert kept == [line for line in found.lines if line["curate"]["kept"]]
+    assert len(kept) == found.kept
+    places = {(row["image"], row["text"]): n for n, row in enumerate(captioned.rows)}
+    for part in (kept, dropped):
+        order = [places[line["image"], line["text"]] for line in part]
+        assert order == sorted(order)
+    assert len(kept) + len(dropped) == len(captioned.rows)
+    keys = ["match", "duplicate_of", "copies", "text", "image", "blind", "label", "kept", "why"]
+    assert all(list(line["curate"]) == keys for line in found.lines)
+    assert {"why": ["match"], "kept": False}.items() <= dropped[0]["curate"].items()
+    assert not found.out.with_name("kept.jsonl.unfinished").exists()
+    assert found.record()["filters"]["match"]["dropped"] == len(dropped)
+
+
+def test_a_killed_call_goes_on_with_the_folds_that_are_done(captioned, found, tmp_path, monkeypatch):
+    from frevl.diagnosis.curation import match
+
+    whole, trained = match._one_fold, []
+
+    def killed(*arguments):
+        if trained:
+            raise KeyboardInterrupt
+        trained.append(1)
+        return whole(*arguments)
+
+    call = {"drop": ["match"]}
+    monkeypatch.setattr(match, "_one_fold", killed)
+    with pytest.raises(KeyboardInterrupt):
+        frevl.curate(captioned.store, captioned.exchanged, tmp_path / "kept.jsonl", **call)
+    with pytest.raises(RunError, match="its 'seed' was 0, not 1.*choose another --out"):
+        frevl.curate(captioned.store, captioned.exchanged, tmp_path / "kept.jsonl", seed=1, **call)
+    again = []
+    monkeypatch.setattr(match, "_one_fold", lambda *arguments: again.append(1) or whole(*arguments))
+    resumed = frevl.curate(captioned.store, captioned.exchanged, tmp_path / "kept.jsonl", **call)
+    assert len(again) == 2
+    assert resumed.lines == found.lines
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.jsonl"]
+
+
+def test_a_run_that_has_learnt_from_the_lines_is_told_first(captioned, tmp_path):
+    run = frevl.train(captioned.store, captioned.clean, run=tmp_path / "run", task="matching", model="dual",
+                      options={"members": 1, "epochs": 2})  # fmt: skip
+    told = frevl.curate(captioned.store, captioned.exchanged, run=run.path, drop=["match"])
+    assert "was trained on 260 of the 260 images" in told.sentence().split(". ")[0]
+    assert all(line["curate"]["match"] is not None for line in told.lines)
+
+
+def test_too_few_images_score_nothing_and_drop_nothing(captioned, tmp_path):
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(json.dumps(row) + "\n" for row in captioned.rows[:100:2]))
+    told = frevl.curate(captioned.store, few, tmp_path / "kept.jsonl", drop=["match"])
+    assert told.sentence().startswith("Nothing is said about matches: only 50 images with right lines, and 100 or more")
+    assert told.kept == 50
+    assert {line["curate"]["match"] for line in told.lines} == {None}
+    assert FEWEST_GROUPS == 100
+
+
+def test_one_text_for_all_scores_nothing(captioned, tmp_path):
+    same = tmp_path / "same.jsonl"
+    same.write_text("".join(json.dumps({**row, "text": captioned.rows[0]["text"]}) + "\n" for row in captioned.rows))
+    told = frevl.curate(captioned.store, same, drop=["match"], find_groups=False)
+    assert told.sentence().startswith("Nothing is said about matches: all lines have the same text")
+
+
+def test_lines_given_as_wrong_are_scored_and_stay(captioned, tmp_path):
+    rows = [{**row, "target": not row["exchanged"]} for row in captioned.rows]
+    (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = frevl.curate(captioned.store, tmp_path / "judged.jsonl", drop=["match"], below=0.9)
+    given_wrong = [line["curate"] for line in told.lines if line["exchanged"]]
+    assert all(one["kept"] for one in given_wrong)
+    assert np.median([one["match"] for one in given_wrong]) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "matchin"}, "There is no task 'matchin'. Did you mean 'matching'?"),
+        ({"drop": ["mach"]}, "--drop: there is no filter 'mach'. Did you mean 'match'?"),
+        ({"folds": 1}, "--folds must be from 2 to 20, found 1"),
+        ({"time_limit": float("nan")}, "--time-limit must be a number of seconds above 0, found nan"),
+        ({"keep": 0}, "--keep: expected a share of the lines above 0"),
+        ({"seed": -1}, "--seed must be from 0"),
+    ],
+)
+def test_wrong_use(captioned, options, message):
+    with pytest.raises(UsageError, match=message.replace("?", "[?]")):
+        frevl.curate(captioned.store, captioned.exchanged, **options)
+
+
+def test_no_input_is_written_over(captioned, tmp_path):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_bytes(captioned.exchanged.read_bytes())
+    with pytest.raises(UsageError, match="--out .* is what --pairs .* names"):
+        frevl.curate(captioned.store, pairs, pairs)
+    with pytest.raises(UsageError, match="both name"):
+        frevl.curate(captioned.store, pairs, tmp_path / "x.jsonl", dropped=tmp_path / "x.jsonl")
+    assert pairs.read_bytes() == captioned.exchanged.read_bytes()
+
+
+def test_sides_and_targets_that_are_missing(captioned, one_side):
+    with pytest.raises(PairsError, match="matching expects an image and a text in every line"):
+        frevl.curate(one_side.store, one_side.train_file, task="matching")
+    with pytest.raises(UsageError, match="--drop match is for --task matching, found --task classification"):
+        frevl.curate(one_side.store, one_side.train_file, drop=["match"])
+
+
+def test_the_command(captioned, frevl, tmp_path):
+    said = frevl(
+        "curate", "--store", captioned.store.path, "--pairs", captioned.exchanged, "--out", tmp_path / "kept.jsonl",
+        "--drop", "match", "--keep", "0.8", "--json", tmp_path / "result.json", "--quiet",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    assert said.out.startswith("Kept 416 of 520 lines into")
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert (record["lines"], record["kept"], record["filters"]["match"]["dropped"]) == (520, 416, 104)
+    assert len(lines_of(tmp_path / "kept.jsonl")) == 416
