@@ -41,7 +41,7 @@ def test_a_wide_linear_fit_without_principal_directions_has_the_same_optimum(mon
     x, target = torch.randn(67, 11), torch.randint(2, (67, 5)).float()
     found = []
     for widest in (5, 11):
-        monkeypatch.setattr("frevl.models.baselines._WIDEST", widest)
+        monkeypatch.setattr("frevl.models.classification.linear_problem._WIDEST", widest)
         network = Linear(image_dim=5, text_dim=6, outputs=5)
         fit_linear(network, x, lambda logits: soft_target_loss(logits, target), lambda: 0.0, penalties=(0.01,))
         found.append(network.linear(x).detach())

@@ -5,13 +5,13 @@ Pure torch. Tokens are pooled by their mean.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from frevl.models.classification.linear_problem import Blocks, InBlocks, InMemory, LinearProblem, Loss
 from frevl.models.classification.minimise import minimise
 from frevl.models.inputs import ZScore, frozen, mean_pool
 from frevl.models.interface import PairNetwork
@@ -21,8 +21,6 @@ __all__ = ["Linear", "Majority", "Mlp", "fit_linear"]
 _TOLERANCE = 5e-5  # largest derivative at which a linear fit is at its optimum; scikit-learn stops at 1e-4
 _ROUGHLY = 1e-3  # the same for penalties that are only compared: their metrics differ by far more
 _FEWEST_LOOKS = 10  # at all pairs, whatever the time
-_TIMED = 512  # pairs that the speed of the machine is measured with
-_WIDEST = 5_000  # features or pairs, whichever are fewer, whose principal directions are worth computing
 
 
 class Majority(PairNetwork):
@@ -141,8 +139,8 @@ class Mlp(PairNetwork):
 
 def fit_linear(
     network: Linear,
-    features: Tensor,
-    loss: Callable[[Tensor], Tensor],
+    features: Tensor | Blocks,
+    loss: Loss | None,
     development: Callable[[], float],
     *,
     penalties: tuple[float, ...] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5),
@@ -162,8 +160,10 @@ def fit_linear(
 
     Args:
         network: Its mean and scale are set; its weights are overwritten.
-        features: ``(n, features)`` standardised training features.
-        loss: From ``(n, outputs)`` logits to the mean over pairs of the training loss, without a penalty.
+        features: ``(n, features)`` standardised training features, or the blocks that they are made in, with their
+            losses: the same optimum, in the memory of one block.
+        loss: From ``(n, outputs)`` logits to the mean over pairs of the training loss, without a penalty; None where
+            blocks bring their own.
         development: The metric of the network with its current weights; larger is better.
         penalties: Factors of half the squared weights (not the biases), strongest first.
         iterations: Most L-BFGS steps a penalty.
@@ -174,15 +174,24 @@ def fit_linear(
         The best penalty; the network holds its weights.
     """
     ends = float("inf") if time_limit is None else time.monotonic() + time_limit
-    directions, variances = _principal_directions(features, ends)
-    rotated = features if directions is None else features @ directions
-    weight, bias = rotated.new_zeros(network.linear.out_features, len(variances)), network.linear.bias.detach().clone()
+    problem: LinearProblem
+    if not isinstance(features, Tensor):
+        problem = InBlocks(features, network.linear.in_features, ends)
+    elif loss is not None:
+        problem = InMemory(features, loss, ends)
+    else:
+        raise TypeError("features in memory need their loss")
+    variances, directions = problem.variances, problem.directions
+    weight, bias = (
+        variances.new_zeros(network.linear.out_features, len(variances)),
+        network.linear.bias.detach().clone(),
+    )
     best = (float("-inf"), penalties[0], weight, bias)
 
     def refined(penalty: float, weight: Tensor, bias: Tensor, tolerance: float, least: int) -> tuple[Tensor, Tensor]:
-        curvature = _curvature(loss, torch.addmm(bias, rotated, weight.T))
+        curvature = problem.curvature(weight, bias)
         scales = (curvature[:, None] * variances + penalty).sqrt(), curvature.sqrt()
-        return _minimised(loss, rotated, penalty, weight, bias, *scales, iterations, tolerance, ends, least)
+        return _minimised(problem, penalty, weight, bias, *scales, iterations, tolerance, ends, least)
 
     def keep(weight: Tensor, bias: Tensor) -> None:
         with torch.no_grad():
@@ -206,8 +215,7 @@ def fit_linear(
 
 
 def _minimised(
-    loss: Callable[[Tensor], Tensor],
-    features: Tensor,
+    problem: LinearProblem,
     penalty: float,
     weight: Tensor,
     bias: Tensor,
@@ -229,12 +237,10 @@ def _minimised(
         nonlocal looks
         looks += 1
         weights, biases = point[: -len(bias)].view(shape) / weight_scale, point[-len(bias) :] / bias_scale
-        logits = torch.addmm(biases, features, weights.T).requires_grad_()
-        value = loss(logits)
-        (residuals,) = torch.autograd.grad(value, logits)
-        by_weight = (residuals.T @ features + penalty * weights) / weight_scale
-        gradient = torch.cat([by_weight.flatten(), residuals.sum(dim=0) / bias_scale])
-        return value.item() + 0.5 * penalty * weights.square().sum().item(), gradient
+        value, by_weight, by_bias = problem.value(weights, biases)
+        by_weight = (by_weight + penalty * weights) / weight_scale
+        gradient = torch.cat([by_weight.flatten(), by_bias / bias_scale])
+        return value + 0.5 * penalty * weights.square().sum().item(), gradient
 
     point = minimise(
         evaluate,
@@ -244,35 +250,3 @@ def _minimised(
         out_of_time=lambda: looks >= least and time.monotonic() > ends,
     )
     return point[: -len(bias)].view(shape) / weight_scale, point[-len(bias) :] / bias_scale
-
-
-def _principal_directions(features: Tensor, ends: float) -> tuple[Tensor | None, Tensor]:
-    """Return orthonormal ``(features, r)`` that span the rows, and ``(r,)`` the variance along each.
-
-    None and a variance of 1 where the eigenvalues would take longer than the iterations that they save, or more than a
-    third of the time until ``ends``, by the speed of a small product.
-    """
-    n, width = features.shape
-    rank = min(n, width)
-    begun = time.monotonic()
-    if math.isfinite(ends):
-        part = features[:_TIMED]
-        part @ part.T
-        seconds = (time.monotonic() - begun) / len(part) ** 2 / width  # of one multiplication
-        seconds *= 2 * n * width * rank + n * rank**2 + 10 * rank**3
-        if seconds > (ends - begun) / 3:
-            rank = _WIDEST + 1
-    if rank > _WIDEST:
-        return None, features.new_ones(width)
-    # No weight of the optimum lies outside the span of the rows: the penalty alone would act on it.
-    span = torch.linalg.qr(features.T).Q if n < width else None
-    inside = features if span is None else features @ span
-    variances, directions = torch.linalg.eigh(inside.T @ inside / n)
-    return directions if span is None else span @ directions, variances.clamp(min=0.0)
-
-
-def _curvature(loss: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
-    """Return ``(outputs,)``: how much each logit bends the loss, by its mean squared residual (Fisher information)."""
-    logits = logits.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(logits), logits)
-    return (len(logits) * gradient.square().sum(dim=0)).clamp(min=1e-8)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,15 +11,14 @@ from torch import Tensor
 
 from frevl.data.pairs import Side
 from frevl.errors import UsageError
-from frevl.models.baselines import Linear, Majority, Mlp, fit_linear
+from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.models.interface import PairNetwork
 from frevl.models.registry import NETWORKS
 from frevl.runs.batches import logits_of
-from frevl.runs.calibration import fit_calibration
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers, class_weights_of
-from frevl.training.examples import Examples, dev_metric, join, kind_of, with_wrong_texts
+from frevl.training.examples import Examples, dev_metric, join
 from frevl.training.initialisation import (
     Pretrained,
     absorb_statistics,
@@ -30,8 +27,8 @@ from frevl.training.initialisation import (
     statistics_of,
 )
 from frevl.training.kernel.fit import fit_kernel_on
+from frevl.training.linear.fit import fit_linear_on
 from frevl.training.loop import FitReport, LossOf, fusion_loss, gradient_descent, pair_loss
-from frevl.training.losses import task_loss
 from frevl.training.options import (
     FusionOptions,
     KernelOptions,
@@ -58,12 +55,6 @@ _FITTED = (
     "adapted-cosine",
     *("average", "classes", "cosine", "dual", "fusion", "kernel", "linear", "majority", "mlp", "reranked"),
 )
-
-
-# Of a fit of the linear probe under a time limit: how often the features of a pair and a pass over it can be afforded
-# (six penalties of some ten steps, with time to spare), the same for features of development pairs, and how many pairs
-# this is timed on.
-_FEATURES, _PASSES, _DEVELOPMENT, _TIMED = 6, 100, 40, 512
 
 
 def trainable() -> tuple[str, ...]:
@@ -148,7 +139,7 @@ def fit_model(
         raise UsageError(f"The model '{model}' does matching only; for classification take a fusion, mlp or linear")
     if isinstance(options, LinearOptions):
         linear = Linear(**sizes)
-        notes = _fit_linear(linear, train, dev, options, session, checkpoint)
+        notes = fit_linear_on(linear, train, dev, options, session, checkpoint)
         return Fitted(linear, clock.seconds() - started, notes=notes)
     if not isinstance(options, PairwiseOptions):
         raise TypeError(f"the model '{model}' is not fitted with {type(options).__name__}")
@@ -255,78 +246,3 @@ def _fit_majority(train: Examples, outputs: int) -> Majority:
             shares += train.truth.dense(rows, outputs).sum(dim=0)
         network.logits.copy_((shares / len(train)).clamp(min=1e-9).log())
     return network
-
-
-def _fit_linear(
-    network: Linear, train: Examples, dev: Examples, options: LinearOptions, session: Session, checkpoint: Checkpoint
-) -> list[str]:
-    """Fit the linear probe with its penalty chosen on development data; return notes for the user.
-
-    It is chosen by the likelihood that is left after calibration: a few hundred pairs rank penalties better so than by
-    how many of them are right, and a strong penalty that only makes the probe less sure than it may be costs nothing.
-    """
-    started, limit = checkpoint.clock.seconds(), session.time_limit
-    saved = checkpoint.load()
-    if saved is not None:
-        network.load_state_dict(saved[0])
-        return list(saved[1]["notes"])
-    whole = train if isinstance(train.truth, Answers) else with_wrong_texts(train, options.negatives, session.seed)
-    examples, dev = (whole, dev) if limit is None else _in_time(network, whole, dev, session.seed, limit)
-    notes = [] if len(examples) == len(whole) else [
-        f"linear: fitted on {len(examples):,} of {len(whole):,} pairs, as many as the time limit of {limit:g} s allows"
-    ]  # fmt: skip
-    features = torch.cat([network.features(*inputs) for inputs in examples.pairs.batches(4096)])
-    network.statistics.fit(features)
-    features = network.statistics(features)
-    weights = class_weights_of(examples.truth, int(network.settings["outputs"]), options.class_weight)
-    loss, dev_loss = _linear_loss(network, examples, weights), _linear_loss(network, dev, weights)
-
-    def calibrated_likelihood() -> float:
-        logits = logits_of(network, dev.pairs, 1024)
-        calibration = fit_calibration(logits, dev.truth, shrink=False)
-        return -dev_loss(calibration["scale"] * logits + calibration["offset"]).item()
-
-    fit_linear(
-        network,
-        features,
-        loss,
-        calibrated_likelihood,
-        time_limit=None if limit is None else max(0.0, limit - (checkpoint.clock.seconds() - started)),
-    )
-    checkpoint.save(network.state_dict(), {"seconds": checkpoint.clock.seconds() - started, "notes": notes})
-    return notes
-
-
-def _linear_loss(
-    network: Linear, examples: Examples, class_weights: Tensor | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Build the loss of a linear probe, from logits of all examples."""
-    truth = examples.truth
-    outputs = int(network.settings["outputs"])
-    target = truth.dense(torch.arange(len(examples)), outputs) if isinstance(truth, Answers) else truth
-    kind = kind_of(truth)
-    return lambda logits: task_loss(logits, target, kind=kind, smoothing=0.0, class_weights=class_weights)
-
-
-def _in_time(network: Linear, train: Examples, dev: Examples, seed: int, limit: float) -> tuple[Examples, Examples]:
-    """Drop random pairs until a fit can pass over the others often enough in the time.
-
-    The work on a few pairs is timed. Where the time suffices nothing is left out, and the result is the same as without
-    a limit.
-    """
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    part = train.select(order[:_TIMED])
-    begun = time.monotonic()
-    features = torch.cat([network.features(*inputs) for inputs in part.pairs.batches(4096)])
-    of_features = (time.monotonic() - begun) / len(part)
-    weight = torch.zeros(int(network.settings["outputs"]), features.shape[1], requires_grad=True)
-    begun = time.monotonic()
-    torch.autograd.backward(_linear_loss(network, part)(features @ weight.T))
-    of_a_pass = (time.monotonic() - begun) / len(part)
-    most = int(limit / (_FEATURES * of_features + _PASSES * of_a_pass))
-    most_dev = int(limit / (_DEVELOPMENT * of_features))
-    dev_order = torch.randperm(len(dev), generator=torch.Generator().manual_seed(seed))
-    return (
-        train if most >= len(train) else train.select(order[: max(_TIMED, most)].sort().values),
-        dev if most_dev >= len(dev) else dev.select(dev_order[: max(_TIMED, most_dev)].sort().values),
-    )

@@ -201,7 +201,7 @@ def _against_baselines(
 
 
 def _some(train: Examples, seed: int) -> Examples:
-    """Return at most 5,000 of the pairs: the linear probe holds the features of all of them in memory."""
+    """Return at most 5,000 of the pairs: the linear probe passes over them a hundred times."""
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:_LINEAR_PAIRS]
     return train.select(rows.sort().values)
 
