@@ -254,6 +254,8 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 def has_half_pair(value: Any) -> bool:
     """Whether a text, or a text inside, holds half of a surrogate pair."""
+    if isinstance(value, list) and set(map(type, value)) <= {str} and "".join(value).isascii():
+        return False  # a whole store of ids
     left = [value]  # not by recursion: JSON is read from deeper than Python's functions may call each other
     while left:
         one = left.pop()

@@ -217,7 +217,7 @@ def pair_list(pairs: Any, sides: Sequence[Side] = ("image", "text")) -> list[tup
     pairs = pairs if isinstance(pairs, Sized) else list(pairs) if isinstance(pairs, Iterable) else pairs
     if isinstance(pairs, Sized) and not len(pairs):
         return []
-    if len(sides) == 1 and not isinstance(pairs, Mapping) and all(isinstance(one, str) for one in pairs):
+    if len(sides) == 1 and not isinstance(pairs, Mapping) and set(map(type, pairs)) == {str}:
         if sides[0] == "image" and all(map(str.strip, pairs)) and not has_half_pair(list(pairs)):
             return [(one, "") for one in pairs]  # nothing to find; a whole store is labelled so
         pairs = [{sides[0]: one} for one in pairs]

@@ -224,7 +224,8 @@ def ranked(scores: np.ndarray, probabilities: np.ndarray, *, k: int, unknown_bel
         unknown_below: A largest logit below this means "unknown"; None: never.
     """
     best = _best(scores, k)
-    unknown = scores.max(axis=1) < (-np.inf if unknown_below is None else unknown_below)
+    largest = np.take_along_axis(scores, best[:, :1], axis=1)[:, 0]
+    unknown = largest < (-np.inf if unknown_below is None else unknown_below)
     return Ranked(best, np.take_along_axis(probabilities, best, axis=1), unknown)
 
 
@@ -241,7 +242,12 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
     if scores.shape[1] <= max(_FEW, k):
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     # Sorting a thousand classes costs more than scoring them.
-    some = np.sort(torch.from_numpy(scores).topk(k, dim=1).indices.numpy(), axis=1)
-    some[:, 0] = np.where((some == (first := scores.argmax(axis=1))[:, None]).any(axis=1), some[:, 0], first)
+    values, columns = (part.numpy() for part in torch.from_numpy(scores).topk(max(k, 2), dim=1))
+    tied = np.flatnonzero(values[:, 0] == values[:, 1])  # the first of the largest may be none of those
+    columns = columns[:, :k]
+    if len(tied):
+        first = scores[tied].argmax(axis=1)
+        columns[tied, -1] = np.where((columns[tied] == first[:, None]).any(axis=1), columns[tied, -1], first)
+    some = np.sort(columns, axis=1)
     order = np.argsort(-np.take_along_axis(scores, some, axis=1), axis=1, kind="stable")
     return np.take_along_axis(some, order, axis=1)

@@ -8,13 +8,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import frevl
 from frevl.errors import UsageError
 from frevl.runs.labelling.label_sheet import label_sheet
-from frevl.runs.labelling.label_store import label_store
-from frevl.runs.targets import predictions, ranked
+from frevl.runs.labelling.label_store import Labelling, _lines, label_store
+from frevl.runs.targets import Ranked, predictions, ranked
 from frevl.store.importing.vectors import import_embeddings
 
 
@@ -36,12 +37,34 @@ def test_every_image_once_with_the_labels_of_the_scorer(named, scorer, tmp_path)
     predicted = scorer.label(named.store.ids("image"))
     assert [line["label"] for line in lines] == [one.label for one in predicted]
     assert lines[0]["top"][0] == [lines[0]["label"], lines[0]["probability"]]
-    text = (tmp_path / "labels.jsonl").read_text(encoding="utf-8")
-    assert text == "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    for line, one in zip(lines, predicted, strict=True):
+        assert list(line) == ["image", "label", "probability", "top", "unknown"]
+        assert [(label, np.float32(p)) for label, p in line["top"]] == [(label, np.float32(p)) for label, p in one.top]
+        assert line["unknown"] is one.unknown
     assert found.labelled == len(lines)
     assert found.unknown == sum(line["unknown"] for line in lines) > 0
     assert sum(found.counts.values()) + found.unknown == found.labelled
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.jsonl"]
+
+
+def test_what_is_kept_for_the_page_is_the_surest_whatever_the_blocks():
+    random = np.random.default_rng(0)
+    p = np.round(random.random((500, 1)), 2).astype(np.float32)  # many are equal
+    rows = Ranked(random.integers(0, 3, (500, 1)), p, random.random(500) < 0.1)
+    images, labels = [f'"{number}" é.png' for number in range(500)], ["a", "b\n", "ü"]
+    one_by_one, in_blocks = Labelling(), Labelling()
+    for image, row, probability, unknown in zip(images, rows.classes[:, 0], p[:, 0], rows.unknown, strict=True):
+        one_by_one.add(image, labels[row], float(probability), unknown=bool(unknown))
+    for part in (slice(0, 3), slice(3, 40), slice(40, 500)):
+        in_blocks.add_all(images[part], Ranked(*(array[part] for array in rows)), labels)
+    assert in_blocks.record() == one_by_one.record()
+    assert in_blocks.sorted().surest == one_by_one.sorted().surest
+    assert in_blocks.least_sure == one_by_one.least_sure
+    written = bytes(_lines(images, rows, pa.array(map(json.dumps, labels), pa.large_string()))).decode()
+    lines = [json.loads(line) for line in written.split("\n")[:-1]]
+    assert [line["image"] for line in lines] == images
+    assert [line["label"] for line in lines] == [labels[row] for row in rows.classes[:, 0]]
+    assert np.array_equal(np.array([line["probability"] for line in lines], np.float32), p[:, 0])
 
 
 @pytest.mark.slow

@@ -117,9 +117,9 @@ class ClassNetwork(PairNetwork):
         """Return what the network computes from features."""
         memories = tuple(
             Memory(coefficients, float(one["width"]), bool(one["on_unit"]))
-            for coefficients, one in zip(self.coefficients, self.settings["memories"], strict=True)
+            for coefficients, one in zip(self.coefficients, self._settings["memories"], strict=True)
         )
-        return Head(float(self.settings["names"]), self.weight, self.bias, memories, bool(self.settings["linear"]))
+        return Head(float(self._settings["names"]), self.weight, self.bias, memories, bool(self._settings["linear"]))
 
     def features(self, image: Tensor, *, with_names: bool = True) -> Features:
         """Return the features of ``(n, image_dim)`` embeddings; without cosines if the names are not asked for."""
