@@ -154,6 +154,14 @@ def test_the_guides_work(guide, tmp_path, made, frevl, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+def test_the_page_about_many_machines_works(tmp_path, made, frevl, monkeypatch, capfd):
+    monkeypatch.chdir(arrive(made, tmp_path))
+    said = follow("docs/many-machines.md", frevl, capfd)
+    assert re.search(r"Merged \d+ images and \d+ texts of 2 parts", said[2])
+    assert said[3].startswith("STORE: sound.")
+
+
+@pytest.mark.slow
 def test_the_page_about_classes_works(tmp_path, made, frevl, monkeypatch, capfd):
     monkeypatch.chdir(arrive(made, tmp_path))
     colours = {row["image"]: row["text"].split()[1] for row in json_lines("captions.jsonl") if row["text"][:2] == "a "}

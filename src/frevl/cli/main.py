@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from frevl.cli.commands import classification, curation, data, deployment, diagnosis, models, scoring, sharing, training
+from frevl.cli.commands import (
+    classification,
+    curation,
+    data,
+    deployment,
+    diagnosis,
+    models,
+    scoring,
+    sharing,
+    stores,
+    training,
+)
 from frevl.cli.options import app
 from frevl.errors import FrevlError, UsageError
 from frevl.version import __version__
@@ -15,7 +26,7 @@ from frevl.version import __version__
 __all__ = ["app", "main"]
 
 # Importing a file of commands adds them; their order in the help is that of `frevl.cli.options.ORDER`.
-_COMMANDS = (classification, curation, data, deployment, diagnosis, models, scoring, sharing, training)
+_COMMANDS = (classification, curation, data, deployment, diagnosis, models, scoring, sharing, stores, training)
 
 
 def _print_version(wanted: bool) -> None:

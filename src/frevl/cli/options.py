@@ -161,7 +161,9 @@ app = Commands(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-store_app = Commands(help="Inspect, check, repair and index a store.", no_args_is_help=True, rich_markup_mode=None)
+store_app = Commands(
+    help="Inspect, check, repair, merge and index a store.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(store_app, name="store")
 
 StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of the store.")]

@@ -28,6 +28,7 @@ from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.extract_images import extract_images, extract_pictures
 from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.image_folder.tables import TABLES_WITH_PICTURES
+from frevl.store.sharding.shares import Shard, Share, begin_part, finish_part, refuse_part
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import Item, StoreWriter
 from frevl.terminal import ProgressLine
@@ -52,6 +53,7 @@ def extract(
     exclude: Sequence[str] = (),
     prune: bool = False,
     check_content: bool = False,
+    shard: str | None = None,
     commit_rows: int = 1024,
     commit_seconds: float = 5.0,
     workers: int | None = None,
@@ -81,6 +83,8 @@ def extract(
             out unless ``include`` names them.
         prune: Remove images of the store that have no file in the folder. Refused where that would be all of them.
         check_content: Compare the content of all files, also where size and modification time are those of the store.
+        shard: Only this share of the images and texts, such as ``3/8``, into a store of its own: a part. All parts
+            together, merged by `frevl.store.sharding.merging.merge`, are what one extraction would have made.
         commit_rows: Commit after this many items,
         commit_seconds: or after this many seconds, whichever comes first.
         workers: Decoding threads; None takes one a processor.
@@ -94,13 +98,14 @@ def extract(
     Raises:
         UsageError: Nothing to embed, an unknown encoder or type, a device that is not there.
         InputError: The image folder is missing or holds no readable image, or a pairs file cannot be used.
-        StoreError: The store cannot be written.
+        StoreError: The store cannot be written, or is the part of another shard.
         FingerprintError: The store was made with other encoders or settings under the same name.
     """
     started = time.monotonic()
     encoder = as_list(encoder, "encoder")
     named = columns_of(columns)
     pairs, in_memory = _several(pairs, named)
+    share = None if shard is None else Shard.parse(shard)
     if images is not None and not isinstance(images, str | Path):
         raise UsageError(f"images: expected the path of one folder, found {type(images).__name__}")
     if images is None and not pairs:
@@ -128,7 +133,13 @@ def extract(
     tables = [] if images is not None else _with_pictures([*_arrow_files(pairs), *in_memory], named)
     if images is None and not texts and not tables:
         raise UsageError("Nothing to embed: the pairs have no text; give the folder of their images with --images")
+    of_images, of_texts = Share(share, remember=bool(referred)), Share(share)
     with StoreWriter(store) as writer:
+        part = None
+        if share is None:
+            refuse_part(writer.path)
+        else:
+            part = begin_part(writer.path, share, empty=not writer.store.towers)
         writer.register([tower for one in loaded for tower in tower_records(one, dtype=dtype)])
         writer.reject(report.rejects)
         seen: set[str] = set()
@@ -137,17 +148,23 @@ def extract(
         threads = workers or processors()
         if images is not None:
             seen = extract_images(
-                Path(images), image_towers, buffer, report, choice=choice, prune=prune, check_content=check_content,
-                workers=threads, progress=progress,
+                Path(images), image_towers, buffer, report, choice=choice, share=of_images, prune=prune,
+                check_content=check_content, workers=threads, progress=progress,
             )  # fmt: skip
         elif tables and image_towers:
-            seen = extract_pictures(tables, named, image_towers, buffer, report, workers=threads, progress=progress)
-        _reject_pairs_without_image(writer, referred, seen, images, report)
+            seen = extract_pictures(
+                tables, named, image_towers, buffer, report, share=of_images, workers=threads, progress=progress
+            )
+        _reject_pairs_without_image(writer, referred, seen | of_images.names, images, report)
         _clear_lines(writer, pairs, report)
         if texts:
             text_towers = list({one.text.name: one.text for one in loaded if one.text}.values())
             buffer = CommitBuffer(writer, "text", text_towers, rows=commit_rows, seconds=commit_seconds)
-            _extract_texts(texts, text_towers, buffer, report, progress=progress)
+            own = list(of_texts.own(texts, str))
+            _extract_texts(own, text_towers, buffer, report, progress=progress)
+        if part is not None:
+            lists = {"images": of_images.digest(), "texts": of_texts.digest()}
+            finish_part(writer.path, part, lists=lists, pairs=_names_of(pairs), rows=writer.rows())
     report.notes += writer.notes
     report.seconds = time.monotonic() - started
     return report
@@ -284,7 +301,11 @@ def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:
 
 def _clear_lines(writer: StoreWriter, files: Sequence[Path | Pairs], report: ExtractionReport) -> None:
     """Clear earlier rejects of lines in these files that are valid now."""
-    names = {file.source if isinstance(file, Pairs) else str(file) for file in files}
+    names = _names_of(files)
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
     repaired = {place for place in former if place.rpartition(":")[0] in names}
     writer.clear_rejects("pair", repaired - {reject.id for reject in report.rejects if reject.kind == "pair"})
+
+
+def _names_of(files: Sequence[Path | Pairs]) -> set[str]:
+    return {str(file.source if isinstance(file, Pairs) else file) for file in files}

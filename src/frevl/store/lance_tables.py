@@ -112,6 +112,17 @@ class Snapshot:
         with reading(self._store, name):
             return table.take(rows)
 
+    def count(self, name: str) -> int:
+        """Return how many rows a table has, 0 if it was never written."""
+        table = self._tables[name]
+        return 0 if table is None else int(table.count_rows())
+
+    def data_bytes(self, name: str) -> int:
+        """Return the bytes of the data files of a table."""
+        table = self._tables[name]
+        fragments = [] if table is None else table.get_fragments()
+        return sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.data_files())
+
     def columns(self, name: str) -> pa.Schema:
         """Return the columns of a table, none if it was never written."""
         table = self._tables[name]

@@ -108,6 +108,11 @@ class StoreWriter:
         self._tables.__exit__(kind, error, trace)
         self.notes = list(dict.fromkeys([*self.notes, *self._tables.notes]))
 
+    def rows(self) -> dict[str, int]:
+        """Return how many rows every table has now."""
+        tables = {name: open_table(self.path, name) for name in ALL_TABLES}
+        return {name: 0 if table is None else int(table.count_rows()) for name, table in tables.items()}
+
     def metadata_types(self, modality: Modality) -> dict[str, pa.DataType]:
         """Return name and type of the metadata columns of the images or texts."""
         return dict(self._metadata[modality])

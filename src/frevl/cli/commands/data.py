@@ -1,4 +1,4 @@
-"""Commands that fill, inspect and repair a store, list encoders, and convert published data sets."""
+"""Commands that fill a store, list encoders, and convert published data sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from frevl.cli.options import (
     StoreOption,
     app,
     say,
-    store_app,
     typed,
     write,
 )
@@ -84,6 +83,13 @@ def extract(
             "--check-content", help="Compare the content of files, not only their size and time.", show_default="off"
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Only this share of the items, such as 3/8, into a store of its own; frevl store merge joins them.",
+            show_default="everything",
+        ),
+    ] = None,
     commit_rows: Annotated[
         int | None, typer.Option(min=1, help="Commit after this many items.", show_default="1024")
     ] = None,
@@ -126,6 +132,7 @@ def extract(
             exclude=exclude,
             prune=prune,
             check_content=check_content,
+            shard=shard,
             commit_rows=commit_rows,
             commit_seconds=commit_seconds,
             workers=workers,
@@ -185,92 +192,6 @@ def pairs(
         say(note)
     record = {"name": name, "split": benchmark.split, "task": benchmark.task, "rows": len(benchmark.rows)}
     write(json, {**record, "left_out": benchmark.left_out, "notes": benchmark.notes})
-
-
-@store_app.command()
-def info(
-    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
-) -> None:
-    """Show what a store holds."""
-    from frevl.cli.tables import store_table
-    from frevl.store.reader import Store
-    from frevl.store.upkeep.verification import describe
-
-    description = describe(Store.open(store))
-    say(store_table(description))
-    write(json, description)
-
-
-@store_app.command()
-def verify(
-    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")],
-    images: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="Folder of its images, to compare the files with what was embedded."),
-    ] = None,
-    json: JsonOption = None,
-) -> None:
-    """Check a whole store for damage."""
-    from frevl.errors import StoreError
-    from frevl.store.upkeep.verification import verify as run_verify
-
-    problems = run_verify(store, images=images)
-    write(json, {"problems": problems})
-    if problems:
-        raise StoreError(f"{store}: found {len(problems)} problems. " + " ".join(problems))
-    say(f"{store}: sound.")
-
-
-@store_app.command()
-def remove(
-    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")],
-    ids: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="File of ids: text with one per line, JSON, or a table with a column id."),
-    ] = None,
-    where: Annotated[
-        str | None,
-        typer.Option(help="Instead of ids: SQL condition on id, bytes and metadata, such as \"id LIKE 'kitchen/%'\"."),
-    ] = None,
-    of: Annotated[str | None, typer.Option(help="images or texts.", show_default="images")] = None,
-    json: JsonOption = None,
-) -> None:
-    """Remove images or texts from a store, with all their embeddings."""
-    from frevl.store.upkeep.removal import remove as run_remove
-
-    report = run_remove(store, **typed(ids=ids, where=where, of=of))
-    say(report.sentence())
-    write(json, report.record())
-
-
-@store_app.command()
-def compact(
-    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
-) -> None:
-    """Free the space of items that were removed or replaced."""
-    from frevl.store.upkeep.removal import compact as run_compact
-
-    report = run_compact(store)
-    say(report.sentence())
-    write(json, report.record())
-
-
-@store_app.command()
-def repair(
-    store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
-) -> None:
-    """Recover what is left of a store that lost files or was copied in part."""
-    from frevl.errors import StoreError
-    from frevl.store.upkeep.repair import repair as run_repair
-    from frevl.store.upkeep.verification import verify as run_verify
-
-    report = run_repair(store)
-    problems = run_verify(store)
-    write(json, {**report.record(), "problems": problems})
-    say(report.sentence())
-    if problems:
-        raise StoreError(f"{store}: {len(problems)} problems are left. " + " ".join(problems))
-    say(f"{store}: sound.")
 
 
 def _numbers(written: str) -> list[int]:

@@ -15,8 +15,9 @@ from frevl.rejects import Reject, rejects_sentence
 from frevl.store.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.files import ImageFiles
-from frevl.store.image_folder.listing import Choice, list_folder
-from frevl.store.image_folder.tables import TablePictures
+from frevl.store.image_folder.listing import Choice, FolderFile, list_folder
+from frevl.store.image_folder.tables import Picture, TablePictures
+from frevl.store.sharding.shares import Share
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import StoreWriter
 from frevl.terminal import ProgressLine
@@ -34,22 +35,25 @@ def extract_images(
     report: ExtractionReport,
     *,
     choice: Choice,
+    share: Share,
     prune: bool,
     check_content: bool,
     workers: int,
     progress: bool,
 ) -> set[str]:
-    """Embed the images of a folder that the store lacks; return the ids of all files in the folder."""
+    """Embed the images of a folder that the store lacks; return the ids of all files of its share."""
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
     prepared = ImageFiles(folder, towers, stored, check_content=check_content)
     counted = Choice(choice.include, choice.exclude)
-    total = sum(1 for _ in list_folder(folder, leave_out=writer.path, choice=counted)) if progress else None
-    files = list_folder(folder, leave_out=writer.path, choice=choice)
+    listed = list_folder(folder, leave_out=writer.path, choice=counted) if progress else None
+    total = None if listed is None else sum(1 for _ in share.apart().own(listed, _id_of))
+    files = share.own(list_folder(folder, leave_out=writer.path, choice=choice), _id_of)
     seen = _embed(
-        str(folder), "file", files, prepared.prepare, buffer, report, total=total, workers=workers, progress=progress
-    )
+        str(folder), "file", files, prepared.prepare, buffer, report, total=total, may_be_empty=share.partial,
+        workers=workers, progress=progress,
+    )  # fmt: skip
     writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
     report.notes += choice.sentences()
     _tell_changes(folder, prepared, report)
@@ -66,18 +70,19 @@ def extract_pictures(
     buffer: CommitBuffer,
     report: ExtractionReport,
     *,
+    share: Share,
     workers: int,
     progress: bool,
 ) -> set[str]:
-    """Embed the pictures inside tables that the store lacks; return the ids of all of them."""
+    """Embed the pictures inside tables that the store lacks; return the ids of all of them that are its share."""
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     inside = TablePictures(tables, columns, towers, StoredItems(writer.store, "image", [one.name for one in towers]))
     names = ", ".join(table.place for table in tables)
     seen = _embed(
-        names, "picture", inside.pictures(), inside.prepare, buffer, report,
+        names, "picture", share.own(inside.pictures(), _id_of_picture), inside.prepare, buffer, report,
         ahead=4 * workers,  # the bytes of every picture that waits are in memory
-        workers=workers, progress=progress,
+        may_be_empty=share.partial, workers=workers, progress=progress,
     )  # fmt: skip
     writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
     _tell_guessed(inside.guessed_white, report)
@@ -94,6 +99,7 @@ def _embed(
     *,
     total: int | None = None,
     ahead: int | None = None,
+    may_be_empty: bool = False,
     workers: int,
     progress: bool,
 ) -> set[str]:
@@ -122,11 +128,19 @@ def _embed(
         buffer.commit()
     report.images, report.images_moved, report.images_copied = buffer.embedded, buffer.moved, buffer.copied
     report.rejects += buffer.rejected
-    if not any((report.images, report.images_kept, report.images_moved, report.images_copied)):
+    if not may_be_empty and not any((report.images, report.images_kept, report.images_moved, report.images_copied)):
         raise InputError(
             f"{place}: expected images, found no {what} that can be read as one. {rejects_sentence(buffer.rejected)}"
         )
     return seen
+
+
+def _id_of(file: FolderFile) -> str:
+    return file.id
+
+
+def _id_of_picture(picture: Picture) -> str:
+    return picture[1]
 
 
 def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) -> None:

@@ -1,0 +1,330 @@
+"""Parts -> one store. What is merged stays; a merge that was killed goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from frevl.errors import StoreError, UsageError
+from frevl.rejects import Reject, rejects_sentence
+from frevl.store.commits.record import check_local
+from frevl.store.commits.soundness import sound_rows
+from frevl.store.lance_tables import ALL_TABLES, Snapshot
+from frevl.store.reader import TABLES
+from frevl.store.sharding.parts import OpenPart, opened
+from frevl.store.towers import Modality, Tower
+from frevl.store.writer import StoreWriter
+from frevl.terminal import ProgressLine
+
+__all__ = ["MergeReport", "merge"]
+
+_COMMIT_BYTES = 64 << 20  # a file of a table is no larger, so that nothing has to be merged again
+_COMMIT_ROWS = 65_536
+_ROWS_AT_ONCE = 4096  # read at random from a part
+
+# What has to be done with an item of a part.
+_NEW, _KEPT, _FILL, _REPLACE = range(4)
+
+
+@dataclass
+class MergeReport:
+    """What one merge did.
+
+    Attributes:
+        store: Path of the store.
+        parts: How many parts were merged.
+        images: Images that are new in the store.
+        texts: Texts that are new in the store.
+        images_kept: Images that the store had already, with all embeddings.
+        texts_kept: Texts that the store had already, with all embeddings.
+        filled: Items of the store that got embeddings of further towers.
+        replaced: Images of the store whose content had changed.
+        rejects: What the parts left out.
+        notes: Sentences that a user should read.
+        seconds: Wall time.
+    """
+
+    store: str
+    parts: int
+    images: int = 0
+    texts: int = 0
+    images_kept: int = 0
+    texts_kept: int = 0
+    filled: int = 0
+    replaced: int = 0
+    rejects: list[Reject] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Return what `frevl store merge --json` writes."""
+        return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
+
+    def sentence(self) -> str:
+        """Summarise it in one line."""
+        done = (
+            f"Merged {self.images:,} images and {self.texts:,} texts of {self.parts:,} parts in {self.seconds:.1f} s; "
+            f"{self.images_kept:,} images and {self.texts_kept:,} texts were in the store already."
+        )
+        changed = [f"{self.filled:,} items got further embeddings."] if self.filled else []
+        changed += [f"{self.replaced:,} images had changed and were replaced."] if self.replaced else []
+        return " ".join([done, *changed, *self.notes, rejects_sentence(self.rejects)]).rstrip()
+
+
+def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = False) -> MergeReport:
+    """Merge all parts of an extraction into one store.
+
+    Ids, embeddings, rejects, identities and canaries are those that one process would have stored, whatever the number
+    of parts. What is added to a table is added in ascending order of the ids' bytes. Items that the store has already
+    are kept; those whose content differs there are replaced, as by an extraction. Every commit is whole, so that a
+    merge that was killed goes on when it is called again. The parts stay as they are.
+
+    Args:
+        parts: Folders of the parts, in any order.
+        into: Folder of the store; made if it is missing.
+        progress: Show progress lines.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: A part is given twice, or is the store itself.
+        StoreError: A part is missing, incomplete or damaged, or does not belong to the others.
+        FingerprintError: The encoders of the parts, or of the store, are not the same.
+    """
+    started = time.monotonic()
+    if isinstance(parts, str | Path):
+        raise UsageError("parts: expected a list of folders, found one path")
+    check_local(into)
+    with opened(parts, Path(into)) as (several, notes):
+        report = MergeReport(str(into), len(several), notes=notes)
+        with StoreWriter(into) as writer:
+            writer.register(list(several[0].towers.values()))
+            for modality in TABLES:
+                _merge_items(writer, modality, several, report, progress=progress)
+            _merge_unread(writer, several)
+            report.rejects = _merge_rejects(writer, several)
+    report.notes += writer.notes
+    report.seconds = time.monotonic() - started
+    return report
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The items of all parts in ascending order of their ids.
+
+    Attributes:
+        ids: The ids.
+        part: ``(n,)`` the part of each, counted from 0.
+        row: ``(n,)`` its row there.
+        content: ``(n,)`` its content hash.
+        has: By tower, ``(n,)`` bool: whether it has an embedding.
+    """
+
+    ids: pa.ChunkedArray
+    part: np.ndarray
+    row: np.ndarray
+    content: np.ndarray
+    has: dict[str, np.ndarray]
+
+
+def _merge_items(
+    writer: StoreWriter, modality: Modality, parts: Sequence[OpenPart], report: MergeReport, *, progress: bool
+) -> None:
+    towers = [tower for tower in parts[0].towers.values() if tower.modality == modality]
+    items = _items_of(modality, parts, [tower.name for tower in towers])
+    if not len(items.ids):
+        return
+    store = Snapshot(writer.path, ALL_TABLES)
+    actions, there = _compare(store, modality, items)
+    size = _rows_a_commit(towers, parts, modality)
+    with writer.keep_version(modality), ProgressLine(f"{modality}s", len(actions), enabled=progress) as line:
+        line.advance(int(np.count_nonzero(actions == _KEPT)))
+        for action in (_NEW, _FILL, _REPLACE):
+            chosen = np.flatnonzero(actions == action)
+            for start in range(0, len(chosen), size):
+                some = chosen[start : start + size]
+                rows = _read(parts, modality, items, some, towers)
+                if action == _NEW:
+                    writer.bring_back(modality, rows, known=False)
+                else:
+                    former = store.take_rows(TABLES[modality], np.sort(there[some]))
+                    former = former.take(np.argsort(np.argsort(there[some])))
+                    for combined in _combined(rows, former, items, some, filling=action == _FILL):
+                        writer.bring_back(modality, combined, known=True)
+                line.advance(len(some))
+    counts = np.bincount(actions, minlength=4)
+    if modality == "image":
+        report.images, report.images_kept = int(counts[_NEW]), int(counts[_KEPT])
+    else:
+        report.texts, report.texts_kept = int(counts[_NEW]), int(counts[_KEPT])
+    report.filled += int(counts[_FILL])
+    report.replaced += int(counts[_REPLACE])
+
+
+def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[str]) -> _Items:
+    """List the items of all parts.
+
+    Raises:
+        StoreError: An id is in two parts.
+    """
+    ids: list[pa.Array] = []
+    states = []
+    for part in parts:
+        own = [batch["id"].cast(pa.large_string()) for batch in part.at.scan(TABLES[modality], ["id"])]
+        ids += own
+        states.append((sum(map(len, own)), part.at.states(TABLES[modality], towers)))
+    names = pa.chunked_array(ids, pa.large_string())
+    order = pc.sort_indices(names).to_numpy()
+    counts = [count for count, _ in states]
+    items = _Items(
+        ids=names.take(pa.array(order)),
+        part=np.repeat(np.arange(len(parts)), counts)[order],
+        row=np.concatenate([np.arange(count) for count in counts])[order],
+        content=np.concatenate([state["content_hash"] for _, state in states])[order],
+        has={name: np.concatenate([state[f"has:{name}"] for _, state in states])[order] for name in towers},
+    )
+    if len(names) > 1:
+        same = np.flatnonzero(pc.equal(items.ids[1:].combine_chunks(), items.ids[:-1].combine_chunks()))
+        if len(same):
+            one, other = (parts[items.part[same[0] + k]].path for k in (0, 1))
+            raise StoreError(
+                f"{one}: the {modality} '{items.ids[int(same[0])].as_py()!s:.80}' is in {other}, too; extract both "
+                "parts again, into new folders"
+            )
+    return items
+
+
+def _compare(store: Snapshot, modality: Modality, items: _Items) -> tuple[np.ndarray, np.ndarray]:
+    """Return what has to be done with every item, and its row in the store, -1 for none."""
+    actions = np.full(len(items.ids), _NEW, np.int8)
+    rows = np.full(len(items.ids), -1, np.int64)
+    if not store.count(TABLES[modality]):
+        return actions, rows
+    sorted_ids = items.ids.combine_chunks()
+    found = [
+        pc.fill_null(pc.index_in(batch["id"].cast(pa.large_string()), value_set=sorted_ids), -1).to_numpy()
+        for batch in store.scan(TABLES[modality], ["id"])
+    ]
+    position = np.concatenate(found).astype(np.int64)  # of every row of the store, among the items
+    known = np.flatnonzero(position >= 0)
+    position = position[known]
+    states = store.states(TABLES[modality], list(items.has))
+    lacking = np.zeros(len(known), bool)
+    for name, has in items.has.items():
+        lacking |= has[position] & ~states[f"has:{name}"][known]
+    # Of an imported image the content was never seen.
+    same = (states["content_hash"][known] == items.content[position]) | (states["bytes"][known] == 0)
+    actions[position] = np.where(same, np.where(lacking, _FILL, _KEPT), _REPLACE)
+    rows[position] = known
+    return actions, rows
+
+
+def _rows_a_commit(towers: Sequence[Tower], parts: Sequence[OpenPart], modality: Modality) -> int:
+    """Return how many rows make a file of the usual size."""
+    table = TABLES[modality]
+    size = sum(part.at.data_bytes(table) for part in parts) / max(sum(part.at.count(table) for part in parts), 1)
+    return int(min(max(_COMMIT_BYTES // max(size, 1), 1), _COMMIT_ROWS)) if towers else _COMMIT_ROWS
+
+
+def _read(
+    parts: Sequence[OpenPart], modality: Modality, items: _Items, chosen: np.ndarray, towers: Sequence[Tower]
+) -> pa.Table:
+    """Read whole rows of the parts, in the order of the items.
+
+    Raises:
+        StoreError: An embedding differs from its checksum.
+    """
+    read: list[pa.Table] = []
+    at: list[np.ndarray] = []
+    for number, part in enumerate(parts):
+        own = chosen[items.part[chosen] == number]
+        own = own[np.argsort(items.row[own], kind="stable")]
+        for start in range(0, len(own), _ROWS_AT_ONCE):
+            some = own[start : start + _ROWS_AT_ONCE]
+            rows = part.at.take_rows(TABLES[modality], items.row[some])
+            for batch in rows.to_batches():
+                sound = sound_rows(batch, towers)
+                if not sound.all():
+                    damaged = batch["id"][int(np.flatnonzero(~sound)[0])].as_py()
+                    raise StoreError(
+                        f"{part.path}: the {modality} '{damaged!s:.80}' differs from its checksum: the part is "
+                        "damaged; extract this shard again, into a new folder"
+                    )
+            read.append(rows)
+            at.append(some)
+    order = np.argsort(np.concatenate(at), kind="stable")
+    return pa.concat_tables(read, promote_options="default").take(pa.array(order))
+
+
+def _combined(
+    rows: pa.Table, former: pa.Table, items: _Items, chosen: np.ndarray, *, filling: bool
+) -> Iterator[pa.Table]:
+    """Yield whole rows for items that the store has: its own with further embeddings, or with other content."""
+    towers = list(items.has)
+    if not filling:
+        metadata = [f for f in former.schema if f.name not in rows.column_names and not pa.types.is_nested(f.type)]
+        for one in metadata:
+            rows = rows.append_column(one, former[one.name])
+        yield rows
+        return
+    had = {name: _has(former, name) for name in towers}
+    needs = np.stack([items.has[name][chosen] & ~had[name] for name in towers], axis=1)
+    for need in np.unique(needs, axis=0):
+        group = pa.array(np.flatnonzero((needs == need).all(axis=1)))
+        new, old = rows.take(group), former.take(group)
+        names = {name for name, needed in zip(towers, need.tolist(), strict=True) if needed}
+        filled = [
+            [*before, *(entry for entry in found if entry["tower"] in names)]
+            for before, found in zip(old["filled"].to_pylist(), new["filled"].to_pylist(), strict=True)
+        ]
+        for name in names:
+            if name in old.column_names:
+                old = old.drop_columns([name])
+            old = old.append_column(name, new[name])
+        index = old.schema.get_field_index("filled")
+        yield old.set_column(index, old.schema.field(index), pa.array(filled, old.schema.field(index).type))
+
+
+def _has(rows: pa.Table, tower: str) -> np.ndarray:
+    entries = rows["filled"].to_pylist()
+    return np.array([any(entry["tower"] == tower for entry in row) for row in entries], bool)
+
+
+def _merge_unread(writer: StoreWriter, parts: Sequence[OpenPart]) -> None:
+    shares: dict[str, dict[str, float]] = {}
+    for part in parts:
+        for batch in part.at.scan("unread"):
+            for row in batch.to_pylist():
+                shares.setdefault(row["tower"], {})[row["text"]] = row["share"]
+    for tower, found in sorted(shares.items()):
+        writer.note_unread(tower, dict(sorted(found.items())))
+
+
+def _merge_rejects(writer: StoreWriter, parts: Sequence[OpenPart]) -> list[Reject]:
+    """Record what the parts left out, and clear what they could use now; return the former, each once."""
+    found: dict[tuple[str, str], Reject] = {}
+    for part in parts:
+        for batch in part.at.scan("rejects", ["kind", "id", "reason"]):
+            for row in batch.to_pylist():
+                found.setdefault((row["kind"], row["id"]), Reject(**row))
+    rejects = [found[key] for key in sorted(found)]
+    files = {name for part in parts for name in part.record.pairs}
+    former = [one for one in writer.store.rejects() if (one.kind, one.id) not in found]
+    lines = {one.id for one in former if one.kind == "pair" and one.id.rpartition(":")[0] in files}
+    writer.clear_rejects("pair", lines)
+    for modality, name in TABLES.items():
+        wanted = pa.array([one.id for one in former if one.kind == modality], pa.string())
+        if len(wanted):
+            batches = [batch["id"] for part in parts for batch in part.at.scan(name, ["id"])]
+            usable = {id_ for ids in batches for id_ in ids.filter(pc.is_in(ids, value_set=wanted)).to_pylist()}
+            writer.clear_rejects(modality, usable)
+    writer.reject(rejects)
+    return rejects

@@ -1,0 +1,191 @@
+"""The parts of one extraction, looked at together before anything of them is merged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from filelock import Timeout
+
+from frevl.errors import StoreError, UsageError
+from frevl.store.commits.record import check_local
+from frevl.store.commits.table_writer import lock_store
+from frevl.store.lance_tables import ALL_TABLES, Snapshot
+from frevl.store.reader import Store
+from frevl.store.sharding.shares import Part, read_part
+from frevl.store.towers import Tower, check_same
+
+__all__ = ["OpenPart", "opened"]
+
+_SHOWN = 8  # numbers of missing shards that are named
+
+
+@dataclass(frozen=True)
+class OpenPart:
+    """A part that nobody writes to while it is open.
+
+    Attributes:
+        path: Its folder.
+        record: What it says of itself.
+        towers: Its towers by name.
+        at: Its tables.
+    """
+
+    path: Path
+    record: Part
+    towers: dict[str, Tower]
+    at: Snapshot
+
+
+@contextlib.contextmanager
+def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenPart], list[str]]]:
+    """Open all parts of an extraction, in the order of their shards, and check that they belong together.
+
+    Args:
+        paths: Their folders, in any order.
+        into: The store that they are merged into.
+
+    Yields:
+        The parts, and sentences that a user should read.
+
+    Raises:
+        UsageError: A part is given twice, or is the store that they are merged into.
+        StoreError: A part is missing, incomplete or damaged, or does not belong to the others.
+        FingerprintError: Parts were made by different encoders.
+    """
+    places: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        check_local(path)
+        if path.resolve() in places:
+            raise UsageError(f"{path}: this part is given twice; give every part once")
+        if path.resolve() == into.resolve():
+            raise UsageError(f"{path}: a part cannot be merged into itself; give another folder with --into")
+        places[path.resolve()] = path
+    if not places:
+        raise UsageError("Nothing to merge: name the folders of all parts")
+    if into.is_dir() and read_part(into) is not None:
+        raise UsageError(f"{into}: parts are merged into a store of their own, found a part; give another --into")
+    with contextlib.ExitStack() as locks:
+        parts = []
+        for path in places.values():
+            store = Store.open(path)
+            _lock(path, locks)
+            parts.append(OpenPart(path, _record(path), store.towers, Snapshot(path, ALL_TABLES)))
+        parts.sort(key=lambda part: part.record.number)
+        _check_numbers(parts)
+        _check_alike(parts)
+        for part in parts:
+            _check_rows(part)
+        yield parts, _differences(parts)
+
+
+def _lock(path: Path, locks: contextlib.ExitStack) -> None:
+    lock = lock_store(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreError(f"{path}: another process is writing to this part; wait for it to end") from error
+    except OSError:  # a folder that may only be read: nobody can write to it from here
+        return
+    locks.callback(lock.release)
+
+
+def _record(path: Path) -> Part:
+    record = read_part(path)
+    if record is None:
+        raise StoreError(
+            f"{path}: expected a part, as frevl extract --shard i/n makes it, found a whole store; extract its images "
+            "and texts with --shard, or use it as it is"
+        )
+    if not record.complete:
+        raise StoreError(
+            f"{path}: the shard {record.number}/{record.of} is incomplete: its extraction did not come to its end; run "
+            f"the same command with --shard {record.number}/{record.of} again"
+        )
+    return record
+
+
+def _check_numbers(parts: Sequence[OpenPart]) -> None:
+    first = parts[0]
+    for before, part in pairwise(parts):
+        if part.record.of != first.record.of:
+            raise StoreError(
+                f"{part.path}: this is a shard of {part.record.of}, {first.path} is one of {first.record.of}; extract "
+                "all parts with the same number of shards"
+            )
+        if part.record.number == before.record.number:
+            raise StoreError(
+                f"{part.path}: the shard {part.record.number}/{part.record.of} is there twice, also as {before.path}; "
+                "give every shard once"
+            )
+    there = {part.record.number for part in parts}
+    missing = [number for number in range(1, first.record.of + 1) if number not in there]
+    if missing:
+        named = ", ".join(map(str, missing[:_SHOWN])) + (" and more" if len(missing) > _SHOWN else "")
+        raise StoreError(
+            f"{len(missing):,} of {first.record.of:,} shards are missing: {named}; extract them with --shard, and give "
+            "all parts at once"
+        )
+
+
+def _check_alike(parts: Sequence[OpenPart]) -> None:
+    """Refuse parts of different versions, lists or encoders."""
+    first = parts[0]
+    for part in parts[1:]:
+        again = f"run frevl extract --shard {part.record.number}/{part.record.of} again as the others were run"
+        if part.record.frevl != first.record.frevl:
+            raise StoreError(
+                f"{part.path}: frevl {part.record.frevl} made this part, frevl {first.record.frevl} made {first.path}; "
+                "extract all parts with one version"
+            )
+        for what, digest in first.record.lists.items():
+            found = part.record.lists.get(what, "")
+            if found != digest:
+                counts = [listed.partition(":")[0] for listed in (found, digest)]
+                raise StoreError(
+                    f"{part.path}: its extraction saw another list of {what} ({counts[0]}) than that of {first.path} "
+                    f"({counts[1]}), as after files or lines came or went between the two; {again}"
+                )
+        if part.towers.keys() != first.towers.keys():
+            other = sorted(part.towers.keys() ^ first.towers.keys())
+            raise StoreError(
+                f"{part.path}: its encoders are not those of {first.path}: only one of the two has {', '.join(other)}; "
+                f"{again}"
+            )
+        for name, tower in part.towers.items():
+            check_same(first.towers[name], tower, str(first.path))
+
+
+def _check_rows(part: OpenPart) -> None:
+    for name in ALL_TABLES:
+        found, expected = part.at.count(name), part.record.rows.get(name, 0)
+        if found != expected:
+            raise StoreError(
+                f"{part.path}: the table '{name}' has {found:,} rows, it had {expected:,} when its extraction ended; "
+                f"run frevl extract --shard {part.record.number}/{part.record.of} again"
+            )
+
+
+def _differences(parts: Sequence[OpenPart]) -> list[str]:
+    """Say where parts of the same identity may differ in the last digits."""
+    notes = []
+    names = {name for part in parts for name in part.record.libraries}
+    versions = {name: sorted({part.record.libraries.get(name, "none") for part in parts}) for name in sorted(names)}
+    several = [f"{name} {' and '.join(found)}" for name, found in versions.items() if len(found) > 1]
+    if several:
+        notes.append(
+            f"The parts were made with different libraries ({'; '.join(several)}): their encoders answer alike, but "
+            "maybe not to the last digit."
+        )
+    first = parts[0].towers
+    other = [n for n in first if any(not np.array_equal(part.towers[n].canaries, first[n].canaries) for part in parts)]
+    if other:
+        notes.append(
+            f"The machines of the parts compute {', '.join(other)} with different last digits; the store keeps the "
+            f"canaries of the shard 1/{parts[0].record.of}."
+        )
+    return notes

@@ -1,0 +1,223 @@
+"""Which items belong to which shard, and the record that makes a store a part of an extraction."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from frevl.errors import StoreError, UsageError
+from frevl.jsonfile import read_record, write_json
+from frevl.version import __version__
+
+__all__ = ["Part", "Shard", "Share", "begin_part", "finish_part", "read_part", "refuse_part"]
+
+FORMAT = 1
+_LIBRARIES = ("pillow", "numpy", "onnxruntime", "torch", "transformers", "tokenizers", "open_clip_torch")
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal shares of the items of an extraction.
+
+    An item belongs to the shard i of n if the first 16 bytes of the SHA-256 of its id (in UTF-8), read as a big-endian
+    number, leave the remainder i - 1 when divided by n.
+
+    Attributes:
+        number: From 1 to ``of``.
+        of: How many there are.
+    """
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, written: str) -> Shard:
+        """Read ``i/n``.
+
+        Raises:
+            UsageError: It is none.
+        """
+        found = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", written.strip())
+        shard = cls(int(found[1]), int(found[2])) if found else cls(0, 0)
+        if not 1 <= shard.number <= shard.of:
+            raise UsageError(
+                f"--shard takes the number of this shard and how many there are, such as 1/8 up to 8/8; found "
+                f"'{written}'"
+            )
+        return shard
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+class Share:
+    """The share of one list that belongs to a shard; the whole list goes by, so that all shards can compare it.
+
+    Args:
+        shard: The shard; None takes everything.
+        remember: Keep the names of the whole list.
+
+    Attributes:
+        names: Names of the whole list, also of what belongs to other shards, if they are kept and there is a shard.
+    """
+
+    def __init__(self, shard: Shard | None, *, remember: bool = False) -> None:
+        self._shard, self._remember = shard, remember
+        self._count = self._sum = 0
+        self.names: set[str] = set()
+
+    def own(self, items: Iterable[A], name: Callable[[A], str]) -> Iterator[A]:
+        """Yield the items that belong to the shard."""
+        if self._shard is None:
+            yield from items
+            return
+        for item in items:
+            known_as = name(item)
+            number = _number(known_as)
+            self._count += 1
+            self._sum = (self._sum + number) % 2**128
+            if self._remember:
+                self.names.add(known_as)
+            if number % self._shard.of == self._shard.number - 1:
+                yield item
+
+    @property
+    def partial(self) -> bool:
+        """Whether there is a shard, so that nothing may be left of the list."""
+        return self._shard is not None
+
+    def apart(self) -> Share:
+        """Return one of the same shard that has seen nothing."""
+        return Share(self._shard)
+
+    def digest(self) -> str:
+        """Tell one list from another, whatever their order: how many names, and the sum of their hashes."""
+        return f"{self._count}:{self._sum:032x}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What makes a store a part: ``STORE/shard.json``.
+
+    Attributes:
+        number: Of the shard.
+        of: How many shards there are.
+        frevl: Version that made it.
+        libraries: Versions of the libraries that decode and embed.
+        complete: Whether the extraction came to its end.
+        lists: By ``images`` and ``texts``, the digest of all names, those of other shards included.
+        pairs: Names of the pairs files.
+        rows: By table, how many rows it had in the end.
+    """
+
+    number: int
+    of: int
+    frevl: str = __version__
+    libraries: dict[str, str] = field(default_factory=dict)
+    complete: bool = False
+    lists: dict[str, str] = field(default_factory=dict)
+    pairs: list[str] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+
+
+def begin_part(store: Path, shard: Shard, *, empty: bool) -> Part:
+    """Record that a store becomes, or goes on as, a part. Needs the store's lock.
+
+    Args:
+        store: Folder of the store.
+        shard: Of this extraction.
+        empty: Whether the store has no tower yet.
+
+    Raises:
+        StoreError: The store is a whole one, or the part of another shard.
+    """
+    former = read_part(store)
+    if former is None and not empty:
+        raise StoreError(
+            f"{store}: expected an empty or new folder, or the store of the shard {shard}, found a whole store; choose "
+            "another folder for the part, and merge the parts with frevl store merge"
+        )
+    if former is not None and (former.number, former.of) != (shard.number, shard.of):
+        raise StoreError(
+            f"{store}: expected the store of the shard {shard}, found that of {former.number}/{former.of}; every shard "
+            "has a folder of its own"
+        )
+    part = Part(shard.number, shard.of, libraries=_versions())
+    _write(store, part)
+    return part
+
+
+def finish_part(store: Path, part: Part, *, lists: dict[str, str], pairs: Iterable[str], rows: dict[str, int]) -> None:
+    """Record that the extraction of a part came to its end."""
+    _write(store, replace(part, complete=True, lists=lists, pairs=sorted(pairs), rows=rows))
+
+
+def read_part(store: Path) -> Part | None:
+    """Return the record of a part; None where the store is none.
+
+    Raises:
+        StoreError: The record is damaged, or a newer frevl wrote it.
+    """
+    path = _path(store)
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = read_record(path)
+        found = record.pop("format")
+        if isinstance(found, int) and found > FORMAT:
+            raise StoreError(f"{path}: it has format {found}, this frevl reads up to {FORMAT}; upgrade frevl")
+        part = Part(**record)
+        if not isinstance(part.number, int) or not isinstance(part.of, int) or not 1 <= part.number <= part.of:
+            raise ValueError("it names no shard")
+        return part
+    except (OSError, ValueError, TypeError, KeyError, json.JSONDecodeError) as error:
+        raise StoreError(
+            f"{path}: expected the record of a part of an extraction, found a damaged one ({error}); extract this "
+            "shard into a new folder"
+        ) from error
+
+
+def refuse_part(store: Path) -> None:
+    """Refuse to extract everything into the part of a shard.
+
+    Raises:
+        StoreError: The store is one.
+    """
+    part = read_part(store)
+    if part is not None:
+        raise StoreError(
+            f"{store}: this is the store of the shard {part.number}/{part.of}; add --shard {part.number}/{part.of}, or "
+            "choose another folder"
+        )
+
+
+def _write(store: Path, part: Part) -> None:
+    try:
+        write_json(_path(store), {"format": FORMAT, **asdict(part)})
+    except OSError as error:
+        raise StoreError(f"{store}: the store cannot be written ({error.strerror}); free some space") from error
+
+
+def _path(store: Path) -> Path:
+    return store / "shard.json"
+
+
+def _number(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:16])
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
