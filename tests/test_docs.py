@@ -162,6 +162,17 @@ def test_the_page_about_many_machines_works(tmp_path, made, frevl, monkeypatch, 
 
 
 @pytest.mark.slow
+def test_the_page_about_trust_works(tmp_path, made, frevl, monkeypatch, capfd):
+    monkeypatch.chdir(arrive(made, tmp_path))
+    unlabelled = [{name: row[name] for name in ("image", "text")} for row in json_lines("test.jsonl")]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, unlabelled)))
+    said = follow("docs/trust.md", frevl, capfd)
+    assert all(said)
+    assert "set" in json_lines("sets.jsonl")[0]
+    assert [line["select"]["rank"] for line in json_lines("next.jsonl")] == list(range(1, 11))
+
+
+@pytest.mark.slow
 def test_the_page_about_classes_works(tmp_path, made, frevl, monkeypatch, capfd):
     monkeypatch.chdir(arrive(made, tmp_path))
     colours = {row["image"]: row["text"].split()[1] for row in json_lines("captions.jsonl") if row["text"][:2] == "a "}

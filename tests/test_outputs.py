@@ -50,6 +50,7 @@ WRITTEN = {
     "pairs": {"--out"},
     "import": {"--write-pairs"},
     "score": {"--out"},
+    "select": {"--out"},
     "search": {"--html"},
     "diagnose": {"--html", "--markdown"},
     "curate": {"--out", "--dropped"},
@@ -58,7 +59,7 @@ WRITTEN = {
     "bench": {"--out"},
 }
 READ = {
-    "--calibrate", "--classes", "--examples", "--space",
+    "--calibrate", "--classes", "--examples", "--labelled", "--space",
     "--config", "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result",
     "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "source", "store",
 }  # fmt: skip
@@ -98,6 +99,8 @@ def snapshot(folder):
         ("score --store STORE --run RUN --pairs p.jsonl", "--out", "p.jsonl"),
         ("score --store STORE --run RUN --pairs p.jsonl --out s.jsonl", "--json", "p.jsonl"),
         ("score --store STORE --run RUN --pairs p.jsonl --out s.jsonl", "--json", "s.jsonl"),
+        ("select --store STORE --run RUN --pairs p.jsonl", "--out", "p.jsonl"),
+        ("select --store STORE --run RUN --pairs q.jsonl --labelled p.jsonl", "--out", "p.jsonl"),
         ("extract --pairs p.jsonl --encoder toy --store STORE", "--json", "p.jsonl"),
         ("extract --pairs q.jsonl --pairs p.jsonl --encoder toy --store STORE", "--json", "p.jsonl"),
         ("extract --images images --encoder toy --store STORE", "--json", "images/0.png"),

@@ -136,6 +136,7 @@ ORDER = (
         "models",
         "evaluate",
         "score",
+        "select",
         "search",
         "diagnose",
         "curate",

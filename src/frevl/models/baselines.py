@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.models.classification.linear_problem import Blocks, InBlocks, InMemory, LinearProblem, Loss
@@ -88,6 +89,12 @@ class Linear(PairNetwork):
         """Return ``(n, outputs)`` logits; the shapes are those of `PairNetwork.forward`."""
         logits: Tensor = self.linear(self.features(image, text, image_mask, text_mask))
         return logits
+
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The features of a pair at unit length."""
+        return {"pair": F.normalize(self.features(image, text, image_mask, text_mask), dim=1)}
 
 
 class Mlp(PairNetwork):

@@ -154,6 +154,24 @@ class PairNetwork(nn.Module, ABC):
         """Learned maps of the embeddings of an image, and of a text, to ``(n, N, width)``, if the network has them."""
         return None
 
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor] | None:
+        """Return what its last layer reads, by side, if the posterior of that layer is known in closed form.
+
+        Args:
+            image: As `forward`, like all others.
+            text: As `forward`.
+            image_mask: As `forward`.
+            text_mask: As `forward`.
+
+        Returns:
+            ``(n, width)`` float32 of unit length by ``image``, by ``image`` and ``text``, or by ``pair``; see
+            `frevl.models.uncertainty.posterior`. None if there is no such layer.
+        """
+        del image, text, image_mask, text_mask
+        return None
+
     @property
     def first_stage(self) -> Searchable | None:
         """What can search; None if the network has no vectors of single items."""

@@ -141,6 +141,13 @@ class ClassNetwork(PairNetwork):
             features = Features(pooled, pooled, self._cosines(pooled))
         return head.logits(features, self._kept if head.memories else None)
 
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The standardised image at unit length: `frevl.models.classification.heads.unit_features`."""
+        del text, text_mask
+        return {"image": unit_features(mean_pool(image, image_mask), self.statistics)}
+
     @property
     def _kept(self) -> Features:
         return Features(F.normalize(self.examples, dim=1), unit_features(self.examples, self.statistics), None)

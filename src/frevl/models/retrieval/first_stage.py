@@ -11,6 +11,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.models.inputs import mean_pool
@@ -123,6 +124,19 @@ class FirstStage(PairNetwork):
     ) -> Tensor:
         """Return the ``(n, 1)`` logits of pairs from their vectors."""
         return self.of_vectors(*images, *texts)
+
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """What the projection of each side reads, at unit length: standardised where the network standardises."""
+        sides = {"image": mean_pool(image, image_mask), "text": mean_pool(text, text_mask)}
+        statistics = self.input_statistics()
+        if statistics is None:
+            return {"image": self.own_image_vectors(sides["image"]), "text": self.own_text_vectors(sides["text"])}
+        return {
+            side: F.normalize(own(values).float(), dim=1)
+            for own, (side, values) in zip(statistics, sides.items(), strict=True)
+        }
 
     def _joined(self, parts: Tensor) -> Tensor:
         """Unit vectors whose dot product times the scale is the logit, from the parts."""

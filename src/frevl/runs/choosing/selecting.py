@@ -1,0 +1,292 @@
+"""A run and a pool of pairs without labels -> the pairs that are worth labelling next: ``frevl select``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frevl.data.pairs import Pairs, one_side_note, read_pairs
+from frevl.errors import InputError, PairsError, UsageError
+from frevl.jsonfile import plain, replace_file
+from frevl.models.classification.heads import statistics_of, unit_features
+from frevl.models.inputs import mean_pool
+from frevl.outputs import refuse_inputs
+from frevl.rejects import Reject, rejects_sentence
+from frevl.runs.choosing.strategies import STRATEGIES, Chosen, choose
+from frevl.runs.scorer import Scorer
+from frevl.store.towers import Modality
+from frevl.store.usable_pairs import content_of_units, usable_pairs
+
+__all__ = ["STRATEGIES", "Selection", "select_pairs"]
+
+_PAIRS_AT_ONCE = 16_384
+_MOST_SEEN = 20_000  # of the items that the run has learned from; more are as good as covered by these
+_WIDEST = 1_024  # numbers of an embedding; wider ones are projected at random, which keeps distances
+_MARGIN, _ROUND = "margin", 6
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen, and what was left out.
+
+    Attributes:
+        lines: The chosen pairs as they stood in the file, the most wanted first, each with ``"select"``.
+        counts: ``pool``, ``chosen``, ``labelled``, ``in_training``, ``copies`` (of other pairs of the pool),
+            ``covered`` (items that cover the pool).
+        rejects: Lines that could not be used.
+        notes: Sentences for the user.
+    """
+
+    lines: list[dict[str, Any]]
+    counts: dict[str, int]
+    rejects: list[Reject]
+    notes: list[str]
+
+    def sentence(self) -> str:
+        """Say what was chosen, and what was left out and why."""
+        c = self.counts
+        left_out = [
+            f"{c[name]:,} {said}"
+            for name, said in (
+                ("labelled", "labelled already"),
+                ("in_training", "of pictures or texts in training"),
+                ("copies", "copies of others"),
+            )
+            if c[name]
+        ]
+        parts = [f"Chose {c['chosen']:,} of {c['pool']:,} pairs to label."]
+        parts += [f"Left out: {', '.join(left_out)}."] if left_out else []
+        return " ".join([*parts, *self.notes, rejects_sentence(self.rejects)]).rstrip()
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``--json`` writes."""
+        return {**self.counts, "notes": self.notes, "rejects": [vars(reject) for reject in self.rejects]}
+
+
+def select_pairs(
+    scorer: Scorer,
+    pairs: str | Path | Pairs,
+    out: str | Path | None = None,
+    *,
+    k: int = 100,
+    by: str = STRATEGIES[0],
+    per_image: int = 1,
+    labelled: str | Path | Pairs | Sequence[str | Path | Pairs] = (),
+) -> Selection:
+    """Choose pairs of a pool to label next.
+
+    Pairs of the pool that have a target, that stand in `labelled`, or whose picture (text, in a run of texts alone) was
+    in training are left out and count as covered; so does every item of the store that was in training. Of equal
+    content one is chosen. The same call on the same data gives the same file; ties go by the order of the pool.
+
+    Args:
+        scorer: The run with its store.
+        pairs: The pool; lines without a target.
+        out: File to write, one pair a line, the most wanted first, with ``"select": {"rank", "value", "margin"}`` and
+            the run's ``label`` (classification) and ``probability``. It appears complete or not at all. None writes
+            nothing.
+        k: How many to choose.
+        by: One of `STRATEGIES`; see `frevl.runs.choosing.strategies.choose`.
+        per_image: Most pairs of one image (of one text, in a run of texts alone).
+        labelled: Pairs that have been labelled since the run was made: files that an earlier call has written, with
+            targets added. Lines without a target are no labels and are passed over.
+
+    Raises:
+        UsageError: `k` or `per_image` is below 1, there is no such strategy, or the file is one that is read here.
+        PairsError: The pairs cannot be used, or none is left to choose from.
+        InputError: The file cannot be written.
+    """
+    if k < 1 or per_image < 1:
+        raise UsageError(f"{'-k' if k < 1 else '--per-image'} must be at least 1, found {min(k, per_image)}")
+    if by not in STRATEGIES:
+        choose(by, torch.zeros(0, 1), torch.zeros(0, 1), torch.zeros(0), torch.zeros(0).long(), k=1, per_unit=1)
+    files = [labelled] if isinstance(labelled, str | Path | Pairs) else list(labelled)
+    paths = [one.source if isinstance(one, Pairs) else one for one in (pairs, *files)]
+    refuse_inputs({"--out": out}, {"--pairs": paths, "--run": scorer.run.path, "--store": scorer.store.path})
+    notes: list[str] = []
+    read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    notes += [note for note in read.notes if note not in one_side_note(read)]  # the run says what it reads
+    notes += scorer.run.check_pairs(read)
+    usable, rejects = usable_pairs(read.only(scorer.run.sides), scorer.store)
+    originals = {place: row for row, place in enumerate(read.places)}
+    notes += usable.notes
+    pool = _Pool(scorer, usable)
+    for file in files:
+        pool.add_labelled(file, rejects, notes)
+    rows = pool.open_rows()
+    if not rows:
+        raise PairsError(
+            f"{usable.places[0]}: no pair is left to choose from: of {len(usable):,}, "
+            f"{pool.counts['labelled']:,} are labelled and {pool.counts['in_training']:,} are of pictures or texts in "
+            "training; give a larger pool"
+        )
+    some = usable.select(rows)
+    unsure, said = _margins(scorer, some)
+    items, covered = _features(scorer, some.units, pool.covered(), notes)
+    numbers = torch.from_numpy(np.unique(pool.contents(some), return_inverse=True)[1])
+    chosen = choose(by, items, covered, unsure, numbers, k=k, per_unit=per_image)
+    if len(chosen) < k:
+        notes.append(f"Fewer than the {k:,} asked for: no more are left, at {per_image:,} of each.")
+    lines = [
+        {**read.row(originals[some.places[one.row]]), "select": _selected(rank, one, unsure, said)}
+        for rank, one in enumerate(chosen, 1)
+    ]
+    counts = {"pool": len(usable), "chosen": len(chosen), **pool.counts, "covered": len(covered)}
+    if out is not None:
+        _write(Path(out), lines)
+    return Selection(lines, counts, [*read.rejected, *rejects], list(dict.fromkeys(notes)))
+
+
+class _Pool:
+    """The pool, and which of its pairs need no label."""
+
+    def __init__(self, scorer: Scorer, pairs: Pairs) -> None:
+        self.scorer, self.pairs = scorer, pairs
+        self.hashes = content_of_units(scorer.store, pairs)
+        self.seen = set(scorer.run.train_image_hashes.tolist())
+        self.known: dict[tuple[str, str], str] = {}
+        self._know(pairs)
+        self.counts = {"labelled": 0, "in_training": 0, "copies": 0}
+
+    def _know(self, pairs: Pairs) -> int:
+        """Take the pairs that have a target as labelled; return how many."""
+        rows = [row for row, target in enumerate(pairs.targets) if target is not None]
+        self.known |= {self._key(pairs, row): pairs.units[row] for row in rows}
+        return len(rows)
+
+    def _was_seen(self, content: str) -> bool:
+        return int(content[:16], 16) in self.seen
+
+    def _key(self, pairs: Pairs, row: int) -> tuple[str, str]:
+        unit = pairs.units[row]
+        return self.hashes[unit], pairs.texts[row]
+
+    def contents(self, pairs: Pairs) -> list[str]:
+        """Return what each pair is a copy of."""
+        return [self.hashes[unit] for unit in pairs.units]
+
+    def add_labelled(self, file: str | Path | Pairs, rejects: list[Reject], notes: list[str]) -> None:
+        """Count the pairs of a file that have a target as labelled."""
+        read = file if isinstance(file, Pairs) else read_pairs(file)
+        notes += self.scorer.run.check_pairs(read)
+        usable, left_out = usable_pairs(read.only(self.scorer.run.sides), self.scorer.store)
+        rejects += [*read.rejected, *left_out]
+        self.hashes |= content_of_units(self.scorer.store, usable)
+        if not self._know(usable):
+            raise PairsError(
+                f"{usable.places[0]}, field 'target': expected a label, found none in any pair of --labelled; give "
+                "the file after its pairs were labelled"
+            )
+
+    def open_rows(self) -> list[int]:
+        """Return the rows of the pairs that may be chosen, and count the others."""
+        rows, taken = [], set()
+        for row, unit in enumerate(self.pairs.units):
+            key = self._key(self.pairs, row)
+            if key in self.known:
+                self.counts["labelled"] += 1
+            elif self._was_seen(self.hashes[unit]):
+                self.counts["in_training"] += 1
+            elif key in taken:
+                self.counts["copies"] += 1
+            else:
+                taken.add(key)
+                rows.append(row)
+        return rows
+
+    def covered(self) -> list[str]:
+        """Return the items of the store that were in training, evenly thinned, and all that are labelled."""
+        store = self.scorer.store
+        if "image" in self.pairs.sides:
+            ids = store.ids("image")
+            hashes = store.content_hashes(ids)
+        else:
+            ids = store.ids("text")
+            hashes = content_of_units(store, Pairs([""] * len(ids), ids, [None] * len(ids), [], [""] * len(ids)))
+        seen = [id_ for id_ in ids if self._was_seen(hashes[id_])]
+        step = -(-len(seen) // _MOST_SEEN) or 1
+        return list(dict.fromkeys([*seen[::step], *self.known.values()]))
+
+
+def _margins(scorer: Scorer, pairs: Pairs) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Return one minus the margin between the two likeliest answers, and what the run says of each pair."""
+    unsure, said = [], []
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        both = list(zip(pairs.images[part], pairs.texts[part], strict=True))
+        if scorer.run.task == "matching":
+            matches = scorer.match_probabilities(both)[1]
+            unsure.append(1 - np.abs(2 * matches - 1))
+            said += [{"probability": p} for p in matches.tolist()]
+            continue
+        ranked = scorer.rank_classes(scorer.score(both), k=2)
+        best = ranked.probabilities
+        unsure.append(1 - (best[:, 0] - best[:, 1] if best.shape[1] > 1 else best[:, 0]))
+        said += [
+            {"label": scorer.run.labels[row], "probability": p}
+            for row, p in zip(ranked.classes[:, 0].tolist(), best[:, 0].tolist(), strict=True)
+        ]
+    return torch.from_numpy(np.concatenate(unsure)).float(), said
+
+
+def _features(scorer: Scorer, units: list[str], covered: list[str], notes: list[str]) -> tuple[Tensor, Tensor]:
+    """Return ``(n, d)`` features of the pool and ``(m, d)`` of what covers it, standardised, then of unit length."""
+    side: Modality = "image" if "image" in scorer.run.sides else "text"
+    towers = [scorer.store.towers[name] for name in scorer.run.towers[side]]
+    known = scorer.store.positions(side)
+    different = list(dict.fromkeys([*units, *covered]))
+    stored = [unit for unit in different if unit in known]
+    lacking = [unit for unit in different if unit not in known]
+    parts = [
+        _narrow(_pooled(*scorer.store.read(side, stored[start : start + _PAIRS_AT_ONCE], towers)))
+        for start in range(0, len(stored), _PAIRS_AT_ONCE)
+    ]
+    parts += [_narrow(_pooled(*scorer.embed_texts(lacking)))] if lacking else []
+    rows = {unit: row for row, unit in enumerate([*stored, *lacking])}
+    values_of_all = torch.cat(parts)
+    features = unit_features(values_of_all, statistics_of(values_of_all))
+    if not covered:
+        notes.append(
+            "Nothing covers the pool: the store holds no picture or text that the run learned from, so it is covered "
+            "by what is chosen alone."
+        )
+    of_pool, of_covered = (features[[rows[unit] for unit in some]] for some in (units, covered))
+    return of_pool, of_covered.reshape(-1, features.shape[1])
+
+
+def _pooled(values: np.ndarray, mask: np.ndarray) -> Tensor:
+    return mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask))
+
+
+def _narrow(values: Tensor) -> Tensor:
+    """Project embeddings that are very wide (Johnson and Lindenstrauss 1984); the same in every call."""
+    if values.shape[1] <= _WIDEST:
+        return values
+    generator = torch.Generator().manual_seed(0)
+    return F.linear(values, torch.randn(_WIDEST // 2, values.shape[1], generator=generator) / (_WIDEST // 2) ** 0.5)
+
+
+def _selected(rank: int, one: Chosen, unsure: Tensor, said: list[dict[str, Any]]) -> dict[str, Any]:
+    margin = round(1 - float(unsure[one.row]), _ROUND)
+    return {"rank": rank, "value": round(one.value, _ROUND), _MARGIN: margin, **said[one.row]}
+
+
+def _write(out: Path, lines: list[dict[str, Any]]) -> None:
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8") as file:
+            for line in lines:
+                file.write(json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n")
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(out, write)
+    except OSError as error:
+        raise InputError(f"{out}: the pairs cannot be written ({error.strerror or error})") from error

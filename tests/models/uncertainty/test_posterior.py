@@ -1,0 +1,99 @@
+"""The posterior of a last layer: by pencil, against a Hessian that is computed by numbers, and its bounds."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
+
+
+def directions_of(rows, **options):
+    return known_directions(scatter_of([rows]), **options)
+
+
+def test_by_pencil():
+    """After n inputs like it 1 / (1 + n) of the prior variance is left, and of a direction never seen all of it."""
+    seen = torch.tensor([[1.0, 0, 0]] * 3 + [[0, 1.0, 0]])
+    left = left_over(torch.eye(3), directions_of(seen))
+    np.testing.assert_allclose(left, [1 / 4, 1 / 2, 1], atol=1e-7)
+    between = F.normalize(torch.tensor([[1.0, 1.0, 0]]), dim=1)
+    np.testing.assert_allclose(left_over(between, directions_of(seen)), [(1 / 4 + 1 / 2) / 2], atol=1e-7)
+
+
+def test_a_pair_by_pencil():
+    own = torch.tensor([0.0, 1.0, 0.5])
+    np.testing.assert_allclose(pair_doubt({"image": own}), own)
+    other = torch.tensor([0.0, 1.0, 0.0])
+    np.testing.assert_allclose(pair_doubt({"image": own, "text": other}), [0, 0.75, 1 / 3], atol=1e-7)
+    with pytest.raises(ValueError, match="expected one or two sides, found 0"):
+        pair_doubt({})
+
+
+def test_equals_the_inverse_of_a_numerical_hessian():
+    """The judge: second differences of the negative log posterior of a linear layer, in numpy; Laplace's definition."""
+    random = np.random.default_rng(4)
+    seen, new = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in random.standard_normal((2, 11, 5)))
+    targets, at, step = random.standard_normal((11, 3)), random.standard_normal((5, 3)), 1e-2
+
+    def negative_log_posterior(weights):
+        return 0.5 * np.square(seen @ weights - targets).sum() + 0.5 * np.square(weights).sum()
+
+    def second_difference(i, j):
+        total = 0.0
+        for one, other in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+            moved = at.copy().ravel()
+            moved[i] += one * step
+            moved[j] += other * step
+            total += one * other * negative_log_posterior(moved.reshape(at.shape))
+        return total / (4 * step**2)
+
+    hessian = np.array([[second_difference(i, j) for j in range(15)] for i in range(15)])
+    jacobian = np.einsum("nd,rs->nrds", new, np.eye(3)).reshape(11, 3, 15)
+    covariance = jacobian @ np.linalg.inv(hessian) @ jacobian.transpose(0, 2, 1)
+    left = left_over(torch.tensor(new), directions_of(torch.tensor(seen))).numpy()
+    np.testing.assert_allclose(covariance[:, range(3), range(3)], np.repeat(left[:, None], 3, 1), atol=1e-6)
+    np.testing.assert_allclose(covariance[:, 0, 1], 0, atol=1e-6)
+
+
+def test_the_variance_of_a_cosine_is_that_of_drawn_vectors():
+    """Monte Carlo: vectors off by isotropic errors of squared length a and b; the share of the variance 1 / d."""
+    random, d, draws = np.random.default_rng(2), 64, 40_000
+    for a, b in ((0.3, 0.05), (1.0, 1.0)):
+        g = np.eye(d)[0] + np.sqrt(a / d) * random.standard_normal((draws, d))
+        h = np.eye(d)[1] + np.sqrt(b / d) * random.standard_normal((draws, d))
+        # BayesVLM's form: the norms are replaced by their expectations.
+        cosines = (g * h).sum(axis=1) / np.sqrt((1 + a) * (1 + b))
+        found = float(pair_doubt({"image": torch.tensor(a), "text": torch.tensor(b)}))
+        assert cosines.var() * d == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 40])
+def test_few_and_many_and_equal_rows(rows):
+    seen = F.normalize(torch.randn(rows, 13), dim=1)
+    new = F.normalize(torch.randn(17, 13), dim=1)
+    covariance = torch.linalg.inv(seen.double().T @ seen.double() + torch.eye(13))
+    exact = (new.double() @ covariance * new.double()).sum(dim=1)
+    np.testing.assert_allclose(left_over(new, directions_of(seen)), exact, atol=1e-6)
+    same = F.normalize(torch.ones(max(rows, 1), 13), dim=1)
+    np.testing.assert_allclose(left_over(same[:1], directions_of(same)), [1 / (1 + max(rows, 1))], atol=1e-6)
+
+
+def test_fewer_directions_never_make_it_surer():
+    seen, new = F.normalize(torch.randn(60, 29), dim=1), F.normalize(torch.randn(31, 29), dim=1)
+    exact = left_over(new, directions_of(seen))
+    some = left_over(new, directions_of(seen, most=11))
+    assert bool((some >= exact - 1e-6).all())
+    assert len(directions_of(seen, most=11)) == 11
+    # Of inputs in eleven dimensions eleven directions are all there is.
+    low = F.normalize(torch.randn(60, 11) @ torch.randn(11, 29), dim=1)
+    np.testing.assert_allclose(
+        left_over(low, directions_of(low, most=11)), left_over(low, directions_of(low)), atol=1e-5
+    )
+
+
+def test_blocks_change_nothing_and_none_is_refused():
+    rows = torch.randn(23, 5)
+    np.testing.assert_allclose(scatter_of(rows.split(4)), scatter_of([rows]), rtol=1e-12)
+    with pytest.raises(ValueError, match="a scatter needs rows, found none"):
+        scatter_of([])
