@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from frevl.cli.commands import (
-    choosing,
     classification,
     curation,
     data,
@@ -27,19 +26,7 @@ from frevl.version import __version__
 __all__ = ["app", "main"]
 
 # Importing a file of commands adds them; their order in the help is that of `frevl.cli.options.ORDER`.
-_COMMANDS = (
-    choosing,
-    classification,
-    curation,
-    data,
-    deployment,
-    diagnosis,
-    models,
-    scoring,
-    sharing,
-    stores,
-    training,
-)
+_COMMANDS = (classification, curation, data, deployment, diagnosis, models, scoring, sharing, stores, training)
 
 
 def _print_version(wanted: bool) -> None:
