@@ -39,7 +39,8 @@ def curate(
     drop: Annotated[
         list[str] | None,
         typer.Option(
-            help="Filter whose lines are dropped; may be repeated: match.", show_default="all that fit, except blind"
+            help="Filter whose lines are dropped; may be repeated: match, duplicate.",
+            show_default="all that fit, except blind",
         ),
     ] = None,
     keep: Annotated[float | None, typer.Option(help="Share of the lines to keep, the best ones, such as 0.8.")] = None,

@@ -21,7 +21,7 @@ from frevl.runs.search.nearest import nearest_rows
 from frevl.runs.search.vectors import Shortlist
 from frevl.terminal import ProgressLine
 
-__all__ = ["IndexReport", "NeighbourIndex", "build_index"]
+__all__ = ["IndexReport", "NeighbourIndex", "build_index", "new_graph", "to_bytes"]
 
 FORMAT = 1
 _CONNECTIVITY, _EXPANSION_ADD = 16, 64  # measured: 128 takes twice the time and finds no more at equal search time
@@ -124,7 +124,7 @@ class NeighbourIndex:
         wanted = min(_REFINED * k + min(dead, 10 * k), self.rows)
         while True:
             self._graph.expansion_search = max(expansion, wanted)
-            rows = self._graph.search(_rounded(query, self.scale), wanted, threads=1).keys.astype(np.int64)
+            rows = self._graph.search(to_bytes(query, self.scale), wanted, threads=1).keys.astype(np.int64)
             rows = np.sort(rows if alive is None else rows[alive[rows]])
             # What was removed may be all that lies near a query: then look further, so that k are found.
             if len(rows) >= min(k, self.shortlist.usable) or wanted >= self.rows:
@@ -211,11 +211,7 @@ def _grown(shortlist: Shortlist, *, threads: int, progress: bool) -> tuple[Any, 
     """Return the graph of all rows: the one that is there with the new rows, or a new one."""
     there = NeighbourIndex.open(shortlist)
     if there is None:
-        dim = shortlist.blocks[0].shape[1]
-        graph = _graphs()(ndim=dim, metric="ip", dtype="i8", connectivity=_CONNECTIVITY, expansion_add=_EXPANSION_ADD)
-        # One scale for all numbers, from the first rows: 8 bits cover all but one number in ten thousand.
-        sample = np.abs(shortlist.blocks[0][:4096].astype(np.float32))
-        scale = 127 / float(np.quantile(sample, 0.9999))
+        graph, scale = new_graph(shortlist.blocks[0])
     else:
         graph = _graphs().restore(str(shortlist.folder / there.record["file"]), view=False)
         scale = there.scale
@@ -223,7 +219,7 @@ def _grown(shortlist: Shortlist, *, threads: int, progress: bool) -> tuple[Any, 
     with ProgressLine("index", len(shortlist) - done, enabled=progress) as line:
         for start in range(done, len(shortlist), _ROWS_AT_ONCE):
             rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(shortlist)))
-            graph.add(rows.astype(np.uint64), _rounded(shortlist.take(rows), scale), threads=threads)
+            graph.add(rows.astype(np.uint64), to_bytes(shortlist.take(rows), scale), threads=threads)
             line.advance(len(rows), note=f"{line.rate:.0f}/s")
     return graph, scale
 
@@ -242,8 +238,21 @@ def _save(shortlist: Shortlist, graph: Any, record: dict[str, Any]) -> None:
         ) from error
 
 
-def _rounded(vectors: np.ndarray, scale: float) -> np.ndarray:
-    """Return ``(..., d)`` int8 copies."""
+def new_graph(vectors: np.ndarray) -> tuple[Any, float]:
+    """Return an empty graph for vectors like these, and the scale to bring them to 8 bits with `to_bytes`.
+
+    Args:
+        vectors: ``(n, d)`` of unit length; the first rows decide the scale.
+    """
+    graph = _graphs()(
+        ndim=vectors.shape[1], metric="ip", dtype="i8", connectivity=_CONNECTIVITY, expansion_add=_EXPANSION_ADD
+    )
+    # One scale for all numbers, from the first rows: 8 bits cover all but one number in ten thousand.
+    return graph, 127 / float(np.quantile(np.abs(vectors[:4096].astype(np.float32)), 0.9999))
+
+
+def to_bytes(vectors: np.ndarray, scale: float) -> np.ndarray:
+    """Return ``(..., d)`` int8 copies of vectors, times a scale."""
     wide: np.ndarray = np.clip(np.rint(vectors.astype(np.float32) * scale), -127, 127).astype(np.int8)
     return wide
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError, nearest
+from frevl.store.grouping.forest import Forest
+from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import find_near_copies
 from frevl.store.grouping.repeated_texts import texts_with_images_of_their_own, texts_with_one_label
 from frevl.store.reader import Store
@@ -30,26 +32,6 @@ GROUP_KEYS = ("group", "scene", "video", "product", "patient", "subject", "sessi
 
 _FEWEST_GROUPS = 20  # with fewer values a key is taken for a category
 _LARGEST_SHARE = 0.2  # of the pairs: what puts more together cannot be split, and is probably no group
-
-
-@dataclass
-class _Forest:
-    """Union-find over anything hashable."""
-
-    parents: dict[Hashable, Hashable] = field(default_factory=dict)
-
-    def root(self, item: Hashable) -> Hashable:
-        self.parents.setdefault(item, item)
-        while self.parents[item] != item:
-            self.parents[item] = self.parents[self.parents[item]]  # halve the path
-            item = self.parents[item]
-        return item
-
-    def join(self, one: Hashable, other: Hashable) -> None:
-        self.parents[self.root(other)] = self.root(one)
-
-    def copy(self) -> _Forest:
-        return _Forest(dict(self.parents))
 
 
 def group_pairs(
@@ -119,7 +101,7 @@ class _Rules:
         self.contents = contents
         self.unit = unit  # what the contents are of: image, or text where there are texts alone
         self.clusters = clusters
-        self.forest = _Forest()
+        self.forest = Forest()
         self.clauses: list[str] = []
         self.unused: list[str] = []
         for cluster, content in zip(clusters, contents, strict=True):
@@ -216,11 +198,7 @@ def _near_copies(rules: _Rules, store: Store, image_of: dict[str, str], towers: 
     if not chosen:
         return
     contents = list(image_of)
-    narrowest = min(chosen, key=lambda tower: tower.dim)
-    values, mask = store.read("image", [image_of[content] for content in contents], [narrowest])
-    means = np.einsum("ntd,nt->nd", values.astype(np.float32), mask.astype(np.float32))
-    lengths = np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.float32(1e-12))
-    found = find_near_copies(means / lengths, seed=seed)
+    found = find_near_copies(unit_vectors(store, [image_of[content] for content in contents], chosen), seed=seed)
     rules.near_copies([(contents[one], contents[other]) for one, other in found.links.tolist()], found.gap)
 
 

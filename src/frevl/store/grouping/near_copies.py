@@ -12,24 +12,33 @@ other. The combination is ours; measured in research/experiments/log.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["NearCopies", "find_near_copies"]
+__all__ = ["MOST_COMPARED", "NEIGHBOURS", "NearCopies", "Neighbours", "find_near_copies", "neighbours_of"]
 
 FALSE_ALARMS = 1e-3  # share of ordinary images that would show such a gap
 _WITHIN = 0.3  # of the usual distance of the neighbour in the middle
-_NEIGHBOURS = 16
-_FEWEST = 2 * _NEIGHBOURS  # images; with fewer the neighbours are the whole set
+NEIGHBOURS = 16
+"""How many neighbours of an image are looked at."""
+
+_FEWEST = 2 * NEIGHBOURS  # images; with fewer the neighbours are the whole set
 _MEASURED = 2_000  # images that the usual distances are measured on
 _SKETCH = 64  # numbers per image while near pairs are looked for
 _SLACK = 1.8  # by which a sketch may overstate a distance: 4 standard deviations of it
 _AT_ONCE = 1_024
 _TILE = 512
 _SAME = 1e-6  # squared distances below are rounding
-_MOST = 200_000  # images; comparing more with each other takes longer than most trainings
+_BLOCK = 8_192  # images whose neighbours are asked for at a time
+
+MOST_COMPARED = 200_000
+"""Images; comparing more with each other takes longer than most trainings."""
+
+Neighbours = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.float32]]]
+"""From ``(r,)`` rows to ``(r, 16)`` rows of their nearest others and their ``(r, 16)`` distances ``1 - cosine``."""
 
 
 @dataclass(frozen=True)
@@ -47,52 +56,75 @@ class NearCopies:
     within: float
 
 
-def find_near_copies(vectors: NDArray[np.float32], *, seed: int = 0) -> NearCopies:
+def find_near_copies(
+    vectors: NDArray[np.floating], *, seed: int = 0, neighbours: Neighbours | None = None
+) -> NearCopies:
     """Find images that are nearly the same.
 
     Args:
         vectors: ``(n, d)`` of unit length, one for each different content.
         seed: Of the sample that distances are measured on, and of the sketch.
+        neighbours: Finds the nearest others of some rows, for sets that are too large to compare all with each other;
+            then it is asked for every row.
 
     Returns:
-        The links; none for fewer than 32 images, or for more than 200,000.
+        The links; none for fewer than 32 images, or for more than 200,000 without ``neighbours``.
     """
     n = len(vectors)
     nothing = NearCopies(np.zeros((0, 2), np.int64), float("nan"), float("nan"))
-    if n < _FEWEST or n > _MOST:
+    if n < _FEWEST or (neighbours is None and n > MOST_COMPARED):
         return nothing
+    of = neighbours or (lambda rows: neighbours_of(vectors, rows))
     random = np.random.default_rng(seed)
     sample = np.sort(random.permutation(n)[:_MEASURED])
-    _, usual = _neighbours(vectors, sample)
-    middle, last = usual[:, _NEIGHBOURS // 2 - 1], usual[:, -1]
+    _, usual = of(sample)
+    middle, last = usual[:, NEIGHBOURS // 2 - 1], usual[:, -1]
     growth = float(np.median(np.log(last / middle))) / 2  # of distances; these are squared
     if growth <= 0:  # half of the images have sixteen others at one and the same distance: no scale to go by
         return nothing
     dimension = np.log(2) / growth
     gap = float(FALSE_ALARMS ** (-2 / dimension))
     within = float(_WITHIN * np.median(middle))
-    close = _close_pairs(vectors, within, random)
-    if not len(close):
-        return NearCopies(close, gap, within)
-    rows = np.unique(close)
-    near, distances = _neighbours(vectors, rows)
-    links = set()
-    for row, others, found in zip(rows.tolist(), near, distances, strict=True):
-        gaps = np.flatnonzero((found[1:] >= gap * found[:-1]) & (found[:-1] <= within))
-        copies = int(gaps[-1]) + 1 if len(gaps) else 0
-        links |= {(min(row, other), max(row, other)) for other in others[:copies].tolist()}
+    rows = np.arange(n) if neighbours else np.unique(_close_pairs(vectors.astype(np.float32), within, random))
+    links: set[tuple[int, int]] = set()
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        links |= _links(block, *of(block), gap, within)
     return NearCopies(np.array(sorted(links), np.int64).reshape(-1, 2), gap, within)
 
 
-def _neighbours(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return rows and squared distances (as ``1 - cosine``) of the 16 nearest others, nearest first."""
-    near = np.empty((len(rows), _NEIGHBOURS), np.int64)
-    distances = np.empty((len(rows), _NEIGHBOURS), np.float32)
+def _links(
+    rows: NDArray[np.int64], near: NDArray[np.int64], distances: NDArray[np.float32], gap: float, within: float
+) -> set[tuple[int, int]]:
+    """Return the links from these rows to the neighbours before their last gap."""
+    links = set()
+    gaps = (distances[:, 1:] >= gap * distances[:, :-1]) & (distances[:, :-1] <= within)
+    for at in np.flatnonzero(gaps.any(axis=1)).tolist():
+        row = int(rows[at])
+        copies = int(np.flatnonzero(gaps[at])[-1]) + 1
+        links |= {(min(row, other), max(row, other)) for other in near[at, :copies].tolist()}
+    return links
+
+
+def neighbours_of(
+    vectors: NDArray[np.floating], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the 16 nearest others of some rows and their squared distances (as ``1 - cosine``), nearest first.
+
+    Args:
+        vectors: ``(n, d)`` of unit length, ``n`` above 16.
+        rows: ``(r,)``.
+
+    Returns:
+        As `Neighbours`.
+    """
+    near = np.empty((len(rows), NEIGHBOURS), np.int64)
+    distances = np.empty((len(rows), NEIGHBOURS), np.float32)
     for start in range(0, len(rows), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
         cosines = vectors[rows[part]] @ vectors.T
         cosines[np.arange(len(cosines)), rows[part]] = -2.0
-        first = np.argpartition(-cosines, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
+        first = np.argpartition(-cosines, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
         found = np.take_along_axis(cosines, first, axis=1)
         order = np.argsort(-found, axis=1, kind="stable")
         near[part] = np.take_along_axis(first, order, axis=1)

@@ -1,0 +1,1 @@
+"""What is wrong with a text or a picture by itself, whatever it is paired with."""

@@ -1,0 +1,51 @@
+"""The pictures of a folder as the curation looks at them: their size, and 96 x 96 grey values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from frevl.diagnosis.curation.copies.picture_match import SIDE
+from frevl.encoders.images import read_image
+from frevl.errors import ImageError, UsageError
+
+__all__ = ["check_folder", "read_grey", "read_picture"]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        UsageError: It is not there, or a file.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise UsageError(f"--images {folder}: expected the folder of the pictures, found {found}")
+
+
+def read_picture(folder: Path, image: str, *, target: int | None = None) -> Image.Image | None:
+    """Read one picture; None where the folder lacks it or it cannot be decoded.
+
+    Args:
+        folder: Of the pictures.
+        image: Its id, the path below the folder.
+        target: As in `frevl.encoders.images.read_image`.
+    """
+    if Path(image).is_absolute() or ".." in Path(image).parts:  # no picture of this folder
+        return None
+    try:
+        return read_image(folder / image, target=target)
+    except ImageError:
+        return None
+
+
+def read_grey(folder: Path, image: str) -> NDArray[np.uint8] | None:
+    """Return the ``(96, 96)`` grey values of a picture; None as in `read_picture`."""
+    picture = read_picture(folder, image, target=SIDE)
+    if picture is None:
+        return None
+    grey = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(grey, np.uint8)

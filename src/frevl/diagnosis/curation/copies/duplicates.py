@@ -1,0 +1,152 @@
+"""The filter ``duplicate``: lines of a picture that stands in the set before, and lines that stand there twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.data.names import text_content
+from frevl.data.pairs import Pairs
+from frevl.diagnosis.curation.checks.picture_files import check_folder, read_grey
+from frevl.diagnosis.curation.copies.groups import CopyGroups, group_copies
+from frevl.diagnosis.curation.copies.near import confirmed_links, embedding_links
+from frevl.diagnosis.curation.lines import Found, Lines
+from frevl.store.grouping.image_vectors import unit_vectors
+from frevl.store.grouping.near_copies import MOST_COMPARED
+from frevl.store.usable_pairs import content_of_units
+
+__all__ = ["duplicate_filter"]
+
+
+def duplicate_filter(lines: Lines, found: Mapping[str, Found]) -> Found:
+    """Flag the lines of every picture that is a copy of another one, and every line that stands there twice.
+
+    Pictures are copies by the hash of their files, or nearly the same: by their embeddings alone, or by their pixels
+    where a folder of them is given. Of a group of copies one is kept: the one whose lines match best, then the largest
+    file, then the first. Where there are texts alone, equal texts are copies.
+
+    Args:
+        lines: The lines.
+        found: What ``match`` has found, if it was asked.
+    """
+    pairs = lines.pairs
+    units = list(dict.fromkeys(pairs.units))
+    hashes = content_of_units(lines.store, pairs)
+    contents = [hashes.get(unit, unit) for unit in units]
+    first: dict[str, int] = {}
+    for number, content in enumerate(contents):
+        first.setdefault(content, number)
+    links = [(first[content], number) for number, content in enumerate(contents) if first[content] != number]
+    same = len(links)
+    near, notes, figures = _near(lines, units, list(first.values()))
+    groups = group_copies([*links, *near], _preference(lines, units, found))
+    return _found(lines, units, groups, same, notes, figures)
+
+
+def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple[int, int]], list[str], dict[str, Any]]:
+    """Return links between pictures of different content, notes, and figures for the JSON."""
+    if "image" not in lines.pairs.sides or not lines.image_towers:
+        return [], [], {}
+    ids = [units[number] for number in chosen]
+    session = lines.session
+    vectors = unit_vectors(lines.store, ids, lines.image_towers, half=len(ids) > MOST_COMPARED)
+    by_embedding, index = embedding_links(vectors, seed=session.seed, progress=session.progress)
+    links, notes = by_embedding.links, []
+    figures: dict[str, Any] = {
+        "by": "embedding",
+        "bound": _number(by_embedding.within),
+        "gap": _number(by_embedding.gap),
+    }
+    if lines.images is not None:
+        folder = lines.images
+        check_folder(folder)
+        confirmed, readable = confirmed_links(
+            vectors, lambda row: read_grey(folder, ids[row]), index=index, progress=session.progress
+        )
+        # Where both can be read the pixels decide; the embeddings decide the rest.
+        unread = ~(readable[links[:, 0]] & readable[links[:, 1]])
+        links = np.concatenate([confirmed, links[unread]])
+        figures["by"] = "pixels"
+        lacking = int((~readable).sum())
+        if lacking:
+            notes.append(
+                f"{lacking:,} of {len(ids):,} pictures cannot be read below {folder} and were compared by their "
+                "embeddings alone."
+            )
+    elif np.isnan(by_embedding.gap):
+        notes.append(
+            f"Near copies were not looked for among {len(ids):,} pictures: there are too few to know how far ordinary "
+            "ones lie from each other, or they have no scale; --images DIR compares the pixels."
+        )
+    else:
+        notes.append(
+            "Near copies were found by the embeddings alone, which miss much smaller copies and copies with a fifth "
+            "cut off; --images DIR compares the pixels."
+        )
+    return [(chosen[one], chosen[other]) for one, other in links.tolist()], notes, figures
+
+
+def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> list[tuple[float, ...]]:
+    """Return for every unit how well its lines match on average, and the bytes of its file."""
+    row_of = {unit: number for number, unit in enumerate(units)}
+    numbers = np.array([row_of[unit] for unit in lines.pairs.units])
+    belief = found["match"].belief if "match" in found else None
+    match: NDArray[np.float64] = np.zeros(len(units))
+    if belief is not None:
+        known = ~np.isnan(belief)
+        counts = np.bincount(numbers[known], minlength=len(units))
+        match = np.bincount(numbers[known], belief[known], minlength=len(units)) / np.maximum(counts, 1)
+    sizes = np.zeros(len(units))
+    if "image" in lines.pairs.sides:
+        place = lines.store.positions("image")
+        stored = lines.store.states("image")["bytes"]
+        sizes = np.array([float(stored[place[unit]]) for unit in units])
+    return list(zip(match.tolist(), sizes.tolist(), strict=True))
+
+
+def _found(
+    lines: Lines, units: list[str], groups: CopyGroups, same: int, notes: list[str], figures: dict[str, Any]
+) -> Found:
+    pairs = lines.pairs
+    row_of = {unit: number for number, unit in enumerate(units)}
+    numbers = np.array([row_of[unit] for unit in pairs.units])
+    flagged = groups.kept[numbers] != numbers
+    repeated = _repeated(pairs) & ~flagged
+    values = []
+    for row, number in enumerate(numbers.tolist()):
+        kept = units[groups.kept[number]] if flagged[row] else units[number] if repeated[row] else None
+        values.append({"duplicate_of": kept, "copies": int(groups.sizes[number])})
+    copies = int((groups.kept != np.arange(len(units))).sum())
+    if groups.cut:
+        notes.append(
+            f"{groups.cut:,} {'group was' if groups.cut == 1 else 'groups were'} held together by chains of pictures "
+            f"(up to {groups.longest:,}, as in a film) and cut: what goes is nearly the same as what is kept for it."
+        )
+    figures = {
+        "items": len(units),
+        "copies": copies,
+        "same_content": same,
+        "near": max(0, copies - same),
+        "repeated_lines": int(repeated.sum()),
+        **figures,
+    }
+    return Found(values, flagged | repeated, notes=tuple(notes), figures=figures)
+
+
+def _repeated(pairs: Pairs) -> NDArray[np.bool_]:
+    """Return ``(n,)`` bool: the same image, text and target stand in a line before."""
+    seen: set[tuple[str, str, str]] = set()
+    repeated = np.zeros(len(pairs), bool)
+    for row, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True)):
+        key = (image, text_content(text), json.dumps(pairs.targets[row], sort_keys=True))
+        repeated[row] = key in seen
+        seen.add(key)
+    return repeated
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,202 @@
+"""``frevl curate --drop duplicate``: copies by hash, by embedding and by pixels; what is kept of a group."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+import frevl
+from frevl.diagnosis.curation.copies.groups import LARGEST_CHAIN, group_copies
+from frevl.diagnosis.curation.copies.near import AGREES, confirmed_links, embedding_links
+from frevl.diagnosis.curation.copies.picture_match import SIDE, agreement, edges_of
+from frevl.errors import UsageError
+from planted import plant
+
+
+def test_of_a_group_the_preferred_is_kept_and_of_equal_ones_the_first():
+    groups = group_copies(
+        [(0, 3), (3, 4), (1, 2), (5, 5)], [(0.5, 1), (0, 7), (0, 7), (0.5, 2), (0.2, 9), (9, 9), (0, 0)]
+    )
+    assert groups.kept.tolist() == [3, 1, 1, 3, 3, 5, 6]
+    assert groups.sizes.tolist() == [3, 2, 2, 3, 3, 1, 1]
+    assert groups.cut == groups.longest == 0
+
+
+def test_a_chain_is_cut_so_that_what_goes_is_linked_to_what_is_kept():
+    """Frames of a film: each is like the next, the ends are not alike."""
+    frames = 3 * LARGEST_CHAIN
+    links = [(frame, frame + 1) for frame in range(frames - 1)]
+    groups = group_copies(links, [(0.0,)] * frames)
+    assert (np.abs(groups.kept - np.arange(frames)) <= 1).all()
+    assert groups.kept.tolist()[:6] == [0, 0, 2, 2, 4, 4]
+    assert (groups.cut, groups.longest) == (1, frames)
+
+
+def test_a_large_group_of_real_copies_is_not_cut():
+    many = 2 * LARGEST_CHAIN
+    groups = group_copies([(0, one) for one in range(1, many)], [(1.0,), *[(0.0,)] * (many - 1)])
+    assert set(groups.kept.tolist()) == {0}
+    assert groups.cut == 0
+
+
+def picture(seed, size=(160, 120)):
+    """Blobs of colour as a photo has them: broad ones and fine ones."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    fine = Image.fromarray(random.integers(0, 256, (15, 20, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    return Image.blend(coarse, fine, 0.4)
+
+
+def cut(image, left, top, right, bottom):
+    width, height = image.size
+    return image.crop((int(width * left), int(height * top), int(width * right), int(height * bottom)))
+
+
+COPIES = {
+    "half size": lambda image: image.resize((80, 60)),
+    "mirrored": ImageOps.mirror,
+    "contrast": lambda image: ImageEnhance.Contrast(image).enhance(1.3),
+    "grey": lambda image: image.convert("L").convert("RGB"),
+    "a tenth cut off": lambda image: cut(image, 0.05, 0.05, 0.95, 0.95),
+    "a tenth cut off on the right": lambda image: cut(image, 0, 0, 0.9, 1),
+    "mirrored and cut": lambda image: ImageOps.mirror(cut(image, 0, 0, 0.9, 0.9)),
+    "a border": lambda image: ImageOps.expand(image, (9, 7), (255, 255, 255)),
+}
+CLOSE = [copy for kind, copy in COPIES.items() if kind != "a border"]  # which the toy encoder takes far away
+
+
+def grey(image):
+    return np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_agree_and_other_pictures_do_not(kind):
+    edges = [edges_of(grey(picture(seed))) for seed in range(7)]
+    copies = [edges_of(grey(COPIES[kind](picture(seed)))) for seed in range(7)]
+    found = np.array([[agreement(one, other) for other in copies] for one in edges])
+    assert found.diagonal().min() > AGREES + 0.1
+    assert found[~np.eye(7, dtype=bool)].max() < AGREES - 0.1
+    assert agreement(edges[0], copies[0]) == agreement(copies[0], edges[0])
+
+
+def test_a_flat_picture_agrees_with_nothing():
+    flat = edges_of(np.full((SIDE, SIDE), 128, np.uint8))
+    assert agreement(flat, flat) == 0
+    assert agreement(flat, edges_of(grey(picture(0)))) == 0
+
+
+def sphere(n, seed, width=61):
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((n, 17)) @ random.standard_normal((17, width))
+    return (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_graph_of_a_large_set_finds_the_links_that_comparing_all_finds(monkeypatch):
+    vectors = sphere(1201, 3)
+    near = vectors[:97] + 0.004 * np.random.default_rng(4).standard_normal((97, 61)).astype(np.float32)
+    vectors = np.concatenate([vectors, near / np.linalg.norm(near, axis=1, keepdims=True)])
+    exact, none = embedding_links(vectors)
+    monkeypatch.setattr("frevl.diagnosis.curation.copies.near.MOST_COMPARED", 1000)
+    found, index = embedding_links(vectors.astype(np.float16))
+    assert none is None
+    assert index is not None
+    links, others = ({tuple(link) for link in one.links.tolist()} for one in (exact, found))
+    assert {(row, 1201 + row) for row in range(97)} <= links & others
+    assert len(links ^ others) <= 2
+    assert found.gap == pytest.approx(exact.gap, rel=0.02)
+
+
+def test_the_pixels_are_asked_of_near_neighbours_only():
+    vectors = sphere(23, 0)
+    pictures = {row: grey(picture(row)) for row in range(22)}  # the last cannot be read
+    pictures[7] = grey(ImageOps.mirror(picture(3)))
+    vectors[7] = vectors[3]
+    links, readable = confirmed_links(vectors, pictures.get)
+    assert links.tolist() == [[3, 7]]
+    assert readable.tolist() == [True] * 22 + [False]
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory):
+    """40 pictures, copies of the first seven, one file twice, two lines for each."""
+    folder = tmp_path_factory.mktemp("album")
+    images = folder / "images"
+    images.mkdir()
+    for seed in range(40):
+        picture(seed).save(images / f"{seed:02}.png")
+    for number, copy in enumerate(CLOSE):
+        copy(picture(number)).save(images / f"copy {number}.png")
+    (images / "twin.png").write_bytes((images / "20.png").read_bytes())
+    rows = [
+        {"image": path.name, "text": text} for path in sorted(images.iterdir()) for text in ("a picture", path.stem)
+    ]
+    again = {"image": "30.png", "text": "a picture"}
+    rows += [again, {**again, "text": "A picture"}]
+    pairs = folder / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frevl.extract(folder / "store", images=images, pairs=[pairs], encoder=["toy"])
+    return folder
+
+
+def test_lines_of_copies_are_dropped_with_the_name_of_what_is_kept(album):
+    found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=album / "images")
+    verdicts = {}
+    for line in found.lines[:-2]:
+        verdicts.setdefault(line["image"], line["curate"])
+    for number in range(len(CLOSE)):
+        pair = (f"{number:02}.png", f"copy {number}.png")
+        gone = [name for name in pair if not verdicts[name]["kept"]]
+        assert len(gone) == 1, pair
+        assert verdicts[gone[0]]["duplicate_of"] == next(name for name in pair if name != gone[0])
+        assert verdicts[gone[0]]["copies"] == 2
+    assert verdicts["twin.png"]["duplicate_of"] == "20.png"
+    assert verdicts["30.png"] == {**verdicts["30.png"], "duplicate_of": None, "copies": 1, "kept": True, "why": []}
+    figures = found.filters["duplicate"]
+    assert (figures["copies"], figures["same_content"], figures["near"]) == (8, 1, 7)
+    assert figures["by"] == "pixels"
+
+
+def test_a_line_that_stands_there_twice_is_kept_once(album):
+    found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=album / "images")
+    again = [line["curate"] for line in found.lines[-2:]]
+    assert [one["kept"] for one in again] == [False, True]  # other letters are another text
+    assert again[0]["duplicate_of"] == "30.png"
+    assert found.filters["duplicate"]["repeated_lines"] == 1
+
+
+def test_pictures_that_are_not_in_the_folder_are_counted_and_compared_by_embedding(album, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=empty)
+    assert "47 of 47 pictures cannot be read below" in found.sentence()
+    with pytest.raises(UsageError, match="--images .*none: expected the folder of the pictures, found nothing"):
+        frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=tmp_path / "none")
+
+
+def test_the_best_matching_copy_is_kept_by_embedding_alone(tmp_path):
+    """Near vectors stand for near copies; the filter before says which picture's lines match."""
+    from frevl.diagnosis.curation.copies.duplicates import duplicate_filter
+    from frevl.diagnosis.curation.lines import Found, Lines
+    from frevl.training.options import Session
+
+    world = plant(tmp_path / "store", images=60, near={"near.png": "7.png"}, copies={"same.png": "8.png"})
+    pairs = world.pairs(["7.png", "8.png", *[f"{n}.png" for n in range(9, 60)], "near.png", "same.png"],
+                        lambda *_: 1, each=2)  # fmt: skip
+    session = Session(seed=0, time_limit=None, device="cpu", progress=False)
+    lines = Lines(world.store, pairs, "classification", world.store.select_towers("image"), [], session)
+    belief = np.full(len(pairs), 0.5)
+    belief[[row for row, image in enumerate(pairs.images) if image == "near.png"]] = [0.9, np.nan]
+    matched = Found([{} for _ in range(len(pairs))], np.zeros(len(pairs), bool), belief)
+    for before, gone in (({}, {"near.png", "same.png"}), ({"match": matched}, {"7.png", "same.png"})):
+        found = duplicate_filter(lines, before)
+        assert {image for image, flag in zip(pairs.images, found.flagged, strict=True) if flag} == gone
+    assert any("by the embeddings alone" in note for note in found.notes)
+
+
+def test_texts_alone_are_copies_by_their_words(album, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    rows = [{"text": name, "target": str(n % 2)} for n, name in enumerate(["a picture", "00", "01", "02", "03"])]
+    texts.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[1], {**rows[2], "target": "other"}]))
+    found = frevl.curate(album / "store", texts, task="classification", drop=["duplicate"])
+    assert [line["curate"]["kept"] for line in found.lines] == [True] * 5 + [False, True]
