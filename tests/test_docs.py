@@ -169,6 +169,7 @@ def test_the_page_about_trust_works(tmp_path, made, frevl, monkeypatch, capfd):
     said = follow("docs/trust.md", frevl, capfd)
     assert all(said)
     assert "set" in json_lines("sets.jsonl")[0]
+    assert all(0 <= line["doubt"] <= 1 for line in json_lines("doubts.jsonl"))
     assert [line["select"]["rank"] for line in json_lines("next.jsonl")] == list(range(1, 11))
 
 

@@ -21,7 +21,7 @@ _ENDINGS = {"--json": (".json",), "--html": (".html", ".htm"), "--markdown": (".
 _OTHER_ENDINGS = (".json", ".jsonl", ".md", ".npz", ".svg")
 # ... nor may those that make a run.
 _RUN_FILES = {"config.toml", "log.jsonl", "run.json", "seeds.json", "settings.json"}
-_RUN_FILES |= {f"{name}.safetensors" for name in ("seen", "state", "weights")}
+_RUN_FILES |= {f"{name}.safetensors" for name in ("posterior", "seen", "state", "weights")}
 
 
 def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:

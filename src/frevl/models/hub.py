@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOCAL_FOLDERS",
+    "POSTERIOR_FILE",
     "PREFIX",
     "RUN_FILES",
     "brief",
@@ -44,6 +45,9 @@ PREFIX = "hf:"
 
 RUN_FILES = ("run.json", "weights.safetensors", "seen.safetensors")
 """What a published run consists of."""
+
+POSTERIOR_FILE = "posterior.safetensors"
+"""What a run has besides, if the posterior of its last layer is known: `frevl.runs.doubt.posterior`."""
 
 LOCAL_FOLDERS = re.compile(r"(?<![\w.:])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 """Folders of this machine in a text; they are not published."""
@@ -130,7 +134,7 @@ def run_folder(path: str | Path, revision: str | None = None) -> Path:
     if not str(path).startswith(PREFIX):
         return Path(path)
     model, _, named = str(path).removeprefix(PREFIX).partition("@")
-    return _fetched(model, revision or named or None, list(RUN_FILES))
+    return _fetched(model, revision or named or None, [*RUN_FILES, POSTERIOR_FILE])
 
 
 def restored(make: Callable[[], Network], weights: Path) -> Network:

@@ -30,6 +30,7 @@ __all__ = [
     "Inputs",
     "absent_side",
     "exact_enough",
+    "images_alone",
     "logits_of",
     "moved",
     "placed",
@@ -130,6 +131,16 @@ class EmbeddedPairs:
         for start in range(0, len(self), size):
             rows = slice(start, start + size)
             yield self.inputs(self.image_rows[rows], self.text_rows[rows], device)
+
+
+def images_alone(images: Tensor) -> EmbeddedPairs:
+    """Return ``(n, dim)`` pooled embeddings of images as pairs without a text."""
+    ones = torch.ones(len(images), 1, dtype=torch.bool)
+    none = torch.zeros(1, 1, 0)
+    return EmbeddedPairs(
+        images[:, None], ones, none, torch.ones(1, 1, dtype=torch.bool), torch.arange(len(images)),
+        torch.zeros(len(images), dtype=torch.long),
+    )  # fmt: skip
 
 
 def absent_side(items: int) -> tuple[np.ndarray, np.ndarray]:

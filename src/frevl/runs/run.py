@@ -27,6 +27,7 @@ from frevl.jsonfile import read_record, replace_file, write_json
 from frevl.models.hub import not_finite, restored, run_folder
 from frevl.models.interface import PairNetwork
 from frevl.models.registry import NETWORKS, build
+from frevl.runs.doubt.posterior import Posterior, save_posterior
 
 if TYPE_CHECKING:  # a network runs where nothing can read a store
     from frevl.store.reader import Store
@@ -83,6 +84,8 @@ class Run:
         train_image_hashes: ``(n,)`` uint64 of the content of the images seen in training or development; of the texts
             where the run reads texts alone.
         network: The network with its weights, on the CPU, in evaluation mode.
+        posterior: Of the last layer of a network that was just trained; that of a run on disk is read when somebody
+            asks for doubt (`frevl.runs.doubt.posterior.load_posterior`).
     """
 
     path: Path
@@ -99,6 +102,7 @@ class Run:
     provenance: dict[str, Any]
     train_image_hashes: np.ndarray = field(repr=False)
     network: PairNetwork = field(repr=False)
+    posterior: Posterior | None = field(default=None, repr=False)
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -143,7 +147,9 @@ class Run:
             RunError: The folder cannot be written, or weights or calibration are not finite.
         """
         record = {
-            name: value for name, value in vars(self).items() if name not in ("path", "train_image_hashes", "network")
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("path", "train_image_hashes", "network", "posterior")
         }
         weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         problem = not_finite(weights) or _not_finite_calibration(self.calibration)
@@ -155,6 +161,7 @@ class Run:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self.path / "weights.safetensors", lambda path: save_file(weights, path))
+            save_posterior(self.posterior, self.path)
             seen = {"images": self.train_image_hashes}
             replace_file(self.path / "seen.safetensors", lambda path: save_arrays(seen, path))
             write_json(self.path / "run.json", {"format": FORMAT, "parameters": self.parameters, **record})

@@ -33,6 +33,7 @@ def score_file(
     *,
     sets: float | None = None,
     calibrate: str | Path | Pairs | None = None,
+    doubt: bool = False,
 ) -> tuple[int, list[Reject]]:
     """Score every pair of a file and write them with their scores, one JSON object per line.
 
@@ -47,6 +48,7 @@ def score_file(
         sets: Add ``"set"``, the labels that cannot be ruled out, the likeliest first, so that the right one is among
             them as often as this level between 0 and 1; matching adds ``"matches"``: true, false, or null for both.
         calibrate: Pairs to measure the sets on instead of those that the run has held out.
+        doubt: Add ``"doubt"``: how little the pair is like what the run has learned from (`Scorer.doubt`).
 
     Returns:
         How many pairs were scored, and what was left out.
@@ -54,11 +56,13 @@ def score_file(
     Raises:
         PairsError: The pairs cannot be used.
         InputError: The file cannot be written.
-        UsageError: The file is one that is read here.
+        UsageError: The file is one that is read here, or the run has no doubt.
     """
     _refuse(scorer, pairs, out)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     scorer.run.check_pairs(read)
+    if doubt:
+        scorer.doubt([])  # refuses a run that has none
     if sets is not None:
         check_level(sets)
     elif calibrate is not None:
@@ -76,7 +80,7 @@ def score_file(
                 count = sum(read.places[row] not in reasons for row in rows)
                 part = slice(scored, scored + count)  # the usable pairs are in the same order, with the store's ids
                 both = list(zip(usable.images[part], usable.texts[part], strict=True))
-                results = iter(_results(scorer, both, conformal, sets))
+                results = iter(_results(scorer, both, conformal, sets, doubt=doubt))
                 scored += count
                 for row in rows:
                     reason = reasons.get(read.places[row])
@@ -150,6 +154,21 @@ def _write(out: Path, write: Callable[[Path], None]) -> None:
 
 
 def _results(
+    scorer: Scorer,
+    pairs: list[tuple[str, str]],
+    conformal: ConformalScores | None,
+    level: float | None,
+    *,
+    doubt: bool,
+) -> list[dict[str, Any]]:
+    results = _answers(scorer, pairs, conformal, level)
+    if doubt:
+        for result, one in zip(results, scorer.doubt(pairs).tolist(), strict=True):
+            result["doubt"] = one
+    return results
+
+
+def _answers(
     scorer: Scorer, pairs: list[tuple[str, str]], conformal: ConformalScores | None, level: float | None
 ) -> list[dict[str, Any]]:
     results: list[dict[str, Any]]

@@ -19,13 +19,14 @@ from frevl.errors import UsageError
 from frevl.models.interface import PairNetwork, Searchable
 from frevl.runs.batches import EmbeddedPairs, exact_enough, placed, read_side, vectors_of
 from frevl.runs.calibration import calibrated
+from frevl.runs.doubt.posterior import Posterior, load_posterior
 from frevl.runs.onnx_backend import BACKENDS, check_backend, open_exported
 from frevl.runs.own_encoders import OwnEncoders
 from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
 from frevl.runs.run import Run
 from frevl.runs.targets import Prediction, Ranked, predictions, ranked
 from frevl.store.reader import Store
-from frevl.store.towers import Modality
+from frevl.store.towers import MODALITIES, Modality
 
 __all__ = ["BACKENDS", "Prediction", "Scorer"]
 
@@ -53,6 +54,7 @@ class Scorer:
         self.network: PairNetwork = placed(run.network, device)
         self._own = OwnEncoders(run, store, device=device)
         self._towers = self._own.towers
+        self._posterior: Posterior | None = None
 
     @classmethod
     def open(
@@ -130,20 +132,44 @@ class Scorer:
         decisive = self.run.network.probability_logits(torch.from_numpy(logits))
         return logits[:, 0], self._calibrated(decisive[:, 0].numpy())
 
+    def doubt(self, pairs: PairsOrItems, *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
+        """Tell how little pairs are like what the run has learned from.
+
+        Args:
+            pairs: As `score`.
+            images: As `score`.
+
+        Returns:
+            ``(n,)`` float32 from 0, as known as can be, to 1, like nothing known: what the posterior of the last layer
+            leaves of its prior variance (`frevl.runs.doubt.posterior.Posterior.doubt`). It says nothing about which
+            answer is right, and is no probability.
+
+        Raises as `score`, and UsageError if the run has none, RunError if it is damaged.
+        """
+        if self._posterior is None:
+            image_dim, text_dim = (sum(tower.dim for tower in self._towers[side]) for side in MODALITIES)
+            self._posterior = load_posterior(self.run.network, self.run.path, image_dim=image_dim, text_dim=text_dim)
+        if not (pairs := pair_list(pairs, self.run.sides)):
+            return np.zeros(0, np.float32)
+        return self._posterior.doubt(self.run.network, self._embedded(pairs, images or {})).numpy()
+
     def _logits(self, pairs: PairsOrItems, images: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return ``(n, outputs)`` float32 of the network."""
         if not (pairs := pair_list(pairs, self.run.sides)):
             return np.zeros((0, len(self.run.labels) or 1), np.float32)
-        ids, words = ([pair[side] for pair in pairs] for side in (0, 1))
-        rows = {id_: row for row, id_ in enumerate(dict.fromkeys(ids))}
-        texts = {text: row for row, text in enumerate(dict.fromkeys(words))}
-        embedded = EmbeddedPairs.of(
-            ids, words, rows, self._read("image", list(rows), images), texts, self._read_texts(list(texts))
-        )
+        embedded = self._embedded(pairs, images)
         logits = list_logits(self.network, embedded, self.batch_size, self.device)
         if self._overflowed(logits):
             logits = list_logits(self.network, embedded, self.batch_size, self.device)
         return logits.numpy()
+
+    def _embedded(self, pairs: Sequence[tuple[str, str]], images: Mapping[str, np.ndarray]) -> EmbeddedPairs:
+        ids, words = ([pair[side] for pair in pairs] for side in (0, 1))
+        rows = {id_: row for row, id_ in enumerate(dict.fromkeys(ids))}
+        texts = {text: row for row, text in enumerate(dict.fromkeys(words))}
+        return EmbeddedPairs.of(
+            ids, words, rows, self._read("image", list(rows), images), texts, self._read_texts(list(texts))
+        )
 
     def _overflowed(self, logits: Tensor) -> bool:
         """Tell whether float16 did not hold a score, and go on in float32 if so."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from frevl.errors import RunError, TrainingError
 from frevl.jsonfile import replace_file, write_json
+from frevl.models.hub import POSTERIOR_FILE, RUN_FILES
 from frevl.runs.run import UNFINISHED, refuse_other_files
 from frevl.training.options import ModelOptions
 from frevl.version import __version__
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 _FILES = ("pairs", "test", "dev", "initialise_from", "classes", "examples", "space")  # arguments that name files
-_RUN_FILES = ("config.toml", "settings.json", "log.jsonl", "weights.safetensors", "seen.safetensors")
+_RUN_FILES = ("config.toml", "settings.json", "log.jsonl", *RUN_FILES[1:], POSTERIOR_FILE)
 _SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
 
 

@@ -149,6 +149,7 @@ def train(
             provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
             train_image_hashes=seen,
             network=network,
+            posterior=fitted.posterior,
         )
         write_config(folder, {**arguments, "store": opened}, chosen_options)
         finished.save()

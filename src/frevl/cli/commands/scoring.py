@@ -158,6 +158,9 @@ def score(
     columns: ColumnsOption = None,
     sets: SetsOption = None,
     calibrate: CalibrateOption = None,
+    doubt: Annotated[
+        bool, typer.Option("--doubt", help="Add how little each pair is like what the run has learned from.")
+    ] = False,
     grid: Annotated[
         bool, typer.Option("--grid", help="Matching: score every image in the pairs with every text in them.")
     ] = False,
@@ -175,6 +178,8 @@ def score(
     given = by_columns(columns, pairs)
     if grid and (sets is not None or calibrate is not None):
         raise UsageError("--sets belongs to pairs, and --grid scores all images with all texts; leave one of them out")
+    if grid and doubt:
+        raise UsageError("--doubt belongs to pairs, and --grid scores all images with all texts; leave one of them out")
     if grid:
         images, texts, left_out = score_grid(scorer, given, out)
         say(f"Scored {images:,} images with {texts:,} texts into {out}. {rejects_sentence(left_out)}".rstrip())
@@ -182,7 +187,7 @@ def score(
         write(json, {"images": images, "texts": texts, "rejects": rejects, "out": str(out)})
         return
     notes: list[str] = []
-    scored, left_out = score_file(scorer, given, out, notes, sets=sets, calibrate=calibrate)
+    scored, left_out = score_file(scorer, given, out, notes, sets=sets, calibrate=calibrate, doubt=doubt)
     say(" ".join([f"Scored {scored:,} pairs into {out}.", *notes, rejects_sentence(left_out)]).rstrip())
     write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out), "notes": notes})
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 __all__ = ["MOST_DIRECTIONS", "known_directions", "left_over", "pair_doubt", "scatter_of"]
 
-MOST_DIRECTIONS = 1_024
-"""Directions that are kept. Of wider inputs the least known are left out, so the doubt is never too small."""
+MOST_DIRECTIONS = 512
+"""Directions that are kept of inputs more than twice as wide; the least known are left out, so the doubt is never too
+small. Of others all are kept."""
 
 _PASSES = 3  # of subspace iteration: the kept eigenvalues are then right to about a thousandth
 
@@ -33,8 +34,8 @@ def scatter_of(blocks: Iterable[Tensor]) -> Tensor:
     """
     total: Tensor | None = None
     for block in blocks:
-        rows = block.double()
-        total = rows.T @ rows if total is None else torch.addmm(total, rows.T, rows)
+        part = (block.T @ block).double()
+        total = part if total is None else total.add_(part)
     if total is None:
         raise ValueError("a scatter needs rows, found none")
     return total
@@ -45,13 +46,13 @@ def known_directions(scatter: Tensor, *, most: int = MOST_DIRECTIONS) -> Tensor:
 
     Args:
         scatter: ``(d, d)``, symmetric and positive semidefinite, in examples.
-        most: Directions at most.
+        most: Directions that are kept where ``d`` is more than twice as large.
 
     Returns:
         ``(r, d)`` float32; with the eigenvalue ``s`` a row has the squared length ``s / (s + 1)``. Exact where
-        ``d <= most``.
+        ``d <= 2 * most``.
     """
-    if len(scatter) <= most:
+    if len(scatter) <= 2 * most:
         values, vectors = torch.linalg.eigh(scatter)
     else:
         # Subspace iteration (Halko et al. 2011, algorithm 4.4): all eigenvectors of 4,000 dimensions take a minute.

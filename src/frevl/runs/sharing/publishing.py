@@ -10,7 +10,7 @@ from typing import Any
 
 from frevl.errors import InputError, RunError, UsageError
 from frevl.jsonfile import read_record, write_json
-from frevl.models.hub import LOCAL_FOLDERS, RUN_FILES, brief, hub_library, not_sent
+from frevl.models.hub import LOCAL_FOLDERS, POSTERIOR_FILE, RUN_FILES, brief, hub_library, not_sent
 from frevl.runs.sharing.model_card import model_card
 
 __all__ = ["push_run", "write_published_run"]
@@ -90,8 +90,9 @@ def write_published_run(
         for part in ("settings", "provenance"):
             record[part] = _without_folders(record[part])
         folder.mkdir(parents=True, exist_ok=True)
-        for file in RUN_FILES[1:]:
-            shutil.copyfile(path / file, folder / file)
+        for file in (*RUN_FILES[1:], POSTERIOR_FILE):
+            if file != POSTERIOR_FILE or (path / file).is_file():
+                shutil.copyfile(path / file, folder / file)
         (folder / "README.md").write_text(
             model_card(record, name=name, results=evaluated, diagnosis=diagnosed), encoding="utf-8"
         )

@@ -24,6 +24,8 @@ from frevl.models.hub import run_folder
 from frevl.models.inputs import mean_pool
 from frevl.provenance import provenance
 from frevl.rejects import rejects_sentence
+from frevl.runs.batches import images_alone
+from frevl.runs.doubt.posterior import fit_posterior
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import hash_prefixes
@@ -167,6 +169,7 @@ def classify(
             provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
             train_image_hashes=hash_prefixes(hashes.values()),
             network=network,
+            posterior=fit_posterior(network, images_alone(own.images)),
         )
         write_config(folder, {**arguments, "store": opened}, ModelOptions(), command="classify")
         finished.save()

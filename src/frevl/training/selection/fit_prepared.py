@@ -16,12 +16,13 @@ from torch import Tensor
 from frevl.errors import UsageError
 from frevl.models.interface import PairNetwork
 from frevl.runs.calibration import calibrated, calibration_notes, fit_calibration
+from frevl.runs.doubt.posterior import Posterior, fit_posterior
 from frevl.runs.prediction_sets.conformal import ConformalScores
 from frevl.runs.targets import Answers
-from frevl.training.examples import Prepared, dev_metric
+from frevl.training.examples import Examples, Prepared, dev_metric, with_wrong_texts
 from frevl.training.fit_model import fit_model
 from frevl.training.initialisation import Pretrained
-from frevl.training.options import AutoOptions, ModelOptions, Session
+from frevl.training.options import AutoOptions, LinearOptions, ModelOptions, Session
 from frevl.training.retrieval.choose import choose_matching
 from frevl.training.retrieval.fit import fit_matching, without_wide
 from frevl.training.run_folder import NOWHERE, Checkpoint
@@ -46,6 +47,7 @@ class FittedRun:
         results: Development metrics, seconds, notes and the like.
         data: The examples as they were used: of the chosen encoders.
         encoders: These.
+        posterior: Of the last layer, if it is known.
     """
 
     network: PairNetwork
@@ -53,6 +55,7 @@ class FittedRun:
     results: dict[str, Any]
     data: Prepared
     encoders: list[str]
+    posterior: Posterior | None = None
 
 
 def fit_prepared(
@@ -133,7 +136,20 @@ def fit_prepared(
     clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
     if clusters is not None and not data.dev_is_seen:
         results["prediction_sets"] = kept_scores(logits, truth, clusters, calibration)
-    return FittedRun(fitted.network, calibration, results, data, encoders)
+    posterior = _posterior(fitted.network, data.train, options, session)
+    return FittedRun(fitted.network, calibration, results, data, encoders, posterior)
+
+
+def _posterior(network: PairNetwork, train: Examples, options: ModelOptions, session: Session) -> Posterior | None:
+    """Fit the posterior of the last layer on what it has seen: of matching, wrong pairs too where it reads pairs."""
+    rows = train.pairs.image_rows[:1], train.pairs.text_rows[:1]
+    inputs = network.last_layer_inputs(*train.pairs.inputs(*rows))
+    if inputs is None:
+        return None
+    if "pair" in inputs and isinstance(train.truth, Tensor):
+        negatives = getattr(options, "negatives", LinearOptions().negatives)
+        train = with_wrong_texts(train, negatives, session.seed)
+    return fit_posterior(network, train.pairs)
 
 
 def _weighting(options: ModelOptions) -> list[str]:

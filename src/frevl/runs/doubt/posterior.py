@@ -1,0 +1,183 @@
+"""The posterior of a run's last layer: fitted on stored embeddings, kept beside the weights, and asked for doubt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from frevl.errors import RunError, UsageError
+from frevl.jsonfile import replace_file
+from frevl.models.hub import POSTERIOR_FILE
+from frevl.models.interface import PairNetwork
+from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
+from frevl.runs.batches import EmbeddedPairs
+
+__all__ = ["Posterior", "fit_posterior", "load_posterior", "save_posterior"]
+
+_AT_ONCE = 1_024
+_MOST_WORK = 4e10  # multiplications of a scatter, about a second; of more rows some are taken, evenly
+_WIDEST = 4_096  # numbers of an input; the scatter of wider ones would not fit in memory beside the rest
+_SIDES = ({"image"}, {"image", "text"}, {"pair"})
+_SLACK = 1e-4  # of the length of a direction, which is below 1
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the last layer of a network has learned about, by side.
+
+    Attributes:
+        directions: ``(r, width)`` float32 of `frevl.models.uncertainty.posterior.known_directions`, by what
+            `PairNetwork.last_layer_inputs` names.
+    """
+
+    directions: dict[str, Tensor]
+
+    def doubt(self, network: PairNetwork, pairs: EmbeddedPairs) -> Tensor:
+        """Return the ``(n,)`` float32 doubt of pairs.
+
+        0 is what the network knows to the last, 1 what is like nothing that it has learned from; of one side, after
+        ``n`` inputs exactly like it the doubt is ``1 / (1 + n)``. See `frevl.models.uncertainty.posterior.pair_doubt`
+        for two sides.
+
+        Args:
+            network: That it is of, in float32 on the CPU.
+            pairs: Embedded.
+        """
+        found = [torch.zeros(0)]
+        with torch.inference_mode():
+            for batch in pairs.batches(_AT_ONCE):
+                inputs = network.last_layer_inputs(*batch) or {}
+                found.append(pair_doubt({side: left_over(inputs[side], own) for side, own in self.directions.items()}))
+            return torch.cat(found)
+
+
+def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs) -> Posterior | None:
+    """Fit the posterior of a network's last layer: closed form, one pass.
+
+    Args:
+        network: Trained, on the CPU.
+        pairs: That it was trained on; each image counts once for the image side, each text once for that of texts.
+
+    Returns:
+        The posterior; None if the network has no such layer, or one of very wide inputs.
+    """
+    if not len(pairs):
+        return None
+    with torch.inference_mode():
+        first = network.last_layer_inputs(*pairs.inputs(pairs.image_rows[:1], pairs.text_rows[:1]))
+        if first is None or max(one.shape[1] for one in first.values()) > _WIDEST:
+            return None
+        return Posterior({side: known_directions(_scatter(network, _of_side(pairs, side), side)) for side in first})
+
+
+def _of_side(pairs: EmbeddedPairs, side: str) -> EmbeddedPairs:
+    """Return the pairs in which every item of one side stands once; all of them for the pairs themselves."""
+    if side == "pair":
+        return pairs
+    own = pairs.image_rows if side == "image" else pairs.text_rows
+    order = torch.sort(own, stable=True).indices
+    new = torch.ones(len(own), dtype=torch.bool)
+    new[1:] = own[order][1:] != own[order][:-1]
+    return pairs.select(order[new].sort().values)
+
+
+def _scatter(network: PairNetwork, pairs: EmbeddedPairs, side: str) -> Tensor:
+    whole, width = len(pairs), 1
+
+    def inputs(some: EmbeddedPairs) -> Iterator[Tensor]:
+        for batch in some.batches(_AT_ONCE):
+            found = network.last_layer_inputs(*batch)
+            if found is not None:
+                yield found[side]
+
+    width = next(inputs(pairs.select(torch.arange(1)))).shape[1]
+    most = max(2 * width, int(_MOST_WORK / width**2))
+    if whole > most:
+        pairs = pairs.select(torch.arange(most) * whole // most)
+    return scatter_of(inputs(pairs)) * (whole / len(pairs))
+
+
+def save_posterior(posterior: Posterior | None, folder: Path) -> None:
+    """Write the posterior beside the weights that it is of; without one, take away what lies there of other weights.
+
+    Raises:
+        OSError: The folder cannot be written, or the weights are not there.
+    """
+    file = folder / POSTERIOR_FILE
+    if posterior is None:
+        if file.is_file() and not _is_of_these_weights(file, folder):
+            file.unlink()
+        return
+    about = {"format": "1", "weights": _digest(folder)}
+    tensors = {side: own.contiguous() for side, own in posterior.directions.items()}
+    replace_file(file, lambda path: save_file(tensors, path, metadata=about))
+
+
+def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_dim: int) -> Posterior:
+    """Read the posterior of a run.
+
+    Args:
+        network: Of the run.
+        folder: Of the run.
+        image_dim: Width of an image embedding.
+        text_dim: Width of a text embedding.
+
+    Raises:
+        UsageError: The run has none.
+        RunError: It is damaged, or of other weights.
+    """
+    file = folder / POSTERIOR_FILE
+    if not file.is_file():
+        raise UsageError(
+            f"{folder}: the run has no doubt: it is known of the models classify (with examples), linear, dual and "
+            "cosine, and runs of earlier versions have none; train again, or leave it out"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            about = opened.metadata() or {}
+            directions = {side: opened.get_tensor(side) for side in opened.keys()}  # noqa: SIM118  # it is no mapping
+        expected = network.last_layer_inputs(torch.zeros(1, image_dim), torch.zeros(1, text_dim)) or {}
+        problem = _problem(about, directions, expected, folder)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        problem = " ".join(str(error).split())[:200]
+    if problem:
+        raise RunError(f"{folder}: the doubt of the run is damaged ('{POSTERIOR_FILE}': {problem}); train again")
+    return Posterior(directions)
+
+
+def _problem(
+    about: Mapping[str, str], directions: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path
+) -> str:
+    """Say what is wrong with a file; an empty string if nothing is."""
+    if about.get("format") != "1":
+        return f"expected format 1, found {str(about.get('format'))[:20]}"
+    if set(directions) not in _SIDES or set(directions) != set(expected):
+        return f"expected {' and '.join(sorted(expected)) or 'nothing'}, found {' and '.join(sorted(directions))[:80]}"
+    for side, own in directions.items():
+        width = expected[side].shape[1]
+        if own.dtype != torch.float32 or own.dim() != 2 or own.shape[1] != width or len(own) > width:
+            return f"expected rows of {width:,} float32 of the {side}, found {own.dtype} {tuple(own.shape)}"
+        if not bool(own.isfinite().all()) or bool((own.square().sum(dim=1) > 1 + _SLACK).any()):
+            return f"the rows of the {side} are not directions"
+    if about.get("weights") != _digest(folder):
+        return "it is that of other weights"
+    return ""
+
+
+def _is_of_these_weights(file: Path, folder: Path) -> bool:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return bool((opened.metadata() or {}).get("weights") == _digest(folder))
+    except SafetensorError:
+        return False
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
