@@ -159,6 +159,8 @@ def test_the_page_about_many_machines_works(tmp_path, made, frevl, monkeypatch, 
     said = follow("docs/many-machines.md", frevl, capfd)
     assert re.search(r"Merged \d+ images and \d+ texts of 2 parts", said[2])
     assert said[3].startswith("STORE: sound.")
+    assert said[4] == "['00000.tar', '00001.tar']\n"
+    assert "Wrote 120 pairs to pairs.jsonl." in said[5]
 
 
 @pytest.mark.slow

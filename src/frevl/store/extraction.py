@@ -30,6 +30,9 @@ from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.image_folder.tables import TABLES_WITH_PICTURES
 from frevl.store.sharding.shares import Shard, Share, begin_part, finish_part, refuse_part
 from frevl.store.stored_items import StoredItems
+from frevl.store.tars.captions import Captions
+from frevl.store.tars.extract_tars import extract_tars, in_a_tar
+from frevl.store.tars.members import find_tars
 from frevl.store.writer import Item, StoreWriter
 from frevl.terminal import ProgressLine
 
@@ -54,6 +57,7 @@ def extract(
     prune: bool = False,
     check_content: bool = False,
     shard: str | None = None,
+    write_pairs: str | Path | None = None,
     commit_rows: int = 1024,
     commit_seconds: float = 5.0,
     workers: int | None = None,
@@ -68,7 +72,8 @@ def extract(
 
     Args:
         store: Folder of the store; made if it is missing.
-        images: Folder of images; an image's id is its path below it, with ``/``.
+        images: Folder of images; an image's id is its path below it, with ``/``. Or a tar (webdataset), a folder of
+            tars, or a text file that lists tars: the id is then ``TAR/path inside``.
         pairs: Pairs files, or pairs in memory, whose texts are embedded; one, or a list of several. Without ``images``,
             pictures inside Parquet, Arrow and Feather files and inside tables in memory (`frevl.data.arrow_rows`) are
             embedded too.
@@ -85,6 +90,8 @@ def extract(
         check_content: Compare the content of all files, also where size and modification time are those of the store.
         shard: Only this share of the images and texts, such as ``3/8``, into a store of its own: a part. All parts
             together, merged by `frevl.store.sharding.merging.merge`, are what one extraction would have made.
+        write_pairs: Pairs file to write: every picture of the tars with the caption, or the label, beside it. The
+            captions are embedded, too.
         commit_rows: Commit after this many items,
         commit_seconds: or after this many seconds, whichever comes first.
         workers: Decoding threads; None takes one a processor.
@@ -117,15 +124,18 @@ def extract(
         raise UsageError("--include and --exclude choose files of a folder; give it with --images")
     if dtype not in ("float16", "float32"):
         raise UsageError(f"The stored type must be 'float16' or 'float32', found '{dtype}'")
-    if images is not None and not Path(images).is_dir():
+    tars = None if images is None else find_tars(Path(images), leave_out=Path(store), choice=choice)
+    if images is not None and tars is None and not Path(images).is_dir():
         raise InputError(
-            f"{images}: expected a folder of images, found {'a file' if Path(images).exists() else 'none'}"
+            f"{images}: expected a folder of images, found {'a file' if Path(images).exists() else 'none'}; a tar, "
+            "or a list of tars (.txt), will do, too"
         )
+    _check_tars(tars is not None, prune=prune, write_pairs=write_pairs)
     names = dict.fromkeys(with_layers(name, layers) for name in encoder)
     with on_device(device):
         loaded = [load_encoder(name, tokens=tokens) for name in names]
     some = Choice(choice.include, choice.exclude)
-    if images is not None and next(list_folder(images, choice=some), None) is None:
+    if images is not None and tars is None and next(list_folder(images, choice=some), None) is None:
         aside = " ".join(["", *some.sentences()])
         raise InputError(f"{images}: expected images, found no file in that folder{aside and '.' + aside.rstrip('.')}")
     report = ExtractionReport(str(store))
@@ -134,7 +144,7 @@ def extract(
     if images is None and not texts and not tables:
         raise UsageError("Nothing to embed: the pairs have no text; give the folder of their images with --images")
     of_images, of_texts = Share(share, remember=bool(referred)), Share(share)
-    with StoreWriter(store) as writer:
+    with StoreWriter(store) as writer, Captions(None if write_pairs is None else Path(write_pairs)) as captions:
         part = None
         if share is None:
             refuse_part(writer.path)
@@ -146,7 +156,16 @@ def extract(
         image_towers = list({one.image.name: one.image for one in loaded if one.image}.values())
         buffer = CommitBuffer(writer, "image", image_towers, rows=commit_rows, seconds=commit_seconds)
         threads = workers or processors()
-        if images is not None:
+        if tars is not None:
+            seen = extract_tars(
+                tars, image_towers, buffer, report, choice=choice, share=of_images, captions=captions, workers=threads,
+                progress=progress,
+            )  # fmt: skip
+            report.notes += captions.finish()
+            referred = [
+                (id_, place) for id_, place in referred if id_ in seen or not in_a_tar(id_, of_images.names - seen)
+            ]
+        elif images is not None:
             seen = extract_images(
                 Path(images), image_towers, buffer, report, choice=choice, share=of_images, prune=prune,
                 check_content=check_content, workers=threads, progress=progress,
@@ -157,17 +176,28 @@ def extract(
             )
         _reject_pairs_without_image(writer, referred, seen | of_images.names, images, report)
         _clear_lines(writer, pairs, report)
-        if texts:
+        if texts or captions.texts:
             text_towers = list({one.text.name: one.text for one in loaded if one.text}.values())
             buffer = CommitBuffer(writer, "text", text_towers, rows=commit_rows, seconds=commit_seconds)
-            own = list(of_texts.own(texts, str))
+            # With a shard the captions of the other tars are not known here: each takes those of its own.
+            own = list(dict.fromkeys([*of_texts.own(texts, str), *captions.texts]))
             _extract_texts(own, text_towers, buffer, report, progress=progress)
         if part is not None:
             lists = {"images": of_images.digest(), "texts": of_texts.digest()}
-            finish_part(writer.path, part, lists=lists, pairs=_names_of(pairs), rows=writer.rows())
+            read = _names_of(pairs) | {tar.name for tar in tars or ()}
+            finish_part(writer.path, part, lists=lists, pairs=read, rows=writer.rows())
     report.notes += writer.notes
     report.seconds = time.monotonic() - started
     return report
+
+
+def _check_tars(of_tars: bool, *, prune: bool, write_pairs: str | Path | None) -> None:
+    if of_tars and prune:
+        raise UsageError("--prune compares the store with the files of a folder, not with tars; use frevl store remove")
+    if write_pairs is not None and not of_tars:
+        raise UsageError(
+            "--write-pairs writes the captions that stand beside pictures in tars; give tars with --images"
+        )
 
 
 def _extract_texts(

@@ -31,7 +31,7 @@ def extract(
         Path | None,
         typer.Option(
             readable=False,
-            help="Folder of images; the id of an image is its path inside it.",
+            help="Folder of images; ids are paths inside it. Or a tar (webdataset), a folder or a list of tars.",
             show_default="pictures inside the pairs files",
         ),
     ] = None,
@@ -83,6 +83,11 @@ def extract(
             "--check-content", help="Compare the content of files, not only their size and time.", show_default="off"
         ),
     ] = None,
+    write_pairs: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Embed the captions inside tars, too, and write them to this pairs file."),
+        OUTPUT,
+    ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -132,6 +137,7 @@ def extract(
             exclude=exclude,
             prune=prune,
             check_content=check_content,
+            write_pairs=write_pairs,
             shard=shard,
             commit_rows=commit_rows,
             commit_seconds=commit_seconds,

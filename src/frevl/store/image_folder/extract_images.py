@@ -22,7 +22,7 @@ from frevl.store.stored_items import StoredItems
 from frevl.store.writer import StoreWriter
 from frevl.terminal import ProgressLine
 
-__all__ = ["extract_images", "extract_pictures"]
+__all__ = ["embed_images", "extract_images", "extract_pictures", "tell_guessed"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -50,7 +50,7 @@ def extract_images(
     listed = list_folder(folder, leave_out=writer.path, choice=counted) if progress else None
     total = None if listed is None else sum(1 for _ in share.apart().own(listed, _id_of))
     files = share.own(list_folder(folder, leave_out=writer.path, choice=choice), _id_of)
-    seen = _embed(
+    seen = embed_images(
         str(folder), "file", files, prepared.prepare, buffer, report, total=total, may_be_empty=share.partial,
         workers=workers, progress=progress,
     )  # fmt: skip
@@ -79,17 +79,17 @@ def extract_pictures(
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     inside = TablePictures(tables, columns, towers, StoredItems(writer.store, "image", [one.name for one in towers]))
     names = ", ".join(table.place for table in tables)
-    seen = _embed(
+    seen = embed_images(
         names, "picture", share.own(inside.pictures(), _id_of_picture), inside.prepare, buffer, report,
         ahead=4 * workers,  # the bytes of every picture that waits are in memory
         may_be_empty=share.partial, workers=workers, progress=progress,
     )  # fmt: skip
     writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
-    _tell_guessed(inside.guessed_white, report)
+    tell_guessed(inside.guessed_white, report)
     return seen
 
 
-def _embed(
+def embed_images(
     place: str,
     what: str,
     sources: Iterable[A],
@@ -103,7 +103,27 @@ def _embed(
     workers: int,
     progress: bool,
 ) -> set[str]:
-    """Prepare images in threads and embed what the store lacks; return the ids of all."""
+    """Prepare images in threads and embed what the store lacks.
+
+    Args:
+        place: Where they are, for messages.
+        what: What one of them is, for messages.
+        sources: The images.
+        prepare: Returns id of one, and what has to be done; it runs in threads.
+        buffer: Embeds and commits.
+        report: Filled in.
+        total: How many there are, or None.
+        ahead: How many are prepared ahead of the one that is embedded; None takes four batches.
+        may_be_empty: Do not refuse to find none.
+        workers: Threads.
+        progress: Show a progress line.
+
+    Returns:
+        The ids of all.
+
+    Raises:
+        InputError: There was no image.
+    """
     seen: set[str] = set()
     batch: list[PendingItem] = []
     with (
@@ -149,7 +169,7 @@ def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) 
             f"Moved: {_images(report.images_moved)}; copies of others: {_images(report.images_copied)}. Their "
             "embeddings were taken over."
         )
-    _tell_guessed(prepared.guessed_white, report)
+    tell_guessed(prepared.guessed_white, report)
     silent = sorted(prepared.changed_in_silence)
     if silent:
         report.notes.append(
@@ -162,7 +182,8 @@ def _images(number: int) -> str:
     return f"{number:,} image{'' if number == 1 else 's'}"
 
 
-def _tell_guessed(guessed: list[str], report: ExtractionReport) -> None:
+def tell_guessed(guessed: Sequence[str], report: ExtractionReport) -> None:
+    """Say for how many grey pictures it was a guess what is white."""
     if guessed:
         report.notes.append(
             f"{len(guessed):,} grey pictures use only a part of their bits and do not say which: the largest value "

@@ -19,6 +19,7 @@ from frevl.store.commits.soundness import sound_rows
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.reader import TABLES
 from frevl.store.sharding.parts import OpenPart, opened
+from frevl.store.tars.extract_tars import in_a_tar
 from frevl.store.towers import Modality, Tower
 from frevl.store.writer import StoreWriter
 from frevl.terminal import ProgressLine
@@ -170,10 +171,10 @@ def _merge_items(
 
 
 def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[str]) -> _Items:
-    """List the items of all parts.
+    """List the items of all parts. The same text may be a caption in the tars of several.
 
     Raises:
-        StoreError: An id is in two parts.
+        StoreError: Two parts have an id with different content.
     """
     ids: list[pa.Array] = []
     states = []
@@ -181,25 +182,29 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
         own = [batch["id"].cast(pa.large_string()) for batch in part.at.scan(TABLES[modality], ["id"])]
         ids += own
         states.append((sum(map(len, own)), part.at.states(TABLES[modality], towers)))
-    names = pa.chunked_array(ids, pa.large_string())
-    order = pc.sort_indices(names).to_numpy()
     counts = [count for count, _ in states]
-    items = _Items(
+    owner = np.repeat(np.arange(len(parts)), counts)
+    content = np.concatenate([state["content_hash"] for _, state in states])
+    names = pa.chunked_array(ids, pa.large_string())
+    order = pc.sort_indices(names).to_numpy()  # equal ones in the order of their parts
+    if len(names) > 1:
+        ordered = names.take(pa.array(order)).combine_chunks()
+        same = np.concatenate([[False], pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)])
+        other = np.flatnonzero(same[1:] & (content[order[1:]] != content[order[:-1]]))
+        if len(other):
+            one, two = (parts[owner[order[other[0] + k]]].path for k in (0, 1))
+            raise StoreError(
+                f"{two}: the {modality} '{ordered[int(other[0])].as_py()!s:.80}' has other content in {one}; extract "
+                "both parts again, into new folders"
+            )
+        order = order[~same]
+    return _Items(
         ids=names.take(pa.array(order)),
-        part=np.repeat(np.arange(len(parts)), counts)[order],
+        part=owner[order],
         row=np.concatenate([np.arange(count) for count in counts])[order],
-        content=np.concatenate([state["content_hash"] for _, state in states])[order],
+        content=content[order],
         has={name: np.concatenate([state[f"has:{name}"] for _, state in states])[order] for name in towers},
     )
-    if len(names) > 1:
-        same = np.flatnonzero(pc.equal(items.ids[1:].combine_chunks(), items.ids[:-1].combine_chunks()))
-        if len(same):
-            one, other = (parts[items.part[same[0] + k]].path for k in (0, 1))
-            raise StoreError(
-                f"{one}: the {modality} '{items.ids[int(same[0])].as_py()!s:.80}' is in {other}, too; extract both "
-                "parts again, into new folders"
-            )
-    return items
 
 
 def _compare(store: Snapshot, modality: Modality, items: _Items) -> tuple[np.ndarray, np.ndarray]:
@@ -318,8 +323,9 @@ def _merge_rejects(writer: StoreWriter, parts: Sequence[OpenPart]) -> list[Rejec
     rejects = [found[key] for key in sorted(found)]
     files = {name for part in parts for name in part.record.pairs}
     former = [one for one in writer.store.rejects() if (one.kind, one.id) not in found]
-    lines = {one.id for one in former if one.kind == "pair" and one.id.rpartition(":")[0] in files}
-    writer.clear_rejects("pair", lines)
+    lines = [one.id for one in former if one.kind == "pair"]
+    writer.clear_rejects("pair", [id_ for id_ in lines if id_.rpartition(":")[0] in files or in_a_tar(id_, files)])
+    writer.clear_rejects("image", [one.id for one in former if one.kind == "image" and one.id in files])
     for modality, name in TABLES.items():
         wanted = pa.array([one.id for one in former if one.kind == modality], pa.string())
         if len(wanted):

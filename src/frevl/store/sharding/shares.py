@@ -113,7 +113,7 @@ class Part:
         libraries: Versions of the libraries that decode and embed.
         complete: Whether the extraction came to its end.
         lists: By ``images`` and ``texts``, the digest of all names, those of other shards included.
-        pairs: Names of the pairs files.
+        pairs: Names of the pairs files, and of the tars.
         rows: By table, how many rows it had in the end.
     """
 

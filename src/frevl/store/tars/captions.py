@@ -1,0 +1,167 @@
+"""Captions beside the pictures of a tar -> pairs, as webdataset and img2dataset keep them."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, Any
+
+from frevl.errors import InputError
+from frevl.jsonfile import replace_file
+from frevl.rejects import Reject
+from frevl.store.tars.members import Member
+
+__all__ = ["Captions", "holds_caption"]
+
+_TEXTS = (".txt", ".caption", ".text")
+_LABELS = (".cls",)
+_FIELDS = (".json",)
+_CAPTION_KEYS = ("caption", "text", "TEXT")
+
+
+def holds_caption(name: str) -> bool:
+    """Tell whether a member of this name may hold a caption, a label, or a record with one."""
+    return PurePosixPath(name).suffix.lower() in (*_TEXTS, *_LABELS, *_FIELDS)
+
+
+class Captions:
+    """The pairs of some tars, written to a file one after the other; a context manager.
+
+    Members belong together that agree up to the first dot of their name: ``000.jpg`` with ``000.txt`` (its caption),
+    ``000.cls`` (its target), ``000.json`` (a record: its ``caption``, where there is no text, and further fields).
+
+    Args:
+        out: Pairs file to write when all is read; None keeps nothing.
+
+    Attributes:
+        texts: The different texts, in their order.
+        rejects: What could not be used.
+        written: How many pairs were written.
+        without: How many pictures have neither caption nor target.
+    """
+
+    def __init__(self, out: Path | None) -> None:
+        self.wanted = out is not None
+        self.texts: dict[str, None] = {}
+        self.rejects: list[Reject] = []
+        self.written = self.without = 0
+        self._out = out
+        self._lines: IO[bytes]
+        self._pictures: dict[str, list[str]] = {}
+        self._fields: dict[str, dict[str, Any]] = {}
+        self._seen: dict[str, bytes] = {}
+
+    def __enter__(self) -> Captions:
+        self._lines = tempfile.TemporaryFile("w+b") if self.wanted else io.BytesIO()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lines.close()
+
+    def picture(self, id_: str) -> None:
+        """Note a picture of the tar that is being read."""
+        if not self.wanted:
+            return
+        self._pictures.setdefault(_key(id_), []).append(id_)
+
+    def add(self, member: Member) -> None:
+        """Note a caption, a label, or a record of the tar that is being read."""
+        problem = member.problem
+        if not problem and self._seen.setdefault(member.id, member.content) != member.content:
+            problem = "the tar has two different members of this name; the first is used"
+        elif not problem:
+            try:
+                self._fields.setdefault(_key(member.id), {}).update(
+                    _read(member, self._fields.get(_key(member.id), {}))
+                )
+            except ValueError as error:
+                problem = str(error)
+        if problem:
+            self.rejects.append(Reject("pair", member.id, problem))
+
+    def end_tar(self) -> None:
+        """Write the pairs of the tar that was read."""
+        for key, pictures in self._pictures.items():
+            fields = self._fields.get(key, {})
+            if "text" not in fields and "target" not in fields:
+                self.without += len(pictures)
+                continue
+            if "text" in fields:
+                self.texts[fields["text"]] = None
+            for id_ in dict.fromkeys(pictures):
+                line = json.dumps({"image": id_, **fields}, ensure_ascii=False)
+                self._lines.write(line.encode() + b"\n")
+                self.written += 1
+        self._pictures, self._fields, self._seen = {}, {}, {}
+
+    def finish(self) -> list[str]:
+        """Write the pairs file.
+
+        Returns:
+            Sentences that a user should read.
+
+        Raises:
+            InputError: It cannot be written.
+        """
+        if self._out is None:
+            return []
+        self._lines.seek(0)
+        try:
+            replace_file(self._out, self._copy)
+        except OSError as error:
+            raise InputError(f"{self._out}: the pairs cannot be written ({error.strerror or error})") from error
+        notes = [f"Wrote {self.written:,} pairs to {self._out}."]
+        if self.without:
+            notes.append(f"Pictures without a caption beside them: {self.without:,}.")
+        return notes
+
+    def _copy(self, target: Path) -> None:
+        with target.open("wb") as stream:
+            shutil.copyfileobj(self._lines, stream)
+
+
+def _key(id_: str) -> str:
+    folder, slash, name = id_.rpartition("/")
+    return folder + slash + name.partition(".")[0]
+
+
+def _read(member: Member, known: dict[str, Any]) -> dict[str, Any]:
+    """Return what a member adds to the fields of its pair.
+
+    Raises:
+        ValueError: It cannot be used; the message says why.
+    """
+    suffix = PurePosixPath(member.id).suffix.lower()
+    try:
+        written = member.content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise ValueError("expected text in UTF-8, found other bytes") from None
+    if suffix in _FIELDS:
+        return _record(written, known)
+    if not written:
+        raise ValueError("expected a caption or a label, found nothing")
+    return {"target": written} if suffix in _LABELS else {"text": written}
+
+
+def _record(written: str, known: dict[str, Any]) -> dict[str, Any]:
+    try:
+        record = json.loads(written)
+    except (ValueError, RecursionError):
+        raise ValueError("expected JSON, found something else") from None
+    if not isinstance(record, dict):
+        raise ValueError(f"expected a JSON object, found {type(record).__name__}")
+    plain = {
+        key: value
+        for key, value in record.items()
+        if isinstance(value, str | int | float | bool) and key not in ("image", "text", "target", *_CAPTION_KEYS)
+    }
+    caption = next((record[key] for key in _CAPTION_KEYS if isinstance(record.get(key), str)), "").strip()
+    if caption and "text" not in known:
+        plain["text"] = caption
+    return plain

@@ -1,0 +1,159 @@
+"""Pictures inside tars -> encoders -> store, and the captions beside them -> pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+
+from frevl.encoders.interface import ImageTower
+from frevl.errors import ImageError
+from frevl.rejects import Reject
+from frevl.store.commit_buffer import CommitBuffer, PendingItem
+from frevl.store.extraction_report import ExtractionReport
+from frevl.store.image_folder.extract_images import embed_images, tell_guessed
+from frevl.store.image_folder.files import inputs_of, reason_of
+from frevl.store.image_folder.listing import Choice
+from frevl.store.sharding.shares import Share
+from frevl.store.stored_items import IN_A_TABLE, StoredItems
+from frevl.store.tars.captions import Captions, holds_caption
+from frevl.store.tars.members import Member, Tar, is_picture, read_members
+from frevl.store.writer import Item
+
+__all__ = ["extract_tars", "in_a_tar"]
+
+
+def in_a_tar(id_: str, tars: Collection[str]) -> bool:
+    """Tell whether an id is that of a member of one of these tars."""
+    parts = id_.split("/")
+    return any("/".join(parts[:count]) in tars for count in range(1, len(parts)))
+
+
+def extract_tars(
+    tars: Sequence[Tar],
+    towers: Sequence[ImageTower],
+    buffer: CommitBuffer,
+    report: ExtractionReport,
+    *,
+    choice: Choice,
+    share: Share,
+    captions: Captions,
+    workers: int,
+    progress: bool,
+) -> set[str]:
+    """Embed the pictures inside tars that the store lacks.
+
+    Every tar is read from its beginning, as a stream: what the store holds is known by its content and not embedded
+    again. With a shard, whole tars are shared out.
+
+    Returns:
+        The ids of all pictures of its share, and the names of the tars that were read.
+    """
+    writer = buffer.writer
+    former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
+    inside = _TarPictures(tars, towers, StoredItems(writer.store, "image", [one.name for one in towers]), choice)
+    seen = embed_images(
+        ", ".join(tar.name for tar in tars[:3]), "picture", inside.pictures(share, captions), inside.prepare, buffer,
+        report,
+        ahead=4 * workers,  # the bytes of every picture that waits are in memory
+        may_be_empty=share.partial, workers=workers, progress=progress,
+    )  # fmt: skip
+    seen |= inside.read
+    writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
+    if captions.wanted:
+        left_out = {reject.id for reject in captions.rejects}
+        lines = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
+        writer.clear_rejects("pair", {id_ for id_ in lines - left_out if inside.has_read(id_)})
+        writer.reject(captions.rejects)
+        report.rejects += captions.rejects
+    report.notes += choice.sentences()
+    if inside.repeated:
+        report.notes.append(
+            f"Pictures that stand in their tar twice with the same content count once: {len(inside.repeated):,}, the "
+            f"first is '{inside.repeated[0]:.200}'."
+        )
+    tell_guessed(inside.guessed_white, report)
+    return seen
+
+
+class _TarPictures:
+    """The pictures inside some tars, compared with the images of a store. Several threads may prepare them."""
+
+    def __init__(self, tars: Sequence[Tar], towers: Sequence[ImageTower], stored: StoredItems, choice: Choice) -> None:
+        self._tars, self._towers, self._stored, self._choice = tars, towers, stored, choice
+        self.read: set[str] = set()
+        self.repeated: list[str] = []
+        self.guessed_white: list[str] = []
+        self._lock = threading.Lock()
+
+    def pictures(self, share: Share, captions: Captions) -> Iterator[tuple[Member, str]]:
+        """Read the pictures of one tar after the other with the hash of each; captions beside them are handed on."""
+        for tar in share.own(self._tars, lambda one: one.name):
+            self.read.add(tar.name)
+            known: dict[str, str] = {}
+            for member in read_members(tar, lambda name: is_picture(name) or (captions.wanted and holds_caption(name))):
+                if member.id == tar.name:
+                    yield member, ""
+                elif not is_picture(member.id):
+                    captions.add(member)
+                elif self._choice.takes(member.id, "file"):
+                    yield from self._once(member, known, captions)
+            captions.end_tar()
+
+    def _once(self, member: Member, known: dict[str, str], captions: Captions) -> Iterator[tuple[Member, str]]:
+        """Yield a picture with the hash of its content, unless the tar had one of this name before."""
+        content_hash = hashlib.sha256(member.content).hexdigest()[:32]
+        before = known.get(member.id)
+        if member.problem:
+            yield member, ""
+        elif before is None:
+            known[member.id] = content_hash
+            captions.picture(member.id)
+            yield member, content_hash
+        elif before == content_hash:
+            self.repeated.append(member.id)
+        else:
+            yield Member(member.id, problem="the tar has two different pictures of this name; the first is used"), ""
+
+    def has_read(self, id_: str) -> bool:
+        """Tell whether a member belongs to one of the tars that were read."""
+        return in_a_tar(id_, self.read)
+
+    def prepare(self, picture: tuple[Member, str]) -> tuple[str, PendingItem | Reject | None]:
+        """Decode one picture, if the store does not hold it as it is.
+
+        Returns:
+            Its id, and what has to be done; None for nothing.
+        """
+        member, content_hash = picture
+        if member.problem:
+            return member.id, Reject("image", member.id, member.problem)
+        item = Item(member.id, content_hash, len(member.content), IN_A_TABLE)
+        try:
+            return item.id, self._work(item, member.content)
+        except ImageError as error:
+            return item.id, Reject("image", item.id, reason_of(error))
+
+    def _work(self, item: Item, content: bytes) -> PendingItem | None:
+        known = self._stored.get(item.id)
+        imported = known is not None and not known.bytes  # its content was never seen
+        if known is not None and (imported or known.content_hash == item.content_hash):
+            if not known.lacking:
+                return None
+            kept = Item(item.id, known.content_hash, 0) if imported else item
+            return PendingItem(kept, "fill", self._inputs(item.id, content, known.lacking))
+        taken = self._stored.take_over(item.content_hash, lambda _: False)
+        if taken is not None:
+            source = taken[0]
+            return PendingItem(item, "fill", self._inputs(item.id, content, source.lacking), source.id)
+        names = [tower.name for tower in self._towers]
+        return PendingItem(item, "append" if known is None else "replace", self._inputs(item.id, content, names))
+
+    def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
+        inputs, guessed = inputs_of(content, [tower for tower in self._towers if tower.name in names])
+        if guessed:
+            with self._lock:
+                self.guessed_white.append(id_)
+        return inputs
