@@ -142,7 +142,7 @@ ORDER = (
         "curate",
         "ablate",
     ),
-    *("export", "publish", "serve", "bench", "store", "encoders", "demo"),
+    *("export", "publish", "serve", "explore", "bench", "store", "encoders", "demo"),
 )
 """The commands in the order of the help: as a user needs them."""
 

@@ -55,6 +55,45 @@ def serve(
         gc.enable()
 
 
+@app.command()
+def explore(
+    store: StoreOption,
+    images: Annotated[
+        Path | None, typer.Option(readable=False, help="Folder of the images, to show them.", show_default="ids only")
+    ] = None,
+    run: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="Run that searches, or NAME=FOLDER; may be repeated.", show_default="none"),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Encoder to search with and to learn from.", show_default="one of texts too, or the first"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8000")] = None,
+    labels: Annotated[
+        bool | None,
+        typer.Option("--labels/--no-labels", help="Take labels, and keep them in the store.", show_default="on"),
+    ] = None,
+    device: DeviceOption = None,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", readable=False, help="Write address and models to this JSON file when ready."),
+        OUTPUT,
+    ] = None,
+) -> None:
+    """Look at a store in the browser: search it, label it, teach it.
+
+    Labels are kept in the store. API keys are read from the environment variable FREVL_API_KEYS.
+    """
+    try:
+        gc.disable()
+        options = typed(images=images, encoder=encoder, host=host, port=port, device=device)
+        _serve(store, run or [], {**options, "labels": labels is not False, "explore": True}, json)
+    finally:
+        gc.enable()
+
+
 def _serve(store: Path, runs: list[str], options: dict[str, Any], json: Path | None) -> None:
     try:
         from frevl.deployment.service.start import serve as run_serve

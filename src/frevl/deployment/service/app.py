@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 from frevl.deployment.service import handlers
 from frevl.deployment.service.answers import ERRORS, body_of, document_bodies, errors, json_answer, respond
 from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.page_files import add_page
 from frevl.deployment.service.explorer.routes import EXPLORER_BODIES, add_explorer_routes
 from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import Keys, RefusedError
@@ -60,6 +61,7 @@ class Application:
         page: Makes the page. Runs in a thread after the start, because its libraries take seconds to load.
         report: The HTML file of a diagnosis, shown at ``/report``.
         explorer: What answers below ``/explore``; None leaves these routes out.
+        opens_explorer: Lead from ``/`` to the page of the explorer.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Application:
         page: Callable[[], FastAPI] | None = None,
         report: Path | None = None,
         explorer: Explorer | None = None,
+        opens_explorer: bool = False,
     ) -> None:
         keys, metrics = keys or Keys(), metrics or Metrics()
         self.page: FastAPI | None = None
@@ -78,6 +81,8 @@ class Application:
         self._service = service
         self._stopping = asyncio.Event()
         self.api = _api(service, explorer, keys, metrics, self._lifespan)
+        if explorer is not None:
+            add_page(self.api, is_home=opens_explorer)
         if report is not None:
             _add_report(self.api, report)
         self._metrics = metrics

@@ -28,16 +28,22 @@ class Service:
 
     Args:
         scorers: Runs by name, all of one store; the first answers where a request names none.
+        store: The store; None takes that of the runs.
         limits: Of a request.
         observe: Called after every batch with the name of the work, its items and seconds.
     """
 
     def __init__(
-        self, scorers: Mapping[str, Scorer], *, limits: Limits, observe: Callable[[str, int, float], None] | None = None
+        self,
+        scorers: Mapping[str, Scorer],
+        *,
+        store: Store | None = None,
+        limits: Limits,
+        observe: Callable[[str, int, float], None] | None = None,
     ) -> None:
         self.limits = limits
         self.models = {name: ServedModel(name, scorer) for name, scorer in scorers.items()}
-        self.store = next(iter(scorers.values())).store
+        self.store = next(iter(scorers.values())).store if store is None else store
         self.images = self.store.positions("image")
         self._store_refresh = StoreRefresh(self.store, self._switch_to)
         self.queue = ModelQueue(
@@ -60,6 +66,8 @@ class Service:
         """
         if name is not None and name not in self.models:
             raise RefusedError(404, "unknown_model", f"There is no model {name[:80]!r}. {nearest(name, self.models)}")
+        if not self.models:
+            raise RefusedError(409, "no_model", "No run is served here; start the service with --run RUN.")
         chosen = [self.models[name]] if name is not None else list(self.models.values())
         fitting = [model for model in chosen if task in (None, model.scorer.run.task)]
         if not fitting:
@@ -133,6 +141,11 @@ class Service:
         if all(map(str.isascii, texts)):
             return []
         return await asyncio.to_thread(model.notes_on, texts)
+
+    async def newest_store(self) -> Store:
+        """Return the store in its newest version; at most every two seconds somebody looks whether there is one."""
+        await self._store_refresh.look()
+        return self.store
 
     async def _switch_to(self, store: Store) -> None:
         await self.queue.submit(self._take, store, items=1)

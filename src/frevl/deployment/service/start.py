@@ -44,6 +44,8 @@ def serve(
     report: str | Path | None = None,
     page: bool = True,
     labels: bool = False,
+    explore: bool = False,
+    encoder: str | None = None,
     device: str = "cpu",
     limits: Limits | None = None,
     ready: Callable[[dict[str, Any]], None] | None = None,
@@ -62,6 +64,8 @@ def serve(
         report: The diagnosis page to show; None looks for ``report.html`` in the folders of the runs.
         page: Serve the web page as well.
         labels: Let clients write labels into the store.
+        explore: Show the explorer as the page; then no run is needed.
+        encoder: Whose embeddings the explorer uses; None lets it choose.
         device: Where PyTorch computes.
         limits: Of requests and clients; None takes the defaults.
         ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
@@ -70,7 +74,7 @@ def serve(
         UsageError: No run, a folder or file that is not there, an address that is taken, or keys that are too short.
         FrevlError: A run or the store cannot be used.
     """
-    if not runs:
+    if not runs and not explore:
         raise UsageError("Nothing to serve: name at least one run with --run")
     if images is not None and not Path(images).is_dir():
         raise UsageError(f"{images}: expected the folder of the images, found none")
@@ -83,11 +87,15 @@ def serve(
         scorers = {name: Scorer.open(run, store=opened, device=device) for name, run in runs.items()}
         found = [Path(run) / "report.html" for run in runs.values()]
         shown = Path(report) if report is not None else next((path for path in found if path.is_file()), None)
-        service = Service(scorers, limits=limits, observe=metrics.batch)
+        service = Service(scorers, store=opened, limits=limits, observe=metrics.batch)
         folder = None if images is None else Path(images)
-        make_page = partial(_make_page, service, folder, shown is not None) if page else None
-        explorer = Explorer(service, writable=labels)
-        app = Application(service, keys=keys, metrics=metrics, report=shown, page=make_page, explorer=explorer)
+        make_page = partial(_make_page, service, folder, shown is not None) if page and not explore else None
+        # A store of texts alone has nothing to look at.
+        looks = explore or bool(opened.select_towers("image"))
+        explorer = Explorer(service, images=folder, encoder=encoder, writable=labels) if looks else None
+        app = Application(
+            service, keys=keys, metrics=metrics, report=shown, page=make_page, explorer=explorer, opens_explorer=explore
+        )
 
         def announce(port: int) -> None:
             freeze_loaded_objects()

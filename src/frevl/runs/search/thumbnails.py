@@ -10,7 +10,7 @@ from PIL import Image
 
 from frevl.encoders.images import MAX_PIXELS, read_image
 
-__all__ = ["QUALITY", "thumbnail_address"]
+__all__ = ["QUALITY", "thumbnail", "thumbnail_address"]
 
 QUALITY = 85  # of the JPEGs, 1 to 95
 
@@ -26,8 +26,13 @@ def thumbnail_address(source: str | Path | bytes, side: int, *, max_pixels: int 
     Raises:
         ImageError: It cannot be decoded.
     """
+    return "data:image/jpeg;base64," + base64.b64encode(thumbnail(source, side, max_pixels=max_pixels)).decode("ascii")
+
+
+def thumbnail(source: str | Path | bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Return an image, made smaller, as a JPEG; arguments and errors are those of `thumbnail_address`."""
     picture = read_image(source, target=side, max_pixels=max_pixels)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return stream.getvalue()

@@ -172,7 +172,7 @@ def test_what_cannot_be_is_refused_in_words(http, serving):
     (serving.folder / "labels").write_text("a file where the folder should be")
     answer = label(http, "0.png", "cat")
     (serving.folder / "labels").unlink()
-    refused(answer, 503, "cannot_write", "STORE/labels/labels.jsonl: labels cannot be read (Not a directory)")
+    refused(answer, 503, "store", "STORE/labels/labels.jsonl: labels cannot be read (Not a directory)")
 
 
 def test_nothing_is_written_where_the_service_only_shows(serving):

@@ -1,19 +1,30 @@
-"""What the explorer of a service knows: the service with its store, and the labels."""
+"""What the explorer of a service knows: the service with its store, the labels, and the pictures as rows."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
+from frevl.deployment.service.explorer.query_encoder import QueryEncoder
+from frevl.deployment.service.explorer.rows import Rows
+from frevl.deployment.service.explorer.thumbnails import Thumbnails
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.models import Service
-from frevl.errors import StoreError, UsageError
+from frevl.errors import FrevlError, ImageError, StoreError, UsageError
 from frevl.store.labels.labels_file import LabelsFile
+from frevl.store.reader import Store
 
 __all__ = ["Explorer"]
 
 A = TypeVar("A")
+
+_VIEWS = 8  # lists of rows that are kept, so that scrolling does not filter again
 
 
 class Explorer:
@@ -21,19 +32,61 @@ class Explorer:
 
     Args:
         service: With the store.
+        images: Folder of the pictures, or None.
+        encoder: Whose embeddings are searched and learnt from; None takes the first one that reads texts and pictures
+            in one space, or else the first one.
         writable: Take labels.
 
     Attributes:
         labels: The labels of the store.
+        thumbnails: Of its pictures.
 
     Raises:
-        StoreError: The labels cannot be read.
+        StoreError: The labels cannot be read, or the store has no embeddings of images.
+        UsageError: The store has no such encoder.
     """
 
-    def __init__(self, service: Service, *, writable: bool = True) -> None:
+    def __init__(
+        self, service: Service, *, images: Path | None = None, encoder: str | None = None, writable: bool = True
+    ) -> None:
         self.service = service
         self.writable = writable
         self.labels = LabelsFile(service.store.path, writes=writable)
+        self.thumbnails = Thumbnails(service.store.path, images, max_pixels=service.limits.pixels, keep=writable)
+        self.encoder = _chosen(service.store, encoder)
+        self._rows: Rows | None = None
+        self._views: OrderedDict[tuple[object, ...], np.ndarray] = OrderedDict()
+        self._guard = threading.Lock()
+
+    async def rows(self) -> Rows:
+        """Return the pictures of the newest version of the store.
+
+        Raises:
+            RefusedError: The store cannot be read.
+        """
+        store = await self.service.newest_store()
+        return await self.ask(lambda: self._rows_of(store))
+
+    def _rows_of(self, store: Store) -> Rows:
+        with self._guard:
+            if self._rows is None or self._rows.store is not store:
+                tower = store.towers.get(self.encoder.image.name, self.encoder.image)
+                self._rows = Rows(store, tower, keep=self.writable)
+                self._views.clear()
+            return self._rows
+
+    def view(self, key: tuple[object, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
+        """Return row numbers that were asked for before, or make them."""
+        with self._guard:
+            if key in self._views:
+                self._views.move_to_end(key)
+                return self._views[key]
+        made = make()
+        with self._guard:
+            self._views[key] = made
+            while len(self._views) > _VIEWS:
+                self._views.popitem(last=False)
+        return made
 
     def check_writable(self) -> None:
         """Refuse to write where labels are not taken.
@@ -47,18 +100,40 @@ class Explorer:
             )
 
     async def ask(self, work: Callable[[], A]) -> A:
-        """Do something with the disk in a thread, and turn its failures into refusals.
+        """Do something with disk or processor in a thread, and turn its failures into refusals.
 
         Raises:
-            RefusedError: 422 a name that cannot be used, 503 a disk that is full or cannot be written.
+            RefusedError: 422 what cannot be used, 503 a disk that is full or a store that cannot be read, 409 an
+                encoder that cannot be had.
         """
         try:
             return await asyncio.to_thread(work)
+        except RefusedError:
+            raise
         except UsageError as error:
             raise RefusedError(422, "invalid", self.scrubbed(str(error))) from None
+        except ImageError as error:
+            reason = str(error).rpartition("the given bytes: ")[2]
+            raise RefusedError(422, "bad_image", f"The picture cannot be read: {reason}") from None
         except StoreError as error:
-            raise RefusedError(503, "cannot_write", self.scrubbed(str(error)), retry_after=10) from None
+            raise RefusedError(503, "store", self.scrubbed(str(error)), retry_after=10) from None
+        except FrevlError as error:
+            raise RefusedError(409, "cannot_embed", self.scrubbed(str(error))) from None
 
     def scrubbed(self, sentence: str) -> str:
         """Remove the path of the store from a sentence."""
         return sentence.replace(str(self.service.store.path), "STORE")
+
+
+def _chosen(store: Store, name: str | None) -> QueryEncoder:
+    if name is not None:
+        if not store.select_towers("image", [name]):
+            raise UsageError(f"{store.path}: the encoder '{name}' has no embeddings of images in this store")
+        return QueryEncoder(store, name)
+    found = [QueryEncoder(store, one) for one in store.encoders if store.select_towers("image", [one])]
+    if not found:
+        raise StoreError(
+            f"{store.path}: the store has no embeddings of images; add some with: frevl extract --images DIR --encoder "
+            f"packaged --store {store.path}"
+        )
+    return next((one for one in found if one.text is not None), found[0])

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from frevl.deployment.service.answers import body_of, errors, json_answer, respond
-from frevl.deployment.service.explorer import labelling
+from frevl.deployment.service.explorer import labelling, looking
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.label_schemas import (
     DefineRequest,
@@ -23,6 +23,12 @@ from frevl.deployment.service.explorer.label_schemas import (
     UndoRequest,
     WrittenResponse,
 )
+from frevl.deployment.service.explorer.look_schemas import (
+    FindRequest,
+    FindResponse,
+    ImagesResponse,
+    OverviewResponse,
+)
 from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.store.labels.entries import LONGEST_NAME
@@ -30,6 +36,7 @@ from frevl.store.labels.entries import LONGEST_NAME
 __all__ = ["EXPLORER_BODIES", "add_explorer_routes"]
 
 EXPLORER_BODIES: tuple[type[BaseModel], ...] = (
+    FindRequest,
     LabelsRequest,
     UndoRequest,
     DefineRequest,
@@ -45,7 +52,57 @@ _TAG = "explore"
 
 def add_explorer_routes(app: FastAPI, explorer: Explorer) -> None:
     """Add the routes of the explorer to an application."""
+    _add_look_routes(app, explorer)
     _add_label_routes(app, explorer)
+
+
+def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
+    limits = explorer.service.limits
+
+    @app.get("/explore/overview", response_model=OverviewResponse, tags=[_TAG], responses=errors(*_READ))
+    async def overview() -> Response:
+        """Say what is in the store, and what can be done with it here."""
+        return json_answer(await looking.overview(explorer))
+
+    @app.get("/explore/images", response_model=ImagesResponse, tags=[_TAG], responses=errors(*_READ))
+    async def images(
+        start: Annotated[int, Query(ge=0, le=2**40)] = 0,
+        count: Annotated[int, Query(ge=1, le=looking.MOST_SHOWN)] = 100,
+        shown: Annotated[looking.Shown, Query()] = "all",
+        label: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only of this class.")] = None,
+        where: Annotated[str | None, Query(max_length=1000, description="SQL over id, bytes and metadata.")] = None,
+    ) -> Response:
+        """List pictures in the order of the store, however many there are."""
+        found = looking.images(explorer, start=start, count=count, shown=shown, label=label, where=where)
+        return json_answer(await found)
+
+    @app.get(
+        "/explore/thumbnail",
+        tags=[_TAG],
+        response_class=Response,
+        responses={200: {"description": "A JPEG.", "content": {"image/jpeg": {}}}, **errors(*_READ, 404)},
+    )
+    async def thumbnail(
+        image: Annotated[str, Query(min_length=1, max_length=4096)],
+        side: Annotated[Literal["160", "320", "960"], Query(description="Pixels of the longer side.")] = "320",
+    ) -> Response:
+        """Return a small version of a picture of the store."""
+        await explorer.service.check_images([image])
+        made = await explorer.ask(lambda: explorer.thumbnails.read(image, int(side)))
+        headers = {"Cache-Control": "private, max-age=600", "Cross-Origin-Resource-Policy": "same-origin"}
+        return Response(made, media_type="image/jpeg", headers=headers)
+
+    @app.post(
+        "/explore/find",
+        response_model=FindResponse,
+        tags=[_TAG],
+        responses=errors(*(code for code in _WRITE if code != 403), 409),
+        openapi_extra=body_of(FindRequest),
+    )
+    async def find(request: Request) -> Response:
+        """Find similar pictures, for a text, a picture of the store, or one that is sent along."""
+        asked, uploads = await read_body(request, FindRequest, limits)
+        return await respond(request, looking.find(explorer, asked, uploads))
 
 
 def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:

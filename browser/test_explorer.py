@@ -1,0 +1,216 @@
+"""The explorer as a person meets it: look, search, label by click and keyboard, resume, links, errors in words."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import expect
+
+from frevl.store.labels.labels_file import LabelsFile
+from frevl.training.training import train
+from made import make
+
+TIMEOUT = 20_000  # ms: the machine may be busy
+HOSTILE = "<img src=x onerror=document.title='ran'>"
+
+
+@contextmanager
+def exploring(world, *options) -> Iterator[str]:
+    ready = world.folder / "ready.json"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "frevl", "explore", "--store", world.store.path, "--port", "0", "--json", ready]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        try:
+            assert process.stdout.readline().startswith("Ready at ")
+            yield json.loads(ready.read_text())["url"], process
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = make(tmp_path_factory.mktemp("explored"), ["toy"], count=60)
+    train(
+        made.store, made.captions_file, run=made.folder / "dual", task="matching", model="dual", options={"epochs": 3}
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(world):
+    with exploring(world, "--images", world.images, "--run", world.folder / "dual") as (address, _):
+        yield address
+
+
+@pytest.fixture
+def fresh(world):
+    (world.store.path / "labels" / "labels.jsonl").unlink(missing_ok=True)
+
+
+def pictures(page):
+    return page.get_by_role("listbox").get_by_role("option")
+
+
+def choose(page, number):
+    page.locator(f"#picture-{number}").click()
+
+
+def agreed(world):
+    return LabelsFile(world.store.path).book().agreed()
+
+
+def add_class(page, name):
+    page.get_by_label("Class", exact=True).fill(name)
+    page.get_by_role("button", name="Add class").click()
+    expect(page.locator("button.class").filter(has_text=name)).to_be_visible()
+
+
+def test_it_opens_on_the_pictures_and_asks_no_other_host(url, visit):
+    seen = visit(url)
+    expect(pictures(seen.page).first).to_be_visible(timeout=TIMEOUT)
+    seen.page.wait_for_function("document.querySelector('#picture-3 img')?.naturalWidth > 0")
+    assert seen.page.url == f"{url}/explore/"
+    assert seen.foreign(url) == []
+    assert seen.complaints == []
+
+
+@pytest.mark.usefixtures("fresh")
+def test_label_by_keyboard_undo_and_resume_after_kill(world, visit):
+    with exploring(world, "--images", world.images) as (url, process):
+        page = visit(url).page
+        add_class(page, "red")
+        add_class(page, "blue")
+        choose(page, 0)
+        page.keyboard.press("1")  # and on to the next picture
+        expect(page.locator("#picture-0 b")).to_have_text("red")
+        page.keyboard.press("2")
+        expect(page.locator("#picture-1 b")).to_have_text("blue")
+        page.keyboard.press("1")
+        expect(page.locator("#picture-2 b")).to_have_text("red")
+        page.keyboard.press("u")
+        expect(page.locator("#picture-2 b")).to_have_count(0)
+        os.kill(process.pid, signal.SIGKILL)
+        page.keyboard.press("1")
+        expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
+    ids = world.store.ids("image")
+    assert agreed(world) == {ids[0]: "red", ids[1]: "blue"}
+    with exploring(world, "--images", world.images) as (url, _):
+        page = visit(url).page
+        expect(page.locator("#picture-0 b")).to_have_text("red")
+        expect(page.locator("#picture-1 b")).to_have_text("blue")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_several_are_labelled_at_once_by_click(url, world, visit):
+    page = visit(url).page
+    choose(page, 0)
+    page.locator("#picture-4").click(modifiers=["Shift"])
+    page.get_by_label("Class", exact=True).fill("many")
+    page.get_by_role("button", name="Label", exact=True).click()
+    expect(page.locator("#picture-4 b")).to_have_text("many")
+    assert list(agreed(world).values()) == ["many"] * 5
+    page.get_by_role("button", name="undo").click()
+    expect(page.locator("#picture-4 b")).to_have_count(0)
+    assert agreed(world) == {}
+
+
+@pytest.mark.usefixtures("fresh")
+def test_markup_in_a_class_name_is_text(url, world, visit):
+    seen = visit(url)
+    add_class(seen.page, HOSTILE)
+    choose(seen.page, 0)
+    seen.page.keyboard.press("1")
+    expect(seen.page.locator("#picture-0 b")).to_have_text(HOSTILE)
+    seen.page.get_by_role("link", name="Overview").click()
+    expect(seen.page.get_by_role("heading", name="Labels")).to_be_visible()
+    assert "ran" not in seen.page.title()
+    assert seen.complaints == []
+    assert list(agreed(world).values()) == [HOSTILE]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_two_tabs_see_each_others_labels_and_lose_none(url, world, visit):
+    one, other = visit(url).page, visit(url).page
+    add_class(one, "red")
+    other.get_by_label("You are").fill("bob")
+    other.get_by_label("You are").press("Enter")
+    expect(other.locator("button.class").filter(has_text="red")).to_be_visible()
+    for page, number in ((one, 0), (other, 1), (one, 2), (other, 3)):
+        choose(page, number)
+        page.keyboard.press("1")
+        expect(page.locator(f"#picture-{number} b")).to_have_text("red")
+    for page, number in ((one, 3), (other, 2)):
+        expect(page.locator(f"#picture-{number} b")).to_have_text("red")
+    assert len(agreed(world)) == 4
+
+
+def test_search_by_words_like_this_and_a_file_and_go_back(url, world, visit):
+    page = visit(url).page
+    page.get_by_label("Text to search for").fill("a red square")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_text("for “a red square”")).to_be_visible()
+    expect(page.get_by_role("listbox", name="Pictures that were found")).to_be_visible(timeout=TIMEOUT)
+    assert "text=a+red+square" in page.url
+    choose(page, 0)
+    page.get_by_role("link", name="More like this").click()
+    expect(page.get_by_text("like ", exact=False).first).to_be_visible()
+    assert "like=" in page.url
+    page.go_back()
+    expect(page.get_by_text("for “a red square”")).to_be_visible()
+    page.locator("input[type=file]").set_input_files(world.images / "3.png")
+    expect(page.get_by_text("like 3.png (this search has no link)")).to_be_visible()
+    expect(page.locator("#picture-0 i")).to_have_text("1.00", timeout=TIMEOUT)
+
+
+def test_a_file_that_is_no_picture_gets_a_sentence(url, visit, tmp_path):
+    page = visit(url).page
+    bad = tmp_path / "bad.png"
+    bad.write_text("no picture")
+    page.locator("input[type=file]").set_input_files(bad)
+    expect(page.get_by_role("alert")).to_contain_text("The picture cannot be read")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_every_state_has_a_link(url, visit):
+    page = visit(f"{url}/explore/#/pictures?where=id+LIKE+%271%25%27").page
+    expect(page.get_by_text("11 pictures").first).to_be_attached()
+    page = visit(f"{url}/explore/#/pictures?shown=labelled").page
+    expect(page.get_by_text("No picture fits.")).to_be_visible()
+    page = visit(f"{url}/explore/#/overview").page
+    expect(page.get_by_role("heading", name="What is in this store")).to_be_visible()
+    page = visit(f"{url}/explore/#/pictures?where=nonsense").page
+    expect(page.get_by_role("alert")).to_contain_text("Columns of the images of STORE: id, bytes")
+
+
+def test_pictures_that_vanished_are_said_to_be_gone(tmp_path, visit):
+    world = make(tmp_path / "world", ["toy"], count=8)
+    (world.images / "0.png").unlink()
+    (world.images / "1.png").write_text("broken")
+    with exploring(world, "--images", world.images) as (url, _):
+        page = visit(url).page
+        gone = page.get_by_text("Not there or not readable")
+        expect(gone).to_have_count(2)
+        gone.first.click()
+        expect(page.get_by_text("Its labels stay.")).to_be_visible()
+
+
+@pytest.mark.parametrize("size", ["phone", "desktop"])
+def test_nothing_is_wider_than_the_window(url, visit, size):
+    for tab in ("pictures", "overview"):
+        seen = visit(f"{url}/explore/#/{tab}", size=size)
+        expect(seen.page.get_by_role("navigation")).to_be_visible()
+        seen.page.wait_for_timeout(300)
+        assert seen.overflow() == 0
+
+
+def test_a_service_that_only_shows_has_no_way_to_label(world, visit):
+    with exploring(world, "--no-labels") as (url, _):
+        page = visit(url).page
+        expect(page.get_by_text("This service only shows labels.")).to_be_visible()
+        expect(page.get_by_label("You are")).to_have_count(0)

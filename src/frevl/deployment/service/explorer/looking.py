@@ -1,0 +1,248 @@
+"""What is in the store: from a checked request to its answer, one function per route."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.look_schemas import FindRequest
+from frevl.deployment.service.explorer.rows import Rows
+from frevl.deployment.service.http.body import Upload, decoded
+from frevl.deployment.service.http.limits import RefusedError
+from frevl.runs.search.copies import merge_copies
+from frevl.runs.search.nearest import nearest_rows
+from frevl.store.labels.book import LabelBook
+
+__all__ = ["MOST_SHOWN", "Shown", "find", "images", "overview"]
+
+Shown = Literal["all", "labelled", "unlabelled", "disputed"]
+MOST_SHOWN = 500
+_EXAMPLES, _REASONS = 20, 50
+
+
+async def overview(explorer: Explorer) -> dict[str, Any]:
+    """Say what is in the store."""
+    rows = await explorer.rows()
+    return await explorer.ask(lambda: _overview(explorer, rows))
+
+
+def _overview(explorer: Explorer, rows: Rows) -> dict[str, Any]:
+    store, encoder = rows.store, explorer.encoder
+    towers = {
+        name: {side: next(iter(store.select_towers(side, [name])), None) for side in ("image", "text")}
+        for name in store.encoders
+    }  # fmt: skip
+    encoders = [
+        {
+            "name": name,
+            "image_dim": None if own["image"] is None else own["image"].dim,
+            "text_dim": None if own["text"] is None else own["text"].dim,
+            "imported": any(tower is not None and tower.imported for tower in own.values()),
+            "used": name == encoder.name,
+        }
+        for name, own in towers.items()
+    ]
+    rejects = store.rejects()
+    by_reason: dict[str, list[Any]] = {}
+    for reject in rejects:
+        by_reason.setdefault(reject.reason, []).append(reject)
+    reasons = [
+        {
+            "reason": reason,
+            "count": len(of),
+            "examples": [{"kind": one.kind, "id": one.id, "reason": one.reason} for one in of[:_EXAMPLES]],
+        }
+        for reason, of in sorted(by_reason.items(), key=lambda item: -len(item[1]))[:_REASONS]
+    ]
+    models = [name for name, model in explorer.service.models.items() if model.searches]
+    return {
+        "name": store.path.resolve().name,
+        "images": len(rows),
+        "texts": len(store.positions("text")),
+        "without_embedding": int((~rows.usable).sum()),
+        "copies": len(rows.copies),
+        "encoders": encoders,
+        "rejects": len(rejects),
+        "reasons": reasons,
+        "picture_bytes": rows.picture_bytes,
+        "store_bytes": _sizes(store.path),
+        "columns": {name: str(kind) for name, kind in store.metadata("image").items()},
+        "pictures": explorer.thumbnails.pictures is not None,
+        "writable": explorer.writable,
+        "searches_text": encoder.text is not None or bool(models),
+        "searches_pictures": encoder.embeds_pictures,
+        "searching_models": models,
+        "notes": _notes(explorer, rows),
+    }
+
+
+def _notes(explorer: Explorer, rows: Rows) -> list[str]:
+    notes = []
+    if explorer.thumbnails.pictures is None:
+        notes.append("The pictures cannot be shown, because their folder is not known; start with --images DIR.")
+    if not len(rows):
+        notes.append("There are no pictures in this store yet.")
+    if explorer.encoder.text is None:
+        notes.append(
+            f"Texts find nothing by the encoder {explorer.encoder.name}, because it does not read texts and pictures "
+            "in one space; a served matching run (--run) can search, or an encoder such as CLIP."
+        )
+    return notes
+
+
+def _sizes(store: Path) -> dict[str, int]:
+    """Return the bytes of every part of the store."""
+    sizes: dict[str, int] = {}
+    for folder, _, files in os.walk(store):
+        part = Path(folder).relative_to(store).parts
+        for file in files:
+            try:
+                size = (Path(folder) / file).stat().st_size
+            except OSError:  # deleted meanwhile
+                continue
+            name = part[0] if part else file
+            sizes[name] = sizes.get(name, 0) + size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+async def images(
+    explorer: Explorer, *, start: int, count: int, shown: Shown, label: str | None, where: str | None
+) -> dict[str, Any]:
+    """Return some of the pictures of the store, in its order."""
+    rows = await explorer.rows()
+
+    def work() -> dict[str, Any]:
+        def answer(book: LabelBook) -> dict[str, Any]:
+            chosen = _chosen(explorer, rows, book, shown, label, where)
+            total = len(rows) if chosen is None else len(chosen)
+            every = range(total) if chosen is None else chosen
+            taken = [int(row) for row in every[start : start + count]]
+            found = [{"id": rows.ids[row], "labels": book.of(rows.ids[row])} for row in taken]
+            return {"total": total, "start": start, "images": found}
+
+        return explorer.labels.reading(answer)
+
+    return await explorer.ask(work)
+
+
+def _chosen(
+    explorer: Explorer, rows: Rows, book: LabelBook, shown: Shown, label: str | None, where: str | None
+) -> np.ndarray | None:
+    """Return the rows that fit; None for all."""
+    chosen: np.ndarray | None = None
+    if where is not None:
+        chosen = explorer.view((rows.key, "where", where), lambda: _where(rows, where))
+    if label is not None or shown != "all":
+        key = (rows.key, "labels", book.version, shown, label)
+        by_label = explorer.view(key, lambda: _labelled(rows, book, shown, label))
+        chosen = by_label if chosen is None else np.intersect1d(chosen, by_label, assume_unique=True)
+    return chosen
+
+
+def _where(rows: Rows, where: str) -> np.ndarray:
+    found = [rows.positions[id_] for id_ in rows.store.matching("image", where) if id_ in rows.positions]
+    return np.sort(np.array(found, np.int64))
+
+
+def _labelled(rows: Rows, book: LabelBook, shown: Shown, label: str | None) -> np.ndarray:
+    if label is not None:
+        ids: Any = [image for image in book.images() if label in book.of(image).values()]
+    elif shown == "disputed":
+        ids = book.disputed()
+    else:
+        ids = [image for image in book.images() if book.of(image)]
+    found = np.sort(np.array([rows.positions[id_] for id_ in ids if id_ in rows.positions], np.int64))
+    if label is None and shown == "unlabelled":
+        return np.setdiff1d(np.arange(len(rows)), found, assume_unique=True)
+    return found
+
+
+async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upload]) -> dict[str, Any]:
+    """Find similar pictures."""
+    service, encoder = explorer.service, explorer.encoder
+    if asked.upload is not None and asked.upload not in uploads:
+        raise RefusedError(404, "unknown_upload", f"The upload {asked.upload[:80]!r} is not in the request.")
+    if asked.image is not None:
+        await service.check_images([asked.image])
+    rows = await explorer.rows()
+    if asked.text is not None and encoder.text is None and any(model.searches for model in service.models.values()):
+        return await _by_run(explorer, rows, asked)
+    content = None if asked.upload is None else decoded(asked.upload, uploads[asked.upload])
+
+    def work() -> dict[str, Any]:
+        query = _query(explorer, rows, asked, content)
+        allowed = rows.usable
+        if asked.where is not None:
+            where = asked.where
+            allowed = np.zeros(len(rows), bool)
+            allowed[explorer.view((rows.key, "where", where), lambda: _where(rows, where))] = True
+            allowed &= rows.usable
+        # More than were asked for, because copies become one and the picture itself is none.
+        found, likeness = nearest_rows([rows.vectors], query, 2 * asked.k + 10, allowed=allowed)
+        return _answer(explorer, rows, asked, [rows.ids[row] for row in found.tolist()], likeness, int(allowed.sum()))
+
+    return await explorer.ask(work)
+
+
+def _query(explorer: Explorer, rows: Rows, asked: FindRequest, content: bytes | None) -> np.ndarray:
+    encoder = explorer.encoder
+    if asked.image is not None:
+        row = rows.positions.get(asked.image)
+        if row is None or not rows.usable[row]:
+            raise RefusedError(409, "cannot_embed", f"The store has no embedding of {asked.image[:80]!r} to search by.")
+        stored: np.ndarray = rows.vectors[row].astype(np.float32)
+        return stored
+    if content is not None:
+        if not encoder.embeds_pictures:
+            raise RefusedError(
+                409, "cannot_embed", "The vectors of this store were imported, so a picture from outside cannot be "
+                "embedded like them; search by a picture of the store.",
+            )  # fmt: skip
+        return encoder.of_picture(content, max_pixels=explorer.service.limits.pixels)
+    found = encoder.of_text(rows.store, asked.text or "")
+    if found is None:
+        raise RefusedError(
+            409, "cannot_embed", f"The encoder {encoder.name} cannot search by this text: it reads no texts in the "
+            "space of its pictures, or its vectors were imported; serve a matching run with --run.",
+        )  # fmt: skip
+    return found
+
+
+def _answer(
+    explorer: Explorer, rows: Rows, asked: FindRequest, ids: list[str], likeness: np.ndarray, searched: int
+) -> dict[str, Any]:
+    copies = rows.copies if asked.fold else {}
+    leave_out = [] if asked.image is None else [asked.image]
+    merged = list(merge_copies(ids, "image", copies, leave_out).items())[: asked.k]
+
+    def shown(book: LabelBook) -> list[dict[str, Any]]:
+        return [
+            {
+                "id": own[0],
+                "labels": book.of(own[0]),
+                "similarity": float(likeness[position]),
+                "copies": own[1:],
+            }
+            for position, own in merged
+        ]
+
+    return {"searched": searched, "by": "encoder", "notes": [], "images": explorer.labels.reading(shown)}
+
+
+async def _by_run(explorer: Explorer, rows: Rows, asked: FindRequest) -> dict[str, Any]:
+    """Search by a text with a served run, where the encoder cannot."""
+    service = explorer.service
+    model = service.searching_model(None)
+    text = asked.text or ""
+    service.check_size([text], 1)
+    service.check_texts(model, [text])
+    found = await service.search(model, text=text, k=asked.k, where=asked.where)
+    likeness = np.array([hit.similarity for hit in found.by_score], np.float32)
+    ids = [hit.id for hit in found.by_score]
+    answer = await explorer.ask(lambda: _answer(explorer, rows, asked, ids, likeness, found.searched))
+    return {**answer, "by": "run", "notes": found.notes}

@@ -1,0 +1,89 @@
+"""Texts and pictures that are not in the store, as vectors beside its own."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+from frevl.encoders.images import read_image
+from frevl.encoders.interface import Encoder, pool
+from frevl.encoders.registry import load_encoder
+from frevl.store.canaries import check_encoder
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+
+__all__ = ["QueryEncoder"]
+
+_SPACE = "common_space"  # field of a tower's identity: the space that images and texts of the encoder share
+
+
+class QueryEncoder:
+    """The encoder of an explorer; loaded when it is first needed, and checked against the store.
+
+    Args:
+        store: What it has to be the encoder of.
+        name: Its name.
+
+    Attributes:
+        name: Its name.
+        image: Its image tower.
+        text: Its text tower, if that shares a space with the image tower; else None.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.name = name
+        self._place = str(store.path)
+        (self.image,) = store.select_towers("image", [name])
+        space = self.image.identity.get(_SPACE)
+        texts = [tower for tower in store.select_towers("text", [name]) if tower.identity.get(_SPACE) == space]
+        self.text: Tower | None = texts[0] if space is not None and texts else None
+        self._encoder: Encoder | None = None
+        self._guard = threading.Lock()
+
+    @property
+    def embeds_pictures(self) -> bool:
+        """Whether a picture that is not in the store can be embedded."""
+        return not self.image.imported
+
+    def of_text(self, store: Store, text: str) -> np.ndarray | None:
+        """Return the ``(dim,)`` unit vector of a text; None where it cannot be had.
+
+        Raises:
+            FrevlError: The encoder cannot be loaded, or is not the one that made the store.
+        """
+        if self.text is None:
+            return None
+        if text in store.positions("text"):
+            return _unit(pool(*store.read("text", [text], [self.text]))[0])
+        if self.text.imported:
+            return None
+        found = self._loaded(self.text).embed_texts([text], tokens=True)
+        return _unit(pool(found.values.astype(self.text.identity["dtype"]), found.mask)[0])
+
+    def of_picture(self, content: bytes, *, max_pixels: int) -> np.ndarray:
+        """Return the ``(dim,)`` unit vector of a picture.
+
+        Raises:
+            ImageError: It cannot be read.
+            FrevlError: The encoder cannot be loaded, or is not the one that made the store.
+        """
+        network = self._loaded(self.image).image
+        if network is None:
+            raise ValueError("the encoder of an image tower embeds images")
+        prepared = network.prepare(read_image(content, target=network.target, max_pixels=max_pixels))
+        found = network.embed([prepared])
+        return _unit(pool(found.values.astype(self.image.identity["dtype"]), found.mask)[0])
+
+    def _loaded(self, tower: Tower) -> Encoder:
+        with self._guard:
+            if self._encoder is None:
+                encoder = load_encoder(self.name, tokens=tower.identity["tokens"])
+                check_encoder(encoder, [one for one in (self.image, self.text) if one is not None], self._place)
+                self._encoder = encoder
+            return self._encoder
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    found: np.ndarray = vector.astype(np.float32)
+    return found / max(float(np.linalg.norm(found)), 1e-12)

@@ -1,0 +1,104 @@
+"""The pictures of one version of a store as rows: ids, what is known of them, and their vectors, memory-mapped."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from frevl.jsonfile import replace_file
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+
+__all__ = ["Rows"]
+
+_AT_ONCE = 16_384
+
+
+class Rows:
+    """All pictures of a version of a store, in its order.
+
+    Args:
+        store: The store.
+        tower: The image tower whose vectors are read.
+        keep: Write the vectors into ``STORE/explore``, so that the next start maps them.
+
+    Attributes:
+        ids: Of the pictures.
+        usable: ``(n,)`` bool, False where a picture has no embedding of this tower.
+        key: Changes with whatever can change a vector or a row.
+    """
+
+    def __init__(self, store: Store, tower: Tower, *, keep: bool) -> None:
+        self.store, self.tower, self._keep = store, tower, keep
+        self.ids = store.ids("image")
+        self.positions = store.positions("image")
+        states = store.states("image")
+        self.usable: np.ndarray = states[f"has:{tower.name}"]
+        self.picture_bytes = int(states["bytes"].sum())
+        known = f"{tower.fingerprint}\n{tower.name}\n{store.version('image')}\n{len(self.ids)}"
+        self.key = hashlib.sha256(known.encode()).hexdigest()[:16]
+        self._guard = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def copies(self) -> dict[str, str]:
+        """From every picture whose content stands under several ids to the first of them."""
+        return self.store.copies("image")
+
+    @property
+    def vectors(self) -> np.ndarray:
+        """``(n, dim)`` float16 of unit length, zero where there is none; read from the store at first need."""
+        with self._guard:
+            return self._vectors
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        path = self.kept("vectors", ".npy")
+        shape = (len(self.ids), self.tower.dim)
+        with contextlib.suppress(OSError, ValueError):
+            found: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+            if found.shape == shape and found.dtype == np.float16:
+                return found
+        if self._keep:
+            with contextlib.suppress(OSError, ValueError):  # a disk that is full, a store without pictures
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(path, lambda temporary: self._write(temporary, shape))
+                self._sweep(path)
+                mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+                return mapped
+        made = np.zeros(shape, np.float16)
+        for rows, values in self._blocks():
+            made[rows] = values
+        return made
+
+    def kept(self, what: str, suffix: str) -> Path:
+        """Return the file where something of these rows is kept."""
+        return self.store.path / "explore" / f"{what}-{self.key}{suffix}"
+
+    def _write(self, path: Path, shape: tuple[int, int]) -> None:
+        mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+        for rows, values in self._blocks():
+            mapped[rows] = values
+        mapped.flush()
+
+    def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        usable = np.flatnonzero(self.usable)
+        for start in range(0, len(usable), _AT_ONCE):
+            rows = usable[start : start + _AT_ONCE]
+            found = self.store.read_images([self.ids[row] for row in rows.tolist()], encoders=self.tower.encoders[:1])
+            yield rows, found.astype(np.float16)
+
+    @staticmethod
+    def _sweep(path: Path) -> None:
+        """Delete what was kept of other versions; who has mapped it can still read it."""
+        for other in path.parent.glob("*-*"):
+            if other.is_file() and other.stem.rpartition("-")[2] != path.stem.rpartition("-")[2]:
+                other.unlink(missing_ok=True)

@@ -1,0 +1,54 @@
+// Requests to the service that this page came from; every failure becomes a sentence.
+
+export class Refused extends Error {
+  constructor(message, code = "") {
+    super(message);
+    this.code = code;
+  }
+}
+
+async function answer(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("The service does not answer. Is it still running? Nothing that was confirmed is lost.", "away");
+  }
+  if (response.ok) return response;
+  let problem = {};
+  try {
+    problem = (await response.json()).error ?? {};
+  } catch {
+    // no JSON: something between the page and the service answered
+  }
+  throw new Refused(problem.message ?? `The service answered with ${response.status}.`, problem.code);
+}
+
+/** Leave out what is empty, so that links stay short. */
+export function query(given) {
+  const kept = Object.entries(given).filter(([, value]) => value !== undefined && value !== null && value !== "");
+  return new URLSearchParams(kept.map(([key, value]) => [key, String(value)])).toString();
+}
+
+export async function get(path, given = {}, signal = undefined) {
+  const asked = query(given);
+  return (await answer(asked ? `${path}?${asked}` : path, { signal })).json();
+}
+
+export async function post(path, body) {
+  const headers = { "Content-Type": "application/json" };
+  return (await answer(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+}
+
+/** Send a file along, as a form. */
+export async function send(path, body, name, file) {
+  const form = new FormData();
+  form.append("request", JSON.stringify(body));
+  form.append(name, file);
+  return (await answer(path, { method: "POST", body: form })).json();
+}
+
+export const thumbnail = (image, side) => `/explore/thumbnail?${query({ image, side })}`;
+
+export const requestId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (one) => one.toString(16)).join("");

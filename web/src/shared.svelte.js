@@ -1,0 +1,106 @@
+// What all parts of the page share: what the store holds, the labels, who labels, and where the link leads.
+import { get, post, query, requestId } from "./api.js";
+
+function remembered(key, otherwise) {
+  try {
+    return localStorage.getItem(key) || otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+export function remember(key, value) {
+  try {
+    localStorage.setItem(key, value);
+  } catch {
+    // private windows keep nothing
+  }
+}
+
+export const shared = $state({
+  overview: null,
+  labels: null,
+  problem: "",
+  said: "",
+  by: remembered("frevl-by", "me"),
+  place: { tab: "pictures", asked: {} },
+});
+
+const TABS = ["pictures", "teach", "map", "overview"];
+
+export function readPlace() {
+  const [path, asked] = location.hash.replace(/^#\/?/, "").split("?");
+  shared.place = { tab: TABS.includes(path) ? path : "pictures", asked: Object.fromEntries(new URLSearchParams(asked)) };
+}
+
+export function linkTo(tab, asked = {}) {
+  const found = query(asked);
+  return `#/${tab}${found ? `?${found}` : ""}`;
+}
+
+export function go(tab, asked = {}) {
+  location.hash = linkTo(tab, asked);
+}
+
+/** Change the link without a step in the history. */
+export function replacePlace(tab, asked) {
+  history.replaceState(null, "", linkTo(tab, asked));
+}
+
+/** Say what went wrong, or what was done; the last sentence stands. */
+export async function attempt(work, done = "") {
+  try {
+    const found = await work();
+    shared.problem = "";
+    if (done) shared.said = done;
+    return found;
+  } catch (error) {
+    if (error.name === "AbortError") return undefined;
+    shared.problem = error.message;
+    return undefined;
+  }
+}
+
+export async function refreshLabels() {
+  const found = await get("/explore/labels");
+  if (!shared.labels || found.version !== shared.labels.version) shared.labels = found;
+}
+
+/** Label pictures; sent again under the same id if the answer was lost. */
+export async function label(images, name) {
+  const id = requestId();
+  const body = { by: shared.by, id, labels: images.map((image) => ({ image, label: name })) };
+  const what = images.length === 1 ? images[0] : `${images.length} pictures`;
+  const written = await attempt(
+    async () => {
+      try {
+        return await post("/explore/label", body);
+      } catch (error) {
+        if (error.code !== "away") throw error;
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        return post("/explore/label", body);
+      }
+    },
+    name === null ? `No label any more: ${what}.` : `${name}: ${what}.`,
+  );
+  if (written) await attempt(refreshLabels);
+  return Boolean(written);
+}
+
+export async function undo() {
+  const found = await attempt(() => post("/explore/labels/undo", { by: shared.by }), "Undone.");
+  if (found) await attempt(refreshLabels);
+  return found;
+}
+
+export const number = (value) => value.toLocaleString("en");
+
+export function bytes(value) {
+  const units = ["bytes", "kB", "MB", "GB", "TB"];
+  let step = 0;
+  while (value >= 1000 && step < units.length - 1) {
+    value /= 1000;
+    step += 1;
+  }
+  return `${step && value < 10 ? value.toFixed(1) : Math.round(value)} ${units[step]}`;
+}
