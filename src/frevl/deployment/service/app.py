@@ -80,11 +80,13 @@ class Application:
         self._make_page = page
         self._service = service
         self._stopping = asyncio.Event()
-        self.api = _api(service, explorer, keys, metrics, self._lifespan)
+        self.api = _api(service, explorer, metrics, self._lifespan)
         if explorer is not None:
             add_page(self.api, is_home=opens_explorer)
         if report is not None:
             _add_report(self.api, report)
+        # The last thing: FastAPI forgets the document when a route is added.
+        document_bodies(self.api, [*_BODIES, *(EXPLORER_BODIES if explorer is not None else ())], keys)
         self._metrics = metrics
         self._direct = {
             route.path: route
@@ -160,7 +162,6 @@ _BODIES = (ScoreRequest, AnswerRequest, SearchRequest, EmbedRequest)
 def _api(
     service: Service,
     explorer: Explorer | None,
-    keys: Keys,
     metrics: Metrics,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
 ) -> FastAPI:
@@ -181,7 +182,6 @@ def _api(
     _add_model_routes(app, service)
     if explorer is not None:
         add_explorer_routes(app, explorer)
-    document_bodies(app, [*_BODIES, *(EXPLORER_BODIES if explorer is not None else ())], keys)
     return app
 
 

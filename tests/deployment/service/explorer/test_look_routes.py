@@ -1,7 +1,9 @@
 """What is in a store, over HTTP, without any run: counts, pictures, thumbnails, search, and what changes meanwhile."""
 
 import io
+import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +12,7 @@ from explored import copied, explored
 from PIL import Image
 
 from clip_folders import clip_retrieval
+from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
@@ -164,6 +167,7 @@ def test_searches_that_cannot_be_are_refused_in_words(looked):
     refused(find(looked, image="away.png"), 404, "unknown_image", "no image 'away.png'")
     refused(find(looked, upload="x"), 404, "unknown_upload", "not in the request")
     refused(find(looked, upload="x", uploads={"x": based(b"no picture")}), 422, "bad_image", "cannot be read")
+    refused(find(looked, image="3.png", uploads={"x": "aaaa"}), 422, "invalid", "does not use the upload 'x'")
     refused(find(looked, text="a red square"), 409, "cannot_embed", "The encoder toy cannot search by this text")
     refused(find(looked, image="3.png", where="nonsense"), 422, "invalid", "Columns of the images")
 
@@ -264,3 +268,12 @@ def test_without_a_run_the_other_routes_say_so(looked):
     refused(looked.http.post("/v1/score", json=body), 409, "no_model", "start the service with --run RUN")
     refused(looked.http.post("/v1/search", json={"text": "x"}), 409, "wrong_task", "No model here can search")
     assert looked.http.get("/v1/models").json()["models"] == []
+
+
+def test_every_body_is_described_in_the_document_also_beside_a_report(looked, tmp_path):
+    (tmp_path / "report.html").write_text("<h1>report</h1>")
+    app = Application(looked.service, explorer=looked.explorer, report=tmp_path / "report.html", opens_explorer=True)
+    document = app.api.openapi()
+    named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert {"FindRequest", "LabelsRequest", "ScoreRequest"} <= named
+    assert named <= set(document["components"]["schemas"])

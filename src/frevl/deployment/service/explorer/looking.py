@@ -167,6 +167,9 @@ async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upl
     service, encoder = explorer.service, explorer.encoder
     if asked.upload is not None and asked.upload not in uploads:
         raise RefusedError(404, "unknown_upload", f"The upload {asked.upload[:80]!r} is not in the request.")
+    unused = sorted(uploads.keys() - {asked.upload})
+    if unused:
+        raise RefusedError(422, "invalid", f"The search does not use the upload {unused[0][:80]!r}; leave it out.")
     if asked.image is not None:
         await service.check_images([asked.image])
     rows = await explorer.rows()
