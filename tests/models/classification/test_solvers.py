@@ -83,11 +83,15 @@ def test_kernel_is_kernel_ridge_regression():
     torch.testing.assert_close(head.logits(features, features), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_probe_is_logistic_regression():
-    features, labels, _ = drawn()
-    head = solve_probe(features, labels, CLASSES, penalty=0.5, steps=200)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("count", [8, 60, 400])  # fewer than features; more; so many that a part tells the curvature
+def test_probe_is_logistic_regression(count, weighted):
+    features, labels, _ = drawn(count)
+    weights = 0.5 + torch.arange(count) % 3 if weighted else None
+    head = solve_probe(features, labels, CLASSES, penalty=0.5, steps=200, weights=weights)
     ones = torch.cat([features.standard, torch.ones(len(labels), 1)], dim=1).numpy()
-    judge = LogisticRegression(C=1 / 0.5, fit_intercept=False, tol=1e-8, max_iter=2000).fit(ones, labels.numpy())
+    judge = LogisticRegression(C=1 / 0.5, fit_intercept=False, tol=1e-8, max_iter=2000)
+    judge.fit(ones, labels.numpy(), sample_weight=None if weights is None else weights.numpy())
     expected = torch.from_numpy(judge.decision_function(ones)).float()
     torch.testing.assert_close(head.logits(features, None), expected, rtol=1e-2, atol=1e-2)
 
