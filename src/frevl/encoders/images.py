@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from frevl.errors import ImageError
 
-__all__ = ["DECODE_TARGET", "GUESSED_WHITE", "MAX_PIXELS", "ImageSource", "is_deep_grey", "read_image"]
+__all__ = ["DECODE_TARGET", "GUESSED_WHITE", "MAX_PIXELS", "ImageSource", "is_deep_grey", "quiet_pillow", "read_image"]
 
 ImageSource = str | Path | bytes | Image.Image
 """A path, the bytes of an image file, or a Pillow image."""
@@ -80,7 +80,7 @@ def read_image(source: ImageSource, *, target: int | None = None, max_pixels: in
     Raises:
         ImageError: The file is missing, is not a readable image, is damaged, empty or too large.
     """
-    with _quiet_pillow():
+    with quiet_pillow():
         if isinstance(source, Image.Image):
             return _decode(source, "the given image", None, max_pixels)
         if isinstance(source, bytes):
@@ -224,7 +224,7 @@ def _decode(
 
 def is_deep_grey(content: bytes) -> bool:
     """Say whether a file holds grey of more than 8 bits, by its header alone; no for what is no image."""
-    with _quiet_pillow():
+    with quiet_pillow():
         try:
             mode = Image.open(io.BytesIO(content)).mode
         except Exception:  # as in `_read_whole`
@@ -369,7 +369,8 @@ _readers_lock = threading.Lock()
 
 
 @contextmanager
-def _quiet_pillow() -> Iterator[None]:
+def quiet_pillow() -> Iterator[None]:
+    """Keep what Pillow warns of to itself while at least one thread reads."""
     global _readers
     with _readers_lock:
         _readers += 1

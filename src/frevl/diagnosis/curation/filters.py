@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from frevl.diagnosis.curation.checks.pictures import image_filter
+from frevl.diagnosis.curation.checks.texts import text_filter
 from frevl.diagnosis.curation.copies.duplicates import duplicate_filter
 from frevl.diagnosis.curation.lines import Filter
 from frevl.diagnosis.curation.match import match_filter
@@ -12,6 +14,8 @@ __all__ = ["FILTERS", "chosen_filters"]
 FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {
     "match": (match_filter, ("matching",)),
     "duplicate": (duplicate_filter, ("matching", "classification")),
+    "text": (text_filter, ("matching", "classification")),
+    "image": (image_filter, ("matching", "classification")),
 }
 """Every filter with the tasks it is for. One that uses what another found (the best matching of some copies is kept)
 stands below it."""

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from frevl.diagnosis.curation.copies.picture_match import SIDE
-from frevl.encoders.images import read_image
+from frevl.encoders.images import quiet_pillow, read_image
 from frevl.errors import ImageError, UsageError
 
-__all__ = ["check_folder", "read_grey", "read_picture"]
+__all__ = ["check_folder", "read_grey", "read_picture", "size_of"]
 
 
 def check_folder(folder: Path) -> None:
@@ -34,12 +34,24 @@ def read_picture(folder: Path, image: str, *, target: int | None = None) -> Imag
         image: Its id, the path below the folder.
         target: As in `frevl.encoders.images.read_image`.
     """
-    if Path(image).is_absolute() or ".." in Path(image).parts:  # no picture of this folder
+    if not _inside(image):
         return None
     try:
         return read_image(folder / image, target=target)
     except ImageError:
         return None
+
+
+def size_of(folder: Path, image: str) -> tuple[int, int] | None:
+    """Return width and height of a picture as its file says; None as in `read_picture`."""
+    if not _inside(image) or not (folder / image).is_file():
+        return None
+    try:
+        with quiet_pillow(), Image.open(folder / image) as picture:
+            return picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        whole = read_picture(folder, image)  # formats that Pillow does not know by itself
+        return None if whole is None else whole.size
 
 
 def read_grey(folder: Path, image: str) -> NDArray[np.uint8] | None:
@@ -49,3 +61,7 @@ def read_grey(folder: Path, image: str) -> NDArray[np.uint8] | None:
         return None
     grey = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     return np.asarray(grey, np.uint8)
+
+
+def _inside(image: str) -> bool:
+    return not Path(image).is_absolute() and ".." not in Path(image).parts

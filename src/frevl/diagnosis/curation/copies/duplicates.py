@@ -15,6 +15,7 @@ from frevl.diagnosis.curation.checks.picture_files import check_folder, read_gre
 from frevl.diagnosis.curation.copies.groups import CopyGroups, group_copies
 from frevl.diagnosis.curation.copies.near import confirmed_links, embedding_links
 from frevl.diagnosis.curation.lines import Found, Lines
+from frevl.encoders.interface import processors
 from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import MOST_COMPARED
 from frevl.store.usable_pairs import content_of_units
@@ -54,7 +55,7 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
     ids = [units[number] for number in chosen]
     session = lines.session
     vectors = unit_vectors(lines.store, ids, lines.image_towers, half=len(ids) > MOST_COMPARED)
-    by_embedding, index = embedding_links(vectors, seed=session.seed, progress=session.progress)
+    by_embedding, index = embedding_links(vectors, seed=session.seed, threads=processors(), progress=session.progress)
     links, notes = by_embedding.links, []
     figures: dict[str, Any] = {
         "by": "embedding",
