@@ -16,7 +16,7 @@ from frevl.outputs import refuse_inputs
 from frevl.rejects import Reject
 from frevl.runs.pair_grid import dot_products
 from frevl.runs.prediction_sets.conformal import ConformalScores, check_level
-from frevl.runs.prediction_sets.of_scorer import conformal_scores
+from frevl.runs.prediction_sets.of_scorer import conformal_scores, named_matches, named_sets
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import note_unread, usable_pairs
 
@@ -176,9 +176,8 @@ def _answers(
         scores, matching = scorer.match_probabilities(pairs)
         results = [{"score": float(s), "probability": float(p)} for s, p in zip(scores, matching, strict=True)]
         if conformal is not None and level is not None:
-            mask = conformal.sets(np.stack([1 - matching, matching], axis=1), level)
-            for result, (no, yes) in zip(results, mask.tolist(), strict=True):
-                result["matches"] = None if no and yes else yes
+            for result, matches in zip(results, named_matches(conformal, matching, level), strict=True):
+                result["matches"] = matches
         return results
     has_unknown = bool(scorer.run.results.get("unknown"))
     raw = scorer.score(pairs)
@@ -192,9 +191,7 @@ def _answers(
         for one in scorer.name_classes(raw)
     ]
     if conformal is not None and level is not None:
-        probabilities = scorer.probabilities(raw)
-        order = np.argsort(-probabilities, axis=1, kind="stable")
-        mask = np.take_along_axis(conformal.sets(probabilities, level), order, axis=1)
-        for result, classes, inside in zip(results, order, mask, strict=True):
-            result["set"] = [scorer.run.labels[number] for number in classes[inside]]
+        named = named_sets(conformal, scorer.probabilities(raw), level, scorer.run.labels)
+        for result, labels in zip(results, named, strict=True):
+            result["set"] = labels
     return results

@@ -27,7 +27,8 @@ async def score(
     service: Service, model: ServedModel, asked: ScoreRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
     """Score pairs."""
-    results = await service.score(model, await _pairs(service, model, asked.pairs, uploads))
+    pairs = await _pairs(service, model, asked, uploads)
+    results = await service.score(model, pairs)
     has_unknown = bool(model.scorer.run.results.get("unknown"))
     scores = [
         {"score": one.score, "probability": one.probability}
@@ -40,7 +41,7 @@ async def score(
         }
         for one in results
     ]
-    notes = await service.notes_on(model, _texts(asked.pairs))
+    notes = [*await service.notes_on(model, _texts(asked.pairs)), *await _trust(service, model, asked, pairs, scores)]
     return {"model": model.name, "task": model.scorer.run.task, "scores": scores, "notes": notes}
 
 
@@ -48,7 +49,8 @@ async def answer(
     service: Service, model: ServedModel, asked: AnswerRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
     """Answer questions, or abstain."""
-    results = await service.score(model, await _pairs(service, model, asked.pairs, uploads), top=asked.top)
+    pairs = await _pairs(service, model, asked, uploads)
+    results = await service.score(model, pairs, top=asked.top)
     answers = [
         {
             "answer": None if abstained else one.label,
@@ -59,7 +61,7 @@ async def answer(
         for one in results
         for abstained in [one.unknown or one.probability < asked.threshold]
     ]
-    notes = await service.notes_on(model, _texts(asked.pairs))
+    notes = [*await service.notes_on(model, _texts(asked.pairs)), *await _trust(service, model, asked, pairs, answers)]
     return {"model": model.name, "threshold": asked.threshold, "answers": answers, "notes": notes}
 
 
@@ -126,9 +128,21 @@ async def embed(
 
 
 async def _pairs(
-    service: Service, model: ServedModel, pairs: Sequence[Pair], uploads: Mapping[str, Upload]
+    service: Service, model: ServedModel, asked: ScoreRequest | AnswerRequest, uploads: Mapping[str, Upload]
 ) -> list[ImagePair]:
     """Check pairs, and put the embeddings of uploads into them; what the model does not read is left out."""
+    pairs = asked.pairs
+    if asked.sets is not None and not model.has_sets:
+        raise RefusedError(
+            422, "no_sets", f"The model {model.name!r} has no sets: nothing was held out, or its targets are soft."
+        )
+    if asked.doubt and not model.has_doubt:
+        raise RefusedError(
+            422,
+            "no_doubt",
+            f"The model {model.name!r} has no doubt: that is known of classify with examples, linear, dual and cosine, "
+            "trained by this version.",
+        )
     service.check_size([pair.text for pair in pairs if pair.text is not None], len(pairs))
     sides = model.scorer.run.sides
     for pair in pairs:
@@ -152,6 +166,25 @@ async def _pairs(
     )
     images = [pair.image or "" if pair.upload is None else sent[pair.upload] for pair in pairs]
     return list(zip(images, texts, strict=True))
+
+
+async def _trust(
+    service: Service,
+    model: ServedModel,
+    asked: ScoreRequest | AnswerRequest,
+    pairs: list[ImagePair],
+    results: list[dict[str, Any]],
+) -> list[str]:
+    """Add sets and doubt to results where they are asked for; return notes on the sets."""
+    if asked.doubt:
+        for result, one in zip(results, await service.doubt(model, pairs), strict=True):
+            result["doubt"] = one
+    if asked.sets is None:
+        return []
+    name = "matches" if model.scorer.run.task == "matching" else "set"
+    for result, one in zip(results, await service.sets(model, pairs, asked.sets), strict=True):
+        result[name] = one
+    return [note.replace(" with --calibrate", "") for note in model.set_notes(asked.sets)]
 
 
 def _texts(pairs: Sequence[Pair]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import Limits, RefusedError
-from frevl.deployment.service.queue import ModelQueue
+from frevl.deployment.service.queue import ModelQueue, Work
 from frevl.deployment.service.served_model import Found, ImagePair, ServedModel
 from frevl.deployment.service.store_refresh import StoreRefresh
 from frevl.encoders.interface import processors
@@ -176,8 +176,21 @@ class Service:
 
     async def score(self, model: ServedModel, pairs: Sequence[ImagePair], *, top: int = 5) -> Any:
         """Score pairs whose images are known: a `Match` or a `Prediction` each."""
+        return await self._of_pairs(model.score, (pairs, top), pairs)
+
+    async def sets(self, model: ServedModel, pairs: Sequence[ImagePair], level: float) -> list[Any]:
+        """Return the prediction set of each pair; of a matching run whether it matches."""
+        found: list[Any] = await self._of_pairs(model.sets, (pairs, level), pairs)
+        return found
+
+    async def doubt(self, model: ServedModel, pairs: Sequence[ImagePair]) -> list[float]:
+        """Return the doubt of each pair."""
+        found: list[float] = await self._of_pairs(model.doubt, pairs, pairs)
+        return found
+
+    async def _of_pairs(self, work: Work[Any, Any], payload: Any, pairs: Sequence[ImagePair]) -> Any:
         try:
-            return await self.queue.submit(model.score, (pairs, top), items=len(pairs))
+            return await self.queue.submit(work, payload, items=len(pairs))
         except StoreError:
             await self.check_images([image for image, _ in pairs if isinstance(image, str) and image])  # removed since
             raise

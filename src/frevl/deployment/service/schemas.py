@@ -109,6 +109,18 @@ class Pair(Body):
 class _PairsRequest(Body):
     model: ModelName = None
     pairs: Annotated[list[Pair], Field(min_length=1)]
+    sets: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            lt=1,
+            allow_inf_nan=False,
+            description="Name the answers that cannot be ruled out, so that the right one is among them this often.",
+        ),
+    ] = None
+    doubt: Annotated[
+        bool, Field(description="Say how little each pair is like what the model has learned from, from 0 to 1.")
+    ] = False
     uploads: Uploads = Field(default_factory=dict)
 
 
@@ -138,6 +150,7 @@ class AnswerRequest(_PairsRequest):
         json_schema_extra={
             "examples": [
                 {"pairs": [{"image": "0.png", "text": "is the square red?"}], "top": 3, "threshold": 0.5},
+                {"pairs": [{"image": "0.png", "text": "is the square red?"}], "sets": 0.9},
                 {"pairs": [{"upload": "mine", "text": "is the square red?"}], "uploads": {"mine": _PIXEL}},
             ]
         }
@@ -213,7 +226,15 @@ class Label(Body):
     probability: float
 
 
-class Score(Body):
+class _Trust(Body):
+    """How far a result is to be believed, where that was asked for."""
+
+    set: list[str] | None = Field(None, description="With sets, classification: classes that cannot be ruled out.")
+    matches: bool | None = Field(None, description="With sets, matching: null where neither can be ruled out.")
+    doubt: float | None = Field(None, description="With doubt: 0 is like what is known, 1 like nothing known.")
+
+
+class Score(_Trust):
     """Result for a pair: ``score`` for matching, ``label`` and ``top`` for classification."""
 
     score: float | None = Field(None, description="Matching: the logit; the larger, the better the match.")
@@ -234,7 +255,7 @@ class ScoreResponse(Body):
     notes: list[str] = Field(description="Sentences for people, such as on texts that the encoder cannot read.")
 
 
-class Answer(Body):
+class Answer(_Trust):
     """An answer, or none where the model is not sure."""
 
     answer: str | None = Field(description="The most probable class; null if abstained.")
@@ -297,6 +318,8 @@ class ModelRecord(Body):
     encoders: list[str]
     searches: bool = Field(description="Whether /v1/search can use it.")
     reads: list[Literal["image", "text"]] = Field(description="What it needs of a pair.")
+    sets: bool = Field(description="Whether a request may ask for sets.")
+    doubt: bool = Field(description="Whether a request may ask for doubt.")
 
 
 class ModelsResponse(Body):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.encoders.interface import pool
+from frevl.errors import UsageError
+from frevl.runs.prediction_sets.of_scorer import conformal_scores, named_matches, named_sets
 from frevl.runs.scorer import Prediction, Scorer
 from frevl.runs.search.searching import Hit, Searcher
 from frevl.store.reader import TABLES, Store
@@ -17,6 +19,8 @@ from frevl.store.towers import Modality, Tower
 from frevl.store.usable_pairs import note_unread
 
 __all__ = ["Found", "ImagePair", "Match", "ServedModel"]
+
+R = TypeVar("R")
 
 ImagePair = tuple[str | np.ndarray, str]
 """An image, by its id in the store or as an embedding, and a text; empty is what the model does not read."""
@@ -69,6 +73,13 @@ class ServedModel:
             if can:  # now, and checked against the store, so that no request waits for it
                 scorer.encoders(modality)
         self._searcher = self._new_searcher()
+        self._conformal = _unless_refused(lambda: conformal_scores(scorer)[0])
+        self.has_doubt = _unless_refused(lambda: scorer.doubt([])) is not None
+
+    @property
+    def has_sets(self) -> bool:
+        """Whether the run keeps what prediction sets need."""
+        return self._conformal is not None
 
     def switch_to(self, store: Store) -> None:
         """Answer from a newer version of the store.
@@ -94,15 +105,7 @@ class ServedModel:
 
     def score(self, jobs: Sequence[tuple[Sequence[ImagePair], int]]) -> list[list[Any]]:
         """Score the pairs of several requests: a `Match` each, or a `Prediction` with as many classes as wanted."""
-        given: dict[str, np.ndarray] = {}
-        pairs: list[tuple[str, str]] = []
-        for job, _ in jobs:
-            for image, text in job:
-                if not isinstance(image, str):
-                    id_ = f"\0{len(given)}"  # no path in a store holds a null character
-                    given[id_] = image
-                    image = id_
-                pairs.append((image, text))
+        pairs, given = _together([job for job, _ in jobs])
         most = max(k for _, k in jobs)
         said: list[Any]
         if self.scorer.run.task == "matching":
@@ -110,13 +113,37 @@ class ServedModel:
             said = [Match(s, p) for s, p in zip(scores.tolist(), probabilities.tolist(), strict=True)]
         else:
             said = self.scorer.name_classes(self.scorer.score(pairs, images=given), k=most)
-        answers = []
-        start = 0
-        for job, k in jobs:
-            part = said[start : start + len(job)]
-            start += len(job)
-            answers.append([_with_top(one, k) for one in part] if k < most else part)
-        return answers
+        parts = _split(said, [job for job, _ in jobs])
+        return [
+            [_with_top(one, k) for one in part] if k < most else part for part, (_, k) in zip(parts, jobs, strict=True)
+        ]
+
+    def sets(self, jobs: Sequence[tuple[Sequence[ImagePair], float]]) -> list[list[Any]]:
+        """Return the prediction sets of several requests at their levels: labels, or whether it is a match."""
+        if self._conformal is None:
+            raise RefusedError(422, "no_sets", f"The model {self.name!r} keeps nothing that sets could be read off.")
+        pairs, given = _together([job for job, _ in jobs])
+        own, found, labels = self._conformal, list[list[Any]](), self.scorer.run.labels
+        if self.scorer.run.task == "matching":
+            all_of = self.scorer.match_probabilities(pairs, images=given)[1]
+        else:
+            all_of = self.scorer.probabilities(self.scorer.score(pairs, images=given))
+        for part, (_, level) in zip(_split(list(all_of), [job for job, _ in jobs]), jobs, strict=True):
+            probabilities = np.stack(part)
+            if self.scorer.run.task == "matching":
+                found.append(named_matches(own, probabilities, level))
+            else:
+                found.append(named_sets(own, probabilities, level, labels))
+        return found
+
+    def set_notes(self, level: float) -> list[str]:
+        """Say where too few pairs were held out for sets at a level."""
+        return [] if self._conformal is None else self._conformal.note(level)
+
+    def doubt(self, jobs: Sequence[Sequence[ImagePair]]) -> list[list[float]]:
+        """Return the doubt of the pairs of several requests."""
+        pairs, given = _together(jobs)
+        return _split(self.scorer.doubt(pairs, images=given).tolist(), jobs)
 
     def embed_images(self, jobs: Sequence[Sequence[list[np.ndarray]]]) -> list[list[np.ndarray]]:
         """Embed the prepared images of several requests: ``(tokens, dim)`` each."""
@@ -193,7 +220,31 @@ class ServedModel:
             "encoders": run.encoders,
             "searches": self.searches,
             "reads": list(run.sides),
+            "sets": self.has_sets,
+            "doubt": self.has_doubt,
         }
+
+
+def _together(jobs: Sequence[Sequence[ImagePair]]) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
+    """Return the pairs of several requests, and the embeddings of images that were sent along by the ids they get."""
+    given: dict[str, np.ndarray] = {}
+    pairs: list[tuple[str, str]] = []
+    for job in jobs:
+        for image, text in job:
+            if not isinstance(image, str):
+                id_ = f"\0{len(given)}"  # no path in a store holds a null character
+                given[id_] = image
+                image = id_
+            pairs.append((image, text))
+    return pairs, given
+
+
+def _unless_refused(ask: Callable[[], R]) -> R | None:
+    """Return what is asked for; None if the run does not have it."""
+    try:
+        return ask()
+    except UsageError:
+        return None
 
 
 def _with_top(said: Any, k: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.usable_pairs import content_of_units, read_usable
 
-__all__ = ["conformal_scores", "right_classes", "set_probabilities"]
+__all__ = ["conformal_scores", "named_matches", "named_sets", "right_classes", "set_probabilities"]
 
 _PAIRS_AT_ONCE = 16_384
 
@@ -97,6 +98,21 @@ def set_probabilities(scorer: Scorer, pairs: Pairs) -> NDArray[np.float64]:
         else:
             parts.append(scorer.probabilities(scorer.score(both)).astype(np.float64))
     return np.concatenate(parts)
+
+
+def named_sets(
+    conformal: ConformalScores, probabilities: NDArray[Any], level: float, labels: Sequence[str]
+) -> list[list[str]]:
+    """Return the classes of each pair that cannot be ruled out, the likeliest first, from ``(n, classes)``."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")
+    mask = np.take_along_axis(conformal.sets(probabilities, level), order, axis=1)
+    return [[labels[number] for number in classes[inside]] for classes, inside in zip(order, mask, strict=True)]
+
+
+def named_matches(conformal: ConformalScores, matching: NDArray[Any], level: float) -> list[bool | None]:
+    """Return of ``(n,)`` match probabilities whether each is a match; None where neither can be ruled out."""
+    mask = conformal.sets(np.stack([1 - matching, matching], axis=1), level)
+    return [None if no == yes else yes for no, yes in mask.tolist()]
 
 
 def right_classes(scorer: Scorer, pairs: Pairs) -> NDArray[np.bool_]:
