@@ -70,7 +70,8 @@ def curate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Most seconds for all trainings together.", show_default="none")
+        float | None,
+        typer.Option(min=1, help="Time limit for all trainings together, in seconds.", show_default="none"),
     ] = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,

@@ -130,7 +130,7 @@ def curate(
         find_groups: Find lines that belong together, as `frevl.train` does.
         folds: In how many parts the lines are dealt; each is judged by what learnt from the others.
         seed: Of every random choice.
-        time_limit: Most seconds of all trainings together.
+        time_limit: Time limit of all trainings together in seconds.
         device: Where to train, as PyTorch names it.
         progress: Show progress lines.
 
