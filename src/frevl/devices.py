@@ -1,9 +1,14 @@
-"""Devices beside the processor: whether they can be used, and how much they get at once: less where memory ends."""
+"""What there is to compute with: the cores of the processor that this process may use, and devices beside it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from frevl.errors import UsageError
@@ -13,9 +18,110 @@ if TYPE_CHECKING:
 
 LossOf = Callable[["torch.Tensor", "torch.Generator"], tuple["torch.Tensor", dict[str, "torch.Tensor"]]]
 
-__all__ = ["Shares", "Steps", "check_device", "default_batch", "is_accelerator"]
+__all__ = [
+    "Shares",
+    "Steps",
+    "check_device",
+    "cores_by_quota",
+    "default_batch",
+    "is_accelerator",
+    "processors",
+    "share_processors",
+]
 
 _log = logging.getLogger("frevl")
+
+_HOW_THREADS_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+_HOW_MANY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
+
+
+def share_processors() -> None:
+    """Let threads that wait for each other sleep, and be as many as the cores that this process gets.
+
+    For OpenMP, which PyTorch and scikit-learn compute with: it reads the environment when it is loaded, so this is
+    called before. Where other jobs want the cores, threads that spin take them from those that compute. What the user
+    has set stays, and so does a PyTorch that is loaded already.
+    """
+    if "torch" in sys.modules:
+        return
+    if not any(name in os.environ for name in _HOW_THREADS_WAIT):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    if not any(name in os.environ for name in _HOW_MANY_THREADS) and cores_by_quota() < _cores_by_affinity():
+        os.environ["OMP_NUM_THREADS"] = str(processors())
+
+
+def processors() -> int:
+    """Return how many processor cores this process may use, of its affinity and of the quota of its control groups.
+
+    A quota of one and a half is two: threads that wait take nothing of it.
+    """
+    return min(_cores_by_affinity(), max(1, math.ceil(min(cores_by_quota(), 1e6))))
+
+
+def cores_by_quota(process: Path = Path("/proc/self")) -> float:
+    """Return the processor time that Linux grants the control groups of a process, in cores; inf without a limit.
+
+    Reads ``cpu.max`` (version 2) and ``cpu.cfs_quota_us`` (version 1) of its group and of all above: the least counts.
+
+    Args:
+        process: Folder with the files ``cgroup`` and ``mountinfo``.
+    """
+    cores = math.inf
+    for folder in _control_groups(process):
+        limit = _words(folder / "cpu.max") or [
+            *_words(folder / "cpu.cfs_quota_us"),
+            *_words(folder / "cpu.cfs_period_us"),
+        ]
+        # "max", -1 and nothing are no limit.
+        if len(limit) == 2 and all(number.isdigit() and int(number) for number in limit):
+            cores = min(cores, int(limit[0]) / int(limit[1]))
+    return cores
+
+
+def _cores_by_affinity() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _control_groups(process: Path) -> Iterator[Path]:
+    """Yield the folders of the control groups that rule the processor time of a process, innermost first."""
+    own: dict[str, str] = {}
+    for line in _lines(process / "cgroup"):  # 4:cpu,cpuacct:/some/group, or 0::/some/group in version 2
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        own.update(dict.fromkeys(controllers.split(","), path))
+    for line in _lines(process / "mountinfo"):
+        here, _, kind = line.partition(" - ")
+        fields, kinds = here.split(), kind.split()
+        if len(fields) < 5 or len(kinds) < 3 or kinds[0] not in ("cgroup", "cgroup2"):
+            continue
+        controller = "" if kinds[0] == "cgroup2" else "cpu"
+        if controller not in own or (controller and controller not in kinds[2].split(",")):
+            continue
+        root, top = fields[3].rstrip("/"), Path(_unescaped(fields[4]))
+        path = own[controller]
+        # A container may see its own group as the whole hierarchy, and the path that it has outside.
+        inside = path.removeprefix(root) if path.startswith(root) else ""
+        group = top / inside.strip("/")
+        while True:
+            yield group
+            if group == top or top not in group.parents:
+                break
+            group = group.parent
+
+
+def _unescaped(path: str) -> str:
+    """Return a path of ``mountinfo``, where blanks are written as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # another system, or a kernel without control groups
+        return []
+
+
+def _words(path: Path) -> list[str]:
+    return (_lines(path) or [""])[0].split()
 
 
 def is_accelerator(device: str | torch.device) -> bool:

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from frevl.training.estimators.embedding_classifier import EmbeddingClassifier
-from frevl.training.estimators.fusion import FusionClassifier, FusionMatcher
+from frevl.devices import share_processors
+
+share_processors()  # these load torch
+
+from frevl.training.estimators.embedding_classifier import EmbeddingClassifier  # noqa: E402
+from frevl.training.estimators.fusion import FusionClassifier, FusionMatcher  # noqa: E402
 
 __all__ = ["EmbeddingClassifier", "FusionClassifier", "FusionMatcher"]

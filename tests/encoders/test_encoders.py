@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from frevl.encoders.interface import TOKENS, Embeddings, Encoder, processors
+from frevl.encoders.interface import TOKENS, Embeddings, Encoder
 from frevl.encoders.registry import ENCODERS, load_encoder
 from frevl.encoders.tokens import keep_tokens
 from frevl.errors import ImageError, MissingExtraError, UsageError
@@ -280,7 +280,3 @@ def test_any_text_embeds(texts: list[str]) -> None:
     found = load_encoder("toy").embed_texts(texts)
     assert found.shape == (len(texts), 48)
     assert np.isfinite(found).all()
-
-
-def test_processors_is_at_least_one() -> None:
-    assert processors() >= 1

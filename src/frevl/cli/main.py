@@ -20,6 +20,7 @@ from frevl.cli.commands import (
     training,
 )
 from frevl.cli.options import app
+from frevl.devices import share_processors
 from frevl.errors import FrevlError, UsageError
 from frevl.version import __version__
 
@@ -46,6 +47,7 @@ def frevl(
 
 def main() -> None:
     """Run the command line: exit 0 on success, 2 on wrong use, 1 on a known failure with one clear sentence."""
+    share_processors()  # before a command loads torch
     try:
         app()
     except FrevlError as error:

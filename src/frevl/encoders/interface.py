@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 import numpy as np
 
+from frevl.devices import processors
 from frevl.errors import UsageError
 
 if TYPE_CHECKING:  # a network that is given pixels runs without Pillow
@@ -17,7 +18,7 @@ if TYPE_CHECKING:  # a network that is given pixels runs without Pillow
 
     from frevl.encoders.images import ImageSource
 
-__all__ = ["TOKENS", "Embeddings", "Encoder", "ImageTower", "TextTower", "pool", "processors", "stack"]
+__all__ = ["TOKENS", "Embeddings", "Encoder", "ImageTower", "TextTower", "pool", "stack"]
 
 TOKENS = ("pooled", "7x7", "4x4", "2x2")
 
@@ -210,13 +211,6 @@ class Encoder:
         )
         embedded = Embeddings.of([item for batch in batches for item in batch.items], tower.dim)
         return embedded if tokens else pool(embedded.values, embedded.mask)
-
-
-def processors() -> int:
-    """Return how many processor cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def pool(values: np.ndarray, mask: np.ndarray) -> np.ndarray:

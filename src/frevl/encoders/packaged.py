@@ -21,9 +21,10 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from frevl.devices import processors
 from frevl.encoders import packaged_networks as originals
 from frevl.encoders.images import DECODE_TARGET
-from frevl.encoders.interface import Embeddings, processors
+from frevl.encoders.interface import Embeddings
 from frevl.encoders.onnx_session import Source, open_network, run
 from frevl.encoders.tokens import MOST_CHARACTERS, keep_tokens, readable
 from frevl.encoders.unread import Pieces, UnreadTexts, pieces_of_encoding

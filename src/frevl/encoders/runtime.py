@@ -20,9 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from frevl.devices import check_device
+from frevl.devices import check_device, processors
 from frevl.encoders.hub.torch_copy import TorchCopy
-from frevl.encoders.interface import processors
 from frevl.encoders.onnx_session import Source, open_int8, open_network, run
 
 __all__ = ["BatchSizes", "Network", "accelerators", "on_device", "open_in_torch", "open_runtime"]

@@ -16,7 +16,8 @@ from frevl.data.columns import columns_of
 from frevl.data.in_memory import PLACE, as_list, table_of
 from frevl.data.names import same_names, why_unknown
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.encoders.interface import TextTower, processors
+from frevl.devices import processors
+from frevl.encoders.interface import TextTower
 from frevl.encoders.registry import load_encoder, with_layers
 from frevl.encoders.runtime import on_device
 from frevl.encoders.unread import MOSTLY, unread_sentence

@@ -14,7 +14,7 @@ from frevl.deployment.service.http.limits import Limits, RefusedError
 from frevl.deployment.service.queue import ModelQueue, Work
 from frevl.deployment.service.served_model import Found, ImagePair, ServedModel
 from frevl.deployment.service.store_refresh import StoreRefresh
-from frevl.encoders.interface import processors
+from frevl.devices import processors
 from frevl.errors import ImageError, StoreError, UsageError, nearest
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
