@@ -13,7 +13,7 @@ from typing import Any
 
 from frevl.errors import UsageError
 
-__all__ = ["refuse_inputs"]
+__all__ = ["made_again", "refuse_inputs"]
 
 # In a folder that is read, a file with the ending of an output may be replaced: it is most likely what the same command
 # wrote before (a result kept beside the pictures, or in its run). Any other file there, a picture say, may not ...
@@ -22,6 +22,12 @@ _OTHER_ENDINGS = (".json", ".jsonl", ".md", ".npz", ".svg")
 # ... nor may those that make a run.
 _RUN_FILES = {"config.toml", "log.jsonl", "run.json", "seeds.json", "settings.json"}
 _RUN_FILES |= {f"{name}.safetensors" for name in ("posterior", "seen", "state", "weights")}
+
+
+def made_again() -> Path:
+    """Return the user's folder of what is made again where it is missing: ``$FREVL_CACHE``, else below the system's."""
+    chosen = os.environ.get("FREVL_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frevl"
 
 
 def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:

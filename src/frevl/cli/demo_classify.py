@@ -181,7 +181,7 @@ def _logistic_hits(store: Store, examples: Path, held_out: Path) -> np.ndarray:
     def vectors(file: Path) -> tuple[np.ndarray, list[Any]]:
         pairs = read_pairs(file)
         read = store.read_images(pairs.images)
-        return read / np.linalg.norm(read, axis=1, keepdims=True), pairs.targets
+        return read / np.linalg.norm(read, axis=1, keepdims=True), list(pairs.targets)
 
     x, y = vectors(examples)
     judged, truth = vectors(held_out)

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from frevl.errors import PairsError
 
-__all__ = ["HALF_PAIR", "has_half_pair", "json_rows", "json_value"]
+__all__ = ["HALF_PAIR", "has_half_pair", "is_lines", "json_rows", "json_value", "too_long"]
 
 HALF_PAIR = "expected text, found half of a surrogate pair"
 _LONGEST_LINE = 1 << 22  # bytes; a pair is a sentence
@@ -61,12 +61,23 @@ def _lines(stream: BinaryIO) -> Iterator[Row]:
     number = 0
     while raw := stream.readline(_LONGEST_LINE + 1):
         number += 1
-        if len(raw) > _LONGEST_LINE:
+        if problem := too_long(len(raw)):
             while raw and not raw.endswith(b"\n"):  # a line without end must not fill memory
                 raw = stream.readline(_LONGEST_LINE)
-            yield number, None, f"expected at most {_LONGEST_LINE:,} bytes per line, found more"
+            yield number, None, problem
         elif raw.strip():
             yield number, *json_value(raw)
+
+
+def too_long(count: int) -> str:
+    """Say that a line of so many bytes, its end among them, is too long; an empty string if it is not."""
+    return f"expected at most {_LONGEST_LINE:,} bytes per line, found more" if count > _LONGEST_LINE else ""
+
+
+def is_lines(head: bytes) -> bool:
+    """Tell whether a file that begins so has one object a line, and so is not one JSON value over many lines."""
+    filled = [line.strip() for line in head.split(b"\n", 64) if line.strip()][:2]
+    return len(filled) == 2 and filled[0][:1] == b"{" and _GOES_ON.search(filled[0]) is None
 
 
 def _entries(path: Path, stream: BinaryIO) -> Iterator[Row]:

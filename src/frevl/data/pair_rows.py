@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,8 +17,11 @@ from frevl.rejects import Reject
 
 __all__ = [
     "ENDINGS",
+    "JSON_ENDINGS",
     "LEFT_ALONE",
+    "NO_VALUE",
     "WITH_ARTICLE",
+    "as_target",
     "in_fields",
     "is_missing",
     "lacking_side",
@@ -28,6 +32,7 @@ __all__ = [
 ]
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet", ".arrow", ".feather")
+JSON_ENDINGS = (".jsonl", ".json", ".ndjson", ".txt")
 _ARROW = (".parquet", ".arrow", ".feather")
 _TABLES = (".csv", ".tsv", ".tab")
 _REMEDIES = {
@@ -126,7 +131,7 @@ def _in_utf8(path: Path, file: BinaryIO) -> BinaryIO:
 
 # What table software, R and Python write where there is no value. In lower case, "none" and "na" are words that people
 # answer with, so they are not among them.
-_NO_VALUE = frozenset(
+NO_VALUE = frozenset(
     ("nan", "NaN", "NAN", "-nan", "null", "Null", "NULL", "None", "N/A", "n/a", "#N/A", "NA", "<NA>", "NaT")
 )
 WITH_ARTICLE = {"image": "an image", "text": "a text"}
@@ -212,6 +217,19 @@ def _target_problem(target: object) -> str:
     return expected + f"{type(target).__name__} {target!r:.40}"
 
 
+def as_target(target: Any) -> Any:
+    """Bring a valid target to its type; numbers and truth values are classes by their JSON spelling."""
+    if is_missing(target):
+        return None
+    if isinstance(target, bool | int):
+        return json.dumps(target)
+    if isinstance(target, float):  # a whole number that has been through a column of floats
+        return str(int(target))
+    if isinstance(target, dict):
+        return {answer: float(weight) for answer, weight in target.items()}
+    return target
+
+
 def is_missing(value: object) -> bool:
     """Whether a value is one of those that stand for none."""
-    return value is None or (isinstance(value, str) and (not value.strip() or value.strip() in _NO_VALUE))
+    return value is None or (isinstance(value, str) and (not value.strip() or value.strip() in NO_VALUE))

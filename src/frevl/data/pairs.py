@@ -10,7 +10,6 @@ is left out of every pair of the file.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
@@ -23,9 +22,13 @@ import numpy as np
 from frevl.data.columns import FIELDS, REQUIRED, columns_of
 from frevl.data.in_memory import PLACE, rows_in_memory
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
+from frevl.data.packed.columns import Coded, chosen, coded_values, told
+from frevl.data.packed.read import read_packed
 from frevl.data.pair_rows import (
+    JSON_ENDINGS,
     LEFT_ALONE,
     WITH_ARTICLE,
+    as_target,
     is_missing,
     lacking_side,
     nothing_found,
@@ -63,6 +66,9 @@ _WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 class Pairs:
     """Pairs in columns; the same position in every column is one pair.
 
+    Columns are lists; those of a large file are codes (`frevl.data.packed.columns`) and make the values that are asked
+    for.
+
     Attributes:
         images: Image ids; all empty where the pairs are texts alone.
         texts: Sentences or questions, exactly as they stand in the file; all empty where the pairs are images alone.
@@ -74,11 +80,11 @@ class Pairs:
         source: The file that was read, as it was given, or None.
     """
 
-    images: list[str]
-    texts: list[str]
-    targets: list[Target | None]
-    extras: list[dict[str, Any]]
-    places: list[str]
+    images: Sequence[str]
+    texts: Sequence[str]
+    targets: Sequence[Target | None]
+    extras: Sequence[dict[str, Any]]
+    places: Sequence[str]
     rejected: tuple[Reject, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
     source: str | None = None
@@ -92,24 +98,27 @@ class Pairs:
         return tuple(side for side, column in _COLUMNS.items() if not len(self) or getattr(self, column)[0])
 
     @property
-    def units(self) -> list[str]:
+    def units(self) -> Sequence[str]:
         """What a pair is counted by where nothing else is said: its image, or its text where there are texts alone."""
         return self.images if "image" in self.sides else self.texts
 
     @property
-    def clusters(self) -> list[str]:
+    def clusters(self) -> Sequence[str]:
         """What stays together when pairs are split or resampled: the key ``cluster`` if there is one, or the unit."""
-        named = [extra.get("cluster") for extra in self.extras]
+        extras = self.extras
+        if isinstance(extras, Coded) and all(is_missing(extra.get("cluster")) for extra in extras.used_values()):
+            return self.units
+        named = (extra.get("cluster") for extra in self.extras)
         return [unit if is_missing(name) else str(name) for unit, name in zip(self.units, named, strict=True)]
 
     def select(self, rows: Sequence[int] | np.ndarray) -> Pairs:
         """Return the pairs at these positions, in this order, without the rejects."""
         return Pairs(
-            images=[self.images[i] for i in rows],
-            texts=[self.texts[i] for i in rows],
-            targets=[self.targets[i] for i in rows],
-            extras=[self.extras[i] for i in rows],
-            places=[self.places[i] for i in rows],
+            images=chosen(self.images, rows),
+            texts=chosen(self.texts, rows),
+            targets=chosen(self.targets, rows),
+            extras=chosen(self.extras, rows),
+            places=chosen(self.places, rows),
             source=self.source,
         )
 
@@ -160,6 +169,9 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
     notes: list[str] = []
     from_file = isinstance(source, str | PathLike)
     path = str(Path(source)) if from_file else PLACE
+    packed = _from_packed(Path(source), given) if from_file else None
+    if packed is not None:
+        return replace(packed, notes=tuple(dict.fromkeys([*packed.notes, *one_side_note(packed)])))
     rows = rows_of(Path(source), given, notes) if from_file else rows_in_memory(source, given, notes)
     rejected: list[tuple[int, Reject]] = []
     kept: list[tuple[int, str, dict[str, Any]]] = []
@@ -182,13 +194,28 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
     pairs = Pairs(
         [row.get("image") or "" for _, _, row in kept],
         [row.get("text") or "" for _, _, row in kept],
-        _without_gaps([_target(row.get("target")) for _, _, row in kept]),
+        _without_gaps([as_target(row.get("target")) for _, _, row in kept]),
         [{key: value for key, value in row.items() if key not in FIELDS} for _, _, row in kept],
         [place for _, place, _ in kept],
         rejects,
         source=path if from_file else None,
     )
     return replace(pairs, notes=tuple(dict.fromkeys([*notes, *one_side_note(pairs)])))
+
+
+def _from_packed(path: Path, given: Mapping[str, str]) -> Pairs | None:
+    """Read a large file of JSON lines; None for any other."""
+    if path.suffix.lower() not in JSON_ENDINGS or not path.is_file():
+        return None
+    try:
+        kept = read_packed(path, given)
+    except OSError:
+        return None  # said where it is read row by row
+    if kept is None:
+        return None
+    rejects = tuple(Reject("pair", f"{path}:{line}", reason) for line, reason in kept.rejected)
+    columns = kept.strings("images"), kept.strings("texts"), kept.objects("targets"), kept.objects("extras")
+    return Pairs(*columns, kept.places(str(path)), rejects, tuple(kept.notes), source=str(path))
 
 
 def in_memory(pairs: Any) -> Any:
@@ -246,12 +273,13 @@ def with_targets(pairs: Pairs) -> tuple[Pairs, list[Reject]]:
     Returns:
         The pairs that can be trained on or judged by, and one reject for each that cannot.
     """
-    judged = [row for row, target in enumerate(pairs.targets) if target is not None]
-    if not judged or len(judged) == len(pairs):
+    judged = told(pairs.targets)
+    count = int(judged.sum())
+    if count in (0, len(pairs)):
         return pairs, []
-    reason = f"field 'target': expected a target, as {len(judged):,} other pairs of the file have one, found none"
-    rejects = [Reject("pair", pairs.places[i], reason) for i, target in enumerate(pairs.targets) if target is None]
-    return pairs.select(judged), rejects
+    reason = f"field 'target': expected a target, as {count:,} other pairs of the file have one, found none"
+    rejects = [Reject("pair", pairs.places[int(i)], reason) for i in np.flatnonzero(~judged)]
+    return pairs.select(np.flatnonzero(judged)), rejects
 
 
 def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs, Pairs]:
@@ -268,18 +296,18 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
     Raises:
         PairsError: There are fewer than two different images.
     """
-    clusters = pairs.clusters
-    unique = sorted(set(clusters))
+    codes, names = coded_values(pairs.clusters)
+    unique = sorted(range(len(names)), key=list(names).__getitem__)
     if len(unique) < 2:
         raise PairsError(
             f"{pairs.places[0].rpartition(':')[0]}: expected at least two different {pairs.sides[0]}s to set some "
             f"aside for development, found {len(unique)}; give more pairs, or a development file with --dev"
         )
     order = np.random.default_rng(seed).permutation(len(unique))
-    held = {unique[i] for i in order[: min(max(1, round(share * len(unique))), len(unique) - 1)]}
-    kept_rows = [i for i, cluster in enumerate(clusters) if cluster not in held]
-    held_rows = [i for i, cluster in enumerate(clusters) if cluster in held]
-    return pairs.select(kept_rows), pairs.select(held_rows)
+    held = np.zeros(len(unique), bool)
+    held[[unique[i] for i in order[: min(max(1, round(share * len(unique))), len(unique) - 1)]]] = True
+    aside = held[codes]
+    return pairs.select(np.flatnonzero(~aside)), pairs.select(np.flatnonzero(aside))
 
 
 def mistaken_side(pairs: Pairs) -> str:
@@ -316,19 +344,6 @@ def one_side_note(pairs: Pairs) -> list[str]:
     hint = f" If it stands under another key ({keys}), name it with --columns {side}=NAME." if keys else ""
     a = WITH_ARTICLE[side]
     return [f"No pair has {a}: {LEFT_ALONE[side]} alone are used, and what needs {a} is left out.{hint}"]
-
-
-def _target(target: Any) -> Target | None:
-    """Bring a valid target to its type; numbers and truth values are classes by their JSON spelling."""
-    if is_missing(target):
-        return None
-    if isinstance(target, bool | int):
-        return json.dumps(target)
-    if isinstance(target, float):  # a whole number that has been through a column of floats
-        return str(int(target))
-    if isinstance(target, dict):
-        return {answer: float(weight) for answer, weight in target.items()}
-    return target  # type: ignore[no-any-return]
 
 
 def _other_keys(row: object) -> str:

@@ -7,6 +7,7 @@ more trainings. The same models later tell which labels are likely wrong.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def cross_validate(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit:
     return CrossValidation(held_out, np.concatenate(hits), seconds)
 
 
-def _parts(clusters: list[str], parts: int, seed: int) -> dict[str, int]:
+def _parts(clusters: Sequence[str], parts: int, seed: int) -> dict[str, int]:
     """Return the part of every cluster (image)."""
     names = sorted(set(clusters))
     order = np.random.default_rng(seed).permutation(len(names))

@@ -6,6 +6,7 @@ sign-flip test over images agrees. The rule is ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,7 +91,7 @@ class Gap:
         return {"difference": self.value, "ci95": self.ci95, "p": self.p}
 
 
-def compare(a: np.ndarray, b: np.ndarray, clusters: list[str]) -> Gap:
+def compare(a: np.ndarray, b: np.ndarray, clusters: Sequence[str]) -> Gap:
     """Compare two models on the same pairs.
 
     Args:

@@ -88,7 +88,7 @@ class ModelChoice:
     def __init__(
         self,
         models: Sequence[ModelResult],
-        clusters: list[str],
+        clusters: Sequence[str],
         held_out_clusters: Sequence[str] = (),
         exchanged: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         *,

@@ -89,7 +89,7 @@ class CrossValidation:
         return float(self.hits.mean())
 
     @property
-    def clusters(self) -> list[str]:
+    def clusters(self) -> Sequence[str]:
         """Cluster (image) of every pair of `hits`."""
         return [name for pairs, _ in self.parts for name in pairs.clusters]
 
@@ -174,7 +174,7 @@ class ModelComparison:
         return self._named(self.choice.recommended.name)
 
     @property
-    def clusters(self) -> list[str]:
+    def clusters(self) -> Sequence[str]:
         """Cluster (image) of every test pair."""
         return self.splits.test.clusters
 

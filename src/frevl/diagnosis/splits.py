@@ -148,11 +148,11 @@ def with_wrong_pairs(pairs: Pairs, seed: int) -> Pairs:
         )
     wrong = replace(pairs.select(rows), texts=texts, targets=["false"] * len(rows))
     return Pairs(
-        images=pairs.images + wrong.images,
-        texts=pairs.texts + wrong.texts,
+        images=[*pairs.images, *wrong.images],
+        texts=[*pairs.texts, *wrong.texts],
         targets=[*["true"] * len(pairs), *wrong.targets],
-        extras=pairs.extras + wrong.extras,
-        places=pairs.places + wrong.places,
+        extras=[*pairs.extras, *wrong.extras],
+        places=[*pairs.places, *wrong.places],
         rejected=pairs.rejected,
     )
 

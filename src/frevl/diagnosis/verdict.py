@@ -10,6 +10,7 @@ ours.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from frevl.diagnosis.findings import Finding, counted
@@ -235,7 +236,7 @@ def _detail(choice: ModelChoice, scores: dict[str, Any]) -> list[str]:
     return [level, *(fusion_sentence(choice, model) for model in others)]
 
 
-def _score(model: ModelResult, clusters: list[str]) -> dict[str, Any]:
+def _score(model: ModelResult, clusters: Sequence[str]) -> dict[str, Any]:
     interval = bootstrap_interval(model.hits, clusters)
     return {
         "role": model.role,

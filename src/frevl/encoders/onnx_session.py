@@ -24,6 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from frevl.errors import EncoderError, library
+from frevl.outputs import made_again
 
 if TYPE_CHECKING:
     import torch
@@ -62,13 +63,8 @@ class Source:
 
 
 def cache_folder() -> Path:
-    """Return the folder of exported networks: below ``$FREVL_CACHE``, else ``$XDG_CACHE_HOME/frevl``, else
-    ``~/.cache/frevl``.
-    """  # noqa: D205
-    chosen = os.environ.get("FREVL_CACHE")
-    if chosen:
-        return Path(chosen) / "encoders"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frevl" / "encoders"
+    """Return the folder of exported networks."""
+    return made_again() / "encoders"
 
 
 def open_network(name: str, weights: str, build: Callable[[], Source]) -> Any:

@@ -73,7 +73,7 @@ class Result:
     fairness: dict[str, Any] | None = None
     chance: Chance | None = None
     hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
-    clusters: list[str] = field(default_factory=list, repr=False)
+    clusters: Sequence[str] = field(default_factory=list, repr=False)
     measures: dict[str, Measure] = field(default_factory=dict, repr=False)
     slice_rows: dict[str, dict[str, list[int]]] = field(default_factory=dict, repr=False)
     evaluated: Pairs | None = field(default=None, repr=False)
@@ -223,7 +223,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     )
     lone = np.flatnonzero([isinstance(target, str) for target in pairs.targets])
     if 0 < len(lone) < len(pairs):
-        measured["single_answer_accuracy"] = Measure([clusters[i] for i in lone], hits[lone])
+        measured["single_answer_accuracy"] = Measure([clusters[i] for i in lone.tolist()], hits[lone])
     if len(lone) == len(pairs):
         measured["brier"] = Measure(clusters, squares)
         measured["macro_f1"] = Measure(
@@ -287,7 +287,7 @@ def _result(
     measured: dict[str, Measure],
     notes: list[str],
     hits: np.ndarray,
-    clusters: list[str],
+    clusters: Sequence[str],
 ) -> Result:
     intervals = {name: measure.interval() for name, measure in measured.items()}
     return Result(

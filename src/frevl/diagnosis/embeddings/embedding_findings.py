@@ -71,7 +71,7 @@ def embedding_findings(
     """
     rows = _drawn(len(pairs), most, seed)
     drawn = pairs.select(rows)
-    both: dict[Modality, list[str]] = {"image": drawn.images, "text": drawn.texts}
+    both: dict[Modality, Sequence[str]] = {"image": drawn.images, "text": drawn.texts}
     items = {modality: list(dict.fromkeys(both[modality])) for modality in pairs.sides}
     findings = []
     used = {modality: (encoders or {}).get(modality) or store.encoders for modality in items}
@@ -250,7 +250,7 @@ def _gap_finding(store: Store, name: str, pairs: Pairs) -> Finding:
     own = (images * texts).sum(axis=1)
     others = np.roll(np.arange(len(pairs)), 1 + len(pairs) // 2)
     other = (images * texts[others]).sum(axis=1)
-    foreign = np.array([pairs.texts[i] != pairs.texts[j] for i, j in enumerate(others)])
+    foreign = np.array([pairs.texts[i] != pairs.texts[j] for i, j in enumerate(others.tolist())])
     wins = bootstrap_interval(
         np.where(own > other, 1.0, np.where(own == other, 0.5, 0.0))[foreign] if foreign.any() else np.full(1, 0.5),
         [image for image, kept in zip(pairs.images, foreign, strict=True) if kept] if foreign.any() else None,

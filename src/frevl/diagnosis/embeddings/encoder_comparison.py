@@ -298,7 +298,7 @@ def _compared(encoders: list[_ComparedEncoder], splits: Splits, left_out: list[s
     )
 
 
-def _best(encoders: Sequence[_ComparedEncoder], clusters: list[str]) -> _ComparedEncoder:
+def _best(encoders: Sequence[_ComparedEncoder], clusters: Sequence[str]) -> _ComparedEncoder:
     """Return the best encoder by development pairs, or one that measurably beats it on the test pairs."""
     chosen = max(encoders, key=lambda one: one.dev[one.best])
     while better := _beating(chosen, encoders, clusters):
@@ -307,7 +307,7 @@ def _best(encoders: Sequence[_ComparedEncoder], clusters: list[str]) -> _Compare
 
 
 def _beating(
-    encoder: _ComparedEncoder, encoders: Sequence[_ComparedEncoder], clusters: list[str]
+    encoder: _ComparedEncoder, encoders: Sequence[_ComparedEncoder], clusters: Sequence[str]
 ) -> list[_ComparedEncoder]:
     """Return the encoders that measurably beat this one on the test pairs."""
     return [
@@ -372,7 +372,7 @@ def _told(left_out: list[str]) -> list[str]:
     return [f"Left out: {', '.join(left_out)}."] if left_out else []
 
 
-def _bars(model: str, labels: list[str], predictions: list[Predictions], clusters: list[str]) -> dict[str, Any]:
+def _bars(model: str, labels: list[str], predictions: list[Predictions], clusters: Sequence[str]) -> dict[str, Any]:
     scored = [bootstrap_interval(one.hits, clusters) for one in predictions]
     return series(
         model,

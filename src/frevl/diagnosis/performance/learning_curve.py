@@ -72,7 +72,9 @@ def fit_law(sizes: np.ndarray, errors: np.ndarray) -> Law:
     return Law(float(floors[best]), float(factors[best]), float(_EXPONENTS[best]))
 
 
-def law_interval(sizes: np.ndarray, hits: np.ndarray, clusters: list[str], n: float, seed: int) -> tuple[float, float]:
+def law_interval(
+    sizes: np.ndarray, hits: np.ndarray, clusters: Sequence[str], n: float, seed: int
+) -> tuple[float, float]:
     """Return the 95 % interval of the law's error at n, in [0, 1].
 
     Test clusters are drawn again with replacement, the same for all sizes, and every error is scaled by a log-normal

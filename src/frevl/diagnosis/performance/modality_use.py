@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def exchanged_hits(comparison: ModelComparison) -> dict[str, dict[str, np.ndarra
     return hits
 
 
-def exchange(items: list[str], seed: int) -> list[str]:
+def exchange(items: Sequence[str], seed: int) -> list[str]:
     """Deal the items out again, so that nearly every pair gets another one; each is used as often as before."""
     random = np.random.default_rng(seed)
     dealt = random.permutation(len(items))
@@ -175,7 +176,9 @@ def wrong_image_claim(name: str, lost: Gap, images: int, *, adds: bool) -> tuple
     }[lost.sign]
 
 
-def _same_class(model: ComparedModel, alike: np.ndarray, rows: np.ndarray, clusters: list[str], lost: Gap) -> Finding:
+def _same_class(
+    model: ComparedModel, alike: np.ndarray, rows: np.ndarray, clusters: Sequence[str], lost: Gap
+) -> Finding:
     some = [clusters[row] for row in rows]
     gap = compare(model.test.hits[rows], alike, some)
     claim, advice = same_class_claim(model.title, gap, lost, len(set(some)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def reliability(confidence: np.ndarray, hits: np.ndarray, bins: int = _BINS) -> 
     ]
 
 
-def calibration_finding(name: str, predictions: Predictions, clusters: list[str]) -> Finding:
+def calibration_finding(name: str, predictions: Predictions, clusters: Sequence[str]) -> Finding:
     """Compare the confidence of a model with the share of its right answers.
 
     The expected calibration error of a perfect model is above 0 on a finite sample, so it is compared with what
@@ -190,7 +191,7 @@ def threshold_for(precision: float, confidence: np.ndarray, hits: np.ndarray) ->
 
 
 def abstention_finding(
-    name: str, dev: Predictions, test: Predictions, clusters: list[str], *, precision: float | None = None
+    name: str, dev: Predictions, test: Predictions, clusters: Sequence[str], *, precision: float | None = None
 ) -> Finding:
     """Choose thresholds on development pairs, and say what they do on test pairs."""
     overall = float(dev.hits.mean())
@@ -271,7 +272,7 @@ def abstention_claim(name: str, wanted: float, row: dict[str, Any]) -> tuple[str
     return f"{claim}.", f"Use {row['threshold']:.2f} as the threshold, and send the rest to a person."
 
 
-def _threshold_row(precision: float, dev: Predictions, test: Predictions, clusters: list[str]) -> dict[str, Any]:
+def _threshold_row(precision: float, dev: Predictions, test: Predictions, clusters: Sequence[str]) -> dict[str, Any]:
     threshold = threshold_for(precision, dev.confidence, dev.hits)
     empty = {"wanted %": 100 * precision, "threshold": threshold, "answered %": None, "right %": None}
     if threshold is None:
@@ -279,7 +280,7 @@ def _threshold_row(precision: float, dev: Predictions, test: Predictions, cluste
     given = test.confidence >= threshold
     if not given.any():
         return {**empty, "answered %": 0.0, "low": None, "high": None}
-    right = bootstrap_interval(test.hits[given], [clusters[row] for row in np.flatnonzero(given)])
+    right = bootstrap_interval(test.hits[given], [clusters[row] for row in np.flatnonzero(given).tolist()])
     bounds = edges(right.percent())
     shares = {"answered %": 100 * float(given.mean()), "right %": 100 * right.value}
     return {**empty, **shares, "low": bounds[0], "high": bounds[1]}

@@ -1,0 +1,1 @@
+"""Pairs of large files as Arrow: columns in codes, read in blocks, kept beside the file."""

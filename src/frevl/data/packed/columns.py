@@ -1,0 +1,167 @@
+"""Columns of pairs without Python objects: every different value once, as an Arrow string, and a number a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Coded", "Places", "chosen", "coded_values", "told"]
+
+V = TypeVar("V")
+
+_AT_ONCE = 65_536  # values that are Python objects at a time
+
+
+class Coded(Sequence[V], Generic[V]):
+    """A sequence that keeps each different value once.
+
+    It looks like a list of its values and makes them when they are asked for. Code that handles many pairs takes
+    ``codes`` and looks at each of the ``values`` once.
+
+    Attributes:
+        codes: ``(n,)`` int32, the number of each position's value.
+        values: Arrow array of the different strings; after a selection some may be used by no position.
+    """
+
+    def __init__(self, codes: np.ndarray, values: pa.Array, decode: Callable[[str], V] | None = None) -> None:
+        """Take codes and values; strings that are not the values themselves need what makes them (such as JSON's)."""
+        self.codes, self.values, self._decode = codes, values, decode
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @overload
+    def __getitem__(self, position: int) -> V: ...
+    @overload
+    def __getitem__(self, position: slice) -> Coded[V]: ...
+    def __getitem__(self, position: int | slice) -> V | Coded[V]:
+        if isinstance(position, slice):
+            return self.with_codes(self.codes[position])
+        return self.value(int(self.codes[position]))
+
+    def __iter__(self) -> Iterator[V]:
+        for start in range(0, len(self), _AT_ONCE):
+            texts = self.values.take(self._indices(self.codes[start : start + _AT_ONCE])).to_pylist()
+            yield from texts if self._decode is None else map(self._decode, texts)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __add__(self, other: Sequence[V]) -> list[V]:
+        return [*self, *other]
+
+    def __radd__(self, other: Sequence[V]) -> list[V]:
+        return [*other, *self]
+
+    def __repr__(self) -> str:
+        return f"<{len(self):,} values, {len(self.values):,} different>"
+
+    def with_codes(self, codes: np.ndarray) -> Coded[V]:
+        """Return the values of other codes."""
+        return Coded(codes, self.values, self._decode)
+
+    def value(self, code: int) -> V:
+        """Return the value of a code."""
+        text = self.values[code].as_py()
+        return text if self._decode is None else self._decode(text)
+
+    def used(self) -> np.ndarray:
+        """Return the codes that occur, ascending."""
+        there = np.zeros(len(self.values), bool)
+        there[self.codes] = True
+        return np.flatnonzero(there)
+
+    def used_values(self) -> Coded[V]:
+        """Return every value that occurs, once, in the order of codes."""
+        return self.with_codes(self.used())
+
+    @staticmethod
+    def _indices(codes: np.ndarray) -> pa.Array:
+        import pyarrow as pa
+
+        return pa.array(codes, pa.int32())
+
+
+class Places(Sequence[str]):
+    """Where pairs stand: ``file:line``.
+
+    Attributes:
+        path: The file, as it was given.
+        lines: ``(n,)`` line of each pair, counted from 1.
+    """
+
+    def __init__(self, path: str, lines: np.ndarray) -> None:
+        self.path, self.lines = path, lines
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+    @overload
+    def __getitem__(self, position: slice) -> Places: ...
+    def __getitem__(self, position: int | slice) -> str | Places:
+        if isinstance(position, slice):
+            return self.select(position)
+        return f"{self.path}:{int(self.lines[position])}"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __add__(self, other: Sequence[str]) -> list[str]:
+        return [*self, *other]
+
+    def select(self, rows: np.ndarray | slice) -> Places:
+        """Return the places of some pairs."""
+        return Places(self.path, self.lines[rows])
+
+
+def coded_values(column: Sequence[V]) -> tuple[np.ndarray, Sequence[V]]:
+    """Return ``(n,)`` numbers of values, and the values: each once, in any order; all of them occur.
+
+    Args:
+        column: Hashable values, as a list or `Coded`.
+    """
+    if isinstance(column, Coded):
+        used = column.used()
+        if len(used) == len(column.values):
+            return column.codes, column.used_values()
+        number = np.zeros(len(column.values), np.int32)
+        number[used] = np.arange(len(used), dtype=np.int32)
+        return number[column.codes], column.used_values()
+    numbers: dict[V, int] = {}
+    codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in column), np.int64, len(column))
+    return codes, list(numbers)
+
+
+def chosen(column: Sequence[V], rows: Sequence[int] | np.ndarray) -> Sequence[V]:
+    """Return the values at some positions, as a column of the same kind."""
+    if isinstance(column, Coded):
+        return column.with_codes(column.codes[np.asarray(rows, np.int64)])
+    if isinstance(column, Places):
+        return column.select(np.asarray(rows, np.int64))  # type: ignore[return-value]
+    return [column[i] for i in rows]
+
+
+def told(column: Sequence[object]) -> np.ndarray:
+    """Return ``(n,)`` whether a value is not None."""
+    if not isinstance(column, Coded):
+        return np.array([value is not None for value in column], bool)
+    known = np.ones(len(column.values), bool)
+    used = column.used()
+    known[used] = [value is not None for value in column.with_codes(used)]
+    judged: np.ndarray = known[column.codes]
+    return judged

@@ -1,0 +1,136 @@
+"""Columns of a pairs file in an Arrow file beside it, under a hash of its content; read from there by memory map.
+
+The file can always be made again: it may be deleted, and one that is damaged, or of another content, is not read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from frevl.data.packed.columns import Coded, Places
+from frevl.outputs import made_again
+from frevl.version import __version__
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Kept", "kept_columns"]
+
+_FORMAT = 1
+_ENDING = ".pairs.arrow"
+_COLUMNS = ("images", "texts", "targets", "extras")
+_ABANDONED = 3600.0  # seconds after which a file that was being written belongs to nobody
+_ROWS_A_BATCH = 1 << 20
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A pairs file in columns.
+
+    Attributes:
+        columns: ``images``, ``texts``, and as JSON ``targets`` and ``extras``: a code a pair, and the values.
+        lines: ``(n,)`` line of each pair.
+        rejected: Line and reason of what is no pair, in the order of lines.
+        notes: How columns were read.
+    """
+
+    columns: dict[str, pa.DictionaryArray]
+    lines: np.ndarray
+    rejected: list[tuple[int, str]]
+    notes: list[str]
+
+    def strings(self, name: str) -> Coded[str]:
+        """Return a column of texts."""
+        return Coded(self.columns[name].indices.to_numpy(), self.columns[name].dictionary)
+
+    def objects(self, name: str) -> Coded[Any]:
+        """Return a column of what stands there as JSON."""
+        return Coded(self.columns[name].indices.to_numpy(), self.columns[name].dictionary, json.loads)
+
+    def places(self, path: str) -> Places:
+        """Return where the pairs stand."""
+        return Places(path, self.lines)
+
+
+def kept_columns(path: Path, given: Mapping[str, str], read: Callable[[], Kept | None]) -> Kept | None:
+    """Return the columns of a file: those that were kept of it, or what ``read`` makes, which then are kept.
+
+    Args:
+        path: The pairs file.
+        given: Columns that the user named: with others the same file says something else.
+        read: Reads the file.
+    """
+    content = hashlib.blake2b(json.dumps([_FORMAT, __version__, sorted(given.items())]).encode(), digest_size=16)
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            content.update(part)
+    folders = [path.absolute().parent, made_again() / "pairs"]
+    name = f".{path.name}.{content.hexdigest()}{_ENDING}"
+    for folder in folders:
+        found = _opened(folder / name)
+        if found is not None:
+            return found
+    made = read()
+    if made is None:
+        return None
+    for folder in folders:
+        if _written(made, folder, name, f".{path.name}."):
+            return _opened(folder / name) or made
+    return made
+
+
+def _opened(file: Path) -> Kept | None:
+    """Read columns by memory map; None where there are none, or they cannot be right."""
+    import pyarrow as pa
+
+    if not file.is_file():
+        return None
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        about = json.loads(table.schema.metadata[b"frevl"])
+        columns = {name: table[name].combine_chunks() for name in _COLUMNS}
+        lines = table["lines"].combine_chunks().to_numpy()
+        for column in columns.values():
+            codes = column.indices.to_numpy()
+            if not len(codes) or column.null_count or codes.min() < 0 or codes.max() >= len(column.dictionary):
+                return None
+        return Kept(columns, lines, [(line, reason) for line, reason in about["rejected"]], about["notes"])
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _written(made: Kept, folder: Path, name: str, prefix: str) -> bool:
+    """Write the file, complete or not at all, and remove those of earlier contents; False where that fails."""
+    import pyarrow as pa
+
+    about = json.dumps({"rejected": made.rejected, "notes": made.notes}).encode()
+    table = pa.table({**made.columns, "lines": made.lines}).replace_schema_metadata({b"frevl": about})
+    part = folder / f"{name}.{os.getpid()}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        part.replace(folder / name)
+    except OSError:  # no permission, or a full disk: it is read again next time
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        return False
+    for old in folder.iterdir():
+        ours = old.name.startswith(prefix) and old.name != name
+        with contextlib.suppress(OSError):
+            if ours and (
+                old.name.endswith(_ENDING)
+                or (old.name.endswith(".part") and time.time() - old.stat().st_mtime > _ABANDONED)
+            ):
+                old.unlink()
+    return True
