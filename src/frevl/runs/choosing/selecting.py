@@ -237,7 +237,7 @@ def _margins(scorer: Scorer, pairs: Pairs) -> tuple[Tensor, list[dict[str, Any]]
     return torch.from_numpy(np.concatenate(unsure)).float(), said
 
 
-def _features(scorer: Scorer, units: list[str], covered: list[str], notes: list[str]) -> tuple[Tensor, Tensor]:
+def _features(scorer: Scorer, units: Sequence[str], covered: list[str], notes: list[str]) -> tuple[Tensor, Tensor]:
     """Return ``(n, d)`` features of the pool and ``(m, d)`` of what covers it, standardised, then of unit length."""
     side: Modality = "image" if "image" in scorer.run.sides else "text"
     towers = [scorer.store.towers[name] for name in scorer.run.towers[side]]

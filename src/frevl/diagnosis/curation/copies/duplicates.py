@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from frevl.data.names import text_content
 from frevl.data.pairs import Pairs
+from frevl.devices import processors
 from frevl.diagnosis.curation.checks.picture_files import check_folder, read_grey
 from frevl.diagnosis.curation.copies.groups import CopyGroups, group_copies
 from frevl.diagnosis.curation.copies.near import confirmed_links, embedding_links
 from frevl.diagnosis.curation.lines import Found, Lines
-from frevl.encoders.interface import processors
 from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import MOST_COMPARED
 from frevl.store.usable_pairs import content_of_units
