@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
 from frevl.devices import check_device
 from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
 from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
 from frevl.diagnosis.curation.lines import NOT_LOOKED_AT, Found, Lines
+from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
 from frevl.errors import InputError, PairsError, UsageError, nearest
 from frevl.jsonfile import plain, replace_file
 from frevl.outputs import refuse_inputs
@@ -46,6 +49,8 @@ class Curation:
         rejects: Lines that could not be judged, with their reasons; they are not kept.
         out: The file that was written, or None.
         provenance: Store fingerprint, seed, versions, command, hardware.
+        removed: Which groups lose most and what variety is left, beside removing as many lines at random; None where
+            nothing goes, or everything.
     """
 
     task: str
@@ -57,6 +62,7 @@ class Curation:
     rejects: list[Reject] = field(repr=False)
     out: Path | None
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
+    removed: Removed | None = field(default=None, repr=False)
 
     def sentence(self) -> str:
         """Say what was kept; first what may be wrong with it."""
@@ -64,6 +70,8 @@ class Curation:
         said = [f"Kept {self.kept:,} of {len(self.lines):,} lines{where}."]
         for name, one in self.filters.items():
             said.append(f"{name}: {one['dropped']:,} dropped ({one['dropped_alone']:,} by nothing else).")
+        if self.removed is not None:
+            said.append(self.removed.sentence())
         return " ".join([*self.doubts, *said, *self.notes, rejects_sentence(self.rejects)]).rstrip()
 
     def record(self) -> dict[str, Any]:
@@ -73,6 +81,7 @@ class Curation:
             "lines": len(self.lines),
             "kept": self.kept,
             "filters": self.filters,
+            "removed": None if self.removed is None else self.removed.record(),
             "doubts": self.doubts,
             "notes": self.notes,
             "rejects": [vars(reject) for reject in self.rejects],
@@ -203,6 +212,9 @@ def curate(
         rejects=rejects,
         out=None if out is None else Path(out),
         provenance=provenance(run="", store_fingerprint=opened.fingerprint, seed=seed),
+        removed=what_is_removed(
+            opened, usable, np.array([not one for one in why]), towers["image"], task=chosen_task, seed=seed
+        ),
     )
 
 

@@ -1,0 +1,159 @@
+"""Share of the lines that is kept in every group, beside removing as many lines at random. Pure numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["FEWEST_LINES", "WORTH_SAYING", "GroupShare", "columns_of_keys", "shares_kept"]
+
+FEWEST_LINES = 20
+"""Lines that a group must have to be looked at."""
+
+WORTH_SAYING = 0.05
+"""Share of its lines by which a group must lose more than all do, to be called out."""
+
+_MOST_VALUES = 50  # of a key: more are ids, or numbers, which are cut into quarters
+_DRAWS = 400
+_NUMBERS_AT_ONCE = 20_000_000
+
+
+@dataclass(frozen=True)
+class GroupShare:
+    """How much of one group is kept.
+
+    Attributes:
+        key: The key of the pairs, or what else makes the group.
+        value: Of the key.
+        lines: How many lines it has.
+        kept: Share of them that is kept, in [0, 1].
+        low: 2.5th percentile of that share where as many lines go at random.
+        high: 97.5th percentile.
+        beyond: Whether it loses more than the worst hit of all groups loses in 95 % of the random removals.
+    """
+
+    key: str
+    value: str
+    lines: int
+    kept: float
+    low: float
+    high: float
+    beyond: bool
+
+    def record(self) -> dict[str, Any]:
+        """Return the group as it stands in the JSON, in percent."""
+        return {
+            "key": self.key,
+            "value": self.value,
+            "lines": self.lines,
+            "kept": 100 * self.kept,
+            "at_random": [100 * self.low, 100 * self.high],
+            "beyond_random": self.beyond,
+        }
+
+
+def columns_of_keys(extras: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
+    """Return the keys whose values make groups: a value a line, None where the line has none.
+
+    Texts and truth values make groups where there are 2 to 50 of them; more numbers than that are cut into quarters.
+    """
+    columns: dict[str, list[str | None]] = {}
+    for key in dict.fromkeys(key for extra in extras for key in extra):
+        values = [_plain(extra.get(key)) for extra in extras]
+        numbers = [float(value) if isinstance(value, int | float) else None for value in values]
+        several = len({str(value) for value in values if value is not None})
+        if 2 <= several <= _MOST_VALUES:
+            columns[key] = [None if value is None else str(value) for value in values]
+        elif several > _MOST_VALUES and not any(isinstance(value, str) for value in values):
+            columns[key] = quarters(numbers)
+    return columns
+
+
+def _plain(value: Any) -> str | int | float | None:
+    return value if isinstance(value, str | int | float) else None
+
+
+def quarters(values: Sequence[float | None]) -> list[str | None]:
+    """Return for every number the quarter of the set that it lies in, in words, such as ``3 to 7``."""
+    known = np.array([value for value in values if value is not None and np.isfinite(value)])
+    if not len(known):
+        return [None] * len(values)
+    bounds = np.unique(np.quantile(known, [0.25, 0.5, 0.75], method="lower"))
+    names = []
+    for part in range(len(bounds) + 1):
+        inside = known[np.searchsorted(bounds, known, side="left") == part]
+        names.append(f"{inside.min():g} to {inside.max():g}" if len(inside) else "")
+    return [
+        None if value is None or not np.isfinite(value) else names[int(np.searchsorted(bounds, value, side="left"))]
+        for value in values
+    ]
+
+
+def shares_kept(
+    kept: NDArray[np.bool_],
+    columns: Mapping[str, Sequence[str | None]],
+    clusters: NDArray[np.int64],
+    *,
+    seed: int = 0,
+) -> list[GroupShare]:
+    """Return how much of every group is kept, and how much would be if as many lines went at random.
+
+    Random removals go by clusters (pictures) as the filter did: the share that it removes of one is given to a random
+    other, and that share of its lines goes. So a filter that removes whole pictures is compared with removing whole
+    pictures, and one that removes single lines with single lines.
+
+    Args:
+        kept: ``(n,)``.
+        columns: By key ``n`` values; lines without one are in no group.
+        clusters: ``(n,)`` numbers from 0 of what stays together.
+        seed: Of the random removals.
+
+    Returns:
+        Groups of `FEWEST_LINES` or more, those that lose most by far first: by the difference to the random mean in
+        standard deviations.
+    """
+    groups: list[tuple[str, str]] = []
+    rows: list[NDArray[np.int64]] = []
+    for key, values in columns.items():
+        members: dict[str, list[int]] = {}
+        for row, value in enumerate(values):
+            if value is not None:
+                members.setdefault(value, []).append(row)
+        large = {value: own for value, own in members.items() if len(own) >= FEWEST_LINES}
+        if len(members) >= 2:
+            groups += [(key, value) for value in large]
+            rows += [np.array(own) for own in large.values()]
+    if not groups:
+        return []
+    found = np.array([kept[own].mean() for own in rows])
+    drawn = np.stack([[one[own].mean() for own in rows] for one in _random_removals(kept, clusters, seed)])
+    mean, deviation = drawn.mean(axis=0), np.maximum(drawn.std(axis=0), 1e-9)
+    scores = (found - mean) / deviation
+    # Of many groups one is hit hard by chance alone: the worst of all is what has to be beaten.
+    worst = float(np.quantile(((drawn - mean) / deviation).min(axis=1), 0.05))
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    order = np.argsort(scores, kind="stable").tolist()
+    return [
+        GroupShare(
+            key=groups[at][0],
+            value=groups[at][1],
+            lines=len(rows[at]),
+            kept=float(found[at]),
+            low=float(low[at]),
+            high=float(high[at]),
+            beyond=bool(scores[at] < worst),
+        )
+        for at in order
+    ]
+
+
+def _random_removals(kept: NDArray[np.bool_], clusters: NDArray[np.int64], seed: int) -> list[NDArray[np.bool_]]:
+    random = np.random.default_rng(seed)
+    counts = np.bincount(clusters)
+    gone = np.bincount(clusters, ~kept, minlength=len(counts)) / np.maximum(counts, 1)
+    draws = min(_DRAWS, max(100, _NUMBERS_AT_ONCE // max(1, len(kept))))
+    return [random.random(len(kept)) >= random.permutation(gone)[clusters] for _ in range(draws)]

@@ -1,0 +1,161 @@
+"""What was removed from a pairs file: by key, by length of the text, by clusters of pictures, and in variety."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.data.pairs import Pairs
+from frevl.diagnosis.curation.removal.diversity import Variety, varieties
+from frevl.diagnosis.curation.removal.groups import (
+    WORTH_SAYING,
+    GroupShare,
+    columns_of_keys,
+    quarters,
+    shares_kept,
+)
+from frevl.errors import MissingExtraError, library
+from frevl.store.grouping.image_vectors import unit_vectors
+from frevl.store.grouping.near_copies import MOST_COMPARED
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+
+__all__ = ["CLUSTERS", "Removed", "what_is_removed"]
+
+CLUSTERS = 20
+"""Clusters of the image embeddings that are looked at, fewer for fewer than 400 pictures."""
+
+_PICTURES_A_CLUSTER = 20
+_WORDS = "words in the text"
+_LIKE = "pictures like"
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What a filter removes.
+
+    Attributes:
+        kept: Share of all lines that is kept, in [0, 1].
+        groups: What is kept of every group, the hardest hit first.
+        variety: Vendi score and effective rank of the pictures, before and after.
+        notes: What could not be looked at.
+    """
+
+    kept: float
+    groups: list[GroupShare]
+    variety: list[Variety]
+    notes: list[str]
+
+    def sentence(self) -> str:
+        """Name the group that loses most, where that is more than chance and more than `WORTH_SAYING`."""
+        said = []
+        hit = [one for one in self.groups if one.beyond and self.kept - one.kept >= WORTH_SAYING]
+        if hit:
+            worst = min(hit, key=lambda one: one.kept)
+            more = f" and {len(hit) - 1:,} other groups" if len(hit) > 1 else ""
+            said.append(
+                f"The filters do not take from all alike: {100 * worst.kept:.1f} % of {_named(worst)} are kept and "
+                f"{100 * self.kept:.1f} % of all lines ({100 * worst.low:.1f} to {100 * worst.high:.1f} % if as many "
+                f"went at random){more}."
+            )
+        elif self.groups:
+            said.append(
+                f"No group of {len(self.groups):,} loses {100 * WORTH_SAYING:g} points more than all lines do, beyond "
+                "what random removal takes."
+            )
+        for one in self.variety:
+            if one.name == "vendi" and not one.low <= one.after <= one.high:
+                less = "less" if one.after < one.low else "more"
+                said.append(
+                    f"The pictures that are left have {less} variety than if as many had gone at random (Vendi score "
+                    f"{one.after:.1f}; {one.low:.1f} to {one.high:.1f}; before {one.before:.1f})."
+                )
+        return " ".join([*said, *self.notes])
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``--json`` holds."""
+        return {
+            "sentence": self.sentence(),
+            "kept": 100 * self.kept,
+            "groups": [one.record() for one in self.groups],
+            **{one.name: one.record() for one in self.variety},
+        }
+
+
+def what_is_removed(
+    store: Store,
+    pairs: Pairs,
+    kept: NDArray[np.bool_],
+    towers: Sequence[Tower],
+    *,
+    task: str,
+    seed: int = 0,
+) -> Removed | None:
+    """Compare what filters remove with removing as many lines at random.
+
+    Args:
+        store: Has the embeddings of the images.
+        pairs: All lines, with the keys that stood in the file.
+        kept: ``(n,)`` which of them are kept.
+        towers: Image towers of every line; the narrowest is used.
+        task: In classification the targets are a key too.
+        seed: Of clusters, samples and random removals.
+
+    Returns:
+        None where all lines are kept, or none.
+    """
+    if kept.all() or not kept.any():
+        return None
+    units = list(dict.fromkeys(pairs.units))
+    row_of = {unit: number for number, unit in enumerate(units)}
+    numbers = np.array([row_of[unit] for unit in pairs.units])
+    columns = columns_of_keys([{k: v for k, v in extra.items() if k != "cluster"} for extra in pairs.extras])
+    if task == "classification":
+        columns |= columns_of_keys([{"target": target} for target in pairs.targets])
+    if "text" in pairs.sides:
+        columns[_WORDS] = quarters([float(len(text.split())) for text in pairs.texts])
+    notes: list[str] = []
+    variety: list[Variety] = []
+    if "image" in pairs.sides and towers:
+        vectors = unit_vectors(store, units, towers, half=len(units) > MOST_COMPARED)
+        left = np.bincount(numbers, kept, minlength=len(units)) > 0
+        variety = varieties(vectors, left, seed=seed)
+        try:
+            names = _clusters(vectors, units, seed)
+            if names:
+                columns[_LIKE] = [names[number] for number in numbers.tolist()]
+        except MissingExtraError as error:
+            notes.append(f"Clusters of pictures were not looked at: {error}")
+    return Removed(float(kept.mean()), shares_kept(kept, columns, numbers, seed=seed), variety, notes)
+
+
+def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) -> list[str]:
+    """Return for every picture the one in the middle of its cluster; nothing where there are too few for two."""
+    count = min(CLUSTERS, len(units) // _PICTURES_A_CLUSTER)
+    if count < 2:
+        return []
+    library("sklearn", "diagnose")
+    from sklearn.cluster import MiniBatchKMeans
+
+    means = MiniBatchKMeans(count, random_state=seed, n_init=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fewer different pictures than clusters, or memory on some systems
+        labels = means.fit_predict(vectors.astype(np.float32))
+    distances = np.linalg.norm(vectors - means.cluster_centers_[labels], axis=1)
+    middle = {}
+    for number in np.argsort(-distances, kind="stable").tolist():  # the last one written is the nearest
+        middle[int(labels[number])] = units[number]
+    return [middle[int(label)] for label in labels]
+
+
+def _named(group: GroupShare) -> str:
+    if group.key == _WORDS:
+        return f"the lines with {group.value} words"
+    if group.key == _LIKE:
+        return f"the lines of pictures like '{group.value}'"
+    return f"the lines with '{group.key}' = '{group.value}'"
