@@ -54,6 +54,9 @@ class GivenScorer:
         exp = np.exp(scores)
         return 1 / (1 + 1 / exp) if self.run.task == "matching" else exp / exp.sum(axis=1, keepdims=True)
 
+    def prior(self, _):
+        return None
+
     def between(self, images, texts):
         grid = np.array([[self.table.get((i, t), -9.0) for t in texts] for i in images], np.float32)
         return lambda rows, columns: grid[rows, columns]

@@ -5,6 +5,7 @@ import torch
 
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.classification.class_network import ClassNetwork
+from frevl.models.classification.without_prior import WithoutPrior
 from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
 from frevl.models.kernel_ridge import KernelFusion
@@ -33,6 +34,7 @@ def made():
         AdaptedCosine(spaces=SPACES, rank=3, weight=0.5), fusion, linear, Majority(outputs=3),
         KernelFusion(**BOTH, outputs=3, pairs=5, images=4, texts=3), Mlp(**BOTH, outputs=3), first,
         Reranked.of(first, *banks, again, weights=weights, depth=3),
+        WithoutPrior(linear, torch.randn(5, 8), torch.ones(5, 1, dtype=torch.bool), kept="text", strength=0.5),
     ]  # fmt: skip
 
 

@@ -236,7 +236,7 @@ def test_every_network_is_built_without_memory_for_its_numbers(made, runs):
         "mlp": dims,
         "dual": {"image_dim": 7, "text_dim": 5, "hidden": 8, "width": 4},
     }
-    made_of_others = {"average", "reranked"}
+    made_of_others = {"average", "reranked", "without-prior"}
     assert settings.keys() | made_of_others == NETWORKS.keys()
     for key, own in settings.items():
         network = NETWORKS[key](**own)

@@ -133,6 +133,7 @@ ORDER = (
         "pairs",
         "train",
         "classify",
+        "debias",
         "models",
         "evaluate",
         "score",

@@ -118,7 +118,8 @@ def evaluate(
 
     Returns:
         Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
-        ten answers), ``ece``, and for single answers ``brier`` and ``macro_f1``; where only some pairs have a single
+        ten answers), ``ece``, ``prior_accuracy`` (what one side alone solves, where the run keeps a bank), and for
+        single answers ``brier`` and ``macro_f1``; where only some pairs have a single
         answer (DAQUAR), ``single_answer_accuracy`` is theirs. Matching: ``i2t_r1`` ... ``t2i_r10`` and, if wrong pairs
         are given, ``accuracy``, ``ece`` and the scores of choice groups.
 
@@ -221,6 +222,9 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     measured["ece"] = Measure(
         clusters, statistic=lambda rows: expected_calibration_error(confidence[rows], hits[rows]), resamples=200
     )
+    prior = scorer.prior(list(zip(pairs.images, pairs.texts, strict=True)))
+    if prior is not None:
+        measured["prior_accuracy"] = Measure(clusters, correct([labels[i] for i in prior.argmax(axis=1)], accepted))
     lone = np.flatnonzero([isinstance(target, str) for target in pairs.targets])
     if 0 < len(lone) < len(pairs):
         measured["single_answer_accuracy"] = Measure([clusters[i] for i in lone.tolist()], hits[lone])
@@ -271,7 +275,11 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
             statistic=lambda rows: expected_calibration_error(confidence[rows], decided[rows]),
             resamples=200,
         )
-        measured |= choice_set_scores(logits, truth, pairs)
+        choices = choice_set_scores(logits, truth, pairs)
+        measured |= choices
+        prior = scorer.prior(list(zip(pairs.images, pairs.texts, strict=True))) if choices else None
+        if prior is not None:  # what the texts give away
+            measured["prior_accuracy"] = next(iter(choice_set_scores(prior[:, 0], truth, pairs).values()))
         if len(images) < 2:
             hits, clusters = decided, pairs.clusters
     if not measured:

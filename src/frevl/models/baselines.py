@@ -52,6 +52,7 @@ class Linear(PairNetwork):
     """
 
     key = "linear"
+    affine = True
 
     def __init__(self, *, image_dim: int, text_dim: int, outputs: int) -> None:
         super().__init__()

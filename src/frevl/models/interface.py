@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from frevl.models.inputs import ZScore
 
-__all__ = ["Build", "Items", "PairLogits", "PairNetwork", "Projection", "Searchable"]
+__all__ = ["Build", "Items", "PairLogits", "PairNetwork", "PriorSide", "Projection", "Searchable"]
 
 Build = Callable[[str, dict[str, Any]], "PairNetwork"]
 """From the key and the settings of a network to the network, with fresh weights: `frevl.models.registry.build`."""
@@ -30,6 +30,10 @@ PairLogits = Callable[[Tensor, Tensor], Tensor]
 
 Projection = Callable[[Tensor], Tensor]
 """From ``(n, dim)`` or ``(n, N, dim)`` embeddings to ``(n, N, width)``."""
+
+
+PriorSide = Literal["image", "text"]
+"""The side of a pair that a network can answer from alone."""
 
 
 class Searchable(Protocol):
@@ -56,6 +60,7 @@ class PairNetwork(nn.Module, ABC):
         probability_apart: The match probability has a logit of its own, the last column; the first is the score.
         scores_in_half: With its weights in float16 it was measured on an accelerator to rank as in float32
             (docs/accelerator.md).
+        affine: The mean of its logits over images is its logits of their mean; the same of texts.
         no_int8: Why the network cannot be exported in 8-bit integers; empty if it can.
     """
 
@@ -63,6 +68,7 @@ class PairNetwork(nn.Module, ABC):
     item_work: ClassVar[Literal["never", "grids", "always"]] = "never"
     probability_apart: ClassVar[bool] = False
     scores_in_half: ClassVar[bool] = False
+    affine: ClassVar[bool] = False
     no_int8: str = ""
 
     @property
@@ -170,6 +176,37 @@ class PairNetwork(nn.Module, ABC):
             `frevl.models.uncertainty.posterior`. None if there is no such layer.
         """
         del image, text, image_mask, text_mask
+        return None
+
+    @property
+    def prior_of(self) -> PriorSide | None:
+        """The side whose prior `prior_logits` gives; None if the network has no bank of the other one."""
+        return None
+
+    def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the network answers to one side alone, by its bank of training items of the other.
+
+        Args:
+            items: ``(n, dim)`` or ``(n, N, dim)`` embeddings of the side `prior_of`.
+            mask: ``(n, N)`` bool.
+
+        Returns:
+            ``(n, outputs)`` of a classification, ``(n, 1)`` of a matching.
+        """
+        raise NotImplementedError(f"{self.key} has no bank")
+
+    def mean_logits(self, kept: PriorSide, items: Tensor, bank: Tensor) -> Tensor | None:
+        """Return the mean of the logits over a bank in a shorter way than one item of it after the other.
+
+        Args:
+            kept: The side of the items.
+            items: ``(n, dim)`` pooled embeddings of that side.
+            bank: ``(m, dim)`` of the other side.
+
+        Returns:
+            ``(n, outputs)``, or None if there is no such way.
+        """
+        del kept, items, bank
         return None
 
     @property

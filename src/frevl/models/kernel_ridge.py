@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.models.inputs import ZScore, frozen, mean_pool
-from frevl.models.interface import PairNetwork
+from frevl.models.interface import PairNetwork, PriorSide
 
 __all__ = [
     "MOST_PAIRS",
@@ -110,14 +110,28 @@ class KernelFusion(PairNetwork):
 
     def of_normal(self, v: Tensor, t: Tensor) -> Tensor:
         """Return the ``(n, outputs)`` scores of `normal_image` and `normal_text` of pairs, all pairs at once."""
-        if self.shares is None:  # a run from before there was an image share
-            shares: Shares = (self.blind_share, 0.0, 1 - self.blind_share)
-            both = True, True
-        else:
-            shares, both = self.shares, needs(self.shares)
+        shares, both = self._shares()
         text = kernel_matrix(t, self.texts, self.text_width)[:, self.text_rows] if both[0] else None
         image = kernel_matrix(v, self.images, self.image_width)[:, self.image_rows] if both[1] else None
         return mixed(text, image, shares) @ self.alphas + self.mean
+
+    def mean_logits(self, kept: PriorSide, items: Tensor, bank: Tensor) -> Tensor:
+        """Take the mean of the bank's kernel first, in which the scores are affine."""
+        images, texts = (bank, items) if kept == "text" else (items, bank)
+        shares, _ = self._shares()
+        image = kernel_matrix(self.normal_image(images), self.images, self.image_width)
+        text = kernel_matrix(self.normal_text(texts), self.texts, self.text_width)
+        if kept == "text":
+            image = image.mean(dim=0, keepdim=True).expand(len(items), -1)
+        else:
+            text = text.mean(dim=0, keepdim=True).expand(len(items), -1)
+        return mixed(text[:, self.text_rows], image[:, self.image_rows], shares) @ self.alphas + self.mean
+
+    def _shares(self) -> tuple[Shares, tuple[bool, bool]]:
+        """Return the shares, and whether they need the kernel of the text, and that of the image."""
+        if self.shares is None:  # a run from before there was an image share
+            return (self.blind_share, 0.0, 1 - self.blind_share), (True, True)
+        return self.shares, needs(self.shares)
 
     def normal_image(self, images: Tensor) -> Tensor:
         """Standardise ``(n, image_dim)`` (their roots, with `image_root`) and scale it to unit length."""

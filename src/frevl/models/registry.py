@@ -6,6 +6,7 @@ from typing import Any
 
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.classification.class_network import ClassNetwork
+from frevl.models.classification.without_prior import WithoutPrior
 from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
 from frevl.models.interface import PairNetwork
@@ -30,6 +31,7 @@ NETWORKS: dict[str, type[PairNetwork]] = {
         Mlp,
         Reranked,
         TwoTower,
+        WithoutPrior,
     )
 }
 

@@ -153,6 +153,26 @@ class Scorer:
             return np.zeros(0, np.float32)
         return self._posterior.doubt(self.run.network, self._embedded(pairs, images or {})).numpy()
 
+    def prior(self, pairs: PairsOrItems) -> np.ndarray | None:
+        """Score pairs by one side alone, where the run keeps a bank of training items of the other.
+
+        Args:
+            pairs: As `score`.
+
+        Returns:
+            ``(n, classes)`` float32 logits, ``(n, 1)`` for matching; None where the run has no bank (runs that rerank,
+            and those of `frevl debias --without`, have one).
+        """
+        side = self.network.prior_of
+        if side is None:
+            return None
+        own = [pair[0 if side == "image" else 1] for pair in pair_list(pairs, self.run.sides)]
+        different = list(dict.fromkeys(own))
+        items = self._read_texts(different) if side == "text" else self._read("image", different, {})
+        found = vectors_of(self.network.prior_logits, *items, self.batch_size, self.device)
+        rows = {item: row for row, item in enumerate(different)}
+        return found[[rows[item] for item in own]]
+
     def _logits(self, pairs: PairsOrItems, images: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return ``(n, outputs)`` float32 of the network."""
         if not (pairs := pair_list(pairs, self.run.sides)):

@@ -54,6 +54,7 @@ NEEDS: dict[str, tuple[Side, ...]] = {
 _FITTED = (
     "adapted-cosine",
     *("average", "classes", "cosine", "dual", "fusion", "kernel", "linear", "majority", "mlp", "reranked"),
+    "without-prior",
 )
 
 

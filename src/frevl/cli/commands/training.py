@@ -1,4 +1,4 @@
-"""Commands that train."""
+"""Commands that train, and the one that makes a fairer run of a trained one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from frevl.cli.options import (
     ImageEncoderOption,
     JsonOption,
     QuietOption,
+    RunOption,
     SetOption,
     StoreOption,
     TextEncoderOption,
@@ -197,3 +198,44 @@ def ablate(
 
 def _without(given: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in names}
+
+
+@app.command()
+def debias(
+    run: RunOption,
+    out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of the new run."), OUTPUT],
+    without: Annotated[
+        str | None,
+        typer.Option(help="image or text: subtract what the run answers without it.", show_default="none"),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How much is subtracted, from 0 to 1.", show_default="chosen on development data"),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(readable=False, help="Folder of the store.", show_default="that of the training")
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Training pairs of the run.", show_default="where they were"),
+    ] = None,
+    dev: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Development pairs of other images.", show_default="those of the training"),
+    ] = None,
+    columns: ColumnsOption = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the choice of training items that are kept.", show_default="0")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Make a run without the prior of images or of texts, by its own training pairs."""
+    from frevl.cli.tables import run_record
+    from frevl.training.debiasing.debias import debias as run_debias
+
+    made = run_debias(
+        run, out=out, **typed(without=without, strength=strength, store=store, pairs=pairs, dev=dev,
+                              columns=columns, seed=seed)
+    )  # fmt: skip
+    say("\n".join([*made.results["notes"], f"Saved in {made.path}"]))
+    write(json, run_record(made))

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from frevl.models.fusion import Fusion
 from frevl.models.inputs import ZScore, frozen, stored_in_half
-from frevl.models.interface import Build, Items, PairNetwork
+from frevl.models.interface import Build, Items, PairNetwork, PriorSide
 from frevl.models.retrieval.first_stage import FirstStage
 
 __all__ = ["Reranked", "Standardised", "TermWeights", "hubness"]
@@ -234,6 +234,15 @@ class Reranked(PairNetwork):
         hub_weights = [0.0, self.weights.image_hubness, self.weights.text_hubness, 0.0]
         match = (terms * terms.new_tensor([1.0, 0.0, 0.0, self.weights.fusion])).sum(dim=1)
         return torch.stack([match + (terms * terms.new_tensor(hub_weights)).sum(dim=1), match], dim=1)
+
+    @property
+    def prior_of(self) -> PriorSide | None:
+        """The text, whose hubness says how well it fits pictures in general."""
+        return "text" if len(self.bank_images) else None
+
+    def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the ``(n, 1)`` hubness of texts."""
+        return self._hubness(self.first.text_parts(items, mask), self.bank_images)[:, None]
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None

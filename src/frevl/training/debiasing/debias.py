@@ -1,0 +1,178 @@
+"""A finished run -> another whole run, without the prior of one side or with neutral texts."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from frevl.data.pairs import Pairs, in_memory
+from frevl.errors import RunError, UsageError
+from frevl.models.hub import run_folder
+from frevl.models.interface import PairNetwork, PriorSide
+from frevl.provenance import provenance
+from frevl.runs.calibration import calibration_notes, fit_calibration
+from frevl.runs.pair_grid import list_logits
+from frevl.runs.run import Run
+from frevl.store.reader import Store
+from frevl.training.debiasing.own_data import OwnData, Sources, own_data, own_store, sources_of
+from frevl.training.debiasing.prior import without_side
+from frevl.training.examples import dev_metric
+from frevl.training.options import ModelOptions
+from frevl.training.run_folder import claim_run, content_of, write_config
+from frevl.training.selection.fit_prepared import kept_scores
+from frevl.version import __version__
+
+__all__ = ["debias"]
+
+
+def debias(
+    run: str | Path,
+    *,
+    out: str | Path,
+    without: str | None = None,
+    strength: float | None = None,
+    store: Store | str | Path | None = None,
+    pairs: str | Path | Pairs | None = None,
+    dev: str | Path | Pairs | None = None,
+    columns: str | Sequence[str] | Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> Run:
+    """Make a run without the prior of one side.
+
+    Args:
+        run: The finished run; it stays as it is.
+        out: Folder of the new run.
+        without: ``image`` subtracts what the run answers to the text alone, ``text`` what it answers to the image.
+        strength: How much is subtracted, in [0, 1]; None chooses on development data, 0 among the choices.
+        store: Of the embeddings; None takes the one that the run was trained on.
+        pairs: The training pairs of the run; None takes them where they were. Other pairs are refused.
+        dev: Development pairs, of images that the run has not seen; None takes those of the training.
+        columns: Of the files of pairs, as in `frevl.data.pairs.read_pairs`.
+        seed: Of the choice of the training items that are kept.
+
+    Returns:
+        The saved run. Scorers, exports and the service treat it like any other.
+
+    Raises:
+        UsageError: The run does not read both sides, or nothing says what to do.
+        PairsError: The pairs are not those that the run was trained on.
+        RunError: The folder holds a run, or other files.
+    """
+    pairs, dev = in_memory(pairs), in_memory(dev)
+    if without is None:
+        raise UsageError("debias expects --without image or --without text, found nothing to do")
+    if without not in get_args(PriorSide):
+        raise UsageError(f"--without takes image or text, found '{without}'")
+    if strength is not None and not 0 <= strength <= 1:
+        raise UsageError(f"--strength is how much of the prior is subtracted, from 0 to 1; found {strength:g}")
+    former = Run.load(run)
+    sources = sources_of(former, store=store, pairs=pairs, dev=dev, columns=columns)
+    opened = own_store(former, sources)
+    side: PriorSide = "image" if without == "image" else "text"
+    started = time.monotonic()
+    data = own_data(former, opened, sources)
+    lessened = without_side(former, data, side, strength=strength, seed=seed)
+    done = {"without": side, "strength": lessened.strength, "tried": lessened.tried}
+    return _saved(
+        former, lessened.network, data, opened, sources, Path(out), done, lessened.notes, time.monotonic() - started,
+        seed,
+        arguments={"without": without, "strength": strength, "seed": seed},
+    )  # fmt: skip
+
+
+def _saved(
+    former: Run,
+    network: PairNetwork,
+    data: OwnData,
+    store: Store,
+    sources: Sources,
+    out: Path,
+    done: dict[str, Any],
+    notes: list[str],
+    seconds: float,
+    seed: int,
+    *,
+    arguments: dict[str, Any],
+) -> Run:
+    """Calibrate again, and write a whole run that says what it was made of."""
+    origin = {"from": str(former.path.resolve()), "weights": _digest(former.path), **done}
+    settings = {**former.settings, "debias": {**arguments, "from": origin["from"]}}
+    identity = {"frevl": __version__, "store": store.fingerprint, "weights": origin["weights"]}
+    if isinstance(sources.pairs, Pairs | Path | str):
+        identity["pairs"] = _content(store, sources.pairs)
+    with claim_run(out, {**settings, "data": identity}):
+        calibration, results = _calibrated(former, network, data, notes, seconds)
+        results["debias"] = origin
+        finished = replace(
+            former,
+            path=out,
+            network_name=network.key,
+            network_settings=network.settings,
+            calibration=calibration,
+            settings=settings,
+            results=results,
+            provenance={
+                **provenance(
+                    run=str(out), store_fingerprint=store.fingerprint, seed=former.provenance.get("seed", seed)
+                ),
+                "debiased": {name: origin[name] for name in ("from", "weights")},
+            },
+            train_image_hashes=np.union1d(former.train_image_hashes, data.hashes),
+            network=network,
+        )
+        files = {"pairs": sources.pairs, "dev": sources.dev, "columns": sources.columns}
+        write_config(
+            out, {"store": store, "run": former.path.resolve().as_posix(), **files, **arguments}, ModelOptions(),
+            command="debias", output="out",
+        )  # fmt: skip
+        finished.save()
+    return finished
+
+
+def _calibrated(
+    former: Run, network: PairNetwork, data: OwnData, notes: list[str], seconds: float
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Fit calibration and prediction sets again; what belonged to the former network is left out."""
+    logits, truth = list_logits(network, data.dev.pairs, 1024), data.dev.truth
+    decisive = network.probability_logits(logits)
+    calibration = fit_calibration(decisive, truth) if not data.dev_is_seen else {"scale": 1.0, "offset": 0.0}
+    scores = calibration["scale"] * decisive + calibration["offset"] if isinstance(truth, torch.Tensor) else decisive
+    kept = former.results
+    said = [*notes, f"Made of {former.path} by frevl debias; calibrated again on {len(logits):,} development pairs."]
+    if "unknown" in kept and kept["unknown"] is not None:
+        said.append("The threshold of unknown pictures belonged to the former run and is gone.")
+    warnings = list(kept.get("warnings", []))
+    results = {
+        "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
+        "train_pairs": kept.get("train_pairs", len(data.train)),
+        "train_seconds": seconds,
+        "soft_targets": bool(kept.get("soft_targets", False)),
+        "warnings": warnings,
+        "notes": list(dict.fromkeys([*warnings, *said, *data.notes, *calibration_notes(len(logits))])),
+        "fit": None,
+        "selection": kept.get("selection"),
+    }
+    if not data.dev_is_seen:
+        results["prediction_sets"] = kept_scores(decisive, truth, data.dev.clusters, calibration)
+    return calibration, results
+
+
+def _digest(folder: Path) -> str:
+    """Return a hash of the weights of a run."""
+    try:
+        return hashlib.sha256((run_folder(folder) / "weights.safetensors").read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise RunError(f"{folder}: the weights of the run cannot be read ({error.strerror or error})") from error
+
+
+def _content(store: Store, pairs: Any) -> str:
+    from frevl.training.prepare import read_file
+
+    return content_of(store, read_file(pairs, None))

@@ -1,0 +1,239 @@
+"""The store, the training pairs and the development part of a finished run, as its training had them.
+
+What a run is corrected with must be what it learned from, never what it is evaluated on: pairs whose content the
+training has not seen are refused.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from frevl.data.pairs import Pairs
+from frevl.errors import PairsError, RunError, UsageError
+from frevl.models.kernel_ridge import KernelFusion
+from frevl.runs.run import Run, settings_named
+from frevl.runs.targets import Answers
+from frevl.store.reader import Store
+from frevl.store.towers import Tower
+from frevl.store.usable_pairs import content_of_units
+from frevl.training.examples import Examples, Prepared
+from frevl.training.prepare import prepare, read_file
+
+__all__ = ["OwnData", "Sources", "own_data", "own_store", "sources_of"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the data of a run are: files as its ``config.toml`` names them, or as they were given.
+
+    Attributes:
+        store: Folder.
+        pairs: Training pairs.
+        dev: Development pairs, None where the training set some of its own aside.
+        given_dev: Whether ``dev`` was given now, so that the training has not seen it.
+        columns: Of the files.
+    """
+
+    store: Store | Path | None
+    pairs: Pairs | Path | None
+    dev: Pairs | Path | None
+    given_dev: bool
+    columns: Any = None
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A run's own examples, with the embeddings that its network reads.
+
+    Attributes:
+        train: What it was trained on.
+        dev: What it was not fitted on: for the choice of a strength, and for calibration.
+        hashes: ``(n,)`` uint64: content of the images (texts, where there are texts alone) of both.
+        dev_is_seen: The development part is training pairs too, so a figure on it says nothing.
+        notes: Sentences for the user.
+    """
+
+    train: Examples
+    dev: Examples
+    hashes: np.ndarray
+    dev_is_seen: bool
+    notes: list[str]
+
+
+def sources_of(run: Run, *, store: Any = None, pairs: Any = None, dev: Any = None, columns: Any = None) -> Sources:
+    """Return where the data of a run are; what is given wins over what the run remembers."""
+    kept: dict[str, Any] = {}
+    with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        # A run from elsewhere has none, and everything has to be given.
+        kept = tomllib.loads((run.path / "config.toml").read_text(encoding="utf-8"))
+
+    def named(name: str) -> Path | None:
+        return Path(kept[name]) if isinstance(kept.get(name), str) else None
+
+    return Sources(
+        named("store") if store is None else store,
+        named("pairs") if pairs is None else pairs,
+        (named("dev") if pairs is None else None) if dev is None else dev,
+        dev is not None,
+        (kept.get("columns") if pairs is None else None) if columns is None else columns,
+    )
+
+
+def own_store(run: Run, sources: Sources) -> Store:
+    """Open the store of a run.
+
+    Raises:
+        UsageError: The run does not say where it is.
+        StoreError: It is not there.
+        FingerprintError: It is another one.
+    """
+    if sources.store is None:
+        raise UsageError(f"{run.path}: the run does not say where its store is; name it with --store")
+    store = sources.store if isinstance(sources.store, Store) else Store.open(sources.store)
+    run.check_store(store)
+    return store
+
+
+def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
+    """Read and split the pairs as the training did.
+
+    Raises:
+        UsageError: The run does not say where its pairs are.
+        PairsError: They are not what it was trained on, or development pairs are needed.
+    """
+    if sources.pairs is None:
+        raise UsageError(
+            f"{run.path}: the run does not say where its training pairs are; name them with --pairs (and those of "
+            "--dev, if it was trained with some)"
+        )
+    asked = run.settings
+    pairs = read_file(sources.pairs, sources.columns)
+    dev = None if sources.dev is None else read_file(sources.dev, sources.columns)
+    _refuse_unseen(run, store, pairs, _place(sources.pairs))
+    data = prepare(
+        store, pairs, dev, task=run.task, encoder=asked.get("encoder"), image_encoder=asked.get("image_encoder"),
+        text_encoder=asked.get("text_encoder"), seed=int(asked.get("seed", 0)),
+        dev_share=float(asked.get("dev_share", 0.1)), min_answer_count=int(asked.get("min_answer_count", 1)),
+        group_by=None if sources.given_dev else asked.get("group_by"),
+        find_groups=bool(asked.get("find_groups", True)),
+    )  # fmt: skip
+    kinds = [run.network_name, *settings_named(run.network_settings, "network")]
+    if sources.given_dev:
+        learned = set(content_of_units(store, pairs).values())
+        again = [unit for unit, hash_ in content_of_units(store, dev).items() if hash_ in learned] if dev else []
+        if again:
+            raise PairsError(
+                f"{_place(sources.dev)}: expected development pairs that {run.path} was not trained on, found "
+                f"{len(again):,} {pairs.sides[0]}s of its training pairs (the first is '{again[0]:.80}'); give "
+                "others with --dev"
+            )
+    elif data.dev_is_spare and KernelFusion.key in kinds:
+        raise PairsError(
+            f"{run.path}: a kernel model learns from the development part that it sets aside as well, so nothing is "
+            "left to choose the strength on; give pairs of other images with --dev"
+        )
+    data = _as_read_by(run, _in_classes(run, data, _place(sources.pairs), same=not sources.given_dev))
+    return OwnData(data.train, _alone(data.dev), data.image_hashes, data.dev_is_seen, data.notes)
+
+
+def _refuse_unseen(run: Run, store: Store, pairs: Pairs, place: str) -> None:
+    """Refuse pairs whose content the run was not trained on: they may be those that it is evaluated on."""
+    content = content_of_units(store, pairs)
+    if not content:
+        raise PairsError(f"{place}: expected the training pairs of {run.path}, found none that can be used")
+    seen = {unit: int(hash_[:16], 16) for unit, hash_ in content.items()}
+    known = set(run.train_image_hashes.tolist())
+    unseen = [unit for unit, prefix in seen.items() if prefix not in known]
+    if unseen:
+        kind = pairs.sides[0]
+        raise PairsError(
+            f"{place}: expected the training pairs of {run.path}, because what corrects a run must not be what it is "
+            f"evaluated on; found {len(unseen):,} of {len(seen):,} {kind}s that it has not seen (the first is "
+            f"'{unseen[0]:.80}')"
+        )
+
+
+def _as_read_by(run: Run, data: Prepared) -> Prepared:
+    """Keep the columns of the towers that the network reads; `auto` may have left encoders out.
+
+    Raises:
+        RunError: A tower of the run is not among those of the pairs.
+    """
+    train, dev = data.train.pairs, data.dev.pairs
+    for side, towers in (("image", data.image_towers), ("text", data.text_towers)):
+        own = list(run.towers[side])
+        if own == [tower.name for tower in towers]:
+            continue
+        columns = _columns(run, own, towers)
+        field = f"{side}s"
+        chosen = getattr(train, field)[..., columns]
+        train, dev = replace(train, **{field: chosen}), replace(dev, **{field: chosen})
+    return replace(data, train=replace(data.train, pairs=train), dev=replace(data.dev, pairs=dev))
+
+
+def _columns(run: Run, own: list[str], towers: list[Tower]) -> torch.Tensor:
+    places, start = {}, 0
+    for tower in towers:
+        places[tower.name] = torch.arange(start, start + tower.dim)
+        start += tower.dim
+    missing = next((name for name in own if name not in places), None)
+    if missing is not None:
+        raise RunError(
+            f"{run.path}: the run reads the tower '{missing}', which does not hold every item of these pairs; extract "
+            "them with the encoders of the run"
+        )
+    return torch.cat([places[name] for name in own]) if own else torch.zeros(0, dtype=torch.long)
+
+
+def _in_classes(run: Run, data: Prepared, place: str, *, same: bool) -> Prepared:
+    """Return the examples in the classes of the run, which another split may have put into another order.
+
+    Args:
+        run: Knows its classes.
+        data: In the classes of its training pairs.
+        place: Of the training pairs.
+        same: The split is that of the training, so the order must be the same too.
+
+    Raises:
+        PairsError: The pairs have other classes.
+    """
+    if data.labels == run.labels:
+        return data
+    missing = [label for label in run.labels if label not in set(data.labels)]
+    if missing or same:
+        raise PairsError(
+            f"{place}: expected the {len(run.labels):,} classes of {run.path} in its training pairs, found "
+            f"{len(data.labels):,}{f' without {missing[0]!r:.60}' if missing else ' in another order'}; give the pairs "
+            "that it was trained on with --pairs"
+        )
+    index = {label: number for number, label in enumerate(run.labels)}
+    places = torch.tensor([index.get(label, -1) for label in data.labels] + [-1])
+
+    def moved(examples: Examples) -> Examples:
+        truth = examples.truth
+        return (
+            replace(examples, truth=replace(truth, classes=places[truth.classes]))
+            if isinstance(truth, Answers)
+            else examples
+        )
+
+    return replace(data, train=moved(data.train), dev=moved(data.dev), labels=run.labels)
+
+
+def _alone(examples: Examples) -> Examples:
+    """Leave out the items of other parts: networks that work item by item would work on them too."""
+    pairs = examples.pairs
+    images, image_rows = torch.unique(pairs.image_rows, return_inverse=True)
+    texts, text_rows = torch.unique(pairs.text_rows, return_inverse=True)
+    return replace(examples, pairs=pairs.items(images, texts).with_rows(image_rows, text_rows))
+
+
+def _place(source: Any) -> str:
+    return source.places[0] if isinstance(source, Pairs) else str(source)

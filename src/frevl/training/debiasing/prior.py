@@ -1,0 +1,267 @@
+"""How much of the prior of one side to subtract: chosen on development data, 0 always tried."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from frevl.errors import UsageError
+from frevl.evaluation.intervals import paired_difference
+from frevl.models.classification.without_prior import WithoutPrior
+from frevl.models.inputs import mean_pool
+from frevl.models.interface import PairNetwork, PriorSide
+from frevl.models.retrieval.first_stage import FirstStage
+from frevl.models.retrieval.reranker import Reranked, TermWeights, hubness
+from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.pair_grid import list_logits
+from frevl.runs.run import Run
+from frevl.runs.targets import Answers
+from frevl.training.debiasing.own_data import OwnData
+from frevl.training.retrieval.fit import BANK, right_pairs
+from frevl.training.retrieval.hard_negatives import bank_of
+from frevl.training.retrieval.score_fusion import DEPTHS, recall_by_image
+from frevl.training.retrieval.term_weights import development_part
+from frevl.training.retrieval.two_tower import pooled_items
+
+__all__ = ["BANK_OF_CLASSES", "STRENGTHS", "Lessened", "flattened", "without_side"]
+
+STRENGTHS = tuple(tenth / 10 for tenth in range(11))
+BANK_OF_CLASSES = 64
+"""Training items whose answers are averaged: every further one costs a pass an item."""
+
+_LEAST_SHARE = 0.02  # of an answer's probability from one side alone: a pair weighs at most 50 times another
+
+
+@dataclass(frozen=True)
+class Lessened:
+    """A network less a prior.
+
+    Attributes:
+        network: With the chosen strength.
+        strength: In [0, 1]; 0 leaves the run as it was.
+        tried: What each strength reached on development data, in percent and points.
+        notes: Sentences for the user.
+    """
+
+    network: PairNetwork
+    strength: float
+    tried: list[dict[str, Any]]
+    notes: list[str]
+
+
+def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | None, seed: int) -> Lessened:
+    """Subtract what a run answers without one side.
+
+    Args:
+        run: The finished run.
+        data: Its own examples.
+        side: What is taken away: ``image`` subtracts what the text alone would be answered.
+        strength: In [0, 1]; None chooses on the development part.
+        seed: Of the bank.
+
+    Raises:
+        UsageError: The run does not read both sides.
+    """
+    if len(run.sides) < 2:
+        raise UsageError(
+            f"{run.path}: --without {side} expects a run that reads images and texts, found one of "
+            f"{run.sides[0]}s alone"
+        )
+    make = _of_matching if run.task == "matching" else _of_classes
+    return make(run, data, side, strength, seed)
+
+
+# ---------------------------------------------------------------------------------------------- classes
+
+
+def _of_classes(run: Run, data: OwnData, side: PriorSide, strength: float | None, seed: int) -> Lessened:
+    network = run.network
+    if network.prior_of is not None:
+        raise UsageError(f"{run.path}: its prior is subtracted already; start from the run that it was made of")
+    kept: PriorSide = "text" if side == "image" else "image"
+    bank, mask = _bank(network, data.train.pairs, side, seed)
+    whole = WithoutPrior(network, bank, mask, kept=kept, strength=1.0).eval()
+    truth = data.dev.truth
+    if not isinstance(truth, Answers):
+        raise UsageError(f"{run.path}: expected classes, found a matching")
+    plain = list_logits(network, data.dev.pairs, 1024)
+    prior = plain - list_logits(whole, data.dev.pairs, 1024)
+    priors = (run.calibration["scale"] * prior).softmax(dim=1)
+    weights = flattened(priors, truth)
+    tried = compare(
+        plain, prior, truth, weights, data.dev.clusters.numpy(), STRENGTHS if strength is None else (0.0, strength)
+    )
+    chosen = _best(tried) if strength is None else strength
+    notes = [_sentence(side, chosen, tried)]
+    if data.dev_is_seen:
+        notes.append("The strength was chosen on pairs that the run had learned from: give others with --dev.")
+    return Lessened(
+        WithoutPrior(network, bank, mask, kept=kept, strength=chosen).eval(), chosen, tried, notes,
+    )  # fmt: skip
+
+
+def _bank(network: PairNetwork, pairs: EmbeddedPairs, side: PriorSide, seed: int) -> tuple[Tensor, Tensor]:
+    """Return embeddings and mask of training items, as a saved run holds them.
+
+    Where logits are affine one item is enough: the mean of all.
+    """
+    of_image = side == "image"
+    rows = torch.unique(pairs.image_rows if of_image else pairs.text_rows)
+    values, masks = (pairs.images, pairs.image_mask) if of_image else (pairs.texts, pairs.text_mask)
+    if network.affine:
+        total = torch.zeros(values.shape[2], dtype=torch.double)
+        for part in rows.split(4096):
+            total += mean_pool(values[part].float(), masks[part]).double().sum(dim=0)
+        return (total / len(rows)).float()[None].half().float(), torch.ones(1, 1, dtype=torch.bool)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:BANK_OF_CLASSES]
+    chosen = rows[order.sort().values]
+    bank, mask = values[chosen].float().half().float(), masks[chosen]
+    return (bank[:, 0], mask) if mask.shape[1] == 1 else (bank, mask)
+
+
+def flattened(priors: Tensor, truth: Answers) -> Tensor:
+    """Return ``(n,)`` weights under which the prior knows nothing of the right answers.
+
+    A pair weighs one over the probability that the prior gives its right answer: as if pairs had been drawn again so
+    that what one side alone suggests is right no more often than anything else.
+
+    Args:
+        priors: ``(n, classes)`` probabilities from one side alone.
+        truth: The right answers; a pair without a known one weighs nothing.
+    """
+    right = (truth.dense(torch.arange(len(priors)), priors.shape[1]) > 0).float()
+    expected = (priors * right).sum(dim=1)
+    return torch.where(right.any(dim=1), 1 / expected.clamp(min=_LEAST_SHARE), 0.0)
+
+
+def compare(
+    plain: Tensor,
+    prior: Tensor,
+    truth: Answers,
+    weights: Tensor,
+    clusters: NDArray[np.int64],
+    strengths: tuple[float, ...],
+) -> list[dict[str, Any]]:
+    """Return, for every strength, accuracy as it is and flattened, in percent, with the change against 0 in points.
+
+    Args:
+        plain: ``(n, classes)`` logits.
+        prior: The same of one side alone.
+        truth: The right answers.
+        weights: ``(n,)`` of `flattened`.
+        clusters: ``(n,)`` what the intervals draw.
+        strengths: The first is 0.
+    """
+    found, before = [], truth.hits(plain.argmax(dim=1)).double()
+    share = (weights / weights.sum().clamp(min=1e-9)).double()
+    for strength in strengths:
+        hits = truth.hits((plain - strength * prior).argmax(dim=1)).double()
+        gap = paired_difference(hits.numpy(), before.numpy(), clusters)
+        found.append(
+            {
+                "strength": strength,
+                "accuracy": 100 * float(hits.mean()),
+                "flattened": 100 * float(share @ hits),
+                "change": 100 * gap.value,
+                "ci95": gap.percent(),
+            }
+        )
+    return found
+
+
+def _best(tried: list[dict[str, Any]]) -> float:
+    """Return the strength with the best flattened accuracy among those that lose nothing measurable as pairs are.
+
+    Its loss must lie within the interval, and below one point. Of equals the weakest.
+    """
+    allowed = [
+        one
+        for one in tried
+        if one["strength"] == 0 or (one["change"] > -_MOST_LOST and one["ci95"] is not None and one["ci95"][1] >= 0)
+    ]
+    best = max(allowed, key=lambda one: (round(one["flattened"], 9), -one["strength"]))
+    return float(best["strength"]) if best["flattened"] >= tried[0]["flattened"] + _LEAST_GAIN else 0.0
+
+
+_MOST_LOST = 0.5  # points of accuracy on development data
+_LEAST_GAIN = 0.1  # points of flattened accuracy: less is not worth a second network
+
+
+def _sentence(side: str, chosen: float, tried: list[dict[str, Any]]) -> str:
+    if chosen == 0:
+        return (
+            f"Nothing was subtracted: no strength gains accuracy where the answers without the {side} are made useless "
+            "and keeps it on development pairs as they are."
+        )
+    now, before = next(one for one in tried if one["strength"] == chosen), tried[0]
+    return (
+        f"Without {side}, strength {chosen:g}: {before['accuracy']:.2f} -> {now['accuracy']:.2f} % of development "
+        f"pairs as they are, {before['flattened']:.2f} -> {now['flattened']:.2f} % where answers without the {side} "
+        "are made useless."
+    )
+
+
+# --------------------------------------------------------------------------------------------- matching
+
+
+def _of_matching(run: Run, data: OwnData, side: PriorSide, strength: float | None, seed: int) -> Lessened:
+    network = run.network
+    whole = cast("Reranked", network) if network.prior_of is not None else _with_bank(run, network, data, seed)
+    name = "text_hubness" if side == "image" else "image_hubness"
+    strengths = STRENGTHS if strength is None else (0.0, strength)
+    recalls = _recalls(whole, development_part(right_pairs(data.dev), seed), name, strengths)
+    tried = [
+        {"strength": one, "recall": 100 * float(recall.mean()), "change": 100 * float((recall - recalls[0]).mean())}
+        for one, recall in zip(strengths, recalls, strict=True)
+    ]
+    best = max(tried, key=lambda one: (round(one["recall"], 9), -one["strength"]))
+    chosen = float(best["strength"]) if strength is None else strength
+    now = next(one for one in tried if one["strength"] == chosen)
+    notes = [
+        f"Without {side}, strength {chosen:g}: {tried[0]['recall']:.2f} -> {now['recall']:.2f} % mean recall of "
+        "development pairs."
+    ]
+    weights = replace(whole.weights, **{name: -chosen})
+    return Lessened(whole.weighed(weights, whole.depth), chosen, tried, notes)
+
+
+def _with_bank(run: Run, network: PairNetwork, data: OwnData, seed: int) -> Reranked:
+    """Put a bank of training items beside a first stage; its weights are 0."""
+    found: object = network.first_stage
+    if found is not network:
+        raise UsageError(
+            f"{run.path}: --without of a matching run expects a first stage (--model dual, cosine, or auto), found "
+            f"'{network.key}'"
+        )
+    pairs = right_pairs(data.train)
+    images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
+    first = cast("FirstStage", network)
+    banks = bank_of(first, images, texts, pairs.image_rows, pairs.text_rows, BANK, seed)
+    weights = TermWeights(alignment=first.alignment_weight)
+    return Reranked.of(first, *banks, None, weights=weights, depth=max(DEPTHS))
+
+
+def _recalls(whole: Reranked, dev: EmbeddedPairs, name: str, strengths: tuple[float, ...]) -> list[Tensor]:
+    """Return ``(images,)`` mean hits of each image and its texts for every strength.
+
+    Only the direction whose candidates the prior orders changes.
+    """
+    image_ids, image_at = torch.unique(dev.image_rows, return_inverse=True)
+    text_ids, text_at = torch.unique(dev.text_rows, return_inverse=True)
+    right = torch.zeros(len(image_ids), len(text_ids), dtype=torch.bool)
+    right[image_at, text_at] = True
+    with torch.inference_mode():
+        scales = whole.first.part_scales(whole.weights.alignment, whole.bank_images.shape[1])
+        images = whole.first.image_parts(pooled_items(dev.images, dev.image_mask)[image_ids].float())
+        texts = whole.first.text_parts(pooled_items(dev.texts, dev.text_mask)[text_ids].float())
+        scores = images * scales @ texts.T
+        if name == "text_hubness":
+            prior = hubness(texts, whole.bank_images, scales)[None]
+        else:
+            prior = hubness(images, whole.bank_texts, scales)[:, None]
+        return [recall_by_image(scores - one * prior, right) for one in strengths]

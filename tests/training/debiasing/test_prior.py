@@ -1,0 +1,200 @@
+"""``frevl debias --without``: what is subtracted, from which bank, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from frevl.errors import FrevlError, PairsError, UsageError
+from frevl.evaluation.evaluation import evaluate
+from frevl.runs.run import Run
+from frevl.runs.scorer import Scorer
+from frevl.runs.targets import encode_answers
+from frevl.training.debiasing.debias import debias
+from frevl.training.debiasing.prior import compare, flattened
+from frevl.training.training import train
+
+pytestmark = pytest.mark.slow  # small trainings
+
+
+@pytest.fixture(scope="module")
+def runs(made, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prior")
+    options = {"epochs": 3, "hidden": 16}
+    for model, own in (("mlp", options), ("linear", {}), ("kernel", {}), ("image", options)):
+        train(made.store, made.train_file, run=folder / model, task="classification", model=model, options=own)
+    rows = [json.loads(line) for line in made.captions_file.read_text().splitlines()]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:180]))
+    (folder / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[180:]))
+    small = {"epochs": 2, "hidden": 16, "width": 8, "members": 1}
+    train(made.store, folder / "captions.jsonl", run=folder / "dual", task="matching", model="dual", options=small)
+    debias(folder / "mlp", out=folder / "less", without="image", strength=0.5)
+    debias(folder / "dual", out=folder / "less-dual", without="image", strength=0.5)
+    return folder
+
+
+def both(pairs):
+    return list(zip(pairs.images, pairs.texts, strict=True))
+
+
+def test_the_bank_is_training_pictures_and_what_they_answer_is_subtracted(made, runs):
+    before, after = (Scorer.open(runs / name, store=made.store) for name in ("mlp", "less"))
+    bank = after.run.network.bank.detach().numpy()
+    trained, judged = (made.store.read_images(list(dict.fromkeys(pairs.images))) for pairs in (made.train, made.test))
+
+    def apart(embeddings):
+        return np.abs(bank[:, None] - embeddings[None]).max(axis=2).min(axis=1)
+
+    assert apart(trained).max() < 1e-3  # every row of the bank is a training picture,
+    assert apart(judged).min() > 1e-3  # and none of them is evaluated
+    pictures = [
+        list(dict.fromkeys(made.train.images))[row]
+        for row in np.abs(bank[:, None] - trained[None]).max(axis=2).argmin(axis=1)
+    ]
+    pairs = both(made.test)
+    for image, text in (pairs[0], pairs[7]):
+        prior = before.score([(one, text) for one in pictures]).mean(axis=0)
+        expected = before.score([(image, text)])[0] - 0.5 * prior
+        np.testing.assert_allclose(after.score([(image, text)])[0], expected, atol=1e-4)  # alone,
+        row = pairs.index((image, text))
+        np.testing.assert_allclose(after.score(pairs)[row], expected, atol=1e-4)  # and among others
+        np.testing.assert_allclose(after.prior([(image, text)])[0], prior, atol=1e-4)
+
+
+def test_the_new_run_is_whole_and_says_what_it_is(made, runs):
+    former, run = Run.load(runs / "mlp"), Run.load(runs / "less")
+    assert run.results["debias"]["from"] == str((runs / "mlp").resolve())
+    assert run.results["debias"]["without"] == "image"
+    assert run.provenance["debiased"]["weights"] == run.results["debias"]["weights"]
+    assert 'without = "image"' in (runs / "less" / "config.toml").read_text()
+    assert run.results["prediction_sets"] != former.results["prediction_sets"]
+    assert set(former.train_image_hashes) <= set(run.train_image_hashes)
+    result = evaluate(Scorer.open(runs / "less", store=made.store), made.test)
+    prior = Scorer.open(runs / "less", store=made.store).prior(both(made.test)).argmax(axis=1)
+    hits = [run.labels[one] == target for one, target in zip(prior, made.test.targets, strict=True)]
+    assert result.metrics["prior_accuracy"] == pytest.approx(100 * np.mean(hits))
+    assert "prior_accuracy" not in evaluate(Scorer.open(runs / "mlp", store=made.store), made.test).metrics
+
+
+def test_what_is_judged_cannot_be_the_bank(made, runs, tmp_path):
+    for name, other in (("mlp", made.test_file), ("dual", runs / "other.jsonl")):
+        with pytest.raises(PairsError, match="what corrects a run must not be what it is evaluated on; found 30 of 30"):
+            debias(runs / name, out=tmp_path / name, without="image", pairs=other)
+        assert not (tmp_path / name).exists()
+
+
+def test_strength_0_scores_as_before_and_linear_needs_one_picture(made, runs, tmp_path):
+    debias(runs / "linear", out=tmp_path / "zero", without="image", strength=0)
+    debias(runs / "linear", out=tmp_path / "one", without="image", strength=1)
+    before, zero, one = (
+        Scorer.open(path, store=made.store) for path in (runs / "linear", tmp_path / "zero", tmp_path / "one")
+    )
+    pairs = both(made.test)
+    np.testing.assert_allclose(zero.score(pairs), before.score(pairs), atol=1e-5)
+    data = Run.load(runs / "linear")
+    assert one.run.network.bank.shape == (1, data.network.settings["image_dim"])
+    # A linear probe has no product of both sides here, so without the prior the text is gone.
+    image = pairs[0][0]
+    scores = one.score([(image, text) for text in dict.fromkeys(made.test.texts)])
+    assert np.abs(scores - scores[0]).max() < 1e-3 or data.network.multiply
+
+
+def test_matching_takes_the_hubness_of_the_text_back_for_single_pairs_too(made, runs):
+    before, after = (Scorer.open(runs / name, store=made.store) for name in ("dual", "less-dual"))
+    network = after.run.network
+    assert network.weights.text_hubness == -0.5
+    images, texts = list(dict.fromkeys(made.captions.images))[:9], list(dict.fromkeys(made.captions.texts))[:4]
+    prior = after.prior([(images[0], text) for text in texts])[:, 0]
+    for row, text in enumerate(texts):
+        alone = after.score([(images[1], text)])[0]
+        assert alone == pytest.approx(before.score([(images[1], text)])[0] - 0.5 * prior[row], abs=2e-3)
+    # The bank is training pictures: their logits with the text, averaged.
+    trained = list(
+        dict.fromkeys(json.loads(line)["image"] for line in (runs / "captions.jsonl").read_text().splitlines())
+    )
+    own = Run.load(runs / "dual").train_image_hashes
+    assert len(network.bank_images) <= len(own)
+    assert len(network.bank_images) < len(trained) + 1
+
+
+def test_choice_sets_say_what_the_texts_give_away(made, runs, tmp_path):
+    rows = []
+    for number, (image, text) in enumerate(both(made.captions)[180:200:2]):
+        wrong = next(one for one in made.captions.texts if one.split()[1] != text.split()[1] and one.startswith("a"))
+        rows += [{"image": image, "text": text, "target": "true", "group": number},
+                 {"image": image, "text": wrong, "target": "false", "group": number}]  # fmt: skip
+    file = tmp_path / "choice.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = evaluate(Scorer.open(runs / "less-dual", store=made.store), file)
+    assert {"choice_accuracy", "prior_accuracy"} <= result.metrics.keys()
+    assert "prior_accuracy" not in evaluate(Scorer.open(runs / "dual", store=made.store), file).metrics
+
+
+def test_flattened_weights_and_the_choice_by_hand():
+    truth = encode_answers(["a", "b", "c", "z"], ["a", "b", "c"])
+    priors = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.99, 0.005, 0.005], [1.0, 0.0, 0.0]])
+    assert flattened(priors, truth).tolist() == [2.0, 4.0, 50.0, 0.0]
+    plain = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    prior = torch.tensor([[0.0, 0.0], [4.0, 0.0]])
+    both_classes = encode_answers(["a", "b"], ["a", "b"])
+    tried = compare(plain, prior, both_classes, torch.tensor([1.0, 3.0]), np.array([0, 1]), (0.0, 0.5))
+    assert [(one["accuracy"], one["flattened"]) for one in tried] == [(50, 25), (100, 100)]
+
+
+def test_the_command_line(made, runs, tmp_path, frevl):
+    said = frevl(
+        "debias", "--run", runs / "mlp", "--without", "image", "--out", tmp_path / "new", "--json", tmp_path / "r.json"
+    )
+    assert said.code == 0, said.err
+    assert "Saved in" in said.out
+    assert json.loads((tmp_path / "r.json").read_text())["results"]["debias"]["tried"][0]["strength"] == 0
+    for arguments, code, message in (
+        (("--run", runs / "mlp", "--out", tmp_path / "x"), 2, "found nothing to do"),
+        (("--run", runs / "mlp", "--without", "pictures", "--out", tmp_path / "x"), 2, "--without takes image or text"),
+        (
+            ("--run", runs / "mlp", "--without", "image", "--strength", 2, "--out", tmp_path / "x"),
+            2,
+            "from 0 to 1; found 2",
+        ),
+        (("--run", runs / "mlp", "--without", "image", "--out", runs / "linear"), 1, "holds a finished run"),
+        (("--run", runs / "mlp", "--without", "image", "--out", runs / "mlp"), 2, "writing would destroy it"),
+        (("--run", runs / "less", "--without", "image", "--out", tmp_path / "x"), 2, "its prior is subtracted already"),
+        (("--run", tmp_path / "none", "--without", "image", "--out", tmp_path / "x"), 1, "expected a run"),
+        (
+            ("--run", runs / "kernel", "--without", "image", "--out", tmp_path / "x"),
+            1,
+            "give pairs of other images with --dev",
+        ),
+    ):
+        said = frevl("debias", *arguments)
+        assert (said.code, message in said.err) == (code, True), said.err
+        assert "Traceback" not in said.err
+    said = frevl(
+        "debias", "--run", runs / "kernel", "--without", "image", "--dev", made.test_file, "--out", tmp_path / "k"
+    )
+    assert said.code == 0, said.err
+
+
+def test_a_run_from_elsewhere_has_to_be_told_where_its_data_are(made, runs, tmp_path):
+    import shutil
+
+    shutil.copytree(runs / "mlp", tmp_path / "mlp")
+    (tmp_path / "mlp" / "config.toml").unlink()
+    with pytest.raises(UsageError, match="does not say where its store is; name it with --store"):
+        debias(tmp_path / "mlp", out=tmp_path / "x", without="image")
+    with pytest.raises(UsageError, match="does not say where its training pairs are; name them with --pairs"):
+        debias(tmp_path / "mlp", out=tmp_path / "x", without="image", store=made.store)
+    debias(tmp_path / "mlp", out=tmp_path / "x", without="image", store=made.store, pairs=made.train_file)
+    with pytest.raises(FrevlError, match="found 90 images of its training pairs"):
+        debias(tmp_path / "mlp", out=tmp_path / "y", without="image", store=made.store, pairs=made.train_file,
+               dev=made.train_file)  # fmt: skip
+
+
+def test_one_side_is_refused(made, runs, tmp_path):
+    alone = tmp_path / "images.jsonl"
+    rows = [{"image": image, "target": "ab"[n % 2]} for n, image in enumerate(made.store.image_ids)]
+    alone.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train(made.store, alone, run=tmp_path / "alone", task="classification", model="linear")
+    with pytest.raises(UsageError, match="expects a run that reads images and texts, found one of images alone"):
+        debias(tmp_path / "alone", out=tmp_path / "x", without="image")
