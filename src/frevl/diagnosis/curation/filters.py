@@ -5,6 +5,7 @@ from __future__ import annotations
 from frevl.diagnosis.curation.checks.pictures import image_filter
 from frevl.diagnosis.curation.checks.texts import text_filter
 from frevl.diagnosis.curation.copies.duplicates import duplicate_filter
+from frevl.diagnosis.curation.labels import blind_filter, label_filter
 from frevl.diagnosis.curation.lines import Filter
 from frevl.diagnosis.curation.match import match_filter
 from frevl.errors import UsageError, nearest
@@ -16,6 +17,8 @@ FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {
     "duplicate": (duplicate_filter, ("matching", "classification")),
     "text": (text_filter, ("matching", "classification")),
     "image": (image_filter, ("matching", "classification")),
+    "blind": (blind_filter, ("classification",)),
+    "label": (label_filter, ("classification",)),
 }
 """Every filter with the tasks it is for. One that uses what another found (the best matching of some copies is kept)
 stands below it."""

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frevl.diagnosis.curation.folds import deal_folds
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.match_probability import fit_mixture
 from frevl.errors import UsageError
@@ -145,8 +146,7 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
     meaning = centred(texts) if math.isfinite(near) else None
-    count = int(groups.max()) + 1
-    fold_of = (torch.randperm(count, generator=torch.Generator().manual_seed(session.seed)) % lines.folds)[groups]
+    fold_of = torch.from_numpy(deal_folds(lines.pairs.clusters, lines.folds, session.seed))
     given = torch.zeros(len(pairs))
     drawn, drawn_groups = [], []
     started = clock.seconds()

@@ -1,0 +1,122 @@
+"""Groups dealt into folds, and the answers of models that have not learnt from the group of a line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from frevl.data.pairs import Pairs
+from frevl.diagnosis.curation.lines import Lines
+from frevl.diagnosis.model_comparison import most_passes, quick_products
+from frevl.diagnosis.model_specs import SMALL, ModelSpec
+from frevl.diagnosis.splits import constant, share_of_clusters
+from frevl.runs.scorer import Scorer
+from frevl.store.usable_pairs import names_of
+from frevl.terminal import print_progress
+from frevl.training.training import train
+
+__all__ = ["MOST_LEARNT", "deal_folds", "out_of_fold"]
+
+MOST_LEARNT = 20_000
+"""Lines that one model of classes learns from at most, so that a training has an end."""
+
+_PAIRS_AT_ONCE = 16_384
+_LEAST_SECONDS = 10.0
+
+
+def deal_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
+    """Return ``(n,)`` the fold of every line; a group is in one fold, and folds have as many groups, give or take one.
+
+    Args:
+        groups: ``(n,)`` name of the group of every line.
+        folds: How many.
+        seed: Of the dealing.
+    """
+    names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
+    place = np.random.default_rng(seed).permutation(len(names))
+    return np.array([place[names[name]] % folds for name in groups], np.int64)
+
+
+def out_of_fold(
+    lines: Lines, spec: ModelSpec, classes: Sequence[str], rows: NDArray[np.int64], *, share: float
+) -> NDArray[np.float32]:
+    """Let a model answer every line after it has learnt from the other folds.
+
+    Args:
+        lines: All lines.
+        spec: The model.
+        classes: Its probabilities are returned in this order; what it gives to others is left out.
+        rows: Lines that are answered and learnt from.
+        share: Of the time limit.
+
+    Returns:
+        ``(len(rows), classes)`` calibrated, rows sum to 1; equal where a model knows none of the classes.
+    """
+    known = lines.pairs.select(rows.tolist())
+    fold_of = deal_folds(known.clusters, lines.folds, lines.session.seed)
+    said = np.zeros((len(known), len(classes)), np.float32)
+    limit = lines.session.time_limit
+    for fold in range(lines.folds):
+        held = np.flatnonzero(fold_of == fold)
+        place = lines.checkpoint.part(f"{spec.name} fold {fold + 1}")
+        saved = place.load()
+        if saved is not None:
+            said[held] = saved[0]["said"].numpy()
+            continue
+        print_progress(
+            f"{spec.name}: learning without fold {fold + 1} of {lines.folds}", enabled=lines.session.progress
+        )
+        begun = place.clock.seconds()
+        learnt = known.select(np.flatnonzero(fold_of != fold).tolist())
+        if len(learnt) > MOST_LEARNT:
+            learnt = share_of_clusters(learnt, MOST_LEARNT / len(learnt), seed=lines.session.seed)
+        left = None if limit is None else max(_LEAST_SECONDS, share * limit / lines.folds)
+        said[held] = _answers(lines, spec, learnt, known.select(held.tolist()), classes, left)
+        place.save({"said": torch.from_numpy(said[held])}, {"seconds": place.clock.seconds() - begun})
+    said = np.maximum(said, 1e-9)
+    shares: NDArray[np.float32] = said / said.sum(axis=1, keepdims=True)
+    return shares
+
+
+def _answers(
+    lines: Lines, spec: ModelSpec, learnt: Pairs, asked: Pairs, classes: Sequence[str], time_limit: float | None
+) -> NDArray[np.float32]:
+    """Train one model and let it answer."""
+    passes = {} if spec.epochs is None else {"epochs": most_passes(spec.epochs, len(learnt))}
+    with TemporaryDirectory() as scratch, quick_products(wanted=len(learnt) > SMALL and spec.model != "linear"):
+        run = train(
+            lines.store,
+            _seen(spec, learnt),
+            run=Path(scratch) / "run",
+            task="classification",
+            model=spec.model,
+            image_encoder=names_of(lines.store, lines.image_towers) or None,
+            text_encoder=names_of(lines.store, lines.text_towers) or None,
+            seed=lines.session.seed,
+            time_limit=time_limit,
+            options={**spec.changes, **passes},
+            device=lines.session.device,
+            find_groups=False,  # done once for all models
+        )
+        scorer = Scorer(run, lines.store, device=lines.session.device)
+        shown = _seen(spec, asked)
+        both = list(zip(shown.images, shown.texts, strict=True))
+        parts = [
+            scorer.probabilities(scorer.score(both[start : start + _PAIRS_AT_ONCE]))
+            for start in range(0, len(both), _PAIRS_AT_ONCE)
+        ]
+    columns = {label: number for number, label in enumerate(run.labels)}
+    present = [number for number, name in enumerate(classes) if name in columns]
+    chosen = np.zeros((len(asked), len(classes)), np.float32)
+    if parts:
+        chosen[:, present] = np.concatenate(parts)[:, [columns[classes[number]] for number in present]]
+    return chosen
+
+
+def _seen(spec: ModelSpec, pairs: Pairs) -> Pairs:
+    return constant(pairs, image=pairs.images[0]) if spec.without == "image" else pairs

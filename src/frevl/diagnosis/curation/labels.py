@@ -1,0 +1,188 @@
+"""Wrong labels, and lines that the text alone answers: per line what the diagnosis computes as a share.
+
+Both ask models that have not learnt from the group of the line. A label is wrong only where two different models call
+it so by confident learning (Northcutt et al. 2021, as in cleanlab) and agree on another one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.diagnosis.curation.folds import deal_folds, out_of_fold
+from frevl.diagnosis.curation.lines import Found, Lines
+from frevl.diagnosis.curation.words import by_words
+from frevl.diagnosis.data_quality.label_errors import check_cleanlab, likely_errors
+from frevl.diagnosis.model_specs import SMALL, ModelSpec
+from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
+from frevl.diagnosis.splits import answers_of
+
+__all__ = ["GIVEN_AWAY", "blind_filter", "label_filter"]
+
+GIVEN_AWAY = 0.9
+"""A line is flagged as blind from this probability of its label by the text alone ..."""
+
+_ODDS = 3.0  # ... if these are that many times the odds of the label in the file: a frequent label is no leak
+_MOST_CELLS = 40_000_000  # probabilities that cleanlab looks at together
+_TRUSTED = 0.9  # of the lines answered right, or contradictions say more about the models than about the labels
+_LEAST_SKILL = 0.4  # of the way from the most frequent label to all right; a model below tells nothing
+
+_REGULARISED = {"dropout": 0.4, "weight_decay": 0.2, "batch_size": 128}
+
+
+def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it needs no other
+    """Look for wrong labels.
+
+    Raises:
+        MissingExtraError: cleanlab is not installed.
+    """
+    check_cleanlab()
+    given, classes, rows = _single(lines)
+    if len(classes) < 2 or len(set(_names(lines, rows))) < lines.folds:
+        return _silent(lines, "label", given, _too_few("wrong labels", classes, lines))
+    kinds = _models(lines, len(rows))
+    said = [out_of_fold(lines, spec, classes, rows, share=0.4) for spec in kinds]
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index[str(given[row])] for row in rows], np.int64)
+    accuracies = [float((one.argmax(axis=1) == labels).mean()) for one in said]
+    usual = float(np.bincount(labels).max() / len(labels))
+    told = " and ".join(f"{spec.name} {100 * one:.1f} %" for spec, one in zip(kinds, accuracies, strict=True))
+    if min(accuracies) < usual + _LEAST_SKILL * (1 - usual):
+        reason = (
+            f"wrong labels cannot be told from what the models cannot do (right on lines that they have not learnt "
+            f"from: {told}; always the most frequent label: {100 * usual:.1f} %)"
+        )
+        return _silent(lines, "label", given, reason)
+    wrong = _contradicted(labels, said, lines.session.seed)
+    mean = np.mean(said, axis=0)
+    belief = np.full(len(lines), np.nan)
+    belief[rows] = mean[np.arange(len(rows)), labels]
+    likelier = {row: classes[number] for row, number in zip(rows.tolist(), mean.argmax(axis=1).tolist(), strict=True)}
+    values = [
+        {"label": [given[row], likelier.get(row), None if np.isnan(p) else round(p, 6)]}
+        for row, p in enumerate(belief.tolist())
+    ]
+    flagged = np.zeros(len(lines), bool)
+    flagged[rows[wrong]] = True
+    doubts, share = [], len(wrong) / len(rows)
+    if min(accuracies) < _TRUSTED or 2 * share < 1 - min(accuracies):
+        doubts = [
+            f"Some of the labels that are called wrong may be what the models cannot do: of lines that they have not "
+            f"learnt from they answer right: {told}. Look at a hundred of them first."
+        ]
+    figures = {"looked_at": len(rows), "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True))}
+    return Found(values, flagged, belief, tuple(doubts), (), figures)
+
+
+def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it needs no other
+    """Look for lines whose label the text alone gives away."""
+    if len(lines.pairs.sides) < 2:
+        return _silent(lines, "blind", None, "the lines have one side alone, so there is nothing to do without")
+    given, classes, rows = _single(lines)
+    if len(classes) < 2 or len(set(_names(lines, rows))) < lines.folds:
+        return _silent(lines, "blind", None, _too_few("what the text alone answers", classes, lines))
+    index = {name: number for number, name in enumerate(classes)}
+    labels = np.array([index[str(given[row])] for row in rows], np.int64)
+    said, told_by = _by_text(lines, labels, classes, rows)
+    belief = np.full(len(lines), np.nan)
+    belief[rows] = said[np.arange(len(rows)), labels]
+    usual = (np.bincount(labels, minlength=len(classes)) / len(labels))[labels]
+    sure = belief[rows]
+    flagged = np.zeros(len(lines), bool)
+    flagged[rows] = (sure >= GIVEN_AWAY) & (sure * (1 - usual) >= _ODDS * usual * (1 - sure))
+    hits = float((said.argmax(axis=1) == labels).mean())
+    often = float(np.bincount(labels).max() / len(labels))
+    note = (
+        f"The text alone ({told_by}) answers {100 * hits:.1f} % of {len(rows):,} lines, always the most frequent label "
+        f"{100 * often:.1f} %."
+    )
+    values = [{"blind": None if np.isnan(p) else round(p, 6)} for p in belief.tolist()]
+    return Found(values, flagged, None, (), (note,), {"accuracy": hits, "most_frequent": often})
+
+
+def _by_text(
+    lines: Lines, labels: NDArray[np.int64], classes: Sequence[str], rows: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], str]:
+    """Return what the text alone says, by words or by its embedding: what is surer of lines it has not learnt from."""
+    texts = [lines.pairs.texts[row] for row in rows.tolist()]
+    fold_of = deal_folds(_names(lines, rows), lines.folds, lines.session.seed)
+    words = np.maximum(by_words(texts, labels, fold_of, len(classes)), 1e-9)
+    embedded = out_of_fold(lines, _text_model(len(rows)), classes, rows, share=0.2)
+    at = np.arange(len(rows))
+    if np.log(words[at, labels]).mean() >= np.log(embedded[at, labels]).mean():
+        return words, "its words"
+    return embedded, "its embedding"
+
+
+def _single(lines: Lines) -> tuple[list[str | None], list[str], NDArray[np.int64]]:
+    """Return the only answer of every line (None where there are several), the classes, and the rows of these."""
+    answers = [answers_of(target, lines.task) for target in lines.pairs.targets]
+    given = [next(iter(one)) if len(one) == 1 else None for one in answers]
+    counts = Counter(one for one in given if one is not None)
+    classes = [name for name, count in counts.most_common() if count >= FEWEST_OF_CLASS]
+    known = set(classes)
+    return given, classes, np.array([row for row, one in enumerate(given) if one in known], np.int64)
+
+
+def _names(lines: Lines, rows: NDArray[np.int64]) -> list[str]:
+    clusters = lines.pairs.clusters
+    return [clusters[row] for row in rows.tolist()]
+
+
+def _too_few(what: str, classes: Sequence[str], lines: Lines) -> str:
+    if len(classes) < 2:
+        return f"{what} cannot be told: fewer than two classes have {FEWEST_OF_CLASS} lines with this answer alone"
+    return f"{what} cannot be told: the lines of these classes belong to fewer than {lines.folds} groups"
+
+
+def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: str) -> Found:
+    values: list[dict[str, Any]] = [{key: None} for _ in range(len(lines))]
+    if given is not None:
+        values = [{key: [one, None, None]} for one in given]
+    return Found(
+        values,
+        np.zeros(len(lines), bool),
+        None if given is None else np.full(len(lines), np.nan),
+        (f"{reason[0].upper()}{reason[1:]}.",),
+    )
+
+
+def _models(lines: Lines, count: int) -> list[ModelSpec]:
+    """Return two models that learn in different ways, for so many lines."""
+    small = count * (lines.folds - 1) <= SMALL * lines.folds
+    if len(lines.pairs.sides) < 2:
+        (side,) = lines.pairs.sides
+        first = ModelSpec("kernel", "kernel", "side", 0.4) if small else ModelSpec("linear", "linear", "side", 0.4)
+        return [first, ModelSpec(side, side, "side", 0.4, epochs=12)]
+    network = ModelSpec("mlp", "mlp", "baseline", 0.4, epochs=12, changes=_REGULARISED if small else {})
+    if small:
+        return [ModelSpec("kernel", "kernel", "fusion", 0.4), network]
+    return [ModelSpec("linear", "linear", "baseline", 0.4), network]
+
+
+def _text_model(count: int) -> ModelSpec:
+    if count <= SMALL:
+        return ModelSpec("text kernel", "kernel", "text", 0.2, without="image")
+    return ModelSpec("text", "text", "text", 0.2, epochs=4)
+
+
+def _contradicted(labels: NDArray[np.int64], said: Sequence[NDArray[np.float32]], seed: int) -> NDArray[np.int64]:
+    """Return the rows that all models call wrong with the same other answer, block by block where they are many."""
+    blocks = max(1, -(-len(said) * said[0].size // _MOST_CELLS))
+    block_of = np.random.default_rng(seed).integers(0, blocks, len(labels))
+    found: list[int] = []
+    for block in range(blocks):
+        rows = np.flatnonzero(block_of == block)
+        present, numbers = np.unique(labels[rows], return_inverse=True)
+        if len(present) < 2:
+            continue
+        by_model = [one[rows][:, present] for one in said]
+        by_model = [one / one.sum(axis=1, keepdims=True) for one in by_model]
+        named = set.intersection(*({int(row) for row in likely_errors(numbers, one)} for one in by_model))
+        same = (row for row in named if len({int(one[row].argmax()) for one in by_model}) == 1)
+        found += [int(rows[row]) for row in same]
+    return np.array(sorted(found), np.int64)

@@ -1,0 +1,137 @@
+"""Exchanged labels, and texts that give their label away, planted among lines with a known truth."""
+
+import json
+
+import numpy as np
+import pytest
+
+import frevl
+from frevl.diagnosis.curation.words import by_words
+from frevl.store.importing.vectors import import_embeddings
+from frevl.store.reader import Store
+
+CLASSES = ("fern", "moss", "reed")
+QUESTIONS = ("which plant is it", "what grows here", "name this plant")
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """300 pictures in three clear classes: a tenth of the labels is exchanged, 30 % of the texts name the label."""
+    folder = tmp_path_factory.mktemp("planted")
+    random = np.random.default_rng(2)
+    kinds = random.integers(0, 3, 300)
+    order = random.permutation(300)
+    wrong, leaks = set(order[:30].tolist()), set(order[30:120].tolist())
+    rows = []
+    for n, kind in enumerate(kinds.tolist()):
+        label = CLASSES[(kind + 1 + n % 2) % 3 if n in wrong else kind]
+        text = QUESTIONS[n % 3] + (f" - {label}" if n in leaks else "")
+        rows.append({"image": f"{n}.jpg", "text": text, "target": label, "wrong": n in wrong, "leak": n in leaks})
+    texts = sorted({row["text"] for row in rows})
+    store = folder / "store"
+    of_images = np.eye(11)[kinds] + 0.15 * random.standard_normal((300, 11))
+    for of, vectors, ids in (
+        ("images", of_images, [row["image"] for row in rows]),
+        ("texts", random.standard_normal((len(texts), 7)), texts),
+    ):
+        np.save(folder / f"{of}.npy", vectors.astype(np.float32))
+        write(folder / f"{of}.json", [])
+        (folder / f"{of}.json").write_text(json.dumps(ids))
+        import_embeddings(folder / f"{of}.npy", of=of, ids=folder / f"{of}.json", encoder="drawn", store=store)
+    return Store.open(store), write(folder / "lines.jsonl", rows), rows
+
+
+@pytest.fixture(scope="module")
+def found(planted):
+    return frevl.curate(*planted[:2], drop=["blind", "label"])
+
+
+def precision_and_recall(found, name, key):
+    flagged = np.array([name in line["curate"]["why"] for line in found.lines])
+    truth = np.array([line[key] for line in found.lines])
+    return (flagged & truth).sum() / flagged.sum(), (flagged & truth).sum() / truth.sum()
+
+
+def test_exchanged_labels_are_found_and_the_right_one_is_named(planted, found):
+    precision, recall = precision_and_recall(found, "label", "wrong")
+    assert precision >= 0.9
+    assert recall >= 0.9
+    for line in found.lines:
+        given, likelier, p = line["curate"]["label"]
+        assert given == line["target"]
+        assert 0 <= p <= 1
+        if "label" in line["curate"]["why"]:
+            assert likelier != given
+
+
+def test_texts_that_give_their_label_away_are_found(found):
+    precision, recall = precision_and_recall(found, "blind", "leak")
+    assert precision >= 0.9
+    assert recall >= 0.9
+    assert "The text alone (its words) answers" in found.sentence()
+
+
+def test_clean_labels_are_left_alone(planted, tmp_path):
+    store, _, rows = planted
+    clean = write(tmp_path / "clean.jsonl", [row for row in rows if not row["wrong"]])
+    told = frevl.curate(store, clean, drop=["label"])
+    assert told.filters["label"]["flagged"] <= 0.02 * 270
+
+
+def test_below_and_keep_go_by_the_probability_of_the_label(planted, found):
+    store, lines, _ = planted
+    kept = frevl.curate(store, lines, drop=["label"], keep=0.9)
+    dropped = [line for line in kept.lines if not line["curate"]["kept"]]
+    assert len(dropped) == 30
+    assert np.mean([line["wrong"] for line in dropped]) > 0.8
+
+
+def test_blind_is_looked_at_only_where_it_is_asked_for(planted):
+    told = frevl.curate(*planted[:2], time_limit=60)
+    assert "blind" not in told.filters
+    assert told.task == "classification"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"target": "fern"}, "Wrong labels cannot be told: fewer than two classes have 5 lines"),
+        ({"target": ["fern", "moss"]}, "Wrong labels cannot be told: fewer than two classes have 5 lines"),
+        ({"image": "0.jpg"}, "Wrong labels cannot be told: the lines of these classes belong to fewer than 3 groups"),
+    ],
+)
+def test_what_cannot_be_told_is_said_first_and_nothing_is_dropped(planted, tmp_path, change, reason):
+    store, _, rows = planted
+    told = frevl.curate(store, write(tmp_path / "x.jsonl", [{**row, **change} for row in rows]), drop=["label"])
+    assert told.sentence().startswith(reason)
+    assert told.kept == 300
+
+
+def test_labels_that_have_nothing_to_do_with_the_pictures(planted, tmp_path):
+    store, _, rows = planted
+    random = np.random.default_rng(0)
+    drawn = [{**row, "target": str(random.choice(CLASSES)), "text": QUESTIONS[0]} for row in rows]
+    told = frevl.curate(store, write(tmp_path / "drawn.jsonl", drawn), drop=["label"])
+    assert told.sentence().startswith("Wrong labels cannot be told from what the models cannot do")
+    assert told.kept == 300
+
+
+def test_images_alone(one_side):
+    told = frevl.curate(one_side.store, one_side.train_file, drop=["label", "blind"])
+    assert told.filters["label"]["flagged"] <= 1
+    assert "the lines have one side alone" in told.sentence().lower()
+
+
+def test_words_by_hand():
+    """Two words decide; a fold whose others have one class answers that; texts without a word say nothing."""
+    labels, folds = np.array([0, 1] * 6), np.arange(12) // 4
+    said = by_words(["a cat", "a dog"] * 6, labels, folds, 2)
+    assert (said.argmax(axis=1) == labels).all()
+    assert said.sum(axis=1) == pytest.approx(1)
+    assert by_words([" ", ""] * 6, labels, folds, 2) == pytest.approx(0.5)
+    assert by_words(["a", "b", "c"], np.array([1, 1, 0]), np.array([0, 0, 1]), 2)[:2].tolist() == [[1, 0], [1, 0]]
