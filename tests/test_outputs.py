@@ -53,7 +53,7 @@ WRITTEN = {
     "select": {"--out"},
     "search": {"--html"},
     "diagnose": {"--html", "--markdown"},
-    "curate": {"--out", "--dropped"},
+    "curate": {"--out", "--dropped", "--html"},
     "export": {"--onnx"},
     "publish": {"--folder"},
     "bench": {"--out"},

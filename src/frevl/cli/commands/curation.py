@@ -59,6 +59,9 @@ def curate(
     images: Annotated[
         Path | None, typer.Option(readable=False, help="Folder of the images, to look at their pixels.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(readable=False, help="Write the report to this HTML file."), OUTPUT
+    ] = None,
     columns: ColumnsOption = None,
     encoder: EncoderOption = None,
     image_encoder: ImageEncoderOption = None,
@@ -81,6 +84,10 @@ def curate(
 
     Nothing is deleted from the store. Every line says why it is kept or not.
     """
+    if html is not None:
+        from frevl.diagnosis.report.page import check_page_libraries
+
+        check_page_libraries(images)  # now, not after minutes of training
     from frevl.diagnosis.curation.curate import curate as run_curate
 
     found = run_curate(
@@ -96,3 +103,7 @@ def curate(
     )  # fmt: skip
     say(found.sentence())
     write(json, found.record())
+    if html is not None:
+        from frevl.diagnosis.report.curation_page import write_curation_page
+
+        write_curation_page(found, html, images=images)

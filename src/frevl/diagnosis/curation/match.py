@@ -2,21 +2,22 @@
 
 The groups of the lines are dealt into folds. For each fold a ``dual`` with the kernel alignment beside it learns from
 the other folds and scores the lines of this one and as many wrong ones, drawn there too; from both follows the
-probability that a line is right (`frevl.diagnosis.curation.match_probability`). Scores are those that hard negatives
-are mined by (`frevl.training.retrieval.hard_negatives`): hubness, measured with training items, is taken back, and a
-text that is near to a right one of the image is not drawn as a wrong one.
+probability that a line is right (`frevl.diagnosis.curation.match_probability`). What tells them apart is what hard
+negatives are mined by (`frevl.training.retrieval.hard_negatives`), cosines and hubness, and how well the text agrees
+with the other texts of the image. A text that is near to a right one of the image is not drawn as a wrong one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from frevl.diagnosis.curation.evidence import TextsOfImages, one_score
 from frevl.diagnosis.curation.folds import deal_folds
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.match_probability import fit_mixture
@@ -45,17 +46,22 @@ UNLIKELY = 0.5
 
 _DRAWN = 2  # wrong lines for every given one
 _BANK = 2000  # training items that hubness is measured with
-_HUBNESS_WEIGHT, _ALIGNMENT_WEIGHT = 0.5, 10.0  # as hard negatives are mined
+_ALIGNMENT_WEIGHT = 10.0  # in the logits that hubness is measured with, as hard negatives are mined
 _ALIGNED = 4000  # training images of the alignment
 _TRIES = 16
+_FEATURES = 6
 _AT_ONCE = 8192
-_COMPARED = 8  # texts of an image that a drawn one must not be near to
-_LITTLE_SURE = 0.7  # of the drawn lines must score below the median of the given ones, or the model tells nothing
+# A model that tells nothing lets 5 % of the lines score so; below twice that there is nothing to go by.
+_CLEAR, _LEAST_TOLD = 0.95, 0.1
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """Of given lines and of wrong ones that were drawn, with the group of each."""
+    """Of given lines and of wrong ones that were drawn, with the group of each.
+
+    ``given`` is ``(n, features)``, ``drawn`` ``(m, features)``; each column tells right lines from wrong ones a little,
+    and `frevl.diagnosis.curation.evidence` makes one score of them.
+    """
 
     given: Tensor
     drawn: Tensor
@@ -95,27 +101,31 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     return _judged(lines, scores, groups.numpy(), right, doubts)
 
 
-def _silent(lines: Lines, reason: str) -> Found:
+def _silent(lines: Lines, reason: str, doubts: Sequence[str] = ()) -> Found:
     return Found(
         [{"match": None} for _ in range(len(lines))],
         np.zeros(len(lines), bool),
         np.full(len(lines), np.nan),
-        doubts=(f"Nothing is said about matches: {reason}.",),
+        doubts=(f"Nothing is said about matches: {reason}.", *doubts),
         figures={"wrong_share": None, "ci95": None},
     )
 
 
 def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray, doubts: list[str]) -> Found:
-    given, drawn = scores.given.double().numpy(), scores.drawn.double().numpy()
-    if not (np.isfinite(given).all() and np.isfinite(drawn).all()):
+    table, drawn_table = scores.given.double().numpy(), scores.drawn.double().numpy()
+    if not (np.isfinite(table).all() and np.isfinite(drawn_table).all()):
         return _silent(lines, "the embeddings hold numbers that are not finite; look for them with frevl store verify")
-    if len(drawn) == 0:
+    if len(drawn_table) == 0:
         return _silent(lines, "no text is wrong for any image, as every text stands near to a right one")
-    told = float((drawn < np.median(given[right])).mean())
-    if told < _LITTLE_SURE:
-        doubts.append(
-            f"The model hardly tells right texts from drawn ones ({100 * told:.0f} % of the drawn ones score below the "
-            "median line): it knows too little of these pictures and texts to find wrong lines."
+    given, drawn = one_score(table, drawn_table, right)
+    told = float((given[right] > np.quantile(drawn, _CLEAR)).mean())
+    if told < _LEAST_TOLD:
+        return _silent(
+            lines,
+            f"the model does not tell these texts from drawn ones ({100 * told:.0f} % of the lines score above all but "
+            f"{100 * (1 - _CLEAR):.0f} % of the drawn ones); it knows too little of such pictures and texts, or nearly "
+            "all lines are wrong",
+            doubts,
         )
     found = fit_mixture(given[right], drawn, groups[right], scores.drawn_groups.numpy())
     belief = np.full(len(lines), np.nan)
@@ -133,7 +143,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
         belief,
         tuple(doubts),
         notes,
-        {"wrong_share": found.wrong_share, "ci95": list(found.ci95), "drawn_below_median": told},
+        {"wrong_share": found.wrong_share, "ci95": list(found.ci95), "above_drawn": told},
     )
 
 
@@ -147,7 +157,7 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
     meaning = centred(texts) if math.isfinite(near) else None
     fold_of = torch.from_numpy(deal_folds(lines.pairs.clusters, lines.folds, session.seed))
-    given = torch.zeros(len(pairs))
+    given = torch.zeros(len(pairs), _FEATURES)
     drawn, drawn_groups = [], []
     started = clock.seconds()
     for fold in range(lines.folds):
@@ -169,7 +179,7 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
         else:
             scores = _Scores(**saved[0])
         # Each fold has a model of its own, whose scores have a scale of their own.
-        middle, width = scores.drawn.mean(), scores.drawn.std().clamp(min=1e-6)
+        middle, width = scores.drawn.mean(dim=0), scores.drawn.std(dim=0).clamp(min=1e-6)
         given[held] = (scores.given - middle) / width
         drawn.append((scores.drawn - middle) / width)
         drawn_groups.append(scores.drawn_groups)
@@ -207,18 +217,33 @@ def _one_fold(
         )
         text_parts = torch.cat([network.text_parts(texts[text_ids[part]].float()) for part in _blocks(len(text_ids))])
         scales = network.part_scales(_ALIGNMENT_WEIGHT, image_parts.shape[1])
-        of_images = _HUBNESS_WEIGHT * hubness(image_parts, banks[1], scales)
-        of_texts = _HUBNESS_WEIGHT * hubness(text_parts, banks[0], scales)
+        of_images = hubness(image_parts, banks[1], scales)
+        of_texts = hubness(text_parts, banks[0], scales)
 
-        def scored(image: Tensor, text: Tensor) -> Tensor:
-            parts = [
-                (image_parts[image[part]] * scales * text_parts[text[part]]).sum(dim=1) for part in _blocks(len(image))
-            ]
-            return torch.cat(parts) - of_images[image] - of_texts[text]
+        own = TextsOfImages.of(image_at[right[held]], text_at[right[held]], len(image_ids))
+        width = network.own_text_vectors(texts[:1].float()).shape[1]
+
+        def features(image: Tensor, text: Tensor, line: Tensor) -> Tensor:
+            """Of images and texts by number, as if the text stood in place of that of the line."""
+            columns = []
+            for part in _blocks(len(image)):
+                shown, said = image_parts[image[part]], text_parts[text[part]]
+                cosines = shown * said
+                agreed, has_others = own.agreement(text_parts[:, :width], image[part], text[part], text_at[line[part]])
+                columns.append(
+                    torch.stack(
+                        [
+                            cosines[:, :width].sum(dim=1), cosines[:, width:].sum(dim=1), of_images[image[part]],
+                            of_texts[text[part]], agreed, has_others,
+                        ],
+                        dim=1,
+                    )
+                )  # fmt: skip
+            return torch.cat(columns)
 
         rows, columns = _draw_wrong(pairs, meaning, groups, right, held, near, seed)
-        given = scored(image_at, text_at)
-        drawn = scored(image_at[rows], text_at[columns])
+        given = features(image_at, text_at, torch.arange(len(held)))
+        drawn = features(image_at[rows], text_at[columns], rows)
     return _Scores(given, drawn, groups[held[rows]])
 
 
@@ -245,7 +270,7 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     images, words = lines.pairs.images, lines.pairs.texts
     given = scorer.score(list(zip(images, words, strict=True)))
     wrong = [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
-    return _Scores(torch.from_numpy(given), torch.from_numpy(scorer.score(wrong)), groups[rows])
+    return _Scores(torch.from_numpy(given)[:, None], torch.from_numpy(scorer.score(wrong))[:, None], groups[rows])
 
 
 def _draw_wrong(
@@ -269,7 +294,7 @@ def _draw_wrong(
     random = torch.Generator().manual_seed(seed)
     source = right[held].nonzero()[:, 0]
     image, text, group = pairs.image_rows[held], pairs.text_rows[held], groups[held]
-    own = _texts_of_images(image[source], text[source])
+    own = TextsOfImages.of(image[source], text[source], int(image.max()) + 1).rows
 
     def is_wrong(rows: Tensor, columns: Tensor) -> Tensor:
         wrong = (group[rows] != group[columns]) & (text[rows] != text[columns]) & (image[rows] != image[columns])
@@ -295,15 +320,3 @@ def _draw_wrong(
 
 def _blocks(count: int) -> list[slice]:
     return [slice(start, start + _AT_ONCE) for start in range(0, max(count, 1), _AT_ONCE)]
-
-
-def _texts_of_images(image: Tensor, text: Tensor) -> Tensor:
-    """Return ``(images, k)``: rows of the first texts of every image, -1 where it has fewer."""
-    order = image.argsort(stable=True)
-    image, text = image[order], text[order]
-    first = torch.searchsorted(image, image)
-    rank = torch.arange(len(image)) - first
-    few = rank < _COMPARED
-    table = torch.full((int(image.max()) + 1, min(_COMPARED, int(rank.max()) + 1)), -1, dtype=torch.long)
-    table[image[few], rank[few]] = text[few]
-    return table

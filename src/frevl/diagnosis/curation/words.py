@@ -61,5 +61,7 @@ def by_words(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it could be solved more exactly
             model.fit(seen, labels[learnt])
-        said[held[:, None], model.classes_] = model.predict_proba(counts.transform([texts[row] for row in held.tolist()]))
+        said[held[:, None], model.classes_] = model.predict_proba(
+            counts.transform([texts[row] for row in held.tolist()])
+        )
     return said

@@ -22,10 +22,18 @@ from frevl.runs.search.thumbnails import thumbnail_address
 if TYPE_CHECKING:
     from frevl.diagnosis.diagnosis import Diagnosis
 
-__all__ = ["check_page_libraries", "figures", "page_of", "write_page"]
+__all__ = ["check_page_libraries", "figures", "page_of", "render", "write_page", "write_text"]
 
 _THUMBNAIL = 320  # pixels of the longer side
 _LONG = 12  # rows from which a table is collapsed
+_WORDS = {
+    "title": "Diagnosis",
+    "kicker": "Diagnosis of frozen embeddings",
+    "cases": "Telling cases",
+    "truth": "Truth",
+    "answer": "Answer",
+    "nothing": "Not measured in this diagnosis.",
+}
 
 
 def check_page_libraries(images: str | Path | None = None) -> None:
@@ -61,7 +69,15 @@ def write_page(diagnosis: Diagnosis, path: str | Path, *, images: str | Path | N
         InputError: The file cannot be written.
     """
     check_page_libraries(images)
-    page = page_of(diagnosis, images=None if images is None else Path(images))
+    write_text(page_of(diagnosis, images=None if images is None else Path(images)), path)
+
+
+def write_text(page: str, path: str | Path) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         replace_file(Path(path), lambda temporary: temporary.write_text(page, encoding="utf-8"))
@@ -73,6 +89,27 @@ def write_page(diagnosis: Diagnosis, path: str | Path, *, images: str | Path | N
 
 def page_of(diagnosis: Diagnosis, *, images: Path | None = None) -> str:
     """Return the page as text; the same diagnosis gives the same text."""
+    record = shareable(plain(diagnosis.record()))  # what the JSON holds, without the folders of this machine
+    return render(record, sections_of(record["verdict"]), _facts(record), _WORDS, images=images)
+
+
+def render(
+    record: dict[str, Any],
+    headings: dict[str, str],
+    facts: list[tuple[str, Any]],
+    words: dict[str, str],
+    *,
+    images: Path | None = None,
+) -> str:
+    """Return a page of findings as text.
+
+    Args:
+        record: ``verdict`` with its ``sentence``, ``findings``, and maybe ``notes``, ``cases`` and ``provenance``.
+        headings: The sections of the page by the name that findings give.
+        facts: What stands below the sentence, with its name.
+        words: ``title``, ``kicker``, ``cases``, ``truth``, ``answer`` and ``nothing``: what the page calls things.
+        images: Folder of the images, for thumbnails of the cases.
+    """
     check_page_libraries()
     import jinja2
 
@@ -81,16 +118,15 @@ def page_of(diagnosis: Diagnosis, *, images: Path | None = None) -> str:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update({"figures": figures, "anchor": _anchor, "answers": _answers})
-    record = shareable(plain(diagnosis.record()))  # what the JSON holds, without the folders of this machine
-    verdict = record["verdict"]
     return environment.get_template("diagnosis.html").render(
-        verdict={"detail": [], **verdict},
-        facts=_facts(record),
+        verdict={"detail": [], **record["verdict"]},
+        facts=facts,
         notes=record.get("notes", []),
-        sections=_sections(record["findings"], sections_of(verdict)),
+        sections=_sections(record["findings"], headings),
         cases=_cases(record.get("cases", []), images),
         provenance={"store": "", **record.get("provenance", {})},
         origin=_origin(record.get("provenance", {})),
+        words=words,
     )
 
 

@@ -1,0 +1,102 @@
+"""What tells a right line from a wrong one, as one score; and the agreement of a text with the others of its image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["TextsOfImages", "one_score"]
+
+_MOST_TEXTS = 8  # of an image that a text is compared with
+_PENALTY = 1.0  # of the ridge on standardised features
+_STEPS = 30
+
+
+@dataclass(frozen=True)
+class TextsOfImages:
+    """The first texts of every image.
+
+    Attributes:
+        rows: ``(images, k)`` int64 rows of texts, -1 where an image has fewer.
+    """
+
+    rows: Tensor
+
+    @classmethod
+    def of(cls, image: Tensor, text: Tensor, images: int) -> TextsOfImages:
+        """Collect them from ``(n,)`` image and text of right lines; at most 8 of each of so many images."""
+        order = image.argsort(stable=True)
+        image, text = image[order], text[order]
+        rank = torch.arange(len(image)) - torch.searchsorted(image, image)
+        few = rank < _MOST_TEXTS
+        rows = torch.full((images, _MOST_TEXTS), -1, dtype=torch.long)
+        rows[image[few], rank[few]] = text[few]
+        return cls(rows)
+
+    def agreement(self, vectors: Tensor, image: Tensor, text: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how near a text is to the other texts of an image, and 1 where there are any, ``(n,)`` each.
+
+        Args:
+            vectors: ``(texts, d)`` of unit length.
+            image: ``(n,)``.
+            text: ``(n,)`` the texts in question.
+            own: ``(n,)`` the text of the line: it counts neither for itself nor for what stands in its place.
+
+        Returns:
+            The mean cosine, 0 where there is no other text.
+        """
+        others = self.rows[image]
+        counted = (others >= 0) & (others != own[:, None]) & (others != text[:, None])
+        cosines = (vectors[others.clamp(min=0)] * vectors[text][:, None]).sum(dim=2)
+        number = counted.sum(dim=1)
+        means = (cosines * counted).sum(dim=1) / number.clamp(min=1)
+        return means, (number > 0).to(means.dtype)
+
+
+def one_score(
+    given: NDArray[np.float64], drawn: NDArray[np.float64], right: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weigh the features so that they tell given lines from drawn ones (logistic regression with a small ridge).
+
+    Some given lines are wrong too; that makes all weights smaller and leaves their order the same (Elkan and Noto
+    2008, "Learning classifiers from only positive and unlabeled data").
+
+    Args:
+        given: ``(n, features)``.
+        drawn: ``(m, features)``.
+        right: ``(n,)`` bool, lines that are given as right: only they are learnt from.
+
+    Returns:
+        ``(n,)`` and ``(m,)`` scores; one feature alone is returned as it is.
+    """
+    if given.shape[1] == 1:
+        return given[:, 0], drawn[:, 0]
+    both = np.concatenate([given[right], drawn])
+    middle, width = both.mean(axis=0), both.std(axis=0)
+    known = width > 1e-9
+    width = np.where(known, width, 1.0)
+    x = np.concatenate([np.where(known, (both - middle) / width, 0.0), np.ones((len(both), 1))], axis=1)
+    truth = np.concatenate([np.ones(int(right.sum())), np.zeros(len(drawn))])
+    weight = np.concatenate([np.full(int(right.sum()), 0.5 / right.sum()), np.full(len(drawn), 0.5 / len(drawn))])
+    weight *= len(both)
+    ridge = np.full(x.shape[1], _PENALTY)
+    ridge[-1] = 1e-6
+    factors = np.zeros(x.shape[1])
+    for _ in range(_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(x @ factors, -30, 30)))
+        slope = x.T @ (weight * (p - truth)) + ridge * factors
+        curve = (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(ridge)
+        step = np.linalg.solve(curve, slope)
+        factors -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-9))  # no step beyond what a sigmoid tells
+        if np.abs(step).max() < 1e-6:
+            break
+
+    def scores(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        found: NDArray[np.float64] = np.where(known, (values - middle) / width, 0.0) @ factors[:-1]
+        return found
+
+    return scores(given), scores(drawn)

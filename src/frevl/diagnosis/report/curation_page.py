@@ -1,0 +1,158 @@
+"""A curation as one HTML file, on the page of a diagnosis: what each filter found, and the lines that go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from frevl.diagnosis.findings import Finding, chart, series
+from frevl.diagnosis.report.page import check_page_libraries, render, write_text
+from frevl.diagnosis.report.shareable import shareable
+from frevl.jsonfile import plain
+
+if TYPE_CHECKING:
+    from frevl.diagnosis.curation.curate import Curation
+
+__all__ = ["curation_findings", "write_curation_page"]
+
+_CASES = 12  # lines shown of every filter, the least probable first
+_ROWS = 30
+_BINS = 10
+
+_HEADINGS = {
+    "match": "Does the text describe the image?",
+    "duplicate": "Copies",
+    "text": "Texts",
+    "image": "Pictures",
+    "blind": "What the text alone gives away",
+    "label": "Labels",
+}
+_KEYS = {"duplicate": "duplicate_of"}  # of the verdict, where it has another name than the filter
+_HOW = {
+    "match": (
+        "A dual encoder with a kernel alignment learnt from the lines of other groups, and scored these lines and "
+        "drawn wrong ones; the probability is that of a mixture of both kinds (docs/curate.md)."
+    ),
+    "duplicate": "The same content, or nearer than unrelated pictures of this set are to each other (docs/curate.md).",
+    "text": "Rules on the texts, measured on the set itself (docs/curate.md).",
+    "image": "Rules on the pictures, measured on the set itself (docs/curate.md).",
+    "blind": "A model of the text alone that has not learnt from the group of the line, as a probability of its label.",
+    "label": "Two different models that have not learnt from the group of the line, and confident learning (cleanlab).",
+}
+_ADVICE = "Look at the lines below before you trust it; --dropped FILE writes all of them."
+
+
+def write_curation_page(curation: Curation, path: str | Path, *, images: str | Path | None = None) -> None:
+    """Write the page.
+
+    Args:
+        curation: What was found.
+        path: HTML file to write; its folder is made.
+        images: Folder of the images, to show thumbnails of the lines that go; None shows their ids only.
+
+    Raises:
+        MissingExtraError: Jinja2 or Matplotlib is not installed.
+        UsageError: The folder of images does not exist.
+        InputError: The file cannot be written.
+    """
+    check_page_libraries(images)
+    findings = curation_findings(curation)
+    said = f"Kept {curation.kept:,} of {len(curation.lines):,} lines."
+    record = {
+        "verdict": {"sentence": curation.doubts[0] if curation.doubts else said,
+                    "detail": [*curation.doubts[1:], *([said] if curation.doubts else [])]},
+        "findings": [one.record() for one in findings],
+        "notes": curation.notes,
+        "cases": _cases(curation),
+        "provenance": curation.provenance,
+    }  # fmt: skip
+    headings = {one.section: _HEADINGS.get(one.section, one.section) for one in findings}
+    facts = [("Task", curation.task), ("Lines", len(curation.lines)), ("Kept", curation.kept)]
+    words = {
+        "title": "Curation",
+        "kicker": "Curation of a pairs file",
+        "cases": "Lines that go",
+        "truth": "Given",
+        "answer": "Found",
+        "nothing": "Not looked at.",
+    }
+    folder = None if images is None else Path(images)
+    write_text(render(shareable(plain(record)), headings, facts, words, images=folder), path)
+
+
+def curation_findings(curation: Curation) -> list[Finding]:
+    """Return one finding a filter: how many lines go because of it, and what it saw."""
+    found = []
+    for name, counts in curation.filters.items():
+        values = [line["curate"][_KEYS.get(name, name)] for line in curation.lines]
+        table, plot = _evidence(name, values)
+        n = len(curation.lines)
+        share = 100 * counts["dropped"] / max(n, 1)
+        claim = (
+            f"{counts['dropped']:,} of {n:,} lines go ({share:.1f} %), {counts['dropped_alone']:,} of them for nothing "
+            "else."
+        )
+        found.append(Finding(name, name, claim, share, None, _HOW.get(name, ""), _ADVICE, table, plot))
+    return found
+
+
+def _evidence(name: str, values: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return a table of what a filter said of the lines, and a plot where it said probabilities."""
+    if name == "label":
+        changes = Counter((one[0], one[1]) for one in values if one and one[1] is not None and one[0] != one[1])
+        rows = [{"given": given, "likelier": other, "lines": n} for (given, other), n in changes.most_common(_ROWS)]
+        return rows, {}
+    numbers = [value for value in values if isinstance(value, float)]
+    if numbers:
+        counts, edges = np.histogram(numbers, bins=_BINS, range=(0, 1))
+        names = [f"{100 * low:.0f} to {100 * high:.0f} %" for low, high in pairwise(edges.tolist())]
+        rows = [{"probability": one, "lines": int(count)} for one, count in zip(names, counts, strict=True)]
+        heights = [float(count) for count in counts]
+        return rows, chart("bars", "probability", "lines", series("lines", names, heights))
+    reasons = Counter(reason for value in values if isinstance(value, list) for reason in value)
+    if reasons:
+        return [{"reason": reason, "lines": n} for reason, n in reasons.most_common(_ROWS)], {}
+    copies = Counter(value for value in values if isinstance(value, str))
+    return [{"copies of": one, "lines": n} for one, n in copies.most_common(_ROWS)], {}
+
+
+def _cases(curation: Curation) -> list[dict[str, Any]]:
+    """Return the first lines that go by each filter, the least probable first."""
+    cases = []
+    for name in curation.filters:
+        key = _KEYS.get(name, name)
+        gone = [line for line in curation.lines if name in line["curate"]["why"]]
+        if name in ("match", "label"):
+            gone.sort(key=lambda line: _probability(line["curate"][key]))
+        for line in gone[:_CASES]:
+            value = line["curate"][key]
+            case = {
+                "kind": f"by {name}",
+                "image": line.get("image", ""),
+                "text": line.get("text", ""),
+                "target": line.get("target"),
+                "answer": _said(name, value),
+            }
+            cases.append({**case, "confidence": None})
+    return cases
+
+
+def _probability(value: Any) -> float:
+    number = value[2] if isinstance(value, list) else value
+    return 1.0 if number is None else float(number)
+
+
+def _said(name: str, value: Any) -> str:
+    if name == "match":
+        return "not judged" if value is None else f"a match with {100 * value:.1f} %"
+    if name == "label":
+        return f"{value[1]} is likelier" + ("" if value[2] is None else f" ({value[0]}: {100 * value[2]:.1f} %)")
+    if name == "blind":
+        return f"the text alone says so with {100 * value:.1f} %"
+    if name == "duplicate":
+        return f"a copy of {value}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
