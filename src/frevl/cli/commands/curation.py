@@ -39,7 +39,7 @@ def curate(
     drop: Annotated[
         list[str] | None,
         typer.Option(
-            help="Filter whose lines are dropped; may be repeated: match, duplicate, text, image.",
+            help="Filter whose lines are dropped; may be repeated: match, duplicate, text, image, blind, label.",
             show_default="all that fit, except blind",
         ),
     ] = None,
