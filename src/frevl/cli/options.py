@@ -168,7 +168,9 @@ store_app = Commands(
 )
 app.add_typer(store_app, name="store")
 
-StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of the store.")]
+StoreOption = Annotated[
+    Path, typer.Option("--store", readable=False, help="Folder of the store; s3://bucket/store, to read it.")
+]
 RunOption = Annotated[Path, typer.Option("--run", readable=False, help="Folder of the run.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", readable=False, help="Write the result to this JSON file."), OUTPUT

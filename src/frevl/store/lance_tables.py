@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from frevl.errors import StoreError, UsageError
 from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
+from frevl.store.remote.address import is_remote, remote_failure, storage_options
 
 __all__ = [
     "ALL_TABLES",
@@ -219,6 +220,8 @@ def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
     Raises:
         StoreError: The table is damaged, has lost commits, or may not be read.
     """
+    if is_remote(store):
+        return _open_remote(store, name)
     with reading(store, name):
         # In this order, because a writer may begin meanwhile, and may extend the table.
         in_flight = writer_at_work(store).exists()
@@ -227,6 +230,25 @@ def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
         if in_flight:
             return None if commit is None else open_table(store, name, commit.version)
     return open_table(store, name)
+
+
+def _open_remote(store: Path, name: str) -> lance.LanceDataset | None:
+    """Open the newest version of a table in an object store: what is there was copied whole."""
+    commit = read_commit(store, name)
+    with reading(store, name):
+        try:
+            table = lance.dataset(f"{store}/{name}.lance", storage_options=storage_options())
+        except ValueError as error:
+            if "was not found" not in str(error):
+                raise
+            table = None
+    if commit is not None and (table is None or table.version < commit.version):
+        found = "none" if table is None else f"version {table.version}"
+        raise StoreError(
+            f"{store}: the table '{name}' has lost its last commits (expected version {commit.version} with "
+            f"{commit.rows:,} rows, found {found}), as after a copy that left files out; copy the store there again"
+        )
+    return table
 
 
 def read_lance(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.RecordBatch]]]:
@@ -322,6 +344,8 @@ def reading(store: Path, name: str) -> Iterator[None]:
     except BaseException as error:
         if not _is_lance_failure(error):
             raise
+        if is_remote(store):
+            raise remote_failure(store, f"reading the table '{name}'", error) from None
         if isinstance(error, PermissionError):
             raise StoreError(
                 f"{store}: there is no permission to read the table '{name}'; ask its owner for permission"

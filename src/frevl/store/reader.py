@@ -1,8 +1,4 @@
-"""Embeddings on disk with their identity: four Lance tables in a folder (see docs/store.md).
-
-``images`` and ``texts`` hold one row per item and one column per tower, ``towers`` holds the identity of every
-column, ``rejects`` what could not be used. Every write is one atomic Lance commit.
-"""
+"""Embeddings on disk with their identity: Lance tables in a folder, or in an object store (see docs/store.md)."""
 
 from __future__ import annotations
 
@@ -18,8 +14,9 @@ from frevl.data.in_memory import as_list
 from frevl.encoders.interface import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
-from frevl.store.commits.record import check_local, check_not_lost, read_commit
+from frevl.store.commits.record import check_not_lost, read_commit
 from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, Snapshot
+from frevl.store.remote.address import is_remote, place_of
 from frevl.store.towers import Modality, Tower, fingerprint_of, from_rows
 
 __all__ = ["TABLES", "Store"]
@@ -51,16 +48,18 @@ class Store:
         Raises:
             StoreError: There is no store at this path, it is damaged, or it was written by a newer frevl.
         """
-        check_local(path)
-        path = Path(path)
-        if not (path / "towers.lance").is_dir():
+        path = place_of(path)
+        if not is_remote(path) and not (path / "towers.lance").is_dir():
             check_not_lost(path, "towers", read_commit(path, "towers"))
             found = "a file" if path.is_file() else "none in that folder" if path.is_dir() else "no such folder"
             raise StoreError(
                 f"{path}: expected a store (a folder with 'towers.lance'), found {found}; make one with: "
                 f"frevl extract --images DIR --pairs FILE --encoder packaged --store {path}"
             )
-        return cls(path)
+        store = cls(path)
+        if store._at.versions["towers"] is None and is_remote(path):
+            raise StoreError(f"{path}: expected a store there, found none; copy one: frevl store copy FOLDER {path}")
+        return store
 
     # ---- what is in it
 

@@ -102,6 +102,23 @@ def merge(
 
 
 @store_app.command()
+def copy(
+    source: Annotated[Path, typer.Argument(readable=False, help="Store to copy: a folder, or s3://bucket/store.")],
+    target: Annotated[
+        Path, typer.Argument(readable=False, help="Where to: s3://bucket/store (gs://, az://), or a new folder.")
+    ],
+    quiet: QuietOption = False,
+    json: JsonOption = None,
+) -> None:
+    """Copy a store to an object store, or from there to a folder, and check the copy."""
+    from frevl.store.remote.copying import copy_store
+
+    report = copy_store(source, target, progress=not quiet)
+    say(report.sentence())
+    write(json, report.record())
+
+
+@store_app.command()
 def repair(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
 ) -> None:

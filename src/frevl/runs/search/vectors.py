@@ -24,6 +24,7 @@ from frevl.errors import StoreError
 from frevl.jsonfile import replace_file, write_json
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import TABLES, Store
+from frevl.store.remote.address import cache_of, is_remote
 from frevl.store.towers import Modality
 from frevl.terminal import ProgressLine
 
@@ -63,7 +64,8 @@ class Shortlist:
 
     def __init__(self, scorer: Scorer, modality: Modality, *, progress: bool = False) -> None:
         self.scorer, self.modality = scorer, modality
-        self.folder = scorer.store.path / "vectors" / key_of(scorer) / TABLES[modality]
+        place = scorer.store.path
+        self.folder = (cache_of(place) if is_remote(place) else place) / "vectors" / key_of(scorer) / TABLES[modality]
         self.notes: list[str] = []
         self._parts: list[_Part] = []
         self._dead: set[int] = set()

@@ -12,12 +12,14 @@ import base64
 import contextlib
 import json
 import os
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from frevl.errors import StoreError, UsageError
 from frevl.jsonfile import flush_file, flush_folder, write_json
+from frevl.store.remote.address import is_remote, place_of
+from frevl.store.remote.objects import Objects
 
 __all__ = [
     "Commit",
@@ -28,6 +30,7 @@ __all__ = [
     "flush_table",
     "lost_commits",
     "manifest_name",
+    "manifest_names",
     "manifests",
     "read_commit",
     "table_folder",
@@ -58,16 +61,16 @@ class Commit:
 
 
 def check_local(store: str | Path) -> None:
-    """Refuse a remote address: it would become a local folder of that name.
+    """Refuse to write to an object store: a commit there could not be made safe against a second writer.
 
     Raises:
-        UsageError: It is one, such as ``s3://bucket/store``.
+        UsageError: It is an address, such as ``s3://bucket/store``.
     """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/", str(store))  # a path has one slash left; C:/ is a drive
-    if scheme:
+    place = place_of(store)
+    if is_remote(place):
         raise UsageError(
-            f"{store}: expected a folder of this machine, found an address ({scheme[1]}:); stores elsewhere are not "
-            "supported: mount it as a folder, or copy it here"
+            f"{place}: stores in an object store are only read; write to a folder of this machine, then copy it there: "
+            f"frevl store copy FOLDER {place}"
         )
 
 
@@ -84,7 +87,7 @@ def commits_folder(store: Path) -> Path:
 def read_commit(store: Path, name: str) -> Commit | None:
     """Return the record of a table; None if there is none, as in stores of frevl before 0.2, or if it is damaged."""
     try:
-        record = json.loads((commits_folder(store) / f"{name}.json").read_text(encoding="utf-8"))
+        record = json.loads(_written(store, f"commits/{name}.json"))
         return Commit(
             version=int(record["version"]),
             rows=int(record["rows"]),
@@ -93,6 +96,15 @@ def read_commit(store: Path, name: str) -> Commit | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _written(store: Path, name: str) -> str:
+    if not is_remote(store):
+        return (store / name).read_text(encoding="utf-8")
+    content = Objects(store).read(name)
+    if content is None:
+        raise FileNotFoundError(name)
+    return content.decode()
 
 
 def write_commit(store: Path, name: str, commit: Commit) -> None:
@@ -118,13 +130,18 @@ def manifests(store: Path, name: str) -> dict[int, Path]:
     Raises:
         OSError: The folder cannot be read.
     """
-    found = {}
     folder = table_folder(store, name) / "_versions"
-    for file in _names(folder):
+    return {version: folder / file for version, file in manifest_names(_names(folder)).items()}
+
+
+def manifest_names(files: Iterable[str]) -> dict[int, str]:
+    """Return those of some file names that are manifests, by version, the newest first."""
+    found = {}
+    for file in files:
         stem, _, ending = file.partition(".")
         if ending == "manifest" and stem.isdecimal():
             number = int(stem)
-            found[_NEWEST_FIRST - number if number > _NEWEST_FIRST // 2 else number] = folder / file
+            found[_NEWEST_FIRST - number if number > _NEWEST_FIRST // 2 else number] = file
     return dict(sorted(found.items(), reverse=True))
 
 

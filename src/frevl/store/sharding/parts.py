@@ -12,10 +12,10 @@ import numpy as np
 from filelock import Timeout
 
 from frevl.errors import StoreError, UsageError
-from frevl.store.commits.record import check_local
 from frevl.store.commits.table_writer import lock_store
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.reader import Store
+from frevl.store.remote.address import is_remote, place_of
 from frevl.store.sharding.shares import Part, read_part
 from frevl.store.towers import Tower, check_same
 
@@ -58,8 +58,7 @@ def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenP
         FingerprintError: Parts were made by different encoders.
     """
     places: dict[Path, Path] = {}
-    for path in map(Path, paths):
-        check_local(path)
+    for path in map(place_of, paths):
         if path.resolve() in places:
             raise UsageError(f"{path}: this part is given twice; give every part once")
         if path.resolve() == into.resolve():
@@ -84,6 +83,8 @@ def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenP
 
 
 def _lock(path: Path, locks: contextlib.ExitStack) -> None:
+    if is_remote(path):  # nobody writes to it but a copy, whose last file is the record
+        return
     lock = lock_store(path)
     try:
         lock.acquire(timeout=0)

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 from frevl.errors import StoreError, UsageError
 from frevl.jsonfile import read_record, write_json
+from frevl.store.remote.address import is_remote
+from frevl.store.remote.objects import Objects
 from frevl.version import __version__
 
 __all__ = ["Part", "Shard", "Share", "begin_part", "finish_part", "read_part", "refuse_part"]
@@ -166,10 +168,11 @@ def read_part(store: Path) -> Part | None:
         StoreError: The record is damaged, or a newer frevl wrote it.
     """
     path = _path(store)
-    if not path.exists():
+    content = Objects(store).read(path.name) if is_remote(store) else None
+    if content is None and not path.exists():
         return None
     try:
-        record: dict[str, Any] = read_record(path)
+        record: dict[str, Any] = read_record(path) if content is None else json.loads(content)
         found = record.pop("format")
         if isinstance(found, int) and found > FORMAT:
             raise StoreError(f"{path}: it has format {found}, this frevl reads up to {FORMAT}; upgrade frevl")

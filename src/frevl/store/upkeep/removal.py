@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frevl.errors import UsageError, nearest
+from frevl.store.commits.record import check_local
 from frevl.store.importing.formats import read_ids
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
@@ -104,6 +105,7 @@ def remove(
     if (ids is None) == (where is None):
         raise UsageError("Name what to remove: either a file with --ids, or a condition with --where")
     modality = _OF[of]
+    check_local(store)
     Store.open(store)  # says that there is none; a writer would make one
     wanted = None
     if isinstance(ids, str | Path):
@@ -135,6 +137,7 @@ def compact(store: str | Path) -> CompactionReport:
     Raises:
         StoreError: There is no store, or it cannot be written.
     """
+    check_local(store)
     Store.open(store)
     before = bytes_on_disk(Path(store))
     with StoreWriter(store) as writer:

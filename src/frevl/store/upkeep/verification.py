@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from frevl.errors import StoreError
-from frevl.store.commits.record import check_local, commits_folder, lost_commits, manifests, read_commit, table_folder
+from frevl.store.commits.record import commits_folder, lost_commits, manifests, read_commit, table_folder
 from frevl.store.commits.session import read_session, unclaimed_files
 from frevl.store.commits.soundness import file_problems, wrong_ids
-from frevl.store.lance_tables import ALL_TABLES, open_committed, reading
+from frevl.store.lance_tables import ALL_TABLES, Snapshot, open_committed, reading
 from frevl.store.reader import TABLES, Store
+from frevl.store.remote.address import is_remote, place_of
 from frevl.store.towers import Modality, Tower
 from frevl.store.upkeep.image_files import image_problems
 
@@ -68,14 +69,14 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         StoreError: There is no store at this path.
         InputError: There is no such folder of images.
     """
-    check_local(path)
-    path = Path(path)
-    damaged = {name: _file_problems(path, name) for name in ALL_TABLES}
-    problems = [problem for name in ALL_TABLES for problem in (*_commit_problems(path, name), *damaged[name])]
+    path = place_of(path)
+    of_files = [] if is_remote(path) else ALL_TABLES  # in an object store a table that opens has its files
+    damaged = {name: _file_problems(path, name) if name in of_files else [] for name in ALL_TABLES}
+    problems = [problem for name in of_files for problem in (*_commit_problems(path, name), *damaged[name])]
     try:
         store = Store.open(path)
     except StoreError as error:
-        if not problems and not (path / "towers.lance").is_dir():
+        if not problems and (is_remote(path) or not (path / "towers.lance").is_dir()):
             raise
         return problems or [f"{error}."]
     for modality, name in TABLES.items():
@@ -182,7 +183,10 @@ def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Return the bytes that a folder takes on disk."""
+    """Return the bytes that a store takes on disk; in an object store, those of its data files."""
+    if is_remote(path):
+        tables = Snapshot(path, ALL_TABLES)
+        return sum(tables.data_bytes(name) for name in ALL_TABLES)
     size = 0
     for file in path.rglob("*"):
         try:

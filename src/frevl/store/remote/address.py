@@ -1,0 +1,143 @@
+"""Addresses of stores: which are folders of this machine, which lie in an object store, and how those are reached."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath, PurePosixPath
+from typing import Any, NoReturn, cast
+
+from frevl.errors import StoreError, UsageError
+
+__all__ = ["RemotePath", "cache_of", "is_remote", "place_of", "remote_failure", "storage_options"]
+
+SCHEMES = ("s3", "gs", "az")
+
+# How the object store, or the way to it, says what is wrong, and how we do. Nothing of it is quoted: such answers may
+# hold keys.
+_REASONS = (
+    (r"NoSuchBucket|NoSuchContainer|bucket .* does not exist", "there is no such bucket"),
+    (r"\b40[13]\b|AccessDenied|Forbidden|SignatureDoesNotMatch|InvalidAccessKey|Unauthorized",
+     "access was denied: check the credentials and what they are allowed"),
+    (r"[Cc]redential|\bIMDS\b|metadata (service|endpoint)|InvalidToken|ExpiredToken",
+     "there are no credentials for it that can be used"),
+    (r"\b50[0-9]\b|SlowDown", "it answers with failures, also when asked again"),
+    (r"error sending request|connect|dns error|timed out|builder error", "it cannot be reached"),
+    (r"\b404\b|[Nn]ot found|NoSuchKey", "a file of the store is missing"),
+    (r"\b(400|301|307)\b|Redirect|AuthorizationHeaderMalformed", "it refuses the request: check the region"),
+)  # fmt: skip
+
+
+class RemotePath(PurePosixPath):
+    """An address in an object store, printed as it is written. To the file system of this machine nothing is there."""
+
+    def __str__(self) -> str:
+        return re.sub(r"^(\w+):/+", r"\1://", super().__str__())
+
+    def resolve(self, strict: bool = False) -> RemotePath:  # noqa: ARG002
+        """Return the address itself."""
+        return self
+
+    def absolute(self) -> RemotePath:
+        """Return the address itself."""
+        return self
+
+    def exists(self) -> bool:
+        """Say that nothing is there."""
+        return False
+
+    def is_dir(self) -> bool:
+        """Say that nothing is there."""
+        return False
+
+    def is_file(self) -> bool:
+        """Say that nothing is there."""
+        return False
+
+    def iterdir(self) -> Iterator[RemotePath]:
+        """Find nothing."""
+        return iter(())
+
+    def rglob(self, pattern: str) -> Iterator[RemotePath]:  # noqa: ARG002
+        """Find nothing."""
+        return iter(())
+
+    def _absent(self, *_: Any, **__: Any) -> NoReturn:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+
+    def _read_only(self, *_: Any, **__: Any) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    stat = open = read_text = read_bytes = _absent
+    mkdir = touch = write_text = write_bytes = unlink = _read_only
+
+
+def place_of(store: str | PurePath) -> Path:
+    """Return where a store is.
+
+    Returns:
+        A path; a `RemotePath` where it lies in an object store.
+
+    Raises:
+        UsageError: It is another address, or one that names no bucket or holds credentials.
+    """
+    if isinstance(store, RemotePath):
+        return cast(Path, store)
+    written = str(store)
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+", written)  # a path has one slash left; C:/ is a drive
+    if found is None:
+        return Path(store)
+    scheme, rest = found[1].lower(), written[found.end() :]
+    if scheme not in SCHEMES:
+        shown = re.sub(r"//?[^/@]*@", "//", written)
+        raise UsageError(
+            f"{shown}: expected a folder of this machine or an address s3://, gs:// or az://, found another address "
+            f"({found[1]}:); mount it as a folder, or copy it here"
+        )
+    if "@" in rest.partition("/")[0] or "?" in rest:
+        raise UsageError(
+            f"{scheme}://...: the address of a store holds no credentials and no options; give credentials as the "
+            "tools of the object store take them, such as AWS_ACCESS_KEY_ID or a profile"
+        )
+    if not rest.strip("/"):
+        raise UsageError(f"{scheme}://: the address of a store names a bucket, as in {scheme}://bucket/store")
+    return cast(Path, RemotePath(f"{scheme}:/{rest.rstrip('/')}"))
+
+
+def is_remote(store: object) -> bool:
+    """Tell whether a store lies in an object store."""
+    return isinstance(store, RemotePath)
+
+
+def storage_options() -> dict[str, str]:
+    """Return what Lance does not read from the environment by itself: a server of one's own.
+
+    ``AWS_ENDPOINT_URL_S3`` and ``AWS_ENDPOINT_URL`` name it, as for the tools of AWS. Credentials are never passed:
+    Lance finds them where those tools do.
+    """
+    options = {"client_max_retries": "5", "client_retry_timeout": "60"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options["aws_endpoint"] = endpoint
+        if endpoint.startswith("http://"):
+            options["allow_http"] = "true"
+    return options
+
+
+def remote_failure(store: Path, what: str, error: BaseException) -> StoreError:
+    """Return the error to raise for what an object store, or Lance on the way to it, says."""
+    text = " ".join(str(error).split())
+    reason = next((said for pattern, said in _REASONS if re.search(pattern, text)), "it cannot be used")
+    return StoreError(
+        f"{store}: {what} failed: {reason}; check the address, the network and the credentials, and try again"
+    )
+
+
+def cache_of(store: Path) -> Path:
+    """Return the folder of this machine where something computed from a remote store may be kept."""
+    chosen = os.environ.get("FREVL_CACHE")
+    home = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frevl"
+    return home / "stores" / hashlib.sha256(str(store).encode()).hexdigest()[:16]
