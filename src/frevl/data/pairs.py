@@ -22,7 +22,7 @@ import numpy as np
 from frevl.data.columns import FIELDS, REQUIRED, columns_of
 from frevl.data.in_memory import PLACE, rows_in_memory
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
-from frevl.data.packed.columns import Coded, chosen, coded_values, told
+from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, told
 from frevl.data.packed.read import read_packed
 from frevl.data.pair_rows import (
     JSON_ENDINGS,
@@ -106,6 +106,8 @@ class Pairs:
     def clusters(self) -> Sequence[str]:
         """What stays together when pairs are split or resampled: the key ``cluster`` if there is one, or the unit."""
         extras = self.extras
+        if isinstance(extras, WithCluster):
+            return extras.clusters
         if isinstance(extras, Coded) and all(is_missing(extra.get("cluster")) for extra in extras.used_values()):
             return self.units
         named = (extra.get("cluster") for extra in self.extras)

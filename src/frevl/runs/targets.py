@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frevl.data.packed.columns import Coded, by_value, coded_values
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import PairsError, UsageError
 
@@ -89,10 +90,10 @@ def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) ->
         PairsError: No class is frequent enough.
     """
     counts: dict[str, int] = {}
-    for target in targets:
+    for target, times in _counted(targets):
         for answer, weight in _weights(target).items():
             if weight > 0:
-                counts[answer] = counts.get(answer, 0) + 1
+                counts[answer] = counts.get(answer, 0) + times
     labels = sorted((answer for answer, n in counts.items() if n >= min_count), key=lambda a: (-counts[a], a))
     if not labels:
         raise PairsError(f"No answer of the training pairs is named by at least {min_count} pairs; lower the minimum")
@@ -101,6 +102,9 @@ def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) ->
 
 def encode_answers(targets: Sequence[Target | None], labels: Sequence[str]) -> Answers:
     """Turn targets into class indices and weights."""
+    if isinstance(targets, Coded):  # each different one once
+        codes, different = coded_values(targets)
+        return encode_answers(list(different), labels).select(torch.from_numpy(codes.astype(np.int64)))
     index = {label: i for i, label in enumerate(labels)}
     rows = [_weights(target) for target in targets]
     longest = max((len(row) for row in rows), default=1) or 1
@@ -112,6 +116,14 @@ def encode_answers(targets: Sequence[Target | None], labels: Sequence[str]) -> A
                 classes[i, k], weights[i, k] = index[answer], weight
     soft = any(isinstance(target, dict) for target in targets)
     return Answers(torch.from_numpy(classes), torch.from_numpy(weights), soft)
+
+
+def _counted(targets: Sequence[Target | None]) -> Iterable[tuple[Target | None, int]]:
+    """Return targets with how often they are there; those of a list one by one."""
+    if not isinstance(targets, Coded):
+        return ((target, 1) for target in targets)
+    codes, different = coded_values(targets)
+    return zip(different, np.bincount(codes).tolist(), strict=True)
 
 
 def _weights(target: Target | None) -> dict[str, float]:
@@ -166,16 +178,20 @@ def match_truth(pairs: Pairs) -> Tensor:
         PairsError: Another target.
     """
     meaning = {"true": 1.0, "1": 1.0, "match": 1.0, "false": 0.0, "0": 0.0, "no match": 0.0}
-    truth = []
-    for target, place in zip(pairs.targets, pairs.places, strict=True):
-        known = 1.0 if target is None else meaning.get(target.lower()) if isinstance(target, str) else None
-        if known is None:
-            raise PairsError(
-                f"{place}, field 'target': a matching task expects no target (a right pair) or one of "
-                f"{', '.join(meaning)}; found {target!r:.60}. For classes use --task classification"
-            )
-        truth.append(known)
-    return torch.tensor(truth)
+
+    def known(target: Target | None) -> float:
+        if target is None:
+            return 1.0
+        return meaning.get(target.lower(), -1.0) if isinstance(target, str) else -1.0
+
+    truth = by_value(pairs.targets, known, np.float32)
+    for row in np.flatnonzero(truth < 0)[:1].tolist():
+        place, target = pairs.places[row], pairs.targets[row]
+        raise PairsError(
+            f"{place}, field 'target': a matching task expects no target (a right pair) or one of "
+            f"{', '.join(meaning)}; found {target!r:.60}. For classes use --task classification"
+        )
+    return torch.from_numpy(truth)
 
 
 def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, spelling_note, text_content, why_unknown
+from frevl.data.packed.columns import by_value, joined
 from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.interface import Encoder
@@ -55,10 +57,13 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
     if broken_texts:
         known_texts = store.positions("text")  # another encoder, or a later call, may have embedded it
         broken_texts = {text: reason for text, reason in broken_texts.items() if text not in known_texts}
-    known = known_images.keys() | broken.keys()
+    known = ChainMap(known_images, dict.fromkeys(broken, -1))
     has_images = "image" in pairs.sides
     pairs = as_known(pairs, known, store) if has_images else replace(pairs, notes=())
-    unknown = [i for i, image in enumerate(pairs.images) if image not in known] if has_images else []
+    usable = np.ones(len(pairs), bool)
+    unknown: list[int] = []
+    if has_images:
+        unknown = np.flatnonzero(by_value(pairs.images, lambda image: image not in known, bool)).tolist()
     if unknown:
         first = unknown[0]
         nearest = why_unknown(pairs.images[first], known)
@@ -67,19 +72,22 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
             f"({len(unknown):,} of {len(pairs):,} pairs name unknown images){'; ' + nearest if nearest else ''}; "
             "extract the folder that holds them, or correct the ids"
         )
-    kept, left_out = [], []
-    for i, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True)):
+    left_out = []
+    if has_images:
+        usable &= by_value(pairs.images, known_images.__contains__, bool)
+    if broken_texts:
+        usable &= by_value(pairs.texts, lambda text: text not in broken_texts, bool)
+    for i in np.flatnonzero(~usable).tolist():
+        image, text = pairs.images[i], pairs.texts[i]
         if has_images and image not in known_images:
             left_out.append(Reject("pair", pairs.places[i], f"its image '{image}' was rejected: {broken[image]}"))
-        elif text in broken_texts:
+        else:
             left_out.append(
                 Reject("pair", pairs.places[i], f"its text '{text:.80}' was rejected: {broken_texts[text]}")
             )
-        else:
-            kept.append(i)
-    if not kept:
+    if not usable.any():
         raise PairsError(f"{pairs.places[0]}: no pair is left, everything was rejected ({left_out[0].reason})")
-    return replace(pairs.select(kept), notes=pairs.notes), left_out
+    return replace(pairs.select(np.flatnonzero(usable)), notes=pairs.notes), left_out
 
 
 def as_known(pairs: Pairs, known: Collection[str], store: Store) -> Pairs:
@@ -96,8 +104,9 @@ def as_known(pairs: Pairs, known: Collection[str], store: Store) -> Pairs:
     Returns:
         The pairs; their ``notes`` are those on spellings alone.
     """
-    same = same_names(pairs.images, known)
-    rest = [image for image in dict.fromkeys(pairs.images) if image not in known and image not in same]
+    (_, different) = joined([pairs.images])
+    same = same_names(different, known)
+    rest = [image for image in different if image not in known and image not in same]
     if rest:
         same |= _below_a_folder(rest, known, store, Path(pairs.source).parent if pairs.source else Path())
     if not same:
@@ -181,8 +190,8 @@ def note_unread(
 def content_of_units(store: Store, pairs: Pairs) -> dict[str, str]:
     """Return a hash of the content of every image of some pairs; of every text where they are texts alone."""
     if "image" in pairs.sides:
-        return store.content_hashes(pairs.images)
-    different = dict.fromkeys(pairs.texts)
+        return store.content_hashes(joined([pairs.images])[1])
+    different = joined([pairs.texts])[1]
     return {text: hashlib.sha256(text_content(text).encode()).hexdigest()[:_HASH] for text in different}
 
 

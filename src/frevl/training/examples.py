@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frevl.data.packed.columns import by_value, joined, told
 from frevl.data.pairs import Pairs, Side, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.batches import EmbeddedPairs
@@ -306,11 +307,11 @@ def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> 
     """
     kept, held = split_by_image(pairs, share, seed=seed)
     answers = encode_answers(pairs.targets, label_vocabulary(pairs.targets, min_count=min_answer_count))
-    names = sorted(set(pairs.clusters))  # the order in which `split_by_image` draws
+    names = sorted(joined([pairs.clusters])[1])  # the order in which `split_by_image` draws
     number = {name: place for place, name in enumerate(names)}
-    clusters = torch.tensor([number[name] for name in pairs.clusters])
+    clusters = torch.from_numpy(by_value(pairs.clusters, number.__getitem__, np.int64))
     order = np.random.default_rng(seed).permutation(len(names)).tolist()
-    wanted = len(set(held.clusters))
+    wanted = len(joined([held.clusters])[1])
     spared = spare_clusters(clusters, answers, order, wanted)
     if spared == order[:wanted]:
         return kept, held, False
@@ -322,7 +323,7 @@ def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> 
 
 def _check_enough_to_split(pairs: Pairs) -> None:
     """Refuse two images of right pairs only: one would be set aside, and the other would have no wrong text."""
-    images = len(set(pairs.images))
+    images = len(joined([pairs.images])[1])
     if images == 2 and bool((match_truth(pairs) > 0.5).all()):
         raise PairsError(
             f"{pairs.places[0].rpartition(':')[0]}: matching sets images aside for development and needs two more "
@@ -343,10 +344,10 @@ def _single_class(dev: Pairs) -> list[str]:
 
 
 def _check_targets(pairs: Pairs) -> None:
-    missing = [place for place, target in zip(pairs.places, pairs.targets, strict=True) if target is None]
+    missing = np.flatnonzero(~told(pairs.targets)).tolist()
     if missing:
         raise PairsError(
-            f"{missing[0]}, field 'target': classification expects a target in every pair, found none in "
+            f"{pairs.places[missing[0]]}, field 'target': classification expects a target in every pair, found none in "
             f"{len(missing):,} of {len(pairs):,}; name the column that holds them with --columns target=NAME, "
             "or train with --task matching"
         )
@@ -361,8 +362,7 @@ def _right(embedded: Sequence[EmbeddedPairs], right: Tensor, dev: Pairs) -> Embe
 
 def _number_clusters(parts: Sequence[Pairs]) -> list[Tensor]:
     """Number the clusters (mostly images) of all parts together."""
-    numbers: dict[str, int] = {}
-    return [torch.tensor([numbers.setdefault(name, len(numbers)) for name in part.clusters]) for part in parts]
+    return [torch.from_numpy(numbers) for numbers in joined([part.clusters for part in parts])[0]]
 
 
 def _with_known_answers(examples: Examples, notes: list[str]) -> Examples:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from frevl.data.packed.columns import joined
 from frevl.data.pairs import Pairs, mistaken_side, one_side_note, read_pairs
 from frevl.runs.batches import EmbeddedPairs, absent_side
 from frevl.runs.targets import hash_prefixes
@@ -50,7 +54,7 @@ def prepare(
     asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     chosen = choose_towers(store, parts, notes, asked)
     towers = chosen["image"], chosen["text"]
-    note_unread(store, [text for part in parts for text in part.texts], towers[1], notes)
+    note_unread(store, joined([part.texts for part in parts])[1], towers[1], notes)
     grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0], seed=seed)
     notes += found
     seen = False
@@ -91,8 +95,8 @@ def prepare(
 
 def shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
     """Say how many development images are in the training part too, under the same or another id; or how many texts."""
-    seen = {hashes[unit] for unit in train.units}
-    different, kind = dict.fromkeys(dev.units), dev.sides[0]
+    seen = {hashes[unit] for unit in joined([train.units])[1]}
+    different, kind = joined([dev.units])[1], dev.sides[0]
     shared = [unit for unit in different if hashes[unit] in seen]
     if not shared:
         return []
@@ -104,8 +108,10 @@ def shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
 
 def shared_groups(train: Pairs, dev: Pairs) -> list[str]:
     """Say how many development pairs belong to a group that training pairs belong to as well."""
-    seen = set(train.clusters)
-    shared = [row for row, name in enumerate(dev.clusters) if name in seen]
+    (own, others), names = joined([train.clusters, dev.clusters])
+    seen = np.zeros(len(names), bool)
+    seen[own] = True
+    shared = np.flatnonzero(seen[others]).tolist()
     if not shared:
         return []
     return [
@@ -118,9 +124,13 @@ def embed_pairs(
     store: Store, parts: Sequence[Pairs], image_towers: Sequence[Tower], text_towers: Sequence[Tower]
 ) -> list[EmbeddedPairs]:
     """Read every different item once, whatever the parts that use it."""
-    images = {id_: row for row, id_ in enumerate(dict.fromkeys(id_ for part in parts for id_ in part.images))}
-    texts = {text: row for row, text in enumerate(dict.fromkeys(text for part in parts for text in part.texts))}
+    image_rows, images = joined([part.images for part in parts])
+    text_rows, texts = joined([part.texts for part in parts])
     sides = parts[0].sides
-    image_values = store.read("image", list(images), image_towers) if "image" in sides else absent_side(len(images))
-    text_values = store.read("text", list(texts), text_towers) if "text" in sides else absent_side(len(texts))
-    return [EmbeddedPairs.of(part.images, part.texts, images, image_values, texts, text_values) for part in parts]
+    image_values = store.read("image", images, image_towers) if "image" in sides else absent_side(len(images))
+    text_values = store.read("text", texts, text_towers) if "text" in sides else absent_side(len(texts))
+    image_items, image_mask, text_items, text_mask = map(torch.from_numpy, (*image_values, *text_values))
+    return [
+        EmbeddedPairs(image_items, image_mask, text_items, text_mask, torch.from_numpy(one), torch.from_numpy(other))
+        for one, other in zip(image_rows, text_rows, strict=True)
+    ]

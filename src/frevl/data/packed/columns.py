@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Coded", "Places", "chosen", "coded_values", "told"]
+__all__ = ["Chained", "Coded", "Places", "WithCluster", "by_value", "chosen", "coded_values", "joined", "told"]
 
 V = TypeVar("V")
 
@@ -32,6 +32,13 @@ class Coded(Sequence[V], Generic[V]):
         """Take codes and values; strings that are not the values themselves need what makes them (such as JSON's)."""
         self.codes, self.values, self._decode = codes, values, decode
 
+    @classmethod
+    def of(cls, codes: np.ndarray, values: Sequence[str]) -> Coded[str]:
+        """Take codes and a list of the different texts."""
+        import pyarrow as pa
+
+        return Coded(codes.astype(np.int32), pa.array(values, pa.large_string()))
+
     def __len__(self) -> int:
         return len(self.codes)
 
@@ -50,9 +57,7 @@ class Coded(Sequence[V], Generic[V]):
             yield from texts if self._decode is None else map(self._decode, texts)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return _equal(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -115,9 +120,7 @@ class Places(Sequence[str]):
         return f"{self.path}:{int(self.lines[position])}"
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or isinstance(other, str):
-            return NotImplemented
-        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+        return _equal(self, other)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -127,6 +130,73 @@ class Places(Sequence[str]):
     def select(self, rows: np.ndarray | slice) -> Places:
         """Return the places of some pairs."""
         return Places(self.path, self.lines[rows])
+
+
+class WithCluster(Sequence[dict[str, Any]]):
+    """Further keys of pairs, with a key ``cluster`` beside them that is not written into each.
+
+    Attributes:
+        extras: The other keys of each pair.
+        clusters: The cluster of each.
+    """
+
+    def __init__(self, extras: Sequence[dict[str, Any]], clusters: Coded[str]) -> None:
+        self.extras, self.clusters = extras, clusters
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    @overload
+    def __getitem__(self, position: int) -> dict[str, Any]: ...
+    @overload
+    def __getitem__(self, position: slice) -> WithCluster: ...
+    def __getitem__(self, position: int | slice) -> dict[str, Any] | WithCluster:
+        if isinstance(position, slice):
+            return WithCluster(self.extras[position], self.clusters[position])
+        return {**self.extras[position], "cluster": self.clusters[position]}
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for extra, cluster in zip(self.extras, self.clusters, strict=True):
+            yield {**extra, "cluster": cluster}
+
+    def __eq__(self, other: object) -> bool:
+        return _equal(self, other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Chained(Sequence[V], Generic[V]):
+    """Several columns, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[V]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    @overload
+    def __getitem__(self, position: int) -> V: ...
+    @overload
+    def __getitem__(self, position: slice) -> list[V]: ...
+    def __getitem__(self, position: int | slice) -> V | list[V]:
+        if isinstance(position, slice):
+            return list(self)[position]
+        position = range(len(self))[position]
+        for part in self._parts:
+            if position < len(part):
+                return part[position]
+            position -= len(part)
+        raise IndexError(position)
+
+    def __iter__(self) -> Iterator[V]:
+        for part in self._parts:
+            yield from part
+
+
+def _equal(one: Sequence[object], other: object) -> bool:
+    if not isinstance(other, Sequence) or isinstance(other, str) or len(one) != len(other):
+        return False
+    return all(a == b for a, b in zip(one, other, strict=True))
 
 
 def coded_values(column: Sequence[V]) -> tuple[np.ndarray, Sequence[V]]:
@@ -153,15 +223,42 @@ def chosen(column: Sequence[V], rows: Sequence[int] | np.ndarray) -> Sequence[V]
         return column.with_codes(column.codes[np.asarray(rows, np.int64)])
     if isinstance(column, Places):
         return column.select(np.asarray(rows, np.int64))  # type: ignore[return-value]
+    if isinstance(column, WithCluster):
+        clusters = column.clusters.with_codes(column.clusters.codes[np.asarray(rows, np.int64)])
+        return WithCluster(chosen(column.extras, rows), clusters)  # type: ignore[return-value]
     return [column[i] for i in rows]
+
+
+def by_value(column: Sequence[V], function: Callable[[V], Any], dtype: type) -> np.ndarray:
+    """Return ``(n,)`` what a function says of each value; it is asked once for each different one of a `Coded`."""
+    if not isinstance(column, Coded):
+        return np.array([function(value) for value in column], dtype)
+    used = column.used()
+    answers: np.ndarray = np.zeros(len(column.values), dtype)
+    answers[used] = [function(value) for value in column.with_codes(used)]
+    found: np.ndarray = answers[column.codes]
+    return found
 
 
 def told(column: Sequence[object]) -> np.ndarray:
     """Return ``(n,)`` whether a value is not None."""
-    if not isinstance(column, Coded):
-        return np.array([value is not None for value in column], bool)
-    known = np.ones(len(column.values), bool)
-    used = column.used()
-    known[used] = [value is not None for value in column.with_codes(used)]
-    judged: np.ndarray = known[column.codes]
-    return judged
+    return by_value(column, lambda value: value is not None, bool)
+
+
+def joined(columns: Sequence[Sequence[V]]) -> tuple[list[np.ndarray], list[V]]:
+    """Number the values of several columns together, in the order in which they first appear.
+
+    Returns:
+        ``(n,)`` int64 numbers for each column, and the different values.
+    """
+    first = columns[0]
+    if isinstance(first, Coded) and all(isinstance(one, Coded) and one.values is first.values for one in columns):
+        codes = [one.codes for one in columns if isinstance(one, Coded)]
+        used, at = np.unique(np.concatenate(codes), return_index=True)
+        used = used[np.argsort(at)]
+        number = np.zeros(len(first.values), np.int64)
+        number[used] = np.arange(len(used))
+        return [number[one] for one in codes], list(first.with_codes(used))
+    numbers: dict[V, int] = {}
+    found = [np.fromiter((numbers.setdefault(v, len(numbers)) for v in one), np.int64, len(one)) for one in columns]
+    return found, list(numbers)

@@ -9,15 +9,15 @@ says in a note what it grouped and why.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from frevl.data.packed.columns import Chained, Coded, WithCluster, chosen, joined
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError, nearest
-from frevl.store.grouping.forest import Forest
+from frevl.store.grouping.forest import joined_nodes
 from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import find_near_copies
 from frevl.store.grouping.repeated_texts import texts_with_images_of_their_own, texts_with_one_label
@@ -67,51 +67,58 @@ def group_pairs(
         parts = _by_key(parts, group_by)
     if not find:
         return list(parts), []
-    units = [unit for part in parts for unit in part.units]
     hashes = {unit: content for part in parts for unit, content in content_of_units(store, part).items()}
     sides = parts[0].sides
-    rules = _Rules(
-        [name for part in parts for name in part.clusters], [hashes.get(unit, unit) for unit in units], sides[0]
-    )
-    rules.same_content(units)
-    extras = [extra for part in parts for extra in part.extras]
-    targets = [target for part in parts for target in part.targets]
+    rows, units = joined([part.units for part in parts])
+    clusters, names = joined([part.clusters for part in parts])
+    rules = _Rules(np.concatenate(clusters), names, np.concatenate(rows), [hashes.get(u, u) for u in units], sides[0])
+    targets = Chained([part.targets for part in parts])
     if group_by is None:
+        extras = Chained([part.extras for part in parts])
         for key in _keys(extras):
             rules.key(key, [extra.get(key) for extra in extras], targets)
     if "image" in sides:
-        _near_copies(rules, store, dict(zip(rules.contents, units, strict=True)), towers, seed)
+        _near_copies(rules, store, dict(zip(rules.content_of_unit, units, strict=True)), towers, seed)
     if sides == ("image", "text"):
-        rules.texts([text for part in parts for text in part.texts], targets)
-    names = rules.names()
-    grouped, start = [], 0
+        rules.texts(*joined([part.texts for part in parts]), targets)
+    groups, start = rules.groups(), 0
+    grouped = []
     for part in parts:
-        own = names[start : start + len(part)]
+        own = chosen(groups, range(start, start + len(part)))
         start += len(part)
-        grouped.append(
-            replace(part, extras=[{**extra, "cluster": name} for extra, name in zip(part.extras, own, strict=True)])
-        )
+        if isinstance(part.images, Coded) and isinstance(own, Coded):
+            grouped.append(replace(part, extras=WithCluster(part.extras, own)))
+        else:
+            extras_of = zip(part.extras, own, strict=True)
+            grouped.append(replace(part, extras=[{**extra, "cluster": name} for extra, name in extras_of]))
     return grouped, rules.notes(purpose)
 
 
 class _Rules:
-    """Pairs as nodes of a forest; every rule joins some of them and adds a clause to the note."""
+    """Contents and clusters as numbered nodes; every rule joins some of them and adds a clause to the note."""
 
-    def __init__(self, clusters: list[str], contents: list[str], unit: str) -> None:
-        self.contents = contents
-        self.unit = unit  # what the contents are of: image, or text where there are texts alone
-        self.clusters = clusters
-        self.forest = Forest()
+    def __init__(
+        self, clusters: np.ndarray, names: Sequence[str], rows: np.ndarray, contents: Sequence[str], unit: str
+    ) -> None:
+        """Join what the pairs say themselves.
+
+        Args:
+            clusters: ``(n,)`` number of each pair's cluster.
+            names: Of the clusters.
+            rows: ``(n,)`` number of each pair's unit.
+            contents: What each unit holds.
+            unit: What the contents are of: image, or text where there are texts alone.
+        """
+        self.content_of_unit = contents
+        codes, self.contents = joined([contents])
+        self.content = codes[0][rows]
+        self.unit = unit
+        self._clusters, self._names = clusters, names
         self.clauses: list[str] = []
         self.unused: list[str] = []
-        for cluster, content in zip(clusters, contents, strict=True):
-            self.forest.join(("cluster", cluster), ("content", content))
-
-    def same_content(self, units: list[str]) -> None:
-        ids: dict[str, set[str]] = {}
-        for unit, content in zip(units, self.contents, strict=True):
-            ids.setdefault(content, set()).add(unit)
-        copies = sum(len(names) - 1 for names in ids.values())
+        first = len(self.contents)
+        self._roots = joined_nodes(np.arange(first + len(names)), clusters + first, self.content)
+        copies = len(contents) - first
         if copies:
             self.clauses.append(
                 f"{_count(copies, f'{self.unit} is a copy', f'{self.unit}s are copies')} of another one"
@@ -119,7 +126,8 @@ class _Rules:
 
     def key(self, key: str, values: list[object], targets: Sequence[object]) -> None:
         """Group by a key that looks like one, unless its values look like categories."""
-        known = [(value, content) for value, content in zip(values, self.contents, strict=True) if value is not None]
+        of_pairs = self.content.tolist()
+        known = [(value, content) for value, content in zip(values, of_pairs, strict=True) if value is not None]
         contents = {content for _, content in known}
         groups = {value for value, _ in known}
         if len(groups) < 2 or len(groups) == len(contents):
@@ -132,61 +140,62 @@ class _Rules:
             )
             return
         clause = f"pairs with the same '{key}' belong together ({len(groups):,} groups)"
-        self._join((((key, value), ("content", content)) for value, content in known), clause)
+        numbers = joined([[value for value, _ in known]])[0][0]
+        self._join(numbers, np.array([content for _, content in known]), clause)
 
-    def near_copies(self, links: list[tuple[str, str]], gap: float) -> None:
-        if links:
-            contents = {content for link in links for content in link}
+    def near_copies(self, links: np.ndarray, gap: float) -> None:
+        """Join contents, ``(l, 2)`` of their numbers."""
+        if len(links):
             clause = (
-                f"{_count(len(contents), 'image is', 'images are')} nearly the same as another one "
+                f"{_count(len(np.unique(links)), 'image is', 'images are')} nearly the same as another one "
                 f"({np.sqrt(gap):.1f} times closer than the next neighbour)"
             )
-            self._join(((("content", one), ("content", other)) for one, other in links), clause)
+            self._join(links[:, 0], links[:, 1], clause, other_nodes=False)
 
-    def texts(self, texts: list[str], targets: Sequence[Target | None]) -> None:
+    def texts(self, rows: Sequence[np.ndarray], texts: Sequence[str], targets: Sequence[Target | None]) -> None:
         """Group by texts that always have one label, or that came with a set of images of their own."""
-        found = set(texts_with_one_label(self.contents, texts, targets))
+        of_pairs = np.concatenate(rows)
+        written = Coded.of(of_pairs, texts)
+        found = set(texts_with_one_label(self.content.tolist(), written, targets))
         clause = f"{len(found):,} texts stand with several images and always with one label"
         if not found and any(target is not None for target in targets):  # captions: several images may share one
-            found = texts_with_images_of_their_own(self.contents, texts)
+            found = texts_with_images_of_their_own(self.content.tolist(), written)
             clause = f"each of {len(found):,} texts stands with several images of its own"
-        pairs = ((text, content) for text, content in zip(texts, self.contents, strict=True) if text in found)
         if found:
-            self._join(((("text", text), ("content", content)) for text, content in pairs), clause)
+            among = np.array([text in found for text in texts])[of_pairs]
+            self._join(of_pairs[among], self.content[among], clause)
 
-    def _join(self, pairs: Iterable[tuple[Hashable, Hashable]], clause: str) -> None:
-        """Join pairs, unless the groups would become too large to split."""
-        before = self.forest.copy()
-        largest = self._largest()
-        for one, other in pairs:
-            self.forest.join(one, other)
-        joined = self._largest()
-        if joined > max(largest, _LARGEST_SHARE * len(self.contents)):
-            self.forest = before
+    def _join(self, one: np.ndarray, contents: np.ndarray, clause: str, *, other_nodes: bool = True) -> None:
+        """Join nodes with contents, unless the groups would become too large to split; other nodes are new ones."""
+        roots, first = self._roots, len(self._roots)
+        if other_nodes:
+            roots, one = np.append(roots, np.arange(first, first + int(one.max()) + 1)), one + first
+        roots = joined_nodes(roots, one, contents)
+        joined_pairs = int(np.bincount(roots[self.content]).max())
+        if joined_pairs > max(self._largest(), _LARGEST_SHARE * len(self.content)):
             self.unused.append(
-                f"Not grouped, because {joined:,} of {len(self.contents):,} pairs would be one group: {clause}. If "
-                "that is so, a split cannot measure what is new; give development pairs with --dev."
+                f"Not grouped, because {joined_pairs:,} of {len(self.content):,} pairs would be one group: {clause}. "
+                "If that is so, a split cannot measure what is new; give development pairs with --dev."
             )
         else:
+            self._roots = roots
             self.clauses.append(clause)
 
     def _largest(self) -> int:
-        return max(Counter(self._roots()).values())
+        return int(np.bincount(self._roots[self.content]).max())
 
-    def _roots(self) -> list[Hashable]:
-        return [self.forest.root(("content", content)) for content in self.contents]
-
-    def names(self) -> list[str]:
+    def groups(self) -> Coded[str]:
         """Return a name for the group of every pair: the first cluster name in it."""
-        first: dict[Hashable, str] = {}
-        return [first.setdefault(root, name) for root, name in zip(self._roots(), self.clusters, strict=True)]
+        _, first, group = np.unique(self._roots[self.content], return_index=True, return_inverse=True)
+        return Coded.of(group, [self._names[number] for number in self._clusters[first].tolist()])
 
     def notes(self, purpose: str) -> list[str]:
+        """Say what was grouped and why, and what was not."""
         if not self.clauses:
             return self.unused
-        groups = len(set(self._roots()))
+        groups = len(np.unique(self._roots[self.content]))
         return [
-            f"{purpose}, {groups:,} groups of {len(self.contents):,} pairs: "
+            f"{purpose}, {groups:,} groups of {len(self.content):,} pairs: "
             + "; ".join(self.clauses)
             + ". Switch off with --no-groups.",
             *self.unused,
@@ -199,7 +208,9 @@ def _near_copies(rules: _Rules, store: Store, image_of: dict[str, str], towers: 
         return
     contents = list(image_of)
     found = find_near_copies(unit_vectors(store, [image_of[content] for content in contents], chosen), seed=seed)
-    rules.near_copies([(contents[one], contents[other]) for one, other in found.links.tolist()], found.gap)
+    number = {content: place for place, content in enumerate(rules.contents)}
+    at = np.array([number[content] for content in contents])
+    rules.near_copies(at[found.links], found.gap)
 
 
 def _keys(extras: Sequence[dict[str, object]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from frevl.data.pairs import Target
 
@@ -19,7 +19,7 @@ _OF_CLASSES = 2  # texts per class, at least: with fewer, a text may be a name o
 
 
 def texts_with_one_label(
-    images: Sequence[str], texts: Sequence[str], targets: Sequence[Target | None]
+    images: Sequence[Hashable], texts: Sequence[str], targets: Sequence[Target | None]
 ) -> dict[str, str]:
     """Return the texts whose pairs belong together, with their label; empty if the set is not built that way.
 
@@ -34,7 +34,7 @@ def texts_with_one_label(
     """
     labels: dict[str, str] = {}
     mixed: set[str] = set()
-    contents: dict[str, set[str]] = {}
+    contents: dict[str, set[Hashable]] = {}
     counts: Counter[str] = Counter()
     all_labels: Counter[str] = Counter()
     for image, text, target in zip(images, texts, targets, strict=True):
@@ -60,7 +60,7 @@ def texts_with_one_label(
     return one_label
 
 
-def texts_with_images_of_their_own(images: Sequence[str], texts: Sequence[str]) -> set[str]:
+def texts_with_images_of_their_own(images: Sequence[Hashable], texts: Sequence[str]) -> set[str]:
     """Return the texts for each of which a set of images was made; empty if the set is not built that way.
 
     Where nearly every pair has a text that stands with four images or more, and hardly an image stands with two texts,
@@ -72,8 +72,8 @@ def texts_with_images_of_their_own(images: Sequence[str], texts: Sequence[str]) 
         images: ``(n,)`` names of the images' contents.
         texts: ``(n,)``.
     """
-    text_of: dict[str, str] = {}
-    contents: dict[str, set[str]] = {}
+    text_of: dict[Hashable, str] = {}
+    contents: dict[str, set[Hashable]] = {}
     shared = set()
     for image, text in zip(images, texts, strict=True):
         if text_of.setdefault(image, text) != text:
