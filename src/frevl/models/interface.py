@@ -8,7 +8,7 @@ Training, evaluation, scoring, search, export and the service use this interface
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -208,6 +208,22 @@ class PairNetwork(nn.Module, ABC):
         """
         del kept, items, bank
         return None
+
+    @property
+    def text_blocks(self) -> list[int] | None:
+        """Widths of the parts of its vectors of texts that linear maps can turn; None if there are no such vectors.
+
+        The vectors are the text vectors of a first stage, or names of classes.
+        """
+        return None
+
+    def with_text_maps(self, maps: Sequence[Tensor]) -> PairNetwork:
+        """Return the same network with every part of its vectors of texts turned, and scaled to its length again.
+
+        Args:
+            maps: ``(d, d)`` of every one of `text_blocks`.
+        """
+        raise NotImplementedError(f"{self.key} has no vectors of texts")
 
     @property
     def first_stage(self) -> Searchable | None:

@@ -212,6 +212,17 @@ def debias(
         float | None,
         typer.Option(help="How much is subtracted, from 0 to 1.", show_default="chosen on development data"),
     ] = None,
+    neutral: Annotated[
+        Path | None,
+        typer.Option(readable=False, help='File of biases instead: lines {"biased": text} or {"same": [text, text]}.'),
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="With --neutral: how strongly texts are made equal.", show_default="100")
+    ] = None,
+    whole_prompts: Annotated[
+        bool | None,
+        typer.Option("--whole-prompts", help="Project out what biased prompts have in common too.", show_default="off"),
+    ] = None,
     store: Annotated[
         Path | None, typer.Option(readable=False, help="Folder of the store.", show_default="that of the training")
     ] = None,
@@ -229,13 +240,18 @@ def debias(
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Make a run without the prior of images or of texts, by its own training pairs."""
+    """Make a run of another: without the prior of one side, or with texts that are neutral.
+
+    --without subtracts what the run answers without images (or texts), measured on its own training pairs. --neutral
+    turns the vectors of texts so that they do not differ in what should not matter.
+    """
     from frevl.cli.tables import run_record
     from frevl.training.debiasing.debias import debias as run_debias
 
-    made = run_debias(
-        run, out=out, **typed(without=without, strength=strength, store=store, pairs=pairs, dev=dev,
-                              columns=columns, seed=seed)
+    asked = typed(
+        without=without, strength=strength, neutral=neutral, weight=weight, whole_prompts=whole_prompts, store=store,
+        pairs=pairs, dev=dev, columns=columns, seed=seed,
     )  # fmt: skip
+    made = run_debias(run, out=out, **asked)
     say("\n".join([*made.results["notes"], f"Saved in {made.path}"]))
     write(json, run_record(made))

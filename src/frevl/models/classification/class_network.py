@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -128,6 +130,28 @@ class ClassNetwork(PairNetwork):
 
     def _cosines(self, image: Tensor) -> Tensor | None:
         return None if self.space is None else searchable(self.space).image_vectors(image) @ self.name_vectors.T
+
+    @property
+    def text_blocks(self) -> list[int] | None:
+        """Those of the space of its names."""
+        if self.space is None:
+            return None
+        first: object = self.space.first_stage
+        return (
+            self.space.text_blocks if first is self.space else None
+        )  # a run that reranks holds its first stage inside
+
+    def with_text_maps(self, maps: Sequence[Tensor]) -> ClassNetwork:
+        """Turn the vectors of the names; each part keeps its length."""
+        twin = deepcopy(self)
+        parts = torch.split(self.name_vectors, [len(one) for one in maps], dim=1)
+        turned = [
+            F.normalize(part @ one.T, dim=1) * part.norm(dim=1, keepdim=True)
+            for part, one in zip(parts, maps, strict=True)
+        ]
+        with torch.no_grad():
+            twin.name_vectors.copy_(torch.cat(turned, dim=1))
+        return twin.eval()
 
     def forward(
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None

@@ -40,6 +40,7 @@ class AdaptedCosine(Cosine):
         bias: float = 0.0,
         alignment: dict[str, Any] | None = None,
         alignment_weight: float = 0.0,
+        text_maps: bool = False,
     ) -> None:
         """Build the network without its numbers.
 
@@ -51,8 +52,12 @@ class AdaptedCosine(Cosine):
             bias: Added to the logit.
             alignment: Arguments of the `Alignment` beside it, or None.
             alignment_weight: Of its cosine in the logit.
+            text_maps: As in `Cosine`; the canonical directions are found in what the maps leave.
         """
-        super().__init__(spaces=spaces, scale=scale, bias=bias, alignment=alignment, alignment_weight=alignment_weight)
+        super().__init__(
+            spaces=spaces, scale=scale, bias=bias, alignment=alignment, alignment_weight=alignment_weight,
+            text_maps=text_maps,
+        )  # fmt: skip
         self.settings = {**self.settings, "rank": rank, "weight": weight}
         self.weight = weight
         width = sum(stop - start for start, stop, _, _ in spaces)

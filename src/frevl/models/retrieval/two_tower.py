@@ -7,6 +7,8 @@ common space (CLIP and its kind). Pure torch.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import torch
@@ -46,6 +48,12 @@ class Projection(nn.Module):
     def standardise(self, embeddings: Tensor) -> None:
         """Take mean and deviation of ``(n, inputs)`` training embeddings."""
         self.statistics.fit(embeddings.float())
+
+    def turn(self, by: Tensor) -> None:
+        """Multiply what it returns by ``(width, width)`` before it is made unit length: both last layers take it in."""
+        for layer in (self.linear, self.outer):
+            layer.weight.copy_((by.double() @ layer.weight.double()).float())
+            layer.bias.copy_((by.double() @ layer.bias.double()).float())
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn ``(n, inputs)`` into ``(n, width)`` unit vectors."""
@@ -130,6 +138,22 @@ class TwoTower(FirstStage):
         """``(n, members * width)`` unit vectors."""
         return _side_by_side(self.text, text)
 
+    @property
+    def text_blocks(self) -> list[int] | None:
+        """One a member; an alignment beside them has no last linear map."""
+        if self.alignment is not None and self.alignment_weight:
+            return None
+        return [int(self.settings["width"])] * int(self.settings["members"])
+
+    def with_text_maps(self, maps: Sequence[Tensor]) -> TwoTower:
+        """Fold the maps into the last layers of the projections of texts."""
+        twin = deepcopy(self)
+        with torch.no_grad():
+            for member, turn in zip(twin.text, maps, strict=True):
+                if isinstance(member, Projection):
+                    member.turn(turn)
+        return twin.eval()
+
     def input_statistics(self) -> tuple[ZScore, ZScore] | None:
         """Those of the first member; all members were trained on the same items."""
         image, text = self.image[0], self.text[0]
@@ -155,6 +179,7 @@ class Cosine(FirstStage):
         bias: float = 0.0,
         alignment: dict[str, Any] | None = None,
         alignment_weight: float = 0.0,
+        text_maps: bool = False,
     ) -> None:
         """Build the network.
 
@@ -165,6 +190,7 @@ class Cosine(FirstStage):
             bias: Its logit bias (SigLIP).
             alignment: Arguments of the `Alignment` beside it, or None.
             alignment_weight: Of its cosine in the logit.
+            text_maps: Whether the texts of every space are multiplied by a matrix (`with_text_maps`).
         """
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -173,9 +199,11 @@ class Cosine(FirstStage):
             "bias": bias,
             "alignment": alignment,
             "alignment_weight": alignment_weight,
+            **({"text_maps": True} if text_maps else {}),  # a run without any keeps the settings it was saved with
         }
         self.logit_scale, self.bias = frozen(fill=float(scale)), frozen(fill=float(bias))
         self.spaces = spaces
+        self.text_maps = nn.ParameterList(frozen(one, one) for one in (self.text_blocks or ()) if text_maps)
         self._align(alignment, alignment_weight)
 
     @property
@@ -189,7 +217,25 @@ class Cosine(FirstStage):
 
     def own_text_vectors(self, text: Tensor) -> Tensor:
         """``(n, d)`` unit vectors."""
-        return _normalised([text[:, start:stop] for _, _, start, stop in self.spaces])
+        parts = [text[:, start:stop] for _, _, start, stop in self.spaces]
+        maps: Sequence[Tensor] = list(self.text_maps)
+        return _normalised([part.float() @ turn.T for part, turn in zip(parts, maps, strict=True)] if maps else parts)
+
+    @property
+    def text_blocks(self) -> list[int] | None:
+        """One a space."""
+        return [stop - start for _, _, start, stop in self.spaces]
+
+    def with_text_maps(self, maps: Sequence[Tensor]) -> Cosine:
+        """Keep the maps, or their products with those that are there."""
+        twin = type(self)(**{**self.settings, "text_maps": True})
+        before = list(self.text_maps) or [torch.eye(len(one)) for one in maps]
+        own = {
+            **self.state_dict(),
+            **{f"text_maps.{n}": one @ two for n, (one, two) in enumerate(zip(maps, before, strict=True))},
+        }
+        twin.load_state_dict(own)
+        return twin.eval()
 
     def of_vectors(self, image: Tensor, text: Tensor) -> Tensor:
         """Return the ``(n, 1)`` logits of ``(n, d)`` vectors: scaled cosines plus the encoder's bias."""

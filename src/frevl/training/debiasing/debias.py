@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,8 @@ from frevl.runs.calibration import calibration_notes, fit_calibration
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.run import Run
 from frevl.store.reader import Store
+from frevl.training.debiasing.biases import read_biases
+from frevl.training.debiasing.neutral import make_neutral
 from frevl.training.debiasing.own_data import OwnData, Sources, own_data, own_store, sources_of
 from frevl.training.debiasing.prior import without_side
 from frevl.training.examples import dev_metric
@@ -38,19 +41,27 @@ def debias(
     out: str | Path,
     without: str | None = None,
     strength: float | None = None,
+    neutral: str | Path | None = None,
+    weight: float = 100.0,
+    whole_prompts: bool = False,
     store: Store | str | Path | None = None,
     pairs: str | Path | Pairs | None = None,
     dev: str | Path | Pairs | None = None,
     columns: str | Sequence[str] | Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Run:
-    """Make a run without the prior of one side.
+    """Make a run without the prior of one side, or one whose texts do not differ in what should not matter.
 
     Args:
         run: The finished run; it stays as it is.
         out: Folder of the new run.
         without: ``image`` subtracts what the run answers to the text alone, ``text`` what it answers to the image.
         strength: How much is subtracted, in [0, 1]; None chooses on development data, 0 among the choices.
+        neutral: A file of biases instead of ``without``: lines ``{"biased": text}``, whose directions are projected out
+            of the vectors of texts, and ``{"same": [text, text]}``, which are made equal
+            (`frevl.training.debiasing.projection`).
+        weight: How strongly texts of a line of ``same`` are made equal.
+        whole_prompts: Project out biased prompts with what they have in common, as the paper does.
         store: Of the embeddings; None takes the one that the run was trained on.
         pairs: The training pairs of the run; None takes them where they were. Other pairs are refused.
         dev: Development pairs, of images that the run has not seen; None takes those of the training.
@@ -66,17 +77,33 @@ def debias(
         RunError: The folder holds a run, or other files.
     """
     pairs, dev = in_memory(pairs), in_memory(dev)
-    if without is None:
-        raise UsageError("debias expects --without image or --without text, found nothing to do")
-    if without not in get_args(PriorSide):
+    if (without is None) == (neutral is None):
+        raise UsageError(
+            "debias expects either --without image (or text) or --neutral FILE, found "
+            + ("both; make one run after the other" if without else "nothing to do")
+        )
+    if neutral is not None and strength is not None:
+        raise UsageError("--strength belongs to --without; how strongly texts are made equal is --weight")
+    if not math.isfinite(weight) or weight < 0:
+        raise UsageError(f"--weight is how strongly texts are made equal, 0 or more; found {weight:g}")
+    biases = None if neutral is None else read_biases(neutral)
+    if without is not None and without not in get_args(PriorSide):
         raise UsageError(f"--without takes image or text, found '{without}'")
     if strength is not None and not 0 <= strength <= 1:
         raise UsageError(f"--strength is how much of the prior is subtracted, from 0 to 1; found {strength:g}")
     former = Run.load(run)
     sources = sources_of(former, store=store, pairs=pairs, dev=dev, columns=columns)
     opened = own_store(former, sources)
-    side: PriorSide = "image" if without == "image" else "text"
     started = time.monotonic()
+    if biases is not None:
+        made = make_neutral(former, opened, biases, weight=weight, differences=not whole_prompts)
+        named = {"neutral": str(neutral), "weight": weight, "whole_prompts": whole_prompts}
+        held = None if former.model == "classify" else own_data(former, opened, sources)
+        return _saved(
+            former, made.network, held, opened, sources, Path(out), {**named, **made.record}, made.notes,
+            time.monotonic() - started, seed, arguments={**named, "neutral": str(Path(str(neutral)).resolve())},
+        )  # fmt: skip
+    side: PriorSide = "image" if without == "image" else "text"
     data = own_data(former, opened, sources)
     lessened = without_side(former, data, side, strength=strength, seed=seed)
     done = {"without": side, "strength": lessened.strength, "tried": lessened.tried}
@@ -90,7 +117,7 @@ def debias(
 def _saved(
     former: Run,
     network: PairNetwork,
-    data: OwnData,
+    data: OwnData | None,
     store: Store,
     sources: Sources,
     out: Path,
@@ -108,7 +135,10 @@ def _saved(
     if isinstance(sources.pairs, Pairs | Path | str):
         identity["pairs"] = _content(store, sources.pairs)
     with claim_run(out, {**settings, "data": identity}):
-        calibration, results = _calibrated(former, network, data, notes, seconds)
+        if data is None:
+            calibration, results = _as_before(former, notes, seconds)
+        else:
+            calibration, results = _calibrated(former, network, data, notes, seconds)
         results["debias"] = origin
         finished = replace(
             former,
@@ -124,7 +154,9 @@ def _saved(
                 ),
                 "debiased": {name: origin[name] for name in ("from", "weights")},
             },
-            train_image_hashes=np.union1d(former.train_image_hashes, data.hashes),
+            train_image_hashes=former.train_image_hashes
+            if data is None
+            else np.union1d(former.train_image_hashes, data.hashes),
             network=network,
         )
         files = {"pairs": sources.pairs, "dev": sources.dev, "columns": sources.columns}
@@ -162,6 +194,21 @@ def _calibrated(
     if not data.dev_is_seen:
         results["prediction_sets"] = kept_scores(decisive, truth, data.dev.clusters, calibration)
     return calibration, results
+
+
+def _as_before(former: Run, notes: list[str], seconds: float) -> tuple[dict[str, float], dict[str, Any]]:
+    """Keep the calibration of a classifier by names, whose examples are not at hand, and say so."""
+    said = [
+        *notes,
+        f"Made of {former.path} by frevl debias. Its probabilities are calibrated as before, which was measured with "
+        "the former names; prediction sets and the threshold of unknown pictures are gone: measure sets with "
+        "--calibrate.",
+    ]
+    gone = ("prediction_sets", "unknown")
+    results = {name: value for name, value in former.results.items() if name not in gone}
+    warnings = list(former.results.get("warnings", []))
+    results |= {"notes": [*warnings, *said], "warnings": warnings, "train_seconds": seconds, "unknown": None}
+    return former.calibration, results
 
 
 def _digest(folder: Path) -> str:
