@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from PIL import Image
 from playwright.sync_api import expect
 
 from frevl.store.labels.labels_file import LabelsFile
 from frevl.training.training import train
-from made import make
+from made import COLOURS, make
 
 TIMEOUT = 20_000  # ms: the machine may be busy
 HOSTILE = "<img src=x onerror=document.title='ran'>"
@@ -74,7 +75,7 @@ def add_class(page, name):
 def test_it_opens_on_the_pictures_and_asks_no_other_host(url, visit):
     seen = visit(url)
     expect(pictures(seen.page).first).to_be_visible(timeout=TIMEOUT)
-    seen.page.wait_for_function("document.querySelector('#picture-3 img')?.naturalWidth > 0")
+    expect(seen.page.locator("#picture-3 img")).to_have_js_property("naturalWidth", 40)
     assert seen.page.url == f"{url}/explore/"
     assert seen.foreign(url) == []
     assert seen.complaints == []
@@ -98,6 +99,7 @@ def test_label_by_keyboard_undo_and_resume_after_kill(world, visit):
         os.kill(process.pid, signal.SIGKILL)
         page.keyboard.press("1")
         expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
+        expect(page.locator("#picture-2 b")).to_have_count(0)  # what was not confirmed is not shown
     ids = world.store.ids("image")
     assert agreed(world) == {ids[0]: "red", ids[1]: "blue"}
     with exploring(world, "--images", world.images) as (url, _):
@@ -214,3 +216,78 @@ def test_a_service_that_only_shows_has_no_way_to_label(world, visit):
         page = visit(url).page
         expect(page.get_by_text("This service only shows labels.")).to_be_visible()
         expect(page.get_by_label("You are")).to_have_count(0)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_teach_by_keyboard_and_see_accuracy_order_and_confusion(url, world, visit):
+    seen = visit(f"{url}/explore/#/teach")
+    page = seen.page
+    expect(page.get_by_text("Label at least one picture of each of two classes")).to_be_visible(timeout=TIMEOUT)
+    colours = ["red", "green", "blue", "yellow"]
+    for colour in colours:
+        add_class(page, colour)
+    ids = world.store.ids("image")
+    choose(page, 0)
+    for id_ in ids[:32]:  # each key leads to the next picture, however fast they come
+        page.keyboard.press(str(1 + colours.index(colour_of(world, id_))))
+    expect(page.locator("#picture-31 b")).to_have_text(colour_of(world, ids[31]), timeout=TIMEOUT)
+    expect(page.get_by_text("32 labelled pictures")).to_be_visible(timeout=2 * TIMEOUT)
+    expect(page.get_by_role("heading", name="% right")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("95 % interval")).to_be_visible()
+    page.get_by_role("button", name="next to label").click()
+    expect(page.locator("#picture-0 i")).to_contain_text("%", timeout=TIMEOUT)
+    shown = [page.locator(f"#picture-{number}").get_attribute("aria-label") for number in range(8)]
+    assert not set(shown) & set(ids[:32])
+    page.get_by_label("likeliest of the class").select_option("red")
+    expect(page.locator("#picture-0 i")).to_contain_text("red", timeout=TIMEOUT)
+    best = [page.locator(f"#picture-{number}").get_attribute("aria-label") for number in range(3)]
+    assert {colour_of(world, id_) for id_ in best} == {"red"}
+    assert "order=class&of=red" in page.url
+    assert agreed(world) == {id_: colour_of(world, id_) for id_ in ids[:32]}
+    assert seen.complaints == []
+
+
+@pytest.mark.usefixtures("fresh")
+def test_pictures_do_not_change_places_while_somebody_labels(url, world, visit):
+    ids = world.store.ids("image")
+    LabelsFile(world.store.path).label("bob", [(id_, colour_of(world, id_)) for id_ in ids[:24]])
+    page = visit(f"{url}/explore/#/teach?order=doubt").page
+    expect(page.get_by_role("heading", name="right")).to_be_visible(timeout=TIMEOUT)
+    page.get_by_role("button", name="most doubtful").click()
+    expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)
+
+    expect(page.get_by_text("learning …")).to_have_count(0, timeout=TIMEOUT)
+
+    def shown():
+        return [page.locator(f"#picture-{number}").get_attribute("aria-label") for number in range(1, 6)]
+
+    before = shown()
+    choose(page, 0)
+    page.keyboard.press("1")
+    button = page.get_by_role("button", name="Show the new order")
+    expect(button).to_be_visible(timeout=TIMEOUT)
+    assert shown() == before
+    button.click()
+    expect(button).to_have_count(0)
+    expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_export_and_import_and_rename_in_the_page(url, visit, tmp_path):
+    page = visit(f"{url}/explore/#/teach").page
+    file = tmp_path / "labels.jsonl"
+    file.write_text('{"image": "0.png", "target": "cat"}\n{"image": "away.png", "target": "dog"}\n')
+    page.get_by_label("Import").set_input_files(file)
+    expect(page.get_by_text("Took 1 labels and left out 1")).to_be_visible(timeout=TIMEOUT)
+    page.locator(".rename select").select_option("cat")
+    page.locator(".rename input").first.fill("kitten")
+    page.get_by_role("button", name="Rename").click()
+    expect(page.locator("button.class").filter(has_text="kitten")).to_be_visible()
+    with page.expect_download() as found:
+        page.get_by_role("link", name="JSON lines").click()
+    assert found.value.path().read_text() == '{"image": "0.png", "target": "kitten"}\n'
+
+
+def colour_of(world, name):
+    with Image.open(world.images / name) as picture:
+        return next(colour for colour, rgb in COLOURS.items() if picture.getpixel((20, 20)) == rgb)

@@ -1,5 +1,6 @@
 // Lists of pictures for the grid: a short one that is all there, and a long one that is fetched as it is scrolled through.
 import { get } from "./api.js";
+import { pending } from "./shared.svelte.js";
 
 const PAGE = 100;
 const MOST_PAGES = 60;
@@ -76,7 +77,7 @@ export class Paged {
     try {
       const found = await get(this.path, { ...this.filters, start: page * PAGE, count: PAGE }, controller.signal);
       const pages = new Map(this.pages);
-      pages.set(page, found.images);
+      pages.set(page, found.images.map((item) => (pending.has(item.id) ? relabelled(item, pending.get(item.id).by, pending.get(item.id).name) : item)));
       while (pages.size > MOST_PAGES) pages.delete(pages.keys().next().value);
       this.pages = pages;
       this.total = found.total;

@@ -66,10 +66,27 @@ export async function refreshLabels() {
   if (!shared.labels || found.version !== shared.labels.version) shared.labels = found;
 }
 
-/** Label pictures; sent again under the same id if the answer was lost. */
-export async function label(images, name) {
+let queue = Promise.resolve();
+/** Labels that are on their way, by picture: what the service answers meanwhile does not know them yet. */
+export const pending = new Map();
+
+/** Label pictures, one request after the other; sent again under the same id if the answer was lost. */
+export function label(images, name) {
+  const by = shared.by;
+  const mark = { by, name };
+  for (const image of images) pending.set(image, mark);
+  const own = queue.then(() => send(images, name, by));
+  const done = () => {
+    for (const image of images) if (pending.get(image) === mark) pending.delete(image);
+    if (!pending.size) return attempt(refreshLabels);
+  };
+  queue = own.then(done, done);
+  return own;
+}
+
+async function send(images, name, by) {
   const id = requestId();
-  const body = { by: shared.by, id, labels: images.map((image) => ({ image, label: name })) };
+  const body = { by, id, labels: images.map((image) => ({ image, label: name })) };
   const what = images.length === 1 ? images[0] : `${images.length} pictures`;
   const written = await attempt(
     async () => {
@@ -83,11 +100,11 @@ export async function label(images, name) {
     },
     name === null ? `No label any more: ${what}.` : `${name}: ${what}.`,
   );
-  if (written) await attempt(refreshLabels);
   return Boolean(written);
 }
 
 export async function undo() {
+  await queue;
   const found = await attempt(() => post("/explore/labels/undo", { by: shared.by }), "Undone.");
   if (found) await attempt(refreshLabels);
   return found;

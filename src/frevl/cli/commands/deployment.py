@@ -106,7 +106,13 @@ def _serve(store: Path, runs: list[str], options: dict[str, Any], json: Path | N
         write(json, record)
         say(f"Ready at {record['url']} after {record['seconds']} s (routes: {record['url']}/docs).")
 
-    run_serve(store, _named(runs), **options, ready=ready)
+    def fit(*given: Any, **options: Any) -> Any:
+        # The service knows no training: it is given what fits the classifier that is taught, loaded when that is begun.
+        from frevl.training.classification.teaching import teach
+
+        return teach(*given, **options)
+
+    run_serve(store, _named(runs), **options, fit=fit, ready=ready)
 
 
 _LIBRARIES = {"fastapi", "fastapi_offline", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}

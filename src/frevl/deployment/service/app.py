@@ -78,7 +78,7 @@ class Application:
         keys, metrics = keys or Keys(), metrics or Metrics()
         self.page: FastAPI | None = None
         self._make_page = page
-        self._service = service
+        self._service, self._explorer = service, explorer
         self._stopping = asyncio.Event()
         self.api = _api(service, explorer, metrics, self._lifespan)
         if explorer is not None:
@@ -133,6 +133,8 @@ class Application:
         await showing
         # Requests under way are answered by now; nobody waits for what is left in the queue.
         await asyncio.to_thread(self._service.close)
+        if self._explorer is not None:
+            await asyncio.to_thread(self._explorer.close)
 
     async def _show_page(self) -> None:
         if self._make_page is None:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 
 from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.teaching.lesson import Fit
 from frevl.deployment.service.http.connection import Connection, OpenConnections, allow_open_files
 from frevl.deployment.service.http.gc_tuning import freeze_loaded_objects, switch_threads_often
 from frevl.deployment.service.http.limits import Keys, Limits
@@ -46,6 +47,7 @@ def serve(
     labels: bool = False,
     explore: bool = False,
     encoder: str | None = None,
+    fit: Fit | None = None,
     device: str = "cpu",
     limits: Limits | None = None,
     ready: Callable[[dict[str, Any]], None] | None = None,
@@ -66,6 +68,7 @@ def serve(
         labels: Let clients write labels into the store.
         explore: Show the explorer as the page; then no run is needed.
         encoder: Whose embeddings the explorer uses; None lets it choose.
+        fit: Fits the classifier that the explorer teaches.
         device: Where PyTorch computes.
         limits: Of requests and clients; None takes the defaults.
         ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
@@ -92,7 +95,7 @@ def serve(
         make_page = partial(_make_page, service, folder, shown is not None) if page and not explore else None
         # A store of texts alone has nothing to look at.
         looks = explore or bool(opened.select_towers("image"))
-        explorer = Explorer(service, images=folder, encoder=encoder, writable=labels) if looks else None
+        explorer = Explorer(service, images=folder, encoder=encoder, writable=labels, fit=fit) if looks else None
         app = Application(
             service, keys=keys, metrics=metrics, report=shown, page=make_page, explorer=explorer, opens_explorer=explore
         )

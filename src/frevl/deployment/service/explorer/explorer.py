@@ -13,6 +13,8 @@ import numpy as np
 
 from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
+from frevl.deployment.service.explorer.teaching.lesson import Fit
+from frevl.deployment.service.explorer.teaching.teacher import Teacher
 from frevl.deployment.service.explorer.thumbnails import Thumbnails
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.models import Service
@@ -36,10 +38,12 @@ class Explorer:
         encoder: Whose embeddings are searched and learnt from; None takes the first one that reads texts and pictures
             in one space, or else the first one.
         writable: Take labels.
+        fit: Fits the classifier that is taught; None teaches nothing.
 
     Attributes:
         labels: The labels of the store.
         thumbnails: Of its pictures.
+        teacher: Who fits the classifier, or None.
 
     Raises:
         StoreError: The labels cannot be read, or the store has no embeddings of images.
@@ -47,7 +51,13 @@ class Explorer:
     """
 
     def __init__(
-        self, service: Service, *, images: Path | None = None, encoder: str | None = None, writable: bool = True
+        self,
+        service: Service,
+        *,
+        images: Path | None = None,
+        encoder: str | None = None,
+        writable: bool = True,
+        fit: Fit | None = None,
     ) -> None:
         self.service = service
         self.writable = writable
@@ -55,6 +65,7 @@ class Explorer:
         self.thumbnails = Thumbnails(service.store.path, images, max_pixels=service.limits.pixels, keep=writable)
         self.encoder = _chosen(service.store, encoder)
         self._rows: Rows | None = None
+        self.teacher = None if fit is None else Teacher(self.labels, self._newest_rows, fit)
         self._views: OrderedDict[tuple[object, ...], np.ndarray] = OrderedDict()
         self._guard = threading.Lock()
 
@@ -74,6 +85,14 @@ class Explorer:
                 self._rows = Rows(store, tower, keep=self.writable)
                 self._views.clear()
             return self._rows
+
+    def _newest_rows(self) -> Rows:
+        return self._rows_of(self.service.store)
+
+    def close(self) -> None:
+        """End the teaching. Blocks, so not for the event loop."""
+        if self.teacher is not None:
+            self.teacher.close()
 
     def view(self, key: tuple[object, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
         """Return row numbers that were asked for before, or make them."""

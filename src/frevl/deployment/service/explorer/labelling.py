@@ -63,7 +63,15 @@ async def _written(explorer: Explorer, write: Any) -> dict[str, Any]:
         new = [entry for entry in book.entries[before:] if entry.request == id_]
         return {"id": id_, "written": len(new), "version": book.version}
 
-    return await explorer.ask(work)
+    written = await explorer.ask(work)
+    await wake(explorer)
+    return written
+
+
+async def wake(explorer: Explorer) -> None:
+    """Let the classifier learn what was labelled."""
+    if explorer.teacher is not None:
+        await explorer.ask(explorer.teacher.wake)
 
 
 async def undo(explorer: Explorer, asked: UndoRequest) -> dict[str, Any]:
@@ -80,7 +88,9 @@ async def undo(explorer: Explorer, asked: UndoRequest) -> dict[str, Any]:
             "images": {image: book.of(image) for image in images},
         }
 
-    return await explorer.ask(work)
+    undone = await explorer.ask(work)
+    await wake(explorer)
+    return undone
 
 
 async def summary(explorer: Explorer) -> dict[str, Any]:

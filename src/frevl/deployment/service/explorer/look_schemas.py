@@ -59,11 +59,19 @@ class OverviewResponse(Body):
     notes: list[str]
 
 
+class GuessRecord(Body):
+    """The likeliest class of a picture, and its calibrated probability."""
+
+    label: str
+    probability: float
+
+
 class ShownImage(Body):
     """A picture, and what is known of it."""
 
     id: str
     labels: dict[str, str] = Field(description="What each labeller says.")
+    guess: GuessRecord | None = Field(None, description="What the classifier says, if there is one.")
 
 
 class ImagesResponse(Body):

@@ -12,14 +12,16 @@ import numpy as np
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.look_schemas import FindRequest
 from frevl.deployment.service.explorer.rows import Rows
+from frevl.deployment.service.explorer.teaching.lesson import Lesson
 from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.runs.search.copies import merge_copies
 from frevl.runs.search.nearest import nearest_rows
 from frevl.store.labels.book import LabelBook
 
-__all__ = ["MOST_SHOWN", "Shown", "find", "images", "overview"]
+__all__ = ["MOST_SHOWN", "Order", "Shown", "find", "images", "overview"]
 
+Order = Literal["store", "next", "doubt", "wrong", "class"]
 Shown = Literal["all", "labelled", "unlabelled", "disputed"]
 MOST_SHOWN = 500
 _EXAMPLES, _REASONS = 20, 50
@@ -111,18 +113,32 @@ def _sizes(store: Path) -> dict[str, int]:
 
 
 async def images(
-    explorer: Explorer, *, start: int, count: int, shown: Shown, label: str | None, where: str | None
+    explorer: Explorer,
+    *,
+    start: int,
+    count: int,
+    shown: Shown,
+    label: str | None,
+    where: str | None,
+    order: Order = "store",
+    of: str | None = None,
 ) -> dict[str, Any]:
-    """Return some of the pictures of the store, in its order."""
+    """Return some of the pictures of the store, in its order or one that the classifier gives."""
+    lesson = _lesson(explorer, order, of)
     rows = await explorer.rows()
 
     def work() -> dict[str, Any]:
         def answer(book: LabelBook) -> dict[str, Any]:
             chosen = _chosen(explorer, rows, book, shown, label, where)
+            if lesson is not None and order != "store":
+                chosen = _ordered(explorer, rows, lesson, order, of, chosen)
             total = len(rows) if chosen is None else len(chosen)
             every = range(total) if chosen is None else chosen
             taken = [int(row) for row in every[start : start + count]]
-            found = [{"id": rows.ids[row], "labels": book.of(rows.ids[row])} for row in taken]
+            found = [
+                {"id": rows.ids[row], "labels": book.of(rows.ids[row]), "guess": _guess(lesson, rows, row, of)}
+                for row in taken
+            ]
             return {"total": total, "start": start, "images": found}
 
         return explorer.labels.reading(answer)
@@ -142,6 +158,49 @@ def _chosen(
         by_label = explorer.view(key, lambda: _labelled(rows, book, shown, label))
         chosen = by_label if chosen is None else np.intersect1d(chosen, by_label, assume_unique=True)
     return chosen
+
+
+def _lesson(explorer: Explorer, order: Order, of: str | None) -> Lesson | None:
+    """Return what the classifier says, if there is one and it is about the rows of the store as they are."""
+    teacher = explorer.teacher
+    lesson = None if teacher is None else teacher.lesson
+    if order == "store":
+        return lesson
+    if teacher is None or lesson is None:
+        said = "Nothing is taught here." if teacher is None else teacher.problem or "It is being fitted; ask again."
+        raise RefusedError(409, "not_taught", f"This order needs a classifier. {said}")
+    if order == "class" and of not in lesson.material.names:
+        raise RefusedError(409, "not_taught", f"The classifier knows no class {(of or '')[:80]!r} yet.")
+    return lesson
+
+
+def _guess(lesson: Lesson | None, rows: Rows, row: int, of: str | None) -> dict[str, Any] | None:
+    if lesson is None or lesson.material.key != rows.key or lesson.best[row] < 0:
+        return None
+    if of is not None and lesson.kept is not None and of in lesson.material.names:
+        return {"label": of, "probability": float(lesson.kept[row, lesson.material.names.index(of)])}
+    return {"label": lesson.material.names[lesson.best[row]], "probability": float(lesson.likely[row])}
+
+
+def _ordered(
+    explorer: Explorer, rows: Rows, lesson: Lesson, order: Order, of: str | None, chosen: np.ndarray | None
+) -> np.ndarray:
+    """Return the rows in an order of the classifier."""
+    if lesson.material.key != rows.key:
+        raise RefusedError(409, "not_taught", "The store has changed; the classifier is fitted to it again, ask again.")
+
+    def make() -> np.ndarray:
+        if order == "next":
+            return lesson.next(rows.vectors)
+        if order == "wrong":
+            return lesson.wrong
+        if order == "doubt":
+            return np.argsort(lesson.margin, kind="stable")[: int((lesson.best >= 0).sum())]
+        likely = lesson.of_class(of or "", rows.vectors)
+        return np.argsort(-likely, kind="stable")[: int((lesson.best >= 0).sum())]
+
+    every = explorer.view((rows.key, id(lesson), order, of), make)
+    return every if chosen is None else every[np.isin(every, chosen)]
 
 
 def _where(rows: Rows, where: str) -> np.ndarray:

@@ -29,6 +29,7 @@ from frevl.deployment.service.explorer.look_schemas import (
     ImagesResponse,
     OverviewResponse,
 )
+from frevl.deployment.service.explorer.teaching.teach_schemas import TeachResponse
 from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.store.labels.entries import LONGEST_NAME
@@ -64,17 +65,36 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         """Say what is in the store, and what can be done with it here."""
         return json_answer(await looking.overview(explorer))
 
-    @app.get("/explore/images", response_model=ImagesResponse, tags=[_TAG], responses=errors(*_READ))
+    @app.get("/explore/images", response_model=ImagesResponse, tags=[_TAG], responses=errors(*_READ, 409))
     async def images(
         start: Annotated[int, Query(ge=0, le=2**40)] = 0,
         count: Annotated[int, Query(ge=1, le=looking.MOST_SHOWN)] = 100,
         shown: Annotated[looking.Shown, Query()] = "all",
         label: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only of this class.")] = None,
         where: Annotated[str | None, Query(max_length=1000, description="SQL over id, bytes and metadata.")] = None,
+        order: Annotated[
+            looking.Order, Query(description="Others than that of the store need a classifier.")
+        ] = "store",
+        of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="With order=class: which.")] = None,
     ) -> Response:
-        """List pictures in the order of the store, however many there are."""
-        found = looking.images(explorer, start=start, count=count, shown=shown, label=label, where=where)
+        """List pictures, however many there are: in the order of the store, or as the classifier sees them.
+
+        ``next``: those whose labels would teach most; ``doubt``: the least sure first; ``wrong``: labels that the
+        classifier contradicts; ``class``: the likeliest of a class first.
+        """
+        found = looking.images(
+            explorer, start=start, count=count, shown=shown, label=label, where=where, order=order, of=of
+        )
         return json_answer(await found)
+
+    @app.get("/explore/teach", response_model=TeachResponse, tags=[_TAG], responses=errors(*_READ))
+    async def teach() -> Response:
+        """Say what the classifier has learned from the labels; asking begins the teaching."""
+        if explorer.teacher is None:
+            return json_answer({"busy": False, "ready": False, "problem": "This service teaches nothing."})
+        await explorer.rows()
+        await explorer.ask(explorer.teacher.wake)
+        return json_answer(explorer.teacher.state())
 
     @app.get(
         "/explore/thumbnail",

@@ -1,0 +1,177 @@
+"""What one fit says of all pictures of a store: who is likely what, doubtful, or labelled against what it expects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from frevl.evaluation.intervals import bootstrap_interval
+from frevl.runs.choosing.strategies import choose
+
+__all__ = ["Classifier", "Fit", "Lesson", "Material", "learnt"]
+
+_MOST_KEPT = 32_000_000  # probabilities that are kept; with more, those of one class are computed when asked for
+_BLOCK = 65_536
+_POOL = 4_096  # the least sure, among which the next are chosen
+_NEXT = 60
+_CONFUSIONS = 100
+
+
+class Classifier(Protocol):
+    """What is fitted to labels; `frevl.training.classification.teaching.Taught` is one."""
+
+    @property
+    def method(self) -> str:
+        """Its method and setting."""
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the user."""
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """``(m,)`` int64, the examples that were held out."""
+
+    @property
+    def held_out_probabilities(self) -> np.ndarray:
+        """``(m, classes)``."""
+
+    def probabilities(self, vectors: np.ndarray) -> np.ndarray:
+        """Return ``(n, classes)`` float32 of ``(n, dim)`` embeddings."""
+
+
+class Fit(Protocol):
+    """Fits a classifier; ``before`` asks for a quick fit with what was chosen last."""
+
+    def __call__(
+        self, vectors: np.ndarray, labels: np.ndarray, clusters: Sequence[int], classes: int, *, before: Any = None
+    ) -> Classifier:
+        """Fit."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is learned from.
+
+    Attributes:
+        version: Of the labels.
+        key: Of the rows of the store.
+        rows: ``(n,)`` int64, the labelled pictures.
+        labels: ``(n,)`` int64 below the number of names.
+        clusters: ``(n,)``, one number for copies of one picture.
+        names: Of the classes, all with at least one picture.
+    """
+
+    version: int
+    key: str
+    rows: np.ndarray
+    labels: np.ndarray
+    clusters: np.ndarray
+    names: list[str]
+
+
+@dataclass
+class Lesson:
+    """One fit and what it says.
+
+    Attributes:
+        material: What was learned from.
+        classifier: The fit.
+        best: ``(pictures,)`` int32, the likeliest class of each, -1 without an embedding.
+        likely: ``(pictures,)`` float32, its probability.
+        margin: ``(pictures,)`` float32, how much likelier it is than the second, 2 without an embedding.
+        seconds: ``fit`` and ``score``.
+        kept: ``(pictures, classes)`` float32, or None where that is too much.
+    """
+
+    material: Material
+    classifier: Classifier
+    best: np.ndarray
+    likely: np.ndarray
+    margin: np.ndarray
+    seconds: dict[str, float]
+    kept: np.ndarray | None
+    accuracy: dict[str, Any] | None = None
+    confusion: list[dict[str, Any]] = field(default_factory=list)
+    wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def judge(self, classifier: Classifier) -> None:
+        """Take accuracy, confusion and likely errors from a fit with held-out labels."""
+        rows, probabilities = classifier.held_out, classifier.held_out_probabilities
+        if not len(rows):
+            return
+        truth, said = self.material.labels[rows], probabilities.argmax(axis=1)
+        interval = bootstrap_interval((truth == said).astype(float), self.material.clusters[rows])
+        low, high = (None if np.isnan(one) else float(one) for one in (interval.low, interval.high))
+        self.accuracy = {"value": float(interval.value), "low": low, "high": high, "pictures": len(rows)}
+        cells, counts = np.unique(np.stack([truth, said]), axis=1, return_counts=True)
+        order = np.lexsort((cells[0], -counts))[:_CONFUSIONS]
+        names = self.material.names
+        self.confusion = [
+            {"label": names[cells[0, at]], "said": names[cells[1, at]], "pictures": int(counts[at])}
+            for at in order.tolist()
+        ]
+        own = probabilities[np.arange(len(rows)), truth]
+        wrong = np.flatnonzero(truth != said)
+        self.wrong = self.material.rows[rows[wrong[np.argsort(own[wrong], kind="stable")]]]
+
+    def of_class(self, name: str, vectors: np.ndarray) -> np.ndarray:
+        """Return ``(pictures,)`` float32: how likely each is of a class, -1 without an embedding."""
+        number = self.material.names.index(name)
+        if self.kept is not None:
+            found: np.ndarray = self.kept[:, number]
+        else:
+            blocks = range(0, len(vectors), _BLOCK)
+            found = np.concatenate(
+                [self.classifier.probabilities(vectors[at : at + _BLOCK])[:, number] for at in blocks]
+            )
+        return np.where(self.best >= 0, found, np.float32(-1))
+
+    def next(self, vectors: np.ndarray) -> np.ndarray:
+        """Return the pictures whose labels would teach most: unsure, and unlike what is labelled and each other.
+
+        That is `frevl.runs.choosing.strategies.choose` with ``mixed``, among the least sure.
+        """
+        open_ = np.ones(len(vectors), bool)
+        open_[self.material.rows] = False
+        open_ &= self.best >= 0
+        pool = np.flatnonzero(open_)
+        if len(pool) > _POOL:
+            pool = pool[np.argpartition(self.margin[pool], _POOL)[:_POOL]]
+        pool.sort()
+        items, covered = (_unit(vectors[rows]) for rows in (pool, self.material.rows[-_POOL:]))
+        unsure = torch.from_numpy(1 - self.margin[pool])
+        chosen = choose("mixed", items, covered, unsure, torch.arange(len(pool)), k=_NEXT, per_unit=1)
+        return pool[[one.row for one in chosen]]
+
+
+def _unit(vectors: np.ndarray) -> torch.Tensor:
+    return F.normalize(torch.from_numpy(np.asarray(vectors, np.float32)), dim=1)
+
+
+def learnt(
+    material: Material, classifier: Classifier, vectors: np.ndarray, usable: np.ndarray, stop: Callable[[], bool]
+) -> Lesson | None:
+    """Ask a classifier about all pictures; None if that was stopped."""
+    n, classes = len(vectors), len(material.names)
+    best, likely = np.full(n, -1, np.int32), np.zeros(n, np.float32)
+    margin = np.full(n, 2, np.float32)
+    kept = np.zeros((n, classes), np.float32) if n * classes <= _MOST_KEPT else None
+    for start in range(0, n, _BLOCK):
+        if stop():
+            return None
+        part = slice(start, start + _BLOCK)
+        found = classifier.probabilities(vectors[part])
+        if kept is not None:
+            kept[part] = found
+        best[part] = found.argmax(axis=1)
+        likely[part] = np.take_along_axis(found, best[part][:, None].astype(np.int64), axis=1)[:, 0]
+        two = np.partition(found, classes - 2, axis=1)[:, classes - 2 :]
+        margin[part] = two[:, 1] - two[:, 0]
+    best[~usable], likely[~usable], margin[~usable] = -1, 0, 2
+    return Lesson(material, classifier, best, likely, margin, {}, kept)

@@ -1,0 +1,162 @@
+"""Fits the classifier again in the background whenever labels have changed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from frevl.deployment.service.explorer.rows import Rows
+from frevl.deployment.service.explorer.teaching.lesson import Classifier, Fit, Lesson, Material, learnt
+from frevl.errors import FrevlError
+from frevl.store.labels.labels_file import LabelsFile
+
+__all__ = ["Teacher"]
+
+_log = logging.getLogger("frevl.service")
+
+
+class Teacher:
+    """Keeps a classifier of the labels.
+
+    A change of the labels first brings a quick fit with the settings that are known, so that the order of the pictures
+    follows within a second; then one with held-out labels, from which accuracy and settings come. A change in
+    between is not waited for: the next quick fit comes first.
+
+    Args:
+        labels: The labels.
+        rows: Returns the pictures; called in the thread.
+        fit: Fits a classifier.
+    """
+
+    def __init__(self, labels: LabelsFile, rows: Callable[[], Rows], fit: Fit) -> None:
+        self._labels, self._rows, self._fit = labels, rows, fit
+        self._changed = threading.Condition()
+        self._wanted = False
+        self._closed = False
+        self._working = False
+        self._before: Classifier | None = None
+        self._seen: tuple[int, str] | None = None  # version of the labels, and of the rows
+        self.lesson: Lesson | None = None
+        self.problem = ""
+        self._thread: threading.Thread | None = None
+
+    def wake(self) -> None:
+        """Look whether labels or pictures have changed; called after each label and whenever somebody asks. Blocks."""
+        now = self._labels.book().version, self._rows().key
+        with self._changed:
+            if self._closed or now == self._seen:
+                return
+            self._wanted, self._seen = True, now
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="teacher", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread. Blocks, so not for the event loop."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def state(self) -> dict[str, Any]:
+        """Return what the last fit says of itself; see ``TeachResponse``."""
+        lesson = self.lesson
+        with self._changed:
+            busy = self._wanted or self._working
+        record: dict[str, Any] = {"busy": busy, "ready": lesson is not None, "problem": self.problem}
+        if lesson is None:
+            return record
+        return {
+            **record,
+            "version": lesson.material.version,
+            "pictures": len(lesson.material.rows),
+            "classes": lesson.material.names,
+            "method": lesson.classifier.method,
+            "accuracy": lesson.accuracy,
+            "confusion": lesson.confusion,
+            "wrong": len(lesson.wrong),
+            "seconds": lesson.seconds,
+            "notes": lesson.classifier.notes,
+        }
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._working = False
+                self._changed.wait_for(lambda: self._wanted or self._closed)
+                if self._closed:
+                    return
+                self._wanted, self._working = False, True
+            try:
+                self._work()
+            except FrevlError as error:
+                self.problem = f"The classifier could not be fitted: {error}"
+            except Exception as error:
+                _log.error("teaching failed", exc_info=error)
+                self.problem = "The classifier could not be fitted; the log of the service says more."
+
+    def _stop(self) -> bool:
+        return self._closed
+
+    def _overtaken(self) -> bool:
+        return self._wanted or self._closed
+
+    def _work(self) -> None:
+        rows = self._rows()
+        material = _material(self._labels, rows)
+        if len(material.names) < 2:
+            self.lesson, self._before = None, None
+            self.problem = "Label at least one picture of each of two classes; then the classifier learns them."
+            return
+        self.problem = ""
+        vectors = rows.vectors
+        examples = np.asarray(vectors[material.rows])
+        given = examples, material.labels, material.clusters.tolist(), len(material.names)
+        if self._before is not None:
+            lesson = self._learn(material, lambda: self._fit(*given, before=self._before), rows)
+            if lesson is None:
+                return
+            former = self.lesson
+            if former is not None:  # until the new ones are known, with what they were measured on
+                lesson.accuracy, lesson.confusion, lesson.wrong = former.accuracy, former.confusion, former.wrong
+            self.lesson = lesson
+            if self._overtaken():
+                return
+        lesson = self._learn(material, lambda: self._fit(*given), rows)
+        if lesson is not None:
+            lesson.judge(lesson.classifier)
+            self._before, self.lesson = lesson.classifier, lesson
+
+    def _learn(self, material: Material, fit: Callable[[], Classifier], rows: Rows) -> Lesson | None:
+        started = time.perf_counter()
+        classifier = fit()
+        fitted = time.perf_counter()
+        lesson = learnt(material, classifier, rows.vectors, rows.usable, self._stop)
+        if lesson is not None:
+            lesson.seconds = {"fit": fitted - started, "score": time.perf_counter() - fitted}
+        return lesson
+
+
+def _material(labels: LabelsFile, rows: Rows) -> Material:
+    version, agreed = labels.reading(lambda book: (book.version, book.agreed()))
+    known = [(rows.positions[image], name) for image, name in agreed.items() if image in rows.positions]
+    known = [(row, name) for row, name in known if rows.usable[row]]
+    names = list(dict.fromkeys(name for _, name in known))
+    numbers = {name: number for number, name in enumerate(names)}
+    found = np.array([row for row, _ in known], np.int64)
+    firsts = [rows.positions.get(rows.copies.get(rows.ids[row], rows.ids[row]), row) for row in found.tolist()]
+    return Material(
+        version=version,
+        key=rows.key,
+        rows=found,
+        labels=np.array([numbers[name] for _, name in known], np.int64),
+        clusters=np.array(firsts, np.int64),
+        names=names,
+    )
