@@ -50,7 +50,7 @@ WRITTEN = {
     "pairs": {"--out"},
     "import": {"--write-pairs"},
     "score": {"--out"},
-    "select": {"--out"},
+    "select": {"--out", "--html"},
     "search": {"--html"},
     "diagnose": {"--html", "--markdown"},
     "curate": {"--out", "--dropped", "--html"},

@@ -189,3 +189,25 @@ def test_refusals_of_the_command(world, tmp_path, frevl):
     assert said.out.startswith("Chose 3 of 3 pairs to label. Fewer than the 100 asked for: no more are left")
     record = json.loads((tmp_path / "o.json").read_text())
     assert (record["chosen"], len(record["rejects"])) == (3, 1)
+
+
+def test_the_page_holds_pictures_and_escapes_what_comes_from_data(made, tmp_path, frevl):
+    run = tmp_path / "run"
+    assert frevl("train", "--store", made.store.path, "--pairs", made.train_file, "--task", "classification",
+                 "--model", "linear", "--run", run, "--quiet").code == 0  # fmt: skip
+    rows = [{"image": row["image"], "text": row["text"]} for row in lines_of(made.test_file)[:6]]
+    rows[0]["text"] = "<script>alert(1)</script>"
+    pool = write(tmp_path / "pool.jsonl", rows)
+    words = ["select", "--store", made.store.path, "--run", run, "--pairs", pool, "--out", tmp_path / "o.jsonl"]
+    words += ["--per-image", "2"]
+    said = frevl(*words, "--html", tmp_path / "o.html", "--images", made.images)
+    assert said.code == 0, said.err
+    page = (tmp_path / "o.html").read_text(encoding="utf-8")
+    assert page.count('<img alt="') == page.count("data:image/jpeg;base64,") == 6
+    assert "<script>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "6 pairs to label next" in page
+    assert frevl(*words, "--html", tmp_path / "p.html").code == 0
+    assert (tmp_path / "p.html").read_text().count("no picture") == 6
+    refused = frevl(*words, "--images", made.images)
+    assert (refused.code, "add --html" in refused.err) == (2, True)

@@ -215,18 +215,27 @@ def select(
         list[Path] | None,
         typer.Option(readable=False, help="Pairs labelled since the run was made; may be repeated."),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option(readable=False, help="Write a page of the chosen pairs to this HTML file."), OUTPUT
+    ] = None,
+    images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the pictures.")] = None,
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
     """Choose which pairs to label next, so that the run gains most from them."""
+    from frevl.runs.choosing.select_sheet import write_select_sheet
     from frevl.runs.choosing.selecting import select_pairs
     from frevl.runs.scorer import Scorer
 
+    if images is not None and html is None:
+        raise UsageError("--images is the folder of the pictures on the page; add --html, or leave --images out")
     scorer = Scorer.open(run, store=store, **typed(device=device))
     found = select_pairs(
         scorer, by_columns(columns, pairs), out, **typed(k=k, by=by, per_image=per_image, labelled=labelled)
     )
-    say(f"{found.sentence()} Wrote {out}.")
+    if html is not None:
+        write_select_sheet(html, found, images=images)
+    say(f"{found.sentence()} Wrote {out}{'' if html is None else f' and {html}'}.")
     write(json, {**found.record(), "out": str(out)})
 
 

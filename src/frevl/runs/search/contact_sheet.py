@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from frevl.jsonfile import replace_file
 from frevl.runs.search.searching import Hit, SearchResult
 from frevl.runs.search.thumbnails import thumbnail_address
 
-__all__ = ["contact_sheet", "thumbnail", "write_contact_sheet"]
+__all__ = ["contact_sheet", "page_of", "thumbnail", "write_contact_sheet", "write_page"]
 
 _SIDE = 240  # pixels of a thumbnail's longer side
 
@@ -50,19 +51,39 @@ def write_contact_sheet(path: str | Path, result: SearchResult) -> None:
     Raises:
         InputError: The file cannot be written.
     """
+    write_page(path, contact_sheet(result))
+
+
+def write_page(path: str | Path, page: str) -> None:
+    """Write an HTML page.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda target: target.write_text(contact_sheet(result), encoding="utf-8"))
+        replace_file(path, lambda target: target.write_text(page, encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: the contact sheet cannot be written ({error.strerror or error})") from error
 
 
 def contact_sheet(result: SearchResult) -> str:
     """Return the page; everything that comes from data is escaped."""
-    title = escape(f"{len(result.hits)} {result.find} for: {result.query}")
-    said = escape(" ".join([f"Best of {result.searched:,}.", *result.notes]))
-    return _PAGE.format(title=title, said=said, hits="\n".join(_entry(hit, result.find) for hit in result.hits))
+    said = " ".join([f"Best of {result.searched:,}.", *result.notes])
+    entries = [_entry(hit, result.find) for hit in result.hits]
+    return page_of(f"{len(result.hits)} {result.find} for: {result.query}", said, entries)
+
+
+def page_of(title: str, said: str, entries: Sequence[str]) -> str:
+    """Return a page of pictures in a grid.
+
+    Args:
+        title: Text; it is escaped.
+        said: Text below the title; it is escaped.
+        entries: An ``li`` each, as HTML.
+    """
+    return _PAGE.format(title=escape(title), said=escape(said), hits="\n".join(entries))
 
 
 def _entry(hit: Hit, find: str) -> str:
