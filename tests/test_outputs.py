@@ -44,6 +44,7 @@ def commands():
 # What each command writes and reads. A new option with a path has to be put into one of the two.
 WRITTEN = {
     "demo": {"--folder"},
+    "extract": {"--write-pairs"},
     "train": {"--run"},
     "classify": {"--run", "--out", "--html"},
     "ablate": {"--out"},
@@ -54,14 +55,16 @@ WRITTEN = {
     "search": {"--html"},
     "diagnose": {"--html", "--markdown"},
     "curate": {"--out", "--dropped", "--html"},
+    "debias": {"--out"},
     "export": {"--onnx"},
     "publish": {"--folder"},
     "bench": {"--out"},
+    "store merge": {"--into"},
 }
 READ = {
-    "--calibrate", "--classes", "--examples", "--labelled", "--space",
+    "--calibrate", "--classes", "--examples", "--labelled", "--queries", "--space",
     "--config", "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result",
-    "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "source", "store",
+    "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "parts", "source", "store", "target",
 }  # fmt: skip
 
 
