@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -236,11 +237,11 @@ def test_teach_by_keyboard_and_see_accuracy_order_and_confusion(url, world, visi
     expect(page.get_by_text("95 % interval")).to_be_visible()
     page.get_by_role("button", name="next to label").click()
     expect(page.locator("#picture-0 i")).to_contain_text("%", timeout=TIMEOUT)
-    shown = [page.locator(f"#picture-{number}").get_attribute("aria-label") for number in range(8)]
+    shown = [page.locator(f"#picture-{number}").get_attribute("data-image") for number in range(8)]
     assert not set(shown) & set(ids[:32])
     page.get_by_label("likeliest of the class").select_option("red")
     expect(page.locator("#picture-0 i")).to_contain_text("red", timeout=TIMEOUT)
-    best = [page.locator(f"#picture-{number}").get_attribute("aria-label") for number in range(3)]
+    best = [page.locator(f"#picture-{number}").get_attribute("data-image") for number in range(3)]
     assert {colour_of(world, id_) for id_ in best} == {"red"}
     assert "order=class&of=red" in page.url
     assert agreed(world) == {id_: colour_of(world, id_) for id_ in ids[:32]}
@@ -259,7 +260,7 @@ def test_pictures_do_not_change_places_while_somebody_labels(url, world, visit):
     expect(page.get_by_text("learning …")).to_have_count(0, timeout=TIMEOUT)
 
     def shown():
-        return [page.locator(f"#picture-{number}").get_attribute("aria-label") for number in range(1, 6)]
+        return [page.locator(f"#picture-{number}").get_attribute("data-image") for number in range(1, 6)]
 
     before = shown()
     choose(page, 0)
@@ -291,3 +292,40 @@ def test_export_and_import_and_rename_in_the_page(url, visit, tmp_path):
 def colour_of(world, name):
     with Image.open(world.images / name) as picture:
         return next(colour for colour, rgb in COLOURS.items() if picture.getpixel((20, 20)) == rgb)
+
+
+AXE = Path(__file__).parents[1] / "web" / "node_modules" / "axe-core" / "axe.min.js"
+
+
+def serious(page):
+    """Return what axe-core finds serious or critical, in words."""
+    assert AXE.is_file(), "axe-core is not there: run scripts/build_page"
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run({resultTypes: ['violations']}).then((found) => found.violations)")
+    return [
+        f"{one['id']}: {one['help']}: {node['html'][:120]}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", ["phone", "desktop", "wide"])
+def test_axe_finds_nothing_serious(url, world, visit, size, scheme):
+    ids = world.store.ids("image")
+    labels = LabelsFile(world.store.path)
+    labels.label("bob", [(id_, colour_of(world, id_)) for id_ in ids[:24]])
+    labels.label("ada", [(ids[0], "red"), (ids[1], "blue")])
+    for tab in ("pictures", "teach", "overview", "pictures?shown=disputed", "pictures?where=nonsense"):
+        seen = visit(f"{url}/explore/#/{tab}", size=size, scheme=scheme)
+        expect(seen.page.get_by_role("navigation")).to_be_visible(timeout=TIMEOUT)
+        if tab == "teach":
+            expect(seen.page.get_by_role("heading", name="right")).to_be_visible(timeout=TIMEOUT)
+        if tab in ("pictures", "teach"):
+            choose(seen.page, 0)
+            expect(seen.page.get_by_role("complementary", name="The chosen picture")).to_be_visible()
+        seen.page.wait_for_timeout(300)
+        assert serious(seen.page) == []
+        assert seen.overflow() == 0
