@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # batches are made where nothing can read a store
 __all__ = [
     "EmbeddedPairs",
     "Inputs",
+    "ItemFile",
     "absent_side",
     "exact_enough",
     "images_alone",
@@ -38,7 +39,19 @@ __all__ = [
     "vectors_of",
 ]
 
+_BATCHES_KEPT = 64  # after which the pages of items in a file are let go
+
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
+
+class ItemFile(Protocol):
+    """Items of one modality in a file that is mapped into memory."""
+
+    def touch(self, rows: Tensor) -> None:
+        """Read the pages of some items, ``(r,)`` int64."""
+
+    def release(self) -> None:
+        """Let all pages go."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,7 @@ class EmbeddedPairs:
         text_mask: ``(texts, tokens)`` bool.
         image_rows: ``(n,)`` int64, row of each pair's image.
         text_rows: ``(n,)`` int64, row of each pair's text.
+        files: Where items are that are not in memory, images and texts.
     """
 
     images: Tensor
@@ -60,6 +74,7 @@ class EmbeddedPairs:
     text_mask: Tensor
     image_rows: Tensor
     text_rows: Tensor
+    files: tuple[ItemFile, ItemFile] | None = field(default=None, repr=False, kw_only=True)
 
     @classmethod
     def of(
@@ -93,7 +108,8 @@ class EmbeddedPairs:
         images, image_mask, texts, text_mask = (
             part.to(device) for part in (self.images, self.image_mask, self.texts, self.text_mask)
         )
-        return replace(self, images=images, image_mask=image_mask, texts=texts, text_mask=text_mask)
+        items = {"images": images, "image_mask": image_mask, "texts": texts, "text_mask": text_mask}
+        return self if images is self.images and texts is self.texts else replace(self, **items, files=None)
 
     def fits(self, device: torch.device | str) -> bool:
         """Whether it is an accelerator where these items are not yet, and take at most a quarter of its free memory.
@@ -113,6 +129,17 @@ class EmbeddedPairs:
             none, none,
         )  # fmt: skip
 
+    def touch(self, rows: Tensor) -> None:
+        """Read the items of some pairs from their files, before they are needed."""
+        if self.files is not None:
+            for file, items in zip(self.files, (self.image_rows, self.text_rows), strict=True):
+                file.touch(items[rows])
+
+    def release(self) -> None:
+        """Let go what was read from files."""
+        for file in self.files or ():
+            file.release()
+
     def select(self, rows: Tensor) -> EmbeddedPairs:
         """Return some of the pairs, by index or bool mask."""
         return self.with_rows(self.image_rows[rows], self.text_rows[rows])
@@ -128,7 +155,9 @@ class EmbeddedPairs:
 
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Inputs]:
         """Yield the inputs of all pairs in their order."""
-        for start in range(0, len(self), size):
+        for number, start in enumerate(range(0, len(self), size)):
+            if number and number % _BATCHES_KEPT == 0:
+                self.release()
             rows = slice(start, start + size)
             yield self.inputs(self.image_rows[rows], self.text_rows[rows], device)
 
@@ -228,6 +257,8 @@ def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device:
                 steps.halve(error)
                 continue
             steps.done()
+            if len(found) % _BATCHES_KEPT == 0:
+                pairs.release()
             here += found[-1].numel()
             if here > _MOST_THERE:
                 found, here = [torch.cat(found).cpu()], 0

@@ -57,7 +57,7 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
     if broken_texts:
         known_texts = store.positions("text")  # another encoder, or a later call, may have embedded it
         broken_texts = {text: reason for text, reason in broken_texts.items() if text not in known_texts}
-    known = ChainMap(known_images, dict.fromkeys(broken, -1))
+    known: Collection[str] = ChainMap(known_images, dict.fromkeys(broken, -1)) if broken else known_images
     has_images = "image" in pairs.sides
     pairs = as_known(pairs, known, store) if has_images else replace(pairs, notes=())
     usable = np.ones(len(pairs), bool)

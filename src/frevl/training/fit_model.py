@@ -38,6 +38,7 @@ from frevl.training.options import (
     PairwiseOptions,
     Session,
 )
+from frevl.training.out_of_memory.order import deal_all, deal_in_blocks
 from frevl.training.run_folder import NOWHERE, Checkpoint, Clock
 
 __all__ = ["MODELS", "NEEDS", "Fitted", "as_it_is", "fit_model", "trainable"]
@@ -163,7 +164,7 @@ def fit_model(
                 release_statistics(fusion, statistics)
         weights = class_weights_of(train.truth, outputs, options.class_weight)
         loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device, class_weights=weights)
-        report = _descend(fusion, loss_of, len(train), dev, model, options, session, checkpoint, log_file, weights)
+        report = _descend(fusion, loss_of, train, dev, model, options, session, checkpoint, log_file, weights)
         if statistics is not None:
             absorb_statistics(fusion, statistics)
         return Fitted(fusion, report.seconds, report)
@@ -179,7 +180,7 @@ def fit_model(
         network = NETWORKS[model].for_data(**sizes)
     weights = class_weights_of(train.truth, outputs, options.class_weight)
     loss_of = pair_loss(network, train, outputs, options=options, device=session.device, class_weights=weights)
-    report = _descend(network, loss_of, len(train), dev, model, options, session, checkpoint, log_file, weights)
+    report = _descend(network, loss_of, train, dev, model, options, session, checkpoint, log_file, weights)
     return Fitted(network, report.seconds, report)
 
 
@@ -203,7 +204,7 @@ def _fit_kernel(
 def _descend(
     network: PairNetwork,
     loss_of: LossOf,
-    count: int,
+    train: Examples,
     dev: Examples,
     model: str,
     options: PairwiseOptions,
@@ -216,7 +217,7 @@ def _descend(
     return gradient_descent(
         network,
         loss_of,
-        count,
+        len(train),
         options=options,
         session=session,
         title=f"training {model}",
@@ -226,6 +227,7 @@ def _descend(
         keep_last=options.keep_last,
         checkpoint=checkpoint,
         log_file=log_file,
+        deal=deal_all if train.pairs.files is None else deal_in_blocks(train.pairs),
     )
 
 

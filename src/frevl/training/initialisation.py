@@ -107,7 +107,7 @@ class Statistics:
     def applied(self, pairs: EmbeddedPairs) -> EmbeddedPairs:
         """Return the same pairs with standardised items, in the stored type."""
         images, texts = _standard(pairs.images, self.image), _standard(pairs.texts, self.text)
-        return replace(pairs, images=images, texts=texts)
+        return replace(pairs, images=images, texts=texts, files=None)
 
 
 def statistics_of(pairs: EmbeddedPairs) -> Statistics:

@@ -31,6 +31,7 @@ from frevl.training.losses import (
     task_loss,
 )
 from frevl.training.options import DescentOptions, FusionOptions, PairwiseOptions, Session
+from frevl.training.out_of_memory.order import Deal, deal_all
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["FitReport", "LossOf", "fusion_loss", "gradient_descent", "pair_loss", "scheduled"]
@@ -73,6 +74,7 @@ def gradient_descent(
     keep_last: bool = False,
     checkpoint: Checkpoint = NOWHERE,
     log_file: Path | None = None,
+    deal: Deal = deal_all,
 ) -> FitReport:
     """Train a network with AdamW; afterwards it is on the CPU in evaluation mode.
 
@@ -94,6 +96,7 @@ def gradient_descent(
         keep_last: Keep the weights of the last epoch, not of the best one.
         checkpoint: Where the state is saved after each epoch.
         log_file: File for one line of JSON an epoch.
+        deal: The order of rows.
 
     Returns:
         How it went.
@@ -119,7 +122,7 @@ def gradient_descent(
             losses = SeenLosses(f"epoch {state.epoch + 1}", title, remedy, steps, looks_every(session.device))
             out_of_time = False
             network.train()
-            for batch, rows in enumerate(torch.randperm(count, generator=random).tensor_split(steps)):
+            for batch, rows in enumerate(deal(count, steps, random)):
                 done = (state.epoch + batch / steps) / epochs
                 # Not before the first step: where time suffices, the clock must not change the result.
                 if time_limit is not None and state.epoch + batch > 0:

@@ -17,6 +17,7 @@ from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import choose_towers, content_of_units, names_of, note_unread, read_usable
 from frevl.training.examples import Prepared, examples_of, set_aside
+from frevl.training.out_of_memory.items import fit_in_memory, map_items
 
 __all__ = ["embed_pairs", "prepare", "read_file", "shared_groups", "shared_units"]
 
@@ -127,10 +128,16 @@ def embed_pairs(
     image_rows, images = joined([part.images for part in parts])
     text_rows, texts = joined([part.texts for part in parts])
     sides = parts[0].sides
-    image_values = store.read("image", images, image_towers) if "image" in sides else absent_side(len(images))
-    text_values = store.read("text", texts, text_towers) if "text" in sides else absent_side(len(texts))
-    image_items, image_mask, text_items, text_mask = map(torch.from_numpy, (*image_values, *text_values))
+    files = None
+    if len(sides) == 2 and not fit_in_memory([(len(images), image_towers), (len(texts), text_towers)]):
+        files = map_items(store, "image", images, image_towers), map_items(store, "text", texts, text_towers)
+        items = files[0].values, files[0].mask, files[1].values, files[1].mask
+    else:
+        image_values = store.read("image", images, image_towers) if "image" in sides else absent_side(len(images))
+        text_values = store.read("text", texts, text_towers) if "text" in sides else absent_side(len(texts))
+        (a, b), (c, d) = image_values, text_values
+        items = torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(c), torch.from_numpy(d)
     return [
-        EmbeddedPairs(image_items, image_mask, text_items, text_mask, torch.from_numpy(one), torch.from_numpy(other))
+        EmbeddedPairs(*items, torch.from_numpy(one), torch.from_numpy(other), files=files)
         for one, other in zip(image_rows, text_rows, strict=True)
     ]

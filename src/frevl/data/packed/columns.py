@@ -10,7 +10,18 @@ import numpy as np
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Chained", "Coded", "Places", "WithCluster", "by_value", "chosen", "coded_values", "joined", "told"]
+__all__ = [
+    "Chained",
+    "Coded",
+    "Places",
+    "WithCluster",
+    "by_value",
+    "chosen",
+    "coded_values",
+    "different",
+    "joined",
+    "told",
+]
 
 V = TypeVar("V")
 
@@ -166,13 +177,17 @@ class WithCluster(Sequence[dict[str, Any]]):
 
 
 class Chained(Sequence[V], Generic[V]):
-    """Several columns, one after the other."""
+    """Several columns, one after the other.
+
+    Attributes:
+        parts: The columns.
+    """
 
     def __init__(self, parts: Sequence[Sequence[V]]) -> None:
-        self._parts = parts
+        self.parts = parts
 
     def __len__(self) -> int:
-        return sum(map(len, self._parts))
+        return sum(map(len, self.parts))
 
     @overload
     def __getitem__(self, position: int) -> V: ...
@@ -182,14 +197,14 @@ class Chained(Sequence[V], Generic[V]):
         if isinstance(position, slice):
             return list(self)[position]
         position = range(len(self))[position]
-        for part in self._parts:
+        for part in self.parts:
             if position < len(part):
                 return part[position]
             position -= len(part)
         raise IndexError(position)
 
     def __iter__(self) -> Iterator[V]:
-        for part in self._parts:
+        for part in self.parts:
             yield from part
 
 
@@ -243,6 +258,11 @@ def by_value(column: Sequence[V], function: Callable[[V], Any], dtype: type) -> 
 def told(column: Sequence[object]) -> np.ndarray:
     """Return ``(n,)`` whether a value is not None."""
     return by_value(column, lambda value: value is not None, bool)
+
+
+def different(column: Sequence[V]) -> Sequence[V]:
+    """Return every different value of a `Coded`; all values of another column."""
+    return column.used_values() if isinstance(column, Coded) else column
 
 
 def joined(columns: Sequence[Sequence[V]]) -> tuple[list[np.ndarray], list[V]]:

@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from frevl.data.packed.columns import Chained, Coded, WithCluster, chosen, joined
+from frevl.data.packed.columns import Chained, Coded, WithCluster, chosen, different, joined, told
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError, nearest
 from frevl.store.grouping.forest import joined_nodes
 from frevl.store.grouping.image_vectors import unit_vectors
-from frevl.store.grouping.near_copies import find_near_copies
+from frevl.store.grouping.near_copies import MOST_COMPARED, find_near_copies
 from frevl.store.grouping.repeated_texts import texts_with_images_of_their_own, texts_with_one_label
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
@@ -75,7 +75,7 @@ def group_pairs(
     targets = Chained([part.targets for part in parts])
     if group_by is None:
         extras = Chained([part.extras for part in parts])
-        for key in _keys(extras):
+        for key in _keys(Chained([different(part.extras) for part in parts])):
             rules.key(key, [extra.get(key) for extra in extras], targets)
     if "image" in sides:
         _near_copies(rules, store, dict(zip(rules.content_of_unit, units, strict=True)), towers, seed)
@@ -152,13 +152,13 @@ class _Rules:
             )
             self._join(links[:, 0], links[:, 1], clause, other_nodes=False)
 
-    def texts(self, rows: Sequence[np.ndarray], texts: Sequence[str], targets: Sequence[Target | None]) -> None:
+    def texts(self, rows: Sequence[np.ndarray], texts: Sequence[str], targets: Chained[Target | None]) -> None:
         """Group by texts that always have one label, or that came with a set of images of their own."""
         of_pairs = np.concatenate(rows)
         written = Coded.of(of_pairs, texts)
         found = set(texts_with_one_label(self.content.tolist(), written, targets))
         clause = f"{len(found):,} texts stand with several images and always with one label"
-        if not found and any(target is not None for target in targets):  # captions: several images may share one
+        if not found and any(told(part).any() for part in targets.parts):  # captions: several images may share one
             found = texts_with_images_of_their_own(self.content.tolist(), written)
             clause = f"each of {len(found):,} texts stands with several images of its own"
         if found:
@@ -207,6 +207,8 @@ def _near_copies(rules: _Rules, store: Store, image_of: dict[str, str], towers: 
     if not chosen:
         return
     contents = list(image_of)
+    if len(contents) > MOST_COMPARED:
+        return
     found = find_near_copies(unit_vectors(store, [image_of[content] for content in contents], chosen), seed=seed)
     number = {content: place for place, content in enumerate(rules.contents)}
     at = np.array([number[content] for content in contents])

@@ -1,0 +1,97 @@
+"""Items of a store in a file that is mapped into memory, in the order in which pairs name them."""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frevl.errors import TrainingError
+from frevl.outputs import made_again
+from frevl.store.reader import Store
+from frevl.store.towers import Modality, Tower
+
+__all__ = ["Mapped", "fit_in_memory", "map_items"]
+
+_MOST_IN_MEMORY = 3 << 29  # bytes of all embeddings of a training: 1.5 GiB
+_AT_ONCE = 65_536  # items that are read and written at a time
+
+
+def fit_in_memory(counts: Iterable[tuple[int, Sequence[Tower]]]) -> bool:
+    """Whether the embeddings of so many items of these towers are kept in memory; tokens of an item always are."""
+    found = list(counts)
+    if not all(tower.pooled for _, towers in found for tower in towers):
+        return True
+    size = sum(n * tower.dim * np.dtype(tower.identity["dtype"]).itemsize for n, towers in found for tower in towers)
+    return size <= _MOST_IN_MEMORY
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Pooled items in a file without a name, which is gone with the process, however that ends.
+
+    Attributes:
+        values: ``(n, 1, dim)`` in the stored type; pages are read when they are touched.
+        mask: ``(n, 1)`` bool, True.
+    """
+
+    values: Tensor
+    mask: Tensor
+    _map: mmap.mmap = field(repr=False)
+
+    def touch(self, rows: Tensor) -> None:
+        """Read the pages on which some rows lie, ``(r,)`` int64; other threads go on."""
+        width, page = self.values.shape[2], mmap.PAGESIZE // self.values.element_size()
+        step = max(1, page // width)  # items of a page
+        starts = torch.unique(rows // step) * step * width
+        self.values.view(-1)[starts[:, None] + torch.arange(0, width, page)].sum()
+
+    def release(self) -> None:
+        """Take all pages out of this process; the system may keep them as long as it has room."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]) -> Mapped:
+    """Copy pooled embeddings from a store into a file, and map it.
+
+    Args:
+        store: Has them.
+        modality: Of the items.
+        ids: At least one, each once.
+        towers: At least one, all pooled; they are concatenated.
+
+    Raises:
+        StoreError: An item or an embedding is missing.
+        TrainingError: The file cannot be written.
+    """
+    folder = made_again() / "training"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            dtype = _copied(store, modality, ids, towers, file)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: the embeddings of this training do not fit in memory and cannot be written here "
+            f"({error.strerror or error}); make room, or set FREVL_CACHE to another folder"
+        ) from error
+    values = np.frombuffer(mapped, dtype).reshape(len(ids), 1, -1)
+    return Mapped(torch.from_numpy(values), torch.ones(len(ids), 1, dtype=torch.bool), mapped)
+
+
+def _copied(
+    store: Store, modality: Modality, ids: Sequence[str], towers: Sequence[Tower], file: IO[bytes]
+) -> np.dtype[np.floating]:
+    dtype = np.result_type(*(tower.identity["dtype"] for tower in towers))
+    for start in range(0, len(ids), _AT_ONCE):
+        values, _ = store.read(modality, ids[start : start + _AT_ONCE], towers)
+        file.write(np.ascontiguousarray(values, dtype).data)
+    file.flush()
+    return dtype
