@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from frevl.runs.scorer import Scorer
 from served import runs
 
 pytestmark = pytest.mark.slow
@@ -26,10 +27,10 @@ CASES = [  # the runs, whether pictures can be embedded, whether there is a repo
 
 # A process of its own: Gradio leaves event loops open.
 CODE = """
-import json, sys
+import asyncio, json, sys
 from frevl.deployment.service.http.limits import Limits
 from frevl.deployment.service.models import Service
-from frevl.deployment.service.page import _answer, build_page
+from frevl.deployment.service.page import _answer, _trust, build_page
 from frevl.runs.scorer import Prediction, Scorer
 from frevl.store.reader import Store
 
@@ -49,6 +50,10 @@ for names, embeds, has_report, *_ in cases:
     said = [part["props"]["value"] for part in parts["components"] if part["type"] in ("markdown", "html")]
     print(json.dumps({"tabs": tabs, "said": said, "heartbeat": parts["connect_heartbeat"]}))
     service.close()
+service = Service({"look": Scorer.open(f"{runs}/look", store=store)}, limits=Limits())
+trust = asyncio.run(_trust(service, service.models["look"], ("0.png", "")))
+print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)]), 0.5, [], [*trust, "<b>"])))
+service.close()
 print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)]), 0.5, ["1 of 1 texts <is> unread"])))
 print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)], unknown=True), 0.5, [])))
 """
@@ -74,5 +79,12 @@ def test_an_answer_says_first_what_it_rests_on(pages):
     assert "<h3>Unknown</h3><p>Probably none of the classes; the nearest is yes" in pages[-1]
 
 
+def test_sets_and_doubt_stand_below_an_answer(pages, made, runs):
+    assert "</ol><p>Cannot be ruled out, so that 90% of such sets hold the right answer: " in pages[-3]
+    doubt = Scorer.open(runs / "look", store=made.store).doubt(["0.png"])[0]
+    assert f"<p>Doubt {doubt:.2f}: 0 is like what the run has learned from" in pages[-3]
+    assert "<p>&lt;b&gt;</p>" in pages[-3]
+
+
 def test_the_page_needs_no_stream_that_stays_open(pages):
-    assert not any(page["heartbeat"] for page in pages[:-2])  # nor is it served: see the guard
+    assert not any(page["heartbeat"] for page in pages[:-3])  # nor is it served: see the guard

@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.http.page_guard import PageGuard
 from frevl.deployment.service.models import Service
-from frevl.deployment.service.served_model import Found, ImagePair
+from frevl.deployment.service.served_model import Found, ImagePair, ServedModel
 from frevl.errors import ImageError
 from frevl.runs.scorer import Prediction
 from frevl.runs.search.searching import Hit
@@ -43,6 +43,7 @@ _NOTHING_TO_SHOW = (
 )
 
 _SHOWN_AS: dict[Modality, str] = {"image": "picture", "text": "text"}
+_LEVEL = 0.9  # of the sets that are shown
 _SIDE = 320  # pixels of a preview: twice what is shown, for sharp screens
 _FONTS = ("system-ui", "sans-serif")
 
@@ -169,8 +170,9 @@ def _ask_tab(service: Service, names: list[str]) -> None:
         service.check_size([text], 1)
         service.check_texts(served, [text])
         sent = await service.embed_uploads(served, {"picture": bytes(content)})
-        prediction: Prediction = (await service.score(served, [(sent["picture"], text)]))[0]
-        return _answer(prediction, least, await service.notes_on(served, [text]))
+        pair: ImagePair = (sent["picture"], text)
+        prediction: Prediction = (await service.score(served, [pair]))[0]
+        return _answer(prediction, least, await service.notes_on(served, [text]), await _trust(service, served, pair))
 
     for event in (button.click, question.submit):
         event(ask, [picture, question, threshold, model], said, api_visibility="private")
@@ -206,7 +208,9 @@ def _label_tab(service: Service, names: list[str], side: Modality) -> None:
         else:
             pair = ((await service.embed_uploads(served, {"picture": bytes(content)}))["picture"], "")
         prediction: Prediction = (await service.score(served, [pair]))[0]
-        return _answer(prediction, least, await service.notes_on(served, [pair[1]]))
+        return _answer(
+            prediction, least, await service.notes_on(served, [pair[1]]), await _trust(service, served, pair)
+        )
 
     button.click(label, [given, threshold, model], said, api_visibility="private")
 
@@ -321,7 +325,19 @@ def _address(source: bytes | Path, service: Service) -> str:
     return thumbnail_address(source, _SIDE, max_pixels=service.limits.pixels)
 
 
-def _answer(prediction: Prediction, least: float, notes: Sequence[str]) -> str:
+async def _trust(service: Service, served: ServedModel, pair: ImagePair) -> list[str]:
+    """Say which answers cannot be ruled out, and how little the pair is like what the run has learned from."""
+    said = []
+    if served.has_sets and not served.set_notes(_LEVEL):
+        (left,) = await service.sets(served, [pair], _LEVEL)
+        said.append(f"Cannot be ruled out, so that {_LEVEL:.0%} of such sets hold the right answer: {', '.join(left)}.")
+    if served.has_doubt:
+        (doubt,) = await service.doubt(served, [pair])
+        said.append(f"Doubt {doubt:.2f}: 0 is like what the run has learned from, 1 like nothing in it.")
+    return said
+
+
+def _answer(prediction: Prediction, least: float, notes: Sequence[str], trust: Sequence[str] = ()) -> str:
     best = f"{escape(prediction.label)} <small>({prediction.probability:.0%})</small>"
     if prediction.unknown:
         head = f"<h3>Unknown</h3><p>Probably none of the classes; the nearest is {best}.</p>"
@@ -332,7 +348,8 @@ def _answer(prediction: Prediction, least: float, notes: Sequence[str]) -> str:
     else:
         head = f"<h3>{best}</h3>"
     said = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    return _wrapped(said + head + _bars(prediction.top))
+    believed = "".join(f"<p>{escape(one)}</p>" for one in trust)
+    return _wrapped(said + head + _bars(prediction.top) + believed)
 
 
 def _bars(top: Sequence[tuple[str, float]]) -> str:
