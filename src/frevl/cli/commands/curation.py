@@ -25,6 +25,7 @@ from frevl.cli.options import (
     typed,
     write,
 )
+from frevl.errors import UsageError
 
 
 @app.command()
@@ -49,11 +50,19 @@ def curate(
         typer.Option(help="Drop lines that are right with less than this probability.", show_default="0.5"),
     ] = None,
     run: Annotated[
+        list[Path] | None,
+        typer.Option(
+            readable=False,
+            help="Matching run that judges the lines; with --test a run that the core is for, four or more.",
+            show_default="models that learn from other lines",
+        ),
+    ] = None,
+    test: Annotated[
         Path | None,
         typer.Option(
             readable=False,
-            help="Matching run that judges the lines.",
-            show_default="models that learn from other lines",
+            help="Test set, to keep its core (--keep, 0.1) on which the runs stay in order; --pairs is then what they "
+            "have learned from.",
         ),
     ] = None,
     images: Annotated[
@@ -80,10 +89,34 @@ def curate(
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Judge every line of a pairs file and keep those worth learning from.
+    """Judge every line of a pairs file and keep those worth learning from, or keep the core of a test set.
 
     Nothing is deleted from the store. Every line says why it is kept or not.
     """
+    if test is not None:
+        others = {
+            "--dropped": dropped, "--task": task, "--drop": drop, "--below": below, "--images": images, "--html": html,
+            "--encoder": encoder, "--image-encoder": image_encoder, "--text-encoder": text_encoder,
+            "--group-by": group_by, "--groups": find_groups, "--folds": folds, "--time-limit": time_limit,
+            "--device": device,
+        }  # fmt: skip
+        _refuse_beside_test([name for name, value in others.items() if value is not None])
+        from frevl.diagnosis.curation.core_set.core_set import core_set
+
+        core = core_set(
+            store,
+            by_columns(columns, test),
+            run or [],
+            out,
+            pairs=by_columns(columns, pairs),
+            progress=not quiet,
+            **typed(keep=keep, seed=seed),
+        )
+        say(core.sentence())
+        write(json, core.record())
+        return
+    if run is not None and len(run) > 1:
+        raise UsageError("--run: one run judges the matches, found several; to keep the core of a test set, add --test")
     if html is not None:
         from frevl.diagnosis.report.page import check_page_libraries
 
@@ -96,9 +129,9 @@ def curate(
         out,
         progress=not quiet,
         **typed(
-            dropped=dropped, task=task, drop=drop, keep=keep, below=below, run=run, images=images, encoder=encoder,
-            image_encoder=image_encoder, text_encoder=text_encoder, group_by=group_by, find_groups=find_groups,
-            folds=folds, seed=seed, time_limit=time_limit, device=device,
+            dropped=dropped, task=task, drop=drop, keep=keep, below=below, run=run[0] if run else None, images=images,
+            encoder=encoder, image_encoder=image_encoder, text_encoder=text_encoder, group_by=group_by,
+            find_groups=find_groups, folds=folds, seed=seed, time_limit=time_limit, device=device,
         ),
     )  # fmt: skip
     say(found.sentence())
@@ -107,3 +140,8 @@ def curate(
         from frevl.diagnosis.report.curation_page import write_curation_page
 
         write_curation_page(found, html, images=images)
+
+
+def _refuse_beside_test(names: list[str]) -> None:
+    if names:
+        raise UsageError(f"{names[0]} does nothing beside --test, which keeps the core of a test set; leave it out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,9 @@ from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
 from frevl.devices import check_device
 from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
 from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
-from frevl.diagnosis.curation.lines import NOT_LOOKED_AT, Found, Lines
+from frevl.diagnosis.curation.lines import NOT_LOOKED_AT, Found, Lines, write_lines
 from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
-from frevl.errors import InputError, PairsError, UsageError, nearest
-from frevl.jsonfile import plain, replace_file
+from frevl.errors import PairsError, UsageError, nearest
 from frevl.outputs import refuse_inputs
 from frevl.provenance import provenance
 from frevl.rejects import Reject, rejects_sentence
@@ -197,8 +195,8 @@ def curate(
         why = reasons_to_drop(found, len(lines), keep=keep, below=below, notes=notes)
         judged = _judged(read, usable, found, why)
         kept = [line for line in judged if line["curate"]["kept"]]
-        _write(out, kept, "--out")
-        _write(dropped, [line for line in judged if not line["curate"]["kept"]], "--dropped")
+        write_lines(out, kept, "--out")
+        write_lines(dropped, [line for line in judged if not line["curate"]["kept"]], "--dropped")
     doubts = [doubt for one in found.values() for doubt in one.doubts]
     if not kept:
         doubts.insert(0, "No line is kept.")
@@ -278,20 +276,3 @@ def _counts(name: str, found: Found, why: list[list[str]]) -> dict[str, Any]:
         "dropped_alone": sum(one == [name] for one in why),
         **found.figures,
     }
-
-
-def _write(path: str | Path | None, lines: list[dict[str, Any]], flag: str) -> None:
-    if path is None:
-        return
-    file = Path(path)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8") as rows:
-            for line in lines:
-                rows.write(json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n")
-
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, write)
-    except OSError as error:
-        raise InputError(f"{flag} {file}: the lines cannot be written ({error.strerror or error})") from error

@@ -6,6 +6,7 @@ A filter is a function from `Lines`, and from what the filters before it found, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs
+from frevl.errors import InputError
+from frevl.jsonfile import plain, replace_file
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.training.options import Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
-__all__ = ["NOT_LOOKED_AT", "Filter", "Found", "Lines"]
+__all__ = ["NOT_LOOKED_AT", "Filter", "Found", "Lines", "write_lines"]
 
 NOT_LOOKED_AT: dict[str, Any] = {
     "match": None,
@@ -91,3 +94,30 @@ class Found:
 
 Filter = Callable[[Lines, Mapping[str, Found]], Found]
 """From the lines, and what the filters before it in the table have found (by name), to what it says."""
+
+
+def write_lines(path: str | Path | None, lines: list[dict[str, Any]], flag: str) -> None:
+    """Write lines as JSON, one object each; the file is there whole or not at all.
+
+    Args:
+        path: The file; None writes none.
+        lines: Objects.
+        flag: What the user knows the file by, such as ``--out``.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    if path is None:
+        return
+    file = Path(path)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as rows:
+            for line in lines:
+                rows.write(json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n")
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, write)
+    except OSError as error:
+        raise InputError(f"{flag} {file}: the lines cannot be written ({error.strerror or error})") from error
