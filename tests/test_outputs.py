@@ -62,7 +62,7 @@ WRITTEN = {
     "store merge": {"--into"},
 }
 READ = {
-    "--calibrate", "--classes", "--examples", "--labelled", "--queries", "--space",
+    "--calibrate", "--classes", "--examples", "--labelled", "--neutral", "--queries", "--space",
     "--config", "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result",
     "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "parts", "source", "store", "target",
 }  # fmt: skip
