@@ -21,6 +21,7 @@ from frevl.store.extraction import extract
 from frevl.store.image_folder.tables import TablePictures
 from frevl.store.reader import Store
 from frevl.store.upkeep.image_files import image_problems
+from frevl.store.upkeep.verification import verify
 from frevl.training.training import train
 
 PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -138,6 +139,15 @@ def test_a_name_that_stands_for_another_picture_is_refused(tmp_path):
     with pytest.raises(PairsError, match="'1.png' has other content than the image of this name in the store; name a"):
         extract(tmp_path / "b", pairs=tmp_path / "test.parquet", encoder="toy")
     np.testing.assert_array_equal(by_name(Store.open(tmp_path / "b"))["1.png"], before["1.png"])
+
+
+def test_a_picture_that_two_tables_have_is_stored_once(tmp_path):
+    for name, numbers in (("train", range(4)), ("test", range(2, 6))):
+        pq.write_table(table(numbers), tmp_path / f"{name}.parquet")
+    report = extract(tmp_path / "s", pairs=[tmp_path / "train.parquet", tmp_path / "test.parquet"], encoder="toy")
+    assert report.images == 6
+    assert sorted(Store.open(tmp_path / "s").ids("image")) == [f"{n}.png" for n in range(6)]
+    assert verify(tmp_path / "s") == []
 
 
 def test_broken_pictures_are_rejects(tmp_path):

@@ -72,6 +72,7 @@ class TablePictures:
         item = Item(id_, hashlib.sha256(content).hexdigest()[:32], len(content), IN_A_TABLE)
         known = self._stored.get(id_)
         with self._lock:
+            repeated = id_ in self._seen
             before = self._seen.setdefault(id_, item.content_hash)
         imported = known is not None and not known.bytes  # of which the content was never seen
         if before != item.content_hash or (known and not imported and known.content_hash != item.content_hash):
@@ -81,6 +82,8 @@ class TablePictures:
                 "column of unique names, as in --columns image=NAME, use a store of its own, or take the former image "
                 "out with frevl store remove"
             )
+        if repeated:  # two tables of one collection, such as train and test, may share pictures
+            return id_, None
         try:
             if known:
                 if imported:

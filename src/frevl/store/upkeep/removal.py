@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from frevl.errors import UsageError, nearest
 from frevl.store.commits.record import check_local
 from frevl.store.importing.formats import read_ids
-from frevl.store.reader import Store
+from frevl.store.lance_tables import Snapshot
+from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality
 from frevl.store.upkeep.verification import bytes_on_disk
 from frevl.store.writer import StoreWriter
@@ -116,10 +120,20 @@ def remove(
     with StoreWriter(store) as writer:
         if wanted is None:
             wanted = writer.store.matching(modality, where or "")
-        known = writer.store.positions(modality)
-        unknown = [id_ for id_ in dict.fromkeys(wanted) if id_ not in known]
-        removed = writer.remove(modality, wanted)
-        return RemovalReport(str(store), of, removed, len(known) - removed, unknown)
+        there, total = _those_of(writer, modality, wanted)
+        removed = writer.remove(modality, there)
+        unknown = [id_ for id_ in dict.fromkeys(wanted) if id_ not in there]
+        return RemovalReport(str(store), of, removed, total - removed, unknown)
+
+
+def _those_of(writer: StoreWriter, modality: Modality, wanted: Sequence[str]) -> tuple[set[str], int]:
+    """Return those of some ids that a store has, and how many it has in all; its own ids go by, and are not kept."""
+    given = pa.array(wanted, pa.string())
+    tables = Snapshot(writer.path, (TABLES[modality],))
+    there: set[str] = set()
+    for batch in tables.scan(TABLES[modality], ["id"]):
+        there.update(batch["id"].filter(pc.is_in(batch["id"], value_set=given)).to_pylist())
+    return there, tables.count(TABLES[modality])
 
 
 def compact(store: str | Path) -> CompactionReport:
