@@ -32,6 +32,7 @@ from frevl.diagnosis.performance.class_balance import (
     only_class,
     single_class_findings,
 )
+from frevl.diagnosis.performance.errors_explained import errors_explained_finding
 from frevl.diagnosis.performance.learning_curve import learning_curve_findings
 from frevl.diagnosis.performance.modality_use import exchanged_hits, image_findings, text_only_finding
 from frevl.diagnosis.performance.ranking import ranking_findings
@@ -172,6 +173,7 @@ def diagnose(
             clock.step("looking at what can be answered without the image")
             findings.append(text_only_finding(comparison, folder=folder / "text", time_limit=0.05 * time_limit))
             findings += skill_findings(comparison)
+        findings.append(errors_explained_finding(comparison))
         clock.step("drawing learning curves")
         findings += learning_curve_findings(
             comparison, folder=folder / "curve", time_limit=0.25 * time_limit, progress=progress

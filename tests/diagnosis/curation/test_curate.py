@@ -100,6 +100,20 @@ def test_one_text_for_all_scores_nothing(captioned, tmp_path):
     assert told.sentence().startswith("Nothing is said about matches: all lines have the same text")
 
 
+def test_no_right_line_scores_nothing(captioned, tmp_path):
+    rows = [{**row, "target": False} for row in captioned.rows]
+    (tmp_path / "false.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = frevl.curate(captioned.store, tmp_path / "false.jsonl", drop=["match"])
+    assert told.sentence().startswith("Nothing is said about matches: only 0 images with right lines")
+
+
+def test_a_run_that_tells_nothing_drops_nothing(captioned, tmp_path):
+    run = frevl.train(captioned.store, captioned.clean, run=tmp_path / "run", task="matching", model="linear")
+    told = frevl.curate(captioned.store, captioned.exchanged, run=run.path, drop=["match"])
+    assert told.sentence().startswith("Nothing is said about matches: the model does not tell these texts from drawn")
+    assert told.kept == len(told.lines)
+
+
 def test_lines_given_as_wrong_are_scored_and_stay(captioned, tmp_path):
     rows = [{**row, "target": not row["exchanged"]} for row in captioned.rows]
     (tmp_path / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

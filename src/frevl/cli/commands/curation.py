@@ -78,7 +78,8 @@ def curate(
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
     folds: Annotated[
-        int | None, typer.Option(help="Parts that are judged by what learnt from the others.", show_default="3")
+        int | None,
+        typer.Option(help="Parts that are judged by what learnt from the others.", show_default="3, of labels 5"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     time_limit: Annotated[

@@ -105,7 +105,7 @@ def curate(
     text_encoder: Sequence[str] | None = None,
     group_by: str | None = None,
     find_groups: bool = True,
-    folds: int = 3,
+    folds: int | None = None,
     seed: int = 0,
     time_limit: float | None = None,
     device: str = "cpu",
@@ -135,7 +135,8 @@ def curate(
         text_encoder: Encoders of the texts alone.
         group_by: A key of the lines; lines with the same value stay in one fold.
         find_groups: Find lines that belong together, as `frevl.train` does.
-        folds: In how many parts the lines are dealt; each is judged by what learnt from the others.
+        folds: In how many parts the lines are dealt; each is judged by what learnt from the others. None takes 3 for
+            matches and 5 for labels.
         seed: Of every random choice.
         time_limit: Time limit of all trainings together in seconds.
         device: Where to train, as PyTorch names it.
@@ -152,7 +153,7 @@ def curate(
     """
     pairs = in_memory(pairs)
     check_shares(keep, below)
-    if not 2 <= folds <= 20:
+    if folds is not None and not 2 <= folds <= 20:
         raise UsageError(f"--folds must be from 2 to 20, found {folds}")
     if time_limit is not None and not time_limit > 0:
         raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")

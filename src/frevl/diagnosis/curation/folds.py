@@ -20,10 +20,14 @@ from frevl.store.usable_pairs import names_of
 from frevl.terminal import print_progress
 from frevl.training.training import train
 
-__all__ = ["MOST_LEARNT", "deal_folds", "out_of_fold"]
+__all__ = ["FOLDS", "MOST_LEARNT", "deal_folds", "out_of_fold"]
 
 MOST_LEARNT = 20_000
 """Lines that one model of classes learns from at most, so that a training has an end."""
+
+FOLDS = 5
+"""Of labels, if the user names no other number: what learnt from 80 instead of 67 % of 9,700 lines of easy-VQA found 86
+instead of 77 % of the exchanged labels, at a precision of 84 instead of 73 % (research/experiments/log.md)."""
 
 _PAIRS_AT_ONCE = 16_384
 _LEAST_SECONDS = 10.0
@@ -58,10 +62,11 @@ def out_of_fold(
         ``(len(rows), classes)`` calibrated, rows sum to 1; equal where a model knows none of the classes.
     """
     known = lines.pairs.select(rows.tolist())
-    fold_of = deal_folds(known.clusters, lines.folds, lines.session.seed)
+    folds = lines.folds or FOLDS
+    fold_of = deal_folds(known.clusters, folds, lines.session.seed)
     said = np.zeros((len(known), len(classes)), np.float32)
     limit = lines.session.time_limit
-    for fold in range(lines.folds):
+    for fold in range(folds):
         held = np.flatnonzero(fold_of == fold)
         place = lines.checkpoint.part(f"{spec.name} fold {fold + 1}")
         saved = place.load()
@@ -75,7 +80,7 @@ def out_of_fold(
         learnt = known.select(np.flatnonzero(fold_of != fold).tolist())
         if len(learnt) > MOST_LEARNT:
             learnt = share_of_clusters(learnt, MOST_LEARNT / len(learnt), seed=lines.session.seed)
-        left = None if limit is None else max(_LEAST_SECONDS, share * limit / lines.folds)
+        left = None if limit is None else max(_LEAST_SECONDS, share * limit / folds)
         said[held] = _answers(lines, spec, learnt, known.select(held.tolist()), classes, left)
         place.save({"said": torch.from_numpy(said[held])}, {"seconds": place.clock.seconds() - begun})
     said = np.maximum(said, 1e-9)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.diagnosis.curation.folds import deal_folds, out_of_fold
+from frevl.diagnosis.curation.folds import FOLDS, deal_folds, out_of_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.words import by_words
 from frevl.diagnosis.data_quality.label_errors import check_cleanlab, likely_errors
@@ -51,7 +51,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     """
     check_cleanlab()
     given, classes, rows = _single(lines)
-    if len(classes) < 2 or len(set(_names(lines, rows))) < lines.folds:
+    if len(classes) < 2 or len(set(_names(lines, rows))) < _folds(lines):
         return _silent(lines, "label", given, _too_few("wrong labels", classes, lines))
     kinds = _models(lines, len(rows))
     said = [out_of_fold(lines, spec, classes, rows, share=0.4) for spec in kinds]
@@ -92,7 +92,7 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     if len(lines.pairs.sides) < 2:
         return _silent(lines, "blind", None, "the lines have one side alone, so there is nothing to do without")
     given, classes, rows = _single(lines)
-    if len(classes) < 2 or len(set(_names(lines, rows))) < lines.folds:
+    if len(classes) < 2 or len(set(_names(lines, rows))) < _folds(lines):
         return _silent(lines, "blind", None, _too_few("what the text alone answers", classes, lines))
     index = {name: number for number, name in enumerate(classes)}
     labels = np.array([index[str(given[row])] for row in rows], np.int64)
@@ -118,7 +118,7 @@ def _by_text(
 ) -> tuple[NDArray[np.float32], str]:
     """Return what the text alone says, by words or by its embedding: what is surer of lines it has not learnt from."""
     texts = [lines.pairs.texts[row] for row in rows.tolist()]
-    fold_of = deal_folds(_names(lines, rows), lines.folds, lines.session.seed)
+    fold_of = deal_folds(_names(lines, rows), _folds(lines), lines.session.seed)
     words = np.maximum(by_words(texts, labels, fold_of, len(classes)), 1e-9)
     embedded = out_of_fold(lines, _text_model(len(rows)), classes, rows, share=0.2)
     at = np.arange(len(rows))
@@ -142,10 +142,14 @@ def _names(lines: Lines, rows: NDArray[np.int64]) -> list[str]:
     return [clusters[row] for row in rows.tolist()]
 
 
+def _folds(lines: Lines) -> int:
+    return lines.folds or FOLDS
+
+
 def _too_few(what: str, classes: Sequence[str], lines: Lines) -> str:
     if len(classes) < 2:
         return f"{what} cannot be told: fewer than two classes have {FEWEST_OF_CLASS} lines with this answer alone"
-    return f"{what} cannot be told: the lines of these classes belong to fewer than {lines.folds} groups"
+    return f"{what} cannot be told: the lines of these classes belong to fewer than {_folds(lines)} groups"
 
 
 def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: str) -> Found:
@@ -162,7 +166,7 @@ def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: 
 
 def _models(lines: Lines, count: int) -> list[ModelSpec]:
     """Return two models that learn in different ways, for so many lines."""
-    small = count * (lines.folds - 1) <= SMALL * lines.folds
+    small = count * (_folds(lines) - 1) <= SMALL * _folds(lines)
     if len(lines.pairs.sides) < 2:
         (side,) = lines.pairs.sides
         first = ModelSpec("kernel", "kernel", "side", 0.4) if small else ModelSpec("linear", "linear", "side", 0.4)

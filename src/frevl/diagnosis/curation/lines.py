@@ -49,7 +49,7 @@ class Lines:
         image_towers: Image towers that every line has.
         text_towers: Text towers that every line has.
         session: Seed, time limit of all filters together, device and progress.
-        folds: In how many parts the groups are dealt.
+        folds: In how many parts the groups are dealt; None leaves it to the filter.
         run: A run that was trained elsewhere and judges the lines instead of models of ours, or None.
         images: Folder of the pictures, where the user gave one: only then may a filter look at pixels.
         checkpoint: Where a filter keeps what is done, so that a killed call goes on with it.
@@ -61,7 +61,7 @@ class Lines:
     image_towers: list[Tower]
     text_towers: list[Tower]
     session: Session
-    folds: int = 3
+    folds: int | None = None
     run: Path | None = None
     images: Path | None = None
     checkpoint: Checkpoint = NOWHERE

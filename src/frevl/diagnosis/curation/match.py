@@ -36,10 +36,13 @@ from frevl.training.retrieval.hard_negatives import bank_of, centred, near_dupli
 from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import Checkpoint
 
-__all__ = ["FEWEST_GROUPS", "UNLIKELY", "match_filter"]
+__all__ = ["FEWEST_GROUPS", "FOLDS", "UNLIKELY", "match_filter"]
 
 FEWEST_GROUPS = 100
 """Groups of right lines (mostly: images); with fewer a fold learns next to nothing, and no line is scored."""
+
+FOLDS = 3
+"""Where the user names no other number."""
 
 UNLIKELY = 0.5
 """A line is flagged below this probability of being right: where it is more probably wrong."""
@@ -83,15 +86,16 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     groups = torch.tensor([names[name] for name in lines.pairs.clusters])
     known = len(torch.unique(groups[torch.from_numpy(right)]))
     texts = len({text for text, is_right in zip(lines.pairs.texts, right, strict=True) if is_right})
-    if texts < 2:
-        return _silent(lines, "all lines have the same text, so no text is wrong for any image")
     if known < FEWEST_GROUPS:
-        what = "image" if known == len(set(lines.pairs.images)) else "group of images"
+        single = known == len({image for image, good in zip(lines.pairs.images, right, strict=True) if good})
+        what = ("image" if single else "group") + ("" if known == 1 else "s")
         return _silent(
             lines,
-            f"only {known:,} {what}{'s' if known != 1 and what == 'image' else ''} with right lines, and "
-            f"{FEWEST_GROUPS} or more are needed to learn from some and judge the others",
+            f"only {known:,} {what} with right lines, and {FEWEST_GROUPS} or more are needed to learn from some and "
+            "judge the others",
         )
+    if texts < 2:
+        return _silent(lines, "all lines have the same text, so no text is wrong for any image")
     doubts: list[str] = []
     embedded = _embedded(lines)
     if lines.run is None:
@@ -152,23 +156,23 @@ def _embedded(lines: Lines) -> EmbeddedPairs:
 
 
 def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor) -> _Scores:
-    session, clock = lines.session, lines.checkpoint.clock
+    session, clock, folds = lines.session, lines.checkpoint.clock, lines.folds or FOLDS
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
     meaning = centred(texts) if math.isfinite(near) else None
-    fold_of = torch.from_numpy(deal_folds(lines.pairs.clusters, lines.folds, session.seed))
+    fold_of = torch.from_numpy(deal_folds(lines.pairs.clusters, folds, session.seed))
     given = torch.zeros(len(pairs), _FEATURES)
     drawn, drawn_groups = [], []
     started = clock.seconds()
-    for fold in range(lines.folds):
+    for fold in range(folds):
         place = lines.checkpoint.part(f"match fold {fold + 1}")
         held = (fold_of == fold).nonzero()[:, 0]
         saved = place.load()
         if saved is None:
             left = None
             if session.time_limit is not None:
-                left = max(1.0, session.time_limit - (clock.seconds() - started)) / (lines.folds - fold)
-            print_progress(f"match: learning without fold {fold + 1} of {lines.folds}", enabled=session.progress)
+                left = max(1.0, session.time_limit - (clock.seconds() - started)) / (folds - fold)
+            print_progress(f"match: learning without fold {fold + 1} of {folds}", enabled=session.progress)
             begun = clock.seconds()
             scores = _one_fold(
                 replace(lines, session=replace(session, seed=session.seed + fold, time_limit=left)),

@@ -1,0 +1,173 @@
+"""Automatic features of pairs, and which of them go with right and wrong answers. Pure numpy.
+
+A feature explains errors where its partial correlation with the hits, all other features held fixed, differs from zero
+on half of the images (Benjamini and Hochberg 1995 at 5 %) and has the same sign on the other half.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["LEVEL", "Explained", "explain", "text_features"]
+
+LEVEL = 0.05
+"""Share of false features among those named, at most."""
+
+_NUMBERS = re.compile(r"\b(one|two|three|four|five|six|seven|eight|nine|ten|[0-9]+)\b")
+_NEGATION = re.compile(r"\b(no|not|none|never|nobody|nothing|without|cannot|neither|nor)\b|n['’]t\b")
+_COLOURS = re.compile(
+    r"\b(red|green|blue|yellow|black|white|brown|gr[ae]y|orange|purple|pink|teal|violet|golden|silver)\b"
+)
+_PLACES = re.compile(
+    r"\b(left|right|above|below|under|underneath|beneath|over|behind|in front|on top|next to|besides?|between|near|"
+    r"inside|outside|around|bottom|middle|corner)\b"
+)
+_ASKS = re.compile(r"\b(what|which|who|whom|whose|where|when|why|how)\b")
+_WORDS = re.compile(r"\w+")
+_LEAST_SPREAD = 1e-9
+
+
+def text_features(texts: Sequence[str], known: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Return features of texts by name, ``(n,)`` each.
+
+    Args:
+        texts: Of the pairs that are explained.
+        known: Texts that a model has learnt from; how rare a word is, is counted there.
+    """
+    counts = Counter(word for text in known for word in set(_WORDS.findall(text.lower())))
+    features: dict[str, list[float]] = {
+        name: [] for name in ("words", "rarest word", "number", "negation", "colour", "place", "question word")
+    }
+    for text in texts:
+        lower = text.lower()
+        words = _WORDS.findall(lower)
+        features["words"].append(float(len(words)))
+        least = min((counts[word] for word in words), default=len(known))
+        features["rarest word"].append(-math.log((least + 1) / (len(known) + 1)))
+        for name, pattern in (
+            ("number", _NUMBERS),
+            ("negation", _NEGATION),
+            ("colour", _COLOURS),
+            ("place", _PLACES),
+            ("question word", _ASKS),
+        ):
+            features[name].append(float(bool(pattern.search(lower))))
+    return {name: np.array(values) for name, values in features.items()}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A feature and what it has to do with the hits.
+
+    Attributes:
+        name: Of the feature.
+        correlation: Partial rank correlation with the hits on the first half of the images, in [-1, 1].
+        standard_error: Of it, images drawn, not pairs.
+        p: Two-sided, of the first half.
+        other: The same correlation on the other half.
+        named: Whether it survives Benjamini-Hochberg and keeps its sign.
+    """
+
+    name: str
+    correlation: float
+    standard_error: float
+    p: float
+    other: float
+    named: bool
+
+
+def explain(
+    features: dict[str, NDArray[np.float64]], hits: NDArray[np.float64], clusters: Sequence[str], *, seed: int
+) -> list[Explained]:
+    """Say which features go with right answers, the most telling first.
+
+    Features that are constant in one of the halves, or made of the others, are left out.
+
+    Args:
+        features: ``(n,)`` each, by name. One of several equal features stays.
+        hits: ``(n,)`` in [0, 1].
+        clusters: ``(n,)`` image of every pair; a half has whole images.
+        seed: Of the halves.
+    """
+    names, at = np.unique(np.array(clusters, dtype=object).astype(str), return_inverse=True)
+    half = (np.random.default_rng(seed).permutation(len(names)) % 2)[at]
+    kept = _independent({name: _ranks(values) for name, values in features.items()}, half)
+    parts = [
+        {
+            name: _partial(
+                np.stack([kept[other][half == side] for other in kept], axis=1), number, hits, at, half == side
+            )
+            for number, name in enumerate(kept)
+        }
+        for side in (0, 1)
+    ]
+    p = {name: math.erfc(abs(r) / max(error, 1e-12) / math.sqrt(2)) for name, (r, error) in parts[0].items()}
+    passed = _benjamini_hochberg(p)
+    found = [
+        Explained(name, r, error, p[name], parts[1][name][0], name in passed and r * parts[1][name][0] > 0)
+        for name, (r, error) in parts[0].items()
+    ]
+    return sorted(found, key=lambda one: (not one.named, -abs(one.correlation)))
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return mid-ranks, standardised; zeros where all values are equal."""
+    different, at, counts = np.unique(values, return_inverse=True, return_counts=True)
+    if len(different) < 2:
+        return np.zeros(len(values))
+    middle = counts.cumsum() - (counts - 1) / 2
+    ranks = middle[at]
+    standard: NDArray[np.float64] = (ranks - ranks.mean()) / ranks.std()
+    return standard
+
+
+def _independent(features: dict[str, NDArray[np.float64]], half: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
+    """Leave out what is constant in a half or a sum of features before it there."""
+    kept: dict[str, NDArray[np.float64]] = {}
+    for name, values in features.items():
+        fits = True
+        for side in (0, 1):
+            own = values[half == side]
+            before = np.stack([np.ones(len(own)), *(one[half == side] for one in kept.values())], axis=1)
+            fits &= len(own) > before.shape[1] + 1 and float(_residual(before, own).std()) > 1e-3
+        if fits:
+            kept[name] = values
+    return kept
+
+
+def _partial(
+    table: NDArray[np.float64], column: int, hits: NDArray[np.float64], at: NDArray[np.int64], rows: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """Return the partial correlation of a column with the hits, and its standard error where images are drawn."""
+    others = np.concatenate([np.ones((len(table), 1)), np.delete(table, column, axis=1)], axis=1)
+    feature, left = _residual(others, table[:, column]), _residual(others, _ranks(hits[rows]))
+    spread = float(np.sqrt(np.square(feature).sum() * np.square(left).sum()))
+    if spread < _LEAST_SPREAD:
+        return 0.0, 1.0
+    r = float(feature @ left) / spread
+    slope = float(feature @ left / np.square(feature).sum())
+    _, groups = np.unique(at[rows], return_inverse=True)
+    sums = np.bincount(groups, weights=feature * (left - slope * feature))
+    count = len(sums)
+    correction = count / max(count - 1, 1) * (len(left) - 1) / max(len(left) - table.shape[1] - 1, 1)
+    return r, float(np.sqrt(np.square(sums).sum() * correction)) / spread
+
+
+def _residual(others: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    factors, *_ = np.linalg.lstsq(others, values, rcond=None)
+    residual: NDArray[np.float64] = values - others @ factors
+    return residual
+
+
+def _benjamini_hochberg(p: dict[str, float]) -> set[str]:
+    """Return the names that survive at `LEVEL`."""
+    ordered = sorted(p, key=p.__getitem__)
+    most = max((rank for rank, name in enumerate(ordered, 1) if p[name] <= LEVEL * rank / len(ordered)), default=0)
+    return set(ordered[:most])
