@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -294,6 +295,52 @@ def colour_of(world, name):
         return next(colour for colour, rgb in COLOURS.items() if picture.getpixel((20, 20)) == rgb)
 
 
+@pytest.mark.usefixtures("fresh")
+def test_a_lasso_on_the_map_chooses_pictures_that_can_be_labelled(url, world, visit):
+    seen = visit(f"{url}/explore/#/map")
+    page = seen.page
+    surface = page.get_by_role("application")
+    expect(surface).to_be_visible(timeout=TIMEOUT)
+    add_class(page, "left")
+    page.get_by_role("button", name="Lasso").click()
+    area = surface.bounding_box()
+    x, y, wide, high = area["x"], area["y"], area["width"], area["height"]
+    page.mouse.move(x + 5, y + 5)
+    page.mouse.down()
+    for right, down in ((0.5, 0.01), (0.5, 0.99), (0.01, 0.99)):
+        page.mouse.move(x + right * wide, y + down * high, steps=3)
+    page.mouse.up()
+    chosen = page.get_by_role("region", name="Pictures chosen on the map")
+    expect(chosen).to_be_visible(timeout=TIMEOUT)
+    count = int(chosen.get_by_text(" chosen").text_content().split()[0])
+    assert 0 < count < 60
+    page.keyboard.press("1")
+    expect(chosen.locator("b", has_text="left").first).to_be_visible()
+    assert list(agreed(world).values()) == ["left"] * count
+    assert seen.complaints == []
+    assert seen.foreign(url) == []
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_map_works_by_keyboard_and_shows_what_the_classifier_says(url, world, visit):
+    ids = world.store.ids("image")
+    LabelsFile(world.store.path).label("bob", [(id_, colour_of(world, id_)) for id_ in ids[:24]])
+    page = visit(f"{url}/explore/#/teach").page
+    expect(page.get_by_role("heading", name="right")).to_be_visible(timeout=TIMEOUT)
+    page.get_by_role("link", name="Map").click()
+    surface = page.get_by_role("application")
+    expect(surface).to_be_visible(timeout=TIMEOUT)
+    assert {"red", "green"} <= set(page.get_by_role("list", name="Colours").inner_text().split())
+    surface.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("region").get_by_text("60 chosen")).to_be_visible(timeout=TIMEOUT)
+    page.locator(".tools select").first.select_option("probability")
+    page.locator(".tools select").last.select_option("red")
+    expect(page).to_have_url(re.compile("of=red"))
+    assert "by=probability&of=red" in page.url
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 AXE = Path(__file__).parents[1] / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
 
@@ -318,7 +365,7 @@ def test_axe_finds_nothing_serious(url, world, visit, size, scheme):
     labels = LabelsFile(world.store.path)
     labels.label("bob", [(id_, colour_of(world, id_)) for id_ in ids[:24]])
     labels.label("ada", [(ids[0], "red"), (ids[1], "blue")])
-    for tab in ("pictures", "teach", "overview", "pictures?shown=disputed", "pictures?where=nonsense"):
+    for tab in ("pictures", "teach", "map", "overview", "pictures?shown=disputed", "pictures?where=nonsense"):
         seen = visit(f"{url}/explore/#/{tab}", size=size, scheme=scheme)
         expect(seen.page.get_by_role("navigation")).to_be_visible(timeout=TIMEOUT)
         if tab == "teach":

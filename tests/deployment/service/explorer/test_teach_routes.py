@@ -7,6 +7,7 @@ import pytest
 from explored import copied, explored
 from PIL import Image
 
+from frevl.deployment.service.explorer.teaching.lesson import wilson_interval
 from frevl.store.extraction import extract
 from frevl.training.classification.teaching import teach
 from made import COLOURS
@@ -125,6 +126,15 @@ def test_a_store_that_grows_is_learned_again(taught, monkeypatch):
     extract(taught.place.store, images=taught.place.images, encoder=["toy"])
     settled(taught)
     assert len(listed(taught, order="doubt")) == 121
+
+
+def test_nothing_wrong_among_few_is_no_certainty(taught):
+    assert wilson_interval(1.0, 30) == pytest.approx((0.8865, 1.0), abs=1e-4)  # 30 / (30 + 1.96**2)
+    assert wilson_interval(0.0, 30) == pytest.approx((0.0, 0.1135), abs=1e-4)
+    teach_colours(taught, 30)
+    accuracy = settled(taught)["accuracy"]
+    assert (accuracy["value"], accuracy["high"]) == (1.0, 1.0)
+    assert accuracy["low"] == pytest.approx(0.8865, abs=1e-4)
 
 
 def test_orders_that_cannot_be_are_refused_in_words(taught):

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -66,7 +66,7 @@ class Explorer:
         self.encoder = _chosen(service.store, encoder)
         self._rows: Rows | None = None
         self.teacher = None if fit is None else Teacher(self.labels, self._newest_rows, fit)
-        self._views: OrderedDict[tuple[object, ...], np.ndarray] = OrderedDict()
+        self._views: OrderedDict[tuple[object, ...], Any] = OrderedDict()
         self._guard = threading.Lock()
 
     async def rows(self) -> Rows:
@@ -96,10 +96,15 @@ class Explorer:
 
     def view(self, key: tuple[object, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
         """Return row numbers that were asked for before, or make them."""
+        return self.once(key, make)
+
+    def once(self, key: tuple[object, ...], make: Callable[[], A]) -> A:
+        """Return what was made under this key a while ago, or make it."""
         with self._guard:
             if key in self._views:
                 self._views.move_to_end(key)
-                return self._views[key]
+                found: A = self._views[key]
+                return found
         made = make()
         with self._guard:
             self._views[key] = made

@@ -19,7 +19,7 @@ from frevl.runs.search.copies import merge_copies
 from frevl.runs.search.nearest import nearest_rows
 from frevl.store.labels.book import LabelBook
 
-__all__ = ["MOST_SHOWN", "Order", "Shown", "find", "images", "overview"]
+__all__ = ["MOST_SHOWN", "Order", "Shown", "find", "guess_of", "images", "overview"]
 
 Order = Literal["store", "next", "doubt", "wrong", "class"]
 Shown = Literal["all", "labelled", "unlabelled", "disputed"]
@@ -136,7 +136,7 @@ async def images(
             every = range(total) if chosen is None else chosen
             taken = [int(row) for row in every[start : start + count]]
             found = [
-                {"id": rows.ids[row], "labels": book.of(rows.ids[row]), "guess": _guess(lesson, rows, row, of)}
+                {"id": rows.ids[row], "labels": book.of(rows.ids[row]), "guess": guess_of(lesson, rows, row, of)}
                 for row in taken
             ]
             return {"total": total, "start": start, "images": found}
@@ -174,7 +174,8 @@ def _lesson(explorer: Explorer, order: Order, of: str | None) -> Lesson | None:
     return lesson
 
 
-def _guess(lesson: Lesson | None, rows: Rows, row: int, of: str | None) -> dict[str, Any] | None:
+def guess_of(lesson: Lesson | None, rows: Rows, row: int, of: str | None) -> dict[str, Any] | None:
+    """Return what the classifier says of a picture; None where there is none, or it says nothing of this one."""
     if lesson is None or lesson.material.key != rows.key or lesson.best[row] < 0:
         return None
     if of is not None and lesson.kept is not None and of in lesson.material.names:

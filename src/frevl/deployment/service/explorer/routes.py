@@ -29,6 +29,8 @@ from frevl.deployment.service.explorer.look_schemas import (
     ImagesResponse,
     OverviewResponse,
 )
+from frevl.deployment.service.explorer.mapping.map_routes import add_map_routes
+from frevl.deployment.service.explorer.mapping.map_schemas import PointsRequest
 from frevl.deployment.service.explorer.teaching.teach_schemas import TeachResponse
 from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import RefusedError
@@ -38,6 +40,7 @@ __all__ = ["EXPLORER_BODIES", "add_explorer_routes"]
 
 EXPLORER_BODIES: tuple[type[BaseModel], ...] = (
     FindRequest,
+    PointsRequest,
     LabelsRequest,
     UndoRequest,
     DefineRequest,
@@ -55,6 +58,7 @@ def add_explorer_routes(app: FastAPI, explorer: Explorer) -> None:
     """Add the routes of the explorer to an application."""
     _add_look_routes(app, explorer)
     _add_label_routes(app, explorer)
+    add_map_routes(app, explorer)
 
 
 def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from frevl.evaluation.intervals import bootstrap_interval
 from frevl.runs.choosing.strategies import choose
 
-__all__ = ["Classifier", "Fit", "Lesson", "Material", "learnt"]
+__all__ = ["Classifier", "Fit", "Lesson", "Material", "learnt", "wilson_interval"]
 
 _MOST_KEPT = 32_000_000  # probabilities that are kept; with more, those of one class are computed when asked for
 _BLOCK = 65_536
@@ -106,8 +106,11 @@ class Lesson:
         if not len(rows):
             return
         truth, said = self.material.labels[rows], probabilities.argmax(axis=1)
-        interval = bootstrap_interval((truth == said).astype(float), self.material.clusters[rows])
+        hits, clusters = (truth == said).astype(float), self.material.clusters[rows]
+        interval = bootstrap_interval(hits, clusters)
         low, high = (None if np.isnan(one) else float(one) for one in (interval.low, interval.high))
+        if low == high and low is not None:
+            low, high = wilson_interval(interval.value, len(np.unique(clusters)))
         self.accuracy = {"value": float(interval.value), "low": low, "high": high, "pictures": len(rows)}
         cells, counts = np.unique(np.stack([truth, said]), axis=1, return_counts=True)
         order = np.lexsort((cells[0], -counts))[:_CONFUSIONS]
@@ -148,6 +151,17 @@ class Lesson:
         unsure = torch.from_numpy(1 - self.margin[pool])
         chosen = choose("mixed", items, covered, unsure, torch.arange(len(pool)), k=_NEXT, per_unit=1)
         return pool[[one.row for one in chosen]]
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of independent items (Wilson 1927).
+
+    It is taken where all items, or none, are hits: a bootstrap of equal values has no width and would claim certainty.
+    """
+    square = 1.959964**2
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    half = np.sqrt(square * (share * (1 - share) / count + square / (4 * count**2))) / (1 + square / count)
+    return (0.0 if share == 0 else float(middle - half)), (1.0 if share == 1 else float(middle + half))
 
 
 def _unit(vectors: np.ndarray) -> torch.Tensor:

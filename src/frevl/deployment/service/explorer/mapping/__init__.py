@@ -1,0 +1,1 @@
+"""The pictures of a store as points in the plane."""

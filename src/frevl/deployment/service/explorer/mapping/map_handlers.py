@@ -1,0 +1,106 @@
+"""The map: from a checked request to its answer, one function per route."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import numpy as np
+
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.looking import guess_of
+from frevl.deployment.service.explorer.mapping.map_schemas import PointsRequest
+from frevl.deployment.service.explorer.mapping.projection import Projection, projection_of
+from frevl.deployment.service.explorer.rows import Rows
+from frevl.deployment.service.http.limits import RefusedError
+
+__all__ = ["ColourBy", "colours", "pictures", "whole_map"]
+
+ColourBy = Literal["label", "guess", "probability", "doubt"]
+
+
+async def whole_map(explorer: Explorer) -> dict[str, Any]:
+    """Return all points."""
+    rows = await explorer.rows()
+
+    def work() -> dict[str, Any]:
+        found = _projection(explorer, rows)
+        return {
+            "key": rows.key,
+            "total": int(rows.usable.sum()),
+            "count": len(found.rows),
+            "points": base64.b64encode(found.points.astype("<f4").tobytes()).decode(),
+            "explained": list(found.explained),
+        }
+
+    return await explorer.ask(work)
+
+
+def _projection(explorer: Explorer, rows: Rows) -> Projection:
+    found: Projection = explorer.once((rows.key, "map"), lambda: projection_of(rows, keep=explorer.writable))
+    return found
+
+
+async def colours(explorer: Explorer, by: ColourBy, of: str | None) -> dict[str, Any]:
+    """Return what colours the points."""
+    rows = await explorer.rows()
+
+    def work() -> dict[str, Any]:
+        drawn = _projection(explorer, rows).rows
+        if by == "label":
+            return {"key": rows.key, **_by_label(explorer, rows, drawn)}
+        lesson = None if explorer.teacher is None else explorer.teacher.lesson
+        if lesson is None or lesson.material.key != rows.key:
+            raise RefusedError(409, "not_taught", "This needs a classifier; label pictures of two classes first.")
+        names = lesson.material.names
+        if by == "guess":
+            return {"key": rows.key, "names": names, "values": lesson.best[drawn].tolist()}
+        if by == "doubt":
+            values = 1 - np.clip(lesson.margin[drawn], 0, 1)
+        elif of not in names:
+            raise RefusedError(409, "not_taught", f"The classifier knows no class {(of or '')[:80]!r} yet.")
+        else:
+            values = lesson.of_class(of, rows.vectors)[drawn]
+        return {"key": rows.key, "names": [], "values": np.round(255 * values).astype(int).tolist()}
+
+    return await explorer.ask(work)
+
+
+def _by_label(explorer: Explorer, rows: Rows, drawn: np.ndarray) -> dict[str, Any]:
+    agreed, disputed, names = explorer.labels.reading(
+        lambda book: (book.agreed(), book.disputed(), list(book.classes()))
+    )
+    numbers = {name: number for number, name in enumerate(names)}
+    of_row = np.full(len(rows), -1, np.int64)
+    for image, name in agreed.items():
+        if image in rows.positions:
+            of_row[rows.positions[image]] = numbers[name]
+    for image in disputed:
+        if image in rows.positions:
+            of_row[rows.positions[image]] = -2
+    return {"names": names, "values": of_row[drawn].tolist()}
+
+
+async def pictures(explorer: Explorer, asked: PointsRequest) -> dict[str, Any]:
+    """Return the pictures of some points."""
+    rows = await explorer.rows()
+    if asked.key != rows.key:
+        raise RefusedError(409, "store_changed", "The store has changed since this map was drawn; load the map again.")
+
+    def work() -> dict[str, Any]:
+        drawn = _projection(explorer, rows).rows
+        beyond = next((point for point in asked.points if point >= len(drawn)), None)
+        if beyond is not None:
+            raise RefusedError(422, "invalid", f"The map has {len(drawn):,} points, found point {beyond:,}.")
+        lesson = None if explorer.teacher is None else explorer.teacher.lesson
+        chosen = [int(row) for row in drawn[asked.points]]
+        return explorer.labels.reading(
+            lambda book: {
+                "images": [
+                    {"id": rows.ids[row], "labels": book.of(rows.ids[row]), "guess": guess_of(lesson, rows, row, None)}
+                    for row in chosen
+                ]
+            }
+        )
+
+    return await explorer.ask(work)

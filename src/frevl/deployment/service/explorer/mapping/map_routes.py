@@ -1,0 +1,53 @@
+"""The routes of the map."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import FastAPI, Query, Request
+from starlette.responses import Response
+
+from frevl.deployment.service.answers import body_of, errors, json_answer, respond
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.mapping import map_handlers
+from frevl.deployment.service.explorer.mapping.map_schemas import (
+    ColoursResponse,
+    MapResponse,
+    PointsRequest,
+    PointsResponse,
+)
+from frevl.deployment.service.http.body import read_body
+from frevl.store.labels.entries import LONGEST_NAME
+
+__all__ = ["add_map_routes"]
+
+_READ = (401, 422, 429, 503)
+
+
+def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
+    """Add the routes of the map to an application."""
+
+    @app.get("/explore/map", response_model=MapResponse, tags=["explore"], responses=errors(*_READ))
+    async def whole_map() -> Response:
+        """Return pictures as points in the plane: principal components, computed once and kept."""
+        return json_answer(await map_handlers.whole_map(explorer))
+
+    @app.get("/explore/map/colours", response_model=ColoursResponse, tags=["explore"], responses=errors(*_READ, 409))
+    async def colours(
+        by: Annotated[map_handlers.ColourBy, Query()] = "label",
+        of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="With by=probability: the class.")] = None,
+    ) -> Response:
+        """Return what colours the points: labels, what the classifier says, how likely a class is, or doubt."""
+        return json_answer(await map_handlers.colours(explorer, by, of))
+
+    @app.post(
+        "/explore/map/images",
+        response_model=PointsResponse,
+        tags=["explore"],
+        responses=errors(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),
+        openapi_extra=body_of(PointsRequest),
+    )
+    async def pictures(request: Request) -> Response:
+        """Return the pictures of some points."""
+        asked, _ = await read_body(request, PointsRequest, explorer.service.limits)
+        return await respond(request, map_handlers.pictures(explorer, asked))

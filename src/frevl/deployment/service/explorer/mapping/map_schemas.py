@@ -1,0 +1,47 @@
+"""Bodies of requests and answers about the map."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from frevl.deployment.service.explorer.look_schemas import ShownImage
+from frevl.deployment.service.schemas import Body
+
+__all__ = ["MOST_CHOSEN", "ColoursResponse", "MapResponse", "PointsRequest", "PointsResponse"]
+
+MOST_CHOSEN = 1_000
+
+
+class MapResponse(Body):
+    """Pictures as points in the plane."""
+
+    key: str = Field(description="Of this version of the store; points of another one are refused.")
+    total: int = Field(description="Pictures of the store that have an embedding.")
+    count: int = Field(description="Points; at most 100,000, thinned at random.")
+    points: str = Field(description="Base64 of little-endian float32: x and y of each point, in [-1, 1].")
+    explained: list[float] = Field(description="Share of the variance along x and y.")
+
+
+class ColoursResponse(Body):
+    """What colours the points."""
+
+    key: str
+    names: list[str] = Field(description="Of the classes; empty for probabilities and doubt.")
+    values: list[int] = Field(
+        description="Of each point: a class (-1: none, -2: disputed), or 0 to 255 for 0 to 1 (-1: unknown)."
+    )
+
+
+class PointsRequest(Body):
+    """Points whose pictures are asked for."""
+
+    key: Annotated[str, Field(max_length=64)]
+    points: Annotated[list[Annotated[int, Field(ge=0, lt=100_000)]], Field(min_length=1, max_length=MOST_CHOSEN)]
+
+
+class PointsResponse(Body):
+    """The pictures of these points, in their order."""
+
+    images: list[ShownImage]
