@@ -63,6 +63,7 @@ def by_rows(monkeypatch):
 def everything_is_large(monkeypatch, tmp_path):
     monkeypatch.setattr(packed_read, "_LARGE", 0)
     monkeypatch.setattr("frevl.data.packed.blocks._FEW", 2)
+    monkeypatch.setattr("frevl.data.packed.codes._MANY", 3)
     monkeypatch.setenv("FREVL_CACHE", str(tmp_path / "cache"))
 
 
@@ -173,6 +174,28 @@ def test_splits_and_missing_targets_are_those_of_lists(tmp_path, monkeypatch):
     assert list(packed.clusters) == listed.clusters
 
 
+def test_a_file_that_is_written_to_while_it_is_read_is_not_kept(tmp_path, monkeypatch):
+    path = write(tmp_path / "pairs.jsonl", PLAIN)
+    real = packed_read._read
+
+    def slow(*given):
+        with path.open("a", encoding="utf-8") as file:
+            file.write(LABELLED[0] + "\n")
+        return real(*given)
+
+    monkeypatch.setattr(packed_read, "_read", slow)
+    assert len(read_pairs(path)) == 8
+    assert kept_files(tmp_path) == []
+
+
+def test_without_a_home_pairs_are_read_all_the_same(tmp_path, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("frevl.data.packed.kept.made_again", nobody)
+    assert len(read_pairs(write(tmp_path / "pairs.jsonl", PLAIN))) == 7
+
+
 def kept_files(folder):
     return sorted(path for path in folder.rglob(".*.pairs.arrow*"))
 
@@ -191,7 +214,8 @@ def test_what_is_kept_goes_with_the_content_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "codes"])
-def test_a_damaged_file_is_not_read(tmp_path, by_rows, damage):
+def test_a_damaged_file_is_not_read(tmp_path, by_rows, damage, monkeypatch):
+    monkeypatch.setattr("frevl.data.packed.codes._MANY", 100)  # numbers in the order of the file
     path = write(tmp_path / "pairs.jsonl", PLAIN)
     read_pairs(path)
     (kept,) = kept_files(tmp_path)

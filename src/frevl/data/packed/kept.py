@@ -70,23 +70,31 @@ def kept_columns(path: Path, given: Mapping[str, str], read: Callable[[], Kept |
         given: Columns that the user named: with others the same file says something else.
         read: Reads the file.
     """
+    before = _state(path)
     content = hashlib.blake2b(json.dumps([_FORMAT, __version__, sorted(given.items())]).encode(), digest_size=16)
     with path.open("rb") as file:
         while part := file.read(1 << 20):
             content.update(part)
-    folders = [path.absolute().parent, made_again() / "pairs"]
+    folders = [path.absolute().parent]
+    with contextlib.suppress(RuntimeError):  # nobody's home
+        folders.append(made_again() / "pairs")
     name = f".{path.name}.{content.hexdigest()}{_ENDING}"
     for folder in folders:
         found = _opened(folder / name)
         if found is not None:
             return found
     made = read()
-    if made is None:
-        return None
+    if made is None or _state(path) != before:  # what is written to meanwhile is not kept under its former content
+        return made
     for folder in folders:
         if _written(made, folder, name, f".{path.name}."):
             return _opened(folder / name) or made
     return made
+
+
+def _state(path: Path) -> tuple[int, int]:
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns
 
 
 def _opened(file: Path) -> Kept | None:

@@ -14,6 +14,7 @@ import numpy as np
 from frevl.data.columns import FIELDS, choose_columns, renaming_note
 from frevl.data.json_rows import is_lines, json_value, too_long
 from frevl.data.packed.blocks import Block, Layout, read_block
+from frevl.data.packed.codes import joined_codes
 from frevl.data.packed.kept import Kept, kept_columns
 from frevl.data.pair_rows import as_target, is_missing, nothing_found, with_the_same_sides
 
@@ -124,7 +125,7 @@ def _finished(path: Path, block: Block, start: _Start) -> Kept | None:
     for name in ("images", "texts", "targets", "extras"):
         parts = getattr(block, name)
         setattr(block, name, [])  # the parts go as soon as they are one
-        columns[name] = _joined(parts)
+        columns[name] = joined_codes(parts)
     lacks = {side: _lacking(columns[f"{side}s"]) for side in ("image", "text")}
     columns["targets"] = _canonical(columns["targets"])
     if any(lack.any() for lack in lacks.values()):
@@ -135,14 +136,6 @@ def _finished(path: Path, block: Block, start: _Start) -> Kept | None:
         columns, lines = {name: column.take(rows) for name, column in columns.items()}, lines[kept]
     columns["targets"] = _without_gaps(columns["targets"])
     return Kept(columns, lines, sorted(rejected), start.notes)
-
-
-def _joined(parts: list[pa.DictionaryArray]) -> pa.DictionaryArray:
-    import pyarrow as pa
-
-    whole = pa.chunked_array(parts).unify_dictionaries()
-    parts.clear()
-    return whole.combine_chunks()
 
 
 def _lacking(column: pa.DictionaryArray) -> np.ndarray:

@@ -71,7 +71,10 @@ def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequ
         StoreError: An item or an embedding is missing.
         TrainingError: The file cannot be written.
     """
-    folder = made_again() / "training"
+    try:
+        folder = made_again() / "training"
+    except RuntimeError as error:
+        raise TrainingError(f"{error}; set FREVL_CACHE to a folder for what does not fit in memory") from error
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
