@@ -1,6 +1,7 @@
 """``frevl evaluate --groups`` and ``--queries``: against loops over the answers, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, UsageError
 from frevl.evaluation.evaluation import evaluate
+from frevl.evaluation.fairness.groups import groups_of
 from frevl.evaluation.fairness.queries import evaluate_queries
 from frevl.runs.scorer import Scorer
 from frevl.training.training import train
@@ -180,3 +182,15 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     said = frevl(*common, "--queries", tmp_path / "none.txt", "--groups", "side", "--sets", 0.9)
     assert said.code == 2
     assert "--sets belongs to pairs" in said.err
+
+
+def test_a_key_that_names_items_is_refused(made, runs):
+    pairs = read_pairs(made.train_file)
+    images = [f"{number}" for number in range(201 * 20)]
+    many = replace(
+        pairs.select([0] * len(images)),
+        images=images,
+        extras=[{"side": str(number % 201)} for number in range(201 * 20)],
+    )
+    with pytest.raises(UsageError, match="--groups side: expected at most 200 groups, found 201"):
+        groups_of(many, "side")

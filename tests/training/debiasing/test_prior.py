@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from frevl.deployment.export.exporting import export
 from frevl.errors import FrevlError, PairsError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.run import Run
@@ -14,6 +15,7 @@ from frevl.runs.targets import encode_answers
 from frevl.training.debiasing.debias import debias
 from frevl.training.debiasing.prior import compare, flattened
 from frevl.training.training import train
+from served import client_of
 
 pytestmark = pytest.mark.slow  # small trainings
 
@@ -198,3 +200,16 @@ def test_one_side_is_refused(made, runs, tmp_path):
     train(made.store, alone, run=tmp_path / "alone", task="classification", model="linear")
     with pytest.raises(UsageError, match="expects a run that reads images and texts, found one of images alone"):
         debias(tmp_path / "alone", out=tmp_path / "x", without="image")
+
+
+def test_http_and_export_say_what_the_scorer_says(made, runs):
+    pairs = both(made.test)[:5]
+    scorer = Scorer.open(runs / "less", store=made.store)
+    expected = scorer.predict(pairs)
+    asked = [{"image": image, "text": text} for image, text in pairs]
+    with client_of(made, runs, names=("less",)) as client:
+        answers = client.http.post("/v1/answer", json={"pairs": asked, "top": 1}).json()["answers"]
+    assert [one["answer"] for one in answers] == [one.label for one in expected]
+    export(runs / "less", store=made.store.path, pairs=made.test_file)
+    exported = Scorer.open(runs / "less", store=made.store, backend="onnx")
+    np.testing.assert_allclose(exported.score(pairs), scorer.score(pairs), atol=1e-4)

@@ -25,6 +25,8 @@ FEWEST_PICTURES = 20
 """Groups of fewer pictures are named and left out: their rates are noise, and the gap would be theirs."""
 
 _MOST_SHOWN = 10  # group names in a sentence
+_MOST_GROUPS = 200  # as tables of slices have at most
+_MOST_NUMBERS = 20_000_000  # of the table of clusters, groups and classes: 160 MB
 _RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 
 
@@ -92,6 +94,11 @@ def groups_of(pairs: Pairs, key: str) -> Groups:
         raise UsageError(
             f"--groups {key}: expected at least two groups of {FEWEST_PICTURES} pictures or more, found "
             f"{len(kept)} among {len(rows):,} ({shown}); give more pairs"
+        )
+    if len(kept) > _MOST_GROUPS:
+        raise UsageError(
+            f"--groups {key}: expected at most {_MOST_GROUPS} groups, found {len(kept):,}; name a key whose values are "
+            "groups, not items"
         )
     return Groups(
         key,
@@ -235,6 +242,7 @@ def _opportunity(
             having.setdefault((kind, cell), set()).add(cluster)
     fewest = {kind: min(len(having.get((kind, cell), ())) for cell in range(len(names))) for kind in kinds}
     kept = sorted((kind for kind in kinds if fewest[kind] >= FEWEST_PICTURES), key=lambda kind: -fewest[kind])
+    kept = kept[: max(1, _MOST_NUMBERS // max(1, len(set(clusters)) * len(names)))]
     if not kept:
         return None
     place = {kind: number for number, kind in enumerate(kept)}

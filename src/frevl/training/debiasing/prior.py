@@ -224,7 +224,7 @@ def _of_matching(run: Run, data: OwnData, side: PriorSide, strength: float | Non
     now = next(one for one in tried if one["strength"] == chosen)
     notes = [
         f"Without {side}, strength {chosen:g}: {tried[0]['recall']:.2f} -> {now['recall']:.2f} % mean recall of "
-        "development pairs."
+        f"development pairs{', without the fusion that reranks' if whole.fusion is not None else ''}."
     ]
     weights = replace(whole.weights, **{name: -chosen})
     return Lessened(whole.weighed(weights, whole.depth), chosen, tried, notes)
