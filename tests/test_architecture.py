@@ -169,3 +169,9 @@ def test_importing_loads_nothing_heavy():
     assert not loaded_after("import frevl.cli.main") & heavy
     assert not loaded_after("import frevl.store.reader") & {"torch", "transformers", "onnxruntime"}
     assert not loaded_after("import frevl.store.extraction") & {"torch", "transformers"}
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest would refuse to run both in one call."""
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -149,6 +149,9 @@ def test_damage_is_refused_in_a_sentence(runs, made, tmp_path):
     with safe_open(file, framework="pt") as kept:
         about = kept.metadata()
 
+    def but(**changes):
+        return {"posterior": json.dumps({**json.loads(about["posterior"]), **changes})}
+
     def refused():
         with pytest.raises(RunError) as caught:
             frevl.Scorer.open(tmp_path / "run", store=made.store).doubt([("0.png", "x")])
@@ -164,9 +167,11 @@ def test_damage_is_refused_in_a_sentence(runs, made, tmp_path):
         ({"image": own}, about, "expected pair, found image"),
         ({"pair": own * 9}, about, "the rows of the pair are not directions"),
         ({"pair": own.where(own != own[0, 0], torch.nan)}, about, "are not directions"),
-        ({"pair": own}, {**about, "format": "2"}, "expected format 1, found 2"),
-        ({"pair": own}, {**about, "weights": "0" * 64}, "it is that of other weights"),
+        ({"pair": own}, but(format=2), "expected format 1, found 2"),
+        ({"pair": own}, but(weights="0" * 64), "it is that of other weights"),
         ({"pair": own}, None, "expected format 1, found None"),
+        ({"pair": own}, {"posterior": "[]"}, "expected an object in 'posterior', found []"),
+        ({"pair": own}, {"posterior": "{"}, "Expecting property name"),
     ):
         save_file(content, file, metadata=metadata)
         assert said in refused()

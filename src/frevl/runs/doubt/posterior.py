@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from frevl.runs.batches import EmbeddedPairs
 
 __all__ = ["Posterior", "fit_posterior", "load_posterior", "save_posterior"]
 
+_ABOUT = "posterior"  # key of what the file says of itself
 _AT_ONCE = 1_024
 _MOST_WORK = 4e10  # multiplications of a scatter, about a second; of more rows some are taken, evenly
 _WIDEST = 4_096  # numbers of an input; the scatter of wider ones would not fit in memory beside the rest
@@ -115,7 +117,8 @@ def save_posterior(posterior: Posterior | None, folder: Path) -> None:
         if file.is_file() and not _is_of_these_weights(file, folder):
             file.unlink()
         return
-    about = {"format": "1", "weights": _digest(folder)}
+    # One entry, because the library writes several in an order that changes from run to run.
+    about = {_ABOUT: json.dumps({"format": 1, "weights": _digest(folder)}, sort_keys=True)}
     tensors = {side: own.contiguous() for side, own in posterior.directions.items()}
     replace_file(file, lambda path: save_file(tensors, path, metadata=about))
 
@@ -141,7 +144,7 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
         )
     try:
         with safe_open(file, framework="pt") as opened:
-            about = opened.metadata() or {}
+            about = _about(opened.metadata())
             directions = {side: opened.get_tensor(side) for side in opened.keys()}  # noqa: SIM118  # it is no mapping
         expected = network.last_layer_inputs(torch.zeros(1, image_dim), torch.zeros(1, text_dim)) or {}
         problem = _problem(about, directions, expected, folder)
@@ -153,10 +156,10 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
 
 
 def _problem(
-    about: Mapping[str, str], directions: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path
+    about: Mapping[str, object], directions: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path
 ) -> str:
     """Say what is wrong with a file; an empty string if nothing is."""
-    if about.get("format") != "1":
+    if about.get("format") != 1:
         return f"expected format 1, found {str(about.get('format'))[:20]}"
     if set(directions) not in _SIDES or set(directions) != set(expected):
         return f"expected {' and '.join(sorted(expected)) or 'nothing'}, found {' and '.join(sorted(directions))[:80]}"
@@ -174,9 +177,21 @@ def _problem(
 def _is_of_these_weights(file: Path, folder: Path) -> bool:
     try:
         with safe_open(file, framework="pt") as opened:
-            return bool((opened.metadata() or {}).get("weights") == _digest(folder))
-    except SafetensorError:
+            return bool(_about(opened.metadata()).get("weights") == _digest(folder))
+    except (SafetensorError, ValueError):
         return False
+
+
+def _about(metadata: Mapping[str, str] | None) -> dict[str, object]:
+    """Return what the file says of itself.
+
+    Raises:
+        ValueError: It says nothing of the kind.
+    """
+    about = json.loads((metadata or {}).get(_ABOUT, "{}"))
+    if not isinstance(about, dict):
+        raise ValueError(f"expected an object in '{_ABOUT}', found {about!s:.40}")
+    return about
 
 
 def _digest(folder: Path) -> str:
