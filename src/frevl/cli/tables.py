@@ -250,8 +250,16 @@ def store_table(description: dict[str, Any]) -> str:
             f"{description['bytes'] / 1e6:,.1f} MB, encoders: {', '.join(description['encoders']) or 'none'}",
             table(["tower", "of", "width", "tokens", "type", "lacking", "fingerprint"], rows),
             f"rejects: {rejects}; fingerprint of the store: {description['fingerprint']}",
+            *_shard(description),
         ]
     )
+
+
+def _shard(description: dict[str, Any]) -> list[str]:
+    if "shard" not in description:
+        return []
+    state = "complete" if description["complete"] else "not complete: its extraction did not come to its end"
+    return [f"a part, the shard {description['shard']}, {state}; frevl store merge joins all parts"]
 
 
 def _interval(bounds: Sequence[float] | None, *, places: int = 2) -> str:

@@ -275,6 +275,9 @@ def test_the_command(tmp_path, data, frevl):
     flags = ["--images", data["images"], "--pairs", data["pairs"], "--encoder", "toy", "--quiet"]
     for number in (1, 2):
         assert frevl("extract", *flags, "--shard", f"{number}/2", "--store", tmp_path / str(number)).code == 0
+    said = frevl("store", "info", tmp_path / "1", "--json", tmp_path / "i")
+    assert "a part, the shard 1/2, complete" in said.out
+    assert json.loads((tmp_path / "i").read_text())["shard"] == "1/2"
     said = frevl("store", "merge", tmp_path / "1", tmp_path / "2", "--into", tmp_path / "all", "--json", tmp_path / "j")
     assert said.code == 0
     assert said.out.startswith("Merged 12 images and 12 texts of 2 parts")

@@ -213,12 +213,10 @@ def _compare(store: Snapshot, modality: Modality, items: _Items) -> tuple[np.nda
     rows = np.full(len(items.ids), -1, np.int64)
     if not store.count(TABLES[modality]):
         return actions, rows
-    sorted_ids = items.ids.combine_chunks()
-    found = [
-        pc.fill_null(pc.index_in(batch["id"].cast(pa.large_string()), value_set=sorted_ids), -1).to_numpy()
-        for batch in store.scan(TABLES[modality], ["id"])
-    ]
-    position = np.concatenate(found).astype(np.int64)  # of every row of the store, among the items
+    there = [batch["id"].cast(pa.large_string()) for batch in store.scan(TABLES[modality], ["id"])]
+    # At once: every call makes a table of all ids of the items.
+    found = pc.index_in(pa.chunked_array(there, pa.large_string()), value_set=items.ids.combine_chunks())
+    position = pc.fill_null(found, -1).to_numpy().astype(np.int64)  # of every row of the store, among the items
     known = np.flatnonzero(position >= 0)
     position = position[known]
     states = store.states(TABLES[modality], list(items.has))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from frevl.store.writer import StoreWriter
 
 __all__ = ["CompactionReport", "RemovalReport", "compact", "remove"]
 
+_BATCHES_AT_ONCE = 64
 _OF: dict[str, Modality] = {"images": "image", "texts": "text"}
 
 
@@ -131,8 +133,10 @@ def _those_of(writer: StoreWriter, modality: Modality, wanted: Sequence[str]) ->
     given = pa.array(wanted, pa.string())
     tables = Snapshot(writer.path, (TABLES[modality],))
     there: set[str] = set()
-    for batch in tables.scan(TABLES[modality], ["id"]):
-        there.update(batch["id"].filter(pc.is_in(batch["id"], value_set=given)).to_pylist())
+    batches = (batch["id"] for batch in tables.scan(TABLES[modality], ["id"]))
+    while some := list(islice(batches, _BATCHES_AT_ONCE)):  # every look makes a table of the given ids
+        ids = pa.chunked_array(some)
+        there.update(ids.filter(pc.is_in(ids, value_set=given)).to_pylist())
     return there, tables.count(TABLES[modality])
 
 

@@ -16,6 +16,7 @@ from frevl.store.commits.soundness import file_problems, wrong_ids
 from frevl.store.lance_tables import ALL_TABLES, Snapshot, open_committed, reading
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import is_remote, place_of
+from frevl.store.sharding.shares import read_part
 from frevl.store.towers import Modality, Tower
 from frevl.store.upkeep.image_files import image_problems
 
@@ -27,9 +28,10 @@ __all__ = ["bytes_on_disk", "describe", "verify"]
 
 def describe(store: Store) -> dict[str, Any]:
     """Return what a store holds, as `frevl store info` prints it."""
-    rejects = store.rejects()
+    rejects, part = store.rejects(), read_part(store.path)
     return {
         "path": str(store.path),
+        **({} if part is None else {"shard": f"{part.number}/{part.of}", "complete": part.complete}),
         "fingerprint": store.fingerprint,
         "bytes": bytes_on_disk(store.path),
         "images": len(store.positions("image")),
