@@ -11,7 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import frevl
 from frevl.errors import RunError, UsageError
+from frevl.models.baselines import Linear
 from frevl.models.classification.heads import statistics_of, unit_features
+from frevl.runs.batches import images_alone
+from frevl.runs.doubt.posterior import Posterior
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.sharing.publishing import write_published_run
@@ -187,3 +190,17 @@ def test_the_posterior_repeats_bit_by_bit(runs, made, tmp_path):
     names = ("weights.safetensors", "posterior.safetensors")
     for name in names:
         assert (tmp_path / "again" / name).read_bytes() == (runs / "linear" / name).read_bytes()
+
+
+def test_a_network_on_a_device_reads_there_and_the_posterior_stays_here(monkeypatch):
+    network = Linear(image_dim=3, text_dim=0, outputs=2).to("meta")
+    asked = []
+
+    def inputs(image, text, image_mask, text_mask):
+        asked.append(image.device.type)
+        return {"pair": torch.eye(3)[: len(image)]}
+
+    monkeypatch.setattr(network, "last_layer_inputs", inputs)
+    found = Posterior({"pair": torch.zeros(1, 3)}).doubt(network, images_alone(torch.zeros(2, 3)))
+    assert asked == ["meta"]
+    assert found.tolist() == [1.0, 1.0]

@@ -49,14 +49,16 @@ class Posterior:
         for two sides.
 
         Args:
-            network: That it is of, in float32 on the CPU.
+            network: That it is of, in float32; the posterior stays on the CPU.
             pairs: Embedded.
         """
         found = [torch.zeros(0)]
+        device = next(network.parameters(), found[0]).device  # a scorer may have moved it
         with torch.inference_mode():
-            for batch in pairs.batches(_AT_ONCE):
+            for batch in pairs.batches(_AT_ONCE, device):
                 inputs = network.last_layer_inputs(*batch) or {}
-                found.append(pair_doubt({side: left_over(inputs[side], own) for side, own in self.directions.items()}))
+                parts = {side: left_over(inputs[side].cpu(), own) for side, own in self.directions.items()}
+                found.append(pair_doubt(parts))
             return torch.cat(found)
 
 
