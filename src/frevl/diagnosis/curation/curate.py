@@ -68,7 +68,7 @@ class Curation:
         said = [f"Kept {self.kept:,} of {len(self.lines):,} lines{where}."]
         for name, one in self.filters.items():
             said.append(f"{name}: {one['dropped']:,} dropped ({one['dropped_alone']:,} by nothing else).")
-        if self.removed is not None:
+        if self.removed is not None and self.removed.sentence():
             said.append(self.removed.sentence())
         return " ".join([*self.doubts, *said, *self.notes, rejects_sentence(self.rejects)]).rstrip()
 

@@ -55,7 +55,7 @@ def image_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
     pairs = lines.pairs
     nothing = [{"image": None}] * len(lines)
     if "image" not in pairs.sides:
-        return Found(nothing, np.zeros(len(lines), bool), notes=("The lines have no images.",))
+        return Found(nothing, np.zeros(len(lines), bool))
     images = list(dict.fromkeys(pairs.images))
     notes = []
     if lines.images is not None:

@@ -48,7 +48,7 @@ def text_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
     """
     pairs = lines.pairs
     if "text" not in pairs.sides:
-        return Found([{"text": None}] * len(lines), np.zeros(len(lines), bool), notes=("The lines have no texts.",))
+        return Found([{"text": None}] * len(lines), np.zeros(len(lines), bool))
     script, others = _usual_script(pairs.texts)
     reasons: list[list[str]] = []
     for text in pairs.texts:

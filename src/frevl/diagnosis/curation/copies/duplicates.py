@@ -80,8 +80,8 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
             )
     elif np.isnan(by_embedding.gap):
         notes.append(
-            f"Near copies were not looked for among {len(ids):,} pictures: there are too few to know how far ordinary "
-            "ones lie from each other, or they have no scale; --images DIR compares the pixels."
+            f"Near copies were not looked for (different pictures: {len(ids):,}): too few to know how far ordinary "
+            "ones lie from each other, or without a scale; --images DIR compares the pixels."
         )
     else:
         notes.append(

@@ -57,7 +57,7 @@ class Removed:
         hit = [one for one in self.groups if one.beyond and self.kept - one.kept >= WORTH_SAYING]
         if hit:
             worst = min(hit, key=lambda one: one.kept)
-            more = f" and {len(hit) - 1:,} other groups" if len(hit) > 1 else ""
+            more = f"; {len(hit) - 1:,} more {'is' if len(hit) == 2 else 'are'} hit" if len(hit) > 1 else ""
             said.append(
                 f"The filters do not take from all alike: {100 * worst.kept:.1f} % of {_named(worst)} are kept and "
                 f"{100 * self.kept:.1f} % of all lines ({100 * worst.low:.1f} to {100 * worst.high:.1f} % if as many "
