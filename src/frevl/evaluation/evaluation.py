@@ -13,6 +13,7 @@ from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
 from frevl.data.vqa_answers import vqa_accuracy
 from frevl.errors import PairsError, UsageError
+from frevl.evaluation.answers.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.chance import Chance, against_majority
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
 from frevl.evaluation.intervals import paired_difference, paired_test
@@ -51,6 +52,7 @@ class Result:
         difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
         sets: Of prediction sets, if they were asked for; see `frevl.evaluation.prediction_sets`.
         fairness: By key of ``groups``; see `frevl.evaluation.fairness.groups`.
+        consistency: Of ``forms``; see `frevl.evaluation.answers.consistency`.
         chance: Of a classification, the first metric against always giving the majority answer of the training pairs;
             ``majority`` in the JSON.
         hits: Per pair (or query), what the first metric averages; not part of the JSON, like all that follow.
@@ -71,6 +73,7 @@ class Result:
     difference: dict[str, Any] | None = None
     sets: dict[str, Any] | None = None
     fairness: dict[str, Any] | None = None
+    consistency: dict[str, Any] | None = None
     chance: Chance | None = None
     hits: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
     clusters: Sequence[str] = field(default_factory=list, repr=False)
@@ -85,7 +88,9 @@ class Result:
         record["left_out"] = [{"pair": one.id, "reason": one.reason} for one in self.left_out]
         if self.difference is not None:
             record["difference"] = self.difference
-        record |= {name: getattr(self, name) for name in ("sets", "fairness") if getattr(self, name) is not None}
+        record |= {
+            name: getattr(self, name) for name in ("sets", "fairness", "consistency") if getattr(self, name) is not None
+        }
         if self.chance is not None:
             record["majority"] = self.chance.record()
         return record
@@ -101,6 +106,7 @@ def evaluate(
     groups: str | Sequence[str] | None = None,
     sets: float | None = None,
     calibrate: str | Path | Pairs | None = None,
+    forms: str | None = None,
 ) -> Result:
     """Evaluate a run on pairs that it has not seen.
 
@@ -115,6 +121,7 @@ def evaluate(
         groups: Keys of the pairs, such as a gender or a region: compare the groups of their values.
         sets: Evaluate prediction sets too, which are to hold the right class as often as this level between 0 and 1.
         calibrate: Pairs to measure the sets on instead of those that the run has held out.
+        forms: A key that names a question whatever its words: how often its forms get one answer (classification).
 
     Returns:
         Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
@@ -157,6 +164,9 @@ def evaluate(
         towers=towers,
         purpose="Drawn together for the intervals",
     )
+    if forms is not None and scorer.run.task == "matching":
+        raise UsageError("--forms compares the answers to a question, and a matching run gives none; leave it out")
+    asked_forms = [] if forms is None else forms_of(usable, forms)
     evaluate_task = _evaluate_matching if scorer.run.task == "matching" else _evaluate_classes
     result = evaluate_task(scorer, usable)
     result.evaluated = usable
@@ -170,6 +180,9 @@ def evaluate(
         result.notes.append(result.chance.sentence)
     if sets is not None:
         result.sets, said = evaluate_sets(scorer, usable, sets, calibrate, slice_rows(usable.extras))
+        result.notes = [*said, *result.notes]
+    if forms is not None:
+        result.consistency, said = evaluate_consistency(scorer, usable, forms, asked_forms, result.hits)
         result.notes = [*said, *result.notes]
     for asked in compared:
         table, said = evaluate_groups(scorer, usable, asked, result.measures)

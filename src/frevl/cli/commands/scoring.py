@@ -61,6 +61,10 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Key of the pairs, such as gender: compare its groups; may be repeated."),
     ] = None,
+    forms: Annotated[
+        str | None,
+        typer.Option(help="Key that names a question whatever its words: how often its forms get one answer."),
+    ] = None,
     queries: Annotated[
         Path | None,
         typer.Option(readable=False, help="With --groups: whom the first -k hits of these queries (a line each) show."),
@@ -90,11 +94,15 @@ def evaluate(
     if queries is None and k is not None:
         raise UsageError("-k is the number of hits of --queries; give a file of queries, or leave -k out")
     if queries is not None:
+        if forms is not None:
+            raise UsageError("--forms belongs to pairs, and --queries evaluates searches; leave one of them out")
         _evaluate_queries(opened, run, test_pairs, queries, groups, k, versus, sets, backend, device, json)
         return
     if is_seeds(run) or (versus and is_seeds(versus)):
         if sets is not None or calibrate is not None:
             raise UsageError(f"{run}: --sets takes one run, found several seeds; name one of them, as {run}/seed0")
+        if forms is not None:
+            raise UsageError(f"{run}: --forms takes one run, found several seeds; name one of them, as {run}/seed0")
         if groups:
             raise UsageError(f"{run}: --groups takes one run, found several seeds; name one of them, as {run}/seed0")
         if backend is not None or onnx is not None:
@@ -107,7 +115,7 @@ def evaluate(
         return
     other = Scorer.open(versus, store=opened, **typed(device=device)) if versus else None
     scorer = Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx, device=device))
-    asked = typed(groups=groups or None, sets=sets, calibrate=calibrate)
+    asked = typed(groups=groups or None, sets=sets, calibrate=calibrate, forms=forms)
     result = run_evaluate(scorer, test_pairs, versus=other, **grouping, **asked)
     say(result_table(result))
     write(json, result.record())
