@@ -176,6 +176,17 @@ def test_the_page_about_trust_works(tmp_path, made, frevl, monkeypatch, capfd):
 
 
 @pytest.mark.slow
+def test_the_page_about_curating_works(tmp_path, made, frevl, monkeypatch, capfd):
+    monkeypatch.chdir(arrive(made, tmp_path))
+    said = follow("docs/curate.md", frevl, capfd)
+    lines = len(json_lines("captions.jsonl"))
+    assert re.search(rf"Kept \d+ of {lines} lines into kept.jsonl", said[1])
+    assert {"match", "label", "kept", "why"} < json_lines("kept.jsonl")[0]["curate"].keys()
+    assert "Lines that go" in (tmp_path / "report.html").read_text()
+    assert "'why'" in said[2]
+
+
+@pytest.mark.slow
 def test_the_page_about_classes_works(tmp_path, made, frevl, monkeypatch, capfd):
     monkeypatch.chdir(arrive(made, tmp_path))
     colours = {row["image"]: row["text"].split()[1] for row in json_lines("captions.jsonl") if row["text"][:2] == "a "}

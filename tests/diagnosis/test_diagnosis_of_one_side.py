@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 NAMES = {
     "accuracy", "ten-times-data", "calibration", "abstention", "same-image", "near-same-image", "conflicting-labels",
-    "class-balance", "label-errors", "rank-other", "hubs-other", "encoders", "cost",
+    "class-balance", "errors-explained", "label-errors", "rank-other", "hubs-other", "encoders", "cost",
 }  # fmt: skip
 
 

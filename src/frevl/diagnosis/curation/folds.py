@@ -73,9 +73,7 @@ def out_of_fold(
         if saved is not None:
             said[held] = saved[0]["said"].numpy()
             continue
-        print_progress(
-            f"{spec.name}: learning without fold {fold + 1} of {lines.folds}", enabled=lines.session.progress
-        )
+        print_progress(f"{spec.name}: learning without fold {fold + 1} of {folds}", enabled=lines.session.progress)
         begun = place.clock.seconds()
         learnt = known.select(np.flatnonzero(fold_of != fold).tolist())
         if len(learnt) > MOST_LEARNT:
