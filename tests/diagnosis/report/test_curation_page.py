@@ -23,9 +23,13 @@ def test_the_page_says_what_was_kept_and_shows_the_worst_lines_first(found, capt
     gone = [line for line in found.lines if not line["curate"]["kept"]]
     worst = min(gone, key=lambda line: line["curate"]["match"])
     assert worst["text"] in page
-    (finding,) = curation_findings(found)
+    finding, removed = curation_findings(found)
     assert sum(row["lines"] for row in finding.table) == 520
     assert finding.value == pytest.approx(100 * (520 - found.kept) / 520)
+    assert removed.claim == found.removed.sentence()
+    assert {row["group"].split(":")[0] for row in removed.table} >= {"exchanged", "pictures like"}
+    assert "vendi" in removed.how
+    assert "What goes beside what was asked for" in page
 
 
 def test_doubts_are_the_headline(captioned, tmp_path):

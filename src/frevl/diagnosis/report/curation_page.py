@@ -16,6 +16,7 @@ from frevl.jsonfile import plain
 
 if TYPE_CHECKING:
     from frevl.diagnosis.curation.curate import Curation
+    from frevl.diagnosis.curation.removal.report import Removed
 
 __all__ = ["curation_findings", "write_curation_page"]
 
@@ -30,6 +31,7 @@ _HEADINGS = {
     "image": "Pictures",
     "blind": "What the text alone gives away",
     "label": "Labels",
+    "removed": "What goes beside what was asked for",
 }
 _KEYS = {"duplicate": "duplicate_of"}  # of the verdict, where it has another name than the filter
 _HOW = {
@@ -97,7 +99,35 @@ def curation_findings(curation: Curation) -> list[Finding]:
             "else."
         )
         found.append(Finding(name, name, claim, share, None, _HOW.get(name, ""), _ADVICE, table, plot))
+    if curation.removed is not None:
+        found.append(_removed(curation.removed))
     return found
+
+
+def _removed(removed: Removed) -> Finding:
+    """Return the finding on what goes by group, and the variety that is left."""
+    table: list[dict[str, Any]] = [
+        {
+            "group": f"{one.key}: {one.value}",
+            "lines": one.lines,
+            "kept, %": 100 * one.kept,
+            "at random, %": f"{100 * one.low:.1f} to {100 * one.high:.1f}",
+            "beyond random": "yes" if one.beyond else "",
+        }
+        for one in removed.groups[:_ROWS]
+    ]
+    measures = "; ".join(
+        f"{one.name.replace('_', ' ')} {one.before:.1f} before, {one.after:.1f} after, "
+        f"{one.low:.1f} to {one.high:.1f} at random"
+        for one in removed.variety
+    )
+    how = (
+        "Share of the lines of every group that is kept, beside removing as many lines at random, picture by picture "
+        f"as the filters did; variety of the pictures: {measures or 'as before'} (docs/curate.md)."
+    )
+    advice = "Where a group loses more than the others, look at its lines before the rest is learnt from."
+    claim = removed.sentence() or "No group is large enough to be compared."
+    return Finding("removed", "removed", claim, 100 * removed.kept, None, how, advice, table, {})
 
 
 def _evidence(name: str, values: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
