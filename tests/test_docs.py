@@ -187,6 +187,23 @@ def test_the_page_about_curating_works(tmp_path, made, frevl, monkeypatch, capfd
 
 
 @pytest.mark.slow
+def test_the_page_about_fairness_works(tmp_path, made, frevl, monkeypatch, capfd):
+    monkeypatch.chdir(arrive(made, tmp_path))
+    for name in ("test", "captions"):
+        rows = [row for file in (name, "train")[: 2 if name == "test" else 1] for row in json_lines(f"{file}.jsonl")]
+        keyed = [{**row, "gender": ("man", "woman")[int(row["image"].split(".")[0]) % 2]} for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, keyed)))
+    (tmp_path / "queries.txt").write_text("a red square\nthe blue thing\n")
+    page = (ROOT / "docs" / "fairness.md").read_text(encoding="utf-8")
+    (tmp_path / "biases.jsonl").write_text(re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)[0])
+    said = follow("docs/fairness.md", frevl, capfd)
+    assert "accuracy by gender: worst" in said[3]
+    assert "a pool of 120 pictures, the first 25 of each" in said[4]
+    assert "prior_accuracy" in said[6]
+    assert "Bias: texts that should be equal (1 pair) are" in said[7]
+
+
+@pytest.mark.slow
 def test_the_page_about_classes_works(tmp_path, made, frevl, monkeypatch, capfd):
     monkeypatch.chdir(arrive(made, tmp_path))
     colours = {row["image"]: row["text"].split()[1] for row in json_lines("captions.jsonl") if row["text"][:2] == "a "}

@@ -89,7 +89,7 @@ def test_red_and_blue_are_made_equal_and_the_rest_knows_nothing_of_it(made, runs
     same = lines(tmp_path / "b.jsonl", {"biased": "a red square"}, {"biased": "a blue square"}, *pairs)
     said = frevl("debias", "--run", runs / "dual", "--neutral", same, "--out", tmp_path / "new")
     assert said.code == 0, said.err
-    assert "Bias: 2 pairs that should be equal are" in said.out
+    assert "Bias: texts that should be equal (2 pairs) are" in said.out
     assert "calibrated again on" in said.out
     before, after = Run.load(runs / "dual"), Run.load(tmp_path / "new")
     assert (after.network_name, after.network_settings) == ("dual", before.network_settings)

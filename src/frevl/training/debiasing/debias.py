@@ -28,6 +28,7 @@ from frevl.training.debiasing.own_data import OwnData, Sources, own_data, own_st
 from frevl.training.debiasing.prior import without_side
 from frevl.training.examples import dev_metric
 from frevl.training.options import ModelOptions
+from frevl.training.prepare import read_file
 from frevl.training.run_folder import claim_run, content_of, write_config
 from frevl.training.selection.fit_prepared import kept_scores
 from frevl.version import __version__
@@ -133,7 +134,7 @@ def _saved(
     settings = {**former.settings, "debias": {**arguments, "from": origin["from"]}}
     identity = {"frevl": __version__, "store": store.fingerprint, "weights": origin["weights"]}
     if isinstance(sources.pairs, Pairs | Path | str):
-        identity["pairs"] = _content(store, sources.pairs)
+        identity["pairs"] = _content(store, sources)
     with claim_run(out, {**settings, "data": identity}):
         if data is None:
             calibration, results = _as_before(former, notes, seconds)
@@ -219,7 +220,5 @@ def _digest(folder: Path) -> str:
         raise RunError(f"{folder}: the weights of the run cannot be read ({error.strerror or error})") from error
 
 
-def _content(store: Store, pairs: Any) -> str:
-    from frevl.training.prepare import read_file
-
-    return content_of(store, read_file(pairs, None))
+def _content(store: Store, sources: Sources) -> str:
+    return "" if sources.pairs is None else content_of(store, read_file(sources.pairs, sources.columns))

@@ -123,7 +123,8 @@ def _sentence(record: dict[str, Any]) -> str:
     held = ""
     if "held_out" in record:
         held = f", {100 * record['held_out']:.1f} % for a pair that is left out while the map is made"
+    count = f"{record['pairs']:,} pair{'' if record['pairs'] == 1 else 's'}"
     return (
-        f"Bias: {record['pairs']:,} pairs that should be equal are {100 * record['before']:.1f} % as far apart as "
-        f"different texts before, {100 * record['after']:.1f} % after{held}."
+        f"Bias: texts that should be equal ({count}) are {100 * record['before']:.1f} % as far apart as different "
+        f"texts before, {100 * record['after']:.1f} % after{held}."
     )

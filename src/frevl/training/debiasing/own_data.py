@@ -212,6 +212,11 @@ def _in_classes(run: Run, data: Prepared, place: str, *, same: bool) -> Prepared
             f"{place}: expected the {len(run.labels):,} classes of {run.path} in its training pairs, found "
             f"{len(data.labels):,}{f' without {missing[0]!r:.60}' if missing else ' in another order'}; give the pairs "
             "that it was trained on with --pairs"
+            + (
+                ""
+                if missing
+                else "; if an earlier version of frevl set others aside, give pairs of other images with --dev"
+            )
         )
     index = {label: number for number, label in enumerate(run.labels)}
     places = torch.tensor([index.get(label, -1) for label in data.labels] + [-1])
