@@ -213,7 +213,7 @@ def test_what_is_kept_goes_with_the_content_of_the_file(tmp_path):
     assert read_pairs(path, columns="text=image,image=text").images[0] == "caption number 1"
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other", "codes"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "other", "codes", "places"])
 def test_a_damaged_file_is_not_read(tmp_path, by_rows, damage, monkeypatch):
     monkeypatch.setattr("frevl.data.packed.codes._MANY", 100)  # numbers in the order of the file
     path = write(tmp_path / "pairs.jsonl", PLAIN)
@@ -222,8 +222,11 @@ def test_a_damaged_file_is_not_read(tmp_path, by_rows, damage, monkeypatch):
     content = kept.read_bytes()
     codes = np.arange(7, dtype=np.int32)
     assert codes.tobytes() in content
+    places = np.arange(0, 64, 7, dtype=np.int64)[:8]  # of ids of seven letters
+    assert places.tobytes() in content
     changed = {
         "cut": content[: len(content) // 2], "empty": b"", "other": b"no arrow" * 100,
+        "places": content.replace(places.tobytes(), (places << 33).tobytes()),
         "codes": content.replace(codes.tobytes(), (codes + 3).tobytes()),
     }[damage]  # fmt: skip
     kept.unlink()  # the pairs that were read from it still look at the old one

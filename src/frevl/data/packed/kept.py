@@ -112,9 +112,19 @@ def _opened(file: Path) -> Kept | None:
             codes = column.indices.to_numpy()
             if not len(codes) or column.null_count or codes.min() < 0 or codes.max() >= len(column.dictionary):
                 return None
+            if not _sound(column.dictionary):
+                return None
         return Kept(columns, lines, [(line, reason) for line, reason in about["rejected"]], about["notes"])
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _sound(values: pa.LargeStringArray) -> bool:
+    """Whether every text lies where there is text; Arrow itself does not look."""
+    _, at, data = values.buffers()
+    places = np.frombuffer(at, np.int64)[values.offset : values.offset + len(values) + 1]
+    size = 0 if data is None else data.size
+    return bool(len(places) and places[0] >= 0 and places[-1] <= size and (np.diff(places) >= 0).all())
 
 
 def _written(made: Kept, folder: Path, name: str, prefix: str) -> bool:
@@ -126,8 +136,11 @@ def _written(made: Kept, folder: Path, name: str, prefix: str) -> bool:
     part = folder / f"{name}.{os.getpid()}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        with part.open("wb") as sink:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+            sink.flush()
+            os.fsync(sink.fileno())  # or a power cut could leave a complete name with incomplete content
         part.replace(folder / name)
     except OSError:  # no permission, or a full disk: it is read again next time
         with contextlib.suppress(OSError):
