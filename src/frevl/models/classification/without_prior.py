@@ -124,6 +124,12 @@ class WithoutPrior(PairNetwork):
         images, texts, prior = self._apart(images, texts)
         return self.network.score_items(images, texts, image_mask, text_mask) - self.strength * prior
 
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor] | None:
+        """Those of its network: the prior is made of the same last layer."""
+        return self.network.last_layer_inputs(image, text, image_mask, text_mask)
+
     def shared_scorer(self, images: Items, texts: Items) -> PairLogits | None:
         """The network's own way for many pairs of few items, if it has one."""
         if not self.strength:

@@ -20,12 +20,13 @@ from frevl.models.interface import PairNetwork
 from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
 from frevl.runs.batches import EmbeddedPairs
 
-__all__ = ["Posterior", "fit_posterior", "load_posterior", "save_posterior"]
+__all__ = ["Posterior", "carried_over", "fit_posterior", "load_posterior", "save_posterior"]
 
 _ABOUT = "posterior"  # key of what the file says of itself
 _AT_ONCE = 1_024
 _MOST_WORK = 4e10  # multiplications of a scatter, about a second; of more rows some are taken, evenly
 _WIDEST = 4_096  # numbers of an input; the scatter of wider ones would not fit in memory beside the rest
+_PROBES = 8
 _SIDES = ({"image"}, {"image", "text"}, {"pair"})
 _SLACK = 1e-4  # of the length of a direction, which is below 1
 
@@ -155,6 +156,32 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
     if problem:
         raise RunError(f"{folder}: the doubt of the run is damaged ('{POSTERIOR_FILE}': {problem}); train again")
     return Posterior(directions)
+
+
+def carried_over(
+    former: PairNetwork, folder: Path, network: PairNetwork, *, image_dim: int, text_dim: int
+) -> Posterior | None:
+    """Return the posterior of a run for a network that was made of its own, if that reads the same in its last layer.
+
+    Args:
+        former: The run's network.
+        folder: Of the run.
+        network: Made of it.
+        image_dim: Width of an image embedding.
+        text_dim: Width of a text embedding.
+
+    Raises:
+        RunError: The run's posterior is damaged.
+    """
+    if not (folder / POSTERIOR_FILE).is_file():
+        return None
+    posterior = load_posterior(former, folder, image_dim=image_dim, text_dim=text_dim)
+    generator = torch.Generator().manual_seed(0)
+    probes = [torch.randn(_PROBES, dim, generator=generator) for dim in (image_dim, text_dim)]
+    with torch.inference_mode():
+        before, now = (one.last_layer_inputs(*probes) or {} for one in (former, network))
+    same = before.keys() == now.keys() and all(torch.allclose(before[side], now[side], atol=1e-5) for side in before)
+    return posterior if same else None
 
 
 def _problem(

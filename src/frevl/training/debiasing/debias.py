@@ -19,6 +19,7 @@ from frevl.models.hub import run_folder
 from frevl.models.interface import PairNetwork, PriorSide
 from frevl.provenance import provenance
 from frevl.runs.calibration import calibration_notes, fit_calibration
+from frevl.runs.doubt.posterior import carried_over
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.run import Run
 from frevl.store.reader import Store
@@ -159,6 +160,7 @@ def _saved(
             if data is None
             else np.union1d(former.train_image_hashes, data.hashes),
             network=network,
+            posterior=carried_over(former.network, former.path, network, **_widths(former, store)),
         )
         files = {"pairs": sources.pairs, "dev": sources.dev, "columns": sources.columns}
         write_config(
@@ -167,6 +169,11 @@ def _saved(
         )  # fmt: skip
         finished.save()
     return finished
+
+
+def _widths(run: Run, store: Store) -> dict[str, int]:
+    """Return the widths of the embeddings that a run reads."""
+    return {f"{side}_dim": sum(store.towers[name].dim for name in own) for side, own in run.towers.items()}
 
 
 def _calibrated(
