@@ -90,6 +90,8 @@ def test_every_command_that_reads_gives_what_it_gives_here(store, bucket, tmp_pa
         (tmp_path / "captions.jsonl").write_text(
             "".join(json.dumps({"image": f"{k}.png", "text": f"words of {k % 7}"}) + "\n" for k in range(40))
         )
+        examples = [json.dumps({"image": f"{k}.png", "target": "ab"[k % 2]}) + "\n" for k in range(30)]
+        (tmp_path / "e.jsonl").write_text("".join(examples))
         steps = [
             ["store", "info", place],
             ["store", "verify", place],
@@ -105,6 +107,17 @@ def test_every_command_that_reads_gives_what_it_gives_here(store, bucket, tmp_pa
                 data["pairs"],
                 "--out",
                 folder / "s.jsonl",
+            ],
+            [
+                "classify",
+                "--store",
+                place,
+                "--examples",
+                tmp_path / "e.jsonl",
+                "--run",
+                folder / "c",
+                "--out",
+                folder / "l.jsonl",
             ],
             [*matching, "--set", "epochs=2", "--store", place, "--run", folder / "dual", "--quiet"],
             [
@@ -126,6 +139,7 @@ def test_every_command_that_reads_gives_what_it_gives_here(store, bucket, tmp_pa
         hits = json.loads((folder / "f.json").read_text())
         outputs[name] = [
             (folder / "s.jsonl").read_text(),
+            (folder / "l.jsonl").read_text(),
             (folder / "linear" / "weights.safetensors").read_bytes(),
             [[hit["id"] for hit in query["hits"]] for query in hits.get("queries", [hits])],
         ]
@@ -212,6 +226,16 @@ def test_answers_that_are_cut_are_never_taken_for_the_store(store, flaky, monkey
             failed += 1
     assert copied + failed == 4
     assert copied
+    fetched = 0
+    for number in range(4):
+        try:
+            copy_store(f"{cut}/store", tmp_path / f"back{number}")
+        except StoreError:
+            continue
+        assert content(tmp_path / f"back{number}") == content(store)
+        assert verify(tmp_path / f"back{number}") == []
+        fetched += 1
+    assert fetched
 
 
 def test_a_server_that_only_fails_is_one_sentence(store, flaky, monkeypatch, tmp_path):
