@@ -15,6 +15,7 @@ from PIL import Image
 from playwright.sync_api import expect
 
 from frevl.store.labels.labels_file import LabelsFile
+from frevl.store.upkeep.removal import remove
 from frevl.training.training import train
 from made import COLOURS, make
 
@@ -98,6 +99,7 @@ def test_label_by_keyboard_undo_and_resume_after_kill(world, visit):
         expect(page.locator("#picture-2 b")).to_have_text("red")
         page.keyboard.press("u")
         expect(page.locator("#picture-2 b")).to_have_count(0)
+        expect(page.get_by_text("Undone.")).to_be_attached()
         os.kill(process.pid, signal.SIGKILL)
         page.keyboard.press("1")
         expect(page.get_by_role("alert")).to_contain_text("The service does not answer")
@@ -117,6 +119,7 @@ def test_several_are_labelled_at_once_by_click(url, world, visit):
     page.locator("#picture-4").click(modifiers=["Shift"])
     page.get_by_label("Class", exact=True).fill("many")
     page.get_by_role("button", name="Label", exact=True).click()
+    expect(page.get_by_text("many: 5 pictures")).to_be_attached()  # said once they are written
     expect(page.locator("#picture-4 b")).to_have_text("many")
     assert list(agreed(world).values()) == ["many"] * 5
     page.get_by_role("button", name="undo").click()
@@ -130,6 +133,7 @@ def test_markup_in_a_class_name_is_text(url, world, visit):
     add_class(seen.page, HOSTILE)
     choose(seen.page, 0)
     seen.page.keyboard.press("1")
+    expect(seen.page.get_by_text(f"{HOSTILE}: ")).to_be_attached()  # said once it is written
     expect(seen.page.locator("#picture-0 b")).to_have_text(HOSTILE)
     seen.page.get_by_role("link", name="Overview").click()
     expect(seen.page.get_by_role("heading", name="Labels")).to_be_visible()
@@ -315,6 +319,7 @@ def test_a_lasso_on_the_map_chooses_pictures_that_can_be_labelled(url, world, vi
     count = int(chosen.get_by_text(" chosen").text_content().split()[0])
     assert 0 < count < 60
     page.keyboard.press("1")
+    expect(page.get_by_text(f"left: {count} pictures")).to_be_attached()
     expect(chosen.locator("b", has_text="left").first).to_be_visible()
     assert list(agreed(world).values()) == ["left"] * count
     assert seen.complaints == []
@@ -339,6 +344,40 @@ def test_the_map_works_by_keyboard_and_shows_what_the_classifier_says(url, world
     expect(page).to_have_url(re.compile("of=red"))
     assert "by=probability&of=red" in page.url
     expect(page.get_by_role("alert")).to_have_count(0)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_ten_thousand_classes_can_be_found_by_typing(url, world, visit):
+    LabelsFile(world.store.path).define("bob", [f"class {number}" for number in range(10_000)])
+    for tab in ("pictures", "teach", "map"):
+        page = visit(f"{url}/explore/#/{tab}").page
+        expect(page.get_by_text("9,970 more; type to find one.")).to_be_visible(timeout=TIMEOUT)
+    page = visit(f"{url}/explore/#/pictures").page
+    choose(page, 0)
+    page.get_by_label("Class", exact=True).fill("class 7777")
+    expect(page.locator("button.class")).to_have_count(1)
+    page.locator("button.class").click()
+    expect(page.get_by_text("class 7777: ")).to_be_attached(timeout=TIMEOUT)  # said once it is written
+    expect(page.locator("#picture-0 b")).to_have_text("class 7777")
+    assert list(agreed(world).values()) == ["class 7777"]
+
+
+def test_pictures_that_are_pruned_or_added_while_the_page_is_open(tmp_path, visit):
+    world = make(tmp_path / "world", ["toy"], count=12)
+    with exploring(world, "--images", world.images) as (url, _):
+        page = visit(url).page
+        add_class(page, "red")
+        choose(page, 0)
+        gone = page.locator("#picture-0").get_attribute("data-image")
+        remove(world.store.path, ids=[gone])
+        page.wait_for_timeout(2500)  # the service looks for a newer store every two seconds
+        page.keyboard.press("1")
+        expect(page.get_by_role("alert")).to_contain_text(f"The store has no image '{gone}'", timeout=TIMEOUT)
+        choose(page, 2)
+        page.keyboard.press("1")
+        expect(page.locator("#picture-2 b")).to_have_text("red")
+        page.reload()
+        expect(page.get_by_text("11 pictures").first).to_be_attached()
 
 
 AXE = Path(__file__).parents[1] / "web" / "node_modules" / "axe-core" / "axe.min.js"

@@ -47,15 +47,22 @@ export function replacePlace(tab, asked) {
   history.replaceState(null, "", linkTo(tab, asked));
 }
 
-/** Say what went wrong, or what was done; the last sentence stands. */
-export async function attempt(work, done = "") {
+let away = false;
+
+/**
+ * Say what went wrong, or what was done; the last sentence stands. What happens by itself, in the background, takes back only
+ * that the service did not answer: what somebody did and could not be done stays to be read.
+ */
+export async function attempt(work, done = "", { background = false } = {}) {
   try {
     const found = await work();
-    shared.problem = "";
+    if (!background || away) shared.problem = "";
+    away = false;
     if (done) shared.said = done;
     return found;
   } catch (error) {
     if (error.name === "AbortError") return undefined;
+    away = error.code === "away";
     shared.problem = error.message;
     return undefined;
   }
@@ -78,7 +85,7 @@ export function label(images, name) {
   const own = queue.then(() => send(images, name, by));
   const done = () => {
     for (const image of images) if (pending.get(image) === mark) pending.delete(image);
-    if (!pending.size) return attempt(refreshLabels);
+    if (!pending.size) return attempt(refreshLabels, "", { background: true });
   };
   queue = own.then(done, done);
   return own;
@@ -106,7 +113,7 @@ async function send(images, name, by) {
 export async function undo() {
   await queue;
   const found = await attempt(() => post("/explore/labels/undo", { by: shared.by }), "Undone.");
-  if (found) await attempt(refreshLabels);
+  if (found) await attempt(refreshLabels, "", { background: true });
   return found;
 }
 

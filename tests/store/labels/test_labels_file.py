@@ -241,6 +241,18 @@ def test_a_file_that_is_replaced_or_goes_is_read_anew_with_a_sentence(labels, tm
     assert [("replaced" in note, "is gone" in note) for note in labels.notes] == [(True, False), (False, True)]
 
 
+def test_another_file_in_the_same_place_is_noticed_though_it_has_the_same_inode(labels, tmp_path):
+    labels.label("ada", [("a.png", "cat")])
+    (tmp_path / "other").mkdir()
+    other = LabelsFile(tmp_path / "other")
+    other.label("bob", [(f"{number}.png", "dog") for number in range(9)])
+    inode = labels.path.stat().st_ino
+    labels.path.write_bytes(other.path.read_bytes())  # longer than what was read
+    assert labels.path.stat().st_ino == inode
+    assert set(labels.book().agreed().values()) == {"dog"}
+    assert len(labels.book().agreed()) == 9
+
+
 @pytest.mark.parametrize(
     "name", ["", "   ", "a" * 201, "a\nb", "\x00", "\ud800"], ids=["empty", "blank", "long", "line", "zero", "half"]
 )

@@ -63,6 +63,7 @@ class LabelsFile:
         self._book = LabelBook()
         self._offset = self._lines = 0
         self._file: tuple[int, int] | None = None  # device and inode
+        self._last = b""  # the last line that was read: a new file may get the inode of one that was deleted
 
     def book(self) -> LabelBook:
         """Return the state, with what others have written since. Read only; it changes with the next label."""
@@ -256,7 +257,9 @@ class LabelsFile:
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
-                if self._file != (status.st_dev, status.st_ino) or status.st_size < self._offset:
+                file.seek(max(0, self._offset - len(self._last)))
+                same = self._file == (status.st_dev, status.st_ino) and file.read(len(self._last)) == self._last
+                if not same:
                     if self._file is not None:
                         self._note(f"{self.path.name} was replaced by another file, which was read from its beginning.")
                     self._start_over()
@@ -277,6 +280,8 @@ class LabelsFile:
             ) from error
         whole = added[: added.rfind(b"\n") + 1]
         self._offset += len(whole)
+        if whole:
+            self._last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
         for line in whole.split(b"\n")[:-1]:
             self._lines += 1
             try:

@@ -225,6 +225,8 @@ def test_a_store_that_grows_and_shrinks_under_the_page(made, tmp_path, monkeypat
         assert find(looked, image="new.png").status_code == 200
         label(looked, "3.png", "cat")
         remove(place.store, ids=["3.png"])
+        body = {"by": "ada", "labels": [{"image": "3.png", "label": "dog"}]}
+        refused(looked.http.post("/explore/label", json=body), 404, "unknown_image", "no image '3.png'")
         assert looked.http.get("/explore/images").json()["total"] == 120
         refused(find(looked, image="3.png"), 404, "unknown_image", "no image '3.png'")
         assert looked.http.get("/explore/images?shown=labelled").json()["total"] == 0

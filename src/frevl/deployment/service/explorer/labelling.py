@@ -34,6 +34,7 @@ async def label(explorer: Explorer, asked: LabelsRequest) -> dict[str, Any]:
     explorer.check_writable()
     service = explorer.service
     service.check_size([], len(asked.labels))
+    await service.newest_store()  # a picture that was removed a moment ago gets no label
     await service.check_images([one.image for one in asked.labels])
     labels = [(one.image, one.label) for one in asked.labels]
     return await _written(explorer, lambda: explorer.labels.label(asked.by, labels, asked.id))
