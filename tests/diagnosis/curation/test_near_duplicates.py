@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 import frevl
 from frevl.diagnosis.curation.copies.groups import LARGEST_CHAIN, group_copies
-from frevl.diagnosis.curation.copies.near import AGREES, confirmed_links, embedding_links
+from frevl.diagnosis.curation.copies.near import AGREES, TELLS, confirmed_links, embedding_links
 from frevl.diagnosis.curation.copies.picture_match import SIDE, agreement, edges_of
 from frevl.errors import UsageError
 from planted import plant
@@ -112,9 +112,26 @@ def test_the_pixels_are_asked_of_near_neighbours_only():
     pictures = {row: grey(picture(row)) for row in range(22)}  # the last cannot be read
     pictures[7] = grey(ImageOps.mirror(picture(3)))
     vectors[7] = vectors[3]
-    links, readable = confirmed_links(vectors, pictures.get)
+    links, readable, enough = confirmed_links(vectors, pictures.get)
     assert links.tolist() == [[3, 7]]
     assert readable.tolist() == [True] * 22 + [False]
+    assert enough == AGREES
+
+
+def shirt(seed):
+    """The same outline on white with a small print of its own: what shops have."""
+    canvas = Image.new("RGB", (120, 120), "white")
+    canvas.paste(picture(1000, (70, 90)), (25, 15))
+    canvas.paste(picture(seed, (9, 9)), (50, 50))
+    return canvas
+
+
+def test_where_ordinary_pictures_agree_as_much_as_copies_the_pixels_decide_nothing():
+    vectors = sphere(40, 0)
+    links, readable, enough = confirmed_links(vectors, {row: grey(shirt(row)) for row in range(40)}.get)
+    assert enough > TELLS
+    assert len(links) == 0
+    assert readable.all()
 
 
 @pytest.fixture(scope="module")

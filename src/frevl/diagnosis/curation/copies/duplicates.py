@@ -14,7 +14,7 @@ from frevl.data.pairs import Pairs
 from frevl.devices import processors
 from frevl.diagnosis.curation.checks.picture_files import check_folder, read_grey
 from frevl.diagnosis.curation.copies.groups import CopyGroups, group_copies
-from frevl.diagnosis.curation.copies.near import confirmed_links, embedding_links
+from frevl.diagnosis.curation.copies.near import TELLS, confirmed_links, embedding_links
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import MOST_COMPARED
@@ -65,13 +65,20 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
     if lines.images is not None:
         folder = lines.images
         check_folder(folder)
-        confirmed, readable = confirmed_links(
-            vectors, lambda row: read_grey(folder, ids[row]), index=index, progress=session.progress
+        confirmed, readable, enough = confirmed_links(
+            vectors, lambda row: read_grey(folder, ids[row]), seed=session.seed, index=index, progress=session.progress
         )
-        # Where both can be read the pixels decide; the embeddings decide the rest.
-        unread = ~(readable[links[:, 0]] & readable[links[:, 1]])
-        links = np.concatenate([confirmed, links[unread]])
-        figures["by"] = "pixels"
+        figures["agreement"] = enough
+        if enough > TELLS:
+            notes.append(
+                "Near copies were found by the embeddings alone: the pixels of ordinary pictures of this set agree as "
+                f"much as those of copies do ({enough:.2f}), or many stand there five times and more."
+            )
+        else:
+            # Where both can be read the pixels decide; the embeddings decide the rest.
+            unread = ~(readable[links[:, 0]] & readable[links[:, 1]])
+            links = np.concatenate([confirmed, links[unread]])
+            figures["by"] = "pixels"
         lacking = int((~readable).sum())
         if lacking:
             notes.append(
