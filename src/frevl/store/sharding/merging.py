@@ -129,7 +129,7 @@ class _Items:
         has: By tower, ``(n,)`` bool: whether it has an embedding.
     """
 
-    ids: pa.ChunkedArray
+    ids: pa.Array
     part: np.ndarray
     row: np.ndarray
     content: np.ndarray
@@ -178,28 +178,33 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
     """
     ids: list[pa.Array] = []
     states = []
+    kept = ["content_hash", *(f"has:{tower}" for tower in towers)]
     for part in parts:
         own = [batch["id"].cast(pa.large_string()) for batch in part.at.scan(TABLES[modality], ["id"])]
         ids += own
-        states.append((sum(map(len, own)), part.at.states(TABLES[modality], towers)))
+        found = part.at.states(TABLES[modality], towers)
+        states.append((sum(map(len, own)), {name: found[name] for name in kept}))
     counts = [count for count, _ in states]
     owner = np.repeat(np.arange(len(parts)), counts)
-    content = np.concatenate([state["content_hash"] for _, state in states])
+    content = np.concatenate([state.pop("content_hash") for _, state in states])
     names = pa.chunked_array(ids, pa.large_string())
     order = pc.sort_indices(names).to_numpy()  # equal ones in the order of their parts
-    if len(names) > 1:
-        ordered = names.take(pa.array(order)).combine_chunks()
+    ordered = names.take(pa.array(order)).combine_chunks()
+    del names, ids  # of many millions of items nothing is kept twice
+    if len(ordered) > 1:
         same = np.concatenate([[False], pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)])
-        other = np.flatnonzero(same[1:] & (content[order[1:]] != content[order[:-1]]))
+        again = np.flatnonzero(same[1:])
+        other = again[content[order[again + 1]] != content[order[again]]]
         if len(other):
             one, two = (parts[owner[order[other[0] + k]]].path for k in (0, 1))
             raise StoreError(
                 f"{two}: the {modality} '{ordered[int(other[0])].as_py()!s:.80}' has other content in {one}; extract "
                 "both parts again, into new folders"
             )
-        order = order[~same]
+        if len(again):
+            order, ordered = order[~same], ordered.filter(pa.array(~same))
     return _Items(
-        ids=names.take(pa.array(order)),
+        ids=ordered,
         part=owner[order],
         row=np.concatenate([np.arange(count) for count in counts])[order],
         content=content[order],
@@ -215,7 +220,7 @@ def _compare(store: Snapshot, modality: Modality, items: _Items) -> tuple[np.nda
         return actions, rows
     there = [batch["id"].cast(pa.large_string()) for batch in store.scan(TABLES[modality], ["id"])]
     # At once: every call makes a table of all ids of the items.
-    found = pc.index_in(pa.chunked_array(there, pa.large_string()), value_set=items.ids.combine_chunks())
+    found = pc.index_in(pa.chunked_array(there, pa.large_string()), value_set=items.ids)
     position = pc.fill_null(found, -1).to_numpy().astype(np.int64)  # of every row of the store, among the items
     known = np.flatnonzero(position >= 0)
     position = position[known]
