@@ -102,7 +102,7 @@ def test_blind_is_looked_at_only_where_it_is_asked_for(planted):
     [
         ({"target": "fern"}, "Wrong labels cannot be told: fewer than two classes have 5 lines"),
         ({"target": ["fern", "moss"]}, "Wrong labels cannot be told: fewer than two classes have 5 lines"),
-        ({"image": "0.jpg"}, "Wrong labels cannot be told: the lines of these classes belong to fewer than 3 groups"),
+        ({"image": "0.jpg"}, "Wrong labels cannot be told: the lines of these classes belong to fewer than 5 groups"),
     ],
 )
 def test_what_cannot_be_told_is_said_first_and_nothing_is_dropped(planted, tmp_path, change, reason):
