@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
@@ -60,10 +60,19 @@ async def crowd(port, count, first=b""):
 async def answered(port, request, source="127.0.0.1"):
     """Return the status that a new connection is answered with, and the whole answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
-    writer.write(request)
-    answer = await reader.read()
-    writer.close()
+    try:
+        writer.write(request)
+        answer = await reader.read()
+    finally:
+        await shut(writer)
     return int(answer.split()[1]), answer
+
+
+async def shut(writer):
+    """Close a connection now: what was not sent would keep it open when the loop has ended."""
+    writer.transport.abort()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 async def ended(opened):
@@ -220,7 +229,7 @@ def test_a_body_that_is_too_large_gets_its_answer(crowded, close, chunked):
             writer.write(b"100000\r\n" + piece + b"\r\n" if chunked else piece)
             await writer.drain()
         answer = await reader.read()  # until the service has closed its side
-        writer.close()
+        await shut(writer)
         return answer
 
     answer = finish(run())
@@ -252,6 +261,7 @@ def test_a_client_that_never_stops_sending_is_cut_off_at_last(crowded, monkeypat
         writer.write(head("/v1/score", 10**15))
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             await send_on(writer)
+        await shut(writer)
 
     finish(run())
 
