@@ -100,6 +100,18 @@ def test_one_text_for_all_scores_nothing(captioned, tmp_path):
     assert told.sentence().startswith("Nothing is said about matches: all lines have the same text")
 
 
+def test_only_the_keys_that_are_asked_for_are_compared(captioned, tmp_path):
+    rows = [{**row, "site": n % 2, "camera": n % 3, "same": 1} for n, row in enumerate(captioned.rows)]
+    (tmp_path / "keys.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = frevl.curate(
+        captioned.store, tmp_path / "keys.jsonl", drop=["match"], groups=["camera", "same"], below=0.3
+    )  # fmt: skip
+    assert {one["key"] for one in told.record()["removed"]["groups"]} == {"camera"}
+    assert "The key 'same' makes no groups" in told.sentence()
+    with pytest.raises(UsageError, match="--groups camra: no line has this key. Did you mean 'camera'"):
+        frevl.curate(captioned.store, tmp_path / "keys.jsonl", groups=["camra"])
+
+
 def test_no_right_line_scores_nothing(captioned, tmp_path):
     rows = [{**row, "target": False} for row in captioned.rows]
     (tmp_path / "false.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -18,6 +18,8 @@ def test_the_page_says_what_was_kept_and_shows_the_worst_lines_first(found, capt
     assert f"Kept {found.kept:,} of 520 lines." in page
     assert "<script" not in page
     assert "Lines that go" in page
+    assert "What goes beside what was asked for" in page
+    assert "exchanged: True" in page
     assert "90 to 100 %" in page
     assert "a match with" in page
     gone = [line for line in found.lines if not line["curate"]["kept"]]

@@ -71,6 +71,12 @@ def curate(
     html: Annotated[
         Path | None, typer.Option(readable=False, help="Write the report to this HTML file."), OUTPUT
     ] = None,
+    groups: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Key whose values are compared by the share of lines kept; may be repeated.", show_default="every key"
+        ),
+    ] = None,
     columns: ColumnsOption = None,
     encoder: EncoderOption = None,
     image_encoder: ImageEncoderOption = None,
@@ -96,10 +102,10 @@ def curate(
     """
     if test is not None:
         others = {
-            "--dropped": dropped, "--task": task, "--drop": drop, "--below": below, "--images": images, "--html": html,
-            "--encoder": encoder, "--image-encoder": image_encoder, "--text-encoder": text_encoder,
-            "--group-by": group_by, "--groups": find_groups, "--folds": folds, "--time-limit": time_limit,
-            "--device": device,
+            "--dropped": dropped, "--task": task, "--drop": drop, "--below": below, "--images": images,
+            "--html": html, "--encoder": encoder, "--image-encoder": image_encoder, "--text-encoder": text_encoder,
+            "--group-by": group_by, "--groups": groups, "--find-groups": find_groups, "--folds": folds,
+            "--time-limit": time_limit, "--device": device,
         }  # fmt: skip
         _refuse_beside_test([name for name, value in others.items() if value is not None])
         from frevl.diagnosis.curation.core_set.core_set import core_set
@@ -131,7 +137,7 @@ def curate(
         progress=not quiet,
         **typed(
             dropped=dropped, task=task, drop=drop, keep=keep, below=below, run=run[0] if run else None, images=images,
-            encoder=encoder, image_encoder=image_encoder, text_encoder=text_encoder, group_by=group_by,
+            groups=groups, encoder=encoder, image_encoder=image_encoder, text_encoder=text_encoder, group_by=group_by,
             find_groups=find_groups, folds=folds, seed=seed, time_limit=time_limit, device=device,
         ),
     )  # fmt: skip

@@ -100,6 +100,7 @@ def curate(
     below: float | None = None,
     run: str | Path | None = None,
     images: str | Path | None = None,
+    groups: Sequence[str] | None = None,
     encoder: Sequence[str] | None = None,
     image_encoder: Sequence[str] | None = None,
     text_encoder: Sequence[str] | None = None,
@@ -130,6 +131,8 @@ def curate(
         below: Drop lines that are right with less than this probability, in (0, 1). None: a match below one half.
         run: A run that judges the matches, instead of models that learn from the lines.
         images: Folder of the pictures, for filters that look at pixels.
+        groups: Keys of the lines whose values are compared by how many of their lines are kept; None takes every key
+            that makes groups, the length of the text, and clusters of the pictures.
         encoder: Encoders to use, as in `frevl.train`.
         image_encoder: Encoders of the images alone.
         text_encoder: Encoders of the texts alone.
@@ -166,6 +169,8 @@ def curate(
     refuse_inputs({"--out": out, "--dropped": dropped}, read_from)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     chosen_task = _task(read, task)
+    groups = None if groups is None else as_list(groups, "groups")
+    _check_keys(read, groups)
     names = chosen_filters(chosen_task, None if drop is None else as_list(drop, "drop"))
     if run is not None and "match" not in names:
         raise UsageError(f"--run judges matches, and the filters are {', '.join(names)}; add --drop match")
@@ -212,9 +217,23 @@ def curate(
         out=None if out is None else Path(out),
         provenance=provenance(run="", store_fingerprint=opened.fingerprint, seed=seed),
         removed=what_is_removed(
-            opened, usable, np.array([not one for one in why]), towers["image"], task=chosen_task, seed=seed
+            opened,
+            usable,
+            np.array([not one for one in why]),
+            towers["image"],
+            task=chosen_task,
+            keys=groups,
+            seed=seed,
         ),
     )
+
+
+def _check_keys(pairs: Pairs, groups: Sequence[str] | None) -> None:
+    """Refuse keys that no line has, before anything is trained."""
+    known = list(dict.fromkeys([*(key for extra in pairs.extras for key in extra), "target"]))
+    for key in groups or ():
+        if key not in known:
+            raise UsageError(f"--groups {key}: no line has this key. {nearest(key, known)}")
 
 
 def _task(pairs: Pairs, task: str | None) -> str:

@@ -94,6 +94,7 @@ def what_is_removed(
     towers: Sequence[Tower],
     *,
     task: str,
+    keys: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Removed | None:
     """Compare what filters remove with removing as many lines at random.
@@ -104,6 +105,7 @@ def what_is_removed(
         kept: ``(n,)`` which of them are kept.
         towers: Image towers of every line; the narrowest is used.
         task: In classification the targets are a key too.
+        keys: Keys to look at alone, of those that stood in the file; None looks at all that make groups.
         seed: Of clusters, samples and random removals.
 
     Returns:
@@ -114,12 +116,19 @@ def what_is_removed(
     units = list(dict.fromkeys(pairs.units))
     row_of = {unit: number for number, unit in enumerate(units)}
     numbers = np.array([row_of[unit] for unit in pairs.units])
-    columns = columns_of_keys([{k: v for k, v in extra.items() if k != "cluster"} for extra in pairs.extras])
-    if task == "classification":
+    asked = None if keys is None else set(keys)
+    columns = columns_of_keys(
+        [
+            {k: v for k, v in extra.items() if (k != "cluster" if asked is None else k in asked)}
+            for extra in pairs.extras
+        ]
+    )
+    if task == "classification" and (asked is None or "target" in asked):
         columns |= columns_of_keys([{"target": target} for target in pairs.targets])
-    if "text" in pairs.sides:
+    without = [key for key in keys or () if key not in columns]
+    if "text" in pairs.sides and asked is None:
         columns[_WORDS] = quarters([float(len(text.split())) for text in pairs.texts])
-    notes: list[str] = []
+    notes = [f"The key '{key}' makes no groups: it has one value, or too many." for key in without]
     variety: list[Variety] = []
     if "image" in pairs.sides and towers:
         vectors = unit_vectors(store, units, towers, half=len(units) > MOST_COMPARED)
@@ -127,7 +136,7 @@ def what_is_removed(
         variety = varieties(vectors, left, seed=seed)
         try:
             names = _clusters(vectors, units, seed)
-            if names:
+            if names and asked is None:
                 columns[_LIKE] = [names[number] for number in numbers.tolist()]
         except MissingExtraError as error:
             notes.append(f"Clusters of pictures were not looked at: {error}")
