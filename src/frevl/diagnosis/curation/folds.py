@@ -26,8 +26,8 @@ MOST_LEARNT = 20_000
 """Lines that one model of classes learns from at most, so that a training has an end."""
 
 FOLDS = 5
-"""Of labels, if the user names no other number: models that learnt from 80 instead of 67 % of 9,700 lines of easy-VQA found
-exchanged labels with a precision of 0.81 instead of 0.73 (research/experiments/log.md)."""
+"""Of labels, if the user names no other number: models that learnt from 80 instead of 67 % of 9,700 lines of easy-VQA
+found exchanged labels with a precision of 0.81 instead of 0.73 (research/experiments/log.md)."""
 
 _PAIRS_AT_ONCE = 16_384
 _LEAST_SECONDS = 10.0
