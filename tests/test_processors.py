@@ -110,6 +110,7 @@ def test_a_loaded_torch_is_left_alone(monkeypatch):
     assert environment == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "entrance",
     [

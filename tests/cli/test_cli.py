@@ -180,6 +180,7 @@ def test_pairs_says_what_is_missing(arguments, code, message, tmp_path, monkeypa
     assert not (tmp_path / "x.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_choose_by_is_an_option_of_auto(made, frevl, tmp_path):
     call = ("train", "--store", made.store.path, "--pairs", made.train_file, "--task", "classification", "--quiet")
     done = frevl(*call, "--run", tmp_path / "run", "--model", "auto", "--choose-by", "macro_f1", "--time-limit", 5)

@@ -90,6 +90,7 @@ def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, by_rows
         assert said(path) == expected, "the second time from what was kept"
 
 
+@pytest.mark.slow
 def test_any_mixture_is_read_as_row_by_row(tmp_path, by_rows, monkeypatch):
     random.seed(0)
     for number in range(60):

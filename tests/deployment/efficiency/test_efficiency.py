@@ -308,6 +308,7 @@ def test_the_three_roads_of_a_clip(small, tmp_path):
     assert [record.value for record in records if record.part == "energy"] == ["not measured"] * 3
 
 
+@pytest.mark.slow
 def test_a_joint_encoder_stands_beside_the_roads(monkeypatch):
     network = torch.nn.Linear(5, 3)
     joint = architectures.Joint("Joint", network, lambda pairs: {"input": torch.randn(pairs, 5)})

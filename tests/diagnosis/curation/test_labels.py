@@ -83,6 +83,7 @@ def test_clean_labels_are_left_alone(planted, tmp_path):
     assert told.filters["label"]["flagged"] <= 0.02 * 270
 
 
+@pytest.mark.slow
 def test_below_and_keep_go_by_the_probability_of_the_label(planted, found):
     store, lines, _ = planted
     kept = frevl.curate(store, lines, drop=["label"], keep=0.9)
@@ -91,6 +92,7 @@ def test_below_and_keep_go_by_the_probability_of_the_label(planted, found):
     assert np.mean([line["wrong"] for line in dropped]) > 0.8
 
 
+@pytest.mark.slow
 def test_blind_is_looked_at_only_where_it_is_asked_for(planted):
     told = frevl.curate(*planted[:2], time_limit=60)
     assert "blind" not in told.filters
@@ -112,6 +114,7 @@ def test_what_cannot_be_told_is_said_first_and_nothing_is_dropped(planted, tmp_p
     assert told.kept == 300
 
 
+@pytest.mark.slow
 def test_labels_that_have_nothing_to_do_with_the_pictures(planted, tmp_path):
     store, _, rows = planted
     random = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from frevl.evaluation.fairness import rates
 from frevl.evaluation.fairness.rates import Cells, rates_by_group
 
 
+@pytest.mark.slow
 def test_100_tables_as_fairlearn():
     from fairlearn import metrics as judge  # of the extra `test`
 

@@ -51,6 +51,7 @@ def parts(tmp_path, data):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of", [1, 3, 40])
 def test_the_merged_parts_are_what_one_process_makes(tmp_path, data, parts, of):
     whole = extract(tmp_path / "whole", **data)
@@ -103,6 +104,7 @@ def test_a_merge_again_changes_nothing(tmp_path, parts):
     assert Snapshot(tmp_path / "merged", ALL_TABLES).versions == versions
 
 
+@pytest.mark.slow
 def test_new_images_further_encoders_and_changed_content_come_with_the_next_merge(tmp_path, data, parts, draw):
     merge(parts(2), into=tmp_path / "merged")
     draw(data["images"], [50])
@@ -132,6 +134,7 @@ def refused(error, match, made, into):
     assert not into.exists()
 
 
+@pytest.mark.slow
 def test_parts_that_are_not_all_and_whole_are_refused(tmp_path, data, parts, draw):
     made, into = parts(3), tmp_path / "merged"
     refused(StoreError, r"1 of 3 shards are missing: 2;", [made[0], made[2]], into)
@@ -176,6 +179,7 @@ def test_parts_that_changed_or_are_damaged_are_refused(tmp_path, parts):
     refused(StoreError, "found a damaged one", [tmp_path / "kept", made[1]], tmp_path / "never")
 
 
+@pytest.mark.slow
 def test_parts_of_another_list_version_or_encoder_are_refused(tmp_path, data, parts, draw):
     made = parts(2)
     record = json.loads((made[1] / "shard.json").read_text())

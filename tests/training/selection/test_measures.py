@@ -102,6 +102,7 @@ def test_targets_without_the_measure_are_refused():
         AutoOptions(choose_by="f1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["macro_f1", "nll"])
 def test_auto_says_what_it_chose_by(made_twice, tmp_path, by):
     run = train(
