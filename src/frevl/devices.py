@@ -32,11 +32,14 @@ __all__ = [
 _log = logging.getLogger("frevl")
 
 _HOW_THREADS_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+# Turns of a loop before a thread sleeps. Without any, a small training alone on a machine takes 1.6 times as long; with
+# ten times as many it crawls where many jobs want the cores (docs/scale.md).
+_SPINS = "1000"
 _HOW_MANY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
 def share_processors() -> None:
-    """Let threads that wait for each other sleep, and be as many as the cores that this process gets.
+    """Let threads that wait for each other sleep soon, and be as many as the cores that this process gets.
 
     For OpenMP, which PyTorch and scikit-learn compute with: it reads the environment when it is loaded, so this is
     called before. Where other jobs want the cores, threads that spin take them from those that compute. What the user
@@ -45,7 +48,7 @@ def share_processors() -> None:
     if "torch" in sys.modules:
         return
     if not any(name in os.environ for name in _HOW_THREADS_WAIT):
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ["GOMP_SPINCOUNT"] = _SPINS
     if not any(name in os.environ for name in _HOW_MANY_THREADS) and cores_by_quota() < _cores_by_affinity():
         os.environ["OMP_NUM_THREADS"] = str(processors())
 
