@@ -12,7 +12,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, timedelta
 from datetime import time as clock
 from pathlib import Path
@@ -23,7 +23,16 @@ try:
 except ImportError:  # no such module on Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LARGEST_RECORD", "flush_file", "flush_folder", "plain", "read_record", "replace_file", "write_json"]
+__all__ = [
+    "LARGEST_RECORD",
+    "flush_file",
+    "flush_folder",
+    "plain",
+    "read_record",
+    "replace_file",
+    "write_json",
+    "write_lines",
+]
 
 LARGEST_RECORD = 32 << 20
 """Most bytes of a record that is read. A million class names take as much."""
@@ -52,6 +61,16 @@ def write_json(path: Path, record: Any) -> None:
     """Write JSON atomically, in UTF-8; numbers that are not finite become null."""
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Write JSON objects atomically, one a line, as `write_json` would."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(plain(one), ensure_ascii=False, allow_nan=False) + "\n" for one in records)
+
+    replace_file(path, write)
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:

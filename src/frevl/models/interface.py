@@ -16,7 +16,17 @@ from torch import Tensor, nn
 
 from frevl.models.inputs import ZScore
 
-__all__ = ["Build", "Items", "PairLogits", "PairNetwork", "PriorSide", "Projection", "Searchable"]
+__all__ = [
+    "Build",
+    "Items",
+    "PairLogits",
+    "PairNetwork",
+    "Prior",
+    "PriorSide",
+    "Projection",
+    "Searchable",
+    "TurnableTexts",
+]
 
 Build = Callable[[str, dict[str, Any]], "PairNetwork"]
 """From the key and the settings of a network to the network, with fresh weights: `frevl.models.registry.build`."""
@@ -45,6 +55,44 @@ class Searchable(Protocol):
 
     def text_vectors(self, text: Tensor, text_mask: Tensor | None = None) -> Tensor:
         """``(n, d)`` unit vectors of ``(n, text_dim)`` or ``(n, Nt, text_dim)`` embeddings."""
+        ...
+
+
+class Prior(Protocol):
+    """What answers to one side of a pair alone, by its bank of training items of the other."""
+
+    @property
+    def prior_of(self) -> PriorSide:
+        """The side that it answers to."""
+        ...
+
+    def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Answer to one side alone.
+
+        Args:
+            items: ``(n, dim)`` or ``(n, N, dim)`` embeddings of the side `prior_of`.
+            mask: ``(n, N)`` bool.
+
+        Returns:
+            ``(n, outputs)`` of a classification, ``(n, 1)`` of a matching.
+        """
+        ...
+
+
+class TurnableTexts(Protocol):
+    """What has vectors of texts (of a first stage, or of names of classes) whose parts linear maps can turn."""
+
+    @property
+    def text_blocks(self) -> list[int]:
+        """Widths of the parts."""
+        ...
+
+    def with_text_maps(self, maps: Sequence[Tensor]) -> PairNetwork:
+        """Return the same network with every part turned, and scaled to its length again.
+
+        Args:
+            maps: ``(d, d)`` of every one of `text_blocks`.
+        """
         ...
 
 
@@ -179,21 +227,9 @@ class PairNetwork(nn.Module, ABC):
         return None
 
     @property
-    def prior_of(self) -> PriorSide | None:
-        """The side whose prior `prior_logits` gives; None if the network has no bank of the other one."""
+    def prior(self) -> Prior | None:
+        """What answers to one side alone; None if the network has no bank of the other one."""
         return None
-
-    def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the network answers to one side alone, by its bank of training items of the other.
-
-        Args:
-            items: ``(n, dim)`` or ``(n, N, dim)`` embeddings of the side `prior_of`.
-            mask: ``(n, N)`` bool.
-
-        Returns:
-            ``(n, outputs)`` of a classification, ``(n, 1)`` of a matching.
-        """
-        raise NotImplementedError(f"{self.key} has no bank")
 
     def mean_logits(self, kept: PriorSide, items: Tensor, bank: Tensor) -> Tensor | None:
         """Return the mean of the logits over a bank in a shorter way than one item of it after the other.
@@ -210,20 +246,9 @@ class PairNetwork(nn.Module, ABC):
         return None
 
     @property
-    def text_blocks(self) -> list[int] | None:
-        """Widths of the parts of its vectors of texts that linear maps can turn; None if there are no such vectors.
-
-        The vectors are the text vectors of a first stage, or names of classes.
-        """
+    def turnable_texts(self) -> TurnableTexts | None:
+        """What turns its vectors of texts; None if it has none that linear maps can turn."""
         return None
-
-    def with_text_maps(self, maps: Sequence[Tensor]) -> PairNetwork:
-        """Return the same network with every part of its vectors of texts turned, and scaled to its length again.
-
-        Args:
-            maps: ``(d, d)`` of every one of `text_blocks`.
-        """
-        raise NotImplementedError(f"{self.key} has no vectors of texts")
 
     @property
     def first_stage(self) -> Searchable | None:

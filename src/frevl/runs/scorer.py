@@ -163,13 +163,14 @@ class Scorer:
             ``(n, classes)`` float32 logits, ``(n, 1)`` for matching; None where the run has no bank (runs that rerank,
             and those of `frevl debias --without`, have one).
         """
-        side = self.network.prior_of
-        if side is None:
+        prior = self.network.prior
+        if prior is None:
             return None
+        side = prior.prior_of
         own = [pair[0 if side == "image" else 1] for pair in pair_list(pairs, self.run.sides)]
         different = list(dict.fromkeys(own))
         items = self._read_texts(different) if side == "text" else self._read("image", different, {})
-        found = vectors_of(self.network.prior_logits, *items, self.batch_size, self.device)
+        found = vectors_of(prior.prior_logits, *items, self.batch_size, self.device)
         rows = {item: row for row, item in enumerate(different)}
         return found[[rows[item] for item in own]]
 

@@ -6,7 +6,6 @@ A filter is a function from `Lines`, and from what the filters before it found, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl import jsonfile
 from frevl.data.pairs import Pairs
 from frevl.errors import InputError
-from frevl.jsonfile import plain, replace_file
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.training.options import Session
@@ -110,14 +109,8 @@ def write_lines(path: str | Path | None, lines: list[dict[str, Any]], flag: str)
     if path is None:
         return
     file = Path(path)
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", encoding="utf-8") as rows:
-            for line in lines:
-                rows.write(json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n")
-
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, write)
+        jsonfile.write_lines(file, lines)
     except OSError as error:
         raise InputError(f"{flag} {file}: the lines cannot be written ({error.strerror or error})") from error

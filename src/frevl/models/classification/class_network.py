@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from frevl.errors import UsageError
 from frevl.models.classification.heads import Features, Head, Memory, unit_features
 from frevl.models.inputs import ZScore, frozen, mean_pool, stored_in_half
-from frevl.models.interface import Build, PairNetwork, Searchable
+from frevl.models.interface import Build, PairNetwork, Searchable, TurnableTexts
 
 __all__ = ["ClassNetwork", "searchable"]
 
@@ -132,14 +132,21 @@ class ClassNetwork(PairNetwork):
         return None if self.space is None else searchable(self.space).image_vectors(image) @ self.name_vectors.T
 
     @property
-    def text_blocks(self) -> list[int] | None:
-        """Those of the space of its names."""
+    def _turnable_space(self) -> TurnableTexts | None:
         if self.space is None:
             return None
         first: object = self.space.first_stage
-        return (
-            self.space.text_blocks if first is self.space else None
-        )  # a run that reranks holds its first stage inside
+        return self.space.turnable_texts if first is self.space else None  # a run that reranks holds it inside
+
+    @property
+    def turnable_texts(self) -> ClassNetwork | None:
+        """Itself, where its names are vectors of a space that linear maps can turn."""
+        return None if self._turnable_space is None else self
+
+    @property
+    def text_blocks(self) -> list[int]:
+        """Those of the space of its names."""
+        return [] if self._turnable_space is None else self._turnable_space.text_blocks
 
     def with_text_maps(self, maps: Sequence[Tensor]) -> ClassNetwork:
         """Turn the vectors of the names; each part keeps its length."""

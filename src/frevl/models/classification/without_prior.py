@@ -74,6 +74,11 @@ class WithoutPrior(PairNetwork):
         )
 
     @property
+    def prior(self) -> WithoutPrior:
+        """Itself."""
+        return self
+
+    @property
     def prior_of(self) -> PriorSide:
         """The side that it can answer from alone."""
         return self.kept

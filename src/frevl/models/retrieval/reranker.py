@@ -236,9 +236,14 @@ class Reranked(PairNetwork):
         return torch.stack([match + (terms * terms.new_tensor(hub_weights)).sum(dim=1), match], dim=1)
 
     @property
-    def prior_of(self) -> PriorSide | None:
+    def prior(self) -> Reranked | None:
+        """Itself, where it keeps a bank of images."""
+        return self if len(self.bank_images) else None
+
+    @property
+    def prior_of(self) -> PriorSide:
         """The text, whose hubness says how well it fits pictures in general."""
-        return "text" if len(self.bank_images) else None
+        return "text"
 
     def prior_logits(self, items: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the ``(n, 1)`` hubness of texts."""

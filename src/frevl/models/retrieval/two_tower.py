@@ -139,10 +139,13 @@ class TwoTower(FirstStage):
         return _side_by_side(self.text, text)
 
     @property
-    def text_blocks(self) -> list[int] | None:
-        """One a member; an alignment beside them has no last linear map."""
-        if self.alignment is not None and self.alignment_weight:
-            return None
+    def turnable_texts(self) -> TwoTower | None:
+        """Itself, unless there is an alignment beside the members, which has no last linear map."""
+        return None if self.alignment is not None and self.alignment_weight else self
+
+    @property
+    def text_blocks(self) -> list[int]:
+        """One a member."""
         return [int(self.settings["width"])] * int(self.settings["members"])
 
     def with_text_maps(self, maps: Sequence[Tensor]) -> TwoTower:
@@ -203,7 +206,7 @@ class Cosine(FirstStage):
         }
         self.logit_scale, self.bias = frozen(fill=float(scale)), frozen(fill=float(bias))
         self.spaces = spaces
-        self.text_maps = nn.ParameterList(frozen(one, one) for one in (self.text_blocks or ()) if text_maps)
+        self.text_maps = nn.ParameterList(frozen(one, one) for one in self.text_blocks if text_maps)
         self._align(alignment, alignment_weight)
 
     @property
@@ -222,7 +225,12 @@ class Cosine(FirstStage):
         return _normalised([part.float() @ turn.T for part, turn in zip(parts, maps, strict=True)] if maps else parts)
 
     @property
-    def text_blocks(self) -> list[int] | None:
+    def turnable_texts(self) -> Cosine:
+        """Itself."""
+        return self
+
+    @property
+    def text_blocks(self) -> list[int]:
         """One a space."""
         return [stop - start for _, _, start, stop in self.spaces]
 

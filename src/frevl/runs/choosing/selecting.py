@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from frevl.data.pairs import Pairs, one_side_note, read_pairs
 from frevl.errors import InputError, PairsError, UsageError
-from frevl.jsonfile import plain, replace_file
+from frevl.jsonfile import write_lines
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.inputs import mean_pool
 from frevl.outputs import refuse_inputs
@@ -280,13 +279,8 @@ def _selected(rank: int, one: Chosen, unsure: Tensor, said: list[dict[str, Any]]
 
 
 def _write(out: Path, lines: list[dict[str, Any]]) -> None:
-    def write(path: Path) -> None:
-        with path.open("w", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps(plain(line), ensure_ascii=False, allow_nan=False) + "\n")
-
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(out, write)
+        write_lines(out, lines)
     except OSError as error:
         raise InputError(f"{out}: the pairs cannot be written ({error.strerror or error})") from error

@@ -54,8 +54,8 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
         UsageError: The run has no vectors of texts that a map can turn, or the biases are dependent.
         StoreError: A text cannot be embedded.
     """
-    widths = run.network.text_blocks
-    if widths is None:
+    turnable = run.network.turnable_texts
+    if turnable is None:
         raise UsageError(
             f"{run.path}: --neutral turns vectors of texts: of --model dual and cosine, and of frevl classify with "
             f"names; the network '{run.network.key}' has none"
@@ -71,7 +71,7 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
     rows = {text: row for row, text in enumerate(texts)}
     biased = [rows[text] for text in biases.biased]
     first, second = ([rows[pair[side]] for pair in biases.pairs] for side in (0, 1))
-    blocks = [F.normalize(part.float(), dim=1) for part in torch.split(vectors, widths, dim=1)]
+    blocks = [F.normalize(part.float(), dim=1) for part in torch.split(vectors, turnable.text_blocks, dim=1)]
 
     def maps(pairs: Sequence[int]) -> list[Tensor]:
         one, two = ([side[pair] for pair in pairs] for side in (first, second))
@@ -99,7 +99,7 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
         notes.append(
             f'{len(biased):,} biased prompts were projected out; give lines of "same" to see what it does to texts.'
         )
-    return Neutral(run.network.with_text_maps(found), record, notes)
+    return Neutral(turnable.with_text_maps(found), record, notes)
 
 
 def _vectors_of(run: Run, store: Store) -> Callable[[Sequence[str]], Tensor]:

@@ -81,7 +81,7 @@ def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | 
 
 def _of_classes(run: Run, data: OwnData, side: PriorSide, strength: float | None, seed: int) -> Lessened:
     network = run.network
-    if network.prior_of is not None:
+    if network.prior is not None:
         raise UsageError(f"{run.path}: its prior is subtracted already; start from the run that it was made of")
     kept: PriorSide = "text" if side == "image" else "image"
     bank, mask = _bank(network, data.train.pairs, side, seed)
@@ -211,7 +211,7 @@ def _sentence(side: str, chosen: float, tried: list[dict[str, Any]]) -> str:
 
 def _of_matching(run: Run, data: OwnData, side: PriorSide, strength: float | None, seed: int) -> Lessened:
     network = run.network
-    whole = cast("Reranked", network) if network.prior_of is not None else _with_bank(run, network, data, seed)
+    whole = cast("Reranked", network) if network.prior is not None else _with_bank(run, network, data, seed)
     name = "text_hubness" if side == "image" else "image_hubness"
     strengths = STRENGTHS if strength is None else (0.0, strength)
     recalls = _recalls(whole, development_part(right_pairs(data.dev), seed), name, strengths)
