@@ -1,6 +1,6 @@
 """Which further keys of the pairs make tables of results."""
 
-from frevl.evaluation.slices import slice_rows
+from frevl.evaluation.slices import group_rows, slice_rows
 
 
 def test_all_65_question_types_of_vqa_make_a_table():
@@ -23,3 +23,8 @@ def test_what_names_an_item_or_holds_pairs_together_makes_no_table():
         for n in range(40)
     ]  # fmt: skip
     assert list(slice_rows(extras)) == ["part"]
+
+
+def test_empty_cells_and_what_is_no_number_are_no_group_and_one_number_is_one():
+    values = ["f", "", "  ", None, float("nan"), " f ", 1, 1.0, "1", True]
+    assert group_rows([{"side": value} for value in values], "side") == {"1": [6, 7, 8], "True": [9], "f": [0, 5]}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from frevl.evaluation.intervals import bootstrap_interval
 
-__all__ = ["group_rows", "slice_rows", "slice_table"]
+__all__ = ["group_rows", "has_value", "slice_rows", "slice_table", "value_name"]
 
 _MOST_VALUES = 50  # a key with more names than this names items, not groups ...
 _MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 types of questions
@@ -48,16 +48,27 @@ def group_rows(extras: Sequence[dict[str, Any]], key: str) -> dict[str, list[int
     Args:
         extras: Further keys of every pair.
         key: Names, truth values and numbers of it make groups; more than 10 different numbers make up to four ranges
-            of about equally many pairs. Pairs without it belong to no group.
+            of about equally many pairs. Pairs without it, or with an empty or missing value, belong to no group.
     """
-    values = {row: extra[key] for row, extra in enumerate(extras) if isinstance(extra.get(key), str | int | float)}
+    values = {row: extra[key] for row, extra in enumerate(extras) if has_value(extra.get(key))}
     numbers = [value for value in values.values() if not isinstance(value, str | bool)]
     if len(numbers) == len(values) and len(set(numbers)) > _MOST_NUMBERS and np.isfinite(numbers).all():
         return _ranges(values)
     groups: dict[str, list[int]] = {}
     for row, value in values.items():
-        groups.setdefault(str(value), []).append(row)
+        groups.setdefault(value_name(value), []).append(row)
     return dict(sorted(groups.items()))
+
+
+def has_value(value: Any) -> bool:
+    """Whether it names a group: a word, a truth value or a number, not an empty cell of a table or "not a number"."""
+    return isinstance(value, str | int | float) and value == value and bool(str(value).strip())
+
+
+def value_name(value: str | float) -> str:
+    """Return the name of a group: 1, 1.0 and "1" are one, and so are words with blanks around them."""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value)) if whole else str(value).strip()
 
 
 def slice_table(

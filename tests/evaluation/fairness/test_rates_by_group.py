@@ -193,4 +193,15 @@ def test_a_key_that_names_items_is_refused(made, runs):
         extras=[{"side": str(number % 201)} for number in range(201 * 20)],
     )
     with pytest.raises(UsageError, match="--groups side: expected at most 200 groups, found 201"):
-        groups_of(many, "side")
+        groups_of(many, "side", {})
+
+
+def test_twenty_copies_of_one_picture_are_one_picture(made):
+    pairs = read_pairs(made.train_file)
+    images = [f"{number}" for number in range(60)]
+    many = replace(
+        pairs.select([0] * 60), images=images, extras=[{"side": "abc"[number // 20]} for number in range(60)]
+    )
+    same = {image: "same" if number < 20 else image for number, image in enumerate(images)}
+    found = groups_of(many, "side", same)
+    assert (found.pictures, found.left_out) == ({"b": 20, "c": 20}, {"a": 1})

@@ -211,3 +211,17 @@ def test_the_page_holds_pictures_and_escapes_what_comes_from_data(made, tmp_path
     assert (tmp_path / "p.html").read_text().count("no picture") == 6
     refused = frevl(*words, "--images", made.images)
     assert (refused.code, "add --html" in refused.err) == (2, True)
+
+
+def test_a_text_with_other_blanks_or_letters_composed_otherwise_is_labelled_too(made, tmp_path):
+    run = frevl.train(made.store, made.train, run=tmp_path / "run", task="classification", model="linear")
+    rows = [
+        {"image": image, "text": text} for image, text in zip(made.test.images[:6], made.test.texts[:6], strict=True)
+    ]
+    known = [{**row, "text": f" {row['text']} ", "target": run.labels[0]} for row in rows[:3]]
+    found = select_pairs(
+        frevl.Scorer(run, made.store), write(tmp_path / "pool.jsonl", rows), k=6,
+        labelled=[write(tmp_path / "known.jsonl", known)], per_image=9,
+    )  # fmt: skip
+    assert found.counts["labelled"] == 3
+    assert len(found.lines) == 3

@@ -86,6 +86,20 @@ def test_what_is_judged_cannot_be_the_bank(made, runs, tmp_path):
         assert not (tmp_path / name).exists()
 
 
+def test_a_part_of_what_a_run_has_seen_is_no_development_part(made, runs, tmp_path):
+    lines = made.train_file.read_text().splitlines(keepends=True)
+    images = list(dict.fromkeys(json.loads(line)["image"] for line in lines))
+    first = set(images[: len(images) * 3 // 4])
+    part, rest = tmp_path / "part.jsonl", tmp_path / "rest.jsonl"
+    part.write_text("".join(line for line in lines if json.loads(line)["image"] in first))
+    rest.write_text("".join(line for line in lines if json.loads(line)["image"] not in first))
+    train(made.store, part, run=tmp_path / "run", task="classification", model="linear", dev=rest)
+    for name, run, pairs in (("a", runs / "linear", part), ("b", tmp_path / "run", part)):
+        with pytest.raises(PairsError, match="a part would be divided anew"):
+            debias(run, out=tmp_path / name, without="image", pairs=pairs)
+    debias(tmp_path / "run", out=tmp_path / "own", without="image", strength=0.5)  # its own pairs and its own --dev
+
+
 def test_strength_0_scores_as_before_and_linear_needs_one_picture(made, runs, tmp_path):
     debias(runs / "linear", out=tmp_path / "zero", without="image", strength=0)
     debias(runs / "linear", out=tmp_path / "one", without="image", strength=1)
@@ -106,6 +120,8 @@ def test_matching_takes_the_hubness_of_the_text_back_for_single_pairs_too(made, 
     before, after = (Scorer.open(runs / name, store=made.store) for name in ("dual", "less-dual"))
     network = after.run.network
     assert network.weights.text_hubness == -0.5
+    with pytest.raises(UsageError, match="is subtracted already, with strength 0.5"):
+        debias(runs / "less-dual", out=runs / "again", without="image", strength=0)
     images, texts = list(dict.fromkeys(made.captions.images))[:9], list(dict.fromkeys(made.captions.texts))[:4]
     prior = after.prior([(images[0], text) for text in texts])[:, 0]
     for row, text in enumerate(texts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,8 +70,13 @@ class Groups:
         return found
 
 
-def groups_of(pairs: Pairs, key: str) -> Groups:
+def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
     """Find the groups of a key that can be compared.
+
+    Args:
+        pairs: The evaluated pairs.
+        key: Of them.
+        content: A hash of every picture (text, where there are texts alone): copies are one picture.
 
     Raises:
         UsageError: No pair has the key, or fewer than two groups have enough pictures.
@@ -82,7 +87,7 @@ def groups_of(pairs: Pairs, key: str) -> Groups:
         hint = nearest(key, known) if known else "The pairs have no further keys."
         raise UsageError(f"--groups {key}: no pair has this key with a name or a number. {hint}")
     units = pairs.units
-    pictures = {name: len({units[row] for row in own}) for name, own in rows.items()}
+    pictures = {name: len({content.get(units[row], units[row]) for row in own}) for name, own in rows.items()}
     if len(rows) == 1:
         raise UsageError(
             f"--groups {key}: all pairs that have this key are in one group ('{next(iter(rows)):.60}'), so there is "
@@ -121,8 +126,8 @@ def evaluate_groups(
         measures: Metrics of the result by name.
 
     Returns:
-        ``{"pictures", "left_out", "metrics": {name: {"groups", "worst", "best", "gap", "difference", "chance"}},
-        "equal_opportunity"}`` (docs/trust.md), in percent and points, and notes.
+        ``{"pictures", "left_out", "metrics": {name: {"groups", "worst", "best", "gap", "gap_ci95", "difference",
+        "difference_ci95", "chance"}}, "equal_opportunity"}`` (docs/fairness.md), in percent and points, and notes.
     """
     notes = groups.notes()
     items = _items_of_matching if scorer.run.task == "matching" else _items_of_classes

@@ -12,10 +12,11 @@ from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import InputError, UsageError
 from frevl.evaluation.fairness.groups import groups_of
 from frevl.evaluation.fairness.skew import SkewDraws, share_gaps, skews
+from frevl.evaluation.slices import has_value, value_name
 from frevl.provenance import provenance
 from frevl.rejects import rejects_sentence
 from frevl.runs.scorer import Scorer
-from frevl.store.usable_pairs import usable_pairs
+from frevl.store.usable_pairs import content_of_units, usable_pairs
 
 __all__ = ["evaluate_queries", "ranked_pool", "read_queries"]
 
@@ -77,7 +78,7 @@ def evaluate_queries(
         raise InputError("expected at least one query, found none")
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     usable, left_out = usable_pairs(read, scorer.store)
-    compared = groups_of(usable, groups)
+    compared = groups_of(usable, groups, content_of_units(scorer.store, usable))
     images, of_image, mixed = _pool(usable, compared.of(len(usable)), groups, scorer)
     names = list(compared.rows)
     empty = [name for at, name in enumerate(names) if not (of_image == at).any()]
@@ -174,10 +175,10 @@ def _pool(pairs: Pairs, cells: NDArray[np.int64], key: str, scorer: Scorer) -> t
     values: dict[str, set[str]] = {}
     cell_of: dict[str, int] = {}
     for row, (image, extra) in enumerate(zip(pairs.images, pairs.extras, strict=True)):
-        if not isinstance(extra.get(key), str | int | float):
+        if not has_value(extra.get(key)):
             continue
         name = first.setdefault(hashes.get(image, image), image)
-        values.setdefault(name, set()).add(str(extra[key]) if cells[row] < 0 else f"group {cells[row]}")
+        values.setdefault(name, set()).add(value_name(extra[key]) if cells[row] < 0 else f"group {cells[row]}")
         cell_of[name] = int(cells[row])
     kept = [name for name, own in values.items() if len(own) == 1]
     return kept, np.array([cell_of[name] for name in kept], np.int64), len(values) - len(kept)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frevl.data.names import text_content
 from frevl.data.pairs import Pairs, one_side_note, read_pairs
 from frevl.errors import InputError, PairsError, UsageError
 from frevl.jsonfile import write_lines
@@ -166,7 +167,7 @@ class _Pool:
 
     def _key(self, pairs: Pairs, row: int) -> tuple[str, str]:
         unit = pairs.units[row]
-        return self.hashes[unit], pairs.texts[row]
+        return self.hashes[unit], text_content(pairs.texts[row])
 
     def contents(self, pairs: Pairs) -> list[str]:
         """Return what each pair is a copy of."""

@@ -30,7 +30,7 @@ class Chosen:
 
     Attributes:
         row: Which.
-        value: What it was chosen by, above 0: the larger, the more it was wanted.
+        value: What it was chosen by, 0 or more: the larger, the more it was wanted.
     """
 
     row: int

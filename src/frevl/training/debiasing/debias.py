@@ -134,7 +134,7 @@ def _saved(
     origin = {"from": str(former.path.resolve()), "weights": _digest(former.path), **done}
     settings = {**former.settings, "debias": {**arguments, "from": origin["from"]}}
     identity = {"frevl": __version__, "store": store.fingerprint, "weights": origin["weights"]}
-    if isinstance(sources.pairs, Pairs | Path | str):
+    if data is not None:
         identity["pairs"] = _content(store, sources)
     with claim_run(out, {**settings, "data": identity}):
         if data is None:

@@ -124,6 +124,8 @@ def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
         group_by=None if sources.given_dev else asked.get("group_by"),
         find_groups=bool(asked.get("find_groups", True)),
     )  # fmt: skip
+    if not sources.given_dev:
+        _refuse_parts(run, data, _place(sources.pairs))
     kinds = [run.network_name, *settings_named(run.network_settings, "network")]
     if sources.given_dev:
         learned = set(content_of_units(store, pairs).values())
@@ -157,6 +159,25 @@ def _refuse_unseen(run: Run, store: Store, pairs: Pairs, place: str) -> None:
             f"{place}: expected the training pairs of {run.path}, because what corrects a run must not be what it is "
             f"evaluated on; found {len(unseen):,} of {len(seen):,} {kind}s that it has not seen (the first is "
             f"'{unseen[0]:.80}')"
+        )
+
+
+def _refuse_parts(run: Run, data: Prepared, place: str) -> None:
+    """Refuse a part of what a run has seen: another division of it would set aside what the run was fitted on.
+
+    A run that began at another one, or was made of one, has seen more than its own pairs; there it cannot be told.
+    """
+    if run.settings.get("initialise_from") is not None or "debias" in run.settings:
+        return
+    found, seen = np.unique(data.image_hashes), np.unique(run.train_image_hashes)
+    counted = run.results.get("train_pairs")
+    counts = (None, len(data.train), len(data.train) + len(data.dev))  # a closed form is fitted on both parts
+    if not np.array_equal(found, seen) or counted not in counts:
+        raise PairsError(
+            f"{place}: expected all pairs that {run.path} was trained on, with its --dev pairs if it had some, found "
+            f"{len(data.train):,} for training{'' if counted is None else f' instead of {counted:,}'} and "
+            f"{len(found):,} of the {len(seen):,} items that it has seen; a part would be divided anew, into "
+            "a development part that the run was fitted on. Give all of them, or pairs of other images with --dev"
         )
 
 

@@ -213,6 +213,12 @@ def _of_matching(run: Run, data: OwnData, side: PriorSide, strength: float | Non
     network = run.network
     whole = cast("Reranked", network) if network.prior is not None else _with_bank(run, network, data, seed)
     name = "text_hubness" if side == "image" else "image_hubness"
+    before = -float(getattr(whole.weights, name))
+    if before:
+        raise UsageError(
+            f"{run.path}: what one side answers alone is subtracted already, with strength {before:g}; start from a "
+            "run without that"
+        )
     strengths = STRENGTHS if strength is None else (0.0, strength)
     recalls = _recalls(whole, development_part(right_pairs(data.dev), seed), name, strengths)
     tried = [
