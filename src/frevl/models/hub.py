@@ -7,6 +7,7 @@ Nothing is ever unpickled, and a network is never larger than the weights beside
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import threading
@@ -38,6 +39,7 @@ __all__ = [
     "restored",
     "run_folder",
     "save_network",
+    "weights_digest",
 ]
 
 PREFIX = "hf:"
@@ -122,6 +124,16 @@ def load_network(kind: type[Network], model: str | Path, *, revision: str | None
     if not folder.is_dir():
         folder = _fetched(str(model), revision, ["*.json", "*.safetensors"], **options)
     return _read_network(kind, folder)  # not by the mixin, which trusts what is in a folder
+
+
+def weights_digest(path: str | Path) -> str:
+    """Return the SHA-256 of the weights of a run, in hexadecimal digits: whatever else changes, they say whose it is.
+
+    Raises:
+        RunError: The run is on a hub and cannot be fetched.
+        OSError: The weights cannot be read.
+    """
+    return hashlib.sha256((run_folder(path) / "weights.safetensors").read_bytes()).hexdigest()
 
 
 def run_folder(path: str | Path, revision: str | None = None) -> Path:

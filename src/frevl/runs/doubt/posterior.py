@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from frevl.errors import RunError, UsageError
 from frevl.jsonfile import replace_file
-from frevl.models.hub import POSTERIOR_FILE
+from frevl.models.hub import POSTERIOR_FILE, weights_digest
 from frevl.models.interface import PairNetwork
 from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
 from frevl.runs.batches import EmbeddedPairs
@@ -121,7 +120,7 @@ def save_posterior(posterior: Posterior | None, folder: Path) -> None:
             file.unlink()
         return
     # One entry, because the library writes several in an order that changes from run to run.
-    about = {_ABOUT: json.dumps({"format": 1, "weights": _digest(folder)}, sort_keys=True)}
+    about = {_ABOUT: json.dumps({"format": 1, "weights": weights_digest(folder)}, sort_keys=True)}
     tensors = {side: own.contiguous() for side, own in posterior.directions.items()}
     replace_file(file, lambda path: save_file(tensors, path, metadata=about))
 
@@ -198,7 +197,7 @@ def _problem(
             return f"expected rows of {width:,} float32 of the {side}, found {own.dtype} {tuple(own.shape)}"
         if not bool(own.isfinite().all()) or bool((own.square().sum(dim=1) > 1 + _SLACK).any()):
             return f"the rows of the {side} are not directions"
-    if about.get("weights") != _digest(folder):
+    if about.get("weights") != weights_digest(folder):
         return "it is that of other weights"
     return ""
 
@@ -206,7 +205,7 @@ def _problem(
 def _is_of_these_weights(file: Path, folder: Path) -> bool:
     try:
         with safe_open(file, framework="pt") as opened:
-            return bool(_about(opened.metadata()).get("weights") == _digest(folder))
+            return bool(_about(opened.metadata()).get("weights") == weights_digest(folder))
     except (SafetensorError, ValueError):
         return False
 
@@ -221,7 +220,3 @@ def _about(metadata: Mapping[str, str] | None) -> dict[str, object]:
     if not isinstance(about, dict):
         raise ValueError(f"expected an object in '{_ABOUT}', found {about!s:.40}")
     return about
-
-
-def _digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from frevl.errors import InputError, UsageError
 from frevl.jsonfile import write_json
+from frevl.models.hub import weights_digest
 from frevl.outputs import refuse_inputs
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import Ranked
@@ -197,7 +198,7 @@ def _lines(images: Sequence[str], ranked: Ranked, spelled: pa.Array) -> memoryvi
 
 def _identity(scorer: Scorer, where: str | None, k: int) -> dict[str, Any]:
     """Return what decides the lines: another run, store or condition starts again."""
-    weights = hashlib.sha256((scorer.run.path / "weights.safetensors").read_bytes()).hexdigest()[:16]
+    weights = weights_digest(scorer.run.path)[:16]
     record = hashlib.sha256((scorer.run.path / "run.json").read_bytes()).hexdigest()[:16]
     version = scorer.store.version("image")
     return {"weights": weights, "run": record, "store": str(scorer.store.path.absolute()), "version": version,

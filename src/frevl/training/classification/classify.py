@@ -20,7 +20,7 @@ from frevl.data.columns import columns_of
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import UsageError, nearest
-from frevl.models.hub import run_folder
+from frevl.models.hub import weights_digest
 from frevl.models.inputs import mean_pool
 from frevl.provenance import provenance
 from frevl.rejects import rejects_sentence
@@ -240,14 +240,13 @@ def _identity(
     """
     images = store.positions("image")
     listed = sorted({image for entry in classes.entries for image in entry.examples if image in images})
-    weights = None if space is None else run_folder(space) / "weights.safetensors"
     return {
         "frevl": __version__,
         "store": store.fingerprint,
         "pairs": None if read is None else content_of(store, read),
         "dev": None if judged is None else content_of(store, judged),
         "listed": sorted(store.content_hashes(listed).items()) if listed else [],
-        "space": None if weights is None else hashlib.sha256(weights.read_bytes()).hexdigest()[:16],
+        "space": None if space is None else weights_digest(space)[:16],
         "pictures": store.version("image") if looks else None,
     }
 

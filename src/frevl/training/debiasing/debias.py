@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import torch
 
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import RunError, UsageError
-from frevl.models.hub import run_folder
+from frevl.models.hub import weights_digest
 from frevl.models.interface import PairNetwork, PriorSide
 from frevl.provenance import provenance
 from frevl.runs.calibration import calibration_notes, fit_calibration
@@ -222,7 +221,7 @@ def _as_before(former: Run, notes: list[str], seconds: float) -> tuple[dict[str,
 def _digest(folder: Path) -> str:
     """Return a hash of the weights of a run."""
     try:
-        return hashlib.sha256((run_folder(folder) / "weights.safetensors").read_bytes()).hexdigest()[:16]
+        return weights_digest(folder)[:16]
     except OSError as error:
         raise RunError(f"{folder}: the weights of the run cannot be read ({error.strerror or error})") from error
 
