@@ -9,7 +9,13 @@ from typer.testing import CliRunner
 
 import frevl
 from frevl.cli.main import app
-from frevl.diagnosis.curation.core_set.choosing import choose_units, discrimination, distance_change, kendall_tau
+from frevl.diagnosis.curation.core_set.choosing import (
+    choose_units,
+    discrimination,
+    distance_change,
+    kendall_tau,
+    random_units,
+)
 from frevl.diagnosis.curation.core_set.core_set import core_set
 from frevl.errors import FrevlError, PairsError, UsageError
 from planted import plant
@@ -81,6 +87,29 @@ def test_units_of_different_sizes_never_take_more_lines_than_wanted():
         assert counts[units].sum() <= lines
     assert counts[choose_units(sums, counts, 40)].sum() > 32
     assert len(choose_units(sums, np.full(211, 9.0), 5)) == 0
+
+
+def test_one_unit_with_more_lines_than_wanted_does_not_keep_the_others_out():
+    counts = np.array([50.0, *[1.0] * 50])
+    for seed in range(200):  # the large one is first in some of the orders
+        assert len(random_units(counts, 10, seed=seed)) == 10
+
+
+def test_what_may_not_be_chosen_still_counts_in_the_scores_to_keep():
+    sums, counts = made(1, units=60)
+    allowed = np.arange(60) % 2 == 0
+    units = choose_units(sums, counts, 30, allowed=allowed)
+    assert allowed[units].all()
+    assert len(units) == 10
+    whole = sums.sum(axis=1) / counts.sum()
+    part = choose_units(sums[:, allowed], counts[allowed], 30)
+    among = np.flatnonzero(allowed)[part]
+
+    def moved(of):
+        return distance_change(whole, sums[:, of].sum(axis=1) / counts[of].sum())
+
+    assert moved(units) < moved(among)
+    assert allowed[random_units(counts, 30, allowed=allowed, seed=0)].all()
 
 
 @pytest.fixture(scope="module")

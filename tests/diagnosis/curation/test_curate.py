@@ -178,3 +178,18 @@ def test_the_command(captioned, frevl, tmp_path):
     record = json.loads((tmp_path / "result.json").read_text())
     assert (record["lines"], record["kept"], record["filters"]["match"]["dropped"]) == (520, 416, 104)
     assert len(lines_of(tmp_path / "kept.jsonl")) == 416
+
+
+def test_a_fold_without_right_lines_scores_nothing(captioned, tmp_path, monkeypatch):
+    """Few right lines among many wrong ones: all of a fold may be wrong, and nothing can be drawn there."""
+    from frevl.diagnosis.curation import match
+
+    lines = frevl.data.pairs.read_pairs(captioned.exchanged)
+    dealt = match.deal_folds(lines.images, 3, 0)
+    fold_of = dict(zip(lines.images, dealt.tolist(), strict=True))
+    monkeypatch.setattr(match, "deal_folds", lambda *_: dealt)
+    rows = [{**row, "target": fold_of[row["image"]] != 2} for row in captioned.rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = frevl.curate(captioned.store, tmp_path / "rows.jsonl", drop=["match"], find_groups=False)
+    assert told.sentence().startswith("Nothing is said about matches: fold 3 of 3 has fewer than two groups with right")
+    assert told.kept == len(rows)

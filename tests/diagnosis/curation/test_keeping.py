@@ -32,6 +32,16 @@ def test_keep_drops_the_least_probable_of_what_the_others_leave():
     assert "Only 3 lines are left where 4 were to be kept" in notes[0]
 
 
+def test_keep_drops_no_line_that_nobody_has_judged():
+    notes = []
+    silent = Found([{}] * 5, np.zeros(5, bool), np.full(5, np.nan))
+    assert why(keep=0.4, notes=notes, match=silent) == [[]] * 5
+    assert notes == ["3 lines more are kept than the 2 of --keep, because match could not judge what is left."]
+    half = Found([{}] * 5, np.zeros(5, bool), np.array([np.nan, 0.6, np.nan, 0.9, np.nan]))
+    assert why(keep=0.4, notes=notes, match=half) == [[], ["match"], [], ["match"], []]
+    assert notes[1].startswith("1 line more is kept than the 2 of --keep")
+
+
 @pytest.mark.parametrize(
     ("keep", "below", "message"),
     [

@@ -3,7 +3,7 @@
 import pytest
 
 import frevl
-from frevl.diagnosis.report.curation_page import curation_findings, write_curation_page
+from frevl.diagnosis.report.curation_page import _said, curation_findings, write_curation_page
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +52,15 @@ def test_markup_in_texts_stays_text(found, tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (["cat", "dog", 0.1], "dog is likelier (cat: 10.0 %)"),
+        (["dog", "dog", 0.4], "dog: 40.0 %"),  # it goes for --keep or --below
+        (["dog", None, None], "not judged"),
+    ],
+)
+def test_what_is_said_of_a_label(value, said):
+    assert _said("label", value) == said

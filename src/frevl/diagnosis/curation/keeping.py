@@ -36,8 +36,8 @@ def reasons_to_drop(
     Args:
         found: What the filters say, by name.
         lines: How many there are.
-        keep: Share of the lines to keep: after the other filters, those that are least probably right go. None: what
-            the filters flag goes.
+        keep: Share of the lines to keep: after the other filters, those that are least probably right go, and none
+            that nobody has judged. None: what the filters flag goes.
         below: Lines that are right with less than this probability go, instead of what their filter flags.
         notes: Gets a sentence where ``keep`` cannot be met.
 
@@ -73,9 +73,18 @@ def _keep_best(why: list[list[str]], sure: Mapping[str, NDArray[np.float64]], wa
         notes.append(
             f"Only {len(left):,} lines are left where {wanted:,} were to be kept, because the other filters drop more."
         )
-    # What nobody has judged is not dropped before what somebody doubts.
+    # What nobody has judged stays: there is no reason to name for it.
+    known = np.any([~np.isnan(belief) for belief in sure.values()], axis=0)
     tables = {name: np.nan_to_num(belief, nan=1.0) for name, belief in sure.items()}
     least = np.min(list(tables.values()), axis=0)
-    order = left[np.argsort(least[left], kind="stable")]
-    for row in order[: max(0, len(left) - wanted)].tolist():
+    judged = left[known[left]]
+    order = judged[np.argsort(least[judged], kind="stable")]
+    go = max(0, len(left) - wanted)
+    if go > len(order):
+        more, names = go - len(order), " and ".join(sure)
+        notes.append(
+            f"{more:,} {'line more is' if more == 1 else 'lines more are'} kept than the {wanted:,} of --keep, because "
+            f"{names} could not judge what is left."
+        )
+    for row in order[:go].tolist():
         why[row].append(min(tables, key=lambda name: float(tables[name][row])))

@@ -99,7 +99,10 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     doubts: list[str] = []
     embedded = _embedded(lines)
     if lines.run is None:
-        scores = _out_of_fold(lines, embedded, groups, torch.from_numpy(right))
+        told = _out_of_fold(lines, embedded, groups, torch.from_numpy(right))
+        if isinstance(told, str):
+            return _silent(lines, told, doubts)
+        scores = told
     else:
         scores = _of_run(lines, embedded, groups, torch.from_numpy(right), doubts)
     return _judged(lines, scores, groups.numpy(), right, doubts)
@@ -155,12 +158,19 @@ def _embedded(lines: Lines) -> EmbeddedPairs:
     return embed_pairs(lines.store, [lines.pairs], narrow_towers(lines.image_towers), lines.text_towers)[0]
 
 
-def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor) -> _Scores:
+def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor) -> _Scores | str:
+    """Return the scores, or the reason why there are none."""
     session, clock, folds = lines.session, lines.checkpoint.clock, lines.folds or FOLDS
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
     meaning = centred(texts) if math.isfinite(near) else None
     fold_of = torch.from_numpy(deal_folds(lines.pairs.clusters, folds, session.seed))
+    for fold in range(folds):
+        if len(torch.unique(groups[right & (fold_of == fold)])) < 2:
+            return (
+                f"fold {fold + 1} of {folds} has fewer than two groups with right lines, so no wrong ones can be drawn "
+                "there; ask for fewer --folds"
+            )
     given = torch.zeros(len(pairs), _FEATURES)
     drawn, drawn_groups = [], []
     started = clock.seconds()
@@ -182,6 +192,8 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
             place.discard_parts()
         else:
             scores = _Scores(**saved[0])
+        if len(scores.drawn) < 2:
+            return f"no text is wrong for any image of fold {fold + 1}, as every text stands near to a right one"
         # Each fold has a model of its own, whose scores have a scale of their own.
         middle, width = scores.drawn.mean(dim=0), scores.drawn.std(dim=0).clamp(min=1e-6)
         given[held] = (scores.given - middle) / width

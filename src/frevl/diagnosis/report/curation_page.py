@@ -180,7 +180,11 @@ def _said(name: str, value: Any) -> str:
     if name == "match":
         return "not judged" if value is None else f"a match with {100 * value:.1f} %"
     if name == "label":
-        return f"{value[1]} is likelier" + ("" if value[2] is None else f" ({value[0]}: {100 * value[2]:.1f} %)")
+        given, likelier, p = value
+        if p is None:
+            return "not judged"
+        own = f"{given}: {100 * p:.1f} %"
+        return own if likelier == given else f"{likelier} is likelier ({own})"
     if name == "blind":
         return f"the text alone says so with {100 * value:.1f} %"
     if name == "duplicate":

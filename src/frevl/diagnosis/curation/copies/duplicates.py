@@ -78,7 +78,8 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
             # Where both can be read the pixels decide; the embeddings decide the rest.
             unread = ~(readable[links[:, 0]] & readable[links[:, 1]])
             links = np.concatenate([confirmed, links[unread]])
-            figures["by"] = "pixels"
+            if readable.any():
+                figures["by"] = "pixels"
         lacking = int((~readable).sum())
         if lacking:
             notes.append(

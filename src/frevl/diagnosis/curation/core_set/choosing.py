@@ -46,21 +46,25 @@ def discrimination(sums: Floats, counts: Floats, *, seed: int = 0) -> Floats:
     return found
 
 
-def choose_units(sums: Floats, counts: Floats, lines: float, *, seed: int = 0) -> NDArray[np.int64]:
+def choose_units(
+    sums: Floats, counts: Floats, lines: float, *, allowed: NDArray[np.bool_] | None = None, seed: int = 0
+) -> NDArray[np.int64]:
     """Choose units of at most so many lines.
 
     Args:
         sums: ``(runs, units)`` hits of every run in every unit.
         counts: ``(units,)`` lines of every unit.
         lines: Most lines of the chosen units together.
+        allowed: ``(units,)`` those that may be chosen; None allows all. The scores to keep are those of all units.
         seed: Of every random choice.
 
     Returns:
-        Numbers of the units, ascending; none where a random one has more lines.
+        Numbers of the units, ascending; none where every one has more lines.
     """
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(counts), bool)
-    chosen[random_units(counts, lines, seed=seed)] = True
+    allowed = np.ones(len(counts), bool) if allowed is None else allowed
+    chosen[random_units(counts, lines, allowed=allowed, seed=seed)] = True
     whole = sums.sum(axis=1) / counts.sum()
     wanted = (whole - whole.mean())[:, None]
     apart = discrimination(sums, counts, seed=seed) * counts / max(lines, 1)
@@ -75,21 +79,26 @@ def choose_units(sums: Floats, counts: Floats, lines: float, *, seed: int = 0) -
         goes = int(random.choice(np.flatnonzero(chosen)))
         chosen[goes] = False
         others, taken = sums[:, chosen].sum(axis=1), float(counts[chosen].sum())
-        fits = np.flatnonzero(~chosen & (counts + taken <= lines + 1e-9))
+        fits = np.flatnonzero(allowed & ~chosen & (counts + taken <= lines + 1e-9))
         # What goes may come back: then nothing was better.
         chosen[fits[int(np.argmin(costs(fits, others, taken)))]] = True
     return np.flatnonzero(chosen)
 
 
-def random_units(counts: Floats, lines: float, *, seed: int) -> NDArray[np.int64]:
+def random_units(
+    counts: Floats, lines: float, *, allowed: NDArray[np.bool_] | None = None, seed: int
+) -> NDArray[np.int64]:
     """Return random units, as many as fit into so many lines.
 
     Args:
         counts: ``(units,)`` lines of every unit.
-        lines: Most lines of them together.
+        lines: Most lines of them together; a unit that has more by itself is left out.
+        allowed: ``(units,)`` those that may be drawn; None allows all.
         seed: Of the order in which they are tried.
     """
     order = np.random.default_rng(seed).permutation(len(counts))
+    fits = counts <= lines + 1e-9
+    order = order[(fits if allowed is None else fits & allowed)[order]]
     return order[np.cumsum(counts[order]) <= lines + 1e-9]
 
 

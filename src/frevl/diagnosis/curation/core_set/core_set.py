@@ -47,7 +47,8 @@ class CoreSet:
         tau: Kendall's tau-b between the scores of the runs on the core and on the whole set.
         tau_left_out: The same where every run is placed by a core that was chosen without it: what to expect of runs
             that are not there. None where that cannot be told.
-        tau_random: Mean, smallest and largest tau of 20 random subsets of as many lines, whole images too.
+        tau_random: Mean, smallest and largest tau of 20 random subsets of as many lines, of whole images that may be
+            chosen too.
         distance: Points by which the distance of two runs differs between core and whole set, mean over pairs.
         distance_random: The same of the random subsets.
         tau_redrawn: Mean tau between the whole set and itself drawn again: no subset can be expected to keep more.
@@ -165,18 +166,17 @@ def core_set(
     sums = np.array([np.bincount(units, one, minlength=len(rows_of)) for one in hits])
     counts = np.bincount(units, minlength=len(rows_of)).astype(np.float64)
     wanted = math.floor(keep * len(evaluated) + 1e-9)
-    candidates = np.flatnonzero(usable)
-    chosen = candidates[choose_units(sums[:, candidates], counts[candidates], wanted, seed=seed)]
+    chosen = choose_units(sums, counts, wanted, allowed=usable, seed=seed)
     if len(chosen) < 2:
         raise UsageError(
             f"--keep {keep:g}: {wanted:,} of {len(evaluated):,} lines are less than two images with all their lines; "
             "keep a larger share"
         )
     lines = np.sort(np.concatenate([rows_of[unit] for unit in chosen.tolist()]))
-    drawn = [random_units(counts, wanted, seed=seed + draw) for draw in range(1, _DRAWS + 1)]
+    drawn = [random_units(counts, wanted, allowed=usable, seed=seed + draw) for draw in range(1, _DRAWS + 1)]
     random = [one for one in drawn if len(one)] or [chosen]
     taus = np.array([_tau_of(sums, counts, one) for one in random])
-    left_out = _left_out(sums[:, candidates], counts[candidates], wanted, seed) if len(results) > FEWEST_RUNS else None
+    left_out = _left_out(sums, counts, wanted, usable, seed) if len(results) > FEWEST_RUNS else None
     redrawn = _redrawn(sums, counts, seed)
     tau = _tau_of(sums, counts, chosen)
     if not redrawn >= _FAITHFUL:
@@ -280,13 +280,15 @@ def _distance_of(sums: NDArray[np.float64], counts: NDArray[np.float64], units: 
     return distance_change(sums.sum(axis=1) / counts.sum(), sums[:, units].sum(axis=1) / counts[units].sum())
 
 
-def _left_out(sums: NDArray[np.float64], counts: NDArray[np.float64], wanted: int, seed: int) -> float | None:
+def _left_out(
+    sums: NDArray[np.float64], counts: NDArray[np.float64], wanted: int, usable: NDArray[np.bool_], seed: int
+) -> float | None:
     """Return tau over all pairs of a run and the others, on cores that were chosen without that run."""
     whole = sums.sum(axis=1) / counts.sum()
     agree = compared = 0.0
     for run in range(len(sums)):
         others = np.arange(len(sums)) != run
-        units = choose_units(sums[others], counts, wanted, seed=seed)
+        units = choose_units(sums[others], counts, wanted, allowed=usable, seed=seed)
         part = sums[:, units].sum(axis=1) / counts[units].sum()
         a = np.sign(np.round(whole[run] - whole[others], 12))
         agree += float((a * np.sign(np.round(part[run] - part[others], 12))).sum())
