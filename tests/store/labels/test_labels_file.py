@@ -288,3 +288,75 @@ def test_a_reader_that_may_not_write_leaves_a_torn_line_alone(labels, tmp_path):
     before = labels.path.read_bytes()
     assert LabelsFile(tmp_path, writes=False).book().agreed() == {"a.png": "cat"}
     assert labels.path.read_bytes() == before
+
+
+BATCH = [("a.png", "cat"), ("b.png", "dog"), ("c.png", None), ("d.png", "cat")]
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 3])
+@pytest.mark.parametrize("torn", [0, 30])
+def test_a_batch_that_was_cut_is_completed_by_the_same_request(labels, tmp_path, lines, torn):
+    labels.label("ada", [("c.png", "cat")])
+    before = labels.path.read_bytes()
+    labels.label("ada", BATCH, "mine")
+    whole = lines_of(tmp_path)
+    batch = labels.path.read_bytes().removeprefix(before).splitlines(keepends=True)
+    labels.path.write_bytes(before + b"".join(batch[:lines]) + batch[lines][:torn])
+    opened = LabelsFile(tmp_path)
+    assert opened.book().version == 1 + lines
+    for _ in range(2):
+        assert opened.label("ada", BATCH, "mine") == "mine"
+        rows = lines_of(tmp_path)
+        assert [{**row, "at": ""} for row in rows] == [{**row, "at": ""} for row in whole]
+    assert opened.book().agreed() == {"a.png": "cat", "b.png": "dog", "d.png": "cat"}
+    opened.undo("ada")
+    assert opened.book().agreed() == {"c.png": "cat"}
+
+
+def test_what_was_undone_in_part_is_not_written_again(labels):
+    labels.label("ada", BATCH, "mine")
+    labels.path.write_bytes(b"".join(labels.path.read_bytes().splitlines(keepends=True)[:3]))
+    opened = LabelsFile(labels.path.parents[1])
+    opened.undo("ada", "mine")
+    opened.label("ada", BATCH, "mine")
+    assert (opened.book().version, opened.book().agreed()) == (3, {})
+
+
+def test_an_id_that_was_used_for_something_else_is_refused(labels):
+    labels.label("ada", BATCH, "mine")
+    undone = labels.label("ada", [("a.png", "cat")], "one")
+    labels.undo("ada", undone)
+    before = labels.path.read_bytes()
+    other = [(image, "bird") for image, _ in BATCH]
+    for again in (
+        lambda: labels.label("bob", BATCH, "mine"),
+        lambda: labels.label("ada", other, "mine"),
+        lambda: labels.label("ada", BATCH[:3], "mine"),
+        lambda: labels.label("ada", BATCH[:1], "mine"),
+        lambda: labels.define("ada", ["cat"], "mine"),
+        lambda: labels.rename("ada", "cat", "kitten", request="mine"),
+        lambda: labels.label("ada", [("a.png", "dog")], "one"),
+    ):
+        with pytest.raises(UsageError, match="The id '(mine|one)' was used already, by 'ada' and for something else"):
+            again()
+    assert labels.path.read_bytes() == before
+    labels.rename("ada", "cat", "kitten", request="new")
+    labels.rename("ada", "cat", "kitten", request="new")
+    labels.label("ada", BATCH, "mine")
+    assert labels.book().classes() == {"kitten": 2, "dog": 1}
+
+
+def test_the_version_grows_when_the_file_is_replaced_by_one_with_as_many_lines(labels, tmp_path):
+    labels.label("ada", [("a.png", "cat")])
+    seen = [labels.book().version]
+    for name in ("dog", "bird"):
+        (tmp_path / name).mkdir()
+        LabelsFile(tmp_path / name).label("bob", [("z.png", name)])
+        (tmp_path / name / "labels" / "labels.jsonl").rename(labels.path)
+        assert labels.book().agreed() == {"z.png": name}
+        seen.append(labels.book().version)
+    labels.path.unlink()
+    seen.append(labels.book().version)
+    labels.label("ada", [("a.png", "cat")])
+    seen.append(labels.book().version)
+    assert seen == sorted(set(seen))

@@ -28,10 +28,12 @@ class LabelBook:
     Attributes:
         entries: All of them, in the order of the file.
         undone: Requests that do not count.
+        base: Version before the first entry: that of a file which this one has replaced, and more.
     """
 
     entries: list[Entry] = field(default_factory=list)
     undone: set[str] = field(default_factory=set)
+    base: int = 0
 
     def __post_init__(self) -> None:
         entries, self.entries = self.entries, []
@@ -142,8 +144,8 @@ class LabelBook:
 
     @property
     def version(self) -> int:
-        """How many entries there are: whoever knows the same number knows the same labels."""
-        return len(self.entries)
+        """Grows with every entry, and when the file is replaced: the same number means the same labels."""
+        return self.base + len(self.entries)
 
     def knows(self, request: str) -> bool:
         """Tell whether this request was written already."""

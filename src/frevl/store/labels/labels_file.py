@@ -1,7 +1,9 @@
 """The labels file of a store: ``STORE/labels/labels.jsonl``, only ever appended to.
 
-A label is on the disk when `LabelsFile.append` returns: a process that is killed loses none. Several processes may
-write; a lock keeps their lines apart, and each reads what the others have added before it writes.
+A label is on the disk when `LabelsFile.label` returns: a process that is killed loses none. One that is killed while it
+writes several, which it has not confirmed then, may leave a part of them, which counts; the same request again writes
+the rest. Several processes may write; a lock keeps their lines apart, and each reads what the others have added
+before it writes.
 """
 
 from __future__ import annotations
@@ -59,8 +61,8 @@ class LabelsFile:
                     self._read()
                     self._mend()
 
-    def _start_over(self) -> None:
-        self._book = LabelBook()
+    def _start_over(self, base: int = 0) -> None:
+        self._book = LabelBook(base=base)
         self._offset = self._lines = 0
         self._file: tuple[int, int] | None = None  # device and inode
         self._last = b""  # the last line that was read: a new file may get the inode of one that was deleted
@@ -85,14 +87,14 @@ class LabelsFile:
         Args:
             by: Who.
             labels: Picture and class each; a class of None takes the own label back.
-            request: Id of the caller's, letters and digits; the same again writes nothing, so that a caller who had no
-                answer can ask again.
+            request: Id of the caller's, letters and digits; the same again writes only what is missing of it, so that
+                a caller who had no answer can ask again.
 
         Returns:
             The id, by which it can be undone.
 
         Raises:
-            UsageError: A name that cannot be used, or no labels.
+            UsageError: A name that cannot be used, no labels, or an id under which something else was written.
             StoreError: The file cannot be written; nothing was.
         """
         if not labels:
@@ -150,7 +152,7 @@ class LabelsFile:
         with self._guard, self._locked():
             self._read()
             self._mend()
-            self._write(find(self._book), secrets.token_hex(8))
+            self._write(_named(find(self._book), secrets.token_hex(8)))
         return undone
 
     def _append(
@@ -160,15 +162,36 @@ class LabelsFile:
         with self._guard, self._locked():
             self._read()
             self._mend()
-            if not self._book.knows(id_):
+            named = _named(entries, id_)
+            if self._book.knows(id_):
+                named = self._missing(named, id_)
+            else:
                 check(self._book)
-                self._write(entries, id_)
+            if named:
+                self._write(named)
         return id_
 
-    def _write(self, entries: Sequence[Entry], id_: str) -> None:
+    def _missing(self, entries: Sequence[Entry], id_: str) -> list[Entry]:
+        """Return what is not in the file of a request that was sent before: its writer was killed in the middle.
+
+        Raises:
+            UsageError: The id was used for something else.
+        """
+        asked = {entry.id: entry for entry in entries}
+        known = {entry.id: entry for entry in self._book.of_request(id_)}
+        for name, entry in known.items():
+            if name not in asked or replace(entry, at="") != asked[name]:
+                raise UsageError(
+                    f"The id {id_!r} was used already, by {entry.by!r:.80} and for something else; nothing was "
+                    "written now. Send this under another id."
+                )
+        if id_ in self._book.undone:
+            return []
+        return [entry for name, entry in asked.items() if name not in known]
+
+    def _write(self, entries: Sequence[Entry]) -> None:
         at = now()
-        names = [id_] if len(entries) == 1 else [f"{id_}.{number}" for number in range(len(entries))]
-        lines = b"".join(replace(entry, id=name, at=at).line() for entry, name in zip(entries, names, strict=True))
+        lines = b"".join(replace(entry, at=at).line() for entry in entries)
         is_new = self._offset == 0
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -262,7 +285,7 @@ class LabelsFile:
                 if not same:
                     if self._file is not None:
                         self._note(f"{self.path.name} was replaced by another file, which was read from its beginning.")
-                    self._start_over()
+                    self._start_over(self._next_base())
                     self._file = (status.st_dev, status.st_ino)
                 if status.st_size == self._offset:
                     return
@@ -271,7 +294,7 @@ class LabelsFile:
         except FileNotFoundError:
             if self._file is not None:
                 self._note(f"{self.path.name} is gone, and its labels with it.")
-                self._start_over()
+                self._start_over(self._next_base())
             return
         except OSError as error:
             raise StoreError(
@@ -296,6 +319,10 @@ class LabelsFile:
             if entry is not None:
                 self._book.take(entry)
 
+    def _next_base(self) -> int:
+        """Return where the version goes on after a replacement, so that no number means two states."""
+        return self._book.version + (self._file is not None)
+
     def _tail(self) -> bytes:
         """Return what stands after the last whole line."""
         try:
@@ -312,3 +339,10 @@ class LabelsFile:
             self.notes.append(sentence)
         if len(self.notes) > _MOST_NOTES:
             del self.notes[_MOST_NOTES - 1 : -1]
+
+
+def _named(entries: Sequence[Entry], id_: str) -> list[Entry]:
+    """Give the entries of a request their ids."""
+    if len(entries) == 1:
+        return [replace(entries[0], id=id_)]
+    return [replace(entry, id=f"{id_}.{number}") for number, entry in enumerate(entries)]

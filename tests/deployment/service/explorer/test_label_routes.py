@@ -1,11 +1,13 @@
 """Labels over HTTP: written at once, undone, renamed, exported, imported, refused in words."""
 
+import base64
 import csv
 import io
 import json
 import shutil
 
 import pytest
+from explored import copied, explored
 from starlette.testclient import TestClient
 
 from frevl.data.pairs import read_pairs
@@ -16,6 +18,7 @@ from frevl.deployment.service.models import Service
 from frevl.runs.scorer import Scorer
 from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.reader import Store
+from frevl.store.upkeep.removal import remove
 from served import based, refused, runs
 
 __all__ = ["runs"]
@@ -72,6 +75,37 @@ def test_undo_by_id_and_by_what_was_last(http):
 
 def test_the_same_request_twice_writes_once(http):
     assert [label(http, "0.png", "cat", id="once").json()["written"] for _ in range(2)] == [1, 0]
+
+
+def test_an_id_of_something_else_is_refused_and_a_cut_batch_is_completed(http, serving):
+    asked = {"by": "ada", "id": "mine", "labels": [{"image": f"{number}.png", "label": "cat"} for number in range(4)]}
+    assert http.post("/explore/label", json=asked).json()["written"] == 4
+    refused(http.post("/explore/label", json={**asked, "by": "bob"}), 422, "invalid", "The id 'mine' was used already")
+    path = serving.folder / "labels" / "labels.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert http.post("/explore/label", json=asked).json()["written"] == 3
+    assert classes(http) == {"cat": 4}
+
+
+def test_written_is_counted_though_the_file_was_replaced_by_a_longer_one(http, serving, tmp_path):
+    label(http, "0.png", "cat")
+    LabelsFile(tmp_path).label("bob", [(f"{number}.png", "dog") for number in range(9)])
+    (tmp_path / "labels" / "labels.jsonl").rename(serving.folder / "labels" / "labels.jsonl")
+    before = http.get("/explore/labels").json()["version"]
+    answer = label(http, "1.png", "cat").json()
+    assert (answer["written"], answer["version"]) == (1, before + 1)
+
+
+def test_an_import_knows_a_picture_that_was_removed_a_moment_ago(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("frevl.deployment.service.store_refresh._SECONDS", 0.0)
+    place = copied(made, tmp_path)
+    with explored(place.store) as found:
+        remove(place.store, ids=["0.png"])
+        lines = b'{"image": "0.png", "target": "cat"}\n{"image": "1.png", "target": "cat"}\n'
+        answer = found.http.post(
+            "/explore/labels/import", json={"by": "ada", "uploads": {"file": base64.b64encode(lines).decode()}}
+        ).json()
+        assert (answer["written"], answer["left_out"]) == (1, 1)
 
 
 def test_classes_are_named_renamed_and_made_one(http):

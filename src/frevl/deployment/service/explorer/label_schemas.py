@@ -29,7 +29,9 @@ _Id = Annotated[
     str | None,
     Field(
         pattern="^[A-Za-z0-9_-]{1,64}$",
-        description="An id of your own. The same again writes nothing, so that it is safe to ask again.",
+        description="An id of your own. The same request again under it writes only what is missing of it (where the "
+        "service was killed in the middle of writing), so that it is safe to ask again; something "
+        "else under it is refused.",
     ),
 ]
 _ClassName = Annotated[_Name, Field(description="Name of a class.", examples=["cat"])]
@@ -43,7 +45,7 @@ class ImageLabel(Body):
 
 
 class LabelsRequest(Body):
-    """Labels to write: all or none."""
+    """Labels to write: all or none; where the service is killed while it writes, the same again writes the rest."""
 
     by: _By
     id: _Id = None
@@ -88,7 +90,7 @@ class WrittenResponse(Body):
     """What was written; it is on the disk."""
 
     id: str = Field(description="By which it can be undone.")
-    written: int = Field(description="How many; 0 where the id had been written already.")
+    written: int = Field(description="How many; 0 where all had been written under this id already.")
     version: int
 
 
@@ -130,7 +132,7 @@ class AgreementRecord(Body):
 class LabelsResponse(Body):
     """What all labels amount to."""
 
-    version: int = Field(description="Grows with every entry.")
+    version: int = Field(description="Grows with every entry, and when the file is replaced.")
     writable: bool = Field(description="Whether this service takes labels.")
     images: int = Field(description="Pictures with a class on which labellers agree, or that most of them give.")
     disputed: int = Field(description="Pictures to which labellers give different classes equally often.")

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,13 @@ async def label(explorer: Explorer, asked: LabelsRequest) -> dict[str, Any]:
     await service.newest_store()  # a picture that was removed a moment ago gets no label
     await service.check_images([one.image for one in asked.labels])
     labels = [(one.image, one.label) for one in asked.labels]
-    return await _written(explorer, lambda: explorer.labels.label(asked.by, labels, asked.id))
+    return await _written(explorer, asked.id, lambda: explorer.labels.label(asked.by, labels, asked.id))
 
 
 async def define(explorer: Explorer, asked: DefineRequest) -> dict[str, Any]:
     """Name classes."""
     explorer.check_writable()
-    return await _written(explorer, lambda: explorer.labels.define(asked.by, asked.names, asked.id))
+    return await _written(explorer, asked.id, lambda: explorer.labels.define(asked.by, asked.names, asked.id))
 
 
 async def rename(explorer: Explorer, asked: RenameRequest) -> dict[str, Any]:
@@ -53,16 +53,15 @@ async def rename(explorer: Explorer, asked: RenameRequest) -> dict[str, Any]:
     def write() -> str:
         return explorer.labels.rename(asked.by, asked.name, asked.to, merge=asked.merge, request=asked.id)
 
-    return await _written(explorer, write)
+    return await _written(explorer, asked.id, write)
 
 
-async def _written(explorer: Explorer, write: Any) -> dict[str, Any]:
+async def _written(explorer: Explorer, given: str | None, write: Callable[[], str]) -> dict[str, Any]:
     def work() -> dict[str, Any]:
-        before = explorer.labels.book().version
+        before = len(explorer.labels.book().of_request(given or ""))
         id_ = write()
         book = explorer.labels.book()
-        new = [entry for entry in book.entries[before:] if entry.request == id_]
-        return {"id": id_, "written": len(new), "version": book.version}
+        return {"id": id_, "written": len(book.of_request(id_)) - before, "version": book.version}
 
     written = await explorer.ask(work)
     await wake(explorer)
@@ -158,12 +157,12 @@ async def take_file(explorer: Explorer, asked: ImportRequest, uploads: Mapping[s
         raise RefusedError(422, "invalid", f"An import brings one file as its upload, found {len(uploads)}.")
     (name, upload), *_ = uploads.items()
     content = decoded(name, upload)
-    read = await explorer.ask(lambda: _read(content, asked.format))
+    await explorer.service.newest_store()  # a picture that was added a moment ago gets its label, one removed none
     images = explorer.service.images
-    labels, left_out, notes = _usable(read, images)
+    labels, left_out, notes = await explorer.ask(lambda: _usable(_read(content, asked.format), images))
     if not labels:
         raise RefusedError(422, "invalid", f"The file has no label that can be used: {' '.join(notes) or 'no lines'}")
-    written = await _written(explorer, lambda: explorer.labels.label(asked.by, labels, asked.id))
+    written = await _written(explorer, asked.id, lambda: explorer.labels.label(asked.by, labels, asked.id))
     return {**written, "left_out": left_out, "notes": notes}
 
 
