@@ -32,16 +32,35 @@ def test_a_folder_stays_one(tmp_path):
     ("written", "match"),
     [
         ("s3://KEY:SECRET@bucket/store", "holds no credentials"),
+        ("s3://KEY:SEC/SECRET@bucket/store", "holds no credentials"),
+        ("s3://KEY:/SECRET@bucket/store", "holds no credentials"),
+        ("s3://KEY:SECRET/store", "holds no credentials"),
+        ("s3://KEY/a:SECRET@bucket/store", "holds no credentials"),
+        ("s3://KEY%3ASECRET%40bucket/store", "holds no credentials"),
+        (Path("az://KEY:a//SECRET@box/store"), "holds no credentials"),
+        ("s3://SECRET@bucket", "holds no credentials"),
         ("s3://bucket/store?key=SECRET", "holds no credentials"),
+        ("gs://bucket?key=SECRET", "holds no credentials"),
+        ("az://box/a/b/?sv=1&sig=SECRET", "holds no credentials"),
         ("s3://", "names a bucket"),
         ("gs:///", "names a bucket"),
         ("ftp://KEY:SECRET@host/store", "expected a folder of this machine or an address s3://"),
+        ("https://acct.blob.core.windows.net/c/store?sv=1&sig=SECRET", "^https://...: expected a folder"),
+        (Path("https://u:SEC/SECRET@h/s"), "^https://...: expected a folder"),
+        ("abfss://box@SECRET.dfs.core.windows.net/s", "^abfss://...: expected a folder"),
+        ("http:/SECRET", "^http://...: expected a folder"),
     ],
 )
 def test_what_is_no_address_is_refused_without_its_secrets(written, match):
     with pytest.raises(UsageError, match=match) as raised:
         place_of(written)
-    assert "SECRET" not in str(raised.value)
+    assert "SEC" not in str(raised.value)
+    assert "KEY" not in str(raised.value).replace("AWS_ACCESS_KEY_ID", "")
+
+
+def test_a_key_of_a_path_is_no_credential():
+    for written in ("s3://bucket/a@b/c", "gs://my_bucket.x-1/run:3/store", "az://$root/a%20b"):
+        assert str(place_of(written)) == written
 
 
 def test_nothing_of_an_address_is_on_this_machine(tmp_path, monkeypatch):
