@@ -303,3 +303,63 @@ def test_the_command(tmp_path, tars, frevl):
     )
     assert said.code == 0, said.err
     assert f"Wrote 12 pairs to {tmp_path / 'p.jsonl'}." in said.out
+
+
+def pairs_of(tmp_path, members):
+    """What the pairs file of a tar says, by name of the picture, and what was rejected, by name of the member."""
+    tar = write_tar(tmp_path / "x.tar", members)
+    report = extract(tmp_path / "s", images=tar, encoder="toy", write_pairs=tmp_path / "p.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    rejects = {one.id.partition("/")[2]: one.reason for one in report.rejects}
+    return {line.pop("image").partition("/")[2]: line for line in lines}, rejects
+
+
+def test_only_what_follows_the_first_dot_says_what_a_member_is(tmp_path):
+    pairs, rejects = pairs_of(
+        tmp_path,
+        [
+            ("0.png", picture(1)), ("0.txt", b"a dog"), ("0.ocr.txt", b"EXIT"), ("0.meta.json", b'{"caption": "no"}'),
+            ("1.png", picture(2)), ("1.a.cls", b"3"), ("1.cls", b"4"), ("1.b.cls", b"5"),
+            ("2.png", picture(3)), ("2.ocr.txt", b"STOP"),
+            ("d.x/3.png", picture(4)), ("d.x/3.TXT", b"a cat"),
+        ],
+    )  # fmt: skip
+    assert pairs == {"0.png": {"text": "a dog"}, "1.png": {"target": "4"}, "d.x/3.png": {"text": "a cat"}}
+    assert rejects == {}
+
+
+def test_of_two_captions_of_a_key_the_first_is_used_and_the_other_is_said(tmp_path):
+    pairs, rejects = pairs_of(
+        tmp_path,
+        [
+            ("0.png", picture(1)), ("0.txt", b"a dog"), ("0.caption", b"a cat"), ("0.text", b" a dog\n"),
+            ("1.png", picture(2)), ("1.json", b'{"caption": "of the record"}'), ("1.caption", b"its own"),
+            ("2.png", picture(3)), ("2.cls", b"3"), ("2.CLS", b"4"),
+            ("3.png", picture(4)), ("3.json", b'{"caption": "one", "n": 1}'), ("3.JSON", b'{"caption": "two"}'),
+        ],
+    )  # fmt: skip
+    assert pairs == {
+        "0.png": {"text": "a dog"}, "1.png": {"text": "its own"}, "2.png": {"target": "3"},
+        "3.png": {"n": 1, "text": "one"},
+    }  # fmt: skip
+    assert rejects == {
+        "0.caption": "the tar has two different captions of this key; the first is used",
+        "2.CLS": "the tar has two different labels of this key; the first is used",
+        "3.JSON": "the tar has two different records of this key; the first is used",
+    }
+
+
+def test_what_no_pairs_file_can_hold_is_left_out_of_a_record(tmp_path):
+    pairs, rejects = pairs_of(
+        tmp_path,
+        [
+            ("0.png", picture(1)), ("0.json", b'{"caption": "half \\ud83d of it"}'),
+            ("1.png", picture(2)),
+            ("1.json", b'{"caption": "whole \\ud83d\\ude00", "a": NaN, "b": -Infinity, "c": 1e999, "d": "\\udc00", '
+             b'"\\ud83d": 1, "e": 0.5, "f": ' + b"9" * 400 + b"}"),
+        ],
+    )  # fmt: skip
+    assert pairs == {"1.png": {"e": 0.5, "f": int("9" * 400), "text": "whole \U0001f600"}}
+    assert rejects == {"0.json": "expected text, found half of a surrogate pair"}
+    read = read_pairs(tmp_path / "p.jsonl")
+    assert (len(read), len(read.rejected)) == (1, 0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 import tempfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from frevl.data.json_rows import HALF_PAIR, has_half_pair
 from frevl.errors import InputError
 from frevl.jsonfile import replace_file
 from frevl.rejects import Reject
@@ -21,18 +23,21 @@ _TEXTS = (".txt", ".caption", ".text")
 _LABELS = (".cls",)
 _FIELDS = (".json",)
 _CAPTION_KEYS = ("caption", "text", "TEXT")
+_NAMES = {"text": "captions", "target": "labels", "record": "records"}
 
 
 def holds_caption(name: str) -> bool:
     """Tell whether a member of this name may hold a caption, a label, or a record with one."""
-    return PurePosixPath(name).suffix.lower() in (*_TEXTS, *_LABELS, *_FIELDS)
+    return _ending(name) in (*_TEXTS, *_LABELS, *_FIELDS)
 
 
 class Captions:
     """The pairs of some tars, written to a file one after the other; a context manager.
 
     Members belong together that agree up to the first dot of their name: ``000.jpg`` with ``000.txt`` (its caption),
-    ``000.cls`` (its target), ``000.json`` (a record: its ``caption``, where there is no text, and further fields).
+    ``000.cls`` (its target), ``000.json`` (a record: its ``caption``, where there is no text, and further fields that
+    JSON can hold). What follows that dot says what a member is, as in webdataset: ``000.ocr.txt`` is no caption. Of
+    two different captions, labels or records of one key the first is used, and the other is rejected.
 
     Args:
         out: Pairs file to write when all is read; None keeps nothing.
@@ -54,6 +59,7 @@ class Captions:
         self._pictures: dict[str, list[str]] = {}
         self._fields: dict[str, dict[str, Any]] = {}
         self._seen: dict[str, bytes] = {}
+        self._given: dict[tuple[str, str], str] = {}
 
     def __enter__(self) -> Captions:
         self._lines = tempfile.TemporaryFile("w+b") if self.wanted else io.BytesIO()
@@ -77,13 +83,36 @@ class Captions:
             problem = "the tar has two different members of this name; the first is used"
         elif not problem:
             try:
-                self._fields.setdefault(_key(member.id), {}).update(
-                    _read(member, self._fields.get(_key(member.id), {}))
-                )
+                self._take(member)
             except ValueError as error:
                 problem = str(error)
         if problem:
             self.rejects.append(Reject("pair", member.id, problem))
+
+    def _take(self, member: Member) -> None:
+        """Add what a member holds to the fields of its pair.
+
+        Raises:
+            ValueError: It cannot be used; the message says why.
+        """
+        try:
+            written = member.content.decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise ValueError("expected text in UTF-8, found other bytes") from None
+        key, ending = _key(member.id), _ending(member.id)
+        fields = self._fields.setdefault(key, {})
+        if ending in _FIELDS:
+            what, found = "record", _record(written)
+            if "text" in fields:
+                found.pop("text", None)
+        elif written:
+            what = "target" if ending in _LABELS else "text"
+            found = {what: written}
+        else:
+            raise ValueError("expected a caption or a label, found nothing")
+        if self._given.setdefault((key, what), written) != written:
+            raise ValueError(f"the tar has two different {_NAMES[what]} of this key; the first is used")
+        fields.update(found)
 
     def end_tar(self) -> None:
         """Write the pairs of the tar that was read."""
@@ -98,7 +127,7 @@ class Captions:
                 line = json.dumps({"image": id_, **fields}, ensure_ascii=False)
                 self._lines.write(line.encode() + b"\n")
                 self.written += 1
-        self._pictures, self._fields, self._seen = {}, {}, {}
+        self._pictures, self._fields, self._seen, self._given = {}, {}, {}, {}
 
     def finish(self) -> list[str]:
         """Write the pairs file.
@@ -131,27 +160,20 @@ def _key(id_: str) -> str:
     return folder + slash + name.partition(".")[0]
 
 
-def _read(member: Member, known: dict[str, Any]) -> dict[str, Any]:
-    """Return what a member adds to the fields of its pair.
+def _ending(id_: str) -> str:
+    """Return what follows the first dot of a name, the dot included, in small letters."""
+    name = id_.rpartition("/")[2]
+    return name[name.find(".") :].lower() if name.find(".") > 0 else ""
+
+
+def _record(written: str) -> dict[str, Any]:
+    """Return the fields of a record, as the fields of a pair; those that no pairs file can hold are left out.
 
     Raises:
-        ValueError: It cannot be used; the message says why.
+        ValueError: It is no record, or its caption cannot be used.
     """
-    suffix = PurePosixPath(member.id).suffix.lower()
     try:
-        written = member.content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        raise ValueError("expected text in UTF-8, found other bytes") from None
-    if suffix in _FIELDS:
-        return _record(written, known)
-    if not written:
-        raise ValueError("expected a caption or a label, found nothing")
-    return {"target": written} if suffix in _LABELS else {"text": written}
-
-
-def _record(written: str, known: dict[str, Any]) -> dict[str, Any]:
-    try:
-        record = json.loads(written)
+        record = json.loads(written, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         raise ValueError("expected JSON, found something else") from None
     if not isinstance(record, dict):
@@ -159,9 +181,12 @@ def _record(written: str, known: dict[str, Any]) -> dict[str, Any]:
     plain = {
         key: value
         for key, value in record.items()
-        if isinstance(value, str | int | float | bool) and key not in ("image", "text", "target", *_CAPTION_KEYS)
+        if isinstance(value, str | int | float | bool)
+        and not (isinstance(value, float) and not math.isfinite(value))
+        and not has_half_pair([key, value])
+        and key not in ("image", "text", "target", *_CAPTION_KEYS)
     }
     caption = next((record[key] for key in _CAPTION_KEYS if isinstance(record.get(key), str)), "").strip()
-    if caption and "text" not in known:
-        plain["text"] = caption
-    return plain
+    if has_half_pair(caption):
+        raise ValueError(HALF_PAIR)
+    return {**plain, "text": caption} if caption else plain
