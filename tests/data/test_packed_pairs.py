@@ -214,10 +214,12 @@ def test_what_is_kept_goes_with_the_content_of_the_file(tmp_path):
     assert read_pairs(path, columns="text=image,image=text").images[0] == "caption number 1"
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "other", "codes", "places"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "other", "codes", "places", "letters", "another code", "lines", "notes"]
+)
 def test_a_damaged_file_is_not_read(tmp_path, by_rows, damage, monkeypatch):
     monkeypatch.setattr("frevl.data.packed.codes._MANY", 100)  # numbers in the order of the file
-    path = write(tmp_path / "pairs.jsonl", PLAIN)
+    path = write(tmp_path / "pairs.jsonl", [*PLAIN, '{"image": "a"}'])
     read_pairs(path)
     (kept,) = kept_files(tmp_path)
     content = kept.read_bytes()
@@ -225,11 +227,17 @@ def test_a_damaged_file_is_not_read(tmp_path, by_rows, damage, monkeypatch):
     assert codes.tobytes() in content
     places = np.arange(0, 64, 7, dtype=np.int64)[:8]  # of ids of seven letters
     assert places.tobytes() in content
+    lines = np.arange(1, 8, dtype=np.int32)
     changed = {
         "cut": content[: len(content) // 2], "empty": b"", "other": b"no arrow" * 100,
         "places": content.replace(places.tobytes(), (places << 33).tobytes()),
         "codes": content.replace(codes.tobytes(), (codes + 3).tobytes()),
+        "letters": content.replace(b"caption number 3", b"caption number 9"),
+        "another code": content.replace(codes.tobytes(), codes[::-1].tobytes()),
+        "lines": content.replace(lines.tobytes(), (lines + 1).tobytes()),
+        "notes": content.replace(b'"rejected": [[8,', b'"rejected": [[9,'),
     }[damage]  # fmt: skip
+    assert changed != content
     kept.unlink()  # the pairs that were read from it still look at the old one
     kept.write_bytes(changed)
     assert said(path) == by_rows(path)

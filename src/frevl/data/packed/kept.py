@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kept", "kept_columns"]
 
-_FORMAT = 1
+_FORMAT = 2
 _ENDING = ".pairs.arrow"
 _COLUMNS = ("images", "texts", "targets", "extras")
 _ABANDONED = 3600.0  # seconds after which a file that was being written belongs to nobody
@@ -108,22 +108,46 @@ def _opened(file: Path) -> Kept | None:
         about = json.loads(table.schema.metadata[b"frevl"])
         columns = {name: table[name].combine_chunks() for name in _COLUMNS}
         lines = table["lines"].combine_chunks().to_numpy()
+        table.validate()
         for column in columns.values():
             codes = column.indices.to_numpy()
             if not len(codes) or column.null_count or codes.min() < 0 or codes.max() >= len(column.dictionary):
                 return None
             if not _sound(column.dictionary):
                 return None
-        return Kept(columns, lines, [(line, reason) for line, reason in about["rejected"]], about["notes"])
+        kept = Kept(columns, lines, [(line, reason) for line, reason in about["rejected"]], about["notes"])
+        return kept if about["digest"] == _digest(kept) else None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _sound(values: pa.LargeStringArray) -> bool:
-    """Whether every text lies where there is text; Arrow itself does not look."""
+def _digest(kept: Kept) -> str:
+    """Return a hash of all that is kept: of what Arrow's buffers mean, however they are cut."""
+    content = hashlib.blake2b(json.dumps([kept.rejected, kept.notes]).encode(), digest_size=16)
+    content.update(np.ascontiguousarray(kept.lines, np.int64))
+    for name in _COLUMNS:
+        column = kept.columns[name]
+        places, data = _texts(column.dictionary)
+        content.update(
+            f"{name} {len(column)} {column.null_count} {column.dictionary.null_count} {len(places)}".encode()
+        )
+        content.update(np.ascontiguousarray(column.indices.to_numpy()))
+        content.update(places - places[0] if places[0] else places)
+        content.update(data[places[0] : places[-1]])
+    return content.hexdigest()
+
+
+def _texts(values: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where each text begins, with the end of the last, and the bytes of all."""
     _, at, data = values.buffers()
     places = np.frombuffer(at, np.int64)[values.offset : values.offset + len(values) + 1]
-    size = 0 if data is None else data.size
+    return places, np.frombuffer(b"" if data is None else data, np.uint8)
+
+
+def _sound(values: pa.LargeStringArray) -> bool:
+    """Whether every text lies where there is text; Arrow itself does not look."""
+    places, data = _texts(values)
+    size = len(data)
     return bool(len(places) and places[0] >= 0 and places[-1] <= size and (np.diff(places) >= 0).all())
 
 
@@ -131,7 +155,7 @@ def _written(made: Kept, folder: Path, name: str, prefix: str) -> bool:
     """Write the file, complete or not at all, and remove those of earlier contents; False where that fails."""
     import pyarrow as pa
 
-    about = json.dumps({"rejected": made.rejected, "notes": made.notes}).encode()
+    about = json.dumps({"rejected": made.rejected, "notes": made.notes, "digest": _digest(made)}).encode()
     table = pa.table({**made.columns, "lines": made.lines}).replace_schema_metadata({b"frevl": about})
     part = folder / f"{name}.{os.getpid()}.part"
     try:
