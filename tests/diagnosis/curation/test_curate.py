@@ -193,3 +193,28 @@ def test_a_fold_without_right_lines_scores_nothing(captioned, tmp_path, monkeypa
     told = frevl.curate(captioned.store, tmp_path / "rows.jsonl", drop=["match"], find_groups=False)
     assert told.sentence().startswith("Nothing is said about matches: fold 3 of 3 has fewer than two groups with right")
     assert told.kept == len(rows)
+
+
+def test_a_fold_that_was_cut_short_is_told_first_and_learnt_again_where_there_is_more_time(
+    captioned, tmp_path, monkeypatch
+):
+    from frevl.diagnosis.curation import match
+
+    whole, learnt = match._one_fold, []
+
+    def cut(*arguments):
+        if len(learnt) == stop:
+            raise KeyboardInterrupt
+        learnt.append(1)
+        return whole(*arguments)[0], len(learnt) == 1
+
+    monkeypatch.setattr(match, "_one_fold", cut)
+    for limit, count in ((1000.0, 3), (2000.0, 4)):
+        out, stop = tmp_path / f"{limit}.jsonl", 1
+        learnt.clear()
+        with pytest.raises(KeyboardInterrupt):
+            frevl.curate(captioned.store, captioned.exchanged, out, drop=["match"], time_limit=1000.0)
+        stop = None
+        told = frevl.curate(captioned.store, captioned.exchanged, out, drop=["match"], time_limit=limit)
+        assert len(learnt) == count
+        assert told.sentence().startswith("1 of 3 folds was cut short by --time-limit") is (limit == 1000.0)

@@ -138,3 +138,42 @@ def test_words_by_hand():
     assert said.sum(axis=1) == pytest.approx(1)
     assert by_words([" ", ""] * 6, labels, folds, 2) == pytest.approx(0.5)
     assert by_words(["a", "b", "c"], np.array([1, 1, 0]), np.array([0, 0, 1]), 2)[:2].tolist() == [[1, 0], [1, 0]]
+
+
+def test_a_class_that_the_models_have_not_learnt_is_not_judged(planted, tmp_path):
+    """All lines of one label are one group, so in one fold: what judges them has never seen the label."""
+    store, _, rows = planted
+    alone = {row["image"] for row in [row for row in rows if row["target"] == "fern"][:12]}
+    changed = [
+        {**row, "target": "rush", "site": "one"} if row["image"] in alone else {**row, "site": row["image"]}
+        for row in rows
+    ]
+    told = frevl.curate(
+        store, write(tmp_path / "x.jsonl", changed), drop=["label", "blind"], group_by="site", find_groups=False
+    )
+    verdicts = [line["curate"] for line in told.lines if line["target"] == "rush"]
+    assert len(verdicts) == 12
+    assert all(one["label"] == ["rush", None, None] and one["blind"] is None and one["kept"] for one in verdicts)
+    assert "12 lines with the label 'rush' cannot be judged" in told.sentence()
+    assert told.filters["label"]["looked_at"] == 288
+    assert told.filters["label"]["flagged"] > 15
+
+
+def test_a_fold_that_leaves_one_class_is_told_and_nothing_is_dropped(planted, tmp_path):
+    store, _, rows = planted
+    two = [
+        {**row, "site": "one"} if row["target"] == "moss" else {**row, "site": row["image"], "target": "fern"}
+        for row in rows
+    ]
+    path = write(tmp_path / "x.jsonl", two)
+    told = frevl.curate(store, path, drop=["label", "blind"], group_by="site", find_groups=False)
+    assert told.kept == 300
+    said = told.sentence()
+    assert "Wrong labels cannot be told: what a fold leaves is too little" in said
+    assert "What the text alone answers cannot be told: what a fold leaves is too little" in said
+
+
+def test_folds_that_the_time_limit_cut_short_are_told_first(planted, monkeypatch):
+    monkeypatch.setattr("frevl.diagnosis.curation.folds._LEAST_SECONDS", 1e-9)
+    told = frevl.curate(*planted[:2], drop=["label"], time_limit=1e-9)
+    assert told.sentence().startswith("5 of 5 folds were cut short by --time-limit: their lines were judged by models")

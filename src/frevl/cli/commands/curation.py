@@ -90,7 +90,11 @@ def curate(
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     time_limit: Annotated[
         float | None,
-        typer.Option(min=1, help="Time limit for all trainings together, in seconds.", show_default="none"),
+        typer.Option(
+            min=1,
+            help="Time limit for all trainings together, in seconds; of labels a fold takes 10 a model.",
+            show_default="none",
+        ),
     ] = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,

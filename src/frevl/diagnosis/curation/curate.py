@@ -141,7 +141,7 @@ def curate(
         folds: In how many parts the lines are dealt; each is judged by what learnt from the others. None takes 3 for
             matches and 5 for labels.
         seed: Of every random choice.
-        time_limit: Time limit of all trainings together in seconds.
+        time_limit: Time limit of all trainings together in seconds; a model of labels learns for ten a fold at least.
         device: Where to train, as PyTorch names it.
         progress: Show progress lines.
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation.lines import Lines
 from frevl.diagnosis.model_comparison import most_passes, quick_products
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
-from frevl.diagnosis.splits import constant, share_of_clusters
+from frevl.diagnosis.splits import answers_of, constant, share_of_clusters
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import names_of
 from frevl.terminal import print_progress
+from frevl.training.run_folder import Checkpoint
 from frevl.training.training import train
 
-__all__ = ["FOLDS", "MOST_LEARNT", "deal_folds", "out_of_fold"]
+__all__ = ["FOLDS", "MOST_LEARNT", "Answers", "cut_short", "deal_folds", "out_of_fold", "saved_fold"]
 
 MOST_LEARNT = 20_000
 """Lines that one model of classes learns from at most, so that a training has an end."""
@@ -31,6 +35,52 @@ found exchanged labels with a precision of 0.79 instead of 0.73 (research/experi
 
 _PAIRS_AT_ONCE = 16_384
 _LEAST_SECONDS = 10.0
+_FEWEST_GROUPS = 2  # of a class to be learnt: one may be set aside for the development metric
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the models say of lines that they have not learnt from.
+
+    Attributes:
+        said: ``(n, classes)`` calibrated, rows sum to 1; equal where a model knows none of the classes.
+        knows: ``(n, classes)`` bool, whether the model that answers the line has learnt the class.
+        cut: Folds (from 0) whose model the time limit cut short.
+    """
+
+    said: NDArray[np.float32]
+    knows: NDArray[np.bool_]
+    cut: frozenset[int]
+
+
+def cut_short(cut: int, folds: int) -> list[str]:
+    """Return the doubt about folds that the time limit cut short; none where it cut none."""
+    if not cut:
+        return []
+    return [
+        f"{cut} of {folds} folds {'was' if cut == 1 else 'were'} cut short by --time-limit: their lines were judged by "
+        "models that learnt less."
+    ]
+
+
+def saved_fold(place: Checkpoint, limit: float | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return what an interrupted call has kept of a fold.
+
+    Args:
+        place: Of the fold; its record has ``cut``, and ``limit``, the time limit of that call.
+        limit: The time limit of this call in seconds, or None.
+
+    Returns:
+        Tensors and record; None if there is nothing, or if it was cut short and there is more time now.
+    """
+    saved = place.load()
+    if saved is None or "cut" not in saved[1]:  # an earlier version kept no word of it
+        return None
+    record = saved[1]
+    if record["cut"] and (limit is None or limit > record["limit"]):
+        place.clock.add_earlier(-float(record["seconds"]))  # that time is not part of this result
+        return None
+    return saved
 
 
 def deal_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
@@ -48,7 +98,7 @@ def deal_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64
 
 def out_of_fold(
     lines: Lines, spec: ModelSpec, classes: Sequence[str], rows: NDArray[np.int64], *, share: float
-) -> NDArray[np.float32]:
+) -> Answers:
     """Let a model answer every line after it has learnt from the other folds.
 
     Args:
@@ -56,22 +106,27 @@ def out_of_fold(
         spec: The model.
         classes: Its probabilities are returned in this order; what it gives to others is left out.
         rows: Lines that are answered and learnt from.
-        share: Of the time limit.
+        share: Of the time limit; a model learns for 10 seconds at least.
 
     Returns:
-        ``(len(rows), classes)`` calibrated, rows sum to 1; equal where a model knows none of the classes.
+        The answers to ``rows``.
+
+    Raises:
+        PairsError: A fold leaves fewer than two classes to learn from.
     """
     known = lines.pairs.select(rows.tolist())
     folds = lines.folds or FOLDS
     fold_of = deal_folds(known.clusters, folds, lines.session.seed)
     said = np.zeros((len(known), len(classes)), np.float32)
+    knows, cut = np.zeros(said.shape, bool), set()
     limit = lines.session.time_limit
     for fold in range(folds):
         held = np.flatnonzero(fold_of == fold)
         place = lines.checkpoint.part(f"{spec.name} fold {fold + 1}")
-        saved = place.load()
+        saved = saved_fold(place, limit)
         if saved is not None:
-            said[held] = saved[0]["said"].numpy()
+            said[held], knows[held] = saved[0]["said"].numpy(), saved[0]["knows"].numpy()
+            cut |= {fold} if saved[1]["cut"] else set()
             continue
         print_progress(f"{spec.name}: learning without fold {fold + 1} of {folds}", enabled=lines.session.progress)
         begun = place.clock.seconds()
@@ -79,17 +134,31 @@ def out_of_fold(
         if len(learnt) > MOST_LEARNT:
             learnt = share_of_clusters(learnt, MOST_LEARNT / len(learnt), seed=lines.session.seed)
         left = None if limit is None else max(_LEAST_SECONDS, share * limit / folds)
-        said[held] = _answers(lines, spec, learnt, known.select(held.tolist()), classes, left)
-        place.save({"said": torch.from_numpy(said[held])}, {"seconds": place.clock.seconds() - begun})
+        said[held], ended = _answers(lines, spec, learnt, known.select(held.tolist()), classes, left)
+        knows[held] = _learnt_classes(learnt, classes)
+        cut |= {fold} if ended else set()
+        place.save(
+            {"said": torch.from_numpy(said[held]), "knows": torch.from_numpy(knows[held])},
+            {"seconds": place.clock.seconds() - begun, "cut": ended, "limit": limit},
+        )
     said = np.maximum(said, 1e-9)
-    shares: NDArray[np.float32] = said / said.sum(axis=1, keepdims=True)
-    return shares
+    return Answers(said / said.sum(axis=1, keepdims=True), knows, frozenset(cut))
+
+
+def _learnt_classes(learnt: Pairs, classes: Sequence[str]) -> NDArray[np.bool_]:
+    """Return ``(classes,)`` bool, whether lines of a class stand in groups enough to be learnt from."""
+    groups: dict[str, set[str]] = {}
+    for target, name in zip(learnt.targets, learnt.clusters, strict=True):
+        for answer in answers_of(target, "classification"):
+            groups.setdefault(answer, set()).add(name)
+    fewest = min(_FEWEST_GROUPS, len(set(learnt.clusters)))
+    return np.array([len(groups.get(name, ())) >= fewest for name in classes], bool)
 
 
 def _answers(
     lines: Lines, spec: ModelSpec, learnt: Pairs, asked: Pairs, classes: Sequence[str], time_limit: float | None
-) -> NDArray[np.float32]:
-    """Train one model and let it answer."""
+) -> tuple[NDArray[np.float32], bool]:
+    """Train one model and let it answer; also tell whether the time limit cut its training short."""
     passes = {} if spec.epochs is None else {"epochs": most_passes(spec.epochs, len(learnt))}
     with TemporaryDirectory() as scratch, quick_products(wanted=len(learnt) > SMALL and spec.model != "linear"):
         run = train(
@@ -118,7 +187,7 @@ def _answers(
     chosen = np.zeros((len(asked), len(classes)), np.float32)
     if parts:
         chosen[:, present] = np.concatenate(parts)[:, [columns[classes[number]] for number in present]]
-    return chosen
+    return chosen, (run.results.get("fit") or {}).get("stopped") == "time"
 
 
 def _seen(spec: ModelSpec, pairs: Pairs) -> Pairs:

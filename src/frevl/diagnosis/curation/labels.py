@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.diagnosis.curation.folds import FOLDS, deal_folds, out_of_fold
+from frevl.diagnosis.curation.folds import FOLDS, Answers, cut_short, deal_folds, out_of_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.words import by_words
 from frevl.diagnosis.data_quality.label_errors import check_cleanlab, likely_errors
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
 from frevl.diagnosis.splits import answers_of
+from frevl.errors import PairsError
 
 __all__ = ["GIVEN_AWAY", "blind_filter", "label_filter"]
 
@@ -27,6 +28,7 @@ GIVEN_AWAY = 0.9
 """A line is flagged as blind from this probability of its label by the text alone ..."""
 
 _ODDS = 3.0  # ... if these are that many times the odds of the label in the file: a frequent label is no leak
+_NAMED = 5  # labels in a sentence
 _MOST_CELLS = 40_000_000  # probabilities that cleanlab looks at together
 _TRUSTED = 0.9  # of the lines answered right, or contradictions say more about the models than about the labels
 _LEAST_SKILL = 0.4  # of the way from the most frequent label to all right; a model below tells nothing
@@ -54,9 +56,19 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     if len(classes) < 2 or len(set(_names(lines, rows))) < _folds(lines):
         return _silent(lines, "label", given, _too_few("wrong labels", classes, lines))
     kinds = _models(lines, len(rows))
-    said = [out_of_fold(lines, spec, classes, rows, share=0.4) for spec in kinds]
     index = {name: number for number, name in enumerate(classes)}
     labels = np.array([index[str(given[row])] for row in rows], np.int64)
+    try:
+        answers = [out_of_fold(lines, spec, classes, rows, share=0.4) for spec in kinds]
+    except PairsError as error:  # of few groups a fold may take all lines of a class
+        return _silent(
+            lines, "label", given, f"wrong labels cannot be told: what a fold leaves is too little ({error})"
+        )
+    cut = cut_short(len(frozenset.union(*(one.cut for one in answers))), _folds(lines))
+    judged, notes = _learnt(labels, classes, answers)
+    rows, labels, said = rows[judged], labels[judged], [one.said[judged] for one in answers]
+    if len(set(labels.tolist())) < 2:
+        return _silent(lines, "label", given, f"wrong labels cannot be told: {notes[0]}", cut)
     accuracies = [float((one.argmax(axis=1) == labels).mean()) for one in said]
     usual = float(np.bincount(labels).max() / len(labels))
     told = " and ".join(f"{spec.name} {100 * one:.1f} %" for spec, one in zip(kinds, accuracies, strict=True))
@@ -65,7 +77,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
             f"wrong labels cannot be told from what the models cannot do (right on lines that they have not learnt "
             f"from: {told}; always the most frequent label: {100 * usual:.1f} %)"
         )
-        return _silent(lines, "label", given, reason)
+        return _silent(lines, "label", given, reason, cut)
     wrong = _contradicted(labels, said, lines.session.seed)
     mean = np.mean(said, axis=0)
     belief = np.full(len(lines), np.nan)
@@ -84,7 +96,7 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
             f"learnt from they answer right: {told}. Look at a hundred of them first."
         ]
     figures = {"looked_at": len(rows), "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True))}
-    return Found(values, flagged, belief, tuple(doubts), (), figures)
+    return Found(values, flagged, belief, (*cut, *doubts), notes, figures)
 
 
 def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it needs no other
@@ -96,7 +108,16 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         return _silent(lines, "blind", None, _too_few("what the text alone answers", classes, lines))
     index = {name: number for number, name in enumerate(classes)}
     labels = np.array([index[str(given[row])] for row in rows], np.int64)
-    said, told_by = _by_text(lines, labels, classes, rows)
+    try:
+        said, told_by, answers = _by_text(lines, labels, classes, rows)
+    except PairsError as error:
+        reason = f"what the text alone answers cannot be told: what a fold leaves is too little ({error})"
+        return _silent(lines, "blind", None, reason)
+    cut = cut_short(len(answers.cut), _folds(lines))
+    judged, notes = _learnt(labels, classes, [answers])
+    rows, labels, said = rows[judged], labels[judged], said[judged]
+    if not len(rows):
+        return _silent(lines, "blind", None, f"what the text alone answers cannot be told: {notes[0]}", cut)
     belief = np.full(len(lines), np.nan)
     belief[rows] = said[np.arange(len(rows)), labels]
     usual = (np.bincount(labels, minlength=len(classes)) / len(labels))[labels]
@@ -110,21 +131,45 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         f"{100 * often:.1f} %."
     )
     values = [{"blind": None if np.isnan(p) else round(p, 6)} for p in belief.tolist()]
-    return Found(values, flagged, None, (), (note,), {"accuracy": hits, "most_frequent": often})
+    return Found(values, flagged, None, tuple(cut), (note, *notes), {"accuracy": hits, "most_frequent": often})
 
 
 def _by_text(
     lines: Lines, labels: NDArray[np.int64], classes: Sequence[str], rows: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], str]:
-    """Return what the text alone says, by words or by its embedding: what is surer of lines it has not learnt from."""
+) -> tuple[NDArray[np.float32], str, Answers]:
+    """Return what the text alone says, by words or by its embedding: what is surer of lines it has not learnt from.
+
+    The answers by the embedding come too: they tell which classes were learnt.
+    """
     texts = [lines.pairs.texts[row] for row in rows.tolist()]
     fold_of = deal_folds(_names(lines, rows), _folds(lines), lines.session.seed)
     words = np.maximum(by_words(texts, labels, fold_of, len(classes)), 1e-9)
     embedded = out_of_fold(lines, _text_model(len(rows)), classes, rows, share=0.2)
-    at = np.arange(len(rows))
-    if np.log(words[at, labels]).mean() >= np.log(embedded[at, labels]).mean():
-        return words, "its words"
-    return embedded, "its embedding"
+    at = np.flatnonzero(embedded.knows[np.arange(len(rows)), labels])
+    own = labels[at]
+    if not len(at) or np.log(words[at, own]).mean() >= np.log(embedded.said[at, own]).mean():
+        return words, "its words", embedded
+    return embedded.said, "its embedding", embedded
+
+
+def _learnt(
+    labels: NDArray[np.int64], classes: Sequence[str], answers: Sequence[Answers]
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Return which lines have a label that the models which answer them have learnt, and a note on the others.
+
+    A model that has never seen a class calls every line of it wrong.
+    """
+    at = np.arange(len(labels))
+    judged = np.all([one.knows[at, labels] for one in answers], axis=0)
+    if judged.all():
+        return judged, ()
+    names = [classes[number] for number in np.unique(labels[~judged]).tolist()]
+    listed = ", ".join(f"'{name}'" for name in names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
+    count = int((~judged).sum())
+    return judged, (
+        f"{count:,} {'line' if count == 1 else 'lines'} with the label {listed} cannot be judged: nearly all groups "
+        "with this label are in one fold, and the models that answer it have not learnt it.",
+    )
 
 
 def _single(lines: Lines) -> tuple[list[str | None], list[str], NDArray[np.int64]]:
@@ -152,7 +197,7 @@ def _too_few(what: str, classes: Sequence[str], lines: Lines) -> str:
     return f"{what} cannot be told: the lines of these classes belong to fewer than {_folds(lines)} groups"
 
 
-def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: str) -> Found:
+def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: str, cut: Sequence[str] = ()) -> Found:
     values: list[dict[str, Any]] = [{key: None} for _ in range(len(lines))]
     if given is not None:
         values = [{key: [one, None, None]} for one in given]
@@ -160,7 +205,7 @@ def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: 
         values,
         np.zeros(len(lines), bool),
         None if given is None else np.full(len(lines), np.nan),
-        (f"{reason[0].upper()}{reason[1:]}.",),
+        (*cut, f"{reason[0].upper()}{reason[1:].rstrip('.')}."),
     )
 
 

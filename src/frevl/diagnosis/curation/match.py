@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from frevl.diagnosis.curation.evidence import TextsOfImages, one_score
-from frevl.diagnosis.curation.folds import deal_folds
+from frevl.diagnosis.curation.folds import cut_short, deal_folds, saved_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.match_probability import fit_mixture
 from frevl.errors import UsageError
@@ -99,7 +99,7 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     doubts: list[str] = []
     embedded = _embedded(lines)
     if lines.run is None:
-        told = _out_of_fold(lines, embedded, groups, torch.from_numpy(right))
+        told = _out_of_fold(lines, embedded, groups, torch.from_numpy(right), doubts)
         if isinstance(told, str):
             return _silent(lines, told, doubts)
         scores = told
@@ -121,9 +121,10 @@ def _silent(lines: Lines, reason: str, doubts: Sequence[str] = ()) -> Found:
 def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray, doubts: list[str]) -> Found:
     table, drawn_table = scores.given.double().numpy(), scores.drawn.double().numpy()
     if not (np.isfinite(table).all() and np.isfinite(drawn_table).all()):
-        return _silent(lines, "the embeddings hold numbers that are not finite; look for them with frevl store verify")
+        reason = "the embeddings hold numbers that are not finite; look for them with frevl store verify"
+        return _silent(lines, reason, doubts)
     if len(drawn_table) == 0:
-        return _silent(lines, "no text is wrong for any image, as every text stands near to a right one")
+        return _silent(lines, "no text is wrong for any image, as every text stands near to a right one", doubts)
     given, drawn = one_score(table, drawn_table, right)
     told = float((given[right] > np.quantile(drawn, _CLEAR)).mean())
     if told < _LEAST_TOLD:
@@ -158,8 +159,8 @@ def _embedded(lines: Lines) -> EmbeddedPairs:
     return embed_pairs(lines.store, [lines.pairs], narrow_towers(lines.image_towers), lines.text_towers)[0]
 
 
-def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor) -> _Scores | str:
-    """Return the scores, or the reason why there are none."""
+def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores | str:
+    """Return the scores, or the reason why there are none; folds that the time limit cut short become a doubt."""
     session, clock, folds = lines.session, lines.checkpoint.clock, lines.folds or FOLDS
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
@@ -173,25 +174,27 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
             )
     given = torch.zeros(len(pairs), _FEATURES)
     drawn, drawn_groups = [], []
-    started = clock.seconds()
+    started, cut = clock.seconds(), 0
     for fold in range(folds):
         place = lines.checkpoint.part(f"match fold {fold + 1}")
         held = (fold_of == fold).nonzero()[:, 0]
-        saved = place.load()
+        saved = saved_fold(place, session.time_limit)
         if saved is None:
             left = None
             if session.time_limit is not None:
                 left = max(1.0, session.time_limit - (clock.seconds() - started)) / (folds - fold)
             print_progress(f"match: learning without fold {fold + 1} of {folds}", enabled=session.progress)
             begun = clock.seconds()
-            scores = _one_fold(
+            scores, ended = _one_fold(
                 replace(lines, session=replace(session, seed=session.seed + fold, time_limit=left)),
                 pairs, images, texts, groups, right, (fold_of != fold).nonzero()[:, 0], held, meaning, near, place,
             )  # fmt: skip
-            place.save(vars(scores), {"seconds": clock.seconds() - begun})
+            record = {"seconds": clock.seconds() - begun, "cut": ended, "limit": session.time_limit}
+            place.save(vars(scores), record)
             place.discard_parts()
         else:
-            scores = _Scores(**saved[0])
+            scores, ended = _Scores(**saved[0]), saved[1]["cut"]
+        cut += ended
         if len(scores.drawn) < 2:
             return f"no text is wrong for any image of fold {fold + 1}, as every text stands near to a right one"
         # Each fold has a model of its own, whose scores have a scale of their own.
@@ -199,6 +202,7 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
         given[held] = (scores.given - middle) / width
         drawn.append((scores.drawn - middle) / width)
         drawn_groups.append(scores.drawn_groups)
+    doubts += cut_short(cut, folds)
     return _Scores(given, torch.cat(drawn), torch.cat(drawn_groups))
 
 
@@ -214,11 +218,14 @@ def _one_fold(
     meaning: Tensor | None,
     near: float,
     place: Checkpoint,
-) -> _Scores:
-    """Learn from the right lines inside, and score those held out and wrong ones drawn of them."""
+) -> tuple[_Scores, bool]:
+    """Learn from the right lines inside, and score those held out and wrong ones drawn of them.
+
+    Also tell whether the time limit cut the learning short.
+    """
     seed = lines.session.seed
     learnt = inside[right[inside]]
-    network, _ = fit_two_tower_ensemble(
+    network, report = fit_two_tower_ensemble(
         pairs.select(learnt), options=TwoTowerOptions(members=1), session=replace(lines.session, progress=False),
         checkpoint=place.part("dual"),
     )  # fmt: skip
@@ -260,7 +267,7 @@ def _one_fold(
         rows, columns = _draw_wrong(pairs, meaning, groups, right, held, near, seed)
         given = features(image_at, text_at, torch.arange(len(held)))
         drawn = features(image_at[rows], text_at[columns], rows)
-    return _Scores(given, drawn, groups[held[rows]])
+    return _Scores(given, drawn, groups[held[rows]]), report.stopped == "time"
 
 
 def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores:
