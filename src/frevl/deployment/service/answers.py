@@ -20,7 +20,7 @@ __all__ = ["ERRORS", "body_of", "document_bodies", "errors", "json_answer", "res
 ERRORS = {
     400: "The body is not JSON or not a multipart form.",
     401: "No API key, or a wrong one.",
-    403: "This service takes no labels, or none from another site.",
+    403: "This service takes no labels, or none from another site; or another host than this machine is asked for.",
     404: "An unknown model, image or upload.",
     408: "The request took too long to arrive.",
     409: "The model does another task.",

@@ -22,7 +22,7 @@ from frevl.deployment.service import handlers
 from frevl.deployment.service.answers import ERRORS, body_of, document_bodies, errors, json_answer, respond
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.page_files import add_page
-from frevl.deployment.service.explorer.routes import EXPLORER_BODIES, add_explorer_routes
+from frevl.deployment.service.explorer.routes import EXPLORER_BODIES, add_explorer_routes, check_host
 from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import Keys, RefusedError
 from frevl.deployment.service.http.metrics import Metrics
@@ -62,6 +62,8 @@ class Application:
         report: The HTML file of a diagnosis, shown at ``/report``.
         explorer: What answers below ``/explore``; None leaves these routes out.
         opens_explorer: Lead from ``/`` to the page of the explorer.
+        is_local: Only this machine reaches the service. Then, without keys, what is below ``/explore`` is answered only
+            where it is asked for by ``localhost`` or an address.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class Application:
         report: Path | None = None,
         explorer: Explorer | None = None,
         opens_explorer: bool = False,
+        is_local: bool = False,
     ) -> None:
         keys, metrics = keys or Keys(), metrics or Metrics()
         self.page: FastAPI | None = None
         self._make_page = page
         self._service, self._explorer = service, explorer
+        self._checks_host = is_local and not keys
         self._stopping = asyncio.Event()
         self.api = _api(service, explorer, metrics, self._lifespan)
         if explorer is not None:
@@ -101,6 +105,8 @@ class Application:
 
     async def _choose(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
+        if self._checks_host and (path == "/explore" or path.startswith("/explore/")):
+            check_host(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
         of_page = self._make_page is not None and scope["type"] == "http" and not path.startswith(_API_PATHS)
         if scope.get("method") == "POST" and path in self._direct:
             await self._answer_directly(self._direct[path], Request(scope, receive, send))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import signal
 import socket
@@ -97,7 +98,14 @@ def serve(
         looks = explore or bool(opened.select_towers("image"))
         explorer = Explorer(service, images=folder, encoder=encoder, writable=labels, fit=fit) if looks else None
         app = Application(
-            service, keys=keys, metrics=metrics, report=shown, page=make_page, explorer=explorer, opens_explorer=explore
+            service,
+            keys=keys,
+            metrics=metrics,
+            report=shown,
+            page=make_page,
+            explorer=explorer,
+            opens_explorer=explore,
+            is_local=_is_local(address),
         )
 
         def announce(port: int) -> None:
@@ -165,6 +173,11 @@ def _bound(host: str, port: int) -> socket.socket:
             f"Cannot listen on {host}, port {port} ({error.strerror or error}); choose others with --host and --port"
         ) from None
     return taken
+
+
+def _is_local(bound: socket.socket) -> bool:
+    """Tell whether only this machine reaches an address."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def _make_page(service: Service, images: Path | None, has_report: bool) -> FastAPI:

@@ -15,6 +15,7 @@ from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.http.limits import Keys, Limits
 from frevl.deployment.service.models import Service
+from frevl.deployment.service.start import _bound, _is_local
 from frevl.runs.scorer import Scorer
 from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.reader import Store
@@ -230,6 +231,70 @@ def test_a_page_of_another_site_labels_nothing(http):
     own = {"Origin": "http://testserver", "Sec-Fetch-Site": "same-origin"}
     json_body = json.loads(body["request"])
     assert http.post("/explore/label", json=json_body, headers=own).json()["written"] == 1
+
+
+def test_a_proxy_that_sends_its_own_host_passes_that_of_the_browser_on(http):
+    body = {"by": "ada", "labels": [{"image": "0.png", "label": "cat"}]}
+    headers = {"Host": "127.0.0.1:8000", "X-Forwarded-Host": "labels.example", "Origin": "https://labels.example"}
+    assert http.post("/explore/label", json=body, headers=headers).json()["written"] == 1
+    headers["Origin"] = "https://evil.example"
+    refused(http.post("/explore/label", json=body, headers=headers), 403, "other_site", "page")
+
+
+@pytest.fixture
+def local(serving):
+    """Serve as `serve` does where only this machine reaches the service."""
+    shutil.rmtree(serving.folder / "labels", ignore_errors=True)
+
+    def serve(keys=()):
+        service = Service({}, store=Store.open(serving.folder), limits=Limits())
+        explorer = Explorer(service)
+        return TestClient(
+            Application(service, keys=Keys(keys), explorer=explorer, opens_explorer=True, is_local=True),
+            headers={"Authorization": f"Bearer {keys[0]}"} if keys else {},
+        )
+
+    return serve
+
+
+ROUTES = ("/explore/", "/explore/overview", "/explore/labels", "/explore/images", "/explore/map", "/explore/teach")
+
+
+def test_a_name_that_leads_to_this_machine_by_dns_is_refused_on_every_route(local):
+    body = {"by": "ada", "labels": [{"image": "0.png", "label": "cat"}]}
+    with local() as http:
+        for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:80", "[x]"):
+            headers = {"Host": host, "Origin": f"http://{host}", "X-Forwarded-Host": "localhost"}
+            for route in ROUTES:
+                refused(http.get(route, headers=headers), 403, "other_host", "answers to localhost and to addresses")
+            for route in ("label", "find", "map/images", "labels/undo"):
+                refused(http.post(f"/explore/{route}", json=body, headers=headers), 403, "other_host", "found the host")
+        assert http.get("/healthz", headers={"Host": "evil.example"}).status_code == 200
+        for host in (
+            "localhost",
+            "LocalHost:8000",
+            "127.0.0.1:8000",
+            "127.0.0.1",
+            "[::1]:8000",
+            "[::1]",
+            "192.168.1.2",
+        ):
+            for route in ROUTES:
+                assert http.get(route, headers={"Host": host}).status_code == 200, (route, host)
+            headers = {"Host": host, "Origin": f"http://{host}"}
+            assert http.post("/explore/label", json=body, headers=headers).json()["written"] == 1
+
+
+def test_with_keys_or_where_others_reach_it_any_host_is_answered(local, http):
+    with local(["k" * 16]) as keyed:
+        assert keyed.get("/explore/labels", headers={"Host": "labels.example"}).status_code == 200
+    assert http.get("/explore/labels", headers={"Host": "labels.example"}).status_code == 200
+
+
+@pytest.mark.parametrize(("address", "local"), [("127.0.0.1", True), ("127.0.0.9", True), ("0.0.0.0", False)])  # noqa: S104
+def test_only_a_loopback_address_is_local(address, local):
+    with _bound(address, 0) as bound:
+        assert _is_local(bound) is local
 
 
 def test_keys_are_asked_for(serving):

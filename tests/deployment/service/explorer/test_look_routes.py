@@ -11,7 +11,7 @@ import pytest
 from explored import copied, explored
 from PIL import Image
 
-from clip_folders import clip_retrieval
+from clip_folders import clip_retrieval, unit
 from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.runs.scorer import Scorer
@@ -198,6 +198,38 @@ def test_an_encoder_of_one_space_searches_by_texts_of_the_store(tmp_path):
         refused(
             find(looked, upload="x", uploads=upload), 409, "cannot_embed", "The vectors of this store were imported"
         )
+
+
+def test_a_served_run_searches_by_texts_that_an_imported_encoder_cannot_read(made, runs, tmp_path):
+    place = copied(made, tmp_path)
+    store = Store.open(place.store)
+    for of in ("image", "text"):
+        ids = store.ids(of)
+        np.save(tmp_path / f"{of}.npy", unit(len(ids)).astype(np.float16))
+        (tmp_path / f"{of}.json").write_text(json.dumps(list(ids)))
+        import_embeddings(
+            tmp_path / f"{of}.npy",
+            store=place.store,
+            encoder="clip",
+            of=f"{of}s",
+            ids=tmp_path / f"{of}.json",
+            common_space=True,
+        )
+    scorer = Scorer.open(runs / "find", store=Store.open(place.store))
+    with explored(place.store, scorers={"find": scorer}, encoder="clip") as looked:
+        found = find(looked, text="a text that is not in the store", k=5).json()
+        assert (found["by"], len(found["images"])) == ("run", 5)
+        assert find(looked, text=ids[0], k=5).json()["by"] == "encoder"
+
+
+def test_a_store_of_images_alone_says_that_it_has_no_texts_of_its_encoder(tmp_path):
+    clip_retrieval(tmp_path / "clip", texts=False)
+    import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip", common_space=True)
+    with explored(tmp_path / "store") as looked:
+        (note,) = [one for one in looked.http.get("/explore/overview").json()["notes"] if "Texts" in one]
+        assert "the store had no texts of this encoder yet" in note
+        assert "in one space" not in note
+        refused(find(looked, text="a"), 409, "cannot_embed", "the store has no texts of it")
 
 
 def test_copies_are_one_hit(made, tmp_path):

@@ -79,6 +79,29 @@ def test_a_damaged_map_is_computed_again(mapped):
     assert points_of(mapped)[0] == record
 
 
+@pytest.mark.parametrize("cut", [0, 10, 100, 400, -1, "bytes"])
+def test_a_map_that_was_cut_off_is_computed_again(mapped, cut):
+    record, _ = points_of(mapped)
+    (path,) = (mapped.place.store / "explore").glob("map-*.npz")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:300] + b"\xff" * 9 + whole[309:] if cut == "bytes" else whole[:cut])
+    mapped.explorer._views.clear()
+    assert points_of(mapped)[0] == record
+    assert path.read_bytes() == whole
+
+
+def test_a_damaged_compressed_map_is_computed_again(mapped):
+    record, _ = points_of(mapped)
+    (path,) = (mapped.place.store / "explore").glob("map-*.npz")
+    with np.load(path) as kept:
+        np.savez_compressed(path, **kept)
+    whole = path.read_bytes()
+    for at in range(50, 400, 50):
+        path.write_bytes(whole[:at] + b"\xff" * 9 + whole[at + 9 :])
+        mapped.explorer._views.clear()
+        assert points_of(mapped)[0] == record
+
+
 def test_more_pictures_than_can_be_drawn_are_thinned(mapped, monkeypatch):
     monkeypatch.setattr(projection, "MOST_POINTS", 50)
     record, points = points_of(mapped)

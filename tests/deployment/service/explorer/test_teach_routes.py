@@ -7,8 +7,10 @@ import pytest
 from explored import copied, explored
 from PIL import Image
 
+from frevl.deployment.service.explorer import looking
 from frevl.deployment.service.explorer.teaching.lesson import wilson_interval
 from frevl.store.extraction import extract
+from frevl.store.upkeep.removal import remove
 from frevl.training.classification.teaching import teach
 from made import COLOURS
 from served import refused
@@ -166,3 +168,60 @@ def test_probabilities_of_many_classes_are_computed_when_asked_for(taught, monke
     settled(taught)
     assert taught.explorer.teacher.lesson.kept is None
     assert [one["id"] for one in listed(taught, order="class", of="blue")] == [one["id"] for one in before]
+
+
+def test_an_order_is_that_of_the_newest_fit_though_objects_get_the_number_of_one_that_is_gone(taught, monkeypatch):
+    monkeypatch.setattr(looking, "id", lambda _: 1, raising=False)
+    numbers = set()
+    for count in (30, 60):
+        teach_colours(taught, count)
+        settled(taught)
+        lesson = taught.explorer.teacher.lesson
+        rows = taught.explorer.teacher._rows()
+        found = [rows.positions[one["id"]] for one in listed(taught, order="doubt")]
+        assert found == np.argsort(lesson.margin, kind="stable").tolist()
+        numbers.add(lesson.number)
+    assert len(numbers) == 2
+
+
+def test_the_next_are_chosen_among_those_that_the_filters_leave(taught, monkeypatch):
+    monkeypatch.setattr("frevl.deployment.service.explorer.teaching.lesson._NEXT", 5)
+    ids = teach_colours(taught, 40)
+    settled(taught)
+    assert len(listed(taught, order="next")) == 5
+    left = set(taught.explorer.service.store.ids("image")[90:])
+    where = "id in (" + ", ".join(f"'{id_}'" for id_ in sorted(left)[:7] + ids[:3]) + ")"
+    found = [one["id"] for one in listed(taught, order="next", where=where)]
+    assert len(set(found)) == 5
+    assert set(found) <= set(sorted(left)[:7])
+    label(taught, *[(id_, "red") for id_ in found], by="bob")
+    following = [one["id"] for one in listed(taught, order="next", where=where, shown="unlabelled")]
+    assert set(following) == set(sorted(left)[:7]) - set(found)
+    assert listed(taught, order="next", shown="labelled", by="ada", where=f"id = '{ids[0]}'") == []
+
+
+def test_a_quick_fit_after_the_store_has_changed_takes_over_no_rows_of_the_old_one(place, monkeypatch):
+    monkeypatch.setattr("frevl.deployment.service.store_refresh._SECONDS", 0.0)
+    fails = []
+
+    def fit(*given, before=None):
+        if fails and before is None:
+            raise RuntimeError("only the quick fit is made")
+        return teach(*given, before=before)
+
+    with explored(place.store, place.images, fit=fit) as taught:
+        taught.place = place
+        ids = taught.explorer.service.store.ids("image")[60:]
+        label(taught, *[(id_, colour_of(place, id_)) for id_ in ids])
+        label(taught, (ids[-1], next(colour for colour in COLOURS if colour != colour_of(place, ids[-1]))))
+        assert settled(taught)["wrong"] >= 1
+        assert max(taught.explorer.teacher.lesson.wrong) >= 60
+        fails.append(True)
+        remove(place.store, ids=taught.explorer.service.store.ids("image")[:60])
+        assert settled(taught)["wrong"] == 0
+        answer = taught.http.get("/explore/images?order=wrong")
+        assert (answer.status_code, answer.json()["images"]) == (200, [])
+        fails.clear()
+        label(taught, (ids[0], None))
+        assert settled(taught)["wrong"] >= 1
+        assert ids[-1] in [one["id"] for one in listed(taught, order="wrong")]

@@ -89,9 +89,15 @@ def _notes(explorer: Explorer, rows: Rows) -> list[str]:
         notes.append("The pictures cannot be shown, because their folder is not known; start with --images DIR.")
     if not len(rows):
         notes.append("There are no pictures in this store yet.")
-    if explorer.encoder.text is None:
+    encoder = explorer.encoder
+    if encoder.text is None and encoder.shares_space:
         notes.append(
-            f"Texts find nothing by the encoder {explorer.encoder.name}, because it does not read texts and pictures "
+            f"Texts find nothing by the encoder {encoder.name}, because the store had no texts of this encoder yet "
+            "when the service started; add some and start it again, or serve a matching run (--run)."
+        )
+    elif encoder.text is None:
+        notes.append(
+            f"Texts find nothing by the encoder {encoder.name}, because it does not read texts and pictures "
             "in one space; a served matching run (--run) can search, or an encoder such as CLIP."
         )
     return notes
@@ -131,7 +137,8 @@ async def images(
         def answer(book: LabelBook) -> dict[str, Any]:
             chosen = _chosen(explorer, rows, book, shown, label, where)
             if lesson is not None and order != "store":
-                chosen = _ordered(explorer, rows, lesson, order, of, chosen)
+                filters = (shown, label, where, book.version)
+                chosen = _ordered(explorer, rows, lesson, order, of, chosen, filters)
             total = len(rows) if chosen is None else len(chosen)
             every = range(total) if chosen is None else chosen
             taken = [int(row) for row in every[start : start + count]]
@@ -184,15 +191,21 @@ def guess_of(lesson: Lesson | None, rows: Rows, row: int, of: str | None) -> dic
 
 
 def _ordered(
-    explorer: Explorer, rows: Rows, lesson: Lesson, order: Order, of: str | None, chosen: np.ndarray | None
+    explorer: Explorer,
+    rows: Rows,
+    lesson: Lesson,
+    order: Order,
+    of: str | None,
+    chosen: np.ndarray | None,
+    filters: tuple[object, ...],
 ) -> np.ndarray:
-    """Return the rows in an order of the classifier."""
+    """Return the rows in an order of the classifier; `chosen` are those that the filters leave."""
     if lesson.material.key != rows.key:
         raise RefusedError(409, "not_taught", "The store has changed; the classifier is fitted to it again, ask again.")
 
     def make() -> np.ndarray:
         if order == "next":
-            return lesson.next(rows.vectors)
+            return lesson.next(rows.vectors, chosen)
         if order == "wrong":
             return lesson.wrong
         if order == "doubt":
@@ -200,7 +213,9 @@ def _ordered(
         likely = lesson.of_class(of or "", rows.vectors)
         return np.argsort(-likely, kind="stable")[: int((lesson.best >= 0).sum())]
 
-    every = explorer.view((rows.key, id(lesson), order, of), make)
+    key = (rows.key, lesson.number, order, of)
+    # The next are few: they are chosen from those that the filters leave, where all others have one order for all.
+    every = explorer.view((*key, filters) if order == "next" and chosen is not None else key, make)
     return every if chosen is None else every[np.isin(every, chosen)]
 
 
@@ -233,8 +248,11 @@ async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upl
     if asked.image is not None:
         await service.check_images([asked.image])
     rows = await explorer.rows()
-    if asked.text is not None and encoder.text is None and any(model.searches for model in service.models.values()):
-        return await _by_run(explorer, rows, asked)
+    text = asked.text
+    if text is not None and any(model.searches for model in service.models.values()):
+        reads = await explorer.ask(lambda: encoder.reads_text(rows.store, text))
+        if not reads:
+            return await _by_run(explorer, rows, asked)
     content = None if asked.upload is None else decoded(asked.upload, uploads[asked.upload])
 
     def work() -> dict[str, Any]:
@@ -270,8 +288,8 @@ def _query(explorer: Explorer, rows: Rows, asked: FindRequest, content: bytes | 
     found = encoder.of_text(rows.store, asked.text or "")
     if found is None:
         raise RefusedError(
-            409, "cannot_embed", f"The encoder {encoder.name} cannot search by this text: it reads no texts in the "
-            "space of its pictures, or its vectors were imported; serve a matching run with --run.",
+            409, "cannot_embed", f"The encoder {encoder.name} cannot search by this text: the store has no texts of "
+            "it in the space of its pictures, or its vectors were imported; serve a matching run with --run.",
         )  # fmt: skip
     return found
 

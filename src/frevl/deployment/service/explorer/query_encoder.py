@@ -42,9 +42,18 @@ class QueryEncoder:
         self._guard = threading.Lock()
 
     @property
+    def shares_space(self) -> bool:
+        """Whether it reads texts in the space of its pictures, though the store may have none of them."""
+        return self.image.identity.get(_SPACE) is not None
+
+    @property
     def embeds_pictures(self) -> bool:
         """Whether a picture that is not in the store can be embedded."""
         return not self.image.imported
+
+    def reads_text(self, store: Store, text: str) -> bool:
+        """Tell whether a text can be embedded; only those of the store can where vectors were imported."""
+        return self.text is not None and (not self.text.imported or text in store.positions("text"))
 
     def of_text(self, store: Store, text: str) -> np.ndarray | None:
         """Return the ``(dim,)`` unit vector of a text; None where it cannot be had.
@@ -52,12 +61,10 @@ class QueryEncoder:
         Raises:
             FrevlError: The encoder cannot be loaded, or is not the one that made the store.
         """
-        if self.text is None:
+        if self.text is None or not self.reads_text(store, text):
             return None
         if text in store.positions("text"):
             return _unit(pool(*store.read("text", [text], [self.text]))[0])
-        if self.text.imported:
-            return None
         found = self._loaded(self.text).embed_texts([text], tokens=True)
         return _unit(pool(found.values.astype(self.text.identity["dtype"]), found.mask)[0])
 

@@ -21,7 +21,7 @@ from frevl.store.labels.entries import LONGEST_NAME
 
 __all__ = ["add_map_routes"]
 
-_READ = (401, 422, 429, 503)
+_READ = (401, 403, 422, 429, 503)
 
 
 def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
@@ -44,7 +44,7 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
         "/explore/map/images",
         response_model=PointsResponse,
         tags=["explore"],
-        responses=errors(400, 401, 404, 408, 409, 413, 415, 422, 429, 503),
+        responses=errors(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503),
         openapi_extra=body_of(PointsRequest),
     )
     async def pictures(request: Request) -> Response:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +41,9 @@ class Projection:
 def projection_of(rows: Rows, *, keep: bool) -> Projection:
     """Return the map of all pictures; computed once for a version of the store, and kept beside its vectors."""
     path = rows.kept("map", ".npz")
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
-        with np.load(path, allow_pickle=False) as kept:
+    # Whatever a file that was cut off or damaged raises: it is computed again.
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             drawn, points, explained = kept["rows"], kept["points"], kept["explained"]
         if points.shape == (len(drawn), 2) and (not len(drawn) or int(drawn.max()) < len(rows)):
             return Projection(drawn, points, (float(explained[0]), float(explained[1])))

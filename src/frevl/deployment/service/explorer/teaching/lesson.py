@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ _BLOCK = 65_536
 _POOL = 4_096  # the least sure, among which the next are chosen
 _NEXT = 60
 _CONFUSIONS = 100
+_numbers = itertools.count()
 
 
 class Classifier(Protocol):
@@ -87,6 +89,7 @@ class Lesson:
         margin: ``(pictures,)`` float32, how much likelier it is than the second, 2 without an embedding.
         seconds: ``fit`` and ``score``.
         kept: ``(pictures, classes)`` float32, or None where that is too much.
+        number: Of no other lesson of this process, to keep under it what follows from this one.
     """
 
     material: Material
@@ -99,6 +102,7 @@ class Lesson:
     accuracy: dict[str, Any] | None = None
     confusion: list[dict[str, Any]] = field(default_factory=list)
     wrong: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    number: int = field(default_factory=_numbers.__next__)
 
     def judge(self, classifier: Classifier) -> None:
         """Take accuracy, confusion and likely errors from a fit with held-out labels."""
@@ -135,12 +139,18 @@ class Lesson:
             )
         return np.where(self.best >= 0, found, np.float32(-1))
 
-    def next(self, vectors: np.ndarray) -> np.ndarray:
+    def next(self, vectors: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
         """Return the pictures whose labels would teach most: unsure, and unlike what is labelled and each other.
 
         That is `frevl.runs.choosing.strategies.choose` with ``mixed``, among the least sure.
+
+        Args:
+            vectors: ``(pictures, dim)``.
+            among: Rows of the pictures to choose from; None for all.
         """
-        open_ = np.ones(len(vectors), bool)
+        open_ = np.full(len(vectors), among is None)
+        if among is not None:
+            open_[among] = True
         open_[self.material.rows] = False
         open_ &= self.best >= 0
         pool = np.flatnonzero(open_)

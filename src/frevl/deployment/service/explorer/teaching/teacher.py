@@ -124,7 +124,8 @@ class Teacher:
             if lesson is None:
                 return
             former = self.lesson
-            if former is not None:  # until the new ones are known, with what they were measured on
+            # Until the new ones are known, with what they were measured on; of another store rows are other pictures.
+            if former is not None and former.material.key == material.key:
                 lesson.accuracy, lesson.confusion, lesson.wrong = former.accuracy, former.confusion, former.wrong
             self.lesson = lesson
             if self._overtaken():
