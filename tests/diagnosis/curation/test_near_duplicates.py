@@ -187,6 +187,7 @@ def test_pictures_that_are_not_in_the_folder_are_counted_and_compared_by_embeddi
     empty.mkdir()
     found = frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=empty)
     assert "47 of 47 pictures cannot be read below" in found.sentence()
+    assert found.filters["duplicate"]["by"] == "embedding"
     with pytest.raises(UsageError, match="--images .*none: expected the folder of the pictures, found nothing"):
         frevl.curate(album / "store", album / "pairs.jsonl", drop=["duplicate"], images=tmp_path / "none")
 
@@ -209,6 +210,19 @@ def test_the_best_matching_copy_is_kept_by_embedding_alone(tmp_path):
         found = duplicate_filter(lines, before)
         assert {image for image, flag in zip(pairs.images, found.flagged, strict=True) if flag} == gone
     assert any("by the embeddings alone" in note for note in found.notes)
+
+
+def test_the_copy_that_is_kept_has_a_line_that_stays(album, tmp_path):
+    """The larger, first copy has a text without words; then the other one is kept, and no picture vanishes."""
+    first, twin = ({"image": name, "text": "12"} for name in ("20.png", "twin.png"))
+    for other, kept in (("a picture", ["twin.png"]), ("34", [])):
+        lines = tmp_path / f"{other}.jsonl"
+        lines.write_text(f"{json.dumps(first)}\n{json.dumps({**twin, 'text': other})}\n")
+        store = tmp_path / f"{other} store"
+        frevl.extract(store, images=album / "images", pairs=[lines], encoder=["toy"])
+        found = frevl.curate(store, lines, drop=["duplicate", "text"])
+        assert [line["image"] for line in found.lines if line["curate"]["kept"]] == kept
+        assert ("1 group of copies has no line left" in found.sentence()) is not bool(kept)
 
 
 def test_texts_alone_are_copies_by_their_words(album, tmp_path):

@@ -137,8 +137,14 @@ def test_a_question_stands_with_many_pictures_by_right(tmp_path):
     assert found.kept == 30
 
 
-def test_where_every_line_has_the_same_caption_all_go_and_that_is_said_first(tmp_path):
-    found = curated(tmp_path, ["a picture"] * 30)
+def test_a_caption_on_most_pictures_is_not_judged_and_that_is_said(tmp_path):
+    found = curated(tmp_path, ["A  picture"] * 20 + [f"a thing {chr(97 + n)}" for n in range(10)])
+    assert found.kept == 30
+    assert "'a picture' stands with 20 of 30 different pictures: with more than half" in found.sentence()
+
+
+def test_where_every_line_is_a_file_name_all_go_and_that_is_said_first(tmp_path):
+    found = curated(tmp_path, [f"IMG_{n}.jpg" for n in range(30)])
     assert found.sentence().startswith("No line is kept.")
 
 

@@ -92,7 +92,7 @@ def curate(
         float | None,
         typer.Option(
             min=1,
-            help="Time limit for all trainings together, in seconds; of labels a fold takes 10 a model.",
+            help="Time limit for all trainings together, in seconds (labels: 10 or more a model and fold).",
             show_default="none",
         ),
     ] = None,

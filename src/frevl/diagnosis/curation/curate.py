@@ -14,6 +14,7 @@ import numpy as np
 from frevl.data.in_memory import as_list
 from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
 from frevl.devices import check_device
+from frevl.diagnosis.curation.copies.duplicates import groups_without_a_line
 from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
 from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
 from frevl.diagnosis.curation.lines import NOT_LOOKED_AT, Found, Lines, write_lines
@@ -199,6 +200,8 @@ def curate(
             print_progress(f"{name}: judging {len(lines):,} lines", enabled=progress)
             found[name] = FILTERS[name][0](lines, found)
         why = reasons_to_drop(found, len(lines), keep=keep, below=below, notes=notes)
+        if "duplicate" in found:
+            notes += _vanished(groups_without_a_line(usable.units, found["duplicate"], why))
         judged = _judged(read, usable, found, why)
         kept = [line for line in judged if line["curate"]["kept"]]
         write_lines(out, kept, "--out")
@@ -226,6 +229,15 @@ def curate(
             seed=seed,
         ),
     )
+
+
+def _vanished(groups: int) -> list[str]:
+    if not groups:
+        return []
+    return [
+        f"{groups:,} {'group' if groups == 1 else 'groups'} of copies {'has' if groups == 1 else 'have'} no line left: "
+        "the other filters drop what duplicate would keep."
+    ]
 
 
 def _check_keys(pairs: Pairs, groups: Sequence[str] | None) -> None:

@@ -14,14 +14,14 @@ __all__ = ["FILTERS", "chosen_filters"]
 
 FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {
     "match": (match_filter, ("matching",)),
-    "duplicate": (duplicate_filter, ("matching", "classification")),
     "text": (text_filter, ("matching", "classification")),
     "image": (image_filter, ("matching", "classification")),
     "blind": (blind_filter, ("classification",)),
     "label": (label_filter, ("classification",)),
+    "duplicate": (duplicate_filter, ("matching", "classification")),
 }
-"""Every filter with the tasks it is for. One that uses what another found (the best matching of some copies is kept)
-stands below it."""
+"""Every filter with the tasks it is for. One that uses what others found stands below them: of some copies one is kept
+whose lines stay, and of these the best matching."""
 
 # A question that the text alone answers is no mistake of the line: it is looked at where it is asked for.
 _ASKED_FOR = ("blind",)

@@ -60,9 +60,9 @@ def text_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
         elif script is not None and script_of(text) not in (script, None):
             own.append("other script")
         reasons.append(own)
-    notes = []
+    notes: list[str] = []
     if lines.task == "matching" and lines.image_towers:
-        for row in np.flatnonzero(_boilerplate_lines(lines)).tolist():
+        for row in np.flatnonzero(_boilerplate_lines(lines, notes)).tolist():
             reasons[row].append("on many different pictures")
     if script is None and others:
         notes.append(f"The texts are written in several scripts ({others}), so that none is out of place.")
@@ -115,7 +115,7 @@ def _usual_script(texts: Sequence[str]) -> tuple[str | None, str]:
     return (script if most >= SCRIPT_SHARE * total else None), listed
 
 
-def _boilerplate_lines(lines: Lines) -> NDArray[np.bool_]:
+def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
     pairs = lines.pairs
     hashes = content_of_units(lines.store, pairs)
     number_of: dict[str, int] = {}
@@ -125,6 +125,14 @@ def _boilerplate_lines(lines: Lines) -> NDArray[np.bool_]:
     for text, number in zip(texts, numbers.tolist(), strict=True):
         pictures.setdefault(text, {})[number] = None
     asked = {text: list(own) for text, own in pictures.items() if len(own) >= FEWEST_PICTURES}
+    # Random sets would be nearly the same pictures, which tell nothing of the text.
+    usual = [text for text, own in asked.items() if 2 * len(own) > len(number_of)]
+    for text in usual:
+        count = len(asked.pop(text))
+        notes.append(
+            f"'{text[:60]}' stands with {count:,} of {len(number_of):,} different pictures: with more than half, "
+            "whether it says anything of them cannot be told, and it was not judged."
+        )
     if not asked:
         return np.zeros(len(pairs), bool)
     first = dict(zip(numbers[::-1].tolist(), pairs.images[::-1], strict=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,19 +20,20 @@ from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import MOST_COMPARED
 from frevl.store.usable_pairs import content_of_units
 
-__all__ = ["duplicate_filter"]
+__all__ = ["duplicate_filter", "groups_without_a_line"]
 
 
 def duplicate_filter(lines: Lines, found: Mapping[str, Found]) -> Found:
     """Flag the lines of every picture that is a copy of another one, and every line that stands there twice.
 
     Pictures are copies by the hash of their files, or nearly the same: by their embeddings alone, or by their pixels
-    where a folder of them is given. Of a group of copies one is kept: the one whose lines match best, then the largest
-    file, then the first. Where there are texts alone, equal texts are copies.
+    where a folder of them is given. Of a group of copies one is kept: one with a line that no other filter flags, then
+    the one whose lines match best, then the largest file, then the first. Where there are texts alone, equal texts are
+    copies.
 
     Args:
         lines: The lines.
-        found: What ``match`` has found, if it was asked.
+        found: What the other filters have found.
     """
     pairs = lines.pairs
     units = list(dict.fromkeys(pairs.units))
@@ -100,9 +101,13 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
 
 
 def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> list[tuple[float, ...]]:
-    """Return for every unit how well its lines match on average, and the bytes of its file."""
+    """Return for every unit whether a line of it stays, how well its lines match on average, and its bytes."""
     row_of = {unit: number for number, unit in enumerate(units)}
     numbers = np.array([row_of[unit] for unit in lines.pairs.units])
+    stays = np.ones(len(lines), bool)
+    for one in found.values():
+        stays &= ~one.flagged
+    staying = np.bincount(numbers[stays], minlength=len(units)) > 0
     belief = found["match"].belief if "match" in found else None
     match: NDArray[np.float64] = np.zeros(len(units))
     if belief is not None:
@@ -114,7 +119,23 @@ def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> l
         place = lines.store.positions("image")
         stored = lines.store.states("image")["bytes"]
         sizes = np.array([float(stored[place[unit]]) for unit in units])
-    return list(zip(match.tolist(), sizes.tolist(), strict=True))
+    return list(zip(staying.tolist(), match.tolist(), sizes.tolist(), strict=True))
+
+
+def groups_without_a_line(units: Sequence[str], found: Found, why: Sequence[Sequence[str]]) -> int:
+    """Count the groups of copies of which no line is kept at all.
+
+    Args:
+        units: ``(n,)`` picture (text) of every line.
+        found: What this filter has found.
+        why: Of every line the filters that drop it.
+    """
+    kept: dict[str, bool] = {}
+    for unit, value, reasons in zip(units, found.values, why, strict=True):
+        if value["copies"] > 1:
+            group = value["duplicate_of"] or unit
+            kept[group] = kept.get(group, False) or not reasons
+    return sum(not one for one in kept.values())
 
 
 def _found(
