@@ -124,16 +124,16 @@ def _opened(file: Path) -> Kept | None:
 def _digest(kept: Kept) -> str:
     """Return a hash of all that is kept: of what Arrow's buffers mean, however they are cut."""
     content = hashlib.blake2b(json.dumps([kept.rejected, kept.notes]).encode(), digest_size=16)
-    content.update(np.ascontiguousarray(kept.lines, np.int64))
+    content.update(np.ascontiguousarray(kept.lines, np.int64).data)
     for name in _COLUMNS:
         column = kept.columns[name]
         places, data = _texts(column.dictionary)
         content.update(
             f"{name} {len(column)} {column.null_count} {column.dictionary.null_count} {len(places)}".encode()
         )
-        content.update(np.ascontiguousarray(column.indices.to_numpy()))
-        content.update(places - places[0] if places[0] else places)
-        content.update(data[places[0] : places[-1]])
+        content.update(np.ascontiguousarray(column.indices.to_numpy()).data)
+        content.update((places - places[0] if places[0] else places).data)
+        content.update(data[places[0] : places[-1]].data)
     return content.hexdigest()
 
 
