@@ -60,11 +60,12 @@ WRITTEN = {
     "publish": {"--folder"},
     "bench": {"--out"},
     "store merge": {"--into"},
+    "store copy": {"target"},
 }
 READ = {
     "--calibrate", "--classes", "--examples", "--labelled", "--neutral", "--queries", "--space",
     "--config", "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result",
-    "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "parts", "source", "store", "target",
+    "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "parts", "source", "store",
 }  # fmt: skip
 
 
@@ -123,6 +124,9 @@ def snapshot(folder):
         ("serve --store STORE --run name=RUN", "--json", "RUN/run.json"),
         ("import v.npy --ids ids.txt --encoder e --of texts --store NEW", "--json", "ids.txt"),
         ("import v.npy --ids ids.txt --encoder e --of texts --store NEW", "--write-pairs", "v.npy"),
+        ("store copy s3://bucket/x copy", "--json", "copy"),
+        ("store copy s3://bucket/x STORE", "--json", "STORE/FILE"),
+        ("store merge images --into STORE", "--json", "STORE/FILE"),
         ("pairs coco --root official --split test", "--out", "official/test.jsonl"),
         ("pairs coco --root official --split test --out p2.jsonl", "--json", "official/dataset_coco.json"),
     ],

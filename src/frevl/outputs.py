@@ -43,6 +43,8 @@ def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
         UsageError: An output is an input, replaces a file inside a folder that is read, or is another output.
     """
     read = [(name, path) for name, value in inputs.items() for path in _existing(value)]
+    # A store that is added to is read, too.
+    read += [(name, path) for name, value in outputs.items() for path in _existing(value) if _is_store(Path(path))]
     written: dict[Path, tuple[str, Any]] = {}
     for name, value in outputs.items():
         if not isinstance(value, str | Path):
@@ -51,6 +53,8 @@ def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
             continue
         place = Path(os.path.realpath(value))
         for other, path in read:
+            if other == name:
+                continue
             problem = _problem(name, place, Path(os.path.realpath(path)))
             if problem:
                 raise UsageError(f"{name} {value} {problem.format(f'{other} {path}')}; give another path with {name}")
@@ -67,11 +71,14 @@ def _problem(name: str, place: Path, source: Path) -> str:
     if source.is_dir() and source in place.parents and _exists(place) and place.is_file():
         harmless = place.suffix.lower() in _ENDINGS.get(name, _OTHER_ENDINGS) and place.name not in _RUN_FILES
         harmless &= place.suffix.lower() != ".jsonl" or _holds_pairs(place)
-        store = (source / "towers.lance").is_dir()
-        return "would overwrite a file of {}" if store or not harmless else ""
+        return "would overwrite a file of {}" if _is_store(source) or not harmless else ""
     if source.parent == place and source.name in _RUN_FILES:
         return "is a folder in which {} would be overwritten"
     return ""
+
+
+def _is_store(folder: Path) -> bool:
+    return (folder / "towers.lance").is_dir()
 
 
 def _holds_pairs(file: Path) -> bool:

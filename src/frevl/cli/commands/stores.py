@@ -105,7 +105,9 @@ def merge(
 def copy(
     source: Annotated[Path, typer.Argument(readable=False, help="Store to copy: a folder, or s3://bucket/store.")],
     target: Annotated[
-        Path, typer.Argument(readable=False, help="Where to: s3://bucket/store (gs://, az://), or a new folder.")
+        Path,
+        typer.Argument(readable=False, help="Where to: s3://bucket/store (gs://, az://), or a new folder."),
+        OUTPUT,
     ],
     quiet: QuietOption = False,
     json: JsonOption = None,
