@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import lance
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from PIL import Image
 import frevl
 from conftest import new_bucket
 from frevl.errors import StoreError, UsageError
+from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.reader import Store
 from frevl.store.remote.copying import copy_store
@@ -180,6 +182,66 @@ def test_another_store_a_newer_one_and_other_files_are_not_overwritten(store, bu
     frevl.extract(tmp_path / "older", images=data["images"], encoder="toy2")  # the same version by another way
     with pytest.raises(StoreError, match="a state of this one that was not copied"):
         copy_store(tmp_path / "older", there)
+
+
+def test_labels_that_the_source_lacks_are_not_overwritten(store, bucket, tmp_path):
+    there, back = f"{bucket}/store", tmp_path / "back"
+    LabelsFile(store).label("ann", [("0.png", "cat")])
+    copy_store(store, there)
+    copy_store(there, back)
+    LabelsFile(back).label("bob", [("1.png", "dog")])
+    labels = (back / "labels" / "labels.jsonl").read_bytes()
+    with pytest.raises(StoreError, match=r"back: labels/labels\.jsonl holds labels that the source lacks"):
+        copy_store(there, back)
+    assert (back / "labels" / "labels.jsonl").read_bytes() == labels
+    copy_store(back, there)  # they go on from what is there
+    with pytest.raises(StoreError, match=r"s3://.*holds labels that the source lacks"):
+        copy_store(store, there)
+    assert Objects(Store.open(there).path).read("labels/labels.jsonl") == labels
+    (store / "labels" / "labels.jsonl").unlink()
+    with pytest.raises(StoreError, match="holds labels that the source lacks"):
+        copy_store(store, there)
+    (store / "labels" / "labels.jsonl").write_bytes(labels + b'{"torn')
+    copy_store(store, there)
+    (store / "labels" / "labels.jsonl").write_bytes(labels)
+    copy_store(store, there)  # a torn line that was copied does not count
+    assert Objects(Store.open(there).path).read("labels/labels.jsonl") == labels
+
+
+def test_labels_that_are_made_during_a_copy_are_not_overwritten(store, bucket, tmp_path, monkeypatch):
+    there, back = f"{bucket}/store", tmp_path / "back"
+    LabelsFile(store).label("ann", [("0.png", "cat")])
+    copy_store(store, there)
+    copy_store(there, back)
+    original = Objects.fetch
+
+    def fetch(self, name, target):
+        if name.startswith("commits/"):
+            LabelsFile(back).label("bob", [("1.png", "dog")])
+        original(self, name, target)
+
+    monkeypatch.setattr(Objects, "fetch", fetch)
+    with pytest.raises(StoreError, match="labels that the source lacks"):
+        copy_store(there, back)
+    assert b"bob" in (back / "labels" / "labels.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["count_rows", "to_batches", "get_fragments"])
+def test_a_failure_while_a_table_is_read_is_one_sentence_without_keys(store, bucket, monkeypatch, tmp_path, method):
+    there = f"{bucket}/store"
+    copy_store(store, there)
+    original = getattr(lance.LanceDataset, method)
+
+    def fail(self, *arguments, **named):
+        if self.uri.startswith("s3://"):
+            raise OSError("403 Forbidden: <AWSAccessKeyId>AKIAVISIBLE</AWSAccessKeyId>")
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(lance.LanceDataset, method, fail)
+    ends = (there, tmp_path / "back") if method == "get_fragments" else (store, there)
+    with pytest.raises(StoreError, match=r"reading the table '\w+' failed: access was denied") as raised:
+        copy_store(*ends)
+    assert "AKIAVISIBLE" not in str(raised.value)
 
 
 def test_nothing_there_and_no_bucket_are_sentences(bucket):

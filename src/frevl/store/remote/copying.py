@@ -18,7 +18,7 @@ from frevl.jsonfile import flush_file, flush_folder, read_record, write_json
 from frevl.store.commits.record import manifest_names
 from frevl.store.commits.soundness import ROWS_AT_ONCE, sound_rows
 from frevl.store.commits.table_writer import lock_store, make_store_folder
-from frevl.store.lance_tables import ALL_TABLES, open_committed
+from frevl.store.lance_tables import ALL_TABLES, open_committed, reading
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import is_remote, place_of
 from frevl.store.remote.objects import Objects
@@ -26,7 +26,8 @@ from frevl.terminal import ProgressLine
 
 __all__ = ["CopyReport", "copy_store"]
 
-_BESIDE = ("labels/labels.jsonl", "shard.json")  # files of a store that are no tables
+_LABELS = "labels/labels.jsonl"
+_BESIDE = (_LABELS, "shard.json")  # files of a store that are no tables
 
 
 @dataclass
@@ -133,8 +134,8 @@ def copy_store(source: str | Path, target: str | Path, *, progress: bool = False
 
     Raises:
         UsageError: Both are folders, or both are addresses.
-        StoreError: There is no store, the target holds another one or a newer state, something cannot be read or
-            written, or the copy differs.
+        StoreError: There is no store, the target holds another one, a newer state or labels that the source lacks,
+            something cannot be read or written, or the copy differs.
     """
     started = time.monotonic()
     here, there = place_of(source), place_of(target)
@@ -158,7 +159,7 @@ def copy_store(source: str | Path, target: str | Path, *, progress: bool = False
         folder, address = (here, there) if is_remote(there) else (there, here)
         common = _Common(folder, str(address))
         _check_target(there, tables, ends, common)
-        _copy_files(ends, tables, report, common, progress=progress)
+        _copy_files(there, ends, tables, report, common, progress=progress)
     report.images, report.texts = (len(store.positions(modality)) for modality in ("image", "text"))
     _check_copy(store, there, tables)
     report.seconds = time.monotonic() - started
@@ -169,16 +170,18 @@ def _table(store: Path, name: str, names: set[str]) -> _Table | None:
     table = open_committed(store, name)
     if table is None:
         return None
-    version, data, deleted = int(table.version), set(), set()
-    for fragment in table.get_fragments():
-        data |= {f"{name}.lance/data/{file.path}" for file in fragment.data_files()}
-        removed = fragment.deletion_file()
-        deleted |= set() if removed is None else {f"{name}.lance/{removed}"}
+    data, deleted = set(), set()
+    with reading(store, name):
+        version, rows = int(table.version), int(table.count_rows())
+        for fragment in table.get_fragments():
+            data |= {f"{name}.lance/data/{file.path}" for file in fragment.data_files()}
+            removed = fragment.deletion_file()
+            deleted |= set() if removed is None else {f"{name}.lance/{removed}"}
     manifest = manifest_names(entry.rpartition("/")[2] for entry in names if _is_manifest(entry, name)).get(version)
     if manifest is None:
         raise StoreError(f"{store}: the table '{name}' has changed while it was copied; run the same command again")
     manifest = f"{name}.lance/_versions/{manifest}"
-    return _Table(name, version, int(table.count_rows()), sorted(data | deleted), manifest)
+    return _Table(name, version, rows, sorted(data | deleted), manifest)
 
 
 def _is_manifest(entry: str, table: str) -> bool:
@@ -210,6 +213,25 @@ def _check_target(target: Path, tables: Sequence[_Table], ends: _Ends, common: _
                 f"{wanted} another store, or a state of this one that was not copied from or to this folder; choose "
                 "another place, or delete it there"
             )
+    _check_labels(target, ends)
+
+
+def _check_labels(target: Path, ends: _Ends) -> None:
+    """Refuse a target with labels that the source lacks: labels are only added, so its file begins with the target's.
+
+    Raises:
+        StoreError: The target has further labels.
+    """
+    try:
+        there = ends.read_target(_LABELS)
+    except FileNotFoundError:
+        return
+    whole = there[: there.rfind(b"\n") + 1]  # a last line that was cut off was never confirmed, and may be put aside
+    if whole and not (ends.read_source(_LABELS) if _LABELS in ends.source_names else b"").startswith(whole):
+        raise StoreError(
+            f"{target}: {_LABELS} holds labels that the source lacks, and a copy would lose them; choose another "
+            "place, or put that file aside and import its labels into the source"
+        )
 
 
 class _Ends(Protocol):
@@ -278,7 +300,9 @@ def _names(folder: Path) -> set[str]:
     return {str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file()}
 
 
-def _copy_files(ends: _Ends, tables: Sequence[_Table], report: CopyReport, common: _Common, *, progress: bool) -> None:
+def _copy_files(
+    target: Path, ends: _Ends, tables: Sequence[_Table], report: CopyReport, common: _Common, *, progress: bool
+) -> None:
     wanted = [name for table in tables for name in table.files]
     missing = [name for name in wanted if name not in ends.target_names]
     # First what nobody sees, then what makes it visible.
@@ -293,6 +317,8 @@ def _copy_files(ends: _Ends, tables: Sequence[_Table], report: CopyReport, commo
             line.advance()
         common.add(ends.read_source(table.manifest) for table in tables)  # before anybody sees them
         for name in (*visible, *last):
+            if name == _LABELS:
+                _check_labels(target, ends)  # again: somebody may have labelled meanwhile
             ends.copy(name)
             line.advance()
 
@@ -304,22 +330,23 @@ def _check_copy(source: Store, target: Path, tables: Sequence[_Table]) -> None:
         StoreError: It differs.
     """
     for table in tables:
-        there = open_committed(target, table.name)
-        rows = 0 if there is None else int(there.count_rows())
-        if there is None or rows != table.rows:
-            raise StoreError(
-                f"{target}: the table '{table.name}' of the copy has {rows:,} rows, expected {table.rows:,}; somebody "
-                "else wrote there: copy to another place"
-            )
-        modality = next((modality for modality, name in TABLES.items() if name == table.name), None)
-        towers = [] if modality is None else [one for one in source.towers.values() if one.modality == modality]
-        size = min([ROWS_AT_ONCE[tower.pooled] for tower in towers], default=ROWS_AT_ONCE[True])
-        for batch in there.to_batches(batch_size=size):
-            if towers and not sound_rows(batch, towers).all():
+        with reading(target, table.name):  # all of it: reading goes on with every batch
+            there = open_committed(target, table.name)
+            rows = 0 if there is None else int(there.count_rows())
+            if there is None or rows != table.rows:
                 raise StoreError(
-                    f"{target}: the table '{table.name}' of the copy differs from its checksums; see frevl store "
-                    f"verify {source.path}, and copy to another place"
+                    f"{target}: the table '{table.name}' of the copy has {rows:,} rows, expected {table.rows:,}; "
+                    "somebody else wrote there: copy to another place"
                 )
+            modality = next((modality for modality, name in TABLES.items() if name == table.name), None)
+            towers = [] if modality is None else [one for one in source.towers.values() if one.modality == modality]
+            size = min([ROWS_AT_ONCE[tower.pooled] for tower in towers], default=ROWS_AT_ONCE[True])
+            for batch in there.to_batches(batch_size=size):
+                if towers and not sound_rows(batch, towers).all():
+                    raise StoreError(
+                        f"{target}: the table '{table.name}' of the copy differs from its checksums; see frevl store "
+                        f"verify {source.path}, and copy to another place"
+                    )
 
 
 def _lock(folder: Path, locks: contextlib.ExitStack) -> None:
