@@ -196,6 +196,7 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
             scores, ended = _Scores(**saved[0]), saved[1]["cut"]
         cut += ended
         if len(scores.drawn) < 2:
+            doubts += cut_short(cut, folds)
             return f"no text is wrong for any image of fold {fold + 1}, as every text stands near to a right one"
         # Each fold has a model of its own, whose scores have a scale of their own.
         middle, width = scores.drawn.mean(dim=0), scores.drawn.std(dim=0).clamp(min=1e-6)
