@@ -76,6 +76,7 @@ def run_files(made, folder):
     """The files of three kinds of runs, by name of the run and of the file."""
     files = {}
     for name, model, task, pairs in (
+        ("linear", "linear", "classification", made.train_file),
         ("tiny", "tiny", "classification", made.train_file),
         ("kernel", "kernel", "classification", made.train_file),
         ("dual", "dual", "matching", made.captions_file),
@@ -84,6 +85,8 @@ def run_files(made, folder):
         train(made.store, pairs, run=folder / name, task=task, model=model, options=options)
         for file in ("run.json", "weights.safetensors", "seen.safetensors"):
             files[name, file] = (folder / name / file).read_bytes()
+    posterior = folder / "linear" / "posterior.safetensors"
+    files["linear", posterior.name] = posterior.read_bytes()
     return files
 
 
@@ -125,6 +128,22 @@ def test_weights_of_a_run(made, run_files, folder, name, file):
         check()
     finally:
         (folder / name / file).write_bytes(whole)
+
+
+def test_posterior_of_a_run(made, run_files, folder):
+    whole = run_files["linear", "posterior.safetensors"]
+    header = int.from_bytes(whole[:8], "little") + 8
+
+    def doubt(path):
+        scorer = Scorer.open(path.parent, store=made.store)
+        scorer.doubt([(made.store.image_ids[0], made.store.texts[0])])
+
+    @fuzzed(60)
+    @given(st.one_of(broken(whole), broken(whole[:header]).map(lambda begin: begin + whole[header:])))
+    def check(content):
+        read(folder / "linear" / "posterior.safetensors", content, doubt)
+
+    check()
 
 
 def test_published_networks(folder):
