@@ -14,6 +14,7 @@ from frevl.errors import InputError, StoreError, UsageError
 from frevl.store.extraction import extract
 from frevl.store.reader import Store
 from frevl.store.sharding.merging import merge
+from frevl.store.tars.members import Tar, read_members
 from frevl.store.upkeep.verification import verify
 
 
@@ -363,3 +364,11 @@ def test_what_no_pairs_file_can_hold_is_left_out_of_a_record(tmp_path):
     assert rejects == {"0.json": "expected text, found half of a surrogate pair"}
     read = read_pairs(tmp_path / "p.jsonl")
     assert (len(read), len(read.rejected)) == (1, 0)
+
+
+@pytest.mark.parametrize("length", range(14))
+def test_a_compressed_tar_that_was_cut_in_its_first_bytes_is_said(tmp_path, length):
+    (tmp_path / "x.tar").write_bytes(gzip.compress(bytes(600))[:length])
+    (member,) = read_members(Tar("x.tar", str(tmp_path / "x.tar")), bool)
+    assert member.id == "x.tar"
+    assert "nothing of it was read" in member.problem

@@ -23,7 +23,8 @@ _PICTURES = frozenset(
 )  # fmt: skip
 _FORK = "._"  # how a member begins that holds what macOS could not put into its neighbour
 _READ_AHEAD = 1 << 20
-_FAILURES = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
+# The last three: what Python's own reader stumbles over where a header was cut or holds no numbers
+_FAILURES = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError, TypeError, ValueError, IndexError)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def _end(stream: tarfile.TarFile) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"the tar cannot be read ({error.strerror})"
-    if "unexpected end" in str(error) or isinstance(error, EOFError):
+    if "unexpected end" in str(error) or isinstance(error, EOFError | TypeError):
         return "the tar ends in the middle of a member: it was cut, and what followed is lost"
     return f"expected a tar, found something else or a damaged one ({' '.join(str(error).split()):.100})"
 
