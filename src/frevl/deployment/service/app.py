@@ -21,8 +21,8 @@ from starlette.types import Receive, Scope, Send
 from frevl.deployment.service import handlers
 from frevl.deployment.service.answers import ERRORS, body_of, document_bodies, errors, json_answer, respond
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.page_files import add_page
-from frevl.deployment.service.explorer.routes import EXPLORER_BODIES, add_explorer_routes, check_host
+from frevl.deployment.service.explorer.page_files import add_page, check_host
+from frevl.deployment.service.explorer.routes import EXPLORER_BODIES, add_explorer_routes
 from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import Keys, RefusedError
 from frevl.deployment.service.http.metrics import Metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -32,12 +31,12 @@ from frevl.deployment.service.explorer.look_schemas import (
 )
 from frevl.deployment.service.explorer.mapping.map_routes import add_map_routes
 from frevl.deployment.service.explorer.mapping.map_schemas import PointsRequest
+from frevl.deployment.service.explorer.page_files import check_site
 from frevl.deployment.service.explorer.teaching.teach_schemas import TeachResponse
 from frevl.deployment.service.http.body import read_body
-from frevl.deployment.service.http.limits import RefusedError
 from frevl.store.labels.entries import LONGEST_NAME
 
-__all__ = ["EXPLORER_BODIES", "add_explorer_routes", "check_host"]
+__all__ = ["EXPLORER_BODIES", "add_explorer_routes"]
 
 EXPLORER_BODIES: tuple[type[BaseModel], ...] = (
     FindRequest,
@@ -198,43 +197,3 @@ def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
         check_site(request)
         asked, _ = await read_body(request, RenameRequest, limits)
         return await respond(request, labelling.rename(explorer, asked))
-
-
-def check_site(request: Request) -> None:
-    """Refuse what a page of another site sends: browsers send forms anywhere, and with them would go labels.
-
-    What the browser calls this service stands in ``Host``, or, behind a proxy that sends a ``Host`` of its own, in
-    ``X-Forwarded-Host``; a page of another site cannot set that one without asking first, which is not granted.
-
-    Raises:
-        RefusedError: The browser says so.
-    """
-    origin = request.headers.get("origin")
-    own = {request.headers.get("host", ""), request.headers.get("x-forwarded-host") or request.headers.get("host", "")}
-    crossed = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
-    if crossed or (origin is not None and origin.partition("://")[2] not in own):
-        raise RefusedError(403, "other_site", "Labels are taken from the page of this service only, not of another.")
-
-
-def check_host(host: str) -> None:
-    """Refuse a name that somebody else may have given to this machine, so that their page passes as the own one.
-
-    That is DNS rebinding: their name leads to 127.0.0.1 once their page is loaded. Names that nobody else can give are
-    ``localhost`` and addresses. For a service that only this machine reaches, and that asks for no key.
-
-    Args:
-        host: The header; empty if there is none, which no browser sends.
-
-    Raises:
-        RefusedError: It is another name.
-    """
-    name = host.rpartition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
-    if not host or name.lower().removesuffix(".") == "localhost":
-        return
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        raise RefusedError(
-            403, "other_host", "This service answers to localhost and to addresses only, found the host "
-            f"{name[:80]!r}; open it by its address, set API keys, or start it with --host.",
-        ) from None  # fmt: skip
