@@ -100,6 +100,7 @@ def test_towers_whose_tokens_do_not_fit_are_not_mixed(tmp_path):
 @pytest.mark.parametrize("tokens", ["pooled", "words"])
 def test_random_reads_equal_a_slow_twin(tmp_path, monkeypatch, tokens):
     monkeypatch.setattr("frevl.store.reader._ROWS_AT_ONCE", {True: 41, False: 43})
+    monkeypatch.setattr("frevl.store.reader._NUMBERS_AT_ONCE", 1)
     rng = np.random.default_rng(5)
     most = 2 if tokens == "pooled" else 6
     written = {

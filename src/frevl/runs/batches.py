@@ -162,14 +162,18 @@ class EmbeddedPairs:
             yield self.inputs(self.image_rows[rows], self.text_rows[rows], device)
 
 
-def images_alone(images: Tensor) -> EmbeddedPairs:
-    """Return ``(n, dim)`` pooled embeddings of images as pairs without a text."""
-    ones = torch.ones(len(images), 1, dtype=torch.bool)
-    none = torch.zeros(1, 1, 0)
-    return EmbeddedPairs(
-        images[:, None], ones, none, torch.ones(1, 1, dtype=torch.bool), torch.arange(len(images)),
-        torch.zeros(len(images), dtype=torch.long),
-    )  # fmt: skip
+def images_alone(images: Tensor, mask: Tensor | None = None) -> EmbeddedPairs:
+    """Return images as pairs without a text.
+
+    Args:
+        images: ``(n, dim)`` pooled embeddings, or ``(n, tokens, dim)`` with a mask.
+        mask: ``(n, tokens)`` bool.
+    """
+    if mask is None:
+        images, mask = images[:, None], torch.ones(len(images), 1, dtype=torch.bool)
+    one = torch.ones(1, 1, dtype=torch.bool)
+    rows = torch.arange(len(images))
+    return EmbeddedPairs(images, mask, torch.zeros(1, 1, 0), one, rows, torch.zeros_like(rows))
 
 
 def absent_side(items: int) -> tuple[np.ndarray, np.ndarray]:
@@ -262,4 +266,4 @@ def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device:
             here += found[-1].numel()
             if here > _MOST_THERE:
                 found, here = [torch.cat(found).cpu()], 0
-        return torch.cat([part.cpu() for part in found])
+        return found[0].cpu() if len(found) == 1 else torch.cat([part.cpu() for part in found])

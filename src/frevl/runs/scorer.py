@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from frevl.encoders.images import MAX_PIXELS, ImageSource
 from frevl.encoders.interface import Encoder
 from frevl.errors import UsageError
 from frevl.models.interface import PairNetwork, Searchable
-from frevl.runs.batches import EmbeddedPairs, exact_enough, placed, read_side, vectors_of
+from frevl.runs.batches import EmbeddedPairs, exact_enough, images_alone, placed, read_side, vectors_of
 from frevl.runs.calibration import calibrated
 from frevl.runs.doubt.posterior import Posterior, load_posterior
 from frevl.runs.onnx_backend import BACKENDS, check_backend, open_exported
@@ -107,8 +107,21 @@ class Scorer:
             StoreError: An image is not in the store.
             FingerprintError: A text has to be embedded and the encoder is not the one that made the store.
         """
-        logits = self._logits(pairs, images or {})
+        logits = self._logits(self._embedded(pairs, images or {}))
         return logits[:, 0] if self.run.task == "matching" else logits
+
+    def score_stored(self, image_ids: list[str]) -> Iterator[np.ndarray]:
+        """Score stored images by a run of images alone, a batch after the other: for a whole store.
+
+        Yields:
+            ``(n, classes)`` float32, the logits of `score`.
+
+        Raises:
+            StoreError: An image is not in the store.
+        """
+        pairs = images_alone(*map(torch.from_numpy, self._read("image", image_ids, {})))
+        for rows in torch.split(torch.arange(len(pairs)), self.batch_size):
+            yield self._logits(pairs.select(rows))
 
     def match_probabilities(
         self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None
@@ -128,7 +141,7 @@ class Scorer:
         """
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: expected a matching run, found task '{self.run.task}'; use predict")
-        logits = self._logits(pairs, images or {})
+        logits = self._logits(self._embedded(pairs, images or {}))
         decisive = self.run.network.probability_logits(torch.from_numpy(logits))
         return logits[:, 0], self._calibrated(decisive[:, 0].numpy())
 
@@ -149,9 +162,9 @@ class Scorer:
         if self._posterior is None:
             image_dim, text_dim = (sum(tower.dim for tower in self._towers[side]) for side in MODALITIES)
             self._posterior = load_posterior(self.run.network, self.run.path, image_dim=image_dim, text_dim=text_dim)
-        if not (pairs := pair_list(pairs, self.run.sides)):
+        if (embedded := self._embedded(pairs, images or {})) is None:
             return np.zeros(0, np.float32)
-        return self._posterior.doubt(self.run.network, self._embedded(pairs, images or {})).numpy()
+        return self._posterior.doubt(self.run.network, embedded).numpy()
 
     def prior(self, pairs: PairsOrItems) -> np.ndarray | None:
         """Score pairs by one side alone, where the run keeps a bank of training items of the other.
@@ -174,17 +187,19 @@ class Scorer:
         rows = {item: row for row, item in enumerate(different)}
         return found[[rows[item] for item in own]]
 
-    def _logits(self, pairs: PairsOrItems, images: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _logits(self, embedded: EmbeddedPairs | None) -> np.ndarray:
         """Return ``(n, outputs)`` float32 of the network."""
-        if not (pairs := pair_list(pairs, self.run.sides)):
+        if embedded is None:
             return np.zeros((0, len(self.run.labels) or 1), np.float32)
-        embedded = self._embedded(pairs, images)
         logits = list_logits(self.network, embedded, self.batch_size, self.device)
         if self._overflowed(logits):
             logits = list_logits(self.network, embedded, self.batch_size, self.device)
         return logits.numpy()
 
-    def _embedded(self, pairs: Sequence[tuple[str, str]], images: Mapping[str, np.ndarray]) -> EmbeddedPairs:
+    def _embedded(self, pairs: PairsOrItems, images: Mapping[str, np.ndarray]) -> EmbeddedPairs | None:
+        """Read what pairs need; None without pairs."""
+        if not (pairs := pair_list(pairs, self.run.sides)):
+            return None
         ids, words = ([pair[side] for pair in pairs] for side in (0, 1))
         rows = {id_: row for row, id_ in enumerate(dict.fromkeys(ids))}
         texts = {text: row for row, text in enumerate(dict.fromkeys(words))}

@@ -27,7 +27,8 @@ from frevl.terminal import print_progress
 
 __all__ = ["Labelling", "label_store"]
 
-_AT_ONCE = 1_024  # larger blocks of a thousand classes leave the processor's cache
+_AT_ONCE = 4_096  # read, and written; they are scored in the scorer's batches, which stay in the processor's cache
+_APART = 65_536  # whose surest are looked for together
 _SHOWN = 8  # of each class on the page, the surest; and as many of the least sure
 
 
@@ -50,10 +51,12 @@ class Labelling:
     surest: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     least_sure: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     out: Path | None = None
-    _floors: list[np.ndarray] | None = field(default=None, repr=False)  # by class, what a probability has to reach
+    _apart: list[tuple[Sequence[str], Ranked]] = field(default_factory=list, repr=False)  # added, not settled yet
+    _labels: Sequence[str] = field(default=(), repr=False)  # of those
 
     def record(self) -> dict[str, Any]:
         """Return what ``--json`` writes."""
+        self._settle()
         return {
             "labelled": self.labelled,
             "unknown": self.unknown,
@@ -63,7 +66,7 @@ class Labelling:
 
     def add(self, image: str, label: str, probability: float, *, unknown: bool) -> None:
         """Count one image and keep it if it is among the surest or the least sure."""
-        self._floors = None
+        self._settle()
         self.labelled += 1
         if unknown:
             self.unknown += 1
@@ -75,26 +78,32 @@ class Labelling:
     def add_all(self, images: Sequence[str], ranked: Ranked, labels: Sequence[str]) -> None:
         """Count many images: what `add` does with each, without a step in Python for those that are not kept."""
         self.labelled += len(images)
-        self.unknown += int(ranked.unknown.sum())
-        known = np.flatnonzero(~ranked.unknown)
-        best, p = ranked.classes[known, 0], ranked.probabilities[known, 0].astype(np.float64)
+        self._labels = labels
+        self._apart.append((images, Ranked(ranked.classes[:, :1], ranked.probabilities[:, :1], ranked.unknown)))
+        if sum(len(some) for some, _ in self._apart) >= _APART:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Count what `add_all` has put aside, and keep of it what belongs to the surest or the least sure."""
+        if not self._apart:
+            return
+        images = [image for some, _ in self._apart for image in some]
+        best, p = (np.concatenate([one[part][:, 0] for _, one in self._apart]) for part in (0, 1))
+        known = np.flatnonzero(~np.concatenate([one.unknown for _, one in self._apart]))
+        self._apart = []
+        self.unknown += len(images) - len(known)
+        best, p = best[known], p[known].astype(np.float64)
         found, first, counts = np.unique(best, return_index=True, return_counts=True)
         for position in np.argsort(first):
-            self.counts[labels[found[position]]] += int(counts[position])
-        if self._floors is None:
-            self._floors = [np.array([_floor(kept.get(label, [])) for label in labels]) for kept in self._heaps]
-        for kept, floor, scores in zip(self._heaps, self._floors, (p, -p), strict=True):
-            for row in np.flatnonzero(scores >= floor[best]):
-                heap = kept.setdefault(labels[best[row]], [])
-                _keep(heap, (float(scores[row]), images[known[row]]))
-                floor[best[row]] = _floor(heap)
-
-    @property
-    def _heaps(self) -> tuple[dict[str, list[tuple[float, str]]], dict[str, list[tuple[float, str]]]]:
-        return self.surest, self.least_sure
+            self.counts[self._labels[found[position]]] += int(counts[position])
+        for kept, scores in ((self.surest, p), (self.least_sure, -p)):
+            floors = np.array([_floor(kept.get(label, [])) for label in self._labels])
+            for row in _contenders(best, scores, floors):
+                _keep(kept.setdefault(self._labels[best[row]], []), (float(scores[row]), images[known[row]]))
 
     def sorted(self) -> Labelling:
         """Return the same with the kept images in order."""
+        self._settle()
         self.surest = {label: sorted(kept, reverse=True) for label, kept in self.surest.items()}
         self.least_sure = {
             label: sorted((-negative, image) for negative, image in kept) for label, kept in self.least_sure.items()
@@ -126,8 +135,8 @@ def label_store(
     labels = scorer.run.labels
     found = Labelling(out=None if out is None else Path(out))
     if out is None:
-        for block in _blocks(ids, 0):
-            found.add_all(block, scorer.rank_classes(scorer.score(block), k=k), labels)
+        for images, ranked in _ranked_blocks(scorer, ids, 0, k):
+            found.add_all(images, ranked, labels)
             print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
         return found.sorted()
     refuse_inputs({"--out": out}, {"run": scorer.run.path, "store": scorer.store.path})
@@ -139,11 +148,10 @@ def label_store(
         path.parent.mkdir(parents=True, exist_ok=True)
         done = _written(part, state, identity, found)
         with part.open("ab") as lines:
-            for block in _blocks(ids, done):
-                ranked = scorer.rank_classes(scorer.score(block), k=k)
-                lines.write(_lines(block, ranked, spelled))
+            for images, ranked in _ranked_blocks(scorer, ids, done, k):
+                lines.write(_lines(images, ranked, spelled))
                 lines.flush()
-                found.add_all(block, ranked, labels)
+                found.add_all(images, ranked, labels)
                 print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
             os.fsync(lines.fileno())
         part.replace(path)
@@ -165,9 +173,29 @@ def _keep(heap: list[tuple[float, str]], one: tuple[float, str]) -> None:
         heapq.heappushpop(heap, one)
 
 
-def _blocks(ids: list[str], start: int) -> Iterator[list[str]]:
+def _contenders(best: np.ndarray, scores: np.ndarray, floors: np.ndarray) -> np.ndarray:
+    """Return the rows that may be among the `_SHOWN` of their class, equals of the last one included.
+
+    Args:
+        best: ``(n,)`` class of each image.
+        scores: ``(n,)`` of each image, the largest are wanted.
+        floors: ``(classes,)`` what a score has to reach.
+    """
+    rows = np.flatnonzero(scores >= floors[best])
+    rows = rows[np.lexsort((-scores[rows], best[rows]))]
+    classes, starts = np.unique(best[rows], return_index=True)
+    ends = np.append(starts[1:], len(rows))
+    lowest = np.full(len(floors), -np.inf)
+    lowest[classes] = scores[rows[np.minimum(starts + _SHOWN, ends) - 1]]
+    found: np.ndarray = rows[scores[rows] >= lowest[best[rows]]]
+    return found
+
+
+def _ranked_blocks(scorer: Scorer, ids: list[str], start: int, k: int) -> Iterator[tuple[list[str], Ranked]]:
     for begin in range(start, len(ids), _AT_ONCE):
-        yield ids[begin : begin + _AT_ONCE]
+        images = ids[begin : begin + _AT_ONCE]
+        parts = [scorer.rank_classes(scores, k=k) for scores in scorer.score_stored(images)]
+        yield images, Ranked(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
 
 
 def _lines(images: Sequence[str], ranked: Ranked, spelled: pa.Array) -> memoryview:
