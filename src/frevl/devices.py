@@ -24,6 +24,7 @@ __all__ = [
     "check_device",
     "cores_by_quota",
     "default_batch",
+    "grant_processors",
     "is_accelerator",
     "processors",
     "share_processors",
@@ -35,6 +36,7 @@ _HOW_THREADS_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # Turns of a loop before a thread sleeps. Without any, a small training alone on a machine takes 1.6 times as long; with
 # ten times as many it crawls where many jobs want the cores (docs/scale.md).
 _SPINS = "1000"
+_GRANTED = "FREVL_GRANTED_PROCESSORS"
 _HOW_MANY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
@@ -56,9 +58,16 @@ def share_processors() -> None:
 def processors() -> int:
     """Return how many processor cores this process may use, of its affinity and of the quota of its control groups.
 
-    A quota of one and a half is two: threads that wait take nothing of it.
+    A quota of one and a half is two: threads that wait take nothing of it. A worker among several on one machine has
+    the cores that it was granted.
     """
-    return min(_cores_by_affinity(), max(1, math.ceil(min(cores_by_quota(), 1e6))))
+    granted = int(os.environ.get(_GRANTED, "0"))
+    return min(_cores_by_affinity(), max(1, math.ceil(min(cores_by_quota(), 1e6))), granted or sys.maxsize)
+
+
+def grant_processors(count: int) -> None:
+    """Let this process, and those that it starts, use no more than so many cores; others have the rest."""
+    os.environ[_GRANTED] = str(count)
 
 
 def cores_by_quota(process: Path = Path("/proc/self")) -> float:

@@ -1,0 +1,66 @@
+"""What a test with Ray gets: a cluster of several nodes, all on this machine, and work to do on it.
+
+Not part of plain ``pytest``, because it wants the extra ``ray``: ``pytest onray`` runs them.
+"""
+
+import os
+import secrets
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for what is written by hand there
+
+# Before Ray is imported: no report, and a secret of this run alone.
+os.environ.update(
+    RAY_USAGE_STATS_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_AUTH_TOKEN=secrets.token_hex(32)
+)
+# The nodes run this source, and the work of these tests.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1] / "src"), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+)
+
+OBJECTS = 80 << 20  # bytes that a node keeps; Ray takes no less
+
+
+class Nodes:
+    """A cluster on this machine: a head without processors, and nodes that come and go."""
+
+    def __init__(self):
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 0, "object_store_memory": OBJECTS, "include_dashboard": False}
+        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.address = self._cluster.address
+        self.nodes = []
+
+    def add(self, count=1, **environment):
+        for _ in range(count):
+            self.nodes.append(
+                self._cluster.add_node(
+                    wait=False,
+                    num_cpus=1,
+                    object_store_memory=OBJECTS,
+                    env_vars={"NODE": str(len(self.nodes)), **environment},
+                )
+            )
+        self._cluster.wait_for_nodes()
+        return self.nodes[-1]
+
+    def kill(self, node):
+        """End all processes of a node at once."""
+        self.nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def shutdown(self):
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def nodes():
+    """Four nodes of one processor each."""
+    cluster = Nodes()
+    cluster.add(4)
+    yield cluster
+    cluster.shutdown()

@@ -1,0 +1,145 @@
+"""The connection to Ray: a cluster of this machine, made for one call, or one that is there already.
+
+Ray is the extra ``ray``. It is told to report nothing to its makers, and to keep little in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from frevl.devices import processors
+from frevl.errors import FrevlError, UsageError, library
+from frevl.version import __version__
+
+__all__ = ["HERE", "connected", "refuse_other_code", "versions_here"]
+
+HERE = "local"
+"""Stands for an address: a cluster of this machine alone, which ends with the call. The word is Ray's own."""
+
+_OBJECTS = 256 << 20  # bytes of memory that a cluster of this machine keeps results in until they are fetched
+_LIBRARIES = ("pillow", "numpy", "onnxruntime", "torch", "transformers", "tokenizers", "open_clip_torch")
+
+
+@contextmanager
+def connected(address: str = HERE) -> Iterator[ModuleType]:
+    """Connect to Ray, and leave it in the end. A program that is connected already keeps its connection.
+
+    Args:
+        address: `HERE`; ``auto`` for the cluster that runs on this machine; or ``HOST:PORT`` of a cluster's head. The
+            nodes of a cluster need the same frevl, and see files under the same paths.
+
+    Yields:
+        The module ``ray``.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        UsageError: The address is none, or that of Ray's client, which cannot do this.
+        FrevlError: There is no cluster at the address, it refuses, or none can be started here.
+    """
+    if not address.strip() or "://" in address:
+        raise UsageError(
+            f"--ray takes the address of a cluster's head, such as 10.0.0.5:6379, 'auto' for one that runs on this "
+            f"machine, or none to start one here; found '{address}'"
+        )
+    # Ray reads these when it is imported: no report leaves the machine, and devices are hidden only from who asks.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray = library("ray", "ray")
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error", "configure_logging": True}
+    folder = None
+    try:
+        if address == HERE:
+            _own_token()
+            folder = tempfile.mkdtemp(prefix="frevl-ray-")
+            own = {"num_cpus": processors(), "object_store_memory": _OBJECTS, "_temp_dir": folder}
+            ray.init(address=HERE, **quiet, **own)
+        else:
+            del quiet["include_dashboard"]
+            ray.init(address=address, **quiet)
+    # Ray's exceptions here are of many kinds: ConnectionError, ValueError, RuntimeError, its own.
+    except Exception as error:
+        _remove(folder)
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        what = "no cluster could be started here" if address == HERE else f"no cluster answers at '{address}'"
+        raise FrevlError(
+            f"--ray: {what} ({reason}); ray status on its head says whether one runs; it wants the same Ray, the same "
+            "Python and its token here"
+        ) from error
+    try:
+        _quieten()
+        yield ray
+    finally:
+        ray.shutdown()
+        _remove(folder)
+
+
+def _quieten() -> None:
+    """Let Ray print nothing of what happens on its nodes: on the standard output it would stand among results."""
+    # A class without public names; where another version of Ray lacks it, Ray prints.
+    with suppress(ImportError, AttributeError):
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+
+
+def _own_token() -> None:
+    """Choose a secret that whoever talks to our cluster has to know; else Ray writes one to the user's folder."""
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _remove(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def versions_here() -> dict[str, str]:
+    """Return what runs on this node: frevl with a digest of its source, and the libraries that numbers depend on."""
+    versions = {"frevl": f"{__version__} ({_source_digest()})"}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def refuse_other_code(node: str, there: dict[str, str]) -> None:
+    """Refuse a node that runs another frevl than this process.
+
+    Args:
+        node: How it is called.
+        there: What `versions_here` says there.
+
+    Raises:
+        FrevlError: It does, by version or by source.
+    """
+    here = versions_here()["frevl"]
+    if there.get("frevl") != here:
+        raise FrevlError(
+            f"--ray: the node {node} runs frevl {there.get('frevl', 'unknown')}, this process runs {here}; install the "
+            "same frevl on all nodes"
+        )
+
+
+@cache
+def _source_digest() -> str:
+    """Return a digest of the source of this package: versions that are being worked on share a number."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]

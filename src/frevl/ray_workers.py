@@ -1,0 +1,325 @@
+"""Blocks of work shared out among workers of a Ray cluster: who is free takes the next, whatever dies is replaced.
+
+Plain actors of Ray, because a block must stay what it is: Ray Data would cut and join blocks as its memory allows, and
+what an encoder says of a text depends, in its last bit, on the others of its batch.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import ModuleType, TracebackType
+from typing import Any, Generic, TypeVar
+
+from frevl import errors
+from frevl.devices import grant_processors
+from frevl.errors import FrevlError
+from frevl.ray_cluster import refuse_other_code, versions_here
+
+__all__ = ["Greeting", "Workers"]
+
+B = TypeVar("B")
+R = TypeVar("R")
+
+_AHEAD = 2  # blocks that a worker holds: the one that it works on, and the next
+_PATIENCE = 120.0  # seconds without any worker: a new process has to load its networks
+_MOST_DEATHS = 3  # of workers, with the same block in their hands
+_SLOW = 3.0  # times the usual seconds of a block, after which one that is idle begins it, too
+_LOOK_AGAIN = 1.0  # seconds
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What a worker says first.
+
+    Attributes:
+        node: Name of its machine.
+        versions: See `frevl.ray_cluster.versions_here`.
+        about: What its work says about itself.
+    """
+
+    node: str
+    versions: dict[str, str]
+    about: Any
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of ours; its class goes by name, because not all of them can be pickled."""
+
+    kind: str
+    message: str
+
+
+class _Worker:
+    """What runs on a node.
+
+    Args:
+        make: Returns the work: a function of a block, with an attribute ``about``.
+        processors: How many cores it may use.
+    """
+
+    def __init__(self, make: Callable[[], Any], processors: int) -> None:
+        grant_processors(processors)
+        self._make = make
+        self._work: Any = None
+
+    def greet(self) -> Greeting | _Failure:
+        """Load what the work needs."""
+        try:
+            self._work = self._make()
+        except FrevlError as error:
+            return _Failure(type(error).__name__, f"{socket.gethostname()}: {error}")
+        return Greeting(socket.gethostname(), versions_here(), self._work.about)
+
+    def do(self, block: Any) -> Any:
+        """Do one block."""
+        try:
+            return self._work(block)
+        except FrevlError as error:
+            return _Failure(type(error).__name__, str(error))
+
+
+@dataclass(eq=False)
+class _Block(Generic[B]):
+    """A block that is not done, and who has it."""
+
+    block: B
+    deaths: int = 0
+    held_by: list[_Hired] = field(default_factory=list)
+    since: float = 0.0
+
+
+@dataclass(eq=False)
+class _Hired:
+    """A worker as this process sees it."""
+
+    actor: Any
+    node: str = ""
+    hands: list[_Block[Any]] = field(default_factory=list)  # in the order in which it does them
+
+    @property
+    def load(self) -> int:
+        return len(self.hands)
+
+
+class Workers(Generic[B, R]):
+    """Workers of a cluster, one for each of its free processors; a context manager.
+
+    A worker that dies, or whose node goes, loses the blocks that it holds: others do them. Towards the end, blocks of
+    slow workers are begun a second time by those that are idle, and the first answer counts. So a block must give the
+    same result wherever it is done.
+
+    Args:
+        ray: The module, connected.
+        make: Returns the work; called on the node. It is pickled: a function of a module, or a `functools.partial`.
+        count: How many workers; None takes as many as the cluster has processors, or accelerators.
+        processors: Cores for each.
+        accelerators: Accelerators for each.
+
+    Attributes:
+        notes: Sentences that a user should read.
+    """
+
+    def __init__(
+        self,
+        ray: ModuleType,
+        make: Callable[[], Callable[[B], R]],
+        *,
+        count: int | None = None,
+        processors: int = 1,
+        accelerators: int = 0,
+    ) -> None:
+        self._ray, self._make, self._processors = ray, make, processors
+        total = ray.cluster_resources()
+        most = int(total.get("GPU", 0)) // accelerators if accelerators else int(total.get("CPU", 0)) // processors
+        self.count = min(count or most, most)
+        if self.count < 1:
+            raise FrevlError(
+                f"--ray: the cluster has {total.get('CPU', 0):.0f} processors and {total.get('GPU', 0):.0f} "
+                "accelerators, too little for one worker; add nodes"
+            )
+        self._remote = ray.remote(num_cpus=processors, num_gpus=accelerators, max_restarts=0)(_Worker)
+        self.notes: list[str] = []
+        self._lost: dict[str, int] = {}
+        self._reason = ""
+        self._ready: list[_Hired] = []
+        self._coming: dict[Any, _Hired] = {}
+        self._seconds: deque[float] = deque(maxlen=32)  # of the latest blocks
+        self._left = 4 * self.count + 16  # workers that may be hired in place of others
+
+    def __enter__(self) -> Workers[B, R]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(self._ray.exceptions.RayError):
+            for worker in [*self._ready, *self._coming.values()]:
+                self._ray.kill(worker.actor)
+        if self._lost:
+            named = ", ".join(f"{count} on {node}" for node, count in sorted(self._lost.items()))
+            self.notes.append(
+                f"Workers that were lost: {named} ({self._reason:.200}). What they held was done by others."
+            )
+
+    def start(self, greeted: Callable[[Greeting], None]) -> None:
+        """Start the workers, and wait for them.
+
+        Args:
+            greeted: Looks at what each says first; raises what speaks against it.
+
+        Raises:
+            FrevlError: A node runs another frevl, cannot do the work, or none comes.
+        """
+        self._greeted = greeted
+        for _ in range(self.count):
+            self._hire()
+        until = time.monotonic() + _PATIENCE
+        while self._coming and time.monotonic() < until:
+            self._welcome(self._ray.wait(list(self._coming), timeout=max(until - time.monotonic(), 0))[0])
+
+    def results(self, blocks: Iterable[B]) -> Iterator[tuple[B, R]]:
+        """Do blocks; yield each with its result, in the order in which they are done.
+
+        Raises:
+            FrevlError: What the work raises, no worker is left, or a block that ends every worker.
+        """
+        source = iter(blocks)
+        again: deque[_Block[B]] = deque()
+        flying: dict[Any, tuple[_Block[B], _Hired]] = {}
+        more = True
+        while True:
+            for worker in self._free():
+                block = again.popleft() if again else None
+                if block is None and more:
+                    following = next(source, None)
+                    more, block = following is not None, None if following is None else _Block(following)
+                if block is None:
+                    block = self._slowest(flying, worker)
+                if block is None:
+                    break
+                self._hand(block, worker, flying)
+            if not flying and not again and not more:
+                return
+            yield from self._wait(flying, again)
+
+    def _free(self) -> Iterator[_Hired]:
+        """Yield workers that can take a block, the least loaded first."""
+        while True:
+            free = [worker for worker in self._ready if worker.load < _AHEAD]
+            if not free:
+                return
+            yield min(free, key=lambda worker: worker.load)
+
+    def _hand(self, block: _Block[B], worker: _Hired, flying: dict[Any, tuple[_Block[B], _Hired]]) -> None:
+        block.held_by.append(worker)
+        block.since = time.monotonic()
+        worker.hands.append(block)
+        flying[worker.actor.do.remote(block.block)] = block, worker
+
+    def _slowest(self, flying: dict[Any, tuple[_Block[B], _Hired]], worker: _Hired) -> _Block[B] | None:
+        """Return the block that waits longest at another worker, longer than blocks do, if this one is idle."""
+        if worker.load or not self._seconds:
+            return None
+        before = time.monotonic() - _SLOW * sorted(self._seconds)[len(self._seconds) // 2]
+        alone = [
+            block
+            for block, _ in flying.values()
+            if len(block.held_by) == 1 and block.held_by[0] is not worker and block.since < before
+        ]
+        return min(alone, key=lambda block: block.since, default=None)
+
+    def _wait(self, flying: dict[Any, tuple[_Block[B], _Hired]], again: deque[_Block[B]]) -> Iterator[tuple[B, R]]:
+        if not flying and not self._coming:
+            raise FrevlError(f"--ray: no worker is left ({self._reason:.300}); everything done so far is kept")
+        idle = flying and any(not worker.load for worker in self._ready)
+        found, _ = self._ray.wait([*flying, *self._coming], timeout=_LOOK_AGAIN if idle else _PATIENCE)
+        if not found and not flying:
+            raise FrevlError(
+                f"--ray: no worker came within {_PATIENCE:.0f} s ({self._reason or 'no processor is free'}); what was "
+                "done so far is kept"
+            )
+        self._welcome([one for one in found if one in self._coming])
+        for one in found:
+            if one not in flying:
+                continue
+            block, worker = flying.pop(one)
+            block.held_by.remove(worker)
+            try:
+                result = self._ray.get(one)
+            except self._ray.exceptions.RayError as error:
+                self._dismiss(worker, error)
+                if not block.held_by:
+                    again.append(block)
+                continue
+            worker.hands.remove(block)
+            if isinstance(result, _Failure):
+                raise _error_of(result)
+            for other in [one for one, (held, _) in flying.items() if held is block]:
+                _, also = flying.pop(other)  # it goes on with what nobody waits for
+                also.hands.remove(block)
+                block.held_by.remove(also)
+            self._seconds.append(time.monotonic() - block.since)
+            yield block.block, result
+
+    def _dismiss(self, worker: _Hired, error: Exception) -> None:
+        """Replace a worker that failed."""
+        if worker not in self._ready:
+            return  # with several blocks in its hands it fails once for each
+        self._reason = _short(error)
+        self._ready.remove(worker)
+        block = worker.hands[0]  # the others only waited
+        block.deaths += 1
+        if block.deaths >= _MOST_DEATHS:
+            raise FrevlError(
+                f"--ray: {block.deaths} workers were lost with the same block, {block.block} ({self._reason}); all "
+                "that was done before is kept"
+            ) from error
+        self._lost[worker.node] = self._lost.get(worker.node, 0) + 1
+        self._ray.kill(worker.actor)
+        if self._left:
+            self._left -= 1
+            self._hire()
+
+    def _hire(self) -> None:
+        worker = _Hired(self._remote.remote(self._make, self._processors))
+        self._coming[worker.actor.greet.remote()] = worker
+
+    def _welcome(self, came: Iterable[Any]) -> None:
+        for one in came:
+            worker = self._coming.pop(one)
+            try:
+                greeting = self._ray.get(one)
+            except self._ray.exceptions.RayError as error:
+                self._reason = _short(error)
+                if self._left and self._ready:
+                    self._left -= 1
+                    self._hire()
+                continue
+            if isinstance(greeting, _Failure):
+                raise _error_of(greeting)
+            refuse_other_code(greeting.node, greeting.versions)
+            self._greeted(greeting)
+            worker.node = greeting.node
+            self._ready.append(worker)
+
+
+def _error_of(failure: _Failure) -> FrevlError:
+    error = FrevlError(failure.message)
+    kind = getattr(errors, failure.kind, None)
+    if isinstance(kind, type) and issubclass(kind, FrevlError):
+        error = kind.__new__(kind, failure.message)
+        FrevlError.__init__(error, failure.message)
+    return error
+
+
+def _short(error: Exception) -> str:
+    """Return what an exception of Ray says, on one line."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"[:300]
