@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.runs.search.index import new_graph, to_bytes
+from frevl.runs.search.graphs import new_graph, scale_of, to_bytes
 from frevl.terminal import ProgressLine
 
 __all__ = ["AllNeighbours"]
@@ -28,7 +28,7 @@ class AllNeighbours:
 
     def __init__(self, vectors: NDArray[np.float16], k: int, *, threads: int = 1, progress: bool = False) -> None:
         self._vectors, self._k, self._threads = vectors, k, threads
-        self._graph, self._scale = new_graph(vectors)
+        self._graph, self._scale = new_graph(vectors.shape[1]), scale_of(vectors)
         with ProgressLine("neighbours", len(vectors), enabled=progress) as line:
             for start in range(0, len(vectors), _ROWS_AT_ONCE):
                 rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(vectors)))

@@ -1,8 +1,8 @@
 """An index of the first stage's vectors for large stores: built on request, measured on the store's own queries.
 
 A graph (HNSW, Malkov and Yashunin 2016, arXiv 1603.09320, as usearch has it) over 8-bit copies of the vectors names
-candidates; their float16 vectors decide. It covers the first so many rows of a `Shortlist`: rows that came later are
-compared exactly, so that an old index is never wrong, only slower.
+candidates; their float16 vectors decide. It is made in parts (`frevl.runs.search.graphs`) and covers the first so many
+rows of a `Shortlist`: rows that came later are compared exactly, so that an old index is never wrong, only slower.
 """
 
 from __future__ import annotations
@@ -11,23 +11,21 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from frevl.errors import StoreError, UsageError
-from frevl.jsonfile import replace_file, write_json
-from frevl.runs.search.nearest import nearest_rows
+from frevl.jsonfile import write_json
+from frevl.runs.search.graphs import Graphs, grown_graphs, parts_of, sweep
+from frevl.runs.search.nearest import nearest_of_many, nearest_rows
 from frevl.runs.search.vectors import Shortlist
-from frevl.terminal import ProgressLine
 
-__all__ = ["IndexReport", "NeighbourIndex", "build_index", "new_graph", "to_bytes"]
+__all__ = ["IndexReport", "NeighbourIndex", "build_index"]
 
-FORMAT = 1
-_CONNECTIVITY, _EXPANSION_ADD = 16, 64  # measured: 128 takes twice the time and finds no more at equal search time
+FORMAT = 2  # 1, which named a single file, is still read
 _EXPANSIONS = (16, 32, 64, 128, 256, 512, 1024)
 _REFINED = 4  # candidates a wanted row, compared by their float16 vectors
-_ROWS_AT_ONCE = 16_384
 _MARGIN = 0.02  # the effort is chosen on half of the queries; the other half must find the promised share too
 
 
@@ -38,6 +36,7 @@ class IndexReport:
     Attributes:
         folder: Where it is kept.
         rows: How many rows it covers.
+        graphs: How many parts it has.
         expansion: Effort of a search: how many candidates the graph keeps.
         recall: Share of the 10 exact neighbours that it finds, on queries that did not choose the effort.
         recall_k: The 10.
@@ -50,6 +49,7 @@ class IndexReport:
 
     folder: str
     rows: int
+    graphs: int
     expansion: int
     recall: float
     recall_k: int
@@ -61,8 +61,9 @@ class IndexReport:
 
     def sentence(self) -> str:
         """Return a summary in one line."""
+        parts = "" if self.graphs == 1 else f" in {self.graphs:,} parts"
         return (
-            f"Indexed {self.rows:,} rows in {self.seconds:.1f} s: recall@{self.recall_k} against exact search "
+            f"Indexed {self.rows:,} rows{parts} in {self.seconds:.1f} s: recall@{self.recall_k} against exact search "
             f"{100 * self.recall:.1f} % on {self.queries:,} {self.queries_of} queries of the store, "
             f"{self.indexed_ms:.2f} ms per query instead of {self.exact_ms:.2f} ms."
         )
@@ -71,28 +72,26 @@ class IndexReport:
 class NeighbourIndex:
     """An index on disk, memory-mapped; open one with `NeighbourIndex.open`."""
 
-    def __init__(self, shortlist: Shortlist, graph: Any, record: dict[str, Any]) -> None:
-        self.shortlist, self.record = shortlist, record
-        self._graph = graph
-        self.rows: int = record["rows"]
-        self.scale: float = record["scale"]
-        self.expansion: int = record["expansion"]
+    def __init__(self, shortlist: Shortlist, graphs: Graphs, expansion: int) -> None:
+        self.shortlist, self.graphs = shortlist, graphs
+        self.rows = graphs.rows
+        self.expansion = expansion
 
     @classmethod
     def open(cls, shortlist: Shortlist) -> NeighbourIndex | None:
         """Open the index of these vectors; None if there is none that fits them."""
         try:
             record = json.loads((shortlist.folder / "index.json").read_text(encoding="utf-8"))
-            fits = record["format"] == FORMAT and record["generation"] == shortlist.generation
-            graph = _graphs().restore(str(shortlist.folder / record["file"]), view=True) if fits else None
+            if record["format"] not in (1, FORMAT) or record["generation"] != shortlist.generation:
+                return None
+            graphs = Graphs.open(shortlist.folder, parts_of(record), float(record["scale"]))
+            expansion = int(record["expansion"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             shortlist.notes.append(f"{shortlist.folder}: the index is damaged and was not used; run frevl store index")
             return None
-        if graph is None or len(graph) != record["rows"] or record["rows"] > len(shortlist):
-            return None
-        return cls(shortlist, graph, record)
+        return cls(shortlist, graphs, expansion) if 0 < graphs.rows <= len(shortlist) else None
 
     def nearest(self, query: np.ndarray, k: int, *, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Find rows with the largest dot products: nearly all of the best among indexed rows, exactly among others.
@@ -106,7 +105,7 @@ class NeighbourIndex:
             As `frevl.runs.search.nearest.nearest_rows`.
         """
         alive = self.shortlist.alive()
-        rows, similarities = self._candidates(query, k, self.expansion, alive)
+        rows, similarities = self._candidates(query, k, self.expansion, alive, threads)
         if self.rows < len(self.shortlist):
             later = np.zeros(len(self.shortlist), bool)
             later[self.rows :] = True
@@ -118,13 +117,12 @@ class NeighbourIndex:
         return rows[:k], similarities[:k]
 
     def _candidates(
-        self, query: np.ndarray, k: int, expansion: int, alive: np.ndarray | None
+        self, query: np.ndarray, k: int, expansion: int, alive: np.ndarray | None, threads: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         dead = len(self.shortlist) - self.shortlist.usable
         wanted = min(_REFINED * k + min(dead, 10 * k), self.rows)
         while True:
-            self._graph.expansion_search = max(expansion, wanted)
-            rows = self._graph.search(to_bytes(query, self.scale), wanted, threads=1).keys.astype(np.int64)
+            rows = self.graphs.candidates(query, wanted, expansion, threads=threads)
             rows = np.sort(rows if alive is None else rows[alive[rows]])
             # What was removed may be all that lies near a query: then look further, so that k are found.
             if len(rows) >= min(k, self.shortlist.usable) or wanted >= self.rows:
@@ -153,6 +151,7 @@ def build_index(
     recall: float = 0.95,
     k: int = 10,
     threads: int = 1,
+    graph_rows: int | None = None,
     progress: bool = False,
 ) -> IndexReport:
     """Build or extend the index of a shortlist, choose its effort, and measure it against exact search.
@@ -164,6 +163,7 @@ def build_index(
         recall: Share of the exact neighbours to find.
         k: Of how many neighbours.
         threads: How many to use.
+        graph_rows: Rows of a part; None: as many as take 1 GiB.
         progress: Show a progress line.
 
     Returns:
@@ -171,90 +171,66 @@ def build_index(
 
     Raises:
         UsageError: There is nothing to index, or there are fewer than two queries.
-        StoreError: The index cannot be written.
+        StoreError: The index cannot be written; the parts that are finished are kept, and the next call goes on.
     """
     if not len(shortlist) or len(queries) < 2:
         raise UsageError(
             f"{shortlist.folder}: an index needs vectors and at least two queries to measure it with; found none"
         )
     started = time.perf_counter()
-    graph, scale = _grown(shortlist, threads=threads, progress=progress)
-    seconds = time.perf_counter() - started
-    record = {"format": FORMAT, "rows": len(graph), "scale": scale, "expansion": _EXPANSIONS[0]}
-    index = NeighbourIndex(shortlist, graph, record)
-    k = min(k, shortlist.usable)
-    alive = shortlist.alive()
+    try:
+        with FileLock(shortlist.folder / ".index.lock"):
+            there = NeighbourIndex.open(shortlist)
+            graphs = grown_graphs(
+                shortlist, None if there is None else there.graphs, most=graph_rows, threads=threads, progress=progress
+            )
+            seconds = time.perf_counter() - started
+            index = NeighbourIndex(shortlist, graphs, _EXPANSIONS[0])
+            report = _measured(index, queries, queries_of, recall, k, threads, seconds)
+            record = {"format": FORMAT, "generation": shortlist.generation, "scale": graphs.scale}
+            write_json(
+                shortlist.folder / "index.json",
+                {**record, "parts": [vars(part) for part in graphs.parts], **vars(report)},
+            )
+            sweep(shortlist.folder, graphs.parts)
+    except (OSError, RuntimeError) as error:
+        raise StoreError(
+            f"{shortlist.folder}: the index cannot be written ({error}); make room, and try again: parts that are "
+            "finished are kept"
+        ) from error
+    return report
 
-    def exact(query: np.ndarray) -> np.ndarray:
-        return nearest_rows(shortlist.blocks, query, k, allowed=alive, threads=threads)[0]
 
-    truth = [set(exact(query).tolist()) for query in queries]
+def _measured(
+    index: NeighbourIndex,
+    queries: np.ndarray,
+    queries_of: str,
+    recall: float,
+    k: int,
+    threads: int,
+    seconds: float,
+) -> IndexReport:
+    """Choose the effort on the even queries, measure on the odd ones."""
+    shortlist = index.shortlist
+    k, alive = min(k, shortlist.usable), shortlist.alive()
+    truth = [set(rows.tolist()) for rows in nearest_of_many(shortlist.blocks, queries, k, allowed=alive)]
     index.choose_expansion(queries[::2], truth[::2], min(recall + _MARGIN, 1.0))
     found = [index.nearest(query, k)[0] for query in queries[1::2]]
-    report = IndexReport(
+    return IndexReport(
         folder=str(shortlist.folder),
-        rows=len(graph),
+        rows=index.rows,
+        graphs=len(index.graphs.parts),
         expansion=index.expansion,
         recall=_recall(found, truth[1::2]),
         recall_k=k,
         queries=len(found),
         queries_of=queries_of,
-        exact_ms=_median_ms(exact, queries[1:21:2]),
-        indexed_ms=_median_ms(lambda query: index.nearest(query, k), queries[1:201:2]),
+        exact_ms=_median_ms(
+            lambda query: nearest_rows(shortlist.blocks, query, k, allowed=alive, threads=threads), queries[1:21:2]
+        ),
+        indexed_ms=_median_ms(lambda query: index.nearest(query, k, threads=threads), queries[1:201:2]),
         seconds=seconds,
     )
-    _save(shortlist, graph, {**record, **vars(report), "generation": shortlist.generation})
-    return report
-
-
-def _grown(shortlist: Shortlist, *, threads: int, progress: bool) -> tuple[Any, float]:
-    """Return the graph of all rows: the one that is there with the new rows, or a new one."""
-    there = NeighbourIndex.open(shortlist)
-    if there is None:
-        graph, scale = new_graph(shortlist.blocks[0])
-    else:
-        graph = _graphs().restore(str(shortlist.folder / there.record["file"]), view=False)
-        scale = there.scale
-    done = len(graph)
-    with ProgressLine("index", len(shortlist) - done, enabled=progress) as line:
-        for start in range(done, len(shortlist), _ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(shortlist)))
-            graph.add(rows.astype(np.uint64), to_bytes(shortlist.take(rows), scale), threads=threads)
-            line.advance(len(rows), note=f"{line.rate:.0f}/s")
-    return graph, scale
-
-
-def _save(shortlist: Shortlist, graph: Any, record: dict[str, Any]) -> None:
-    name = f"index-{record['rows']}.usearch"
-    try:
-        replace_file(shortlist.folder / name, lambda path: graph.save(str(path)))
-        write_json(shortlist.folder / "index.json", {**record, "file": name})
-        for path in shortlist.folder.glob("index-*.usearch"):
-            if path.name != name:
-                path.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        raise StoreError(
-            f"{shortlist.folder}: the index cannot be written ({error}); make room, and try again"
-        ) from error
-
-
-def new_graph(vectors: np.ndarray) -> tuple[Any, float]:
-    """Return an empty graph for vectors like these, and the scale to bring them to 8 bits with `to_bytes`.
-
-    Args:
-        vectors: ``(n, d)`` of unit length; the first rows decide the scale.
-    """
-    graph = _graphs()(
-        ndim=vectors.shape[1], metric="ip", dtype="i8", connectivity=_CONNECTIVITY, expansion_add=_EXPANSION_ADD
-    )
-    # One scale for all numbers, from the first rows: 8 bits cover all but one number in ten thousand.
-    return graph, 127 / float(np.quantile(np.abs(vectors[:4096].astype(np.float32)), 0.9999))
-
-
-def to_bytes(vectors: np.ndarray, scale: float) -> np.ndarray:
-    """Return ``(..., d)`` int8 copies of vectors, times a scale."""
-    wide: np.ndarray = np.clip(np.rint(vectors.astype(np.float32) * scale), -127, 127).astype(np.int8)
-    return wide
 
 
 def _recall(found: list[np.ndarray], truth: list[set[int]]) -> float:
@@ -269,9 +245,3 @@ def _median_ms(search: Callable[[np.ndarray], object], queries: np.ndarray) -> f
         search(query)
         times.append(1e3 * (time.perf_counter() - started))
     return float(np.median(times))
-
-
-def _graphs() -> Any:
-    from usearch.index import Index
-
-    return Index

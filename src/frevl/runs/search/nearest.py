@@ -7,10 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-__all__ = ["nearest_rows"]
+__all__ = ["nearest_of_many", "nearest_rows"]
 
 _MORE = 32  # rows beyond k that are compared again in float32: the pass rounds the query to float16
 _PIECE_ROWS = 65_536  # rows or bytes that a thread takes at a time
+_PIECE_OF_MANY = 8_192  # rows that are compared with many queries at once
 
 
 def nearest_rows(
@@ -79,3 +80,51 @@ def nearest_rows(
     similarities = np.concatenate([values for _, values in found])
     order = np.lexsort((rows, -similarities))[:k]
     return rows[order], similarities[order]
+
+
+def nearest_of_many(
+    blocks: Sequence[np.ndarray], queries: np.ndarray, k: int, *, allowed: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Find the rows with the largest dot products for many queries, exactly and in one pass over the vectors.
+
+    Args:
+        blocks: As `nearest_rows`.
+        queries: ``(n, d)`` float32.
+        k: How many rows to find for each, at least 1.
+        allowed: As `nearest_rows`.
+
+    Returns:
+        For every query up to ``k`` row numbers, the best first (ties: the lower number).
+    """
+    best = np.full((len(queries), 0), -np.inf, np.float32)
+    rows = np.zeros((len(queries), 0), np.int64)
+    start = 0
+    for block in blocks:
+        for first in range(0, len(block), _PIECE_OF_MANY):
+            piece = block[first : first + _PIECE_OF_MANY]
+            products = queries @ piece.astype(np.float32).T
+            if allowed is not None:
+                products[:, ~allowed[start + first : start + first + len(piece)]] = -np.inf
+            # Only what is above the worst that is kept can change anything, and that is little after a few pieces.
+            changed = np.flatnonzero(products.max(axis=1) > best[:, -1]) if best.shape[1] == k else slice(None)
+            numbers = np.arange(start + first, start + first + len(piece))
+            both = np.concatenate([best[changed], products[changed]], axis=1)
+            places = np.concatenate([rows[changed], np.broadcast_to(numbers, products[changed].shape)], axis=1)
+            order = np.argsort(-both, axis=1, kind="stable")[:, :k] if both.shape[1] <= 4 * k else _first(both, k)
+            if best.shape[1] == k:
+                best[changed] = np.take_along_axis(both, order, axis=1)
+                rows[changed] = np.take_along_axis(places, order, axis=1)
+            else:
+                best, rows = (np.take_along_axis(part, order, axis=1) for part in (both, places))
+        start += len(block)
+    return [row[np.isfinite(value)] for row, value in zip(rows, best, strict=True)]
+
+
+def _first(values: np.ndarray, k: int) -> np.ndarray:
+    """Return ``(n, k)`` places of the largest of each row, the largest first; of equal ones the first."""
+    edge = -np.partition(-values, k - 1, axis=1)[:, k - 1 : k]
+    places = np.empty((len(values), k), np.int64)
+    for number, row in enumerate(values):
+        near = np.flatnonzero(row >= edge[number])
+        places[number] = near[np.argsort(-row[near], kind="stable")[:k]]
+    return places

@@ -128,8 +128,9 @@ class Searcher:
             allowed = shortlist.rows_of(self.scorer.store.matching(wanted, where))
         searched = shortlist.usable if allowed is None else int(allowed.sum())
         itself = [query.id] if query.modality == wanted and query.given is None else []
-        own = shortlist.rows_of(itself)
-        searched -= int((own if allowed is None else own & allowed).sum())
+        if itself:  # otherwise all ids would be looked through for nothing
+            own = shortlist.rows_of(itself)
+            searched -= int((own if allowed is None else own & allowed).sum())
         if not searched:
             notes.append(f"No {wanted} can be found: " + ("none meets the condition." if where else "there is none."))
         elif k > searched:

@@ -1,0 +1,243 @@
+"""The graphs of an index, one for so many rows: each saved as it is made, searched together from mapped files.
+
+``index-parts.json`` names the graphs that are finished, also those of a building that was interrupted: the next one
+goes on after them. The last graph grows until it is full; all others stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frevl.jsonfile import replace_file, write_json
+from frevl.runs.search.vectors import PART_ROWS, Shortlist
+from frevl.terminal import ProgressLine
+
+__all__ = [
+    "GraphPart",
+    "Graphs",
+    "grown_graphs",
+    "new_graph",
+    "parts_of",
+    "rows_of_a_graph",
+    "scale_of",
+    "sweep",
+    "to_bytes",
+]
+
+_CONNECTIVITY, _EXPANSION_ADD = 16, 64  # measured: 128 takes twice the time and finds no more at equal search time
+_ROWS_AT_ONCE = 16_384
+_LINKS = 160  # bytes of a row in a graph beside its numbers, measured with the connectivity above
+_GRAPH_BYTES = 1 << 30  # of one graph: what its building holds in memory, and what a kill can lose
+_STATE = "index-parts.json"
+
+
+@dataclass(frozen=True)
+class GraphPart:
+    """One graph: of the rows from ``start`` on, ``rows`` of them, in ``file`` of ``bytes`` (None: not known)."""
+
+    file: str
+    start: int
+    rows: int
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """Graphs over 8-bit copies of the vectors, of the rows from 0 on; together they name candidates.
+
+    Attributes:
+        parts: What each covers, in the order of rows.
+        scale: That brings vectors to 8 bits with `to_bytes`; one for all, so that their distances can be compared.
+    """
+
+    parts: tuple[GraphPart, ...]
+    scale: float
+    graphs: tuple[Any, ...] = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path, parts: tuple[GraphPart, ...], scale: float) -> Graphs:
+        """Map the files of graphs into memory; nothing is read until it is needed.
+
+        Raises:
+            FileNotFoundError: One is missing.
+            OSError: One cannot be read.
+            RuntimeError: One is no graph.
+            ValueError: One was cut, or belongs to other rows.
+        """
+        graphs, end = [], 0
+        for part in parts:
+            path = folder / part.file
+            if part.bytes not in (None, path.stat().st_size):  # before a page behind the end of the file is read
+                raise ValueError(f"{path}: the file was cut")
+            graph = _graphs().restore(str(path), view=True)
+            if graph is None or len(graph) != part.rows or part.start != end:
+                raise ValueError(f"{path}: a graph of other rows")
+            graphs.append(graph)
+            end += part.rows
+        return cls(parts, scale, tuple(graphs))
+
+    @property
+    def rows(self) -> int:
+        """How many rows are covered."""
+        return sum(part.rows for part in self.parts)
+
+    def candidates(self, query: np.ndarray, wanted: int, expansion: int, *, threads: int = 1) -> np.ndarray:
+        """Name the rows whose 8-bit copies are nearest to a query, over all graphs.
+
+        Args:
+            query: ``(d,)`` float32.
+            wanted: How many rows.
+            expansion: How many candidates each graph keeps while it is searched.
+            threads: How many graphs to search at once.
+
+        Returns:
+            Up to ``wanted`` row numbers, int64.
+        """
+        asked = to_bytes(query, self.scale)
+
+        def of(number: int) -> tuple[np.ndarray, np.ndarray]:
+            graph, most = self.graphs[number], min(wanted, self.parts[number].rows)
+            graph.expansion_search = max(expansion, most)
+            found = graph.search(asked, most, threads=1)
+            return found.keys.astype(np.int64), found.distances
+
+        if len(self.graphs) == 1:
+            return of(0)[0]
+        if threads > 1:
+            with ThreadPoolExecutor(min(threads, len(self.graphs))) as pool:
+                found = list(pool.map(of, range(len(self.graphs))))
+        else:
+            found = [of(number) for number in range(len(self.graphs))]
+        rows, distances = (np.concatenate(part) for part in zip(*found, strict=True))
+        if len(rows) <= wanted:
+            return rows
+        nearest: np.ndarray = rows[np.argpartition(distances, wanted - 1)[:wanted]]
+        return nearest
+
+
+def parts_of(record: dict[str, Any]) -> tuple[GraphPart, ...]:
+    """Return the graphs that a record names; one written before there were parts names a single file.
+
+    Raises:
+        KeyError: The record is none of an index.
+        TypeError: The same.
+    """
+    if "file" in record:
+        return (GraphPart(record["file"], 0, record["rows"]),)
+    return tuple(GraphPart(**part) for part in record["parts"])
+
+
+def rows_of_a_graph(dim: int) -> int:
+    """Return how many vectors of this width one graph takes: about 1 GiB of them, in whole parts of a `Shortlist`."""
+    return max(1, _GRAPH_BYTES // (dim + _LINKS) // PART_ROWS) * PART_ROWS
+
+
+def grown_graphs(
+    shortlist: Shortlist,
+    there: Graphs | None,
+    *,
+    most: int | None = None,
+    threads: int = 1,
+    progress: bool = False,
+) -> Graphs:
+    """Make the graphs of all rows that have none yet; each is on the disk before the next is begun.
+
+    Args:
+        shortlist: The vectors, at least one.
+        there: Graphs of the first rows, to which the new ones are added.
+        most: Rows of a graph; None: `rows_of_a_graph`.
+        threads: How many to use.
+        progress: Show a progress line.
+
+    Raises:
+        OSError: A graph cannot be written; those before it count all the same.
+        RuntimeError: The same, as usearch says it.
+    """
+    folder, blocks = shortlist.folder, shortlist.blocks
+    begun = _begun(shortlist)
+    if begun is not None and (there is None or begun.rows > there.rows):
+        there = begun
+    scale = scale_of(blocks[0]) if there is None else there.scale
+    parts = [] if there is None else list(there.parts)
+    most = most or rows_of_a_graph(blocks[0].shape[1])
+    done = sum(part.rows for part in parts)
+    with ProgressLine("index", len(shortlist) - done, enabled=progress) as line:
+        while done < len(shortlist):
+            if parts and parts[-1].rows < most:
+                last = parts.pop()
+                graph = _graphs().restore(str(folder / last.file), view=False)
+                start = last.start
+            else:
+                graph, start = new_graph(blocks[0].shape[1]), done
+            end = min(start + most, len(shortlist))
+            for first in range(done, end, _ROWS_AT_ONCE):
+                rows = np.arange(first, min(first + _ROWS_AT_ONCE, end))
+                graph.add(rows.astype(np.uint64), to_bytes(shortlist.take(rows), scale), threads=threads)
+                line.advance(len(rows), note=f"{line.rate:.0f}/s")
+            path = folder / f"index-{start}-{end - start}.usearch"
+            replace_file(path, lambda beside, graph=graph: graph.save(str(beside)))  # type: ignore[misc]
+            parts.append(GraphPart(path.name, start, end - start, path.stat().st_size))
+            state = {"generation": shortlist.generation, "scale": scale, "parts": [vars(one) for one in parts]}
+            write_json(folder / _STATE, state)
+            done = end
+    return Graphs.open(folder, tuple(parts), scale)
+
+
+def sweep(folder: Path, kept: tuple[GraphPart, ...]) -> None:
+    """Delete graphs that no longer count, and what killed processes left; who has mapped a graph can still read it."""
+    names = {part.file for part in kept}
+    for path in folder.glob(".index-*.usearch.*"):
+        path.unlink(missing_ok=True)
+    for path in folder.glob("index-*.usearch"):
+        if path.name not in names:
+            path.unlink(missing_ok=True)
+
+
+def _begun(shortlist: Shortlist) -> Graphs | None:
+    """Return the graphs that an interrupted building has finished, as far as they are sound."""
+    try:
+        state = json.loads((shortlist.folder / _STATE).read_text(encoding="utf-8"))
+        parts = parts_of(state) if state["generation"] == shortlist.generation else ()
+        scale = float(state["scale"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    while parts:
+        try:
+            graphs = Graphs.open(shortlist.folder, parts, scale)
+        except (OSError, ValueError, RuntimeError):
+            parts = parts[:-1]
+            continue
+        return graphs if graphs.rows <= len(shortlist) else None
+    return None
+
+
+def new_graph(dim: int) -> Any:
+    """Return an empty graph for the 8-bit copies of vectors of this width."""
+    return _graphs()(ndim=dim, metric="ip", dtype="i8", connectivity=_CONNECTIVITY, expansion_add=_EXPANSION_ADD)
+
+
+def scale_of(vectors: np.ndarray) -> float:
+    """Return the scale for `to_bytes`: 8 bits cover all but one number in ten thousand of the first rows.
+
+    Args:
+        vectors: ``(n, d)`` of unit length.
+    """
+    return 127 / float(np.quantile(np.abs(vectors[:4096].astype(np.float32)), 0.9999))
+
+
+def to_bytes(vectors: np.ndarray, scale: float) -> np.ndarray:
+    """Return ``(..., d)`` int8 copies of vectors, times a scale."""
+    wide: np.ndarray = np.clip(np.rint(vectors.astype(np.float32) * scale), -127, 127).astype(np.int8)
+    return wide
+
+
+def _graphs() -> Any:
+    from usearch.index import Index
+
+    return Index
