@@ -1,11 +1,11 @@
 """An index in parts: each is on the disk when it is made, and together they find what one graph of all rows finds."""
 
 import json
-import os
 import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ build_index(Vectors(Path(sys.argv[1]), 350), asked(), queries_of="made", graph_r
 
 @pytest.mark.slow
 def test_a_kill_loses_one_part(tmp_path):
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path, here], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     made = Vectors(tmp_path, 350)
