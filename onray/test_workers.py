@@ -3,8 +3,8 @@
 import pytest
 
 from frevl.errors import FrevlError, PairsError, UsageError
-from frevl.ray_cluster import connected
-from frevl.ray_workers import Workers
+from frevl.store.many_nodes.connection import connected
+from frevl.store.many_nodes.workers import Workers
 from work import squares
 
 

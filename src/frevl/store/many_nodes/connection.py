@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from frevl import errors
 from frevl.devices import processors
 from frevl.errors import FrevlError, UsageError, library
 from frevl.version import __version__
@@ -138,7 +139,7 @@ def refuse_other_code(node: str, there: dict[str, str]) -> None:
 @cache
 def _source_digest() -> str:
     """Return a digest of the source of this package: versions that are being worked on share a number."""
-    root = Path(__file__).parent
+    root = Path(errors.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from frevl import errors
 from frevl.devices import grant_processors
 from frevl.errors import FrevlError
-from frevl.ray_cluster import refuse_other_code, versions_here
+from frevl.store.many_nodes.connection import refuse_other_code, versions_here
 
 __all__ = ["Greeting", "Workers"]
 
@@ -38,7 +38,7 @@ class Greeting:
 
     Attributes:
         node: Name of its machine.
-        versions: See `frevl.ray_cluster.versions_here`.
+        versions: See `frevl.store.many_nodes.connection.versions_here`.
         about: What its work says about itself.
     """
 
