@@ -1,40 +1,19 @@
 """The explorer as a person meets it: look, search, label by click and keyboard, resume, links, errors in words."""
 
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
-from PIL import Image
+from exploring import TIMEOUT, add_class, agreed, choose, colour_of, exploring, pictures, serious
 from playwright.sync_api import expect
 
 from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.upkeep.removal import remove
 from frevl.training.training import train
-from made import COLOURS, make
+from made import make
 
-TIMEOUT = 20_000  # ms: the machine may be busy
 HOSTILE = "<img src=x onerror=document.title='ran'>"
-
-
-@contextmanager
-def exploring(world, *options) -> Iterator[str]:
-    ready = world.folder / "ready.json"
-    ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "frevl", "explore", "--store", world.store.path, "--port", "0", "--json", ready]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        try:
-            assert process.stdout.readline().startswith("Ready at ")
-            yield json.loads(ready.read_text())["url"], process
-        finally:
-            process.terminate()
-            process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +34,6 @@ def url(world):
 @pytest.fixture
 def fresh(world):
     (world.store.path / "labels" / "labels.jsonl").unlink(missing_ok=True)
-
-
-def pictures(page):
-    return page.get_by_role("listbox").get_by_role("option")
-
-
-def choose(page, number):
-    page.locator(f"#picture-{number}").click()
-
-
-def agreed(world):
-    return LabelsFile(world.store.path).book().agreed()
-
-
-def add_class(page, name):
-    page.get_by_label("Class", exact=True).fill(name)
-    page.get_by_role("button", name="Add class").click()
-    expect(page.locator("button.class").filter(has_text=name)).to_be_visible()
 
 
 def test_it_opens_on_the_pictures_and_asks_no_other_host(url, visit):
@@ -294,11 +255,6 @@ def test_export_and_import_and_rename_in_the_page(url, visit, tmp_path):
     assert found.value.path().read_text() == '{"image": "0.png", "target": "kitten"}\n'
 
 
-def colour_of(world, name):
-    with Image.open(world.images / name) as picture:
-        return next(colour for colour, rgb in COLOURS.items() if picture.getpixel((20, 20)) == rgb)
-
-
 @pytest.mark.usefixtures("fresh")
 def test_a_lasso_on_the_map_chooses_pictures_that_can_be_labelled(url, world, visit):
     seen = visit(f"{url}/explore/#/map")
@@ -378,22 +334,6 @@ def test_pictures_that_are_pruned_or_added_while_the_page_is_open(tmp_path, visi
         expect(page.locator("#picture-2 b")).to_have_text("red")
         page.reload()
         expect(page.get_by_text("11 pictures").first).to_be_attached()
-
-
-AXE = Path(__file__).parents[1] / "web" / "node_modules" / "axe-core" / "axe.min.js"
-
-
-def serious(page):
-    """Return what axe-core finds serious or critical, in words."""
-    assert AXE.is_file(), "axe-core is not there: run scripts/build_page"
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("axe.run({resultTypes: ['violations']}).then((found) => found.violations)")
-    return [
-        f"{one['id']}: {one['help']}: {node['html'][:120]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
 
 
 @pytest.mark.usefixtures("fresh")

@@ -23,7 +23,7 @@ ERRORS = {
     403: "This service takes no labels, or none from another site; or another host than this machine is asked for.",
     404: "An unknown model, image or upload.",
     408: "The request took too long to arrive.",
-    409: "The model does another task.",
+    409: "The model does another task, or something else stands in the way, such as a training that is under way.",
     413: "Too large, or too many items.",
     415: "Another content type.",
     422: "A field is missing or wrong, or an image cannot be read.",

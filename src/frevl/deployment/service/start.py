@@ -96,7 +96,11 @@ def serve(
         make_page = partial(_make_page, service, folder, shown is not None) if page and not explore else None
         # A store of texts alone has nothing to look at.
         looks = explore or bool(opened.select_towers("image"))
-        explorer = Explorer(service, images=folder, encoder=encoder, writable=labels, fit=fit) if looks else None
+        explorer = (
+            Explorer(service, images=folder, encoder=encoder, writable=labels, fit=fit, device=device)
+            if looks
+            else None
+        )
         app = Application(
             service,
             keys=keys,

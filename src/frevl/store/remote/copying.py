@@ -191,7 +191,7 @@ def _is_manifest(entry: str, table: str) -> bool:
 def _check_target(target: Path, tables: Sequence[_Table], ends: _Ends, common: _Common) -> None:
     """Refuse a target with other files, with another store, or with a state that did not come from here."""
     names, wanted = ends.target_names, f"{target}: expected nothing, or an earlier state of the same store, found"
-    beside = ("commits/", "vectors/", "unclaimed/", "labels/", "shard.json", ".")
+    beside = ("commits/", "vectors/", "unclaimed/", "labels/", "explore/", "runs/", "shard.json", ".")
     foreign = sorted(name for name in names if not name.startswith((*(f"{t}.lance/" for t in ALL_TABLES), *beside)))
     if foreign:
         raise StoreError(f"{wanted} '{foreign[0]:.200}'; choose another place")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from frevl.deployment.service.explorer.background.trainings import Trainings
 from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.explorer.teaching.lesson import Fit
@@ -39,9 +40,11 @@ class Explorer:
             in one space, or else the first one.
         writable: Take labels.
         fit: Fits the classifier that is taught; None teaches nothing.
+        device: Where runs that the page trains compute.
 
     Attributes:
         labels: The labels of the store.
+        trainings: Runs that are trained from here.
         thumbnails: Of its pictures.
         teacher: Who fits the classifier, or None.
 
@@ -58,11 +61,13 @@ class Explorer:
         encoder: str | None = None,
         writable: bool = True,
         fit: Fit | None = None,
+        device: str = "cpu",
     ) -> None:
         self.service = service
         self.writable = writable
         self.labels = LabelsFile(service.store.path, writes=writable)
         self.thumbnails = Thumbnails(service.store.path, images, max_pixels=service.limits.pixels, keep=writable)
+        self.trainings = Trainings(service.store.path, device=device)
         self.encoder = _chosen(service.store, encoder)
         self._rows: Rows | None = None
         self.teacher = None if fit is None else Teacher(self.labels, self._newest_rows, fit)
@@ -90,7 +95,8 @@ class Explorer:
         return self._rows_of(self.service.store)
 
     def close(self) -> None:
-        """End the teaching. Blocks, so not for the event loop."""
+        """End the teaching and what is trained. Blocks, so not for the event loop."""
+        self.trainings.close()
         if self.teacher is not None:
             self.teacher.close()
 

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from frevl.deployment.service.answers import body_of, errors, json_answer, respond
 from frevl.deployment.service.explorer import labelling, looking
+from frevl.deployment.service.explorer.background.training_routes import TRAINING_BODIES, add_training_routes
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.label_schemas import (
     DefineRequest,
@@ -46,6 +47,7 @@ EXPLORER_BODIES: tuple[type[BaseModel], ...] = (
     DefineRequest,
     RenameRequest,
     ImportRequest,
+    *TRAINING_BODIES,
 )
 """Bodies that these routes read themselves."""
 
@@ -59,6 +61,7 @@ def add_explorer_routes(app: FastAPI, explorer: Explorer) -> None:
     _add_look_routes(app, explorer)
     _add_label_routes(app, explorer)
     add_map_routes(app, explorer)
+    add_training_routes(app, explorer)
 
 
 def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:

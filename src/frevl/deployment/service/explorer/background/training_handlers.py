@@ -1,0 +1,104 @@
+"""Trainings: from a checked request to its answer, one function per route."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from frevl.data.pairs import read_pairs
+from frevl.deployment.service.explorer.background.training_schemas import TrainingRequest, TrainRequest
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.labelling import exported
+from frevl.deployment.service.http.body import Upload, decoded
+from frevl.deployment.service.http.limits import RefusedError
+from frevl.errors import FrevlError, UsageError
+
+__all__ = ["cancel", "detail", "listed", "resume", "start"]
+
+
+async def listed(explorer: Explorer) -> dict[str, Any]:
+    """List all trainings."""
+    found = await explorer.ask(lambda: [job.record() for job in explorer.trainings.all()])
+    return {"writable": explorer.writable, "trainings": [_scrubbed(explorer, record) for record in found]}
+
+
+async def detail(explorer: Explorer, name: str) -> dict[str, Any]:
+    """Say all of one training."""
+    return _scrubbed(explorer, await explorer.ask(lambda: explorer.trainings.one(name).detail()))
+
+
+async def start(explorer: Explorer, asked: TrainRequest, uploads: Mapping[str, Upload]) -> dict[str, Any]:
+    """Begin a training on the labels, or on a file that was sent along."""
+    explorer.check_writable()
+    if len(uploads) > 1:
+        raise RefusedError(422, "invalid", f"A training takes one file of pairs, found {len(uploads)}.")
+    if uploads:
+        (name, upload), *_ = uploads.items()
+        content = decoded(name, upload)
+        pairs = await explorer.ask(lambda: _lines_of(content, asked.format))
+    else:
+        content = await exported(explorer, "jsonl", None)
+        pairs = content.count(b"\n")
+        if asked.task == "matching":
+            raise RefusedError(
+                422, "invalid", "Labels say what a picture is, which is classification; matching needs pairs of "
+                "pictures and texts, so send a pairs file along.",
+            )  # fmt: skip
+        if not pairs:
+            raise RefusedError(409, "no_labels", "There are no labels to learn from yet; label some pictures first.")
+
+    job = await explorer.ask(
+        lambda: explorer.trainings.start(
+            content,
+            form=asked.format if uploads else "jsonl",
+            name=asked.name,
+            task=asked.task,
+            model=asked.model,
+            by=asked.by,
+            pairs=pairs,
+            of_labels=not uploads,
+            minutes=asked.minutes,
+        ).record()
+    )
+    return _scrubbed(explorer, job)
+
+
+async def cancel(explorer: Explorer, asked: TrainingRequest) -> dict[str, Any]:
+    """End a training."""
+    explorer.check_writable()
+    return _scrubbed(explorer, await explorer.ask(lambda: explorer.trainings.cancel(asked.name).record()))
+
+
+async def resume(explorer: Explorer, asked: TrainingRequest) -> dict[str, Any]:
+    """Continue a training that was stopped."""
+    explorer.check_writable()
+    return _scrubbed(explorer, await explorer.ask(lambda: explorer.trainings.resume(asked.name).record()))
+
+
+def _lines_of(content: bytes, form: str) -> int:
+    """Return how many pairs a file has, so that one that is none is refused before anything is started."""
+    with tempfile.TemporaryDirectory(prefix="frevl-pairs-") as folder:
+        path = Path(folder) / f"file.{form}"
+        path.write_bytes(content)
+        try:
+            count = len(read_pairs(path))
+        except FrevlError as error:
+            raise UsageError(str(error).replace(str(path), "the file")) from None
+    if not count:
+        raise UsageError("The file has no pairs.")
+    return count
+
+
+def _scrubbed(explorer: Explorer, record: dict[str, Any]) -> dict[str, Any]:
+    """Remove the path of the store from every sentence."""
+    found: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, str):
+            found[key] = explorer.scrubbed(value)
+        elif isinstance(value, list):
+            found[key] = [explorer.scrubbed(one) if isinstance(one, str) else one for one in value]
+        else:
+            found[key] = value
+    return found

@@ -1,0 +1,85 @@
+"""Bodies of requests and answers about trainings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from frevl.deployment.service.schemas import Body, Uploads
+from frevl.store.labels.entries import LONGEST_NAME
+
+__all__ = [
+    "NAME_PATTERN",
+    "TrainRequest",
+    "TrainingDetail",
+    "TrainingRecord",
+    "TrainingRequest",
+    "TrainingsResponse",
+]
+
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+_RunName = Annotated[str, Field(pattern=NAME_PATTERN, description="Name of the run: letters, digits, - and _.")]
+
+
+class TrainRequest(Body):
+    """What to train: on the labels, or on a pairs file that is sent along as the only upload."""
+
+    by: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, description="Who asks for it.")]
+    name: Annotated[_RunName | None, Field(description="Name of the run; a free one if left out.")] = None
+    task: Literal["classification", "matching"] = "classification"
+    model: Annotated[
+        str, Field(pattern="^[a-z][a-z0-9_-]{0,40}$", description="As `frevl train --model`; labels have no texts.")
+    ] = "auto"
+    minutes: Annotated[float | None, Field(gt=0.02, le=100_000, description="Time limit.")] = None
+    format: Annotated[Literal["jsonl", "csv"], Field(description="Of the file that is sent along.")] = "jsonl"
+    uploads: Uploads = Field(default_factory=dict)
+
+
+class TrainingRequest(Body):
+    """A training that is meant."""
+
+    name: _RunName
+
+
+State = Literal["running", "stopping", "done", "cancelled", "failed", "interrupted", "deleted"]
+
+
+class TrainingRecord(Body):
+    """A training that was started here."""
+
+    name: str
+    state: Annotated[
+        State,
+        Field(description="interrupted: its process is gone without a result; deleted: its folder was removed."),
+    ]
+    task: str
+    model: str
+    by: str
+    pairs: int = Field(description="Lines that it learns from.")
+    of_labels: bool = Field(description="Whether they are the labels, not a file that was sent along.")
+    started: str = Field(description="In UTC.")
+    seconds: float = Field(description="Since it was started, or that it took.")
+    progress: float | None = Field(description="0 to 1, of the epochs at most; null where that is not known.")
+    step: str = Field(description="What it does, in words.")
+    accuracy: float | None = Field(description="Per cent of development pairs, once done; null for matching.")
+    problem: str = Field(description="Why there is no result, in words.")
+
+
+class TrainingDetail(TrainingRecord):
+    """A training with what can be said of its result."""
+
+    folder: str = Field(description="Where the run lies, from the folder of the store.")
+    chosen: str = Field(description="What was trained, once done: of auto, what was chosen.")
+    development: int | None = Field(description="Development pairs.")
+    labels: list[str] = Field(description="Classes, the first hundred.")
+    notes: list[str]
+    commands: list[str] = Field(description="What can be done with the run on the command line.")
+    said: list[str] = Field(description="The last lines of the training.")
+
+
+class TrainingsResponse(Body):
+    """All trainings that were started here, the newest first."""
+
+    writable: bool = Field(description="Whether trainings can be started.")
+    trainings: list[TrainingRecord]

@@ -1,0 +1,251 @@
+"""Starts, watches and ends trainings: each is ``frevl train`` in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from frevl.deployment.service.explorer.background.job import Job, jobs_of
+from frevl.deployment.service.http.limits import RefusedError
+from frevl.errors import StoreError
+from frevl.jsonfile import replace_file
+
+__all__ = ["Trainings"]
+
+_PATIENCE = 5.0  # seconds from the polite request to end until the end
+
+
+class Trainings:
+    """The trainings of a store, one at a time, because they share the processors with whoever looks and labels.
+
+    Args:
+        store: Folder of the store.
+        device: Where PyTorch computes.
+    """
+
+    def __init__(self, store: Path, *, device: str = "cpu") -> None:
+        self.place = store / "runs"
+        self._store, self._device = store, device
+        self._guard = threading.Lock()  # of starting and ending
+        self._writing = threading.Lock()  # of what is written about one
+        self._watched: dict[str, threading.Thread] = {}
+
+    def all(self) -> list[Job]:
+        """Return all that were started, the newest first."""
+        found = jobs_of(self.place)
+        ended = [self._watched.get(job.name) for job in found if job.code is None and not job.lives()]
+        for thread in ended:
+            if thread is not None:  # its process is gone, and how it ended is written down in a moment
+                thread.join(2)
+        return jobs_of(self.place) if any(ended) else found
+
+    def one(self, name: str) -> Job:
+        """Return one.
+
+        Raises:
+            RefusedError: There is none of this name (any more).
+        """
+        found = next((job for job in self.all() if job.name == name), None)
+        if found is None:
+            raise RefusedError(
+                404, "no_run", f"There is no run {name[:80]!r} here (any more); it was deleted, or has another name."
+            )
+        return found
+
+    def start(
+        self,
+        content: bytes,
+        *,
+        form: str,
+        name: str | None,
+        task: str,
+        model: str,
+        by: str,
+        pairs: int,
+        of_labels: bool,
+        minutes: float | None,
+    ) -> Job:
+        """Begin a training.
+
+        Args:
+            content: The pairs file.
+            form: ``jsonl`` or ``csv``.
+            name: Of the run; None takes a free one.
+            task: ``classification`` or ``matching``.
+            model: As ``frevl train --model``.
+            by: Who asks.
+            pairs: Lines of the file.
+            of_labels: Whether they are the labels.
+            minutes: Time limit; None for none.
+
+        Raises:
+            RefusedError: Another training is under way, or the name is taken.
+            StoreError: Nothing can be written.
+        """
+        with self._guard:
+            self._make_place()
+            with self._lock():
+                self._check_free()
+                taken = {path.name.partition(".")[0].lower() for path in self.place.iterdir()}
+                name = name or next(
+                    one for one in (f"taught-{n}" for n in range(1, len(taken) + 2)) if one not in taken
+                )
+                if name.lower() in taken:
+                    raise RefusedError(409, "name_taken", f"There is a run {name!r} already; choose another name.")
+                file = self.place / f"{name}.pairs.{form}"
+                arguments = [
+                    "train", "--store", str(self._store), "--pairs", str(file), "--run", str(self.place / name),
+                    "--task", task, "--model", model, "--device", self._device,
+                    *([] if minutes is None else ["--time-limit", f"{60 * minutes:g}"]),
+                ]  # fmt: skip
+                job = Job(
+                    self.place, name, tuple(arguments), task, model, by, pairs, of_labels, started=time.time()
+                )  # fmt: skip
+                try:
+                    replace_file(file, lambda path: path.write_bytes(content))
+                    return self._run(job)
+                except OSError as error:
+                    raise self._unwritable(error) from error
+
+    def resume(self, name: str) -> Job:
+        """Continue a training that was cancelled, killed or failed, where it stopped.
+
+        Raises:
+            RefusedError: It is under way or done, or another one is under way.
+            StoreError: Nothing can be written.
+        """
+        with self._guard:
+            job = self.one(name)
+            state = job.state()
+            if state not in ("cancelled", "failed", "interrupted"):
+                raise RefusedError(
+                    409, "not_stopped", f"The training {name!r} is {state}; there is nothing to continue."
+                )
+            self._make_place()
+            with self._lock():
+                self._check_free()
+                try:
+                    return self._run(replace(job, ended=None, code=None, cancelled=False, process=0, born=""))
+                except OSError as error:
+                    raise self._unwritable(error) from error
+
+    def cancel(self, name: str) -> Job:
+        """Ask a training to end; what it has reached is kept, so that it can be continued.
+
+        Raises:
+            RefusedError: There is none, or it is not under way.
+        """
+        with self._guard:
+            job = self.one(name)
+            with self._writing:
+                if not job.lives():
+                    raise RefusedError(409, "not_running", f"The training {name!r} is {job.state()}; nothing runs.")
+                job = replace(job, cancelled=True)
+                try:
+                    job.keep()
+                except OSError as error:
+                    raise self._unwritable(error) from error
+            job.signal(signal.SIGTERM)
+            if name not in self._watched:  # another process has started it
+                threading.Thread(target=_insist, args=(job,), daemon=True).start()
+            return job
+
+    def close(self) -> None:
+        """End what this process has started; it can be continued. Blocks."""
+        for name in list(self._watched):
+            with self._guard:
+                job = next((one for one in self.all() if one.name == name), None)
+                if job is not None and job.lives():
+                    job.signal(signal.SIGTERM)
+            thread = self._watched.get(name)
+            if thread is not None:
+                thread.join(_PATIENCE)
+                if thread.is_alive() and job is not None:
+                    job.signal(signal.SIGKILL)
+                    thread.join(_PATIENCE)
+
+    def _run(self, job: Job) -> Job:
+        job.keep()
+        command = [sys.executable, "-m", "frevl", *job.arguments]
+        with job.log.open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603 - the arguments are ours, or checked against patterns
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        job = job.with_process(process.pid)
+        job.keep()
+        thread = threading.Thread(target=self._watch, args=(job, process), name=f"training {job.name}", daemon=True)
+        self._watched[job.name] = thread
+        thread.start()
+        return job
+
+    def _watch(self, job: Job, process: subprocess.Popen[bytes]) -> None:
+        asked: float | None = None
+        while (code := process.poll()) is None:
+            time.sleep(0.1)
+            now = Job.read(job.file)
+            if asked is None and now is not None and now.cancelled:
+                asked = time.monotonic()
+            if asked is not None and time.monotonic() - asked > _PATIENCE:
+                job.signal(signal.SIGKILL)
+        with self._writing:
+            now = Job.read(job.file)
+            if now is not None and now.process == process.pid:  # else it was deleted, or is continued by another
+                if code == -signal.SIGTERM:
+                    now = replace(now, cancelled=True)
+                with contextlib.suppress(OSError):  # a full disk: the state follows from the files
+                    replace(now, code=code, ended=time.time()).keep()
+            self._watched.pop(job.name, None)
+
+    def _make_place(self) -> None:
+        try:
+            self.place.mkdir(exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keep other processes of this store from starting one at the same moment."""
+        lock = FileLock(self.place / ".lock", timeout=5)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RefusedError(409, "busy", "Another training is being started; ask again.") from None
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _check_free(self) -> None:
+        other = [job for job in self.all() if job.lives()]
+        if other:
+            raise RefusedError(
+                409, "busy", f"The training {other[0].name!r} is under way; wait for its end, or cancel it first."
+            )
+
+    def _unwritable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"{self.place}: the training cannot be started ({error.strerror or error}); make room or correct the "
+            "permissions"
+        )
+
+
+def _insist(job: Job) -> None:
+    time.sleep(_PATIENCE)
+    job.signal(signal.SIGKILL)
