@@ -25,6 +25,7 @@ from frevl.runs.own_encoders import OwnEncoders
 from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
 from frevl.runs.run import Run
 from frevl.runs.targets import Prediction, Ranked, predictions, ranked
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Modality
 
@@ -368,8 +369,10 @@ class Scorer:
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Read texts from the store, and embed those that are not in it."""
-        texts, known = as_list(texts, "texts"), self.store.positions("text") if self._towers["text"] else {}
-        unknown = [text for text in dict.fromkeys(texts) if text not in known] if self._towers["text"] else []
+        texts, unknown = as_list(texts, "texts"), list[str]()
+        if self._towers["text"]:
+            there = find_rows(self.store.positions("text"), texts).tolist()
+            unknown = list(dict.fromkeys(text for text, row in zip(texts, there, strict=True) if row < 0))
         embedded = zip(unknown, *self.embed_texts(unknown), strict=True) if unknown else ()
         return self._read("text", texts, {text: values[mask] for text, values, mask in embedded})
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import lance
@@ -13,8 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frevl.errors import StoreError, UsageError
+from frevl.store.commits.failures import brief, is_lance_failure, reading, writing
 from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
-from frevl.store.remote.address import is_remote, remote_failure, storage_options
+from frevl.store.ids.kept import segments_of
+from frevl.store.ids.rows_of_ids import RowsOfIds, Segment
+from frevl.store.remote.address import cache_of, is_remote, storage_options
 
 __all__ = [
     "ALL_TABLES",
@@ -27,10 +29,8 @@ __all__ = [
     "open_table",
     "read_data_file",
     "read_lance",
-    "reading",
     "remove_parts",
     "replace_rows",
-    "writing",
 ]
 
 ALL_TABLES = ("towers", "images", "texts", "rejects", "unread")
@@ -40,6 +40,8 @@ ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
 """Columns of the tables of items that are neither embeddings nor metadata."""
 
 _SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
+_MOST_IN_MEMORY = 500_000  # ids of a table that are kept as objects of Python: 150 bytes each
+_IDS_AT_ONCE = 65_536
 _LEAST_FILE = 40  # bytes of the footer of a data file
 
 # How Lance says that a condition failed on a row, and not a file.
@@ -52,16 +54,6 @@ _CONDITION_REASONS = (
     (r"Received literal \w+\((.*?)\) and could not convert to literal of type '(\w+)", "{0} is not of the type {1}"),
     (r"Cast error: ([^,)]*)", "{0}"),
     (r"Invalid function ('\w+')", "there is no function {0}"),
-)
-
-# The system's words for a failed write, which Lance buries in a long message.
-_SYSTEM_REASONS = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "Permission denied",
-    "Read-only file system",
-    "Too many open files",
 )
 
 
@@ -82,7 +74,7 @@ class Snapshot:
     def __init__(self, store: Path, names: Iterable[str]) -> None:
         self._store = store
         self._tables = {name: open_committed(store, name) for name in names}
-        self._rows: dict[str, dict[str, int]] = {}
+        self._rows: dict[str, Mapping[str, int]] = {}
         self.versions = {name: None if table is None else int(table.version) for name, table in self._tables.items()}
 
     def scan(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -107,11 +99,15 @@ class Snapshot:
 
     def take_rows(self, name: str, rows: np.ndarray) -> pa.Table:
         """Return all columns of a table that was written, at rows that ascend."""
+        table = self._table(name)
+        with reading(self._store, name):
+            return table.take(rows)
+
+    def _table(self, name: str) -> lance.LanceDataset:
         table = self._tables[name]
         if table is None:
             raise StoreError(f"{self._store}: the table '{name}' was never written")
-        with reading(self._store, name):
-            return table.take(rows)
+        return table
 
     def count(self, name: str) -> int:
         """Return how many rows a table has, 0 if it was never written."""
@@ -174,7 +170,7 @@ class Snapshot:
             scanner = table.scanner(columns=["id"], filter=where)
             scanner.explain_plan()  # only reads the condition, so that a damaged file is not taken for a wrong one
         except BaseException as error:
-            if not _is_lance_failure(error):
+            if not is_lance_failure(error):
                 raise
             raise UsageError(f"The condition {where!r} cannot be understood ({_condition_reason(error)})") from error
         with reading(self._store, name):
@@ -183,15 +179,43 @@ class Snapshot:
             except pa.ArrowException as error:
                 if _OF_CONDITION not in str(error):
                     raise
-                reason = _brief(error).rpartition("Arrow error: ")[2]
+                reason = brief(error).rpartition("Arrow error: ")[2]
                 raise UsageError(f"The condition {where!r} fails on a row ({reason})") from error
 
-    def rows(self, name: str) -> dict[str, int]:
-        """Return the row of every id of a table; read once."""
+    def rows(self, name: str) -> Mapping[str, int]:
+        """Return the row of every id of a table; read once, or looked up where they are many.
+
+        `frevl.store.ids.rows_of_ids.find_rows` asks for many ids at once.
+        """
         if name not in self._rows:
-            ids = (id_ for batch in self.scan(name, ["id"]) for id_ in batch["id"].to_pylist())
-            self._rows[name] = {id_: row for row, id_ in enumerate(ids)}
+            count = self.count(name)
+            if count <= _MOST_IN_MEMORY:
+                ids = (id_ for batch in self.scan(name, ["id"]) for id_ in batch["id"].to_pylist())
+                self._rows[name] = {id_: row for row, id_ in enumerate(ids)}
+            else:
+                self._rows[name] = self._looked_up(name, count)
         return self._rows[name]
+
+    def _looked_up(self, name: str, count: int) -> RowsOfIds:
+        table = self._table(name)
+        folder = cache_of(self._store) if is_remote(self._store) else self._store
+
+        def ids_of(fragments: Sequence[lance.LanceFragment]) -> Iterator[pa.Array]:
+            with reading(self._store, name):
+                scanner = table.scanner(
+                    columns=["id"], fragments=list(fragments), batch_size=8192, io_buffer_size=_SCAN_BYTES
+                )
+                yield from (batch["id"] for batch in scanner.to_batches())
+
+        def segments() -> Sequence[Segment]:
+            with reading(self._store, name):
+                fragments = table.get_fragments()
+            return segments_of(name, fragments, folder / "rows", ids_of)
+
+        def read(rows: np.ndarray) -> pa.Array:
+            return pa.concat_arrays([*self.take(name, "id", rows, rows_at_once=_IDS_AT_ONCE)])
+
+        return RowsOfIds(count, segments, read, lambda: (batch["id"] for batch in self.scan(name, ["id"])))
 
 
 def open_table(store: Path, name: str, version: int | None = None) -> lance.LanceDataset | None:
@@ -336,47 +360,6 @@ def read_data_file(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
     yield from LanceFileReader(str(file)).read_all(batch_size=rows).to_batches()
 
 
-@contextmanager
-def reading(store: Path, name: str) -> Iterator[None]:
-    """Turn what Lance raises while it reads a table into a `StoreError`."""
-    try:
-        yield
-    except BaseException as error:
-        if not _is_lance_failure(error):
-            raise
-        if is_remote(store):
-            raise remote_failure(store, f"reading the table '{name}'", error) from None
-        if isinstance(error, PermissionError):
-            raise StoreError(
-                f"{store}: there is no permission to read the table '{name}'; ask its owner for permission"
-            ) from error
-        raise StoreError(
-            f"{store}: the table '{name}' cannot be read ({_brief(error)}); files of the store are damaged or missing: "
-            f"see frevl store verify {store}, then bring them back from a copy, or extract into a new store"
-        ) from error
-
-
-@contextmanager
-def writing(store: Path, name: str) -> Iterator[None]:
-    """Turn what Lance raises while it writes a table into a `StoreError`."""
-    try:
-        yield
-    except BaseException as error:
-        if not _is_lance_failure(error):
-            raise
-        raise StoreError(
-            f"{store}: writing the table '{name}' failed ({_brief(error)}); everything committed before is kept: "
-            "free some space or fix the permissions, and run the same command again to continue"
-        ) from error
-
-
-def _is_lance_failure(error: BaseException) -> bool:
-    # A panic in Lance's Rust code (a damaged file can cause one) derives from BaseException, in a class of its own.
-    return isinstance(error, OSError | ValueError | RuntimeError | pa.ArrowException) or (
-        type(error).__name__ == "PanicException"
-    )
-
-
 def _condition_reason(error: BaseException) -> str:
     """Return what is wrong with a condition, without Lance's own words and columns around it."""
     text = " ".join(str(error).split())
@@ -384,13 +367,4 @@ def _condition_reason(error: BaseException) -> str:
         found = re.search(pattern, text)
         if found:
             return said.format(*found.groups())
-    return _brief(error).removeprefix("Invalid user input: ")
-
-
-def _brief(error: BaseException) -> str:
-    """Return the readable part of a Lance error: one line, without locations in Lance's own source."""
-    text = " ".join(str(error).split())
-    for words in _SYSTEM_REASONS:
-        if words in text:
-            return words
-    return text.partition(", /")[0][:200] or type(error).__name__
+    return brief(error).removeprefix("Invalid user input: ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -15,6 +15,7 @@ from frevl.encoders.interface import pool
 from frevl.errors import StoreError, UsageError, nearest
 from frevl.rejects import Reject
 from frevl.store.commits.record import check_not_lost, read_commit
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, Snapshot
 from frevl.store.remote.address import is_remote, place_of
 from frevl.store.towers import Modality, Tower, fingerprint_of, from_rows
@@ -67,12 +68,12 @@ class Store:
     @property
     def image_ids(self) -> list[str]:
         """Ids of all images, in the order in which they were stored."""
-        return list(self.positions("image"))
+        return self.ids("image")
 
     @property
     def texts(self) -> list[str]:
         """All texts, in the order in which they were stored."""
-        return list(self.positions("text"))
+        return self.ids("text")
 
     @property
     def encoders(self) -> list[str]:
@@ -84,9 +85,13 @@ class Store:
         """Hash over the fingerprints of all towers."""
         return fingerprint_of({name: tower.fingerprint for name, tower in sorted(self.towers.items())})
 
-    def positions(self, modality: Modality) -> dict[str, int]:
-        """Return the row of every id. About 150 bytes an id of memory; read once."""
+    def positions(self, modality: Modality) -> Mapping[str, int]:
+        """Return the row of every id: a dictionary, or where they are many what `find_rows` looks them up in."""
         return self._read(lambda at: at.rows(TABLES[modality]))
+
+    def count(self, modality: Modality) -> int:
+        """Return how many items there are."""
+        return self._read(lambda at: at.count(TABLES[modality]))
 
     def ids(self, modality: Modality) -> list[str]:
         """Return the id of every row."""
@@ -135,21 +140,12 @@ class Store:
         names = list(self.metadata(modality))
 
         def read(at: Snapshot) -> list[dict[str, Any]]:
-            known = at.rows(TABLES[modality])
-            missing = [id_ for id_ in ids if id_ not in known]
-            if missing:
-                raise StoreError(f"{self.path}: there is no {modality} '{missing[0]!s:.80}' in the store")
-            rows = np.unique(np.array([known[id_] for id_ in ids], np.int64))
-            taken = [
-                [
-                    value
-                    for part in at.take(TABLES[modality], name, rows, rows_at_once=8192)
-                    for value in part.to_pylist()
-                ]
-                for name in names
-            ]
+            of_ids = self._rows_of(at, modality, ids)
+            rows = np.unique(of_ids)
+            parts = [at.take(TABLES[modality], name, rows, rows_at_once=8192) for name in names]
+            taken = [[value for part in column for value in part.to_pylist()] for column in parts]
             found = {int(row): dict(zip(names, values, strict=True)) for row, *values in zip(rows, *taken, strict=True)}
-            return [found[known[id_]] for id_ in ids]
+            return [found[row] for row in of_ids.tolist()]
 
         return self._read(read) if names else [{} for _ in ids]
 
@@ -161,11 +157,7 @@ class Store:
         """
 
         def read(at: Snapshot) -> pa.Table:
-            known = at.rows(TABLES[modality])
-            missing = [id_ for id_ in ids if id_ not in known]
-            if missing:
-                raise StoreError(f"{self.path}: there is no {modality} '{missing[0]!s:.80}' in the store")
-            unique, inverse = np.unique(np.array([known[id_] for id_ in ids], np.int64), return_inverse=True)
+            unique, inverse = np.unique(self._rows_of(at, modality, ids), return_inverse=True)
             return at.take_rows(TABLES[modality], unique).take(inverse)
 
         return self._read(read)
@@ -287,12 +279,12 @@ class Store:
         """Return the content hash of each of these images that is in the store."""
 
         def read(at: Snapshot) -> dict[str, str]:
-            known = at.rows("images")
-            wanted = {known[id_]: id_ for id_ in dict.fromkeys(ids) if id_ in known}
-            rows = np.array(sorted(wanted), np.int64)
-            parts = at.take("images", "content_hash", rows, rows_at_once=8192)
+            different = list(dict.fromkeys(ids))
+            found = find_rows(at.rows("images"), different)
+            order = np.argsort(found, kind="stable")[np.count_nonzero(found < 0) :]
+            parts = at.take("images", "content_hash", found[order], rows_at_once=8192)
             hashes = (hash_ for part in parts for hash_ in part.to_pylist())
-            return {wanted[row]: hash_ for row, hash_ in zip(rows.tolist(), hashes, strict=True)}
+            return {different[i]: hash_ for i, hash_ in zip(order.tolist(), hashes, strict=True)}
 
         return self._read(read)
 
@@ -313,6 +305,13 @@ class Store:
 
         return self._read(read)
 
+    def _rows_of(self, at: Snapshot, modality: Modality, ids: Sequence[str]) -> np.ndarray:
+        rows = find_rows(at.rows(TABLES[modality]), ids)
+        if (rows < 0).any():
+            missing = ids[int(np.argmax(rows < 0))]
+            raise StoreError(f"{self.path}: there is no {modality} '{missing!s:.80}' in the store")
+        return rows
+
     def _read_as(
         self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower], tokens: bool
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -332,17 +331,16 @@ class Store:
         self, at: Snapshot, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
     ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
         """Read towers at the different ones of some ids; the second answer leads back from these to the ids."""
-        known = at.rows(TABLES[modality])
-        found = list(map(known.get, ids))
-        if missing := [id_ for id_, row in zip(ids, found, strict=True) if row is None]:
+        rows = find_rows(at.rows(TABLES[modality]), ids)
+        missing = np.flatnonzero(rows < 0)
+        if len(missing):
             flag = "--images DIR" if modality == "image" else "--pairs FILE"
             imported = next((tower for tower in towers if tower.imported), None)
             remedy = imported.remedy if imported else f"add them with: frevl extract {flag} --store {self.path}"
             raise StoreError(
                 f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store, the first is "
-                f"'{missing[0]!s:.80}'; {remedy}"
+                f"'{ids[missing[0]]!s:.80}'; {remedy}"
             )
-        rows = np.array(found, np.int64)
         unique, inverse = np.unique(rows, return_inverse=True)
         return [self._read_tower(at, modality, unique, tower) for tower in towers], inverse
 

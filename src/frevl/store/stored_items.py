@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from frevl.store.ids.rows_of_ids import RowsOfIds
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 
@@ -46,8 +48,11 @@ class StoredItems:
     """
 
     def __init__(self, store: Store, modality: Modality, towers: Sequence[str]) -> None:
-        self._rows = store.positions(modality)
-        self._ids = list(self._rows)
+        rows = store.positions(modality)
+        self._rows: Mapping[str, int] = rows
+        self._ids: Sequence[str] | pa.Array = list(rows) if isinstance(rows, dict) else []
+        if isinstance(rows, RowsOfIds):
+            self._rows, self._ids = rows.in_memory()
         self._states = store.states(modality)
         self._towers = towers
         self._by_content: np.ndarray | None = None
@@ -89,11 +94,12 @@ class StoredItems:
 
     def gone(self, seen: Collection[str], is_gone: Callable[[str], bool]) -> list[str]:
         """Return the ids of items that were neither seen nor moved and whose file is gone; imported ones have none."""
-        return [
-            id_
-            for id_, has_file in zip(self._ids, self._has_file().tolist(), strict=True)
-            if has_file and id_ not in seen and id_ not in self._moved and is_gone(id_)
-        ]
+        with_file = (self._id(row) for row in np.flatnonzero(self._has_file()))
+        return [id_ for id_ in with_file if id_ not in seen and id_ not in self._moved and is_gone(id_)]
+
+    def _id(self, row: int) -> str:
+        id_ = self._ids[row]
+        return id_ if isinstance(id_, str) else str(id_.as_py())
 
     def _has_file(self) -> np.ndarray:
         has_file: np.ndarray = (self._states["bytes"] > 0) & (self._states["modified_ns"] != IN_A_TABLE)
@@ -101,7 +107,7 @@ class StoredItems:
 
     def _known(self, row: int) -> KnownItem:
         return KnownItem(
-            id=self._ids[row],
+            id=self._id(row),
             content_hash=self._states["content_hash"][row].decode(),
             bytes=int(self._states["bytes"][row]),
             modified_ns=int(self._states["modified_ns"][row]),

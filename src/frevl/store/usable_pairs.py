@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import ChainMap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +11,14 @@ import numpy as np
 
 from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, spelling_note, text_content, why_unknown
-from frevl.data.packed.columns import by_value, joined
+from frevl.data.packed.columns import by_value, chosen, joined
 from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.interface import Encoder
 from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import PairsError, UsageError
 from frevl.rejects import Reject, rejects_sentence
+from frevl.store.ids.rows_of_ids import KnownIds, find_rows, rows_of_values
 from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Modality, Tower
 
@@ -57,13 +57,12 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
     if broken_texts:
         known_texts = store.positions("text")  # another encoder, or a later call, may have embedded it
         broken_texts = {text: reason for text, reason in broken_texts.items() if text not in known_texts}
-    known: Collection[str] = ChainMap(known_images, dict.fromkeys(broken, -1)) if broken else known_images
+    known = KnownIds(known_images, broken)
     has_images = "image" in pairs.sides
     pairs = as_known(pairs, known, store) if has_images else replace(pairs, notes=())
     usable = np.ones(len(pairs), bool)
-    unknown: list[int] = []
-    if has_images:
-        unknown = np.flatnonzero(by_value(pairs.images, lambda image: image not in known, bool)).tolist()
+    rows = rows_of_values(known_images, pairs.images) if has_images else np.zeros(len(pairs), np.int64)
+    unknown = [row for row in np.flatnonzero(rows < 0).tolist() if pairs.images[row] not in broken]
     if unknown:
         first = unknown[0]
         nearest = why_unknown(pairs.images[first], known)
@@ -73,13 +72,12 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
             "extract the folder that holds them, or correct the ids"
         )
     left_out = []
-    if has_images:
-        usable &= by_value(pairs.images, known_images.__contains__, bool)
+    usable &= rows >= 0
     if broken_texts:
         usable &= by_value(pairs.texts, lambda text: text not in broken_texts, bool)
     for i in np.flatnonzero(~usable).tolist():
         image, text = pairs.images[i], pairs.texts[i]
-        if has_images and image not in known_images:
+        if rows[i] < 0:
             left_out.append(Reject("pair", pairs.places[i], f"its image '{image}' was rejected: {broken[image]}"))
         else:
             left_out.append(
@@ -90,7 +88,7 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
     return replace(pairs.select(np.flatnonzero(usable)), notes=pairs.notes), left_out
 
 
-def as_known(pairs: Pairs, known: Collection[str], store: Store) -> Pairs:
+def as_known(pairs: Pairs, known: Mapping[str, int] | KnownIds, store: Store) -> Pairs:
     """Name images as the store does, where the pairs write the same name in another way.
 
     A folder before the id makes no difference if the files that are meant so, beside the pairs file or in the working
@@ -104,9 +102,9 @@ def as_known(pairs: Pairs, known: Collection[str], store: Store) -> Pairs:
     Returns:
         The pairs; their ``notes`` are those on spellings alone.
     """
-    (_, different) = joined([pairs.images])
-    same = same_names(different, known)
-    rest = [image for image in different if image not in known and image not in same]
+    unknown = chosen(pairs.images, np.flatnonzero(rows_of_values(known, pairs.images) < 0))
+    same = same_names(unknown, known)
+    rest = [image for image in dict.fromkeys(unknown) if image not in same]
     if rest:
         same |= _below_a_folder(rest, known, store, Path(pairs.source).parent if pairs.source else Path())
     if not same:
@@ -114,7 +112,9 @@ def as_known(pairs: Pairs, known: Collection[str], store: Store) -> Pairs:
     return replace(pairs, images=[same.get(image, image) for image in pairs.images], notes=tuple(spelling_note(same)))
 
 
-def _below_a_folder(names: list[str], known: Collection[str], store: Store, beside: Path) -> dict[str, str]:
+def _below_a_folder(
+    names: list[str], known: Mapping[str, int] | KnownIds, store: Store, beside: Path
+) -> dict[str, str]:
     """Leave out the folder that all names begin with, if the files show that the rest are the ids."""
     folder, _, _ = names[0].replace("\\", "/").rpartition("/")
     while folder:
@@ -122,9 +122,10 @@ def _below_a_folder(names: list[str], known: Collection[str], store: Store, besi
         if all(name.replace("\\", "/").startswith(prefix) for name in names):
             short = [name[len(prefix) :] for name in names]
             ids = dict(zip(names, short, strict=True))
-            found = same_names(short, known)
+            other = [id_ for id_, row in zip(short, find_rows(known, short).tolist(), strict=True) if row < 0]
+            found = same_names(other, known)
             ids = {name: found.get(id_, id_) for name, id_ in ids.items()}
-            if all(id_ in known for id_ in ids.values()) and _same_content(ids, store, beside):
+            if all(id_ in found for id_ in other) and _same_content(ids, store, beside):
                 return ids
         folder, _, _ = folder.rpartition("/")
     return {}
@@ -162,10 +163,13 @@ def unread_texts(
     if not towers:
         return []
     unread = store.unread_texts(different, towers)
-    known = store.positions("text") if load is not None else {}
+    if load is None:
+        return unread
     # Any tokenizer reads plain letters, and that saves most calls from asking it.
-    new = [text for text in different if not text.isascii() and text not in known]
-    if load is None or not new:
+    asked_about = [text for text in different if not text.isascii()]
+    there = find_rows(store.positions("text"), asked_about).tolist() if asked_about else []
+    new = [text for text, row in zip(asked_about, there, strict=True) if row < 0]
+    if not new:
         return unread
     names = {tower.name for tower in towers}
     asked = [one.text for one in load() if one.text is not None and one.text.name in names]
@@ -259,7 +263,8 @@ def _of_all(
 ) -> list[Tower]:
     """Leave out towers that some items lack (``whole``: that all of them lack), unless none would be left."""
     states, known = store.states(modality), store.positions(modality)
-    rows = [known[id_] for id_ in ids if id_ in known]
+    rows = find_rows(known, ids)
+    rows = rows[rows >= 0]
     lacking = {tower.name: int((~states[f"has:{tower.name}"][rows]).sum()) for tower in towers}
     kept = [tower for tower in towers if lacking[tower.name] < (max(len(rows), 1) if whole else 1)]
     if not kept:

@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 from frevl.encoders.interface import Embeddings
 from frevl.errors import StoreError
 from frevl.rejects import Reject
+from frevl.store.commits.failures import reading
 from frevl.store.commits.record import check_local
 from frevl.store.commits.soundness import checksums_of
 from frevl.store.commits.table_writer import TableWriter, make_store_folder
-from frevl.store.lance_tables import ALL_TABLES, existing_table, open_table, reading
+from frevl.store.lance_tables import ALL_TABLES, existing_table, open_table
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower, check_same, checksum, to_rows
 

@@ -36,6 +36,8 @@ def test_a_folder_stays_one(tmp_path):
         ("s3://KEY:/SECRET@bucket/store", "holds no credentials"),
         ("s3://KEY:SECRET/store", "holds no credentials"),
         ("s3://KEY/a:SECRET@bucket/store", "holds no credentials"),
+        ("s3://KEY/b:SEC/SECRET@bucket", "holds no credentials"),
+        ("s3://KEY/b:/SEC/SECRET@bucket/store", "holds no credentials"),
         ("s3://KEY%3ASECRET%40bucket/store", "holds no credentials"),
         (Path("az://KEY:a//SECRET@box/store"), "holds no credentials"),
         ("s3://SECRET@bucket", "holds no credentials"),

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from frevl.errors import StoreError
-from frevl.store.lance_tables import reading, writing
+from frevl.store.commits.failures import reading, writing
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import verify
 

@@ -260,7 +260,7 @@ def _add_state_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
             {
                 "models": [model.record() for model in service.models.values()],
                 "images": len(service.images),
-                "texts": len(service.store.positions("text")),
+                "texts": service.store.count("text"),
                 "limits": vars(service.limits),
             }
         )

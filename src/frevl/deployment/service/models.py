@@ -17,6 +17,7 @@ from frevl.deployment.service.store_refresh import StoreRefresh
 from frevl.devices import processors
 from frevl.errors import ImageError, StoreError, UsageError, nearest
 from frevl.runs.scorer import Scorer
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 
@@ -104,10 +105,10 @@ class Service:
         Raises:
             RefusedError: One is not.
         """
-        unknown = [id_ for id_ in ids if id_ not in self.images]
+        unknown = self._unknown(ids)
         if unknown:
             await self._store_refresh.look()
-            unknown = [id_ for id_ in ids if id_ not in self.images]
+            unknown = self._unknown(ids)
         else:
             self._store_refresh.glance()  # they may have been removed
         if unknown:
@@ -118,6 +119,10 @@ class Service:
                 "name images that are in the store, or send the pictures as uploads.",
             )
 
+    def _unknown(self, ids: Sequence[str]) -> list[str]:
+        there = find_rows(self.images, ids).tolist()
+        return [id_ for id_, row in zip(ids, there, strict=True) if row < 0]
+
     def check_texts(self, model: ServedModel, texts: Sequence[str]) -> None:
         """Refuse texts that are neither in the store nor can be embedded.
 
@@ -126,8 +131,8 @@ class Service:
         """
         if texts and not model.towers["text"]:
             raise _reads_no("text", model)
-        known = None if model.embeds["text"] else self.store.positions("text")
-        unknown = next((text for text in texts if known is not None and text not in known), None)
+        there = [] if model.embeds["text"] else find_rows(self.store.positions("text"), texts).tolist()
+        unknown = next((text for text, row in zip(texts, there, strict=False) if row < 0), None)
         if unknown is not None:
             raise RefusedError(
                 409,

@@ -99,7 +99,7 @@ class ServedModel:
         if not self.searches:
             return None
         searcher = Searcher(self.scorer)
-        if self.scorer.store.positions("image"):
+        if self.scorer.store.count("image"):
             searcher.search(image=next(iter(self.scorer.store.positions("image"))), k=1)  # opens the vectors
         return searcher
 

@@ -52,7 +52,7 @@ class StoreRefresh:
             if newer is not None:
                 await self._take(newer)
                 self._store = newer
-                counts = {TABLES[modality]: len(newer.positions(modality)) for modality in TABLES}
+                counts = {TABLES[modality]: newer.count(modality) for modality in TABLES}
                 _log.info("the store has changed", extra={"fields": counts})
         except FrevlError as error:  # another store in its place, or one that is being written: the old one answers
             _log.warning("the newest version of the store cannot be served: %s", error)

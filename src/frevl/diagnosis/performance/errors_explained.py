@@ -14,6 +14,7 @@ from frevl.diagnosis.performance.error_features import LEVEL, Explained, explain
 from frevl.diagnosis.splits import Splits
 from frevl.runs.targets import match_truth
 from frevl.store.grouping.image_vectors import unit_vectors
+from frevl.store.ids.rows_of_ids import rows_of_values
 
 __all__ = ["FEWEST", "errors_claim", "errors_explained_finding", "features_of"]
 
@@ -71,9 +72,9 @@ def features_of(splits: Splits) -> dict[str, NDArray[np.float64]]:
     if "text" in test.sides:
         features |= text_features(test.texts, splits.train.texts)
     if "image" in test.sides:
-        rows = splits.store.positions("image")
         stored = splits.store.states("image")["bytes"]
-        features["picture bytes"] = np.array([float(stored[rows[image]]) for image in test.images])
+        rows = rows_of_values(splits.store.positions("image"), test.images)
+        features["picture bytes"] = stored[rows].astype(np.float64)
         features["crowdedness"] = _crowdedness(splits)
     if splits.task == "matching":  # right and wrong pairs are not equally hard
         features[_MATCH] = (match_truth(test).numpy() > 0.5).astype(np.float64)

@@ -15,6 +15,7 @@ from typing import Any
 
 from frevl.errors import StoreError
 from frevl.jsonfile import write_json
+from frevl.store.commits.failures import reading
 from frevl.store.commits.record import (
     check_not_lost,
     commits_folder,
@@ -25,7 +26,7 @@ from frevl.store.commits.record import (
     writer_at_work,
 )
 from frevl.store.commits.soundness import ROWS_AT_ONCE, file_problems, sound_rows
-from frevl.store.lance_tables import open_table, reading
+from frevl.store.lance_tables import open_table
 from frevl.store.towers import Tower, from_rows
 
 __all__ = ["begin_writing", "drop_unfinished", "end_writing", "read_session", "towers_of_table", "unclaimed_files"]

@@ -14,9 +14,10 @@ from filelock import FileLock, Timeout
 
 from frevl.errors import StoreError
 from frevl.jsonfile import flush_folder
+from frevl.store.commits.failures import writing
 from frevl.store.commits.record import Commit, flush_table, manifests, write_commit
 from frevl.store.commits.session import begin_writing, end_writing
-from frevl.store.lance_tables import append_rows, delete_rows, existing_table, open_table, replace_rows, writing
+from frevl.store.lance_tables import append_rows, delete_rows, existing_table, open_table, replace_rows
 
 if TYPE_CHECKING:
     import lance

@@ -96,8 +96,8 @@ def place_of(store: str | PurePath) -> Path:
             f"{found[1]}://...: expected a folder of this machine or an address s3://, gs:// or az://, found "
             "another address; mount it as a folder, or copy it here"
         )
-    # A key may hold a slash, so that the bucket seems to end within it. No bucket has one of these letters.
-    if re.search("[@:%]", rest.partition("/")[0]) or re.search(":[^/]*@", rest) or "?" in rest:
+    # A key may hold slashes, so that the bucket seems to end within it. No bucket has one of these letters.
+    if re.search("[@:%]", rest.partition("/")[0]) or re.search(":.*@", rest, re.DOTALL) or "?" in rest:
         raise UsageError(
             f"{scheme}://...: the address of a store holds no credentials and no options; give credentials as the "
             "tools of the object store take them, such as AWS_ACCESS_KEY_ID or a profile"

@@ -15,10 +15,11 @@ from filelock import Timeout
 
 from frevl.errors import StoreError, UsageError
 from frevl.jsonfile import flush_file, flush_folder, read_record, write_json
+from frevl.store.commits.failures import reading
 from frevl.store.commits.record import manifest_names
 from frevl.store.commits.soundness import ROWS_AT_ONCE, sound_rows
 from frevl.store.commits.table_writer import lock_store, make_store_folder
-from frevl.store.lance_tables import ALL_TABLES, open_committed, reading
+from frevl.store.lance_tables import ALL_TABLES, open_committed
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import is_remote, place_of
 from frevl.store.remote.objects import Objects
@@ -160,7 +161,7 @@ def copy_store(source: str | Path, target: str | Path, *, progress: bool = False
         common = _Common(folder, str(address))
         _check_target(there, tables, ends, common)
         _copy_files(there, ends, tables, report, common, progress=progress)
-    report.images, report.texts = (len(store.positions(modality)) for modality in ("image", "text"))
+    report.images, report.texts = (store.count(modality) for modality in ("image", "text"))
     _check_copy(store, there, tables)
     report.seconds = time.monotonic() - started
     return report
@@ -191,7 +192,7 @@ def _is_manifest(entry: str, table: str) -> bool:
 def _check_target(target: Path, tables: Sequence[_Table], ends: _Ends, common: _Common) -> None:
     """Refuse a target with other files, with another store, or with a state that did not come from here."""
     names, wanted = ends.target_names, f"{target}: expected nothing, or an earlier state of the same store, found"
-    beside = ("commits/", "vectors/", "unclaimed/", "labels/", "explore/", "runs/", "shard.json", ".")
+    beside = ("commits/", "vectors/", "rows/", "unclaimed/", "labels/", "explore/", "runs/", "shard.json", ".")
     foreign = sorted(name for name in names if not name.startswith((*(f"{t}.lance/" for t in ALL_TABLES), *beside)))
     if foreign:
         raise StoreError(f"{wanted} '{foreign[0]:.200}'; choose another place")

@@ -12,6 +12,7 @@ import pyarrow as pa
 from filelock import Timeout
 
 from frevl.errors import StoreError
+from frevl.store.commits.failures import reading, writing
 from frevl.store.commits.record import (
     Commit,
     check_local,
@@ -26,7 +27,7 @@ from frevl.store.commits.record import (
 from frevl.store.commits.session import drop_unfinished, unclaimed_files
 from frevl.store.commits.soundness import file_problems
 from frevl.store.commits.table_writer import lock_store
-from frevl.store.lance_tables import ALL_TABLES, open_table, reading, remove_parts, replace_rows, writing
+from frevl.store.lance_tables import ALL_TABLES, open_table, remove_parts, replace_rows
 from frevl.store.reader import TABLES
 from frevl.store.upkeep.salvage import salvage, unclaimed_folder
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from frevl.errors import StoreError
 from frevl.rejects import Reject
+from frevl.store.commits.failures import reading
 from frevl.store.commits.soundness import ROWS_AT_ONCE, sound_rows, wrong_ids
-from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, open_table, read_data_file, reading
+from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, open_table, read_data_file
 from frevl.store.reader import TABLES, Store
 from frevl.store.towers import Modality, Tower, from_rows
 from frevl.store.writer import StoreWriter

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from frevl.errors import StoreError
+from frevl.store.commits.failures import reading
 from frevl.store.commits.record import commits_folder, lost_commits, manifests, read_commit, table_folder
 from frevl.store.commits.session import read_session, unclaimed_files
 from frevl.store.commits.soundness import file_problems, wrong_ids
-from frevl.store.lance_tables import ALL_TABLES, Snapshot, open_committed, reading
+from frevl.store.lance_tables import ALL_TABLES, Snapshot, open_committed
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import is_remote, place_of
 from frevl.store.sharding.shares import read_part
@@ -34,8 +35,8 @@ def describe(store: Store) -> dict[str, Any]:
         **({} if part is None else {"shard": f"{part.number}/{part.of}", "complete": part.complete}),
         "fingerprint": store.fingerprint,
         "bytes": bytes_on_disk(store.path),
-        "images": len(store.positions("image")),
-        "texts": len(store.positions("text")),
+        "images": store.count("image"),
+        "texts": store.count("text"),
         "rejects": dict(Counter(reject.kind for reject in rejects)),
         "rejected": [vars(reject) for reject in rejects],
         "encoders": store.encoders,

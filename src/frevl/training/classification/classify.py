@@ -29,6 +29,7 @@ from frevl.runs.doubt.posterior import fit_posterior
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import hash_prefixes
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 from frevl.training.classification.candidates import METHODS, candidates_of
@@ -239,7 +240,8 @@ def _identity(
         looks: Whether pictures are looked at that none of these names.
     """
     images = store.positions("image")
-    listed = sorted({image for entry in classes.entries for image in entry.examples if image in images})
+    named = sorted({image for entry in classes.entries for image in entry.examples})
+    listed = [image for image, row in zip(named, find_rows(images, named).tolist(), strict=True) if row >= 0]
     return {
         "frevl": __version__,
         "store": store.fingerprint,

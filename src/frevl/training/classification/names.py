@@ -92,10 +92,11 @@ def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace |
     if not has_common_space(image_towers, towers):
         return None
     network = cosine_of(image_towers, towers)
-    positions, lacking = store.positions("text"), _lacking(store, towers)
+    positions, complete = store.positions("text"), _complete(store, towers)
 
     def known(sentence: str) -> bool:
-        return sentence in positions and sentence not in lacking
+        row = positions.get(sentence)
+        return row is not None and bool(complete[row])
 
     def of_texts(sentences: Sequence[str]) -> Tensor:
         new = [sentence for sentence in sentences if not known(sentence)]
@@ -204,11 +205,11 @@ def vectors_of_nameless(names: NameVectors, image_vectors: Tensor, labels: Tenso
     return vectors
 
 
-def _lacking(store: Store, towers: Sequence[Tower]) -> set[str]:
-    """Return texts of the store without an embedding of one of the towers."""
-    ids, states = store.ids("text"), store.states("text")
-    having = [states[f"has:{tower.name}"] for tower in towers]
-    return {id_ for id_, has in zip(ids, np.all(having, axis=0).tolist(), strict=True) if not has}
+def _complete(store: Store, towers: Sequence[Tower]) -> np.ndarray:
+    """Return which texts of the store have an embedding of each of the towers."""
+    states = store.states("text")
+    complete: np.ndarray = np.all([states[f"has:{tower.name}"] for tower in towers], axis=0)
+    return complete
 
 
 def _embedded(store: Store, sentences: Sequence[str], towers: Sequence[Tower]) -> Tensor:

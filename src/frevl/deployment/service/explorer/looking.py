@@ -65,7 +65,7 @@ def _overview(explorer: Explorer, rows: Rows) -> dict[str, Any]:
     return {
         "name": store.path.resolve().name,
         "images": len(rows),
-        "texts": len(store.positions("text")),
+        "texts": store.count("text"),
         "without_embedding": int((~rows.usable).sum()),
         "copies": len(rows.copies),
         "encoders": encoders,

@@ -18,6 +18,7 @@ from frevl.diagnosis.curation.copies.near import TELLS, confirmed_links, embeddi
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import MOST_COMPARED
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.usable_pairs import content_of_units
 
 __all__ = ["duplicate_filter", "groups_without_a_line"]
@@ -116,9 +117,8 @@ def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> l
         match = np.bincount(numbers[known], belief[known], minlength=len(units)) / np.maximum(counts, 1)
     sizes = np.zeros(len(units))
     if "image" in lines.pairs.sides:
-        place = lines.store.positions("image")
         stored = lines.store.states("image")["bytes"]
-        sizes = np.array([float(stored[place[unit]]) for unit in units])
+        sizes = stored[find_rows(lines.store.positions("image"), units)].astype(np.float64)
     return list(zip(staying.tolist(), match.tolist(), sizes.tolist(), strict=True))
 
 

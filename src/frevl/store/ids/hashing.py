@@ -1,0 +1,95 @@
+"""Numbers of 64 bits that stand for ids, computed for a whole column of Arrow at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+__all__ = ["as_arrow", "id_hash", "id_hashes"]
+
+_WORD = 8  # bytes that are mixed in at a time
+_GOLDEN, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+_ALL = 2**64 - 1
+_MASKS = np.array([(1 << (8 * kept)) - 1 for kept in range(_WORD)] + [_ALL], np.uint64)
+
+
+def as_arrow(ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Return ids as one Arrow array; what no store can hold (no text, or not UTF-8) is null."""
+    if isinstance(ids, pa.ChunkedArray):
+        return ids.cast(pa.large_string()).combine_chunks()
+    if isinstance(ids, pa.Array):
+        return ids.cast(pa.large_string())
+    with contextlib.suppress(pa.ArrowException, UnicodeError, TypeError):
+        return pa.array(ids, pa.large_string(), from_pandas=False)
+    return pa.array([id_ if isinstance(id_, str) and _is_utf8(id_) else None for id_ in ids], pa.large_string())
+
+
+def id_hashes(ids: pa.Array) -> NDArray[np.uint64]:
+    """Return a hash of the bytes of every id; equal ids have equal ones, and others hardly ever.
+
+    Eight bytes are mixed in at a time by the finalizer of SplitMix64 (Steele, Lea and Flood 2014). It is not made
+    against an adversary: whoever looks an id up compares the id itself.
+
+    Args:
+        ids: ``(n,)`` strings of any kind; the hash of null is that of an empty text.
+
+    Returns:
+        ``(n,)``.
+    """
+    ids = ids.cast(pa.large_string())
+    _, at, data = ids.buffers()
+    places = np.frombuffer(at, np.int64)[ids.offset : ids.offset + len(ids) + 1] if len(ids) else np.zeros(1, np.int64)
+    first, last = int(places[0]), int(places[-1])
+    content = np.zeros(last - first + _WORD, np.uint8)
+    if last > first:
+        content[:-_WORD] = np.frombuffer(data, np.uint8)[first:last]
+    # Every byte begins a word: a view of eight bytes at each of them, without a copy.
+    words = np.ndarray((len(content) - _WORD + 1,), np.dtype("<u8"), content, strides=(1,))
+    starts, lengths = places[:-1] - first, np.diff(places)
+    hashes = _mixed(lengths.astype(np.uint64) * _GOLDEN + _FIRST)
+    rows, done = np.arange(len(ids)), 0
+    while len(rows := rows[lengths[rows] > done]):
+        word = words[starts[rows] + done] & _MASKS[np.minimum(lengths[rows] - done, _WORD)]
+        done += _WORD
+        hashes[rows] = _mixed((hashes[rows] ^ word) * _GOLDEN + np.uint64(done))
+    return hashes
+
+
+def id_hash(id_: str) -> int:
+    """Return the hash of one id, as `id_hashes` does, without the 50 µs that arrays take.
+
+    Raises:
+        UnicodeError: It is not UTF-8.
+    """
+    content = id_.encode()
+    golden = int(_GOLDEN)
+    number = _mixed_one(len(content) * golden + int(_FIRST))
+    for start in range(0, len(content), _WORD):
+        word = int.from_bytes(content[start : start + _WORD], "little")
+        number = _mixed_one((number ^ word) * golden + start + _WORD)
+    return number
+
+
+def _mixed_one(number: int) -> int:
+    number &= _ALL
+    number = ((number ^ (number >> 30)) * int(_FIRST)) & _ALL
+    number = ((number ^ (number >> 27)) * int(_SECOND)) & _ALL
+    return number ^ (number >> 31)
+
+
+def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * _FIRST
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * _SECOND
+    return numbers ^ (numbers >> np.uint64(31))
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeError:
+        return False
+    return True
