@@ -40,6 +40,7 @@ ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
 """Columns of the tables of items that are neither embeddings nor metadata."""
 
 _SCAN_BYTES = 32 << 20  # read ahead of a scan: Lance's own 2 GB would decide the memory of a process
+_ADDRESS = "_rowaddr"  # Lance's own column: part of the table, and place in it
 _MOST_IN_MEMORY = 500_000  # ids of a table that are kept as objects of Python: 150 bytes each
 _IDS_AT_ONCE = 65_536
 _LEAST_FILE = 40  # bytes of the footer of a data file
@@ -88,7 +89,7 @@ class Snapshot:
     def take(self, name: str, column: str, rows: np.ndarray, *, rows_at_once: int) -> Iterator[pa.Array]:
         """Yield one column at rows that ascend, piece by piece; nulls if the table has no such column yet."""
         table = self._tables[name]
-        if table is None or column not in table.schema.names:
+        if table is None or column not in (*table.schema.names, _ADDRESS):
             if len(rows):
                 yield pa.nulls(len(rows))
             return

@@ -94,7 +94,7 @@ class StoredItems:
 
     def gone(self, seen: Collection[str], is_gone: Callable[[str], bool]) -> list[str]:
         """Return the ids of items that were neither seen nor moved and whose file is gone; imported ones have none."""
-        with_file = (self._id(row) for row in np.flatnonzero(self._has_file()))
+        with_file = (self._id(row) for row in np.flatnonzero(self._has_file()).tolist())
         return [id_ for id_ in with_file if id_ not in seen and id_ not in self._moved and is_gone(id_)]
 
     def _id(self, row: int) -> str:

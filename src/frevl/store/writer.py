@@ -353,6 +353,9 @@ class StoreWriter:
     def _find(self, modality: Modality, ids: pa.Array) -> pa.Table:
         """Return the rows of some items, in the order of the ids."""
         name = TABLES[modality]
+        at_once = self._tables.find(name, ids)
+        if at_once is not None:
+            return at_once
         dataset = existing_table(self.path, name)
         with reading(self.path, name):
             rows, first = [], 0

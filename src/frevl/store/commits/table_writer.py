@@ -17,7 +17,15 @@ from frevl.jsonfile import flush_folder
 from frevl.store.commits.failures import writing
 from frevl.store.commits.record import Commit, flush_table, manifests, write_commit
 from frevl.store.commits.session import begin_writing, end_writing
-from frevl.store.lance_tables import append_rows, delete_rows, existing_table, open_table, replace_rows
+from frevl.store.ids.hashing import as_arrow
+from frevl.store.ids.places import Places, exchange_rows
+from frevl.store.lance_tables import (
+    append_rows,
+    delete_rows,
+    existing_table,
+    open_table,
+    replace_rows,
+)
 
 if TYPE_CHECKING:
     import lance
@@ -27,6 +35,7 @@ __all__ = ["TableWriter", "lock_store", "make_store_folder"]
 _SMALL_FRAGMENTS = 64  # this many commits are merged into larger files at a time
 _FRAGMENT_BYTES = 64 << 20  # and no larger than that, because merging may hold several times so much in memory
 _FRAGMENT_ROWS = 65_536
+_LARGE = 500_000  # rows of a table of which no commit reads all ids
 _KEEP_VERSIONS = timedelta(minutes=10)  # for readers that opened an older version
 _UNTIDY = "The store is complete, but could not be tidied up"
 
@@ -51,6 +60,7 @@ class TableWriter:
         self._commits: dict[str, int] = dict.fromkeys(names, 0)
         self._flushed: dict[str, set[str]] = {name: set() for name in self._commits}
         self._kept: dict[str, int | None] = {}
+        self._places: dict[str, Places] = {}
         self._lock = lock_store(path)
 
     def __enter__(self) -> TableWriter:
@@ -88,7 +98,7 @@ class TableWriter:
             if kind is None:
                 for name, commits in self._commits.items():
                     if commits:
-                        self._tidy(name)
+                        self._tidy(name, at_end=True)
                 end_writing(self.path)
         finally:
             self._lock.release()
@@ -109,15 +119,35 @@ class TableWriter:
 
     def merge(self, name: str, rows: pa.Table) -> None:
         """Replace the rows with the same ``id``; the new ones have all columns of the table."""
-        table = existing_table(self.path, name)
-        with writing(self.path, name):
-            # With every column in the source, Lance reads no column but the id.
-            table.merge_insert("id").when_matched_update_all().execute(rows)
+        ids = as_arrow(rows["id"])
+        places = self._places_in(name)
+        known = None if places is None else places.find(ids)
+        done = places is not None and known is not None and exchange_rows(self.path, name, rows, places.places(known))
+        if not done:
+            table = existing_table(self.path, name)
+            with writing(self.path, name):
+                # With every column in the source, Lance reads no column but the id: that of all rows.
+                table.merge_insert("id").when_matched_update_all().execute(rows)
+        if places is not None:
+            places.mark(ids)
         self._committed(name)
+
+    def find(self, name: str, ids: pa.Array) -> pa.Table | None:
+        """Return the rows of some ids of a large table, in their order; None where reading all ids must find them."""
+        places = self._places_in(name)
+        rows = None if places is None else places.find(ids)
+        return None if places is None or rows is None else places.take(rows)
+
+    def _places_in(self, name: str) -> Places | None:
+        if name not in self._places and existing_table(self.path, name).count_rows() > _LARGE:
+            self._places[name] = Places(self.path, name)
+        return self._places.get(name)
 
     def delete(self, name: str, ids: pa.Array) -> int:
         """Delete the rows of some ids; return how many there were."""
         count = delete_rows(self.path, name, ids)
+        if name in self._places:
+            self._places[name].mark(ids)
         self._committed(name)
         return count
 
@@ -136,6 +166,8 @@ class TableWriter:
         table = existing_table(self.path, name)
         with writing(self.path, name):
             table.merge_insert("id").when_matched_delete().when_not_matched_insert_all().execute(both)
+        if name in self._places:
+            self._places[name].mark(left)
         self._committed(name)
 
     def compact(self, name: str) -> None:
@@ -191,7 +223,7 @@ class TableWriter:
             manifest = manifests(self.path, name)[table.version].read_bytes()
             write_commit(self.path, name, Commit(table.version, table.count_rows(), manifest, content))
 
-    def _tidy(self, name: str) -> None:
+    def _tidy(self, name: str, *, at_end: bool = False) -> None:
         """Merge small files when there are many, and delete what no reader can still need."""
         table = open_table(self.path, name)
         if table is None:
@@ -203,26 +235,29 @@ class TableWriter:
                     # Copied as they are where no row was deleted: half the time, a sixth of the memory.
                     table.optimize.compact_files(
                         target_rows_per_fragment=target,
+                        # Parts whose rows are replaced one after the other stay where they are until all are.
+                        materialize_deletions=at_end or name not in self._places,
                         compaction_mode="try_binary_copy",
                         batch_size=max(1, target // 16),
                         num_threads=1,
                     )
                     self._remember(name)  # on the disk before the files that it replaces are deleted
                 if not self._unclaimed[name]:  # Lance would delete those after a week
-                    self._delete_old_versions(table, self._kept.get(name))
+                    places = None if at_end else self._places.get(name)
+                    self._delete_old_versions(table, {self._kept.get(name), places and places.version} - {None})
         except StoreError as error:
             # Nothing is lost: what could not be tidied (a full disk) is tidied next time.
             if not any(note.startswith(_UNTIDY) for note in self.notes):
                 self.notes.append(f"{_UNTIDY}: {error}.")
 
     @staticmethod
-    def _delete_old_versions(table: lance.LanceDataset, kept: int | None) -> None:
-        if kept is None:
+    def _delete_old_versions(table: lance.LanceDataset, kept: set[int | None]) -> None:
+        if not kept:
             table.cleanup_old_versions(older_than=_KEEP_VERSIONS)
             return
         before = datetime.now() - _KEEP_VERSIONS
         versions: list[Any] = list(table.versions())
-        old = [one["version"] for one in versions if one["timestamp"] < before and one["version"] != kept]
+        old = [one["version"] for one in versions if one["timestamp"] < before and one["version"] not in kept]
         if old:
             table.cleanup_old_versions(versions=old)
 
