@@ -244,7 +244,8 @@ class TableWriter:
                     self._remember(name)  # on the disk before the files that it replaces are deleted
                 if not self._unclaimed[name]:  # Lance would delete those after a week
                     places = None if at_end else self._places.get(name)
-                    self._delete_old_versions(table, {self._kept.get(name), places and places.version} - {None})
+                    base = None if places is None else places.version
+                    self._delete_old_versions(table, {self._kept.get(name), base} - {None})
         except StoreError as error:
             # Nothing is lost: what could not be tidied (a full disk) is tidied next time.
             if not any(note.startswith(_UNTIDY) for note in self.notes):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["segments_of"]
 
 _ROWS = 1 << 24  # of a segment; with its sort it takes 0.5 GB for a moment
-_LEAST_KEPT = 1 << 20  # rows of a table below which making them takes no longer than reading
+_LEAST_KEPT = 500_000  # rows of a table: of fewer there is a dictionary
 _HEADER = struct.Struct("<12sQI")  # what it is, rows, checksum
 _MAGIC = b"frevl rows 1"
 _BLOCK = 4 << 20  # bytes

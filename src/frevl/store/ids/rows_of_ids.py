@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 
 import numpy as np
 import pyarrow as pa
@@ -176,7 +177,7 @@ def find_rows(known: Mapping[str, int] | KnownIds, ids: Sequence[str] | pa.Array
     if isinstance(known, RowsOfIds | KnownIds):
         return known.find(ids)
     names = ids.to_pylist() if isinstance(ids, pa.Array) else ids
-    return np.fromiter((known.get(id_, -1) for id_ in names), np.int64, len(names))
+    return np.fromiter(map(known.get, names, repeat(-1)), np.int64, len(names))
 
 
 def rows_of_values(known: Mapping[str, int] | KnownIds, column: Sequence[str]) -> NDArray[np.int64]:
