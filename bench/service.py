@@ -52,6 +52,7 @@ import frevl
 from frevl.deployment.service.http.limits import Limits
 from frevl.provenance import hardware
 from frevl.runs.scorer import Scorer
+from processes import on_core, processor_seconds, resident
 
 PARTS = ("throughput", "mixed", "cold")
 CONNECTIONS, BODIES = 64, 64
@@ -138,26 +139,6 @@ def served(
             process.send_signal(signal.SIGTERM)
             if process.wait(60):
                 sys.exit(f"the service ended with {process.returncode}")
-
-
-@contextlib.contextmanager
-def on_core(core: int | None) -> Iterator[None]:
-    """Let this thread, and the processes that it starts, run on one core only."""
-    if core is None:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def processor_seconds(pid: int) -> float:
-    """Return the processor time of a process so far, all threads together."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def get(url: str) -> str:
@@ -382,13 +363,6 @@ def noise(rng: random.Random) -> bytes:
     pixels = np.random.default_rng(rng.randint(0, 10**9)).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
-
-
-def resident(pid: int) -> int:
-    """Return the resident memory of a process in bytes."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 # ---- cold start

@@ -6,6 +6,7 @@ is ever unpickled.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,7 +105,7 @@ class Run:
     network: PairNetwork = field(repr=False)
     posterior: Posterior | None = field(default=None, repr=False)
 
-    @property
+    @functools.cached_property  # the service asks for every request
     def sides(self) -> tuple[Side, ...]:
         """What it reads of a pair: ``image``, ``text``, or both."""
         sides: tuple[Side, ...] = get_args(Side)

@@ -145,8 +145,7 @@ async def _pairs(
         )
     service.check_size([pair.text for pair in pairs if pair.text is not None], len(pairs))
     sides = model.scorer.run.sides
-    for pair in pairs:
-        _check_sides(model, pair)
+    _check_sides(model, pairs)
     texts = [pair.text or "" if "text" in sides else "" for pair in pairs]
     if "text" in sides:
         service.check_texts(model, texts)
@@ -191,12 +190,12 @@ def _texts(pairs: Sequence[Pair]) -> list[str]:
     return [pair.text for pair in pairs if pair.text is not None]
 
 
-def _check_sides(model: ServedModel, pair: Pair) -> None:
-    """Refuse a pair without what the model reads."""
+def _check_sides(model: ServedModel, pairs: Sequence[Pair]) -> None:
+    """Refuse pairs without what the model reads."""
     sides = model.scorer.run.sides
-    image_lacks = "image" in sides and pair.image is None and pair.upload is None
-    if not image_lacks and ("text" not in sides or pair.text is not None):
-        return  # the usual case, before any words are made: this runs for every pair
+    image_lacks = "image" in sides and any(pair.image is None and pair.upload is None for pair in pairs)
+    if not image_lacks and ("text" not in sides or all(pair.text is not None for pair in pairs)):
+        return
     reads = " and ".join(f"{side}s" for side in sides)
     needs = f"a pair names {EITHER_IMAGE}" if image_lacks else "a pair needs a 'text'"
     raise RefusedError(422, "invalid", f"The model {model.name!r} reads {reads}: {needs}.")
