@@ -63,7 +63,7 @@ WRITTEN = {
     "store copy": {"target"},
 }
 READ = {
-    "--calibrate", "--classes", "--examples", "--labelled", "--neutral", "--queries", "--space",
+    "--calibrate", "--classes", "--curation", "--examples", "--labelled", "--neutral", "--queries", "--space",
     "--config", "--dev", "--diagnosis", "--ids", "--image", "--images", "--onnx", "--pairs", "--report", "--result",
     "--root", "--run", "--initialise-from", "--store", "--test", "--versus", "parts", "source", "store",
 }  # fmt: skip

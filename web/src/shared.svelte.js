@@ -26,7 +26,7 @@ export const shared = $state({
   place: { tab: "pictures", asked: {} },
 });
 
-const TABS = ["pictures", "teach", "map", "runs", "overview"];
+const TABS = ["pictures", "teach", "map", "runs", "curate", "overview"];
 
 export function readPlace() {
   const [path, asked] = location.hash.replace(/^#\/?/, "").split("?");

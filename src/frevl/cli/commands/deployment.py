@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,14 @@ def explore(
         list[str] | None,
         typer.Option("--run", help="Run that searches, or NAME=FOLDER; may be repeated.", show_default="none"),
     ] = None,
+    curation: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Result of frevl curate --json, to decide on.", show_default="none"),
+    ] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Pairs file that can be judged from the page.", show_default="none"),
+    ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(help="Encoder to search with and to learn from.", show_default="one of texts too, or the first"),
@@ -82,13 +91,16 @@ def explore(
         OUTPUT,
     ] = None,
 ) -> None:
-    """Look at a store in the browser: search it, label it, teach it.
+    """Look at a store in the browser: search it, label it, teach it, curate it.
 
     Labels are kept in the store. API keys are read from the environment variable FREVL_API_KEYS.
     """
     try:
         gc.disable()
-        options = typed(images=images, encoder=encoder, host=host, port=port, device=device)
+        options = typed(
+            images=images, curation=curation, pairs=pairs, encoder=encoder, host=host, port=port, device=device
+        )
+        options["command"] = [sys.executable, "-m", "frevl"]
         _serve(store, run or [], {**options, "labels": labels is not False, "explore": True}, json)
     finally:
         gc.enable()

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from frevl.deployment.service.app import Application
+from frevl.deployment.service.explorer.curating.curations import Curations
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.teaching.lesson import Fit
 from frevl.deployment.service.http.connection import Connection, OpenConnections, allow_open_files
@@ -49,6 +50,9 @@ def serve(
     explore: bool = False,
     encoder: str | None = None,
     fit: Fit | None = None,
+    curation: str | Path | None = None,
+    pairs: str | Path | None = None,
+    command: Sequence[str] = (),
     device: str = "cpu",
     limits: Limits | None = None,
     ready: Callable[[dict[str, Any]], None] | None = None,
@@ -70,6 +74,9 @@ def serve(
         explore: Show the explorer as the page; then no run is needed.
         encoder: Whose embeddings the explorer uses; None lets it choose.
         fit: Fits the classifier that the explorer teaches.
+        curation: What ``frevl curate --json`` wrote, to decide on in the explorer.
+        pairs: A pairs file that may be judged from the page of the explorer.
+        command: How ``frevl`` is called to judge it; empty judges nothing.
         device: Where PyTorch computes.
         limits: Of requests and clients; None takes the defaults.
         ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
@@ -84,6 +91,8 @@ def serve(
         raise UsageError(f"{images}: expected the folder of the images, found none")
     if report is not None and not Path(report).is_file():
         raise UsageError(f"{report}: expected the HTML file of a diagnosis, found none")
+    if pairs is not None and not Path(pairs).is_file():
+        raise UsageError(f"{pairs}: expected a pairs file to judge, found none")
     started = time.monotonic()
     keys, limits, metrics = Keys.of_environment(), limits or Limits(), Metrics()
     with _bound(host, port) as address:  # before the work, so that an address that is taken costs no time
@@ -96,8 +105,24 @@ def serve(
         make_page = partial(_make_page, service, folder, shown is not None) if page and not explore else None
         # A store of texts alone has nothing to look at.
         looks = explore or bool(opened.select_towers("image"))
+        curations = Curations(
+            opened.path,
+            writable=labels,
+            given=None if curation is None else Path(curation),
+            pairs=None if pairs is None else Path(pairs).absolute(),
+            images=folder,
+            command=command,
+        )
         explorer = (
-            Explorer(service, images=folder, encoder=encoder, writable=labels, fit=fit, device=device)
+            Explorer(
+                service,
+                images=folder,
+                encoder=encoder,
+                writable=labels,
+                fit=fit,
+                device=device,
+                curations=curations,
+            )
             if looks
             else None
         )

@@ -47,6 +47,7 @@ class Curation:
         notes: Further sentences for the user.
         rejects: Lines that could not be judged, with their reasons; they are not kept.
         out: The file that was written, or None.
+        dropped: The file of the lines that go, or None.
         provenance: Store fingerprint, seed, versions, command, hardware.
         removed: Which groups lose most and what variety is left, beside removing as many lines at random; None where
             nothing goes, or everything.
@@ -62,6 +63,7 @@ class Curation:
     out: Path | None
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
     removed: Removed | None = field(default=None, repr=False)
+    dropped: Path | None = None
 
     def sentence(self) -> str:
         """Say what was kept; first what may be wrong with it."""
@@ -85,6 +87,7 @@ class Curation:
             "notes": self.notes,
             "rejects": [vars(reject) for reject in self.rejects],
             "out": None if self.out is None else str(self.out),
+            "dropped": None if self.dropped is None else str(self.dropped),
             "provenance": self.provenance,
         }
 
@@ -218,6 +221,7 @@ def curate(
         notes=[*(note for one in found.values() for note in one.notes), *dict.fromkeys(notes)],
         rejects=rejects,
         out=None if out is None else Path(out),
+        dropped=None if dropped is None else Path(dropped),
         provenance=provenance(run="", store_fingerprint=opened.fingerprint, seed=seed),
         removed=what_is_removed(
             opened,

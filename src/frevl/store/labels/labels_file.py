@@ -40,6 +40,7 @@ class LabelsFile:
     Args:
         store: Folder of the store.
         writes: False never writes, and leaves a torn last line as it is.
+        name: Of the file in the folder. Decisions on a curation are labels too, in a file of their own.
 
     Attributes:
         path: The file; it is made with the first label.
@@ -49,8 +50,8 @@ class LabelsFile:
         StoreError: The file cannot be read.
     """
 
-    def __init__(self, store: Path, *, writes: bool = True) -> None:
-        self.path = store / "labels" / "labels.jsonl"
+    def __init__(self, store: Path, *, writes: bool = True, name: str = "labels/labels.jsonl") -> None:
+        self.path = store / name
         self.notes: list[str] = []
         self._guard = threading.RLock()
         self._start_over()
@@ -256,8 +257,8 @@ class LabelsFile:
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"{self.path}: labels cannot be written ({error.strerror or error}), so nothing was; make room or correct "
-            "the permissions, and try again"
+            f"{self.path}: {self.path.stem} cannot be written ({error.strerror or error}), so nothing was; make room "
+            "or correct the permissions, and try again"
         )
 
     @contextlib.contextmanager
@@ -293,13 +294,13 @@ class LabelsFile:
                 added = file.read()
         except FileNotFoundError:
             if self._file is not None:
-                self._note(f"{self.path.name} is gone, and its labels with it.")
+                self._note(f"{self.path.name} is gone, and its {self.path.stem} with it.")
                 self._start_over(self._next_base())
             return
         except OSError as error:
             raise StoreError(
-                f"{self.path}: labels cannot be read ({error.strerror or error}); correct the permissions, or put the "
-                "file back"
+                f"{self.path}: {self.path.stem} cannot be read ({error.strerror or error}); correct the permissions, "
+                "or put the file back"
             ) from error
         whole = added[: added.rfind(b"\n") + 1]
         self._offset += len(whole)
@@ -332,7 +333,7 @@ class LabelsFile:
         except FileNotFoundError:
             return b""
         except OSError as error:
-            raise StoreError(f"{self.path}: labels cannot be read ({error.strerror or error})") from error
+            raise StoreError(f"{self.path}: {self.path.stem} cannot be read ({error.strerror or error})") from error
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:

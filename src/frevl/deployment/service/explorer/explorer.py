@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from frevl.deployment.service.explorer.background.trainings import Trainings
+from frevl.deployment.service.explorer.curating.curations import Curations
 from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.explorer.teaching.lesson import Fit
@@ -41,6 +42,7 @@ class Explorer:
         writable: Take labels.
         fit: Fits the classifier that is taught; None teaches nothing.
         device: Where runs that the page trains compute.
+        curations: What ``frevl curate`` wrote; None knows those that lie in the store.
 
     Attributes:
         labels: The labels of the store.
@@ -62,8 +64,10 @@ class Explorer:
         writable: bool = True,
         fit: Fit | None = None,
         device: str = "cpu",
+        curations: Curations | None = None,
     ) -> None:
         self.service = service
+        self.curations = curations or Curations(service.store.path, writable=writable)
         self.writable = writable
         self.labels = LabelsFile(service.store.path, writes=writable)
         self.thumbnails = Thumbnails(service.store.path, images, max_pixels=service.limits.pixels, keep=writable)
@@ -95,8 +99,9 @@ class Explorer:
         return self._rows_of(self.service.store)
 
     def close(self) -> None:
-        """End the teaching and what is trained. Blocks, so not for the event loop."""
+        """End the teaching, and what is trained or judged. Blocks, so not for the event loop."""
         self.trainings.close()
+        self.curations.job.stop()
         if self.teacher is not None:
             self.teacher.close()
 
@@ -151,8 +156,8 @@ class Explorer:
             raise RefusedError(409, "cannot_embed", self.scrubbed(str(error))) from None
 
     def scrubbed(self, sentence: str) -> str:
-        """Remove the path of the store from a sentence."""
-        return sentence.replace(str(self.service.store.path), "STORE")
+        """Remove the paths of the store and of the curation from a sentence."""
+        return self.curations.scrubbed(sentence).replace(str(self.service.store.path), "STORE")
 
 
 def _chosen(store: Store, name: str | None) -> QueryEncoder:

@@ -11,6 +11,7 @@ from frevl.store.labels.entries import LONGEST_NAME
 
 __all__ = [
     "AgreementRecord",
+    "By",
     "ClassRecord",
     "DefineRequest",
     "ImportRequest",
@@ -18,14 +19,15 @@ __all__ = [
     "LabelsRequest",
     "LabelsResponse",
     "RenameRequest",
+    "RequestId",
     "UndoRequest",
     "UndoneResponse",
     "WrittenResponse",
 ]
 
 _Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-_By = Annotated[_Name, Field(description="Who labels.", examples=["ada"])]
-_Id = Annotated[
+By = Annotated[_Name, Field(description="Who labels.", examples=["ada"])]
+RequestId = Annotated[
     str | None,
     Field(
         pattern="^[A-Za-z0-9_-]{1,64}$",
@@ -47,31 +49,31 @@ class ImageLabel(Body):
 class LabelsRequest(Body):
     """Labels to write: all or none; where the service is killed while it writes, the same again writes the rest."""
 
-    by: _By
-    id: _Id = None
+    by: By
+    id: RequestId = None
     labels: Annotated[list[ImageLabel], Field(min_length=1)]
 
 
 class UndoRequest(Body):
     """What to take back: what this labeller wrote last, or under an id."""
 
-    by: _By
-    id: _Id = None
+    by: By
+    id: RequestId = None
 
 
 class DefineRequest(Body):
     """Classes to name; those that are there already stay."""
 
-    by: _By
-    id: _Id = None
+    by: By
+    id: RequestId = None
     names: Annotated[list[_ClassName], Field(min_length=1)]
 
 
 class RenameRequest(Body):
     """Another name for a class."""
 
-    by: _By
-    id: _Id = None
+    by: By
+    id: RequestId = None
     name: _ClassName
     to: _ClassName
     merge: Annotated[bool, Field(description="Where the new name is taken, make both one class.")] = False
@@ -80,8 +82,8 @@ class RenameRequest(Body):
 class ImportRequest(Body):
     """A pairs file whose images and targets are taken as labels; the file is the only upload."""
 
-    by: _By
-    id: _Id = None
+    by: By
+    id: RequestId = None
     format: Literal["jsonl", "csv"] = "jsonl"
     uploads: Uploads = Field(default_factory=dict)
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from frevl.deployment.service.answers import body_of, errors, json_answer, respond
 from frevl.deployment.service.explorer import labelling, looking
 from frevl.deployment.service.explorer.background.training_routes import TRAINING_BODIES, add_training_routes
+from frevl.deployment.service.explorer.curating.curate_routes import CURATION_BODIES, add_curation_routes
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.label_schemas import (
     DefineRequest,
@@ -48,6 +49,7 @@ EXPLORER_BODIES: tuple[type[BaseModel], ...] = (
     RenameRequest,
     ImportRequest,
     *TRAINING_BODIES,
+    *CURATION_BODIES,
 )
 """Bodies that these routes read themselves."""
 
@@ -62,6 +64,7 @@ def add_explorer_routes(app: FastAPI, explorer: Explorer) -> None:
     _add_label_routes(app, explorer)
     add_map_routes(app, explorer)
     add_training_routes(app, explorer)
+    add_curation_routes(app, explorer)
 
 
 def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:

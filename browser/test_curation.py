@@ -1,0 +1,186 @@
+"""The tab Curate as a person meets it: accept and overrule by click and key, undo, copies, links, words, two people."""
+
+import json
+import signal
+
+import pytest
+from playwright.sync_api import expect
+from test_explorer import HOSTILE, TIMEOUT, exploring, serious
+
+from judged import classes, judged, write_result
+from made import make
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("curated"), ["toy"], count=12)
+
+
+@pytest.fixture(scope="module")
+def result(world):
+    return write_result(world.folder / "found")
+
+
+@pytest.fixture(scope="module")
+def url(world, result):
+    with exploring(world, "--images", world.images, "--curation", result) as (address, _):
+        yield address
+
+
+@pytest.fixture
+def fresh(result):
+    (result.with_name("result.json.decisions") / "decisions.jsonl").unlink(missing_ok=True)
+
+
+def rows(page, name="Judged lines"):
+    return page.get_by_role("list", name=name).locator("> li")
+
+
+def kept(page, count):
+    expect(page.get_by_role("heading", name="lines are kept")).to_have_text(
+        f"{count} of 9 lines are kept", timeout=TIMEOUT
+    )
+
+
+@pytest.mark.usefixtures("fresh")
+def test_judgements_are_overruled_by_click_and_undone(url, visit, result):
+    seen = visit(f"{url}/explore/")
+    page = seen.page
+    page.get_by_role("link", name="Curate").click()
+    kept(page, 4)
+    expect(rows(page).first).to_contain_text("describes the picture with 2.0 %", timeout=TIMEOUT)
+    expect(rows(page).first.locator("img")).to_have_js_property("naturalWidth", 40)
+    expect(
+        page.get_by_text("20.0 % of all captions are wrong by this estimate (95 % interval 10.0 % to 30.0 %)")
+    ).to_be_visible()
+    rows(page).first.get_by_role("button", name="It stays").click()
+    kept(page, 5)
+    expect(rows(page).first).to_contain_text("stays – me: it stays")
+    decisions = result.with_name("result.json.decisions") / "decisions.jsonl"
+    assert json.loads(decisions.read_text().splitlines()[1])["class"] == "keep"
+    page.get_by_role("button", name="Undo").click()
+    kept(page, 4)
+    expect(rows(page).first).to_contain_text("goes (match)")
+    assert seen.foreign(url) == []
+    assert seen.complaints == []
+
+
+@pytest.mark.usefixtures("fresh")
+def test_by_keyboard_and_resume_after_kill(world, result, visit):
+    options = ("--images", world.images, "--curation", result)
+    with exploring(world, *options) as (url, process):
+        page = visit(f"{url}/explore/#/curate?view=match&shown=all").page
+        expect(rows(page)).to_have_count(8, timeout=TIMEOUT)
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("k")
+        kept(page, 5)
+        expect(rows(page).nth(1)).to_be_focused()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("d")  # nobody flagged it
+        kept(page, 4)
+        page.keyboard.press("u")
+        kept(page, 5)
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+        rows(page).first.get_by_role("button", name="It goes").click()
+        expect(page.get_by_role("alert")).to_contain_text("The service does not answer", timeout=TIMEOUT)
+    with exploring(world, *options) as (url, _):
+        page = visit(f"{url}/explore/#/curate?view=match&shown=decided").page
+        kept(page, 5)
+        expect(rows(page)).to_have_count(1)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_copies_are_chosen(url, visit):
+    page = visit(f"{url}/explore/#/curate?view=duplicate").page
+    group = rows(page, "Groups of copies").first
+    expect(group).to_contain_text("1. 3.png", timeout=TIMEOUT)
+    group.locator("figure").nth(1).get_by_role("button", name="Keep this one only").click()
+    expect(group.locator("figure").nth(1)).to_contain_text("stays")
+    expect(group.locator("figure").nth(0)).to_contain_text("goes")
+    kept(page, 4)
+    page.keyboard.press("k")
+    kept(page, 5)
+    page.keyboard.press("u")
+    kept(page, 4)
+    page.keyboard.press("d")
+    expect(group.locator("figure").nth(0)).to_contain_text("stays")
+    page.get_by_label("Show").select_option("undecided")
+    expect(page.get_by_text("Every group was decided on.")).to_be_visible()
+    assert page.url.endswith("view=duplicate&shown=undecided")
+    page.go_back()
+    expect(group).to_be_visible()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_two_people_see_each_other_and_the_result_is_a_file(url, visit):
+    ada, bob = visit(f"{url}/explore/#/curate").page, visit(f"{url}/explore/#/curate").page
+    for page, name in ((ada, "ada"), (bob, "bob")):
+        page.get_by_label("You are").fill(name)
+        page.get_by_label("You are").press("Tab")
+        expect(rows(page)).to_have_count(2, timeout=TIMEOUT)
+    rows(ada).first.get_by_role("button", name="It stays").click()
+    kept(bob, 5)
+    rows(bob).first.get_by_role("button", name="It goes").click()
+    kept(ada, 4)
+    expect(ada.get_by_text("On 1 people are divided")).to_be_visible()
+    with ada.expect_download() as download:
+        ada.get_by_role("link", name="Lines that go, with why").click()
+    lines = [json.loads(line) for line in download.value.path().read_text().splitlines()]
+    assert {line["text"]: line["curate"]["why"] for line in lines}["a wrong one"] == ["match"]
+
+
+def test_what_is_removed_is_a_sheet_and_every_wrong_link_has_words(url, visit):
+    page = visit(f"{url}/explore/#/curate").page
+    page.get_by_role("link", name="Who loses lines").click()
+    row = page.get_by_role("row").filter(has_text="winter")
+    expect(row).to_contain_text("loses more than chance takes", timeout=TIMEOUT)
+    expect(page.get_by_text("The filters do not take from all alike.")).to_be_visible()
+    page.goto(f"{url}/explore/#/curate?view=nonsense")
+    expect(page.get_by_text("did not ask the filter “nonsense”")).to_be_visible()
+    page.goto(f"{url}/explore/#/curate?view=match&start=5000")
+    expect(page.get_by_text("There is nothing so far down the list.")).to_be_visible()
+    page.goto(f"{url}/explore/#/curate?of=nothing")
+    expect(page.get_by_role("alert")).to_contain_text("There is no curation 'nothing' here.")
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "dark"), ("desktop", "light"), ("wide", "dark")])
+def test_axe_finds_nothing_serious(url, visit, size, scheme):
+    for place in ("view=match&shown=all", "view=duplicate", "view=removed", "view=text", "of=nothing"):
+        seen = visit(f"{url}/explore/#/curate?{place}", size=size, scheme=scheme)
+        expect(
+            seen.page.locator(".page").get_by_role("alert" if place == "of=nothing" else "heading").first
+        ).to_be_visible(timeout=TIMEOUT)
+        seen.page.wait_for_timeout(300)
+        assert serious(seen.page) == []
+        assert seen.overflow() == 0
+
+
+def test_labels_are_corrected_and_markup_is_text(world, visit):
+    lines = [*classes(), judged("3.png", HOSTILE, ["label"], target="cat", label=["cat", HOSTILE, 0.01])]
+    result = write_result(world.folder / "labels", lines, task="classification", doubts=[HOSTILE])
+    with exploring(world, "--curation", result) as (url, _):  # without pictures
+        page = visit(f"{url}/explore/#/curate").page
+        expect(rows(page)).to_have_count(2, timeout=TIMEOUT)
+        expect(rows(page).first).to_contain_text(HOSTILE)
+        assert page.title() == "Curate · store"
+        rows(page).nth(1).get_by_role("button", name="It is “dog”").click()
+        expect(rows(page).nth(1)).to_contain_text("stays – me: other label")
+
+
+def test_only_looking_and_nothing_to_look_at(world, result, visit):
+    with exploring(world, "--curation", result, "--no-labels") as (url, _):
+        page = visit(f"{url}/explore/#/curate").page
+        expect(rows(page).first).to_be_visible(timeout=TIMEOUT)
+        expect(page.get_by_role("button")).to_have_count(0)
+        page.keyboard.press("d")
+        expect(page.get_by_role("alert")).to_have_count(0)
+    with exploring(world, "--pairs", world.captions_file) as (url, _):
+        page = visit(f"{url}/explore/#/curate").page
+        expect(page.get_by_text("Nothing was curated yet.")).to_be_visible(timeout=TIMEOUT)
+        page.get_by_role("button", name="Judge the lines of captions.jsonl").click()
+        expect(page.get_by_role("heading", name="lines are kept")).to_have_text(
+            "24 of 24 lines are kept", timeout=90_000
+        )
+        expect(page.locator("p.problem")).to_contain_text("Nothing is said about matches")

@@ -1,0 +1,297 @@
+"""Curations: from a checked request to its answer, one function per route."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.deployment.service.explorer.curating.curate_schemas import (
+    DecideRequest,
+    Decision,
+    LineFilter,
+    StartCurationRequest,
+    UndecideRequest,
+)
+from frevl.deployment.service.explorer.curating.curations import Opened
+from frevl.deployment.service.explorer.curating.decisions import (
+    FIX,
+    Standing,
+    decided_lines,
+    item_of_line,
+    item_of_picture,
+)
+from frevl.deployment.service.explorer.curating.result import FILTERS, REPEATED, CurationResult, Group
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.http.limits import RefusedError
+
+__all__ = [
+    "MOST_SHOWN",
+    "Shown",
+    "curations",
+    "decide",
+    "duplicates",
+    "exported",
+    "judged",
+    "start",
+    "stop",
+    "summary",
+    "undo",
+]
+
+Shown = Literal["flagged", "undecided", "decided", "all"]
+MOST_SHOWN = 200
+_TEXTS = 3  # of a copy
+
+
+async def curations(explorer: Explorer) -> dict[str, Any]:
+    """Say which curations there are."""
+
+    def work() -> dict[str, Any]:
+        has_labels = bool(explorer.labels.reading(lambda book: book.agreed()))
+        judges = [name for name, there in (("pairs", explorer.curations.job.pairs), ("labels", has_labels)) if there]
+        return {
+            "curations": list(explorer.curations.paths()),
+            "judges": judges if explorer.writable and explorer.curations.job.can_start else [],
+            "pairs": None if explorer.curations.job.pairs is None else explorer.curations.job.pairs.name,
+            "writable": explorer.writable,
+            "job": explorer.curations.job.record(),
+        }
+
+    return await explorer.ask(work)
+
+
+async def summary(explorer: Explorer, name: str | None) -> dict[str, Any]:
+    """Say what a curation found, and what is left after all decisions."""
+
+    def work() -> dict[str, Any]:
+        opened = explorer.curations.opened(name)
+        result, standing = opened.result, opened.standing()
+        return {
+            "name": name if name is not None else next(iter(explorer.curations.paths())),
+            "task": result.record["task"],
+            "lines": len(result),
+            "kept_by_curate": int(result.kept.sum()),
+            "kept": standing.kept(result),
+            "version": standing.version,
+            "decided": len(standing.agreed),
+            "disputed": len(standing.disputed),
+            "by": {by: count for by, count in opened.decisions.reading(lambda book: book.labellers()).items() if count},
+            "doubts": result.record.get("doubts", []),
+            "notes": [*result.record.get("notes", []), *opened.decisions.notes],
+            "filters": _filters(result, standing),
+            "removed": result.record.get("removed"),
+            "writable": explorer.writable,
+        }
+
+    return await explorer.ask(work)
+
+
+def _filters(result: CurationResult, standing: Standing) -> list[dict[str, Any]]:
+    found = []
+    for name in (*FILTERS, REPEATED):
+        counts = result.record["filters"].get("duplicate" if name == REPEATED else name)
+        if counts is None:
+            continue
+        if name == "duplicate":
+            groups = result.groups.values()
+            open_ = sum(not _is_decided(standing, group) for group in groups)
+            judged, flagged = len(groups), len(groups)
+        else:
+            rows = _rows(result, standing, name, "flagged")
+            open_ = len(rows) - sum(name in standing.decided.get(row, {}) for row in rows.tolist())
+            judged, flagged = int(result.seen[name].sum()), len(rows)
+            if name == REPEATED and not judged:
+                continue
+        figures = {} if name == REPEATED else counts
+        found.append({"name": name, "judged": judged, "flagged": flagged, "undecided": open_, "figures": figures})
+    return found
+
+
+def _rows(result: CurationResult, standing: Standing, name: str, shown: str) -> NDArray[np.int64]:
+    """Return the lines to list, the most suspicious first."""
+    # What somebody decided on is listed as decided even where no filter has flagged it.
+    mask = np.ones(len(result), bool) if shown in ("all", "decided") else result.flags[name].copy()
+    if shown in ("undecided", "decided"):
+        decided = np.zeros(len(result), bool)
+        decided[[row for row, said in standing.decided.items() if name in said]] = True
+        mask &= decided if shown == "decided" else ~decided
+    return result.order(name, mask)
+
+
+async def judged(
+    explorer: Explorer, of: str | None, name: LineFilter, shown: Shown, start: int, count: int
+) -> dict[str, Any]:
+    """List lines that a filter has judged."""
+
+    def work() -> dict[str, Any]:
+        opened = explorer.curations.opened(of)
+        result, standing = opened.result, opened.standing()
+        if name not in result.seen:
+            raise RefusedError(404, "no_filter", f"This curation did not ask the filter {name}.")
+        moving = standing.version if shown in ("undecided", "decided") else -1
+        key = ("curation", opened.stamp, name, shown, moving)
+        rows = explorer.view(key, lambda: _rows(result, standing, name, shown))
+        chosen = [int(row) for row in rows[start : start + count]]
+        lines = zip(chosen, result.lines(chosen), strict=True)
+        said = opened.decisions.reading(
+            lambda book: {row: book.of(item_of_line(name, int(result.keys[row]))) for row in chosen}
+        )
+        return {
+            "total": len(rows),
+            "start": start,
+            "lines": [_line(result, standing, name, row, line, said[row]) for row, line in lines],
+        }
+
+    return await explorer.ask(work)
+
+
+def _line(
+    result: CurationResult, standing: Standing, name: str, row: int, line: dict[str, Any], said: dict[str, str]
+) -> dict[str, Any]:
+    verdict = line["curate"]
+    belief = result.beliefs.get(name)
+    probability = None if belief is None else float(belief[row])
+    label = verdict["label"] if name == "label" else None
+    why = standing.reasons(result, row)
+    return {
+        "line": f"{int(result.keys[row]):016x}",
+        "image": line.get("image"),
+        "text": line.get("text"),
+        "target": line.get("target"),
+        "probability": probability,
+        "label": None if label is None else dict(zip(("given", "likelier", "probability"), label, strict=True)),
+        "reasons": verdict[name] if name in ("text", "image") else [],
+        "flagged": bool(result.flags[name][row]),
+        "kept": not why,
+        "why": why,
+        "said": said,
+        "decision": standing.decided.get(row, {}).get(name),
+    }
+
+
+async def duplicates(explorer: Explorer, of: str | None, shown: Shown, start: int, count: int) -> dict[str, Any]:
+    """List groups of copies, in the order of the lines."""
+
+    def work() -> dict[str, Any]:
+        opened = explorer.curations.opened(of)
+        result, standing = opened.result, opened.standing()
+        wanted = {"undecided": False, "decided": True}.get(shown)
+        groups = [group for group in result.groups.values() if wanted is None or wanted == _is_decided(standing, group)]
+        chosen = groups[start : start + count]
+        return {
+            "total": len(groups),
+            "start": start,
+            "groups": [_group(opened, standing, group) for group in chosen],
+        }
+
+    return await explorer.ask(work)
+
+
+def _group(opened: Opened, standing: Standing, group: Group) -> dict[str, Any]:
+    result = opened.result
+    said = opened.decisions.reading(lambda book: {one: book.of(item_of_picture(one)) for one in group.rows})
+    copies = []
+    for picture, rows in sorted(group.rows.items(), key=lambda one: one[0] != group.kept):
+        by_curate = not result.flags["duplicate"][rows[0]]
+        decided = standing.pictures.get(picture)
+        texts = [line.get("text", "") for line in result.lines(rows[:_TEXTS])]
+        copies.append(
+            {
+                "picture": picture,
+                "lines": len(rows),
+                "texts": [text for text in texts if text != picture],
+                "kept": by_curate if decided is None else decided != "drop",
+                "kept_by_curate": by_curate,
+                "said": said[picture],
+            }
+        )
+    return {"group": group.kept, "decided": _is_decided(standing, group), "copies": copies}
+
+
+def _is_decided(standing: Standing, group: Group) -> bool:
+    return any(picture in standing.pictures for picture in group.rows)
+
+
+async def decide(explorer: Explorer, asked: DecideRequest) -> dict[str, Any]:
+    """Write decisions; they are on the disk when this is answered."""
+    explorer.check_writable()
+    explorer.service.check_size([], len(asked.decisions))
+
+    def work() -> dict[str, Any]:
+        opened = explorer.curations.opened(asked.of)
+        items = [(_item(opened.result, one), one.say) for one in asked.decisions]
+        id_ = opened.decisions.label(asked.by, items, asked.id)
+        standing = opened.standing()
+        return {"id": id_, "version": standing.version, "kept": standing.kept(opened.result)}
+
+    return await explorer.ask(work)
+
+
+def _item(result: CurationResult, one: Decision) -> str:
+    if one.picture is not None:
+        if one.picture not in result.group_of:
+            raise RefusedError(404, "no_copy", f"The picture {one.picture[:80]!r} is in no group of copies.")
+        return item_of_picture(one.picture)
+    row = result.row_of(one.line or "")
+    if row is None or one.filter is None or one.filter not in result.seen:
+        raise RefusedError(
+            404, "no_line", f"This curation has no line {one.line!r} of {one.filter}; was it written again?"
+        )
+    if one.say == FIX:
+        verdict = result.lines([row])[0]["curate"]["label"]
+        if not verdict or verdict[1] is None or verdict[0] == verdict[1]:
+            raise RefusedError(422, "invalid", "For this line no other label is likelier, so there is nothing to fix.")
+    return item_of_line(one.filter, int(result.keys[row]))
+
+
+async def undo(explorer: Explorer, asked: UndecideRequest) -> dict[str, Any]:
+    """Take back what somebody decided."""
+    explorer.check_writable()
+
+    def work() -> dict[str, Any]:
+        opened = explorer.curations.opened(asked.of)
+        undone = opened.decisions.undo(asked.by, asked.id)
+        standing = opened.standing()
+        return {
+            "id": undone[0].request,
+            "version": standing.version,
+            "kept": standing.kept(opened.result),
+            "judgements": len(undone),
+        }
+
+    return await explorer.ask(work)
+
+
+async def exported(explorer: Explorer, of: str | None, *, kept: bool) -> Iterator[bytes]:
+    """Return the lines that are left, or those that go, as JSON lines."""
+
+    def work() -> tuple[CurationResult, Standing]:
+        opened = explorer.curations.opened(of)
+        return opened.result, opened.standing()
+
+    result, standing = await explorer.ask(work)
+    lines = decided_lines(result, standing, kept=kept)
+    return (json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for line in lines)
+
+
+async def start(explorer: Explorer, asked: StartCurationRequest) -> dict[str, Any]:
+    """Begin to judge in the background."""
+    explorer.check_writable()
+
+    def work() -> None:
+        labels = explorer.labels.reading(lambda book: book.agreed()) if asked.judge == "labels" else None
+        explorer.curations.job.start(labels)
+
+    await explorer.ask(work)
+    return await curations(explorer)
+
+
+async def stop(explorer: Explorer) -> dict[str, Any]:
+    """End what was begun; what is done of it is kept, so that it goes on from there."""
+    explorer.check_writable()
+    await explorer.ask(explorer.curations.job.stop)
+    return await curations(explorer)

@@ -1,0 +1,136 @@
+"""The routes of curations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request
+from pydantic import BaseModel
+from starlette.responses import Response, StreamingResponse
+
+from frevl.deployment.service.answers import body_of, errors, json_answer, respond
+from frevl.deployment.service.explorer.curating import curate_handlers as handlers
+from frevl.deployment.service.explorer.curating.curate_schemas import (
+    CurationResponse,
+    CurationsResponse,
+    DecidedResponse,
+    DecideRequest,
+    DuplicatesResponse,
+    JudgedResponse,
+    LineFilter,
+    StartCurationRequest,
+    StopCurationRequest,
+    UndecidedResponse,
+    UndecideRequest,
+)
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.page_files import check_site
+from frevl.deployment.service.http.body import read_body
+
+__all__ = ["CURATION_BODIES", "add_curation_routes"]
+
+CURATION_BODIES: tuple[type[BaseModel], ...] = (
+    DecideRequest,
+    UndecideRequest,
+    StartCurationRequest,
+    StopCurationRequest,
+)
+"""Bodies that these routes read themselves."""
+
+_READ = (401, 403, 404, 409, 422, 429, 503)
+_WRITE = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
+_TAG = "explore"
+_Of = Annotated[str | None, Query(max_length=4096, description="Name of the curation; the first one if there is none.")]
+_Start = Annotated[int, Query(ge=0, le=2**40)]
+_Count = Annotated[int, Query(ge=1, le=handlers.MOST_SHOWN)]
+_Shown = Annotated[handlers.Shown, Query(description="flagged: what curate drops; all: whatever was judged.")]
+
+
+def add_curation_routes(app: FastAPI, explorer: Explorer) -> None:
+    """Add the routes of curations to an application."""
+    _add_look_routes(app, explorer)
+    _add_write_routes(app, explorer)
+
+
+def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
+    @app.get("/explore/curations", response_model=CurationsResponse, tags=[_TAG], responses=errors(*_READ))
+    async def all_curations() -> Response:
+        """Say which curations there are, what can be judged from here, and how what was begun goes."""
+        return json_answer(await handlers.curations(explorer))
+
+    @app.get("/explore/curation", response_model=CurationResponse, tags=[_TAG], responses=errors(*_READ))
+    async def curation(of: _Of = None) -> Response:
+        """Say what a curation found, and how many lines are left after all decisions."""
+        return json_answer(await handlers.summary(explorer, of))
+
+    @app.get("/explore/curation/lines", response_model=JudgedResponse, tags=[_TAG], responses=errors(*_READ))
+    async def lines(
+        by: Annotated[LineFilter, Query(alias="filter")],
+        of: _Of = None,
+        shown: _Shown = "flagged",
+        start: _Start = 0,
+        count: _Count = 50,
+    ) -> Response:
+        """List lines that a filter has judged, the most suspicious first."""
+        return json_answer(await handlers.judged(explorer, of, by, shown, start, count))
+
+    @app.get("/explore/curation/copies", response_model=DuplicatesResponse, tags=[_TAG], responses=errors(*_READ))
+    async def copies(of: _Of = None, shown: _Shown = "flagged", start: _Start = 0, count: _Count = 20) -> Response:
+        """List groups of copies, in each the one first that curate keeps."""
+        return json_answer(await handlers.duplicates(explorer, of, shown, start, count))
+
+    @app.get(
+        "/explore/curation/export",
+        tags=[_TAG],
+        response_class=Response,
+        responses={
+            200: {
+                "description": "A pairs file, as `frevl train` reads it.",
+                "content": {"application/x-ndjson": {}},
+            },
+            **errors(*_READ),
+        },
+    )
+    async def export(of: _Of = None, lines: Annotated[Literal["kept", "dropped"], Query()] = "kept") -> Response:
+        """Return the lines that are left after all decisions, or those that go, with why in their key ``curate``."""
+        found = await handlers.exported(explorer, of, kept=lines == "kept")
+        headers = {"Content-Disposition": f'attachment; filename="{lines}.jsonl"'}
+        return StreamingResponse(found, media_type="application/x-ndjson", headers=headers)
+
+
+def _add_write_routes(app: FastAPI, explorer: Explorer) -> None:
+    limits = explorer.service.limits
+
+    def post(path: str, body: type[BaseModel], answer: type[BaseModel]) -> Callable[[Any], Any]:
+        return app.post(
+            path, response_model=answer, tags=[_TAG], responses=errors(*_WRITE), openapi_extra=body_of(body)
+        )
+
+    @post("/explore/curation/decide", DecideRequest, DecidedResponse)
+    async def decide(request: Request) -> Response:
+        """Accept or overrule judgements; decisions are on the disk when this is answered."""
+        check_site(request)
+        asked, _ = await read_body(request, DecideRequest, limits)
+        return await respond(request, handlers.decide(explorer, asked))
+
+    @post("/explore/curation/undo", UndecideRequest, UndecidedResponse)
+    async def undo(request: Request) -> Response:
+        """Take back what somebody decided last, or under an id; nothing is deleted from the file."""
+        check_site(request)
+        asked, _ = await read_body(request, UndecideRequest, limits)
+        return await respond(request, handlers.undo(explorer, asked))
+
+    @post("/explore/curation/start", StartCurationRequest, CurationsResponse)
+    async def start(request: Request) -> Response:
+        """Judge the pairs file of the start, or the labels of the store, in the background."""
+        check_site(request)
+        asked, _ = await read_body(request, StartCurationRequest, limits)
+        return await respond(request, handlers.start(explorer, asked))
+
+    @post("/explore/curation/stop", StopCurationRequest, CurationsResponse)
+    async def stop(request: Request) -> Response:
+        """End what was begun; it can be begun again and goes on with what is done."""
+        check_site(request)
+        await read_body(request, StopCurationRequest, limits)
+        return await respond(request, handlers.stop(explorer))

@@ -1,0 +1,135 @@
+"""What people say of the judgements of a curation, and which lines are left then.
+
+A decision is kept as a label of a judgement, in a file of the same kind as the labels of a store
+(`frevl.store.labels.labels_file`): only ever added to, on the disk before it is answered, by several people at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frevl.deployment.service.explorer.curating.result import FILTERS, REPEATED, CurationResult
+from frevl.store.labels.book import LabelBook
+from frevl.store.labels.labels_file import LabelsFile
+
+__all__ = ["FIX", "KEEP", "SAYS", "Standing", "decided_lines", "decisions_beside", "item_of_line", "item_of_picture"]
+
+DROP, KEEP, FIX = "drop", "keep", "fix"
+SAYS = (DROP, KEEP, FIX)
+"""What can be said: the line (or the picture with its lines) goes, it stays, or it gets the likelier label."""
+
+_LONGEST = 4000  # characters of an id; a label file takes 4,096
+
+
+def decisions_beside(result: Path, *, writes: bool) -> LabelsFile:
+    """Return the decisions on a result: ``RESULT.decisions/decisions.jsonl``, made with the first one."""
+    return LabelsFile(result.with_name(f"{result.name}.decisions"), writes=writes, name="decisions.jsonl")
+
+
+def item_of_line(name: str, key: int) -> str:
+    """Return what a decision names a judgement by: the filter, and the key of the line."""
+    return f"{name} {key:016x}"
+
+
+def item_of_picture(picture: str) -> str:
+    """Return what a decision names a picture by that is one of several copies."""
+    if len(picture) > _LONGEST:
+        picture = hashlib.sha256(picture.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"copy {picture}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A curation with what people have decided.
+
+    Attributes:
+        version: Of the decisions.
+        agreed: By judgement what most say of it.
+        disputed: Judgements on which people are divided evenly; there ``frevl curate`` has the last word.
+        why: By line why it goes, of lines that somebody has decided on; nothing where it stays.
+        decided: By line and filter what was decided.
+        pictures: What was decided of pictures in groups of copies.
+    """
+
+    version: int
+    agreed: dict[str, str]
+    disputed: set[str]
+    why: dict[int, list[str]]
+    decided: dict[int, dict[str, str]]
+    pictures: dict[str, str]
+
+    @classmethod
+    def of(cls, result: CurationResult, book: LabelBook) -> Standing:
+        """Apply decisions to a result."""
+        agreed = book.agreed()
+        rows = {f"{key:016x}": row for row, key in _wanted(result, agreed)}
+        decided: dict[int, dict[str, str]] = {}
+        for item, say in agreed.items():
+            name, _, key = item.partition(" ")
+            if name != "copy" and key in rows and say in SAYS:
+                decided.setdefault(rows[key], {})[name] = say
+        pictures = {}
+        for picture, group in result.group_of.items():
+            say = agreed.get(item_of_picture(picture), "")
+            if say in (DROP, KEEP):
+                pictures[picture] = say
+                for row in result.groups[group].rows[picture]:
+                    decided.setdefault(row, {})["duplicate"] = say
+        why = {row: _why(result, row, said) for row, said in decided.items()}
+        return cls(book.version, agreed, set(book.disputed()), why, decided, pictures)
+
+    def kept(self, result: CurationResult) -> int:
+        """Count the lines that are left."""
+        changed = sum((not why) - int(result.kept[row]) for row, why in self.why.items())
+        return int(result.kept.sum()) + changed
+
+    def reasons(self, result: CurationResult, row: int) -> list[str]:
+        """Return the filters that drop a line; none if it stays."""
+        return self.why[row] if row in self.why else _flagged(result, row)
+
+
+def _wanted(result: CurationResult, agreed: dict[str, str]) -> Iterator[tuple[int, int]]:
+    """Return row and key of every line that somebody has decided on."""
+    for item in agreed:
+        name, _, key = item.partition(" ")
+        row = None if name == "copy" else result.row_of(key)
+        if row is not None:
+            yield row, int(result.keys[row])
+
+
+def _flagged(result: CurationResult, row: int) -> list[str]:
+    return [name for name in FILTERS if result.flags[name][row]]
+
+
+def _why(result: CurationResult, row: int, said: dict[str, str]) -> list[str]:
+    why = set(_flagged(result, row))
+    for name, say in said.items():
+        reason = "duplicate" if name == REPEATED else name
+        if say == DROP:
+            why.add(reason)
+        else:
+            why.discard(reason)
+    return [name for name in FILTERS if name in why]
+
+
+def decided_lines(result: CurationResult, standing: Standing, *, kept: bool) -> Iterator[dict[str, Any]]:
+    """Return the lines that are left, or those that go, with why and what was decided in their key ``curate``.
+
+    A line whose label was to be corrected has the likelier one.
+    """
+    for row, line in enumerate(result.every_line()):
+        why = standing.reasons(result, row)
+        if (not why) is not kept:
+            continue
+        judged = {**line["curate"], "kept": not why, "why": why}
+        said = standing.decided.get(row)
+        if said:
+            judged["decided"] = said
+            if said.get("label") == FIX:
+                line["target"] = line["curate"]["label"][1]
+        line["curate"] = judged
+        yield line

@@ -1,0 +1,342 @@
+"""Curations over HTTP: judgements accepted, overruled, undone, by several people, exported, begun, refused in words."""
+
+import json
+import os
+import shutil
+import sys
+import time
+
+import pytest
+from explored import copied, explored
+
+from frevl.data.pairs import read_pairs
+from frevl.deployment.service.explorer.curating.curations import Curations
+from frevl.errors import InputError
+from judged import captions, classes, write_result
+
+
+@pytest.fixture(scope="module")
+def world(made, tmp_path_factory):
+    return copied(made, tmp_path_factory.mktemp("curated"))
+
+
+@pytest.fixture
+def result(tmp_path):
+    return write_result(tmp_path / "found")
+
+
+def opened(world, result=None, *, writable=True, **more):
+    curations = Curations(world.store, writable=writable, given=result, images=world.images, **more)
+    return explored(world.store, world.images, writable=writable, curations=curations)
+
+
+def lines(http, by="match", **asked):
+    return http.get("/explore/curation/lines", params={"filter": by, **asked}).json()["lines"]
+
+
+def decide(http, by="ada", **decision):
+    return http.post("/explore/curation/decide", json={"by": by, "decisions": [decision]})
+
+
+def kept(http):
+    return http.get("/explore/curation").json()["kept"]
+
+
+def export(http, which="kept"):
+    text = http.get("/explore/curation/export", params={"lines": which}).text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_what_was_found_is_told(world, result):
+    with opened(world, result) as at:
+        assert at.http.get("/explore/curations").json()["curations"] == ["result"]
+        found = at.http.get("/explore/curation").json()
+        assert (found["lines"], found["kept_by_curate"], found["kept"]) == (9, 4, 4)
+        assert found["doubts"] == ["Look at a hundred of them first."]
+        assert found["removed"]["groups"][0]["value"] == "winter"
+        counts = {one["name"]: (one["judged"], one["flagged"], one["undecided"]) for one in found["filters"]}
+        assert counts == {"match": (8, 2, 2), "text": (1, 1, 1), "duplicate": (1, 1, 1), "repeated": (1, 1, 1)}
+
+
+def test_the_most_suspicious_come_first(world, result):
+    with opened(world, result) as at:
+        assert [one["text"] for one in lines(at.http)] == ["a wrong one", "a bad copy"]
+        shown = lines(at.http, shown="all")
+        assert [one["probability"] for one in shown] == pytest.approx([0.02, 0.1, 0.55, 0.8, 0.9, 0.97, 0.97, 0.99])
+        assert [one["text"] for one in lines(at.http, shown="all", start=1, count=2)] == [
+            "a bad copy",
+            "a doubtful one",
+        ]
+        assert lines(at.http, "text")[0]["reasons"] == ["file name"]
+        assert lines(at.http, "repeated")[0]["why"] == ["duplicate"]
+
+
+def test_a_judgement_is_overruled_accepted_and_taken_back(world, result):
+    with opened(world, result) as at:
+        wrong, bad = lines(at.http)
+        assert decide(at.http, line=wrong["line"], filter="match", say="keep").json()["kept"] == 5
+        # A line that two filters drop stays dropped when one of them is overruled.
+        assert decide(at.http, line=bad["line"], filter="match", say="keep").json()["kept"] == 5
+        assert lines(at.http, shown="decided")[1]["why"] == ["duplicate"]
+        doubtful = lines(at.http, shown="all")[2]
+        assert decide(at.http, line=doubtful["line"], filter="match", say="drop").json()["kept"] == 4
+        assert lines(at.http, shown="undecided") == []
+        undone = at.http.post("/explore/curation/undo", json={"by": "ada"}).json()
+        assert (undone["kept"], undone["judgements"]) == (5, 1)
+        assert decide(at.http, line=wrong["line"], filter="match", say=None).json()["kept"] == 4
+        refused = at.http.post("/explore/curation/undo", json={"by": "bob"})
+        assert refused.status_code == 422
+        assert "nothing" in refused.json()["error"]["message"]
+
+
+def test_copies_are_kept_or_dropped_with_their_lines(world, result):
+    with opened(world, result) as at:
+        (group,) = at.http.get("/explore/curation/copies").json()["groups"]
+        assert [(one["picture"], one["kept"]) for one in group["copies"]] == [
+            ("3.png", True),
+            ("4.png", False),
+            ("5.png", False),
+        ]
+        chosen = [
+            {"picture": "3.png", "say": "drop"},
+            {"picture": "4.png", "say": "keep"},
+            {"picture": "5.png", "say": "keep"},
+        ]
+        answer = at.http.post("/explore/curation/decide", json={"by": "ada", "decisions": chosen}).json()
+        assert answer["kept"] == 4  # one more, one less; the bad copy is no match either
+        (group,) = at.http.get("/explore/curation/copies").json()["groups"]
+        assert [one["kept"] for one in group["copies"]] == [False, True, True]
+        assert at.http.get("/explore/curation/copies", params={"shown": "undecided"}).json()["total"] == 0
+        why = {line["text"]: line["curate"]["why"] for line in export(at.http, "dropped")}
+        assert why["the best copy"] == ["duplicate"]
+        assert why["a bad copy"] == ["match"]
+        assert why["twice"] == ["duplicate"]
+
+
+def test_the_result_is_a_pairs_file(world, result, tmp_path):
+    with opened(world, result) as at:
+        wrong = lines(at.http)[0]
+        decide(at.http, line=wrong["line"], filter="match", say="keep")
+        text = lines(at.http, "text")[0]
+        decide(at.http, line=text["line"], filter="text", say="drop")
+        (tmp_path / "left.jsonl").write_bytes(at.http.get("/explore/curation/export").content)
+        read = read_pairs(tmp_path / "left.jsonl")
+        assert read.texts == ["a red square", "a doubtful one", "the best copy", "twice", "a wrong one"]
+        assert read.extras[4]["curate"]["decided"] == {"match": "keep"}
+        assert read.extras[4]["curate"]["why"] == []
+        gone = export(at.http, "dropped")
+        assert [(one["text"], one["curate"]["why"]) for one in gone if one["image"] == "7.png"] == [
+            ("IMG_0001.jpg", ["text"])
+        ]
+        assert len(gone) + len(read) == 9
+
+
+def test_a_label_is_corrected(world, tmp_path):
+    result = write_result(tmp_path / "found", classes(), task="classification")
+    with opened(world, result) as at:
+        (wrong,) = lines(at.http, "label")
+        assert wrong["label"] == {"given": "cat", "likelier": "dog", "probability": 0.03}
+        assert decide(at.http, line=wrong["line"], filter="label", say="fix").json()["kept"] == 3
+        targets = {line["image"]: line["target"] for line in export(at.http)}
+        assert targets == {"0.png": "cat", "1.png": "dog", "2.png": "dog"}
+        right = lines(at.http, "label", shown="all")[1]
+        refused = decide(at.http, line=right["line"], filter="label", say="fix")
+        assert "no other label is likelier" in refused.json()["error"]["message"]
+
+
+def test_two_people_lose_nothing_and_a_tie_leaves_what_curate_said(world, result):
+    with opened(world, result) as ada, opened(world, result) as bob:
+        wrong = lines(ada.http)[0]["line"]
+        decide(ada.http, "ada", line=wrong, filter="match", say="keep")
+        assert kept(bob.http) == 5
+        decide(bob.http, "bob", line=wrong, filter="match", say="drop")
+        found = ada.http.get("/explore/curation").json()
+        assert (found["kept"], found["disputed"], found["by"]) == (4, 1, {"ada": 1, "bob": 1})
+        assert lines(ada.http)[0]["said"] == {"ada": "keep", "bob": "drop"}
+        decide(bob.http, "eve", line=wrong, filter="match", say="keep")
+        assert kept(ada.http) == 5
+
+
+def test_decisions_outlive_the_process_and_a_torn_line(world, result):
+    with opened(world, result) as at:
+        decide(at.http, line=lines(at.http)[0]["line"], filter="match", say="keep")
+    file = result.with_name("result.json.decisions") / "decisions.jsonl"
+    with file.open("ab") as torn:
+        torn.write(b'{"id": "x", "at"')
+    with opened(world, result) as at:
+        assert kept(at.http) == 5
+        assert "was cut off" in " ".join(at.http.get("/explore/curation").json()["notes"])
+        assert decide(at.http, line=lines(at.http)[1]["line"], filter="match", say="drop").status_code == 200
+
+
+def test_decisions_stay_when_the_same_lines_are_curated_again(world, result):
+    with opened(world, result) as at:
+        decide(at.http, line=lines(at.http)[0]["line"], filter="match", say="keep")
+        lines_again = [line for line in captions() if line["text"] != "a red square"]
+        time.sleep(0.01)
+        write_result(result.parent, lines_again)
+        found = at.http.get("/explore/curation").json()
+        assert (found["lines"], found["kept_by_curate"], found["kept"]) == (8, 3, 4)
+
+
+def test_the_same_request_again_is_written_once(world, result):
+    with opened(world, result) as at:
+        body = {"by": "ada", "id": "abc", "decisions": [{"picture": "4.png", "say": "keep"}]}
+        for _ in range(2):
+            assert at.http.post("/explore/curation/decide", json=body).json()["kept"] == 5
+        assert at.http.get("/explore/curation").json()["version"] == 1
+
+
+def test_where_nothing_is_written_decisions_are_refused(world, result):
+    with opened(world, result, writable=False) as at:
+        refused = decide(at.http, line=lines(at.http)[0]["line"], filter="match", say="keep")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "read_only")
+        assert at.http.post("/explore/curation/start", json={"judge": "pairs"}).status_code == 403
+        assert at.http.get("/explore/curations").json()["judges"] == []
+        assert not result.with_name("result.json.decisions").exists()
+
+
+def test_another_site_decides_nothing(world, result):
+    with opened(world, result) as at:
+        body = {"by": "ada", "decisions": [{"picture": "4.png", "say": "keep"}]}
+        for route in ("decide", "undo", "start", "stop"):
+            headers = {"Origin": "http://elsewhere.example"}
+            assert at.http.post(f"/explore/curation/{route}", json=body, headers=headers).status_code == 403
+        assert kept(at.http) == 4
+
+
+@pytest.mark.parametrize(
+    ("decision", "code", "words"),
+    [
+        ({"line": "0" * 16, "filter": "match", "say": "keep"}, 404, "has no line"),
+        ({"picture": "0.png", "say": "keep"}, 404, "in no group of copies"),
+        ({"picture": "4.png", "say": "fix"}, 422, "only a label can be fixed"),
+        ({"say": "keep"}, 422, "names a 'line' with a 'filter'"),
+        ({"picture": "4.png", "say": "burn"}, 422, "say"),
+    ],
+)
+def test_what_cannot_be_decided_is_refused(world, result, decision, code, words):
+    with opened(world, result) as at:
+        refused = decide(at.http, **decision)
+        assert refused.status_code == code
+        assert words in refused.json()["error"]["message"]
+
+
+def test_no_curation_is_said(world):
+    with opened(world) as at:
+        assert at.http.get("/explore/curations").json()["curations"] == []
+        assert at.http.get("/explore/curation").json()["error"]["message"] == "There is no curation yet."
+        assert at.http.get("/explore/curation", params={"of": "<b>"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda folder: (folder / "dropped.jsonl").unlink(), "the lines of the curation are not at"),
+        (lambda folder: (folder / "kept.jsonl").write_text(""), "were they changed since"),
+        (lambda folder: (folder / "kept.jsonl").write_text('{"image": "a"}\n'), "line 1: expected a line that frevl"),
+        (lambda folder: (folder / "kept.jsonl").write_bytes(b"\xff\n"), "line 1: expected a line that frevl"),
+        (lambda folder: (folder / "result.json").write_text("{}"), "a file without 'task'"),
+        (lambda folder: (folder / "result.json").write_text("[1"), "expected the file that frevl curate"),
+    ],
+)
+def test_a_result_that_is_broken_while_it_is_shown_is_a_sentence(world, result, change, words):
+    with opened(world, result) as at:
+        assert kept(at.http) == 4
+        change(result.parent)
+        refused = at.http.get("/explore/curation")
+        assert refused.status_code == 409
+        assert words in refused.json()["error"]["message"]
+        assert str(result.parent) not in refused.json()["error"]["message"]
+
+
+def test_a_result_that_is_not_there_ends_the_start(world, tmp_path):
+    with pytest.raises(InputError, match="expected the file that frevl curate --json wrote, found none"):
+        Curations(world.store, writable=True, given=tmp_path / "none.json")
+    result = write_result(tmp_path / "old", dropped=None)
+    with pytest.raises(InputError, match="5 lines of the curation were not written"):
+        Curations(world.store, writable=True, given=result)
+
+
+def test_a_disk_that_takes_nothing_is_a_sentence(world, result):
+    with opened(world, result) as at:
+        result.with_name("result.json.decisions").symlink_to(result.parent / "gone" / "away")
+        refused = decide(at.http, picture="4.png", say="keep")
+        assert refused.status_code == 503
+        assert refused.json()["error"]["message"].startswith(
+            "result.json.decisions/decisions.jsonl: decisions cannot be written"
+        )
+        assert kept(at.http) == 4
+
+
+def job(http):
+    return http.get("/explore/curations").json()["job"]
+
+
+def until(http, state):
+    for _ in range(600):
+        if job(http)["state"] == state:
+            return job(http)
+        time.sleep(0.05)
+    raise AssertionError(job(http))
+
+
+def stand_in(folder, words):
+    """Return a command that stands where ``frevl`` would."""
+    script = folder / "stand_in.py"
+    script.write_text(words)
+    return [sys.executable, str(script)]
+
+
+WRITES = """
+import pathlib, shutil, sys
+given = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+assert sys.argv[1] == "curate", sys.argv
+for name in ("kept.jsonl", "dropped.jsonl", "result.json"):
+    shutil.copy(pathlib.Path(FROM) / name, pathlib.Path(given["--out"]).parent / name)
+print(pathlib.Path(given["--pairs"]).read_text().count("\\n"), "lines", given.get("--task"))
+"""
+
+
+def test_a_pairs_file_and_labels_are_judged_from_the_page(made, tmp_path):
+    world = copied(made, tmp_path)
+    source = write_result(tmp_path / "source")
+    command = stand_in(tmp_path, WRITES.replace("FROM", repr(str(source.parent))))
+    with opened(world, pairs=made.captions_file, command=command) as at:
+        assert at.http.get("/explore/curations").json()["judges"] == ["pairs"]
+        begun = at.http.post("/explore/curation/start", json={"judge": "pairs"})
+        assert begun.status_code == 200, begun.text
+        assert until(at.http, "done")["said"] == "240 lines None"
+        assert at.http.get("/explore/curations").json()["curations"] == ["captions"]
+        assert decide(at.http, picture="4.png", say="keep").json()["kept"] == 5
+        assert at.http.post("/explore/curation/start", json={"judge": "labels"}).status_code == 422
+        at.http.post("/explore/label", json={"by": "ada", "labels": [{"image": "0.png", "label": "cat"}]})
+        assert at.http.get("/explore/curations").json()["judges"] == ["pairs", "labels"]
+        at.http.post("/explore/curation/start", json={"judge": "labels"})
+        assert until(at.http, "done")["said"] == "1 lines classification"
+        # A second result of the same file is beside the first, whose decisions stay.
+        at.http.post("/explore/curation/start", json={"judge": "pairs"})
+        until(at.http, "done")
+        names = at.http.get("/explore/curations").json()["curations"]
+        assert sorted(names) == ["captions", "captions-2", "labels"]
+        assert at.http.get("/explore/curation", params={"of": "captions"}).json()["kept"] == 5
+
+
+def test_one_that_fails_or_is_stopped_says_so(made, tmp_path):
+    world = copied(made, tmp_path)
+    fails = stand_in(tmp_path, "import sys; print('Error: no <b>disk</b>'); sys.exit(1)")
+    with opened(world, pairs=made.captions_file, command=fails) as at:
+        at.http.post("/explore/curation/start", json={"judge": "pairs"})
+        assert until(at.http, "failed")["said"] == "Error: no <b>disk</b>"
+    sleeps = stand_in(tmp_path, "import time; print('learning', flush=True); time.sleep(600)")
+    with opened(world, pairs=made.captions_file, command=sleeps) as at:
+        at.http.post("/explore/curation/start", json={"judge": "pairs"})
+        refused = at.http.post("/explore/curation/start", json={"judge": "pairs"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (409, "busy")
+        at.http.post("/explore/curation/stop", json={})
+        assert job(at.http)["state"] == "stopped"
+        at.http.post("/explore/curation/start", json={"judge": "pairs"})
+        pid = at.explorer.curations.job._process.pid
+    with pytest.raises(ProcessLookupError):  # the service ends what it began
+        os.kill(pid, 0)
+    shutil.rmtree(world.store / "curation")
