@@ -83,3 +83,57 @@ def test_equal_pictures_with_different_labels_do_no_harm():
     found = taught.probabilities(vectors)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, 0.5, atol=0.1)
+
+
+def named(classes, dim=23, far=0.0):
+    """Vectors of names: the centres of the planted classes, or something that has nothing to do with them."""
+    centres = np.random.default_rng(99).standard_normal((classes, dim))
+    other = np.random.default_rng(3).standard_normal((classes, dim))
+    names = (1 - far) * centres + far * other
+    return (names / np.linalg.norm(names, axis=1, keepdims=True)).astype(np.float32)
+
+
+def right(taught, pool, truth):
+    return float(np.mean(taught.probabilities(pool.astype(np.float16)).argmax(axis=1) == truth))
+
+
+def test_names_alone_answer_before_the_first_label():
+    pool, truth = planted(200, 3, seed=1)
+    none = np.zeros((0, 23), np.float32), np.zeros(0, np.int64), [], 3
+    taught = teach(*none, names=named(3), scale=20.0)
+    assert (taught.method, len(taught.held_out)) == ("names alone", 0)
+    assert right(taught, pool, truth) > 0.9
+    expected = torch.from_numpy(20.0 * pool.astype(np.float16).astype(np.float32) @ named(3).T).softmax(dim=1)
+    np.testing.assert_allclose(taught.probabilities(pool.astype(np.float16)), expected.numpy(), atol=1e-5)
+
+
+def test_names_lift_what_few_labels_teach_and_a_class_that_has_only_its_name_is_found():
+    vectors, labels = planted(6, 3, noise=2)
+    pool, truth = planted(300, 3, seed=1, noise=2)
+    alone = teach(vectors, labels, range(6), 3)
+    taught = teach(vectors, labels, range(6), 3, names=named(3), scale=20.0)
+    assert right(taught, pool, truth) > right(alone, pool, truth) + 0.05
+    two = labels < 2
+    partly = teach(vectors[two], labels[two], range(4), 3, names=named(3), scale=20.0)
+    assert float(np.mean(partly.probabilities(pool)[truth == 2].argmax(axis=1) == 2)) > 0.5
+
+
+def test_names_that_say_nothing_do_no_harm_once_labels_can_be_held_out():
+    vectors, labels = planted(90, 3)
+    pool, _ = planted(300, 3, seed=1)
+    alone = teach(vectors, labels, range(90), 3)
+    taught = teach(vectors, labels, range(90), 3, names=named(3, far=1.0), scale=100.0)
+    assert not taught.by_names
+    np.testing.assert_allclose(taught.probabilities(pool), alone.probabilities(pool), atol=1e-6)
+
+
+def test_a_quick_fit_looks_at_the_names_that_were_chosen():
+    vectors, labels = planted(60, 3, noise=2.5)
+    first = teach(vectors, labels, range(60), 3, names=named(3, far=0.3), scale=20.0)
+    assert first.by_names
+    assert sorted(first.held_out.tolist()) == list(range(60))
+    quick = teach(vectors, labels, range(60), 3, before=first, names=named(3, far=0.3), scale=20.0)
+    pool, _ = planted(50, 3, seed=1)
+    np.testing.assert_allclose(quick.probabilities(pool), first.probabilities(pool), atol=1e-5)
+    fewer = teach(vectors, labels, range(60), 3, before=first)  # the names are gone, such as with a new class
+    assert not fewer.by_names

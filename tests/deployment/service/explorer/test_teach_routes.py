@@ -204,10 +204,10 @@ def test_a_quick_fit_after_the_store_has_changed_takes_over_no_rows_of_the_old_o
     monkeypatch.setattr("frevl.deployment.service.store_refresh._SECONDS", 0.0)
     fails = []
 
-    def fit(*given, before=None):
+    def fit(*given, before=None, **told):
         if fails and before is None:
             raise RuntimeError("only the quick fit is made")
-        return teach(*given, before=before)
+        return teach(*given, before=before, **told)
 
     with explored(place.store, place.images, fit=fit) as taught:
         taught.place = place

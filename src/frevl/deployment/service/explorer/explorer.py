@@ -74,7 +74,7 @@ class Explorer:
         self.trainings = Trainings(service.store.path, device=device)
         self.encoder = _chosen(service.store, encoder)
         self._rows: Rows | None = None
-        self.teacher = None if fit is None else Teacher(self.labels, self._newest_rows, fit)
+        self.teacher = None if fit is None else Teacher(self.labels, self._newest_rows, fit, self.encoder)
         self._views: OrderedDict[tuple[object, ...], Any] = OrderedDict()
         self._guard = threading.Lock()
 

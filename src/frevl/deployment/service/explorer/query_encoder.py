@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 
+from frevl.data.classes.templates import TEMPLATE
 from frevl.encoders.images import read_image
 from frevl.encoders.interface import Encoder, pool
 from frevl.encoders.registry import load_encoder
+from frevl.errors import FrevlError
 from frevl.store.canaries import check_encoder
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 
 __all__ = ["QueryEncoder"]
 
+_USUAL_SCALE = 100.0
 _SPACE = "common_space"  # field of a tower's identity: the space that images and texts of the encoder share
 
 
@@ -29,6 +33,7 @@ class QueryEncoder:
         name: Its name.
         image: Its image tower.
         text: Its text tower, if that shares a space with the image tower; else None.
+        scale: The logit of a cosine of 1; that of CLIP where an import did not say.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -38,6 +43,9 @@ class QueryEncoder:
         space = self.image.identity.get(_SPACE)
         texts = [tower for tower in store.select_towers("text", [name]) if tower.identity.get(_SPACE) == space]
         self.text: Tower | None = texts[0] if space is not None and texts else None
+        scale = float(self.image.identity.get("logit_scale", "1"))
+        self.scale = _USUAL_SCALE if scale == 1.0 else scale  # of a cosine of 1
+        self._of_name: dict[str, np.ndarray] = {}
         self._encoder: Encoder | None = None
         self._guard = threading.Lock()
 
@@ -67,6 +75,31 @@ class QueryEncoder:
             return _unit(pool(*store.read("text", [text], [self.text]))[0])
         found = self._loaded(self.text).embed_texts([text], tokens=True)
         return _unit(pool(found.values.astype(self.text.identity["dtype"]), found.mask)[0])
+
+    def of_names(self, store: Store, names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
+        """Return ``(names, dim)`` unit vectors of names of classes, and sentences for the user.
+
+        A name is read in the sentence of CLIP's authors; where vectors were imported, that sentence or the bare
+        name must be a text of the store. None where it is not, or where the encoder reads no texts or cannot be had.
+        """
+        if self.text is None:
+            return None, []
+        found: dict[str, np.ndarray] = {}
+        for name in names:
+            sentence = TEMPLATE.replace("{}", name)
+            text = next((text for text in (sentence, name) if self.reads_text(store, text)), None)
+            vector = self._of_name.get(name)
+            try:
+                if vector is None and text is not None:
+                    vector = self.of_text(store, text)
+            except FrevlError as error:
+                return None, [f"Names of classes are not looked at, because the encoder cannot be had: {error}"]
+            if vector is None:
+                said = f"the text vectors of this store were imported, and {name!r:.80} is no text of the store"
+                return None, [f"Names of classes are not looked at: {said}."]
+            found[name] = vector
+        self._of_name = found  # the next time it is about the same names
+        return np.stack(list(found.values())), []
 
     def of_picture(self, content: bytes, *, max_pixels: int) -> np.ndarray:
         """Return the ``(dim,)`` unit vector of a picture.

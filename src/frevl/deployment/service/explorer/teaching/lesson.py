@@ -51,7 +51,15 @@ class Fit(Protocol):
     """Fits a classifier; ``before`` asks for a quick fit with what was chosen last."""
 
     def __call__(
-        self, vectors: np.ndarray, labels: np.ndarray, clusters: Sequence[int], classes: int, *, before: Any = None
+        self,
+        vectors: np.ndarray,
+        labels: np.ndarray,
+        clusters: Sequence[int],
+        classes: int,
+        *,
+        before: Any = None,
+        names: np.ndarray | None = None,
+        scale: float = 100.0,
     ) -> Classifier:
         """Fit."""
 
@@ -66,7 +74,9 @@ class Material:
         rows: ``(n,)`` int64, the labelled pictures.
         labels: ``(n,)`` int64 below the number of names.
         clusters: ``(n,)``, one number for copies of one picture.
-        names: Of the classes, all with at least one picture.
+        names: Of the classes; those without a picture have a vector of their name.
+        told: ``(names, dim)`` unit vectors of the names, or None where they are not used.
+        notes: Sentences for the user.
     """
 
     version: int
@@ -75,6 +85,8 @@ class Material:
     labels: np.ndarray
     clusters: np.ndarray
     names: list[str]
+    told: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass

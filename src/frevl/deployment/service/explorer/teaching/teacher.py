@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.explorer.teaching.lesson import Classifier, Fit, Lesson, Material, learnt
 from frevl.errors import FrevlError
@@ -18,6 +19,8 @@ from frevl.store.labels.labels_file import LabelsFile
 __all__ = ["Teacher"]
 
 _log = logging.getLogger("frevl.service")
+
+_MOST_NAMED = 1_000  # classes whose names are read
 
 
 class Teacher:
@@ -31,10 +34,11 @@ class Teacher:
         labels: The labels.
         rows: Returns the pictures; called in the thread.
         fit: Fits a classifier.
+        encoder: Reads the names of classes, where it reads texts in the space of its pictures.
     """
 
-    def __init__(self, labels: LabelsFile, rows: Callable[[], Rows], fit: Fit) -> None:
-        self._labels, self._rows, self._fit = labels, rows, fit
+    def __init__(self, labels: LabelsFile, rows: Callable[[], Rows], fit: Fit, encoder: QueryEncoder) -> None:
+        self._labels, self._rows, self._fit, self._encoder = labels, rows, fit, encoder
         self._changed = threading.Condition()
         self._wanted = False
         self._closed = False
@@ -83,7 +87,7 @@ class Teacher:
             "confusion": lesson.confusion,
             "wrong": len(lesson.wrong),
             "seconds": lesson.seconds,
-            "notes": lesson.classifier.notes,
+            "notes": [*lesson.classifier.notes, *lesson.material.notes],
         }
 
     def _run(self) -> None:
@@ -110,17 +114,22 @@ class Teacher:
 
     def _work(self) -> None:
         rows = self._rows()
-        material = _material(self._labels, rows)
+        material = _material(self._labels, rows, self._encoder)
         if len(material.names) < 2:
             self.lesson, self._before = None, None
             self.problem = "Label at least one picture of each of two classes; then the classifier learns them."
+            if self._encoder.text is not None:
+                self.problem = (
+                    "Name at least two classes, and it guesses by their names; then label pictures, and it learns them."
+                )
             return
         self.problem = ""
         vectors = rows.vectors
         examples = np.asarray(vectors[material.rows])
         given = examples, material.labels, material.clusters.tolist(), len(material.names)
+        told: dict[str, Any] = {"names": material.told, "scale": self._encoder.scale}
         if self._before is not None:
-            lesson = self._learn(material, lambda: self._fit(*given, before=self._before), rows)
+            lesson = self._learn(material, lambda: self._fit(*given, before=self._before, **told), rows)
             if lesson is None:
                 return
             former = self.lesson
@@ -130,7 +139,7 @@ class Teacher:
             self.lesson = lesson
             if self._overtaken():
                 return
-        lesson = self._learn(material, lambda: self._fit(*given), rows)
+        lesson = self._learn(material, lambda: self._fit(*given, **told), rows)
         if lesson is not None:
             lesson.judge(lesson.classifier)
             self._before, self.lesson = lesson.classifier, lesson
@@ -145,12 +154,21 @@ class Teacher:
         return lesson
 
 
-def _material(labels: LabelsFile, rows: Rows) -> Material:
-    version, agreed = labels.reading(lambda book: (book.version, book.agreed()))
+def _material(labels: LabelsFile, rows: Rows, encoder: QueryEncoder) -> Material:
+    version, agreed, classes = labels.reading(lambda book: (book.version, book.agreed(), list(book.classes())))
     known = [(rows.positions[image], name) for image, name in agreed.items() if image in rows.positions]
     known = [(row, name) for row, name in known if rows.usable[row]]
     names = list(dict.fromkeys(name for _, name in known))
-    numbers = {name: number for number, name in enumerate(names)}
+    named = names + [name for name in classes if name not in set(names)]
+    told: np.ndarray | None = None
+    notes: list[str] = []
+    if len(named) > _MOST_NAMED:
+        named = names  # nobody waits until all are read, and scored for every picture
+    if 2 <= len(named) <= _MOST_NAMED:
+        told, notes = encoder.of_names(rows.store, named)
+    if told is None:
+        named = names
+    numbers = {name: number for number, name in enumerate(named)}
     found = np.array([row for row, _ in known], np.int64)
     firsts = [rows.positions.get(rows.copies.get(rows.ids[row], rows.ids[row]), row) for row in found.tolist()]
     return Material(
@@ -159,5 +177,7 @@ def _material(labels: LabelsFile, rows: Rows) -> Material:
         rows=found,
         labels=np.array([numbers[name] for _, name in known], np.int64),
         clusters=np.array(firsts, np.int64),
-        names=names,
+        names=named,
+        told=told,
+        notes=notes,
     )
