@@ -1,90 +1,80 @@
 """The page of the service as a person meets it: ask, search, errors in words, keyboard, phone, no other host."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 from playwright.sync_api import expect
 
-from frevl.deployment.service.served_model import Found
-from frevl.runs.search.searching import Hit
 from frevl.training.training import train
 from made import make
+from serving import serious, serving
 
-TIMEOUT = 60_000  # ms: Gradio takes seconds to load, more on a busy machine
+TIMEOUT = 20_000  # ms: the machine may be busy
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("page"), ["toy"], count=60)
-
-
-@pytest.fixture(scope="module")
-def ask(world):
+    made = make(tmp_path_factory.mktemp("page"), ["toy"], count=60)
+    once = {"layers": 1, "epochs": 3}
+    train(made.store, made.train_file, run=made.folder / "ask", task="classification", options=once)
     train(
-        world.store,
-        world.train_file,
-        run=world.folder / "ask",
-        task="classification",
-        options={"layers": 1, "epochs": 3},
+        made.store, made.captions_file, run=made.folder / "dual", task="matching", model="dual", options={"epochs": 3}
     )
-    return world.folder / "ask"
+    return made
 
 
 @pytest.fixture(scope="module")
-def dual(world):
-    train(
-        world.store,
-        world.captions_file,
-        run=world.folder / "dual",
-        task="matching",
-        model="dual",
-        options={"epochs": 3},
-    )
-    return world.folder / "dual"
+def elsewhere():
+    """Another site, which keeps what it is asked for."""
+    asked = []
 
+    class Site(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
 
-def serve(world, *options) -> Iterator[str]:
-    ready = world.folder / "ready.json"
-    ready.unlink(missing_ok=True)
-    command = [Path(sys.executable).parent / "frevl", "serve", "--store", world.store.path, "--port", "0"]
-    command += ["--json", ready, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        try:
-            assert process.stdout.readline().startswith("Ready at ")
-            yield json.loads(ready.read_text())["url"]
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
+        def log_message(self, *_):
+            pass
+
+    site = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    Thread(target=site.serve_forever, daemon=True).start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{site.server_port}", asked=asked)
+    site.shutdown()
+    site.server_close()
 
 
 @pytest.fixture(scope="module")
-def url(world, ask, dual):
+def url(world, elsewhere):
     report = world.folder / "report.html"
-    report.write_text("<h1>The verdict</h1><script>document.title = 'it ran'</script>")
-    yield from serve(world, "--run", ask, "--run", dual, "--images", world.images, "--report", report)
+    report.write_text(
+        "<h1>The verdict</h1><script>document.body.textContent = 'it ran'</script>"
+        f"<a href='{elsewhere.url}/link'>away</a><a href='{elsewhere.url}/top' target='_top'>up</a>"
+        f"<img src='{elsewhere.url}/x.png' onerror=\"document.body.textContent = 'it ran'\">"
+        f"<iframe src='{elsewhere.url}/frame'></iframe><link rel='stylesheet' href='{elsewhere.url}/style.css'>"
+        f"<style>body {{ background: url({elsewhere.url}/background) }}</style>"
+        f"<form action='{elsewhere.url}/form'><button>send</button></form>"
+        f"<meta http-equiv='refresh' content='0;url={elsewhere.url}/refresh'>"
+    )
+    runs = ("--run", world.folder / "ask", "--run", world.folder / "dual")
+    with serving(world, *runs, "--images", world.images, "--report", report) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def bare_url(world, dual):
+def bare_url(world):
     """A service with a searching run only, without pictures and without a report."""
-    yield from serve(world, "--run", dual)
-
-
-@pytest.fixture(scope="module")
-def asking_url(world, ask):
-    """A service with a run that answers questions only."""
-    yield from serve(world, "--run", ask)
+    with serving(world, "--run", world.folder / "dual") as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
 def scoring_url(world):
     """A service with a run that scores pairs and cannot search."""
     train(world.store, world.captions_file, run=world.folder / "match", task="matching", options={"epochs": 1})
-    yield from serve(world, "--run", world.folder / "match")
+    with serving(world, "--run", world.folder / "match") as address:
+        yield address
 
 
 @pytest.fixture
@@ -93,133 +83,189 @@ def shots(tmp_path):
     return lambda seen, name: seen.page.screenshot(path=tmp_path / f"service-{name}.png", full_page=True)
 
 
-def opened(visit, url, tab, **options):
-    seen = visit(url, **options)
-    seen.page.get_by_role("tab", name=tab).wait_for(timeout=TIMEOUT)
-    seen.page.get_by_role("tab", name=tab).click()
-    return seen
-
-
 def clean(seen, url):
     assert seen.foreign(url) == []
     assert seen.complaints == []
     assert seen.overflow() == 0
 
 
+def answers(page):
+    return page.get_by_role("region", name="What the runs say")
+
+
+def press(page, name):
+    page.get_by_role("button", name=name, exact=True).click()
+
+
 @pytest.mark.parametrize("size", ["desktop", "phone"])
 def test_ask(visit, url, world, size, shots):
-    seen = opened(visit, url, "Ask", size=size)
-    seen.page.locator("input[type=file]").last.set_input_files(world.images / "0.png")
-    seen.page.get_by_alt_text("The chosen picture").wait_for(timeout=TIMEOUT)
-    seen.page.get_by_label("Question").fill("is the square red?")
-    seen.page.get_by_role("button", name="Ask", exact=True).click()
-    answer = seen.page.locator("#answer")
-    answer.locator("h3").wait_for(timeout=TIMEOUT)
-    assert answer.locator("h3").inner_text().partition(" ")[0] in ("yes", "no")
-    assert answer.locator("li").count() == 2
+    seen = visit(url, size=size)
+    page = seen.page
+    expect(page).to_have_title("Ask and match · store", timeout=TIMEOUT)
+    page.locator("input[type=file]").set_input_files(world.images / "0.png")
+    expect(page.get_by_alt_text("What is asked about")).to_have_js_property("naturalWidth", 40)
+    page.get_by_label("Question").fill("is the square red?")
+    press(page, "Ask")
+    said = answers(page)
+    expect(said.locator("li").last).to_be_visible(timeout=TIMEOUT)
+    assert said.locator("h4").inner_text().partition(" ")[0] in ("yes", "no", "Not")
+    assert said.locator("li").count() == 2
+    expect(said).to_contain_text("Cannot be ruled out, so that 90 % of such sets hold the right answer")
     shots(seen, f"ask-{size}")
-    seen.page.get_by_label("Not sure below a probability of").first.fill("1")
-    seen.page.get_by_label("Question").press("Enter")
-    expect(answer.locator("h3")).to_have_text("Not sure", timeout=TIMEOUT)
-    assert "below the threshold of 100%" in answer.inner_text()
+    page.get_by_label("Not sure below").fill("1")
+    expect(said.locator("h4")).to_have_text("Not sure")
+    assert "below the threshold of 100 %" in said.inner_text()
+    assert "least=1" in page.url
     shots(seen, f"not-sure-{size}")
     clean(seen, url)
 
 
 @pytest.mark.parametrize("size", ["desktop", "phone"])
 def test_search(visit, url, world, size, shots):
-    seen = opened(visit, url, "Search", size=size)
-    seen.page.get_by_label("Text").fill("a red square")
-    seen.page.get_by_role("button", name="Search", exact=True).click()
-    found = seen.page.locator("#found")
-    found.locator("img").first.wait_for(timeout=TIMEOUT)
-    assert found.locator("li").count() == 12
-    assert "match " in found.locator("small").first.inner_text()
+    seen = visit(f"{url}/#/ask?do=search", size=size)
+    page = seen.page
+    page.get_by_label("Text, or a picture above").fill("a red square")
+    press(page, "Search")
+    found = answers(page)
+    expect(found.locator("li")).to_have_count(12, timeout=TIMEOUT)
+    expect(found.locator("img").first).to_have_js_property("naturalWidth", 40)
+    assert "match " in found.locator("li small").first.inner_text()
     shots(seen, f"search-{size}")
-    seen.page.get_by_label("Text").fill("")
-    seen.page.locator("input[type=file]").first.set_input_files(world.images / "3.png")
-    seen.page.get_by_alt_text("The chosen picture").wait_for(timeout=TIMEOUT)
-    seen.page.get_by_role("button", name="Search", exact=True).click()
-    expect(found.locator("small").first).to_contain_text("3.png", timeout=TIMEOUT)
-    assert "similarity 1.00" in found.locator("small").first.inner_text()
+    # A picture takes the place of the words.
+    page.locator("input[type=file]").set_input_files(world.images / "3.png")
+    expect(found.locator("li")).to_have_count(0)
+    press(page, "Search")
+    expect(found.locator("li small").first).to_contain_text("3.png", timeout=TIMEOUT)
+    assert "similarity 1.00" in found.locator("li small").first.inner_text()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("For a picture, find").select_option("texts of the store")
+    press(page, "Search")
+    expect(found.locator(".texts li")).to_have_count(12, timeout=TIMEOUT)
     clean(seen, url)
 
 
 def test_errors_in_words(visit, url, tmp_path, shots):
-    seen = opened(visit, url, "Ask")
-    problem = seen.page.locator("#answer [role=alert]")
-    seen.page.get_by_role("button", name="Ask", exact=True).click()
+    seen = visit(f"{url}/#/ask?do=ask")
+    page = seen.page
+    problem = answers(page).get_by_role("alert")
+    press(page, "Ask")
     expect(problem).to_have_text("Choose a picture first.", timeout=TIMEOUT)
+    (tmp_path / "words.txt").write_text("no picture")
+    page.locator("input[type=file]").set_input_files(tmp_path / "words.txt")
+    expect(page.get_by_text("words.txt is no picture (text/plain); nothing was taken.")).to_be_visible()
+    (tmp_path / "empty.png").write_bytes(b"")
+    page.locator("input[type=file]").set_input_files(tmp_path / "empty.png")
+    expect(page.get_by_text("empty.png is empty; nothing was taken.")).to_be_visible()
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing more")
-    seen.page.locator("input[type=file]").last.set_input_files(tmp_path / "broken.png")
+    page.locator("input[type=file]").set_input_files(tmp_path / "broken.png")
     # The preview says it already, before anything is asked.
-    expect(seen.page.get_by_text("Cannot read the picture").first).to_be_visible(timeout=TIMEOUT)
-    seen.page.get_by_role("button", name="Ask", exact=True).click()
-    expect(problem).to_have_text("Type a question first.", timeout=TIMEOUT)
-    seen.page.get_by_label("Question").fill("is the square red?")
-    seen.page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.get_by_text("The browser cannot show this file.")).to_be_visible()
+    press(page, "Ask")
+    expect(problem).to_have_text("Type a question first.")
+    page.get_by_label("Question").fill("is the square red?")
+    press(page, "Ask")
     expect(problem).to_contain_text("The picture cannot be read", timeout=TIMEOUT)
     shots(seen, "error")
-    assert str(tmp_path) not in seen.page.content()
-    seen.page.get_by_role("tab", name="Search").click()
-    seen.page.get_by_role("button", name="Search", exact=True).click()
-    expect(seen.page.locator("#found [role=alert]")).to_have_text("Type a text or choose a picture.", timeout=TIMEOUT)
-    clean(seen, url)
+    assert str(tmp_path) not in page.content()
+    page.get_by_label("Question").fill("red " * 501)
+    press(page, "Ask")
+    expect(problem).to_have_text("A text may have 2000 characters, this one has 2003; shorten it.")
+    page.get_by_role("link", name="Search", exact=True).click()
+    expect(problem).to_contain_text("The picture cannot be read", timeout=TIMEOUT)  # it goes along
+    page.get_by_role("button", name="Without a picture").click()
+    press(page, "Search")
+    expect(problem).to_have_text("Type a text or choose a picture.")
+    page.goto(f"{url}/#/ask?do=search&text=red&where=nonsense")
+    expect(problem).to_contain_text("Columns of the images of STORE: id, bytes", timeout=TIMEOUT)
+    page.goto(f"{url}/#/ask?do=ask&image=away.png&text=red")
+    expect(problem).to_contain_text("The store has no image 'away.png'", timeout=TIMEOUT)
+    page.goto(f"{url}/#/ask?do=ask&run=%3Cb%3Eaway")
+    expect(problem).to_contain_text("No run here is named <b>away and does this; ask is asked.")
+    assert [line for line in seen.complaints if "Failed to load resource" not in line] == []
+    assert seen.overflow() == 0
 
 
 def test_no_path_of_a_client_reaches_a_file(visit, url, world):
-    """Gradio itself would open the file: its own check works in pages started by its ``launch`` only."""
-    seen = opened(visit, url, "Ask")
-    file = {"path": str(world.images / "0.png"), "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [file], "fn_index": 0, "session_hash": "x", "trigger_id": 1}
-    assert seen.page.request.post(f"{url}/gradio_api/queue/join", data=body).status == 400
-    assert seen.page.request.get(f"{url}/gradio_api/file={world.images / '0.png'}").status == 404
+    """Pictures are named by ids of the store, reports by names that the service made."""
+    seen = visit(url)
+    for path in ("/explore/report?of=", "/explore/thumbnail?image=", "/explore/page/", "/gradio_api/file="):
+        assert seen.page.request.get(f"{url}{path}{world.images / '0.png'}").status == 404
 
 
 def test_the_keyboard_is_enough(visit, url):
-    seen = opened(visit, url, "Search")
+    seen = visit(f"{url}/#/ask?do=search")
+    page = seen.page
+    expect(page.get_by_label("Text, or a picture above")).to_be_visible(timeout=TIMEOUT)
     for _ in range(20):
-        if seen.page.evaluate("document.activeElement.closest('#query') !== null"):
+        if page.evaluate("document.activeElement.placeholder") == "a red square":
             break
-        seen.page.keyboard.press("Tab")
-    seen.page.keyboard.type("a blue square")
-    seen.page.keyboard.press("Enter")
-    seen.page.locator("#found img").first.wait_for(timeout=TIMEOUT)
+        page.keyboard.press("Tab")
+    page.keyboard.type("a blue square")
+    page.keyboard.press("Enter")
+    expect(answers(page).locator("li")).to_have_count(12, timeout=TIMEOUT)
     clean(seen, url)
 
 
-def test_the_report_is_shown_and_runs_nothing_of_the_service(visit, url, shots):
-    seen = opened(visit, url, "Report")
-    expect(seen.page.frame_locator("iframe").get_by_text("The verdict")).to_be_visible(timeout=TIMEOUT)
+def test_the_report_is_shown_and_runs_nothing_of_the_service(visit, url, elsewhere, shots):
+    seen = visit(url)
+    page = seen.page
+    page.get_by_role("link", name="Report").click()
+    frame = page.frame_locator("iframe")
+    expect(frame.get_by_text("The verdict")).to_be_visible(timeout=TIMEOUT)
+    assert frame.get_by_text("it ran").count() == 0
+    assert page.title() == "Report · store"
     shots(seen, "report")
-    clean(seen, url)
+    assert seen.overflow() == 0
+    for leads in ("send", "up", "away"):  # nor does anything in it lead out of it
+        frame.get_by_text(leads, exact=True).click()
+        page.wait_for_timeout(200)
+    assert elsewhere.asked == []
+    assert page.url == f"{url}/#/report"
+    page.goto(f"{url}/#/report?of=gone.html")
+    expect(page.get_by_role("alert")).to_contain_text("The report gone.html is not there (any more).")
 
 
-def test_only_tabs_that_work_are_shown_and_the_first_is_open(visit, url, bare_url, asking_url, shots):
-    for place, tabs in ((url, ["Search", "Ask", "Report"]), (bare_url, ["Search"]), (asking_url, ["Ask"])):
+def test_only_tabs_that_work_are_shown_and_the_first_is_open(visit, world, url, bare_url, shots):
+    looks = ["Pictures", "Ask and match", "Teach", "Map", "Overview", "Report"]
+    for place, button in ((url, "Ask"), (bare_url, "Search")):
         seen = visit(place, scheme="dark")
-        seen.page.get_by_role("tab").first.wait_for(timeout=TIMEOUT)
-        assert seen.page.get_by_role("tab").all_inner_texts() == tabs
-        expect(seen.page.get_by_role("tab", name=tabs[0])).to_have_attribute("aria-selected", "true")
+        tabs = seen.page.get_by_role("navigation", name="Parts of the explorer").get_by_role("link")
+        expect(tabs.filter(has_text="Ask and match")).to_have_attribute("aria-current", "page", timeout=TIMEOUT)
+        assert set(looks) <= set(tabs.all_inner_texts())
         # What it holds can be used without a click on the tab.
-        expect(seen.page.get_by_role("button", name=tabs[0], exact=True)).to_be_visible(timeout=TIMEOUT)
-        shots(seen, f"tabs-{tabs[0]}")
+        expect(seen.page.get_by_role("button", name=button, exact=True)).to_be_visible()
+        shots(seen, f"tabs-{button}")
         clean(seen, place)
+    with serving(world, command="explore") as place:
+        seen = visit(place)
+        expect(seen.page.get_by_role("listbox")).to_be_visible(timeout=TIMEOUT)
+        tabs = seen.page.get_by_role("navigation", name="Parts of the explorer").get_by_role("link").all_inner_texts()
+        assert not {"Ask and match", "Report"} & set(tabs)
+        seen.page.goto(f"{place}/#/ask")
+        expect(seen.page.get_by_text("No run is served here that could be asked")).to_be_visible(timeout=TIMEOUT)
+        seen.page.goto(f"{place}/explore/#/report")
+        expect(seen.page.get_by_text("There is no report yet.")).to_be_visible()
 
 
 def test_without_the_pictures_their_ids_are_shown(visit, bare_url):
-    seen = opened(visit, bare_url, "Search")
-    seen.page.get_by_label("Text").fill("a red square")
-    seen.page.get_by_label("Text").press("Enter")
-    expect(seen.page.locator("#found .nothing").first).to_contain_text(".png", timeout=TIMEOUT)
+    seen = visit(bare_url)
+    seen.page.get_by_label("Text, or a picture above").fill("a red square")
+    seen.page.get_by_label("Text, or a picture above").press("Enter")
+    expect(answers(seen.page).locator(".nothing").first).to_contain_text(".png", timeout=TIMEOUT)
+    expect(answers(seen.page).locator("img")).to_have_count(0)
     clean(seen, bare_url)
 
 
 def test_a_page_with_nothing_to_show_says_why(visit, scoring_url, shots):
+    """A run that only scores pairs had nothing to show; now it matches a picture with what may be true of it."""
     seen = visit(scoring_url)
-    expect(seen.page.get_by_text("score pairs of a picture and a text")).to_be_visible(timeout=TIMEOUT)
-    assert seen.page.get_by_role("tab").count() == 0
+    page = seen.page
+    expect(answers(page)).to_contain_text("type what may be true of it, and press Match", timeout=TIMEOUT)
     shots(seen, "nothing")
+    page.goto(f"{scoring_url}/#/ask?do=match&image=0.png&text=a+red+square%0Aa+blue+square%0Aa+green+square")
+    expect(answers(page).locator("li")).to_have_count(3, timeout=TIMEOUT)
+    expect(answers(page)).to_contain_text("can be ruled out")
+    shots(seen, "match")
     clean(seen, scoring_url)
 
 
@@ -230,19 +276,21 @@ def test_the_documents_ask_no_other_host(visit, url, shots):
     clean(seen, url)
 
 
-def test_both_orders_stand_side_by_side(world):
-    from frevl.deployment.service.page import _Gallery
-
-    class Holder:
-        limits = type("Limits", (), {"pixels": 10_000})()
-
-    hits = [Hit(1, "<b>.png", 2.0, 0.9, 0.25), Hit(2, "0.png", 1.0, 0.7, 0.5)]
-    html = _Gallery(Holder(), world.images).html(Found(hits, hits[::-1], 60, 60, True, []))
-    first, second = html.split("<h3>Reranked</h3>")
-    assert first.index("0.png") < first.index("&lt;b&gt;.png")
-    assert second.index("&lt;b&gt;.png") < second.index("0.png")
-    assert "match 90% · similarity 0.25" in html
-    assert "<b>" not in html
-    assert "data:image/jpeg;base64," in html
-    outside = [Hit(1, "../../etc/passwd", 1.0, 0.5, 0.5), Hit(2, "/etc/passwd", 1.0, 0.5, 0.5)]
-    assert "data:" not in _Gallery(Holder(), world.images).html(Found(outside, outside, 2, 0, True, []))
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", ["phone", "desktop", "wide"])
+def test_axe_finds_nothing_serious(visit, url, size, scheme, shots):
+    for number, place in enumerate(
+        (
+            "ask?do=ask&image=0.png&text=is+the+square+red",
+            "ask?do=search&text=a+red+square&k=5",
+            "ask?do=match&image=0.png&text=a+red+square%0Aa+blue+square",
+            "ask?do=ask&run=away",
+            "report",
+        )
+    ):
+        seen = visit(f"{url}/#/{place}", size=size, scheme=scheme)
+        wait_for = seen.page.locator("iframe") if place == "report" else answers(seen.page).locator("li, .empty").last
+        expect(wait_for).to_be_visible(timeout=TIMEOUT)
+        shots(seen, f"axe-{number}-{size}-{scheme}")
+        assert serious(seen.page) == []
+        assert seen.overflow() == 0

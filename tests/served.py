@@ -14,6 +14,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from frevl.deployment.service.app import Application
+from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.http.limits import Keys, Limits
 from frevl.deployment.service.models import Service
 from frevl.deployment.service.start import service_config
@@ -86,7 +87,7 @@ def client_of(made, runs, *, limits=None, keys=(), report=None, names=("ask", "m
     """Serve the runs in this process: ``.http`` asks, ``.service`` and ``.scorers`` are what answers."""
     scorers = {name: Scorer.open(runs / name, store=made.store) for name in names}
     service = Service(scorers, limits=limits or Limits())
-    app = Application(service, keys=Keys(keys), report=report)
+    app = Application(service, keys=Keys(keys), reports=Reports(files=[] if report is None else [report]))
     with TestClient(app, raise_server_exceptions=trust) as http:
         yield SimpleNamespace(http=http, service=service, scorers=scorers, app=app)
 

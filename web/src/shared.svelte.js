@@ -18,6 +18,7 @@ export function remember(key, value) {
 }
 
 export const shared = $state({
+  parts: null, // what works here
   overview: null,
   labels: null,
   problem: "",
@@ -26,11 +27,12 @@ export const shared = $state({
   place: { tab: "pictures", asked: {} },
 });
 
-const TABS = ["pictures", "teach", "map", "runs", "curate", "overview"];
+const TABS = ["pictures", "ask", "teach", "map", "runs", "curate", "overview", "report"];
 
 export function readPlace() {
   const [path, asked] = location.hash.replace(/^#\/?/, "").split("?");
-  shared.place = { tab: TABS.includes(path) ? path : "pictures", asked: Object.fromEntries(new URLSearchParams(asked)) };
+  const opens = shared.parts?.opens ?? "pictures";
+  shared.place = { tab: TABS.includes(path) ? path : opens, asked: Object.fromEntries(new URLSearchParams(asked)) };
 }
 
 export function linkTo(tab, asked = {}) {

@@ -1,90 +1,107 @@
-"""What the page offers: a tab only where a run serves it, and the first of them is the one that is open."""
+"""What the page is told: which parts work for the runs that are served, and on which it opens."""
 
-import json
-import subprocess
-import sys
+import shutil
 
 import pytest
+from starlette.testclient import TestClient
 
-from frevl.runs.scorer import Scorer
-from served import runs
-
-pytestmark = pytest.mark.slow
-
-__all__ = ["runs"]  # a fixture
-
-CASES = [  # the runs, whether pictures can be embedded, whether there is a report; the tabs, and what is said
-    (["ask", "match", "find"], True, True, ["Search", "Ask", "Report"], "Search pictures and ask about a picture with"),
-    (["ask"], True, False, ["Ask"], "Ask about a picture with a trained run."),
-    (["match", "find"], True, False, ["Search"], "Search pictures with a trained run."),
-    (["match"], True, True, ["Report"], "# frevl"),
-    (["match"], True, False, [], "The runs that are served here score pairs of a picture and a text"),
-    (["look"], True, False, ["Label a picture"], "Label pictures with a trained run."),
-    (["ask", "read"], True, False, ["Ask", "Label a text"], "Ask about a picture and label texts with a trained run."),
-    (["look"], False, False, [], "to label pictures or texts, one trained on those alone"),
-    (["ask"], False, False, [], "The runs that are served here score pairs of a picture and a text"),
-]
-
-# A process of its own: Gradio leaves event loops open.
-CODE = """
-import asyncio, json, sys
-from frevl.deployment.service.http.limits import Limits
+from frevl.deployment.service.app import Application
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.http.limits import Keys, Limits
 from frevl.deployment.service.models import Service
-from frevl.deployment.service.page import _answer, _trust, build_page
-from frevl.runs.scorer import Prediction, Scorer
+from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
+from served import client_of, refused, runs, served
 
-store, runs, cases = Store.open(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
-for names, embeds, has_report, *_ in cases:
-    service = Service({name: Scorer.open(f"{runs}/{name}", store=store) for name in names}, limits=Limits())
-    for model in service.models.values():
-        model.embeds["image"] = embeds
-    page = build_page(service, has_report=has_report)
-    (blocks,) = [route.app.blocks for route in page.routes if hasattr(getattr(route, "app", None), "blocks")]
-    parts = blocks.get_config_file()
-    # Gradio's script fails on a row of tabs that has none.
-    assert any(part["type"] == "tabs" for part in parts["components"]) == any(
-        part["type"] == "tabitem" for part in parts["components"]
-    )
-    tabs = [part["props"]["label"] for part in parts["components"] if part["type"] == "tabitem"]
-    said = [part["props"]["value"] for part in parts["components"] if part["type"] in ("markdown", "html")]
-    print(json.dumps({"tabs": tabs, "said": said, "heartbeat": parts["connect_heartbeat"]}))
-    service.close()
-service = Service({"look": Scorer.open(f"{runs}/look", store=store)}, limits=Limits())
-trust = asyncio.run(_trust(service, service.models["look"], ("0.png", "")))
-print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)]), 0.5, [], [*trust, "<b>"])))
-service.close()
-print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)]), 0.5, ["1 of 1 texts <is> unread"])))
-print(json.dumps(_answer(Prediction("yes", 0.9, [("yes", 0.9)], unknown=True), 0.5, [])))
-"""
+__all__ = ["runs", "served"]  # fixtures
 
 
-@pytest.fixture(scope="module")
-def pages(made, runs):
-    command = [sys.executable, "-c", CODE, str(made.store.path), str(runs), json.dumps(CASES)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def parts_of(made, runs, *names, explorer=True, **options):
+    service = Service({name: Scorer.open(runs / name, store=made.store) for name in names}, limits=Limits())
+    shown = Explorer(service, images=made.images, writable=False) if explorer else None
+    with TestClient(Application(service, explorer=shown, **options)) as http:
+        return http.get("/explore/parts").json()
 
 
-@pytest.mark.parametrize("number", range(len(CASES)))
-def test_a_tab_is_there_only_where_a_run_serves_it(pages, number):
-    *_, tabs, sentence = CASES[number]
-    assert pages[number]["tabs"] == tabs
-    assert any(sentence in str(value) for value in pages[number]["said"])
+def test_it_opens_on_the_runs_and_where_pictures_are_explored_on_these(made, runs):
+    found = parts_of(made, runs, "ask", "find")
+    assert (found["opens"], found["explorer"], found["pictures"], found["reports"]) == ("ask", True, True, 0)
+    assert found["name"] == made.store.path.name
+    assert parts_of(made, runs, "ask", opens_explorer=True)["opens"] == "pictures"
 
 
-def test_an_answer_says_first_what_it_rests_on(pages):
-    assert "<p>1 of 1 texts &lt;is&gt; unread</p><h3>yes" in pages[-2]
-    assert "<h3>Unknown</h3><p>Probably none of the classes; the nearest is yes" in pages[-1]
+def test_a_store_without_pictures_has_a_page_too(made, runs):
+    found = parts_of(made, runs, "read", explorer=False)
+    assert (found["opens"], found["explorer"], found["pictures"]) == ("ask", False, False)
+    (run,) = found["models"]
+    assert (run["name"], run["reads"], run["embeds"]) == ("read", ["text"], ["text"])
 
 
-def test_sets_and_doubt_stand_below_an_answer(pages, made, runs):
-    assert "</ol><p>Cannot be ruled out, so that 90% of such sets hold the right answer: " in pages[-3]
-    doubt = Scorer.open(runs / "look", store=made.store).doubt(["0.png"])[0]
-    assert f"<p>Doubt {doubt:.2f}: 0 is like what the run has learned from" in pages[-3]
-    assert "<p>&lt;b&gt;</p>" in pages[-3]
+def test_what_a_run_reads_and_embeds_is_said(served):
+    listed = {one["name"]: one for one in served.http.get("/v1/models").json()["models"]}
+    assert {name: one["embeds"] for name, one in listed.items()} == {name: ["image", "text"] for name in listed}
+    assert served.http.get("/explore/parts").json()["models"] == list(listed.values())
 
 
-def test_the_page_needs_no_stream_that_stays_open(pages):
-    assert not any(page["heartbeat"] for page in pages[:-3])  # nor is it served: see the guard
+def test_the_page_stands_at_the_root_and_a_service_may_leave_it_out(served, made, runs):
+    page = served.http.get("/")
+    assert page.status_code == 200
+    assert page.text == served.http.get("/explore/").text
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'")
+    assert "unsafe" not in policy
+    service = Service({"ask": Scorer.open(runs / "ask", store=made.store)}, limits=Limits())
+    with TestClient(Application(service, page=False)) as http:
+        for path in ("/", "/explore/", "/explore/page/index.js"):
+            refused(http.get(path), 404, "no_such_route", "the routes are listed at /docs")
+
+
+def test_keys_hold_for_the_page_and_all_it_asks(made, runs):
+    key = "k" * 16
+    with client_of(made, runs, keys=[key], names=["ask"]) as client:
+        for path in ("/", "/explore/", "/explore/parts", "/explore/reports", "/explore/report", "/report"):
+            refused(client.http.get(path), 401, "no_key", "This service needs an API key")
+            assert client.http.get(path, auth=("any", key)).status_code in (200, 404)
+
+
+def test_without_keys_no_name_of_another_site_leads_to_the_parts_and_the_reports(made, runs):
+    service = Service({"ask": Scorer.open(runs / "ask", store=made.store)}, limits=Limits())
+    with TestClient(Application(service, keys=Keys(), is_local=True), base_url="http://evil.example") as http:
+        for path in ("/explore/parts", "/explore/reports", "/explore/report"):
+            refused(http.get(path), 403, "other_host", "'evil.example'")
+
+
+def test_the_page_needs_no_stream_that_stays_open_and_nothing_of_the_former_one_is_left(served):
+    assert "event-stream" not in served.http.get("/openapi.json").text
+    for path in ("/config", "/gradio_api/queue/data?session_hash=x", "/gradio_api/file=/etc/passwd", "/theme.css"):
+        refused(served.http.get(path), 404, "no_such_route", "the routes are listed at /docs")
+    sent = served.http.post("/gradio_api/upload", files={"files": ("x.png", b"x")})
+    refused(sent, 404, "no_such_route", "the routes are listed at /docs")
+
+
+def test_a_picture_that_is_sent_is_kept_nowhere(made, runs, tmp_path, monkeypatch):
+    """The page sends it with every question, so that nothing has to be kept, counted or deleted."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    shutil.copytree(made.store.path, tmp_path / "store")
+    before = sorted((tmp_path / "store").rglob("*"))
+    service = Service({"ask": Scorer.open(runs / "ask", store=Store.open(tmp_path / "store"))}, limits=Limits())
+    content = (made.images / "3.png").read_bytes()
+    request = '{"pairs": [{"upload": "picture", "text": "is the square red?"}], "sets": 0.9}'
+    with TestClient(Application(service)) as http:
+        said = http.post("/v1/score", data={"request": request}, files={"picture": ("../../x.png", content)})
+    assert said.status_code == 200
+    assert sorted((tmp_path / "store").rglob("*")) == before
+    assert list((tmp_path / "temporary").rglob("*")) == []
+
+
+@pytest.mark.parametrize("rerank", [True, False])
+def test_both_orders_of_a_search_come_in_one_answer(served, rerank):
+    asked = {"text": "a red square", "k": 5, "rerank": rerank}
+    plain = served.http.post("/v1/search", json=asked).json()
+    both = served.http.post("/v1/search", json={**asked, "stages": True}).json()
+    first = served.http.post("/v1/search", json={**asked, "rerank": False}).json()
+    assert "first_stage" not in plain
+    assert both.pop("first_stage") == first["hits"]
+    assert both == plain

@@ -178,7 +178,7 @@ def test_the_command_line_loads_no_service():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     )
     # Nor numpy: half the time of ``frevl --help``.
-    assert not loaded & {"fastapi", "gradio", "uvicorn", "starlette", "prometheus_client", "pydantic", "numpy"}
+    assert not loaded & {"fastapi", "uvicorn", "starlette", "prometheus_client", "pydantic", "numpy"}
     # Nor any room: each command imports what it needs when it runs.
     own = {name for name in loaded if name.startswith("frevl.") and not name.startswith("frevl.cli")}
     assert own == {"frevl.devices", "frevl.errors", "frevl.version"}  # threads are set before any library is loaded

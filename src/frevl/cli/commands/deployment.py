@@ -12,6 +12,11 @@ import typer
 from frevl.cli.options import OUTPUT, DeviceOption, JsonOption, QuietOption, StoreOption, app, say, typed, write
 from frevl.errors import MissingExtraError, UsageError
 
+ReportOption = Annotated[
+    list[Path] | None,
+    typer.Option(readable=False, help="HTML report to show; may be repeated.", show_default="those in the runs"),
+]
+
 
 @app.command()
 def serve(
@@ -26,10 +31,7 @@ def serve(
         Path | None,
         typer.Option(readable=False, help="Folder of the images, to show them on the page.", show_default="ids only"),
     ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="Diagnosis page to show.", show_default="report.html of the runs"),
-    ] = None,
+    report: ReportOption = None,
     page: Annotated[
         bool | None, typer.Option("--page/--no-page", help="Serve the web page.", show_default="on")
     ] = None,
@@ -44,7 +46,7 @@ def serve(
         OUTPUT,
     ] = None,
 ) -> None:
-    """Serve runs over HTTP, with a web page.
+    """Serve runs over HTTP, with a web page that asks, matches and searches.
 
     API keys are read from the environment variable FREVL_API_KEYS.
     """
@@ -64,7 +66,9 @@ def explore(
     ] = None,
     run: Annotated[
         list[str] | None,
-        typer.Option("--run", help="Run that searches, or NAME=FOLDER; may be repeated.", show_default="none"),
+        typer.Option(
+            "--run", help="Run to ask or to search with, or NAME=FOLDER; may be repeated.", show_default="none"
+        ),
     ] = None,
     curation: Annotated[
         Path | None,
@@ -74,6 +78,7 @@ def explore(
         Path | None,
         typer.Option(readable=False, help="Pairs file that can be judged from the page.", show_default="none"),
     ] = None,
+    report: ReportOption = None,
     encoder: Annotated[
         str | None,
         typer.Option(help="Encoder to search with and to learn from.", show_default="one of texts too, or the first"),
@@ -98,7 +103,14 @@ def explore(
     try:
         gc.disable()
         options = typed(
-            images=images, curation=curation, pairs=pairs, encoder=encoder, host=host, port=port, device=device
+            images=images,
+            curation=curation,
+            pairs=pairs,
+            encoder=encoder,
+            report=report,
+            host=host,
+            port=port,
+            device=device,
         )
         options["command"] = [sys.executable, "-m", "frevl"]
         _serve(store, run or [], {**options, "labels": labels is not False, "explore": True}, json)

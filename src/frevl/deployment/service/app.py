@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,11 +13,13 @@ from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from frevl.deployment.service import handlers
 from frevl.deployment.service.answers import ERRORS, body_of, document_bodies, errors, json_answer, respond
+from frevl.deployment.service.explorer.asking.ask_routes import add_ask_routes
+from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.page_files import add_page, check_host
 from frevl.deployment.service.explorer.routes import EXPLORER_BODIES, add_explorer_routes
@@ -52,16 +52,16 @@ Every error is `{"error": {"code", "message", "request_id"}}` with one sentence 
 
 
 class Application:
-    """The whole service as an ASGI application: the routes, and beside them the page as soon as it has loaded.
+    """The whole service as an ASGI application: the routes and the page.
 
     Args:
         service: The models; closed when the application is shut down.
         keys: Who may send requests.
         metrics: Where requests are counted.
-        page: Makes the page. Runs in a thread after the start, because its libraries take seconds to load.
-        report: The HTML file of a diagnosis, shown at ``/report``.
-        explorer: What answers below ``/explore``; None leaves these routes out.
-        opens_explorer: Lead from ``/`` to the page of the explorer.
+        page: Serve the page, at ``/`` and ``/explore/``.
+        reports: What other commands wrote about the runs; the first is shown at ``/report``.
+        explorer: What shows the pictures of the store, and takes labels; None leaves these routes out.
+        opens_explorer: The page opens on the pictures, and ``/`` leads to ``/explore/``.
         is_local: Only this machine reaches the service. Then, without keys, what is below ``/explore`` is answered only
             where it is asked for by ``localhost`` or an address.
     """
@@ -72,23 +72,19 @@ class Application:
         *,
         keys: Keys | None = None,
         metrics: Metrics | None = None,
-        page: Callable[[], FastAPI] | None = None,
-        report: Path | None = None,
+        page: bool = True,
+        reports: Reports | None = None,
         explorer: Explorer | None = None,
         opens_explorer: bool = False,
         is_local: bool = False,
     ) -> None:
         keys, metrics = keys or Keys(), metrics or Metrics()
-        self.page: FastAPI | None = None
-        self._make_page = page
         self._service, self._explorer = service, explorer
         self._checks_host = is_local and not keys
-        self._stopping = asyncio.Event()
         self.api = _api(service, explorer, metrics, self._lifespan)
-        if explorer is not None:
-            add_page(self.api, is_home=opens_explorer)
-        if report is not None:
-            _add_report(self.api, report)
+        add_ask_routes(self.api, service, explorer, reports or Reports(), opens_explorer=opens_explorer)
+        if page:
+            add_page(self.api, leads=opens_explorer)
         # The last thing: FastAPI forgets the document when a route is added.
         document_bodies(self.api, [*_BODIES, *(EXPLORER_BODIES if explorer is not None else ())], keys)
         self._metrics = metrics
@@ -107,16 +103,10 @@ class Application:
         path = scope.get("path", "")
         if self._checks_host and (path == "/explore" or path.startswith("/explore/")):
             check_host(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
-        of_page = self._make_page is not None and scope["type"] == "http" and not path.startswith(_API_PATHS)
         if scope.get("method") == "POST" and path in self._direct:
             await self._answer_directly(self._direct[path], Request(scope, receive, send))
-        elif not of_page:
-            await self.api(scope, receive, send)
-        elif self.page is not None:
-            await self.page(scope, receive, send)
         else:
-            # A browser that is waiting is not an error; a request for a part of the page comes too early.
-            await HTMLResponse(_LOADING, 200 if path == "/" else 503, {"Retry-After": "2"})(scope, receive, send)
+            await self.api(scope, receive, send)
 
     async def _answer_directly(self, route: APIRoute, request: Request) -> None:
         """Answer without what FastAPI does on the way, because these routes read and check their bodies themselves.
@@ -133,35 +123,11 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        showing = asyncio.create_task(self._show_page())
         yield
-        self._stopping.set()
-        await showing
         # Requests under way are answered by now; nobody waits for what is left in the queue.
         await asyncio.to_thread(self._service.close)
         if self._explorer is not None:
             await asyncio.to_thread(self._explorer.close)
-
-    async def _show_page(self) -> None:
-        if self._make_page is None:
-            return
-        try:
-            page = await asyncio.to_thread(self._make_page)
-            async with page.router.lifespan_context(page):
-                self.page = page
-                await self._stopping.wait()
-                self.page = None
-        except Exception as error:  # the routes are worth having without the page
-            _log.error("the page failed", exc_info=error)
-
-
-_API_PATHS = ("/v1/", "/healthz", "/readyz", "/metrics", "/docs", "/openapi.json", "/report", "/explore")
-
-_LOADING = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="1">
-<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,"><title>frevl</title></head>
-<body style="font-family: sans-serif; margin: 2rem"><p>The page is loading, a few seconds more.</p></body></html>"""
-
-_log = logging.getLogger("frevl.service")
 
 
 _BODIES = (ScoreRequest, AnswerRequest, SearchRequest, EmbedRequest)
@@ -256,25 +222,7 @@ def _add_state_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/v1/models", response_model=ModelsResponse, tags=["models"], responses=errors(401))
     async def models() -> Response:
         """List the models, and the limits of a request."""
-        return json_answer(
-            {
-                "models": [model.record() for model in service.models.values()],
-                "images": len(service.images),
-                "texts": service.store.count("text"),
-                "limits": vars(service.limits),
-            }
-        )
-
-
-def _add_report(app: FastAPI, report: Path) -> None:
-    # The report is made by this project but holds texts of users: its scripts must not be able to read the service.
-    headers = {
-        "Content-Security-Policy": "sandbox allow-scripts; default-src 'unsafe-inline' data:; frame-ancestors 'self'"
-    }
-
-    @app.get("/report", include_in_schema=False)
-    async def show_report() -> Response:
-        return HTMLResponse(await asyncio.to_thread(report.read_bytes), headers=headers)
+        return json_answer(service.record())
 
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:

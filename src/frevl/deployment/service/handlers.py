@@ -19,6 +19,7 @@ from frevl.deployment.service.schemas import (
     SearchRequest,
 )
 from frevl.deployment.service.served_model import Found, ImagePair, Match, ServedModel
+from frevl.runs.search.searching import Hit
 
 __all__ = ["answer", "embed", "score", "search"]
 
@@ -90,18 +91,23 @@ async def search(
         "reranked": found.reranked if asked.rerank else 0,
         "exact": found.exact,
         "notes": found.notes,
-        "hits": [
-            {
-                "rank": rank,
-                "id": hit.id,
-                "score": hit.score,
-                "probability": hit.probability,
-                "similarity": hit.similarity,
-                "metadata": hit.metadata,
-            }
-            for rank, hit in enumerate(hits, start=1)
-        ],
+        "hits": _hits(hits),
+        **({"first_stage": _hits(found.by_similarity)} if asked.stages else {}),
     }
+
+
+def _hits(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    return [
+        {
+            "rank": rank,
+            "id": hit.id,
+            "score": hit.score,
+            "probability": hit.probability,
+            "similarity": hit.similarity,
+            "metadata": hit.metadata,
+        }
+        for rank, hit in enumerate(hits, start=1)
+    ]
 
 
 async def embed(

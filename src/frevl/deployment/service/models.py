@@ -55,6 +55,15 @@ class Service:
         )
         self._decoders = ThreadPoolExecutor(processors(), thread_name_prefix="decode")
 
+    def record(self) -> dict[str, Any]:
+        """Return what ``GET /v1/models`` says."""
+        return {
+            "models": [model.record() for model in self.models.values()],
+            "images": len(self.images),
+            "texts": self.store.count("text"),
+            "limits": vars(self.limits),
+        }
+
     def model(self, name: str | None, *, task: str | None = None) -> ServedModel:
         """Find a model.
 

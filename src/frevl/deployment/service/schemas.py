@@ -181,6 +181,7 @@ class SearchRequest(Body):
     rerank: Annotated[
         bool, Field(description="Sort by the run's score; false: by the first stage's similarity alone.")
     ] = True
+    stages: Annotated[bool, Field(description="Name the order of the first stage as well.")] = False
     where: Annotated[
         str | None,
         Field(
@@ -294,6 +295,7 @@ class SearchResponse(Body):
     exact: bool = Field(description="False where an index named the candidates.")
     notes: list[str]
     hits: list[SearchHit]
+    first_stage: list[SearchHit] | None = Field(None, description="With stages: the best by similarity alone.")
 
 
 class EmbedResponse(Body):
@@ -318,6 +320,9 @@ class ModelRecord(Body):
     encoders: list[str]
     searches: bool = Field(description="Whether /v1/search can use it.")
     reads: list[Literal["image", "text"]] = Field(description="What it needs of a pair.")
+    embeds: list[Literal["image", "text"]] = Field(
+        description="What may be new; of anything else it takes what is in the store."
+    )
     sets: bool = Field(description="Whether a request may ask for sets.")
     doubt: bool = Field(description="Whether a request may ask for doubt.")
 

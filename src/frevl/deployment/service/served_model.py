@@ -220,6 +220,7 @@ class ServedModel:
             "encoders": run.encoders,
             "searches": self.searches,
             "reads": list(run.sides),
+            "embeds": [modality for modality, can in self.embeds.items() if can],
             "sets": self.has_sets,
             "doubt": self.has_doubt,
         }

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from frevl.deployment.service.app import Application
+from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.explorer.curating.curations import Curations
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.teaching.lesson import Fit
@@ -29,9 +30,6 @@ from frevl.errors import UsageError
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
 __all__ = ["serve", "service_config"]
 
 _log = logging.getLogger("frevl.service")
@@ -44,7 +42,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     images: str | Path | None = None,
-    report: str | Path | None = None,
+    report: str | Path | Sequence[str | Path] | None = None,
     page: bool = True,
     labels: bool = False,
     explore: bool = False,
@@ -68,10 +66,10 @@ def serve(
         host: Address to listen on.
         port: Port to listen on; 0 takes a free one, which the log names.
         images: Folder of the images, so that the page can show them; without it the page names their ids.
-        report: The diagnosis page to show; None looks for ``report.html`` in the folders of the runs.
+        report: Pages to show beside those in the folders of the runs, and before them.
         page: Serve the web page as well.
         labels: Let clients write labels into the store.
-        explore: Show the explorer as the page; then no run is needed.
+        explore: Open the page on the pictures of the store; then no run is needed.
         encoder: Whose embeddings the explorer uses; None lets it choose.
         fit: Fits the classifier that the explorer teaches.
         curation: What ``frevl curate --json`` wrote, to decide on in the explorer.
@@ -89,8 +87,10 @@ def serve(
         raise UsageError("Nothing to serve: name at least one run with --run")
     if images is not None and not Path(images).is_dir():
         raise UsageError(f"{images}: expected the folder of the images, found none")
-    if report is not None and not Path(report).is_file():
-        raise UsageError(f"{report}: expected the HTML file of a diagnosis, found none")
+    shown = [Path(one) for one in ([report] if isinstance(report, str | Path) else report or [])]
+    for path in shown:
+        if not path.is_file():
+            raise UsageError(f"{path}: expected the HTML file of a diagnosis, found none")
     if pairs is not None and not Path(pairs).is_file():
         raise UsageError(f"{pairs}: expected a pairs file to judge, found none")
     started = time.monotonic()
@@ -98,11 +98,8 @@ def serve(
     with _bound(host, port) as address:  # before the work, so that an address that is taken costs no time
         opened = Store.open(store)
         scorers = {name: Scorer.open(run, store=opened, device=device) for name, run in runs.items()}
-        found = [Path(run) / "report.html" for run in runs.values()]
-        shown = Path(report) if report is not None else next((path for path in found if path.is_file()), None)
         service = Service(scorers, store=opened, limits=limits, observe=metrics.batch)
         folder = None if images is None else Path(images)
-        make_page = partial(_make_page, service, folder, shown is not None) if page and not explore else None
         # A store of texts alone has nothing to look at.
         looks = explore or bool(opened.select_towers("image"))
         curations = Curations(
@@ -130,8 +127,8 @@ def serve(
             service,
             keys=keys,
             metrics=metrics,
-            report=shown,
-            page=make_page,
+            reports=Reports({name: Path(run) for name, run in runs.items()}, shown),
+            page=page,
             explorer=explorer,
             opens_explorer=explore,
             is_local=_is_local(address),
@@ -207,11 +204,3 @@ def _bound(host: str, port: int) -> socket.socket:
 def _is_local(bound: socket.socket) -> bool:
     """Tell whether only this machine reaches an address."""
     return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
-
-
-def _make_page(service: Service, images: Path | None, has_report: bool) -> FastAPI:
-    from frevl.deployment.service.page import build_page  # its libraries take seconds to load
-
-    page = build_page(service, images=images, has_report=has_report)
-    freeze_loaded_objects()
-    return page

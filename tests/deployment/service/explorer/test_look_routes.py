@@ -13,6 +13,7 @@ from PIL import Image
 
 from clip_folders import clip_retrieval, unit
 from frevl.deployment.service.app import Application
+from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
@@ -306,7 +307,8 @@ def test_without_a_run_the_other_routes_say_so(looked):
 
 def test_every_body_is_described_in_the_document_also_beside_a_report(looked, tmp_path):
     (tmp_path / "report.html").write_text("<h1>report</h1>")
-    app = Application(looked.service, explorer=looked.explorer, report=tmp_path / "report.html", opens_explorer=True)
+    reports = Reports(files=[tmp_path / "report.html"])
+    app = Application(looked.service, explorer=looked.explorer, reports=reports, opens_explorer=True)
     document = app.api.openapi()
     named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
     assert {"FindRequest", "LabelsRequest", "ScoreRequest"} <= named

@@ -17,29 +17,31 @@ _KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css":
 # Nothing but what this service itself sends is run, shown or asked for; text is never run, whatever it looks like.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
     "Cache-Control": "no-cache",
 }
 
 
-def add_page(app: FastAPI, *, is_home: bool) -> None:
-    """Add the page at ``/explore/``.
+def add_page(app: FastAPI, *, leads: bool) -> None:
+    """Add the page at ``/`` and ``/explore/``.
 
     Args:
         app: The application.
-        is_home: Lead there from ``/``.
+        leads: Lead from ``/`` to ``/explore/``, in place of the same page at both.
     """
 
     async def lead() -> Response:
         return RedirectResponse("/explore/")
 
-    app.get("/explore", include_in_schema=False)(lead)
-    if is_home:
-        app.get("/", include_in_schema=False)(lead)
-
-    @app.get("/explore/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html", media_type=_KINDS[".html"], headers=_HEADERS)
+
+    app.get("/explore", include_in_schema=False)(lead)
+    if leads:
+        app.get("/", include_in_schema=False)(lead)
+    else:
+        app.get("/", include_in_schema=False)(page)
+    app.get("/explore/", include_in_schema=False)(page)
 
     @app.get("/explore/page/{name}", include_in_schema=False)
     async def part(name: str) -> Response:

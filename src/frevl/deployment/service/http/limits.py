@@ -42,7 +42,7 @@ class Limits:
         body_bytes: Largest request body.
         body_seconds: A body must have arrived completely after this time.
         answer_seconds: A client must read the next 256 KiB of a large answer within this time.
-        stream_seconds: An event stream of the page is closed after this time without news.
+        stream_seconds: An event stream is closed after this time without news.
         held_bytes: Bodies and large answers of all requests, together.
         requests: Requests that are worked on at a time.
         waiting_requests: Requests that wait for their clients at a time: bodies that arrive, large answers that are
@@ -50,7 +50,6 @@ class Limits:
         connections: Open connections. When there are more, an idle one gives way in the same manner.
         client_share: Share of ``held_bytes``, ``requests``, ``waiting_requests`` and ``waiting_items`` that one client
             may have, 0 to 1. A client is a key, or an address where there are no keys.
-        page_upload_bytes: Pictures that the page keeps on disk; older ones are deleted for newer ones.
         pixels: Most pixels of an image that is sent along, according to its header.
         uploads: Most images sent along with a request.
         items: Most pairs, texts or images of a request.
@@ -68,7 +67,6 @@ class Limits:
     waiting_requests: int = 1024
     connections: int = 2048
     client_share: float = 0.5
-    page_upload_bytes: int = 256 << 20
     pixels: int = 25_000_000
     uploads: int = 16
     items: int = 1024

@@ -40,13 +40,14 @@ _numbers = itertools.count()
 _log = logging.getLogger("frevl.service")
 
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-# The page works with what comes from this service alone; a browser refuses everything else. JSON asks for nothing.
+# Of pages without a policy of their own, which are the documents: what comes from this service alone; a browser refuses
+# everything else. JSON asks for nothing.
 _HEADERS = [
     _NO_SNIFFING,
     (b"referrer-policy", b"no-referrer"),
     (
         b"content-security-policy",
-        b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'; base-uri 'self'",
+        b"default-src 'self' 'unsafe-inline' data:; frame-ancestors 'self'; base-uri 'self'",
     ),
 ]
 
@@ -134,7 +135,7 @@ class _Exchange:
             if self._ended_by is not None:  # a library made an error of its own out of the cancellation
                 self._task.uncancel()
                 await self._refuse(self._ended_by)
-            elif self._is_stream:  # the page's library raises also where a client has left, or listens twice
+            elif self._is_stream:  # also where a client has left
                 _log.warning("a stream ended early: %r", error, extra={"fields": {"request_id": self._id}})
                 await self._cut_off()
             else:

@@ -1,0 +1,1 @@
+"""What the page needs to ask runs and to show their reports."""

@@ -1,0 +1,70 @@
+"""What the page asks for beside the routes of the models: what it can do here, and the reports of the runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query
+from starlette.responses import Response
+
+from frevl.deployment.service.answers import errors, json_answer
+from frevl.deployment.service.explorer.asking.ask_schemas import PartsResponse, ReportsResponse
+from frevl.deployment.service.explorer.asking.reports import Reports
+from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.models import Service
+
+__all__ = ["add_ask_routes"]
+
+_READ = (401, 403, 422, 429, 503)
+_TAG = "explore"
+
+
+def add_ask_routes(
+    app: FastAPI, service: Service, explorer: Explorer | None, reports: Reports, *, opens_explorer: bool
+) -> None:
+    """Add the routes.
+
+    Args:
+        app: The application.
+        service: With the runs.
+        explorer: What shows pictures, or None.
+        reports: Of the runs.
+        opens_explorer: The page opens on the pictures, also where runs can be asked.
+    """
+
+    @app.get("/explore/parts", response_model=PartsResponse, tags=[_TAG], responses=errors(*_READ))
+    async def parts() -> Response:
+        """Say which parts of the page work here."""
+        found = await asyncio.to_thread(reports.all)
+        has_pictures = explorer is not None and (opens_explorer or len(service.images) > 0)
+        return json_answer(
+            {
+                **service.record(),
+                "name": service.store.path.resolve().name,
+                "opens": "pictures" if opens_explorer or not service.models else "ask",
+                "explorer": has_pictures,
+                "pictures": explorer is not None and explorer.thumbnails.pictures is not None,
+                "reports": len(found),
+            }
+        )
+
+    @app.get("/explore/reports", response_model=ReportsResponse, tags=[_TAG], responses=errors(*_READ))
+    async def listed() -> Response:
+        """List the pages that other commands wrote about the runs."""
+        found = await asyncio.to_thread(reports.all)
+        fields = ("id", "run", "title", "bytes", "changed")
+        return json_answer({"reports": [{name: getattr(one, name) for name in fields} for one in found]})
+
+    html: dict[int | str, dict[str, Any]] = {200: {"description": "A page.", "content": {"text/html": {}}}}
+
+    @app.get("/explore/report", tags=[_TAG], response_class=Response, responses={**html, **errors(*_READ, 404, 413)})
+    async def report(
+        of: Annotated[str | None, Query(max_length=1000, description="Its id; the first one if left out.")] = None,
+    ) -> Response:
+        """Return a report, for a frame; a browser runs nothing of it and asks nobody for what it names."""
+        return await asyncio.to_thread(reports.answer, of)
+
+    @app.get("/report", include_in_schema=False)
+    async def first() -> Response:
+        return await asyncio.to_thread(reports.answer, None)

@@ -1,0 +1,122 @@
+"""The pages that other commands wrote about runs: diagnosis, evaluation, curation. Shown, and never run."""
+
+from __future__ import annotations
+
+import html
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.responses import HTMLResponse, Response
+
+from frevl.deployment.service.http.limits import RefusedError
+
+__all__ = ["Report", "Reports"]
+
+_MOST_FILES = 200  # of a run's folder
+_LARGEST = 64 << 20  # bytes
+_HEAD = 4096  # bytes in which the title stands
+_TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+# A page of this project needs no script, and one that somebody put there gets none: nor a form, nor anything of another
+# host, nor what belongs to the page around it.
+_HEADERS = {
+    "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "X-DNS-Prefetch-Control": "off",
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page.
+
+    Attributes:
+        id: What it is asked for by.
+        run: Name of the run in whose folder it lies; empty for one that was named by itself.
+        title: Its own title, or the name of its file.
+        bytes: Its size.
+        changed: When it was written, seconds since 1970.
+        path: The file.
+    """
+
+    id: str
+    run: str
+    title: str
+    bytes: int
+    changed: float
+    path: Path
+
+
+class Reports:
+    """All HTML files in the folders of runs, and others by name; looked for anew whenever somebody asks.
+
+    Args:
+        runs: Folders of the runs by name.
+        files: Further pages, which come first.
+    """
+
+    def __init__(self, runs: Mapping[str, Path] | None = None, files: Sequence[Path] = ()) -> None:
+        self._runs = {name: Path(path) for name, path in (runs or {}).items()}
+        self._files = [Path(path) for path in files]
+
+    def all(self) -> list[Report]:
+        """Return what is there now, in the order of the runs; ``report.html`` is the first of each."""
+        named = [("", path) for path in self._files]
+        for run, folder in self._runs.items():
+            try:
+                found = [path for path in folder.iterdir() if path.suffix.lower() in (".html", ".htm")]
+            except OSError:  # deleted meanwhile
+                continue
+            found.sort(key=lambda path: (path.name != "report.html", path.name))
+            named += [(run, path) for path in found[:_MOST_FILES]]
+        reports: dict[str, Report] = {}
+        for run, path in named:
+            id_ = f"{run}/{path.name}" if run else path.name
+            number = 2
+            while id_ in reports:  # files of one name from several folders
+                id_, number = f"{path.name} ({number})", number + 1
+            report = _read(id_, run, path)
+            if report is not None:
+                reports[id_] = report
+        return list(reports.values())
+
+    def answer(self, id_: str | None) -> Response:
+        """Return a page so that a browser shows it and runs nothing of it; None takes the first one.
+
+        Raises:
+            RefusedError: There is none, it is gone, or it is too large.
+        """
+        report = next((one for one in self.all() if id_ in (None, one.id)), None)
+        if report is None:
+            what = "no report" if id_ is None else f"no report {id_[:80]!r} (any more)"
+            raise RefusedError(
+                404, "unknown_report", f"There is {what}; frevl diagnose --html RUN/report.html writes one, and "
+                "--report FILE names others.",
+            )  # fmt: skip
+        if report.bytes > _LARGEST:
+            raise RefusedError(
+                413, "too_large", f"The report {report.id[:80]!r} has {report.bytes:,} bytes, more than the "
+                f"{_LARGEST:,} that are shown here; open its file.",
+            )  # fmt: skip
+        try:
+            return HTMLResponse(report.path.read_bytes(), headers=_HEADERS)
+        except OSError:
+            raise RefusedError(
+                404, "unknown_report", f"The report {report.id[:80]!r} cannot be read any more."
+            ) from None
+
+
+def _read(id_: str, run: str, path: Path) -> Report | None:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+            return None
+        with path.open("rb") as file:
+            found = _TITLE.search(file.read(_HEAD))
+    except OSError:  # a link that leads nowhere, deleted meanwhile
+        return None
+    title = html.unescape(found[1].decode("utf-8", "replace")) if found else ""
+    return Report(id_, run, " ".join(title.split())[:200] or path.name, status.st_size, status.st_mtime, path)
