@@ -202,9 +202,7 @@ class TwoTowerOptions(DescentOptions):
     """Options of ``dual``, the two-tower network that can search."""
 
     epochs: int = option(6, "Passes over the pairs.", at_least=1)
-    batch_size: int = option(
-        1024, "Pairs per step; the others of the batch are negatives, so large is good.", at_least=1
-    )
+    batch_size: int = option(1024, "Pairs per step; the others of the batch are negatives: large is good.", at_least=1)
     learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
     weight_decay: float = option(0.2, "Weight decay.", at_least=0)
     warm_up: float = option(0.1, "Share of the training in which the learning rate rises.", at_least=0, at_most=1)
@@ -212,6 +210,7 @@ class TwoTowerOptions(DescentOptions):
     members: int = option(3, "Networks that are trained from different seeds and averaged.", at_least=1)
     width: int | None = option(None, "Width of a member's vectors. None: 512; below 5,000 pairs 256.", at_least=1)
     hidden: int | None = option(None, "Width inside a projection. None: twice the width of the vectors.", at_least=1)
+    stored_width: int = option(512, "Width of stored vectors, to which wider joined ones are projected.", at_least=1)
     dropout: float = option(0.5, "Probability of dropping a hidden unit.", at_least=0, below=1)
     input_dropout: float = option(0.3, "Probability of dropping a dimension of an embedding.", at_least=0, below=1)
 

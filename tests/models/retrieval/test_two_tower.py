@@ -10,9 +10,11 @@ from frevl.errors import UsageError
 from frevl.models.retrieval.first_stage import with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.two_tower import LARGEST_SCALE, Cosine, Projection, TwoTower
+from frevl.runs.batches import EmbeddedPairs
 from frevl.store.towers import Tower
 from frevl.training.losses import batch_contrast
 from frevl.training.retrieval.common_space import COMMON_SPACE, cosine_of, has_common_space
+from frevl.training.retrieval.two_tower import narrow_vectors
 
 
 def tower(name, modality, dim, **identity):
@@ -40,6 +42,45 @@ def test_the_dot_product_of_several_members_is_their_mean_cosine():
     torch.testing.assert_close((vectors[0] * vectors[1]).sum(dim=1), torch.stack(cosines).mean(dim=0))
     torch.testing.assert_close(vectors[0].norm(dim=1), torch.ones(13))
     torch.testing.assert_close(both(image, text)[:, 0], both.scale * torch.stack(cosines).mean(dim=0))
+
+
+def joined(members=2):
+    torch.manual_seed(3)
+    return TwoTower.of([TwoTower(image_dim=5, text_dim=3, hidden=7, width=11).eval() for _ in range(members)])
+
+
+def test_stored_vectors_are_the_projections_of_the_joined_ones():
+    both, image, text = joined(), torch.randn(13, 5), torch.randn(13, 3)
+    by = torch.linalg.qr(torch.randn(22, 6)).Q.T.contiguous()
+    narrow = both.narrowed(by)
+    assert (narrow.settings["stored_width"], "stored_width" in both.settings) == (6, False)
+    vectors = narrow.image_vectors(image), narrow.text_vectors(text)
+    for found, whole in zip(vectors, (both.image_vectors(image), both.text_vectors(text)), strict=True):
+        torch.testing.assert_close(found, torch.nn.functional.normalize(whole @ by.T, dim=1))
+    torch.testing.assert_close(narrow(image, text)[:, 0], both.scale * (vectors[0] * vectors[1]).sum(dim=1))
+    again = TwoTower(**narrow.settings)
+    again.load_state_dict(narrow.state_dict())
+    torch.testing.assert_close(again.eval()(image, text), narrow(image, text), rtol=0, atol=0.02)
+    turn = torch.randn(6, 6)
+    turned = narrow.with_text_maps([turn])
+    assert narrow.text_blocks == [6]
+    expected = torch.nn.functional.normalize(vectors[1] @ turn.T, dim=1)
+    torch.testing.assert_close(turned.text_vectors(text), expected)
+    torch.testing.assert_close(turned.image_vectors(image), vectors[0])
+    torch.testing.assert_close(narrow.text_vectors(text), vectors[1], msg="the network that was turned stays")
+
+
+def test_projected_vectors_lose_only_what_training_items_do_not_have():
+    """Items of few directions keep their dot products, to any width that holds these; narrow enough stays as it is."""
+    both, rows = joined(3), torch.arange(2)
+    images, texts = torch.randn(2, 5), torch.randn(2, 3)
+    pairs = EmbeddedPairs(images[:, None], rows[:, None] >= 0, texts[:, None], rows[:, None] >= 0, rows, rows)
+    assert narrow_vectors(both, images, texts, pairs, 33) is both
+    narrow = narrow_vectors(both, images, texts, pairs, 4)
+    assert narrow.image_vectors(images).shape == (2, 4)
+    torch.testing.assert_close(narrow(images, texts), both(images, texts), rtol=0, atol=1e-4)
+    tight = narrow_vectors(both, images, texts, pairs, 1)
+    torch.testing.assert_close(tight.image_vectors(images).abs(), torch.ones(2, 1))
 
 
 def test_the_scale_is_bounded():

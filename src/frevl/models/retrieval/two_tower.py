@@ -65,7 +65,8 @@ class TwoTower(FirstStage):
     """Two projections into one space, trained with symmetric InfoNCE (`frevl.training.retrieval.two_tower`).
 
     With several members the vectors are put side by side, each over the root of their number, so that the dot
-    product is the mean of the members' cosines and an ensemble is searched like a single one.
+    product is the mean of the members' cosines and an ensemble is searched like a single one. With ``stored_width``
+    they are projected to fewer numbers (`narrowed`), and what is compared are the projections, again of unit length.
     """
 
     key = "dual"
@@ -82,6 +83,7 @@ class TwoTower(FirstStage):
         dropout: float = 0.5,
         alignment: dict[str, Any] | None = None,
         alignment_weight: float = 0.0,
+        stored_width: int | None = None,
     ) -> None:
         """Build the network.
 
@@ -95,6 +97,7 @@ class TwoTower(FirstStage):
             dropout: The same inside the projections.
             alignment: Arguments of the `Alignment` beside the projections, or None.
             alignment_weight: Of its cosine in the logit.
+            stored_width: Width to which the joined vectors are projected; None: they stay as they are.
         """
         super().__init__()
         self.settings: dict[str, Any] = {
@@ -107,11 +110,15 @@ class TwoTower(FirstStage):
             "dropout": dropout,
             "alignment": alignment,
             "alignment_weight": alignment_weight,
+            **({} if stored_width is None else {"stored_width": stored_width}),  # runs from before have no such key
         }
         shape: dict[str, Any] = {"hidden": hidden, "width": width, "input_dropout": input_dropout, "dropout": dropout}
         self.image = nn.ModuleList(Projection(inputs=image_dim, **shape) for _ in range(members))
         self.text = nn.ModuleList(Projection(inputs=text_dim, **shape) for _ in range(members))
         self.log_scale = nn.Parameter(torch.full((), math.log(1 / 0.07)))
+        maps = [] if stored_width is None else [frozen(stored_width, members * width) for _ in range(2)]
+        self.stored = nn.ParameterList(maps)  # of images, of texts
+        stored_in_half(self.stored)
         self._align(alignment, alignment_weight)
 
     @classmethod
@@ -130,13 +137,28 @@ class TwoTower(FirstStage):
         """The learned logit scale, in (0, 30]."""
         return self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
+    def narrowed(self, by: Tensor) -> TwoTower:
+        """Return the same network, whose joined vectors are projected.
+
+        Args:
+            by: ``(stored width, members * width)``, rows orthonormal; for images and texts alike, so that the dot
+                product loses only what lies outside of their span.
+        """
+        twin = deepcopy(self)
+        twin.settings = {**self.settings, "stored_width": len(by)}
+        twin.stored = nn.ParameterList(nn.Parameter(by.clone(), requires_grad=False) for _ in range(2))
+        stored_in_half(twin.stored)
+        return twin.eval()
+
     def own_image_vectors(self, image: Tensor) -> Tensor:
-        """``(n, members * width)`` unit vectors."""
-        return _side_by_side(self.image, image)
+        """``(n, members * width)`` unit vectors, or ``(n, stored width)``."""
+        joined = _side_by_side(self.image, image)
+        return F.normalize(joined @ self.stored[0].T, dim=1) if len(self.stored) else joined
 
     def own_text_vectors(self, text: Tensor) -> Tensor:
-        """``(n, members * width)`` unit vectors."""
-        return _side_by_side(self.text, text)
+        """``(n, members * width)`` unit vectors, or ``(n, stored width)``."""
+        joined = _side_by_side(self.text, text)
+        return F.normalize(joined @ self.stored[1].T, dim=1) if len(self.stored) else joined
 
     @property
     def turnable_texts(self) -> TwoTower | None:
@@ -145,13 +167,18 @@ class TwoTower(FirstStage):
 
     @property
     def text_blocks(self) -> list[int]:
-        """One a member."""
+        """One a member; where their joined vectors are projected, one for all."""
+        if len(self.stored):
+            return [len(self.stored[1])]
         return [int(self.settings["width"])] * int(self.settings["members"])
 
     def with_text_maps(self, maps: Sequence[Tensor]) -> TwoTower:
-        """Fold the maps into the last layers of the projections of texts."""
+        """Fold the maps into the last layers of the projections of texts, or into what follows them."""
         twin = deepcopy(self)
         with torch.no_grad():
+            if len(twin.stored):
+                twin.stored[1].copy_((maps[0].double() @ twin.stored[1].double()).float())
+                return twin.eval()
             for member, turn in zip(twin.text, maps, strict=True):
                 if isinstance(member, Projection):
                     member.turn(turn)
