@@ -1,6 +1,7 @@
 """How work grows with the number of pairs: processor seconds, peak memory, and their exponents. Made data.
 
     python bench/scale.py pairs   [--counts 300000 3000000]    read a pairs file, the first time and again
+    python bench/scale.py csv, parquet                         the same, from other forms
     python bench/scale.py prepare [--counts 20000 200000]      a pairs file and a store -> what a training needs
     python bench/scale.py linear  [--counts 20000 100000]      fit the linear probe, 3 wrong texts a pair
     python bench/scale.py tiny    [--counts 20000]             one epoch of tiny, items in memory and in a file
@@ -45,6 +46,30 @@ def write_pairs(folder: Path, count: int, captions: int) -> Path:
                 + "\n"
                 for i in range(start, min(start + AT_ONCE, count))
             )
+    return path
+
+
+def write_table(folder: Path, count: int, ending: str) -> Path:
+    """Write the pairs of `write_pairs` as a text table with a quoted text, or as Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / f"pairs.{ending}"
+    starts = range(0, count, AT_ONCE)
+    blocks = (range(start, min(start + AT_ONCE, count)) for start in starts)
+    rows = (
+        ([f"img/{i // CAPTIONS:08d}.jpg" for i in some], [f"a caption of a picture, number {i}, a dog" for i in some])
+        for some in blocks
+    )
+    if ending == "csv":
+        with path.open("w", encoding="utf-8") as file:
+            file.write("image,text\n")
+            for images, texts in rows:
+                file.writelines(f'{image},"{text}"\n' for image, text in zip(images, texts, strict=True))
+        return path
+    with pq.ParquetWriter(path, pa.schema([("image", pa.string()), ("text", pa.string())])) as writer:
+        for images, texts in rows:
+            writer.write_table(pa.table({"image": images, "text": texts}))
     return path
 
 
@@ -114,6 +139,21 @@ def pairs(folder: Path, count: int) -> Callable[[], object]:
     return lambda: read_pairs(path)
 
 
+def table(ending: str) -> Callable[[Path, int], Callable[[], object]]:
+    def prepared(folder: Path, count: int) -> Callable[[], object]:
+        import pyarrow.compute
+        import pyarrow.csv  # noqa: F401
+
+        from frevl.data.pairs import read_pairs
+
+        path = folder / f"pairs.{ending}"
+        if not path.exists():
+            write_table(folder, count, ending)
+        return lambda: read_pairs(path)
+
+    return prepared
+
+
 def prepare(folder: Path, count: int) -> Callable[[], object]:
     from frevl.store.reader import Store
     from frevl.training.prepare import prepare as prepared
@@ -152,7 +192,15 @@ def tiny_in_file(folder: Path, count: int) -> Callable[[], object]:
     return tiny(folder, count, in_file=True)
 
 
-MEASURED = {"pairs": pairs, "prepare": prepare, "linear": linear, "tiny": tiny, "tiny_in_file": tiny_in_file}
+MEASURED = {
+    "pairs": pairs,
+    "csv": table("csv"),
+    "parquet": table("parquet"),
+    "prepare": prepare,
+    "linear": linear,
+    "tiny": tiny,
+    "tiny_in_file": tiny_in_file,
+}
 
 
 def child(name: str, folder: Path, count: int) -> None:
@@ -193,7 +241,11 @@ def main() -> None:
     if given.child:
         child(given.what, Path(given.child[0]), int(given.child[1]))
         return
-    usual = {"pairs": [300_000, 3_000_000], "prepare": [20_000, 200_000], "linear": [20_000, 100_000]}
+    usual = {
+        **{name: [300_000, 3_000_000] for name in ("pairs", "csv", "parquet")},
+        "prepare": [20_000, 200_000],
+        "linear": [20_000, 100_000],
+    }
     records: list[dict] = []
     for count in given.counts or usual.get(given.what, [20_000]):
         with tempfile.TemporaryDirectory() as place:
@@ -202,11 +254,12 @@ def main() -> None:
                 turns = ("tiny", "tiny_in_file") * given.repetitions
                 records += [{"what": name, "count": count, **measured(name, folder, count)} for name in turns]
                 continue
-            if given.what in ("pairs", "prepare"):
+            files = ("pairs", "csv", "parquet")
+            if given.what in (*files, "prepare"):
                 MEASURED[given.what](folder, count)  # writes the files
             records.append({"what": given.what, "count": count, **measured(given.what, folder, count)})
-            if given.what == "pairs":
-                records.append({"what": "pairs again", "count": count, **measured("pairs", folder, count)})
+            if given.what in files:
+                records.append({"what": f"{given.what} again", "count": count, **measured(given.what, folder, count)})
         print(json.dumps(records[-1]), file=sys.stderr)
     first = [one for one in records if one["what"] == given.what]
     result: dict = {"what": "growth with the number of pairs", "records": records}

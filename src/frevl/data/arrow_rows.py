@@ -22,7 +22,7 @@ from frevl.data.json_rows import HALF_PAIR, has_half_pair
 from frevl.data.parquet_batches import check_growth, check_names, parquet_batches
 from frevl.errors import PairsError
 
-__all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "table_source"]
+__all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "plain_batches", "table_source"]
 
 _ROWS_AT_ONCE, _PICTURES_AT_ONCE = 65_536, 64
 _LONGEST_LIST = 64  # numbers; a longer list is an embedding, and no key of a pair
@@ -129,6 +129,44 @@ def arrow_rows(source: ArrowSource, given: Mapping[str, str], notes: list[str]) 
                 yield columns, (number, _plain_row(row, columns), problem)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(source.place, number, error) from error
+
+
+def plain_batches(
+    source: ArrowSource, given: Mapping[str, str]
+) -> tuple[Columns, list[str], Callable[[], Iterator[pa.RecordBatch]]] | None:
+    """Return the columns of the fields, notes on what is not read, and a function that yields the batches to read.
+
+    Args:
+        source: The table.
+        given: Columns that the user named.
+
+    Returns:
+        None where a column is not of texts, whole numbers or truth values, or holds pictures: `arrow_rows` reads those.
+
+    Raises:
+        PairsError: The columns do not say what the image and the text are.
+    """
+    try:
+        plan = _plan(source, given)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise _unreadable(source.place, 0, error) from error
+    names = [*plan.columns.values(), *plan.extras]
+    types = {one.name: one.type for one in source.schema}
+    sides = [name for field, name in plan.columns.items() if field != "target"]
+    if plan.picture is not None or not all(_is_plain_text(types[name]) for name in sides):
+        return None
+    plain = (pa.types.is_integer, pa.types.is_boolean, _is_plain_text)
+    if not all(any(test(types[name]) for test in plain) for name in names):
+        return None
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        return (batch.select(names) for batch in source.read(names, _ROWS_AT_ONCE))
+
+    return {"image": "image", **plan.columns} if "image" in plan.columns else plan.columns, plan.notes, batches
+
+
+def _is_plain_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def pictures_of(source: ArrowSource, given: Mapping[str, str]) -> Iterator[tuple[str, bytes]] | None:

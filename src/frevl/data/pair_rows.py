@@ -20,6 +20,7 @@ __all__ = [
     "JSON_ENDINGS",
     "LEFT_ALONE",
     "NO_VALUE",
+    "TABLES",
     "WITH_ARTICLE",
     "as_target",
     "in_fields",
@@ -34,7 +35,7 @@ __all__ = [
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet", ".arrow", ".feather")
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson", ".txt")
 _ARROW = (".parquet", ".arrow", ".feather")
-_TABLES = (".csv", ".tsv", ".tab")
+TABLES = (".csv", ".tsv", ".tab")
 _REMEDIES = {
     ".xlsx": "save the sheet as CSV (UTF-8)", ".xls": "save the sheet as CSV (UTF-8)",
     ".ods": "save the sheet as CSV (UTF-8)", ".gz": "unpack it", ".zip": "unpack it", ".zst": "unpack it",
@@ -74,7 +75,7 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
         with path.open("rb") as file:
             stream = _in_utf8(path, file)
             first = stream.peek(1 << 16).lstrip()[:1]  # type: ignore[attr-defined]
-            if suffix in _TABLES or (suffix == ".txt" and first not in (b"{", b"[")):
+            if suffix in TABLES or (suffix == ".txt" and first not in (b"{", b"[")):
                 yield from in_fields(table_rows(path, stream, given), notes)
             else:
                 yield from in_fields(_with_columns(path, json_rows(path, stream), given), notes)

@@ -25,7 +25,7 @@ from frevl.data.json_rows import HALF_PAIR, has_half_pair
 from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, told
 from frevl.data.packed.read import read_packed
 from frevl.data.pair_rows import (
-    JSON_ENDINGS,
+    ENDINGS,
     LEFT_ALONE,
     WITH_ARTICLE,
     as_target,
@@ -206,8 +206,8 @@ def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] 
 
 
 def _from_packed(path: Path, given: Mapping[str, str]) -> Pairs | None:
-    """Read a large file of JSON lines; None for any other."""
-    if path.suffix.lower() not in JSON_ENDINGS or not path.is_file():
+    """Read a large file; None for any other."""
+    if path.suffix.lower() not in ENDINGS or not path.is_file():
         return None
     try:
         kept = read_packed(path, given)

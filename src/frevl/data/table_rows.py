@@ -12,7 +12,7 @@ from frevl.data.columns import Columns, choose_columns
 from frevl.data.json_rows import has_half_pair, json_value
 from frevl.errors import PairsError
 
-__all__ = ["table_rows"]
+__all__ = ["records", "table_header", "table_rows"]
 
 _DELIMITERS = (",", "\t", ";", "|")
 
@@ -35,7 +35,7 @@ def table_rows(path: Path, stream: BinaryIO, given: Mapping[str, str]) -> Iterat
     begin = stream.tell()
     header = stream.readline(1 << 20).decode("utf-8", "surrogateescape")
     stream.seek(begin)
-    delimiter, columns = _header(f"{path}, line 1", path.suffix.lower(), header, given)
+    delimiter, columns = table_header(f"{path}, line 1", path.suffix.lower(), header, given)
     # Bytes that are not UTF-8 become surrogates, which nothing else in a file can be.
     lines = io.TextIOWrapper(stream, encoding="utf-8", newline="", errors="surrogateescape")
     try:
@@ -45,11 +45,26 @@ def table_rows(path: Path, stream: BinaryIO, given: Mapping[str, str]) -> Iterat
 
 
 def _rows(path: Path, lines: Iterable[str], delimiter: str, target: str) -> Iterator[Row]:
+    lines = iter(lines)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     try:
         names = next(reader, [])
     except csv.Error as error:
         raise PairsError(f"{path}, line 1: expected a header, found malformed CSV ({error})") from error
+    yield from records(lines, delimiter, names, target, reader.line_num)
+
+
+def records(lines: Iterable[str], delimiter: str, names: list[str], target: str, before: int) -> Iterator[Row]:
+    """Yield ``(line, row, problem)`` of every record behind the header.
+
+    Args:
+        lines: The lines that are left, with their ends.
+        delimiter: Between columns.
+        names: Of the columns.
+        target: Column of the target.
+        before: How many lines the file has before these.
+    """
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     while True:
         first = reader.line_num + 1
         try:
@@ -57,19 +72,19 @@ def _rows(path: Path, lines: Iterable[str], delimiter: str, target: str) -> Iter
         except StopIteration:
             return
         except csv.Error as error:
-            upto = f" (from line {first})" if reader.line_num > first else ""
-            yield reader.line_num, None, f"malformed CSV{upto}: {error}"
+            upto = f" (from line {before + first})" if reader.line_num > first else ""
+            yield before + reader.line_num, None, f"malformed CSV{upto}: {error}"
             continue
         if not values:
             continue
         if len(values) != len(names):
-            yield reader.line_num, None, f"expected {len(names)} columns, found {len(values)}"
+            yield before + reader.line_num, None, f"expected {len(names)} columns, found {len(values)}"
         else:
-            yield reader.line_num, *_table_row(dict(zip(names, values, strict=True)), target)
+            yield before + reader.line_num, *_table_row(dict(zip(names, values, strict=True)), target)
 
 
-def _header(place: str, suffix: str, header: str, given: Mapping[str, str]) -> tuple[str, Columns]:
-    """Find the delimiter that splits the first line into column names."""
+def table_header(place: str, suffix: str, header: str, given: Mapping[str, str]) -> tuple[str, Columns]:
+    """Find the delimiter that splits the first line into column names, and the column of each field."""
     first = "\t" if suffix in (".tsv", ".tab") else ","
     found: dict[str, list[str]] = {}
     for delimiter in sorted(_DELIMITERS, key=lambda one: one != first):

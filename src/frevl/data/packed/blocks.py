@@ -19,7 +19,7 @@ from frevl.data.pair_rows import NO_VALUE, problem_in
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Block", "Layout", "read_block", "renamed"]
+__all__ = ["Block", "Layout", "doubtful", "is_text", "json_objects", "json_strings", "read_block", "renamed"]
 
 _FEW = 32  # lines that are read row by row
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
@@ -107,6 +107,30 @@ class Block:
             own.append(_coded(column, missing))
         self.lines.append(lines.astype(np.int32 if lines[-1] < 2**31 else np.int64))
 
+    def add_rows(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """Add pairs that are objects of Python, each with its line."""
+        import pyarrow as pa
+
+        if not rows:
+            return
+        targets = (row.get("target") for _, row in rows)
+        others = ({key: value for key, value in row.items() if key not in FIELDS} for _, row in rows)
+        columns = (
+            [row.get("image") for _, row in rows],
+            [row.get("text") for _, row in rows],
+            [None if target is None else json.dumps(target, ensure_ascii=False) for target in targets],
+            [json.dumps(one, ensure_ascii=False) if one else "{}" for one in others],
+        )
+        strings = (pa.array(column, pa.large_string()) for column in columns)
+        self.add(*strings, lines=np.array([line for line, _ in rows]))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Tell whether a column holds texts."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
 
 def _coded(column: pa.Array, missing: str) -> pa.DictionaryArray:
     import pyarrow as pa
@@ -177,21 +201,21 @@ def _by_arrow(raw: bytes, first: int, count: int, layout: Layout, block: Block) 
     image, text, target = (table[layout.columns.get(name, name)].combine_chunks() for name in FIELDS)
     if pc.any(pc.and_(pc.is_null(image), pc.is_null(text))).as_py():
         return False
-    doubtful = np.zeros(count, bool)
+    look = np.zeros(count, bool)
     for column in (image, text, target):
-        doubtful |= _doubtful(column)
-    rows = np.flatnonzero(doubtful)
+        look |= doubtful(column)
+    rows = np.flatnonzero(look)
     if len(rows):
         given = (column.take(pa.array(rows)).to_pylist() for column in (image, text, target))
         if any(problem_in(dict(zip(FIELDS, row, strict=True))) for row in zip(*given, strict=True)):
             return False
-    strings = image, text, _json_strings(target)
-    extras = _json_objects({key: table[key].combine_chunks() for key in layout.extras}, count)
+    strings = image, text, json_strings(target)
+    extras = json_objects({key: table[key].combine_chunks() for key in layout.extras}, count)
     block.add(*strings, extras, lines=np.arange(first, first + count))
     return True
 
 
-def _doubtful(column: pa.StringArray) -> np.ndarray:
+def doubtful(column: pa.StringArray) -> np.ndarray:
     """Return where a text may stand for no value: it is empty, or does not begin and end with a plain letter."""
     import pyarrow as pa
     from pyarrow import compute as pc
@@ -206,11 +230,11 @@ def _doubtful(column: pa.StringArray) -> np.ndarray:
     letters = np.frombuffer(data, np.uint8)
     ends = [letters[np.minimum(where, len(letters) - 1)] for where in (places[:-1], places[1:] - 1)]
     blank = (places[:-1] == places[1:]) | (ends[0] <= 32) | (ends[0] >= 127) | (ends[1] <= 32) | (ends[1] >= 127)
-    doubtful: np.ndarray = words | blank
-    return doubtful
+    found: np.ndarray = words | blank
+    return found
 
 
-def _json_strings(column: pa.StringArray) -> pa.Array:
+def json_strings(column: pa.StringArray) -> pa.Array:
     """Return the JSON of strings; null stays null."""
     import pyarrow as pa
     from pyarrow import compute as pc
@@ -223,8 +247,8 @@ def _json_strings(column: pa.StringArray) -> pa.Array:
     return pc.binary_join_element_wise('"', column, '"', "").cast(pa.large_string())
 
 
-def _json_objects(columns: Mapping[str, pa.Array], count: int) -> pa.Array:
-    """Return the JSON of objects whose keys are these columns, without nulls."""
+def json_objects(columns: Mapping[str, pa.Array], count: int) -> pa.Array:
+    """Return the JSON of objects whose keys are these columns: texts, whole numbers and truth values."""
     import pyarrow as pa
     from pyarrow import compute as pc
 
@@ -233,17 +257,15 @@ def _json_objects(columns: Mapping[str, pa.Array], count: int) -> pa.Array:
     parts: list[Any] = []
     for number, (key, column) in enumerate(columns.items()):
         parts.append(f"{'{' if number == 0 else ', '}{json.dumps(key, ensure_ascii=False)}: ")
-        text = pa.types.is_string(column.type)
-        parts.append(_json_strings(column) if text else column.cast(pa.large_string()))
+        made = json_strings(column) if is_text(column.type) else column.cast(pa.large_string())
+        parts.append(pc.fill_null(made, "null") if made.null_count else made)
     arguments: Sequence[Any] = [pa.scalar(part, pa.large_string()) if isinstance(part, str) else part for part in parts]
     closed = pa.scalar("}", pa.large_string())
     return pc.binary_join_element_wise(*arguments, closed, pa.scalar("", pa.large_string()))
 
 
 def _row_by_row(raw: bytes, first: int, columns: Mapping[str, str], block: Block) -> None:
-    import pyarrow as pa
-
-    images, texts, targets, extras, lines = [], [], [], [], []
+    kept: list[tuple[int, Any]] = []
     count = raw.count(b"\n")
     for number, line in enumerate(raw.split(b"\n"), start=first):
         if not line.strip():
@@ -254,14 +276,6 @@ def _row_by_row(raw: bytes, first: int, columns: Mapping[str, str], block: Block
         problem = problem or problem_in(row)
         if problem:
             block.rejected.append((number, problem))
-            continue
-        images.append(row.get("image"))
-        texts.append(row.get("text"))
-        target = row.get("target")
-        targets.append(None if target is None else json.dumps(target, ensure_ascii=False))
-        others = {key: value for key, value in row.items() if key not in FIELDS}
-        extras.append(json.dumps(others, ensure_ascii=False) if others else "{}")
-        lines.append(number)
-    if lines:
-        strings = (pa.array(column, pa.large_string()) for column in (images, texts, targets, extras))
-        block.add(*strings, lines=np.array(lines))
+        else:
+            kept.append((number, row))
+    block.add_rows(kept)

@@ -1,4 +1,4 @@
-"""A large file of JSON lines -> columns of Arrow, in blocks; the second time from the file that is kept of them."""
+"""A large pairs file -> columns of Arrow, in blocks; the second time from the file that is kept of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from frevl.data.json_rows import is_lines, json_value, too_long
 from frevl.data.packed.blocks import Block, Layout, read_block
 from frevl.data.packed.codes import joined_codes
 from frevl.data.packed.kept import Kept, kept_columns
-from frevl.data.pair_rows import as_target, is_missing, nothing_found, with_the_same_sides
+from frevl.data.packed.tables import arrow_block, csv_block, open_csv
+from frevl.data.pair_rows import TABLES, as_target, is_missing, nothing_found, with_the_same_sides
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["read_packed"]
 
 _LARGE = 16 << 20  # bytes of a file: about 150,000 captions
+_LARGE_TABLE = 2 << 20  # of Parquet, which takes an eighth
+_ARROW = (".parquet", ".arrow", ".feather")
 _AT_ONCE = 2 << 20  # bytes of a block
 _HEAD = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -38,7 +41,7 @@ class _Start:
 
 
 def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
-    """Read the pairs of a large file of JSON lines.
+    """Read the pairs of a large file: JSON lines, text tables, Parquet, Arrow and Feather.
 
     What is rejected, and why, is what reading row by row says. Afterwards the columns are kept in a file, and memory
     holds only those parts of them that are used.
@@ -48,20 +51,61 @@ def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
         given: Columns that the user named (`frevl.data.columns.columns_of`).
 
     Returns:
-        The columns; None for every other file: small ones, other forms, and those without a single pair.
+        The columns; None for every other file: small ones, other forms (pictures inside tables, targets that are lists
+        of Arrow), and those without a single pair.
 
     Raises:
         OSError: The file cannot be read.
-        PairsError: Some pairs with a target have a text (an image) and others none.
+        PairsError: Some pairs with a target have a text (an image) and others none, or a table does not say which
+            columns are which.
     """
-    if path.stat().st_size < _LARGE:
+    suffix = path.suffix.lower()
+    if path.stat().st_size < (_LARGE_TABLE if suffix in _ARROW else _LARGE):
         return None
+    if suffix in _ARROW:
+        return _read_arrow(path, given)
     with path.open("rb") as file:
         head = file.read(_HEAD).removeprefix(_BOM)
+    if suffix in TABLES or (suffix == ".txt" and head.lstrip()[:1] not in (b"{", b"[")):
+        return _read_csv(path, given)
     start = _begin(path, head, given)
     if start is None:
         return None
     return kept_columns(path, given, lambda: _read(path, start))
+
+
+def _read_csv(path: Path, given: Mapping[str, str]) -> Kept | None:
+    table = open_csv(path, given)
+    if table is None:
+        return None
+    start = _Start(table.columns, None, renaming_note(table.columns))
+
+    def read() -> Kept | None:
+        block = csv_block(path, table)
+        return _finished(path, block, start) if block is not None and block.lines else None
+
+    return kept_columns(path, given, read)
+
+
+def _read_arrow(path: Path, given: Mapping[str, str]) -> Kept | None:
+    import pyarrow as pa
+
+    from frevl.data.arrow_rows import open_arrow, plain_batches
+
+    found = plain_batches(open_arrow(path), given)
+    if found is None:
+        return None
+    columns, notes, batches = found
+    start = _Start(columns, None, [*notes, *renaming_note(columns)])
+
+    def read() -> Kept | None:
+        try:
+            block = arrow_block(batches(), columns)
+        except pa.ArrowException:
+            return None  # said where it is read row by row
+        return _finished(path, block, start) if block.lines else None
+
+    return kept_columns(path, given, read)
 
 
 def _begin(path: Path, head: bytes, given: Mapping[str, str]) -> _Start | None:

@@ -19,6 +19,7 @@ from frevl.errors import InputError, UsageError
 from frevl.jsonfile import replace_file
 from frevl.outputs import refuse_inputs
 from frevl.rejects import Reject, rejects_sentence
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.importing.formats import VectorBlock
 from frevl.store.importing.identity import declared_towers, verified_towers
 from frevl.store.importing.layouts import Part, lacking_parts, open_parts
@@ -232,6 +233,7 @@ class _Import:
             )
         columns = block.columns if block.columns is not None else pa.table({})
         ids = [item_id(id_, self.tower.modality, self.folder) for id_ in columns["id"].to_pylist()]
+        there = find_rows(self.known, [id_ or "" for id_ in ids])
         values, scaled, problems = self._values(block)
         new: dict[str, list[int]] = {"append": [], "fill": []}
         kept: list[int] = []
@@ -250,7 +252,7 @@ class _Import:
                 rejects.append(Reject(self.tower.modality, id_, reason))
             else:
                 self.seen[id_] = zlib.crc32(values[row])
-                way = self._way(id_)
+                way = self._way(int(there[row]))
                 if way is None:
                     kept.append(row)
                 else:
@@ -261,13 +263,12 @@ class _Import:
         metadata = columns.drop_columns(["id"])
         for way, rows in new.items():
             if rows:
-                self._write(way, [str(ids[row]) for row in rows], values[rows], metadata.take(rows))
+                self._write(way, [str(ids[row]) for row in rows], there[rows], values[rows], metadata.take(rows))
         self.writer.reject(rejects)
         self.rejects += rejects
 
-    def _way(self, id_: str) -> str | None:
-        row = self.known.get(id_)
-        if row is None:
+    def _way(self, row: int) -> str | None:
+        if row < 0:
             return "append"
         return None if self.states[f"has:{self.tower.name}"][row] else "fill"
 
@@ -280,17 +281,16 @@ class _Import:
         lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(given, axis=1)
         return int(((stored * given).sum(axis=1) < CANARY_COSINE * lengths).sum())
 
-    def _write(self, way: str, ids: list[str], values: np.ndarray, metadata: pa.Table) -> None:
-        items = [self._item(id_, value) for id_, value in zip(ids, values, strict=True)]
+    def _write(self, way: str, ids: list[str], there: np.ndarray, values: np.ndarray, metadata: pa.Table) -> None:
+        items = [self._item(id_, row, value) for id_, row, value in zip(ids, there.tolist(), values, strict=True)]
         embeddings = {self.tower.name: Embeddings(values[:, None], np.ones((len(values), 1), bool))}
         named = named_metadata(metadata, self.writer.metadata_types(self.tower.modality))
         write = self.writer.append if way == "append" else self.writer.fill
         write(self.tower.modality, items, embeddings, metadata=named)
         self._count(new=len(ids))
 
-    def _item(self, id_: str, value: np.ndarray) -> Item:
-        row = self.known.get(id_)
-        if row is not None:
+    def _item(self, id_: str, row: int, value: np.ndarray) -> Item:
+        if row >= 0:
             of = {name: self.states[name][row] for name in ("content_hash", "bytes", "modified_ns")}
             return Item(id_, of["content_hash"].decode(), int(of["bytes"]), int(of["modified_ns"]))
         if self.tower.modality == "text":
