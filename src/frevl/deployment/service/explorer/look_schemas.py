@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from frevl.deployment.service.explorer.searching.filters import MOST_FILTERS, Filter
 from frevl.deployment.service.schemas import Body, ImageId, Text, UploadName, Uploads
 
 __all__ = ["FindRequest", "FindResponse", "ImagesResponse", "OverviewResponse"]
@@ -37,6 +38,13 @@ class RejectsRecord(Body):
     examples: list[RejectRecord]
 
 
+class GrowthRecord(Body):
+    """How many rows there were after a commit."""
+
+    at: str = Field(description="In UTC.")
+    rows: int
+
+
 class OverviewResponse(Body):
     """What is in the store, and what can be done with it here."""
 
@@ -50,6 +58,10 @@ class OverviewResponse(Body):
     reasons: list[RejectsRecord]
     picture_bytes: int
     store_bytes: dict[str, int] = Field(description="Size of each part of the store on disk.")
+    growth: list[GrowthRecord] = Field(
+        description="Pictures after commits that are still known, the oldest first; compacting forgets earlier ones."
+    )
+    text_growth: list[GrowthRecord]
     columns: dict[str, str] = Field(description="Metadata columns that filters can name, with their types.")
     pictures: bool = Field(description="Whether the service knows the files of the pictures.")
     writable: bool = Field(description="Whether it takes labels.")
@@ -91,6 +103,9 @@ class FindRequest(Body):
     uploads: Uploads = Field(default_factory=dict)
     k: Annotated[int, Field(ge=1, le=500)] = 60
     where: Annotated[str | None, Field(max_length=1000, description="SQL over id, bytes and metadata columns.")] = None
+    filters: Annotated[list[Filter], Field(max_length=MOST_FILTERS, description="All must hold.")] = Field(
+        default_factory=list
+    )
     fold: Annotated[bool, Field(description="Show pictures of the same content once.")] = True
 
     @model_validator(mode="after")

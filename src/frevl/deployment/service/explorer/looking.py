@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +12,17 @@ import numpy as np
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.look_schemas import FindRequest
 from frevl.deployment.service.explorer.rows import Rows
+from frevl.deployment.service.explorer.searching.filters import Filter, columns_of, read_filters
+from frevl.deployment.service.explorer.searching.filters import condition as condition_of
 from frevl.deployment.service.explorer.teaching.lesson import Lesson
 from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.runs.search.copies import merge_copies
 from frevl.runs.search.nearest import nearest_rows
 from frevl.store.labels.book import LabelBook
+from frevl.store.reader import Store
+from frevl.store.towers import Modality
+from frevl.store.upkeep.growth import growth
 
 __all__ = ["MOST_SHOWN", "Order", "Shown", "find", "guess_of", "images", "overview"]
 
@@ -73,6 +78,8 @@ def _overview(explorer: Explorer, rows: Rows) -> dict[str, Any]:
         "reasons": reasons,
         "picture_bytes": rows.picture_bytes,
         "store_bytes": _sizes(store.path),
+        "growth": _growth(store, "image"),
+        "text_growth": _growth(store, "text"),
         "columns": {name: str(kind) for name, kind in store.metadata("image").items()},
         "pictures": explorer.thumbnails.pictures is not None,
         "writable": explorer.writable,
@@ -103,6 +110,14 @@ def _notes(explorer: Explorer, rows: Rows) -> list[str]:
     return notes
 
 
+def _growth(store: Store, modality: Modality) -> list[dict[str, Any]]:
+    try:
+        found = growth(store.path, modality)
+    except (OSError, ValueError):  # a commit that went while it was read; the rest of the page is worth having
+        return []
+    return [{"at": at.isoformat(timespec="seconds"), "rows": rows} for at, rows in found]
+
+
 def _sizes(store: Path) -> dict[str, int]:
     """Return the bytes of every part of the store."""
     sizes: dict[str, int] = {}
@@ -126,19 +141,23 @@ async def images(
     shown: Shown,
     label: str | None,
     where: str | None,
+    filters: str | None = None,
     order: Order = "store",
     of: str | None = None,
 ) -> dict[str, Any]:
     """Return some of the pictures of the store, in its order or one that the classifier gives."""
     lesson = _lesson(explorer, order, of)
     rows = await explorer.rows()
+    chips = await explorer.ask(lambda: read_filters(filters))
 
     def work() -> dict[str, Any]:
+        condition = _condition(rows, chips, where)
+
         def answer(book: LabelBook) -> dict[str, Any]:
-            chosen = _chosen(explorer, rows, book, shown, label, where)
+            chosen = _chosen(explorer, rows, book, shown, label, condition)
             if lesson is not None and order != "store":
-                filters = (shown, label, where, book.version)
-                chosen = _ordered(explorer, rows, lesson, order, of, chosen, filters)
+                narrowed = (shown, label, condition, book.version)
+                chosen = _ordered(explorer, rows, lesson, order, of, chosen, narrowed)
             total = len(rows) if chosen is None else len(chosen)
             every = range(total) if chosen is None else chosen
             taken = [int(row) for row in every[start : start + count]]
@@ -219,6 +238,10 @@ def _ordered(
     return every if chosen is None else every[np.isin(every, chosen)]
 
 
+def _condition(rows: Rows, filters: Sequence[Filter], where: str | None) -> str | None:
+    return condition_of(filters, where, columns_of(rows.store)) if filters else where
+
+
 def _where(rows: Rows, where: str) -> np.ndarray:
     found = [rows.positions[id_] for id_ in rows.store.matching("image", where) if id_ in rows.positions]
     return np.sort(np.array(found, np.int64))
@@ -258,8 +281,8 @@ async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upl
     def work() -> dict[str, Any]:
         query = _query(explorer, rows, asked, content)
         allowed = rows.usable
-        if asked.where is not None:
-            where = asked.where
+        where = _condition(rows, asked.filters, asked.where)
+        if where is not None:
             allowed = np.zeros(len(rows), bool)
             allowed[explorer.view((rows.key, "where", where), lambda: _where(rows, where))] = True
             allowed &= rows.usable
@@ -322,7 +345,8 @@ async def _by_run(explorer: Explorer, rows: Rows, asked: FindRequest) -> dict[st
     text = asked.text or ""
     service.check_size([text], 1)
     service.check_texts(model, [text])
-    found = await service.search(model, text=text, k=asked.k, where=asked.where)
+    where = await explorer.ask(lambda: _condition(rows, asked.filters, asked.where))
+    found = await service.search(model, text=text, k=asked.k, where=where)
     likeness = np.array([hit.similarity for hit in found.by_score], np.float32)
     ids = [hit.id for hit in found.by_score]
     answer = await explorer.ask(lambda: _answer(explorer, rows, asked, ids, likeness, found.searched))

@@ -34,6 +34,7 @@ from frevl.deployment.service.explorer.look_schemas import (
 from frevl.deployment.service.explorer.mapping.map_routes import add_map_routes
 from frevl.deployment.service.explorer.mapping.map_schemas import PointsRequest
 from frevl.deployment.service.explorer.page_files import check_site
+from frevl.deployment.service.explorer.searching.search_routes import SEARCH_BODIES, add_search_routes
 from frevl.deployment.service.explorer.teaching.teach_schemas import TeachResponse
 from frevl.deployment.service.http.body import read_body
 from frevl.store.labels.entries import LONGEST_NAME
@@ -48,6 +49,7 @@ EXPLORER_BODIES: tuple[type[BaseModel], ...] = (
     DefineRequest,
     RenameRequest,
     ImportRequest,
+    *SEARCH_BODIES,
     *TRAINING_BODIES,
     *CURATION_BODIES,
 )
@@ -63,6 +65,7 @@ def add_explorer_routes(app: FastAPI, explorer: Explorer) -> None:
     _add_look_routes(app, explorer)
     _add_label_routes(app, explorer)
     add_map_routes(app, explorer)
+    add_search_routes(app, explorer)
     add_training_routes(app, explorer)
     add_curation_routes(app, explorer)
 
@@ -82,6 +85,9 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         shown: Annotated[looking.Shown, Query()] = "all",
         label: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only of this class.")] = None,
         where: Annotated[str | None, Query(max_length=1000, description="SQL over id, bytes and metadata.")] = None,
+        filters: Annotated[
+            str | None, Query(max_length=8000, description="JSON list of filters on columns, as in `/explore/find`.")
+        ] = None,
         order: Annotated[
             looking.Order, Query(description="Others than that of the store need a classifier.")
         ] = "store",
@@ -93,7 +99,15 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         classifier contradicts; ``class``: the likeliest of a class first.
         """
         found = looking.images(
-            explorer, start=start, count=count, shown=shown, label=label, where=where, order=order, of=of
+            explorer,
+            start=start,
+            count=count,
+            shown=shown,
+            label=label,
+            where=where,
+            filters=filters,
+            order=order,
+            of=of,
         )
         return json_answer(await found)
 

@@ -1,0 +1,115 @@
+"""Searching on the explorer's page: chips, why, pictures of the store that are dropped or pasted, growth."""
+
+import json
+import re
+
+import pytest
+from exploring import TIMEOUT, choose, exploring, pictures, serious
+from playwright.sync_api import expect
+
+from frevl.training.training import train
+from made import make
+
+FILES = "<b>a</b> 'quoted'"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    made = make(tmp_path_factory.mktemp("searched"), ["toy"], count=40)
+    train(
+        made.store, made.captions_file, run=made.folder / "dual", task="matching", model="dual", options={"epochs": 3}
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(world):
+    with exploring(world, "--images", world.images, "--run", world.folder / "dual") as (address, _):
+        yield address
+
+
+def test_chips_narrow_and_have_a_link_and_are_taken_away_again(url, visit):
+    seen = visit(url)
+    page = seen.page
+    page.get_by_role("button", name="Filter", exact=True).click()
+    page.get_by_label("Value").fill("1")
+    page.get_by_role("button", name="Add filter").click()
+    expect(page.get_by_text("11 pictures").first).to_be_attached(timeout=TIMEOUT)  # 1 and 10 to 19
+    page.get_by_label("Column").select_option("bytes")
+    page.get_by_label("Test").select_option("at most")
+    page.get_by_label("Value").fill("1")
+    page.get_by_role("button", name="Add filter").click()
+    expect(page.get_by_text("No picture fits.")).to_be_visible(timeout=TIMEOUT)
+    other = visit(page.url).page
+    expect(other.get_by_text("id begins with 1")).to_be_visible(timeout=TIMEOUT)
+    expect(other.get_by_text("No picture fits.")).to_be_visible(timeout=TIMEOUT)
+    page.get_by_role("button", name="Remove the filter bytes at most 1").click()
+    expect(page.get_by_text("11 pictures").first).to_be_attached(timeout=TIMEOUT)
+    page.get_by_label("Text to search for").fill("a red square")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_text("for “a red square”")).to_be_visible(timeout=TIMEOUT)
+    expect(pictures(page)).to_have_count(11, timeout=TIMEOUT)
+    page.go_back()
+    page.go_back()
+    expect(page.get_by_text("No picture fits.")).to_be_visible(timeout=TIMEOUT)
+    assert serious(page) == []
+    assert [one for one in seen.complaints if "422" not in one] == []
+
+
+def test_markup_and_quotes_in_a_value_are_text(url, visit):
+    filters = json.dumps([{"column": "id", "test": "is not", "value": FILES}])
+    page = visit(f"{url}/explore/#/pictures?filters={filters}").page
+    expect(page.get_by_text(f"id is not {FILES}")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("40 pictures").first).to_be_attached(timeout=TIMEOUT)
+    page = visit(f"{url}/explore/#/pictures?filters=nonsense").page
+    expect(page.get_by_role("alert")).to_contain_text("filters: expected a list", timeout=TIMEOUT)
+
+
+def test_a_hit_says_why(url, visit):
+    page = visit(f"{url}/explore/#/pictures?text=a+red+square").page
+    expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)
+    choose(page, 0)
+    page.get_by_role("button", name="Why was it found?").click()
+    expect(page.get_by_role("heading", name="What each word adds")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_role("heading", name="Nearest captions")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="red")).to_contain_text(re.compile(r"[+−]\d"))
+    assert serious(page) == []
+    choose(page, 1)
+    expect(page.get_by_role("button", name="Why was it found?")).to_be_visible()
+
+
+DROP = """([kind, text]) => {
+  const data = new DataTransfer();
+  data.setData(kind, text);
+  const told = { dataTransfer: data, bubbles: true, cancelable: true };
+  document.querySelector('.view').dispatchEvent(new DragEvent('drop', told));
+}"""
+PASTE = """(text) => {
+  const data = new DataTransfer();
+  data.setData('text/plain', text);
+  window.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_a_picture_of_the_store_is_dropped_or_pasted_by_its_address_and_no_other_address_is_fetched(url, visit):
+    seen = visit(url)
+    page = seen.page
+    expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)
+    page.evaluate(DROP, ["text/uri-list", f"{url}/explore/thumbnail?image=7.png&side=320"])
+    expect(page.get_by_text("like 7.png")).to_be_visible(timeout=TIMEOUT)
+    page.evaluate(PASTE, f"{url}/explore/#/pictures?like=9.png")
+    expect(page.get_by_text("like 9.png")).to_be_visible(timeout=TIMEOUT)
+    page.evaluate(DROP, ["text/uri-list", "https://example.com/cat.png"])
+    expect(page.get_by_role("alert")).to_contain_text("addresses are not fetched")
+    page.evaluate(DROP, ["text/plain", "no address"])
+    expect(page.get_by_role("alert")).to_contain_text("Only pictures can be dropped here")
+    assert seen.foreign(url) == []
+
+
+@pytest.mark.parametrize("size", ["phone", "wide"])
+def test_growth_is_drawn_and_said(url, visit, size):
+    seen = visit(f"{url}/explore/#/overview", size=size, scheme="dark")
+    expect(seen.page.get_by_role("heading", name="Growth")).to_be_visible(timeout=TIMEOUT)
+    expect(seen.page.get_by_text("Pictures: 40")).to_be_visible()
+    assert seen.overflow() == 0
+    assert serious(seen.page) == []

@@ -1,0 +1,40 @@
+"""How a store grew: rows of a table at every commit that Lance still knows."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import lance
+import numpy as np
+
+from frevl.store.towers import Modality
+
+__all__ = ["growth"]
+
+_TABLES: dict[Modality, str] = {"image": "images", "text": "texts"}
+
+
+def growth(store: Path, modality: Modality, *, most: int = 60) -> list[tuple[datetime, int]]:
+    """Return when a table had how many rows, the oldest first.
+
+    Compacting forgets the commits before it, so that this may begin later than the store.
+
+    Args:
+        store: Folder of the store.
+        modality: ``image`` or ``text``.
+        most: Commits to return; of more, evenly chosen ones with the first and the last.
+
+    Returns:
+        Times in UTC and rows; empty where the table is not there or does not say.
+    """
+    path = store / f"{_TABLES[modality]}.lance"
+    if not path.is_dir():
+        return []
+    found = []
+    for version in lance.dataset(path).versions():
+        said, at = version["metadata"], version["timestamp"]
+        if isinstance(said, dict) and isinstance(at, datetime) and "total_rows" in said:
+            found.append((at.astimezone(UTC), int(said["total_rows"])))  # Lance gives local time without saying so
+    chosen = np.unique(np.linspace(0, max(0, len(found) - 1), min(len(found), most)).astype(int)).tolist()
+    return [found[at] for at in chosen]

@@ -1,0 +1,153 @@
+"""Filters as chips, columns with their values, and why a picture was found."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from explored import copied, explored
+
+from clip_folders import clip_retrieval
+from frevl.deployment.service.explorer.searching import columns as of_columns
+from frevl.deployment.service.explorer.searching.filters import Filter, condition
+from frevl.errors import UsageError
+from frevl.runs.scorer import Scorer
+from frevl.store.importing.vectors import import_embeddings
+from frevl.store.reader import Store
+from frevl.store.upkeep.growth import growth
+from frevl.store.upkeep.removal import remove
+from served import refused, runs
+
+__all__ = ["runs"]
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Five pictures with captions and metadata in one space."""
+    clip_retrieval(tmp_path / "clip")
+    import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip", common_space=True)
+    with explored(tmp_path / "store") as looked:
+        looked.path = tmp_path / "store"
+        yield looked
+
+
+def listed(looked, *filters, **more):
+    asked = {"filters": json.dumps([dict(zip(("column", "test", "value"), one, strict=False)) for one in filters])}
+    return looked.http.get("/explore/images", params={**asked, **more})
+
+
+def rows_of(answer):
+    assert answer.status_code == 200, answer.text
+    return sorted(int(one["id"].rpartition("/")[2].partition(".")[0]) for one in answer.json()["images"])
+
+
+def test_columns_and_their_values_are_listed(clip):
+    found = clip.http.get("/explore/columns").json()
+    of = {one["name"]: one for one in found["columns"]}
+    assert {"id", "bytes", "width"} <= set(of)
+    assert (found["looked_at"], found["pictures"]) == (5, 5)
+    make = next(name for name in of if "make" in name)
+    assert (of[make]["kind"], of[make]["values"]) == ("text", [{"value": "a camera", "count": 3}])
+    assert (of["width"]["kind"], of["width"]["values"]) == ("number", [])  # all differ
+
+
+def test_filters_hold_together_and_beside_sql_and_in_a_search(clip):
+    make = next(one["name"] for one in clip.http.get("/explore/columns").json()["columns"] if "make" in one["name"])
+    assert rows_of(listed(clip, ("width", "at least", 642))) == [2, 3, 4]
+    assert rows_of(listed(clip, ("width", "at least", 641.5), ("width", "at most", 643.9))) == [2, 3]
+    assert rows_of(listed(clip, (make, "missing"))) == [3, 4]
+    assert rows_of(listed(clip, (make, "is not", "a camera"))) == [3, 4]
+    assert rows_of(listed(clip, (make, "there"), where="width = 640 OR width = 644")) == [0]
+    assert rows_of(listed(clip, ("id", "contains", "_"))) == []  # no wildcard
+    assert rows_of(listed(clip, ("id", "contains", "/1."))) == [1]
+    body = {"text": "caption 3", "filters": [{"column": "width", "test": "is not", "value": 643}]}
+    found = clip.http.post("/explore/find", json=body).json()
+    assert (found["searched"], len(found["images"])) == (4, 4)
+
+
+def test_values_are_quoted_whatever_they_hold():
+    columns = {"a b": pa.string(), "n": pa.int64(), "on": pa.bool_(), "when": pa.timestamp("s")}
+
+    def sql(*given):
+        return condition([Filter(**dict(zip(("column", "test", "value"), given, strict=False)))], None, columns)
+
+    assert sql("a b", "is", "x' OR 1=1 --") == "`a b` = 'x'' OR 1=1 --'"
+    assert sql("a b", "begins with", "100%_") == "starts_with(`a b`, '100%_')"
+    assert sql("on", "is", True) == "`on` = true"
+    assert sql("n", "at least", 1.2) == "`n` >= 2"
+    assert sql("when", "missing") == "`when` IS NULL"
+    for wrong in (
+        ("a b", "is", 3), ("a b", "is", ""), ("a b", "at least", "x"), ("n", "is", "3"), ("n", "is", True),
+        ("n", "is", 1.5), ("n", "is", 2**63), ("n", "is", float("nan")), ("on", "is", "true"), ("when", "is", "x"),
+        ("none", "there"), ("a b", "is", "a\0b"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            sql(*wrong)
+    with pytest.raises(UsageError, match="because of the `"):
+        condition([Filter(column="a`b", test="there")], None, {"a`b": pa.string()})
+    assert condition([], "x = 1", columns) == "x = 1"
+
+
+def test_filters_that_cannot_be_are_refused_in_words(clip):
+    refused(listed(clip, ("nothing", "is", "x")), 422, "invalid", "no column 'nothing'")
+    refused(
+        clip.http.get("/explore/images", params={"filters": "nonsense"}), 422, "invalid", "filters: expected a list"
+    )
+    refused(clip.http.get("/explore/images", params={"filters": '[{"test": "is"}]'}), 422, "invalid", "0.column")
+    body = {"text": "caption 3", "filters": [{"column": "width", "value": "wide"}]}
+    refused(clip.http.post("/explore/find", json=body), 422, "invalid", "holds numbers")
+
+
+def test_many_pictures_are_looked_at_evenly(clip, monkeypatch):
+    monkeypatch.setattr(of_columns, "_LOOKED_AT", 3)
+    found = clip.http.get("/explore/columns").json()
+    assert (found["looked_at"], found["pictures"]) == (3, 5)
+
+
+def test_why_names_the_nearest_captions_and_says_what_it_cannot_weigh(clip):
+    store = Store.open(clip.path)
+    image = store.image_ids[2]
+    found = clip.http.post("/explore/why", json={"image": image, "text": "caption 3"}).json()
+    likeness = store.read_texts(list(store.ids("text"))) @ store.read_images([image])[0]
+    best = [store.ids("text")[row] for row in np.argsort(-likeness)]
+    assert [one["text"] for one in found["captions"]] == best[:5]
+    assert found["captions"][0]["similarity"] == pytest.approx(float(likeness.max()), abs=2e-3)
+    assert (found["by"], found["words"]) == ("encoder", [])
+    assert "imported" in found["notes"][0]
+    refused(clip.http.post("/explore/why", json={"image": "none"}), 404, "unknown_image", "'none'")
+
+
+def test_a_matching_run_says_why_by_its_scores(made, runs, tmp_path):
+    place = copied(made, tmp_path)
+    store = Store.open(place.store)
+    dual = Scorer.open(runs / "find", store=store)
+    with explored(place.store, place.images, scorers={"find": dual}) as looked:
+        image = store.image_ids[0]
+        text = "a red square"
+        found = looked.http.post("/explore/why", json={"image": image, "text": text}).json()
+        assert (found["by"], found["of"], len(found["captions"])) == ("run", "find", 5)
+        assert [one["word"] for one in found["words"]] == text.split()
+        whole, without = dual.score([(image, text), (image, "a square")])
+        assert found["words"][1]["adds"] == pytest.approx(float(whole - without), abs=1e-4)
+        assert looked.http.post("/explore/why", json={"image": image, "text": "square"}).json()["words"] == []
+
+
+def test_where_nothing_reads_texts_there_is_no_why(made, tmp_path):
+    with explored(copied(made, tmp_path).store) as looked:
+        image = looked.explorer.service.store.ids("image")[0]
+        refused(looked.http.post("/explore/why", json={"image": image}), 409, "cannot_explain", "start with --run")
+
+
+def test_growth_is_what_every_commit_held(made, tmp_path):
+    place = copied(made, tmp_path)
+    ids = made.store.ids("image")
+    remove(place.store, ids=list(ids[:10]))
+    found = growth(place.store, "image")
+    assert (found[0][1], found[-1][1]) == (len(ids), len(ids) - 10)
+    assert found == sorted(found)
+    assert len(growth(place.store, "image", most=2)) == 2
+    assert growth(tmp_path, "text") == []
+    with explored(place.store) as looked:
+        seen = looked.http.get("/explore/overview").json()
+        assert [one["rows"] for one in seen["growth"]] == [rows for _, rows in found]
+        assert seen["text_growth"][-1]["rows"] == seen["texts"]
