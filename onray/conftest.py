@@ -6,6 +6,8 @@ Not part of plain ``pytest``, because it wants the extra ``ray``: ``pytest onray
 import os
 import secrets
 import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 OBJECTS = 80 << 20  # bytes that a node keeps; Ray takes no less
 
 
+@contextmanager
+def forks_allowed():
+    """Leave out the warning of Lance: Ray starts its processes by a fork that at once becomes another program."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
+        yield
+
+
 class Nodes:
     """A cluster on this machine: a head without processors, and nodes that come and go."""
 
@@ -31,20 +41,17 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "object_store_memory": OBJECTS, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
+        with forks_allowed():
+            self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = self._cluster.address
         self.nodes = []
 
     def add(self, count=1, **environment):
         for _ in range(count):
-            self.nodes.append(
-                self._cluster.add_node(
-                    wait=False,
-                    num_cpus=1,
-                    object_store_memory=OBJECTS,
-                    env_vars={"NODE": str(len(self.nodes)), **environment},
-                )
-            )
+            own = {"NODE": str(len(self.nodes)), **environment}
+            with forks_allowed():
+                node = self._cluster.add_node(wait=False, num_cpus=1, object_store_memory=OBJECTS, env_vars=own)
+            self.nodes.append(node)
         self._cluster.wait_for_nodes()
         return self.nodes[-1]
 

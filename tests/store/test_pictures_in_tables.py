@@ -183,9 +183,9 @@ def test_few_pictures_wait_in_memory(tmp_path, monkeypatch):
                 at_once.append(len(batch))
             yield batch
 
-    def noting_read(self):
+    def noting_read(self, tables, columns):
         nonlocal waiting, most
-        for picture in read(self):
+        for picture in read(self, tables, columns):
             waiting += 1
             most = max(most, waiting)
             yield picture

@@ -29,6 +29,7 @@ __all__ = [
     "GroupsOption",
     "JsonOption",
     "QuietOption",
+    "RayOption",
     "RunOption",
     "SetOption",
     "StoreOption",
@@ -59,6 +60,10 @@ _WORDS = (  # what Typer writes in a line of help, and what a reader needs to kn
 )
 
 
+_ALONE = {"--ray": "local"}
+"""What an option stands for that is typed without its value; Typer has no word for such."""
+
+
 class _Command(TyperCommand):
     """A command that reads ``--config`` and does not start if an output would destroy one of its inputs."""
 
@@ -66,6 +71,15 @@ class _Command(TyperCommand):
         super().__init__(*arguments, **named)
         for parameter in self.params:
             setattr(parameter, "get_help_record", functools.partial(_plain_help, parameter.get_help_record))  # noqa: B010 - mypy
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own = {option for parameter in self.params for option in parameter.opts}
+        whole: list[str] = []
+        for word, following in zip(args, [*args[1:], "-"], strict=True):
+            whole.append(word)
+            if word in _ALONE and word in own and following.startswith("-"):
+                whole.append(_ALONE[word])
+        return super().parse_args(ctx, whole)
 
     def invoke(self, ctx: Any) -> Any:
         if "settings" in ctx.params:
@@ -189,6 +203,15 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Device to compute on, such as cpu or cuda.", show_default="cpu")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Share the work out on a Ray cluster: the address of its head, or auto. Alone: a cluster of this machine.",
+        show_default="this process",
+    ),
+]
 GroupByOption = Annotated[
     str | None,
     typer.Option(help="Key of the pairs whose values belong together: one side of a split, one draw of an interval."),

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,19 @@ from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import InputError, UsageError
 from frevl.rejects import Reject
 from frevl.store.canaries import tower_records
-from frevl.store.commit_buffer import CommitBuffer, PendingItem
+from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
+from frevl.store.embedding.embedder import Embedder, Here
 from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.extract_images import extract_images, extract_pictures
 from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.image_folder.tables import TABLES_WITH_PICTURES
+from frevl.store.many_nodes.on_nodes import on_nodes
 from frevl.store.sharding.shares import Shard, Share, begin_part, finish_part, refuse_part
 from frevl.store.stored_items import StoredItems
 from frevl.store.tars.captions import Captions
 from frevl.store.tars.extract_tars import extract_tars, in_a_tar
 from frevl.store.tars.members import find_tars
+from frevl.store.towers import Tower
 from frevl.store.writer import Item, StoreWriter
 from frevl.terminal import ProgressLine
 
@@ -63,6 +67,7 @@ def extract(
     commit_seconds: float = 5.0,
     workers: int | None = None,
     device: str | None = None,
+    ray: str | None = None,
     progress: bool = False,
 ) -> ExtractionReport:
     """Embed images and texts once and keep them.
@@ -95,9 +100,11 @@ def extract(
             captions are embedded, too.
         commit_rows: Commit after this many items,
         commit_seconds: or after this many seconds, whichever comes first.
-        workers: Decoding threads; None takes one a processor.
+        workers: Decoding threads; None takes one a processor. With ``ray`` the workers of the cluster.
         device: Where encoders of a model hub run: ``cpu``, ``cuda`` (a copy on each NVIDIA device), ``cuda:1``; None
             takes all accelerators. The packaged encoders run on the processor.
+        ray: Embed on the nodes of a Ray cluster: ``local`` (one of this machine, made for this call), ``auto``, or the
+            address of its head. They see the files under the same paths. This process commits.
         progress: Show progress lines.
 
     Returns:
@@ -114,6 +121,8 @@ def extract(
     named = columns_of(columns)
     pairs, in_memory = _several(pairs, named)
     share = None if shard is None else Shard.parse(shard)
+    if ray is not None and share is not None:
+        raise UsageError("--shard is for processes that know nothing of each other; with --ray leave it out")
     if images is not None and not isinstance(images, str | Path):
         raise UsageError(f"images: expected the path of one folder, found {type(images).__name__}")
     if images is None and not pairs:
@@ -145,22 +154,35 @@ def extract(
     if images is None and not texts and not tables:
         raise UsageError("Nothing to embed: the pairs have no text; give the folder of their images with --images")
     of_images, of_texts = Share(share, remember=bool(referred)), Share(share)
-    with StoreWriter(store) as writer, Captions(None if write_pairs is None else Path(write_pairs)) as captions:
+
+    def towers() -> list[Tower]:
+        return [tower for one in loaded for tower in tower_records(one, dtype=dtype)]
+
+    embedding: AbstractContextManager[Embedder] = nullcontext(Here(workers or processors()))
+    if ray is not None:
+        embedding = on_nodes(
+            ray, tuple(names), towers(), tokens=tokens, dtype=dtype, device=device, workers=workers, notes=report.notes
+        )
+        images = None if images is None else os.path.abspath(images)  # noqa: PTH100 - links stay as they are
+    with (
+        embedding as embedder,
+        StoreWriter(store) as writer,
+        Captions(None if write_pairs is None else Path(write_pairs)) as captions,
+    ):
         part = None
         if share is None:
             refuse_part(writer.path)
         else:
             part = begin_part(writer.path, share, empty=not writer.store.towers)
-        writer.register([tower for one in loaded for tower in tower_records(one, dtype=dtype)])
+        writer.register(towers())
         writer.reject(report.rejects)
         seen: set[str] = set()
         image_towers = list({one.image.name: one.image for one in loaded if one.image}.values())
         buffer = CommitBuffer(writer, "image", image_towers, rows=commit_rows, seconds=commit_seconds)
-        threads = workers or processors()
         if tars is not None:
             seen = extract_tars(
-                tars, image_towers, buffer, report, choice=choice, share=of_images, captions=captions, workers=threads,
-                progress=progress,
+                tars, image_towers, buffer, report, choice=choice, share=of_images, captions=captions,
+                embedder=embedder, progress=progress,
             )  # fmt: skip
             report.notes += captions.finish()
             referred = [
@@ -169,11 +191,11 @@ def extract(
         elif images is not None:
             seen = extract_images(
                 Path(images), image_towers, buffer, report, choice=choice, share=of_images, prune=prune,
-                check_content=check_content, workers=threads, progress=progress,
+                check_content=check_content, embedder=embedder, progress=progress,
             )  # fmt: skip
         elif tables and image_towers:
             seen = extract_pictures(
-                tables, named, image_towers, buffer, report, share=of_images, workers=threads, progress=progress
+                tables, named, image_towers, buffer, report, share=of_images, embedder=embedder, progress=progress
             )
         _reject_pairs_without_image(writer, referred, seen | of_images.names, images, report)
         _clear_lines(writer, pairs, report)
@@ -182,7 +204,7 @@ def extract(
             buffer = CommitBuffer(writer, "text", text_towers, rows=commit_rows, seconds=commit_seconds)
             # With a shard the captions of the other tars are not known here: each takes those of its own.
             own = list(dict.fromkeys([*of_texts.own(texts, str), *captions.texts]))
-            _extract_texts(own, text_towers, buffer, report, progress=progress)
+            _extract_texts(own, text_towers, buffer, embedder, report, progress=progress)
         if part is not None:
             lists = {"images": of_images.digest(), "texts": of_texts.digest()}
             read = _names_of(pairs) | {tar.name for tar in tars or ()}
@@ -202,7 +224,13 @@ def _check_tars(of_tars: bool, *, prune: bool, write_pairs: str | Path | None) -
 
 
 def _extract_texts(
-    texts: Sequence[str], towers: Sequence[TextTower], buffer: CommitBuffer, report: ExtractionReport, *, progress: bool
+    texts: Sequence[str],
+    towers: Sequence[TextTower],
+    buffer: CommitBuffer,
+    embedder: Embedder,
+    report: ExtractionReport,
+    *,
+    progress: bool,
 ) -> None:
     """Embed the texts that the store lacks."""
     names = [tower.name for tower in towers]
@@ -218,13 +246,8 @@ def _extract_texts(
         item = Item(text, hashlib.sha256(content).hexdigest()[:32], len(content))
         work.append(PendingItem(item, "append" if known is None else "fill", dict.fromkeys(needing, text)))
     with ProgressLine("texts", len(work), enabled=progress) as line:
-        for start in range(0, len(work), _TEXTS_AT_ONCE):
-            # Neighbours of one length need little padding.
-            chunk = sorted(work[start : start + _TEXTS_AT_ONCE], key=lambda one: len(one.item.id))
-            for first in range(0, len(chunk), buffer.size):
-                batch = chunk[first : first + buffer.size]
-                buffer.add(batch)
-                line.advance(len(batch), note=f"{line.rate:.0f}/s")
+        for done in embedder.texts(_batches(texts, work, buffer.size), buffer):
+            line.advance(done, note=f"{line.rate:.0f}/s")
         buffer.commit()
     report.texts = buffer.embedded
     report.rejects += buffer.rejected
@@ -234,6 +257,33 @@ def _extract_texts(
     cut = max((tower.truncated(long) for tower in towers), default=0)
     if cut:
         report.notes.append(f"{cut:,} texts are longer than the encoder reads and were cut.")
+
+
+def _batches(texts: Sequence[str], work: Sequence[PendingItem], size: int) -> Iterator[list[PendingItem]]:
+    """Put the texts that have to be embedded into batches.
+
+    An embedding may depend, in its last bit, on the others of its batch. So batches are cut from the list of all texts,
+    whatever the store has already: an extraction that was interrupted goes on with the batches that it would have made.
+    """
+    waiting = {one.item.id: one for one in work}
+    rest: list[PendingItem] = []
+    for batch in _of_similar_length(texts, size):
+        lacking = [waiting[text] for text in batch if text in waiting]
+        if len(lacking) == len(batch):
+            yield lacking
+        else:
+            rest += lacking
+    places = {one.item.id: one for one in rest}
+    for batch in _of_similar_length(list(places), size):
+        yield [places[text] for text in batch]
+
+
+def _of_similar_length(texts: Sequence[str], size: int) -> Iterator[list[str]]:
+    """Cut texts into batches; neighbours of one length need little padding."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        chunk = sorted(texts[start : start + _TEXTS_AT_ONCE], key=len)
+        for first in range(0, len(chunk), size):
+            yield chunk[first : first + size]
 
 
 def _tell_unread(

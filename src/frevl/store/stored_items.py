@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,7 @@ from frevl.store.ids.rows_of_ids import RowsOfIds
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 
-__all__ = ["IN_A_TABLE", "KnownItem", "StoredItems"]
+__all__ = ["IN_A_TABLE", "KnownItem", "KnownItems", "StoredItems"]
 
 IN_A_TABLE = -1
 """Stands for the modification time of an image that came inside a table: it has no file that could be gone."""
@@ -38,6 +39,16 @@ class KnownItem:
     lacking: tuple[str, ...]
 
 
+class KnownItems(Protocol):
+    """What a store knew about items."""
+
+    def get(self, id_: str) -> KnownItem | None:
+        """Return what is known about an item; None if the store had no such item."""
+
+    def take_over(self, content_hash: str, is_gone: Callable[[str], bool]) -> tuple[KnownItem, bool] | None:
+        """Find an item with this content whose embeddings another item can take over."""
+
+
 class StoredItems:
     """The images, or the texts, of a store. Thread-safe. About 80 bytes per item, besides the ids.
 
@@ -58,6 +69,11 @@ class StoredItems:
         self._by_content: np.ndarray | None = None
         self._moved: set[str] = set()
         self._lock = threading.Lock()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is none."""
+        return not self._ids
 
     @property
     def with_file(self) -> int:

@@ -13,6 +13,7 @@ from frevl.cli.options import (
     Commands,
     JsonOption,
     QuietOption,
+    RayOption,
     StoreOption,
     app,
     say,
@@ -102,7 +103,8 @@ def extract(
         float | None, typer.Option(min=0, help="Commit after this many seconds.", show_default="5.0")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads that decode images.", show_default="one per processor")
+        int | None,
+        typer.Option(min=1, help="Threads that decode; with --ray, the workers.", show_default="one per processor"),
     ] = None,
     device: Annotated[
         str | None,
@@ -111,6 +113,7 @@ def extract(
             show_default="all accelerators",
         ),
     ] = None,
+    ray: RayOption = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -143,6 +146,7 @@ def extract(
             commit_seconds=commit_seconds,
             workers=workers,
             device=device,
+            ray=ray,
         ),
         progress=not quiet,
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,11 +10,13 @@ from frevl.data.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, UsageError
 from frevl.rejects import Reject, rejects_sentence
-from frevl.store.commit_buffer import CommitBuffer, PendingItem
+from frevl.store.embedding.commit_buffer import CommitBuffer
+from frevl.store.embedding.embedder import Embedder
+from frevl.store.embedding.pictures import GUESSED, IN_SILENCE, Pictures
 from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.files import ImageFiles
 from frevl.store.image_folder.listing import Choice, FolderFile, list_folder
-from frevl.store.image_folder.tables import Picture, TablePictures
+from frevl.store.image_folder.tables import Cell, TablePictures
 from frevl.store.sharding.shares import Share
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import StoreWriter
@@ -25,7 +25,6 @@ from frevl.terminal import ProgressLine
 __all__ = ["embed_images", "extract_images", "extract_pictures", "tell_guessed"]
 
 A = TypeVar("A")
-B = TypeVar("B")
 
 
 def extract_images(
@@ -38,7 +37,7 @@ def extract_images(
     share: Share,
     prune: bool,
     check_content: bool,
-    workers: int,
+    embedder: Embedder,
     progress: bool,
 ) -> set[str]:
     """Embed the images of a folder that the store lacks; return the ids of all files of its share."""
@@ -51,8 +50,8 @@ def extract_images(
     total = None if listed is None else sum(1 for _ in share.apart().own(listed, _id_of))
     files = share.own(list_folder(folder, leave_out=writer.path, choice=choice), _id_of)
     seen = embed_images(
-        str(folder), "file", files, prepared.prepare, buffer, report, total=total, may_be_empty=share.partial,
-        workers=workers, progress=progress,
+        str(folder), "file", prepared, files, stored, embedder, buffer, report, total=total,
+        may_be_empty=share.partial, progress=progress,
     )  # fmt: skip
     writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
     report.notes += choice.sentences()
@@ -71,51 +70,52 @@ def extract_pictures(
     report: ExtractionReport,
     *,
     share: Share,
-    workers: int,
+    embedder: Embedder,
     progress: bool,
 ) -> set[str]:
     """Embed the pictures inside tables that the store lacks; return the ids of all of them that are its share."""
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
-    inside = TablePictures(tables, columns, towers, StoredItems(writer.store, "image", [one.name for one in towers]))
+    stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
+    inside = TablePictures(towers, stored)
+    cells = inside.once(share.own(inside.pictures(tables, columns), _id_of_cell))
     names = ", ".join(table.place for table in tables)
     seen = embed_images(
-        names, "picture", share.own(inside.pictures(), _id_of_picture), inside.prepare, buffer, report,
-        ahead=4 * workers,  # the bytes of every picture that waits are in memory
-        may_be_empty=share.partial, workers=workers, progress=progress,
+        names, "picture", inside, cells, stored, embedder, buffer, report, may_be_empty=share.partial,
+        progress=progress,
     )  # fmt: skip
     writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
-    tell_guessed(inside.guessed_white, report)
+    tell_guessed(inside.remarks[GUESSED], report)
     return seen
 
 
 def embed_images(
     place: str,
     what: str,
+    pictures: Pictures[A],
     sources: Iterable[A],
-    prepare: Callable[[A], tuple[str, PendingItem | Reject | None]],
+    stored: StoredItems,
+    embedder: Embedder,
     buffer: CommitBuffer,
     report: ExtractionReport,
     *,
     total: int | None = None,
-    ahead: int | None = None,
     may_be_empty: bool = False,
-    workers: int,
     progress: bool,
 ) -> set[str]:
-    """Prepare images in threads and embed what the store lacks.
+    """Embed the images that the store lacks.
 
     Args:
         place: Where they are, for messages.
         what: What one of them is, for messages.
+        pictures: Prepares one.
         sources: The images.
-        prepare: Returns id of one, and what has to be done; it runs in threads.
-        buffer: Embeds and commits.
+        stored: What the store knew of them.
+        embedder: Embeds them.
+        buffer: Commits.
         report: Filled in.
         total: How many there are, or None.
-        ahead: How many are prepared ahead of the one that is embedded; None takes four batches.
         may_be_empty: Do not refuse to find none.
-        workers: Threads.
         progress: Show a progress line.
 
     Returns:
@@ -125,26 +125,14 @@ def embed_images(
         InputError: There was no image.
     """
     seen: set[str] = set()
-    batch: list[PendingItem] = []
-    with (
-        buffer.writer.keep_version("image"),
-        ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool,
-        ProgressLine("images", total, enabled=progress) as line,
-    ):
-        for id_, work in _ahead(pool, prepare, sources, ahead or 4 * buffer.size):
+    with buffer.writer.keep_version("image"), ProgressLine("images", total, enabled=progress) as line:
+        for id_, work in embedder.images(pictures, sources, stored, buffer):
             seen.add(id_)
             if isinstance(work, Reject):
                 buffer.reject(work)
             elif work is None:
                 report.images_kept += 1
-            else:
-                batch.append(work)
-            if len(batch) == buffer.size:
-                buffer.add(batch)
-                batch = []
             line.advance(note=f"{line.rate:.0f}/s")
-        if batch:
-            buffer.add(batch)
         buffer.commit()
     report.images, report.images_moved, report.images_copied = buffer.embedded, buffer.moved, buffer.copied
     report.rejects += buffer.rejected
@@ -159,8 +147,8 @@ def _id_of(file: FolderFile) -> str:
     return file.id
 
 
-def _id_of_picture(picture: Picture) -> str:
-    return picture[1]
+def _id_of_cell(cell: Cell) -> str:
+    return cell.id
 
 
 def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) -> None:
@@ -169,8 +157,8 @@ def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) 
             f"Moved: {_images(report.images_moved)}; copies of others: {_images(report.images_copied)}. Their "
             "embeddings were taken over."
         )
-    tell_guessed(prepared.guessed_white, report)
-    silent = sorted(prepared.changed_in_silence)
+    tell_guessed(prepared.remarks[GUESSED], report)
+    silent = sorted(prepared.remarks[IN_SILENCE])
     if silent:
         report.notes.append(
             f"{len(silent):,} images of {folder} had changed with the same size and time, the first is "
@@ -212,18 +200,3 @@ def _gone(
         )
     report.images_pruned = writer.remove("image", gone)
     report.notes.append(f"Removed {report.images_pruned:,} images that have no file in {folder}, {first}.")
-
-
-def _ahead(pool: ThreadPoolExecutor, call: Callable[[A], B], arguments: Iterable[A], depth: int) -> Iterator[B]:
-    """Map in threads, in order, never more than ``depth`` results ahead: memory stays flat."""
-    waiting: deque[Future[B]] = deque()
-    try:
-        for argument in arguments:
-            waiting.append(pool.submit(call, argument))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:  # after an error nobody wants them
-            future.cancel()

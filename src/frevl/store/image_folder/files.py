@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from frevl.encoders.images import GUESSED_WHITE, read_image
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError
 from frevl.rejects import Reject
-from frevl.store.commit_buffer import PendingItem
+from frevl.store.embedding.commit_buffer import PendingItem
+from frevl.store.embedding.pictures import GUESSED, IN_SILENCE, MakePictures, remarks
 from frevl.store.image_folder.listing import FolderFile, read_regular_file
-from frevl.store.stored_items import KnownItem, StoredItems
+from frevl.store.stored_items import KnownItem, KnownItems
 from frevl.store.writer import Item
 
 __all__ = ["ImageFiles", "inputs_of", "reason_of"]
@@ -31,16 +33,33 @@ class ImageFiles:
         check_content: Compare the content of files whose size and modification time are those of the store.
 
     Attributes:
-        changed_in_silence: Ids of files that had other content with the same size and modification time.
-        guessed_white: Ids of pictures of more than 8 bits that do not say what white is and do not use all their bits.
+        in_memory: No: a file is read when it is prepared.
+        remarks: See `frevl.store.embedding.pictures`.
     """
 
+    in_memory = False
+
     def __init__(
-        self, folder: Path, towers: Sequence[ImageTower], stored: StoredItems, *, check_content: bool = False
+        self, folder: Path, towers: Sequence[ImageTower], stored: KnownItems, *, check_content: bool = False
     ) -> None:
         self._folder, self._towers, self._stored, self._check_content = folder, towers, stored, check_content
-        self.changed_in_silence: list[str] = []
-        self.guessed_white: list[str] = []
+        self.remarks = remarks()
+
+    def id_of(self, file: FolderFile) -> str:
+        """Return the id of a file."""
+        return file.id
+
+    def bytes_of(self, _: FolderFile) -> int:
+        """Return 0: a file is read when it is prepared."""
+        return 0
+
+    def is_settled(self, _: FolderFile) -> bool:
+        """Return False: a file has to be looked at."""
+        return False
+
+    def elsewhere(self) -> MakePictures[FolderFile]:
+        """Return what makes their like on another machine, where the folder has the same path."""
+        return partial(ImageFiles, self._folder, check_content=self._check_content)
 
     def prepare(self, file: FolderFile) -> tuple[str, PendingItem | Reject | None]:
         """Read, hash and decode one file, unless the store holds it unchanged.
@@ -85,7 +104,7 @@ class ImageFiles:
                 return None
             return PendingItem(item, "fill", self._inputs(file.id, content, known.lacking))
         if unchanged:
-            self.changed_in_silence.append(file.id)
+            self.remarks[IN_SILENCE].append(file.id)
         taken = self._stored.take_over(item.content_hash, self.is_gone)
         if taken is not None:
             source, moved = taken
@@ -97,7 +116,7 @@ class ImageFiles:
         """Return the input of some towers; each gets the pixels that its identity names, whatever the others need."""
         inputs, guessed = inputs_of(content, [tower for tower in self._towers if tower.name in names])
         if guessed:
-            self.guessed_white.append(id_)
+            self.remarks[GUESSED].append(id_)
         return inputs
 
 

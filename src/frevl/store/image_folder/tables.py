@@ -3,93 +3,136 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from frevl.data.arrow_rows import ArrowSource, pictures_of
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, PairsError
 from frevl.rejects import Reject
-from frevl.store.commit_buffer import PendingItem
+from frevl.store.embedding.commit_buffer import PendingItem
+from frevl.store.embedding.pictures import GUESSED, MakePictures, remarks
 from frevl.store.image_folder.files import inputs_of, reason_of
-from frevl.store.stored_items import IN_A_TABLE, StoredItems
+from frevl.store.stored_items import IN_A_TABLE, KnownItems
 from frevl.store.writer import Item
 
-__all__ = ["TABLES_WITH_PICTURES", "Picture", "TablePictures"]
+__all__ = ["TABLES_WITH_PICTURES", "Cell", "TablePictures"]
 
 TABLES_WITH_PICTURES = (".parquet", ".arrow", ".feather")
 
-Picture = tuple[str, str, bytes]
-"""The table, the id, and the bytes of a picture."""
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A picture inside a table.
+
+    Attributes:
+        place: The table.
+        id: Of the picture.
+        content: Its bytes; none where the picture stood in a table before.
+        content_hash: Of its content, once it is known.
+    """
+
+    place: str
+    id: str
+    content: bytes
+    content_hash: str = ""
 
 
 class TablePictures:
     """The pictures inside some tables, compared with the images of a store. Several threads may prepare them.
 
     Args:
-        tables: Tables of pairs; those without pictures inside are passed over.
-        columns: Of the fields, as the user named them.
         towers: Image towers that shall have seen every image.
         stored: The images of the store.
 
     Attributes:
-        guessed_white: Ids of pictures of more than 8 bits that do not say what white is and do not use all their bits.
+        in_memory: Yes.
+        remarks: See `frevl.store.embedding.pictures`.
     """
 
-    def __init__(
-        self,
-        tables: Sequence[ArrowSource],
-        columns: Mapping[str, str],
-        towers: Sequence[ImageTower],
-        stored: StoredItems,
-    ) -> None:
-        self._tables, self._columns, self._towers, self._stored = tables, columns, towers, stored
-        self._seen: dict[str, str] = {}
-        self._lock = threading.Lock()
-        self.guessed_white: list[str] = []
+    in_memory = True
 
-    def pictures(self) -> Iterator[Picture]:
+    def __init__(self, towers: Sequence[ImageTower], stored: KnownItems) -> None:
+        self._towers, self._stored = towers, stored
+        self._seen: dict[str, str] = {}
+        self.remarks = remarks()
+
+    def pictures(self, tables: Sequence[ArrowSource], columns: Mapping[str, str]) -> Iterator[Cell]:
         """Read the pictures one after the other; no other column is read, but the one that names them.
 
+        Args:
+            tables: Tables of pairs; those without pictures inside are passed over.
+            columns: Of the fields, as the user named them.
+
         Raises:
-            PairsError: A table cannot be read, or has two pictures of one name.
+            PairsError: A table cannot be read.
         """
-        for table in self._tables:
-            for id_, content in pictures_of(table, self._columns) or ():
-                yield table.place, id_, content
+        for table in tables:
+            for id_, content in pictures_of(table, columns) or ():
+                yield Cell(table.place, id_, content)
 
-    def prepare(self, picture: Picture) -> tuple[str, PendingItem | Reject | None]:
-        """Hash and decode one picture, if the store does not hold it as it is.
-
-        Returns:
-            Its id, and what has to be done; None for nothing.
+    def once(self, cells: Iterable[Cell]) -> Iterator[Cell]:
+        """Hash pictures; the content of one that another table had before is left out.
 
         Raises:
             PairsError: An image of this name has other content, in the store or in another table.
         """
-        table, id_, content = picture
-        item = Item(id_, hashlib.sha256(content).hexdigest()[:32], len(content), IN_A_TABLE)
-        known = self._stored.get(id_)
-        with self._lock:
-            repeated = id_ in self._seen
-            before = self._seen.setdefault(id_, item.content_hash)
-        imported = known is not None and not known.bytes  # of which the content was never seen
-        if before != item.content_hash or (known and not imported and known.content_hash != item.content_hash):
-            where = "another table" if before != item.content_hash else "the store"
-            raise PairsError(
-                f"{table}: the picture '{id_:.80}' has other content than the image of this name in {where}; name a "
-                "column of unique names, as in --columns image=NAME, use a store of its own, or take the former image "
-                "out with frevl store remove"
-            )
-        if repeated:  # two tables of one collection, such as train and test, may share pictures
+        for cell in cells:
+            content_hash = hashlib.sha256(cell.content).hexdigest()[:32]
+            known = self._stored.get(cell.id)
+            before = self._seen.get(cell.id)
+            imported = known is not None and not known.bytes  # of which the content was never seen
+            other = before is not None and before != content_hash
+            if other or (known and not imported and known.content_hash != content_hash):
+                where = "another table" if other else "the store"
+                raise PairsError(
+                    f"{cell.place}: the picture '{cell.id:.80}' has other content than the image of this name in "
+                    f"{where}; name a column of unique names, as in --columns image=NAME, use a store of its own, or "
+                    "take the former image out with frevl store remove"
+                )
+            self._seen[cell.id] = content_hash
+            # Two tables of one collection, such as train and test, may share pictures.
+            yield Cell(cell.place, cell.id, b"" if before else cell.content, "" if before else content_hash)
+
+    def id_of(self, cell: Cell) -> str:
+        """Return the id of a picture."""
+        return cell.id
+
+    def bytes_of(self, cell: Cell) -> int:
+        """Return its size."""
+        return len(cell.content)
+
+    def is_settled(self, cell: Cell) -> bool:
+        """Tell whether a table had it before, or the store has it."""
+        known = self._stored.get(cell.id)
+        return not cell.content_hash or (known is not None and not known.lacking)
+
+    def is_gone(self, _: str) -> bool:
+        """Return False: what came inside a table has no file."""
+        return False
+
+    def elsewhere(self) -> MakePictures[Cell]:
+        """Return what makes their like on another machine."""
+        return TablePictures
+
+    def prepare(self, cell: Cell) -> tuple[str, PendingItem | Reject | None]:
+        """Decode one picture, if the store does not hold it as it is.
+
+        Returns:
+            Its id, and what has to be done; None for nothing.
+        """
+        id_, content = cell.id, cell.content
+        if self.is_settled(cell):
             return id_, None
+        item = Item(id_, cell.content_hash, len(content), IN_A_TABLE)
+        known = self._stored.get(id_)
         try:
             if known:
-                if imported:
+                if not known.bytes:  # imported
                     item = Item(id_, known.content_hash, 0)
-                return id_, self._pending(item, "fill", content, known.lacking) if known.lacking else None
-            taken = self._stored.take_over(item.content_hash, lambda _: False)
+                return id_, self._pending(item, "fill", content, known.lacking)
+            taken = self._stored.take_over(item.content_hash, self.is_gone)
             if taken is not None:
                 return id_, self._pending(item, "fill", content, taken[0].lacking, taken[0].id)
             return id_, self._pending(item, "append", content, [tower.name for tower in self._towers])
@@ -106,5 +149,5 @@ class TablePictures:
     ) -> PendingItem:
         inputs, guessed = inputs_of(content, [tower for tower in self._towers if tower.name in names])
         if guessed:
-            self.guessed_white.append(item.id)
+            self.remarks[GUESSED].append(item.id)
         return PendingItem(item, action, inputs, source)

@@ -10,7 +10,9 @@ import importlib.metadata
 import os
 import secrets
 import shutil
+import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -59,17 +61,16 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
     if ray.is_initialized():
         yield ray
         return
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error", "configure_logging": True}
     folder = None
     try:
         if address == HERE:
             _own_token()
             folder = tempfile.mkdtemp(prefix="frevl-ray-")
             own = {"num_cpus": processors(), "object_store_memory": _OBJECTS, "_temp_dir": folder}
-            ray.init(address=HERE, **quiet, **own)
+            _init(ray, address=HERE, include_dashboard=False, **own)
         else:
-            del quiet["include_dashboard"]
-            ray.init(address=address, **quiet)
+            _knock(address)
+            _init(ray, address=address)
     # Ray's exceptions here are of many kinds: ConnectionError, ValueError, RuntimeError, its own.
     except Exception as error:
         _remove(folder)
@@ -85,6 +86,24 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
     finally:
         ray.shutdown()
         _remove(folder)
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nobody listens; Ray would ask for minutes.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _init(ray: ModuleType, **options: object) -> None:
+    with warnings.catch_warnings():
+        # Ray starts its processes by a fork that at once becomes another program.
+        warnings.filterwarnings("ignore", "lance is not fork-safe", UserWarning)
+        ray.init(**options, log_to_driver=False, logging_level="error")
 
 
 def _quieten() -> None:

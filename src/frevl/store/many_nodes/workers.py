@@ -179,9 +179,13 @@ class Workers(Generic[B, R]):
         self._greeted = greeted
         for _ in range(self.count):
             self._hire()
-        until = time.monotonic() + _PATIENCE
+        began = time.monotonic()
+        until = began + _PATIENCE
         while self._coming and time.monotonic() < until:
+            nobody = not self._ready
             self._welcome(self._ray.wait(list(self._coming), timeout=max(until - time.monotonic(), 0))[0])
+            if nobody and self._ready:  # the others get twice as long; who comes later is welcome, too
+                until = min(until, time.monotonic() + 2 * (time.monotonic() - began) + _LOOK_AGAIN)
 
     def results(self, blocks: Iterable[B]) -> Iterator[tuple[B, R]]:
         """Do blocks; yield each with its result, in the order in which they are done.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
@@ -11,18 +10,20 @@ import numpy as np
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError
 from frevl.rejects import Reject
-from frevl.store.commit_buffer import CommitBuffer, PendingItem
+from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
+from frevl.store.embedding.embedder import Embedder
+from frevl.store.embedding.pictures import GUESSED, MakePictures, remarks
 from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.extract_images import embed_images, tell_guessed
 from frevl.store.image_folder.files import inputs_of, reason_of
 from frevl.store.image_folder.listing import Choice
 from frevl.store.sharding.shares import Share
-from frevl.store.stored_items import IN_A_TABLE, StoredItems
+from frevl.store.stored_items import IN_A_TABLE, KnownItems, StoredItems
 from frevl.store.tars.captions import Captions, holds_caption
 from frevl.store.tars.members import Member, Tar, is_picture, read_members
 from frevl.store.writer import Item
 
-__all__ = ["extract_tars", "in_a_tar"]
+__all__ = ["TarPictures", "extract_tars", "in_a_tar"]
 
 
 def in_a_tar(id_: str, tars: Collection[str]) -> bool:
@@ -40,7 +41,7 @@ def extract_tars(
     choice: Choice,
     share: Share,
     captions: Captions,
-    workers: int,
+    embedder: Embedder,
     progress: bool,
 ) -> set[str]:
     """Embed the pictures inside tars that the store lacks.
@@ -53,12 +54,12 @@ def extract_tars(
     """
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
-    inside = _TarPictures(tars, towers, StoredItems(writer.store, "image", [one.name for one in towers]), choice)
+    stored = StoredItems(writer.store, "image", [one.name for one in towers])
+    inside = TarPictures(towers, stored)
+    members = inside.pictures(tars, choice, share, captions)
     seen = embed_images(
-        ", ".join(tar.name for tar in tars[:3]), "picture", inside.pictures(share, captions), inside.prepare, buffer,
-        report,
-        ahead=4 * workers,  # the bytes of every picture that waits are in memory
-        may_be_empty=share.partial, workers=workers, progress=progress,
+        ", ".join(tar.name for tar in tars[:3]), "picture", inside, members, stored, embedder, buffer, report,
+        may_be_empty=share.partial, progress=progress,
     )  # fmt: skip
     seen |= inside.read
     writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
@@ -74,23 +75,37 @@ def extract_tars(
             f"Pictures that stand in their tar twice with the same content count once: {len(inside.repeated):,}, the "
             f"first is '{inside.repeated[0]:.200}'."
         )
-    tell_guessed(inside.guessed_white, report)
+    tell_guessed(inside.remarks[GUESSED], report)
     return seen
 
 
-class _TarPictures:
-    """The pictures inside some tars, compared with the images of a store. Several threads may prepare them."""
+class TarPictures:
+    """The pictures inside some tars, compared with the images of a store. Several threads may prepare them.
 
-    def __init__(self, tars: Sequence[Tar], towers: Sequence[ImageTower], stored: StoredItems, choice: Choice) -> None:
-        self._tars, self._towers, self._stored, self._choice = tars, towers, stored, choice
+    Args:
+        towers: Image towers that shall have seen every image.
+        stored: The images of the store.
+
+    Attributes:
+        in_memory: Yes.
+        remarks: See `frevl.store.embedding.pictures`.
+        read: The names of the tars that were read.
+        repeated: Ids of pictures that stand in their tar twice with the same content.
+    """
+
+    in_memory = True
+
+    def __init__(self, towers: Sequence[ImageTower], stored: KnownItems) -> None:
+        self._towers, self._stored = towers, stored
         self.read: set[str] = set()
         self.repeated: list[str] = []
-        self.guessed_white: list[str] = []
-        self._lock = threading.Lock()
+        self.remarks = remarks()
 
-    def pictures(self, share: Share, captions: Captions) -> Iterator[tuple[Member, str]]:
+    def pictures(
+        self, tars: Sequence[Tar], choice: Choice, share: Share, captions: Captions
+    ) -> Iterator[tuple[Member, str]]:
         """Read the pictures of one tar after the other with the hash of each; captions beside them are handed on."""
-        for tar in share.own(self._tars, lambda one: one.name):
+        for tar in share.own(tars, lambda one: one.name):
             self.read.add(tar.name)
             known: dict[str, str] = {}
             for member in read_members(tar, lambda name: is_picture(name) or (captions.wanted and holds_caption(name))):
@@ -98,7 +113,7 @@ class _TarPictures:
                     yield member, ""
                 elif not is_picture(member.id):
                     captions.add(member)
-                elif self._choice.takes(member.id, "file"):
+                elif choice.takes(member.id, "file"):
                     yield from self._once(member, known, captions)
             captions.end_tar()
 
@@ -120,6 +135,28 @@ class _TarPictures:
     def has_read(self, id_: str) -> bool:
         """Tell whether a member belongs to one of the tars that were read."""
         return in_a_tar(id_, self.read)
+
+    def id_of(self, picture: tuple[Member, str]) -> str:
+        """Return the id of a picture."""
+        return picture[0].id
+
+    def bytes_of(self, picture: tuple[Member, str]) -> int:
+        """Return its size."""
+        return len(picture[0].content)
+
+    def is_settled(self, picture: tuple[Member, str]) -> bool:
+        """Tell whether the store has it as it is."""
+        member, content_hash = picture
+        known = None if member.problem else self._stored.get(member.id)
+        return known is not None and not known.lacking and (not known.bytes or known.content_hash == content_hash)
+
+    def is_gone(self, _: str) -> bool:
+        """Return False: what came inside a tar has no file."""
+        return False
+
+    def elsewhere(self) -> MakePictures[tuple[Member, str]]:
+        """Return what makes their like on another machine."""
+        return TarPictures
 
     def prepare(self, picture: tuple[Member, str]) -> tuple[str, PendingItem | Reject | None]:
         """Decode one picture, if the store does not hold it as it is.
@@ -144,7 +181,7 @@ class _TarPictures:
                 return None
             kept = Item(item.id, known.content_hash, 0) if imported else item
             return PendingItem(kept, "fill", self._inputs(item.id, content, known.lacking))
-        taken = self._stored.take_over(item.content_hash, lambda _: False)
+        taken = self._stored.take_over(item.content_hash, self.is_gone)
         if taken is not None:
             source = taken[0]
             return PendingItem(item, "fill", self._inputs(item.id, content, source.lacking), source.id)
@@ -154,6 +191,5 @@ class _TarPictures:
     def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
         inputs, guessed = inputs_of(content, [tower for tower in self._towers if tower.name in names])
         if guessed:
-            with self._lock:
-                self.guessed_white.append(id_)
+            self.remarks[GUESSED].append(id_)
         return inputs

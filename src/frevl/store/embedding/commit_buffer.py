@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -15,7 +15,7 @@ from frevl.rejects import Reject
 from frevl.store.towers import Modality
 from frevl.store.writer import Item, StoreWriter, TakeOver
 
-__all__ = ["CommitBuffer", "PendingItem"]
+__all__ = ["CommitBuffer", "PendingItem", "Row", "embed_items"]
 
 _COMMIT_BYTES = 16 << 20  # token embeddings of 1,024 images would be 128 MB, several times on their way to the disk
 
@@ -37,6 +37,39 @@ class PendingItem:
     prepared: dict[str, np.ndarray | str]
     source: str | None = None
     moved: bool = False
+
+
+Row = dict[str, np.ndarray]
+"""The embeddings of one item, ``(tokens, dim)`` in the stored type, by the name of the tower."""
+
+
+def embed_items(
+    items: Sequence[PendingItem], towers: Sequence[ImageTower] | Sequence[TextTower], dtypes: Mapping[str, str]
+) -> tuple[list[Row], dict[int, str]]:
+    """Embed a batch, each item with the towers that it has an input for.
+
+    Args:
+        items: The batch.
+        towers: All towers.
+        dtypes: The stored type, by the name of a tower.
+
+    Returns:
+        One row an item; and, by the place of an item, why it cannot be used.
+    """
+    rows: list[Row] = [{} for _ in items]
+    refused: dict[int, str] = {}
+    for tower in towers:
+        needing = [i for i, one in enumerate(items) if tower.name in one.prepared]
+        if not needing:
+            continue
+        embedded = tower.embed([items[i].prepared[tower.name] for i in needing])  # type: ignore[misc]
+        with np.errstate(over="ignore"):  # what overflows is refused below
+            converted = [one.astype(dtypes[tower.name]) for one in embedded.items]
+        for i, values in zip(needing, converted, strict=True):
+            rows[i][tower.name] = values
+            if not np.isfinite(values).all() or not values.any():
+                refused[i] = f"the tower '{tower.name}' gives it no finite embedding that differs from zero"
+    return rows, refused
 
 
 class CommitBuffer:
@@ -72,7 +105,7 @@ class CommitBuffer:
         self.size = max(1, min(rows, max((tower.batch_size for tower in towers), default=1)))
         self.embedded = self.moved = self.copied = 0
         self.rejected: list[Reject] = []
-        self._rows: list[tuple[PendingItem, dict[str, np.ndarray]]] = []
+        self._rows: list[tuple[PendingItem, Row]] = []
         self._bytes = self._rejects_written = 0
         self._since = time.monotonic()
 
@@ -83,20 +116,16 @@ class CommitBuffer:
 
     def add(self, items: Sequence[PendingItem]) -> None:
         """Embed a batch, and commit if it is time."""
-        rows: list[dict[str, np.ndarray]] = [{} for _ in items]
-        refused: dict[int, str] = {}
-        for tower in self._towers:
-            dtype = self.writer.store.towers[tower.name].identity["dtype"]
-            needing = [i for i, one in enumerate(items) if tower.name in one.prepared]
-            if not needing:
-                continue
-            embedded = tower.embed([items[i].prepared[tower.name] for i in needing])  # type: ignore[misc]
-            with np.errstate(over="ignore"):  # what overflows is refused below
-                converted = [one.astype(dtype) for one in embedded.items]
-            for i, values in zip(needing, converted, strict=True):
-                rows[i][tower.name] = values
-                if not np.isfinite(values).all() or not values.any():
-                    refused[i] = f"the tower '{tower.name}' gives it no finite embedding that differs from zero"
+        self.keep(items, *embed_items(items, self._towers, self.dtypes))
+
+    def keep(self, items: Sequence[PendingItem], rows: Sequence[Row], refused: Mapping[int, str]) -> None:
+        """Take a batch that is embedded, and commit if it is time.
+
+        Args:
+            items: They.
+            rows: What `embed_items` says of each.
+            refused: By the place of an item, why it cannot be used.
+        """
         self.rejected += [Reject(self._modality, items[i].item.id, reason) for i, reason in refused.items()]
         kept = [(one, row) for i, (one, row) in enumerate(zip(items, rows, strict=True)) if i not in refused]
         self._rows += kept
@@ -106,6 +135,11 @@ class CommitBuffer:
         self.copied += sum(one.source is not None and not one.moved for one, _ in kept)
         self._commit_if_due()
 
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The stored type of every tower, by its name."""
+        return {tower.name: self.writer.store.towers[tower.name].identity["dtype"] for tower in self._towers}
+
     def commit(self) -> None:
         """Write the pending items; those that need the same treatment share a commit."""
         write = {"append": self.writer.append, "replace": self.writer.replace, "fill": self.writer.fill}
@@ -113,7 +147,7 @@ class CommitBuffer:
         if taken:
             self.writer.take_over(self._modality, taken)
 
-        def treatment(entry: tuple[PendingItem, dict[str, np.ndarray]]) -> tuple[str, tuple[str, ...]]:
+        def treatment(entry: tuple[PendingItem, Row]) -> tuple[str, tuple[str, ...]]:
             return entry[0].action, tuple(entry[1])
 
         waiting = sorted((entry for entry in self._rows if entry[1]), key=treatment)

@@ -1,0 +1,1 @@
+"""From items to rows of a store: prepared, embedded here or elsewhere, committed."""

@@ -1,0 +1,187 @@
+"""What a worker does in an extraction: it opens the encoders, and embeds the blocks that it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from frevl.encoders.registry import load_encoder
+from frevl.encoders.runtime import on_device
+from frevl.rejects import Reject
+from frevl.store.canaries import tower_records
+from frevl.store.embedding.commit_buffer import PendingItem, Row, embed_items
+from frevl.store.embedding.embedder import ahead_of
+from frevl.store.embedding.pictures import MakePictures
+from frevl.store.stored_items import KnownItem
+from frevl.store.towers import Tower
+
+__all__ = ["Done", "EmbeddingWork", "ImageBlock", "PackedRows", "TextBlock", "open_work"]
+
+
+@dataclass(frozen=True, repr=False)
+class ImageBlock:
+    """Pictures that one worker embeds.
+
+    Attributes:
+        number: Of the block, from 0.
+        first: Id of the first.
+        make: Makes what prepares them.
+        sources: They.
+        known: What the store knew of them.
+    """
+
+    number: int
+    first: str
+    make: MakePictures[Any]
+    sources: Sequence[Any]
+    known: dict[str, KnownItem]
+
+    def __str__(self) -> str:
+        return f"{len(self.sources)} images from '{self.first:.80}' on"
+
+
+@dataclass(frozen=True, repr=False)
+class TextBlock:
+    """Texts that one worker embeds, as one batch.
+
+    Attributes:
+        number: Of the block, from 0.
+        items: The texts.
+    """
+
+    number: int
+    items: Sequence[PendingItem]
+
+    def __str__(self) -> str:
+        return f"{len(self.items)} texts from '{self.items[0].item.id:.80}' on"
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Embeddings of several items, an array for each tower: thousands of small ones would be slow to send.
+
+    Attributes:
+        values: By tower, ``(tokens of all, dim)``.
+        places: By tower, which items have it.
+        lengths: By tower, how many tokens each of those has.
+        count: How many items there are.
+    """
+
+    values: dict[str, np.ndarray]
+    places: dict[str, list[int]]
+    lengths: dict[str, list[int]]
+    count: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> PackedRows:
+        """Pack rows."""
+        names = dict.fromkeys(name for row in rows for name in row)
+        places = {name: [i for i, row in enumerate(rows) if name in row] for name in names}
+        parts = {name: [rows[i][name] for i in places[name]] for name in names}
+        lengths = {name: [len(part) for part in parts[name]] for name in names}
+        return cls({name: np.concatenate(parts[name]) for name in names}, places, lengths, len(rows))
+
+    def rows(self) -> list[Row]:
+        """Return the rows."""
+        rows: list[Row] = [{} for _ in range(self.count)]
+        for name, values in self.values.items():
+            ends = np.cumsum(self.lengths[name]).tolist()
+            for i, end, length in zip(self.places[name], ends, self.lengths[name], strict=True):
+                rows[i][name] = values[end - length : end]
+        return rows
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a block.
+
+    Attributes:
+        work: Id and work of each picture; those that were embedded without the input of their networks.
+        packed: The embeddings of the items among them, in their order.
+        refused: By the place of an item, why it cannot be used.
+        remarks: See `frevl.store.embedding.pictures`.
+    """
+
+    work: list[tuple[str, PendingItem | Reject | None]]
+    packed: PackedRows
+    refused: dict[int, str]
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What the store knew about the items of one block. Whose embeddings could be taken over it does not know."""
+
+    items: dict[str, KnownItem]
+
+    def get(self, id_: str) -> KnownItem | None:
+        return self.items.get(id_)
+
+    def take_over(self, content_hash: str, is_gone: Callable[[str], bool]) -> None:  # noqa: ARG002
+        return None
+
+
+class EmbeddingWork:
+    """Embeds blocks with the encoders of this node.
+
+    Args:
+        encoders: Their names.
+        tokens: See `frevl.encoders.registry.load_encoder`.
+        dtype: The stored type.
+        device: Where networks of a model hub run.
+
+    Attributes:
+        about: Records of its towers, with their answers to the canaries.
+    """
+
+    def __init__(self, encoders: Sequence[str], tokens: str, dtype: str, device: str | None) -> None:
+        with on_device(device):
+            loaded = [load_encoder(name, tokens=tokens) for name in encoders]
+        self.about: list[Tower] = [tower for one in loaded for tower in tower_records(one, dtype=dtype)]
+        self._images = list({one.image.name: one.image for one in loaded if one.image}.values())
+        self._texts = list({one.text.name: one.text for one in loaded if one.text}.values())
+        self._dtypes = {tower.name: dtype for tower in self.about}
+        self._size = max((tower.batch_size for tower in self._images), default=1)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="decode")
+
+    def __call__(self, block: ImageBlock | TextBlock) -> Done:
+        """Embed a block."""
+        return self._embed_images(block) if isinstance(block, ImageBlock) else self._embed_texts(block)
+
+    def _embed_texts(self, block: TextBlock) -> Done:
+        rows, refused = embed_items(block.items, self._texts, self._dtypes)
+        return Done([], PackedRows.of(rows), refused)
+
+    def _embed_images(self, block: ImageBlock) -> Done:
+        pictures = block.make(self._images, _Known(block.known))
+        work: list[tuple[str, PendingItem | Reject | None]] = []
+        batch: list[PendingItem] = []
+        rows: list[Row] = []
+        refused: dict[int, str] = {}
+
+        def embed() -> None:
+            embedded, bad = embed_items(batch, self._images, self._dtypes)
+            refused.update({len(rows) + i: reason for i, reason in bad.items()})
+            rows.extend(embedded)
+            batch.clear()
+
+        for id_, one in ahead_of(self._pool, pictures.prepare, block.sources, self._size):
+            if isinstance(one, PendingItem):
+                batch.append(one)
+                work.append((id_, replace(one, prepared={})))
+            else:
+                work.append((id_, one))
+            if len(batch) == self._size:
+                embed()
+        if batch:
+            embed()
+        return Done(work, PackedRows.of(rows), refused, pictures.remarks)
+
+
+def open_work(encoders: Sequence[str], tokens: str, dtype: str, device: str | None) -> EmbeddingWork:
+    """Open the encoders on a node: see `EmbeddingWork`."""
+    return EmbeddingWork(encoders, tokens, dtype, device)

@@ -1,0 +1,207 @@
+"""Extraction on the nodes of a cluster: this process lists, compares and commits, workers read, decode and embed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from frevl.errors import FrevlError
+from frevl.rejects import Reject
+from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem, Row
+from frevl.store.embedding.pictures import MakePictures, Pictures
+from frevl.store.many_nodes.connection import connected, versions_here
+from frevl.store.many_nodes.embedding_work import Done, ImageBlock, TextBlock, open_work
+from frevl.store.many_nodes.workers import Greeting, Workers
+from frevl.store.stored_items import KnownItem, StoredItems
+from frevl.store.towers import Tower, different_fields
+
+__all__ = ["OnNodes", "on_nodes"]
+
+A = TypeVar("A")
+
+_BLOCK = 256  # pictures; what a killed worker loses, and what every worker gets several of
+_BLOCK_BYTES = 16 << 20  # of pictures that are sent along
+_HUB = ("hf:", "openclip:")
+
+
+@contextmanager
+def on_nodes(
+    address: str,
+    encoders: Sequence[str],
+    towers: Sequence[Tower],
+    *,
+    tokens: str,
+    dtype: str,
+    device: str | None,
+    workers: int | None,
+    notes: list[str],
+) -> Iterator[OnNodes]:
+    """Connect to a cluster, and start workers that can embed as this process can.
+
+    Args:
+        address: See `frevl.store.many_nodes.connection.connected`.
+        encoders: Names of the encoders.
+        towers: Their towers, as they are here.
+        tokens: See `frevl.encoders.registry.load_encoder`.
+        dtype: The stored type.
+        device: Where networks of a model hub run; None takes the accelerators of the nodes, one for each worker.
+        workers: How many; None takes as many as there are processors, or accelerators.
+        notes: Gets sentences that a user should read.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        FrevlError: There is no cluster, or a node cannot do the work, runs another frevl, or other encoders.
+    """
+    with connected(address) as ray:
+        of_hub = device != "cpu" and any(name.startswith(_HUB) for name in encoders)
+        accelerators = 1 if of_hub and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+        make = partial(open_work, tuple(encoders), tokens, dtype, device)
+        hired: Workers[ImageBlock | TextBlock, Done] = Workers(ray, make, count=workers, accelerators=accelerators)
+        here = {tower.name: tower for tower in towers}
+        others: dict[str, None] = {}
+
+        def greeted(greeting: Greeting) -> None:
+            _check_towers(greeting, here)
+            others.update(dict.fromkeys(_differences(greeting, here)))
+
+        with hired:
+            hired.start(greeted)
+            yield OnNodes(hired)
+        notes += [*hired.notes, *others]
+
+
+class OnNodes:
+    """Embeds on the workers of a cluster; an `frevl.store.embedding.embedder.Embedder`.
+
+    Blocks are cut from the list of what is to be embedded, so they are the same however many workers there are. Every
+    block goes back to this process, which commits it.
+
+    Args:
+        workers: Started.
+    """
+
+    def __init__(self, workers: Workers[ImageBlock | TextBlock, Done]) -> None:
+        self._workers = workers
+
+    def images(
+        self, pictures: Pictures[A], sources: Iterable[A], stored: StoredItems, buffer: CommitBuffer
+    ) -> Iterator[tuple[str, PendingItem | Reject | None]]:
+        """Embed pictures, block by block: see `frevl.store.embedding.embedder.Embedder.images`."""
+        settled: list[str] = []
+
+        def open_ones() -> Iterator[A]:
+            for source in sources:
+                if pictures.is_settled(source):
+                    settled.append(pictures.id_of(source))
+                else:
+                    yield source
+
+        order: dict[str, tuple[int, int]] = {}
+        for block, done in self._workers.results(_blocks(pictures, open_ones(), stored)):
+            items = [one for _, one in done.work if isinstance(one, PendingItem)]
+            bad = {items[i].item.id for i in done.refused}
+            order.update(
+                (id_, (block.number, place))
+                for place, (id_, one) in enumerate(done.work)
+                if isinstance(one, Reject) or id_ in bad
+            )
+            rows = done.packed.rows()
+            if not stored.empty:
+                items, rows = _taken_over(items, rows, stored, pictures.is_gone)
+            buffer.keep(items, rows, done.refused)
+            for what, ids in done.remarks.items():
+                pictures.remarks[what] += ids
+            yield from done.work
+            yield from ((id_, None) for id_ in settled)
+            settled.clear()
+        yield from ((id_, None) for id_ in settled)
+        buffer.commit()
+        buffer.rejected.sort(key=lambda one: order[one.id])  # as one process names them
+
+    def texts(self, batches: Iterable[Sequence[PendingItem]], buffer: CommitBuffer) -> Iterator[int]:
+        """Embed batches of texts: see `frevl.store.embedding.embedder.Embedder.texts`."""
+        for block, done in self._workers.results(TextBlock(*numbered) for numbered in enumerate(batches)):
+            items = [replace(one, prepared={}) for one in block.items] if isinstance(block, TextBlock) else []
+            buffer.keep(items, done.packed.rows(), done.refused)
+            yield len(items)
+
+
+def _blocks(pictures: Pictures[A], sources: Iterable[A], stored: StoredItems) -> Iterator[ImageBlock]:
+    make = pictures.elsewhere()
+    block: list[A] = []
+    number = size = 0
+    for source in sources:
+        block.append(source)
+        size += pictures.bytes_of(source)
+        if len(block) == _BLOCK or size >= _BLOCK_BYTES:
+            yield _block(number, pictures, make, block, stored)
+            number, block, size = number + 1, [], 0
+    if block:
+        yield _block(number, pictures, make, block, stored)
+
+
+def _block(
+    number: int, pictures: Pictures[A], make: MakePictures[A], sources: Sequence[A], stored: StoredItems
+) -> ImageBlock:
+    ids = [pictures.id_of(source) for source in sources]
+    found: list[tuple[str, KnownItem | None]] = [(id_, stored.get(id_)) for id_ in ids]
+    return ImageBlock(number, ids[0], make, sources, {id_: known for id_, known in found if known is not None})
+
+
+def _taken_over(
+    items: Sequence[PendingItem], rows: Sequence[Row], stored: StoredItems, is_gone: Callable[[str], bool]
+) -> tuple[list[PendingItem], list[Row]]:
+    """Let items take over embeddings of the same content; a worker cannot know of it, and has embedded them again."""
+    kept: list[PendingItem] = []
+    left: list[Row] = []
+    for one, row in zip(items, rows, strict=True):
+        taken = None if one.action == "fill" else stored.take_over(one.item.content_hash, is_gone)
+        if taken is None:
+            kept.append(one)
+            left.append(row)
+            continue
+        source, moved = taken
+        kept.append(PendingItem(one.item, "fill", {}, source.id, moved))
+        left.append({name: values for name, values in row.items() if name in source.lacking})
+    return kept, left
+
+
+def _check_towers(greeting: Greeting, here: dict[str, Tower]) -> None:
+    """Refuse a node whose encoders are not those of this process.
+
+    Raises:
+        FrevlError: They are not.
+    """
+    there = {tower.name: tower for tower in greeting.about}
+    for name, tower in here.items():
+        fields = different_fields(there[name].identity, tower.identity) if name in there else "it is not there"
+        if fields:
+            raise FrevlError(
+                f"--ray: the node {greeting.node} has another encoder '{name}' than this process: {fields}; install "
+                "the same packages on all nodes"
+            )
+
+
+def _differences(greeting: Greeting, here: dict[str, Tower]) -> list[str]:
+    """Say where a node may compute other last digits."""
+    notes = []
+    mine: dict[str, Any] = versions_here()
+    other = [
+        f"{name} {greeting.versions.get(name, 'none')} for {mine.get(name, 'none')}"
+        for name in sorted({*mine, *greeting.versions})
+        if mine.get(name) != greeting.versions.get(name)
+    ]
+    if other:
+        notes.append(
+            f"The node {greeting.node} has other libraries ({', '.join(other)}): its embeddings may differ in the last "
+            "digit."
+        )
+    unlike = [one.name for one in greeting.about if not np.array_equal(one.canaries, here[one.name].canaries)]
+    if unlike:
+        notes.append(f"The node {greeting.node} computes {', '.join(unlike)} with other last digits than this process.")
+    return notes
