@@ -4,11 +4,8 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
-__all__ = ["AXE", "serious", "serving"]
-
-AXE = Path(__file__).parents[1] / "web" / "node_modules" / "axe-core" / "axe.min.js"
+__all__ = ["serving"]
 
 
 @contextmanager
@@ -24,16 +21,3 @@ def serving(world, *options, command="serve"):
         finally:
             process.terminate()
             assert process.wait(60) == 0
-
-
-def serious(page):
-    """Return what axe-core finds serious or critical, in words."""
-    assert AXE.is_file(), "axe-core is not there: run scripts/build_page"
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("axe.run({resultTypes: ['violations']}).then((found) => found.violations)")
-    return [
-        f"{one['id']}: {one['help']}: {node['html'][:120]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]

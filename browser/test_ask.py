@@ -2,12 +2,17 @@
 
 import base64
 import json
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import expect
 
 from frevl.data.pairs import read_pairs
 from frevl.store.extraction import extract
+from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
 from frevl.training.training import train
 from made import make
@@ -218,7 +223,7 @@ def test_a_store_of_texts_alone_has_its_page(tmp_path, visit):
     rows = [{"text": f"it is {number} {word}", "target": word} for number in range(20) for word in ("red", "blue")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     extract(tmp_path / "world" / "store", pairs=[file], encoder=["toy"])
-    made = type("Made", (), {"store": Store.open(tmp_path / "world" / "store"), "folder": tmp_path / "world"})
+    made = SimpleNamespace(store=Store.open(tmp_path / "world" / "store"), folder=tmp_path / "world")
     train(made.store, read_pairs(file), run=tmp_path / "run", task="classification", model="linear")
     with serving(made, "--run", tmp_path / "run") as address:
         seen = visit(address)
@@ -241,3 +246,31 @@ def test_with_keys_the_page_asks_with_the_key_of_the_browser(world, browser, mon
         expect(answers(page).locator("li")).to_have_count(2, timeout=TIMEOUT)
         expect(page.get_by_label("You are")).to_have_count(0)  # read-only without --labels
         context.close()
+
+
+def test_a_store_of_imported_vectors_takes_its_own_pictures_and_texts_only(tmp_path, visit):
+    (tmp_path / "clip").mkdir()
+    vectors = np.random.default_rng(0).standard_normal((23, 8))
+    for name in ("img_emb", "text_emb", "metadata"):
+        (tmp_path / "clip" / name).mkdir()
+        if name != "metadata":
+            np.save(tmp_path / "clip" / name / f"{name}_0.npy", vectors.astype(np.float16))
+    table = {"image_path": [f"{i}.jpg" for i in range(23)], "caption": [f"caption {i}" for i in range(23)]}
+    pq.write_table(pa.table(table), tmp_path / "clip/metadata/metadata_0.parquet")
+    import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="ViT-B-32", common_space=True)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(f'{{"image": "{i}.jpg", "text": "caption {i}"}}\n' for i in range(23)))
+    made = SimpleNamespace(store=Store.open(tmp_path / "store"), folder=tmp_path)
+    train(made.store, pairs, run=tmp_path / "cosine", task="matching", model="cosine")
+    with serving(made, "--run", tmp_path / "cosine") as address:
+        page = visit(address).page
+        expect(page.get_by_text("only its own pictures can be asked about")).to_be_visible(timeout=TIMEOUT)
+        expect(page.locator("input[type=file]")).to_be_disabled()
+        page.get_by_label("Text, or a picture above").fill("another text")
+        press(page, "Search")
+        expect(answers(page).get_by_role("alert")).to_contain_text(
+            "The vectors of texts were imported", timeout=TIMEOUT
+        )
+        page.get_by_label("Text, or a picture above").fill("caption 7")
+        press(page, "Search")
+        expect(answers(page).locator("li small a").first).to_have_text("7.jpg", timeout=TIMEOUT)

@@ -5,11 +5,12 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
+from exploring import serious
 from playwright.sync_api import expect
 
 from frevl.training.training import train
 from made import make
-from serving import serious, serving
+from serving import serving
 
 TIMEOUT = 20_000  # ms: the machine may be busy
 
