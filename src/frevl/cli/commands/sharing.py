@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from frevl.cli.options import OUTPUT, ColumnsOption, JsonOption, RunOption, app, by_columns, say, typed, write
+from frevl.errors import UsageError
 
 
 @app.command()
@@ -22,7 +23,9 @@ def export(
         bool | None,
         typer.Option("--int8", help="Multiply in 8-bit integers; needs labelled pairs.", show_default="off"),
     ] = None,
-    store: Annotated[Path | None, typer.Option(readable=False, help="Store with the embeddings of --pairs.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(readable=False, help="Store with the embeddings of --pairs, or of --vectors.")
+    ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(
@@ -30,9 +33,32 @@ def export(
         ),
     ] = None,
     columns: ColumnsOption = None,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(
+            readable=False,
+            help="Write the vectors of --store that the run searches by instead: a .lance or .parquet table.",
+            show_default="none",
+        ),
+        OUTPUT,
+    ] = None,
+    find: Annotated[
+        str | None, typer.Option("--for", help="Of --vectors: images or texts.", show_default="images")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Export a run as one ONNX file, checked against PyTorch."""
+    """Export a run as one ONNX file, checked against PyTorch, or its search vectors."""
+    if vectors is not None:
+        if onnx is not None or int8 or pairs is not None or columns is not None:
+            raise UsageError("--vectors writes vectors and nothing else; leave out --onnx, --int8, --pairs, --columns")
+        from frevl.deployment.export.vectors import export_vectors
+
+        written = export_vectors(run, vectors, store=store, **typed(find=find))
+        say(written.sentence())
+        write(json, written.record())
+        return
+    if find is not None:
+        raise UsageError("--for belongs to --vectors: add --vectors FILE, or leave --for out")
     from frevl.deployment.export.exporting import export as run_export
 
     done = run_export(**typed(run=run, onnx=onnx, int8=int8, store=store, pairs=by_columns(columns, pairs)))
