@@ -16,9 +16,10 @@ from frevl.deployment.efficiency.profiles import fusion_flops
 from frevl.models.fusion import Fusion
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers
-from frevl.training import loop
 from frevl.training.examples import Examples
-from frevl.training.loop import fusion_loss, gradient_descent
+from frevl.training.loop import gradient_descent
+from frevl.training.objectives import pairwise
+from frevl.training.objectives.pairwise import fusion_loss
 from frevl.training.options import FusionOptions, Session
 from on_chip.measure import Chip, Record, graphed, kernel_profile, quotient, rate, timed
 
@@ -247,7 +248,7 @@ def training_step(chip: Chip, examples: Examples, classes: int, batch: int, name
         if "bf16" in name:
             loss = loss_of(rows, random)[0]
         else:
-            with mock.patch.object(loop, "bfloat16_on_accelerators", return_value=contextlib.nullcontext()):
+            with mock.patch.object(pairwise, "bfloat16_on_accelerators", return_value=contextlib.nullcontext()):
                 loss = loss_of(rows, random)[0]
         optimiser.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)

@@ -200,10 +200,15 @@ class Steps:
 
 
 class Shares:
-    """Rows of a step of training in equal shares; where the device's memory ends, in twice as many."""
+    """Rows of a step of training in equal shares; where the device's memory ends, in twice as many.
 
-    def __init__(self, device: str) -> None:
-        self._device, self.count = device, 1
+    Args:
+        device: Of the training.
+        divisible: Whether a step may be divided; workers that share one out could divide it differently.
+    """
+
+    def __init__(self, device: str, *, divisible: bool = True) -> None:
+        self._device, self._divisible, self.count = device, divisible, 1
 
     def gradients(
         self, loss_of: LossOf, rows: torch.Tensor, random: torch.Generator, optimiser: torch.optim.Optimizer
@@ -247,6 +252,11 @@ class Shares:
             return sums[0], dict(zip(names, sums[1:], strict=True))
 
     def _double(self, rows: int, error: Exception) -> None:
+        if not self._divisible:
+            raise UsageError(
+                f"--device: the memory of '{self._device}' does not hold one worker's share of a step "
+                f"({str(error).split('.')[0]}); take more workers, or a smaller batch with --set batch_size="
+            ) from error
         if self.count >= rows:
             raise _too_little(self._device, error) from error
         before = -(-rows // self.count)

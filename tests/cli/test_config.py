@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from frevl.cli.config import key_of
 from frevl.runs.run import Run
+from frevl.runs.toml_text import toml_text
 from frevl.training.options import FusionOptions
-from frevl.training.run_folder import toml_text
 from frevl.training.seeds import train_seeds
 from frevl.training.training import train
 from test_outputs import commands
@@ -185,7 +185,7 @@ def test_a_finished_run_holds_the_file_that_repeats_it(made, tmp_path, frevl, mo
 @pytest.mark.slow
 def test_every_argument_of_train_is_a_key_of_the_file(made, tmp_path):
     def value(name, default):
-        given = {"dev": made.test_file, "time_limit": 600.0}
+        given = {"dev": made.test_file, "time_limit": 600.0, "workers": 1}
         return ["toy"] if name.endswith("encoder") else given.get(name, default)
 
     names = inspect.signature(train).parameters

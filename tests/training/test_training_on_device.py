@@ -15,6 +15,7 @@ from frevl.runs.targets import Answers
 from frevl.training import examples, loop
 from frevl.training.examples import Examples
 from frevl.training.losses import contrastive_loss
+from frevl.training.objectives import pairwise
 from frevl.training.options import DescentOptions, FusionOptions, Session
 from frevl.training.retrieval.two_tower import _contrast
 
@@ -37,7 +38,7 @@ def train(tmp_path, name, loss_of=None, kind="class"):
     torch.manual_seed(0)
     network = Fusion(image_dim=8, text_dim=5, outputs=3 if kind == "class" else 1, width=8, layers=1, heads=2)
     options = FusionOptions(epochs=2, batch_size=2)
-    loss_of = loss_of or loop.fusion_loss(network, made(kind), 3, options=options, device="cpu")
+    loss_of = loss_of or pairwise.fusion_loss(network, made(kind), 3, options=options, device="cpu")
     log = tmp_path / f"{name}.jsonl"
     loop.gradient_descent(network, loss_of, 12, options=options, session=SESSION, title="x", remedy="y", log_file=log)
     return network, [json.loads(line)["losses"] for line in log.read_text().splitlines()]
@@ -108,7 +109,7 @@ def test_a_compiled_loss_is_the_same_loss(monkeypatch):
     network = Fusion(image_dim=8, text_dim=5, outputs=3, width=8, layers=1, heads=2, dropout=0.0)
     found = []
     for compiled in ("", "default"):
-        loss_of = loop.fusion_loss(
+        loss_of = pairwise.fusion_loss(
             network, made("class"), 3, options=FusionOptions(mixup_share=1.0), device="cpu", compiled=compiled
         )
         found.append(loss_of(torch.arange(12), torch.Generator().manual_seed(5))[0])
@@ -125,8 +126,8 @@ def on_meta(kind):
     options = FusionOptions(mixup_share=0.0 if kind == "match" else 1.0, input_dropout=0.1)
     images, texts = kept.pairs.images[:, 0], kept.pairs.texts[:, 0]
     return {
-        "fusion": loop.fusion_loss(fusion, kept, outputs, options=options, device="meta"),
-        "linear": loop.pair_loss(linear, kept, outputs, options=options, device="meta"),
+        "fusion": pairwise.fusion_loss(fusion, kept, outputs, options=options, device="meta"),
+        "linear": pairwise.pair_loss(linear, kept, outputs, options=options, device="meta"),
         "towers": _contrast(towers, images, texts, kept.pairs, 0.1, "meta"),
     }
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from frevl.errors import UsageError
 
@@ -240,6 +241,9 @@ def dropped(x: Tensor, probability: float) -> Tensor:
     Returns:
         A tensor of the same shape and the same mean.
     """
+    if has_torch_function_unary(x):  # workers that share a batch draw for all of it (`frevl.training.workers`)
+        shared: Tensor = handle_torch_function(dropped, (x,), x, probability)
+        return shared
     if x.device.type != "cpu":
         return F.dropout(x, probability)
     cut = min(round(probability * 65536), 65535)

@@ -28,7 +28,8 @@ from frevl.training.initialisation import (
 )
 from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.linear.fit import fit_linear_on
-from frevl.training.loop import FitReport, LossOf, fusion_loss, gradient_descent, pair_loss
+from frevl.training.loop import FitReport, LossOf, gradient_descent
+from frevl.training.objectives.pairwise import fusion_loss, pair_loss
 from frevl.training.options import (
     FusionOptions,
     KernelOptions,
@@ -41,10 +42,12 @@ from frevl.training.options import (
 from frevl.training.out_of_memory.order import deal_all, deal_in_blocks
 from frevl.training.run_folder import NOWHERE, Checkpoint, Clock
 
-__all__ = ["MODELS", "NEEDS", "Fitted", "as_it_is", "fit_model", "trainable"]
+__all__ = ["MODELS", "NEEDS", "SOLVED", "Fitted", "as_it_is", "fit_model", "trainable"]
 
 # Simplest first: where two are equally good, selection takes the one that stands earlier.
 MODELS = ("majority", "text", "image", "cosine", "linear", "kernel", "mlp", "dual", *PRESETS)
+# Models without gradient descent: there are no steps that workers could share.
+SOLVED = ("majority", "cosine", "linear", "kernel")
 # What a model of classification cannot do without; the others take images and texts, or one of them alone.
 NEEDS: dict[str, tuple[Side, ...]] = {
     "text": ("text",),
@@ -163,7 +166,9 @@ def fit_model(
             if start is not None:
                 release_statistics(fusion, statistics)
         weights = class_weights_of(train.truth, outputs, options.class_weight)
-        loss_of = fusion_loss(fusion, train, outputs, options=options, device=session.device, class_weights=weights)
+        loss_of = fusion_loss(
+            fusion, train, outputs, options=options, device=session.device, class_weights=weights, team=session.team
+        )
         report = _descend(fusion, loss_of, train, dev, model, options, session, checkpoint, log_file, weights)
         if statistics is not None:
             absorb_statistics(fusion, statistics)
@@ -179,7 +184,9 @@ def fit_model(
     else:
         network = NETWORKS[model].for_data(**sizes)
     weights = class_weights_of(train.truth, outputs, options.class_weight)
-    loss_of = pair_loss(network, train, outputs, options=options, device=session.device, class_weights=weights)
+    loss_of = pair_loss(
+        network, train, outputs, options=options, device=session.device, class_weights=weights, team=session.team
+    )
     report = _descend(network, loss_of, train, dev, model, options, session, checkpoint, log_file, weights)
     return Fitted(network, report.seconds, report)
 
@@ -214,6 +221,13 @@ def _descend(
     class_weights: Tensor | None,
 ) -> FitReport:
     """Train a network that is measured on development pairs after each epoch, by what it learns."""
+    own = session.team.share(len(dev))
+
+    def metric() -> float:
+        pairs = dev.pairs if session.team.size == 1 else dev.pairs.select(own.of(torch.arange(len(dev))))
+        logits = own.gathered(logits_of(network, pairs, 1024, session.device))
+        return dev_metric(logits, dev.truth, class_weights)
+
     return gradient_descent(
         network,
         loss_of,
@@ -222,7 +236,7 @@ def _descend(
         session=session,
         title=f"training {model}",
         remedy=f"check the embeddings with frevl store verify, or lower learning_rate ({options.learning_rate:g})",
-        on_epoch=lambda: dev_metric(logits_of(network, dev.pairs, 1024, session.device), dev.truth, class_weights),
+        on_epoch=metric,
         patience=options.patience,
         keep_last=options.keep_last,
         checkpoint=checkpoint,

@@ -7,34 +7,19 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from frevl.devices import Shares
-from frevl.models.blocks import dropped
-from frevl.models.fusion import Fusion
-from frevl.models.inputs import bfloat16_on_accelerators, mean_pool
-from frevl.runs.batches import Inputs, moved
-from frevl.runs.targets import Answers
 from frevl.terminal import ProgressLine
-from frevl.training.examples import Examples, kind_of, on_device, sample_negatives
-from frevl.training.losses import (
-    SeenLosses,
-    contrastive_loss,
-    draw_mixup,
-    feature_norm_loss,
-    looks_every,
-    mixed,
-    task_loss,
-)
-from frevl.training.options import DescentOptions, FusionOptions, PairwiseOptions, Session
+from frevl.training.losses import SeenLosses, looks_every
+from frevl.training.options import DescentOptions, Session
 from frevl.training.out_of_memory.order import Deal, deal_all
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
-__all__ = ["FitReport", "LossOf", "fusion_loss", "gradient_descent", "pair_loss", "scheduled"]
+__all__ = ["FitReport", "LossOf", "gradient_descent", "scheduled"]
 
 LossOf = Callable[[Tensor, torch.Generator], tuple[Tensor, dict[str, Tensor]]]
 """From ``(n,)`` row numbers of a batch and the generator of random choices to the loss of that batch, and the terms it
@@ -104,15 +89,18 @@ def gradient_descent(
     Raises:
         TrainingError: The loss is not finite (names the batch), or the state cannot be read or written.
     """
+    team = session.team
+    team.same({"training": title, "rows": count, "options": options.record()})
     trained = [parameter for parameter in network.to(session.device).parameters() if parameter.requires_grad]
     matrices, vectors = ([p for p in trained if (p.dim() > 1) is decayed] for decayed in (True, False))
     groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW([group for group in groups if group["params"]], lr=options.learning_rate, fused=True)
     state = _State.load(checkpoint, network, optimiser)
+    team.aligned(network)
     if not state.stopped:
         _keep_lines(log_file, state.epoch)
     epochs, steps, time_limit = options.epochs, math.ceil(count / options.rows_per_step), session.time_limit
-    started, shares = time.monotonic() - state.seconds, Shares(session.device)
+    started, shares = time.monotonic() - state.seconds, Shares(session.device, divisible=team.size == 1)
     with ProgressLine(title, epochs * steps, enabled=session.progress) as line:
         line.advance(state.epoch * steps)
         while not state.stopped:
@@ -126,7 +114,7 @@ def gradient_descent(
                 done = (state.epoch + batch / steps) / epochs
                 # Not before the first step: where time suffices, the clock must not change the result.
                 if time_limit is not None and state.epoch + batch > 0:
-                    done = max(done, (time.monotonic() - started) / time_limit)
+                    done = max(done, team.agreed(time.monotonic() - started) / time_limit)
                     out_of_time = done >= 1
                     if out_of_time:
                         break
@@ -134,7 +122,7 @@ def gradient_descent(
                     group["lr"] = scheduled(done, options.learning_rate, options.final_learning_rate, options.warm_up)
 
                 optimiser.zero_grad(set_to_none=True)
-                losses.add(batch, *shares.gradients(loss_of, rows, random, optimiser))
+                losses.add(batch, *team.summed(trained, *shares.gradients(loss_of, rows, random, optimiser)))
                 nn.utils.clip_grad_norm_(trained, options.gradient_clip)
                 optimiser.step()
 
@@ -144,7 +132,8 @@ def gradient_descent(
             losses.look()
             network.eval()
             metric = losses.last if on_epoch is None else on_epoch()
-            state.end_epoch(network, metric, time.monotonic() - started, keep_last=on_epoch is None or keep_last)
+            metric, seconds = team.agreed((metric, time.monotonic() - started))
+            state.end_epoch(network, metric, seconds, keep_last=on_epoch is None or keep_last)
             if out_of_time:
                 state.stopped = "time"
             elif on_epoch is not None and metric == 1.0:
@@ -155,6 +144,7 @@ def gradient_descent(
                 state.stopped = "epochs"
             if state.stopped:
                 state.settle(network)
+                team.aligned(network)
             dev = {} if on_epoch is None else {"dev": metric}
             entry = {"epoch": state.epoch, **dev, "seconds": round(state.seconds, 2), "losses": losses.means}
             _append_line(log_file, json.dumps(entry))
@@ -255,128 +245,3 @@ def scheduled(done: float, peak: float, final: float, warm_up: float) -> float:
         return peak * (done + 1e-3) / (warm_up + 1e-3)
     share = min(1.0, (done - warm_up) / max(1e-9, 1 - warm_up))
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def pair_loss(
-    network: nn.Module,
-    train: Examples,
-    outputs: int,
-    *,
-    options: PairwiseOptions,
-    device: str,
-    class_weights: Tensor | None = None,
-) -> LossOf:
-    """Build the loss of a network that is trained on the task alone.
-
-    Args:
-        network: From a batch of pairs to ``(n, outputs)`` logits.
-        train: Training examples.
-        outputs: Number of classes; 1 for matching.
-        options: Label smoothing, and wrong texts for each right pair in matching.
-        device: Of the network.
-        class_weights: ``(outputs,)`` as in `task_loss`.
-    """
-    kind, train = kind_of(train.truth), on_device(train, device)
-    weights = None if class_weights is None else class_weights.to(device)
-
-    def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
-        with bfloat16_on_accelerators(device):
-            logits = network(*train.pairs.inputs(image_rows, text_rows, device))
-            task = task_loss(
-                logits, moved(truth, device), kind=kind, smoothing=options.label_smoothing, class_weights=weights
-            )
-        return task, {"task": task}
-
-    return loss_of
-
-
-def fusion_loss(
-    network: Fusion,
-    train: Examples,
-    outputs: int,
-    *,
-    options: FusionOptions,
-    device: str,
-    class_weights: Tensor | None = None,
-    compiled: str = "",
-) -> LossOf:
-    """Build FrEVL's loss of a fusion: task + weighted contrastive term + weighted norm of the fused features.
-
-    Args:
-        network: The fusion.
-        train: Training examples.
-        outputs: Number of classes; 1 for matching.
-        options: Weights of the terms, label smoothing, temperature, mixup (of pooled embeddings only), input dropout,
-            and wrong texts for each right pair in matching.
-        device: Of the network.
-        class_weights: ``(outputs,)`` as in `task_loss`.
-        compiled: Mode of ``torch.compile``; empty does not compile.
-    """
-    kind, train = kind_of(train.truth), on_device(train, device)
-    weights = None if class_weights is None else class_weights.to(device)
-    terms: Callable[..., tuple[Tensor, dict[str, Tensor]]] = partial(_fusion_terms, network, options, kind, weights)
-    if compiled:
-        terms = torch.compile(terms, mode=compiled, dynamic=False)
-
-    def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
-        # Row numbers instead of flags: an accelerator would have to be waited for to count the flags.
-        matching = moved((truth > 0.5).nonzero()[:, 0], device) if kind == "match" else None
-        inputs = train.pairs.inputs(image_rows, text_rows, device)
-        ids = (moved(image_rows, device), moved(text_rows, device))
-        mix: tuple[float | Tensor, Tensor] | None = None
-        if inputs[2] is None and inputs[3] is None and torch.rand((), generator=random).item() < options.mixup_share:
-            share, other = draw_mixup(truth, generator=random, alpha=options.mixup_alpha)
-            mix = moved(torch.tensor(share), device) if compiled else share, moved(other, device)
-        with bfloat16_on_accelerators(device):
-            return terms(inputs, ids, moved(truth, device), matching, mix)
-
-    return loss_of
-
-
-def _fusion_terms(
-    network: Fusion,
-    options: FusionOptions,
-    kind: str,
-    weights: Tensor | None,
-    inputs: Inputs,
-    ids: tuple[Tensor, Tensor],
-    truth: Tensor,
-    matching: Tensor | None,
-    mix: tuple[float | Tensor, Tensor] | None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The terms of `fusion_loss`: tensors in, tensors out, nothing that waits for a device."""
-    image, text, image_mask, text_mask = inputs
-    if options.input_dropout > 0:
-        image, text = dropped(image, options.input_dropout), dropped(text, options.input_dropout)
-    image, text = network.project(image, text)
-    contrastive = contrastive_loss(
-        mean_pool(image, image_mask), mean_pool(text, text_mask), *ids,
-        temperature=options.temperature, matching=matching,
-    )  # fmt: skip
-    if mix is not None:
-        image, text, truth = mixed(image, text, truth, *mix)
-    fused = network.fuse(image, text, image_mask, text_mask)
-    regularisation = feature_norm_loss(fused)
-    logits, smoothing = network.head(fused), options.label_smoothing
-    task = task_loss(logits, truth, kind=kind, smoothing=smoothing, class_weights=weights)
-    total = task + options.contrastive_weight * contrastive + options.regularisation_weight * regularisation
-    return total, {"task": task, "contrastive": contrastive, "regularisation": regularisation}
-
-
-def _with_truth(
-    train: Examples, rows: Tensor, negatives: int, random: torch.Generator, outputs: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return image rows, text rows and truth of a batch; matching gets wrong texts beside the right ones."""
-    pairs = train.pairs
-    image_rows, text_rows = pairs.image_rows[rows], pairs.text_rows[rows]
-    if isinstance(train.truth, Answers):
-        return image_rows, text_rows, train.truth.dense(rows, outputs)
-    truth = train.truth[rows]
-    wrong_images, wrong_texts = sample_negatives(pairs, rows[truth > 0.5], negatives, random)
-    return (
-        torch.cat([image_rows, wrong_images]),
-        torch.cat([text_rows, wrong_texts]),
-        torch.cat([truth, torch.zeros(len(wrong_images))]),
-    )

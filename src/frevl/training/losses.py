@@ -281,8 +281,11 @@ def mixup(
 def mixed(
     image_hidden: Tensor, text_hidden: Tensor, targets: Tensor, share: float | Tensor, other: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mix a batch as `mixup` does, with what `draw_mixup` drew; a tensor as the share for a compiled network."""
-    image, text, target = (torch.lerp(x[other], x, share) for x in (image_hidden, text_hidden, targets))
+    """Mix the first ``len(other)`` rows of a batch as `mixup` does, with what `draw_mixup` drew.
+
+    ``share`` is a tensor for a compiled network.
+    """
+    image, text, target = (torch.lerp(x[other], x[: len(other)], share) for x in (image_hidden, text_hidden, targets))
     return image, text, target
 
 

@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from frevl.errors import UsageError, nearest
+from frevl.training.workers.team import ALONE, Team
 
 __all__ = [
     "AutoOptions",
@@ -70,12 +71,14 @@ class Session:
         time_limit: Time limit in seconds; None is no limit.
         device: Where to train, as PyTorch names it.
         progress: Show progress lines.
+        team: The processes that train together; gradient descent shares its steps out among them.
     """
 
     seed: int
     time_limit: float | None
     device: str
     progress: bool
+    team: Team = ALONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,8 +294,7 @@ def make_options(
         first_stage: As in `options_for`.
 
     Raises:
-        UsageError: An object of another model, an unknown name (the nearest is suggested; the models that know it are
-            named), or a value of the wrong type or outside its range.
+        UsageError: An object of another model, an unknown name, or a value of the wrong type or outside its range.
     """
     kind = options_for(model, first_stage)
     if isinstance(given, ModelOptions):
@@ -392,8 +394,6 @@ def _inside(value: float, bounds: Mapping[str, Any]) -> bool:
     """Tell whether a value is a number, finite and within its bounds."""
     return bool(
         -math.inf < value < math.inf
-        and value >= bounds.get("at_least", value)
-        and value <= bounds.get("at_most", value)
-        and value > bounds.get("above", -math.inf)
-        and value < bounds.get("below", math.inf)
+        and bounds.get("at_least", value) <= value <= bounds.get("at_most", value)
+        and bounds.get("above", -math.inf) < value < bounds.get("below", math.inf)
     )

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,9 @@ from frevl.errors import RunError, TrainingError
 from frevl.jsonfile import replace_file, write_json
 from frevl.models.hub import POSTERIOR_FILE, RUN_FILES
 from frevl.runs.run import UNFINISHED, refuse_other_files
+from frevl.runs.toml_text import toml_text
 from frevl.training.options import ModelOptions
+from frevl.training.workers.team import ALONE, Team
 from frevl.version import __version__
 
 if TYPE_CHECKING:  # the loop needs checkpoints only, and trains where nothing can read a store or a pairs file
@@ -42,7 +43,6 @@ __all__ = [
     "content_of",
     "data_identity",
     "run_settings",
-    "toml_text",
     "write_config",
 ]
 
@@ -52,15 +52,16 @@ _SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
 
 
 class Clock:
-    """Seconds that a training has taken, in earlier, interrupted processes too."""
+    """Seconds that a training has taken, in earlier, interrupted processes too; for all workers those of worker 0."""
 
-    def __init__(self) -> None:
+    def __init__(self, team: Team = ALONE) -> None:
         self._started = time.monotonic()
         self._earlier = 0.0
+        self._team = team
 
     def seconds(self) -> float:
         """Return the seconds until now; those of earlier processes count as soon as their states are loaded."""
-        return time.monotonic() - self._started + self._earlier
+        return self._team.agreed(time.monotonic() - self._started + self._earlier)
 
     def add_earlier(self, seconds: float) -> None:
         """Count the seconds of a part that an earlier process has finished or started."""
@@ -75,16 +76,18 @@ class Checkpoint:
         folder: Of the files of all parts; None keeps nothing.
         name: Of this part; the names of its own parts begin with it.
         clock: Of the whole training.
+        team: Whose worker 0 reads and writes for all.
     """
 
     folder: Path | None
     name: str
     clock: Clock
+    team: Team = ALONE
 
     def part(self, name: str) -> Checkpoint:
         """Return the checkpoint of a part of this one."""
         plain = "".join(letter if letter.isalnum() else "-" for letter in name)
-        return Checkpoint(self.folder, f"{self.name}.{plain}" if self.name else plain, self.clock)
+        return replace(self, name=f"{self.name}.{plain}" if self.name else plain)
 
     @property
     def file(self) -> Path | None:
@@ -102,7 +105,7 @@ class Checkpoint:
             TrainingError: The file cannot be written.
         """
         path = self.file
-        if path is None:
+        if path is None or not self.team.leads:
             return
         kept, metadata = (
             {name: value.cpu().contiguous() for name, value in tensors.items()},
@@ -122,6 +125,9 @@ class Checkpoint:
         Raises:
             TrainingError: The file is damaged.
         """
+        return None if self.folder is None else self.team.decided(self._read)
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.file
         if path is None or not path.exists():
             return None
@@ -143,7 +149,7 @@ class Checkpoint:
 
     def discard_parts(self) -> None:
         """Remove the files of its parts, once its own file holds their results."""
-        for path in () if self.folder is None else self.folder.glob("*.safetensors"):
+        for path in self.folder.glob("*.safetensors") if self.folder is not None and self.team.leads else ():
             if path.name.startswith(f"{self.name}.") and path != self.file:
                 path.unlink()
 
@@ -153,7 +159,9 @@ NOWHERE = Checkpoint(None, "", Clock())
 
 
 @contextmanager
-def claim_run(folder: Path, settings: Mapping[str, Any], *, flag: str = "--run") -> Iterator[Checkpoint]:
+def claim_run(
+    folder: Path, settings: Mapping[str, Any], *, flag: str = "--run", team: Team = ALONE
+) -> Iterator[Checkpoint]:
     """Hold the folder of one run while it is trained; where an interrupted training stands, continue it.
 
     When the block ends without an error the run is complete, and the states are removed.
@@ -162,11 +170,16 @@ def claim_run(folder: Path, settings: Mapping[str, Any], *, flag: str = "--run")
         folder: Made if it is missing.
         settings: What decides the result, in what JSON can hold; kept in ``settings.json``.
         flag: What the user would name another place by.
+        team: Those who train; worker 0 holds the folder for all.
 
     Raises:
         RunError: The folder holds a finished run, other files, or an interrupted training with other settings;
-            another process is training in it; or it cannot be written.
+            another process is training in it; or it cannot be written. Or the workers have other settings.
     """
+    team.same(_flat(json.loads(json.dumps(settings))))
+    if not team.leads:
+        yield Checkpoint(folder / UNFINISHED, "", Clock(team), team)
+        return
     _refuse_for_run(folder)
     with _locked(folder, flag) as states:
         _refuse_for_run(folder)  # again: another process may have finished it before this one had the lock
@@ -178,21 +191,26 @@ def claim_run(folder: Path, settings: Mapping[str, Any], *, flag: str = "--run")
             ("time_limit",),
             flag,
         )
-        yield Checkpoint(states, "", Clock())
+        yield Checkpoint(states, "", Clock(team), team)
         shutil.rmtree(states, ignore_errors=True)
 
 
 @contextmanager
-def claim_seeds(folder: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+def claim_seeds(folder: Path, settings: Mapping[str, Any], *, team: Team = ALONE) -> Iterator[None]:
     """Hold the folder of the runs of several seeds while they are trained.
 
     Args:
         folder: As in `claim_run`; finished and interrupted seeds of the same settings are welcome.
         settings: What all seeds have in common.
+        team: As in `claim_run`.
 
     Raises:
         RunError: The folder holds a run of one seed, or seeds of another training; the rest as in `claim_run`.
     """
+    team.same(_flat(dict(settings)))
+    if not team.leads:
+        yield
+        return
     if (folder / "run.json").exists() or any((folder / UNFINISHED).glob("*.safetensors")):
         raise RunError(f"{folder}: this folder holds a run of one seed; choose another folder, or delete it first")
     refuse_other_files(folder, _SEEDS_FILES)
@@ -287,7 +305,7 @@ def run_settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, 
     """Return the arguments of `train` and the options that a run remembers, in what JSON can hold."""
     from frevl.data.columns import columns_of
 
-    left_out = ("store", "run", "progress", "options")
+    left_out = ("store", "run", "progress", "options", "workers")  # more workers do not change the result
     kept = {name: value for name, value in arguments.items() if name not in left_out}
     kept |= options.record()
     kept["pairs"], kept["dev"] = _name(kept["pairs"]), _name(kept["dev"])
@@ -344,43 +362,6 @@ def write_config(
         replace_file(folder / "config.toml", lambda temporary: temporary.write_text(text, encoding="utf-8"))
     except (OSError, UnicodeEncodeError) as error:
         raise RunError(f"{folder}: the file config.toml cannot be written ({error})") from error
-
-
-def toml_text(record: Mapping[str, Any]) -> str:
-    """Return values, lists and tables (one level) as TOML; what is None is left out.
-
-    The standard library reads TOML and does not write it; these few types are all that a command needs.
-
-    Raises:
-        TypeError: A value of another type.
-    """
-    lines = [_line(name, value) for name, value in record.items() if not isinstance(value, Mapping | None)]
-    for name, table in record.items():
-        if isinstance(table, Mapping):
-            lines += ["", f"[{_key(name)}]"]
-            lines += [_line(key, value) for key, value in table.items() if value is not None]
-    return "\n".join(lines) + "\n"
-
-
-def _line(name: str, value: Any) -> str:
-    return f"{_key(name)} = {_toml(value)}"
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml(name)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, str | Path):
-        # Quoted as JSON does, which TOML reads too; only the character 127 has to be escaped beside.
-        return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
-    raise TypeError(f"TOML is not written for {type(value).__name__}")
 
 
 def _absolute(path: str | Path) -> str:

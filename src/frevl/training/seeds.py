@@ -28,6 +28,8 @@ from frevl.training.options import ModelOptions, make_options
 from frevl.training.prepare import read_file
 from frevl.training.run_folder import claim_seeds, data_identity, write_config
 from frevl.training.training import train
+from frevl.training.workers.joining import working_together
+from frevl.training.workers.team import Team
 
 __all__ = ["SeedRuns", "train_seeds"]
 
@@ -123,16 +125,36 @@ def train_seeds(
     if seeds < 1:
         raise UsageError(f"--seeds: expected at least 1 seed, found {seeds}")
     folder = Path(run)
+    named = {"store": store.path if isinstance(store, Store) else store, "pairs": pairs, "run": run, "seeds": seeds}
+    with working_together(
+        train_seeds, {**named, "seed": seed, **settings}, workers=settings.get("workers"),
+        device=settings.get("device", "cpu"),
+    ) as team:  # fmt: skip
+        return _train_seeds(store, pairs, folder, seeds, seed, settings, team, progress=progress and team.leads)
+
+
+def _train_seeds(
+    store: Store | str | Path,
+    pairs: Any,
+    folder: Path,
+    seeds: int,
+    seed: int,
+    settings: dict[str, Any],
+    team: Team,
+    *,
+    progress: bool,
+) -> SeedRuns:
+    """Train all seeds as one of the workers, or alone; worker 0 writes."""
     opened = store if isinstance(store, Store) else Store.open(store)
     arguments = {**_defaults(), **settings, "pairs": pairs, "seed": seed}
     options = make_options(arguments["model"], arguments["options"], first_stage=arguments["first_stage"])
     kept = _settings(opened, arguments, options)
-    with claim_seeds(folder, kept):
+    with claim_seeds(folder, kept, team=team):
         trained: list[Run] = []
         numbers = list(range(seed, seed + seeds))
         for number in numbers:
             path = folder / f"seed{number}"
-            if (path / "run.json").exists():
+            if team.decided((path / "run.json").exists):
                 print_progress(f"{path}: finished before, used again", enabled=progress)
                 one = Run.load(path)
             else:
@@ -158,11 +180,12 @@ def train_seeds(
                 "seed": numbers,
             },
         )
-        write_config(folder, {"store": opened, **arguments, "seeds": seeds}, options)
-        try:
-            write_json(folder / "seeds.json", done.record())
-        except OSError as error:
-            raise RunError(f"{folder}: the runs cannot be written ({error.strerror or error})") from error
+        if team.leads:
+            write_config(folder, {"store": opened, **arguments, "seeds": seeds}, options)
+            try:
+                write_json(folder / "seeds.json", done.record())
+            except OSError as error:
+                raise RunError(f"{folder}: the runs cannot be written ({error.strerror or error})") from error
     return done
 
 
@@ -173,7 +196,7 @@ def _defaults() -> dict[str, Any]:
 
 def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions) -> dict[str, Any]:
     """Return everything that determines the result of a seed, defaults of `frevl.train` and options included."""
-    left_out = ("store", "pairs", "run", "dev", "seed", "device", "progress", "options")
+    left_out = ("store", "pairs", "run", "dev", "seed", "device", "workers", "progress", "options")
     columns, dev = arguments["columns"], arguments["dev"]
     read = read_file(arguments["pairs"], columns), None if dev is None else read_file(dev, columns)
     kept = {

@@ -17,16 +17,27 @@ from frevl.provenance import provenance
 from frevl.runs.run import Run
 from frevl.store.reader import Store
 from frevl.training.examples import Prepared
-from frevl.training.fit_model import MODELS, NEEDS, trainable
+from frevl.training.fit_model import MODELS, NEEDS, SOLVED, trainable
 from frevl.training.initialisation import Pretrained, rows_of_same_classes
 from frevl.training.options import ModelOptions, Session, make_options
 from frevl.training.prepare import prepare, read_file
 from frevl.training.run_folder import claim_run, data_identity, run_settings, write_config
 from frevl.training.selection.fit_prepared import fit_prepared
+from frevl.training.workers.joining import workers_asked, working_together
 
 __all__ = ["TASKS", "train"]
 
 TASKS = ("matching", "classification")
+_OF_DATA = [
+    "encoder",
+    "image_encoder",
+    "text_encoder",
+    "seed",
+    "dev_share",
+    "min_answer_count",
+    "group_by",
+    "find_groups",
+]
 
 
 def train(
@@ -51,6 +62,7 @@ def train(
     find_groups: bool = True,
     min_answer_count: int = 1,
     device: str = "cpu",
+    workers: int | None = None,
     progress: bool = False,
 ) -> Run:
     """Train a fusion or a baseline on frozen embeddings and save it as a run.
@@ -86,7 +98,9 @@ def train(
         find_groups: Find pairs that are not independent (copies, near copies, keys that look like a group, texts with
             one label) and keep them together; see `frevl.store.grouping.groups.group_pairs`.
         min_answer_count: Answers named by fewer training pairs are not classes.
-        device: Where to train, as PyTorch names it.
+        device: Where to train, as PyTorch names it; with several workers ``cuda`` gives each a device of its own.
+        workers: Processes that train together, each with a share of every batch; the result is that of one, but for
+            rounding. None: as many as torchrun has started (``WORLD_SIZE``), else one.
         progress: Show a progress line.
 
     Returns:
@@ -110,24 +124,31 @@ def train(
     if initialise_from is not None:
         _check_start(task, model)
     chosen_options = make_options(model, options, first_stage=first_stage)
-    session = Session(seed=seed, time_limit=time_limit, device=device, progress=progress)
-    _check_session(session)
-    settings = run_settings(arguments, chosen_options)
+    _check_session(seed, device)
+    _check_workers(model, workers_asked(workers))
+    named = {**arguments, "store": store.path if isinstance(store, Store) else store}
+    with working_together(train, named, workers=workers, device=device) as team:
+        session = Session(
+            seed=seed, time_limit=time_limit, device=team.device(device), progress=progress and team.leads, team=team
+        )
+        return _train(arguments, chosen_options, session)
+
+
+def _train(arguments: Mapping[str, Any], options: ModelOptions, session: Session) -> Run:
+    """Train as one of the workers, or alone; worker 0 saves the run."""
+    store, task, model, initialise_from = (arguments[name] for name in ("store", "task", "model", "initialise_from"))
+    team, columns, folder = session.team, arguments["columns"], Path(arguments["run"])
+    settings = run_settings(dict(arguments), options)
     opened = store if isinstance(store, Store) else Store.open(store)
-    pairs, dev = read_file(pairs, columns), None if dev is None else read_file(dev, columns)
+    pairs = read_file(arguments["pairs"], columns)
+    dev = None if arguments["dev"] is None else read_file(arguments["dev"], columns)
     _check_sides(task, model, pairs, dev, initialise_from)
-    folder = Path(run)
-    log_file = folder / "log.jsonl"
-    with claim_run(folder, {**settings, "data": data_identity(opened, pairs, dev)}) as checkpoint:
-        data = prepare(
-            opened, pairs, dev, task=task, encoder=encoder, image_encoder=image_encoder, text_encoder=text_encoder,
-            seed=seed, dev_share=dev_share, min_answer_count=min_answer_count, group_by=group_by,
-            find_groups=find_groups,
-        )  # fmt: skip
+    with claim_run(folder, {**settings, "data": data_identity(opened, pairs, dev)}, team=team) as checkpoint:
+        data = prepare(opened, pairs, dev, task=task, **{name: arguments[name] for name in _OF_DATA})
         former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
         fitted = fit_prepared(
-            data, task=task, model=model, options=chosen_options, session=session, first_stage=first_stage,
-            start=start, checkpoint=checkpoint, log_file=log_file,
+            data, task=task, model=model, options=options, session=session, first_stage=arguments["first_stage"],
+            start=start, checkpoint=checkpoint, log_file=folder / "log.jsonl" if team.leads else None,
         )  # fmt: skip
         data, network = fitted.data, fitted.network
         seen = data.image_hashes if former is None else np.union1d(data.image_hashes, former.train_image_hashes)
@@ -145,14 +166,15 @@ def train(
             },
             calibration=fitted.calibration,
             settings=settings,
-            results=fitted.results,
-            provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
+            results={**fitted.results, "workers": team.size} if team.size > 1 else fitted.results,
+            provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=session.seed),
             train_image_hashes=seen,
             network=network,
             posterior=fitted.posterior,
         )
-        write_config(folder, {**arguments, "store": opened}, chosen_options)
-        finished.save()
+        if team.leads:
+            write_config(folder, {**arguments, "store": opened}, options)
+            finished.save()
     return finished
 
 
@@ -230,8 +252,17 @@ def _check_names(task: str, model: str) -> None:
         raise UsageError(f"There is no model '{model}'. {nearest(model, known)}")
 
 
-def _check_session(session: Session) -> None:
+def _check_session(seed: int, device: str) -> None:
     """Refuse what no training can work with, before anything is read."""
-    if not 0 <= session.seed < 2**31:
-        raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {session.seed}")
-    check_device(session.device)
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {seed}")
+    check_device(device)
+
+
+def _check_workers(model: str, workers: int) -> None:
+    """Refuse workers where there is nothing to share out."""
+    if workers > 1 and model in SOLVED:
+        raise UsageError(
+            f"--workers: {workers} workers share the steps of gradient descent, and the model '{model}' is solved or "
+            f"counted without any; leave --workers out (or choose {', '.join(m for m in MODELS if m not in SOLVED)})"
+        )

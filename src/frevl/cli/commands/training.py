@@ -112,6 +112,10 @@ def train(
     device: Annotated[
         str | None, typer.Option(help="Device to train on, such as cpu or cuda.", show_default="cpu")
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes that share every step.", show_default="as torchrun says, else 1"),
+    ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -126,20 +130,23 @@ def train(
             raise UsageError("--choose-by and --set choose_by= say the same; give one of them")
         chosen["choose_by"] = choose_by
     arguments = typed(**_without(given, "settings", "choose_by", "seeds", "quiet", "json")) | {"options": chosen}
-    if seeds is not None and seeds > 1:
-        from frevl.cli.tables import seeds_sentence
-        from frevl.training.seeds import train_seeds
+    from frevl.cli.tables import run_record, run_sentence, seeds_sentence
+    from frevl.training.workers.joining import one_voice
 
-        several = train_seeds(**arguments, seeds=seeds, progress=not quiet).record()
-        say(seeds_sentence(several))
-        write(json, several)
-        return
-    from frevl.cli.tables import run_record, run_sentence
-    from frevl.training.training import train as run_train
+    with one_voice() as speaks:
+        if seeds is not None and seeds > 1:
+            from frevl.training.seeds import train_seeds
 
-    trained = run_train(**arguments, progress=not quiet)
-    say(run_sentence(trained))
-    write(json, run_record(trained))
+            several = train_seeds(**arguments, seeds=seeds, progress=not quiet).record()
+            sentence, record = seeds_sentence(several), several
+        else:
+            from frevl.training.training import train as run_train
+
+            trained = run_train(**arguments, progress=not quiet)
+            sentence, record = run_sentence(trained), run_record(trained)
+        if speaks:
+            say(sentence)
+            write(json, record)
 
 
 @app.command()

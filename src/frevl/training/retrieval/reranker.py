@@ -14,6 +14,7 @@ from frevl.training.options import RerankerOptions, Session
 from frevl.training.retrieval.hard_negatives import HardNegatives
 from frevl.training.retrieval.two_tower import pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
+from frevl.training.workers.team import Share
 
 __all__ = ["fit_reranker", "listwise_loss"]
 
@@ -50,7 +51,7 @@ def fit_reranker(
         pooled_items(pairs.images, pairs.image_mask)[torch.unique(mined.image_rows)],
         pooled_items(pairs.texts, pairs.text_mask)[torch.unique(mined.text_rows)],
     )
-    wrong, label_smoothing, device = options.negatives, options.label_smoothing, session.device
+    wrong, label_smoothing, device, team = options.negatives, options.label_smoothing, session.device, session.team
 
     def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = torch.randint(mined.wrong_images.shape[1], (2, len(rows), wrong), generator=random)
@@ -59,10 +60,16 @@ def fit_reranker(
         image, text = mined.image_rows[rows], mined.text_rows[rows]
         image_rows = torch.cat([image, images.reshape(-1).clamp(min=0), image.repeat_interleave(wrong)])
         text_rows = torch.cat([text, text.repeat_interleave(wrong), texts.reshape(-1).clamp(min=0)])
+        lists = team.share(len(rows))
+        in_lists = torch.arange(images.numel()).view(images.shape)  # the wrong pairs of every list
+        own_wrong = lists.of(in_lists).flatten()
+        places = [lists.of(torch.arange(len(rows))), len(rows) + own_wrong, len(rows) + images.numel() + own_wrong]
+        own = lists.among(torch.cat(places), len(image_rows))
         with low_precision(device):
-            logits = _logits(network, pairs, image_rows, text_rows, device).float()
-        right, by_image, by_text = torch.split(logits, [len(rows), images.numel(), texts.numel()])
-        right = moved(mined.base[rows], device) + right
+            logits = _logits(network, pairs, image_rows, text_rows, own, device).float()
+        right, by_image, by_text = torch.split(logits, [len(part) for part in places])
+        images, image_base, texts, text_base = map(lists.of, (images, image_base, texts, text_base))
+        right = moved(lists.of(mined.base[rows]), device) + right
         losses = [
             listwise_loss(
                 right, said.view(numbers.shape) + moved(base, device), moved(numbers >= 0, device),
@@ -70,7 +77,7 @@ def fit_reranker(
             )
             for said, numbers, base in ((by_image, images, image_base), (by_text, texts, text_base))
         ]  # fmt: skip
-        loss = 0.5 * (losses[0] + losses[1])
+        loss = lists.weighed(0.5 * (losses[0] + losses[1]))
         return loss, {"listwise": loss}
 
     return gradient_descent(
@@ -99,14 +106,19 @@ def _drawn(numbers: Tensor, base: Tensor, rows: Tensor, chosen: Tensor) -> tuple
     return numbers[rows].gather(1, chosen), base[rows].gather(1, chosen)
 
 
-def _logits(network: Standardised, pairs: EmbeddedPairs, image_rows: Tensor, text_rows: Tensor, device: str) -> Tensor:
-    """``(n,)`` logits; every different item of the batch is projected once."""
-    images, image_at = torch.unique(image_rows, return_inverse=True)
-    texts, text_at = torch.unique(text_rows, return_inverse=True)
-    image_hidden = network.project_image(moved(pairs.images[images], device).float())[moved(image_at, device)]
-    text_hidden = network.project_text(moved(pairs.texts[texts], device).float())[moved(text_at, device)]
-    image_mask = None if image_hidden.shape[1] == 1 else moved(pairs.image_mask[image_rows], device)
-    text_mask = None if text_hidden.shape[1] == 1 else moved(pairs.text_mask[text_rows], device)
+def _logits(
+    network: Standardised, pairs: EmbeddedPairs, image_rows: Tensor, text_rows: Tensor, own: Share, device: str
+) -> Tensor:
+    """``(k,)`` logits of this worker's pairs of the batch; every different item of them is projected once."""
+    images, image_at = torch.unique(own.of(image_rows), return_inverse=True)
+    texts, text_at = torch.unique(own.of(text_rows), return_inverse=True)
+    with own.of_items(image_rows, images).dropping():
+        image_hidden = network.project_image(moved(pairs.images[images], device).float())[moved(image_at, device)]
+    with own.of_items(text_rows, texts).dropping():
+        text_hidden = network.project_text(moved(pairs.texts[texts], device).float())[moved(text_at, device)]
+    image_mask = None if image_hidden.shape[1] == 1 else moved(pairs.image_mask[own.of(image_rows)], device)
+    text_mask = None if text_hidden.shape[1] == 1 else moved(pairs.text_mask[own.of(text_rows)], device)
     fusion = network.fusion
-    logits: Tensor = fusion.head(fusion.fuse(image_hidden, text_hidden, image_mask, text_mask))[:, 0]
+    with own.dropping():
+        logits: Tensor = fusion.head(fusion.fuse(image_hidden, text_hidden, image_mask, text_mask))[:, 0]
     return logits

@@ -14,6 +14,7 @@ from frevl.training.loop import FitReport, LossOf, gradient_descent
 from frevl.training.losses import batch_contrast
 from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.run_folder import NOWHERE, Checkpoint
+from frevl.training.workers.team import ALONE, Team
 
 __all__ = ["fit_two_tower_ensemble", "narrow_vectors", "pooled_items"]
 
@@ -48,7 +49,7 @@ def fit_two_tower_ensemble(
     clock = checkpoint.clock
     started = clock.seconds()
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
-    members, seed, time_limit, device = options.members, session.seed, session.time_limit, session.device
+    members, seed, time_limit = options.members, session.seed, session.time_limit
     width = (512 if len(pairs) >= _LARGE else 256) if options.width is None else options.width
     hidden = 2 * width if options.hidden is None else options.hidden
     networks = []
@@ -69,7 +70,7 @@ def fit_two_tower_ensemble(
         left = None if time_limit is None else max(1.0, time_limit - (clock.seconds() - started)) / (members - number)
         reports.append(
             gradient_descent(
-                network, _contrast(network, images, texts, pairs, smoothing, device), len(pairs),
+                network, _contrast(network, images, texts, pairs, smoothing, session.device, session.team), len(pairs),
                 options=options, session=replace(session, seed=seed + 1009 * number, time_limit=left),
                 title=title if members == 1 else f"{title} {number + 1} of {members}",
                 checkpoint=checkpoint.part(f"member {number + 1}"),
@@ -112,19 +113,31 @@ def narrow_vectors(network: TwoTower, images: Tensor, texts: Tensor, pairs: Embe
 
 
 def _contrast(
-    network: TwoTower, images: Tensor, texts: Tensor, pairs: EmbeddedPairs, label_smoothing: float, device: str
+    network: TwoTower,
+    images: Tensor,
+    texts: Tensor,
+    pairs: EmbeddedPairs,
+    label_smoothing: float,
+    device: str,
+    team: Team = ALONE,
 ) -> LossOf:
-    """Build the loss of a member: symmetric InfoNCE within the batch."""
+    """Build the loss of a member: symmetric InfoNCE within the batch, however many workers share it."""
 
     def loss_of(rows: Tensor, _: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image, text = pairs.image_rows[rows], pairs.text_rows[rows]
         # An image that stands in the batch with several captions is one column with several positives.
         columns, places = torch.unique(image, return_inverse=True)
+        own_images, own_texts = team.share(len(columns)), team.share(len(text))
         with low_precision(device):
-            image_vectors = network.image_vectors(moved(images[columns], device).float())
-            text_vectors = network.text_vectors(moved(texts[text], device).float())
+            with own_images.dropping():
+                image_vectors = network.image_vectors(moved(images[own_images.of(columns)], device).float())
+            with own_texts.dropping():
+                text_vectors = network.text_vectors(moved(texts[own_texts.of(text)], device).float())
+        image_vectors, text_vectors = own_images.gathered(image_vectors), own_texts.gathered(text_vectors)
         similarity = network.scale * text_vectors @ image_vectors.T
-        loss = batch_contrast(similarity, moved(places, device), text, label_smoothing=label_smoothing)
+        loss = own_texts.counted_once(
+            batch_contrast(similarity, moved(places, device), text, label_smoothing=label_smoothing)
+        )
         return loss, {"contrastive": loss}
 
     return loss_of

@@ -148,6 +148,7 @@ def choose(
         )  # fmt: skip
     else:
         found = all_encoders(data, encoders)
+    found = session.team.agreed(found)
     data = narrow(data, found.images, found.texts)
     if data.dev_is_seen:
         return _without_comparison(data, found, outputs, options, session, start, checkpoint, log_file)
@@ -174,6 +175,7 @@ def choose(
                 # Twice the fair share: most candidates take less than theirs.
                 own = replace(session, time_limit=2 * left / (len(splits) * (len(names) - tried)))
                 outcome = score_held_out(candidate, everything, splits, outputs, options, own, left, start, place)
+            outcome = session.team.agreed(outcome)  # what was solved under a clock may differ from worker to worker
             keep(outcome, place, clock.seconds() - began)
         if isinstance(outcome, str):
             left_out.append({"name": name, "reason": outcome})

@@ -1,0 +1,166 @@
+"""The losses of networks that learn pair by pair: the task alone, and FrEVL's three terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from frevl.models.blocks import dropped
+from frevl.models.fusion import Fusion
+from frevl.models.inputs import bfloat16_on_accelerators, mean_pool
+from frevl.runs.batches import Inputs, moved
+from frevl.runs.targets import Answers
+from frevl.training.examples import Examples, kind_of, on_device, sample_negatives
+from frevl.training.loop import LossOf
+from frevl.training.losses import contrastive_loss, draw_mixup, feature_norm_loss, mixed, task_loss
+from frevl.training.options import FusionOptions, PairwiseOptions
+from frevl.training.workers.team import ALONE, Share, Team
+
+__all__ = ["fusion_loss", "pair_loss"]
+
+
+def pair_loss(
+    network: nn.Module,
+    train: Examples,
+    outputs: int,
+    *,
+    options: PairwiseOptions,
+    device: str,
+    class_weights: Tensor | None = None,
+    team: Team = ALONE,
+) -> LossOf:
+    """Build the loss of a network that is trained on the task alone.
+
+    Args:
+        network: From a batch of pairs to ``(n, outputs)`` logits.
+        train: Training examples.
+        outputs: Number of classes; 1 for matching.
+        options: Label smoothing, and wrong texts for each right pair in matching.
+        device: Of the network.
+        class_weights: ``(outputs,)`` as in `task_loss`.
+        team: The workers that share the batch.
+    """
+    kind, train = kind_of(train.truth), on_device(train, device)
+    weights = None if class_weights is None else class_weights.to(device)
+
+    def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
+        own = team.share(len(image_rows))
+        with bfloat16_on_accelerators(device), own.dropping():
+            logits = network(*train.pairs.inputs(own.of(image_rows), own.of(text_rows), device))
+            task = task_loss(
+                logits, moved(own.of(truth), device), kind=kind, smoothing=options.label_smoothing,
+                class_weights=weights,
+            )  # fmt: skip
+        task = own.weighed(task)
+        return task, {"task": task}
+
+    return loss_of
+
+
+def fusion_loss(
+    network: Fusion,
+    train: Examples,
+    outputs: int,
+    *,
+    options: FusionOptions,
+    device: str,
+    class_weights: Tensor | None = None,
+    compiled: str = "",
+    team: Team = ALONE,
+) -> LossOf:
+    """Build FrEVL's loss of a fusion: task + weighted contrastive term + weighted norm of the fused features.
+
+    Args:
+        network: The fusion.
+        train: Training examples.
+        outputs: Number of classes; 1 for matching.
+        options: Weights of the terms, label smoothing, temperature, mixup (of pooled embeddings only), input dropout,
+            and wrong texts for each right pair in matching.
+        device: Of the network.
+        class_weights: ``(outputs,)`` as in `task_loss`.
+        compiled: Mode of ``torch.compile``; empty does not compile.
+        team: The workers that share the batch.
+    """
+    kind, train = kind_of(train.truth), on_device(train, device)
+    weights = None if class_weights is None else class_weights.to(device)
+    terms: Callable[..., tuple[Tensor, dict[str, Tensor]]] = partial(_fusion_terms, network, options, kind, weights)
+    if compiled:
+        terms = torch.compile(terms, mode=compiled, dynamic=False)
+    pooled = train.pairs.images.shape[1] == train.pairs.texts.shape[1] == 1
+
+    def loss_of(rows: Tensor, random: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        image_rows, text_rows, truth = _with_truth(train, rows, options.negatives, random, outputs)
+        # Row numbers instead of flags: an accelerator would have to be waited for to count the flags.
+        matching = moved((truth > 0.5).nonzero()[:, 0], device) if kind == "match" else None
+        ids = (moved(image_rows, device), moved(text_rows, device))
+        own = needed = team.share(len(image_rows))
+        mix: tuple[float | Tensor, Tensor] | None = None
+        if pooled and torch.rand((), generator=random).item() < options.mixup_share:
+            share, partners = draw_mixup(truth, generator=random, alpha=options.mixup_alpha)
+            needed, partners = own.with_partners(partners)
+            mix = moved(torch.tensor(share), device) if compiled else share, moved(partners, device)
+        inputs = train.pairs.inputs(needed.of(image_rows), needed.of(text_rows), device)
+        with bfloat16_on_accelerators(device):
+            return terms(own, needed, inputs, ids, moved(needed.of(truth), device), matching, mix)
+
+    return loss_of
+
+
+def _fusion_terms(
+    network: Fusion,
+    options: FusionOptions,
+    kind: str,
+    weights: Tensor | None,
+    own: Share,
+    needed: Share,
+    inputs: Inputs,
+    ids: tuple[Tensor, Tensor],
+    truth: Tensor,
+    matching: Tensor | None,
+    mix: tuple[float | Tensor, Tensor] | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The terms of `fusion_loss`: tensors in, tensors out, nothing that waits for a device.
+
+    Inputs and truth are of the rows that are needed: this worker's, and those they are mixed with.
+    """
+    image, text, image_mask, text_mask = inputs
+    if options.input_dropout > 0:
+        with needed.dropping():
+            image, text = dropped(image, options.input_dropout), dropped(text, options.input_dropout)
+    image, text = network.project(image, text)
+    images, texts = (mean_pool(own.first(image), image_mask), mean_pool(own.first(text), text_mask))
+    contrastive = own.counted_once(
+        contrastive_loss(
+            own.gathered(images), own.gathered(texts), *ids, temperature=options.temperature, matching=matching
+        )
+    )
+    if mix is not None:
+        image, text, truth = mixed(image, text, truth, *mix)
+    with own.dropping():
+        fused = network.fuse(image, text, image_mask, text_mask)
+        logits, smoothing = network.head(fused), options.label_smoothing
+    regularisation = own.weighed(feature_norm_loss(fused))
+    task = own.weighed(task_loss(logits, truth, kind=kind, smoothing=smoothing, class_weights=weights))
+    total = task + options.contrastive_weight * contrastive + options.regularisation_weight * regularisation
+    return total, {"task": task, "contrastive": contrastive, "regularisation": regularisation}
+
+
+def _with_truth(
+    train: Examples, rows: Tensor, negatives: int, random: torch.Generator, outputs: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image rows, text rows and truth of a batch; matching gets wrong texts beside the right ones."""
+    pairs = train.pairs
+    image_rows, text_rows = pairs.image_rows[rows], pairs.text_rows[rows]
+    if isinstance(train.truth, Answers):
+        return image_rows, text_rows, train.truth.dense(rows, outputs)
+    truth = train.truth[rows]
+    wrong_images, wrong_texts = sample_negatives(pairs, rows[truth > 0.5], negatives, random)
+    return (
+        torch.cat([image_rows, wrong_images]),
+        torch.cat([text_rows, wrong_texts]),
+        torch.cat([truth, torch.zeros(len(wrong_images))]),
+    )

@@ -1,0 +1,145 @@
+"""How a process becomes one of several workers: started here by another, or by torchrun, Slurm or the like."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from frevl.errors import FrevlError, TrainingError, UsageError
+from frevl.training.workers.membership import current_team, joined
+from frevl.training.workers.team import ALONE, Place, Team
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+__all__ = ["one_voice", "place_of", "workers_asked", "working_together"]
+
+_NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_ARRIVAL = timedelta(minutes=10)  # for all workers to come
+_teams = count()  # that this process has been in: each has a part of the store of its own
+
+
+def place_of(environment: Mapping[str, str]) -> Place | None:
+    """Read the place of a process from the variables that torchrun sets; None if it is to be alone.
+
+    Raises:
+        UsageError: Some are missing or wrong.
+    """
+    if int(_number(environment, "WORLD_SIZE", "1")) < 2:
+        return None
+    for name in _NAMES:
+        if not environment.get(name):
+            raise UsageError(
+                f"WORLD_SIZE is {environment['WORLD_SIZE']}, and {name} is not set: a worker needs "
+                f"{', '.join(_NAMES)}, as torchrun sets them; unset WORLD_SIZE to train in one process"
+            )
+    size = _number(environment, "WORLD_SIZE")
+    place = Place(
+        _number(environment, "RANK"),
+        size,
+        _number(environment, "LOCAL_RANK", environment["RANK"]),
+        _number(environment, "LOCAL_WORLD_SIZE", "1"),
+    )
+    if place.rank >= size:
+        raise UsageError(f"RANK is {place.rank}, expected a number below WORLD_SIZE, which is {size}")
+    return place
+
+
+def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> int:
+    text = environment.get(name, otherwise)
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"{name} is '{text:.40}', expected a whole number, as torchrun sets it")
+    return int(text)
+
+
+@contextmanager
+def working_together(
+    work: Callable[..., Any], arguments: Mapping[str, Any], *, workers: int | None, device: str
+) -> Iterator[Team]:
+    """Make this process one of several workers while the block runs, and start the others where nobody has.
+
+    Args:
+        work: The function that is running: other workers call it too.
+        arguments: Of that call.
+        workers: How many; None takes what the environment says, else one.
+        device: Of the training.
+
+    Raises:
+        UsageError: The number is not that of the environment, or the arguments cannot be sent.
+        TrainingError: A worker did not come, or has ended.
+        FrevlError: What another worker has failed with.
+    """
+    asked = workers_asked(workers)
+    place = place_of(os.environ)
+    if current_team().size > 1:
+        yield current_team()
+    elif asked == 1:
+        yield ALONE
+    elif place is not None:
+        from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+        store = PrefixStore(f"team {next(_teams)}", _store_of_environment())
+        with joined(store, place, device) as team:
+            yield team
+    else:
+        from frevl.training.workers.processes import with_helpers
+
+        with with_helpers(work, arguments, asked, device) as team:
+            yield team
+
+
+def workers_asked(workers: int | None) -> int:
+    """Return how many workers there are to be; where nobody has said, as many as torchrun has started.
+
+    Raises:
+        UsageError: Fewer than one, or another number than torchrun has started.
+    """
+    if current_team().size > 1:
+        return current_team().size
+    place = place_of(os.environ) if workers != 1 else None
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers: expected at least 1, found {workers}")
+    if place is not None and workers not in (None, place.size):
+        raise UsageError(f"--workers: found {workers}, but WORLD_SIZE is {place.size}; leave --workers out")
+    return place.size if place is not None else workers or 1
+
+
+@cache
+def _store_of_environment() -> Store:
+    """Meet the other workers where the environment says."""
+    from torch.distributed import rendezvous  # type: ignore[attr-defined]
+
+    try:
+        store: Store = next(iter(rendezvous("env://", timeout=_ARRIVAL)))[0]
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"The other workers were not met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({str(error).splitlines()[0]:.160}); MASTER_ADDR is the machine of RANK 0, and its port has to be free"
+        ) from error
+    return store
+
+
+@contextmanager
+def one_voice() -> Iterator[bool]:
+    """Let one of several workers speak for all: yields whether it is this one, which is so where there is one only.
+
+    What went wrong is said once, too: by worker 0, which learns it from the others, or by all if it is gone.
+    """
+    place = place_of(os.environ)
+    if place is None or place.rank == 0:
+        yield True
+        return
+    from frevl.training.workers.together import WorkerEndedError
+
+    try:
+        yield False
+    except WorkerEndedError:
+        raise
+    except FrevlError as error:
+        sys.exit(2 if isinstance(error, UsageError) else 1)

@@ -1,0 +1,49 @@
+"""Dropout on some rows of a batch, as one process would have dropped them of the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from frevl.models.blocks import dropped
+
+__all__ = ["DropoutOfTheBatch"]
+
+
+class DropoutOfTheBatch(TorchFunctionMode):
+    """Draws the dropout of all rows of a batch and applies that of some of them.
+
+    Every worker has the same generator, so what all of them draw together is what one process draws. Drawing costs a
+    hundredth of the matrix product before it. It reaches every network that drops with ``nn.Dropout``,
+    ``F.dropout`` or `frevl.models.blocks.dropped`. A tensor whose first axis is not that of the rows is dropped by
+    itself.
+
+    Args:
+        places: ``(k,)`` int64, which rows of the batch there are.
+        count: Rows of the batch.
+    """
+
+    def __init__(self, places: Tensor, count: int) -> None:
+        super().__init__()
+        self._places, self._count = places, count
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Replace the two functions that drop."""
+        named = kwargs or {}
+        if func not in (F.dropout, dropped):
+            return func(*args, **named)
+        x, rest = args[0], args[1:]
+        if x.shape[:1] != self._places.shape:
+            return func(*args, **named)
+        kept = func(x.new_ones(self._count, *x.shape[1:]), *rest, **named)  # zeros, and one over the share that is kept
+        return x * kept[self._places.to(x.device)]

@@ -1,0 +1,257 @@
+"""One of several workers: the interface of `frevl.training.workers.team` over torch distributed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+
+import frevl.errors
+from frevl.errors import FrevlError, RunError, TrainingError
+from frevl.training.workers.shared_dropout import DropoutOfTheBatch
+from frevl.training.workers.team import Place, Share
+
+__all__ = ["Together", "WorkerEndedError"]
+
+T = TypeVar("T")
+
+_PATIENCE = timedelta(minutes=30)  # for a worker that is slow, or whose machine has lost its power
+_REASON_SECONDS = 5.0  # how long the reason of a failure is waited for
+
+
+class WorkerEndedError(TrainingError):
+    """Another worker is gone, and nobody knows why."""
+
+
+class _Gathered(torch.autograd.Function):
+    """Rows of all workers; the gradient of a worker's own rows flows back to it.
+
+    Every worker computes the same loss of what it gathered, `counted_once`: divided by the number of workers. So the
+    gradient of its own rows, times that number, is the whole one, and nothing has to be sent back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, counts: list[int], team: Together) -> Tensor:
+        ctx.rows, ctx.size = slice(sum(counts[: team.rank]), sum(counts[: team.rank + 1])), team.size
+        ctx.given = len(own)
+        return torch.cat(team.all_rows(own[: counts[team.rank]], counts))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        own = ctx.size * gradients[0][ctx.rows]
+        missing = ctx.given - len(own)  # the row that a worker without rows computes for nothing
+        return nn.functional.pad(own, (0, 0, 0, missing)) if missing else own, None, None
+
+
+class _Part:
+    """Some rows of a batch."""
+
+    def __init__(self, team: Together, places: Tensor, count: int, weight: float, counts: list[int]) -> None:
+        self._team, self._places, self._count = team, places, count
+        self._weight, self._counts = weight, counts
+
+    def of(self, rows: Tensor) -> Tensor:
+        return rows[self._places.to(rows.device)]
+
+    def weighed(self, mean: Tensor) -> Tensor:
+        return mean * self._weight
+
+    def gathered(self, vectors: Tensor) -> Tensor:
+        whole: Tensor = _Gathered.apply(vectors.float(), self._counts, self._team)  # type: ignore[no-untyped-call]
+        return whole
+
+    def counted_once(self, loss: Tensor) -> Tensor:
+        return loss / self._team.size
+
+    def dropping(self) -> AbstractContextManager[object]:
+        return DropoutOfTheBatch(self._places, self._count)
+
+    def among(self, places: Tensor, count: int) -> Share:
+        return _Part(self._team, places, count, self._weight, self._counts)
+
+    def of_items(self, rows: Tensor, items: Tensor) -> Share:
+        whole = torch.unique(rows)
+        return self.among(torch.searchsorted(whole, items), len(whole))
+
+    def with_partners(self, partners: Tensor) -> tuple[Share, Tensor]:
+        own = len(self._places)
+        both = torch.cat([self._places, partners.cpu()[self._places]])
+        return self.among(both, self._count), torch.arange(own, 2 * own)
+
+    def first(self, rows: Tensor) -> Tensor:
+        return rows[: len(self._places)]
+
+
+class Together:
+    """One of several workers.
+
+    Args:
+        store: Of torch distributed, where failures are told; this team's own part of it.
+        place: Of this worker among all.
+        backend: Of the process group.
+        ended: Says which worker has ended, as far as this process can know.
+    """
+
+    def __init__(self, store: Store, place: Place, backend: str, ended: Callable[[], str] = lambda: "") -> None:
+        self._store, self._place, self._ended = store, place, ended
+        self.rank, self.size = place.rank, place.size
+        self._carrier = "cuda" if "nccl" in backend else "cpu"  # where what is sent lies
+        self._sums = torch.zeros(0)
+        with self._talking():
+            dist.init_process_group(
+                backend, store=PrefixStore("group", store), rank=self.rank, world_size=self.size, timeout=_PATIENCE
+            )
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is worker 0."""
+        return self.rank == 0
+
+    def share(self, count: int) -> Share:
+        """Return a contiguous share; a worker without any row computes the first one, which then weighs nothing."""
+        counts = [len(part) for part in torch.arange(count).tensor_split(self.size)]
+        start = sum(counts[: self.rank])
+        places = torch.arange(start, start + counts[self.rank]) if counts[self.rank] else torch.arange(min(1, count))
+        return _Part(self, places, count, counts[self.rank] / max(1, count), counts)
+
+    def summed(
+        self, parameters: Sequence[Tensor], loss: Tensor, terms: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add gradients and losses up, all in one message."""
+        values = torch.stack([loss.detach().float(), *(term.detach().float() for term in terms.values())])
+        sizes = [parameter.numel() for parameter in parameters]
+        total = sum(sizes)
+        if len(self._sums) != total + len(sizes) + len(values):
+            self._sums = torch.zeros(total + len(sizes) + len(values), device=self._carrier)
+        flat = self._sums
+        places = flat[:total].split(sizes)  # type: ignore[no-untyped-call]
+        has = flat[total : total + len(sizes)]
+        has.copy_(torch.tensor([float(parameter.grad is not None) for parameter in parameters]))
+        for place, parameter in zip(places, parameters, strict=True):
+            if parameter.grad is None:
+                place.zero_()
+            else:
+                place.copy_(parameter.grad.flatten())
+        flat[total + len(sizes) :] = values
+        with self._talking():
+            dist.all_reduce(flat)
+        for place, parameter, workers in zip(places, parameters, has.tolist(), strict=True):
+            parameter.grad = place.view_as(parameter).to(parameter.device) if workers else None
+        whole = flat[total + len(sizes) :].clone()
+        return whole[0], dict(zip(terms, whole[1:], strict=True))
+
+    def all_rows(self, own: Tensor, counts: list[int]) -> list[Tensor]:
+        """Return the ``(k, d)`` rows of every worker, whose numbers are known."""
+        most = max(counts)
+        padded = torch.zeros(most, *own.shape[1:], device=self._carrier)
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in counts]
+        with self._talking():
+            dist.all_gather(parts, padded)
+        return [part[:count].to(own.device) for part, count in zip(parts, counts, strict=True)]
+
+    def agreed(self, value: T) -> T:
+        """Return what worker 0 has found."""
+        return self.decided(lambda: value)
+
+    def decided(self, find: Callable[[], T]) -> T:
+        """Let worker 0 find something, and send it to the others."""
+        box: list[Any] = [find() if self.leads else None]
+        with self._talking():
+            dist.broadcast_object_list(box, src=0)
+        found: T = box[0]
+        return found
+
+    def aligned(self, network: nn.Module) -> None:
+        """Send the weights of worker 0."""
+        with self._talking(), torch.no_grad():
+            for values in (*network.parameters(), *network.buffers()):
+                sent = values.detach().to(self._carrier).contiguous()
+                dist.broadcast(sent, src=0)
+                values.detach().copy_(sent)
+
+    def device(self, asked: str) -> str:
+        """Return one of the devices of this machine."""
+        there = torch.cuda.device_count() if asked == "cuda" else 0
+        return f"cuda:{self._place.local_rank % there}" if there else asked
+
+    def same(self, what: Mapping[str, Any]) -> None:
+        """Compare with what the others have."""
+        every: list[Any] = [None] * self.size
+        with self._talking():
+            dist.all_gather_object(every, dict(what))
+        for rank, other in enumerate(every):
+            for name, value in every[0].items():
+                if other.get(name) != value:
+                    raise RunError(
+                        f"Worker {rank} of {self.size}: expected the same '{name}' as worker 0 has, {value!r:.200}, "
+                        f"found {other.get(name)!r:.200}; all workers need the same version, command, pairs and store"
+                    )
+
+    def leave(self, error: BaseException | None) -> None:
+        """End the work of this worker, and tell the others why if something went wrong here.
+
+        Raises:
+            FrevlError: Another worker has failed although this one has not.
+        """
+        if error is None:
+            self.same({})  # nobody is done before worker 0 has saved the run
+        elif not isinstance(error, WorkerEndedError) and not getattr(error, "from_worker", False):
+            with suppress(RuntimeError):
+                self._store.set(f"error {self.rank}", _told(error, self.rank))
+        dist.destroy_process_group()
+        if error is not None and self.leads:
+            time.sleep(0.5)  # worker 0 may hold the store, from which the others learn the reason
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Turn the failure of a message into the error of the worker that has failed."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise self._reason(error) from error
+
+    def _reason(self, error: RuntimeError) -> FrevlError:
+        until = time.monotonic() + _REASON_SECONDS
+        with suppress(RuntimeError):  # the store ends with the worker that holds it
+            while time.monotonic() < until:
+                for rank in range(self.size):
+                    if self._store.check([f"error {rank}"]):
+                        return _learnt(self._store.get(f"error {rank}").decode())
+                if said := self._ended():
+                    return WorkerEndedError(f"{said}; {_GO_ON}")
+                time.sleep(0.1)
+        lines = str(error).splitlines() or [type(error).__name__]
+        return WorkerEndedError(
+            f"Another of the {self.size} workers has ended, or cannot be reached ({lines[0]:.160}); {_GO_ON}"
+        )
+
+
+_GO_ON = "every complete epoch is kept: run the same command again to continue"
+
+
+def _told(error: BaseException, rank: int) -> str:
+    """Return what the other workers learn of an error."""
+    if isinstance(error, FrevlError):
+        return json.dumps([type(error).__name__, str(error)])
+    return json.dumps(["TrainingError", f"Worker {rank} failed: {type(error).__name__}: {error}"])
+
+
+def _learnt(told: str) -> FrevlError:
+    """Return the error of another worker; some kinds are made of other arguments than their message."""
+    name, message = json.loads(told)
+    kind = getattr(frevl.errors, name, TrainingError)
+    error: FrevlError = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.from_worker = True  # type: ignore[attr-defined]
+    return error

@@ -1,0 +1,86 @@
+"""What workers need no other process for: their place, what is refused, and the dropout of a batch that is shared."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from frevl.errors import UsageError
+from frevl.models.blocks import dropped
+from frevl.training.training import train
+from frevl.training.workers.joining import place_of, workers_asked
+from frevl.training.workers.shared_dropout import DropoutOfTheBatch
+from frevl.training.workers.team import ALONE, Place
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+
+
+def test_a_place_is_read_from_what_torchrun_sets():
+    assert place_of({}) is None
+    assert place_of({"RANK": "0", "WORLD_SIZE": "1"}) is None
+    assert place_of({**TORCHRUN, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}) == Place(3, 4, 1, 2)
+    assert place_of(TORCHRUN) == Place(3, 4, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"MASTER_ADDR": ""}, "WORLD_SIZE is 4, and MASTER_ADDR is not set"),
+        ({"RANK": "4"}, "RANK is 4, expected a number below WORLD_SIZE, which is 4"),
+        ({"RANK": "-1"}, "RANK is '-1', expected a whole number"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE is 'many', expected a whole number"),
+    ],
+)
+def test_a_wrong_place_is_refused_in_words(changes, message):
+    with pytest.raises(UsageError, match=message):
+        place_of({**TORCHRUN, **changes})
+
+
+def test_workers_are_those_asked_for_or_those_that_torchrun_has_started(monkeypatch):
+    assert [workers_asked(number) for number in (None, 1, 3)] == [1, 1, 3]
+    with pytest.raises(UsageError, match="expected at least 1, found 0"):
+        workers_asked(0)
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert [workers_asked(number) for number in (None, 1, 4)] == [4, 1, 4]
+    with pytest.raises(UsageError, match="--workers: found 3, but WORLD_SIZE is 4"):
+        workers_asked(3)
+
+
+@pytest.mark.parametrize("model", ["majority", "linear", "kernel", "cosine"])
+def test_models_without_steps_say_that_workers_have_nothing_to_share(made, tmp_path, model):
+    with pytest.raises(UsageError, match=rf"2 workers share the steps of gradient descent, and the model '{model}'"):
+        train(made.store, made.train_file, run=tmp_path / "run", task="classification", model=model, workers=2)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [lambda x: dropped(x, 0.3), lambda x: F.dropout(x, 0.3), nn.Dropout(0.3), nn.Dropout(0.3).eval()],
+    ids=["ours", "function", "module", "module at rest"],
+)
+def test_the_dropout_of_some_rows_is_that_of_the_whole_batch(drop):
+    x, places = torch.rand(7, 5, 3), torch.tensor([6, 2, 3])
+    torch.manual_seed(4)
+    whole, after = drop(x), torch.rand(())
+    torch.manual_seed(4)
+    with DropoutOfTheBatch(places, 7):
+        some = drop(x[places])
+    assert torch.equal(some, whole[places])
+    assert torch.equal(torch.rand(()), after), "and as many random numbers are drawn"
+
+
+def test_alone_everything_is_as_it_is():
+    rows, share = torch.arange(3), ALONE.share(3)
+    for same in (
+        share.of(rows),
+        share.weighed(rows),
+        share.gathered(rows),
+        share.counted_once(rows),
+        share.first(rows),
+    ):
+        assert same is rows
+    assert share.with_partners(rows) == (share, rows)
+    assert share.among(rows, 3) is share.of_items(rows, rows) is share
+    assert ALONE.agreed(rows) is ALONE.decided(lambda: rows) is rows
+    assert ALONE.device("cuda") == "cuda"
