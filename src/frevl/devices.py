@@ -221,7 +221,7 @@ class Shares:
             loss_of: The loss of rows with its named terms.
             rows: ``(n,)`` of the step.
             random: Of the choices that the loss makes.
-            optimiser: Its gradients are cleared where a step is begun again.
+            optimiser: Its gradients are cleared where a step is restarted.
 
         Returns:
             Loss and terms, without gradients.

@@ -12,7 +12,7 @@ from frevl.errors import one_line
 __all__ = ["Reject", "rejects_sentence"]
 
 _PLURALS = {"image": "images", "text": "texts", "pair": "pairs", "class": "classes"}
-# What stands beside pictures in folders: captions, metadata, lists. That none of them is a picture is no news.
+# What is often kept next to pictures in folders: captions, metadata, lists. That none of them is a picture is no news.
 _BESIDE = frozenset(
     (".aae", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".mov", ".mp4", ".npy", ".npz",
      ".parquet", ".tsv", ".txt", ".url", ".xml", ".xmp", ".yaml", ".yml")
@@ -37,7 +37,7 @@ class Reject:
 def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     """Count rejects by kind and name the first few.
 
-    Files that stand beside pictures are counted by their endings, and named only where there is nothing else.
+    Files that usually lie next to pictures are counted by their endings, and named only where there is nothing else.
 
     Args:
         rejects: What was left out.

@@ -27,7 +27,7 @@ def sections_of(verdict: Mapping[str, Any]) -> dict[str, str]:
     """Return the sections of a diagnosis with their headings.
 
     Args:
-        verdict: Of the diagnosis. Without a fusion, because the pairs have one side only, nothing is said of the other.
+        verdict: Of the diagnosis. Without a fusion, since the pairs have one side, nothing is known about the other.
     """
     if verdict.get("fusion", "") is not None:
         return SECTIONS

@@ -71,7 +71,7 @@ class Prepared:
 
     Attributes:
         train: Training examples.
-        dev: Development examples; for matching every right pair stands beside a wrong one.
+        dev: Development examples; for matching every right pair comes with a wrong one.
         labels: Classes, the most frequent first; empty for matching.
         image_towers: Towers that are concatenated, in their order; none where the pairs are texts alone.
         text_towers: The same for texts; none where the pairs are images alone.

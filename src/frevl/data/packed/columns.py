@@ -245,7 +245,7 @@ def chosen(column: Sequence[V], rows: Sequence[int] | np.ndarray) -> Sequence[V]
 
 
 def by_value(column: Sequence[V], function: Callable[[V], Any], dtype: type) -> np.ndarray:
-    """Return ``(n,)`` what a function says of each value; it is asked once for each different one of a `Coded`."""
+    """Return ``(n,)`` a function's result for each value; it is called once for each different one of a `Coded`."""
     if not isinstance(column, Coded):
         return np.array([function(value) for value in column], dtype)
     used = column.used()

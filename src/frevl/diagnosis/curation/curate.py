@@ -1,4 +1,4 @@
-"""A pairs file -> the lines worth keeping, each with what the filters say of it. Nothing is deleted from the store."""
+"""A pairs file -> the lines worth keeping, each with what the filters found. Nothing is deleted from the store."""
 
 from __future__ import annotations
 

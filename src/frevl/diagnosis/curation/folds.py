@@ -40,7 +40,7 @@ _FEWEST_GROUPS = 2  # of a class to be learnt: one may be set aside for the deve
 
 @dataclass(frozen=True)
 class Answers:
-    """What the models say of lines that they have not learnt from.
+    """What the models predict for lines that they were not trained on.
 
     Attributes:
         said: ``(n, classes)`` calibrated, rows sum to 1; equal where a model knows none of the classes.

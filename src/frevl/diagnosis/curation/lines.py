@@ -71,7 +71,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Found:
-    """What a filter says of every line.
+    """A filter's finding for every line.
 
     Attributes:
         values: One mapping a line, with keys of `NOT_LOOKED_AT`.

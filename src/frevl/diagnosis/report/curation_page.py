@@ -131,7 +131,7 @@ def _removed(removed: Removed) -> Finding:
 
 
 def _evidence(name: str, values: list[Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return a table of what a filter said of the lines, and a plot where it said probabilities."""
+    """Return a table of a filter's findings, and a plot where it gives probabilities."""
     if name == "label":
         changes = Counter((one[0], one[1]) for one in values if one and one[1] is not None and one[0] != one[1])
         rows = [{"given": given, "likelier": other, "lines": n} for (given, other), n in changes.most_common(_ROWS)]

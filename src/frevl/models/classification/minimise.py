@@ -16,7 +16,7 @@ __all__ = ["Evaluate", "minimise"]
 Evaluate = Callable[[Tensor], tuple[float, Tensor]]
 """From a ``(d,)`` point to the value there and the ``(d,)`` gradient."""
 
-_HISTORY = 10  # steps that the curvature is told from
+_HISTORY = 10  # steps from which the curvature is estimated
 _ENOUGH = 1e-4  # of the decrease that the slope promises
 _SHORTEST = 20  # halvings of a step, at most
 _ROUNDING = 4.0  # times the precision of a value: less of a rise is no rise

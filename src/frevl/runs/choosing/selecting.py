@@ -217,7 +217,7 @@ class _Pool:
 
 
 def _margins(scorer: Scorer, pairs: Pairs) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Return one minus the margin between the two likeliest answers, and what the run says of each pair."""
+    """Return one minus the margin between the two likeliest answers, and the run's scores of each pair."""
     unsure, said = [], []
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         part = slice(start, start + _PAIRS_AT_ONCE)

@@ -21,7 +21,7 @@ from frevl.runs.batches import EmbeddedPairs
 
 __all__ = ["Posterior", "carried_over", "fit_posterior", "load_posterior", "save_posterior"]
 
-_ABOUT = "posterior"  # key of what the file says of itself
+_ABOUT = "posterior"  # key of the file's own description
 _AT_ONCE = 1_024
 _MOST_WORK = 4e10  # multiplications of a scatter, about a second; of more rows some are taken, evenly
 _WIDEST = 4_096  # numbers of an input; the scatter of wider ones would not fit in memory beside the rest
@@ -211,7 +211,7 @@ def _is_of_these_weights(file: Path, folder: Path) -> bool:
 
 
 def _about(metadata: Mapping[str, str] | None) -> dict[str, object]:
-    """Return what the file says of itself.
+    """Return the file's own description.
 
     Raises:
         ValueError: It says nothing of the kind.

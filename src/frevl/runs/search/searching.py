@@ -39,7 +39,7 @@ class Hit:
     Attributes:
         rank: 1 for the best.
         id: The image's id, or the text.
-        score: What the run says of the pair (the larger, the better); for image to image the similarity.
+        score: The run's score of the pair (the larger, the better); for image to image the similarity.
         probability: Calibrated probability that text and image match, where half of the pairs match; None for image
             to image.
         similarity: Dot product of the first stage's unit vectors, in [-1, 1].

@@ -154,7 +154,7 @@ def read_regular_file(path: str, status: os.stat_result) -> bytes:
 
     Args:
         path: The file.
-        status: What `os.stat` says of it.
+        status: What `os.stat` returned for it.
 
     Raises:
         ImageError: It is not a regular file, or too large.

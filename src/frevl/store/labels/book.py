@@ -1,4 +1,4 @@
-"""What all lines of a labels file amount to: classes, and what everybody says of every picture."""
+"""What all lines of a labels file amount to: classes, and every labeller's answer for every picture."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class LabelBook:
         return {self._classes[number].name: self._classes[number].labels for number in sorted(self._names.values())}
 
     def of(self, image: str) -> dict[str, str]:
-        """Return what each labeller says of a picture."""
+        """Return each labeller's answer for a picture."""
         found = {}
         for by, said in self._said.get(image, {}).items():
             number = said[-1][1]

@@ -83,7 +83,7 @@ class LabelsFile:
     # ---- writing
 
     def label(self, by: str, labels: Sequence[tuple[str, str | None]], request: str | None = None) -> str:
-        """Write what somebody says of some pictures.
+        """Write one labeller's answers for some pictures.
 
         Args:
             by: Who.

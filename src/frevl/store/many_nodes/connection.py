@@ -1,6 +1,6 @@
 """The connection to Ray: a cluster of this machine, made for one call, or one that is there already.
 
-Ray is the extra ``ray``. It is told to report nothing to its makers, and to keep little in memory.
+Ray is the extra ``ray``. Its usage reports are switched off, and it is given little memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Blocks of work shared out among workers of a Ray cluster: who is free takes the next, whatever dies is replaced.
 
 Plain actors of Ray, because a block must stay what it is: Ray Data would cut and join blocks as its memory allows, and
-what an encoder says of a text depends, in its last bit, on the others of its batch.
+an encoder's embedding of a text depends, in its last bit, on the others of its batch.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class OpenPart:
 
     Attributes:
         path: Its folder.
-        record: What it says of itself.
+        record: Its own description.
         towers: Its towers by name.
         at: Its tables.
     """

@@ -120,7 +120,7 @@ def _listed(listing: Path) -> list[Tar]:
 
 
 class _Header(tarfile.TarInfo):
-    """A header that says on the tar how its reading ended; Python's own reader ends in silence at a damaged one."""
+    """A header that notes on the tar how reading it ended; Python's own reader stops silently at a damaged one."""
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> _Header:

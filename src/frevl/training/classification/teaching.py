@@ -39,7 +39,7 @@ class Taught:
         method: What was chosen, with its setting.
         notes: Sentences for the user.
         held_out: ``(m,)`` int64, the examples that were held out, or empty where none could be.
-        held_out_probabilities: ``(m, classes)``, what a classifier that had not seen them says of them.
+        held_out_probabilities: ``(m, classes)``, from a classifier that had not seen them.
         head: The classifier itself.
         statistics: Of the examples.
         members: The choice, for the next quick fit.

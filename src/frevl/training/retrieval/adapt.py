@@ -1,7 +1,7 @@
 """Adapt an encoder's own common space to one's pairs, or leave it: candidates that begin at the cosine, closed form.
 
 Hubness is taken back and canonical directions are added (`frevl.models.retrieval.adapted_cosine`), a little. What is
-worth it is told by cross-validation over the training images, because a development part of some fifty images is too
+worth it is decided by cross-validation over the training images, because a development part of some fifty images is too
 small to show two points. The simplest within one standard error of the best is taken, and the cosine is the simplest.
 """
 

@@ -41,7 +41,7 @@ _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
 _DETERMINISTIC = ("majority", "linear", "kernel", "zero-shot")
 # Development pairs; with fewer the best epoch is chance (research/experiments/log.md), so networks run their whole
-# schedule and keep its end, whatever the call says of patience.
+# schedule and keep its end, whatever patience the call asks for.
 _FEWEST_TO_STOP_BY = 1_000
 
 

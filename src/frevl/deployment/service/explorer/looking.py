@@ -201,7 +201,7 @@ def _lesson(explorer: Explorer, order: Order, of: str | None) -> Lesson | None:
 
 
 def guess_of(lesson: Lesson | None, rows: Rows, row: int, of: str | None) -> dict[str, Any] | None:
-    """Return what the classifier says of a picture; None where there is none, or it says nothing of this one."""
+    """Return the classifier's prediction for a picture; None where there is no classifier, or no prediction."""
     if lesson is None or lesson.material.key != rows.key or lesson.best[row] < 0:
         return None
     if of is not None and lesson.kept is not None and of in lesson.material.names:

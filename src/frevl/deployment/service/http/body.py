@@ -123,7 +123,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         )
 
 
-# Pydantic takes the last of several equal keys in silence, as most readers of JSON do.
+# Pydantic silently takes the last of several equal keys, as most readers of JSON do.
 _KEYS_ONCE = json.JSONDecoder(object_pairs_hook=_once)
 
 

@@ -54,7 +54,7 @@ class Limits:
         uploads: Most images sent along with a request.
         items: Most pairs, texts or images of a request.
         text_characters: Longest text.
-        waiting_items: Most items that wait for the model; a request beyond that is told to come back.
+        waiting_items: Most items that wait for the model; a request beyond that is asked to come back.
         batch_items: Most items that are run together (a single larger request runs alone).
     """
 

@@ -1,1 +1,1 @@
-"""A classifier that is fitted again while somebody labels, and what it says of every picture."""
+"""A classifier that is fitted again while somebody labels, and its predictions for every picture."""

@@ -1,4 +1,4 @@
-"""What one fit says of all pictures of a store: who is likely what, doubtful, or labelled against what it expects."""
+"""One fit's predictions for all pictures of a store: likely classes, doubtful ones, labels that it disagrees with."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Teacher:
             self._thread.join()
 
     def state(self) -> dict[str, Any]:
-        """Return what the last fit says of itself; see ``TeachResponse``."""
+        """Return the figures of the last fit; see ``TeachResponse``."""
         lesson = self.lesson
         with self._changed:
             busy = self._wanted or self._working
