@@ -88,12 +88,32 @@ def test_kernel_is_kernel_ridge_regression():
 def test_probe_is_logistic_regression(count, weighted):
     features, labels, _ = drawn(count)
     weights = 0.5 + torch.arange(count) % 3 if weighted else None
-    head = solve_probe(features, labels, CLASSES, penalty=0.5, steps=200, weights=weights)
+    head = solve_probe(features, labels, CLASSES, penalty=0.5, steps=200, enough=0.0, weights=weights)
     ones = torch.cat([features.standard, torch.ones(len(labels), 1)], dim=1).numpy()
     judge = LogisticRegression(C=1 / 0.5, fit_intercept=False, tol=1e-8, max_iter=2000)
     judge.fit(ones, labels.numpy(), sample_weight=None if weights is None else weights.numpy())
     expected = torch.from_numpy(judge.decision_function(ones)).float()
     torch.testing.assert_close(head.logits(features, None), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("count", [60, 400])
+def test_probe_ends_near_the_least_loss_and_nearer_than_scikit_learn_does(count, penalty):
+    features, labels, _ = drawn(count)
+    ones = torch.cat([features.standard, torch.ones(len(labels), 1)], dim=1)
+
+    def loss(weight):
+        fit = F.cross_entropy(ones.double() @ weight.double().T, labels, reduction="sum")
+        return float(fit + penalty / 2 * weight.double().square().sum())
+
+    def judged(tol):
+        model = LogisticRegression(C=1 / penalty, fit_intercept=False, tol=tol, max_iter=2000)
+        return loss(torch.from_numpy(model.fit(ones.numpy(), labels.numpy()).coef_))
+
+    head = solve_probe(features, labels, CLASSES, penalty=penalty)
+    found, least = loss(torch.cat([head.weight, head.bias[:, None]], dim=1)), judged(1e-9)
+    assert least * (1 - 1e-5) <= found <= least * 1.001
+    assert found <= max(judged(1e-4), least * 1.0005)
 
 
 def test_probe_is_pulled_back_to_the_names():

@@ -28,6 +28,7 @@ def minimise(
     *,
     steps: int,
     tolerance: float,
+    enough: float = 0.0,
     out_of_time: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Return the ``(d,)`` point where a convex function is least, or the best one that was reached.
@@ -39,6 +40,7 @@ def minimise(
         start: ``(d,)``.
         steps: Most steps.
         tolerance: Largest derivative at which it ends.
+        enough: Share of the value at which it ends: a step promises no more than that.
         out_of_time: Asked before every evaluation; True ends the search.
     """
     if out_of_time():
@@ -51,6 +53,8 @@ def minimise(
             break
         direction = -_times_inverse_curvature(gradient, memory)
         slope = float(direction @ gradient)
+        if -slope / 2 <= enough * abs(value):  # what the step gains where the curvature is as it is thought to be
+            break
         rate = 1.0
         for _ in range(_SHORTEST):
             if out_of_time():

@@ -31,9 +31,9 @@ CACHE_SHARPNESS = 5.5
 """Beta of Tip-Adapter's cache, as published."""
 
 _STEPS = 12  # with more nothing changes but the third digit of the likelihood (research/experiments/log.md)
+_ENOUGH = 3e-4
 _NO_SPREAD = 1e-10  # of features of unit length
 _TELLING = 16  # examples a feature that tell the curvature; with 4, and many examples, the steps do not suffice
-_CURVATURE = 0.05  # of the loss, by the probability of a class: p (1 - p), which is small for most
 
 
 def class_means(standard: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
@@ -151,6 +151,7 @@ def solve_probe(
     names: float = 0.0,
     weights: Tensor | None = None,
     steps: int = _STEPS,
+    enough: float = _ENOUGH,
 ) -> Head:
     """Logistic regression that starts at the names and is pulled back to them.
 
@@ -166,42 +167,57 @@ def solve_probe(
         names: Scale of the names.
         weights: ``(n,)`` above 0, how many examples each counts for; None: one.
         steps: Most steps of L-BFGS.
+        enough: It ends where a step would make the loss less by no more than this share.
     """
-    # A column of ones: its weights are the bias, which is pulled to zero like all others.
-    x = torch.cat([features.standard, torch.ones(len(labels), 1)], dim=1)
+    x = features.standard
     offset = (names * features.cosines).T if names and features.cosines is not None else torch.zeros(())
     each = torch.ones(len(labels)) if weights is None else weights
     basis = None
     if len(x) < x.shape[1]:  # the weights lie in the span of the examples (representer theorem)
         basis, triangle = torch.linalg.qr(x.T)
         x = triangle.T.contiguous()
-    back = _to_even_curvature(x, each, penalty)
+    back = _to_even_curvature(x, each, penalty, classes)
     rows = torch.arange(len(x))
 
     def evaluate(point: Tensor) -> tuple[float, Tensor]:
-        weight = point.view(classes, -1) @ back
-        likely = torch.log_softmax(offset + weight @ x.T, dim=0)  # a class a row: a tenth of the time
+        weight = point.view(classes, -1) @ back  # the bias last, which is pulled to zero like all others
+        begun = bool(point.any())  # at first there is nothing to multiply
+        logits = torch.addmm(weight[:, -1:], weight[:, :-1], x.T) if begun else torch.zeros(classes, len(x))
+        likely = torch.log_softmax(offset + logits, dim=0)  # a class a row: a tenth of the time
         value = float(penalty / 2 * weight.square().sum() - likely.gather(0, labels[None])[0] @ each)
         residual = likely.exp_()
         residual[labels, rows] -= 1
-        return value, (torch.addmm(weight, residual * each, x, beta=penalty) @ back.T).flatten()
+        residual = residual if weights is None else residual * each
+        slope = torch.cat([residual @ x, residual.sum(dim=1, keepdim=True)], dim=1).add_(weight, alpha=penalty)
+        return value, (slope @ back.T).flatten()
 
-    start = torch.zeros(classes * x.shape[1])
-    found = minimise(evaluate, start, steps=steps, tolerance=1e-4).view(classes, -1) @ back
-    if basis is not None:
-        found = found @ basis.T
-    return Head(names, found[:, :-1].clone(), found[:, -1].clone())
+    start = torch.zeros(classes * len(back))
+    found = minimise(evaluate, start, steps=steps, tolerance=1e-4, enough=enough).view(classes, -1) @ back
+    weight = found[:, :-1].clone() if basis is None else found[:, :-1] @ basis.T
+    return Head(names, weight, found[:, -1].clone())
 
 
-def _to_even_curvature(x: Tensor, each: Tensor, penalty: float) -> Tensor:
-    """Return the ``(d, d)`` matrix from coordinates in which the curvature is about the identity to weights.
+def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, classes: int) -> Tensor:
+    """Return the ``(d + 1, d + 1)`` matrix from coordinates in which the curvature is about the identity to weights.
 
     In such coordinates a third of the steps are needed. A part of the examples tells the curvature well enough.
+
+    Args:
+        x: ``(n, d)``; the bias is as a column of ones after it.
+        each: ``(n,)`` weights of the examples.
+        penalty: Of the weights and the bias.
+        classes: How many there are; that of the loss by a logit is ``p (1 - p)``, where each is as likely at first.
     """
     parts = min(len(x), _TELLING * x.shape[1])
     rows = torch.arange(parts) * len(x) // parts  # evenly, because examples may come class by class
-    some, share = x[rows], each[rows]
-    curvature = _CURVATURE * float(each.sum() / share.sum()) * (some * share[:, None]).T @ some
+    some, share = (x, each) if parts == len(x) else (x[rows], each[rows])
+    scaled = some if bool((share == 1).all()) else some * share.sqrt()[:, None]
+    array = scaled.detach().contiguous().numpy()
+    curvature = torch.empty(x.shape[1] + 1, x.shape[1] + 1)
+    curvature[:-1, :-1] = torch.from_numpy(array.T @ array)  # NumPy sees that it is symmetric: half of the work
+    curvature[-1, :-1] = curvature[:-1, -1] = share @ some
+    curvature[-1, -1] = share.sum()
+    curvature *= (1 - 1 / classes) / classes * float(each.sum() / share.sum())
     curvature.diagonal().add_(penalty)
     factor = torch.linalg.cholesky(curvature)
     inverse: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False)
