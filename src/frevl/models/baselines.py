@@ -139,10 +139,20 @@ class Mlp(PairNetwork):
         self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
     ) -> Tensor:
         """Return ``(n, outputs)`` logits; the shapes are those of `PairNetwork.forward`."""
+        logits: Tensor = self.layers(self._normed(image, text, image_mask, text_mask))
+        return logits
+
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The hidden units of a pair at unit length."""
+        return {"pair": F.normalize(self.layers[:-1](self._normed(image, text, image_mask, text_mask)), dim=1)}
+
+    def _normed(self, image: Tensor, text: Tensor, image_mask: Tensor | None, text_mask: Tensor | None) -> Tensor:
         parts = [mean_pool(image, image_mask)] if self.use_image else []
         parts += [mean_pool(text, text_mask)] if self.use_text else []
-        logits: Tensor = self.layers(self.norm(torch.cat(parts, dim=1)))
-        return logits
+        normed: Tensor = self.norm(torch.cat(parts, dim=1))
+        return normed
 
 
 def fit_linear(

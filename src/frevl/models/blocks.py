@@ -105,10 +105,14 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(..., inputs)`` to ``(..., outputs)``."""
-        hidden = mapped_gelu(self.inner, x)
+        hidden = self.hidden(x)
         if self.training and self.dropout > 0:
             hidden = dropped(hidden, self.dropout)
         return mapped_exactly(self.outer, hidden) if self.exact else self.outer(hidden)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Map ``(..., inputs)`` to the ``(..., hidden)`` units."""
+        return mapped_gelu(self.inner, x)
 
 
 class _CrossAttention(nn.Module):

@@ -32,6 +32,7 @@ import copy
 from typing import TypedDict
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.errors import UsageError, nearest
@@ -271,6 +272,13 @@ class Fusion(PairNetwork):
         image_hidden, text_hidden = self.project(image, text)
         logits: Tensor = self.head(self.fuse(image_hidden, text_hidden, image_mask, text_mask))
         return logits
+
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The hidden units of the head at unit length."""
+        fused = self.fuse(*self.project(image, text), image_mask, text_mask)
+        return {"pair": F.normalize(self.head.hidden(fused).float(), dim=1)}
 
     def project(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Project both modalities: ``(n, Nv, width)`` and ``(n, Nt, width)``."""

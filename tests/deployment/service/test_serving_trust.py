@@ -69,7 +69,7 @@ def test_nothing_is_added_unasked(served):
 
 def test_who_has_none_says_so(served):
     listed = {one["name"]: one for one in served.http.get("/v1/models").json()["models"]}
-    assert {name: one["doubt"] for name, one in listed.items()} == {"ask": False, "match": False, "find": True}
+    assert {name: one["doubt"] for name, one in listed.items()} == {"ask": False, "match": True, "find": True}
     assert all(one["sets"] for one in listed.values())
     refused = ask(served, "answer", "ask", QUESTIONS[:1], doubt=True)
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "no_doubt")

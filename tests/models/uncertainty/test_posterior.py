@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
+from frevl.models.baselines import Mlp
+from frevl.models.fusion import Fusion
 from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
 
 
@@ -54,6 +57,48 @@ def test_equals_the_inverse_of_a_numerical_hessian():
     left = left_over(torch.tensor(new), directions_of(torch.tensor(seen))).numpy()
     np.testing.assert_allclose(covariance[:, range(3), range(3)], np.repeat(left[:, None], 3, 1), atol=1e-6)
     np.testing.assert_allclose(covariance[:, 0, 1], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "fusion"])
+def test_of_networks_equals_the_inverse_of_a_numerical_hessian_in_their_last_weights(kind):
+    """Second differences through the whole network; each pair weighs as if its hidden units had unit length."""
+    torch.manual_seed(0)
+    if kind == "mlp":
+        network = Mlp(image_dim=5, text_dim=4, outputs=2, hidden=6)
+        last, before, inner = "layers.4", "layers.1", network.layers[1]
+    else:
+        network = Fusion(image_dim=5, text_dim=4, outputs=2, width=8, layers=1, heads=2, ffn_width=8, head_width=6)
+        last, before, inner = "head.outer", "head", network.head.inner
+    network = network.double().eval()
+    seen, new = ((torch.randn(n, 5).double(), torch.randn(n, 4).double()) for n in (9, 4))
+    read = []
+    network.get_submodule(before).register_forward_pre_hook(
+        lambda _, inputs: read.append(F.gelu(F.linear(inputs[0], inner.weight, inner.bias)))
+    )
+    targets, at, step = torch.randn(9, 2).double(), torch.randn(2, 6).double(), 1e-2
+    with torch.no_grad():
+        network(*seen)
+        shares = 1 / read[0].square().sum(dim=1, keepdim=True)
+        network(*new)
+        np.testing.assert_allclose(network.last_layer_inputs(*new)["pair"], F.normalize(read[1], dim=1), atol=1e-6)
+
+        def negative_log_posterior(weight):
+            logits = functional_call(network, {f"{last}.weight": weight}, seen)
+            return float(0.5 * (shares * (logits - targets).square()).sum() + 0.5 * weight.square().sum())
+
+        def second_difference(i, j):
+            total = 0.0
+            for one, other in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+                moved = at.clone().flatten()
+                moved[i] += one * step
+                moved[j] += other * step
+                total += one * other * negative_log_posterior(moved.view_as(at))
+            return total / (4 * step**2)
+
+        hessian = np.array([[second_difference(i, j) for j in range(6)] for i in range(6)])  # of the first output
+        rows = network.last_layer_inputs(*new)["pair"].double().numpy()
+        left = left_over(torch.tensor(rows), directions_of(network.last_layer_inputs(*seen)["pair"].double()))
+    np.testing.assert_allclose((rows @ np.linalg.inv(hessian) * rows).sum(axis=1), left, atol=1e-5)
 
 
 def test_the_variance_of_a_cosine_is_that_of_drawn_vectors():

@@ -19,7 +19,7 @@ from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.sharing.publishing import write_published_run
 
-WITH, WITHOUT = ("dual", "linear", "linear-matching", "classes"), ("tiny", "mlp", "kernel", "names")
+WITH, WITHOUT = ("dual", "linear", "linear-matching", "classes", "tiny", "mlp"), ("kernel", "names")
 
 
 def lines_of(path):

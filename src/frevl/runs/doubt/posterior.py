@@ -74,6 +74,7 @@ def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs) -> Posterior | Non
     """
     if not len(pairs):
         return None
+    network.eval()  # hidden units are not dropped
     with torch.inference_mode():
         first = network.last_layer_inputs(*pairs.inputs(pairs.image_rows[:1], pairs.text_rows[:1]))
         if first is None or max(one.shape[1] for one in first.values()) > _WIDEST:
@@ -141,8 +142,8 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
     file = folder / POSTERIOR_FILE
     if not file.is_file():
         raise UsageError(
-            f"{folder}: the run has no doubt: it is known of the models classify (with examples), linear, dual and "
-            "cosine, and runs of earlier versions have none; train again, or leave it out"
+            f"{folder}: the run has no doubt: it is known of the models classify (with examples), linear, mlp, tiny, "
+            "small, base, dual and cosine, and runs of earlier versions have none; train again, or leave it out"
         )
     try:
         with safe_open(file, framework="pt") as opened:
