@@ -7,7 +7,6 @@ more trainings. The same models later tell which labels are likely wrong.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from frevl.diagnosis.gaps import compare
 from frevl.diagnosis.model_comparison import ComparedModel, CrossValidation, ModelComparison, fit, predict_all, seen_by
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
-from frevl.diagnosis.splits import Splits, share_of_clusters, with_wrong_pairs
+from frevl.diagnosis.splits import Splits, deal_folds, few_enough, with_wrong_pairs
 from frevl.errors import PairsError
 from frevl.terminal import print_progress
 
@@ -24,7 +23,6 @@ __all__ = ["contenders", "cross_validate", "cross_validate_contenders"]
 
 _PARTS, _PARTS_OF_MANY = 3, 2
 _SLOWER, _LEAST_SECONDS = 4.0, 10.0
-_MOST_LEARNT = 20_000  # training pairs of one model, so that a training has an end
 
 
 def cross_validate_contenders(
@@ -96,23 +94,15 @@ def cross_validate(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit:
         time_limit: Seconds for all trainings.
     """
     parts = _PARTS if len(splits.train) <= SMALL else _PARTS_OF_MANY
-    part_of = _parts(splits.train.clusters, parts, splits.seed)
+    part_of = deal_folds(splits.train.clusters, parts, splits.seed)
     asked = with_wrong_pairs(splits.train, splits.seed) if splits.task == "matching" else splits.train
     held_out, hits, seconds = [], [], 0.0
     for part in range(parts):
-        learnt = splits.train.select([row for row, name in enumerate(splits.train.clusters) if part_of[name] != part])
-        if len(learnt) > _MOST_LEARNT:
-            learnt = share_of_clusters(learnt, _MOST_LEARNT / len(learnt), seed=splits.seed)
+        learnt = few_enough(splits.train.select(np.flatnonzero(part_of != part).tolist()), seed=splits.seed)
         scorer = fit(splits, spec, folder=folder / str(part), time_limit=time_limit / parts, pairs=learnt)
-        pairs = asked.select([row for row, name in enumerate(asked.clusters) if part_of[name] == part])
+        own = set(splits.train.select(np.flatnonzero(part_of == part).tolist()).clusters)
+        pairs = asked.select([row for row, name in enumerate(asked.clusters) if name in own])
         held_out.append((pairs, scorer))
         hits.append(predict_all(scorer, seen_by(spec, pairs, splits)).hits)
         seconds += float(scorer.run.results["train_seconds"])
     return CrossValidation(held_out, np.concatenate(hits), seconds)
-
-
-def _parts(clusters: Sequence[str], parts: int, seed: int) -> dict[str, int]:
-    """Return the part of every cluster (image)."""
-    names = sorted(set(clusters))
-    order = np.random.default_rng(seed).permutation(len(names))
-    return {names[place]: number % parts for number, place in enumerate(order)}

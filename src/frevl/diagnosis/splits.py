@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, Side, Target, split_by_image
@@ -17,12 +18,25 @@ from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Modality
 from frevl.store.usable_pairs import choose_towers, names_of, note_unread, read_usable
 
-__all__ = ["MATCH_LABELS", "Splits", "answers_of", "constant", "read_splits", "share_of_clusters"]
+__all__ = [
+    "MATCH_LABELS",
+    "MOST_LEARNT",
+    "Splits",
+    "answers_of",
+    "constant",
+    "deal_folds",
+    "few_enough",
+    "read_splits",
+    "share_of_clusters",
+]
 
 MATCH_LABELS = ["no match", "match"]
 # They also decide temperature and thresholds, so they are somewhat more than early stopping needs.
 DEV_SHARE = 0.15
 _DRAWS = 16
+
+MOST_LEARNT = 20_000
+"""Pairs that one model learns from at most where several folds are learnt, so that a training has an end."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +185,24 @@ def share_of_clusters(pairs: Pairs, share: float, *, seed: int) -> Pairs:
     order = np.random.default_rng(seed).permutation(len(names))
     kept = {names[i] for i in order[: max(1, round(share * len(names)))]}
     return pairs.select([row for row, name in enumerate(pairs.clusters) if name in kept])
+
+
+def deal_folds(clusters: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
+    """Return ``(n,)`` the fold of every line; a cluster is in one fold, and folds have as many, give or take one.
+
+    Args:
+        clusters: ``(n,)`` name of the cluster (image, group) of every line.
+        folds: How many.
+        seed: Of the dealing.
+    """
+    names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    place = np.random.default_rng(seed).permutation(len(names))
+    return np.array([place[names[name]] % folds for name in clusters], np.int64)
+
+
+def few_enough(pairs: Pairs, *, seed: int) -> Pairs:
+    """Return the pairs, or of more than `MOST_LEARNT` those of a share of the clusters."""
+    return share_of_clusters(pairs, MOST_LEARNT / len(pairs), seed=seed) if len(pairs) > MOST_LEARNT else pairs
 
 
 def answers_of(target: Target | None, task: str) -> set[str]:

@@ -1,14 +1,19 @@
 """Exchanged labels, and texts that give their label away, planted among lines with a known truth."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
 
 import frevl
+from frevl.data.pairs import Pairs
+from frevl.diagnosis.curation import folds
 from frevl.diagnosis.curation.words import by_words
+from frevl.diagnosis.splits import deal_folds
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
+from frevl.training.examples import set_aside
 
 CLASSES = ("fern", "moss", "reed")
 QUESTIONS = ("which plant is it", "what grows here", "name this plant")
@@ -157,6 +162,24 @@ def test_a_class_that_the_models_have_not_learnt_is_not_judged(planted, tmp_path
     assert "12 lines with the label 'rush' cannot be judged" in told.sentence()
     assert told.filters["label"]["looked_at"] == 288
     assert told.filters["label"]["flagged"] > 15
+
+
+def test_a_class_whose_two_groups_are_both_set_aside_is_not_judged():
+    """A picture with many questions may be set aside with the last line of a rare answer; with this seed both are."""
+    rows = [(f"{n}.jpg", "rare" if n in (3, 7) and not line else str(line % 4)) for n in range(20) for line in range(6)]
+    learnt = Pairs([image for image, _ in rows], ["what"] * 120, [said for _, said in rows], [{}] * 120, [""] * 120)
+    kept, aside, _ = set_aside(learnt, 0.1, task="classification", min_answer_count=1, seed=43)
+    assert "rare" not in kept.targets
+    assert aside.targets.count("rare") == 2
+    assert folds._learnt_classes(learnt, ["rare", "0"], 43).tolist() == [False, True]
+    assert folds._learnt_classes(learnt, ["rare", "0"], 0).tolist() == [True, True]
+
+
+def test_folds_keep_groups_whole_and_have_as_many():
+    names = ["b", "a", "c", "a", "e", "d"]
+    dealt = deal_folds(names, 2, 5)
+    assert dealt[1] == dealt[3]
+    assert sorted(Counter(dict(zip(names, dealt.tolist(), strict=True)).values()).values()) == [2, 3]
 
 
 def test_a_fold_that_leaves_one_class_is_told_and_nothing_is_dropped(planted, tmp_path):

@@ -17,17 +17,15 @@ from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation.lines import Lines
 from frevl.diagnosis.model_comparison import most_passes, quick_products
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
-from frevl.diagnosis.splits import answers_of, constant, share_of_clusters
+from frevl.diagnosis.splits import answers_of, constant, deal_folds, few_enough
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import names_of
 from frevl.terminal import print_progress
+from frevl.training.examples import set_aside
 from frevl.training.run_folder import Checkpoint
 from frevl.training.training import train
 
-__all__ = ["FOLDS", "MOST_LEARNT", "Answers", "cut_short", "deal_folds", "out_of_fold", "saved_fold"]
-
-MOST_LEARNT = 20_000
-"""Lines that one model of classes learns from at most, so that a training has an end."""
+__all__ = ["FOLDS", "Answers", "cut_short", "out_of_fold", "saved_fold"]
 
 FOLDS = 5
 """Of labels, if the user names no other number: models that learnt from 80 instead of 67 % of 9,700 lines of easy-VQA
@@ -36,6 +34,7 @@ found exchanged labels with a precision of 0.79 instead of 0.73 (research/experi
 _PAIRS_AT_ONCE = 16_384
 _LEAST_SECONDS = 10.0
 _FEWEST_GROUPS = 2  # of a class to be learnt: one may be set aside for the development metric
+_DEV_SHARE = 0.1  # of the groups, set aside for it
 
 
 @dataclass(frozen=True)
@@ -83,19 +82,6 @@ def saved_fold(place: Checkpoint, limit: float | None) -> tuple[dict[str, Tensor
     return saved
 
 
-def deal_folds(groups: Sequence[str], folds: int, seed: int) -> NDArray[np.int64]:
-    """Return ``(n,)`` the fold of every line; a group is in one fold, and folds have as many groups, give or take one.
-
-    Args:
-        groups: ``(n,)`` name of the group of every line.
-        folds: How many.
-        seed: Of the dealing.
-    """
-    names = {name: number for number, name in enumerate(dict.fromkeys(groups))}
-    place = np.random.default_rng(seed).permutation(len(names))
-    return np.array([place[names[name]] % folds for name in groups], np.int64)
-
-
 def out_of_fold(
     lines: Lines, spec: ModelSpec, classes: Sequence[str], rows: NDArray[np.int64], *, share: float
 ) -> Answers:
@@ -130,12 +116,10 @@ def out_of_fold(
             continue
         print_progress(f"{spec.name}: learning without fold {fold + 1} of {folds}", enabled=lines.session.progress)
         begun = place.clock.seconds()
-        learnt = known.select(np.flatnonzero(fold_of != fold).tolist())
-        if len(learnt) > MOST_LEARNT:
-            learnt = share_of_clusters(learnt, MOST_LEARNT / len(learnt), seed=lines.session.seed)
+        learnt = few_enough(known.select(np.flatnonzero(fold_of != fold).tolist()), seed=lines.session.seed)
         left = None if limit is None else max(_LEAST_SECONDS, share * limit / folds)
         said[held], ended = _answers(lines, spec, learnt, known.select(held.tolist()), classes, left)
-        knows[held] = _learnt_classes(learnt, classes)
+        knows[held] = _learnt_classes(learnt, classes, lines.session.seed)
         cut |= {fold} if ended else set()
         place.save(
             {"said": torch.from_numpy(said[held]), "knows": torch.from_numpy(knows[held])},
@@ -145,14 +129,19 @@ def out_of_fold(
     return Answers(said / said.sum(axis=1, keepdims=True), knows, frozenset(cut))
 
 
-def _learnt_classes(learnt: Pairs, classes: Sequence[str]) -> NDArray[np.bool_]:
-    """Return ``(classes,)`` bool, whether lines of a class stand in groups enough to be learnt from."""
+def _learnt_classes(learnt: Pairs, classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
+    """Return ``(classes,)`` bool, whether a class stands in groups enough, and outside of what is set aside.
+
+    Of groups with many answers the training sets some aside that hold the last lines of a rare class.
+    """
+    left, _, _ = set_aside(learnt, _DEV_SHARE, task="classification", min_answer_count=1, seed=seed)
+    shown = {answer for target in left.targets for answer in answers_of(target, "classification")}
     groups: dict[str, set[str]] = {}
     for target, name in zip(learnt.targets, learnt.clusters, strict=True):
         for answer in answers_of(target, "classification"):
             groups.setdefault(answer, set()).add(name)
     fewest = min(_FEWEST_GROUPS, len(set(learnt.clusters)))
-    return np.array([len(groups.get(name, ())) >= fewest for name in classes], bool)
+    return np.array([name in shown and len(groups.get(name, ())) >= fewest for name in classes], bool)
 
 
 def _answers(
@@ -170,6 +159,7 @@ def _answers(
             image_encoder=names_of(lines.store, lines.image_towers) or None,
             text_encoder=names_of(lines.store, lines.text_towers) or None,
             seed=lines.session.seed,
+            dev_share=_DEV_SHARE,
             time_limit=time_limit,
             options={**spec.changes, **passes},
             device=lines.session.device,

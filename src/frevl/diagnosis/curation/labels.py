@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.diagnosis.curation.folds import FOLDS, Answers, cut_short, deal_folds, out_of_fold
+from frevl.diagnosis.curation.folds import FOLDS, Answers, cut_short, out_of_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.words import by_words
 from frevl.diagnosis.data_quality.label_errors import check_cleanlab, likely_errors
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS
-from frevl.diagnosis.splits import answers_of
+from frevl.diagnosis.splits import answers_of, deal_folds
 from frevl.errors import PairsError
 
 __all__ = ["GIVEN_AWAY", "blind_filter", "label_filter"]

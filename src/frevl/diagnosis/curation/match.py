@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from frevl.diagnosis.curation.evidence import TextsOfImages, one_score
-from frevl.diagnosis.curation.folds import cut_short, deal_folds, saved_fold
+from frevl.diagnosis.curation.folds import cut_short, saved_fold
 from frevl.diagnosis.curation.lines import Found, Lines
 from frevl.diagnosis.curation.match_probability import fit_mixture
+from frevl.diagnosis.splits import deal_folds
 from frevl.errors import UsageError
 from frevl.models.retrieval.first_stage import with_alignment
 from frevl.models.retrieval.kernel_alignment import fit_alignment
