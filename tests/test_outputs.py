@@ -48,6 +48,7 @@ WRITTEN = {
     "train": {"--run"},
     "classify": {"--run", "--out", "--html"},
     "ablate": {"--out"},
+    "evaluate": {"--html"},
     "pairs": {"--out"},
     "import": {"--write-pairs"},
     "score": {"--out"},

@@ -48,7 +48,7 @@ def parts(row):
 def test_classes_by_group(made, runs, tmp_path, frevl):
     file = with_key(made.train, tmp_path / "p.jsonl", parts)
     said = frevl("evaluate", "--store", made.store.path, "--run", runs / "asked", "--pairs", file, "--groups", "side",
-                 "--json", tmp_path / "r.json")  # fmt: skip
+                 "--json", tmp_path / "r.json", "--html", tmp_path / "new" / "r.html")  # fmt: skip
     assert said.code == 0, said.err
     result = json.loads((tmp_path / "r.json").read_text())
     found, pairs = result["fairness"]["side"], read_pairs(file)
@@ -113,8 +113,10 @@ def test_skew_of_searches(made, runs, tmp_path, frevl):
     queries = tmp_path / "q.txt"
     queries.write_text("\na red square\nthe blue thing\na red square\n")
     said = frevl("evaluate", "--store", made.store.path, "--run", runs / "dual", "--pairs", pairs, "--groups", "side",
-                 "--queries", queries, "-k", 9, "--json", tmp_path / "r.json")  # fmt: skip
+                 "--queries", queries, "-k", 9, "--json", tmp_path / "r.json",
+                 "--html", tmp_path / "r.html")  # fmt: skip
     assert said.code == 0, said.err
+    assert "a red square" in (tmp_path / "r.html").read_text()
     record = json.loads((tmp_path / "r.json").read_text())
     assert [one["query"] for one in record["queries"]] == ["a red square", "the blue thing"]
     scorer = Scorer.open(runs / "dual", store=made.store)

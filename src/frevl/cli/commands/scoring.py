@@ -74,6 +74,11 @@ def evaluate(
     calibrate: CalibrateOption = None,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(readable=False, help="Write the result, groups first, to this HTML file."),
+        OUTPUT,
+    ] = None,
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -88,6 +93,10 @@ def evaluate(
     from frevl.runs.scorer import Scorer
     from frevl.store.reader import Store
 
+    if html is not None:
+        from frevl.diagnosis.report.page import check_page_libraries
+
+        check_page_libraries()  # now, not after the evaluation
     opened = Store.open(store)
     test_pairs = by_columns(columns, pairs)
     grouping = typed(group_by=group_by, find_groups=find_groups)
@@ -96,7 +105,7 @@ def evaluate(
     if queries is not None:
         if forms is not None:
             raise UsageError("--forms belongs to pairs, and --queries evaluates searches; leave one of them out")
-        _evaluate_queries(opened, run, test_pairs, queries, groups, k, versus, sets, backend, device, json)
+        _evaluate_queries(opened, run, test_pairs, queries, groups, k, versus, sets, backend, device, html, json)
         return
     if is_seeds(run) or (versus and is_seeds(versus)):
         if sets is not None or calibrate is not None:
@@ -111,14 +120,22 @@ def evaluate(
         others = open_seeds(versus, store=opened, **place) if versus else ()
         mean = evaluate_seeds(open_seeds(run, store=opened, **place), test_pairs, versus=others, **grouping)
         say(result_table(mean))
-        write(json, mean.record())
+        _write_result(mean.record(), html, json)
         return
     other = Scorer.open(versus, store=opened, **typed(device=device)) if versus else None
     scorer = Scorer.open(run, store=opened, **typed(backend=backend, onnx=onnx, device=device))
     asked = typed(groups=groups or None, sets=sets, calibrate=calibrate, forms=forms)
     result = run_evaluate(scorer, test_pairs, versus=other, **grouping, **asked)
     say(result_table(result))
-    write(json, result.record())
+    _write_result(result.record(), html, json)
+
+
+def _write_result(record: dict[str, Any], html: Path | None, json: Path | None) -> None:
+    write(json, record)
+    if html is not None:
+        from frevl.diagnosis.report.evaluation_page import write_evaluation_page
+
+        write_evaluation_page(record, html)
 
 
 def _evaluate_queries(
@@ -132,6 +149,7 @@ def _evaluate_queries(
     sets: float | None,
     backend: str | None,
     device: str | None,
+    html: Path | None,
     json: Path | None,
 ) -> None:
     """Evaluate searches; what belongs to pairs is refused."""
@@ -150,7 +168,7 @@ def _evaluate_queries(
     scorer = Scorer.open(run, store=store, **typed(device=device))
     record = evaluate_queries(scorer, pairs, queries, groups=(groups or [""])[0], **typed(k=k))
     say(queries_table(record))
-    write(json, record)
+    _write_result(record, html, json)
 
 
 @app.command()
