@@ -45,6 +45,7 @@ _METRICS = "In percent (median ranks are ranks), with 95 % intervals that draw i
 _LOOK = (
     "Look at the pairs of the worst group: wrong targets, other pictures, and too few to learn from look alike here."
 )
+_MORE = "That is no proof that they are alike: more pairs of the smallest group make the interval narrower."
 _MOST_BARS = 20
 _UNITS = {"share_gap": "points"}
 
@@ -109,9 +110,9 @@ def _compared(record: Mapping[str, Any], key: str, found: Mapping[str, Any]) -> 
             high=[_end(groups[name]["ci95"], 1) for name in names],
         )
         plot = chart("bars", key, f"{metric} %", bars) if len(names) <= _MOST_BARS else {}
-        name = f"{key} {metric}"
+        name, advice = f"{key} {metric}", _MORE if " do not measurably differ " in claim else _LOOK
         findings.append(
-            Finding(name, "fairness", claim, one["gap"], one["gap_ci95"], f"{_GROUPS}{chance}", _LOOK, table, plot)
+            Finding(name, "fairness", claim, one["gap"], one["gap_ci95"], f"{_GROUPS}{chance}", advice, table, plot)
         )
     equal = found["equal_opportunity"]
     if equal is not None:
