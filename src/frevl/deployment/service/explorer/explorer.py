@@ -13,6 +13,7 @@ import numpy as np
 
 from frevl.deployment.service.explorer.background.trainings import Trainings
 from frevl.deployment.service.explorer.curating.curations import Curations
+from frevl.deployment.service.explorer.mapping.neighbours import NeighbourMaps
 from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.explorer.teaching.lesson import Fit
@@ -47,6 +48,7 @@ class Explorer:
     Attributes:
         labels: The labels of the store.
         trainings: Runs that are trained from here.
+        neighbours: Maps that keep neighbours together.
         thumbnails: Of its pictures.
         teacher: Who fits the classifier, or None.
 
@@ -71,6 +73,7 @@ class Explorer:
         self.writable = writable
         self.labels = LabelsFile(service.store.path, writes=writable)
         self.thumbnails = Thumbnails(service.store.path, images, max_pixels=service.limits.pixels, keep=writable)
+        self.neighbours = NeighbourMaps(keep=writable)
         self.trainings = Trainings(service.store.path, device=device)
         self.encoder = _chosen(service.store, encoder)
         self._rows: Rows | None = None
@@ -100,6 +103,7 @@ class Explorer:
 
     def close(self) -> None:
         """End the teaching, and what is trained or judged. Blocks, so not for the event loop."""
+        self.neighbours.close()
         self.trainings.close()
         self.curations.job.stop()
         if self.teacher is not None:

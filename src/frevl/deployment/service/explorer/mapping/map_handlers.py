@@ -9,46 +9,74 @@ import numpy as np
 
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.looking import guess_of
-from frevl.deployment.service.explorer.mapping.map_schemas import PointsRequest
+from frevl.deployment.service.explorer.mapping.clusters import cluster_numbers
+from frevl.deployment.service.explorer.mapping.map_schemas import MapMethod, PointsRequest
 from frevl.deployment.service.explorer.mapping.projection import Projection, projection_of
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.http.limits import RefusedError
 
 __all__ = ["ColourBy", "colours", "pictures", "whole_map"]
 
-ColourBy = Literal["label", "guess", "probability", "doubt"]
+ColourBy = Literal["label", "cluster", "guess", "probability", "doubt"]
+_CLUSTERS = 12
 
 
-async def whole_map(explorer: Explorer) -> dict[str, Any]:
-    """Return all points."""
+async def whole_map(explorer: Explorer, method: MapMethod = "components") -> dict[str, Any]:
+    """Return all points, or say that they are being computed."""
     rows = await explorer.rows()
 
     def work() -> dict[str, Any]:
-        found = _projection(explorer, rows)
+        problem = ""
+        found: Projection | None
+        if method == "components":
+            found = _components(explorer, rows)
+        else:
+            found, problem = explorer.neighbours.ask(rows)
+        points = b"" if found is None else found.points.astype("<f4").tobytes()
         return {
             "key": rows.key,
             "total": int(rows.usable.sum()),
-            "count": len(found.rows),
-            "points": base64.b64encode(found.points.astype("<f4").tobytes()).decode(),
-            "explained": list(found.explained),
+            "count": 0 if found is None else len(found.rows),
+            "points": base64.b64encode(points).decode(),
+            "explained": [0.0, 0.0] if found is None else list(found.explained),
+            "method": method,
+            "methods": ["components", *(["neighbours"] if explorer.neighbours.offered else [])],
+            "computing": found is None and not problem,
+            "problem": problem,
         }
 
     return await explorer.ask(work)
 
 
-def _projection(explorer: Explorer, rows: Rows) -> Projection:
+def _components(explorer: Explorer, rows: Rows) -> Projection:
     found: Projection = explorer.once((rows.key, "map"), lambda: projection_of(rows, keep=explorer.writable))
     return found
 
 
-async def colours(explorer: Explorer, by: ColourBy, of: str | None) -> dict[str, Any]:
+def _projection(explorer: Explorer, rows: Rows, method: MapMethod) -> Projection:
+    if method == "components":
+        return _components(explorer, rows)
+    found, problem = explorer.neighbours.ask(rows)
+    if found is None:
+        raise RefusedError(409, "no_map", problem or "The map is being computed; ask again in a while.")
+    return found
+
+
+async def colours(explorer: Explorer, by: ColourBy, of: str | None, method: MapMethod = "components") -> dict[str, Any]:
     """Return what colours the points."""
     rows = await explorer.rows()
 
     def work() -> dict[str, Any]:
-        drawn = _projection(explorer, rows).rows
+        drawn = _projection(explorer, rows, method).rows
         if by == "label":
             return {"key": rows.key, **_by_label(explorer, rows, drawn)}
+        if by == "cluster":
+            numbers = explorer.once(
+                (rows.key, "clusters", method), lambda: cluster_numbers(rows.vectors, drawn, _CLUSTERS)
+            )
+            counts = np.bincount(numbers) if len(numbers) else []
+            names = [f"cluster {number + 1}: {count:,} pictures" for number, count in enumerate(counts)]
+            return {"key": rows.key, "names": names, "values": numbers.tolist()}
         lesson = None if explorer.teacher is None else explorer.teacher.lesson
         if lesson is None or lesson.material.key != rows.key:
             raise RefusedError(409, "not_taught", "This needs a classifier; label pictures of two classes first.")
@@ -88,7 +116,7 @@ async def pictures(explorer: Explorer, asked: PointsRequest) -> dict[str, Any]:
         raise RefusedError(409, "store_changed", "The store has changed since this map was drawn; load the map again.")
 
     def work() -> dict[str, Any]:
-        drawn = _projection(explorer, rows).rows
+        drawn = _projection(explorer, rows, asked.method).rows
         beyond = next((point for point in asked.points if point >= len(drawn)), None)
         if beyond is not None:
             raise RefusedError(422, "invalid", f"The map has {len(drawn):,} points, found point {beyond:,}.")

@@ -12,6 +12,7 @@ from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.mapping import map_handlers
 from frevl.deployment.service.explorer.mapping.map_schemas import (
     ColoursResponse,
+    MapMethod,
     MapResponse,
     PointsRequest,
     PointsResponse,
@@ -28,17 +29,22 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
     """Add the routes of the map to an application."""
 
     @app.get("/explore/map", response_model=MapResponse, tags=["explore"], responses=errors(*_READ))
-    async def whole_map() -> Response:
-        """Return pictures as points in the plane: principal components, computed once and kept."""
-        return json_answer(await map_handlers.whole_map(explorer))
+    async def whole_map(method: Annotated[MapMethod, Query()] = "components") -> Response:
+        """Return pictures as points in the plane, computed once and kept.
+
+        ``components``: the two principal components. ``neighbours``: PaCMAP, which keeps what is alike together; it
+        takes about a minute, during which the answer says that it is being computed.
+        """
+        return json_answer(await map_handlers.whole_map(explorer, method))
 
     @app.get("/explore/map/colours", response_model=ColoursResponse, tags=["explore"], responses=errors(*_READ, 409))
     async def colours(
         by: Annotated[map_handlers.ColourBy, Query()] = "label",
         of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="With by=probability: the class.")] = None,
+        method: Annotated[MapMethod, Query()] = "components",
     ) -> Response:
-        """Return what colours the points: labels, what the classifier says, how likely a class is, or doubt."""
-        return json_answer(await map_handlers.colours(explorer, by, of))
+        """Return what colours the points: labels, clusters, what the classifier says, a class, or doubt."""
+        return json_answer(await map_handlers.colours(explorer, by, of, method))
 
     @app.post(
         "/explore/map/images",

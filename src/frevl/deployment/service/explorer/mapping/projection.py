@@ -14,7 +14,7 @@ import numpy as np
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.jsonfile import replace_file
 
-__all__ = ["MOST_POINTS", "Projection", "principal_plane", "projection_of"]
+__all__ = ["MOST_POINTS", "Projection", "principal_plane", "projection_of", "read_projection", "write_projection"]
 
 MOST_POINTS = 100_000
 """More pictures than these are thinned at random."""
@@ -41,26 +41,43 @@ class Projection:
 def projection_of(rows: Rows, *, keep: bool) -> Projection:
     """Return the map of all pictures; computed once for a version of the store, and kept beside its vectors."""
     path = rows.kept("map", ".npz")
-    # Whatever a file that was cut off or damaged raises: it is computed again.
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            drawn, points, explained = kept["rows"], kept["points"], kept["explained"]
-        if points.shape == (len(drawn), 2) and (not len(drawn) or int(drawn.max()) < len(rows)):
-            return Projection(drawn, points, (float(explained[0]), float(explained[1])))
+    kept = read_projection(path, len(rows))
+    if kept is not None:
+        return kept
     drawn = np.flatnonzero(rows.usable)
     if len(drawn) > MOST_POINTS:
         drawn = np.sort(np.random.default_rng(0).choice(drawn, MOST_POINTS, replace=False))
-    points, shares = principal_plane(rows.vectors, drawn)
+    found = Projection(drawn, *principal_plane(rows.vectors, drawn))
     if keep:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        write_projection(path, found)
+    return found
 
-            def write(temporary: Path) -> None:
-                with temporary.open("wb") as file:  # given a name, savez adds an ending
-                    np.savez(file, rows=drawn, points=points, explained=np.array(shares))
 
-            replace_file(path, write)
-    return Projection(drawn, points, shares)
+def read_projection(path: Path, count: int) -> Projection | None:
+    """Return a map that was kept; None where there is none, or the file was cut off or damaged.
+
+    Args:
+        path: The file.
+        count: Pictures of the store.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            drawn, points, explained = kept["rows"], kept["points"], kept["explained"]
+        if points.shape == (len(drawn), 2) and (not len(drawn) or int(drawn.max()) < count):
+            return Projection(drawn, points, (float(explained[0]), float(explained[1])))
+    return None
+
+
+def write_projection(path: Path, found: Projection) -> None:
+    """Keep a map; a disk that is full keeps none."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as file:  # given a name, savez adds an ending
+                np.savez(file, rows=found.rows, points=found.points, explained=np.array(found.explained))
+
+        replace_file(path, write)
 
 
 def principal_plane(vectors: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:

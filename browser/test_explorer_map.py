@@ -1,0 +1,45 @@
+"""The map of the explorer with neighbours together and clusters; PaCMAP itself, an extra, is stood in for."""
+
+import sys
+
+from exploring import TIMEOUT, exploring, serious
+from playwright.sync_api import expect
+
+from made import make
+
+_LIBRARY = """
+import numpy as np
+class PaCMAP:
+    def __init__(self, n_components, random_state): pass
+    def fit_transform(self, vectors, init): return vectors[:, :2].astype(np.float32)
+"""
+
+
+def test_neighbours_and_clusters_have_a_link_and_words_while_they_are_computed(tmp_path, visit, monkeypatch):
+    world = make(tmp_path / "world", ["toy"], count=30)
+    (tmp_path / "pacmap.py").write_text(_LIBRARY)
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *sys.path]))
+    with exploring(world, "--images", world.images) as (url, _):
+        seen = visit(f"{url}/explore/#/map?by=cluster")
+        page = seen.page
+        expect(page.get_by_role("application")).to_be_visible(timeout=TIMEOUT)
+        expect(page.get_by_role("list", name="Colours")).to_contain_text("cluster 1:", timeout=TIMEOUT)
+        page.get_by_label("Places").select_option("neighbours")
+        expect(page.get_by_text("it takes about a minute")).to_be_visible(timeout=TIMEOUT)
+        expect(page.get_by_text("neighbours are true, distances between groups are not")).to_be_visible(timeout=TIMEOUT)
+        assert "method=neighbours" in page.url
+        assert "by=cluster" in page.url
+        expect(page.get_by_role("list", name="Colours")).to_contain_text("cluster 1:")
+        page.get_by_role("button", name="Choose what is in sight").click()
+        expect(page.get_by_role("region", name="Pictures chosen on the map")).to_be_visible(timeout=TIMEOUT)
+        assert serious(page) == []
+        page.go_back()
+        expect(page.get_by_text("two principal")).to_be_visible(timeout=TIMEOUT)
+        assert seen.complaints == []
+
+
+def test_without_the_library_words_say_how_to_get_it(tmp_path, visit):
+    world = make(tmp_path / "world", ["toy"], count=12)
+    with exploring(world, "--images", world.images) as (url, _):
+        page = visit(f"{url}/explore/#/map?method=neighbours", size="phone").page
+        expect(page.get_by_role("alert")).to_contain_text("pip install 'frevl[map]'", timeout=TIMEOUT)
