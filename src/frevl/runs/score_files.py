@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from frevl.errors import InputError, UsageError
 from frevl.jsonfile import plain, replace_file
 from frevl.outputs import refuse_inputs
 from frevl.rejects import Reject
+from frevl.runs.labelling.many_nodes import scoring_through
 from frevl.runs.pair_grid import dot_products
 from frevl.runs.prediction_sets.conformal import ConformalScores, check_level
 from frevl.runs.prediction_sets.of_scorer import conformal_scores, named_matches, named_sets
@@ -34,6 +36,7 @@ def score_file(
     sets: float | None = None,
     calibrate: str | Path | Pairs | None = None,
     doubt: bool = False,
+    ray: str | None = None,
 ) -> tuple[int, list[Reject]]:
     """Score every pair of a file and write them with their scores, one JSON object per line.
 
@@ -49,6 +52,8 @@ def score_file(
             them as often as this level between 0 and 1; matching adds ``"matches"``: true, false, or null for both.
         calibrate: Pairs to measure the sets on instead of those that the run has held out.
         doubt: Add ``"doubt"``: how little the pair is like what the run has learned from (`Scorer.doubt`).
+        ray: Score on the nodes of a Ray cluster: ``local``, ``auto``, or the address of its head. They see run and
+            store under the same paths.
 
     Returns:
         How many pairs were scored, and what was left out.
@@ -72,16 +77,25 @@ def score_file(
     reasons = {reject.id: reject.reason for reject in left_out}
     out = Path(out)
 
-    def write(path: Path) -> None:
+    lost: list[str] = []
+    scoring = partial(_results, conformal=conformal, level=sets, doubt=doubt)
+
+    def blocks() -> Iterator[tuple[range, list[tuple[str, str]]]]:
         scored = 0
-        with path.open("w", encoding="utf-8") as lines:
-            for start in range(0, len(read), _PAIRS_AT_ONCE):
-                rows = range(start, min(start + _PAIRS_AT_ONCE, len(read)))
-                count = sum(read.places[row] not in reasons for row in rows)
-                part = slice(scored, scored + count)  # the usable pairs are in the same order, with the store's ids
-                both = list(zip(usable.images[part], usable.texts[part], strict=True))
-                results = iter(_results(scorer, both, conformal, sets, doubt=doubt))
-                scored += count
+        for start in range(0, len(read), _PAIRS_AT_ONCE):
+            rows = range(start, min(start + _PAIRS_AT_ONCE, len(read)))
+            count = sum(read.places[row] not in reasons for row in rows)
+            part = slice(scored, scored + count)  # the usable pairs are in the same order, with the store's ids
+            yield rows, list(zip(usable.images[part], usable.texts[part], strict=True))
+            scored += count
+
+    def write(path: Path) -> None:
+        with (
+            path.open("w", encoding="utf-8") as lines,
+            scoring_through(ray, scorer, scoring, notes=lost) as through,
+        ):
+            for (rows, _), answers in zip(blocks(), through(both for _, both in blocks()), strict=True):
+                results = iter(answers)
                 for row in rows:
                     reason = reasons.get(read.places[row])
                     added = {"score": None, "reject": reason} if reason else next(results)
@@ -90,6 +104,8 @@ def score_file(
                     )
 
     _write(out, write)
+    if notes is not None:
+        notes += lost
     if notes is not None and conformal is not None and sets is not None:
         notes += [*doubts, *conformal.note(sets)]
     if notes is not None and "text" in scorer.run.sides:
@@ -156,9 +172,9 @@ def _write(out: Path, write: Callable[[Path], None]) -> None:
 def _results(
     scorer: Scorer,
     pairs: list[tuple[str, str]],
+    *,
     conformal: ConformalScores | None,
     level: float | None,
-    *,
     doubt: bool,
 ) -> list[dict[str, Any]]:
     results = _answers(scorer, pairs, conformal, level)

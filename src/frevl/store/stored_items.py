@@ -73,7 +73,7 @@ class StoredItems:
     @property
     def empty(self) -> bool:
         """Whether there is none."""
-        return not self._ids
+        return len(self._ids) == 0
 
     @property
     def with_file(self) -> int:

@@ -14,6 +14,7 @@ from frevl.cli.options import (
     GroupsOption,
     JsonOption,
     QuietOption,
+    RayOption,
     StoreOption,
     app,
     say,
@@ -82,6 +83,7 @@ def classify(
     time_limit: Annotated[
         float | None, typer.Option(min=1, help="Time limit for comparing methods, in seconds.", show_default="none")
     ] = None,
+    ray: RayOption = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -99,6 +101,8 @@ def classify(
 
     if where is not None and out is None and html is None:
         raise UsageError("--where says which images are labelled; add --out or --html, or leave --where out")
+    if ray is not None and out is None and html is None:
+        raise UsageError("--ray shares out the labelling of a store; add --out or --html, or leave --ray out")
     if images is not None and html is None:
         raise UsageError("--images is the folder of the pictures on the page; add --html, or leave --images out")
     opened = Store.open(store)
@@ -115,8 +119,10 @@ def classify(
     say(classify_sentence(found))
     record = run_record(found)
     if out is not None or html is not None:
-        labelling = label_store(Scorer.open(run, store=opened), out, where=where, progress=not quiet)
-        say(labelling_sentence(labelling))
+        lost: list[str] = []
+        scorer = Scorer.open(run, store=opened)
+        labelling = label_store(scorer, out, where=where, ray=ray, notes=lost, progress=not quiet)
+        say(" ".join([labelling_sentence(labelling), *lost]))
         record["labelling"] = labelling.record()
         if html is not None:
             write_label_sheet(html, labelling, images=images, notes=found.results["warnings"])

@@ -15,6 +15,7 @@ from frevl.cli.options import (
     GroupsOption,
     JsonOption,
     QuietOption,
+    RayOption,
     RunOption,
     StoreOption,
     app,
@@ -193,6 +194,7 @@ def score(
     backend: BackendOption = None,
     onnx: OnnxOption = None,
     device: DeviceOption = None,
+    ray: RayOption = None,
     json: JsonOption = None,
 ) -> None:
     """Score every pair of a file with a run."""
@@ -206,6 +208,8 @@ def score(
         raise UsageError("--sets belongs to pairs, and --grid scores all images with all texts; leave one of them out")
     if grid and doubt:
         raise UsageError("--doubt belongs to pairs, and --grid scores all images with all texts; leave one of them out")
+    if ray is not None and (grid or backend is not None):
+        raise UsageError("--ray shares out a list of pairs, and --grid and --backend work here; leave one of them out")
     if grid:
         images, texts, left_out = score_grid(scorer, given, out)
         say(f"Scored {images:,} images with {texts:,} texts into {out}. {rejects_sentence(left_out)}".rstrip())
@@ -213,7 +217,7 @@ def score(
         write(json, {"images": images, "texts": texts, "rejects": rejects, "out": str(out)})
         return
     notes: list[str] = []
-    scored, left_out = score_file(scorer, given, out, notes, sets=sets, calibrate=calibrate, doubt=doubt)
+    scored, left_out = score_file(scorer, given, out, notes, sets=sets, calibrate=calibrate, doubt=doubt, ray=ray)
     say(" ".join([f"Scored {scored:,} pairs into {out}.", *notes, rejects_sentence(left_out)]).rstrip())
     write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out), "notes": notes})
 

@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from json.encoder import encode_basestring
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from frevl.errors import InputError, UsageError
 from frevl.jsonfile import write_json
 from frevl.models.hub import weights_digest
 from frevl.outputs import refuse_inputs
+from frevl.runs.labelling.many_nodes import scoring_through
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import Ranked
 from frevl.terminal import print_progress
@@ -112,7 +114,14 @@ class Labelling:
 
 
 def label_store(
-    scorer: Scorer, out: str | Path | None = None, *, where: str | None = None, k: int = 5, progress: bool = False
+    scorer: Scorer,
+    out: str | Path | None = None,
+    *,
+    where: str | None = None,
+    k: int = 5,
+    ray: str | None = None,
+    notes: list[str] | None = None,
+    progress: bool = False,
 ) -> Labelling:
     """Label all images of a store.
 
@@ -123,6 +132,9 @@ def label_store(
             an interrupted one has written. None writes nothing.
         where: Only images whose metadata meets this SQL condition.
         k: How many classes to name in ``top``.
+        ray: Score on the nodes of a Ray cluster: ``local``, ``auto``, or the address of its head. They see run and
+            store under the same paths. The file is the same, and one way goes on with what the other has written.
+        notes: Gets sentences for the user: on workers that were lost.
         progress: Show a progress line.
 
     Raises:
@@ -134,10 +146,12 @@ def label_store(
     ids = scorer.store.ids("image") if where is None else scorer.store.matching("image", where)
     labels = scorer.run.labels
     found = Labelling(out=None if out is None else Path(out))
+    ranking = scoring_through(ray, scorer, partial(_ranked, k=k), notes=[] if notes is None else notes)
     if out is None:
-        for images, ranked in _ranked_blocks(scorer, ids, 0, k):
-            found.add_all(images, ranked, labels)
-            print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
+        with ranking as through:
+            for images, ranked in zip(_blocks(ids, 0), through(_blocks(ids, 0)), strict=True):
+                found.add_all(images, ranked, labels)
+                print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
         return found.sorted()
     refuse_inputs({"--out": out}, {"run": scorer.run.path, "store": scorer.store.path})
     path = Path(out)
@@ -147,8 +161,8 @@ def label_store(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         done = _written(part, state, identity, found)
-        with part.open("ab") as lines:
-            for images, ranked in _ranked_blocks(scorer, ids, done, k):
+        with part.open("ab") as lines, ranking as through:
+            for images, ranked in zip(_blocks(ids, done), through(_blocks(ids, done)), strict=True):
                 lines.write(_lines(images, ranked, spelled))
                 lines.flush()
                 found.add_all(images, ranked, labels)
@@ -191,11 +205,13 @@ def _contenders(best: np.ndarray, scores: np.ndarray, floors: np.ndarray) -> np.
     return found
 
 
-def _ranked_blocks(scorer: Scorer, ids: list[str], start: int, k: int) -> Iterator[tuple[list[str], Ranked]]:
-    for begin in range(start, len(ids), _AT_ONCE):
-        images = ids[begin : begin + _AT_ONCE]
-        parts = [scorer.rank_classes(scores, k=k) for scores in scorer.score_stored(images)]
-        yield images, Ranked(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
+def _blocks(ids: list[str], start: int) -> Iterator[list[str]]:
+    return (ids[begin : begin + _AT_ONCE] for begin in range(start, len(ids), _AT_ONCE))
+
+
+def _ranked(scorer: Scorer, images: list[str], *, k: int) -> Ranked:
+    parts = [scorer.rank_classes(scores, k=k) for scores in scorer.score_stored(images)]
+    return Ranked(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
 
 
 def _lines(images: Sequence[str], ranked: Ranked, spelled: pa.Array) -> memoryview:

@@ -28,6 +28,7 @@ R = TypeVar("R")
 _AHEAD = 2  # blocks that a worker holds: the one that it works on, and the next
 _PATIENCE = 120.0  # seconds without any worker: a new process has to load its networks
 _MOST_DEATHS = 3  # of workers, with the same block in their hands
+_DONE_AHEAD = 16  # blocks for each worker that are done, but have to wait for an earlier one
 _SLOW = 3.0  # times the usual seconds of a block, after which one that is idle begins it, too
 _LOOK_AGAIN = 1.0  # seconds
 
@@ -84,11 +85,19 @@ class _Worker:
             return _Failure(type(error).__name__, str(error))
 
 
+@dataclass(frozen=True)
+class _Numbered(Generic[B]):
+    """A block and its place in the order."""
+
+    number: int
+    block: B
+
+
 @dataclass(eq=False)
-class _Block(Generic[B]):
+class _Held(Generic[B]):
     """A block that is not done, and who has it."""
 
-    block: B
+    of: _Numbered[B]
     deaths: int = 0
     held_by: list[_Hired] = field(default_factory=list)
     since: float = 0.0
@@ -100,7 +109,7 @@ class _Hired:
 
     actor: Any
     node: str = ""
-    hands: list[_Block[Any]] = field(default_factory=list)  # in the order in which it does them
+    hands: list[_Held[Any]] = field(default_factory=list)  # in the order in which it does them
 
     @property
     def load(self) -> int:
@@ -187,22 +196,55 @@ class Workers(Generic[B, R]):
             if nobody and self._ready:  # the others get twice as long; who comes later is welcome, too
                 until = min(until, time.monotonic() + 2 * (time.monotonic() - began) + _LOOK_AGAIN)
 
+    def in_order(self, blocks: Iterable[B]) -> Iterator[R]:
+        """Do blocks; yield their results in the order of the blocks.
+
+        A block that takes long holds the others up: few are done ahead of it, then idle workers begin it, too.
+
+        Raises:
+            FrevlError: As for `results`.
+        """
+        early: dict[int, R] = {}
+        following = 0
+        most = _DONE_AHEAD * self.count
+        numbered = (_Numbered(number, block) for number, block in enumerate(blocks))
+        for one, result in self._results(numbered, lambda: len(early) < most):
+            early[one.number] = result
+            while following in early:
+                yield early.pop(following)
+                following += 1
+
     def results(self, blocks: Iterable[B]) -> Iterator[tuple[B, R]]:
         """Do blocks; yield each with its result, in the order in which they are done.
 
         Raises:
             FrevlError: What the work raises, no worker is left, or a block that ends every worker.
         """
-        source = iter(blocks)
-        again: deque[_Block[B]] = deque()
-        flying: dict[Any, tuple[_Block[B], _Hired]] = {}
+        numbered = (_Numbered(number, block) for number, block in enumerate(blocks))
+        for one, result in self._results(numbered, lambda: True):
+            yield one.block, result
+
+    def _results(
+        self, blocks: Iterator[_Numbered[B]], may_begin: Callable[[], bool]
+    ) -> Iterator[tuple[_Numbered[B], R]]:
+        """Do blocks; yield each with its result, in the order in which they are done.
+
+        Args:
+            blocks: They.
+            may_begin: Whether one may be begun that nobody has had yet.
+
+        Raises:
+            FrevlError: What the work raises, no worker is left, or a block that ends every worker.
+        """
+        again: deque[_Held[B]] = deque()
+        flying: dict[Any, tuple[_Held[B], _Hired]] = {}
         more = True
         while True:
             for worker in self._free():
                 block = again.popleft() if again else None
-                if block is None and more:
-                    following = next(source, None)
-                    more, block = following is not None, None if following is None else _Block(following)
+                if block is None and more and may_begin():
+                    following = next(blocks, None)
+                    more, block = following is not None, None if following is None else _Held(following)
                 if block is None:
                     block = self._slowest(flying, worker)
                 if block is None:
@@ -220,13 +262,13 @@ class Workers(Generic[B, R]):
                 return
             yield min(free, key=lambda worker: worker.load)
 
-    def _hand(self, block: _Block[B], worker: _Hired, flying: dict[Any, tuple[_Block[B], _Hired]]) -> None:
+    def _hand(self, block: _Held[B], worker: _Hired, flying: dict[Any, tuple[_Held[B], _Hired]]) -> None:
         block.held_by.append(worker)
         block.since = time.monotonic()
         worker.hands.append(block)
-        flying[worker.actor.do.remote(block.block)] = block, worker
+        flying[worker.actor.do.remote(block.of.block)] = block, worker
 
-    def _slowest(self, flying: dict[Any, tuple[_Block[B], _Hired]], worker: _Hired) -> _Block[B] | None:
+    def _slowest(self, flying: dict[Any, tuple[_Held[B], _Hired]], worker: _Hired) -> _Held[B] | None:
         """Return the block that waits longest at another worker, longer than blocks do, if this one is idle."""
         if worker.load or not self._seconds:
             return None
@@ -238,7 +280,9 @@ class Workers(Generic[B, R]):
         ]
         return min(alone, key=lambda block: block.since, default=None)
 
-    def _wait(self, flying: dict[Any, tuple[_Block[B], _Hired]], again: deque[_Block[B]]) -> Iterator[tuple[B, R]]:
+    def _wait(
+        self, flying: dict[Any, tuple[_Held[B], _Hired]], again: deque[_Held[B]]
+    ) -> Iterator[tuple[_Numbered[B], R]]:
         if not flying and not self._coming:
             raise FrevlError(f"--ray: no worker is left ({self._reason:.300}); everything done so far is kept")
         idle = flying and any(not worker.load for worker in self._ready)
@@ -269,7 +313,7 @@ class Workers(Generic[B, R]):
                 also.hands.remove(block)
                 block.held_by.remove(also)
             self._seconds.append(time.monotonic() - block.since)
-            yield block.block, result
+            yield block.of, result
 
     def _dismiss(self, worker: _Hired, error: Exception) -> None:
         """Replace a worker that failed."""
@@ -281,8 +325,8 @@ class Workers(Generic[B, R]):
         block.deaths += 1
         if block.deaths >= _MOST_DEATHS:
             raise FrevlError(
-                f"--ray: {block.deaths} workers were lost with the same block, {block.block} ({self._reason}); all "
-                "that was done before is kept"
+                f"--ray: {block.deaths} workers were lost with the same block, {block.of.block!s:.200} ({self._reason})"
+                "; all that was done before is kept"
             ) from error
         self._lost[worker.node] = self._lost.get(worker.node, 0) + 1
         self._ray.kill(worker.actor)
