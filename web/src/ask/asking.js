@@ -3,7 +3,7 @@ import { post, send } from "../api.js";
 
 /** What can be asked, in words. `of` says which runs answer it. */
 export const KINDS = {
-  ask: { title: "Ask", button: "Ask", picture: true, words: "Question", of: (run) => answers(run, "image", "text") },
+  ask: { title: "Ask", button: "Ask", picture: true, words: "Question or statement", of: (run) => answers(run, "image", "text") },
   label: { title: "Label a picture", button: "Label", picture: true, words: "", of: (run) => answers(run, "image") },
   read: { title: "Label a text", button: "Label", picture: false, words: "Text", of: (run) => answers(run, "text") },
   search: { title: "Search", button: "Search", picture: true, words: "Text", of: (run) => run.searches },
@@ -54,6 +54,15 @@ export async function request(kind, run, { text, image, file, level, k, where, f
   const sent = file && !image && (body.upload || body.pairs?.[0].upload);
   const said = sent ? await send(path, body, "picture", file) : await post(path, body);
   return { ...said, texts: body.pairs?.map((pair) => pair.text) };
+}
+
+/** A probability in percent; one that is almost 0 or 1 is not rounded to what it is not. */
+export function percent(value, digits = 1) {
+  const least = 10 ** -digits;
+  const shown = 100 * value;
+  if (value < 1 && shown > 100 - least / 2) return `> ${(100 - least).toFixed(digits)} %`;
+  if (value > 0 && shown < least / 2) return `< ${least.toFixed(digits)} %`;
+  return `${shown.toFixed(digits)} %`;
 }
 
 /** The service's words for a picture that was sent, without the name that the page gave it. */
