@@ -32,6 +32,7 @@ CACHE_SHARPNESS = 5.5
 
 _STEPS = 12  # with more nothing changes but the third digit of the likelihood (research/experiments/log.md)
 _ENOUGH = 3e-4
+_BESIDE_NAMES = 0.05  # curvature; a smaller one is nearer the least loss in as many steps, and no better on others
 _NO_SPREAD = 1e-10  # of features of unit length
 _TELLING = 16  # examples a feature that tell the curvature; with 4, and many examples, the steps do not suffice
 
@@ -176,7 +177,8 @@ def solve_probe(
     if len(x) < x.shape[1]:  # the weights lie in the span of the examples (representer theorem)
         basis, triangle = torch.linalg.qr(x.T)
         x = triangle.T.contiguous()
-    back = _to_even_curvature(x, each, penalty, classes)
+    curvature = _BESIDE_NAMES if offset.dim() else (1 - 1 / classes) / classes  # p (1 - p), each as likely at first
+    back = _to_even_curvature(x, each, penalty, curvature)
     rows = torch.arange(len(x))
 
     def evaluate(point: Tensor) -> tuple[float, Tensor]:
@@ -197,7 +199,7 @@ def solve_probe(
     return Head(names, weight, found[:, -1].clone())
 
 
-def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, classes: int) -> Tensor:
+def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, of_logits: float) -> Tensor:
     """Return the ``(d + 1, d + 1)`` matrix from coordinates in which the curvature is about the identity to weights.
 
     In such coordinates a third of the steps are needed. A part of the examples tells the curvature well enough.
@@ -206,7 +208,7 @@ def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, classes: int) ->
         x: ``(n, d)``; the bias is as a column of ones after it.
         each: ``(n,)`` weights of the examples.
         penalty: Of the weights and the bias.
-        classes: How many there are; that of the loss by a logit is ``p (1 - p)``, where each is as likely at first.
+        of_logits: Curvature of the loss of an example by its logits.
     """
     parts = min(len(x), _TELLING * x.shape[1])
     rows = torch.arange(parts) * len(x) // parts  # evenly, because examples may come class by class
@@ -217,7 +219,7 @@ def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, classes: int) ->
     curvature[:-1, :-1] = torch.from_numpy(array.T @ array)  # NumPy sees that it is symmetric: half of the work
     curvature[-1, :-1] = curvature[:-1, -1] = share @ some
     curvature[-1, -1] = share.sum()
-    curvature *= (1 - 1 / classes) / classes * float(each.sum() / share.sum())
+    curvature *= of_logits * float(each.sum() / share.sum())
     curvature.diagonal().add_(penalty)
     factor = torch.linalg.cholesky(curvature)
     inverse: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False)
