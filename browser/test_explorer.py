@@ -181,7 +181,7 @@ def test_nothing_is_wider_than_the_window(url, visit, size):
 def test_a_service_that_only_shows_has_no_way_to_label(world, visit):
     with exploring(world, "--no-labels") as (url, _):
         page = visit(url).page
-        expect(page.get_by_text("This service only shows labels.")).to_be_visible()
+        expect(page.get_by_text("Read only: this service was started without labelling", exact=False)).to_be_visible()
         expect(page.get_by_label("You are")).to_have_count(0)
 
 

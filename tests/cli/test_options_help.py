@@ -12,7 +12,7 @@ from frevl.cli.main import app
 @pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
 def test_types_and_ranges_are_words(command):
     text = " ".join(CliRunner().invoke(app, [command, "--help"]).output.split())
-    assert not re.findall(r"range>|<list|[<>]=|default: \(", text)
+    assert not re.findall(r"range>|<list|<Path>|[<>]=|default: \(", text)
     assert "Most seconds" not in text
 
 

@@ -54,6 +54,7 @@ _WORDS = (  # what Typer writes in a line of help, and what a reader needs to kn
     (re.compile(r"<int( range)?>"), "<integer>"),
     (re.compile(r"<float( range)?>"), "<number>"),
     (re.compile(r"<str>"), "<text>"),
+    (re.compile(r"<Path>"), "<path>"),
     (re.compile(r"\[default: \((.*?)\)(?=[\];])"), r"[default: \1"),
     (re.compile(r"(?<=[\[ ])x>=([\d.]+)(?=\]$)"), r"at least \1"),
     (re.compile(r"(?<=[\[ ])([\d.]+)<=x<=([\d.]+)(?=\]$)"), r"\1 to \2"),
