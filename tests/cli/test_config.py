@@ -200,6 +200,7 @@ def test_every_argument_of_train_is_a_key_of_the_file(made, tmp_path):
         "initialise_from",
         "group_by",
         "columns",
+        "ray",
     }  # not given, or no setting
     assert set(file) == {name.replace("_", "-") for name in set(names) - left_out}
 

@@ -305,7 +305,7 @@ def run_settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, 
     """Return the arguments of `train` and the options that a run remembers, in what JSON can hold."""
     from frevl.data.columns import columns_of
 
-    left_out = ("store", "run", "progress", "options", "workers")  # more workers do not change the result
+    left_out = ("store", "run", "progress", "options", "workers", "ray")  # more workers do not change the result
     kept = {name: value for name, value in arguments.items() if name not in left_out}
     kept |= options.record()
     kept["pairs"], kept["dev"] = _name(kept["pairs"]), _name(kept["dev"])
@@ -340,7 +340,7 @@ def write_config(
     record: dict[str, Any] = {}
     for name, value in arguments.items():
         flag = name.replace("_", "-")
-        if name in (output, "options", "progress") or value is None:
+        if name in (output, "options", "progress", "ray") or value is None:
             continue
         if isinstance(value, Pairs):
             comments.append(f"The pairs were in memory; write them to a file and give it with --{flag}.")

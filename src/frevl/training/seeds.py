@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -125,11 +125,14 @@ def train_seeds(
     if seeds < 1:
         raise UsageError(f"--seeds: expected at least 1 seed, found {seeds}")
     folder = Path(run)
-    named = {"store": store.path if isinstance(store, Store) else store, "pairs": pairs, "run": run, "seeds": seeds}
-    with working_together(
-        train_seeds, {**named, "seed": seed, **settings}, workers=settings.get("workers"),
-        device=settings.get("device", "cpu"),
-    ) as team:  # fmt: skip
+    device, workers, address = (settings.get(name) for name in ("device", "workers", "ray"))
+    path = store.path if isinstance(store, Store) else store
+    named = {"store": path, "pairs": pairs, "run": run, "seeds": seeds, "seed": seed, **settings, "ray": None}
+    if address is not None:
+        from frevl.training.workers.on_ray import on_ray
+
+        return cast("SeedRuns", on_ray(train_seeds, named, workers=workers, address=address, device=device or "cpu"))
+    with working_together(train_seeds, named, workers=workers, device=device or "cpu") as team:
         return _train_seeds(store, pairs, folder, seeds, seed, settings, team, progress=progress and team.leads)
 
 
@@ -196,7 +199,7 @@ def _defaults() -> dict[str, Any]:
 
 def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions) -> dict[str, Any]:
     """Return everything that determines the result of a seed, defaults of `frevl.train` and options included."""
-    left_out = ("store", "pairs", "run", "dev", "seed", "device", "workers", "progress", "options")
+    left_out = ("store", "pairs", "run", "dev", "seed", "device", "workers", "ray", "progress", "options")
     columns, dev = arguments["columns"], arguments["dev"]
     read = read_file(arguments["pairs"], columns), None if dev is None else read_file(dev, columns)
     kept = {

@@ -63,6 +63,7 @@ def train(
     min_answer_count: int = 1,
     device: str = "cpu",
     workers: int | None = None,
+    ray: str | None = None,
     progress: bool = False,
 ) -> Run:
     """Train a fusion or a baseline on frozen embeddings and save it as a run.
@@ -101,6 +102,8 @@ def train(
         device: Where to train, as PyTorch names it; with several workers ``cuda`` gives each a device of its own.
         workers: Processes that train together, each with a share of every batch; the result is that of one, but for
             rounding. None: as many as torchrun has started (``WORLD_SIZE``), else one.
+        ray: Let so many workers train on a cluster of Ray: the address of its head, ``auto``, or ``local`` for one that
+            is started here. Store, pairs and run are paths that mean the same on all nodes.
         progress: Show a progress line.
 
     Returns:
@@ -126,7 +129,11 @@ def train(
     chosen_options = make_options(model, options, first_stage=first_stage)
     _check_session(seed, device)
     _check_workers(model, workers_asked(workers))
-    named = {**arguments, "store": store.path if isinstance(store, Store) else store}
+    named = {**arguments, "store": store.path if isinstance(store, Store) else store, "ray": None}
+    if ray is not None:
+        from frevl.training.workers.on_ray import on_ray
+
+        return cast("Run", on_ray(train, named, workers=workers, address=ray, device=device))
     with working_together(train, named, workers=workers, device=device) as team:
         session = Session(
             seed=seed, time_limit=time_limit, device=team.device(device), progress=progress and team.leads, team=team

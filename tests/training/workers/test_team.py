@@ -1,11 +1,13 @@
 """What workers need no other process for: their place, what is refused, and the dropout of a batch that is shared."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from frevl.errors import UsageError
+from frevl.errors import MissingExtraError, UsageError
 from frevl.models.blocks import dropped
 from frevl.training.training import train
 from frevl.training.workers.joining import place_of, workers_asked
@@ -51,6 +53,13 @@ def test_workers_are_those_asked_for_or_those_that_torchrun_has_started(monkeypa
 def test_models_without_steps_say_that_workers_have_nothing_to_share(made, tmp_path, model):
     with pytest.raises(UsageError, match=rf"2 workers share the steps of gradient descent, and the model '{model}'"):
         train(made.store, made.train_file, run=tmp_path / "run", task="classification", model=model, workers=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_ray_the_extra_is_named(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'frevl\[ray\]'"):
+        train(made.store, made.train_file, run=tmp_path / "run", task="classification", workers=2, ray="local")
     assert not (tmp_path / "run").exists()
 
 

@@ -16,6 +16,7 @@ from frevl.cli.options import (
     ImageEncoderOption,
     JsonOption,
     QuietOption,
+    RayOption,
     RunOption,
     SetOption,
     StoreOption,
@@ -116,6 +117,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Processes that share every step.", show_default="as torchrun says, else 1"),
     ] = None,
+    ray: RayOption = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:

@@ -19,7 +19,7 @@ from frevl.errors import FrevlError, RunError, TrainingError
 from frevl.training.workers.shared_dropout import DropoutOfTheBatch
 from frevl.training.workers.team import Place, Share
 
-__all__ = ["Together", "WorkerEndedError"]
+__all__ = ["Together", "WorkerEndedError", "error_of"]
 
 T = TypeVar("T")
 
@@ -227,7 +227,7 @@ class Together:
             while time.monotonic() < until:
                 for rank in range(self.size):
                     if self._store.check([f"error {rank}"]):
-                        return _learnt(self._store.get(f"error {rank}").decode())
+                        return error_of(*json.loads(self._store.get(f"error {rank}").decode()))
                 if said := self._ended():
                     return WorkerEndedError(f"{said}; {_GO_ON}")
                 time.sleep(0.1)
@@ -247,10 +247,9 @@ def _told(error: BaseException, rank: int) -> str:
     return json.dumps(["TrainingError", f"Worker {rank} failed: {type(error).__name__}: {error}"])
 
 
-def _learnt(told: str) -> FrevlError:
+def error_of(name: str, message: str) -> FrevlError:
     """Return the error of another worker; some kinds are made of other arguments than their message."""
-    name, message = json.loads(told)
-    kind = getattr(frevl.errors, name, TrainingError)
+    kind = WorkerEndedError if name == WorkerEndedError.__name__ else getattr(frevl.errors, name, TrainingError)
     error: FrevlError = kind.__new__(kind)
     Exception.__init__(error, message)
     error.from_worker = True  # type: ignore[attr-defined]

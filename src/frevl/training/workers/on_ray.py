@@ -1,0 +1,162 @@
+"""Workers on the nodes of a Ray cluster: plain actors, each of which joins the others and calls the function."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import ModuleType
+from typing import Any
+
+from frevl.devices import grant_processors
+from frevl.errors import FrevlError, TrainingError, UsageError
+from frevl.store.many_nodes.connection import connected, refuse_other_code, versions_here
+from frevl.training.workers.membership import joined
+from frevl.training.workers.team import Place
+from frevl.training.workers.together import WorkerEndedError, error_of
+
+__all__ = ["on_ray"]
+
+_log = logging.getLogger("frevl")
+_MOST_DEATHS = 3  # of workers in one call; after every one the training goes on from its last complete epoch
+_PATIENCE = 300.0  # seconds for all workers to start: each loads PyTorch
+
+
+class _Worker:
+    """What runs on a node."""
+
+    def greet(self) -> tuple[str, str, dict[str, str]]:
+        """Return the node, its address, and what runs there."""
+        import ray
+
+        grant_processors(1)
+        return socket.gethostname(), ray.util.get_node_ip_address(), versions_here()
+
+    def host(self) -> int:
+        """Hold the store through which the workers meet; return its port."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        self._store: Any = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)  # noqa: S104 - other nodes ask
+        port: int = self._store.port
+        return port
+
+    def work(
+        self, where: tuple[str, int], place: Place, device: str, work: Callable[..., Any], arguments: Mapping[str, Any]
+    ) -> tuple[str, Any]:
+        """Take part; return what worker 0 has found, or the kind of an error and its message."""
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+        try:
+            store = self._store if place.rank == 0 else TCPStore(*where, is_master=False)
+            with joined(store, place, device):
+                found = work(**arguments)
+        except FrevlError as error:
+            return type(error).__name__, str(error)
+        return "", found if place.rank == 0 else None
+
+
+def on_ray(
+    work: Callable[..., Any], arguments: Mapping[str, Any], *, workers: int | None, address: str, device: str
+) -> Any:
+    """Call a function in workers of a cluster, and return what worker 0 returns.
+
+    All workers start together or none does, on as few nodes as hold them, with a core each and, for ``cuda``, an
+    accelerator each. Where one dies or loses its node, all are started again, and the training goes on from its last
+    complete epoch.
+
+    Args:
+        work: Of a module; it finds itself one of several workers.
+        arguments: Of the call, with paths that mean the same on all nodes.
+        workers: How many.
+        address: See `frevl.store.many_nodes.connection.connected`.
+        device: Of the training.
+
+    Raises:
+        UsageError: No number of workers is given, or the cluster is too small.
+        MissingExtraError: Ray is not installed.
+        FrevlError: What a worker has failed with; a node runs another frevl; workers die again and again.
+    """
+    if workers is None:
+        raise UsageError("--ray needs --workers N: how many processes of the cluster share every step")
+    accelerators = 1 if device.startswith("cuda") else 0
+    with connected(address) as ray:
+        there = ray.cluster_resources()
+        for kind, needed in (("CPU", workers), ("GPU", accelerators * workers)):
+            if there.get(kind, 0) < needed:
+                raise UsageError(
+                    f"--workers: found {workers}, but the cluster has {there.get(kind, 0):.0f} "
+                    f"{'processors' if kind == 'CPU' else 'accelerators'}; take fewer, or add nodes"
+                )
+        for deaths in range(1, _MOST_DEATHS + 1):
+            try:
+                return _once(ray, work, {**arguments, "progress": False}, workers, accelerators, device)
+            except (ray.exceptions.RayActorError, WorkerEndedError) as error:
+                reason = " ".join(str(error).split())[:200]
+                if deaths < _MOST_DEATHS:
+                    _log.warning("frevl: a worker has ended (%s); all go on from the last complete epoch", reason)
+    raise TrainingError(
+        f"--ray: workers have ended {_MOST_DEATHS} times, the last time with: {reason}; every complete epoch is kept: "
+        "run the same command again to continue"
+    )
+
+
+def _once(
+    ray: ModuleType,
+    work: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    workers: int,
+    accelerators: int,
+    device: str,
+) -> Any:
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    group = placement_group([{"CPU": 1, **({"GPU": 1} if accelerators else {})}] * workers, strategy="PACK")
+    actors: list[Any] = []
+    try:
+        try:
+            ray.get(group.ready(), timeout=_PATIENCE)
+        except ray.exceptions.GetTimeoutError as error:
+            raise TrainingError(
+                f"--ray: the cluster had no room for {workers} workers at once within {_PATIENCE:.0f} s; wait for "
+                "other jobs, or take fewer"
+            ) from error
+        remote = ray.remote(num_cpus=1, num_gpus=accelerators, max_restarts=0, max_concurrency=1)(_Worker)
+        placed = remote.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
+        actors += [placed.remote() for _ in range(workers)]
+        greetings = ray.get([actor.greet.remote() for actor in actors], timeout=_PATIENCE)
+        for node, _, versions in greetings:
+            refuse_other_code(node, versions)
+        # With an accelerator each, Ray shows a worker its own alone: it is the first one there.
+        nodes = [ip for _, ip, _ in greetings]
+        where = (nodes[0], ray.get(actors[0].host.remote()))
+        started = [
+            actor.work.remote(where, _place(rank, nodes, accelerators), device, work, arguments)
+            for rank, actor in enumerate(actors)
+        ]
+        left, answers = list(started), {}
+        while left:
+            done, left = ray.wait(left)
+            answers[done[0]] = ray.get(done[0])
+            if answers[done[0]][0] and left:  # what it failed with, the others learn; a worker that died says nothing
+                more, left = ray.wait(left, num_returns=len(left), timeout=30.0)
+                answers |= {one: ray.get(one) for one in more}
+                break
+        failed = [answers[one] for one in started if one in answers and answers[one][0]]
+        if failed:
+            # Of an error and what follows from it, the error: whoever lost a worker only knows that it did.
+            raise error_of(*next((one for one in failed if one[0] != WorkerEndedError.__name__), failed[0]))
+        return answers[started[0]][1]
+    except ray.exceptions.RayTaskError as error:
+        raise TrainingError(f"A worker failed: {' '.join(str(error.cause).split()):.300}") from error
+    finally:
+        with suppress(ray.exceptions.RayError):
+            for actor in actors:
+                ray.kill(actor)
+            remove_placement_group(group)
+
+
+def _place(rank: int, nodes: list[str], accelerators: int) -> Place:
+    local = nodes[:rank].count(nodes[rank])
+    return Place(rank, len(nodes), 0 if accelerators else local, 1 if accelerators else nodes.count(nodes[rank]))
