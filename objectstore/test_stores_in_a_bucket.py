@@ -22,6 +22,7 @@ from frevl.store.reader import Store
 from frevl.store.remote.copying import copy_store
 from frevl.store.remote.objects import Objects
 from frevl.store.sharding.merging import merge
+from frevl.store.upkeep.removal import compact
 from frevl.store.upkeep.verification import describe, verify
 
 
@@ -252,8 +253,8 @@ def test_nothing_there_and_no_bucket_are_sentences(bucket):
     said = run("store", "info", "s3://no-such-bucket/store")
     assert said.returncode == 1
     assert "Traceback" not in said.stderr
-    with pytest.raises(UsageError, match="only read"):
-        frevl.extract(f"{bucket}/s", images=".", encoder="toy")
+    with pytest.raises(UsageError, match="not merged into, compacted or repaired"):
+        compact(f"{bucket}/s")
 
 
 def test_lost_commits_are_noticed(store, bucket):

@@ -233,6 +233,8 @@ def open_table(store: Path, name: str, version: int | None = None) -> lance.Lanc
     Raises:
         StoreError: The table is damaged, or may not be read.
     """
+    if is_remote(store):
+        return _open_remote(store, name)
     with reading(store, name):
         return lance.dataset(str(table_folder(store, name)), version=version) if manifests(store, name) else None
 

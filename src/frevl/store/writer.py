@@ -19,24 +19,16 @@ from frevl.encoders.interface import Embeddings
 from frevl.errors import StoreError
 from frevl.rejects import Reject
 from frevl.store.commits.failures import reading
-from frevl.store.commits.record import check_local
+from frevl.store.commits.rows import ITEM_FIELDS, UNREAD_SCHEMA, embedding_column, in_utf8, reject_rows
 from frevl.store.commits.soundness import checksums_of
 from frevl.store.commits.table_writer import TableWriter, make_store_folder
-from frevl.store.lance_tables import ALL_TABLES, existing_table, open_table
+from frevl.store.lance_tables import ALL_TABLES, open_table
 from frevl.store.reader import TABLES, Store
+from frevl.store.remote.address import is_remote, place_of
+from frevl.store.remote.shared_tables import SharedTables
 from frevl.store.towers import Modality, Tower, check_same, checksum, to_rows
 
 __all__ = ["Item", "StoreWriter", "TakeOver"]
-
-_ITEM_FIELDS = [
-    pa.field("id", pa.string()),
-    pa.field("content_hash", pa.string()),
-    pa.field("bytes", pa.int64()),
-    pa.field("modified_ns", pa.int64()),
-    pa.field("filled", pa.list_(pa.struct([pa.field("tower", pa.string()), pa.field("crc32", pa.uint32())]))),
-]
-_UNREAD_SCHEMA = pa.schema([("tower", pa.string()), ("text", pa.string()), ("share", pa.float64())])
-_REJECT_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("kind", "id", "reason")])
 
 
 @dataclass(frozen=True)
@@ -86,11 +78,14 @@ class StoreWriter:
     """
 
     def __init__(self, path: str | Path) -> None:
-        check_local(path)
-        self.path = Path(path)
+        self.path = place_of(path)
         self.notes: list[str] = []
-        make_store_folder(self.path)
-        self._tables = TableWriter(self.path, ALL_TABLES)
+        self._tables: TableWriter | SharedTables
+        if is_remote(self.path):
+            self._tables = SharedTables(self.path, ALL_TABLES)
+        else:
+            make_store_folder(self.path)
+            self._tables = TableWriter(self.path, ALL_TABLES)
 
     def __enter__(self) -> StoreWriter:
         self._tables.__enter__()
@@ -138,7 +133,10 @@ class StoreWriter:
         Raises:
             FingerprintError: The store holds embeddings that another encoder made under the same name.
         """
-        known = dict(self.store.towers)
+        self._tables.retried(lambda: self._register(towers))
+
+    def _register(self, towers: Sequence[Tower]) -> None:
+        known = dict(self._towers())
         for tower in towers:
             stored = known.get(tower.name)
             if stored is None:
@@ -184,6 +182,10 @@ class StoreWriter:
 
     def replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
         """Replace items whose content changed; towers that are not named become empty for these items."""
+        self._tables.retried(lambda: self._replace(modality, items, embeddings))
+
+    def _replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
+        self._towers()
         rows = self._rows(modality, items, embeddings)
         if self._metadata[modality]:
             old = self._find(modality, rows["id"].combine_chunks())
@@ -200,6 +202,16 @@ class StoreWriter:
         metadata: Mapping[str, pa.Array] | None = None,
     ) -> None:
         """Add embeddings of further towers, and metadata, to items that are in the store."""
+        self._tables.retried(lambda: self._fill(modality, items, embeddings, metadata))
+
+    def _fill(
+        self,
+        modality: Modality,
+        items: Sequence[Item],
+        embeddings: dict[str, Embeddings],
+        metadata: Mapping[str, pa.Array] | None,
+    ) -> None:
+        self._towers()
         new = self._rows(modality, items, embeddings, metadata)
         old = self._find(modality, new["id"].combine_chunks())
         filled = [[*a, *b] for a, b in zip(old["filled"].to_pylist(), new["filled"].to_pylist(), strict=True)]
@@ -292,16 +304,13 @@ class StoreWriter:
 
     def reject(self, rejects: Sequence[Reject]) -> None:
         """Record what could not be used; a reject of the same kind and id replaces the earlier one."""
-        latest = {(_text(reject.kind), _text(reject.id)): _text(reject.reason) for reject in rejects}
+        latest = {(in_utf8(reject.kind), in_utf8(reject.id)): in_utf8(reject.reason) for reject in rejects}
         changed = {key: reason for key, reason in latest.items() if self._rejects.get(key) != reason}
         if not changed:
             return
         again = not changed.keys().isdisjoint(self._rejects)
         self._rejects.update(changed)
-        if again:
-            self._write_rejects()
-        else:
-            self._tables.append("rejects", _reject_rows(changed))
+        self._tables.update_rejects(reject_rows(changed), reject_rows({}), reject_rows(self._rejects), again=again)
 
     def note_unread(self, tower: str, shares: Mapping[str, float]) -> None:
         """Record texts that a tower cannot read, with the share of their letters that it does not know."""
@@ -309,17 +318,20 @@ class StoreWriter:
         new = [text for text in shares if text not in known]
         if new:
             columns = [[tower] * len(new), new, [shares[text] for text in new]]
-            self._tables.append("unread", pa.Table.from_arrays(list(map(pa.array, columns)), schema=_UNREAD_SCHEMA))
+            self._tables.append("unread", pa.Table.from_arrays(list(map(pa.array, columns)), schema=UNREAD_SCHEMA))
 
     def clear_rejects(self, kind: str, ids: Collection[str]) -> None:
         """Clear the rejects of things that have become usable."""
         keys = {(kind, id_) for id_ in ids}.intersection(self._rejects)
         if keys:
-            self._rejects = {key: reason for key, reason in self._rejects.items() if key not in keys}
-            self._write_rejects()
+            gone = reject_rows({key: self._rejects.pop(key) for key in keys})
+            self._tables.update_rejects(reject_rows({}), gone, reject_rows(self._rejects), again=False)
 
-    def _write_rejects(self) -> None:
-        self._tables.replace("rejects", _reject_rows(self._rejects))
+    def _towers(self) -> dict[str, Tower]:
+        """Return the towers of the store, with those that other writers have added to it in an object store."""
+        if self._tables.has_moved():
+            self.store.towers = Store(self.path).towers
+        return self.store.towers
 
     def _rows(
         self,
@@ -337,17 +349,17 @@ class StoreWriter:
                 continue
             found = embeddings[tower.name]
             values = found.values.astype(tower.identity["dtype"], copy=False)
-            columns.append(_to_arrow(values, found.mask, tower))
+            columns.append(embedding_column(values, found.mask, tower))
             for entries, item, value, mask in zip(filled, items, values, found.mask, strict=True):
                 entries.append({"tower": tower.name, "crc32": checksum(item.id, item.content_hash, value[mask])})
-        described = [pa.array([getattr(item, field.name) for item in items], field.type) for field in _ITEM_FIELDS[:-1]]
-        fields = [*_ITEM_FIELDS, *(pa.field(tower.name, tower.column_type) for tower in towers)]
+        described = [pa.array([getattr(item, field.name) for item in items], field.type) for field in ITEM_FIELDS[:-1]]
+        fields = [*ITEM_FIELDS, *(pa.field(tower.name, tower.column_type) for tower in towers)]
         for name, kind in self._metadata[modality].items():
             fields.append(pa.field(name, kind))
             given = (metadata or {}).get(name)
             columns.append(pa.nulls(len(items), kind) if given is None else given)
         return pa.Table.from_arrays(
-            [*described, pa.array(filled, _ITEM_FIELDS[-1].type), *columns], schema=pa.schema(fields)
+            [*described, pa.array(filled, ITEM_FIELDS[-1].type), *columns], schema=pa.schema(fields)
         )
 
     def _find(self, modality: Modality, ids: pa.Array) -> pa.Table:
@@ -356,7 +368,7 @@ class StoreWriter:
         at_once = self._tables.find(name, ids)
         if at_once is not None:
             return at_once
-        dataset = existing_table(self.path, name)
+        dataset = self._tables.newest(name)
         with reading(self.path, name):
             rows, first = [], 0
             # Found by reading all ids: with Lance's filters an id, which may be any text, would have to be SQL.
@@ -368,22 +380,3 @@ class StoreWriter:
         if order.null_count:
             raise StoreError(f"{self.path}: {order.null_count:,} items have vanished from the table '{name}'")
         return found.take(order)
-
-
-def _text(text: str) -> str:
-    """Escape what is not UTF-8 (a file name may hold anything)."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _reject_rows(rejects: dict[tuple[str, str], str]) -> pa.Table:
-    columns = list(zip(*((kind, id_, reason) for (kind, id_), reason in rejects.items()), strict=True)) or [()] * 3
-    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], schema=_REJECT_SCHEMA)
-
-
-def _to_arrow(values: np.ndarray, mask: np.ndarray, tower: Tower) -> pa.Array:
-    """Turn ``(n, tokens, dim)`` embeddings in the stored type into a column of a tower's type."""
-    if tower.pooled:
-        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), tower.dim)
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values[mask].reshape(-1)), tower.dim)
-    offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), vectors)

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from frevl.errors import StoreError, UsageError
 from frevl.jsonfile import flush_file, flush_folder, write_json
@@ -33,6 +34,7 @@ __all__ = [
     "manifest_names",
     "manifests",
     "read_commit",
+    "record_of",
     "table_folder",
     "write_commit",
     "writer_at_work",
@@ -61,7 +63,7 @@ class Commit:
 
 
 def check_local(store: str | Path) -> None:
-    """Refuse to write to an object store: a commit there could not be made safe against a second writer.
+    """Refuse what deletes or repairs files of a store that lies in an object store: others may need them.
 
     Raises:
         UsageError: It is an address, such as ``s3://bucket/store``.
@@ -69,8 +71,8 @@ def check_local(store: str | Path) -> None:
     place = place_of(store)
     if is_remote(place):
         raise UsageError(
-            f"{place}: stores in an object store are only read; write to a folder of this machine, then copy it there: "
-            f"frevl store copy FOLDER {place}"
+            f"{place}: a store in an object store is read and added to, but not merged into, compacted or repaired "
+            f"there; do that in a folder of this machine, and copy it: frevl store copy"
         )
 
 
@@ -113,6 +115,11 @@ def write_commit(store: Path, name: str, commit: Commit) -> None:
     Raises:
         OSError: It cannot be written.
     """
+    write_json(commits_folder(store) / f"{name}.json", record_of(commit))
+
+
+def record_of(commit: Commit) -> dict[str, Any]:
+    """Return the record of a table as its file holds it."""
     record = {
         "format": FORMAT,
         "version": commit.version,
@@ -121,7 +128,7 @@ def write_commit(store: Path, name: str, commit: Commit) -> None:
     }
     if commit.content:
         record["content"] = base64.b64encode(commit.content).decode()
-    write_json(commits_folder(store) / f"{name}.json", record)
+    return record
 
 
 def manifests(store: Path, name: str) -> dict[int, Path]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     import lance
 
 __all__ = ["TableWriter", "lock_store", "make_store_folder"]
+
+A = TypeVar("A")
 
 _SMALL_FRAGMENTS = 64  # this many commits are merged into larger files at a time
 _FRAGMENT_BYTES = 64 << 20  # and no larger than that, because merging may hold several times so much in memory
@@ -191,6 +193,32 @@ class TableWriter:
         if not self._unclaimed[name]:
             with writing(self.path, name):
                 table.cleanup_old_versions(older_than=timedelta())
+
+    def update_rejects(self, changed: pa.Table, gone: pa.Table, whole: pa.Table, *, again: bool) -> None:
+        """Add or replace some rejects and delete others.
+
+        Args:
+            changed: Those that are added or replaced.
+            gone: Those that are deleted.
+            whole: All that are there then.
+            again: Whether one of the changed ones is there already.
+        """
+        if again or len(gone):
+            self.replace("rejects", whole)
+        else:
+            self.append("rejects", changed)
+
+    def retried(self, change: Callable[[], A]) -> A:
+        """Make a change: in a folder there is no other writer that could be faster."""
+        return change()
+
+    def newest(self, name: str) -> lance.LanceDataset:
+        """Return the newest version of a table that must exist."""
+        return existing_table(self.path, name)
+
+    def has_moved(self) -> bool:
+        """Say that nobody else has changed the towers."""
+        return False
 
     @contextmanager
     def keep_version(self, name: str, version: int | None) -> Iterator[None]:

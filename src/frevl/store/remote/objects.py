@@ -57,6 +57,13 @@ class Objects:
         except _FAILURES as error:
             raise remote_failure(self._store, f"reading {name}", error) from None
 
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file; it appears whole or not at all."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "file"
+            source.write_bytes(content)
+            self.put(source, name)
+
     def put(self, source: Path, name: str) -> None:
         """Copy a file of this machine there; it appears whole or not at all."""
         try:

@@ -202,8 +202,12 @@ def refuse_part(store: Path) -> None:
 
 
 def _write(store: Path, part: Part) -> None:
+    record = {"format": FORMAT, **asdict(part)}
+    if is_remote(store):
+        Objects(store).write(_path(store).name, json.dumps(record).encode())
+        return
     try:
-        write_json(_path(store), {"format": FORMAT, **asdict(part)})
+        write_json(_path(store), record)
     except OSError as error:
         raise StoreError(f"{store}: the store cannot be written ({error.strerror}); free some space") from error
 

@@ -111,7 +111,6 @@ def remove(
     if (ids is None) == (where is None):
         raise UsageError("Name what to remove: either a file with --ids, or a condition with --where")
     modality = _OF[of]
-    check_local(store)
     Store.open(store)  # says that there is none; a writer would make one
     wanted = None
     if isinstance(ids, str | Path):

@@ -1,0 +1,372 @@
+"""Writing to the tables of a store in an object store, beside other writers: every call is a commit of Lance.
+
+Nobody can lock a bucket. So a commit names the version that it was made from, and Lance refuses it, or makes it again,
+where another writer has changed the same rows since. What identifies a row is the primary key of its table, which its
+schema names, so that of two writers that add the same id the second one finds it there.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import lance
+import lance.fragment
+import pyarrow as pa
+import pyarrow.compute as pc
+from lance.commit import CommitConflictError
+
+from frevl.errors import StoreError, UsageError
+from frevl.store.commits.failures import is_lance_failure
+from frevl.store.commits.record import Commit, manifest_name, record_of
+from frevl.store.remote.address import remote_failure, storage_options
+from frevl.store.remote.objects import Objects
+from frevl.store.towers import checksum
+
+__all__ = ["SharedTables"]
+
+A = TypeVar("A")
+
+_KEYS = {"images": ["id"], "texts": ["id"], "rejects": ["kind", "id"], "unread": ["tower", "text"]}
+_PRIMARY = {"lance-schema:unenforced-primary-key": "true"}
+_TIMES = 30  # a writer that loses against others tries again so often
+_SMALL_FRAGMENTS = 64
+_KEEP_VERSIONS = timedelta(days=1)  # for readers and writers that began with an older version
+
+
+class SharedTables:
+    """The tables of a store in an object store; a context manager, and what `TableWriter` is for a folder.
+
+    Args:
+        path: Address of the store.
+        names: Names of its tables, that of the towers first.
+
+    Attributes:
+        notes: Sentences that a user should read.
+
+    Raises:
+        StoreError: The object store cannot be reached or written, or holds something else; so do all methods.
+    """
+
+    def __init__(self, path: Path, names: Iterable[str]) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self._commits = dict.fromkeys(names, 0)
+        self._found: dict[str, lance.LanceDataset] = {}
+        self._towers_at: int | None = None
+        if self._open("towers") is None:
+            there = Objects(path).names()
+            others = sorted(name for name in there if not name.startswith((*_folders(names), "commits/")))
+            if others:
+                raise StoreError(
+                    f"{path}: expected a store, or nothing, found '{others[0]:.200}'; choose another address"
+                )
+
+    def __enter__(self) -> SharedTables:
+        for name, key in _KEYS.items():
+            self.retried(lambda name=name, key=key: self._make_key(name, key))  # type: ignore[misc]
+        towers = self._open("towers")
+        self._towers_at = None if towers is None else int(towers.version)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name, commits in self._commits.items():
+            if commits and kind is None:
+                self._tidy(name)
+                self._record(name)
+
+    def retried(self, change: Callable[[], A]) -> A:
+        """Make a change, and make it again from the newest state where another writer was faster."""
+        for left in reversed(range(_TIMES)):
+            try:
+                return change()
+            except CommitConflictError:
+                if not left:
+                    break
+                time.sleep(random.uniform(0.0, 0.3))  # noqa: S311 - two writers must not stay in step
+        raise StoreError(
+            f"{self.path}: other processes write to the same rows all the time; everything committed before is kept: "
+            "run the same command again to continue"
+        )
+
+    def append(self, name: str, rows: pa.Table) -> None:
+        """Add rows; of one whose key another writer has added meanwhile, embeddings that it lacks are added."""
+        rows = rows.cast(_keyed(rows.schema, _KEYS[name]))
+        if self._create(name, rows):
+            self._committed(name)
+            return
+
+        def add() -> int:
+            table = self._existing(name)
+            with self._writing(name):
+                fitting = _fitting(rows, table.schema)
+                done = table.merge_insert(_KEYS[name]).when_not_matched_insert_all().execute(fitting)
+            return int(done["num_inserted_rows"])
+
+        inserted = self.retried(add)
+        self._committed(name)
+        if inserted < len(rows) and "filled" in rows.column_names:
+            self.retried(lambda: self._add_to_there(name, rows))
+
+    def replace(self, name: str, rows: pa.Table) -> None:
+        """Replace all rows of the table of towers, as it was when this writer began or saw it last."""
+        if self._towers_at is None:
+            if not self._create(name, rows):
+                self._see_towers()
+                raise CommitConflictError("another writer has made the table")
+        else:
+            with self._writing(name):
+                table = lance.dataset(self._uri(name), version=self._towers_at, storage_options=storage_options())
+                new = lance.fragment.write_fragments(rows, table, storage_options=storage_options())
+                operation = lance.LanceOperation.Overwrite(table.schema, new)
+                try:
+                    lance.LanceDataset.commit(
+                        table, operation, read_version=self._towers_at, max_retries=0, storage_options=storage_options()
+                    )
+                except CommitConflictError:
+                    self._see_towers()
+                    raise
+        self._see_towers()
+        self._committed(name)
+
+    def update_rejects(self, changed: pa.Table, gone: pa.Table, whole: pa.Table, *, again: bool) -> None:  # noqa: ARG002
+        """Add or replace some rejects and delete others by ``kind`` and ``id``; those of other writers stay."""
+        key = _KEYS["rejects"]
+        changed = changed.cast(_keyed(changed.schema, key))
+        if len(changed) and not self._create("rejects", changed):
+            with self._writing("rejects"):
+                merge = self._existing("rejects").merge_insert(key)
+                merge.when_matched_update_all().when_not_matched_insert_all().execute(changed)
+        if len(gone) and self._open("rejects") is not None:
+            gone = gone.cast(_keyed(gone.schema, key))
+            with self._writing("rejects"):
+                self._existing("rejects").merge_insert(key).when_matched_delete().execute(gone)
+        self._committed("rejects")
+
+    def find(self, name: str, ids: pa.Array) -> pa.Table | None:  # noqa: ARG002
+        """Return None: rows are found by reading all ids, of the version that `merge` then starts from."""
+        self._found[name] = self._existing(name)
+        return None
+
+    def newest(self, name: str) -> lance.LanceDataset:
+        """Return the table that `find` has looked at."""
+        return self._found.get(name) or self._existing(name)
+
+    def has_moved(self) -> bool:
+        """Tell whether another writer has changed the towers since they were seen last."""
+        seen, table = self._towers_at, self._open("towers")
+        self._towers_at = None if table is None else int(table.version)
+        return self._towers_at != seen
+
+    def merge(self, name: str, rows: pa.Table) -> None:
+        """Replace the rows with the same ``id`` as `find` has seen them.
+
+        Raises:
+            CommitConflictError: Another writer has changed one of them since; see `retried`.
+        """
+        table = self._found.pop(name, None) or self._existing(name)
+        with self._writing(name):
+            if not set(table.schema.names) <= set(rows.column_names):
+                raise CommitConflictError("another writer has added a column")
+            rows = _fitting(rows, table.schema)
+            table.merge_insert("id").when_matched_update_all().conflict_retries(0).execute(rows)
+        self._committed(name)
+
+    def delete(self, name: str, ids: pa.Array) -> int:
+        """Delete the rows of some ids; return how many there were."""
+        with self._writing(name):
+            done = self._existing(name).merge_insert("id").when_matched_delete().execute(pa.table({"id": ids}))
+        self._committed(name)
+        return int(done["num_deleted_rows"])
+
+    def exchange(self, name: str, rows: pa.Table, left: pa.Array) -> None:
+        """Add rows, then delete others by id."""
+        if len(rows):
+            self.append(name, rows)
+        if len(left):
+            self.delete(name, left)
+
+    def compact(self, name: str) -> None:
+        """Refuse: files that another writer or reader needs would be deleted."""
+        raise UsageError(f"{self.path}: only a store in a folder can be compacted ('{name}'); copy it here first")
+
+    @contextmanager
+    def keep_version(self, name: str, version: int | None) -> Iterator[None]:  # noqa: ARG002
+        """Do nothing: versions are kept for a day."""
+        yield
+
+    def add_columns(self, name: str, columns: list[pa.Field]) -> None:
+        """Add null columns that the table does not have yet."""
+
+        def add() -> None:
+            table = self._existing(name)
+            new = [field for field in columns if field.name not in table.schema.names]
+            if new:
+                with self._writing(name):
+                    table.add_columns(pa.schema(new))
+
+        self.retried(add)
+        self._committed(name)
+
+    # ---- single steps
+
+    def _uri(self, name: str) -> str:
+        return f"{self.path}/{name}.lance"
+
+    def _open(self, name: str) -> lance.LanceDataset | None:
+        with self._writing(name, "reading"):
+            try:
+                return lance.dataset(self._uri(name), storage_options=storage_options())
+            except ValueError as error:
+                if "was not found" not in str(error):
+                    raise
+                return None
+
+    def _existing(self, name: str) -> lance.LanceDataset:
+        table = self._open(name)
+        if table is None:
+            raise StoreError(f"{self.path}: the table '{name}' has vanished while it was used")
+        return table
+
+    def _create(self, name: str, rows: pa.Table) -> bool:
+        """Make a table; False if there is one, from another writer maybe."""
+        if self._open(name) is not None:
+            return False
+        with self._writing(name):
+            try:
+                lance.write_dataset(rows, self._uri(name), mode="create", storage_options=storage_options())
+            except (OSError, ValueError) as error:
+                if "already exists" not in str(error).lower() and not isinstance(error, CommitConflictError):
+                    raise
+                return False
+        return True
+
+    def _make_key(self, name: str, key: list[str]) -> None:
+        table = self._open(name)
+        if table is None or all((table.schema.field(one).metadata or {}).get(_NAMED) for one in key):
+            return
+        with self._writing(name):
+            for one in key:
+                never_null: Any = {"path": one, "nullable": False}
+                self._existing(name).alter_columns(never_null)
+            self._existing(name).update_field_metadata({one: dict[str, str | None](_PRIMARY) for one in key})
+
+    def _add_to_there(self, name: str, rows: pa.Table) -> None:
+        """Add embeddings to rows that another writer has made of the same items meanwhile."""
+        table = self._existing(name)
+        with self._writing(name, "reading"):
+            found = [
+                batch.filter(pc.is_in(batch["id"], value_set=rows["id"].combine_chunks()))
+                for batch in table.scanner(batch_size=1024).to_batches()
+            ]
+        own = {id_: row for row, id_ in enumerate(rows["id"].to_pylist())}
+        changed = []
+        for batch in found:
+            for number, there in enumerate(batch.select(["id", "content_hash", "bytes", "filled"]).to_pylist()):
+                given = rows.slice(own[there["id"]], 1)
+                has = {entry["tower"] for entry in there["filled"]}
+                new = [entry for entry in given["filled"][0].as_py() if entry["tower"] not in has]
+                same = given["content_hash"][0].as_py() == there["content_hash"]
+                if not new or not (same or 0 in (there["bytes"], given["bytes"][0].as_py())):
+                    continue  # of other content: what was there first stays, as in the next extraction it is looked at
+                entries = [{**entry, "crc32": _checksum(given, entry["tower"], there)} for entry in new]
+                one = pa.Table.from_batches([batch.slice(number, 1)])
+                for entry in entries:
+                    at = one.schema.get_field_index(entry["tower"])
+                    one = one.set_column(at, one.schema.field(at), given[entry["tower"]])
+                at = one.schema.get_field_index("filled")
+                filled = pa.array([[*there["filled"], *entries]], one.schema.field(at).type)
+                changed.append(one.set_column(at, one.schema.field(at), filled))
+        if changed:
+            self._found[name] = table
+            self.merge(name, pa.concat_tables(changed))
+
+    def _see_towers(self) -> None:
+        self._towers_at = int(self._existing("towers").version)
+
+    def _committed(self, name: str) -> None:
+        self._commits[name] += 1
+        if self._commits[name] % _SMALL_FRAGMENTS == 0:
+            self._tidy(name)
+
+    def _tidy(self, name: str) -> None:
+        """Merge small files, unless somebody else is at it."""
+        table = self._open(name)
+        if table is None or len(table.get_fragments()) < _SMALL_FRAGMENTS:
+            return
+        try:
+            with self._writing(name):
+                table.optimize.compact_files(target_rows_per_fragment=65_536, num_threads=1)
+                self._existing(name).cleanup_old_versions(older_than=_KEEP_VERSIONS)
+        except (StoreError, CommitConflictError) as error:
+            self.notes.append(f"The store is complete, but could not be tidied up: {error}.")
+
+    def _record(self, name: str) -> None:
+        """Write the last commit down a second time, as in a folder; one that is older than the table does no harm."""
+        table, objects = self._existing(name), Objects(self.path)
+        with self._writing(name):
+            manifest = objects.read(f"{name}.lance/_versions/{manifest_name(table.version)}")
+            content = _stream(table.to_table()) if name == "towers" else b""
+            rows = table.count_rows()
+        if manifest is not None:
+            record = record_of(Commit(int(table.version), rows, manifest, content))
+            objects.write(f"commits/{name}.json", json.dumps(record).encode())
+
+    @contextmanager
+    def _writing(self, name: str, what: str = "writing") -> Iterator[None]:
+        try:
+            yield
+        except CommitConflictError:
+            raise
+        except BaseException as error:
+            if isinstance(error, StoreError) or not is_lance_failure(error):
+                raise
+            raise remote_failure(self.path, f"{what} the table '{name}'", error) from None
+
+
+_NAMED = b"lance-schema:unenforced-primary-key"
+
+
+def _folders(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}.lance/" for name in names)
+
+
+def _keyed(schema: pa.Schema, key: list[str]) -> pa.Schema:
+    """Return a schema whose key is marked: never null, and named as Lance wants it."""
+    fields: list[Any] = [
+        field.with_nullable(False).with_metadata(_PRIMARY) if field.name in key else field for field in schema
+    ]
+    return pa.schema(fields)
+
+
+def _checksum(row: pa.Table, tower: str, there: dict[str, Any]) -> int:
+    """Return the checksum of one embedding under the content that the store knows of its item."""
+    values = row[tower][0].values
+    flat = values.flatten() if pa.types.is_nested(values.type) else values
+    return checksum(there["id"], there["content_hash"], flat.to_numpy(zero_copy_only=False))
+
+
+def _fitting(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return rows with the columns of a table: what only they have is null in them, and the other way round."""
+    columns = [
+        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _stream(rows: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
