@@ -147,6 +147,15 @@ class Snapshot:
                 parts[f"has:{tower}"].append(has)
         return {column: np.concatenate(arrays) for column, arrays in parts.items()}
 
+    def ids(self, name: str) -> list[str]:
+        """Return the id of every row."""
+        return [id_ for batch in self.scan(name, ["id"]) for id_ in batch["id"].to_pylist()]
+
+    def filled(self, name: str, tower: str) -> int:
+        """Count the rows that have an embedding of a tower."""
+        names = (batch["filled"].flatten().field("tower") for batch in self.scan(name, ["filled"]))
+        return sum(int(pc.sum(pc.equal(some, tower)).as_py() or 0) for some in names)
+
     def matching(self, name: str, where: str) -> list[str]:
         """Return the ids of the rows for which a condition in SQL holds.
 
@@ -191,8 +200,7 @@ class Snapshot:
         if name not in self._rows:
             count = self.count(name)
             if count <= _MOST_IN_MEMORY:
-                ids = (id_ for batch in self.scan(name, ["id"]) for id_ in batch["id"].to_pylist())
-                self._rows[name] = {id_: row for row, id_ in enumerate(ids)}
+                self._rows[name] = {id_: row for row, id_ in enumerate(self.ids(name))}
             else:
                 self._rows[name] = self._looked_up(name, count)
         return self._rows[name]

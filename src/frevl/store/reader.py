@@ -95,9 +95,11 @@ class Store:
 
     def ids(self, modality: Modality) -> list[str]:
         """Return the id of every row."""
-        return self._read(
-            lambda at: [id_ for batch in at.scan(TABLES[modality], ["id"]) for id_ in batch["id"].to_pylist()]
-        )
+        return self._read(lambda at: at.ids(TABLES[modality]))
+
+    def filled(self, tower: Tower) -> int:
+        """Count the items that have an embedding of a tower."""
+        return self._read(lambda at: at.filled(TABLES[tower.modality], tower.name))
 
     def rejects(self) -> list[Reject]:
         """Return what could not be used, with reasons."""

@@ -47,7 +47,7 @@ def describe(store: Store) -> dict[str, Any]:
                 "encoders": list(tower.encoders),
                 "dim": tower.dim,
                 "fingerprint": tower.fingerprint,
-                "lacking": int((~store.states(tower.modality)[f"has:{tower.name}"]).sum()),
+                "lacking": store.count(tower.modality) - store.filled(tower),
                 "identity": tower.identity,
             }
             for tower in store.towers.values()
