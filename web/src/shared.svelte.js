@@ -23,6 +23,7 @@ export const shared = $state({
   labels: null,
   problem: "",
   said: "",
+  renamed: "", // what somebody called anew while this page was open
   by: remembered("frevl-by", "me"),
   place: { tab: "pictures", asked: {} },
 });
@@ -72,6 +73,11 @@ export async function attempt(work, done = "", { background = false } = {}) {
 
 export async function refreshLabels() {
   const found = await get("/explore/labels");
+  const before = shared.labels?.renamed;
+  if (before) {
+    const told = Object.entries(found.renamed).filter(([name, now]) => before[name] !== now);
+    if (told.length) shared.renamed = told.slice(0, 5).map(([name, now]) => `The class “${name}” is called “${now}” now.`).join(" ");
+  }
   if (!shared.labels || found.version !== shared.labels.version) shared.labels = found;
 }
 

@@ -11,6 +11,9 @@ from frevl.store.labels.entries import Entry
 __all__ = ["LabelBook"]
 
 
+_DIGEST_BITS = 24
+
+
 @dataclass
 class _Class:
     name: str
@@ -28,12 +31,12 @@ class LabelBook:
     Attributes:
         entries: All of them, in the order of the file.
         undone: Requests that do not count.
-        base: Version before the first entry: that of a file which this one has replaced, and more.
+        digest: Of all lines that were read, whoever reads them.
     """
 
     entries: list[Entry] = field(default_factory=list)
     undone: set[str] = field(default_factory=set)
-    base: int = 0
+    digest: int = 0
 
     def __post_init__(self) -> None:
         entries, self.entries = self.entries, []
@@ -144,8 +147,11 @@ class LabelBook:
 
     @property
     def version(self) -> int:
-        """Grows with every entry, and when the file is replaced: the same number means the same labels."""
-        return self.base + len(self.entries)
+        """Grows with every entry and differs from file to file: the same number means the same labels in every process.
+
+        Below 2^53 up to half a billion entries, so that a page reads it exactly.
+        """
+        return len(self.entries) << _DIGEST_BITS | self.digest & ((1 << _DIGEST_BITS) - 1)
 
     def knows(self, request: str) -> bool:
         """Tell whether this request was written already."""
@@ -165,6 +171,10 @@ class LabelBook:
         if name in self._names:
             return name
         return self._classes[self._root(self._former[name])].name if name in self._former else None
+
+    def renamed(self) -> dict[str, str]:
+        """Return the former names that still lead to a class, each with what it is called now."""
+        return {former: self._classes[self._root(number)].name for former, number in self._former.items()}
 
     def classes(self) -> dict[str, int]:
         """Return all classes in the order of their definition, each with the number of its labels, of all labellers."""

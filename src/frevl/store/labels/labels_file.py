@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,8 +63,8 @@ class LabelsFile:
                     self._read()
                     self._mend()
 
-    def _start_over(self, base: int = 0) -> None:
-        self._book = LabelBook(base=base)
+    def _start_over(self) -> None:
+        self._book = LabelBook()
         self._offset = self._lines = 0
         self._file: tuple[int, int] | None = None  # device and inode
         self._last = b""  # the last line that was read: a new file may get the inode of one that was deleted
@@ -286,7 +287,7 @@ class LabelsFile:
                 if not same:
                     if self._file is not None:
                         self._note(f"{self.path.name} was replaced by another file, which was read from its beginning.")
-                    self._start_over(self._next_base())
+                    self._start_over()
                     self._file = (status.st_dev, status.st_ino)
                 if status.st_size == self._offset:
                     return
@@ -295,7 +296,7 @@ class LabelsFile:
         except FileNotFoundError:
             if self._file is not None:
                 self._note(f"{self.path.name} is gone, and its {self.path.stem} with it.")
-                self._start_over(self._next_base())
+                self._start_over()
             return
         except OSError as error:
             raise StoreError(
@@ -306,6 +307,7 @@ class LabelsFile:
         self._offset += len(whole)
         if whole:
             self._last = whole[whole.rfind(b"\n", 0, -1) + 1 :]
+            self._book.digest = zlib.crc32(whole, self._book.digest)  # the same for whoever reads these lines
         for line in whole.split(b"\n")[:-1]:
             self._lines += 1
             try:
@@ -319,10 +321,6 @@ class LabelsFile:
                 continue
             if entry is not None:
                 self._book.take(entry)
-
-    def _next_base(self) -> int:
-        """Return where the version goes on after a replacement, so that no number means two states."""
-        return self._book.version + (self._file is not None)
 
     def _tail(self) -> bytes:
         """Return what stands after the last whole line."""

@@ -58,7 +58,7 @@ def classes(http):
 
 def test_a_label_is_in_the_file_when_it_is_answered(http, serving):
     answer = label(http, "0.png", "cat").json()
-    assert (answer["written"], answer["version"]) == (1, 1)
+    assert (answer["written"], answer["version"]) == (1, http.get("/explore/labels").json()["version"])
     assert LabelsFile(serving.folder).book().agreed() == {"0.png": "cat"}
     state = http.get("/explore/labels").json()
     assert state["classes"] == [{"name": "cat", "labels": 1}]
@@ -94,7 +94,7 @@ def test_written_is_counted_though_the_file_was_replaced_by_a_longer_one(http, s
     (tmp_path / "labels" / "labels.jsonl").rename(serving.folder / "labels" / "labels.jsonl")
     before = http.get("/explore/labels").json()["version"]
     answer = label(http, "1.png", "cat").json()
-    assert (answer["written"], answer["version"]) == (1, before + 1)
+    assert (answer["written"], answer["version"] > before) == (1, True)
 
 
 def test_an_import_knows_a_picture_that_was_removed_a_moment_ago(made, tmp_path, monkeypatch):
@@ -313,5 +313,9 @@ def test_ten_thousand_classes(http):
 def test_a_former_name_of_a_class_still_takes_labels(http):
     label(http, "0.png", "cat")
     http.post("/explore/classes/rename", json={"by": "ada", "name": "cat", "to": "kitten"})
-    label(http, "1.png", "cat", by="bob")  # their page was opened before
-    assert classes(http) == {"kitten": 2}
+    written = label(http, "1.png", "cat", by="bob").json()  # their page was opened before
+    assert written["renamed"] == {"cat": "kitten"}
+    assert http.get("/explore/labels").json()["renamed"] == {"cat": "kitten"}
+    assert label(http, "2.png", "kitten").json()["renamed"] == {}
+    assert {one["id"] for one in http.get("/explore/images?label=cat").json()["images"]} == {"0.png", "1.png", "2.png"}
+    assert classes(http) == {"kitten": 3}

@@ -94,6 +94,9 @@ class WrittenResponse(Body):
     id: str = Field(description="By which it can be undone.")
     written: int = Field(description="How many; 0 where all had been written under this id already.")
     version: int
+    renamed: dict[str, str] = Field(
+        default_factory=dict, description="Former names that were given here, and what these classes are called now."
+    )
 
 
 class UndoneResponse(Body):
@@ -134,11 +137,12 @@ class AgreementRecord(Body):
 class LabelsResponse(Body):
     """What all labels amount to."""
 
-    version: int = Field(description="Grows with every entry, and when the file is replaced.")
+    version: int = Field(description="Grows with every entry; another one for another file, in every process the same.")
     writable: bool = Field(description="Whether this service takes labels.")
     images: int = Field(description="Pictures with a class on which labellers agree, or that most of them give.")
     disputed: int = Field(description="Pictures to which labellers give different classes equally often.")
     classes: list[ClassRecord]
+    renamed: dict[str, str] = Field(description="Former names of classes, and what these are called now.")
     labellers: dict[str, int]
     agreement: list[AgreementRecord]
     notes: list[str]

@@ -37,7 +37,10 @@ async def label(explorer: Explorer, asked: LabelsRequest) -> dict[str, Any]:
     await service.newest_store()  # a picture that was removed a moment ago gets no label
     await service.check_images([one.image for one in asked.labels])
     labels = [(one.image, one.label) for one in asked.labels]
-    return await _written(explorer, asked.id, lambda: explorer.labels.label(asked.by, labels, asked.id))
+    written = await _written(explorer, asked.id, lambda: explorer.labels.label(asked.by, labels, asked.id))
+    given = {one.label for one in asked.labels if one.label is not None}
+    former = await explorer.ask(lambda: explorer.labels.reading(lambda book: book.renamed()))
+    return {**written, "renamed": {name: former[name] for name in sorted(given) if name in former}}
 
 
 async def define(explorer: Explorer, asked: DefineRequest) -> dict[str, Any]:
@@ -115,6 +118,7 @@ def _summary(explorer: Explorer, book: LabelBook) -> dict[str, Any]:
         "images": len(book.agreed()),
         "disputed": len(book.disputed()),
         "classes": [{"name": name, "labels": labels} for name, labels in book.classes().items()],
+        "renamed": book.renamed(),
         "labellers": book.labellers(),
         "agreement": agreement,
         "notes": [explorer.scrubbed(note) for note in explorer.labels.notes],

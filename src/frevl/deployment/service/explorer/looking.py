@@ -146,6 +146,9 @@ async def images(
     of: str | None = None,
 ) -> dict[str, Any]:
     """Return some of the pictures of the store, in its order or one that the classifier gives."""
+    if of is not None:  # a link from before the class was renamed
+        given = of
+        of = await explorer.ask(lambda: explorer.labels.reading(lambda book: book.name_of(given))) or of
     lesson = _lesson(explorer, order, of)
     rows = await explorer.rows()
     chips = await explorer.ask(lambda: read_filters(filters))
@@ -180,6 +183,7 @@ def _chosen(
     if where is not None:
         chosen = explorer.view((rows.key, "where", where), lambda: _where(rows, where))
     if label is not None or shown != "all":
+        label = label if label is None else book.name_of(label) or label  # a link from before it was renamed
         key = (rows.key, "labels", book.version, shown, label)
         by_label = explorer.view(key, lambda: _labelled(rows, book, shown, label))
         chosen = by_label if chosen is None else np.intersect1d(chosen, by_label, assume_unique=True)

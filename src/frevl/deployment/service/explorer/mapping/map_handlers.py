@@ -74,7 +74,7 @@ async def colours(explorer: Explorer, by: ColourBy, of: str | None, method: MapM
             numbers = explorer.once(
                 (rows.key, "clusters", method), lambda: cluster_numbers(rows.vectors, drawn, _CLUSTERS)
             )
-            counts = np.bincount(numbers) if len(numbers) else []
+            counts: list[int] = np.bincount(numbers).tolist()
             names = [f"cluster {number + 1}: {count:,} pictures" for number, count in enumerate(counts)]
             return {"key": rows.key, "names": names, "values": numbers.tolist()}
         lesson = None if explorer.teacher is None else explorer.teacher.lesson
