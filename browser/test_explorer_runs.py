@@ -46,6 +46,16 @@ def test_a_run_is_trained_on_the_labels_over_a_reload_and_words_stand_where_it_i
     chosen = page.get_by_role("region", name="The chosen run")
     expect(chosen).to_contain_text("frevl explore --store STORE --run STORE/runs/colours", timeout=TIMEOUT)
     assert serious(page) == []
+    page.get_by_role("button", name="Ask it here").click()
+    expect(page.get_by_role("button", name="Label", exact=True)).to_be_visible(timeout=TIMEOUT)
+    assert "do=label&run=colours" in page.url
+    page.goto(f"{url}/explore/#/ask?do=label&run=colours&image={world.store.ids('image')[0]}")
+    said = page.get_by_role("region", name="What the runs say")
+    expect(said.locator("li").first).to_be_visible(timeout=TIMEOUT)
+    assert said.locator("li").count() == len({colour_of(world, id_) for id_ in world.store.ids("image")[:40]})
+    page.goto(f"{url}/explore/#/runs")
+    page.get_by_role("link", name="colours").click()
+    expect(chosen).to_contain_text("Ask it here", timeout=TIMEOUT)
     shutil.rmtree(world.store.path / "runs" / "colours")
     expect(chosen.get_by_text("The folder of this run was deleted")).to_be_visible(timeout=TIMEOUT)
     for file in (world.store.path / "runs").glob("colours.*"):

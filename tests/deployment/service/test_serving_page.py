@@ -13,6 +13,8 @@ from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 from served import client_of, refused, runs, served
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["runs", "served"]  # fixtures
 
 

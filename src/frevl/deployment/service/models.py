@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from frevl.deployment.service.queue import ModelQueue, Work
 from frevl.deployment.service.served_model import Found, ImagePair, ServedModel
 from frevl.deployment.service.store_refresh import StoreRefresh
 from frevl.devices import processors
-from frevl.errors import ImageError, StoreError, UsageError, nearest
+from frevl.errors import FrevlError, ImageError, StoreError, UsageError, nearest
 from frevl.runs.scorer import Scorer
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
@@ -160,6 +161,41 @@ class Service:
         """Return the store in its newest version; at most every two seconds somebody looks whether there is one."""
         await self._store_refresh.look()
         return self.store
+
+    async def add(self, name: str, run: Path, *, device: str = "cpu") -> ServedModel:
+        """Serve one more run, or the same again; what is asked meanwhile is answered by the others.
+
+        Args:
+            name: What requests call it.
+            run: Its folder.
+            device: Where PyTorch computes.
+
+        Raises:
+            RefusedError: Another run has this name, or it cannot be used with this store.
+        """
+        found = self.models.get(name)
+        if found is not None:
+            if found.scorer.run.path.resolve() != run.resolve():
+                raise RefusedError(
+                    409, "name_taken", f"Another run is served as {name[:80]!r}; give this one another name."
+                )
+            return found
+        store = await self.newest_store()
+        try:
+            made = await asyncio.to_thread(lambda: ServedModel(name, Scorer.open(run, store=store, device=device)))
+        except FrevlError as error:
+            sentence = str(error).replace(str(run), "RUN").replace(str(store.path), "STORE")
+            raise RefusedError(409, "wrong_run", sentence) from None
+        await self.queue.submit(self._join, made, items=1)
+        return made
+
+    def _join(self, models: Sequence[ServedModel]) -> list[None]:
+        """Take runs in, in the thread of the models, where no store is switched meanwhile."""
+        for model in models:
+            if model.scorer.store is not self.store:
+                model.switch_to(self.store)
+            self.models = {**self.models, model.name: model}
+        return [None] * len(models)
 
     async def _switch_to(self, store: Store) -> None:
         await self.queue.submit(self._take, store, items=1)

@@ -47,6 +47,7 @@ class Explorer:
 
     Attributes:
         labels: The labels of the store.
+        device: Where runs compute.
         trainings: Runs that are trained from here.
         neighbours: Maps that keep neighbours together.
         thumbnails: Of its pictures.
@@ -71,6 +72,7 @@ class Explorer:
         self.service = service
         self.curations = curations or Curations(service.store.path, writable=writable)
         self.writable = writable
+        self.device = device
         self.labels = LabelsFile(service.store.path, writes=writable)
         self.thumbnails = Thumbnails(service.store.path, images, max_pixels=service.limits.pixels, keep=writable)
         self.neighbours = NeighbourMaps(keep=writable)

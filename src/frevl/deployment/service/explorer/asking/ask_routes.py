@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query
+from fastapi import FastAPI, Query, Request
 from starlette.responses import Response
 
-from frevl.deployment.service.answers import errors, json_answer
+from frevl.deployment.service.answers import body_of, errors, json_answer, respond
 from frevl.deployment.service.explorer.asking.ask_schemas import PartsResponse, ReportsResponse
 from frevl.deployment.service.explorer.asking.reports import Reports
+from frevl.deployment.service.explorer.background.training_schemas import TrainingRequest
 from frevl.deployment.service.explorer.explorer import Explorer
+from frevl.deployment.service.explorer.page_files import check_site
+from frevl.deployment.service.http.body import read_body
+from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.models import Service
+from frevl.deployment.service.schemas import ModelRecord
 
 __all__ = ["add_ask_routes"]
 
@@ -65,6 +70,36 @@ def add_ask_routes(
         """Return a report, for a frame; a browser runs nothing of it and asks nobody for what it names."""
         return await asyncio.to_thread(reports.answer, of)
 
+    if explorer is not None:
+        _add_training_route(app, explorer, reports)
+
     @app.get("/report", include_in_schema=False)
     async def first() -> Response:
         return await asyncio.to_thread(reports.answer, None)
+
+
+def _add_training_route(app: FastAPI, explorer: Explorer, reports: Reports) -> None:
+    codes = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
+
+    @app.post(
+        "/explore/training/ask",
+        response_model=ModelRecord,
+        tags=[_TAG],
+        responses=errors(*codes),
+        openapi_extra=body_of(TrainingRequest),
+    )
+    async def ask(request: Request) -> Response:
+        """Serve a run that was trained here, until the service ends: it can be asked, and stand beside others."""
+        check_site(request)
+        asked, _ = await read_body(request, TrainingRequest, explorer.service.limits)
+        return await respond(request, _serve(explorer, reports, asked.name))
+
+
+async def _serve(explorer: Explorer, reports: Reports, name: str) -> dict[str, Any]:
+    explorer.check_writable()
+    job = await explorer.ask(lambda: explorer.trainings.one(name))
+    if job.state() != "done":
+        raise RefusedError(409, "not_done", f"The run {name[:80]!r} is not there: its training is {job.state()}.")
+    model = await explorer.service.add(name, job.run, device=explorer.device)
+    reports.add(name, job.run)
+    return model.record()

@@ -62,6 +62,10 @@ class Reports:
         self._runs = {name: Path(path) for name, path in (runs or {}).items()}
         self._files = [Path(path) for path in files]
 
+    def add(self, run: str, folder: Path) -> None:
+        """Look in the folder of one more run, too."""
+        self._runs = {**self._runs, run: folder}
+
     def all(self) -> list[Report]:
         """Return what is there now, in the order of the runs; ``report.html`` is the first of each."""
         named = [("", path) for path in self._files]
