@@ -12,7 +12,7 @@ from explored import copied, explored
 from frevl.data.pairs import read_pairs
 from frevl.deployment.service.explorer.curating.curations import Curations
 from frevl.errors import InputError
-from judged import captions, classes, write_result
+from judged import captions, classes, judged, write_result
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,38 @@ def test_copies_are_kept_or_dropped_with_their_lines(world, result):
         assert why["twice"] == ["duplicate"]
 
 
+def test_a_group_of_many_copies_is_decided_as_one(world, tmp_path):
+    lines_of = [judged("0.png", "first", match=0.9, copies=90)]
+    lines_of += [judged(f"c{n}.png", f"copy {n}", ["duplicate"], copies=90, duplicate_of="0.png") for n in range(89)]
+    with opened(world, write_result(tmp_path / "found", lines_of)) as at:
+        (group,) = at.http.get("/explore/curation/copies").json()["groups"]
+        assert (len(group["copies"]), group["more"]) == (40, 50)
+        assert decide(at.http, group="0.png", say="keep").json()["kept"] == 90
+        assert decide(at.http, group="0.png", picture="c88.png", say="drop").json()["kept"] == 1
+        assert [line["image"] for line in export(at.http)] == ["c88.png"]
+        assert decide(at.http, group="0.png", say="drop").json()["kept"] == 1
+        assert [line["image"] for line in export(at.http)] == ["0.png"]
+        assert decide(at.http, group="0.png", say=None).json()["kept"] == 1
+        assert at.http.get("/explore/curation").json()["decided"] == 0
+
+
+def test_texts_alone_and_names_of_all_kinds(world, tmp_path):
+    name = "bücher/mit blank <b>&?#.png"
+    texts = [judged("", "same", target="a", copies=2), judged("", "Same ", ["duplicate"], target="a", copies=2,
+                                                               duplicate_of="same")]  # fmt: skip
+    for line in texts:
+        del line["image"]
+    with opened(world, write_result(tmp_path / "texts", texts, task="classification")) as at:
+        assert decide(at.http, picture="Same ", say="keep").json()["kept"] == 2
+        assert [line["text"] for line in export(at.http)] == ["same", "Same "]
+    odd = [judged(name, "x", match=0.9, copies=2), judged("y" * 4090, "x", ["duplicate"], copies=2, duplicate_of=name)]
+    with opened(world, write_result(tmp_path / "odd", odd)) as at:
+        assert decide(at.http, picture="y" * 4090, say="keep").json()["kept"] == 2
+        found = at.http.get("/explore/curation").json()
+        assert found["kept"] == 2
+        assert "is it the curation of another one?" in found["notes"][0]
+
+
 def test_the_result_is_a_pairs_file(world, result, tmp_path):
     with opened(world, result) as at:
         wrong = lines(at.http)[0]
@@ -210,6 +242,9 @@ def test_another_site_decides_nothing(world, result):
     [
         ({"line": "0" * 16, "filter": "match", "say": "keep"}, 404, "has no line"),
         ({"picture": "0.png", "say": "keep"}, 404, "in no group of copies"),
+        ({"group": "3.png", "picture": "0.png", "say": "drop"}, 404, "in no group '3.png'"),
+        ({"group": "0.png", "say": "drop"}, 404, "no group of copies of '0.png'"),
+        ({"group": "3.png", "picture": "3.png", "say": "keep"}, 422, "told to drop the others"),
         ({"picture": "4.png", "say": "fix"}, 422, "only a label can be fixed"),
         ({"say": "keep"}, 422, "names a 'line' with a 'filter'"),
         ({"picture": "4.png", "say": "burn"}, 422, "say"),

@@ -45,6 +45,8 @@ __all__ = [
 Shown = Literal["flagged", "undecided", "decided", "all"]
 MOST_SHOWN = 200
 _TEXTS = 3  # of a copy
+_COPIES = 40  # of a group
+_LOOKED_FOR = 100  # pictures of a curation, to tell whether it is of another store
 
 
 async def curations(explorer: Explorer) -> dict[str, Any]:
@@ -81,13 +83,27 @@ async def summary(explorer: Explorer, name: str | None) -> dict[str, Any]:
             "disputed": len(standing.disputed),
             "by": {by: count for by, count in opened.decisions.reading(lambda book: book.labellers()).items() if count},
             "doubts": result.record.get("doubts", []),
-            "notes": [*result.record.get("notes", []), *opened.decisions.notes],
+            "notes": [*_strangers(explorer, opened), *result.record.get("notes", []), *opened.decisions.notes],
             "filters": _filters(result, standing),
             "removed": result.record.get("removed"),
             "writable": explorer.writable,
         }
 
     return await explorer.ask(work)
+
+
+def _strangers(explorer: Explorer, opened: Opened) -> list[str]:
+    """Say if none of the first pictures is in this store."""
+    result = opened.result
+    rows = list(range(min(len(result), _LOOKED_FOR)))
+    key = ("strangers", opened.stamp)
+    images = explorer.once(key, lambda: [line["image"] for line in result.lines(rows) if "image" in line])
+    if not images or any(image in explorer.service.images for image in images):
+        return []
+    return [
+        f"None of the first {len(images):,} pictures of this curation is in this store: is it the curation of another "
+        "one? Pictures cannot be shown then."
+    ]
 
 
 def _filters(result: CurationResult, standing: Standing) -> list[dict[str, Any]]:
@@ -193,9 +209,12 @@ async def duplicates(explorer: Explorer, of: str | None, shown: Shown, start: in
 
 def _group(opened: Opened, standing: Standing, group: Group) -> dict[str, Any]:
     result = opened.result
-    said = opened.decisions.reading(lambda book: {one: book.of(item_of_picture(one)) for one in group.rows})
+    said = opened.decisions.reading(
+        lambda book: {one: book.of(item_of_picture(one)) for one in [group.kept, *group.rows]}
+    )
     copies = []
-    for picture, rows in sorted(group.rows.items(), key=lambda one: one[0] != group.kept):
+    ordered = sorted(group.rows.items(), key=lambda one: one[0] != group.kept)
+    for picture, rows in ordered[:_COPIES]:
         by_curate = not result.flags["duplicate"][rows[0]]
         decided = standing.pictures.get(picture)
         texts = [line.get("text", "") for line in result.lines(rows[:_TEXTS])]
@@ -209,7 +228,8 @@ def _group(opened: Opened, standing: Standing, group: Group) -> dict[str, Any]:
                 "said": said[picture],
             }
         )
-    return {"group": group.kept, "decided": _is_decided(standing, group), "copies": copies}
+    more = len(ordered) - len(copies)
+    return {"group": group.kept, "decided": _is_decided(standing, group), "copies": copies, "more": more}
 
 
 def _is_decided(standing: Standing, group: Group) -> bool:
@@ -223,7 +243,7 @@ async def decide(explorer: Explorer, asked: DecideRequest) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         opened = explorer.curations.opened(asked.of)
-        items = [(_item(opened.result, one), one.say) for one in asked.decisions]
+        items = [item for one in asked.decisions for item in _items(opened.result, one)]
         id_ = opened.decisions.label(asked.by, items, asked.id)
         standing = opened.standing()
         return {"id": id_, "version": standing.version, "kept": standing.kept(opened.result)}
@@ -231,11 +251,26 @@ async def decide(explorer: Explorer, asked: DecideRequest) -> dict[str, Any]:
     return await explorer.ask(work)
 
 
-def _item(result: CurationResult, one: Decision) -> str:
-    if one.picture is not None:
-        if one.picture not in result.group_of:
-            raise RefusedError(404, "no_copy", f"The picture {one.picture[:80]!r} is in no group of copies.")
-        return item_of_picture(one.picture)
+def _items(result: CurationResult, one: Decision) -> list[tuple[str, str | None]]:
+    """Return the judgements that a decision is about, and what it says of each."""
+    if one.group is None and one.picture is None:
+        return [(_item_of_line(result, one), one.say)]
+    if one.picture is not None and (group := result.group_of.get(one.picture)) != (one.group or group or ""):
+        where = "no group of copies" if one.group is None else f"no group {one.group[:80]!r}"
+        raise RefusedError(404, "no_copy", f"The picture {one.picture[:80]!r} is in {where}.")
+    if one.group is None:
+        return [(item_of_picture(one.picture or ""), one.say)]
+    if one.group not in result.groups:
+        raise RefusedError(404, "no_copy", f"There is no group of copies of {one.group[:80]!r}.")
+    pictures = result.groups[one.group].rows
+    stays = one.picture or one.group
+    return [
+        (item_of_picture(picture), "keep" if one.say == "drop" and picture == stays else one.say)
+        for picture in pictures
+    ]
+
+
+def _item_of_line(result: CurationResult, one: Decision) -> str:
     row = result.row_of(one.line or "")
     if row is None or one.filter is None or one.filter not in result.seen:
         raise RefusedError(

@@ -126,6 +126,7 @@ class GroupRecord(Body):
     group: str
     decided: bool
     copies: list[CopyRecord]
+    more: int = Field(description="Further copies, not listed; what is decided of the group holds for them too.")
 
 
 class DuplicatesResponse(Body):
@@ -142,6 +143,14 @@ class Decision(Body):
     line: Annotated[str | None, Field(pattern="^[0-9a-f]{16}$", description="Key of the line, with a filter.")] = None
     filter: LineFilter | None = None
     picture: Annotated[str | None, Field(min_length=1, description="Of a group of copies.")] = None
+    group: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="A group of copies, by its name. drop: all go but the one that curate keeps, or but `picture` "
+            "where that is named too; keep: all stay.",
+        ),
+    ] = None
     say: Annotated[
         Say | None,
         Field(description="drop: it goes; keep: it stays; fix: it gets the likelier label; null takes back."),
@@ -149,8 +158,11 @@ class Decision(Body):
 
     @model_validator(mode="after")
     def _one(self) -> Decision:
-        if (self.line is None) == (self.picture is None) or (self.line is None) != (self.filter is None):
-            raise ValueError("a decision names a 'line' with a 'filter', or a 'picture'")
+        copies = self.picture is not None or self.group is not None
+        if (self.line is None) != copies or (self.line is None) != (self.filter is None):
+            raise ValueError("a decision names a 'line' with a 'filter', a 'picture', or a 'group'")
+        if self.group is not None and self.picture is not None and self.say != "drop":
+            raise ValueError("a 'group' with a 'picture' is told to drop the others")
         if self.say == "fix" and self.filter != "label":
             raise ValueError("only a label can be fixed, with the likelier one")
         return self
