@@ -93,9 +93,9 @@ class Store:
         """Return how many items there are."""
         return self._read(lambda at: at.count(TABLES[modality]))
 
-    def ids(self, modality: Modality) -> list[str]:
-        """Return the id of every row."""
-        return self._read(lambda at: at.ids(TABLES[modality]))
+    def ids(self, modality: Modality, rows: np.ndarray | None = None) -> list[str]:
+        """Return the id of every row, or of some rows that ascend."""
+        return self._read(lambda at: at.ids(TABLES[modality], rows))
 
     def filled(self, tower: Tower) -> int:
         """Count the items that have an embedding of a tower."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from filelock import FileLock
 from frevl.errors import StoreError
 from frevl.jsonfile import replace_file, write_json
 from frevl.runs.scorer import Scorer
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import cache_of, is_remote
 from frevl.store.towers import Modality
@@ -188,36 +189,44 @@ class Shortlist:
         states = store.states(self.modality)
         towers = [states[f"has:{name}"] for name in self.scorer.run.towers[self.modality]]
         complete = np.logical_and.reduce(towers)
-        hashes = states["content_hash"].astype(str).tolist()
-        wanted = {id_: hash_ for id_, hash_, has in zip(store.ids(self.modality), hashes, complete, strict=True) if has}
-        self._mark_outdated(wanted)
+        known = store.positions(self.modality)
+        there = self._mark_outdated(known, states["content_hash"], complete)
         if len(self._dead) > _MOST_DEAD * len(self):
             self._forget()
-        there = self._living_ids()
-        missing = [id_ for id_ in wanted if id_ not in there]
+            there[:] = False
+        missing = np.flatnonzero(complete & ~there)
         title = f"vectors of {TABLES[self.modality]}"
         with ProgressLine(title, len(missing), enabled=progress and len(missing) > 10_000) as line:
             for start in range(0, len(missing), PART_ROWS):
-                ids = missing[start : start + PART_ROWS]
-                self._add(ids, [wanted[id_] for id_ in ids], keep=keep)
+                rows = missing[start : start + PART_ROWS]
+                ids = store.ids(self.modality, rows)
+                self._add(ids, states["content_hash"][rows].astype(str).tolist(), keep=keep)
                 line.advance(len(ids), note=f"{line.rate:.0f}/s")
         self._version = store.version(self.modality)
         if keep:
             self._save()
             self._sweep()
 
-    def _living_ids(self) -> set[str]:
-        return {id_ for row, id_ in enumerate(self._ids.to_pylist()) if row not in self._dead}
+    def _mark_outdated(self, known: Mapping[str, int], hashes: np.ndarray, complete: np.ndarray) -> np.ndarray:
+        """Mark rows whose item was removed or has changed; return which rows of the store there are vectors of.
 
-    def _mark_outdated(self, wanted: dict[str, str]) -> None:
-        """Mark rows whose item was removed or has changed."""
-        row = 0
+        Args:
+            known: The row of every id of the store.
+            hashes: ``(n,)`` content hash of every row of the store.
+            complete: ``(n,)`` bool, whether it has the embeddings that the first stage reads.
+        """
+        there = np.zeros(len(complete), bool)
+        first = 0
         for part in self._parts:
-            described = (part.described[name].to_pylist() for name in ("id", "content_hash"))
-            for id_, hash_ in zip(*described, strict=True):
-                if wanted.get(id_) != hash_:
-                    self._dead.add(row)
-                row += 1
+            rows = find_rows(known, part.described["id"].combine_chunks())
+            own = np.array(part.described["content_hash"].to_pylist(), hashes.dtype)
+            same = rows >= 0
+            same[same] = complete[rows[same]] & (hashes[rows[same]] == own[same])
+            self._dead.update((first + np.flatnonzero(~same)).tolist())
+            living = [row for row in np.flatnonzero(same).tolist() if first + row not in self._dead]
+            there[rows[living]] = True
+            first += len(rows)
+        return there
 
     def _add(self, ids: list[str], hashes: list[str], *, keep: bool) -> None:
         """Compute the vectors of up to 65,536 items; the last part grows until it is full."""

@@ -86,7 +86,7 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         if damaged[name]:
             continue
         states = store.states(modality)
-        repeated = [id_ for id_, count in Counter(store.ids(modality)).items() if count > 1]
+        repeated = Snapshot(path, (name,)).repeated_ids(name)
         if repeated:
             problems.append(f"Table '{name}': {len(repeated):,} ids appear twice, the first is '{repeated[0]:.80}'.")
         for tower in store.select_towers(modality):
