@@ -7,8 +7,10 @@ import pytest
 
 from frevl.data.pairs import read_pairs
 from frevl.encoders.registry import load_encoder
-from frevl.errors import StoreError, UsageError
+from frevl.errors import InputError, StoreError, UsageError
 from frevl.evaluation.retrieval_metrics import evaluate_retrieval
+from frevl.runs.pair_grid import ScoreRows
+from frevl.runs.score_files import score_grid
 from frevl.runs.scorer import Scorer
 from frevl.training.training import train
 
@@ -95,3 +97,30 @@ def test_values_of_another_type_are_named(made, runs):
             call()
     with pytest.raises(StoreError, match="1 of 1 image ids are not in the store, the first is 'None'"):
         made.store.read_images([None])
+
+
+def test_a_grid_file_is_written_in_blocks_and_read_as_savez_writes(made, runs, tmp_path, monkeypatch):
+    scorer = Scorer.open(runs / "dual", store=made.store)
+    score_grid(scorer, made.captions, tmp_path / "whole.npz")
+    images, texts = (list(dict.fromkeys(side)) for side in (made.captions.images, made.captions.texts))
+    grid = scorer.grid(images, texts)
+    monkeypatch.setattr("frevl.runs.pair_grid._PAIRS", 7)
+    monkeypatch.setattr("frevl.runs.pair_grid._empty_grid", None)  # nobody asks for the whole
+    score_grid(scorer, made.captions, tmp_path / "blocks.npz")
+    whole, blocks = (np.load(tmp_path / f"{name}.npz", allow_pickle=False) for name in ("whole", "blocks"))
+    assert set(whole.files) == set(blocks.files) == {"images", "texts", "score", "similarity", "depth"}
+    for name in whole.files:
+        np.testing.assert_array_equal(whole[name], blocks[name])
+    np.testing.assert_array_equal(whole["score"], grid)
+
+
+def test_a_grid_file_without_room_is_refused_before_anything_is_scored(made, runs, tmp_path, monkeypatch):
+    scorer = Scorer.open(runs / "dual", store=made.store)
+    monkeypatch.setattr(ScoreRows, "__iter__", None)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_000}))
+    with pytest.raises(InputError, match=r"take 0.0 GB, and .* has 0.0 GB left; make room, or score fewer"):
+        score_grid(scorer, made.captions, tmp_path / "deeper" / "g.npz")
+    monkeypatch.setattr("frevl.runs.score_files._MOST_NAMES", 1_000)
+    with pytest.raises(InputError, match=r"as wide as the longest image, which has 7 characters, so they take"):
+        score_grid(scorer, made.captions, tmp_path / "g.npz")
+    assert list(tmp_path.iterdir()) == []

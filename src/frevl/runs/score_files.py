@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import InputError, UsageError
@@ -16,13 +19,15 @@ from frevl.jsonfile import plain, replace_file
 from frevl.outputs import refuse_inputs
 from frevl.rejects import Reject
 from frevl.runs.labelling.many_nodes import scoring_through
-from frevl.runs.pair_grid import dot_products
+from frevl.runs.pair_grid import dot_rows
 from frevl.runs.prediction_sets.conformal import ConformalScores, check_level
 from frevl.runs.prediction_sets.of_scorer import conformal_scores, named_matches, named_sets
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import note_unread, usable_pairs
 
 __all__ = ["score_file", "score_grid"]
+
+_MOST_NAMES = 2**31  # bytes of ids or texts in a grid file
 
 _PAIRS_AT_ONCE = 16_384
 
@@ -143,17 +148,49 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
     scorer.run.check_pairs(read)
     usable, left_out = usable_pairs(read, scorer.store)
     images, texts = list(dict.fromkeys(usable.images)), list(dict.fromkeys(usable.texts))
-    arrays = {"images": np.array(images), "texts": np.array(texts), "score": scorer.grid(images, texts)}
+    grids = {"score": scorer.grid_rows(images, texts)}
+    small: dict[str, NDArray[Any]] = {}
     if scorer.has_first_stage:
-        arrays["depth"] = np.array(scorer.rerank_depth)
-        arrays["similarity"] = dot_products(scorer.image_vectors(images), scorer.text_vectors(texts))
+        small["depth"] = np.array(scorer.rerank_depth)
+        grids["similarity"] = dot_rows(scorer.image_vectors(images), scorer.text_vectors(texts))
+    _check_room(out, images, texts, len(grids))
+    small |= {"images": np.array(images), "texts": np.array(texts)}
 
     def write(path: Path) -> None:
-        with path.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # its further argument is a bool
+        with zipfile.ZipFile(path, "w") as archive:  # as numpy.savez does, but a block of scores at a time
+            for name, array in small.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+            for name, rows in grids.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    header = {"descr": "<f4", "fortran_order": False, "shape": rows.shape}
+                    np.lib.format.write_array_header_1_0(member, header)
+                    for block in rows:
+                        member.write(np.ascontiguousarray(block, "<f4").data)
 
     _write(out, write)
     return len(images), len(texts), [*read.rejected, *left_out]
+
+
+def _check_room(out: Path, images: list[str], texts: list[str], grids: int) -> None:
+    """Refuse a file for which the disk has no room, and names that would fill the memory, before anything is scored."""
+    widest = {"image": 4 * len(images) * max(map(len, images), default=0)}
+    widest["text"] = 4 * len(texts) * max(map(len, texts), default=0)
+    kind, size = max(widest.items(), key=lambda one: one[1])
+    if size > _MOST_NAMES:
+        longest = max(map(len, images if kind == "image" else texts))
+        raise InputError(
+            f"{out}: numpy keeps strings as wide as the longest {kind}, which has {longest:,} characters, so they take "
+            f"{size / 1e9:,.1f} GB; shorten it, or leave it out"
+        )
+    needed = 4 * len(images) * len(texts) * grids + sum(widest.values())
+    there = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(
+            f"{out}: the scores of {len(images):,} images with {len(texts):,} texts take {needed / 1e9:,.1f} GB, and "
+            f"{there} has {free / 1e9:,.1f} GB left; make room, or score fewer (frevl evaluate needs no such file)"
+        )
 
 
 def _refuse(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> None:

@@ -22,7 +22,7 @@ from frevl.runs.calibration import calibrated
 from frevl.runs.doubt.posterior import Posterior, load_posterior
 from frevl.runs.onnx_backend import BACKENDS, check_backend, open_exported
 from frevl.runs.own_encoders import OwnEncoders
-from frevl.runs.pair_grid import PairScores, full_grid, grid_scorer, list_logits
+from frevl.runs.pair_grid import PairScores, ScoreRows, grid_scorer, list_logits, scored_rows
 from frevl.runs.run import Run
 from frevl.runs.targets import Prediction, Ranked, predictions, ranked
 from frevl.store.ids.rows_of_ids import find_rows
@@ -287,10 +287,14 @@ class Scorer:
         Raises:
             UsageError: The run does classification.
         """
+        return self.grid_rows(image_ids, texts).grid()
+
+    def grid_rows(self, image_ids: Sequence[str], texts: Sequence[str]) -> ScoreRows:
+        """Return the rows of `grid`, which are made some at a time and never all there; raises as that."""
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: a grid needs a matching run, found task '{self.run.task}'")
         image_ids, texts = as_list(image_ids, "image_ids"), as_list(texts, "texts")
-        return full_grid(len(image_ids), len(texts), self.between(image_ids, texts))
+        return scored_rows(len(image_ids), len(texts), self.between(image_ids, texts))
 
     def between(self, image_ids: Sequence[str], texts: Sequence[str]) -> PairScores:
         """Do the work of single items, so that any pairs of them can be scored cheaply.

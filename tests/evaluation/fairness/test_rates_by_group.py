@@ -10,7 +10,7 @@ from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.evaluation.fairness.groups import groups_of
-from frevl.evaluation.fairness.queries import evaluate_queries
+from frevl.evaluation.fairness.queries import evaluate_queries, ranked_pool
 from frevl.runs.scorer import Scorer
 from frevl.training.training import train
 
@@ -144,6 +144,26 @@ def test_a_shown_group_is_found(made, runs, tmp_path):
     first = np.argsort(-scorer.grid(list(dict.fromkeys(pairs.images)), ["a red square"])[:, 0], kind="stable")[:10]
     images = list(dict.fromkeys(pairs.images))
     assert found["groups"]["red"]["top_share"] == pytest.approx(10 * sum(images[row] in red for row in first))
+
+
+@pytest.mark.parametrize("model", ["dual", "asked"])
+def test_a_pool_is_ranked_some_queries_at_a_time(made, runs, monkeypatch, model):
+    scorer, queries = Scorer.open(runs / "dual", store=made.store), ["a red square", "the blue thing", "a circle"]
+    if model == "asked":  # as a run without a first stage is ranked: by the scores of all pairs
+        monkeypatch.setattr(Scorer, "has_first_stage", False)
+    images = list(dict.fromkeys(made.captions.images))
+    whole = ranked_pool(scorer, images, queries, 5)
+    expected = np.argsort(-scorer.grid(images, queries).T, axis=1, kind="stable")
+    if model == "asked":
+        np.testing.assert_array_equal(whole, expected)
+    monkeypatch.setattr("frevl.evaluation.fairness.queries._SCORES", 1)
+    scores = scorer.grid(images, queries).T
+    again = ranked_pool(scorer, images, queries, 5)
+    for one, other, row in zip(whole, again, scores, strict=True):  # in other blocks the last digit may differ
+        np.testing.assert_allclose(row[one], row[other], atol=1e-4)
+    monkeypatch.setattr("frevl.evaluation.fairness.queries._MOST_RANKS", 300)
+    with pytest.raises(UsageError, match="3 queries over a pool of 120 pictures need 0.0 GB of ranks"):
+        ranked_pool(scorer, images, queries, 5)
 
 
 def test_what_is_refused(made, runs, tmp_path, frevl):

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from frevl.models.retrieval.reranker import TermWeights
-from frevl.training.retrieval.score_fusion import RankedCandidates, choose_weights, rank_candidates, recall_by_image
+from frevl.training.retrieval.score_fusion import (
+    RankedCandidates,
+    choose_weights,
+    few_enough,
+    rank_candidates,
+    recall_by_image,
+)
 
 
 def side(terms, right):
@@ -77,3 +83,18 @@ def test_recall_by_image_by_hand():
     # Image 0 finds a text first; its texts: the first finds its image first, the second only among 5 and 10.
     expected = [0.5 * (1 + (1 + 2 / 3) / 2), 1.0]
     assert recall_by_image(scores, right).tolist() == pytest.approx(expected)
+
+
+def test_pairs_are_drawn_by_image_where_all_scores_would_not_fit(monkeypatch):
+    images, texts = torch.arange(40).repeat_interleave(5), torch.arange(200)
+    assert few_enough(images, texts, 0).all()
+    monkeypatch.setattr("frevl.training.retrieval.score_fusion._MOST_SCORES", 2_000)  # 20 images with 100 texts
+    kept = few_enough(images, texts, 0)
+    drawn = images[kept].unique()
+    assert 15 <= len(drawn) <= 20
+    assert kept.sum() == 5 * len(drawn)  # whole images
+    assert torch.equal(kept, few_enough(images, texts, 0))
+    assert not torch.equal(kept, few_enough(images, texts, 1))
+    assert few_enough(torch.arange(40), torch.zeros(40, dtype=torch.long), 0).all()  # one text for all images
+    monkeypatch.setattr("frevl.training.retrieval.score_fusion._MOST_SCORES", 1)
+    assert len(images[few_enough(images, texts, 0)].unique()) == 2

@@ -23,6 +23,8 @@ __all__ = ["evaluate_queries", "ranked_pool", "read_queries"]
 _RESAMPLES = 1000
 _NUMBERS = 64_000_000  # of a draw times the queries: more resamples than these allow are not made
 _FEWEST_RESAMPLES = 100
+_MOST_RANKS = 500_000_000  # queries times pictures: 2 GB
+_SCORES = 4_194_304  # at once
 
 
 def read_queries(file: str | Path) -> list[str]:
@@ -145,26 +147,44 @@ def evaluate_queries(
     }
 
 
-def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -> NDArray[np.int64]:
+def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -> NDArray[np.int32]:
     """Return ``(queries, images)``: the rows of the images, the best first, as a search orders them.
+
+    Scores are made for some queries at a time; the ranks are what is kept.
 
     Args:
         scorer: A matching run. One that reranks scores the best candidates of its first stage again, at least ``k``.
         images: Ids of the pool.
         queries: Texts.
         k: How many are shown.
+
+    Raises:
+        UsageError: The ranks would take more than 2 GB.
     """
-    if not scorer.has_first_stage:
-        scores = scorer.grid(images, queries).T
-        return np.argsort(-scores, axis=1, kind="stable")
-    scores = scorer.text_vectors(queries) @ scorer.image_vectors(images).T
-    order = np.argsort(-scores, axis=1, kind="stable")
+    if len(queries) * len(images) > _MOST_RANKS:
+        raise UsageError(
+            f"{len(queries):,} queries over a pool of {len(images):,} pictures need "
+            f"{4e-9 * len(queries) * len(images):,.1f} GB of ranks; expected at most {4e-9 * _MOST_RANKS:,.0f} GB: "
+            "give fewer queries, or fewer pictures"
+        )
+    between = None if scorer.has_first_stage and not scorer.rerank_depth else scorer.between(images, queries)
+    vectors = scorer.image_vectors(images) if scorer.has_first_stage else None
+    asked = scorer.text_vectors(queries) if scorer.has_first_stage else None
     depth = min(len(images), max(k, scorer.rerank_depth)) if scorer.rerank_depth else 0
-    if depth:
-        between = scorer.between(images, queries)
-        best = order[:, :depth]
-        again = between(best.reshape(-1), np.repeat(np.arange(len(queries)), depth)).reshape(best.shape)
-        order[:, :depth] = np.take_along_axis(best, np.argsort(-again, axis=1, kind="stable"), axis=1)
+    order = np.empty((len(queries), len(images)), np.int32)
+    step = max(1, _SCORES // len(images))
+    for start in range(0, len(queries), step):
+        rows = np.arange(start, min(start + step, len(queries)))
+        if vectors is not None and asked is not None:
+            scores = asked[rows] @ vectors.T
+        elif between is not None:
+            scores = between(np.tile(np.arange(len(images)), len(rows)), np.repeat(rows, len(images)))
+        ranked = np.argsort(-scores.reshape(len(rows), -1), axis=1, kind="stable")
+        if depth and between is not None:
+            best = ranked[:, :depth]
+            again = between(best.reshape(-1), np.repeat(rows, depth)).reshape(best.shape)
+            ranked[:, :depth] = np.take_along_axis(best, np.argsort(-again, axis=1, kind="stable"), axis=1)
+        order[rows] = ranked
     return order
 
 

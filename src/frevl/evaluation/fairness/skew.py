@@ -7,6 +7,8 @@ the first k lack has the skew minus infinity, of which no mean can be made: it c
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,7 @@ __all__ = ["SkewDraws", "share_gaps", "skews"]
 
 Floats = NDArray[np.float64]
 _HALF = 0.5
+_PLACES = 4_194_304  # of rankings that are looked at at once
 
 
 def skews(top: Floats, pool: Floats, k: int) -> Floats:
@@ -43,7 +46,7 @@ class SkewDraws:
     """What is shown when the pictures of the pool are drawn again: for intervals over pictures.
 
     Args:
-        order: ``(queries, pictures)`` int64: the pictures of the pool, the best first.
+        order: ``(queries, pictures)`` integers: the pictures of the pool, the best first.
         groups: ``(pictures,)`` group of every picture from 0; -1 for one of a group that is left out.
         clusters: ``(pictures,)`` int64, what is drawn together.
         count: Number of groups.
@@ -51,7 +54,12 @@ class SkewDraws:
     """
 
     def __init__(
-        self, order: NDArray[np.int64], groups: NDArray[np.int64], clusters: NDArray[np.int64], count: int, k: int
+        self,
+        order: NDArray[np.integer[Any]],
+        groups: NDArray[np.int64],
+        clusters: NDArray[np.int64],
+        count: int,
+        k: int,
     ) -> None:
         self._order, self._clusters, self.k = order, clusters, k
         self._member: Floats = (groups[:, None] == np.arange(count)).astype(np.float64)
@@ -66,11 +74,16 @@ class SkewDraws:
         pool = pictures.sum(axis=0) / max(1.0, float(len(pictures) if weights is None else weights.sum()))
         if weights is None:
             return self._member[self._order[:, : self.k]].mean(axis=1), pool
-        counts = weights[self._order]
-        before = np.cumsum(counts, axis=1) - counts
-        taken = np.clip(self.k - before, 0, counts)
-        top: Floats = np.einsum("qp,qpg->qg", taken, self._member[self._order])
-        return top / taken.sum(axis=1, keepdims=True).clip(min=1.0), pool
+        top = np.empty((len(self._order), self._member.shape[1]))
+        step = max(1, _PLACES // max(1, self._order.shape[1]))
+        for start in range(0, len(top), step):  # what follows holds several numbers a place
+            order = self._order[start : start + step]
+            counts = weights[order]
+            before = np.cumsum(counts, axis=1) - counts
+            taken = np.clip(self.k - before, 0, counts)
+            shown: Floats = np.einsum("qp,qpg->qg", taken, self._member[order])
+            top[start : start + step] = shown / taken.sum(axis=1, keepdims=True).clip(min=1.0)
+        return top, pool
 
     def draws(self, resamples: int, seed: int = 0) -> list[tuple[Floats, Floats]]:
         """Return the `shares` of so many draws of the pool's clusters."""

@@ -21,7 +21,7 @@ from frevl.runs.batches import EmbeddedPairs
 from frevl.training.examples import Examples
 from frevl.training.retrieval.fit import BANK, right_pairs
 from frevl.training.retrieval.hard_negatives import bank_of
-from frevl.training.retrieval.score_fusion import DEPTHS, recall_by_image
+from frevl.training.retrieval.score_fusion import DEPTHS, few_enough, recall_by_image
 from frevl.training.retrieval.two_tower import pooled_items
 from frevl.training.selection.one_standard_error import one_standard_error, standard_error
 
@@ -103,6 +103,7 @@ def adapt_cosine(cosine: Cosine, train: Examples, seed: int) -> Adapted | None:
     owners: list[Tensor] = []
     for fold in range(_FOLDS):
         held = (fold_of[numbers] == fold) & used
+        held[held.clone()] = few_enough(pairs.image_rows[held], pairs.text_rows[held], seed)
         inside, outside = pairs.select((fold_of[numbers] != fold).nonzero()[:, 0]), pairs.select(held.nonzero()[:, 0])
         for variant, network in enumerate(_fitted(cosine, inside, seed)):
             hits[variant].append(full_recall(network, outside))

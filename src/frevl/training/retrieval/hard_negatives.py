@@ -21,6 +21,7 @@ from frevl.models.retrieval.kernel_alignment import fit_alignment
 from frevl.models.retrieval.reranker import hubness
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.options import Session, TwoTowerOptions
+from frevl.training.retrieval.score_fusion import few_enough
 from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
@@ -102,6 +103,7 @@ def mine_hard_negatives(
     parts, order = [], []
     for fold in range(folds):
         held = _at_most(pairs.image_rows, (fold_of == fold).nonzero()[:, 0], _MOST_IMAGES)
+        held = held[few_enough(pairs.image_rows[held], pairs.text_rows[held], seed)]
         inside = (fold_of != fold).nonzero()[:, 0]
         network = first
         if network is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from frevl.models.retrieval.reranker import TermWeights
 
-__all__ = ["FusionWeights", "RankedCandidates", "choose_weights", "rank_candidates", "recall_by_image"]
+__all__ = ["FusionWeights", "RankedCandidates", "choose_weights", "few_enough", "rank_candidates", "recall_by_image"]
 
 # Larger weights of hubness rank no better and make the scores of different items less comparable
 # (research/experiments/log.md).
@@ -24,6 +24,7 @@ ALIGNMENT_WEIGHTS = (0.0, 5.0, 10.0, 15.0)
 FUSION_WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 DEPTHS = (20, 50, 100)
 _RANKS = (1, 5, 10)
+_MOST_SCORES = 67_108_864  # images times texts that are compared in memory: 256 MB
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,29 @@ class FusionWeights:
             "metrics": self.metrics,
             "settings_tried": self.tried,
         }
+
+
+def few_enough(image_rows: Tensor, text_rows: Tensor, seed: int) -> Tensor:
+    """Choose pairs whose images and texts can all be compared with each other in memory.
+
+    Args:
+        image_rows: ``(n,)`` int64, the image of each pair.
+        text_rows: ``(n,)`` int64, its text.
+        seed: Of the images that are drawn where there are too many.
+
+    Returns:
+        ``(n,)`` bool: all pairs, or those of images drawn at random, at least two.
+    """
+    kept = torch.ones_like(image_rows, dtype=torch.bool)
+    images = torch.unique(image_rows)
+    drawn = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
+    while len(drawn) > 2:
+        scores = len(drawn) * len(torch.unique(text_rows[kept]))
+        if scores <= _MOST_SCORES:
+            break
+        drawn = drawn[: min(len(drawn) - 1, max(2, int(len(drawn) * (_MOST_SCORES / scores) ** 0.5)))]
+        kept = torch.isin(image_rows, drawn)
+    return kept
 
 
 def rank_candidates(first: Tensor, right: Tensor, depth: int) -> tuple[Tensor, Tensor]:

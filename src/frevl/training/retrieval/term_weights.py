@@ -19,6 +19,7 @@ from frevl.training.retrieval.score_fusion import (
     FusionWeights,
     RankedCandidates,
     choose_weights,
+    few_enough,
     rank_candidates,
 )
 
@@ -57,10 +58,11 @@ class WeightSearch:
 
 
 def development_part(dev: EmbeddedPairs, seed: int) -> EmbeddedPairs:
-    """Return the pairs of at most 1,000 development images: weights need no more."""
+    """Return the pairs of at most 1,000 development images (fewer with very many texts): weights need no more."""
     kept = torch.unique(dev.image_rows)
     kept = kept[torch.randperm(len(kept), generator=torch.Generator().manual_seed(seed))[:_MOST_IMAGES]]
-    return dev.select(torch.isin(dev.image_rows, kept))
+    part = dev.select(torch.isin(dev.image_rows, kept))
+    return part.select(few_enough(part.image_rows, part.text_rows, seed))
 
 
 def search_alone(network: FirstStage, dev: EmbeddedPairs) -> WeightSearch:
