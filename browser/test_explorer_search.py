@@ -78,6 +78,28 @@ def test_a_hit_says_why(url, visit):
     expect(page.get_by_role("button", name="Why was it found?")).to_be_visible()
 
 
+def test_the_picture_that_is_open_has_a_link_and_is_back_with_the_back_button(url, visit):
+    page = visit(f"{url}/explore/#/pictures?shown=unlabelled").page
+    expect(page.locator("#picture-3")).to_be_visible(timeout=TIMEOUT)
+    choose(page, 3)
+    opened = page.get_by_role("complementary", name="The chosen picture")
+    expect(opened).to_be_visible()
+    name = page.locator("#picture-3").get_attribute("data-image")
+    page.wait_for_url(f"**picture={name}")
+    other = visit(page.url).page
+    shown = other.get_by_role("complementary", name="The chosen picture")
+    expect(shown).to_contain_text(name, timeout=TIMEOUT)
+    shown.get_by_role("button", name="Close").click()
+    expect(shown).to_have_count(0)
+    assert other.url.endswith("shown=unlabelled")
+    page.get_by_role("link", name="Overview").click()
+    expect(page.get_by_role("heading", name="What is in this store")).to_be_visible(timeout=TIMEOUT)
+    page.go_back()
+    expect(opened).to_contain_text(name, timeout=TIMEOUT)
+    page = visit(f"{url}/explore/#/pictures?picture=none.png").page
+    expect(page.get_by_role("alert")).to_contain_text("The picture none.png is not in the store", timeout=TIMEOUT)
+
+
 DROP = """([kind, text]) => {
   const data = new DataTransfer();
   data.setData(kind, text);
