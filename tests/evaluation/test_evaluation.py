@@ -32,7 +32,7 @@ class GivenScorer:
             sides=("image", "text"),
             check_pairs=lambda _: [],
         )
-        images = {pair[0]: None for pair in table}
+        images = {image: row for row, image in enumerate(dict.fromkeys(pair[0] for pair in table))}
         self.store = SimpleNamespace(
             positions=lambda _: images,
             rejects=list,

@@ -183,9 +183,7 @@ store_app = Commands(
 )
 app.add_typer(store_app, name="store")
 
-StoreOption = Annotated[
-    Path, typer.Option("--store", readable=False, help="Folder of the store; s3://bucket/store, to read it.")
-]
+StoreOption = Annotated[Path, typer.Option("--store", readable=False, help="Folder of the store, or s3://bucket/path.")]
 RunOption = Annotated[Path, typer.Option("--run", readable=False, help="Folder of the run.")]
 JsonOption = Annotated[
     Path | None, typer.Option("--json", readable=False, help="Write the result to this JSON file."), OUTPUT
@@ -209,8 +207,8 @@ RayOption = Annotated[
     typer.Option(
         "--ray",
         metavar="[ADDRESS]",
-        help="Share the work out on a Ray cluster: the address of its head, or auto. Alone: a cluster of this machine.",
-        show_default="this process",
+        help="Ray cluster: address of its head, or auto; alone, a cluster of this machine.",
+        show_default="none",
     ),
 ]
 GroupByOption = Annotated[
@@ -237,7 +235,7 @@ ColumnsOption = Annotated[
     typer.Option(
         "--columns",
         metavar="FIELD=NAME",
-        help="Columns of a table of pairs, such as image=filepath,text=title.",
+        help="Columns of a table, such as image=filepath,text=title.",
     ),
 ]
 SetOption = Annotated[

@@ -521,7 +521,7 @@ def test_the_command_writes_one_record_a_measurement(small, monkeypatch, frevl, 
 
 @pytest.mark.parametrize(
     ("command", "function", "only_here"),
-    [("bench", bench, {"quiet", "config"}), ("export", export, {"columns", "config"})],
+    [("bench", bench, {"quiet", "config"}), ("export", export, {"columns", "config", "vectors", "find"})],
 )
 def test_flags_are_the_signature_and_hold_no_default_of_their_own(command, function, only_here):
     import typer.main

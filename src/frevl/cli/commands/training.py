@@ -102,17 +102,15 @@ def train(
         typer.Option(readable=False, help="Classification: run that the fusion starts from.", show_default="none"),
     ] = None,
     min_answer_count: Annotated[
-        int | None, typer.Option(min=1, help="Leave out answers of fewer training pairs.", show_default="1")
+        int | None, typer.Option(min=1, help="Leave out answers of fewer pairs.", show_default="1")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of trainings: RUN/seed0, RUN/seed1 ...", show_default="1, in RUN itself"),
+        typer.Option(min=1, help="Trainings, in RUN/seed0, RUN/seed1 ...", show_default="1, in RUN"),
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(min=1, help="Time limit in seconds.", show_default="none")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Device to train on, such as cpu or cuda.", show_default="cpu")
-    ] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Limit in seconds.", show_default="none")] = None,
+    device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda.", show_default="cpu")] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Processes that share every step.", show_default="as torchrun says, else 1"),
@@ -176,7 +174,7 @@ def ablate(
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
     min_answer_count: Annotated[
-        int | None, typer.Option(min=1, help="Leave out answers of fewer training pairs.", show_default="as train")
+        int | None, typer.Option(min=1, help="Leave out answers of fewer pairs.", show_default="as train")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Number of trainings of every variant.", show_default="3")
