@@ -191,6 +191,42 @@ def test_in_the_space_of_a_trained_run(made, tmp_path):
         frevl.classify(made.store, ["red", "green"], run=tmp_path / "other", space=run.path)
 
 
+def test_what_the_space_has_learned_from_is_not_held_out_to_compare_names(made, tmp_path):
+    """A dual is right about the pictures that it was trained on: compared on these, names alone always win."""
+    images = list(dict.fromkeys(made.captions.images))
+    colours = dict(zip(made.captions.images, (text.split()[1] for text in made.captions.texts), strict=True))
+    learned = set(images[: len(images) // 2])
+    captions = [
+        {"image": image, "text": text}
+        for image, text in zip(made.captions.images, made.captions.texts, strict=True) if image in learned
+    ]  # fmt: skip
+    dual = frevl.train(
+        made.store, captions, run=tmp_path / "dual", task="matching", model="dual",
+        options={"epochs": 1, "members": 1, "hidden": 16, "width": 8},
+    )  # fmt: skip
+    names = sorted(set(colours.values()))
+
+    def results(some, **options):
+        examples = [{"image": image, "target": colours[image]} for image in some]
+        folder = tmp_path / f"run-{len(list(tmp_path.iterdir()))}"
+        return frevl.classify(made.store, names, run=folder, examples=examples, **options).results
+
+    known, others = sorted(learned), [image for image in images if image not in learned]
+    alone = results(known, space=dual.path)
+    assert alone["selection"]["candidates"] == []
+    assert f"has learned from {len(known)} of the {len(known)} examples" in alone["warnings"][0]
+    both = results(known + others, space=dual.path)
+    assert both["selection"]["candidates"] != []
+    assert 0 < both["development"]["n"] <= len(others)
+    none = results(others, space=dual.path)
+    assert not any("has learned from" in sentence for sentence in none["notes"])
+    dev = [{"image": image, "target": colours[image]} for image in known]
+    assert any(
+        f"has learned from {len(dev)} of the {len(dev)} development pictures" in sentence
+        for sentence in results(others, space=dual.path, dev=dev)["notes"]
+    )
+
+
 @pytest.mark.slow
 def test_the_run_is_exported_scored_and_published(named, frevl, tmp_path):
     run = tmp_path / "run"

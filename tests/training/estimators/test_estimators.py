@@ -204,6 +204,7 @@ def test_further_messages(arrays):
     X, y = arrays["examples"]
     for arguments, message in (
         ({"groups": [1, 2]}, "groups: expected"),
+        ({"groups": [None] * len(y)}, "groups: expected numbers or strings"),
         ({"sample_weight": [1.0]}, "sample_weight.shape"),
         ({"sample_weight": -np.ones(len(y))}, "not negative"),
     ):
@@ -211,6 +212,8 @@ def test_further_messages(arrays):
             EmbeddingClassifier().fit(X, y, **arguments)
     with pytest.raises(ValueError, match="class_texts: expected the shape"):
         EmbeddingClassifier(class_texts=np.ones((2, 3))).fit(X, y)
+    with pytest.raises(ValueError, match="y: expected labels of classes, found 'hazel'"):
+        EmbeddingClassifier(classes=CLASSES[:-1]).fit(X, y)
     with pytest.raises(ValueError, match="method: expected one of"):
         EmbeddingClassifier(method="lda").fit(X, y)
     with pytest.raises(ValueError, match="There is no model 'tyni'"):

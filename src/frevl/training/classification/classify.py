@@ -134,7 +134,7 @@ def classify(
         towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
         own, held, hashes = collect(
             opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, seed=seed, notes=notes,
-            doubts=doubts,
+            doubts=doubts, learned=None if of_run is None or classes is None else of_run.run.train_image_hashes,
         )  # fmt: skip
         found = space_of_run(opened, of_run) if of_run else space_of_encoder(opened, towers)
         names = None

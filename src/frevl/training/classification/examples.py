@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from frevl.data.classes.class_files import ClassEntry, ClassList
 from frevl.data.pairs import Pairs, one_side_note
@@ -85,11 +87,13 @@ def collect(
     seed: int,
     notes: list[str],
     doubts: list[str],
+    learned: np.ndarray | None = None,
 ) -> tuple[EmbeddedExamples, EmbeddedExamples | None, dict[str, str]]:
     """Leave out what belongs to no class, or to several, find groups, and embed.
 
     What was left out goes into ``notes``; what makes every figure doubtful, such as development images among the
-    examples, into ``doubts``.
+    examples, into ``doubts``. ``learned``: the sorted `frevl.runs.targets.hash_prefixes` of the pictures that the space
+    of the names has learned from, or None.
 
     Returns:
         Examples (of no image where there are none), development images, and the content hash of every image by id.
@@ -126,10 +130,20 @@ def collect(
         values, mask = store.read("image", ids, towers)
         images = mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask))
         labels = torch.tensor([index[str(target)] for target in targets])
-        return EmbeddedExamples(images, labels, torch.tensor([numbers.setdefault(c, len(numbers)) for c in clusters]))
+        groups = torch.tensor([numbers.setdefault(c, len(numbers)) for c in clusters])
+        return EmbeddedExamples(images, labels, groups, known=_known(ids, hashes, learned))
 
     own = grouped[: len(kept)]
     return embedded(own) if own else empty, None if judged is None else embedded(grouped[-1:]), hashes
+
+
+def _known(ids: Sequence[str], hashes: Mapping[str, str], learned: np.ndarray | None) -> Tensor | None:
+    """Tell which images are among those with the hashes of ``learned``; None where none is."""
+    if learned is None or not len(learned):
+        return None
+    own = np.array([int(hashes[id_][:16], 16) for id_ in ids], np.uint64)
+    found = np.isin(own, learned)
+    return torch.from_numpy(found) if found.any() else None
 
 
 def _one(target: Any) -> str:

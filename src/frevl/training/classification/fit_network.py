@@ -31,12 +31,14 @@ class EmbeddedExamples:
         labels: ``(n,)`` int64.
         clusters: ``(n,)`` int64; images of one number are not independent.
         weights: ``(n,)`` above 0, or None.
+        known: ``(n,)`` bool, which the space of the names has learned from; None: none of them.
     """
 
     images: Tensor
     labels: Tensor
     clusters: Tensor
     weights: Tensor | None = None
+    known: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def fit_network(
             return _joined([blank.features(block) for block in torch.split(images, _AT_ONCE)])
 
     def labelled(some: EmbeddedExamples) -> Labelled:
-        return Labelled(featured(some.images), some.labels, some.clusters, some.weights)
+        return Labelled(featured(some.images), some.labels, some.clusters, some.weights, some.known)
 
     examples, dev = labelled(own), None if held is None else labelled(held)
     names = 0.0 if space is None else space.scale

@@ -30,12 +30,15 @@ class Labelled:
         labels: ``(n,)`` int64.
         clusters: ``(n,)`` int64; pictures of one number are not independent.
         weights: ``(n,)`` above 0, how much each counts; None: all alike.
+        known: ``(n,)`` bool, which the space of the names has learned from: names look better there than elsewhere, so
+            they are never held out. None: none of them.
     """
 
     features: Features
     labels: Tensor
     clusters: Tensor
     weights: Tensor | None = None
+    known: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,8 +50,8 @@ class Labelled:
 
     def select(self, rows: Tensor) -> Labelled:
         """Return some of the pictures."""
-        weights = None if self.weights is None else self.weights[rows]
-        return Labelled(self.features.select(rows), self.labels[rows], self.clusters[rows], weights)
+        weights, known = (None if one is None else one[rows] for one in (self.weights, self.known))
+        return Labelled(self.features.select(rows), self.labels[rows], self.clusters[rows], weights, known)
 
 
 @dataclass(frozen=True)

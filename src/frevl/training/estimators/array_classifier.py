@@ -297,7 +297,10 @@ def _numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
     values = np.asarray(groups)
     if values.shape != (count,):
         raise ValueError(f"groups: expected {count} values, one a row of X, found the shape {values.shape}")
-    found: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
+    try:
+        found: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
+    except TypeError as error:  # nothing orders them
+        raise ValueError(f"groups: expected numbers or strings, found {error}") from error
     return found
 
 

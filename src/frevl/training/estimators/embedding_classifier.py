@@ -103,7 +103,7 @@ class EmbeddingClassifier(ArrayClassifier):
             raise ValueError("classes: expected different labels, found one twice")
         strange = np.setdiff1d(y, known)
         if len(strange):
-            raise ValueError(f"y: expected labels of classes, found {strange[0]!r}")
+            raise ValueError(f"y: expected labels of classes, found {str(strange[0])!r}")
         return known
 
     def _fit(
