@@ -94,8 +94,9 @@ def summary(sets: list[Hits]) -> dict:
     random = np.random.default_rng(0)
     drawn = [difference[random.integers(0, len(difference), len(difference))].mean() for _ in range(4_000)]
     low, high = np.percentile(drawn, [2.5, 97.5])
-    return {"pictures": len(means), "auto": means[:, 0].mean(), "cosine": means[:, 1].mean(),
-            "difference": difference.mean(), "interval": [float(low), float(high)]}  # fmt: skip
+    auto, cosine = means.mean(axis=0)
+    figures = {"auto": auto, "cosine": cosine, "difference": difference.mean(), "low": low, "high": high}
+    return {"pictures": len(means), **{name: round(float(value), 2) for name, value in figures.items()}}
 
 
 if __name__ == "__main__":
