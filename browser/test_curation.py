@@ -61,6 +61,12 @@ def test_judgements_are_overruled_by_click_and_undone(url, visit, result):
     page.get_by_role("button", name="Undo").click()
     kept(page, 4)
     expect(rows(page).first).to_contain_text("goes (match)")
+    page.get_by_role("button", name="All 2 here stay").click()
+    kept(page, 5)  # of the two lines one is a copy, too
+    expect(rows(page).nth(1)).to_contain_text("goes (duplicate)")
+    page.get_by_role("button", name="Undo").click()
+    kept(page, 4)
+    expect(rows(page).nth(1)).to_contain_text("goes (match, duplicate)")
     assert seen.foreign(url) == []
     assert seen.complaints == []
 
