@@ -222,7 +222,7 @@ GroupsOption = Annotated[
     ),
 ]
 EncoderOption = Annotated[
-    list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all that have every item")
+    list[str] | None, typer.Option(help="Encoder; may be repeated.", show_default="all that have every item")
 ]
 ImageEncoderOption = Annotated[
     list[str] | None, typer.Option(help="Encoder of the images alone; may be repeated.", show_default="as --encoder")

@@ -75,7 +75,7 @@ def classify(
     ] = None,
     images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the pictures.")] = None,
     encoder: Annotated[
-        list[str] | None, typer.Option(help="Encoder to use; may be repeated.", show_default="all in the store")
+        list[str] | None, typer.Option(help="Encoder; may be repeated.", show_default="all in the store")
     ] = None,
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,

@@ -70,7 +70,7 @@ def train(
     run: Annotated[Path, typer.Option("--run", readable=False, help="Folder of the run."), OUTPUT],
     task: Annotated[str, typer.Option(help="matching or classification.")],
     model: Annotated[
-        str | None, typer.Option(help="auto, linear, mlp, tiny ...; frevl models lists them.", show_default="tiny")
+        str | None, typer.Option(help="auto, linear, mlp, tiny ...; see frevl models.", show_default="tiny")
     ] = None,
     settings: SetOption = None,
     choose_by: Annotated[
