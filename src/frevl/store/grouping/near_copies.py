@@ -30,6 +30,7 @@ _MEASURED = 2_000  # images that the usual distances are measured on
 _SKETCH = 64  # numbers per image while near pairs are looked for
 _SLACK = 1.8  # by which a sketch may overstate a distance: 4 standard deviations of it
 _AT_ONCE = 1_024
+_COSINES = 8_388_608  # at once: with what sorts them 128 MB
 _TILE = 512
 _SAME = 1e-6  # squared distances below are rounding
 _BLOCK = 8_192  # images whose neighbours are asked for at a time
@@ -120,8 +121,9 @@ def neighbours_of(
     """
     near = np.empty((len(rows), NEIGHBOURS), np.int64)
     distances = np.empty((len(rows), NEIGHBOURS), np.float32)
-    for start in range(0, len(rows), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
+    at_once = max(1, min(_AT_ONCE, _COSINES // max(1, len(vectors))))
+    for start in range(0, len(rows), at_once):
+        part = slice(start, start + at_once)
         cosines = vectors[rows[part]] @ vectors.T
         cosines[np.arange(len(cosines)), rows[part]] = -2.0
         first = np.argpartition(-cosines, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
