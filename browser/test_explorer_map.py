@@ -1,8 +1,12 @@
 """The map of the explorer with neighbours together and clusters; PaCMAP itself, an extra, is stood in for."""
 
+import io
 import sys
+import time
 
+import pytest
 from exploring import TIMEOUT, exploring, serious
+from PIL import Image
 from playwright.sync_api import expect
 
 from made import make
@@ -43,3 +47,24 @@ def test_without_the_library_words_say_how_to_get_it(tmp_path, visit):
     with exploring(world, "--images", world.images) as (url, _):
         page = visit(f"{url}/explore/#/map?method=neighbours", size="phone").page
         expect(page.get_by_role("alert")).to_contain_text("pip install 'frevl[map]'", timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_without_a_label_can_be_seen(tmp_path, visit, scheme):
+    """Their pale points were white on white: the alpha of a point was squared on the way to the screen."""
+    world = make(tmp_path / "world", ["toy"], count=30)
+    with exploring(world, "--images", world.images) as (url, _):
+        page = visit(f"{url}/explore/#/map", scheme=scheme).page
+        surface = page.get_by_role("application")
+        expect(surface).to_be_visible(timeout=TIMEOUT)
+
+        def spread():
+            with Image.open(io.BytesIO(surface.screenshot())) as shot:
+                inner = shot.convert("L").crop((20, 20, shot.width - 20, shot.height - 20))
+            lowest, highest = inner.getextrema()
+            return highest - lowest
+
+        deadline = time.monotonic() + TIMEOUT / 1000
+        while spread() < 30 and time.monotonic() < deadline:  # of 255 greys
+            page.wait_for_timeout(200)
+        assert spread() >= 30

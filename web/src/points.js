@@ -69,7 +69,8 @@ export class Points {
       gl.clearColor(0, 0, 0, 0);
       gl.clear(gl.COLOR_BUFFER_BIT);
       gl.enable(gl.BLEND);
-      gl.blendFunc(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA);
+      // What the page lies under is multiplied by the alpha already: with it squared, pale points would be white on white.
+      gl.blendFuncSeparate(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
       gl.uniform4f(this.uniforms.view, sx, sy, tx, ty);
       gl.uniform1f(this.uniforms.size, size);
       gl.drawArrays(gl.POINTS, 0, this.count);
