@@ -22,7 +22,7 @@ import numpy as np
 from frevl.data.columns import FIELDS, REQUIRED, columns_of
 from frevl.data.in_memory import PLACE, rows_in_memory
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
-from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, told
+from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, in_order, told
 from frevl.data.packed.read import read_packed
 from frevl.data.pair_rows import (
     ENDINGS,
@@ -299,7 +299,7 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
         PairsError: There are fewer than two different images.
     """
     codes, names = coded_values(pairs.clusters)
-    unique = sorted(range(len(names)), key=list(names).__getitem__)
+    unique = in_order(names).tolist()
     if len(unique) < 2:
         raise PairsError(
             f"{pairs.places[0].rpartition(':')[0]}: expected at least two different {pairs.sides[0]}s to set some "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import pyarrow.compute as pc
 from frevl.errors import StoreError, UsageError
 from frevl.store.commits.failures import brief, is_lance_failure, reading, writing
 from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
-from frevl.store.ids.hashing import id_hashes
 from frevl.store.ids.kept import segments_of
 from frevl.store.ids.rows_of_ids import RowsOfIds, Segment
 from frevl.store.remote.address import cache_of, is_remote, storage_options
@@ -155,15 +153,13 @@ class Snapshot:
         parts = every if rows is None else self.take(name, "id", rows, rows_at_once=_IDS_AT_ONCE)
         return [id_ for part in parts for id_ in part.to_pylist()]
 
-    def repeated_ids(self, name: str) -> list[str]:
-        """Return the ids that stand in several rows, in their order; hashes tell which could."""
-        hashes = np.concatenate([np.zeros(0, np.uint64), *(id_hashes(b["id"]) for b in self.scan(name, ["id"]))])
-        order = np.argsort(hashes, kind="stable")
-        same = hashes[order][1:] == hashes[order][:-1]
-        if not same.any():
-            return []
-        rows = np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
-        return [id_ for id_, count in Counter(self.ids(name, rows)).items() if count > 1]
+    def contents(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Return ``(n,)`` the content hash of rows, in any order, as bytes of 32 letters."""
+        ordered, at = np.unique(rows, return_inverse=True)
+        parts = self.take(name, "content_hash", ordered, rows_at_once=_IDS_AT_ONCE)
+        found = [part.to_numpy(zero_copy_only=False).astype("S32") for part in parts]
+        hashes: np.ndarray = np.concatenate([np.zeros(0, "S32"), *found])[at]
+        return hashes
 
     def filled(self, name: str, tower: str) -> int:
         """Count the rows that have an embedding of a tower."""

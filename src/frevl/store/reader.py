@@ -103,10 +103,9 @@ class Store:
 
     def rejects(self) -> list[Reject]:
         """Return what could not be used, with reasons."""
+        columns = ["kind", "id", "reason"]
         return self._read(
-            lambda at: [
-                Reject(**row) for batch in at.scan("rejects", ["kind", "id", "reason"]) for row in batch.to_pylist()
-            ]
+            lambda at: [Reject(**row) for some in at.scan("rejects", columns) for row in some.to_pylist()]
         )
 
     def states(self, modality: Modality) -> dict[str, np.ndarray]:
@@ -283,12 +282,15 @@ class Store:
         def read(at: Snapshot) -> dict[str, str]:
             different = list(dict.fromkeys(ids))
             found = find_rows(at.rows("images"), different)
-            order = np.argsort(found, kind="stable")[np.count_nonzero(found < 0) :]
-            parts = at.take("images", "content_hash", found[order], rows_at_once=8192)
-            hashes = (hash_ for part in parts for hash_ in part.to_pylist())
-            return {different[i]: hash_ for i, hash_ in zip(order.tolist(), hashes, strict=True)}
+            there = np.flatnonzero(found >= 0)
+            hashes = at.contents("images", found[there]).astype(str).tolist()
+            return {different[i]: hash_ for i, hash_ in zip(there.tolist(), hashes, strict=True)}
 
         return self._read(read)
+
+    def content_column(self, ids: Sequence[str]) -> np.ndarray:
+        """Return ``(n,)`` the content hash of each of these images, as bytes of 32 letters; all are in the store."""
+        return self._read(lambda at: at.contents("images", self._rows_of(at, "image", ids)))
 
     def copies(self, modality: Modality) -> dict[str, str]:
         """Return the items whose content stands under several ids: from each such id to the first of them."""

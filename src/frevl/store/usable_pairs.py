@@ -11,7 +11,7 @@ import numpy as np
 
 from frevl.data.in_memory import as_list
 from frevl.data.names import same_names, spelling_note, text_content, why_unknown
-from frevl.data.packed.columns import by_value, chosen, joined
+from frevl.data.packed.columns import Coded, by_value, chosen, joined
 from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.interface import Encoder
@@ -26,6 +26,7 @@ __all__ = [
     "as_known",
     "choose_towers",
     "content_of_units",
+    "contents_of",
     "names_of",
     "note_unread",
     "read_usable",
@@ -159,7 +160,7 @@ def unread_texts(
         towers: Text towers.
         load: Gives the encoders of the towers, to ask them about texts that the store does not hold; None asks nobody.
     """
-    different = list(dict.fromkeys(texts))
+    different = _different(texts)
     if not towers:
         return []
     unread = store.unread_texts(different, towers)
@@ -177,6 +178,10 @@ def unread_texts(
     return unread + [text for text, share in zip(new, shares.tolist(), strict=True) if share > MOSTLY]
 
 
+def _different(texts: Sequence[str]) -> Sequence[str]:
+    return texts.used_values() if isinstance(texts, Coded) else list(dict.fromkeys(texts))
+
+
 def note_unread(
     store: Store,
     texts: Sequence[str],
@@ -185,10 +190,23 @@ def note_unread(
     load: Callable[[], Sequence[Encoder]] | None = None,
 ) -> None:
     """Say in the notes how many of some texts none of these text towers can read; see `unread_texts`."""
-    different = list(dict.fromkeys(texts))
+    different = _different(texts)
     unread = unread_texts(store, different, towers, load)
     if unread:
         notes.append(unread_sentence(unread, len(different), [tower.name for tower in towers]))
+
+
+def contents_of(store: Store, pairs: Pairs) -> tuple[Sequence[str], np.ndarray]:
+    """Return the different images of some pairs (texts, where they are texts alone), and a hash of the content of each.
+
+    Returns:
+        The ``n`` ids, and ``(n,)`` bytes of 32 letters.
+    """
+    if "image" in pairs.sides:
+        ids = joined([pairs.images])[1]
+        return ids, store.content_column(ids)
+    hashes = content_of_units(store, pairs)
+    return list(hashes), np.array(list(hashes.values()), f"S{_HASH}")
 
 
 def content_of_units(store: Store, pairs: Pairs) -> dict[str, str]:
@@ -252,14 +270,14 @@ def choose_towers(
                 f"{modality}s with --{modality}-encoder: {', '.join(names_of(store, known))}"
             )
         if own is None and len(towers) > 1:
-            ids = (id_ for part in parts for id_ in (part.images if modality == "image" else part.texts))
-            towers = _of_all(store, modality, list(dict.fromkeys(ids)), towers, notes, whole=names is not None)
+            ids = joined([part.images if modality == "image" else part.texts for part in parts])[1]
+            towers = _of_all(store, modality, ids, towers, notes, whole=names is not None)
         chosen[modality] = towers
     return chosen
 
 
 def _of_all(
-    store: Store, modality: Modality, ids: list[str], towers: list[Tower], notes: list[str], *, whole: bool
+    store: Store, modality: Modality, ids: Sequence[str], towers: list[Tower], notes: list[str], *, whole: bool
 ) -> list[Tower]:
     """Leave out towers that some items lack (``whole``: that all of them lack), unless none would be left."""
     states, known = store.states(modality), store.positions(modality)

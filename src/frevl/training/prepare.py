@@ -11,11 +11,11 @@ import torch
 from frevl.data.packed.columns import joined
 from frevl.data.pairs import Pairs, mistaken_side, one_side_note, read_pairs
 from frevl.runs.batches import EmbeddedPairs, absent_side
-from frevl.runs.targets import hash_prefixes
+from frevl.runs.targets import prefixes_of
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.store.usable_pairs import choose_towers, content_of_units, names_of, note_unread, read_usable
+from frevl.store.usable_pairs import choose_towers, contents_of, names_of, note_unread, read_usable
 from frevl.training.examples import Prepared, examples_of, set_aside
 from frevl.training.out_of_memory.items import fit_in_memory, map_items
 
@@ -65,15 +65,15 @@ def prepare(
         )
     else:
         train_pairs, dev_pairs = grouped
-    hashes = content_of_units(store, train_pairs) | content_of_units(store, dev_pairs)
+    own, others = (contents_of(store, part) for part in (train_pairs, dev_pairs))
     if not seen:
-        doubts += shared_units(train_pairs, dev_pairs, hashes) or shared_groups(train_pairs, dev_pairs)
+        doubts += _shared_contents(own, others, dev_pairs.sides[0]) or shared_groups(train_pairs, dev_pairs)
     embedded = embed_pairs(store, [train_pairs, dev_pairs], *towers)
     train, dev_examples, labels = examples_of(
         [train_pairs, dev_pairs], embedded, task=task, min_answer_count=min_answer_count, seed=seed,
         dev_is_spare=dev is None, dev_is_seen=seen, notes=notes,
     )  # fmt: skip
-    prefixes = hash_prefixes(hashes.values())
+    prefixes = prefixes_of(np.concatenate([own[1], others[1]]))
     used = [*(image_encoder or encoder or store.encoders), *(text_encoder or encoder or store.encoders)]
     encoders = [name for name in dict.fromkeys(used) if name in names_of(store, [*towers[0], *towers[1]])]
     doubts = list(
@@ -96,14 +96,21 @@ def prepare(
 
 def shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
     """Say how many development images are in the training part too, under the same or another id; or how many texts."""
-    seen = {hashes[unit] for unit in joined([train.units])[1]}
-    different, kind = joined([dev.units])[1], dev.sides[0]
-    shared = [unit for unit in different if hashes[unit] in seen]
-    if not shared:
+    both = [joined([part.units])[1] for part in (train, dev)]
+    own, others = ((units, np.array([hashes[unit] for unit in units])) for units in both)
+    return _shared_contents(own, others, dev.sides[0])
+
+
+def _shared_contents(
+    train: tuple[Sequence[str], np.ndarray], dev: tuple[Sequence[str], np.ndarray], kind: str
+) -> list[str]:
+    units, hashes = dev
+    shared = np.flatnonzero(np.isin(hashes, train[1]))
+    if not len(shared):
         return []
     return [
-        f"Leak: {len(shared):,} of {len(different):,} development {kind}s have the same content as a training "
-        f"{kind} (the first is '{shared[0]:.80}'): the development metric is too good."
+        f"Leak: {len(shared):,} of {len(units):,} development {kind}s have the same content as a training "
+        f"{kind} (the first is '{units[int(shared[0])]:.80}'): the development metric is too good."
     ]
 
 

@@ -16,16 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from frevl.data.packed.columns import chosen, in_order, joined
 from frevl.errors import RunError, TrainingError
 from frevl.jsonfile import replace_file, write_json
 from frevl.models.hub import POSTERIOR_FILE, RUN_FILES
 from frevl.runs.run import UNFINISHED, refuse_other_files
 from frevl.runs.toml_text import toml_text
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.training.options import ModelOptions
 from frevl.training.workers.team import ALONE, Team
 from frevl.version import __version__
@@ -291,13 +294,22 @@ def data_identity(store: Store, pairs: Pairs, dev: Pairs | None) -> dict[str, An
     return {"frevl": __version__, "store": store.fingerprint, **contents}
 
 
+_AT_ONCE = 65_536  # pictures that are objects of Python at a time
+
+
 def content_of(store: Store, pairs: Pairs) -> str:
     """Return a hash of pairs and of the pictures they name, so that neither changes unseen under a training."""
     digest = hashlib.sha256()
     for row in range(len(pairs)):
         digest.update(json.dumps(pairs.row(row), sort_keys=True, default=str).encode())
-    for pair in sorted(store.content_hashes(pairs.images).items()):
-        digest.update(json.dumps(pair).encode())
+    images = joined([pairs.images])[1]
+    rows = find_rows(store.positions("image"), images)
+    there = chosen(images, np.flatnonzero(rows >= 0))
+    hashes, order = store.content_column(there), in_order(there)
+    for start in range(0, len(order), _AT_ONCE):
+        some = order[start : start + _AT_ONCE]
+        for pair in zip(chosen(there, some), hashes[some].astype(str).tolist(), strict=True):
+            digest.update(json.dumps(pair).encode())
     return digest.hexdigest()[:16]
 
 

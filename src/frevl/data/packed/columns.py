@@ -19,6 +19,7 @@ __all__ = [
     "chosen",
     "coded_values",
     "different",
+    "in_order",
     "joined",
     "told",
 ]
@@ -80,6 +81,11 @@ class Coded(Sequence[V], Generic[V]):
 
     def __repr__(self) -> str:
         return f"<{len(self):,} values, {len(self.values):,} different>"
+
+    @property
+    def plain(self) -> bool:
+        """Whether the strings are the values themselves."""
+        return self._decode is None
 
     def with_codes(self, codes: np.ndarray) -> Coded[V]:
         """Return the values of other codes."""
@@ -265,11 +271,11 @@ def different(column: Sequence[V]) -> Sequence[V]:
     return column.used_values() if isinstance(column, Coded) else column
 
 
-def joined(columns: Sequence[Sequence[V]]) -> tuple[list[np.ndarray], list[V]]:
+def joined(columns: Sequence[Sequence[V]]) -> tuple[list[np.ndarray], Sequence[V]]:
     """Number the values of several columns together, in the order in which they first appear.
 
     Returns:
-        ``(n,)`` int64 numbers for each column, and the different values.
+        ``(n,)`` int64 numbers for each column, and the different values: a list, or `Coded` if the columns are codes.
     """
     first = columns[0]
     if isinstance(first, Coded) and all(isinstance(one, Coded) and one.values is first.values for one in columns):
@@ -278,7 +284,20 @@ def joined(columns: Sequence[Sequence[V]]) -> tuple[list[np.ndarray], list[V]]:
         used = used[np.argsort(at)]
         number = np.zeros(len(first.values), np.int64)
         number[used] = np.arange(len(used))
-        return [number[one] for one in codes], list(first.with_codes(used))
+        return [number[one] for one in codes], first.with_codes(used)
     numbers: dict[V, int] = {}
     found = [np.fromiter((numbers.setdefault(v, len(numbers)) for v in one), np.int64, len(one)) for one in columns]
     return found, list(numbers)
+
+
+def in_order(values: Sequence[str]) -> np.ndarray:
+    """Return the positions of different texts in their ascending order, which is that of their letters' numbers."""
+    if isinstance(values, Coded) and values.plain:
+        import pyarrow as pa
+        from pyarrow import compute as pc
+
+        # UTF-8 keeps the order of letters, so that bytes can be compared.
+        found: np.ndarray = pc.sort_indices(values.values.take(pa.array(values.codes))).to_numpy().astype(np.int64)
+        return found
+    listed = list(values)
+    return np.array(sorted(range(len(listed)), key=listed.__getitem__), np.int64)

@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from frevl.data.packed.columns import Coded
+
 __all__ = ["as_arrow", "id_hash", "id_hashes"]
 
 _WORD = 8  # bytes that are mixed in at a time
@@ -19,6 +21,8 @@ _MASKS = np.array([(1 << (8 * kept)) - 1 for kept in range(_WORD)] + [_ALL], np.
 
 def as_arrow(ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
     """Return ids as one Arrow array; what no store can hold (no text, or not UTF-8) is null."""
+    if isinstance(ids, Coded) and ids.plain:
+        return ids.values.take(pa.array(ids.codes)).cast(pa.large_string())
     if isinstance(ids, pa.ChunkedArray):
         return ids.cast(pa.large_string()).combine_chunks()
     if isinstance(ids, pa.Array):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from frevl.errors import StoreError
@@ -14,6 +15,7 @@ from frevl.store.commits.failures import reading
 from frevl.store.commits.record import commits_folder, lost_commits, manifests, read_commit, table_folder
 from frevl.store.commits.session import read_session, unclaimed_files
 from frevl.store.commits.soundness import file_problems, wrong_ids
+from frevl.store.ids.hashing import id_hashes
 from frevl.store.lance_tables import ALL_TABLES, Snapshot, open_committed
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import is_remote, place_of
@@ -24,7 +26,7 @@ from frevl.store.upkeep.image_files import image_problems
 if TYPE_CHECKING:
     import lance
 
-__all__ = ["bytes_on_disk", "describe", "verify"]
+__all__ = ["bytes_on_disk", "describe", "repeated_ids", "verify"]
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
         if damaged[name]:
             continue
         states = store.states(modality)
-        repeated = Snapshot(path, (name,)).repeated_ids(name)
+        repeated = repeated_ids(path, name)
         if repeated:
             problems.append(f"Table '{name}': {len(repeated):,} ids appear twice, the first is '{repeated[0]:.80}'.")
         for tower in store.select_towers(modality):
@@ -100,6 +102,18 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
     if images is not None and not damaged["images"]:
         problems += image_problems(store, images)
     return problems
+
+
+def repeated_ids(path: Path, name: str) -> list[str]:
+    """Return the ids that stand in several rows of a table, in their order; their hashes tell which could."""
+    at = Snapshot(path, (name,))
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(id_hashes(batch["id"]) for batch in at.scan(name, ["id"]))])
+    order = np.argsort(hashes, kind="stable")
+    same = hashes[order][1:] == hashes[order][:-1]
+    if not same.any():
+        return []
+    rows = np.unique(np.concatenate([order[1:][same], order[:-1][same]]))
+    return [id_ for id_, count in Counter(at.ids(name, rows)).items() if count > 1]
 
 
 def _commit_problems(path: Path, name: str) -> list[str]:
