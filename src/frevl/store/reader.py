@@ -103,10 +103,8 @@ class Store:
 
     def rejects(self) -> list[Reject]:
         """Return what could not be used, with reasons."""
-        columns = ["kind", "id", "reason"]
-        return self._read(
-            lambda at: [Reject(**row) for some in at.scan("rejects", columns) for row in some.to_pylist()]
-        )
+        kept = ["kind", "id", "reason"]
+        return self._read(lambda at: [Reject(**row) for some in at.scan("rejects", kept) for row in some.to_pylist()])
 
     def states(self, modality: Modality) -> dict[str, np.ndarray]:
         """Return what is known of every item, in the order of its rows.
