@@ -203,9 +203,13 @@ def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:
 
 def prefixes_of(hashes: np.ndarray) -> np.ndarray:
     """Return the same of ``(n,)`` content hashes that are bytes of 32 letters, without an object for each."""
-    letters = np.ascontiguousarray(np.unique(hashes)).view(np.uint8).reshape(-1, hashes.dtype.itemsize)[:, :16]
-    digits = np.where(letters > ord("9"), letters - ord("a") + 10, letters - ord("0")).astype(np.uint64)
-    return np.unique((digits << np.arange(60, -4, -4, dtype=np.uint64)).sum(axis=1, dtype=np.uint64))
+    prefixes = np.zeros(len(hashes), np.uint64)
+    letters = np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, hashes.dtype.itemsize)
+    for place in range(16):  # a digit of all of them at a time
+        one = letters[:, place]
+        digits = np.where(one > ord("9"), one - (ord("a") - 10), one - ord("0"))
+        prefixes = (prefixes << np.uint64(4)) | digits.astype(np.uint64)
+    return np.unique(prefixes)
 
 
 @dataclass(frozen=True)
