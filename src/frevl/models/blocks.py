@@ -26,6 +26,7 @@ __all__ = [
     "exact_sums",
     "mapped_exactly",
     "mapped_gelu",
+    "random_bits",
     "whole_vectors",
     "zero_masked",
 ]
@@ -245,17 +246,21 @@ def dropped(x: Tensor, probability: float) -> Tensor:
     Returns:
         A tensor of the same shape and the same mean.
     """
-    if has_torch_function_unary(x):  # workers that share a batch draw for all of it (`frevl.training.workers`)
-        shared: Tensor = handle_torch_function(dropped, (x,), x, probability)
-        return shared
     if x.device.type != "cpu":
         return F.dropout(x, probability)
     cut = min(round(probability * 65536), 65535)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
     scale = torch.empty_like(x, requires_grad=False)
-    torch.ge(bits, cut - 32768, out=scale)
+    torch.ge(random_bits(x), cut - 32768, out=scale)
     return x * scale.mul_(65536 / (65536 - cut))
+
+
+def random_bits(x: Tensor) -> Tensor:
+    """16 random bits for every value of a tensor, as int16 of its shape."""
+    if has_torch_function_unary(x):  # workers that share a batch draw for all of it (`frevl.training.workers`)
+        shared: Tensor = handle_torch_function(random_bits, (x,), x)
+        return shared
+    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.int16)[: x.numel()].view(x.shape)
 
 
 def as_tokens(modality: str, x: Tensor, projection: nn.Linear) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from frevl.models.blocks import dropped
+from frevl.models.blocks import random_bits
 
 __all__ = ["DropoutOfTheBatch"]
 
@@ -38,12 +38,12 @@ class DropoutOfTheBatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace the two functions that drop."""
+        """Replace the two functions that draw."""
         named = kwargs or {}
-        if func not in (F.dropout, dropped):
+        if func not in (F.dropout, random_bits) or args[0].shape[:1] != self._places.shape:
             return func(*args, **named)
         x, rest = args[0], args[1:]
-        if x.shape[:1] != self._places.shape:
-            return func(*args, **named)
+        if func is random_bits:
+            return func(x.new_empty(1).expand(self._count, *x.shape[1:]))[self._places]
         kept = func(x.new_ones(self._count, *x.shape[1:]), *rest, **named)  # zeros, and one over the share that is kept
         return x * kept[self._places.to(x.device)]
