@@ -124,6 +124,9 @@ def test_what_is_refused(named, scorer, made, tmp_path):
         label_store(frevl.Scorer.open(run.path, store=made.store), tmp_path / "labels.jsonl")
     with pytest.raises(UsageError, match="would overwrite"):
         label_store(scorer, scorer.run.path / "run.json")
+    with pytest.raises(UsageError, match=r"JSON lines; give it a name such as labels\.jsonl"):
+        label_store(scorer, tmp_path / "labels.parquet")
+    assert not list(tmp_path.glob("*labels*"))
 
 
 def test_the_page_shows_the_surest_and_escapes_names(scorer):

@@ -94,7 +94,7 @@ def classify(
     from frevl.cli.tables import classify_sentence, labelling_sentence, run_record
     from frevl.errors import UsageError
     from frevl.runs.labelling.label_sheet import write_label_sheet
-    from frevl.runs.labelling.label_store import label_store
+    from frevl.runs.labelling.label_store import check_label_file, label_store
     from frevl.runs.scorer import Scorer
     from frevl.store.reader import Store
     from frevl.training.classification.classify import classify as run_classify
@@ -105,6 +105,8 @@ def classify(
         raise UsageError("--ray shares out the labelling of a store; add --out or --html, or leave --ray out")
     if images is not None and html is None:
         raise UsageError("--images is the folder of the pictures on the page; add --html, or leave --images out")
+    if out is not None:
+        check_label_file(out)
     opened = Store.open(store)
     found = run_classify(
         opened,

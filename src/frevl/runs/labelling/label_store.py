@@ -27,10 +27,11 @@ from frevl.runs.scorer import Scorer
 from frevl.runs.targets import Ranked
 from frevl.terminal import print_progress
 
-__all__ = ["Labelling", "label_store"]
+__all__ = ["Labelling", "check_label_file", "label_store"]
 
 _AT_ONCE = 4_096  # read, and written; they are scored in the scorer's batches, which stay in the processor's cache
 _APART = 65_536  # whose surest are looked for together
+_OTHER_FORMATS = {".parquet", ".arrow", ".feather", ".csv", ".tsv", ".xlsx", ".npz", ".html"}
 _SHOWN = 8  # of each class on the page, the surest; and as many of the least sure
 
 
@@ -153,6 +154,7 @@ def label_store(
                 found.add_all(images, ranked, labels)
                 print_progress(f"labelled {found.labelled:,} of {len(ids):,}", enabled=progress)
         return found.sorted()
+    check_label_file(Path(out))
     refuse_inputs({"--out": out}, {"run": scorer.run.path, "store": scorer.store.path})
     path = Path(out)
     part, state = path.with_name(f".{path.name}.part"), path.with_name(f".{path.name}.state")
@@ -173,6 +175,16 @@ def label_store(
     except OSError as error:
         raise InputError(f"{path}: the labels cannot be written ({error.strerror or error})") from error
     return found.sorted()
+
+
+def check_label_file(out: Path) -> None:
+    """Refuse a file whose name promises another format than JSON lines.
+
+    Raises:
+        UsageError: It does.
+    """
+    if out.suffix.lower() in _OTHER_FORMATS:
+        raise UsageError(f"--out {out}: labels are written as JSON lines; give it a name such as {out.stem}.jsonl")
 
 
 def _floor(heap: list[tuple[float, str]]) -> float:
