@@ -45,7 +45,8 @@ def files(folder):
     return {path.name: path.stat().st_ino for path in folder.glob("*.usearch")}
 
 
-def test_parts_find_together_what_exact_search_finds(tmp_path):
+def test_parts_find_together_what_exact_search_finds(tmp_path, monkeypatch):
+    monkeypatch.setattr("frevl.runs.search.graphs._WORTH_THREADS", 2)
     made = Vectors(tmp_path, 350)
     report = build_index(made, asked(), queries_of="made", graph_rows=100, threads=2)
     assert (report.rows, report.graphs) == (350, 4)

@@ -35,6 +35,7 @@ _ROWS_AT_ONCE = 16_384
 _LINKS = 160  # bytes of a row in a graph beside its numbers, measured with the connectivity above
 _GRAPH_BYTES = 1 << 30  # of one graph: what its building holds in memory, and what a kill can lose
 _STATE = "index-parts.json"
+_WORTH_THREADS = 8  # graphs: to search a few of them takes less than to wake threads
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Graphs:
             query: ``(d,)`` float32.
             wanted: How many rows.
             expansion: How many candidates each graph keeps while it is searched.
-            threads: How many graphs to search at once.
+            threads: How many graphs to search at once, where there are many.
 
         Returns:
             Up to ``wanted`` row numbers, int64.
@@ -109,7 +110,7 @@ class Graphs:
 
         if len(self.graphs) == 1:
             return of(0)[0]
-        if threads > 1:
+        if threads > 1 and len(self.graphs) >= _WORTH_THREADS:
             with ThreadPoolExecutor(min(threads, len(self.graphs))) as pool:
                 found = list(pool.map(of, range(len(self.graphs))))
         else:
