@@ -64,7 +64,8 @@ def test_an_error_of_the_work_ends_it(ray, tmp_path):
         done(ray, tmp_path)
 
 
-def test_a_block_that_kills_every_worker_is_named(ray, tmp_path):
+def test_a_block_that_kills_every_worker_is_named(ray, tmp_path, monkeypatch):
+    monkeypatch.setattr("frevl.store.many_nodes.workers._MOST_DEATHS", 3)
     (tmp_path / "poison-4").touch()
     with pytest.raises(FrevlError, match="3 workers were lost with the same block, 4 "):
         done(ray, tmp_path)

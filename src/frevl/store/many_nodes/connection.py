@@ -6,6 +6,7 @@ Ray is the extra ``ray``. Its usage reports are switched off, and it is given li
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.metadata
 import os
 import secrets
@@ -14,7 +15,7 @@ import socket
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -81,8 +82,8 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
             "Python and its token here"
         ) from error
     try:
-        _quieten()
-        yield ray
+        with _quiet():
+            yield ray
     finally:
         ray.shutdown()
         _remove(folder)
@@ -106,13 +107,20 @@ def _init(ray: ModuleType, **options: object) -> None:
         ray.init(**options, log_to_driver=False, logging_level="error")
 
 
-def _quieten() -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Let Ray print nothing of what happens on its nodes: on the standard output it would stand among results."""
-    # A class without public names; where another version of Ray lacks it, Ray prints.
-    with suppress(ImportError, AttributeError):
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
-
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    try:  # a function without a public name; where another version of Ray lacks it, Ray prints
+        worker = importlib.import_module("ray._private.worker")
+        printing = worker.print_to_stdstream
+    except (ImportError, AttributeError):
+        yield
+        return
+    setattr(worker, "print_to_stdstream", lambda *_, **__: None)  # noqa: B010 - mypy
+    try:
+        yield
+    finally:
+        setattr(worker, "print_to_stdstream", printing)  # noqa: B010
 
 
 def _own_token() -> None:

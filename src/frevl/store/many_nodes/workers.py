@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 _AHEAD = 2  # blocks that a worker holds: the one that it works on, and the next
 _PATIENCE = 120.0  # seconds without any worker: a new process has to load its networks
-_MOST_DEATHS = 3  # of workers, with the same block in their hands
+_MOST_DEATHS = 16  # of workers, with the same block in their hands; fewer are bad luck where many die
 _DONE_AHEAD = 16  # blocks for each worker that are done, but have to wait for an earlier one
 _SLOW = 3.0  # times the usual seconds of a block, after which one that is idle begins it, too
 _LOOK_AGAIN = 1.0  # seconds
@@ -159,7 +159,7 @@ class Workers(Generic[B, R]):
         self._ready: list[_Hired] = []
         self._coming: dict[Any, _Hired] = {}
         self._seconds: deque[float] = deque(maxlen=32)  # of the latest blocks
-        self._left = 4 * self.count + 16  # workers that may be hired in place of others
+        self._left = self._most = 4 * self.count + 16  # workers that may be hired in place of others, without a result
 
     def __enter__(self) -> Workers[B, R]:
         return self
@@ -312,6 +312,7 @@ class Workers(Generic[B, R]):
                 _, also = flying.pop(other)  # it goes on with what nobody waits for
                 also.hands.remove(block)
                 block.held_by.remove(also)
+            self._left = self._most
             self._seconds.append(time.monotonic() - block.since)
             yield block.of, result
 
