@@ -140,7 +140,9 @@ def test_tars_and_tables(cluster, tmp_path):
         reports = []
         for road, address in (("here", None), ("nodes", cluster.address), ("nodes", cluster.address)):
             out = {"write_pairs": tmp_path / f"{name}-{road}.jsonl"} if name == "tars" else {}
-            reports.append(frevl.extract(tmp_path / f"{name}-{road}", **options, **out, encoder="toy", ray=address))
+            reports.append(
+                frevl.extract(tmp_path / f"{name}-{road}", **options, **out, encoder="toy", workers=2, ray=address)
+            )
         assert content(tmp_path / f"{name}-nodes") == content(tmp_path / f"{name}-here")
         first, second, again = reports
         assert second.images == first.images > 0

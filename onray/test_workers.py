@@ -15,7 +15,7 @@ def ray(nodes):
 
 
 def done(ray, faults, numbers=range(1, 12), **options):
-    with Workers(ray, squares(faults), **options) as workers:
+    with Workers(ray, squares(faults), **{"count": 2, **options}) as workers:
         greeted = []
         workers.start(greeted.append)
         assert len(greeted) == workers.count
@@ -28,7 +28,7 @@ SQUARES = [(number, number * number) for number in range(1, 12)]
 
 
 def test_all_blocks_are_done_once(ray, tmp_path):
-    assert done(ray, tmp_path) == (SQUARES, [])
+    assert done(ray, tmp_path, count=None) == (SQUARES, [])
     assert done(ray, tmp_path, count=1) == (SQUARES, [])
     assert done(ray, tmp_path, numbers=[]) == ([], [])
 
@@ -55,7 +55,7 @@ def test_a_worker_whose_disk_is_full_is_replaced(ray, tmp_path):
 
 def test_what_a_slow_worker_holds_is_begun_by_another(ray, tmp_path):
     (tmp_path / "slow-11").touch()
-    assert done(ray, tmp_path, count=2)[0] == SQUARES
+    assert done(ray, tmp_path)[0] == SQUARES
 
 
 def test_an_error_of_the_work_ends_it(ray, tmp_path):

@@ -368,7 +368,8 @@ def _error_of(failure: _Failure) -> FrevlError:
 
 
 def _short(error: Exception) -> str:
-    """Return what an exception of Ray says, on one line."""
+    """Return the first sentence of what an exception of Ray says in the end."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return f"{type(cause).__name__}: {lines[-1] if lines else ''}"[:300]
+    sentence = (lines[-1] if lines else "").partition(". ")[0]
+    return f"{type(cause).__name__}: {sentence}"[:300]
