@@ -24,6 +24,12 @@ def done(ray, faults, numbers=range(1, 12), **options):
     return results, workers.notes
 
 
+@pytest.fixture
+def no_second_try(monkeypatch):
+    """Leave a block with who has it: else it may be done before anybody knows that its worker is dead."""
+    monkeypatch.setattr("frevl.store.many_nodes.workers._SLOW", 1e9)
+
+
 SQUARES = [(number, number * number) for number in range(1, 12)]
 
 
@@ -33,7 +39,7 @@ def test_all_blocks_are_done_once(ray, tmp_path):
     assert done(ray, tmp_path, numbers=[]) == ([], [])
 
 
-def test_a_worker_that_is_killed_is_replaced(ray, tmp_path):
+def test_a_worker_that_is_killed_is_replaced(ray, tmp_path, no_second_try):
     (tmp_path / "kill-3").touch()
     results, (note,) = done(ray, tmp_path)
     assert results == SQUARES
@@ -46,7 +52,7 @@ def test_the_only_worker_may_die(ray, tmp_path):
     assert done(ray, tmp_path, count=1)[0] == SQUARES
 
 
-def test_a_worker_whose_disk_is_full_is_replaced(ray, tmp_path):
+def test_a_worker_whose_disk_is_full_is_replaced(ray, tmp_path, no_second_try):
     (tmp_path / "full-5").touch()
     results, (note,) = done(ray, tmp_path)
     assert results == SQUARES

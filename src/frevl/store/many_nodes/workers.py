@@ -272,7 +272,8 @@ class Workers(Generic[B, R]):
         """Return the block that waits longest at another worker, longer than blocks do, if this one is idle."""
         if worker.load or not self._seconds:
             return None
-        before = time.monotonic() - _SLOW * sorted(self._seconds)[len(self._seconds) // 2]
+        usual = sorted(self._seconds)[len(self._seconds) // 2]
+        before = time.monotonic() - max(_SLOW * usual, _LOOK_AGAIN)
         alone = [
             block
             for block, _ in flying.values()
