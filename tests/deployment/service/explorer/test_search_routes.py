@@ -12,7 +12,9 @@ from frevl.deployment.service.explorer.searching import columns as of_columns
 from frevl.deployment.service.explorer.searching.filters import Filter, condition
 from frevl.errors import UsageError
 from frevl.runs.scorer import Scorer
+from frevl.store.ids.rows_of_ids import RowsOfIds
 from frevl.store.importing.vectors import import_embeddings
+from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.reader import Store
 from frevl.store.upkeep.growth import growth
 from frevl.store.upkeep.removal import remove
@@ -151,3 +153,18 @@ def test_growth_is_what_every_commit_held(made, tmp_path):
         seen = looked.http.get("/explore/overview").json()
         assert [one["rows"] for one in seen["growth"]] == [rows for _, rows in found]
         assert seen["text_growth"][-1]["rows"] == seen["texts"]
+
+
+def test_many_pictures_are_looked_up_at_once_not_one_by_one(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("frevl.store.lance_tables._MOST_IN_MEMORY", 1)  # as in a store of a million
+    monkeypatch.setattr(RowsOfIds, "__getitem__", lambda *_: pytest.fail("one by one"))
+    place = copied(made, tmp_path)
+    ids = list(made.store.ids("image"))
+    LabelsFile(place.store).label("ada", [(ids[3], "red"), (ids[1], "blue"), ("gone.png", "red")])
+    with explored(place.store) as looked:
+        found = listed(looked, ("id", "begins with", "1")).json()
+        assert [one["id"] for one in found["images"]] == [id_ for id_ in ids if id_.startswith("1")]
+        labelled = looked.http.get("/explore/images", params={"shown": "labelled"}).json()["images"]
+        assert [one["id"] for one in labelled] == [ids[1], ids[3]]
+        colours = looked.http.get("/explore/map/colours").json()
+        assert [colours["names"][number] for number in (colours["values"][1], colours["values"][3])] == ["blue", "red"]

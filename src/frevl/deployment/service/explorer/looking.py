@@ -19,6 +19,7 @@ from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.runs.search.copies import merge_copies
 from frevl.runs.search.nearest import nearest_rows
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.labels.book import LabelBook
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
@@ -247,8 +248,13 @@ def _condition(rows: Rows, filters: Sequence[Filter], where: str | None) -> str 
 
 
 def _where(rows: Rows, where: str) -> np.ndarray:
-    found = [rows.positions[id_] for id_ in rows.store.matching("image", where) if id_ in rows.positions]
-    return np.sort(np.array(found, np.int64))
+    return _rows_of(rows, rows.store.matching("image", where))
+
+
+def _rows_of(rows: Rows, ids: Sequence[str]) -> np.ndarray:
+    """Return the rows of pictures, ascending, all looked up at once: one by one a million takes minutes."""
+    found = find_rows(rows.positions, ids)
+    return np.sort(found[found >= 0])
 
 
 def _labelled(rows: Rows, book: LabelBook, shown: Shown, label: str | None) -> np.ndarray:
@@ -258,7 +264,7 @@ def _labelled(rows: Rows, book: LabelBook, shown: Shown, label: str | None) -> n
         ids = book.disputed()
     else:
         ids = [image for image in book.images() if book.of(image)]
-    found = np.sort(np.array([rows.positions[id_] for id_ in ids if id_ in rows.positions], np.int64))
+    found = _rows_of(rows, ids)
     if label is None and shown == "unlabelled":
         return np.setdiff1d(np.arange(len(rows)), found, assume_unique=True)
     return found

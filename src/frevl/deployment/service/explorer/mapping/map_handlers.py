@@ -14,6 +14,7 @@ from frevl.deployment.service.explorer.mapping.map_schemas import MapMethod, Poi
 from frevl.deployment.service.explorer.mapping.projection import Projection, projection_of
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.http.limits import RefusedError
+from frevl.store.ids.rows_of_ids import find_rows
 
 __all__ = ["ColourBy", "colours", "pictures", "whole_map"]
 
@@ -100,12 +101,11 @@ def _by_label(explorer: Explorer, rows: Rows, drawn: np.ndarray) -> dict[str, An
     )
     numbers = {name: number for number, name in enumerate(names)}
     of_row = np.full(len(rows), -1, np.int64)
-    for image, name in agreed.items():
-        if image in rows.positions:
-            of_row[rows.positions[image]] = numbers[name]
-    for image in disputed:
-        if image in rows.positions:
-            of_row[rows.positions[image]] = -2
+    for row, name in zip(find_rows(rows.positions, list(agreed)).tolist(), agreed.values(), strict=True):
+        if row >= 0:
+            of_row[row] = numbers[name]
+    divided = find_rows(rows.positions, disputed)
+    of_row[divided[divided >= 0]] = -2
     return {"names": names, "values": of_row[drawn].tolist()}
 
 

@@ -14,6 +14,7 @@ from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.explorer.teaching.lesson import Classifier, Fit, Lesson, Material, learnt
 from frevl.errors import FrevlError
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.labels.labels_file import LabelsFile
 
 __all__ = ["Teacher"]
@@ -156,8 +157,8 @@ class Teacher:
 
 def _material(labels: LabelsFile, rows: Rows, encoder: QueryEncoder) -> Material:
     version, agreed, classes = labels.reading(lambda book: (book.version, book.agreed(), list(book.classes())))
-    known = [(rows.positions[image], name) for image, name in agreed.items() if image in rows.positions]
-    known = [(row, name) for row, name in known if rows.usable[row]]
+    places = find_rows(rows.positions, list(agreed)).tolist()
+    known = [(row, name) for row, name in zip(places, agreed.values(), strict=True) if row >= 0 and rows.usable[row]]
     names = list(dict.fromkeys(name for _, name in known))
     named = names + [name for name in classes if name not in set(names)]
     told: np.ndarray | None = None
