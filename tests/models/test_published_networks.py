@@ -77,6 +77,7 @@ def test_a_run_is_published_as_a_whole(run, result, made, tmp_path, frevl):
     assert (said.code, said.err) == (0, "")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
+        "posterior.safetensors",
         "run.json",
         "seen.safetensors",
         "weights.safetensors",

@@ -62,7 +62,7 @@ def test_a_report_that_is_gone_and_names_that_lead_elsewhere(place):
     for of in ("a/report.html", "a/run.json", "../a/fairness.html", str(folder / "other.html"), "a/../b/x.html", "<b>"):
         said = http.get("/explore/report", params={"of": of})
         refused(said, 404, "unknown_report", "frevl diagnose --html RUN/report.html writes one")
-        assert str(folder) not in said.text.replace(of, "")
+        assert str(folder) not in said.text.replace(of[:80], "")  # what was asked for may be repeated, cut
     for name in ("a", "b"):
         for path in (folder / name).iterdir():
             path.unlink()
