@@ -194,8 +194,11 @@ def test_a_node_that_dies_in_the_middle_loses_nothing(nodes, source, plain, tmp_
 
     monkeypatch.setattr(CommitBuffer, "keep", keep_and_kill)
     monkeypatch.setattr("frevl.store.many_nodes.workers._SLOW", 1e9)  # else all may be done before it is noticed
-    with connected(nodes.address):
-        report = extract(tmp_path / "store", source, nodes)
+    try:
+        with connected(nodes.address):
+            report = extract(tmp_path / "store", source, nodes)
+    finally:
+        nodes.add()  # the tests that follow count four
     assert content(tmp_path / "store") == content(plain[0])
     assert verify(tmp_path / "store") == []
     assert "Workers that were lost: 1 on " in " ".join(report.notes)
