@@ -76,7 +76,7 @@ class _Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own = {option for parameter in self.params for option in parameter.opts}
         whole: list[str] = []
-        for word, following in zip(args, [*args[1:], "-"], strict=True):
+        for word, following in zip(args, [*args[1:], "-"], strict=False):  # none without words
             whole.append(word)
             if word in _ALONE and word in own and following.startswith("-"):
                 whole.append(_ALONE[word])
