@@ -28,6 +28,7 @@ STRANGE = [
     "x#y#[]", "x#y#[", "x#y#{", "x#y# [1]", "x#y#NA", "x#y#1.0", "x#y# ", "x#NA#z", " #b#c", "a# #c", "NA#b#c",
     "é#日本#ü", "\u00a0#b#c", "a#\u2003#c",
     "\udcff#b#c", "a#\udcff", "a#b\0#c", "a#b#\\", "a\\#b#c", "a#'b#c'", "a#b#c#d", "a#b", "a", '"a"#"b"#"c"',
+    "\ufeffa#b#c", "\ufeff", '\ufeff"a"#b#c', "a\ufeff#\ufeffb#c",
     ' "a"#b#c', '"a" #b#c', "=1#b#c", "a#b#" + "x" * 300,
     '"' + "y\n" * 40 + '"#b#c', "a#b#true", "a#b#null",
 ]  # fmt: skip
@@ -105,6 +106,7 @@ def test_any_mixture_is_read_as_row_by_row(tmp_path, by_rows, monkeypatch):
         b"\xef\xbb\xbfimage,text\na,b\n",
         "image,text\na,b\n".encode("utf-16"), "image,text\na,b\n".encode("utf-16-le"),
         b"image,text\n\xff,b\na,\xc3\n",
+        b"image,text,cat\xe9gorie\na,b,c\nd,e,f\n", b"image,text\n\xef\xbb\xbfa,b\n\xef\xbb\xbfc,d\n",
         b"image|text\na|b\n", b"image\na\nb\n", b"image,target\na,b\nb,\n", b"text\na\n",
         b"image,text,target\na,,x\nb,c,y\n",
         b"image,text\n,\n,\n", b"\0\0\0\0", b"image,text\n" + b"a" * 140_000 + b",b\nc,d\n",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frevl.data.columns import FIELDS, Columns
-from frevl.data.json_rows import json_value
+from frevl.data.json_rows import has_half_pair, json_value
 from frevl.data.packed.blocks import Block, doubtful, json_objects, renamed
 from frevl.data.pair_rows import problem_in
 from frevl.data.table_rows import records, table_header
@@ -71,6 +71,8 @@ def open_csv(path: Path, given: Mapping[str, str]) -> Csv | None:
         names = next(csv.reader([header], strict=True, delimiter=delimiter), [])
     except csv.Error:
         return None  # said where it is read row by row
+    if has_half_pair(names):
+        return None  # Arrow has no column with such a name
     return Csv(delimiter, names, columns, begin)
 
 
@@ -149,6 +151,8 @@ def _first_odd(raw: bytes, ends: np.ndarray, table: Csv, plain: re.Pattern[bytes
     odd |= empty | ((quotes == 0) & (count(ord(table.delimiter)) != len(table.names) - 1))
     if 0 in letters:
         odd |= count(0) > 0
+    if _BOM in raw:  # Arrow drops one at the beginning of what it is given
+        odd[np.searchsorted(starts, [found.start() for found in re.finditer(b"^" + _BOM, raw, re.MULTILINE)])] = True
     first = int(np.argmax(odd)) if odd.any() else len(odd)
     if quotes[:first].any():
         found = plain.match(raw, 0, len(raw) if first == len(ends) else int(starts[first]))
