@@ -236,6 +236,10 @@ class StoreWriter:
             modality: ``image`` or ``text``.
             taken: Which items; their ids differ.
         """
+        self._tables.retried(lambda: self._take_over(modality, taken))
+
+    def _take_over(self, modality: Modality, taken: Sequence[TakeOver]) -> None:
+        self._towers()
         rows = self._rows(modality, [one.item for one in taken], {})
         old = self.store.rows(modality, [one.source for one in taken])
         towers = [tower for tower in self.store.towers.values() if tower.modality == modality]

@@ -37,6 +37,8 @@ A = TypeVar("A")
 _KEYS = {"images": ["id"], "texts": ["id"], "rejects": ["kind", "id"], "unread": ["tower", "text"]}
 _PRIMARY = {"lance-schema:unenforced-primary-key": "true"}
 _TIMES = 30  # a writer that loses against others tries again so often
+# Lance says with a plain OSError that another writer was faster where it does not try again by itself.
+_FASTER = ("Too many concurrent writers", "Retryable commit conflict")
 _SMALL_FRAGMENTS = 64
 _KEEP_VERSIONS = timedelta(days=1)  # for readers and writers that began with an older version
 
@@ -140,6 +142,10 @@ class SharedTables:
 
     def update_rejects(self, changed: pa.Table, gone: pa.Table, whole: pa.Table, *, again: bool) -> None:  # noqa: ARG002
         """Add or replace some rejects and delete others by ``kind`` and ``id``; those of other writers stay."""
+        self.retried(lambda: self._update_rejects(changed, gone))
+        self._committed("rejects")
+
+    def _update_rejects(self, changed: pa.Table, gone: pa.Table) -> None:
         key = _KEYS["rejects"]
         changed = changed.cast(_keyed(changed.schema, key))
         if len(changed) and not self._create("rejects", changed):
@@ -150,7 +156,6 @@ class SharedTables:
             gone = gone.cast(_keyed(gone.schema, key))
             with self._writing("rejects"):
                 self._existing("rejects").merge_insert(key).when_matched_delete().execute(gone)
-        self._committed("rejects")
 
     def find(self, name: str, ids: pa.Array) -> pa.Table | None:  # noqa: ARG002
         """Return None: rows are found by reading all ids, of the version that `merge` then starts from."""
@@ -183,10 +188,15 @@ class SharedTables:
 
     def delete(self, name: str, ids: pa.Array) -> int:
         """Delete the rows of some ids; return how many there were."""
-        with self._writing(name):
-            done = self._existing(name).merge_insert("id").when_matched_delete().execute(pa.table({"id": ids}))
+
+        def delete() -> int:
+            with self._writing(name):
+                done = self._existing(name).merge_insert("id").when_matched_delete().execute(pa.table({"id": ids}))
+            return int(done["num_deleted_rows"])
+
+        deleted = self.retried(delete)
         self._committed(name)
-        return int(done["num_deleted_rows"])
+        return deleted
 
     def exchange(self, name: str, rows: pa.Table, left: pa.Array) -> None:
         """Add rows, then delete others by id."""
@@ -330,6 +340,8 @@ class SharedTables:
         except BaseException as error:
             if isinstance(error, StoreError) or not is_lance_failure(error):
                 raise
+            if any(words in str(error) for words in _FASTER):
+                raise CommitConflictError(f"another writer has changed the table '{name}'") from error
             raise remote_failure(self.path, f"{what} the table '{name}'", error) from None
 
 

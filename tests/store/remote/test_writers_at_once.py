@@ -1,0 +1,150 @@
+"""Two writers of a store in an object store change the same rows: step by step, with a folder in place of a bucket."""
+
+import lance
+import numpy as np
+import pytest
+
+from frevl.encoders.interface import Embeddings
+from frevl.rejects import Reject
+from frevl.store import writer as writer_module
+from frevl.store.importing.identity import declared_towers
+from frevl.store.reader import Store
+from frevl.store.remote import shared_tables
+from frevl.store.remote.shared_tables import SharedTables
+from frevl.store.writer import Item, StoreWriter, TakeOver
+
+
+class Folder:
+    """What `Objects` is for a bucket."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def names(self):
+        return []
+
+    def read(self, name):
+        return (self.path / name).read_bytes()
+
+    def write(self, name, content):
+        (self.path / name).parent.mkdir(exist_ok=True)
+        (self.path / name).write_bytes(content)
+
+
+def towers(encoder):
+    made = declared_towers(encoder, {"image": 8}, revision="r", preprocessing="p", common_space=False, dtype="float16")
+    return list(made.values())
+
+
+def item(name, digit):
+    return Item(name, digit * 32, 5, 1)
+
+
+def vector(value, encoder="one"):
+    """One embedding, all of whose numbers are the value."""
+    return {f"{encoder}-image": Embeddings(np.full((1, 1, 8), value, np.float16), np.ones((1, 1), bool))}
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """Two writers of a store with the images a, b and c, and the folder of it."""
+    monkeypatch.setattr(shared_tables, "Objects", Folder)
+    monkeypatch.setattr(shared_tables, "storage_options", dict)
+    monkeypatch.setattr(writer_module, "TableWriter", SharedTables)
+    monkeypatch.setattr(writer_module, "make_store_folder", lambda _: None)
+    path = tmp_path / "store"
+    path.mkdir()
+    with StoreWriter(path) as first:
+        first.register([*towers("one"), *towers("two")])
+        for name, digit in (("a", "1"), ("b", "2"), ("c", "3")):
+            first.append("image", [item(name, digit)], vector(int(digit)))
+        first.reject([Reject("image", "r", "first")])
+    with StoreWriter(path) as slow, StoreWriter(path) as fast:
+        yield slow, fast, path
+
+
+def between(monkeypatch, slow, meddle):
+    """Let the other writer change something right before the slow one writes for the first time."""
+    left = [meddle]
+    existing = SharedTables._existing
+
+    def opened(self, name):
+        found = existing(self, name)
+        if self is slow._tables and left and name != "towers":
+            left.pop()()
+        return found
+
+    monkeypatch.setattr(SharedTables, "_existing", opened)
+    return left
+
+
+def values(path, encoder="one"):
+    rows = lance.dataset(str(path / "images.lance")).to_table(columns=["id", f"{encoder}-image"]).to_pylist()
+    return {row["id"]: row[f"{encoder}-image"] and row[f"{encoder}-image"][0] for row in rows}
+
+
+CHANGES = {
+    "replace, replace": (
+        lambda slow: slow.replace("image", [item("b", "8")], vector(8)),
+        lambda fast: fast.replace("image", [item("b", "7")], vector(7)),
+        {"a": 1, "b": 8, "c": 3},
+    ),
+    "fill, replace": (
+        lambda slow: slow.fill("image", [item("b", "2")], vector(9, "two")),
+        lambda fast: fast.replace("image", [item("b", "7")], vector(7)),
+        {"a": 1, "b": 7, "c": 3},
+    ),
+    "replace, remove": (
+        lambda slow: slow.replace("image", [item("b", "8")], vector(8)),
+        lambda fast: fast.remove("image", ["b"]),
+        {"a": 1, "c": 3},
+    ),
+    "remove, replace": (
+        lambda slow: slow.remove("image", ["b"]),
+        lambda fast: fast.replace("image", [item("b", "7")], vector(7)),
+        {"a": 1, "c": 3},
+    ),
+    "take over, replace": (
+        lambda slow: slow.take_over("image", [TakeOver("a", item("b", "1"), False)]),
+        lambda fast: fast.replace("image", [item("b", "7")], vector(7)),
+        {"a": 1, "b": 1, "c": 3},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_who_is_slower_at_the_same_row_tries_again(two, monkeypatch, change):
+    slow, fast, path = two
+    own, other, expected = CHANGES[change]
+    left = between(monkeypatch, slow, lambda: other(fast))
+    own(slow)
+    assert not left
+    assert values(path) == expected
+
+
+def test_two_fills_of_the_same_row_keep_both_embeddings(two, monkeypatch):
+    slow, fast, path = two
+    with StoreWriter(path) as third:
+        third.register(towers("three"))
+    fast.register(towers("three"))
+    left = between(monkeypatch, slow, lambda: fast.fill("image", [item("b", "2")], vector(5, "three")))
+    slow.fill("image", [item("b", "2")], vector(9, "two"))
+    assert not left
+    assert [values(path, name)["b"] for name in ("one", "two", "three")] == [2, 9, 5]
+
+
+def test_an_item_takes_over_embeddings_after_another_writer_has_added_an_encoder(two):
+    slow, fast, path = two
+    fast.register(towers("three"))
+    fast.fill("image", [item("c", "3")], vector(6, "three"))
+    slow.take_over("image", [TakeOver("a", item("b", "1"), False)])
+    assert values(path) == {"a": 1, "b": 1, "c": 3}
+    assert values(path, "three") == {"a": None, "b": None, "c": 6}
+
+
+def test_the_slower_of_two_rejects_stays(two, monkeypatch):
+    slow, fast, path = two
+    left = between(monkeypatch, slow, lambda: fast.reject([Reject("image", "r", "of the fast one")]))
+    slow.reject([Reject("image", "r", "of the slow one")])
+    assert not left
+    assert [(one.id, one.reason) for one in Store(path).rejects()] == [("r", "of the slow one")]
