@@ -372,7 +372,7 @@ def test_one_that_fails_or_is_stopped_says_so(made, tmp_path):
         at.http.post("/explore/curation/stop", json={})
         assert job(at.http)["state"] == "stopped"
         at.http.post("/explore/curation/start", json={"judge": "pairs"})
-        pid = at.explorer.curations.job._process.pid
+        pid = at.explorer.curations.job._call.id
     with pytest.raises(ProcessLookupError):  # the service ends what it began
         os.kill(pid, 0)
     shutil.rmtree(world.store / "curation")

@@ -107,7 +107,7 @@ class Explorer:
         """End the teaching, and what is trained or judged. Blocks, so not for the event loop."""
         self.neighbours.close()
         self.trainings.close()
-        self.curations.job.stop()
+        self.curations.job.close()
         if self.teacher is not None:
             self.teacher.close()
 
@@ -163,7 +163,8 @@ class Explorer:
 
     def scrubbed(self, sentence: str) -> str:
         """Remove the paths of the store and of the curation from a sentence."""
-        return self.curations.scrubbed(sentence).replace(str(self.service.store.path), "STORE")
+        path = self.service.store.path
+        return self.curations.scrubbed(sentence).replace(str(path.absolute()), "STORE").replace(str(path), "STORE")
 
 
 def _chosen(store: Store, name: str | None) -> QueryEncoder:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from frevl.deployment.service.explorer.background.processes import birth_of, is_alive
 from frevl.errors import FrevlError
 from frevl.jsonfile import read_record, write_json
 
@@ -96,19 +97,13 @@ class Job:
 
     def with_process(self, process: int) -> Job:
         """Return it with the process that runs it."""
-        return replace(self, process=process, born=_born(process))
+        return replace(self, process=process, born=birth_of(process))
 
     def lives(self) -> bool:
         """Tell whether its process runs."""
         if not self.process or self.code is not None:
             return False
-        if self.born:
-            return _born(self.process) == self.born
-        try:
-            os.kill(self.process, 0)
-        except OSError:
-            return False
-        return True
+        return is_alive(self.process, self.born)
 
     def signal(self, number: int) -> None:
         """Send a signal to its process and all that it has started."""
@@ -235,13 +230,3 @@ def jobs_of(place: Path) -> list[Job]:
         return []
     found = [job for job in map(Job.read, files) if job is not None]
     return sorted(found, key=lambda job: (-job.started, job.name))
-
-
-def _born(process: int) -> str:
-    """Return when a process began, in ticks of the system; empty where it does not say, or there is no such process."""
-    try:
-        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    fields = status.rpartition(")")[2].split()
-    return "" if fields[0] in "ZX" else fields[19]  # one that has ended and waits to be asked is gone

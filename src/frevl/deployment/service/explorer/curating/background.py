@@ -3,27 +3,100 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frevl.deployment.service.explorer.background.processes import birth_of, is_alive
 from frevl.deployment.service.http.limits import RefusedError
-from frevl.jsonfile import write_lines
+from frevl.jsonfile import read_record, write_json, write_lines
+from frevl.runs.run import UNFINISHED
 
 __all__ = ["Job"]
 
+_PROCESS = "process.json"
 _SECONDS_TO_STOP = 10.0
 _LONGEST = 500  # characters of what it said last
 
 
+@dataclass
+class _Call:
+    """One call of ``frevl curate``, of this service or of another one of the same store, which may be gone."""
+
+    place: Path
+    id: int
+    born: str
+    begun: float  # seconds since 1970, as all that follow
+    own: subprocess.Popen[bytes] | None = None
+    ended: float | None = None
+    stopped: bool = False
+
+    @classmethod
+    def read(cls, file: Path) -> _Call | None:
+        """Read what `keep` wrote; None where that cannot be read."""
+        try:
+            record = read_record(file)
+            return cls(file.parent, int(record["process"]), str(record["born"]), float(record["begun"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def keep(self) -> None:
+        """Write down which process it is, for the next service."""
+        write_json(self.place / _PROCESS, {"process": self.id, "born": self.born, "begun": self.begun})
+
+    def runs(self) -> bool:
+        return is_alive(self.id, self.born) if self.own is None else self.own.poll() is None
+
+    def watch(self) -> None:
+        """Remember when a process of this service ended. Blocks until then."""
+        if self.own is not None:
+            self.own.wait()
+            self.ended = time.time()
+
+    def state(self) -> str:
+        if self.runs():
+            return "running"
+        code = None if self.own is None else self.own.returncode
+        if self.stopped or code == -signal.SIGTERM:  # perhaps another service has stopped it
+            return "stopped"
+        return "failed" if code or not (self.place / "result.json").exists() else "done"
+
+    def seconds(self) -> float:
+        ended = self.ended
+        if ended is None:
+            ended = time.time()
+            if self.own is None and not self.runs():  # nobody saw its end: about when it last said something
+                with contextlib.suppress(OSError):
+                    ended = (self.place / "log").stat().st_mtime
+        return max(0.0, ended - self.begun)
+
+    def stop(self) -> None:
+        """End it. Blocks."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if self.own is not None:
+                    self.own.send_signal(number)
+                elif self.runs():
+                    os.kill(self.id, number)
+            end = time.monotonic() + _SECONDS_TO_STOP
+            while self.runs() and time.monotonic() < end:
+                time.sleep(0.02)
+            if not self.runs():
+                return
+
+
 class Job:
-    """Runs one curation at a time.
+    """Runs one curation of a store at a time.
 
     What it writes lies in ``STORE/curation/NAME``. One that was stopped or killed goes on with what is done when the
-    same is begun again.
+    same is begun again. One that outlived its service, which was killed, is found by the next.
 
     Args:
         folder: ``STORE/curation``.
@@ -39,10 +112,7 @@ class Job:
         self.pairs = pairs
         self._folder, self._store, self._images, self._command = folder, store, images, list(command)
         self._guard = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._place = folder
-        self._begun = self._ended = 0.0
-        self._stopped = False
+        self._call: _Call | None = None
 
     @property
     def can_start(self) -> bool:
@@ -56,12 +126,17 @@ class Job:
             RefusedError: One is under way, there is nothing to judge, or the disk takes nothing.
         """
         with self._guard:
-            if self._running():
+            call = self._current()
+            if call is not None and call.runs():
                 raise RefusedError(409, "busy", "A curation is under way; wait for it, or stop it first.")
-            if not self._command or (labels is None and self.pairs is None) or labels == {}:
+            if not self._command:
+                raise RefusedError(422, "invalid", "This service begins no curation; frevl explore does.")
+            if labels is None and self.pairs is None:
                 raise RefusedError(
-                    422, "invalid", "There is nothing to judge: label pictures, or start with --pairs FILE."
+                    422, "invalid", "There is no pairs file to judge: start frevl explore with --pairs FILE."
                 )
+            if labels is not None and not labels:
+                raise RefusedError(422, "invalid", "There are no labels to judge: label pictures first.")
             try:
                 self._begin(labels)
             except OSError as error:
@@ -70,77 +145,100 @@ class Job:
                 ) from None
 
     def _begin(self, labels: Mapping[str, str] | None) -> None:
-        self._place = self._free_place("labels" if labels is not None else (self.pairs or Path("pairs")).stem)
-        self._place.mkdir(parents=True, exist_ok=True)
+        place = self._free_place(labels)
+        place.mkdir(parents=True, exist_ok=True)
         pairs = self.pairs
         task: list[str] = []
         if labels is not None:
-            pairs = self._place / "labels.jsonl"
-            if not pairs.exists() or not (self._place / "kept.jsonl.unfinished").exists():
+            pairs = place / "labels.jsonl"
+            if not _holds(pairs, labels):
                 write_lines(pairs, ({"image": image, "target": name} for image, name in labels.items()))
             task = ["--task", "classification"]
-        given = ["--store", self._store, "--pairs", pairs, "--out", self._place / "kept.jsonl"]
-        given += ["--dropped", self._place / "dropped.jsonl", "--json", self._place / "result.json"]
+        given = ["--store", self._store, "--pairs", pairs, "--out", place / "kept.jsonl"]
+        given += ["--dropped", place / "dropped.jsonl", "--json", place / "result.json"]
         given += [] if self._images is None else ["--images", self._images]
-        with (self._place / "log").open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - the command is ours, and the files are those of the start
+        begun = time.time()
+        with (place / "log").open("wb") as log:
+            process = subprocess.Popen(  # noqa: S603 - the command is ours, and the files are those of the start
                 [*self._command, "curate", *map(str, given), *task],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self._begun, self._stopped = time.monotonic(), False
+        self._call = _Call(place, process.pid, birth_of(process.pid), begun, process)
+        threading.Thread(target=self._call.watch, name="curation", daemon=True).start()
+        try:
+            self._call.keep()
+        except OSError:  # a full disk: nobody could find it later
+            self._call.stop()
+            raise
 
-    def _free_place(self, name: str) -> Path:
-        """Return a folder without a result: that of an unfinished call, or a new one."""
+    def _free_place(self, labels: Mapping[str, str] | None) -> Path:
+        """Return a folder without a result: that of an unfinished call of the same labels or file, or a new one."""
+        name = "labels" if labels is not None else (self.pairs or Path("pairs")).stem
         number = 1
         while True:
             place = self._folder / (name if number == 1 else f"{name}-{number}")
-            if not (place / "result.json").exists():
+            # What is done of other labels cannot be continued with these.
+            begun = any((place / "kept.jsonl.unfinished" / UNFINISHED).glob("*.safetensors"))
+            others = labels is not None and begun and not _holds(place / "labels.jsonl", labels)
+            if not others and not (place / "result.json").exists():
                 return place
             number += 1
 
-    def _running(self) -> bool:
-        if self._process is None:
-            return False
-        if self._process.poll() is None:
-            self._ended = time.monotonic()
-            return True
-        return False
+    def _current(self) -> _Call | None:
+        """Return the call that runs in this store, or the last one that this service knows of."""
+        if self._call is None or not self._call.runs():
+            for file in self._folder.glob(f"*/{_PROCESS}"):
+                call = _Call.read(file)
+                if call is not None and call.runs():
+                    self._call = call
+        return self._call
 
     def record(self) -> dict[str, Any] | None:
-        """Say how it goes; None if nothing was begun since the start of the service."""
+        """Say how it goes; None if nothing runs, and nothing was begun since the start of the service."""
         with self._guard:
-            if self._process is None:
+            call = self._current()
+            if call is None:
                 return None
-            running = self._running()
-            code = self._process.returncode
-            state = "running" if running else "stopped" if self._stopped else "failed" if code else "done"
             return {
-                "name": self._place.name,
-                "state": state,
-                "said": self._last_words(),
-                "seconds": round(self._ended - self._begun, 1),
+                "name": call.place.name,
+                "state": call.state(),
+                "said": self._last_words(call.place),
+                "seconds": round(call.seconds(), 1),
             }
 
-    def _last_words(self) -> str:
+    def _last_words(self, place: Path) -> str:
         with contextlib.suppress(OSError):
-            text = (self._place / "log").read_bytes()[-20_000:].decode("utf-8", "replace")
+            text = (place / "log").read_bytes()[-20_000:].decode("utf-8", "replace")
             lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
             if lines:
-                return lines[-1].replace(f"{self._place}/", "").replace(str(self._store), "STORE")[:_LONGEST]
+                return lines[-1].replace(f"{place}/", "").replace(str(self._store), "STORE")[:_LONGEST]
         return ""
 
     def stop(self) -> None:
-        """End it; it can be begun again and goes on with what is done. Blocks."""
+        """End what runs; it can be begun again and goes on with what is done. Blocks."""
         with self._guard:
-            process = self._process
-            if process is None or not self._running():
+            call = self._current()
+            if call is None or not call.runs():
                 return
-            self._stopped = True
-        process.terminate()
-        try:
-            process.wait(_SECONDS_TO_STOP)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            call.stopped = True
+        call.stop()
+
+    def close(self) -> None:
+        """End what this service has begun. Blocks."""
+        with self._guard:
+            call = self._call
+        if call is not None and call.own is not None and call.runs():
+            call.stopped = True
+            call.stop()
+
+
+def _holds(file: Path, labels: Mapping[str, str]) -> bool:
+    """Tell whether a file of labels says the same as these, in whatever order."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            found = [json.loads(line) for line in lines]
+        return {one["image"]: one["target"] for one in found} == labels
+    except (OSError, ValueError, TypeError, KeyError):
+        return False

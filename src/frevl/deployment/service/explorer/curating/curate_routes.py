@@ -123,7 +123,7 @@ def _add_write_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @post("/explore/curation/start", StartCurationRequest, CurationsResponse)
     async def start(request: Request) -> Response:
-        """Judge the pairs file of the start, or the labels of the store, in the background."""
+        """Judge the pairs file of the start, or the labels of the store, in the background; `frevl explore` only."""
         check_site(request)
         asked, _ = await read_body(request, StartCurationRequest, limits)
         return await respond(request, handlers.start(explorer, asked))
