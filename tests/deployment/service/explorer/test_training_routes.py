@@ -150,6 +150,25 @@ def test_a_training_outlives_a_service_that_was_killed_and_is_found_again(place,
             until(second, "one", "cancelled")
 
 
+def test_a_training_is_continued_from_another_folder_and_where_the_store_was_moved(place, instead, monkeypatch):
+    instead("print('At', __import__('os').getcwd() + '/store/runs', flush=True); " + _SLOW)
+    monkeypatch.chdir(place.store.parent)
+    with explored(place.store.name) as first:
+        assert train(first, name="one").json()["name"] == "one"
+        while not (said := first.http.get("/explore/training", params={"name": "one"}).json()["said"]):
+            time.sleep(0.02)
+        assert said[0] == "At STORE/runs"
+    moved = place.store.rename(place.store.with_name("moved"))
+    (moved.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(moved.parent / "elsewhere")
+    with explored(moved) as second:
+        assert second.http.post("/explore/training/resume", json={"name": "one"}).json()["state"] == "running"
+        asked = Job.read(moved / "runs" / "one.job.json").arguments
+    places = [str(moved), str(moved / "runs" / "one.pairs.jsonl"), str(moved / "runs" / "one")]
+    assert asked[:9] == ("train", "--store", places[0], "--pairs", places[1], "--run", places[2], "--task",
+                         "classification")  # fmt: skip
+
+
 def test_the_service_ends_what_it_has_started(place, instead):
     instead(_SLOW)
     with explored(place.store) as here:

@@ -34,8 +34,8 @@ class Trainings:
     """
 
     def __init__(self, store: Path, *, device: str = "cpu") -> None:
-        self.place = store / "runs"
-        self._store, self._device = store, device
+        self._store, self._device = store.absolute(), device  # a job may be continued from another folder
+        self.place = self._store / "runs"
         self._guard = threading.Lock()  # of starting and ending
         self._writing = threading.Lock()  # of what is written about one
         self._watched: dict[str, threading.Thread] = {}
@@ -104,8 +104,7 @@ class Trainings:
                     raise RefusedError(409, "name_taken", f"There is a run {name!r} already; choose another name.")
                 file = self.place / f"{name}.pairs.{form}"
                 arguments = [
-                    "train", "--store", str(self._store), "--pairs", str(file), "--run", str(self.place / name),
-                    "--task", task, "--model", model, "--device", self._device,
+                    "train", *self._places(name, file.name), "--task", task, "--model", model, "--device", self._device,
                     *([] if minutes is None else ["--time-limit", f"{60 * minutes:g}"]),
                 ]  # fmt: skip
                 job = Job(
@@ -135,6 +134,7 @@ class Trainings:
             with self._lock():
                 self._check_free()
                 try:
+                    job = replace(job, arguments=self._placed(job))
                     return self._run(replace(job, ended=None, code=None, cancelled=False, process=0, born=""))
                 except OSError as error:
                     raise self._unwritable(error) from error
@@ -173,6 +173,16 @@ class Trainings:
                 if thread.is_alive() and job is not None:
                     job.signal(signal.SIGKILL)
                     thread.join(_PATIENCE)
+
+    def _places(self, name: str, pairs: str) -> list[str]:
+        """Return the arguments that say where everything lies."""
+        return ["--store", str(self._store), "--pairs", str(self.place / pairs), "--run", str(self.place / name)]
+
+    def _placed(self, job: Job) -> tuple[str, ...]:
+        """Return the arguments of a job for where the store lies now: it may have been moved since."""
+        form = "csv" if (self.place / f"{job.name}.pairs.csv").exists() else "jsonl"
+        places = self._places(job.name, f"{job.name}.pairs.{form}")
+        return (job.arguments[0], *places, *job.arguments[1 + len(places) :])
 
     def _run(self, job: Job) -> Job:
         job.keep()
