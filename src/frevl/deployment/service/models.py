@@ -45,6 +45,7 @@ class Service:
     ) -> None:
         self.limits = limits
         self.models = {name: ServedModel(name, scorer) for name, scorer in scorers.items()}
+        self._stamps = {name: _stamp(scorer.run.path) for name, scorer in scorers.items()}
         self.store = next(iter(scorers.values())).store if store is None else store
         self.images = self.store.positions("image")
         self._store_refresh = StoreRefresh(self.store, self._switch_to)
@@ -165,6 +166,8 @@ class Service:
     async def add(self, name: str, run: Path, *, device: str = "cpu") -> ServedModel:
         """Serve one more run, or the same again; what is asked meanwhile is answered by the others.
 
+        A run that was deleted and trained anew since takes the place of the one that was served under its name.
+
         Args:
             name: What requests call it.
             run: Its folder.
@@ -173,13 +176,15 @@ class Service:
         Raises:
             RefusedError: Another run has this name, or it cannot be used with this store.
         """
+        stamp = _stamp(run)  # before it is read: what is written meanwhile is loaded the next time
         found = self.models.get(name)
         if found is not None:
             if found.scorer.run.path.resolve() != run.resolve():
                 raise RefusedError(
                     409, "name_taken", f"Another run is served as {name[:80]!r}; give this one another name."
                 )
-            return found
+            if self._stamps.get(name) == stamp:
+                return found
         store = await self.newest_store()
         try:
             made = await asyncio.to_thread(lambda: ServedModel(name, Scorer.open(run, store=store, device=device)))
@@ -187,6 +192,7 @@ class Service:
             sentence = str(error).replace(str(run), "RUN").replace(str(store.path), "STORE")
             raise RefusedError(409, "wrong_run", sentence) from None
         await self.queue.submit(self._join, made, items=1)
+        self._stamps[name] = stamp
         return made
 
     def _join(self, models: Sequence[ServedModel]) -> list[None]:
@@ -324,6 +330,15 @@ class Service:
         except ImageError as error:
             reason = str(error).rpartition("the given bytes: ")[2]
             raise RefusedError(422, "bad_image", f"The upload {name[:80]!r} cannot be read: {reason}") from None
+
+
+def _stamp(run: Path) -> tuple[int, int] | None:
+    """Tell one training of a run from the next by ``run.json``, which is written last; None without it."""
+    try:
+        status = (run / "run.json").stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino
 
 
 def _reads_no(side: Modality, model: ServedModel) -> RefusedError:

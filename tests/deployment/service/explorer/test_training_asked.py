@@ -82,3 +82,21 @@ def test_what_cannot_be_served_is_refused_in_words(place, runs, made):
         refused(use(here.http, "broken", headers=other), 403, "other_site", "not of another")
     with explored(place.store, place.images, writable=False) as here:
         refused(use(here.http, "broken"), 403, "read_only", "This service takes no labels")
+
+
+def test_a_run_that_was_trained_anew_under_its_name_answers_in_place_of_the_former(place, runs):
+    finished(place, runs, "again", "look")
+    with explored(place.store, place.images) as here:
+        assert use(here.http, "again").json()["reads"] == ["image"]
+        for path in (place.store / "runs").iterdir():  # as the page says how to delete it
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finished(place, runs, "again", "read")
+        assert use(here.http, "again").json()["reads"] == ["text"]
+        (score,) = here.http.post("/v1/score", json={"model": "again", "pairs": [{"text": "red"}]}).json()["scores"]
+        former = here.http.post("/v1/score", json={"model": "again", "pairs": [{"image": "0.png"}]})
+        assert (score["label"] in Scorer.open(runs / "read", store=place.store).run.labels, former.status_code) == (
+            True,
+            422,
+        )
+        (served,) = here.http.get("/explore/parts").json()["models"]
+        assert served["reads"] == ["text"]
