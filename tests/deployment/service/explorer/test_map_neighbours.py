@@ -116,3 +116,25 @@ def test_the_map_is_coloured_by_cluster(mapped):
     assert len(found["values"]) == 120
     assert found["names"][0].startswith("cluster 1: ")
     assert sum(int(name.split(": ")[1].split()[0]) for name in found["names"]) == 120
+
+
+def test_a_page_of_another_site_starts_no_computation(mapped, library):
+    other = {"origin": "http://evil.example", "sec-fetch-site": "cross-site"}
+    by = {"method": "neighbours"}
+    said = [mapped.http.get(f"/explore/map{route}", params=by, headers=other) for route in ("", "/colours")]
+    body = {"key": mapped.http.get("/explore/map", headers=other).json()["key"], "points": [0], **by}
+    for one in (*said, mapped.http.post("/explore/map/images", json=body, headers=other)):
+        refused(one, 403, "other_site", "starts work")
+    assert mapped.explorer.neighbours._key == ""
+
+
+def test_a_failure_is_told_and_after_a_while_tried_again(mapped, library, monkeypatch):
+    right = library.read_text()
+    library.write_text("raise ValueError('no memory')")
+    assert "no memory" in ask(mapped)["problem"]
+    library.write_text(right)
+    assert "no memory" in ask(mapped)["problem"]
+    monkeypatch.setattr(neighbours, "_FAILED_SECONDS", -1.0)
+    found = mapped.http.get("/explore/map", params={"method": "neighbours"}).json()
+    assert (found["computing"], found["problem"]) == (True, "")
+    assert ask(mapped)["count"] == 120

@@ -17,6 +17,7 @@ from frevl.deployment.service.explorer.mapping.map_schemas import (
     PointsRequest,
     PointsResponse,
 )
+from frevl.deployment.service.explorer.page_files import check_site
 from frevl.deployment.service.http.body import read_body
 from frevl.store.labels.entries import LONGEST_NAME
 
@@ -29,21 +30,25 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
     """Add the routes of the map to an application."""
 
     @app.get("/explore/map", response_model=MapResponse, tags=["explore"], responses=errors(*_READ))
-    async def whole_map(method: Annotated[MapMethod, Query()] = "components") -> Response:
+    async def whole_map(request: Request, method: Annotated[MapMethod, Query()] = "components") -> Response:
         """Return pictures as points in the plane, computed once and kept.
 
         ``components``: the two principal components. ``neighbours``: PaCMAP, which keeps what is alike together; it
-        takes about a minute, during which the answer says that it is being computed.
+        takes about a minute, during which the answer says that it is being computed; a page of another site is
+        refused it.
         """
+        _check(request, method)
         return json_answer(await map_handlers.whole_map(explorer, method))
 
     @app.get("/explore/map/colours", response_model=ColoursResponse, tags=["explore"], responses=errors(*_READ, 409))
     async def colours(
+        request: Request,
         by: Annotated[map_handlers.ColourBy, Query()] = "label",
         of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="With by=probability: the class.")] = None,
         method: Annotated[MapMethod, Query()] = "components",
     ) -> Response:
         """Return what colours the points: labels, clusters, what the classifier says, a class, or doubt."""
+        _check(request, method)
         return json_answer(await map_handlers.colours(explorer, by, of, method))
 
     @app.post(
@@ -56,4 +61,10 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
     async def pictures(request: Request) -> Response:
         """Return the pictures of some points."""
         asked, _ = await read_body(request, PointsRequest, explorer.service.limits)
+        _check(request, asked.method)
         return await respond(request, map_handlers.pictures(explorer, asked))
+
+
+def _check(request: Request, method: MapMethod) -> None:
+    if method == "neighbours":  # it starts a process
+        check_site(request)

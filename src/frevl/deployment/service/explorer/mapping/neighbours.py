@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = ["MOST_NEIGHBOURS", "NeighbourMaps"]
 MOST_NEIGHBOURS = 20_000
 """More pictures than these are thinned at random: about a minute on two cores."""
 _FEWEST = 10
+_FAILED_SECONDS = 30.0  # a failure is told for so long before the next who asks starts it again
 
 
 class NeighbourMaps:
@@ -37,7 +39,7 @@ class NeighbourMaps:
         self._guard = threading.Lock()
         self._key = ""
         self._found: Projection | None = None
-        self._problem = ""
+        self._problem, self._failed = "", 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
 
@@ -49,10 +51,12 @@ class NeighbourMaps:
     def ask(self, rows: Rows) -> tuple[Projection | None, str]:
         """Return the map, or None while it is computed; and why there is none, in words."""
         with self._guard:
-            if self._key == rows.key:
+            is_old = bool(self._problem) and time.monotonic() - self._failed > _FAILED_SECONDS
+            if self._key == rows.key and not is_old:
                 return self._found, self._problem
             self._end()
             self._key, self._found, self._problem = rows.key, None, ""
+            self._failed = time.monotonic()
             drawn = np.flatnonzero(rows.usable)
             if len(drawn) > MOST_NEIGHBOURS:
                 drawn = np.sort(np.random.default_rng(0).choice(drawn, MOST_NEIGHBOURS, replace=False))
@@ -102,6 +106,7 @@ class NeighbourMaps:
         with self._guard:
             if self._key == rows.key:
                 self._found, self._problem, self._process = made, problem, None
+                self._failed = time.monotonic()
         if made is not None and self._keep:
             write_projection(path, made)
 
