@@ -37,7 +37,11 @@ def serve(
     ] = None,
     labels: Annotated[
         bool | None,
-        typer.Option("--labels/--no-labels", help="Let clients write labels into the store.", show_default="off"),
+        typer.Option(
+            "--labels/--no-labels",
+            help="Let clients write labels into the store, judge data, and train and serve runs.",
+            show_default="off",
+        ),
     ] = None,
     device: DeviceOption = None,
     json: Annotated[
@@ -87,7 +91,11 @@ def explore(
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8000")] = None,
     labels: Annotated[
         bool | None,
-        typer.Option("--labels/--no-labels", help="Take labels, and keep them in the store.", show_default="on"),
+        typer.Option(
+            "--labels/--no-labels",
+            help="Take labels and keep them in the store, judge data, and train and serve runs.",
+            show_default="on",
+        ),
     ] = None,
     device: DeviceOption = None,
     json: Annotated[

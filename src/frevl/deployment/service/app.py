@@ -62,8 +62,8 @@ class Application:
         reports: What other commands wrote about the runs; the first is shown at ``/report``.
         explorer: What shows the pictures of the store, and takes labels; None leaves these routes out.
         opens_explorer: The page opens on the pictures, and ``/`` leads to ``/explore/``.
-        is_local: Only this machine reaches the service. Then, without keys, what is below ``/explore`` is answered only
-            where it is asked for by ``localhost`` or an address.
+        is_local: Only this machine reaches the service. Then, without keys, ``/report`` and what is below ``/explore``
+            are answered only where they are asked for by ``localhost`` or an address.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Application:
 
     async def _choose(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if self._checks_host and (path == "/explore" or path.startswith("/explore/")):
+        if self._checks_host and (path in ("/explore", "/report") or path.startswith("/explore/")):
             check_host(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
         if scope.get("method") == "POST" and path in self._direct:
             await self._answer_directly(self._direct[path], Request(scope, receive, send))

@@ -68,7 +68,7 @@ def serve(
         images: Folder of the images, so that the page can show them; without it the page names their ids.
         report: Pages to show beside those in the folders of the runs, and before them.
         page: Serve the web page as well.
-        labels: Let clients write labels into the store.
+        labels: Let clients write labels into the store, judge data, and train and serve runs.
         explore: Open the page on the pictures of the store; then no run is needed.
         encoder: Whose embeddings the explorer uses; None lets it choose.
         fit: Fits the classifier that the explorer teaches.

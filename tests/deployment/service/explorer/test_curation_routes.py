@@ -1,5 +1,6 @@
 """Curations over HTTP: judgements accepted, overruled, undone, by several people, exported, begun, refused in words."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from explored import copied, explored
 
 from frevl.data.pairs import read_pairs
+from frevl.deployment.service.explorer.curating import curate_handlers
 from frevl.deployment.service.explorer.curating.curations import Curations
 from frevl.errors import InputError
 from judged import captions, classes, judged, write_result
@@ -376,3 +378,18 @@ def test_one_that_fails_or_is_stopped_says_so(made, tmp_path):
     with pytest.raises(ProcessLookupError):  # the service ends what it began
         os.kill(pid, 0)
     shutil.rmtree(world.store / "curation")
+
+
+def test_lines_are_exported_in_blocks(world, result, monkeypatch):
+    def sent(at):
+        async def all_of():
+            return list(await curate_handlers.exported(at.explorer, None, kept=True))
+
+        return asyncio.run(all_of())
+
+    with opened(world, result) as at:
+        (whole,) = sent(at)
+        assert whole.count(b"\n") == 4
+        monkeypatch.setattr(curate_handlers, "_BLOCK", whole.index(b"\n") + 2)
+        parts = sent(at)
+        assert (len(parts), b"".join(parts)) == (2, whole)

@@ -267,6 +267,7 @@ def test_a_name_that_leads_to_this_machine_by_dns_is_refused_on_every_route(loca
             headers = {"Host": host, "Origin": f"http://{host}", "X-Forwarded-Host": "localhost"}
             for route in ROUTES:
                 refused(http.get(route, headers=headers), 403, "other_host", "answers to localhost and to addresses")
+            refused(http.get("/report", headers=headers), 403, "other_host", "answers to localhost and to addresses")
             for route in ("label", "find", "map/images", "labels/undo"):
                 refused(http.post(f"/explore/{route}", json=body, headers=headers), 403, "other_host", "found the host")
         assert http.get("/healthz", headers={"Host": "evil.example"}).status_code == 200
@@ -281,6 +282,7 @@ def test_a_name_that_leads_to_this_machine_by_dns_is_refused_on_every_route(loca
         ):
             for route in ROUTES:
                 assert http.get(route, headers={"Host": host}).status_code == 200, (route, host)
+            refused(http.get("/report", headers={"Host": host}), 404, "unknown_report", "There is no report")
             headers = {"Host": host, "Origin": f"http://{host}"}
             assert http.post("/explore/label", json=body, headers=headers).json()["written"] == 1
 

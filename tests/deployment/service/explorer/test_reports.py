@@ -92,3 +92,10 @@ def test_a_folder_a_dead_link_and_a_report_that_is_too_large(tmp_path, monkeypat
     assert [one.id for one in found.all()] == ["run/large.html"]
     with pytest.raises(module.RefusedError, match="has 100 bytes, more than the 99 that are shown here"):
         found.answer("run/large.html")
+
+
+def test_a_name_that_is_no_text_is_listed_with_escapes_and_shown(place):
+    folder, http = place
+    (folder / "b" / os.fsdecode(b"\xff.html")).write_text("of b")
+    assert listed(http)[-1] == ("b/\\udcff.html", "b", "\\udcff.html")
+    assert http.get("/explore/report", params={"of": "b/\\udcff.html"}).text == "of b"

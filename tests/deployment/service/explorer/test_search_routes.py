@@ -68,7 +68,7 @@ def test_filters_hold_together_and_beside_sql_and_in_a_search(clip):
 
 
 def test_values_are_quoted_whatever_they_hold():
-    columns = {"a b": pa.string(), "n": pa.int64(), "on": pa.bool_(), "when": pa.timestamp("s")}
+    columns = {"a b": pa.string(), "n": pa.int64(), "on": pa.bool_(), "when": pa.timestamp("s"), "x": pa.float32()}
 
     def sql(*given):
         return condition([Filter(**dict(zip(("column", "test", "value"), given, strict=False)))], None, columns)
@@ -77,11 +77,13 @@ def test_values_are_quoted_whatever_they_hold():
     assert sql("a b", "begins with", "100%_") == "starts_with(`a b`, '100%_')"
     assert sql("on", "is", True) == "`on` = true"
     assert sql("n", "at least", 1.2) == "`n` >= 2"
+    assert sql("x", "at least", 10**30) == "`x` >= 1e+30"
     assert sql("when", "missing") == "`when` IS NULL"
     for wrong in (
         ("a b", "is", 3), ("a b", "is", ""), ("a b", "at least", "x"), ("n", "is", "3"), ("n", "is", True),
         ("n", "is", 1.5), ("n", "is", 2**63), ("n", "is", float("nan")), ("on", "is", "true"), ("when", "is", "x"),
         ("none", "there"), ("a b", "is", "a\0b"),
+        ("n", "is", 10**400), ("n", "at most", -(10**400)), ("x", "is", 10**400),
     ):  # fmt: skip
         with pytest.raises(UsageError):
             sql(*wrong)
@@ -98,6 +100,12 @@ def test_filters_that_cannot_be_are_refused_in_words(clip):
     refused(clip.http.get("/explore/images", params={"filters": '[{"test": "is"}]'}), 422, "invalid", "0.column")
     body = {"text": "caption 3", "filters": [{"column": "width", "value": "wide"}]}
     refused(clip.http.post("/explore/find", json=body), 422, "invalid", "holds numbers")
+    for digits in (400, 5000):  # beyond every float, and beyond what Python reads or writes
+        given = f'[{{"column": "width", "value": {"1" * digits}}}]'
+        assert clip.http.get("/explore/images", params={"filters": given}).status_code == 422
+        body = f'{{"text": "caption 3", "filters": {given}}}'
+        said = clip.http.post("/explore/find", content=body, headers={"Content-Type": "application/json"})
+        assert said.status_code in (400, 422)
 
 
 def test_many_pictures_are_looked_at_evenly(clip, monkeypatch):

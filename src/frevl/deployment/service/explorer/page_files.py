@@ -52,7 +52,7 @@ def add_page(app: FastAPI, *, leads: bool) -> None:
 
 
 def check_site(request: Request) -> None:
-    """Refuse what a page of another site sends: browsers send forms anywhere, and with them would go labels.
+    """Refuse what a page of another site sends: browsers send forms anywhere, and so would label, train and stop.
 
     What the browser calls this service stands in ``Host``, or, behind a proxy that sends a ``Host`` of its own, in
     ``X-Forwarded-Host``; a page of another site cannot set that one without asking first, which is not granted.
@@ -64,7 +64,9 @@ def check_site(request: Request) -> None:
     own = {request.headers.get("host", ""), request.headers.get("x-forwarded-host") or request.headers.get("host", "")}
     crossed = request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin")
     if crossed or (origin is not None and origin.partition("://")[2] not in own):
-        raise RefusedError(403, "other_site", "Labels are taken from the page of this service only, not of another.")
+        raise RefusedError(
+            403, "other_site", "What writes or starts work is taken from the page of this service only, not of another."
+        )
 
 
 def check_host(host: str) -> None:

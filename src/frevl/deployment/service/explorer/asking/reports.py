@@ -78,10 +78,11 @@ class Reports:
             named += [(run, path) for path in found[:_MOST_FILES]]
         reports: dict[str, Report] = {}
         for run, path in named:
-            id_ = f"{run}/{path.name}" if run else path.name
+            file = _printable(path.name)
+            id_ = f"{run}/{file}" if run else file
             number = 2
             while id_ in reports:  # files of one name from several folders
-                id_, number = f"{path.name} ({number})", number + 1
+                id_, number = f"{file} ({number})", number + 1
             report = _read(id_, run, path)
             if report is not None:
                 reports[id_] = report
@@ -113,6 +114,11 @@ class Reports:
             ) from None
 
 
+def _printable(name: str) -> str:
+    """Return a file's name as text: bytes that are no UTF-8, which no JSON can hold, become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def _read(id_: str, run: str, path: Path) -> Report | None:
     try:
         status = path.stat()
@@ -123,4 +129,6 @@ def _read(id_: str, run: str, path: Path) -> Report | None:
     except OSError:  # a link that leads nowhere, deleted meanwhile
         return None
     title = html.unescape(found[1].decode("utf-8", "replace")) if found else ""
-    return Report(id_, run, " ".join(title.split())[:200] or path.name, status.st_size, status.st_mtime, path)
+    return Report(
+        id_, run, " ".join(title.split())[:200] or _printable(path.name), status.st_size, status.st_mtime, path
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -42,6 +42,7 @@ __all__ = [
     "undo",
 ]
 
+_BLOCK = 256 << 10  # bytes of an export that are sent at once
 Shown = Literal["flagged", "undecided", "decided", "all"]
 MOST_SHOWN = 200
 _TEXTS = 3  # of a copy
@@ -310,7 +311,19 @@ async def exported(explorer: Explorer, of: str | None, *, kept: bool) -> Iterato
 
     result, standing = await explorer.ask(work)
     lines = decided_lines(result, standing, kept=kept)
-    return (json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for line in lines)
+    return _blocks(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n" for line in lines)
+
+
+def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Join lines to blocks: every piece that is sent changes threads once, which takes longer than to write a line."""
+    block = bytearray()
+    for line in lines:
+        block += line
+        if len(block) >= _BLOCK:
+            yield bytes(block)
+            block.clear()
+    if block:
+        yield bytes(block)
 
 
 async def start(explorer: Explorer, asked: StartCurationRequest) -> dict[str, Any]:

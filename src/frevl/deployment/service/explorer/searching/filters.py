@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
@@ -141,7 +142,8 @@ def _text(one: Filter) -> str:
 
 def _number(one: Filter, type_: pa.DataType) -> str:
     value = one.value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # Compared, not converted: a whole number of 400 digits is beyond every float.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise UsageError(f"The column {one.column!r:.80} holds numbers, so a filter needs one, found {value!r:.80}.")
     if not pa.types.is_integer(type_):
         return repr(float(value))
