@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -348,3 +349,17 @@ def test_pictures_that_do_not_say_what_white_is_are_counted(tmp_path, draw):
     ]
     store = Store.open(tmp_path / "s")
     assert np.array_equal(*store.read_images(["detector.tif", "declared.tif"]))
+
+
+def test_pruning_a_large_store_in_many_commits_still_finds_the_images_of_pairs(images, tmp_path, draw, monkeypatch):
+    """What the store had at first is asked for at the end, when the files of that version have been deleted."""
+    monkeypatch.setattr("frevl.store.lance_tables._MOST_IN_MEMORY", 0)
+    extract(tmp_path / "s", images=images, encoder=["toy"], commit_rows=2)
+    monkeypatch.setattr("frevl.store.commits.table_writer._KEEP_VERSIONS", timedelta(0))
+    monkeypatch.setattr("frevl.store.commits.table_writer._SMALL_FRAGMENTS", 1)
+    (images / "0.png").unlink()
+    draw(images, range(10, 16))
+    pairs = [{"image": name, "text": "a square"} for name in ("1.png", "12.png", "none.png")]
+    report = extract(tmp_path / "s", images=images, pairs=pairs, encoder=["toy"], commit_rows=2, prune=True)
+    assert (report.images, report.images_pruned) == (6, 1)
+    assert ["'none.png'" in reject.reason for reject in report.rejects] == [True]

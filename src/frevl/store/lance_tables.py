@@ -215,6 +215,15 @@ class Snapshot:
                 self._rows[name] = self._looked_up(name, count)
         return self._rows[name]
 
+    def positions(self, name: str) -> Mapping[str, int]:
+        """Return `rows`; a `StoreError` where they would be read from a version that has been deleted."""
+        rows = self.rows(name)
+        if isinstance(rows, RowsOfIds):
+            with reading(self._store, name):
+                options = storage_options() if is_remote(self._store) else None
+                lance.dataset(self._table(name).uri, version=self.versions[name], storage_options=options)
+        return rows
+
     def _looked_up(self, name: str, count: int) -> RowsOfIds:
         table = self._table(name)
         folder = cache_of(self._store) if is_remote(self._store) else self._store

@@ -39,7 +39,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._at = self._newest()
+        self._at = Snapshot(self.path, ALL_TABLES)
         rows = [row for batch in self._at.scan("towers") for row in batch.to_pylist()]
         self.towers: dict[str, Tower] = {tower.name: tower for tower in from_rows(rows, str(path))}
 
@@ -86,8 +86,11 @@ class Store:
         return fingerprint_of({name: tower.fingerprint for name, tower in sorted(self.towers.items())})
 
     def positions(self, modality: Modality) -> Mapping[str, int]:
-        """Return the row of every id: a dictionary, or where they are many what `find_rows` looks them up in."""
-        return self._read(lambda at: at.rows(TABLES[modality]))
+        """Return the row of every id: a dictionary, or where they are many what `find_rows` looks them up in.
+
+        The latter reads the store, and raises `StoreError` once that version is deleted; ask here again then.
+        """
+        return self._read(lambda at: at.positions(TABLES[modality]))
 
     def count(self, modality: Modality) -> int:
         """Return how many items there are."""
@@ -380,9 +383,6 @@ class Store:
 
     # ---- versions
 
-    def _newest(self) -> Snapshot:
-        return Snapshot(self.path, ALL_TABLES)
-
     def _read(self, read: Callable[[Snapshot], A]) -> A:
         """Read from the tables as they were opened, or, where that fails, from newer ones if there are any.
 
@@ -393,7 +393,7 @@ class Store:
         try:
             return read(at)
         except StoreError:
-            newest = self._newest()
+            newest = Snapshot(self.path, ALL_TABLES)
             if newest.versions == at.versions:
                 raise
             self._at = newest

@@ -83,7 +83,7 @@ def test_it_looks_at_most_every_two_seconds(world, monkeypatch):
     world, runs = world
     looks = []
     newer = renewal._newer
-    monkeypatch.setattr(renewal, "_newer", lambda store: looks.append(store.path) or newer(store))
+    monkeypatch.setattr(renewal, "_newer", lambda *of: looks.append(of[0].path) or newer(*of))
     with client_of(world, runs, names=("ask",)) as client:
         assert score(client, world.store.image_ids[0]).status_code == 200
         assert looks == []  # nobody asked for an id that is not there
@@ -116,6 +116,24 @@ def test_what_is_removed_while_it_serves_is_soon_unknown(world, monkeypatch):
         remove(world.store.path, where="id LIKE '%'")
         found = client.http.post("/v1/search", json={"text": "a red square"}).json()
         assert (found["hits"], found["searched"]) == ([], 0)
+
+
+def test_a_large_store_that_another_process_compacts_is_served_on(world, monkeypatch):
+    """Ids of a large store are looked up in its files, which a compaction deletes."""
+    world, runs = world
+    monkeypatch.setattr("frevl.store.lance_tables._MOST_IN_MEMORY", 0)
+    first, second, *others = world.store.image_ids
+    with client_of(world, runs, names=("ask", "find")) as client:
+        right = score(client, *others[:4]).json()["scores"]
+        remove(world.store.path, ids=[first])
+        compact(world.store.path)
+        assert score(client, *others[:4]).json()["scores"] == right
+        assert client.http.post("/v1/search", json={"image": second, "k": 3}).status_code == 200
+        monkeypatch.setattr(renewal, "_SECONDS", 0.0)
+        refused(score(client, first), 404, "unknown_image", f"The store has no image '{first}'")
+        found = client.http.post("/v1/search", json={"text": "a red square", "k": 30}).json()
+        assert sorted(hit["id"] for hit in found["hits"]) == sorted([second, *others])  # switched, though it had moved
+        assert client.http.get("/v1/models").json()["images"] == len(others) + 1
 
 
 def test_an_image_that_is_removed_between_the_check_and_the_score_is_unknown(world, monkeypatch):

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pytest
 
 import frevl
+from frevl.deployment.service.explorer.rows import Rows
 from frevl.errors import StoreError
 from frevl.store.ids import kept, rows_of_ids
 from frevl.store.ids.hashing import as_arrow, id_hash, id_hashes
 from frevl.store.ids.rows_of_ids import KnownIds, RowsOfIds, find_rows
 from frevl.store.reader import Store
 from frevl.store.stored_items import StoredItems
-from frevl.store.upkeep.removal import remove
+from frevl.store.upkeep.removal import compact, remove
 
 STRANGE = [
     "a",
@@ -141,3 +142,32 @@ def test_what_cannot_be_kept_is_made_again(store):
     shutil.rmtree(store / "rows")
     (store / "rows").write_text("a file in the way")
     assert find_rows(Store.open(store).positions("text"), ["text 1", "no"]).tolist() == [1, -1]
+
+
+def test_positions_are_those_of_the_newest_version_once_theirs_is_deleted(store):
+    opened = Store.open(store)
+    old = opened.positions("text")
+    assert "text 7" in old
+    remove(store, ids=["text 2"], of="texts")
+    compact(store)
+    with pytest.raises(StoreError):  # never rows of another version than those it gave before
+        find_rows(old, ["text 7"])
+    new = opened.positions("text")
+    assert find_rows(new, ["text 2", "text 7"])[0] == -1
+    assert opened.ids("text")[new["text 7"]] == "text 7"
+
+
+def test_the_first_file_of_rows_makes_its_folders(tmp_path):
+    file = tmp_path / "cache" / "of a remote store" / "rows" / "images.key.rows"
+    assert kept._written(file, np.arange(3, dtype=np.uint64), np.arange(3, dtype=np.uint32))
+    assert kept._opened(file, 3, 0).rows.tolist() == [0, 1, 2]
+
+
+def test_the_rows_of_the_explorer_are_looked_up_after_a_compaction(tmp_path, draw, monkeypatch):
+    monkeypatch.setattr("frevl.store.lance_tables._MOST_IN_MEMORY", 0)
+    frevl.extract(tmp_path / "store", images=draw(tmp_path / "images", range(4)), encoder="toy")
+    opened = Store.open(tmp_path / "store")
+    rows = Rows(opened, opened.select_towers("image")[0], keep=False)
+    remove(tmp_path / "store", ids=["0.png"])
+    compact(tmp_path / "store")
+    assert find_rows(rows.positions, [*rows.ids, "none"]).tolist() == [0, 1, 2, 3, -1]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 
 import lance
 import numpy as np
@@ -510,3 +511,20 @@ def test_another_vector_for_an_item_of_the_store_is_counted_and_the_stores_own_s
     assert json.loads((tmp_path / "out.json").read_text())["differing"] == 3
     store = Store.open(tmp_path / "store")
     np.testing.assert_allclose(store.read_images(["3.jpg"])[0], first[3], atol=1e-3)
+
+
+def test_a_long_import_into_a_large_store_keeps_the_version_in_which_it_looks_ids_up(tmp_path, monkeypatch):
+    """Else that version would be deleted once the small files are merged, and the store would seem damaged."""
+    monkeypatch.setattr("frevl.store.lance_tables._MOST_IN_MEMORY", 0)
+    monkeypatch.setattr("frevl.store.importing.vectors._COMMIT_BYTES", 10 * 2 * DIM)
+    monkeypatch.setattr("frevl.store.commits.table_writer._KEEP_VERSIONS", timedelta(0))
+    monkeypatch.setattr("frevl.store.commits.table_writer._SMALL_FRAGMENTS", 4)
+    old, new = [f"old{i}" for i in range(50)], [f"new{i}" for i in range(50)]
+    for name, ids in (("first", old), ("again", [*new, *old])):
+        np.save(tmp_path / f"{name}.npy", unit(len(ids)))
+        (tmp_path / f"{name}.txt").write_text("\n".join(ids))
+        report = import_embeddings(
+            tmp_path / f"{name}.npy", ids=tmp_path / f"{name}.txt", of="texts", store=tmp_path / "s", encoder="mine"
+        )
+    assert (report.texts, report.texts_kept) == (50, 50)
+    assert sorted(Store.open(tmp_path / "s").texts) == sorted([*new, *old])

@@ -47,7 +47,6 @@ class Service:
         self.models = {name: ServedModel(name, scorer) for name, scorer in scorers.items()}
         self._stamps = {name: _stamp(scorer.run.path) for name, scorer in scorers.items()}
         self.store = next(iter(scorers.values())).store if store is None else store
-        self.images = self.store.positions("image")
         self._store_refresh = StoreRefresh(self.store, self._switch_to)
         self.queue = ModelQueue(
             waiting_items=limits.waiting_items,
@@ -56,6 +55,11 @@ class Service:
             observe=observe,
         )
         self._decoders = ThreadPoolExecutor(processors(), thread_name_prefix="decode")
+
+    @property
+    def images(self) -> Mapping[str, int]:
+        """The row of every image; asked for anew each time, because another process may delete what it is read from."""
+        return self.store.positions("image")
 
     def record(self) -> dict[str, Any]:
         """Return what ``GET /v1/models`` says."""
@@ -205,7 +209,7 @@ class Service:
 
     async def _switch_to(self, store: Store) -> None:
         await self.queue.submit(self._take, store, items=1)
-        self.store, self.images = store, store.positions("image")
+        self.store = store
 
     def _take(self, stores: Sequence[Store]) -> list[None]:
         for model in self.models.values():

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from frevl.errors import FrevlError
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import TABLES, Store
 
 __all__ = ["StoreRefresh"]
@@ -28,6 +29,7 @@ class StoreRefresh:
     def __init__(self, store: Store, take: Callable[[Store], Awaitable[None]]) -> None:
         self._store = store
         self._take = take
+        self._versions = _versions(store)  # a store goes on with newer ones by itself where its own were deleted
         self._looking: asyncio.Task[None] | None = None
         self._looked, self._opened = float("-inf"), time.monotonic()
 
@@ -48,10 +50,10 @@ class StoreRefresh:
 
     async def _look(self) -> None:
         try:
-            newer = await asyncio.to_thread(_newer, self._store)
+            newer = await asyncio.to_thread(_newer, self._store, self._versions)
             if newer is not None:
                 await self._take(newer)
-                self._store = newer
+                self._store, self._versions = newer, _versions(newer)
                 counts = {TABLES[modality]: newer.count(modality) for modality in TABLES}
                 _log.info("the store has changed", extra={"fields": counts})
         except FrevlError as error:  # another store in its place, or one that is being written: the old one answers
@@ -65,11 +67,15 @@ def _log_failure(looking: asyncio.Task[None]) -> None:
         _log.warning("looking for a newer version of the store failed: %s", looking.exception())
 
 
-def _newer(store: Store) -> Store | None:
+def _versions(store: Store) -> list[int | None]:
+    return [store.version(modality) for modality in TABLES]
+
+
+def _newer(store: Store, served: list[int | None]) -> Store | None:
     """Open the newest version and read its ids, unless it is the one that is served."""
     newest = Store.open(store.path)
-    if all(newest.version(modality) == store.version(modality) for modality in TABLES):
+    if _versions(newest) == served:
         return None
     for modality in TABLES:
-        newest.positions(modality)  # now, so that no request waits for it
+        find_rows(newest.positions(modality), [""])  # now, so that no request waits for it
     return newest

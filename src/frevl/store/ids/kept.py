@@ -138,7 +138,7 @@ def _written(file: Path, hashes: NDArray[np.uint64], rows: NDArray[np.uint32]) -
             target.write(rows.data)
 
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         replace_file(file, write)
     except OSError:  # no permission, or a full disk: made again by the next process
         return False

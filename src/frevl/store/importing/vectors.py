@@ -217,7 +217,8 @@ class _Import:
     def run(self, parts: Sequence[Part], *, progress: bool) -> None:
         modality = self.tower.modality
         rows = max(1, _COMMIT_BYTES // (self.tower.dim * np.dtype(self.tower.identity["dtype"]).itemsize))
-        with ProgressLine(f"{modality}s", None, enabled=progress) as line:
+        # Kept, because ids are looked up in it to the end.
+        with self.writer.keep_version(modality), ProgressLine(f"{modality}s", None, enabled=progress) as line:
             for part in parts:
                 for block in part.blocks(rows):
                     self._add(block)

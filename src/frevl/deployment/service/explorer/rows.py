@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from frevl.jsonfile import replace_file
+from frevl.store.ids.rows_of_ids import RowsOfIds, find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 
@@ -38,6 +39,9 @@ class Rows:
         self.store, self.tower, self._keep = store, tower, keep
         self.ids = store.ids("image")
         self.positions = store.positions("image")
+        if isinstance(self.positions, RowsOfIds):  # stays as it is where another process deletes that version
+            self.positions = self.positions.in_memory()[0]
+            find_rows(self.positions, [""])  # makes now what ids are looked up in
         states = store.states("image")
         self.usable: np.ndarray = states[f"has:{tower.name}"]
         self.picture_bytes = int(states["bytes"].sum())
