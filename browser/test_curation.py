@@ -190,3 +190,35 @@ def test_only_looking_and_nothing_to_look_at(world, result, visit):
             "24 of 24 lines are kept", timeout=90_000
         )
         expect(page.locator("p.problem")).to_contain_text("Nothing is said about matches")
+
+
+@pytest.mark.parametrize("tab", ["curate", "teach"])
+def test_an_answer_that_comes_after_a_part_was_left_leads_nowhere_and_is_the_last(url, visit, tab):
+    page = visit(f"{url}/explore/#/overview").page
+    held = []
+    page.route("**/explore/curations", lambda route: held.append(route))
+    page.route("**/explore/teach", lambda route: held.append(route))
+    page.get_by_role("link", name=tab.capitalize()).click()
+    waits(page, held, 1)
+    job = {"name": "result.json", "said": "", "seconds": 1.0}
+    known = {"curations": [], "judges": [], "pairs": "", "writable": True}
+    if tab == "curate":
+        held[0].fulfill(json={**known, "job": {**job, "state": "running"}})
+        expect(page.get_by_text("Judging result.json")).to_be_visible(timeout=TIMEOUT)
+        waits(page, held, 2)
+    page.get_by_role("link", name="Overview").click()
+    expect(page.get_by_role("heading", name="What is in this store")).to_be_visible(timeout=TIMEOUT)
+    asked = len(held)
+    ended = {**known, "curations": ["result.json"], "job": {**job, "state": "done"}}
+    held[-1].fulfill(json=ended if tab == "curate" else {"busy": True, "ready": False})
+    page.wait_for_timeout(1000 if tab == "teach" else 5500)
+    assert page.url.endswith("#/overview")
+    assert len(held) == asked
+
+
+def waits(page, held, count):
+    for _ in range(200):
+        if len(held) >= count:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{len(held)} requests, {count} expected")

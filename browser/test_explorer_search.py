@@ -128,6 +128,66 @@ def test_a_picture_of_the_store_is_dropped_or_pasted_by_its_address_and_no_other
     assert seen.foreign(url) == []
 
 
+def test_a_link_takes_the_place_of_an_own_picture_and_chips_stay(url, world, visit):
+    filters = json.dumps([{"column": "id", "test": "begins with", "value": "1"}], separators=(",", ":"))
+    page = visit(f"{url}/explore/#/pictures?where=bytes+%3E+0&filters={filters}").page
+    expect(pictures(page)).to_have_count(11, timeout=TIMEOUT)
+    search = page.locator(".words").first
+
+    def search_with_a_file():
+        page.locator("input[type=file]").set_input_files(world.images / "3.png")
+        expect(search).to_contain_text("like 3.png (this search has no link), where bytes > 0", timeout=TIMEOUT)
+        expect(pictures(page)).to_have_count(11, timeout=TIMEOUT)
+
+    search_with_a_file()
+    choose(page, 1)
+    name = page.locator("#picture-1").get_attribute("data-image")
+    page.get_by_role("link", name="More like this").click()
+    expect(search).to_contain_text(f"like {name}, where bytes > 0", timeout=TIMEOUT)
+    expect(pictures(page)).to_have_count(10, timeout=TIMEOUT)  # the filters are kept
+    search_with_a_file()
+    page.locator(f"[data-image='{name}']").click()
+    page.get_by_role("link", name="More like this").click()  # which is where the link led before
+    expect(search).to_contain_text(f"like {name}, where bytes > 0", timeout=TIMEOUT)
+    search_with_a_file()
+    choose(page, 2)
+    other = page.locator("#picture-2").get_attribute("data-image")
+    page.keyboard.press("m")
+    expect(search).to_contain_text(f"like {other}, where bytes > 0", timeout=TIMEOUT)
+    search_with_a_file()
+    page.get_by_role("button", name="Remove the filter").click()
+    expect(pictures(page)).not_to_have_count(11, timeout=TIMEOUT)
+    expect(search).to_contain_text("like 3.png (this search has no link)")
+    before = page.url
+    page.get_by_role("link", name="Overview").click()
+    page.go_back()
+    assert page.url == before
+    expect(search).to_contain_text(f"like {other}", timeout=TIMEOUT)
+
+
+def test_back_leaves_the_search_with_an_own_picture(url, world, visit):
+    page = visit(f"{url}/explore/#/pictures?text=a+red+square").page
+    expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)
+    page.get_by_label("Text to search for").fill("a blue square")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_text("for “a blue square”")).to_be_visible(timeout=TIMEOUT)
+    page.locator("input[type=file]").set_input_files(world.images / "3.png")
+    expect(page.get_by_text("like 3.png")).to_be_visible(timeout=TIMEOUT)
+    page.go_back()
+    expect(page.get_by_text("for “a red square”")).to_be_visible(timeout=TIMEOUT)
+
+
+def test_a_search_that_failed_is_asked_again_with_the_same_words(url, visit):
+    page = visit(url).page
+    page.route("**/explore/find", lambda route: route.abort(), times=1)
+    page.get_by_label("Text to search for").fill("a red square")
+    page.get_by_role("button", name="Search").click()
+    expect(page.get_by_text("The search could not be done.")).to_be_visible(timeout=TIMEOUT)
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 @pytest.mark.parametrize("size", ["phone", "wide"])
 def test_growth_is_drawn_and_said(url, visit, size):
     seen = visit(f"{url}/explore/#/overview", size=size, scheme="dark")

@@ -45,6 +45,12 @@ export function go(tab, asked = {}) {
   location.hash = linkTo(tab, asked);
 }
 
+/** Return what a link asks for that searches for pictures like one, among those that are looked at. */
+export function similarTo(image) {
+  const { where, filters } = shared.place.asked;
+  return { like: image, where, filters };
+}
+
 /** Change the link without a step in the history. */
 export function replacePlace(tab, asked) {
   history.replaceState(null, "", linkTo(tab, asked));
