@@ -46,6 +46,24 @@ def test_a_class_of_one_example_is_never_held_out():
     assert (folds[:16] >= 0).all()
 
 
+def test_a_group_that_the_space_has_partly_learned_from_is_not_held_out():
+    """Copies with one random label a group: whoever learns from half of a group knows the label of the other half."""
+    generator = torch.Generator().manual_seed(0)
+    groups = torch.arange(60).repeat_interleave(4)
+    unit = F.normalize(torch.randn(60, 16, generator=generator), dim=1)[groups]
+    labels = torch.randint(4, (60,), generator=generator)[groups]
+    known = (torch.arange(len(groups)) % 4 < 2) & (groups < 40)
+    examples = Labelled(Features(unit, unit, unit @ torch.eye(16)[:, :4]), labels, groups, known=known)
+    choice = choose_head(examples, None, 4, method="means", names=20.0, session=SESSION)
+    assert len(choice.held_out[1]) == 80, "the groups that are not known at all"
+    for kept, out in choice.splits:
+        assert not set(groups[kept].tolist()) & set(groups[out].tolist())
+    everywhere = replace(examples, known=torch.arange(len(groups)) % 4 < 2)
+    alone = choose_head(everywhere, None, 4, method="means", names=20.0, session=SESSION)
+    assert not len(alone.held_out[1])
+    assert "has learned from 240 of the 240 examples, or from pictures grouped with them" in alone.notes[0]
+
+
 def test_useless_examples_leave_the_names_alone():
     """Labels at random: whatever is fitted to them is worse than the names."""
     held = drawn(12, names_noise=0.1, noise=0.4)

@@ -41,8 +41,8 @@ _ONE_EXAMPLE = (
     "not checked; the method and its settings are those that did best with one example a class on other data"
 )
 _LEARNED = (
-    "the space of the names has learned from {:,} of the {:,} examples, where names are right more often than on other "
-    "pictures, so these cannot be held out; the method and its settings are those that did best with one example a "
+    "the space of the names has learned from {:,} of the {:,} examples, or from pictures grouped with them, where names "
+    "are right more often than on other pictures, so these cannot be held out; the method and its settings are those that did best with one example a "
     "class on other data. Give other pictures with --dev to compare on"
 )
 
@@ -149,9 +149,11 @@ def _chosen(
 ) -> Choice:
     has_names = names != 0.0
     folds = assign_folds(examples, classes, session.seed)
-    known = 0 if examples.known is None else int(examples.known.sum())
+    known = 0
     if examples.known is not None:
-        folds = folds.where(~examples.known, -1)
+        # Whole clusters: the rest of one would be learned from and judged on at once.
+        out = torch.isin(examples.clusters, examples.clusters[examples.known])
+        folds, known = folds.where(~out, -1), int(out.sum())
     held = dev if dev is not None and len(dev) >= FEWEST_HELD_OUT else None
     held_rows = (folds >= 0).nonzero()[:, 0]
     nothing = torch.zeros(0, classes), torch.zeros(0, dtype=torch.long)

@@ -31,7 +31,7 @@ class Labelled:
         clusters: ``(n,)`` int64; pictures of one number are not independent.
         weights: ``(n,)`` above 0, how much each counts; None: all alike.
         known: ``(n,)`` bool, which the space of the names has learned from: names look better there than elsewhere, so
-            they are never held out. None: none of them.
+            neither they nor the rest of their clusters are held out. None: none of them.
     """
 
     features: Features
