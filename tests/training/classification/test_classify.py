@@ -220,6 +220,10 @@ def test_what_the_space_has_learned_from_is_not_held_out_to_compare_names(made, 
     assert 0 < both["development"]["n"] <= len(others)
     none = results(others, space=dual.path)
     assert not any("has learned from" in sentence for sentence in none["notes"])
+    by_names = frevl.classify(made.store, names, run=tmp_path / "names", space=dual.path)
+    asked = [{"image": image, "target": colours[image]} for image in images]
+    leak = f"Leak: {len(known)} of {len(images)} different images were in training or development"
+    assert any(note.startswith(leak) for note in frevl.evaluate(frevl.Scorer(by_names, made.store), asked).notes)
     dev = [{"image": image, "target": colours[image]} for image in known]
     assert any(
         f"has learned from {len(dev)} of the {len(dev)} development pictures" in sentence

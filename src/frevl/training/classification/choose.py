@@ -41,9 +41,9 @@ _ONE_EXAMPLE = (
     "not checked; the method and its settings are those that did best with one example a class on other data"
 )
 _LEARNED = (
-    "the space of the names has learned from {:,} of the {:,} examples, or from pictures grouped with them, where names "
-    "are right more often than on other pictures, so these cannot be held out; the method and its settings are those that did best with one example a "
-    "class on other data. Give other pictures with --dev to compare on"
+    "the space of the names has learned from {:,} of the {:,} examples, or from pictures grouped with them, where "
+    "names are right more often than on other pictures, so these cannot be held out; the method and its settings are "
+    "those that did best with one example a class on other data. Give other pictures with --dev to compare on"
 )
 
 

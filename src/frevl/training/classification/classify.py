@@ -130,11 +130,13 @@ def classify(
     settings_and_data = {**settings, "data": data}
     if _is_finished(folder, settings_and_data):
         return Run.load(folder)
+    # What the names' space has learned from is no fresh picture for the classes either.
+    learned = None if of_run is None or classes is None else of_run.run.train_image_hashes
     with claim_run(folder, settings_and_data):
         towers = opened.select_towers("image", encoder) if of_run is None else _towers_of(opened, of_run, encoder)
         own, held, hashes = collect(
             opened, listed, read, judged, towers, group_by=group_by, find_groups=find_groups, seed=seed, notes=notes,
-            doubts=doubts, learned=None if of_run is None or classes is None else of_run.run.train_image_hashes,
+            doubts=doubts, learned=learned,
         )  # fmt: skip
         found = space_of_run(opened, of_run) if of_run else space_of_encoder(opened, towers)
         names = None
@@ -155,6 +157,7 @@ def classify(
         results["warnings"] = [*doubts, *results["warnings"]]
         said = [*results["warnings"], *said, *results["notes"], *notes, *(names.notes if names else ())]
         results |= {"notes": list(dict.fromkeys(said)), "unknown": threshold}
+        seen = hash_prefixes(hashes.values())
         finished = Run(
             path=folder,
             model="classify",
@@ -168,7 +171,7 @@ def classify(
             settings=settings,
             results=results,
             provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
-            train_image_hashes=hash_prefixes(hashes.values()),
+            train_image_hashes=seen if learned is None else np.union1d(seen, learned),
             network=network,
             posterior=fit_posterior(network, images_alone(own.images)),
         )
