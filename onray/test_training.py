@@ -1,6 +1,7 @@
 """Networks trained by workers on the nodes of a cluster: as on one machine, whatever dies."""
 
 import json
+import os
 
 import pytest
 
@@ -56,11 +57,19 @@ def test_after_a_worker_was_killed_the_training_goes_on_by_itself(nodes, world, 
     ]
 
 
-def test_seeds_are_trained_there_too(nodes, world, tmp_path):
+def test_relative_paths_are_those_of_the_caller(nodes, world, here, tmp_path, monkeypatch):
+    """The nodes were started in another folder."""
+    monkeypatch.chdir(tmp_path)
+    store, pairs = (os.path.relpath(path) for path in (world.store.path, world.train_file))
+    run = train(store, pairs, run="run", workers=2, ray=nodes.address, **MLP)
+    assert weights(tmp_path / "run") == weights(here)
+    assert run.path == tmp_path / "run"
+
+
+def test_seeds_are_trained_there_too(nodes, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     settings = {**MLP, "options": {"epochs": 1, "hidden": 4}}
-    several = train_seeds(
-        world.store, world.train_file, run=tmp_path / "seeds", seeds=2, workers=2, ray=nodes.address, **settings
-    )
+    several = train_seeds(world.store, world.train_file, run="seeds", seeds=2, workers=2, ray=nodes.address, **settings)
     assert several.runs == ["seed0", "seed1"]
     assert (tmp_path / "seeds" / "seeds.json").exists()
 
@@ -70,5 +79,7 @@ def test_what_cannot_be_done_is_said(nodes, world, tmp_path):
         on_ray(fail, {}, workers=2, address=nodes.address, device="cpu")
     with pytest.raises(UsageError, match=r"^--ray needs --workers N"):
         train(world.store, world.train_file, run=tmp_path / "run", ray=nodes.address, **MLP)
+    with pytest.raises(UsageError, match=r"found 2, but the cluster has 0 accelerators"):
+        train(world.store, world.train_file, run=tmp_path / "run", workers=2, ray=nodes.address, device="cuda", **MLP)
     with pytest.raises(UsageError, match=r"found 9, but the cluster has 4 processors"):
         train(world.store, world.train_file, run=tmp_path / "run", workers=9, ray=nodes.address, **MLP)

@@ -127,7 +127,7 @@ def train(
     if initialise_from is not None:
         _check_start(task, model)
     chosen_options = make_options(model, options, first_stage=first_stage)
-    _check_session(seed, device)
+    _check_session(seed, "cpu" if ray is not None else device)  # of a cluster, the workers know what devices they have
     _check_workers(model, workers_asked(workers))
     named = {**arguments, "store": store.path if isinstance(store, Store) else store, "ray": None}
     if ray is not None:

@@ -6,12 +6,14 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from os import PathLike
 from types import ModuleType
 from typing import Any
 
 from frevl.devices import grant_processors
 from frevl.errors import FrevlError, TrainingError, UsageError
 from frevl.store.many_nodes.connection import connected, refuse_other_code, versions_here
+from frevl.store.remote.address import place_of
 from frevl.training.workers.membership import joined
 from frevl.training.workers.team import Place
 from frevl.training.workers.together import WorkerEndedError, error_of
@@ -20,6 +22,7 @@ __all__ = ["on_ray"]
 
 _log = logging.getLogger("frevl")
 _MOST_DEATHS = 3  # of workers in one call; after every one the training goes on from its last complete epoch
+_PLACES = ("store", "pairs", "dev", "run", "initialise_from")  # arguments that are paths, where they are no data
 _PATIENCE = 300.0  # seconds for all workers to start: each loads PyTorch
 
 
@@ -67,7 +70,8 @@ def on_ray(
 
     Args:
         work: Of a module; it finds itself one of several workers.
-        arguments: Of the call, with paths that mean the same on all nodes.
+        arguments: Of the call. Store, pairs, run and the like are paths that mean the same on all nodes; relative ones
+            are those of this process.
         workers: How many.
         address: See `frevl.store.many_nodes.connection.connected`.
         device: Of the training.
@@ -80,6 +84,7 @@ def on_ray(
     if workers is None:
         raise UsageError("--ray needs --workers N: how many processes of the cluster share every step")
     accelerators = 1 if device.startswith("cuda") else 0
+    arguments = {**_without_relative_paths(arguments), "progress": False}
     with connected(address) as ray:
         there = ray.cluster_resources()
         for kind, needed in (("CPU", workers), ("GPU", accelerators * workers)):
@@ -90,7 +95,7 @@ def on_ray(
                 )
         for deaths in range(1, _MOST_DEATHS + 1):
             try:
-                return _once(ray, work, {**arguments, "progress": False}, workers, accelerators, device)
+                return _once(ray, work, arguments, workers, accelerators, device)
             except (ray.exceptions.RayActorError, WorkerEndedError) as error:
                 reason = " ".join(str(error).split())[:200]
                 if deaths < _MOST_DEATHS:
@@ -99,6 +104,14 @@ def on_ray(
         f"--ray: workers have ended {_MOST_DEATHS} times, the last time with: {reason}; every complete epoch is kept: "
         "run the same command again to continue"
     )
+
+
+def _without_relative_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Name every place from the root: workers run in the folder in which their node was started."""
+    return {
+        name: place_of(value).absolute() if name in _PLACES and isinstance(value, str | PathLike) else value
+        for name, value in arguments.items()
+    }
 
 
 def _once(
