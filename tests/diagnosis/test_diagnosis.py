@@ -239,6 +239,14 @@ def test_networks_are_given_time_to_begin_in_matching(made, tmp_path, monkeypatc
     assert [more["options"].get("batch_size") for more in given] == [None, None, 32]
 
 
+def test_what_a_launcher_has_set_is_of_no_concern(made, tmp_path, monkeypatch):
+    """A model that is solved takes no workers, and a second process that diagnoses shares no steps with this one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    splits = read_splits(made.store, made.train, made.test, task="classification", dev=None, encoder=None, seed=0)
+    spec = next(one for one in MODEL_SPECS if one.name == "linear")
+    assert fit(splits, spec, folder=tmp_path / "run", time_limit=5).run.results["development"]["n"] > 0
+
+
 def test_products_are_rounded_only_while_networks_of_many_pairs_train():
     before = torch.get_float32_matmul_precision()
     with quick_products(wanted=False):

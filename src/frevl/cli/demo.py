@@ -120,8 +120,9 @@ def demo(
         if run_folder.exists():
             shutil.rmtree(run_folder)
         run = train(
-            store, files["train"], run=run_folder, task="classification", model=model, seed=seed, progress=progress
-        )
+            store, files["train"], run=run_folder, task="classification", model=model, seed=seed, progress=progress,
+            workers=1,
+        )  # fmt: skip
         scorers[model] = Scorer(run, store)
         result = evaluate(scorers[model], files["test"])
         rows.append(DemoRow(model, run.parameters, result, float(run.results["train_seconds"])))

@@ -261,6 +261,7 @@ def fit(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float, pai
             time_limit=max(time_limit, 1.0),
             options={**spec.changes, **passes, **patient},
             find_groups=False,  # done once for all models, in `read_splits`
+            workers=1,  # whatever a launcher has set: its processes share no diagnosis
         )
     return Scorer(run, splits.store)
 

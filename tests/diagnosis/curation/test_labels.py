@@ -197,6 +197,7 @@ def test_a_fold_that_leaves_one_class_is_told_and_nothing_is_dropped(planted, tm
 
 
 def test_folds_that_the_time_limit_cut_short_are_told_first(planted, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of a launcher: the folds are trained here all the same
     monkeypatch.setattr("frevl.diagnosis.curation.folds._LEAST_SECONDS", 1e-9)
     told = frevl.curate(*planted[:2], drop=["label"], time_limit=1e-9)
     assert told.sentence().startswith("5 of 5 folds were cut short by --time-limit: their lines were judged by models")

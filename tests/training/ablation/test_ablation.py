@@ -269,7 +269,8 @@ def few_variants(monkeypatch):
         monkeypatch.setattr(frevl.training.ablation.variants, name, ())
 
 
-def test_groups_reach_the_trainings_and_the_intervals(made, tmp_path, frevl, few_variants):
+def test_groups_reach_the_trainings_and_the_intervals(made, tmp_path, frevl, few_variants, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # of a launcher: an ablation trains alone all the same
     grouped = [
         {**pairs.row(row), "shelf": f"shelf {int(pairs.images[row].removesuffix('.png')) // 5}"}
         for pairs in (made.train, made.test)

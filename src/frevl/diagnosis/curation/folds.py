@@ -164,6 +164,7 @@ def _answers(
             options={**spec.changes, **passes},
             device=lines.session.device,
             find_groups=False,  # done once for all models
+            workers=1,  # whatever a launcher has set: its processes share no curation
         )
         scorer = Scorer(run, lines.store, device=lines.session.device)
         shown = _seen(spec, asked)

@@ -124,7 +124,7 @@ def ablate(
         path = folder / "runs" / variant.folder
         runs = train_seeds(
             stores[variant.store], pairs, run=path, seeds=seeds, seed=seed, progress=progress,
-            options=options_of(variant, model, full_options), **arguments,
+            options=options_of(variant, model, full_options), workers=1, **arguments,
         )  # fmt: skip
         result = evaluate_seeds(open_seeds(path, store=stores[variant.store]), common, **grouping)
         rows.append(row_of(variant, runs, result, rows[0] if rows else None))

@@ -76,12 +76,11 @@ def working_together(
         FrevlError: What another worker has failed with.
     """
     asked = workers_asked(workers)
-    place = place_of(os.environ)
     if current_team().size > 1:
         yield current_team()
     elif asked == 1:
         yield ALONE
-    elif place is not None:
+    elif (place := place_of(os.environ)) is not None:
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
         store = PrefixStore(f"team {next(_teams)}", _store_of_environment())
