@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from os import PathLike
+from pathlib import PurePath
 from types import ModuleType
 from typing import Any
 
@@ -109,7 +109,7 @@ def on_ray(
 def _without_relative_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Name every place from the root: workers run in the folder in which their node was started."""
     return {
-        name: place_of(value).absolute() if name in _PLACES and isinstance(value, str | PathLike) else value
+        name: place_of(value).absolute() if name in _PLACES and isinstance(value, str | PurePath) else value
         for name, value in arguments.items()
     }
 
