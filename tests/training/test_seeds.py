@@ -166,9 +166,9 @@ def test_finished_seeds_of_other_settings_pairs_or_pictures_are_refused(made, tm
         train_seeds(made.store, made.train.select(range(9, 180)), **arguments)
     with pytest.raises(RunError, match="its 'dev' was None, not '"):
         train_seeds(made.store, made.train_file, dev=made.test_file, **arguments)
-    real = Store.content_hashes
-    changed = lambda self, ids: {**real(self, ids), ids[0]: "f" * 64}  # noqa: E731
-    monkeypatch.setattr(Store, "content_hashes", changed)
+    real = Store.content_column
+    changed = lambda self, ids: np.array([b"f" * 32, *real(self, ids)[1:]])  # noqa: E731
+    monkeypatch.setattr(Store, "content_column", changed)
     with pytest.raises(RunError, match="its 'pairs' was"):
         train_seeds(made.store, made.train_file, **arguments)
 
