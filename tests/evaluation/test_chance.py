@@ -20,6 +20,7 @@ from frevl.training.options import Session
 from frevl.training.prepare import prepare
 from frevl.training.selection.encoder_sets import choose_encoders, encoder_sets, narrow
 from frevl.training.training import train
+from frevl.training.workers.team import Alone
 
 
 def test_what_is_not_measurably_better_than_the_majority_is_called_chance():
@@ -188,6 +189,22 @@ def test_an_encoder_that_says_nothing_is_left_out(made_twice, prepared):
     assert behind[2] > 10
     late = choose_encoders(prepared, ["toy", "toy2"], 2, session, time_limit=0)
     assert [row.get("reason") for row in late.rows] == [None, "no time left", "no time left"]
+
+
+def test_workers_compare_encoders_by_the_figures_of_the_first(prepared):
+    """Where processors are unlike, figures differ in the last bits, and all workers have to go on with one set."""
+
+    class Second(Alone):
+        def __init__(self):
+            self.told = iter([50.0, 60.0, 70.0])
+
+        def agreed(self, value):
+            return {**value, "metric": next(self.told)}
+
+    session = Session(seed=0, time_limit=None, device="cpu", progress=False, team=Second())
+    choice = choose_encoders(prepared, ["toy", "toy2"], 2, session, time_limit=1000)
+    assert [row["metric"] for row in choice.rows] == [50.0, 60.0, 70.0]
+    assert choice.encoders == ["toy2"]
 
 
 def test_encoders_are_compared_by_classes_where_rare_ones_count(prepared):

@@ -172,7 +172,8 @@ def choose_encoders(
         pairs = len(examples)
         # All pairs are both learned from and scored: each by the solution without its own image.
         _, found = fit_kernel_on(examples, outputs, KernelOptions(class_weight="balanced" if balanced else None))
-        row |= {"metric": 100 * found.best_metric, "seconds": clock.seconds() - started}
+        # Unlike processors differ in the last bits, and workers that chose for themselves would train different sets.
+        row |= session.team.agreed({"metric": 100 * found.best_metric, "seconds": clock.seconds() - started})
         place.save({}, {"row": row, "pairs": pairs, "seconds": row["seconds"]})
         shown = " + ".join(images) + ("" if images == texts else f", texts {' + '.join(texts)}")
         print_progress(
