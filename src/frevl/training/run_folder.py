@@ -28,7 +28,6 @@ from frevl.jsonfile import replace_file, write_json
 from frevl.models.hub import POSTERIOR_FILE, RUN_FILES
 from frevl.runs.run import UNFINISHED, refuse_other_files
 from frevl.runs.toml_text import toml_text
-from frevl.store.ids.rows_of_ids import find_rows
 from frevl.training.options import ModelOptions
 from frevl.training.workers.team import ALONE, Team
 from frevl.version import __version__
@@ -303,6 +302,8 @@ def content_of(store: Store, pairs: Pairs) -> str:
     for row in range(len(pairs)):
         digest.update(json.dumps(pairs.row(row), sort_keys=True, default=str).encode())
     images = joined([pairs.images])[1]
+    from frevl.store.ids.rows_of_ids import find_rows  # pyarrow, which a training on arrays does without
+
     rows = find_rows(store.positions("image"), images)
     there = chosen(images, np.flatnonzero(rows >= 0))
     hashes, order = store.content_column(there), in_order(there)
