@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,29 @@ def test_an_interrupted_run_refuses_other_settings(made, tmp_path, monkeypatch):
         quick(made, tmp_path / "run")
     with pytest.raises(RunError, match="'seed' was 0, not 1"):
         quick(made, tmp_path / "run", seed=1)
+
+
+def test_an_interrupted_run_goes_on_whatever_way_its_files_are_named(made, tmp_path, monkeypatch):
+    former = quick(made, tmp_path / "former", epochs=1, layers=0).path
+    arguments = {"pairs": made.train_file, "dev": made.test_file, "initialise_from": former, "epochs": 2, "layers": 0}
+    relative = {name: os.path.relpath(arguments[name]) for name in ("pairs", "dev", "initialise_from")}
+    real = Checkpoint.save
+
+    def stop(self, *arguments):
+        real(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quick(made, tmp_path / "run", **{**arguments, **relative})
+    shutil.copytree(former, tmp_path / "kept")
+    other = quick(made, tmp_path / "other", epochs=1, layers=0, seed=5).path
+    shutil.copy(other / "weights.safetensors", former)
+    with pytest.raises(RunError, match=r"its 'data.former' was '\w+', not '\w+'"):
+        quick(made, tmp_path / "run", **arguments)
+    quick(made, tmp_path / "run", **{**arguments, "initialise_from": tmp_path / "kept"})
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_a_training_that_failed_before_its_first_state_leaves_the_settings_free(made, tmp_path, monkeypatch):

@@ -25,8 +25,8 @@ from torch import Tensor
 from frevl.data.packed.columns import chosen, in_order, joined
 from frevl.errors import RunError, TrainingError
 from frevl.jsonfile import replace_file, write_json
-from frevl.models.hub import POSTERIOR_FILE, RUN_FILES
-from frevl.runs.run import UNFINISHED, refuse_other_files
+from frevl.models.hub import POSTERIOR_FILE, RUN_FILES, weights_digest
+from frevl.runs.run import UNFINISHED, Run, refuse_other_files
 from frevl.runs.toml_text import toml_text
 from frevl.training.options import ModelOptions
 from frevl.training.workers.team import ALONE, Team
@@ -49,6 +49,8 @@ __all__ = [
 ]
 
 _FILES = ("pairs", "test", "dev", "initialise_from", "classes", "examples", "space")  # arguments that name files
+# Settings that name what `data_identity` compares by content: a path may be relative, or lead elsewhere by now.
+_PLACES = ("pairs", "dev", "run", "initialise_from")
 _RUN_FILES = ("config.toml", "settings.json", "log.jsonl", *RUN_FILES[1:], POSTERIOR_FILE)
 _SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
 
@@ -190,7 +192,7 @@ def claim_run(
             folder,
             settings,
             "an interrupted training is in this folder" if interrupted else None,
-            ("time_limit",),
+            ("time_limit", *_PLACES),
             flag,
         )
         yield Checkpoint(states, "", Clock(team), team)
@@ -218,7 +220,8 @@ def claim_seeds(folder: Path, settings: Mapping[str, Any], *, team: Team = ALONE
     refuse_other_files(folder, _SEEDS_FILES)
     with _locked(folder) as states:
         trained = any(any(folder.glob(f"seed*/{name}")) for name in ("run.json", f"{UNFINISHED}/*.safetensors"))
-        _keep_settings(folder, settings, "seeds of another training are in this folder" if trained else None, ())
+        stands = "seeds of another training are in this folder" if trained else None
+        _keep_settings(folder, settings, stands, ("initialise_from",))  # its "pairs" and "dev" are hashes
         yield
         shutil.rmtree(states, ignore_errors=True)
 
@@ -283,13 +286,19 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def data_identity(store: Store, pairs: Pairs, dev: Pairs | None) -> dict[str, Any]:
+def data_identity(store: Store, pairs: Pairs, dev: Pairs | None, former: str | Path | None = None) -> dict[str, Any]:
     """Return what tells the data of one training from those of another: a run is not continued with others.
 
     Returns:
-        The version of frevl, the fingerprint of the store, and hashes of the pairs and of the pictures they name.
+        The version of frevl, the fingerprint of the store, hashes of the pairs and of the pictures they name, and of
+        the weights of a ``former`` run that it begins with or is judged by.
+
+    Raises:
+        RunError: There is no such run.
     """
     contents = {"pairs": content_of(store, pairs), "dev": None if dev is None else content_of(store, dev)}
+    if former is not None:
+        contents["former"] = weights_digest(Run.load(former).path)[:16]
     return {"frevl": __version__, "store": store.fingerprint, **contents}
 
 

@@ -203,7 +203,7 @@ def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions)
     columns, dev = arguments["columns"], arguments["dev"]
     read = read_file(arguments["pairs"], columns), None if dev is None else read_file(dev, columns)
     kept = {
-        **data_identity(store, *read),
+        **data_identity(store, *read, arguments["initialise_from"]),
         **{name: value for name, value in arguments.items() if name not in left_out},
         **options.record(),
     }

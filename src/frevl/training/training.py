@@ -150,7 +150,8 @@ def _train(arguments: Mapping[str, Any], options: ModelOptions, session: Session
     pairs = read_file(arguments["pairs"], columns)
     dev = None if arguments["dev"] is None else read_file(arguments["dev"], columns)
     _check_sides(task, model, pairs, dev, initialise_from)
-    with claim_run(folder, {**settings, "data": data_identity(opened, pairs, dev)}, team=team) as checkpoint:
+    identity = data_identity(opened, pairs, dev, initialise_from)
+    with claim_run(folder, {**settings, "data": identity}, team=team) as checkpoint:
         data = prepare(opened, pairs, dev, task=task, **{name: arguments[name] for name in _OF_DATA})
         former, start = (None, None) if initialise_from is None else _former(Path(initialise_from), data)
         fitted = fit_prepared(

@@ -191,7 +191,7 @@ def curate(
     settings = {
         "task": chosen_task, "drop": names, "run": None if run is None else str(run), **asked, "group_by": group_by,
         "find_groups": find_groups, "folds": folds, "seed": seed, "device": device, "time_limit": time_limit,
-        "data": data_identity(opened, read, None),
+        "data": data_identity(opened, read, None, run),
     }  # fmt: skip
     with _states(out, settings) as checkpoint:
         lines = Lines(
