@@ -1,12 +1,14 @@
 """Adapting an encoder's own space: hubness and canonical directions where they pay, the cosine where they do not."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from frevl.data.pairs import read_pairs
 from frevl.evaluation.evaluation import evaluate
 from frevl.models.retrieval.reranker import Reranked
 from frevl.models.retrieval.two_tower import Cosine
@@ -14,9 +16,17 @@ from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.importing.vectors import import_embeddings
+from frevl.store.reader import Store
 from frevl.training.examples import Examples
+from frevl.training.fit_model import Fitted
+from frevl.training.options import AutoOptions, Session
+from frevl.training.prepare import prepare
+from frevl.training.retrieval import choose
 from frevl.training.retrieval.adapt import FEWEST_TO_ADAPT, adapt_cosine, full_recall, measurably_worse
+from frevl.training.retrieval.common_space import cosine_of
+from frevl.training.run_folder import Checkpoint, Clock
 from frevl.training.training import train
+from frevl.training.workers.team import Alone
 
 WIDTH = 24
 
@@ -120,3 +130,32 @@ def test_auto_takes_it_and_the_run_evaluates_scores_and_comes_back(world, tmp_pa
     images, texts = vectors(5, hubs=True, seed=4)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(images, texts), run.network(images, texts), rtol=1e-3, atol=1e-2)
+
+
+def test_workers_rerank_what_the_first_of_them_has_chosen(world, monkeypatch):
+    """Processors differ in the last bits: all go on with one first stage, after as many messages."""
+    data = prepare(
+        Store.open(world / "store"), read_pairs(world / "train.jsonl"), None, task="matching", encoder=None, seed=0,
+        dev_share=0.2, min_answer_count=1,
+    )  # fmt: skip
+    told, messages = Fitted(cosine_of(data.image_towers, data.text_towers), 0.0), []
+
+    class Second(Alone):
+        def agreed(self, value):
+            messages[-1] += 1
+            return value if isinstance(value, float) else replace(value, name="told", fitted=told)
+
+    def reranked(preset, first, *_):
+        assert first is told
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(choose, "fit_first_stage", lambda *_, **__: Fitted(told.network, 0.0))
+    monkeypatch.setattr(choose, "fit_reranked", reranked)
+    team = Second()
+    session = Session(seed=0, time_limit=None, device="cpu", progress=False, team=team)
+    for adapt in (adapt_cosine, lambda *_: None):
+        monkeypatch.setattr(choose, "adapt_cosine", adapt)
+        messages.append(0)
+        with pytest.raises(KeyboardInterrupt):
+            choose.choose_matching(data, AutoOptions(), session, Checkpoint(None, "", Clock(team), team))
+    assert messages[0] == messages[1] == 3

@@ -100,10 +100,12 @@ def choose_matching(
         plain = cast("Cosine", first_stages[0].fitted.network)
         started = checkpoint.clock.seconds()
         adapted = adapt_cosine(plain, data.train, session.seed)
+        seconds = checkpoint.clock.seconds() - started  # here, because every worker has to ask for it
         if adapted is not None and adapted.network is not plain:
-            left_out.append(_adapted(adapted, first_stages, tried, dev, checkpoint.clock.seconds() - started))
+            left_out.append(_adapted(adapted, first_stages, tried, dev, seconds))
             _say(tried[0], session)
-    first = max(first_stages, key=lambda one: float(one.hits.mean()))
+    # Unlike processors differ in the last bits, and workers that chose for themselves would rerank other candidates.
+    first = session.team.agreed(max(first_stages, key=lambda one: float(one.hits.mean())))
     search: WeightSearch | None = None
     if len(torch.unique(data.train.pairs.image_rows)) < FEWEST_IMAGES:
         left_out.append({"name": "reranking", "reason": f"needs at least {FEWEST_IMAGES} training images"})
