@@ -1,5 +1,6 @@
 """A store that grows while it is served: new ids are known a moment later, and no answer changes or is mixed up."""
 
+import asyncio
 import threading
 import time
 
@@ -7,7 +8,9 @@ import pytest
 from PIL import Image
 
 from frevl.deployment.service import store_refresh as renewal
+from frevl.deployment.service.http.limits import Limits
 from frevl.deployment.service.models import Service
+from frevl.deployment.service.served_model import ServedModel
 from frevl.errors import StoreError
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
@@ -172,3 +175,26 @@ def test_a_newest_version_that_cannot_be_served_leaves_the_old_one(world, monkey
             refused(score(client, "new.png"), 404, "unknown_image", "no image 'new.png'")
         assert "cannot be served: the table 'images' cannot be read" in caplog.text
         assert score(client, world.store.image_ids[0]).json() == before
+
+
+def test_a_run_that_joins_just_after_the_store_has_changed_reads_the_new_one(world):
+    world, runs = world
+
+    async def join(service):
+        former = ServedModel("find", Scorer.open(runs / "find", store=service.store))
+        grow(world, "new.png", "purple")
+        newer = Store.open(world.store.path)
+        switching = asyncio.create_task(service._switch_to(newer))
+        joining = asyncio.create_task(service.queue.submit(service._join, former, items=1))
+        await asyncio.sleep(0)  # both wait in the queue now
+        while "find" not in service.models:
+            time.sleep(0.01)  # the event loop learns of the first only after the second is done
+        await asyncio.gather(switching, joining)
+        assert service.store is newer
+        return [model.scorer.store is newer for model in service.models.values()]
+
+    service = Service({"ask": Scorer.open(runs / "ask", store=world.store.path)}, limits=Limits())
+    try:
+        assert asyncio.run(join(service)) == [True, True]
+    finally:
+        service.close()

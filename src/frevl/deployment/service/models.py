@@ -209,11 +209,11 @@ class Service:
 
     async def _switch_to(self, store: Store) -> None:
         await self.queue.submit(self._take, store, items=1)
-        self.store = store
 
     def _take(self, stores: Sequence[Store]) -> list[None]:
         for model in self.models.values():
             model.switch_to(stores[-1])
+        self.store = stores[-1]  # here, so that a run that joins next is switched too
         return [None] * len(stores)
 
     def check_size(self, texts: Sequence[str], items: int) -> None:
