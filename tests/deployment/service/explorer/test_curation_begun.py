@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 from explored import copied, explored
@@ -127,3 +129,18 @@ def test_what_cannot_be_begun_says_what_is_missing(world, made):
         refused(begin(at, "pairs"), 422, "invalid", "with --pairs FILE")
         at.http.post("/explore/label", json={"by": "ada", "labels": [{"image": "0.png", "label": None}]})
         refused(begin(at), 422, "invalid", "label pictures first")
+
+
+def test_a_file_whose_name_is_not_utf_8_can_be_judged_and_asked_for(world, made, tmp_path):
+    pairs = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jsonl"))
+    shutil.copy(made.captions_file, pairs)
+    with opened(world, pairs=pairs) as at:
+        begun = begin(at, "pairs").json()
+        assert (begun["pairs"], begun["job"]["name"]) == ("caf\\udce9.jsonl", "caf\\udce9")
+        stop(at)
+    given = pairs.with_suffix(".json")
+    given.write_text(json.dumps({"task": "matching", "lines": 0, "kept": 0, "filters": {}, "out": None}))
+    curations = Curations(world.store, writable=True, given=given)
+    with explored(world.store, world.images, curations=curations) as at:
+        assert at.http.get("/explore/curations").json()["curations"] == ["caf\\udce9"]
+        assert at.http.get("/explore/curation", params={"of": "caf\\udce9"}).json()["name"] == "caf\\udce9"

@@ -12,6 +12,7 @@ from pathlib import Path
 from starlette.responses import HTMLResponse, Response
 
 from frevl.deployment.service.http.limits import RefusedError
+from frevl.store.commits.rows import in_utf8
 
 __all__ = ["Report", "Reports"]
 
@@ -78,7 +79,7 @@ class Reports:
             named += [(run, path) for path in found[:_MOST_FILES]]
         reports: dict[str, Report] = {}
         for run, path in named:
-            file = _printable(path.name)
+            file = in_utf8(path.name)
             id_ = f"{run}/{file}" if run else file
             number = 2
             while id_ in reports:  # files of one name from several folders
@@ -114,11 +115,6 @@ class Reports:
             ) from None
 
 
-def _printable(name: str) -> str:
-    """Return a file's name as text: bytes that are no UTF-8, which no JSON can hold, become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _read(id_: str, run: str, path: Path) -> Report | None:
     try:
         status = path.stat()
@@ -129,6 +125,4 @@ def _read(id_: str, run: str, path: Path) -> Report | None:
     except OSError:  # a link that leads nowhere, deleted meanwhile
         return None
     title = html.unescape(found[1].decode("utf-8", "replace")) if found else ""
-    return Report(
-        id_, run, " ".join(title.split())[:200] or _printable(path.name), status.st_size, status.st_mtime, path
-    )
+    return Report(id_, run, " ".join(title.split())[:200] or in_utf8(path.name), status.st_size, status.st_mtime, path)

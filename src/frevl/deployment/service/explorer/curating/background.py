@@ -18,6 +18,7 @@ from frevl.deployment.service.explorer.background.processes import birth_of, is_
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.jsonfile import read_record, write_json, write_lines
 from frevl.runs.run import UNFINISHED
+from frevl.store.commits.rows import in_utf8
 
 __all__ = ["Job"]
 
@@ -175,7 +176,7 @@ class Job:
 
     def _free_place(self, labels: Mapping[str, str] | None) -> Path:
         """Return a folder without a result: that of an unfinished call of the same labels or file, or a new one."""
-        name = "labels" if labels is not None else (self.pairs or Path("pairs")).stem
+        name = "labels" if labels is not None else in_utf8((self.pairs or Path("pairs")).stem)
         number = 1
         while True:
             place = self._folder / (name if number == 1 else f"{name}-{number}")

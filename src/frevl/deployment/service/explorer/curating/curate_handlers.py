@@ -27,6 +27,7 @@ from frevl.deployment.service.explorer.curating.decisions import (
 from frevl.deployment.service.explorer.curating.result import FILTERS, REPEATED, CurationResult, Group
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.http.limits import RefusedError
+from frevl.store.commits.rows import in_utf8
 
 __all__ = [
     "MOST_SHOWN",
@@ -55,11 +56,12 @@ async def curations(explorer: Explorer) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         has_labels = bool(explorer.labels.reading(lambda book: book.agreed()))
-        judges = [name for name, there in (("pairs", explorer.curations.job.pairs), ("labels", has_labels)) if there]
+        pairs = explorer.curations.job.pairs
+        judges = [name for name, there in (("pairs", pairs), ("labels", has_labels)) if there]
         return {
             "curations": list(explorer.curations.paths()),
             "judges": judges if explorer.writable and explorer.curations.job.can_start else [],
-            "pairs": None if explorer.curations.job.pairs is None else explorer.curations.job.pairs.name,
+            "pairs": None if pairs is None else in_utf8(pairs.name),
             "writable": explorer.writable,
             "job": explorer.curations.job.record(),
         }

@@ -12,6 +12,7 @@ from frevl.deployment.service.explorer.curating.decisions import Standing, decis
 from frevl.deployment.service.explorer.curating.result import CurationResult, open_result, stamp_of
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.errors import InputError
+from frevl.store.commits.rows import in_utf8
 from frevl.store.labels.labels_file import LabelsFile
 
 __all__ = ["Curations", "Opened"]
@@ -87,9 +88,9 @@ class Curations:
     def paths(self) -> dict[str, Path]:
         """Return all results by name, the given one first, then the newest."""
         own = sorted(self.folder.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-        found = {} if self._given is None else {self._given.stem: self._given}
+        found = {} if self._given is None else {in_utf8(self._given.stem): self._given}
         for path in own:
-            name = path.parent.name
+            name = in_utf8(path.parent.name)
             found[f"{name} (store)" if name in found else name] = path
         return found
 
