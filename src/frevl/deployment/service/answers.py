@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,11 +11,12 @@ from pydantic.json_schema import models_json_schema
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from frevl.deployment.service.http.body import JSON, MULTIPART, unless_gone
-from frevl.deployment.service.http.limits import Keys
+from frevl.deployment.service.http.body import JSON, MULTIPART, Upload, read_body, unless_gone
+from frevl.deployment.service.http.limits import Keys, Limits
+from frevl.deployment.service.http.sites import check_site
 from frevl.deployment.service.schemas import ErrorResponse
 
-__all__ = ["ERRORS", "body_of", "document_bodies", "errors", "json_answer", "respond"]
+__all__ = ["ERRORS", "Posts", "Sent", "body_of", "document_bodies", "errors", "json_answer", "respond"]
 
 ERRORS = {
     400: "The body is not JSON or not a multipart form.",
@@ -63,6 +64,49 @@ def body_of(body: type[BaseModel]) -> dict[str, Any]:
     encoding = {"request": {"contentType": JSON}}
     content = {JSON: {"schema": reference}, MULTIPART: {"schema": form, "encoding": encoding}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+Sent = Mapping[str, Upload]
+"""What was sent along with a body, by name."""
+
+Work = Callable[[Any, Sent], Coroutine[Any, Any, dict[str, Any]]]
+
+
+class Posts:
+    """Adds the routes below ``/explore`` that are sent a body: ``@posts(path, body, answer)`` above what answers it.
+
+    What is decorated gets the checked body and what was sent along; its docstring is the description in the document.
+
+    Args:
+        app: The application.
+        limits: Of a body.
+    """
+
+    def __init__(self, app: FastAPI, limits: Limits) -> None:
+        self._app, self._limits = app, limits
+
+    def __call__(
+        self, path: str, body: type[BaseModel], answer: type[BaseModel], *, writes: bool = True
+    ) -> Callable[[Work], Work]:
+        """Add a route; one that writes, or starts work that goes on, takes nothing from the page of another site."""
+
+        def add(work: Work) -> Work:
+            async def route(request: Request) -> Response:
+                if writes:
+                    check_site(request)
+                return await respond(request, work(*await read_body(request, body, self._limits)))
+
+            route.__name__, route.__doc__ = work.__name__, work.__doc__
+            self._app.post(
+                path,
+                response_model=answer,
+                tags=["explore"],
+                responses=errors(*(code for code in ERRORS if code != 500)),
+                openapi_extra=body_of(body),
+            )(route)
+            return work
+
+        return add
 
 
 def document_bodies(app: FastAPI, bodies: Sequence[type[BaseModel]], keys: Keys) -> None:

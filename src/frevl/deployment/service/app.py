@@ -21,12 +21,13 @@ from frevl.deployment.service.answers import ERRORS, body_of, document_bodies, e
 from frevl.deployment.service.explorer.asking.ask_routes import add_ask_routes
 from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.page_files import add_page, check_host
+from frevl.deployment.service.explorer.page_files import add_page
 from frevl.deployment.service.explorer.routes import EXPLORER_BODIES, add_explorer_routes
 from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import Keys, RefusedError
 from frevl.deployment.service.http.metrics import Metrics
 from frevl.deployment.service.http.middleware import Middleware, error_response
+from frevl.deployment.service.http.sites import check_host
 from frevl.deployment.service.models import Service
 from frevl.deployment.service.schemas import (
     AnswerRequest,

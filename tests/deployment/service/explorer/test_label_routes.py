@@ -224,6 +224,16 @@ def test_nothing_is_written_where_the_service_only_shows(serving):
     assert not (serving.folder / "labels").exists()
 
 
+def test_no_route_that_writes_takes_anything_from_another_site(http):
+    paths = http.get("/openapi.json").json()["paths"]
+    posts = {path for path, methods in paths.items() if path.startswith("/explore/") and "post" in methods}
+    only_ask = {"/explore/find", "/explore/why", "/explore/map/images"}
+    assert only_ask < posts
+    assert len(posts) == 16
+    for path in posts - only_ask:
+        refused(http.post(path, json={}, headers={"Origin": "https://elsewhere.example"}), 403, "other_site", "page")
+
+
 def test_a_page_of_another_site_labels_nothing(http):
     body = {"request": json.dumps({"by": "ada", "labels": [{"image": "0.png", "label": "cat"}]})}
     for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from frevl.deployment.service.answers import body_of, errors, json_answer, respond
+from frevl.deployment.service.answers import Posts, Sent, errors, json_answer
 from frevl.deployment.service.explorer import labelling, looking
 from frevl.deployment.service.explorer.background.training_routes import TRAINING_BODIES, add_training_routes
 from frevl.deployment.service.explorer.curating.curate_routes import CURATION_BODIES, add_curation_routes
@@ -33,10 +32,8 @@ from frevl.deployment.service.explorer.look_schemas import (
 )
 from frevl.deployment.service.explorer.mapping.map_routes import add_map_routes
 from frevl.deployment.service.explorer.mapping.map_schemas import PointsRequest
-from frevl.deployment.service.explorer.page_files import check_site
 from frevl.deployment.service.explorer.searching.search_routes import SEARCH_BODIES, add_search_routes
 from frevl.deployment.service.explorer.teaching.teach_schemas import TeachResponse
-from frevl.deployment.service.http.body import read_body
 from frevl.store.labels.entries import LONGEST_NAME
 
 __all__ = ["EXPLORER_BODIES", "add_explorer_routes"]
@@ -56,7 +53,6 @@ EXPLORER_BODIES: tuple[type[BaseModel], ...] = (
 """Bodies that these routes read themselves."""
 
 _READ = (401, 403, 422, 429, 503)
-_WRITE = (400, 401, 403, 404, 408, 413, 415, 422, 429, 503)
 _TAG = "explore"
 
 
@@ -71,7 +67,7 @@ def add_explorer_routes(app: FastAPI, explorer: Explorer) -> None:
 
 
 def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
-    limits = explorer.service.limits
+    posts = Posts(app, explorer.service.limits)
 
     @app.get("/explore/overview", response_model=OverviewResponse, tags=[_TAG], responses=errors(*_READ))
     async def overview() -> Response:
@@ -136,26 +132,14 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         headers = {"Cache-Control": "private, max-age=600", "Cross-Origin-Resource-Policy": "same-origin"}
         return Response(made, media_type="image/jpeg", headers=headers)
 
-    @app.post(
-        "/explore/find",
-        response_model=FindResponse,
-        tags=[_TAG],
-        responses=errors(*_WRITE, 409),
-        openapi_extra=body_of(FindRequest),
-    )
-    async def find(request: Request) -> Response:
+    @posts("/explore/find", FindRequest, FindResponse, writes=False)
+    async def find(asked: FindRequest, uploads: Sent) -> dict[str, Any]:
         """Find similar pictures, for a text, a picture of the store, or one that is sent along."""
-        asked, uploads = await read_body(request, FindRequest, limits)
-        return await respond(request, looking.find(explorer, asked, uploads))
+        return await looking.find(explorer, asked, uploads)
 
 
 def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
-    limits = explorer.service.limits
-
-    def post(path: str, body: type[BaseModel], answer: type[BaseModel]) -> Callable[[Any], Any]:
-        return app.post(
-            path, response_model=answer, tags=[_TAG], responses=errors(*_WRITE), openapi_extra=body_of(body)
-        )
+    posts = Posts(app, explorer.service.limits)
 
     @app.get("/explore/labels", response_model=LabelsResponse, tags=[_TAG], responses=errors(*_READ))
     async def labels() -> Response:
@@ -183,37 +167,27 @@ def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
         headers = {"Content-Disposition": f'attachment; filename="labels.{form}"'}
         return Response(await labelling.exported(explorer, form, by), media_type=kind, headers=headers)
 
-    @post("/explore/label", LabelsRequest, WrittenResponse)
-    async def label(request: Request) -> Response:
+    @posts("/explore/label", LabelsRequest, WrittenResponse)
+    async def label(asked: LabelsRequest, _: Sent) -> dict[str, Any]:
         """Write labels; they are on the disk when this is answered."""
-        check_site(request)
-        asked, _ = await read_body(request, LabelsRequest, limits)
-        return await respond(request, labelling.label(explorer, asked))
+        return await labelling.label(explorer, asked)
 
-    @post("/explore/labels/undo", UndoRequest, UndoneResponse)
-    async def undo(request: Request) -> Response:
+    @posts("/explore/labels/undo", UndoRequest, UndoneResponse)
+    async def undo(asked: UndoRequest, _: Sent) -> dict[str, Any]:
         """Take back what a labeller wrote last, or under an id; nothing is deleted from the file."""
-        check_site(request)
-        asked, _ = await read_body(request, UndoRequest, limits)
-        return await respond(request, labelling.undo(explorer, asked))
+        return await labelling.undo(explorer, asked)
 
-    @post("/explore/labels/import", ImportRequest, ImportResponse)
-    async def take(request: Request) -> Response:
+    @posts("/explore/labels/import", ImportRequest, ImportResponse)
+    async def take(asked: ImportRequest, uploads: Sent) -> dict[str, Any]:
         """Take a pairs file (its images and targets) as labels."""
-        check_site(request)
-        asked, uploads = await read_body(request, ImportRequest, limits)
-        return await respond(request, labelling.take_file(explorer, asked, uploads))
+        return await labelling.take_file(explorer, asked, uploads)
 
-    @post("/explore/classes", DefineRequest, WrittenResponse)
-    async def define(request: Request) -> Response:
+    @posts("/explore/classes", DefineRequest, WrittenResponse)
+    async def define(asked: DefineRequest, _: Sent) -> dict[str, Any]:
         """Name classes."""
-        check_site(request)
-        asked, _ = await read_body(request, DefineRequest, limits)
-        return await respond(request, labelling.define(explorer, asked))
+        return await labelling.define(explorer, asked)
 
-    @post("/explore/classes/rename", RenameRequest, WrittenResponse)
-    async def rename(request: Request) -> Response:
+    @posts("/explore/classes/rename", RenameRequest, WrittenResponse)
+    async def rename(asked: RenameRequest, _: Sent) -> dict[str, Any]:
         """Give a class another name; labels keep their class, and the former name still leads to it."""
-        check_site(request)
-        asked, _ = await read_body(request, RenameRequest, limits)
-        return await respond(request, labelling.rename(explorer, asked))
+        return await labelling.rename(explorer, asked)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query
 from starlette.responses import Response
 
-from frevl.deployment.service.answers import body_of, errors, json_answer, respond
+from frevl.deployment.service.answers import Posts, Sent, errors, json_answer
 from frevl.deployment.service.explorer.asking.ask_schemas import PartsResponse, ReportsResponse
 from frevl.deployment.service.explorer.asking.reports import Reports
 from frevl.deployment.service.explorer.background.training_schemas import TrainingRequest
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.page_files import check_site
-from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.models import Service
 from frevl.deployment.service.schemas import ModelRecord
@@ -79,20 +77,12 @@ def add_ask_routes(
 
 
 def _add_training_route(app: FastAPI, explorer: Explorer, reports: Reports) -> None:
-    codes = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
+    posts = Posts(app, explorer.service.limits)
 
-    @app.post(
-        "/explore/training/ask",
-        response_model=ModelRecord,
-        tags=[_TAG],
-        responses=errors(*codes),
-        openapi_extra=body_of(TrainingRequest),
-    )
-    async def ask(request: Request) -> Response:
+    @posts("/explore/training/ask", TrainingRequest, ModelRecord)
+    async def ask(asked: TrainingRequest, _: Sent) -> dict[str, Any]:
         """Serve a run that was trained here, until the service ends: it can be asked, and stand beside others."""
-        check_site(request)
-        asked, _ = await read_body(request, TrainingRequest, explorer.service.limits)
-        return await respond(request, _serve(explorer, reports, asked.name))
+        return await _serve(explorer, reports, asked.name)
 
 
 async def _serve(explorer: Explorer, reports: Reports, name: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from frevl.deployment.service.answers import body_of, errors, json_answer, respond
+from frevl.deployment.service.answers import Posts, Sent, errors, json_answer
 from frevl.deployment.service.explorer.background import training_handlers
 from frevl.deployment.service.explorer.background.training_schemas import (
     TrainingDetail,
@@ -18,8 +18,6 @@ from frevl.deployment.service.explorer.background.training_schemas import (
     TrainRequest,
 )
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.page_files import check_site
-from frevl.deployment.service.http.body import read_body
 
 __all__ = ["TRAINING_BODIES", "add_training_routes"]
 
@@ -27,13 +25,12 @@ TRAINING_BODIES: tuple[type[BaseModel], ...] = (TrainRequest, TrainingRequest)
 """Bodies that these routes read themselves."""
 
 _READ = (401, 403, 422, 429, 503)
-_WRITE = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
 _TAG = "explore"
 
 
 def add_training_routes(app: FastAPI, explorer: Explorer) -> None:
     """Add the routes of trainings to an application."""
-    limits = explorer.service.limits
+    posts = Posts(app, explorer.service.limits)
 
     @app.get("/explore/trainings", response_model=TrainingsResponse, tags=[_TAG], responses=errors(*_READ))
     async def listed() -> Response:
@@ -45,41 +42,17 @@ def add_training_routes(app: FastAPI, explorer: Explorer) -> None:
         """Say all of one training, and what it said last."""
         return json_answer(await training_handlers.detail(explorer, name))
 
-    @app.post(
-        "/explore/train",
-        response_model=TrainingRecord,
-        tags=[_TAG],
-        responses=errors(*_WRITE),
-        openapi_extra=body_of(TrainRequest),
-    )
-    async def start(request: Request) -> Response:
+    @posts("/explore/train", TrainRequest, TrainingRecord)
+    async def start(asked: TrainRequest, uploads: Sent) -> dict[str, Any]:
         """Train a run in the background on the labels, or on a pairs file that is sent along; one at a time."""
-        check_site(request)
-        asked, uploads = await read_body(request, TrainRequest, limits)
-        return await respond(request, training_handlers.start(explorer, asked, uploads))
+        return await training_handlers.start(explorer, asked, uploads)
 
-    @app.post(
-        "/explore/training/cancel",
-        response_model=TrainingRecord,
-        tags=[_TAG],
-        responses=errors(*_WRITE),
-        openapi_extra=body_of(TrainingRequest),
-    )
-    async def cancel(request: Request) -> Response:
+    @posts("/explore/training/cancel", TrainingRequest, TrainingRecord)
+    async def cancel(asked: TrainingRequest, _: Sent) -> dict[str, Any]:
         """Ask a training to end; what it has reached is kept."""
-        check_site(request)
-        asked, _ = await read_body(request, TrainingRequest, limits)
-        return await respond(request, training_handlers.cancel(explorer, asked))
+        return await training_handlers.cancel(explorer, asked)
 
-    @app.post(
-        "/explore/training/resume",
-        response_model=TrainingRecord,
-        tags=[_TAG],
-        responses=errors(*_WRITE),
-        openapi_extra=body_of(TrainingRequest),
-    )
-    async def resume(request: Request) -> Response:
+    @posts("/explore/training/resume", TrainingRequest, TrainingRecord)
+    async def resume(asked: TrainingRequest, _: Sent) -> dict[str, Any]:
         """Continue a training that was cancelled, killed or failed."""
-        check_site(request)
-        asked, _ = await read_body(request, TrainingRequest, limits)
-        return await respond(request, training_handlers.resume(explorer, asked))
+        return await training_handlers.resume(explorer, asked)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Query
 from pydantic import BaseModel
 from starlette.responses import Response, StreamingResponse
 
-from frevl.deployment.service.answers import body_of, errors, json_answer, respond
+from frevl.deployment.service.answers import Posts, Sent, errors, json_answer
 from frevl.deployment.service.explorer.curating import curate_handlers as handlers
 from frevl.deployment.service.explorer.curating.curate_schemas import (
     CurationResponse,
@@ -25,8 +24,6 @@ from frevl.deployment.service.explorer.curating.curate_schemas import (
     UndecideRequest,
 )
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.page_files import check_site
-from frevl.deployment.service.http.body import read_body
 
 __all__ = ["CURATION_BODIES", "add_curation_routes"]
 
@@ -39,7 +36,6 @@ CURATION_BODIES: tuple[type[BaseModel], ...] = (
 """Bodies that these routes read themselves."""
 
 _READ = (401, 403, 404, 409, 422, 429, 503)
-_WRITE = (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 503)
 _TAG = "explore"
 _Of = Annotated[str | None, Query(max_length=4096, description="Name of the curation; the first one if there is none.")]
 _Start = Annotated[int, Query(ge=0, le=2**40)]
@@ -100,37 +96,24 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
 
 
 def _add_write_routes(app: FastAPI, explorer: Explorer) -> None:
-    limits = explorer.service.limits
+    posts = Posts(app, explorer.service.limits)
 
-    def post(path: str, body: type[BaseModel], answer: type[BaseModel]) -> Callable[[Any], Any]:
-        return app.post(
-            path, response_model=answer, tags=[_TAG], responses=errors(*_WRITE), openapi_extra=body_of(body)
-        )
-
-    @post("/explore/curation/decide", DecideRequest, DecidedResponse)
-    async def decide(request: Request) -> Response:
+    @posts("/explore/curation/decide", DecideRequest, DecidedResponse)
+    async def decide(asked: DecideRequest, _: Sent) -> dict[str, Any]:
         """Accept or overrule judgements; decisions are on the disk when this is answered."""
-        check_site(request)
-        asked, _ = await read_body(request, DecideRequest, limits)
-        return await respond(request, handlers.decide(explorer, asked))
+        return await handlers.decide(explorer, asked)
 
-    @post("/explore/curation/undo", UndecideRequest, UndecidedResponse)
-    async def undo(request: Request) -> Response:
+    @posts("/explore/curation/undo", UndecideRequest, UndecidedResponse)
+    async def undo(asked: UndecideRequest, _: Sent) -> dict[str, Any]:
         """Take back what somebody decided last, or under an id; nothing is deleted from the file."""
-        check_site(request)
-        asked, _ = await read_body(request, UndecideRequest, limits)
-        return await respond(request, handlers.undo(explorer, asked))
+        return await handlers.undo(explorer, asked)
 
-    @post("/explore/curation/start", StartCurationRequest, CurationsResponse)
-    async def start(request: Request) -> Response:
+    @posts("/explore/curation/start", StartCurationRequest, CurationsResponse)
+    async def start(asked: StartCurationRequest, _: Sent) -> dict[str, Any]:
         """Judge the pairs file of the start, or the labels of the store, in the background; `frevl explore` only."""
-        check_site(request)
-        asked, _ = await read_body(request, StartCurationRequest, limits)
-        return await respond(request, handlers.start(explorer, asked))
+        return await handlers.start(explorer, asked)
 
-    @post("/explore/curation/stop", StopCurationRequest, CurationsResponse)
-    async def stop(request: Request) -> Response:
+    @posts("/explore/curation/stop", StopCurationRequest, CurationsResponse)
+    async def stop(_body: StopCurationRequest, _: Sent) -> dict[str, Any]:
         """End what was begun; it can be begun again and goes on with what is done."""
-        check_site(request)
-        await read_body(request, StopCurationRequest, limits)
-        return await respond(request, handlers.stop(explorer))
+        return await handlers.stop(explorer)
