@@ -105,6 +105,20 @@ def test_two_writers_lose_nothing(bucket, kind):
     assert verify(there) == []
 
 
+def test_two_encoders_that_begin_a_store_lose_nothing(bucket, data):  # noqa: F811
+    """Two processes at once, of the same pictures with an encoder each; there is no store yet."""
+    there = f"{bucket}/store"
+    command = [sys.executable, "-m", "frevl", "extract", "--images", data["images"], "--store", there]
+    running = [
+        subprocess.Popen([*command, "--commit-rows", "7", "--encoder", name], stderr=subprocess.PIPE, text=True)
+        for name in ("toy", "toy2")
+    ]
+    said = [one.communicate(timeout=120)[1] for one in running]
+    assert [one.returncode for one in running] == [0, 0], said
+    assert len(Store.open(there).image_ids) == 40
+    assert verify(there) == []
+
+
 def test_a_writer_goes_on_from_what_another_has_written_meanwhile(bucket, tmp_path):
     """Step by step: the same row filled by two writers, the same new row, a new encoder, the same reject."""
     from frevl.rejects import Reject

@@ -22,6 +22,7 @@ from frevl.store.commits.failures import reading
 from frevl.store.commits.rows import ITEM_FIELDS, UNREAD_SCHEMA, embedding_column, in_utf8, reject_rows
 from frevl.store.commits.soundness import checksums_of
 from frevl.store.commits.table_writer import TableWriter, make_store_folder
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.lance_tables import ALL_TABLES, open_table
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import is_remote, place_of
@@ -187,11 +188,16 @@ class StoreWriter:
     def _replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
         self._towers()
         rows = self._rows(modality, items, embeddings)
-        if self._metadata[modality]:
-            old = self._find(modality, rows["id"].combine_chunks())
+        self._tables.merge(TABLES[modality], self._with_own_metadata(modality, rows, np.ones(len(rows), bool)))
+
+    def _with_own_metadata(self, modality: Modality, rows: pa.Table, own: np.ndarray) -> pa.Table:
+        """Return rows of items that are in the table; those that are marked, ``(n,)``, with their metadata there."""
+        if self._metadata[modality] and own.any():
+            there = self._find(modality, rows["id"].combine_chunks())
             for name in self._metadata[modality]:
-                rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), old[name])
-        self._tables.merge(TABLES[modality], rows)
+                values = pc.if_else(pa.array(own), there[name], rows[name])
+                rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), values)
+        return rows
 
     def fill(
         self,
@@ -254,23 +260,24 @@ class StoreWriter:
         ]
         column = found.schema.get_field_index("filled")
         found = found.set_column(column, found.schema.field(column), pa.array(filled, found.schema.field(column).type))
-        known = self.store.positions(modality)
-        there = pa.array([one.item.id in known for one in taken])
+        there = find_rows(self.store.positions(modality), [one.item.id for one in taken]) >= 0
         left = [one.source for one in taken if one.moved]
-        if pc.any(there).as_py():
-            self._tables.merge(TABLES[modality], found.filter(there))
-        self._tables.exchange(TABLES[modality], found.filter(pc.invert(there)), pa.array(left, pa.string()))
+        if there.any():
+            own = np.array([not one.moved for one in taken])[there]
+            self._tables.merge(TABLES[modality], self._with_own_metadata(modality, found.filter(pa.array(there)), own))
+        self._tables.exchange(TABLES[modality], found.filter(pa.array(~there)), pa.array(left, pa.string()))
 
     def _metadata_taken_over(
         self, modality: Modality, taken: Sequence[TakeOver], schema: pa.Schema
     ) -> dict[str, pa.Array]:
-        """Return metadata columns: of the source where it moved, else what the item itself had."""
-        names = self._metadata[modality]
-        known = self.store.positions(modality)
-        owners = [one.source if one.moved else one.item.id for one in taken]
-        values = iter(self.store.read_metadata(modality, [id_ for id_ in owners if id_ in known]) if names else ())
-        owned = [next(values, {}) if id_ in known else {} for id_ in owners]
-        return {name: pa.array([one.get(name) for one in owned], schema.field(name).type) for name in names}
+        """Return metadata columns: those of the source where it moved, else nulls."""
+        moved = [one.source for one in taken if one.moved]
+        values = iter(self.store.read_metadata(modality, moved))
+        owned = [next(values) if one.moved else {} for one in taken]
+        return {
+            name: pa.array([one.get(name) for one in owned], schema.field(name).type)
+            for name in self._metadata[modality]
+        }
 
     def remove(self, modality: Modality, ids: Collection[str]) -> int:
         """Remove items with everything known about them; unknown ids are ignored.
@@ -332,9 +339,14 @@ class StoreWriter:
             self._tables.update_rejects(reject_rows({}), gone, reject_rows(self._rejects), again=False)
 
     def _towers(self) -> dict[str, Tower]:
-        """Return the towers of the store, with those that other writers have added to it in an object store."""
+        """Return the towers of the store, with those that other writers have added to it in an object store.
+
+        Metadata columns of theirs are noted, too.
+        """
         if self._tables.has_moved():
-            self.store.towers = Store(self.path).towers
+            newest = Store(self.path)
+            self.store.towers = newest.towers
+            self._metadata = {kind: {**newest.metadata(kind), **known} for kind, known in self._metadata.items()}
         return self.store.towers
 
     def _rows(

@@ -2,6 +2,7 @@
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from frevl.encoders.interface import Embeddings
@@ -11,6 +12,7 @@ from frevl.store.importing.identity import declared_towers
 from frevl.store.reader import Store
 from frevl.store.remote import shared_tables
 from frevl.store.remote.shared_tables import SharedTables
+from frevl.store.upkeep.verification import verify
 from frevl.store.writer import Item, StoreWriter, TakeOver
 
 
@@ -46,14 +48,21 @@ def vector(value, encoder="one"):
 
 
 @pytest.fixture
-def two(tmp_path, monkeypatch):
-    """Two writers of a store with the images a, b and c, and the folder of it."""
+def new(tmp_path, monkeypatch):
+    """The folder of a store that is not there yet."""
     monkeypatch.setattr(shared_tables, "Objects", Folder)
     monkeypatch.setattr(shared_tables, "storage_options", dict)
     monkeypatch.setattr(writer_module, "TableWriter", SharedTables)
     monkeypatch.setattr(writer_module, "make_store_folder", lambda _: None)
     path = tmp_path / "store"
     path.mkdir()
+    return path
+
+
+@pytest.fixture
+def two(new):
+    """Two writers of a store with the images a, b and c, and the folder of it."""
+    path = new
     with StoreWriter(path) as first:
         first.register([*towers("one"), *towers("two")])
         for name, digit in (("a", "1"), ("b", "2"), ("c", "3")):
@@ -148,3 +157,59 @@ def test_the_slower_of_two_rejects_stays(two, monkeypatch):
     slow.reject([Reject("image", "r", "of the slow one")])
     assert not left
     assert [(one.id, one.reason) for one in Store(path).rejects()] == [("r", "of the slow one")]
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_two_writers_of_different_encoders_begin_a_store_and_both_embeddings_are_kept(new, name):
+    """The second one adds another image, or the same."""
+    with StoreWriter(new) as fast, StoreWriter(new) as slow:
+        fast.register(towers("one"))
+        slow.register(towers("two"))
+        fast.append("image", [item("a", "1")], vector(1))
+        slow.append("image", [item(name, "1")], vector(2, "two"))
+    assert values(new)["a"] == 1
+    assert values(new, "two")[name] == 2
+    assert not [problem for problem in verify(new) if "lack an embedding" not in problem]
+
+
+def test_metadata_stays_where_another_writer_has_made_the_table(new):
+    with StoreWriter(new) as fast, StoreWriter(new) as slow:
+        fast.register(towers("one"))
+        slow.register(towers("one"))
+        slow.describe("image", [pa.field("weight", pa.int64())])
+        fast.append("image", [item("a", "1")], vector(1))
+        slow.append("image", [item("b", "2")], vector(2), metadata={"weight": pa.array([70])})
+    assert Store(new).read_metadata("image", ["a", "b"]) == [{"weight": None}, {"weight": 70}]
+
+
+FILLED = {"a": [1, None, 50], "b": [2, None, 60], "c": [3, None, None]}
+WITH_NEW_COLUMN = {
+    "replace": (
+        lambda slow: slow.replace("image", [item("b", "8")], vector(8)),
+        {**FILLED, "b": [8, None, 60]},
+    ),
+    "fill": (
+        lambda slow: slow.fill("image", [item("b", "2")], vector(9, "two")),
+        {**FILLED, "b": [2, 9, 60]},
+    ),
+    "take over": (
+        lambda slow: slow.take_over("image", [TakeOver("a", item("b", "1"), False)]),
+        {**FILLED, "b": [1, None, 60]},
+    ),
+    "add": (
+        lambda slow: slow.append("image", [item("d", "4")], vector(4)),
+        {**FILLED, "d": [4, None, None]},
+    ),
+}
+
+
+@pytest.mark.parametrize("change", WITH_NEW_COLUMN)
+def test_metadata_that_another_writer_has_added_meanwhile_stays(two, change):
+    slow, fast, path = two
+    fast.describe("image", [pa.field("weight", pa.int64())])
+    fast.fill("image", [item("a", "1"), item("b", "2")], {}, metadata={"weight": pa.array([50, 60])})
+    own, expected = WITH_NEW_COLUMN[change]
+    own(slow)
+    weights = lance.dataset(str(path / "images.lance")).to_table(columns=["id", "weight"]).to_pylist()
+    found = zip(values(path).items(), values(path, "two").values(), weights, strict=True)
+    assert {id_: [one, two, row["weight"]] for (id_, one), two, row in found} == expected

@@ -63,6 +63,7 @@ class SharedTables:
         self._commits = dict.fromkeys(names, 0)
         self._found: dict[str, lance.LanceDataset] = {}
         self._towers_at: int | None = None
+        self._columns_came = False
         if self._open("towers") is None:
             there = Objects(path).names()
             others = sorted(name for name in there if not name.startswith((*_folders(names), "commits/")))
@@ -109,6 +110,10 @@ class SharedTables:
 
         def add() -> int:
             table = self._existing(name)
+            if not set(rows.column_names) <= set(table.schema.names):
+                # Whoever made the table after this writer had registered its towers did not know of them.
+                self.add_columns(name, list(rows.schema))
+                table = self._existing(name)
             with self._writing(name):
                 fitting = _fitting(rows, table.schema)
                 done = table.merge_insert(_KEYS[name]).when_not_matched_insert_all().execute(fitting)
@@ -167,10 +172,11 @@ class SharedTables:
         return self._found.get(name) or self._existing(name)
 
     def has_moved(self) -> bool:
-        """Tell whether another writer has changed the towers since they were seen last."""
+        """Tell whether another writer has changed the towers, or was seen to add columns, since this was asked last."""
         seen, table = self._towers_at, self._open("towers")
         self._towers_at = None if table is None else int(table.version)
-        return self._towers_at != seen
+        came, self._columns_came = self._columns_came, False
+        return came or self._towers_at != seen
 
     def merge(self, name: str, rows: pa.Table) -> None:
         """Replace the rows with the same ``id`` as `find` has seen them.
@@ -181,6 +187,7 @@ class SharedTables:
         table = self._found.pop(name, None) or self._existing(name)
         with self._writing(name):
             if not set(table.schema.names) <= set(rows.column_names):
+                self._columns_came = True
                 raise CommitConflictError("another writer has added a column")
             rows = _fitting(rows, table.schema)
             table.merge_insert("id").when_matched_update_all().conflict_retries(0).execute(rows)
@@ -217,15 +224,16 @@ class SharedTables:
     def add_columns(self, name: str, columns: list[pa.Field]) -> None:
         """Add null columns that the table does not have yet."""
 
-        def add() -> None:
+        def add() -> bool:
             table = self._existing(name)
             new = [field for field in columns if field.name not in table.schema.names]
             if new:
                 with self._writing(name):
                     table.add_columns(pa.schema(new))
+            return bool(new)
 
-        self.retried(add)
-        self._committed(name)
+        if self.retried(add):
+            self._committed(name)
 
     # ---- single steps
 
