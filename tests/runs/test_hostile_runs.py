@@ -258,5 +258,7 @@ def test_hashes_of_another_kind_are_refused(copied):
     for wrong in (torch.zeros(3), torch.zeros(2, 3, dtype=torch.long)):
         save_file({"images": wrong}, run.path / "seen.safetensors")
         assert "expected one row of hashes in 'seen.safetensors', found" in refused(run.path)
+        save_file({"images": torch.zeros(0, dtype=torch.uint64), "space_images": wrong}, run.path / "seen.safetensors")
+        assert "expected one row of hashes in 'seen.safetensors', found" in refused(run.path)
     save_file({"others": torch.zeros(3)}, run.path / "seen.safetensors")
     assert "'images' is missing" in refused(run.path)

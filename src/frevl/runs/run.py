@@ -85,6 +85,8 @@ class Run:
         train_image_hashes: ``(n,)`` uint64 of the content of the images seen in training or development; of the texts
             where the run reads texts alone.
         network: The network with its weights, on the CPU, in evaluation mode.
+        space_image_hashes: Of ``train_image_hashes``, those of images from which only the run of ``--space`` has
+            learned, so without a class.
         posterior: Of the last layer of a network that was just trained; that of a run on disk is read when somebody
             asks for doubt (`frevl.runs.doubt.posterior.load_posterior`).
     """
@@ -103,6 +105,7 @@ class Run:
     provenance: dict[str, Any]
     train_image_hashes: np.ndarray = field(repr=False)
     network: PairNetwork = field(repr=False)
+    space_image_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
     posterior: Posterior | None = field(default=None, repr=False)
 
     @functools.cached_property  # the service asks for every request
@@ -150,7 +153,7 @@ class Run:
         record = {
             name: value
             for name, value in vars(self).items()
-            if name not in ("path", "train_image_hashes", "network", "posterior")
+            if name not in ("path", "train_image_hashes", "space_image_hashes", "network", "posterior")
         }
         weights = {name: value.contiguous() for name, value in self.network.state_dict().items()}
         problem = not_finite(weights) or _not_finite_calibration(self.calibration)
@@ -163,7 +166,8 @@ class Run:
             self.path.mkdir(parents=True, exist_ok=True)
             replace_file(self.path / "weights.safetensors", lambda path: save_file(weights, path))
             save_posterior(self.posterior, self.path)
-            seen = {"images": self.train_image_hashes}
+            seen = {"images": self.train_image_hashes, "space_images": self.space_image_hashes}
+            seen = {name: hashes for name, hashes in seen.items() if name == "images" or len(hashes)}
             replace_file(self.path / "seen.safetensors", lambda path: save_arrays(seen, path))
             write_json(self.path / "run.json", {"format": FORMAT, "parameters": self.parameters, **record})
         except (OSError, SafetensorError) as error:
@@ -193,10 +197,12 @@ class Run:
             record.pop("parameters")
             name, settings = record["network_name"], record["network_settings"]
             network = restored(lambda: build(name, settings), path / "weights.safetensors")
-            seen = load_arrays(path / "seen.safetensors")["images"]
-            if seen.dtype != np.uint64 or seen.ndim != 1:
-                raise ValueError(f"expected one row of hashes in 'seen.safetensors', found {seen.dtype} {seen.shape}")
-            return cls(path=path, network=network, train_image_hashes=seen, **record)
+            hashes = load_arrays(path / "seen.safetensors")
+            seen, of_space = hashes["images"], hashes.get("space_images", np.zeros(0, np.uint64))
+            for one in (seen, of_space):
+                if one.dtype != np.uint64 or one.ndim != 1:
+                    raise ValueError(f"expected one row of hashes in 'seen.safetensors', found {one.dtype} {one.shape}")
+            return cls(path=path, network=network, train_image_hashes=seen, space_image_hashes=of_space, **record)
         except (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError) as error:
             reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else error
             raise RunError(

@@ -9,7 +9,9 @@ import pytest
 import frevl
 from frevl.cli.tables import classify_sentence
 from frevl.data.classes.class_files import read_classes
+from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, PairsError, RunError, UsageError
+from frevl.runs.choosing.selecting import select_pairs
 from frevl.store.importing.vectors import import_embeddings
 from named import CLASSES
 
@@ -224,6 +226,12 @@ def test_what_the_space_has_learned_from_is_not_held_out_to_compare_names(made, 
     asked = [{"image": image, "target": colours[image]} for image in images]
     leak = f"Leak: {len(known)} of {len(images)} different images were in training or development"
     assert any(note.startswith(leak) for note in frevl.evaluate(frevl.Scorer(by_names, made.store), asked).notes)
+    # They have no class yet, so they may still be chosen for labelling; what was an example may not.
+    some = frevl.classify(made.store, names, run=tmp_path / "some", space=dual.path, examples=asked[:5])
+    pool = read_pairs([{"image": image} for image in images])
+    for run, left_out in ((by_names, 0), (some, 5)):
+        counts = select_pairs(frevl.Scorer.open(run.path, store=made.store), pool, k=1).counts
+        assert counts["in_training"] == counts["covered"] == left_out
     dev = [{"image": image, "target": colours[image]} for image in known]
     assert any(
         f"has learned from {len(dev)} of the {len(dev)} development pictures" in sentence

@@ -151,7 +151,8 @@ class _Pool:
     def __init__(self, scorer: Scorer, pairs: Pairs) -> None:
         self.scorer, self.pairs = scorer, pairs
         self.hashes = content_of_units(scorer.store, pairs)
-        self.seen = set(scorer.run.train_image_hashes.tolist())
+        # What only the space of the names has learned from has no class yet, and may be labelled.
+        self.seen = set(np.setdiff1d(scorer.run.train_image_hashes, scorer.run.space_image_hashes).tolist())
         self.known: dict[tuple[str, str], str] = {}
         self._know(pairs)
         self.counts = {"labelled": 0, "in_training": 0, "copies": 0}

@@ -172,6 +172,7 @@ def classify(
             results=results,
             provenance=provenance(run=str(folder), store_fingerprint=opened.fingerprint, seed=seed),
             train_image_hashes=seen if learned is None else np.union1d(seen, learned),
+            space_image_hashes=seen[:0] if learned is None else np.setdiff1d(learned, seen),
             network=network,
             posterior=fit_posterior(network, images_alone(own.images)),
         )
