@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
 from frevl.deployment.service.explorer.background.trainings import Trainings
 from frevl.deployment.service.explorer.curating.curations import Curations
 from frevl.deployment.service.explorer.mapping.neighbours import NeighbourMaps
@@ -29,7 +27,7 @@ __all__ = ["Explorer"]
 
 A = TypeVar("A")
 
-_VIEWS = 8  # lists of rows that are kept, so that scrolling does not filter again
+_VIEWS = 8  # lists of rows and the like that are kept, so that scrolling does not filter again
 
 
 class Explorer:
@@ -110,10 +108,6 @@ class Explorer:
         self.curations.job.close()
         if self.teacher is not None:
             self.teacher.close()
-
-    def view(self, key: tuple[object, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
-        """Return row numbers that were asked for before, or make them."""
-        return self.once(key, make)
 
     def once(self, key: tuple[object, ...], make: Callable[[], A]) -> A:
         """Return what was made under this key a while ago, or make it."""

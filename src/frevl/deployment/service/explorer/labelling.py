@@ -26,7 +26,7 @@ from frevl.evaluation.labellers.agreement import cohens_kappa, observed_agreemen
 from frevl.store.labels.book import LabelBook
 from frevl.store.labels.entries import class_name
 
-__all__ = ["define", "exported", "label", "rename", "summary", "take_file", "undo"]
+__all__ = ["define", "exported", "label", "read_sent", "rename", "summary", "take_file", "undo"]
 
 
 async def label(explorer: Explorer, asked: LabelsRequest) -> dict[str, Any]:
@@ -163,15 +163,20 @@ async def take_file(explorer: Explorer, asked: ImportRequest, uploads: Mapping[s
     content = decoded(name, upload)
     await explorer.service.newest_store()  # a picture that was added a moment ago gets its label, one removed none
     images = explorer.service.images
-    labels, left_out, notes = await explorer.ask(lambda: _usable(_read(content, asked.format), images))
+    labels, left_out, notes = await explorer.ask(lambda: _usable(read_sent(content, asked.format), images))
     if not labels:
         raise RefusedError(422, "invalid", f"The file has no label that can be used: {' '.join(notes) or 'no lines'}")
     written = await _written(explorer, asked.id, lambda: explorer.labels.label(asked.by, labels, asked.id))
     return {**written, "left_out": left_out, "notes": notes}
 
 
-def _read(content: bytes, form: str) -> Pairs:
-    with tempfile.TemporaryDirectory(prefix="frevl-labels-") as folder:
+def read_sent(content: bytes, form: str) -> Pairs:
+    """Read a pairs file that was sent along.
+
+    Raises:
+        UsageError: It is none.
+    """
+    with tempfile.TemporaryDirectory(prefix="frevl-pairs-") as folder:
         path = Path(folder) / f"file.{form}"
         path.write_bytes(content)
         try:

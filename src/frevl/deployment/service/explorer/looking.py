@@ -182,11 +182,11 @@ def _chosen(
     """Return the rows that fit; None for all."""
     chosen: np.ndarray | None = None
     if where is not None:
-        chosen = explorer.view((rows.key, "where", where), lambda: _where(rows, where))
+        chosen = explorer.once((rows.key, "where", where), lambda: _where(rows, where))
     if label is not None or shown != "all":
         label = label if label is None else book.name_of(label) or label  # a link from before it was renamed
         key = (rows.key, "labels", book.version, shown, label)
-        by_label = explorer.view(key, lambda: _labelled(rows, book, shown, label))
+        by_label = explorer.once(key, lambda: _labelled(rows, book, shown, label))
         chosen = by_label if chosen is None else np.intersect1d(chosen, by_label, assume_unique=True)
     return chosen
 
@@ -239,7 +239,7 @@ def _ordered(
 
     key = (rows.key, lesson.number, order, of)
     # The next are few: they are chosen from those that the filters leave, where all others have one order for all.
-    every = explorer.view((*key, filters) if order == "next" and chosen is not None else key, make)
+    every = explorer.once((*key, filters) if order == "next" and chosen is not None else key, make)
     return every if chosen is None else every[np.isin(every, chosen)]
 
 
@@ -294,7 +294,7 @@ async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upl
         where = _condition(rows, asked.filters, asked.where)
         if where is not None:
             allowed = np.zeros(len(rows), bool)
-            allowed[explorer.view((rows.key, "where", where), lambda: _where(rows, where))] = True
+            allowed[explorer.once((rows.key, "where", where), lambda: _where(rows, where))] = True
             allowed &= rows.usable
         # More than were asked for, because copies become one and the picture itself is none.
         found, likeness = nearest_rows([rows.vectors], query, 2 * asked.k + 10, allowed=allowed)

@@ -17,14 +17,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from frevl.deployment.service.explorer.background.processes import birth_of, is_alive
+from frevl.deployment.service.explorer.background.processes import birth_of, is_alive, last_lines
 from frevl.errors import FrevlError
 from frevl.jsonfile import read_record, write_json
 
 __all__ = ["Job", "jobs_of"]
 
 _SUFFIX = ".job.json"
-_MOST_READ = 64 * 1024  # bytes of a log
 _LINES = 20
 
 
@@ -174,13 +173,7 @@ class Job:
 
     def said(self) -> list[str]:
         """Return the last lines of the log."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _MOST_READ))
-                text = file.read().decode("utf-8", "replace")
-        except OSError:
-            return []
-        return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+        return last_lines(self.log)
 
     def _run_record(self) -> dict[str, Any]:
         with contextlib.suppress(FrevlError, OSError):

@@ -1,11 +1,13 @@
-"""Processes that a service has started, told from others that got their id later, also by the next service."""
+"""Processes that a service has started: told from others that got their id later, and what they said last."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-__all__ = ["birth_of", "is_alive"]
+__all__ = ["birth_of", "is_alive", "last_lines"]
+
+_MOST_READ = 64 * 1024  # bytes of a log
 
 
 def birth_of(process: int) -> str:
@@ -29,3 +31,14 @@ def is_alive(process: int, born: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def last_lines(log: Path) -> list[str]:
+    """Return the lines at the end of a log, the states of a progress line one by one; none if there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _MOST_READ))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.replace("\r", "\n").split("\n") if line.strip()]

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from frevl.data.pairs import read_pairs
 from frevl.deployment.service.explorer.background.training_schemas import TrainingRequest, TrainRequest
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.labelling import exported
+from frevl.deployment.service.explorer.labelling import exported, read_sent
 from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import RefusedError
-from frevl.errors import FrevlError, UsageError
+from frevl.errors import UsageError
 
 __all__ = ["cancel", "detail", "listed", "resume", "start"]
 
@@ -79,13 +76,7 @@ async def resume(explorer: Explorer, asked: TrainingRequest) -> dict[str, Any]:
 
 def _lines_of(content: bytes, form: str) -> int:
     """Return how many pairs a file has, so that one that is none is refused before anything is started."""
-    with tempfile.TemporaryDirectory(prefix="frevl-pairs-") as folder:
-        path = Path(folder) / f"file.{form}"
-        path.write_bytes(content)
-        try:
-            count = len(read_pairs(path))
-        except FrevlError as error:
-            raise UsageError(str(error).replace(str(path), "the file")) from None
+    count = len(read_sent(content, form))
     if not count:
         raise UsageError("The file has no pairs.")
     return count

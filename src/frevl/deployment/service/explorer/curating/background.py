@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frevl.deployment.service.explorer.background.processes import birth_of, is_alive
+from frevl.deployment.service.explorer.background.processes import birth_of, is_alive, last_lines
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.jsonfile import read_record, write_json, write_lines
 from frevl.runs.run import UNFINISHED
@@ -210,12 +210,8 @@ class Job:
             }
 
     def _last_words(self, place: Path) -> str:
-        with contextlib.suppress(OSError):
-            text = (place / "log").read_bytes()[-20_000:].decode("utf-8", "replace")
-            lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
-            if lines:
-                return lines[-1].replace(f"{place}/", "").replace(str(self._store), "STORE")[:_LONGEST]
-        return ""
+        last = "".join(last_lines(place / "log")[-1:]).strip()
+        return last.replace(f"{place}/", "").replace(str(self._store), "STORE")[:_LONGEST]
 
     def stop(self) -> None:
         """End what runs; it can be begun again and goes on with what is done. Blocks."""

@@ -153,7 +153,7 @@ async def judged(
             raise RefusedError(404, "no_filter", f"This curation did not ask the filter {name}.")
         moving = standing.version if shown in ("undecided", "decided") else -1
         key = ("curation", opened.stamp, name, shown, moving)
-        rows = explorer.view(key, lambda: _rows(result, standing, name, shown))
+        rows = explorer.once(key, lambda: _rows(result, standing, name, shown))
         chosen = [int(row) for row in rows[start : start + count]]
         lines = zip(chosen, result.lines(chosen), strict=True)
         said = opened.decisions.reading(

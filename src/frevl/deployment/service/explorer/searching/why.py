@@ -64,7 +64,8 @@ def _captions(explorer: Explorer, rows: Rows, image: str, notes: list[str]) -> l
     if len(texts) > _MOST_TEXTS:
         notes.append(f"The nearest captions are not looked for among more than {_MOST_TEXTS:,} texts.")
         return []
-    vectors = explorer.once((rows.key, len(texts), "texts"), lambda: _text_vectors(explorer, rows, texts))
+    key = ("texts", rows.key, rows.store.version("text"))
+    vectors = explorer.once(key, lambda: _text_vectors(explorer, rows, texts))
     found, likeness = nearest_rows([vectors], _vector(rows, image), _CAPTIONS)
     return [
         {"text": texts[row], "similarity": float(value)}
