@@ -155,7 +155,8 @@ def evaluate(
     usable, left_out = usable_pairs(labelled, scorer.store)
     towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]
     keys: list[str] = [] if groups is None else as_list(groups, "groups")
-    compared = [groups_of(usable, key, content_of_units(scorer.store, usable)) for key in dict.fromkeys(keys)]
+    content = content_of_units(scorer.store, usable) if keys else {}
+    compared = [groups_of(usable, key, content) for key in dict.fromkeys(keys)]
     (usable,), found = group_pairs(
         scorer.store,
         [usable],
