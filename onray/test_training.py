@@ -6,6 +6,7 @@ import os
 import pytest
 
 from frevl.errors import PairsError, UsageError
+from frevl.training.run_folder import Checkpoint
 from frevl.training.seeds import train_seeds
 from frevl.training.training import train
 from frevl.training.workers.on_ray import on_ray
@@ -64,6 +65,26 @@ def test_relative_paths_are_those_of_the_caller(nodes, world, here, tmp_path, mo
     run = train(store, pairs, run="run", workers=2, ray=nodes.address, **MLP)
     assert weights(tmp_path / "run") == weights(here)
     assert run.path == tmp_path / "run"
+
+
+def test_what_was_begun_here_goes_on_there(nodes, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pairs, save = os.path.relpath(world.train_file), Checkpoint.save
+
+    def saved(self, *arguments):
+        save(self, *arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", saved)
+        with pytest.raises(KeyboardInterrupt):
+            train(world.store, pairs, run="run", **MLP)
+    train(world.store, pairs, run="run", workers=2, ray=nodes.address, **MLP)
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_seeds_are_trained_there_too(nodes, world, tmp_path, monkeypatch):
