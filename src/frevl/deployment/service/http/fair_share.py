@@ -1,9 +1,9 @@
 """What clients hold of the service at a time, and who gives way when it is full.
 
-A request is in one of two states. It *waits for its client* while its body arrives, while a large answer is read, or
-while an event stream is open: that costs little, lasts as long as the client likes, and can be ended at any time. Or it
-*is worked on*: that ends by itself. So waiting requests never take the place of work, and when there are too many of
-them, the oldest one of the client that holds the most gives way to the new one.
+A request is in one of two states. It *waits for its client* while its body arrives, or while a large answer is read:
+that costs little, lasts as long as the client likes, and can be ended at any time. Or it *is worked on*: that ends by
+itself. So waiting requests never take the place of work, and when there are too many of them, the oldest one of the
+client that holds the most gives way to the new one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from frevl.deployment.service.http.limits import Limits, RefusedError
 __all__ = ["ASKING", "Client", "FairShare", "Waiting", "client_name"]
 
 ASKING: ContextVar[str] = ContextVar("ASKING", default="")
-"""Name of the client whose request this task answers; empty for the events of the page."""
+"""Name of the client whose request this task answers; empty outside of requests."""
 
 
 @lru_cache(maxsize=4096)

@@ -42,11 +42,10 @@ class Limits:
         body_bytes: Largest request body.
         body_seconds: A body must have arrived completely after this time.
         answer_seconds: A client must read the next 256 KiB of a large answer within this time.
-        stream_seconds: An event stream is closed after this time without news.
         held_bytes: Bodies and large answers of all requests, together.
         requests: Requests that are worked on at a time.
         waiting_requests: Requests that wait for their clients at a time: bodies that arrive, large answers that are
-            read, event streams. When there are more, the oldest of the client that has the most gives way.
+            read. When there are more, the oldest of the client that has the most gives way.
         connections: Open connections. When there are more, an idle one gives way in the same manner.
         client_share: Share of ``held_bytes``, ``requests``, ``waiting_requests`` and ``waiting_items`` that one client
             may have, 0 to 1. A client is a key, or an address where there are no keys.
@@ -61,7 +60,6 @@ class Limits:
     body_bytes: int = 16 << 20
     body_seconds: float = 20.0
     answer_seconds: float = 30.0
-    stream_seconds: float = 60.0
     held_bytes: int = 256 << 20
     requests: int = 512
     waiting_requests: int = 1024

@@ -112,10 +112,9 @@ class _Exchange:
         self._exempt = scope["path"] in OPEN_PATHS
         # Taken out, because it refers to the scope: in a circle, both would wait for the garbage collection.
         self._cycle = scope.get("extensions", {}).pop(CYCLE, None)
-        self._complete = self._working = self._waiting = self._is_stream = False
+        self._complete = self._working = self._waiting = False
         self._size = self._status = self.held = 0
         self._deferred: Message | None = None
-        self._news = b""
         self._timer: asyncio.TimerHandle | None = None
         self._ended_by: RefusedError | None = None
 
@@ -135,9 +134,6 @@ class _Exchange:
             if self._ended_by is not None:  # a library made an error of its own out of the cancellation
                 self._task.uncancel()
                 await self._refuse(self._ended_by)
-            elif self._is_stream:  # also where a client has left
-                _log.warning("a stream ended early: %r", error, extra={"fields": {"request_id": self._id}})
-                await self._cut_off()
             else:
                 _log.error("request failed", exc_info=error, extra={"fields": {"request_id": self._id}})
                 await self._refuse(
@@ -227,11 +223,7 @@ class _Exchange:
             self._status = self._deferred["status"]
             start, self._deferred = self._deferred, None
             await self._send(start)
-        if self._is_stream:
-            if body != self._news:  # what keeps a stream alive says the same again and again
-                self._news = body
-                self._end_in(self._limits.stream_seconds, "The stream had no news.")
-        elif large or message.get("more_body", False) or self._waiting:
+        if large or message.get("more_body", False) or self._waiting:
             self._begin_wait()
             if large:
                 await self._send_in_pieces(message)
@@ -244,8 +236,7 @@ class _Exchange:
         self._end_wait()
         self._end_work()
         given = {name.lower(): value for name, value in message.get("headers", [])}
-        kind = given.get(b"content-type", b"")
-        added = [_NO_SNIFFING] if kind == b"application/json" else _HEADERS
+        added = [_NO_SNIFFING] if given.get(b"content-type") == b"application/json" else _HEADERS
         headers = [*message.get("headers", []), *(header for header in added if header[0] not in given)]
         headers.append((b"x-request-id", self._id.encode()))
         if self._cycle is not None and self._cycle.more_body and b"connection" not in given:
@@ -255,10 +246,6 @@ class _Exchange:
             self._deferred = message  # if there is no room for the answer, another one is sent
             return
         self._status = message["status"]
-        if kind.startswith(b"text/event-stream"):
-            self._is_stream = True
-            self._begin_wait()
-            self._end_in(self._limits.stream_seconds, "The stream had no news.")
         await self._send(message)
 
     async def _send_in_pieces(self, message: Message) -> None:
@@ -315,17 +302,14 @@ class _Exchange:
         self._middleware.metrics.refused.labels(error.code).inc()
         self._deferred = None
         if self._status:
-            await self._cut_off()
+            self._cut_off()
             return
         with contextlib.suppress(OSError):  # the client may be gone
             await error_response(error, self._id)(self._scope, self._receive, self._noted_send)
 
-    async def _cut_off(self) -> None:
-        if self._is_stream:
-            with contextlib.suppress(OSError, RuntimeError):
-                await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-        elif self._cycle is not None and not self._cycle.response_complete:
-            # An answer of a known length must not look complete.
+    def _cut_off(self) -> None:
+        """End the connection, because an answer that has begun must not look complete."""
+        if self._cycle is not None and not self._cycle.response_complete:
             self._cycle.disconnected = True
             self._cycle.transport.abort()
 
