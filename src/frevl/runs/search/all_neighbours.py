@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.runs.search.graphs import new_graph, scale_of, to_bytes
+from frevl.runs.search.graphs import add_to_graph, new_graph, scale_of, to_bytes
 from frevl.terminal import ProgressLine
 
 __all__ = ["AllNeighbours"]
@@ -32,7 +32,7 @@ class AllNeighbours:
         with ProgressLine("neighbours", len(vectors), enabled=progress) as line:
             for start in range(0, len(vectors), _ROWS_AT_ONCE):
                 rows = np.arange(start, min(start + _ROWS_AT_ONCE, len(vectors)))
-                self._graph.add(rows.astype(np.uint64), to_bytes(vectors[rows], self._scale), threads=threads)
+                add_to_graph(self._graph, rows, to_bytes(vectors[rows], self._scale), threads)
                 line.advance(len(rows), note=f"{line.rate:.0f}/s")
         self._graph.expansion_search = max(_EXPANSION, _REFINED * k)
 

@@ -21,6 +21,7 @@ from frevl.terminal import ProgressLine
 __all__ = [
     "GraphPart",
     "Graphs",
+    "add_to_graph",
     "grown_graphs",
     "new_graph",
     "parts_of",
@@ -32,6 +33,7 @@ __all__ = [
 
 _CONNECTIVITY, _EXPANSION_ADD = 16, 64  # measured: 128 takes twice the time and finds no more at equal search time
 _ROWS_AT_ONCE = 16_384
+_ALONE = 4096  # first rows of a graph, added by one thread: of them several lose some, which no search then reaches
 _LINKS = 160  # bytes of a row in a graph beside its numbers, measured with the connectivity above
 _GRAPH_BYTES = 1 << 30  # of one graph: what its building holds in memory, and what a kill can lose
 _STATE = "index-parts.json"
@@ -179,7 +181,7 @@ def grown_graphs(
             end = min(start + most, len(shortlist))
             for first in range(done, end, _ROWS_AT_ONCE):
                 rows = np.arange(first, min(first + _ROWS_AT_ONCE, end))
-                graph.add(rows.astype(np.uint64), to_bytes(shortlist.take(rows), scale), threads=threads)
+                add_to_graph(graph, rows, to_bytes(shortlist.take(rows), scale), threads)
                 line.advance(len(rows), note=f"{line.rate:.0f}/s")
             path = folder / f"index-{start}-{end - start}.usearch"
             replace_file(path, lambda beside, graph=graph: graph.save(str(beside)))  # type: ignore[misc]
@@ -221,6 +223,13 @@ def _begun(shortlist: Shortlist) -> Graphs | None:
 def new_graph(dim: int) -> Any:
     """Return an empty graph for the 8-bit copies of vectors of this width."""
     return _graphs()(ndim=dim, metric="ip", dtype="i8", connectivity=_CONNECTIVITY, expansion_add=_EXPANSION_ADD)
+
+
+def add_to_graph(graph: Any, rows: np.ndarray, copies: np.ndarray, threads: int) -> None:
+    """Add ``(n,)`` rows with their ``(n, d)`` int8 copies to a graph, the first of it by one thread."""
+    alone = max(0, _ALONE - len(graph))
+    graph.add(rows[:alone].astype(np.uint64), copies[:alone], threads=1)
+    graph.add(rows[alone:].astype(np.uint64), copies[alone:], threads=threads)
 
 
 def scale_of(vectors: np.ndarray) -> float:
