@@ -1,6 +1,7 @@
 """`frevl.classify`: from names, from examples, from both; what it refuses; that its result is an ordinary run."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -96,10 +97,14 @@ def test_development_pictures_are_compared_on(named, tmp_path):
     assert not run.results["warnings"]
 
 
-def test_the_same_seed_gives_the_same_run_and_a_finished_run_is_returned(named, tmp_path):
+def test_the_same_seed_gives_the_same_run_and_a_finished_run_is_returned(named, tmp_path, monkeypatch):
     first = frevl.classify(named.store, named.classes, run=tmp_path / "a", examples=named.examples)
     again = frevl.classify(named.store, named.classes, run=tmp_path / "a", examples=named.examples)
     other = frevl.classify(named.store, named.classes, run=tmp_path / "b", examples=named.examples)
+    assert again.provenance == first.provenance
+    monkeypatch.chdir(named.examples.parent)  # the same files, named otherwise
+    classes, examples = (os.path.relpath(path) for path in (named.classes, named.examples))
+    again = frevl.classify(named.store, classes, run=tmp_path / "a", examples=examples)
     assert again.provenance == first.provenance
     for name, value in first.network.state_dict().items():
         assert value.equal(other.network.state_dict()[name]), name

@@ -208,7 +208,16 @@ def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
         kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return (folder / "run.json").is_file() and bool(kept == json.loads(json.dumps(settings)))
+    return (folder / "run.json").is_file() and _from_the_root(kept) == _from_the_root(json.loads(json.dumps(settings)))
+
+
+def _from_the_root(settings: dict[str, Any]) -> dict[str, Any]:
+    """Name files the same way, however they were given; what they hold is in the settings too."""
+    files = ("examples", "dev", "space", "pairs", "classes")
+    return {
+        name: str(Path(value).absolute()) if name in files and isinstance(value, str) else value
+        for name, value in settings.items()
+    }
 
 
 def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
