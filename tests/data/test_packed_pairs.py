@@ -6,11 +6,10 @@ import random
 import numpy as np
 import pytest
 
-from frevl.data import pairs as pairs_module
 from frevl.data.packed import read as packed_read
 from frevl.data.packed.columns import Coded, coded_values
 from frevl.data.pairs import read_pairs, split_by_image, with_targets
-from frevl.errors import PairsError
+from row_by_row import by_rows, said
 
 PLAIN = [f'{{"image": "i/{k}.jpg", "text": "caption number {k}"}}' for k in range(7)]
 LABELLED = [f'{{"image": "i/{k}.jpg", "text": "what is {k}?", "target": "answer {k % 3}"}}' for k in range(7)]
@@ -47,18 +46,6 @@ STRANGE = [
 ONE_SIDED = ['{"image": "a"}', '{"text": "b"}', '{"image": "a", "text": null}', '{"image": "a", "target": "x"}']
 
 
-@pytest.fixture
-def by_rows(monkeypatch):
-    """Return what reading row by row says: pairs, rejects and notes, or the message of an error."""
-
-    def read(path, **given):
-        with monkeypatch.context() as patch:
-            patch.setattr(pairs_module, "read_packed", lambda *_: None)
-            return said(path, **given)
-
-    return read
-
-
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch, tmp_path):
     monkeypatch.setattr(packed_read, "_LARGE", 0)
@@ -67,22 +54,13 @@ def everything_is_large(monkeypatch, tmp_path):
     monkeypatch.setenv("FREVL_CACHE", str(tmp_path / "cache"))
 
 
-def said(path, **given):
-    try:
-        pairs = read_pairs(path, **given)
-    except PairsError as error:
-        return str(error)
-    columns = (list(column) for column in (pairs.images, pairs.texts, pairs.targets, pairs.extras, pairs.places))
-    return *columns, pairs.rejected, pairs.notes, pairs.source
-
-
 def write(path, lines, end="\n"):
     path.write_bytes("".join(f"{line}{end}" for line in lines).encode("utf-8", "surrogatepass"))
     return path
 
 
 @pytest.mark.parametrize("base", [PLAIN, LABELLED, SLICED], ids=["plain", "labelled", "sliced"])
-def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, by_rows, base):
+def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, base):
     for number, strange in enumerate([*STRANGE, *ONE_SIDED]):
         path = write(tmp_path / f"{number}.jsonl", [*base, strange, *base])
         expected = by_rows(path)
@@ -91,7 +69,7 @@ def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, by_rows
 
 
 @pytest.mark.slow
-def test_any_mixture_is_read_as_row_by_row(tmp_path, by_rows, monkeypatch):
+def test_any_mixture_is_read_as_row_by_row(tmp_path, monkeypatch):
     random.seed(0)
     for number in range(60):
         few = random.choice([0, 1, 3, 20])
@@ -108,7 +86,7 @@ def test_any_mixture_is_read_as_row_by_row(tmp_path, by_rows, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [None, "image=path,text=title", "text=caption", "image=nothing"])
-def test_other_names_of_columns(tmp_path, by_rows, given):
+def test_other_names_of_columns(tmp_path, given):
     keys = '{{"path": "{0}", "title": "t {0}", "caption": "c {0}", "image": "i{0}", "target": "{0}", "more": 1}}'
     path = write(tmp_path / "pairs.jsonl", [keys.format(k) for k in range(9)])
     assert said(path, columns=given) == by_rows(path, columns=given)
@@ -125,7 +103,7 @@ def test_other_names_of_columns(tmp_path, by_rows, given):
         b'{"image": " ", "text": " "}\n' * 5, b"\0" * 64, b"{}\n" * 9, "\n".join(PLAIN).encode() + b"\n\0\n",
     ],
 )  # fmt: skip
-def test_other_forms_of_files(tmp_path, by_rows, content, monkeypatch):
+def test_other_forms_of_files(tmp_path, content, monkeypatch):
     monkeypatch.setattr("frevl.data.json_rows._LONGEST_LINE", 200)
     for name in ("pairs.jsonl", "pairs.txt", "pairs.json"):
         path = tmp_path / name
@@ -133,7 +111,7 @@ def test_other_forms_of_files(tmp_path, by_rows, content, monkeypatch):
         assert said(path) == by_rows(path)
 
 
-def test_columns_are_codes_and_look_like_lists(tmp_path, by_rows):
+def test_columns_are_codes_and_look_like_lists(tmp_path):
     path = write(tmp_path / "pairs.jsonl", LABELLED * 3)
     pairs, listed = read_pairs(path), by_rows(path)
     assert isinstance(pairs.images, Coded)
@@ -217,7 +195,7 @@ def test_what_is_kept_goes_with_the_content_of_the_file(tmp_path):
 @pytest.mark.parametrize(
     "damage", ["cut", "empty", "other", "codes", "places", "letters", "another code", "lines", "notes"]
 )
-def test_a_damaged_file_is_not_read(tmp_path, by_rows, damage, monkeypatch):
+def test_a_damaged_file_is_not_read(tmp_path, damage, monkeypatch):
     monkeypatch.setattr("frevl.data.packed.codes._MANY", 100)  # numbers in the order of the file
     path = write(tmp_path / "pairs.jsonl", [*PLAIN, '{"image": "a"}'])
     read_pairs(path)
@@ -259,7 +237,7 @@ def test_a_folder_without_permission_leaves_the_users_cache(tmp_path, monkeypatc
     assert len(read_pairs(path)) == 7
 
 
-def test_where_nothing_can_be_written_pairs_are_read_all_the_same(tmp_path, by_rows, monkeypatch):
+def test_where_nothing_can_be_written_pairs_are_read_all_the_same(tmp_path, monkeypatch):
     path = write(tmp_path / "pairs.jsonl", PLAIN)
 
     def full(*_):

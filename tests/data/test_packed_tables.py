@@ -7,12 +7,11 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from frevl.data import pairs as pairs_module
 from frevl.data.packed import read as packed_read
 from frevl.data.packed import tables
 from frevl.data.packed.columns import Coded
 from frevl.data.pairs import read_pairs
-from frevl.errors import PairsError
+from row_by_row import by_rows, said
 
 HEADS = {
     "image,text": ["i{0}.jpg,caption {0}", '"i{0}.jpg","caption, ""{0}"""', 'i{0}.jpg,"a, {0}"'],
@@ -34,33 +33,12 @@ STRANGE = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def by_rows(monkeypatch):
-    """Return what reading row by row says: pairs, rejects and notes, or the message of an error."""
-
-    def read(path, **given):
-        with monkeypatch.context() as patch:
-            patch.setattr(pairs_module, "read_packed", lambda *_: None)
-            return said(path, **given)
-
-    return read
-
-
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch, tmp_path):
     monkeypatch.setattr(packed_read, "_LARGE", 0)
     monkeypatch.setattr(packed_read, "_LARGE_TABLE", 0)
     monkeypatch.setattr(tables, "_FEW", 1)
     monkeypatch.setenv("FREVL_CACHE", str(tmp_path / "cache"))
-
-
-def said(path, **given):
-    try:
-        pairs = read_pairs(path, **given)
-    except PairsError as error:
-        return str(error)
-    columns = (list(column) for column in (pairs.images, pairs.texts, pairs.targets, pairs.extras, pairs.places))
-    return *columns, pairs.rejected, pairs.notes, pairs.source
 
 
 def write(path, lines, end="\n"):
@@ -70,7 +48,7 @@ def write(path, lines, end="\n"):
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("at_once", [40, 1 << 20])
-def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, by_rows, head, at_once, monkeypatch):
+def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, head, at_once, monkeypatch):
     monkeypatch.setattr(tables, "_AT_ONCE", at_once)
     delimiter = next(one for one in ";\t," if one in head)
     base = [line.format(k, k % 3) for k, line in enumerate(HEADS[head] * 2)]
@@ -79,9 +57,10 @@ def test_a_strange_line_among_plain_ones_is_read_as_row_by_row(tmp_path, by_rows
         expected = by_rows(path)
         assert said(path) == expected, strange
         assert said(path) == expected, "the second time from what was kept"
+    assert len(list(tmp_path.glob(".*.pairs.arrow"))) == len(STRANGE), "none was read row by row"
 
 
-def test_any_mixture_is_read_as_row_by_row(tmp_path, by_rows, monkeypatch):
+def test_any_mixture_is_read_as_row_by_row(tmp_path, monkeypatch):
     random.seed(1)
     for number in range(60):
         head = random.choice(list(HEADS))
@@ -113,7 +92,7 @@ def test_any_mixture_is_read_as_row_by_row(tmp_path, by_rows, monkeypatch):
         b'image,text\na,"' + b"b\n" * 80_000,
     ],
 )  # fmt: skip
-def test_other_forms_of_tables(tmp_path, by_rows, content):
+def test_other_forms_of_tables(tmp_path, content):
     for name in ("pairs.csv", "pairs.tsv", "pairs.txt"):
         path = tmp_path / name
         path.write_bytes(content)
@@ -137,7 +116,7 @@ TABLES = {
 
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "feather"])
-def test_arrow_tables_are_read_as_row_by_row(tmp_path, by_rows, name, ending):
+def test_arrow_tables_are_read_as_row_by_row(tmp_path, name, ending):
     path, table = tmp_path / f"pairs.{ending}", pa.table(TABLES[name])
     if ending == "parquet":
         pq.write_table(table, path, row_group_size=2)
@@ -148,7 +127,7 @@ def test_arrow_tables_are_read_as_row_by_row(tmp_path, by_rows, name, ending):
     assert said(path) == expected, "the second time from what was kept"
 
 
-def test_a_damaged_parquet_file_is_what_it_is_row_by_row(tmp_path, by_rows):
+def test_a_damaged_parquet_file_is_what_it_is_row_by_row(tmp_path):
     path = tmp_path / "pairs.parquet"
     pq.write_table(pa.table({"image": [f"{n}" for n in range(999)], "text": [f"t {n}" for n in range(999)]}), path)
     content = path.read_bytes()

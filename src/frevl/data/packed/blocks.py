@@ -19,7 +19,7 @@ from frevl.data.pair_rows import NO_VALUE, problem_in
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Block", "Layout", "doubtful", "is_text", "json_objects", "json_strings", "read_block", "renamed"]
+__all__ = ["Block", "Layout", "doubtful", "json_objects", "json_strings", "read_block", "renamed"]
 
 _FEW = 32  # lines that are read row by row
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
@@ -123,13 +123,6 @@ class Block:
         )
         strings = (pa.array(column, pa.large_string()) for column in columns)
         self.add(*strings, lines=np.array([line for line, _ in rows]))
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Tell whether a column holds texts."""
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _coded(column: pa.Array, missing: str) -> pa.DictionaryArray:
@@ -257,7 +250,8 @@ def json_objects(columns: Mapping[str, pa.Array], count: int) -> pa.Array:
     parts: list[Any] = []
     for number, (key, column) in enumerate(columns.items()):
         parts.append(f"{'{' if number == 0 else ', '}{json.dumps(key, ensure_ascii=False)}: ")
-        made = json_strings(column) if is_text(column.type) else column.cast(pa.large_string())
+        texts = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+        made = json_strings(column) if texts else column.cast(pa.large_string())
         parts.append(pc.fill_null(made, "null") if made.null_count else made)
     arguments: Sequence[Any] = [pa.scalar(part, pa.large_string()) if isinstance(part, str) else part for part in parts]
     closed = pa.scalar("}", pa.large_string())

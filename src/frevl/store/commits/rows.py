@@ -1,4 +1,4 @@
-"""Rows of the tables of a store: the columns that they all have, and how embeddings become one."""
+"""Rows of the tables of a store: the columns that they all have, how embeddings become one, and rows as bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from frevl.store.towers import Tower
 
-__all__ = ["ITEM_FIELDS", "UNREAD_SCHEMA", "embedding_column", "in_utf8", "reject_rows"]
+__all__ = ["ITEM_FIELDS", "UNREAD_SCHEMA", "as_stream", "embedding_column", "in_utf8", "reject_rows"]
 
 ITEM_FIELDS = [
     pa.field("id", pa.string()),
@@ -38,3 +38,12 @@ def embedding_column(values: np.ndarray, mask: np.ndarray, tower: Tower) -> pa.A
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values[mask].reshape(-1)), tower.dim)
     offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), vectors)
+
+
+def as_stream(rows: pa.Table) -> bytes:
+    """Return rows as a stream of Arrow, which the record of a commit keeps."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content

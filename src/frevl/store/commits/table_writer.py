@@ -16,6 +16,7 @@ from frevl.errors import StoreError
 from frevl.jsonfile import flush_folder
 from frevl.store.commits.failures import writing
 from frevl.store.commits.record import Commit, flush_table, manifests, write_commit
+from frevl.store.commits.rows import as_stream
 from frevl.store.commits.session import begin_writing, end_writing
 from frevl.store.ids.hashing import as_arrow
 from frevl.store.ids.places import Places, exchange_rows
@@ -247,7 +248,7 @@ class TableWriter:
         table = existing_table(self.path, name)
         with writing(self.path, name):
             flush_table(self.path, name, self._flushed[name])
-            content = _stream(table.to_table()) if name == "towers" else b""
+            content = as_stream(table.to_table()) if name == "towers" else b""
             manifest = manifests(self.path, name)[table.version].read_bytes()
             write_commit(self.path, name, Commit(table.version, table.count_rows(), manifest, content))
 
@@ -329,11 +330,3 @@ def rows_a_file(table: lance.LanceDataset) -> int:
     rows = sum(fragment.num_rows for fragment in fragments)
     size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)
     return int(min(max(_FRAGMENT_BYTES * rows // max(size, 1), 1), _FRAGMENT_ROWS))
-
-
-def _stream(rows: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content

@@ -26,6 +26,7 @@ from lance.commit import CommitConflictError
 from frevl.errors import StoreError, UsageError
 from frevl.store.commits.failures import is_lance_failure
 from frevl.store.commits.record import Commit, manifest_name, record_of
+from frevl.store.commits.rows import as_stream
 from frevl.store.remote.address import remote_failure, storage_options
 from frevl.store.remote.objects import Objects
 from frevl.store.towers import checksum
@@ -333,7 +334,7 @@ class SharedTables:
         table, objects = self._existing(name), Objects(self.path)
         with self._writing(name):
             manifest = objects.read(f"{name}.lance/_versions/{manifest_name(table.version)}")
-            content = _stream(table.to_table()) if name == "towers" else b""
+            content = as_stream(table.to_table()) if name == "towers" else b""
             rows = table.count_rows()
         if manifest is not None:
             record = record_of(Commit(int(table.version), rows, manifest, content))
@@ -382,11 +383,3 @@ def _fitting(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         for field in schema
     ]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _stream(rows: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content

@@ -8,11 +8,10 @@ from pathlib import Path
 import lance
 import numpy as np
 
+from frevl.store.reader import TABLES
 from frevl.store.towers import Modality
 
 __all__ = ["growth"]
-
-_TABLES: dict[Modality, str] = {"image": "images", "text": "texts"}
 
 
 def growth(store: Path, modality: Modality, *, most: int = 60) -> list[tuple[datetime, int]]:
@@ -28,7 +27,7 @@ def growth(store: Path, modality: Modality, *, most: int = 60) -> list[tuple[dat
     Returns:
         Times in UTC and rows; empty where the table is not there or does not say.
     """
-    path = store / f"{_TABLES[modality]}.lance"
+    path = store / f"{TABLES[modality]}.lance"
     if not path.is_dir():
         return []
     found = []
