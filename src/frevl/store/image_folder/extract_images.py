@@ -15,8 +15,8 @@ from frevl.store.embedding.embedder import Embedder
 from frevl.store.embedding.pictures import GUESSED, IN_SILENCE, Pictures
 from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.files import ImageFiles
-from frevl.store.image_folder.listing import Choice, FolderFile, list_folder
-from frevl.store.image_folder.tables import Cell, TablePictures
+from frevl.store.image_folder.listing import Choice, list_folder
+from frevl.store.image_folder.tables import TablePictures
 from frevl.store.sharding.shares import Share
 from frevl.store.stored_items import StoredItems
 from frevl.store.writer import StoreWriter
@@ -47,8 +47,8 @@ def extract_images(
     prepared = ImageFiles(folder, towers, stored, check_content=check_content)
     counted = Choice(choice.include, choice.exclude)
     listed = list_folder(folder, leave_out=writer.path, choice=counted) if progress else None
-    total = None if listed is None else sum(1 for _ in share.apart().own(listed, _id_of))
-    files = share.own(list_folder(folder, leave_out=writer.path, choice=choice), _id_of)
+    total = None if listed is None else sum(1 for _ in share.apart().own(listed, prepared.id_of))
+    files = share.own(list_folder(folder, leave_out=writer.path, choice=choice), prepared.id_of)
     seen = embed_images(
         str(folder), "file", prepared, files, stored, embedder, buffer, report, total=total,
         may_be_empty=share.partial, progress=progress,
@@ -78,7 +78,7 @@ def extract_pictures(
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
     inside = TablePictures(towers, stored)
-    cells = inside.once(share.own(inside.pictures(tables, columns), _id_of_cell))
+    cells = inside.once(share.own(inside.pictures(tables, columns), inside.id_of))
     names = ", ".join(table.place for table in tables)
     seen = embed_images(
         names, "picture", inside, cells, stored, embedder, buffer, report, may_be_empty=share.partial,
@@ -141,14 +141,6 @@ def embed_images(
             f"{place}: expected images, found no {what} that can be read as one. {rejects_sentence(buffer.rejected)}"
         )
     return seen
-
-
-def _id_of(file: FolderFile) -> str:
-    return file.id
-
-
-def _id_of_cell(cell: Cell) -> str:
-    return cell.id
 
 
 def _tell_changes(folder: Path, prepared: ImageFiles, report: ExtractionReport) -> None:

@@ -20,10 +20,45 @@ from frevl.store.image_folder.listing import FolderFile, read_regular_file
 from frevl.store.stored_items import KnownItem, KnownItems
 from frevl.store.writer import Item
 
-__all__ = ["ImageFiles", "inputs_of", "reason_of"]
+__all__ = ["ImageFiles", "PicturesToPrepare", "reason_of"]
 
 
-class ImageFiles:
+class PicturesToPrepare:
+    """What all kinds of pictures have in common; see `frevl.store.embedding.pictures.Pictures`.
+
+    Args:
+        towers: Image towers that shall have seen every image.
+        stored: The images of the store.
+
+    Attributes:
+        in_memory: Yes: the bytes of a picture are there before it is prepared.
+        remarks: See `frevl.store.embedding.pictures`.
+    """
+
+    in_memory = True
+
+    def __init__(self, towers: Sequence[ImageTower], stored: KnownItems) -> None:
+        self._towers, self._stored = towers, stored
+        self.remarks = remarks()
+
+    def is_gone(self, id_: str) -> bool:  # noqa: ARG002
+        """Return False: what came inside a tar or a table has no file."""
+        return False
+
+    def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
+        """Decode a picture for some towers; each gets the pixels that its identity names, whatever the others need.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        towers = [tower for tower in self._towers if tower.name in names]
+        pictures = {target: read_image(content, target=target) for target in {tower.target for tower in towers}}
+        if any(GUESSED_WHITE in picture.info for picture in pictures.values()):
+            self.remarks[GUESSED].append(id_)
+        return {tower.name: tower.prepare(pictures[tower.target]) for tower in towers}
+
+
+class ImageFiles(PicturesToPrepare):
     """The files of a folder, compared with the images of a store. Several threads may prepare files.
 
     Args:
@@ -34,7 +69,6 @@ class ImageFiles:
 
     Attributes:
         in_memory: No: a file is read when it is prepared.
-        remarks: See `frevl.store.embedding.pictures`.
     """
 
     in_memory = False
@@ -42,8 +76,8 @@ class ImageFiles:
     def __init__(
         self, folder: Path, towers: Sequence[ImageTower], stored: KnownItems, *, check_content: bool = False
     ) -> None:
-        self._folder, self._towers, self._stored, self._check_content = folder, towers, stored, check_content
-        self.remarks = remarks()
+        super().__init__(towers, stored)
+        self._folder, self._check_content = folder, check_content
 
     def id_of(self, file: FolderFile) -> str:
         """Return the id of a file."""
@@ -111,27 +145,6 @@ class ImageFiles:
             return PendingItem(item, "fill", self._inputs(file.id, content, source.lacking), source.id, moved)
         names = [tower.name for tower in self._towers]
         return PendingItem(item, "replace" if known else "append", self._inputs(file.id, content, names))
-
-    def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
-        """Return the input of some towers; each gets the pixels that its identity names, whatever the others need."""
-        inputs, guessed = inputs_of(content, [tower for tower in self._towers if tower.name in names])
-        if guessed:
-            self.remarks[GUESSED].append(id_)
-        return inputs
-
-
-def inputs_of(content: bytes, towers: Sequence[ImageTower]) -> tuple[dict[str, np.ndarray | str], bool]:
-    """Decode a picture for some towers.
-
-    Returns:
-        The input of each by its name, and whether it was a guess what white is.
-
-    Raises:
-        ImageError: It cannot be read.
-    """
-    pictures = {target: read_image(content, target=target) for target in {tower.target for tower in towers}}
-    guessed = any(GUESSED_WHITE in picture.info for picture in pictures.values())
-    return {tower.name: tower.prepare(pictures[tower.target]) for tower in towers}, guessed
 
 
 def reason_of(error: ImageError) -> str:

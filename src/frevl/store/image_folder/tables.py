@@ -12,8 +12,8 @@ from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, PairsError
 from frevl.rejects import Reject
 from frevl.store.embedding.commit_buffer import PendingItem
-from frevl.store.embedding.pictures import GUESSED, MakePictures, remarks
-from frevl.store.image_folder.files import inputs_of, reason_of
+from frevl.store.embedding.pictures import MakePictures
+from frevl.store.image_folder.files import PicturesToPrepare, reason_of
 from frevl.store.stored_items import IN_A_TABLE, KnownItems
 from frevl.store.writer import Item
 
@@ -39,24 +39,12 @@ class Cell:
     content_hash: str = ""
 
 
-class TablePictures:
-    """The pictures inside some tables, compared with the images of a store. Several threads may prepare them.
-
-    Args:
-        towers: Image towers that shall have seen every image.
-        stored: The images of the store.
-
-    Attributes:
-        in_memory: Yes.
-        remarks: See `frevl.store.embedding.pictures`.
-    """
-
-    in_memory = True
+class TablePictures(PicturesToPrepare):
+    """The pictures inside some tables, compared with the images of a store. Several threads may prepare them."""
 
     def __init__(self, towers: Sequence[ImageTower], stored: KnownItems) -> None:
-        self._towers, self._stored = towers, stored
+        super().__init__(towers, stored)
         self._seen: dict[str, str] = {}
-        self.remarks = remarks()
 
     def pictures(self, tables: Sequence[ArrowSource], columns: Mapping[str, str]) -> Iterator[Cell]:
         """Read the pictures one after the other; no other column is read, but the one that names them.
@@ -108,10 +96,6 @@ class TablePictures:
         known = self._stored.get(cell.id)
         return not cell.content_hash or (known is not None and not known.lacking)
 
-    def is_gone(self, _: str) -> bool:
-        """Return False: what came inside a table has no file."""
-        return False
-
     def elsewhere(self) -> MakePictures[Cell]:
         """Return what makes their like on another machine."""
         return TablePictures
@@ -147,7 +131,4 @@ class TablePictures:
         names: Sequence[str],
         source: str | None = None,
     ) -> PendingItem:
-        inputs, guessed = inputs_of(content, [tower for tower in self._towers if tower.name in names])
-        if guessed:
-            self.remarks[GUESSED].append(item.id)
-        return PendingItem(item, action, inputs, source)
+        return PendingItem(item, action, self._inputs(item.id, content, names), source)

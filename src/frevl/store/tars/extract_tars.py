@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 
-import numpy as np
-
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError
 from frevl.rejects import Reject
 from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.embedding.embedder import Embedder
-from frevl.store.embedding.pictures import GUESSED, MakePictures, remarks
+from frevl.store.embedding.pictures import GUESSED, MakePictures
 from frevl.store.extraction_report import ExtractionReport
 from frevl.store.image_folder.extract_images import embed_images, tell_guessed
-from frevl.store.image_folder.files import inputs_of, reason_of
+from frevl.store.image_folder.files import PicturesToPrepare, reason_of
 from frevl.store.image_folder.listing import Choice
 from frevl.store.sharding.shares import Share
 from frevl.store.stored_items import IN_A_TABLE, KnownItems, StoredItems
@@ -79,27 +77,18 @@ def extract_tars(
     return seen
 
 
-class TarPictures:
+class TarPictures(PicturesToPrepare):
     """The pictures inside some tars, compared with the images of a store. Several threads may prepare them.
 
-    Args:
-        towers: Image towers that shall have seen every image.
-        stored: The images of the store.
-
     Attributes:
-        in_memory: Yes.
-        remarks: See `frevl.store.embedding.pictures`.
         read: The names of the tars that were read.
         repeated: Ids of pictures that stand in their tar twice with the same content.
     """
 
-    in_memory = True
-
     def __init__(self, towers: Sequence[ImageTower], stored: KnownItems) -> None:
-        self._towers, self._stored = towers, stored
+        super().__init__(towers, stored)
         self.read: set[str] = set()
         self.repeated: list[str] = []
-        self.remarks = remarks()
 
     def pictures(
         self, tars: Sequence[Tar], choice: Choice, share: Share, captions: Captions
@@ -150,10 +139,6 @@ class TarPictures:
         known = None if member.problem else self._stored.get(member.id)
         return known is not None and not known.lacking and (not known.bytes or known.content_hash == content_hash)
 
-    def is_gone(self, _: str) -> bool:
-        """Return False: what came inside a tar has no file."""
-        return False
-
     def elsewhere(self) -> MakePictures[tuple[Member, str]]:
         """Return what makes their like on another machine."""
         return TarPictures
@@ -187,9 +172,3 @@ class TarPictures:
             return PendingItem(item, "fill", self._inputs(item.id, content, source.lacking), source.id)
         names = [tower.name for tower in self._towers]
         return PendingItem(item, "append" if known is None else "replace", self._inputs(item.id, content, names))
-
-    def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
-        inputs, guessed = inputs_of(content, [tower for tower in self._towers if tower.name in names])
-        if guessed:
-            self.remarks[GUESSED].append(id_)
-        return inputs
