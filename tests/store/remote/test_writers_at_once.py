@@ -159,6 +159,37 @@ def test_the_slower_of_two_rejects_stays(two, monkeypatch):
     assert [(one.id, one.reason) for one in Store(path).rejects()] == [("r", "of the slow one")]
 
 
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_encoders_that_two_writers_register_in_the_same_moment_are_all_kept(new, monkeypatch, begun, when):
+    if begun:
+        with StoreWriter(new) as first:
+            first.register(towers("zero"))
+    with StoreWriter(new) as fast, StoreWriter(new) as slow:
+        left = [lambda: fast.register(towers("one"))]
+        commit, create = lance.LanceDataset.commit, SharedTables._create
+
+        def meddled(change):
+            def changed(*arguments, **options):
+                meddle = left.pop() if left else lambda: None
+                if when == "before":
+                    meddle()
+                done = change(*arguments, **options)
+                if when == "after":
+                    meddle()
+                return done
+
+            return changed
+
+        monkeypatch.setattr(lance.LanceDataset, "commit", staticmethod(meddled(commit)))
+        monkeypatch.setattr(SharedTables, "_create", meddled(create))
+        slow.register(towers("two"))
+        slow.register(towers("three"))
+        assert not left
+    names = ["one", "two", "three", *(["zero"] if begun else [])]
+    assert sorted(Store(new).towers) == sorted(f"{name}-image" for name in names)
+
+
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_two_writers_of_different_encoders_begin_a_store_and_both_embeddings_are_kept(new, name):
     """The second one adds another image, or the same."""

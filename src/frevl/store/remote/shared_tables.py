@@ -126,24 +126,25 @@ class SharedTables:
             self.retried(lambda: self._add_to_there(name, rows))
 
     def replace(self, name: str, rows: pa.Table) -> None:
-        """Replace all rows of the table of towers, as it was when this writer began or saw it last."""
+        """Replace all rows of the table of towers, as it was when this writer began or saw it last.
+
+        Raises:
+            CommitConflictError: Another writer has changed it since; `has_moved` then says so.
+        """
         if self._towers_at is None:
             if not self._create(name, rows):
-                self._see_towers()
                 raise CommitConflictError("another writer has made the table")
+            self._towers_at = 1
         else:
             with self._writing(name):
                 table = lance.dataset(self._uri(name), version=self._towers_at, storage_options=storage_options())
                 new = lance.fragment.write_fragments(rows, table, storage_options=storage_options())
                 operation = lance.LanceOperation.Overwrite(table.schema, new)
-                try:
-                    lance.LanceDataset.commit(
-                        table, operation, read_version=self._towers_at, max_retries=0, storage_options=storage_options()
-                    )
-                except CommitConflictError:
-                    self._see_towers()
-                    raise
-        self._see_towers()
+                made = lance.LanceDataset.commit(
+                    table, operation, read_version=self._towers_at, max_retries=0, storage_options=storage_options()
+                )
+            # Not what is the newest by now: that may be another writer's.
+            self._towers_at = int(made.version)
         self._committed(name)
 
     def update_rejects(self, changed: pa.Table, gone: pa.Table, whole: pa.Table, *, again: bool) -> None:  # noqa: ARG002
@@ -308,9 +309,6 @@ class SharedTables:
         if changed:
             self._found[name] = table
             self.merge(name, pa.concat_tables(changed))
-
-    def _see_towers(self) -> None:
-        self._towers_at = int(self._existing("towers").version)
 
     def _committed(self, name: str) -> None:
         self._commits[name] += 1
