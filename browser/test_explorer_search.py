@@ -56,6 +56,20 @@ def test_chips_narrow_and_have_a_link_and_are_taken_away_again(url, visit):
     assert [one for one in seen.complaints if "422" not in one] == []
 
 
+def test_numbers_of_a_filter_are_those_that_were_typed(url, visit):
+    page = visit(url).page
+    page.get_by_role("button", name="Filter", exact=True).click()
+    page.get_by_label("Column").select_option("bytes", timeout=TIMEOUT)
+    page.get_by_label("Test").select_option("is not")
+    page.get_by_label("Value").fill(" ")
+    expect(page.get_by_role("button", name="Add filter")).to_be_disabled()  # and not 0
+    page.get_by_label("Value").fill("9007199254740993")  # JavaScript has no such number
+    page.get_by_role("button", name="Add filter").click()
+    expect(page.get_by_text("bytes is not 9007199254740993")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("40 pictures").first).to_be_attached(timeout=TIMEOUT)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_markup_and_quotes_in_a_value_are_text(url, visit):
     filters = json.dumps([{"column": "id", "test": "is not", "value": FILES}])
     page = visit(f"{url}/explore/#/pictures?filters={filters}").page

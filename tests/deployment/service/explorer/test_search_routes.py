@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from explored import copied, explored
 
@@ -78,9 +79,12 @@ def test_values_are_quoted_whatever_they_hold():
     assert sql("on", "is", True) == "`on` = true"
     assert sql("n", "at least", 1.2) == "`n` >= 2"
     assert sql("x", "at least", 10**30) == "`x` >= 1e+30"
+    assert sql("n", "is", "9007199254740993") == "`n` = 9007199254740993"  # a browser knows ...992 and ...994 only
+    assert sql("n", "at most", "-9007199254740993") == "`n` <= -9007199254740993"
     assert sql("when", "missing") == "`when` IS NULL"
     for wrong in (
         ("a b", "is", 3), ("a b", "is", ""), ("a b", "at least", "x"), ("n", "is", "3"), ("n", "is", True),
+        ("n", "is", "9007199254740993 OR 1=1"), ("n", "is", "9" * 19), ("on", "is", "9007199254740993"),
         ("n", "is", 1.5), ("n", "is", 2**63), ("n", "is", float("nan")), ("on", "is", "true"), ("when", "is", "x"),
         ("none", "there"), ("a b", "is", "a\0b"),
         ("n", "is", 10**400), ("n", "at most", -(10**400)), ("x", "is", 10**400),
@@ -90,6 +94,23 @@ def test_values_are_quoted_whatever_they_hold():
     with pytest.raises(UsageError, match="because of the `"):
         condition([Filter(column="a`b", test="there")], None, {"a`b": pa.string()})
     assert condition([], "x = 1", columns) == "x = 1"
+
+
+def test_whole_numbers_that_a_browser_would_round_travel_as_digits(tmp_path):
+    numbers = [2**53, 2**53 + 1, 2**53 + 1, 2**53 + 1, 7, 7]
+    vectors = pa.array(np.eye(6).tolist(), pa.list_(pa.float32(), 6))
+    table = pa.table({"name": [f"{row}.jpg" for row in range(6)], "vector": vectors, "number": numbers})
+    pq.write_table(table, tmp_path / "table.parquet")
+    import_embeddings(
+        tmp_path / "table.parquet", store=tmp_path / "store", encoder="own", of="images", id_column="name",
+        vector_column="vector",
+    )  # fmt: skip
+    with explored(tmp_path / "store") as looked:
+        (found,) = (one for one in looked.http.get("/explore/columns").json()["columns"] if one["name"] == "number")
+        offered = {"9007199254740993": 3, 7: 2, "9007199254740992": 1}
+        assert {one["value"]: one["count"] for one in found["values"]} == offered
+        for value, count in offered.items():
+            assert listed(looked, ("number", "is", value)).json()["total"] == count
 
 
 def test_filters_that_cannot_be_are_refused_in_words(clip):

@@ -9,7 +9,7 @@ import numpy as np
 
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.rows import Rows
-from frevl.deployment.service.explorer.searching.filters import columns_of, kind_of
+from frevl.deployment.service.explorer.searching.filters import columns_of, is_rounded, kind_of
 
 __all__ = ["columns"]
 
@@ -33,7 +33,7 @@ def _columns(rows: Rows) -> dict[str, Any]:
         kind = kind_of(type_)
         counts = Counter(value for one in found if (value := one.get(name)) is not None)
         values = [
-            {"value": value, "count": count}
+            {"value": str(value) if is_rounded(value) else value, "count": count}
             for value, count in counts.most_common(_SHOWN)
             if kind in ("text", "flag", "number") and len(str(value)) <= _LONGEST
         ]

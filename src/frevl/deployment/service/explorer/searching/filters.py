@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ from frevl.deployment.service.schemas import Body
 from frevl.errors import UsageError, nearest
 from frevl.store.reader import Store
 
-__all__ = ["MOST_FILTERS", "Filter", "columns_of", "condition", "kind_of", "read_filters"]
+__all__ = ["MOST_FILTERS", "Filter", "columns_of", "condition", "is_rounded", "kind_of", "read_filters"]
 
 MOST_FILTERS = 20
 _Is = Literal["is", "is not", "contains", "begins with", "at least", "at most", "missing", "there"]
@@ -34,7 +35,11 @@ class Filter(Body):
     column: Annotated[str, Field(min_length=1, max_length=200, examples=["id"])]
     test: Annotated[_Is, Field(examples=["begins with"])] = "is"
     value: Annotated[
-        str | bool | int | float | None, Field(description="A text, number or truth value.", examples=["kitchen/"])
+        str | bool | int | float | None,
+        Field(
+            description="A text, number (above 2^53 as a text of its digits, too) or truth value.",
+            examples=["kitchen/"],
+        ),
     ] = None
 
 
@@ -74,6 +79,11 @@ def kind_of(type_: pa.DataType) -> Kind:
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         return "number"
     return "other"
+
+
+def is_rounded(value: object) -> bool:
+    """Return whether a browser reads this whole number as another one, so that its digits must travel as a text."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**53
 
 
 def condition(filters: Sequence[Filter], where: str | None, columns: Mapping[str, pa.DataType]) -> str | None:
@@ -142,6 +152,8 @@ def _text(one: Filter) -> str:
 
 def _number(one: Filter, type_: pa.DataType) -> str:
     value = one.value
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{16,400}", value) and is_rounded(int(value)):
+        value = int(value)
     # Compared, not converted: a whole number of 400 digits is beyond every float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise UsageError(f"The column {one.column!r:.80} holds numbers, so a filter needs one, found {value!r:.80}.")
