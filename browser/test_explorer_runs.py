@@ -90,6 +90,31 @@ def test_a_training_that_cannot_be_says_why(url, visit, tmp_path):
     expect(run(page, "odd").locator(".problem")).to_contain_text("<b>no</b>.png", timeout=LONG)
 
 
+DONE = {
+    "state": "done", "seconds": 3.0, "by": "bob", "task": "classification", "pairs": 40, "of_labels": True,
+    "chosen": None, "model": "mlp", "accuracy": None, "development": None, "labels": [], "folder": "runs/late",
+    "problem": "", "notes": [], "commands": [], "said": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["train", "ask"])
+def test_who_left_while_a_run_was_begun_or_loaded_is_not_led_back(url, visit, what):
+    seen = visit(f"{url}/explore/#/overview")
+    page, held = seen.page, []
+    page.route("**/explore/training?name=late", lambda route: route.fulfill(json=DONE))
+    page.route("**/explore/train", lambda route: held.append(route))
+    page.route("**/explore/training/ask", lambda route: held.append(route))
+    page.goto(f"{url}/explore/#/runs?run=late")
+    page.get_by_role("button", name="Ask it here" if what == "ask" else "Train on the labels").click(timeout=TIMEOUT)
+    page.get_by_role("link", name="Overview").click()
+    expect(page.get_by_role("heading", name="What is in this store")).to_be_visible(timeout=TIMEOUT)
+    with page.expect_response("**/explore/parts" if what == "ask" else "**/explore/train"):
+        held[0].fulfill(json={"name": "late"})
+    page.wait_for_timeout(300)
+    assert page.url.endswith("#/overview")
+    assert seen.complaints == []
+
+
 @pytest.mark.parametrize("size", ["phone", "wide"])
 def test_runs_fit_and_a_service_that_only_shows_has_no_way_to_train(world, visit, size):
     with exploring(world, "--no-labels") as (url, _):
