@@ -164,12 +164,12 @@ def test_axe_finds_nothing_serious(url, visit, size, scheme):
 
 
 def test_labels_are_corrected_and_markup_is_text(world, visit):
-    lines = [*classes(), judged("3.png", HOSTILE, ["label"], target="cat", label=["cat", HOSTILE, 0.01])]
+    lines = [*classes(), judged("3.png", HOSTILE, ["label"], target="cat", label=["cat", HOSTILE, 0.0001])]
     result = write_result(world.folder / "labels", lines, task="classification", doubts=[HOSTILE])
     with exploring(world, "--curation", result) as (url, _):  # without pictures
         page = visit(f"{url}/explore/#/curate").page
         expect(rows(page)).to_have_count(2, timeout=TIMEOUT)
-        expect(rows(page).first).to_contain_text(HOSTILE)
+        expect(rows(page).first).to_contain_text(f"“cat” with < 0.1 %; “{HOSTILE}” is likelier")
         assert page.title() == "Curate · store"
         rows(page).nth(1).get_by_role("button", name="It is “dog”").click()
         expect(rows(page).nth(1)).to_contain_text("stays – me: other label")

@@ -133,6 +133,15 @@ export async function undo() {
 
 export const number = (value) => value.toLocaleString("en");
 
+/** A share or probability in percent; one that is almost 0 or 1 is not rounded to what it is not. */
+export function percent(value, digits = 1) {
+  const least = 10 ** -digits;
+  const shown = 100 * value;
+  if (value < 1 && shown > 100 - least / 2) return `> ${(100 - least).toFixed(digits)} %`;
+  if (value > 0 && shown < least / 2) return `< ${least.toFixed(digits)} %`;
+  return `${shown.toFixed(digits)} %`;
+}
+
 export function bytes(value) {
   const units = ["bytes", "kB", "MB", "GB", "TB"];
   let step = 0;

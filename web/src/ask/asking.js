@@ -56,14 +56,5 @@ export async function request(kind, run, { text, image, file, level, k, where, f
   return { ...said, texts: body.pairs?.map((pair) => pair.text) };
 }
 
-/** A probability in percent; one that is almost 0 or 1 is not rounded to what it is not. */
-export function percent(value, digits = 1) {
-  const least = 10 ** -digits;
-  const shown = 100 * value;
-  if (value < 1 && shown > 100 - least / 2) return `> ${(100 - least).toFixed(digits)} %`;
-  if (value > 0 && shown < least / 2) return `< ${least.toFixed(digits)} %`;
-  return `${shown.toFixed(digits)} %`;
-}
-
 /** The service's words for a picture that was sent, without the name that the page gave it. */
 export const inWords = (error) => error.message.replace("The upload 'picture'", "The picture");

@@ -10,8 +10,6 @@ export const TITLES = {
   repeated: "The same line twice",
 };
 
-export const percent = (share) => `${(100 * share).toFixed(1)} %`;
-
 /** Say who decided what, to be put behind a word; nothing where nobody did. */
 export function voices(said) {
   const words = { drop: "it goes", keep: "it stays", fix: "other label" };
