@@ -92,6 +92,16 @@ def test_a_hit_says_why(url, visit):
     expect(page.get_by_role("button", name="Why was it found?")).to_be_visible()
 
 
+def test_captions_that_are_too_many_to_look_among_are_not_said_to_be_missing(url, visit):
+    page = visit(f"{url}/explore/#/pictures?picture=3.png").page
+    note = "The nearest captions are not looked for among more than 200,000 texts."
+    said = {"by": "encoder", "of": "toy", "captions": [], "words": [], "notes": [note]}
+    page.route("**/explore/why", lambda route: route.fulfill(json=said))
+    page.get_by_role("button", name="What does it look like?").click(timeout=TIMEOUT)
+    expect(page.get_by_text(note)).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("The store has no texts")).to_have_count(0)
+
+
 def test_the_picture_that_is_open_has_a_link_and_is_back_with_the_back_button(url, visit):
     page = visit(f"{url}/explore/#/pictures?shown=unlabelled").page
     expect(page.locator("#picture-3")).to_be_visible(timeout=TIMEOUT)
