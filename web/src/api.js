@@ -41,6 +41,17 @@ export async function post(path, body) {
   return (await answer(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
 }
 
+/** Post what has an id of its own, which counts once: it is sent again where no answer came. */
+export async function postSurely(path, body) {
+  try {
+    return await post(path, body);
+  } catch (error) {
+    if (error.code !== "away") throw error;
+    await new Promise((resolve) => setTimeout(resolve, 500));
+    return post(path, body);
+  }
+}
+
 /** Send a file along, as a form. */
 export async function send(path, body, name, file) {
   const form = new FormData();

@@ -1,5 +1,5 @@
 // What all parts of the page share: what the store holds, the labels, who labels, and where the link leads.
-import { get, post, query, requestId } from "./api.js";
+import { get, post, postSurely, query, requestId } from "./api.js";
 
 function remembered(key, otherwise) {
   try {
@@ -110,15 +110,7 @@ async function send(images, name, by) {
   const body = { by, id, labels: images.map((image) => ({ image, label: name })) };
   const what = images.length === 1 ? images[0] : `${images.length} pictures`;
   const written = await attempt(
-    async () => {
-      try {
-        return await post("/explore/label", body);
-      } catch (error) {
-        if (error.code !== "away") throw error;
-        await new Promise((resolve) => setTimeout(resolve, 500));
-        return post("/explore/label", body);
-      }
-    },
+    () => postSurely("/explore/label", body),
     name === null ? `No label any more: ${what}.` : `${name}: ${what}.`,
   );
   return Boolean(written);
@@ -141,6 +133,8 @@ export function percent(value, digits = 1) {
   if (value > 0 && shown < least / 2) return `< ${least.toFixed(digits)} %`;
   return `${shown.toFixed(digits)} %`;
 }
+
+export const moment = (at) => new Date(at).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
 
 export function bytes(value) {
   const units = ["bytes", "kB", "MB", "GB", "TB"];
