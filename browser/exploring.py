@@ -1,34 +1,32 @@
 """What tests of the explorer share: a service over a made world, and hands in a browser."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 from playwright.sync_api import expect
 
 from frevl.store.labels.labels_file import LabelsFile
-from made import COLOURS
+from frevl.training.training import train
+from made import COLOURS, make
+from serving import running
 
 TIMEOUT = 20_000  # ms: the machine may be busy
+HOSTILE = "<img src=x onerror=document.title='ran'>"
 AXE = Path(__file__).parents[1] / "web" / "node_modules" / "axe-core" / "axe.min.js"
 
 
-@contextmanager
-def exploring(world, *options) -> Iterator[str]:
-    ready = world.folder / "ready.json"
-    ready.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "frevl", "explore", "--store", world.store.path, "--port", "0", "--json", ready]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        try:
-            assert process.stdout.readline().startswith("Ready at ")
-            yield json.loads(ready.read_text())["url"], process
-        finally:
-            process.terminate()
-            process.wait(60)
+def searchable(folder, count):
+    """Make a world with a run that searches, in its folder ``dual``."""
+    made = make(folder, ["toy"], count=count)
+    train(
+        made.store, made.captions_file, run=made.folder / "dual", task="matching", model="dual", options={"epochs": 3}
+    )
+    return made
+
+
+def exploring(world, *options):
+    """Explore a made world; yields the address and the process."""
+    return running(world, "explore", *options)
 
 
 def pictures(page):
@@ -37,6 +35,14 @@ def pictures(page):
 
 def choose(page, number):
     page.locator(f"#picture-{number}").click()
+
+
+def answers(page):
+    return page.get_by_role("region", name="What the runs say")
+
+
+def press(page, name):
+    page.get_by_role("button", name=name, exact=True).click()
 
 
 def agreed(world):

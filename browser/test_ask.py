@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from exploring import HOSTILE, TIMEOUT, answers, press
 from playwright.sync_api import expect
 
 from frevl.data.pairs import read_pairs
@@ -17,9 +18,6 @@ from frevl.store.reader import Store
 from frevl.training.training import train
 from made import make
 from serving import serving
-
-TIMEOUT = 20_000  # ms: the machine may be busy
-HOSTILE = "<img src=x onerror=document.title='ran'>"
 
 
 @pytest.fixture(scope="module")
@@ -69,16 +67,8 @@ def url(world):
         yield address
 
 
-def answers(page):
-    return page.get_by_role("region", name="What the runs say")
-
-
 def of_run(page, name):
     return page.get_by_role("region", name=f"The run {name}", exact=True)
-
-
-def press(page, name):
-    page.get_by_role("button", name=name, exact=True).click()
 
 
 def test_two_runs_answer_side_by_side_and_the_link_says_so(url, visit):

@@ -4,8 +4,8 @@ import json
 import signal
 
 import pytest
+from exploring import HOSTILE, TIMEOUT, exploring, serious
 from playwright.sync_api import expect
-from test_explorer import HOSTILE, TIMEOUT, exploring, serious
 
 from judged import classes, judged, write_result
 from made import make

@@ -5,24 +5,17 @@ import re
 import signal
 
 import pytest
-from exploring import TIMEOUT, add_class, agreed, choose, colour_of, exploring, pictures, serious
+from exploring import HOSTILE, TIMEOUT, add_class, agreed, choose, colour_of, exploring, pictures, searchable, serious
 from playwright.sync_api import expect
 
 from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.upkeep.removal import remove
-from frevl.training.training import train
 from made import make
-
-HOSTILE = "<img src=x onerror=document.title='ran'>"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = make(tmp_path_factory.mktemp("explored"), ["toy"], count=60)
-    train(
-        made.store, made.captions_file, run=made.folder / "dual", task="matching", model="dual", options={"epochs": 3}
-    )
-    return made
+    return searchable(tmp_path_factory.mktemp("explored"), count=60)
 
 
 @pytest.fixture(scope="module")

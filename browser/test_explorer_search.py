@@ -4,22 +4,15 @@ import json
 import re
 
 import pytest
-from exploring import TIMEOUT, choose, exploring, pictures, serious
+from exploring import TIMEOUT, choose, exploring, pictures, searchable, serious
 from playwright.sync_api import expect
-
-from frevl.training.training import train
-from made import make
 
 FILES = "<b>a</b> 'quoted'"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = make(tmp_path_factory.mktemp("searched"), ["toy"], count=40)
-    train(
-        made.store, made.captions_file, run=made.folder / "dual", task="matching", model="dual", options={"epochs": 3}
-    )
-    return made
+    return searchable(tmp_path_factory.mktemp("searched"), count=40)
 
 
 @pytest.fixture(scope="module")

@@ -5,24 +5,18 @@ from threading import Thread
 from types import SimpleNamespace
 
 import pytest
-from exploring import serious
+from exploring import TIMEOUT, answers, press, searchable, serious
 from playwright.sync_api import expect
 
 from frevl.training.training import train
-from made import make
 from serving import serving
-
-TIMEOUT = 20_000  # ms: the machine may be busy
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    made = make(tmp_path_factory.mktemp("page"), ["toy"], count=60)
+    made = searchable(tmp_path_factory.mktemp("page"), count=60)
     once = {"layers": 1, "epochs": 3}
     train(made.store, made.train_file, run=made.folder / "ask", task="classification", options=once)
-    train(
-        made.store, made.captions_file, run=made.folder / "dual", task="matching", model="dual", options={"epochs": 3}
-    )
     return made
 
 
@@ -88,14 +82,6 @@ def clean(seen, url):
     assert seen.foreign(url) == []
     assert seen.complaints == []
     assert seen.overflow() == 0
-
-
-def answers(page):
-    return page.get_by_role("region", name="What the runs say")
-
-
-def press(page, name):
-    page.get_by_role("button", name=name, exact=True).click()
 
 
 @pytest.mark.parametrize("size", ["desktop", "phone"])

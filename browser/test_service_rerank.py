@@ -1,12 +1,11 @@
 """The search over a run that reranks: both orders side by side on a wide window, one below the other on a phone."""
 
 import pytest
+from exploring import TIMEOUT, answers
 
 from made import make
 from served import reranking_run
 from serving import serving
-
-TIMEOUT = 20_000  # ms: the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def test_first_stage_and_rerank_stand_side_by_side(visit, url, size, tmp_path):
     seen = visit(url, size=size)
     seen.page.get_by_label("Text, or a picture above").fill("a red square")
     seen.page.get_by_label("Text, or a picture above").press("Enter")
-    found = seen.page.get_by_role("region", name="What the runs say")
+    found = answers(seen.page)
     found.locator("img").first.wait_for(timeout=TIMEOUT)
     assert found.locator("h4").all_inner_texts() == ["First stage", "Reranked"]
     first, second = (found.get_by_role("region", name=name) for name in ("First stage", "Reranked"))
