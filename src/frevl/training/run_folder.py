@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # the loop needs checkpoints only, and trains where nothing c
 
 __all__ = [
     "NOWHERE",
+    "PLACES",
     "Checkpoint",
     "Clock",
     "claim_run",
@@ -49,8 +50,8 @@ __all__ = [
 ]
 
 _FILES = ("pairs", "test", "dev", "initialise_from", "classes", "examples", "space")  # arguments that name files
-# Settings that name what `data_identity` compares by content: a path may be relative, or lead elsewhere by now.
-_PLACES = ("pairs", "dev", "run", "initialise_from")
+# Settings that name what the ``data`` beside them tells by content: a path may be relative, or lead elsewhere by now.
+PLACES = ("pairs", "dev", "run", "initialise_from", "examples", "classes", "space")
 _RUN_FILES = ("config.toml", "settings.json", "log.jsonl", *RUN_FILES[1:], POSTERIOR_FILE)
 _SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
 
@@ -192,7 +193,7 @@ def claim_run(
             folder,
             settings,
             "an interrupted training is in this folder" if interrupted else None,
-            ("time_limit", *_PLACES),
+            ("time_limit", *PLACES),
             flag,
         )
         yield Checkpoint(states, "", Clock(team), team)

@@ -45,7 +45,7 @@ from frevl.training.classification.names import (
 )
 from frevl.training.classification.unknown import unknown_threshold
 from frevl.training.options import ModelOptions, Session
-from frevl.training.run_folder import claim_run, content_of, write_config
+from frevl.training.run_folder import PLACES, claim_run, content_of, write_config
 from frevl.version import __version__
 
 __all__ = ["classify"]
@@ -208,16 +208,13 @@ def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
         kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return (folder / "run.json").is_file() and _from_the_root(kept) == _from_the_root(json.loads(json.dumps(settings)))
+    return (folder / "run.json").is_file() and _without_places(kept) == _without_places(
+        json.loads(json.dumps(settings))
+    )
 
 
-def _from_the_root(settings: dict[str, Any]) -> dict[str, Any]:
-    """Name files the same way, however they were given; what they hold is in the settings too."""
-    files = ("examples", "dev", "space", "pairs", "classes")
-    return {
-        name: str(Path(value).absolute()) if name in files and isinstance(value, str) else value
-        for name, value in settings.items()
-    }
+def _without_places(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in PLACES}
 
 
 def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
