@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,8 @@ def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
         name: None if value is None else (value.source or "in memory") if isinstance(value, Pairs) else str(value)
         for name, value in sources.items()
     }
-    digest = hashlib.sha256(repr(classes.entries).encode()).hexdigest()[:16]
+    told = repr([replace(entry, place="") for entry in classes.entries])
+    digest = hashlib.sha256(told.encode()).hexdigest()[:16]
     return {
         **kept,
         **named,
