@@ -97,6 +97,23 @@ DONE = {
 }  # fmt: skip
 
 
+def test_the_bar_of_auto_shows_its_steps_and_the_time_that_is_left(url, visit):
+    seen = visit(f"{url}/explore/#/overview")
+    row = {
+        **DONE, "name": "long", "state": "running", "model": "auto", "progress": 0.25, "step": "step 4 of 10: text",
+        "left": 40.0, "at_most": 570.0, "started": "2026-01-01T00:00:00+00:00",
+    }  # fmt: skip
+    seen.page.route("**/explore/trainings", lambda route: route.fulfill(json={"writable": True, "trainings": [row]}))
+    seen.page.goto(f"{url}/explore/#/runs")
+    expect(run(seen.page, "long").get_by_role("progressbar", name="Progress of long")).to_have_js_property(
+        "value", 0.25, timeout=TIMEOUT
+    )
+    expect(run(seen.page, "long")).to_contain_text("step 4 of 10: text; about 40 s more, at most 10 min")
+    row["left"] = None
+    expect(run(seen.page, "long")).to_contain_text("step 4 of 10: text; at most 10 min more", timeout=TIMEOUT)
+    assert seen.complaints == []
+
+
 @pytest.mark.parametrize("what", ["train", "ask"])
 def test_who_left_while_a_run_was_begun_or_loaded_is_not_led_back(url, visit, what):
     seen = visit(f"{url}/explore/#/overview")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-__all__ = ["ProgressLine", "print_progress", "table"]
+from frevl.jsonfile import write_json
+
+__all__ = ["STEPS_FILE", "ProgressLine", "Steps", "print_progress", "table"]
+
+STEPS_FILE = "progress.json"
+"""How far the steps of a training are, beside its states while it is under way (`Steps`)."""
+
+_TELLING = 0.1  # share of the work after which its pace says when the rest will be done
 
 
 class ProgressLine:
@@ -72,6 +81,51 @@ class ProgressLine:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+
+
+class Steps:
+    """A few unlike steps: what is done of them, kept in a file for whoever watches from another process.
+
+    The file holds ``done`` and ``of`` (steps), ``doing`` (the name of the one under way), ``share`` (0 to 1, by the
+    weights), ``left`` (an estimate in seconds by the pace until now; None while there is little to go by) and
+    ``at_most`` (seconds; None without a limit), both as they were when the file was written.
+
+    Args:
+        weights: By the name of every step about how long it takes beside the others.
+        file: Where it is kept; None keeps nothing.
+        limit: Seconds after which all ends at the latest, or None.
+    """
+
+    def __init__(self, weights: Mapping[str, float], file: Path | None, limit: float | None = None) -> None:
+        self._weights, self._file, self._limit = dict(weights), file, limit
+        self._started = time.monotonic()
+        self._recalled = 0.0
+
+    def begin(self, name: str, part: float = 0.0) -> None:
+        """Say that a step is under way and those before it are done.
+
+        Args:
+            name: Of the step.
+            part: What is done of it, 0 to 1.
+        """
+        names = list(self._weights)
+        if self._file is None or name not in names:
+            return
+        done, total = names.index(name), sum(self._weights.values())
+        behind = sum(self._weights[one] for one in names[:done]) + part * self._weights[name]
+        seconds = time.monotonic() - self._started
+        own = behind - self._recalled
+        left = seconds * (total - behind) / own if own >= _TELLING * total else None
+        at_most = None if self._limit is None else max(0.0, self._limit - seconds)
+        if left is not None and at_most is not None:
+            left = min(left, at_most)
+        record = {"done": done, "of": len(names), "doing": name, "share": behind / total if total else 0.0}
+        with contextlib.suppress(OSError):  # a full disk is told by whoever must write
+            write_json(self._file, {**record, "left": left, "at_most": at_most})
+
+    def recall(self, name: str) -> None:
+        """Say that a step was done by an earlier process, so that it says nothing about the pace of this one."""
+        self._recalled += self._weights.get(name, 0.0)
 
 
 def print_progress(line: str, *, enabled: bool) -> None:

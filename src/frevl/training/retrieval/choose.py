@@ -19,7 +19,7 @@ from frevl.models.retrieval.reranker import Reranked
 from frevl.models.retrieval.two_tower import Cosine
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.pair_grid import grid_scorer
-from frevl.terminal import print_progress
+from frevl.terminal import Steps, print_progress
 from frevl.training.examples import Examples, Prepared
 from frevl.training.fit_model import Fitted, fit_model
 from frevl.training.options import AutoOptions, RerankerOptions, Session, TwoTowerOptions, options_for
@@ -36,6 +36,7 @@ from frevl.training.retrieval.fit import (
 from frevl.training.retrieval.score_fusion import recall_by_image
 from frevl.training.retrieval.term_weights import WeightSearch, development_part, search_alone
 from frevl.training.run_folder import NOWHERE, Checkpoint
+from frevl.training.selection.candidates import steps_of
 from frevl.training.selection.one_standard_error import one_standard_error, table_row
 
 __all__ = ["choose_matching"]
@@ -87,7 +88,9 @@ def choose_matching(
     dev = development_part(right_pairs(data.dev), session.seed)
     print_progress(f"choosing on {len(torch.unique(dev.image_rows)):,} development images", enabled=session.progress)
     adapted: Adapted | None = None
+    steps = steps_of(("cosine", "dual", "reranking", "linear", "mlp"), checkpoint, limit)
     for kind in ("cosine", "dual"):
+        steps.begin(kind)
         if kind == "cosine" and not has_common_space(data.image_towers, data.text_towers):
             left_out.append({"name": kind, "reason": "the encoders have no common space of image and text"})
             continue
@@ -104,6 +107,7 @@ def choose_matching(
         if adapted is not None and adapted.network is not plain:
             left_out.append(_adapted(adapted, first_stages, tried, dev, seconds))
             _say(tried[0], session)
+    steps.begin("reranking")
     # Unlike processors differ in the last bits, and workers that chose for themselves would rerank other candidates.
     first = session.team.agreed(max(first_stages, key=lambda one: float(one.hits.mean())))
     search: WeightSearch | None = None
@@ -119,7 +123,7 @@ def choose_matching(
     images = torch.arange(len(tried[0].hits))
     winner, reason, rows = one_standard_error(tried, images, worthwhile=_WORTH)
     winner, reason, more = _against_baselines(
-        winner, reason, data, options, replace(session, time_limit=limit * _BASELINE_SHARE), checkpoint
+        winner, reason, data, options, replace(session, time_limit=limit * _BASELINE_SHARE), checkpoint, steps
     )
     print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     record = {
@@ -180,6 +184,7 @@ def _against_baselines(
     options: AutoOptions,
     session: Session,
     checkpoint: Checkpoint,
+    steps: Steps,
 ) -> tuple[_Tried[PairNetwork], str, list[dict[str, Any]]]:
     """Fit linear and mlp; one of them is taken if it is better by more than one standard error."""
     dev, quiet = development_part(right_pairs(data.dev), session.seed), replace(session, progress=False)
@@ -188,6 +193,7 @@ def _against_baselines(
     winner = replace(winner, hits=_by_image(winner.fitted, sample))
     rows = []
     for name in ("linear", "mlp"):
+        steps.begin(name)
         started = checkpoint.clock.seconds()
         train = _some(data.train, session.seed) if name == "linear" else data.train
         own = with_enough_steps(options.for_candidate(options_for(name)), len(right_pairs(train)))

@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frevl.data.pairs import Side
+from frevl.terminal import STEPS_FILE, Steps
 from frevl.training.fit_model import NEEDS
 from frevl.training.initialisation import Pretrained
+from frevl.training.run_folder import Checkpoint
 
-__all__ = ["CANDIDATES", "TRIED", "Candidate", "candidates"]
+__all__ = ["CANDIDATES", "TRIED", "Candidate", "candidates", "steps_of"]
 
 
 @dataclass(frozen=True)
@@ -102,3 +104,21 @@ def candidates(start: Pretrained | None, sides: Sequence[Side] = ("image", "text
     zero_shot = Candidate("zero-shot", start.preset, start.shape, begins=True, learns=False)
     place = next(number for number, one in enumerate(CANDIDATES) if one.name == "mlp")
     return (*CANDIDATES[:place], zero_shot, *CANDIDATES[place:], fine_tuned)
+
+
+# About how long candidates take beside one another, all folds and seeds; others 4. Only the bar goes by it.
+_WEIGHTS = {"majority": 0.1, "kernel": 1.0, "zero-shot": 0.5, "linear": 2.0, "small regularised": 12.0}
+
+
+def steps_of(names: Sequence[str], checkpoint: Checkpoint, limit: float, *, idle: Sequence[str] = ()) -> Steps:
+    """Return the steps of a choice; worker 0 keeps beside the states of the training what is done of them.
+
+    Args:
+        names: Of candidates and of what comes before and after them, in the order in which they are gone through.
+        checkpoint: Of the training.
+        limit: Seconds for all.
+        idle: Those that take no time, because they are left out.
+    """
+    kept = checkpoint.folder if checkpoint.team.leads else None
+    weights = {name: 0.0 if name in idle else _WEIGHTS.get(name, 4.0) for name in names}
+    return Steps(weights, None if kept is None else kept / STEPS_FILE, limit)

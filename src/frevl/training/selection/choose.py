@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from frevl.training.fit_model import Fitted
 from frevl.training.initialisation import Pretrained
 from frevl.training.options import AutoOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
-from frevl.training.selection.candidates import TRIED, Candidate, candidates
+from frevl.training.selection.candidates import TRIED, Candidate, candidates, steps_of
 from frevl.training.selection.encoder_sets import EncoderChoice, all_encoders, choose_encoders, narrow
 from frevl.training.selection.folds import cv_splits
 from frevl.training.selection.gap import Gap, gap_between
@@ -47,6 +48,10 @@ __all__ = ["Selection", "choose"]
 _FEWEST_FOR_SMALL = 8_000  # pairs; below, larger networks took most of the time and won nothing
 _DEFAULT_LIMIT = 600.0  # seconds, if no time limit is given
 _ENCODERS_SHARE = 0.25  # of the time limit, for comparing encoders
+_ENCODERS, _CHOICE = (
+    "comparing encoders",
+    "fitting the choice",
+)  # the first and the last step, as the progress names them
 _SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
 
 
@@ -141,6 +146,15 @@ def choose(
     clock = checkpoint.clock
     started = clock.seconds()
     limit = session.time_limit or _DEFAULT_LIMIT
+    offered = candidates(start, data.sides)
+    by_name = {candidate.name: candidate for candidate in offered}
+    names = [name for name in TRIED if name in by_name]
+    unfit = {name: _unfit(by_name[name], data, start) for name in names}
+    idle = [name for name, reason in unfit.items() if reason]
+    compares = start is None and len(encoders) > 1
+    steps = steps_of([*([_ENCODERS] if compares else []), *names, _CHOICE], checkpoint, limit, idle=idle)
+    if compares:
+        steps.begin(_ENCODERS)
     if start is None:
         found = choose_encoders(
             data, encoders, outputs, session, time_limit=limit * _ENCODERS_SHARE,
@@ -151,6 +165,7 @@ def choose(
     found = session.team.agreed(found)
     data = narrow(data, found.images, found.texts)
     if data.dev_is_seen:
+        steps.begin(_CHOICE)
         return _without_comparison(data, found, outputs, options, session, start, checkpoint, log_file)
     splits, judged_on, checked_on = cv_splits(data, session.seed)
     everything = join(data.train, data.dev)
@@ -159,22 +174,24 @@ def choose(
     print_progress(f"choosing on {judged_on}", enabled=session.progress)
     scored: list[CandidateScores] = []
     left_out: list[dict[str, Any]] = []
-    offered = candidates(start, data.sides)
-    by_name = {candidate.name: candidate for candidate in offered}
-    names = [name for name in TRIED if name in by_name]
     for tried, name in enumerate(names):
         candidate, place = by_name[name], checkpoint.part(f"candidate {name}")
+        steps.begin(name)
         outcome = recalled(candidate, place)
-        if outcome is None:
+        if outcome is not None:
+            steps.recall(name)
+        else:
             began = clock.seconds()
             left = limit * _SELECTION_SHARE - (clock.seconds() - started)
-            outcome = _unfit(candidate, data, start)
+            outcome = unfit[name]
             if not outcome and left < limit * 0.03:
                 outcome = "no time left"
             if not outcome:
                 # Twice the fair share: most candidates take less than theirs.
                 own = replace(session, time_limit=2 * left / (len(splits) * (len(names) - tried)))
-                outcome = score_held_out(candidate, everything, splits, outputs, options, own, left, start, place)
+                outcome = score_held_out(
+                    candidate, everything, splits, outputs, options, own, left, start, place, partial(steps.begin, name)
+                )
             outcome = session.team.agreed(outcome)  # what was solved under a clock may differ from worker to worker
             keep(outcome, place, clock.seconds() - began)
         if isinstance(outcome, str):
@@ -200,6 +217,7 @@ def choose(
     print_progress(f"chosen: {winner.name}: {reason}", enabled=session.progress)
     left = limit - (clock.seconds() - started)
     place = checkpoint.part("choice")
+    steps.begin(_CHOICE)
     fitted = _final(winner.candidate, scored, held, data, outputs, options, session, left, start, place, log_file)
     chance = _against_majority(winner, scored, held, data.labels, measure)
     rows = in_nats(rows) if measure == "nll" else rows

@@ -6,6 +6,7 @@ What is finished (a fold of a seed, then the candidate) is kept: an interrupted 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,8 +118,12 @@ def score_held_out(
     left: float,
     start: Pretrained | None,
     place: Checkpoint,
+    tell: Callable[[float], None],
 ) -> CandidateScores | str:
-    """Fit a candidate on every fold, with several seeds if it is cheap; a reason if that would take too long."""
+    """Fit a candidate on every fold, with several seeds if it is cheap; a reason if that would take too long.
+
+    ``tell`` hears what share of the fits is done.
+    """
     longest, seeds, planned = 0.0, 0, _SEEDS
     probabilities: list[Tensor] = []
     hits: list[Tensor] = []
@@ -134,6 +139,8 @@ def score_held_out(
             longest = max(longest, seconds)
             if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
                 return "would take more than the time that is left"
+            repeated = longest <= _CHEAP_SECONDS and candidate.name not in _DETERMINISTIC
+            tell((seeds * len(splits) + number + 1) / (len(splits) * (planned if repeated else seeds + 1)))
             parts.append(of_held_out)
             check_parts.append(of_check)
         probabilities.append(torch.cat(parts))

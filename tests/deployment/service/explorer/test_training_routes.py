@@ -119,6 +119,34 @@ def test_a_training_is_cancelled_and_continued(here, instead):
     refused(here.http.post("/explore/training/resume", json={"name": "one"}), 409, "not_stopped", "nothing to continue")
 
 
+def test_the_steps_of_auto_and_the_epochs_of_others_are_a_share_and_the_time_that_is_left(here, instead):
+    instead(_SLOW)
+    train(here, name="one")
+    run = here.place.store / "runs" / "one"
+    steps = run / ".unfinished" / "progress.json"
+    steps.parent.mkdir(parents=True)
+    told = {"done": 3, "of": 10, "doing": "text", "share": 0.25, "left": 100.0, "at_most": 300.0}
+    steps.write_text(json.dumps(told))
+    one = listed(here)["one"]
+    assert (one["progress"], one["step"]) == (0.25, "step 4 of 10: text")
+    assert 90 < one["left"] <= 100
+    assert 290 < one["at_most"] <= 300
+    steps.write_text('{"done": 3, "of"')
+    assert listed(here)["one"]["progress"] is None  # half a file is none
+    # What was written before this call was continued is of another process.
+    steps.write_text(json.dumps(told))
+    os.utime(steps, (1, 1))
+    assert listed(here)["one"]["progress"] is None
+    steps.unlink()
+    (run / "settings.json").write_text('{"epochs": 8}')
+    (run / "log.jsonl").write_text('{"epoch": 1, "seconds": 3.0}\n{"epoch": 2, "seconds": 4.0}\n')
+    one = listed(here)["one"]
+    assert (one["progress"], one["step"], one["left"]) == (0.25, "epoch 2 of at most 8", None)
+    assert 0 < one["at_most"] <= 12
+    here.http.post("/explore/training/cancel", json={"name": "one"})
+    until(here, "one", "cancelled")
+
+
 def test_one_that_does_not_end_politely_is_ended(here, instead, monkeypatch):
     monkeypatch.setattr(started, "_PATIENCE", 0.2)
     instead(_STUBBORN)

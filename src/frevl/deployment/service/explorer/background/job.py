@@ -20,11 +20,23 @@ from typing import Any
 from frevl.deployment.service.explorer.background.processes import birth_of, is_alive, last_lines
 from frevl.errors import FrevlError
 from frevl.jsonfile import read_record, write_json
+from frevl.runs.run import UNFINISHED
+from frevl.terminal import STEPS_FILE
 
 __all__ = ["Job", "jobs_of"]
 
 _SUFFIX = ".job.json"
 _LINES = 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is; see ``TrainingRecord``."""
+
+    progress: float | None
+    step: str
+    left: float | None = None
+    at_most: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,7 @@ class Job:
         """Return a row of the list; see ``TrainingRecord``."""
         state = self.state()
         ended = self.ended if self.ended is not None else time.time() if state in ("running", "stopping") else None
-        progress, step = self._progress(state)
+        progress = self._progress(state)
         return {
             "name": self.name,
             "state": state,
@@ -137,8 +149,7 @@ class Job:
             "of_labels": self.of_labels,
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "seconds": max(0.0, (ended if ended is not None else self._last_word()) - self.started),
-            "progress": progress,
-            "step": step,
+            **asdict(progress),
             "accuracy": self.results().get("development", {}).get("accuracy") if state == "done" else None,
             "problem": self._problem(state),
         }
@@ -186,18 +197,40 @@ class Job:
             return self.log.stat().st_mtime
         return self.started
 
-    def _progress(self, state: str) -> tuple[float | None, str]:
+    def _progress(self, state: str) -> Progress:
         if state == "stopping":
-            return None, "stopping"
+            return Progress(None, "stopping")
         if state != "running":
-            return (1.0, "done") if state == "done" else (None, state)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError, IndexError):
-            lines = (self.run / "log.jsonl").read_text(encoding="utf-8").strip().split("\n")
-            epoch = int(json.loads(lines[-1])["epoch"])
-            epochs = int(json.loads((self.run / "settings.json").read_text(encoding="utf-8"))["epochs"])
-            return min(1.0, epoch / epochs), f"epoch {epoch:,} of at most {epochs:,}"
+            return Progress(1.0, "done") if state == "done" else Progress(None, state)
+        for find in (self._of_choice, self._of_epochs):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ZeroDivisionError, IndexError):
+                return find()
         said = self.said()
-        return None, said[-1][:200] if said else "reading the pairs"
+        return Progress(None, said[-1][:200] if said else "reading the pairs")
+
+    def _of_choice(self) -> Progress:
+        """Read what ``auto`` keeps of its steps."""
+        file = self.run / UNFINISHED / STEPS_FILE
+        told, written = read_record(file), file.stat().st_mtime
+        if written < self.file.stat().st_mtime:
+            raise ValueError("of a call before this one was continued")
+        since = max(0.0, time.time() - written)
+        done, of, doing = int(told["done"]), int(told["of"]), str(told["doing"])[:80]
+
+        def now(seconds: float | None) -> float | None:
+            return None if seconds is None else max(0.0, float(seconds) - since)
+
+        step = f"step {done + 1:,} of {of:,}: {doing}"
+        return Progress(min(1.0, float(told["share"])), step, now(told["left"]), now(told["at_most"]))
+
+    def _of_epochs(self) -> Progress:
+        """Read the log of gradient descent."""
+        lines = (self.run / "log.jsonl").read_text(encoding="utf-8").strip().split("\n")
+        last = json.loads(lines[-1])
+        epoch, seconds = int(last["epoch"]), float(last["seconds"])
+        epochs = int(json.loads((self.run / "settings.json").read_text(encoding="utf-8"))["epochs"])
+        at_most = seconds / epoch * max(0, epochs - epoch)
+        return Progress(min(1.0, epoch / epochs), f"epoch {epoch:,} of at most {epochs:,}", None, at_most)
 
     def _problem(self, state: str) -> str:
         if state == "interrupted":

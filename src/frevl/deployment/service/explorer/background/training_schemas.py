@@ -60,8 +60,13 @@ class TrainingRecord(Body):
     of_labels: bool = Field(description="Whether they are the labels, not a file that was sent along.")
     started: str = Field(description="In UTC.")
     seconds: float = Field(description="Since it was started, or that it took.")
-    progress: float | None = Field(description="0 to 1, of the epochs at most; null where that is not known.")
+    progress: float | None = Field(
+        description="0 to 1: of the epochs at most; with auto of its steps, by about how long each takes; null where "
+        "that is not known."
+    )
     step: str = Field(description="What it does, in words.")
+    left: float | None = Field(description="Seconds until its end, estimated by the pace until now; null if unknown.")
+    at_most: float | None = Field(description="Seconds until its end at the latest; null if unknown.")
     accuracy: float | None = Field(description="Per cent of development pairs, once done; null for matching.")
     problem: str = Field(description="Why there is no result, in words.")
 
