@@ -2,10 +2,18 @@
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from exploring import TIMEOUT, choose, exploring, pictures, searchable, serious
 from playwright.sync_api import expect
+
+from frevl.store.importing.vectors import import_embeddings
+from frevl.store.reader import Store
 
 FILES = "<b>a</b> 'quoted'"
 
@@ -61,6 +69,39 @@ def test_numbers_of_a_filter_are_those_that_were_typed(url, visit):
     expect(page.get_by_text("bytes is not 9007199254740993")).to_be_visible(timeout=TIMEOUT)
     expect(page.get_by_text("40 pictures").first).to_be_attached(timeout=TIMEOUT)
     expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_dates_and_times_are_chosen_as_ranges_and_the_time_zone_is_said(tmp_path, visit):
+    moments = [datetime(2026, 3, 29, 22, 30, tzinfo=UTC) + timedelta(hours=hour) for hour in range(4)]
+    columns = {
+        "day": pa.array([moment.date() for moment in moments], pa.date32()),
+        "taken": pa.array(moments, pa.timestamp("us", "Europe/Berlin")),
+    }
+    vectors = pa.array(np.eye(4).tolist(), pa.list_(pa.float32(), 4))
+    pq.write_table(pa.table({"name": list("abcd"), "vector": vectors, **columns}), tmp_path / "table.parquet")
+    import_embeddings(
+        tmp_path / "table.parquet", store=tmp_path / "store", encoder="own", of="images", id_column="name",
+        vector_column="vector",
+    )  # fmt: skip
+    with exploring(SimpleNamespace(folder=tmp_path, store=Store.open(tmp_path / "store"))) as (url, _):
+        page = visit(url).page
+        page.get_by_role("button", name="Filter", exact=True).click()
+        page.get_by_label("Column").select_option("taken", timeout=TIMEOUT)
+        expect(page.get_by_text("2026-03-30 00:30:00 to 2026-03-30 03:30:00; times in Europe/Berlin")).to_be_visible()
+        page.get_by_label("Value").fill("2026-03-30T01:00")
+        page.get_by_role("button", name="Add filter").click()
+        expect(page.get_by_text("3 pictures").first).to_be_attached(timeout=TIMEOUT)
+        page.get_by_label("Test").select_option("before")
+        page.get_by_label("Value").fill("2026-03-30T03:00")
+        page.get_by_role("button", name="Add filter").click()
+        expect(page.get_by_text("2 pictures").first).to_be_attached(timeout=TIMEOUT)
+        expect(page.get_by_text("taken before 2026-03-30 03:00")).to_be_visible()
+        page.get_by_label("Column").select_option("day")
+        page.get_by_label("Test").select_option("on")
+        page.get_by_label("Value").fill("2026-03-29")
+        page.get_by_role("button", name="Add filter").click()
+        expect(page.get_by_text("1 picture", exact=False).first).to_be_attached(timeout=TIMEOUT)
+        assert serious(page) == []
 
 
 def test_markup_and_quotes_in_a_value_are_text(url, visit):

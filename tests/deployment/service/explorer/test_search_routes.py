@@ -1,6 +1,7 @@
 """Filters as chips, columns with their values, and why a picture was found."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -111,6 +112,64 @@ def test_whole_numbers_that_a_browser_would_round_travel_as_digits(tmp_path):
         assert {one["value"]: one["count"] for one in found["values"]} == offered
         for value, count in offered.items():
             assert listed(looked, ("number", "is", value)).json()["total"] == count
+
+
+@pytest.fixture
+def dated(tmp_path):
+    """Pictures of 29 March 2026, 22:30 UTC and then every half hour; the sixth has no date."""
+    moments = [datetime(2026, 3, 29, 22, 30, tzinfo=UTC) + timedelta(minutes=30 * row) for row in range(5)]
+    plain = [*(moment.replace(tzinfo=None) for moment in moments), None]
+    vectors = pa.array(np.eye(6).tolist(), pa.list_(pa.float32(), 6))
+    columns = {
+        "day": pa.array([moment and moment.date() for moment in plain], pa.date32()),
+        "taken": pa.array(plain, pa.timestamp("s")),
+        "berlin": pa.array([*moments, None], pa.timestamp("us", "Europe/Berlin")),
+        "offset": pa.array([*moments, None], pa.timestamp("ms", "-05:00")),
+        "fine": pa.array([*moments, None], pa.timestamp("ns", "UTC")),
+    }
+    table = pa.table({"name": [f"{row}.jpg" for row in range(6)], "vector": vectors, **columns})
+    pq.write_table(table, tmp_path / "table.parquet")
+    import_embeddings(
+        tmp_path / "table.parquet", store=tmp_path / "store", encoder="own", of="images", id_column="name",
+        vector_column="vector",
+    )  # fmt: skip
+    with explored(tmp_path / "store") as looked:
+        yield looked
+
+
+def test_days_and_times_are_ranges_in_the_time_zone_of_the_column(dated):
+    of = {one["name"]: one for one in dated.http.get("/explore/columns").json()["columns"]}
+    assert [of[name]["kind"] for name in ("day", "taken", "berlin", "bytes")] == ["date", "time", "time", "number"]
+    assert [of[name]["zone"] for name in ("day", "taken", "berlin", "offset")] == [
+        None, None, "Europe/Berlin", "-05:00",
+    ]  # fmt: skip
+    assert (of["day"]["first"], of["day"]["last"]) == ("2026-03-29", "2026-03-30")
+    assert (of["berlin"]["first"], of["berlin"]["last"]) == ("2026-03-30 00:30:00", "2026-03-30 02:30:00")
+    assert rows_of(listed(dated, ("day", "on", "2026-03-29"))) == [0, 1, 2]
+    assert rows_of(listed(dated, ("day", "from", "2026-03-30"))) == [3, 4]
+    assert rows_of(listed(dated, ("taken", "from", "2026-03-29T23:00"), ("taken", "before", "2026-03-30"))) == [1, 2]
+    assert rows_of(listed(dated, ("taken", "before", "2026-03-29T23:00:00.5"))) == [0, 1]  # seconds have no halves
+    # In Berlin it is the day after, and two hours later since that morning.
+    assert rows_of(listed(dated, ("berlin", "on", "2026-03-30"))) == [0, 1, 2, 3, 4]
+    assert rows_of(listed(dated, ("berlin", "from", "2026-03-30T01:30"))) == [2, 3, 4]
+    assert rows_of(listed(dated, ("berlin", "from", "2026-03-29T23:30:00Z"))) == [2, 3, 4]
+    assert rows_of(listed(dated, ("offset", "before", "2026-03-29T18:00"))) == [0]
+    assert rows_of(listed(dated, ("fine", "before", "9999-12-31"))) == [0, 1, 2, 3, 4]
+    assert rows_of(listed(dated, ("fine", "missing"))) == [5]
+
+
+def test_days_and_times_that_are_none_are_refused_in_words(dated):
+    def asked(*one):
+        return listed(dated, one)
+
+    refused(asked("day", "on", "2026-02-30"), 422, "invalid", "needs a day such as 2024-05-31, found '2026-02-30'")
+    refused(asked("day", "from", "2026-03-30T10:00"), 422, "invalid", "needs a day such as")
+    refused(asked("taken", "from", "noon"), 422, "invalid", "needs a day or time such as")
+    refused(asked("taken", "from", 3), 422, "invalid", "needs a day or time such as")
+    refused(asked("taken", "from", "2026-03-30T10:00Z"), 422, "invalid", "have no time zone")
+    refused(asked("taken", "is", "2026-03-30"), 422, "invalid", "take one of on, from, before, missing, there")
+    with pytest.raises(UsageError, match="not known on this machine"):
+        condition([Filter(column="t", test="on", value="2026-03-30")], None, {"t": pa.timestamp("s", "Mars/Base")})
 
 
 def test_filters_that_cannot_be_are_refused_in_words(clip):

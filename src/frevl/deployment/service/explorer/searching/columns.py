@@ -10,6 +10,7 @@ import numpy as np
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.explorer.searching.filters import columns_of, is_rounded, kind_of
+from frevl.deployment.service.explorer.searching.times import shown_time, zone_of
 
 __all__ = ["columns"]
 
@@ -39,5 +40,16 @@ def _columns(rows: Rows) -> dict[str, Any]:
         ]
         # Values that nearly every picture has its own of are no help to choose from.
         helpful = kind != "other" and name != "id" and len(counts) <= max(1, len(found) // 2)
-        records.append({"name": name, "type": str(type_), "kind": kind, "values": values if helpful else []})
+        times = sorted(filter(None, map(shown_time, counts))) if kind in ("date", "time") else []
+        records.append(
+            {
+                "name": name,
+                "type": str(type_),
+                "kind": kind,
+                "zone": zone_of(type_),
+                "first": times[0] if times else None,
+                "last": times[-1] if times else None,
+                "values": values if helpful else [],
+            }
+        )
     return {"looked_at": len(found), "pictures": len(rows), "columns": records}

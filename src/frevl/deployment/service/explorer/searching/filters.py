@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import pyarrow as pa
 from pydantic import Field, TypeAdapter, ValidationError
 
+from frevl.deployment.service.explorer.searching.times import ON_TIMES, of_day_or_time
 from frevl.deployment.service.schemas import Body
 from frevl.errors import UsageError, nearest
 from frevl.store.reader import Store
@@ -18,13 +19,17 @@ from frevl.store.reader import Store
 __all__ = ["MOST_FILTERS", "Filter", "columns_of", "condition", "is_rounded", "kind_of", "read_filters"]
 
 MOST_FILTERS = 20
-_Is = Literal["is", "is not", "contains", "begins with", "at least", "at most", "missing", "there"]
-Kind = Literal["text", "number", "flag", "other"]
+_Is = Literal[
+    "is", "is not", "contains", "begins with", "at least", "at most", "on", "from", "before", "missing", "there"
+]
+Kind = Literal["text", "number", "flag", "date", "time", "other"]
 
 _OF_KIND: dict[Kind, tuple[str, ...]] = {
     "text": ("is", "is not", "contains", "begins with", "missing", "there"),
     "number": ("is", "is not", "at least", "at most", "missing", "there"),
     "flag": ("is", "missing", "there"),
+    "date": (*ON_TIMES, "missing", "there"),
+    "time": (*ON_TIMES, "missing", "there"),
     "other": ("missing", "there"),
 }
 
@@ -37,7 +42,8 @@ class Filter(Body):
     value: Annotated[
         str | bool | int | float | None,
         Field(
-            description="A text, number (above 2^53 as a text of its digits, too) or truth value.",
+            description="A text, number (above 2^53 as a text of its digits, too), truth value, day (`2024-05-31`) or "
+            "time (`2024-05-31T18:30:00`; in the zone of the column if it has one, or with an offset such as `Z`).",
             examples=["kitchen/"],
         ),
     ] = None
@@ -78,7 +84,9 @@ def kind_of(type_: pa.DataType) -> Kind:
         return "flag"
     if pa.types.is_integer(type_) or pa.types.is_floating(type_):
         return "number"
-    return "other"
+    if pa.types.is_date(type_):
+        return "date"
+    return "time" if pa.types.is_timestamp(type_) else "other"
 
 
 def is_rounded(value: object) -> bool:
@@ -122,6 +130,8 @@ def _sql(one: Filter, type_: pa.DataType) -> str:
         return f"{name} IS NULL"
     if one.test == "there":
         return f"{name} IS NOT NULL"
+    if kind in ("date", "time"):
+        return of_day_or_time(one.column, type_, one.test, one.value)
     if kind == "text":
         text = _text(one)
         if one.test == "contains":
