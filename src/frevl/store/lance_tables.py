@@ -148,10 +148,12 @@ class Snapshot:
         return {column: np.concatenate(arrays) for column, arrays in parts.items()}
 
     def ids(self, name: str, rows: np.ndarray | None = None) -> list[str]:
-        """Return the id of every row, or of some rows that ascend."""
-        every = (batch["id"] for batch in self.scan(name, ["id"]))
-        parts = every if rows is None else self.take(name, "id", rows, rows_at_once=_IDS_AT_ONCE)
-        return [id_ for part in parts for id_ in part.to_pylist()]
+        """Return the id of every row, or of some rows in any order."""
+        if rows is not None:
+            ordered, at = np.unique(rows, return_inverse=True)
+            parts = self.take(name, "id", ordered, rows_at_once=_IDS_AT_ONCE)
+            return [*pa.concat_arrays([*parts]).take(pa.array(at)).to_pylist()] if len(rows) else []
+        return [id_ for batch in self.scan(name, ["id"]) for id_ in batch["id"].to_pylist()]
 
     def contents(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return ``(n,)`` the content hash of rows, in any order, as bytes of 32 letters."""
@@ -199,8 +201,8 @@ class Snapshot:
             except pa.ArrowException as error:
                 if _OF_CONDITION not in str(error):
                     raise
-                reason = brief(error).rpartition("Arrow error: ")[2]
-                raise UsageError(f"The condition {where!r} fails on a row ({reason})") from error
+                said = brief(error).rpartition("Arrow error: ")[2]
+                raise UsageError(f"The condition {where!r} fails on a row ({said})") from error
 
     def rows(self, name: str) -> Mapping[str, int]:
         """Return the row of every id of a table; read once, or looked up where they are many.
@@ -230,9 +232,7 @@ class Snapshot:
 
         def ids_of(fragments: Sequence[lance.LanceFragment]) -> Iterator[pa.Array]:
             with reading(self._store, name):
-                scanner = table.scanner(
-                    columns=["id"], fragments=list(fragments), batch_size=8192, io_buffer_size=_SCAN_BYTES
-                )
+                scanner = table.scanner(["id"], fragments=[*fragments], batch_size=8192, io_buffer_size=_SCAN_BYTES)
                 yield from (batch["id"] for batch in scanner.to_batches())
 
         def segments() -> Sequence[Segment]:

@@ -97,7 +97,7 @@ class Store:
         return self._read(lambda at: at.count(TABLES[modality]))
 
     def ids(self, modality: Modality, rows: np.ndarray | None = None) -> list[str]:
-        """Return the id of every row, or of some rows that ascend."""
+        """Return the id of every row, or of some rows in any order."""
         return self._read(lambda at: at.ids(TABLES[modality], rows))
 
     def filled(self, tower: Tower) -> int:

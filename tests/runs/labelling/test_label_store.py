@@ -187,3 +187,12 @@ def test_a_store_that_grew_after_an_interruption_is_labelled_whole(named, scorer
     lines = lines_of(tmp_path / "labels.jsonl")
     assert [line["image"] for line in lines] == grown.store.ids("image")
     assert len(lines) == len(named.store.ids("image")) + 2
+
+
+def test_no_list_of_all_ids_is_made(named, scorer, tmp_path, monkeypatch):
+    asked = []
+    ids = frevl.Store.ids
+    monkeypatch.setattr(frevl.Store, "ids", lambda self, *given: asked.append(given) or ids(self, *given))
+    found = label_store(frevl.Scorer(scorer.run, named.store), tmp_path / "labels.jsonl")
+    assert found.labelled == 180
+    assert asked == []

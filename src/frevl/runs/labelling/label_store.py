@@ -25,6 +25,7 @@ from frevl.outputs import refuse_inputs
 from frevl.runs.labelling.many_nodes import scoring_through
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import Ranked
+from frevl.store.ids.rows_of_ids import ids_in_order
 from frevl.terminal import print_progress
 
 __all__ = ["Labelling", "check_label_file", "label_store"]
@@ -144,7 +145,8 @@ def label_store(
     """
     if scorer.run.sides != ("image",) or scorer.run.task != "classification":
         raise UsageError(f"{scorer.run.path}: expected a classification run of images alone, such as classify makes")
-    ids = scorer.store.ids("image") if where is None else scorer.store.matching("image", where)
+    known = scorer.store.positions("image")
+    ids = ids_in_order(known) if where is None else pa.array(scorer.store.matching("image", where), pa.large_string())
     labels = scorer.run.labels
     found = Labelling(out=None if out is None else Path(out))
     ranking = scoring_through(ray, scorer, partial(_ranked, k=k), notes=[] if notes is None else notes)
@@ -217,8 +219,8 @@ def _contenders(best: np.ndarray, scores: np.ndarray, floors: np.ndarray) -> np.
     return found
 
 
-def _blocks(ids: list[str], start: int) -> Iterator[list[str]]:
-    return (ids[begin : begin + _AT_ONCE] for begin in range(start, len(ids), _AT_ONCE))
+def _blocks(ids: pa.Array, start: int) -> Iterator[list[str]]:
+    return (ids[begin : begin + _AT_ONCE].to_pylist() for begin in range(start, len(ids), _AT_ONCE))
 
 
 def _ranked(scorer: Scorer, images: list[str], *, k: int) -> Ranked:

@@ -11,14 +11,15 @@ __all__ = ["merge_copies"]
 
 
 def merge_copies(
-    ids: Sequence[str], modality: Modality, first_copies: Mapping[str, str], leave_out: Sequence[str]
+    ids: Sequence[str], modality: Modality, contents: Mapping[str, str], leave_out: Sequence[str]
 ) -> dict[int, list[str]]:
     """Put items of one content together.
 
     Args:
         ids: What was found, the nearest first.
         modality: Of these items.
-        first_copies: Of images: `frevl.store.reader.Store.copies`.
+        contents: Of images: by id what is the same for copies, such as a content hash, or the first of them (see
+            `frevl.store.reader.Store.copies`); an image without one is like no other.
         leave_out: Items that are no hits, with all their copies: what was searched with.
 
     Returns:
@@ -26,7 +27,7 @@ def merge_copies(
     """
 
     def content(id_: str) -> str:
-        return first_copies.get(id_, id_) if modality == "image" else text_content(id_)
+        return contents.get(id_, id_) if modality == "image" else text_content(id_)
 
     own = {content(id_) for id_ in leave_out}
     first: dict[str, int] = {}

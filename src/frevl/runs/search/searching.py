@@ -104,7 +104,6 @@ class Searcher:
         self._progress = progress
         self._lock = threading.Lock()
         self._opened: dict[Modality, tuple[Shortlist, NeighbourIndex | None]] = {}
-        self._first_copies: dict[str, str] = {}
 
     def search(
         self,
@@ -146,7 +145,8 @@ class Searcher:
             ids = shortlist.ids(rows)
             found = {row: [id_] for row, id_ in enumerate(ids) if id_ not in itself}
             if not copies:
-                found = merge_copies(ids, wanted, self._first_copies, itself)
+                of = dict(zip(ids, shortlist.contents(rows), strict=True)) if wanted == "image" else {}
+                found = merge_copies(ids, wanted, {**of, **self.scorer.store.content_hashes(itself)}, itself)
             if len(found) + len(itself) >= wanted_depth or len(rows) < depth:
                 break
             depth *= 2  # copies have taken the places of others
@@ -251,8 +251,6 @@ class Searcher:
             if modality not in self._opened:
                 shortlist = Shortlist(self.scorer, modality, progress=self._progress)
                 self._opened[modality] = shortlist, NeighbourIndex.open(shortlist)
-                if modality == "image":
-                    self._first_copies = self.scorer.store.copies(modality)
             return self._opened[modality]
 
     def _hits(
@@ -365,13 +363,12 @@ def index_store(
     check_searchable(scorer)
     wanted = _FIND[find]
     shortlist = Shortlist(scorer, wanted, progress=progress)
-    asking: Modality = "text" if wanted == "image" and scorer.store.ids("text") else "image"
-    ids = scorer.store.ids(asking)
-    chosen = np.random.default_rng(0).permutation(len(ids))[:_TEST_QUERIES]
+    asking: Modality = "text" if wanted == "image" and scorer.store.count("text") else "image"
+    chosen = np.random.default_rng(0).permutation(scorer.store.count(asking))[:_TEST_QUERIES]
     of = scorer.text_vectors if asking == "text" else scorer.image_vectors
     report = build_index(
         shortlist,
-        of([ids[row] for row in chosen]),
+        of(scorer.store.ids(asking, chosen)),
         queries_of=asking,
         recall=recall,
         threads=torch.get_num_threads(),

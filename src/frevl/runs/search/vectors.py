@@ -93,13 +93,19 @@ class Shortlist:
 
     def ids(self, rows: np.ndarray) -> list[str]:
         """Return the ids of some rows."""
-        found = self._ids.take(pa.array(rows, pa.int64()))
+        found = self._described("id").take(pa.array(rows, pa.int64()))
         ids: list[str] = found.to_pylist()
         return ids
 
+    def contents(self, rows: np.ndarray) -> list[str]:
+        """Return the content hashes of some rows, as they were when their vectors were computed."""
+        found = self._described("content_hash").take(pa.array(rows, pa.int64()))
+        contents: list[str] = found.to_pylist()
+        return contents
+
     def rows_of(self, ids: Sequence[str]) -> np.ndarray:
         """Return ``(rows,)`` bool: True for the rows of these ids, False for outdated rows."""
-        chosen: np.ndarray = pc.is_in(self._ids, value_set=pa.array(ids, pa.string())).to_numpy()
+        chosen: np.ndarray = pc.is_in(self._described("id"), value_set=pa.array(ids, pa.string())).to_numpy()
         chosen[list(self._dead)] = False
         return chosen
 
@@ -120,9 +126,8 @@ class Shortlist:
             taken[of == number] = self._parts[number].vectors[rows[of == number] - starts[number]]
         return taken
 
-    @property
-    def _ids(self) -> pa.ChunkedArray:
-        return pa.chunked_array([chunk for part in self._parts for chunk in part.described["id"].chunks], pa.string())
+    def _described(self, column: str) -> pa.ChunkedArray:
+        return pa.chunked_array([chunk for part in self._parts for chunk in part.described[column].chunks], pa.string())
 
     # ---- on disk
 

@@ -185,9 +185,8 @@ def classify(
 def _others(store: Store, towers: Sequence[Tower], hashes: dict[str, str], seed: int) -> Tensor:
     """Embed pictures of the store that are neither examples nor development pictures; their content is remembered."""
     known = set(hashes.values())
-    ids = store.ids("image")
-    order = np.random.default_rng(seed).permutation(len(ids))[: _MOST_UNLABELLED + len(known)]
-    content = store.content_hashes([ids[row] for row in order.tolist()])
+    order = np.random.default_rng(seed).permutation(store.count("image"))[: _MOST_UNLABELLED + len(known)]
+    content = store.content_hashes(store.ids("image", order))
     chosen = sorted(id_ for id_, hash_ in content.items() if hash_ not in known)[:_MOST_UNLABELLED]
     hashes.update((id_, content[id_]) for id_ in chosen)
     if not chosen:

@@ -45,9 +45,8 @@ def unknown_threshold(
     if len(logits):
         source = f"{len(logits):,} held-out pictures keep their label"
     else:
-        ids = store.ids("image")
-        chosen = np.random.default_rng(seed).permutation(len(ids))[:_SAMPLE]
-        values, mask = store.read("image", [ids[row] for row in sorted(chosen.tolist())], towers)
+        chosen = np.random.default_rng(seed).permutation(store.count("image"))[:_SAMPLE]
+        values, mask = store.read("image", store.ids("image", np.sort(chosen)), towers)
         logits = _logits(network, mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask)))
         source = (
             f"{len(logits):,} pictures of the store keep their label, whatever they show: there were none to hold out"
