@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import Tensor, logit, nn
 
 from frevl.models.inputs import ZScore
@@ -64,15 +65,57 @@ class Average(PairNetwork):
     ) -> Tensor:
         """Return ``(n, outputs)`` logits; the shapes are those of `PairNetwork.forward`."""
         total: Tensor | None = None
-        parts = zip(self.members, self.calibrations, self.weights, strict=True)
-        for member, (scale, offset), weight in parts:
-            logits = member(image, text, image_mask, text_mask) * scale + offset
-            probabilities = weight * (logits.sigmoid() if self.soft else logits.softmax(dim=1))
-            total = probabilities if total is None else total + probabilities
+        for own, weight in zip(self._probabilities(image, text, image_mask, text_mask), self.weights, strict=True):
+            total = weight * own if total is None else total + weight * own
         if total is None:
             return image.new_zeros(len(image), 0)
         mean = total.clamp(1e-7, 1 - 1e-7)
         return logit(mean) if self.soft else mean.log()
+
+    def _probabilities(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None, text_mask: Tensor | None
+    ) -> Iterator[Tensor]:
+        """Yield the ``(n, outputs)`` calibrated probabilities of each member."""
+        for member, (scale, offset) in zip(self.members, self.calibrations, strict=True):
+            logits = member(image, text, image_mask, text_mask) * scale + offset
+            yield logits.sigmoid() if self.soft else logits.softmax(dim=1)
+
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor] | None:
+        """Those of every member, by its number and side; None if a member has none."""
+        found: dict[str, Tensor] = {}
+        for number, member in enumerate(self._members()):
+            own = member.last_layer_inputs(image, text, image_mask, text_mask)
+            if own is None:
+                return None
+            found |= {f"{number}.{side}": inputs for side, inputs in own.items()}
+        return found or None
+
+    def doubt(
+        self,
+        left: Mapping[str, Tensor],
+        image: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return ``1 - (1 - doubt) (1 - spread)``: what its members leave unknown, and where they disagree (ours).
+
+        ``doubt`` is the mean of its members' own, ``spread`` the mean distance (total variation, in [0, 1)) of their
+        probabilities to those of the average: 0 where all say the same, 0.5 of two that are sure of different answers.
+        """
+        pair = image, text, image_mask, text_mask
+        said = [own.cpu() for own in self._probabilities(*pair)]
+        mean = sum((weight * own for weight, own in zip(self.weights, said, strict=True)), torch.zeros_like(said[0]))
+        doubt, spread = torch.zeros(len(image)), torch.zeros(len(image))
+        for number, (member, own, weight) in enumerate(zip(self._members(), said, self.weights, strict=True)):
+            part = {side.partition(".")[2]: one for side, one in left.items() if side.partition(".")[0] == str(number)}
+            doubt = doubt + weight * member.doubt(part, *pair)
+            # Classes that have a probability of their own are two-sided each: the one that differs most counts.
+            distance = (own - mean).abs()
+            spread = spread + weight * (distance.amax(dim=1) if self.soft else distance.sum(dim=1) / 2)
+        return 1 - (1 - doubt) * (1 - spread)
 
     def for_export(self) -> nn.Module:
         """A copy with every member in the form that can be traced."""

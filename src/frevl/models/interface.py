@@ -8,13 +8,14 @@ Training, evaluation, scoring, search, export and the service use this interface
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
 from frevl.models.inputs import ZScore
+from frevl.models.uncertainty.posterior import pair_doubt
 
 __all__ = [
     "Build",
@@ -220,11 +221,32 @@ class PairNetwork(nn.Module, ABC):
             text_mask: As `forward`.
 
         Returns:
-            ``(n, width)`` float32 of unit length by ``image``, by ``image`` and ``text``, or by ``pair``; see
-            `frevl.models.uncertainty.posterior`. None if there is no such layer.
+            ``(n, width)`` float32 of unit length (or below: see `frevl.models.uncertainty.posterior.left_over`) by
+            ``image``, by ``image`` and ``text``, or by ``pair``. A network made of others puts their number before:
+            ``0.pair``. None if there is no such layer.
         """
         del image, text, image_mask, text_mask
         return None
+
+    def doubt(
+        self,
+        left: Mapping[str, Tensor],
+        image: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Return the ``(n,)`` doubt of pairs from what the posterior leaves of each of the `last_layer_inputs`.
+
+        Args:
+            left: ``(n,)`` by side, on the CPU, where the doubt stays.
+            image: As `forward`, like all others.
+            text: As `forward`.
+            image_mask: As `forward`.
+            text_mask: As `forward`.
+        """
+        del image, text, image_mask, text_mask
+        return pair_doubt(left)
 
     @property
     def prior(self) -> Prior | None:

@@ -33,6 +33,8 @@ Shares = tuple[float | Tensor, float | Tensor, float | Tensor]
 
 MOST_PAIRS = 20_000  # the kernel matrix and its inverse then take 3.2 GB together
 _PAIRS_AT_ONCE = 512
+_LANDMARKS = 1024  # training pairs that carry the coordinates of `KernelFusion.last_layer_inputs`
+_JITTER = 1e-4  # of a pair with itself: training pairs may be equal, and float32 kernels are off by 1e-6
 _NUMBERS_AT_ONCE = 2**24  # of the blocks that are solved together: 64 MB
 
 
@@ -94,6 +96,7 @@ class KernelFusion(PairNetwork):
         self.text_rows = nn.Parameter(torch.zeros(pairs, dtype=torch.long), requires_grad=False)
         self.alphas, self.mean = frozen(pairs, outputs), frozen(outputs)
         self.image_width, self.text_width = frozen(), frozen()
+        self._carriers: tuple[object, Tensor, Tensor] | None = None
         # The text share; saved runs have it under this name, and older ones nowhere else.
         self.blind_share = frozen(fill=0.0 if self.shares is None else self.shares[0])
 
@@ -126,6 +129,38 @@ class KernelFusion(PairNetwork):
         else:
             text = text.mean(dim=0, keepdim=True).expand(len(items), -1)
         return mixed(text[:, self.text_rows], image[:, self.image_rows], shares) @ self.alphas + self.mean
+
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Coordinates of a pair among training pairs, so that their products are the kernel (Nystroem's features).
+
+        Up to 1,024 training pairs they are exact, and the doubt is the posterior variance of the Gaussian process with
+        this kernel and unit noise. Of more pairs, as many carry the coordinates, taken evenly (subset of regressors,
+        Quiñonero-Candela and Rasmussen 2005), and what they do not span counts as unknown.
+        """
+        v, t = self.normal_image(mean_pool(image, image_mask)), self.normal_text(mean_pool(text, text_mask))
+        landmarks, factor = self._landmarks()
+        seen = self._kernels(v, t, landmarks).double()
+        return {"pair": torch.linalg.solve_triangular(factor, seen.T, upper=False).T.float()}
+
+    def _landmarks(self) -> tuple[Tensor, Tensor]:
+        """Return the rows of the pairs that carry coordinates, and the Cholesky factor of their kernel."""
+        state = tuple((one.data_ptr(), None if one.is_inference() else one._version) for one in self.parameters())
+        if self._carriers is None or self._carriers[0] != state:
+            many = len(self.image_rows)
+            rows = torch.arange(min(many, _LANDMARKS), device=self.image_rows.device) * many // min(many, _LANDMARKS)
+            kernel = self._kernels(self.images[self.image_rows[rows]], self.texts[self.text_rows[rows]], rows).double()
+            kernel.diagonal().add_(_JITTER)
+            self._carriers = state, rows, torch.linalg.cholesky(kernel)
+        return self._carriers[1:]
+
+    def _kernels(self, v: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        """Return the ``(n, m)`` sum of kernels of normal items with ``m`` training pairs."""
+        shares, both = self._shares()
+        text = kernel_matrix(t, self.texts[self.text_rows[rows]], self.text_width) if both[0] else None
+        image = kernel_matrix(v, self.images[self.image_rows[rows]], self.image_width) if both[1] else None
+        return mixed(text, image, shares)
 
     def _shares(self) -> tuple[Shares, tuple[bool, bool]]:
         """Return the shares, and whether they need the kernel of the text, and that of the image."""

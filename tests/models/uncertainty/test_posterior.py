@@ -6,9 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from frevl.models.baselines import Mlp
+from frevl.models.baselines import Linear, Majority, Mlp
+from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
+from frevl.models.kernel_ridge import KernelFusion
+from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
+from frevl.models.retrieval.two_tower import Cosine
 from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
+from frevl.runs.batches import EmbeddedPairs
+from frevl.runs.doubt.posterior import fit_posterior
 
 
 def directions_of(rows, **options):
@@ -144,3 +150,108 @@ def test_blocks_change_nothing_and_none_is_refused():
     )  # float32 products, summed in float64
     with pytest.raises(ValueError, match="a scatter needs rows, found none"):
         scatter_of([])
+
+
+def embedded(image, text):
+    every = torch.arange(len(image))
+    masks = [torch.ones(len(one), 1, dtype=torch.bool) for one in (image, text)]
+    return EmbeddedPairs(image[:, None], masks[0], text[:, None], masks[1], every, every)
+
+
+def kernel_of(seen, shares, widths=(0.7, 1.3)):
+    """A kernel fusion on some pairs; what it has solved for does not matter to its posterior."""
+    network = KernelFusion(
+        image_dim=5, text_dim=4, outputs=2, pairs=len(seen[0]), images=len(seen[0]), texts=len(seen[0]), shares=shares
+    )
+    for statistics, items in zip(network.input_statistics(), seen, strict=True):
+        statistics.fit(items)
+    network.images.data, network.texts.data = network.normal_image(seen[0]), network.normal_text(seen[1])
+    network.image_rows.data = network.text_rows.data = torch.arange(len(seen[0]))
+    network.image_width.data, network.text_width.data = torch.tensor(widths[0]), torch.tensor(widths[1])
+    return network.eval()
+
+
+@pytest.mark.parametrize("shares", [(0.2, 0.3, 0.5), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)])
+def test_the_doubt_of_a_kernel_is_the_variance_of_its_gaussian_process(shares):
+    """Rasmussen and Williams 2006, equation 2.26, in numpy."""
+    torch.manual_seed(0)
+    seen, new = ((torch.randn(n, 5), torch.randn(n, 4)) for n in (30, 9))
+    network = kernel_of(seen, shares)
+
+    def kernel(one, other):
+        parts = []
+        for a, b, width, normal in zip(
+            one, other, (0.7, 1.3), (network.normal_image, network.normal_text), strict=True
+        ):
+            a, b = normal(a).double().numpy(), normal(b).double().numpy()
+            parts.append(np.exp(-np.square(a[:, None] - b[None]).sum(axis=2) / width))
+        return shares[0] * parts[1] + shares[1] * parts[0] + shares[2] * parts[0] * parts[1]
+
+    across = kernel(new, seen)
+    expected = 1 - (across @ np.linalg.inv(kernel(seen, seen) + np.eye(30)) * across).sum(axis=1)
+    own = fit_posterior(network, embedded(*seen))
+    np.testing.assert_allclose(own.doubt(network, embedded(*new)), expected, atol=2e-4)
+    far = own.doubt(network, embedded(*(100 * torch.randn(3, dim) for dim in (5, 4))))
+    assert far.max() <= 1
+
+
+def test_more_pairs_than_carry_it_leave_more_doubt_and_never_less(monkeypatch):
+    torch.manual_seed(0)
+    seen, new = ((torch.randn(n, 5), torch.randn(n, 4)) for n in (300, 50))
+    network = kernel_of(seen, (0.2, 0.3, 0.5), widths=(9.0, 9.0))
+    exact = fit_posterior(network, embedded(*seen)).doubt(network, embedded(*new))
+    monkeypatch.setattr("frevl.models.kernel_ridge._LANDMARKS", 100)
+    network = kernel_of(seen, (0.2, 0.3, 0.5), widths=(9.0, 9.0))
+    some = fit_posterior(network, embedded(*seen)).doubt(network, embedded(*new))
+    assert network.last_layer_inputs(*(one[:2] for one in new))["pair"].shape == (2, 100)
+    assert (some > exact - 1e-3).all()
+    assert np.corrcoef(some, exact)[0, 1] > 0.9
+
+
+def test_other_weights_in_the_same_kernel_are_not_taken_for_the_former():
+    torch.manual_seed(0)
+    one, other = (kernel_of((torch.randn(8, 5), torch.randn(8, 4)), (0.2, 0.3, 0.5)) for _ in range(2))
+    pair = torch.randn(3, 5), torch.randn(3, 4)
+    before = one.last_layer_inputs(*pair)["pair"]
+    one.load_state_dict(other.state_dict())
+    torch.testing.assert_close(one.last_layer_inputs(*pair)["pair"], other.last_layer_inputs(*pair)["pair"])
+    assert not torch.allclose(before, one.last_layer_inputs(*pair)["pair"])
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_the_doubt_of_an_average_is_the_mean_of_its_members_and_their_spread(soft):
+    torch.manual_seed(0)
+    members = [Linear(image_dim=5, text_dim=4, outputs=3), Mlp(image_dim=5, text_dim=4, outputs=3).eval()]
+    torch.nn.init.normal_(members[0].linear.weight)
+    calibrations = [{"scale": 2.0, "offset": 0.0, "weight": 3.0}, {"scale": 1.0, "offset": 0.0, "weight": 1.0}]
+    average = Average.of(members, calibrations, soft=soft)
+    seen, new = (embedded(torch.randn(n, 5), torch.randn(n, 4)) for n in (9, 6))
+    found = fit_posterior(average, seen).doubt(average, new)
+    own = [fit_posterior(member, seen).doubt(member, new) for member in members]
+    inputs = new.inputs(new.image_rows, new.text_rows)
+    with torch.no_grad():
+        logits = [member(*inputs) * scale for member, scale in zip(members, (2, 1), strict=True)]
+    said = [one.sigmoid() if soft else one.softmax(1) for one in logits]
+    mean = 0.75 * said[0] + 0.25 * said[1]
+    distances = [(one - mean).abs().amax(1) if soft else (one - mean).abs().sum(1) / 2 for one in said]
+    doubt, spread = (0.75 * parts[0] + 0.25 * parts[1] for parts in (own, distances))
+    torch.testing.assert_close(found, 1 - (1 - doubt) * (1 - spread))
+    same = Average.of([members[0]] * 2, calibrations[:1] * 2, soft=soft)
+    torch.testing.assert_close(fit_posterior(same, seen).doubt(same, new), own[0])
+    without = Average.of([members[0], Majority(outputs=3)], calibrations, soft=soft)
+    assert fit_posterior(without, seen) is None
+
+
+def test_a_reranked_run_has_the_doubt_of_its_reranker_and_without_one_of_its_first_stage():
+    torch.manual_seed(0)
+    settings = {"image_dim": 5, "text_dim": 5, "outputs": 1, "width": 8, "layers": 1, "heads": 2, "ffn_width": 8}
+    fusion = Standardised(fusion={**settings, "head_width": 6}, input_dropout=0.0)
+    fusion.standardise(2 + torch.randn(20, 5), torch.randn(20, 5))
+    first = Cosine(spaces=[[0, 5, 0, 5]])
+    banks = torch.zeros(3, 5), torch.zeros(3, 5)
+    network = Reranked(first, *banks, fusion, weights=TermWeights(fusion=1.0), depth=2).eval()
+    pair = torch.randn(7, 5), torch.randn(7, 5)
+    expected = fusion.fusion.last_layer_inputs(fusion.image_statistics(pair[0]), fusion.text_statistics(pair[1]))
+    torch.testing.assert_close(network.last_layer_inputs(*pair), expected)
+    alone = Reranked(first, *banks, None, weights=TermWeights(), depth=0).eval()
+    torch.testing.assert_close(alone.last_layer_inputs(*pair), first.last_layer_inputs(*pair))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,17 @@ import frevl
 from frevl.errors import RunError, UsageError
 from frevl.models.baselines import Linear
 from frevl.models.classification.heads import statistics_of, unit_features
+from frevl.models.ensemble import Average
 from frevl.runs.batches import images_alone
-from frevl.runs.doubt.posterior import Posterior
+from frevl.runs.doubt.posterior import Posterior, fit_posterior
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.sharing.publishing import write_published_run
+from frevl.store.usable_pairs import choose_towers
+from frevl.training.prepare import embed_pairs
 
-WITH, WITHOUT = ("dual", "linear", "linear-matching", "classes", "tiny", "mlp"), ("kernel", "names")
+WITH = ("dual", "linear", "linear-matching", "classes", "tiny", "mlp", "kernel", "average", "reranked")
+WITHOUT = ("names",)
 
 
 def lines_of(path):
@@ -40,6 +45,18 @@ def runs(made, named, tmp_path_factory):
     ):
         options = {"epochs": 1} if name in ("dual", "tiny", "mlp") else None
         frevl.train(made.store, pairs, run=folder / name, task=task, model=name.split("-")[0], options=options)
+    both = [Run.load(folder / name) for name in ("kernel", "mlp")]
+    average = replace(both[0], path=folder / "average", network_name="average", posterior=None)
+    average.network = Average.of([one.network for one in both], [one.calibration for one in both], soft=False)
+    average.network_settings = average.network.settings
+    towers = choose_towers(made.store, [made.train], [], {})
+    pairs = embed_pairs(made.store, [made.train], towers["image"], towers["text"])[0]
+    average.posterior = fit_posterior(average.network, pairs)
+    average.save()
+    frevl.train(
+        made.store, made.captions, run=folder / "reranked", task="matching", model="tiny", first_stage="dual",
+        options={"epochs": 1},
+    )  # fmt: skip
     frevl.classify(named.store, run=folder / "classes", examples=named.examples)
     frevl.classify(named.store, named.classes, run=folder / "names")
     return folder
@@ -52,7 +69,7 @@ def opened(runs, name, made, named):
 def pairs_of(name, made, named):
     if name in ("classes", "names"):
         return [(image, "") for image in named.store.ids("image")]
-    part = made.captions if name in ("dual", "linear-matching") else made.test
+    part = made.captions if name in ("dual", "linear-matching", "reranked") else made.test
     return list(zip(part.images, part.texts, strict=True))
 
 
@@ -71,7 +88,7 @@ def test_who_has_it(name, runs, made, named):
 def test_who_has_none_says_so_and_writes_nothing(name, runs, made, named, tmp_path):
     assert not (runs / name / "posterior.safetensors").exists()
     scorer = opened(runs, name, made, named)
-    with pytest.raises(UsageError, match="the run has no doubt: it is known of the models classify"):
+    with pytest.raises(UsageError, match="the run has no doubt: names without examples"):
         score_file(scorer, as_file(tmp_path / "p.jsonl", name, made, named), tmp_path / "out.jsonl", doubt=True)
     assert not (tmp_path / "out.jsonl").exists()
 

@@ -146,8 +146,8 @@ async def _pairs(
         raise RefusedError(
             422,
             "no_doubt",
-            f"The model {model.name!r} has no doubt: that is known of classify with examples, linear, mlp, the fusion, "
-            "dual and cosine, trained by this version.",
+            f"The model {model.name!r} has no doubt: names without examples, runs that always give one answer and runs "
+            "of earlier versions have none.",
         )
     service.check_size([pair.text for pair in pairs if pair.text is not None], len(pairs))
     sides = model.scorer.run.sides

@@ -11,6 +11,7 @@ ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -134,6 +135,17 @@ class WithoutPrior(PairNetwork):
     ) -> dict[str, Tensor] | None:
         """Those of its network: the prior is made of the same last layer."""
         return self.network.last_layer_inputs(image, text, image_mask, text_mask)
+
+    def doubt(
+        self,
+        left: Mapping[str, Tensor],
+        image: Tensor,
+        text: Tensor,
+        image_mask: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
+        """That of its network."""
+        return self.network.doubt(left, image, text, image_mask, text_mask)
 
     def shared_scorer(self, images: Items, texts: Items) -> PairLogits | None:
         """The network's own way for many pairs of few items, if it has one."""

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frevl.models.fusion import Fusion
@@ -234,6 +235,16 @@ class Reranked(PairNetwork):
         hub_weights = [0.0, self.weights.image_hubness, self.weights.text_hubness, 0.0]
         match = (terms * terms.new_tensor([1.0, 0.0, 0.0, self.weights.fusion])).sum(dim=1)
         return torch.stack([match + (terms * terms.new_tensor(hub_weights)).sum(dim=1), match], dim=1)
+
+    def last_layer_inputs(
+        self, image: Tensor, text: Tensor, image_mask: Tensor | None = None, text_mask: Tensor | None = None
+    ) -> dict[str, Tensor] | None:
+        """Those of the fusion that scores candidates again; without one, those of the first stage."""
+        if self.fusion is None:
+            return self.first.last_layer_inputs(image, text, image_mask, text_mask)
+        hidden = self.fusion.project_image(image), self.fusion.project_text(text)
+        fused = self.fusion.fusion.fuse(*hidden, image_mask, text_mask)
+        return {"pair": F.normalize(self.fusion.fusion.head.hidden(fused).float(), dim=1)}
 
     @property
     def prior(self) -> Reranked | None:

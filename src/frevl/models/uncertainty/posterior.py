@@ -70,17 +70,19 @@ def known_directions(scatter: Tensor, *, most: int = MOST_DIRECTIONS) -> Tensor:
 
 
 def left_over(inputs: Tensor, directions: Tensor) -> Tensor:
-    """Return what the posterior leaves of the prior variance, ``v^T (scatter + I)^-1 v``.
+    """Return what the posterior leaves of the prior variance, ``v^T (scatter + I)^-1 v`` of unit vectors.
 
     Args:
-        inputs: ``(n, d)``; of unit length, the result is in [0, 1].
+        inputs: ``(n, d)`` of unit length, or shorter: what is missing is a part that the layer cannot have learned
+            about, and counts as unknown.
         directions: ``(r, d)`` of `known_directions`.
 
     Returns:
-        ``(n,)`` float32, never below 0. A row that is not finite gives a number that is not finite.
+        ``(n,)`` float32 in [0, 1]. A row that is not finite gives a number that is not finite.
     """
     rows = inputs.double()
-    return (rows.square().sum(dim=1) - (rows @ directions.double().T).square().sum(dim=1)).clamp(min=0).float()
+    known = (rows @ directions.double().T).square().sum(dim=1)
+    return (1 - known + 0 * rows.sum(dim=1)).clamp(min=0).float()
 
 
 def pair_doubt(parts: Mapping[str, Tensor]) -> Tensor:

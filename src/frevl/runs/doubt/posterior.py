@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from frevl.errors import RunError, UsageError
 from frevl.jsonfile import replace_file
 from frevl.models.hub import POSTERIOR_FILE, weights_digest
 from frevl.models.interface import PairNetwork
-from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
+from frevl.models.uncertainty.posterior import known_directions, left_over, scatter_of
 from frevl.runs.batches import EmbeddedPairs
 
 __all__ = ["Posterior", "carried_over", "fit_posterior", "load_posterior", "save_posterior"]
@@ -26,7 +26,6 @@ _AT_ONCE = 1_024
 _MOST_WORK = 4e10  # multiplications of a scatter, about a second; of more rows some are taken, evenly
 _WIDEST = 4_096  # numbers of an input; the scatter of wider ones would not fit in memory beside the rest
 _PROBES = 8
-_SIDES = ({"image"}, {"image", "text"}, {"pair"})
 _SLACK = 1e-4  # of the length of a direction, which is below 1
 
 
@@ -46,7 +45,7 @@ class Posterior:
 
         0 is what the network knows to the last, 1 what is like nothing that it has learned from; of one side, after
         ``n`` inputs exactly like it the doubt is ``1 / (1 + n)``. See `frevl.models.uncertainty.posterior.pair_doubt`
-        for two sides.
+        for two sides, and `frevl.models.ensemble.Average.doubt` for averages.
 
         Args:
             network: That it is of, in float32; the posterior stays on the CPU.
@@ -58,7 +57,7 @@ class Posterior:
             for batch in pairs.batches(_AT_ONCE, device):
                 inputs = network.last_layer_inputs(*batch) or {}
                 parts = {side: left_over(inputs[side].cpu(), own) for side, own in self.directions.items()}
-                found.append(pair_doubt(parts))
+                found.append(network.doubt(parts, *batch))
             return torch.cat(found)
 
 
@@ -79,7 +78,17 @@ def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs) -> Posterior | Non
         first = network.last_layer_inputs(*pairs.inputs(pairs.image_rows[:1], pairs.text_rows[:1]))
         if first is None or max(one.shape[1] for one in first.values()) > _WIDEST:
             return None
-        return Posterior({side: known_directions(_scatter(network, _of_side(pairs, side), side)) for side in first})
+        widths = {side: one.shape[1] for side, one in first.items()}
+        found: dict[str, Tensor] = {}
+        for kind in dict.fromkeys(_kind(side) for side in widths):
+            own = {side: width for side, width in widths.items() if _kind(side) == kind}
+            found |= _scatters(network, _of_side(pairs, kind), own)
+        return Posterior({side: known_directions(found[side]) for side in widths})
+
+
+def _kind(side: str) -> str:
+    """Return ``image``, ``text`` or ``pair``, without the number of a member."""
+    return side.rpartition(".")[2]
 
 
 def _of_side(pairs: EmbeddedPairs, side: str) -> EmbeddedPairs:
@@ -93,20 +102,19 @@ def _of_side(pairs: EmbeddedPairs, side: str) -> EmbeddedPairs:
     return pairs.select(order[new].sort().values)
 
 
-def _scatter(network: PairNetwork, pairs: EmbeddedPairs, side: str) -> Tensor:
-    whole, width = len(pairs), 1
-
-    def inputs(some: EmbeddedPairs) -> Iterator[Tensor]:
-        for batch in some.batches(_AT_ONCE):
-            found = network.last_layer_inputs(*batch)
-            if found is not None:
-                yield found[side]
-
-    width = next(inputs(pairs.select(torch.arange(1)))).shape[1]
-    most = max(2 * width, int(_MOST_WORK / width**2))
+def _scatters(network: PairNetwork, pairs: EmbeddedPairs, widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the scatter of the inputs of some sides, by side."""
+    whole = len(pairs)
+    most = max(2 * max(widths.values()), int(_MOST_WORK / sum(width**2 for width in widths.values())))
     if whole > most:
         pairs = pairs.select(torch.arange(most) * whole // most)
-    return scatter_of(inputs(pairs)) * (whole / len(pairs))
+    found: dict[str, Tensor] = {}
+    for batch in pairs.batches(_AT_ONCE):
+        inputs = network.last_layer_inputs(*batch) or {}
+        for side in widths:
+            part = scatter_of([inputs[side]])
+            found[side] = found[side].add_(part) if side in found else part
+    return {side: one * (whole / len(pairs)) for side, one in found.items()}
 
 
 def save_posterior(posterior: Posterior | None, folder: Path) -> None:
@@ -142,8 +150,8 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
     file = folder / POSTERIOR_FILE
     if not file.is_file():
         raise UsageError(
-            f"{folder}: the run has no doubt: it is known of the models classify (with examples), linear, mlp, tiny, "
-            "small, base, dual and cosine, and runs of earlier versions have none; train again, or leave it out"
+            f"{folder}: the run has no doubt: names without examples, runs that always give one answer and runs of "
+            "earlier versions have none; train again, or leave it out"
         )
     try:
         with safe_open(file, framework="pt") as opened:
@@ -190,7 +198,7 @@ def _problem(
     """Say what is wrong with a file; an empty string if nothing is."""
     if about.get("format") != 1:
         return f"expected format 1, found {str(about.get('format'))[:20]}"
-    if set(directions) not in _SIDES or set(directions) != set(expected):
+    if set(directions) != set(expected):
         return f"expected {' and '.join(sorted(expected)) or 'nothing'}, found {' and '.join(sorted(directions))[:80]}"
     for side, own in directions.items():
         width = expected[side].shape[1]

@@ -146,7 +146,7 @@ def _posterior(network: PairNetwork, train: Examples, options: ModelOptions, ses
     inputs = network.last_layer_inputs(*train.pairs.inputs(*rows))
     if inputs is None:
         return None
-    if "pair" in inputs and isinstance(train.truth, Tensor):
+    if any(side.endswith("pair") for side in inputs) and isinstance(train.truth, Tensor):
         negatives = getattr(options, "negatives", LinearOptions().negatives)
         train = with_wrong_texts(train, negatives, session.seed)
     return fit_posterior(network, train.pairs)
