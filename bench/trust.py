@@ -30,7 +30,7 @@ from scipy.special import logit
 from scipy.stats import rankdata, t
 
 import frevl
-from frevl.runs.choosing.selecting import STRATEGIES, select_pairs
+from frevl.runs.labelling.selecting import STRATEGIES, select_pairs
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
 from frevl.terminal import table

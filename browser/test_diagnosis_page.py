@@ -8,7 +8,7 @@ from diagnosed import written
 from frevl.diagnosis.embeddings.probe_pictures import draw_probe
 from frevl.diagnosis.findings import SECTIONS
 from frevl.diagnosis.report.page import write_page
-from frevl.jsonfile import write_json
+from frevl.files import write_json
 
 LOOKS = [(size, scheme) for size in ("phone", "desktop") for scheme in ("light", "dark")]
 

@@ -121,7 +121,7 @@ def test_two_encoders_that_begin_a_store_lose_nothing(bucket, data):  # noqa: F8
 
 def test_a_writer_goes_on_from_what_another_has_written_meanwhile(bucket, tmp_path):
     """Step by step: the same row filled by two writers, the same new row, a new encoder, the same reject."""
-    from frevl.rejects import Reject
+    from frevl.errors import Reject
 
     there = f"{bucket}/store"
     names = [f"{number}.png" for number in range(9)]

@@ -13,8 +13,7 @@ import typer
 from frevl.cli.main import app
 from frevl.cli.options import written_by
 from frevl.errors import UsageError
-from frevl.jsonfile import replace_file, write_json
-from frevl.outputs import refuse_inputs
+from frevl.files import refuse_inputs, replace_file, write_json
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
 from frevl.training.training import train

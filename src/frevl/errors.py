@@ -1,4 +1,4 @@
-"""The errors that a user can meet.
+"""The errors that a user can meet, and items that could not be used.
 
 Every message says where, what was expected, what was found and what to do.
 
@@ -13,13 +13,18 @@ FrevlError               a known failure; the command line prints it and exits w
 │   └── FingerprintError store, encoder and run do not belong together; names the field that differs
 ├── TrainingError        training cannot continue (one class only, a loss that is not finite)
 └── RunError             a run is missing, damaged or does not fit
+
+A `Reject` is one item of many that was left out: kept with its reason, counted in the closing line, never dropped.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from types import ModuleType
 
 __all__ = [
@@ -30,6 +35,7 @@ __all__ = [
     "InputError",
     "MissingExtraError",
     "PairsError",
+    "Reject",
     "RunError",
     "StoreError",
     "TrainingError",
@@ -37,6 +43,7 @@ __all__ = [
     "library",
     "nearest",
     "one_line",
+    "rejects_sentence",
 ]
 
 
@@ -128,3 +135,61 @@ def nearest(name: object, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
     hint = f"Did you mean '{close[0]}'? " if close else ""
     return hint + "Valid: " + ", ".join(f"'{n}'" for n in names) + "."
+
+
+_PLURALS = {"image": "images", "text": "texts", "pair": "pairs", "class": "classes"}
+# What is often kept next to pictures in folders: captions, metadata, lists. That none of them is a picture is no news.
+_BESIDE = frozenset(
+    (".aae", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".mov", ".mp4", ".npy", ".npz",
+     ".parquet", ".tsv", ".txt", ".url", ".xml", ".xmp", ".yaml", ".yml")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One thing that was left out.
+
+    Attributes:
+        kind: ``image``, ``text``, ``pair`` or ``class``.
+        id: The image id, the text, or ``file:line`` for a pair.
+        reason: One sentence.
+    """
+
+    kind: str
+    id: str
+    reason: str
+
+
+def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
+    """Count rejects by kind and name the first few.
+
+    Files that usually lie next to pictures are counted by their endings, and named only where there is nothing else.
+
+    Args:
+        rejects: What was left out.
+        shown: How many to name.
+
+    Returns:
+        An empty string if nothing was rejected.
+    """
+    if not rejects:
+        return ""
+    beside = Counter(_ending(one) for one in rejects if _stands_beside(one))
+    told = [one for one in rejects if not _stands_beside(one)] or rejects
+    counts = Counter(one.kind for one in told)
+    counted = [f"{n:,} {_PLURALS[kind] if n > 1 else kind}" for kind, n in sorted(counts.items())]
+    named = one_line("; ".join(f"{reject.id:.200}: {reject.reason:.200}" for reject in told[:shown]))
+    more = f"; and {len(told) - shown:,} more" if len(told) > shown else ""
+    sentence = f"Left out: {', '.join(counted)} ({named}{more})"
+    others = sum(beside.values())
+    if not others or told is rejects:
+        return f"{sentence}."
+    return f"{sentence}, and {others:,} other file{'s' if others > 1 else ''} ({', '.join(sorted(beside))})."
+
+
+def _stands_beside(reject: Reject) -> bool:
+    return reject.kind == "image" and _ending(reject) in _BESIDE
+
+
+def _ending(reject: Reject) -> str:
+    return PurePosixPath(reject.id).suffix.lower()

@@ -12,7 +12,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from frevl.jsonfile import write_json
+from frevl.files import write_json
 
 __all__ = ["STEPS_FILE", "ProgressLine", "Steps", "print_progress", "table"]
 

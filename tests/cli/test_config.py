@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from frevl.cli.config import key_of
+from frevl.cli.options import key_of
+from frevl.provenance import toml_text
 from frevl.runs.run import Run
-from frevl.runs.toml_text import toml_text
 from frevl.training.options import FusionOptions
 from frevl.training.seeds import train_seeds
 from frevl.training.training import train

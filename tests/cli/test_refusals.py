@@ -5,9 +5,8 @@ import json
 import pytest
 import torch
 
-from frevl.errors import InputError, PairsError, TrainingError, UsageError
+from frevl.errors import InputError, PairsError, Reject, TrainingError, UsageError
 from frevl.evaluation.evaluation import evaluate
-from frevl.rejects import Reject
 from frevl.runs.run import UNFINISHED
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer

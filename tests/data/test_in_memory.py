@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import frevl
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, pair_list, read_pairs
 from frevl.errors import PairsError, UsageError
 from frevl.runs.score_files import score_file

@@ -50,7 +50,7 @@ ONE_SIDED = ['{"image": "a"}', '{"text": "b"}', '{"image": "a", "text": null}', 
 def everything_is_large(monkeypatch, tmp_path):
     monkeypatch.setattr(packed_read, "_LARGE", 0)
     monkeypatch.setattr("frevl.data.packed.blocks._FEW", 2)
-    monkeypatch.setattr("frevl.data.packed.codes._MANY", 3)
+    monkeypatch.setattr("frevl.data.packed.columns._MANY", 3)
     monkeypatch.setenv("FREVL_CACHE", str(tmp_path / "cache"))
 
 
@@ -196,7 +196,7 @@ def test_what_is_kept_goes_with_the_content_of_the_file(tmp_path):
     "damage", ["cut", "empty", "other", "codes", "places", "letters", "another code", "lines", "notes"]
 )
 def test_a_damaged_file_is_not_read(tmp_path, damage, monkeypatch):
-    monkeypatch.setattr("frevl.data.packed.codes._MANY", 100)  # numbers in the order of the file
+    monkeypatch.setattr("frevl.data.packed.columns._MANY", 100)  # numbers in the order of the file
     path = write(tmp_path / "pairs.jsonl", [*PLAIN, '{"image": "a"}'])
     read_pairs(path)
     (kept,) = kept_files(tmp_path)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from frevl.data.pairs import Pairs
+from frevl.errors import Reject
 from frevl.evaluation.evaluation import evaluate
 from frevl.evaluation.metrics import macro_f1
-from frevl.rejects import Reject
 
 
 def pairs_of(rows):

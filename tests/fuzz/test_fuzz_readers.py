@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from frevl import Fusion, Scorer
 from frevl.data.pairs import read_pairs
 from frevl.errors import FrevlError
-from frevl.runs.onnx_backend import ExportedNetwork, metadata_of
+from frevl.runs.sharing.onnx_backend import ExportedNetwork, metadata_of
 from frevl.store.importing.formats import read_ids
 from frevl.store.importing.layouts import open_parts
 from frevl.store.importing.metadata import metadata_fields, named_metadata

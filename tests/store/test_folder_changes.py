@@ -14,8 +14,7 @@ import pytest
 from PIL import Image
 
 from frevl.encoders.toy import ToyImageTower
-from frevl.errors import UsageError
-from frevl.rejects import Reject
+from frevl.errors import Reject, UsageError
 from frevl.store.extraction import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store

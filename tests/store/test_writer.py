@@ -7,8 +7,7 @@ import lance
 import numpy as np
 import pytest
 
-from frevl.errors import StoreError
-from frevl.rejects import Reject, rejects_sentence
+from frevl.errors import Reject, StoreError, rejects_sentence
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import verify
 from frevl.store.writer import StoreWriter

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -12,15 +11,14 @@ from frevl.data.columns import Columns, choose_columns
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
 from frevl.data.pair_rows import in_fields
 from frevl.errors import UsageError
-from frevl.jsonfile import plain
+from frevl.files import plain
 
-__all__ = ["PLACE", "as_list", "rows_in_memory", "table_of"]
+__all__ = ["PLACE", "rows_in_memory", "table_of"]
 
 PLACE = "pairs in memory"
 """Stands for the name of a file in the places of such pairs."""
 
 Row = tuple[int, Any, str]
-A = TypeVar("A")
 
 _EXPECTED = (
     "pairs: expected a pairs file, a table (pandas, polars, Arrow, datasets), or a list of pairs such as "
@@ -126,24 +124,3 @@ def _with_columns(rows: Iterator[Any], given: Mapping[str, str]) -> Iterator[tup
         if columns is None and isinstance(row, Mapping):
             columns = choose_columns(f"{PLACE}:{number}", row, given)
         yield columns or {}, (number, row, HALF_PAIR if has_half_pair(row) else "")
-
-
-def as_list(value: Iterable[A] | A, name: str) -> list[A]:
-    """Return a list; a single text or path becomes a list of one, not of characters.
-
-    Args:
-        value: A list, anything that can be gone through once, or one text or path.
-        name: Of the argument, for the message.
-
-    Raises:
-        UsageError: It is neither.
-    """
-    if isinstance(value, str | Path):
-        return [value]
-    if not isinstance(value, Iterable) or isinstance(value, bytes):
-        raise UsageError(f"{name}: expected a list, such as ['a', 'b'], found {_shown(value)}")
-    return list(value)
-
-
-def _shown(value: Any) -> str:
-    return f"{type(value).__name__} {value!r:.40}"

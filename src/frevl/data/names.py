@@ -1,4 +1,4 @@
-"""Names and texts that look the same to a person although their bytes differ."""
+"""Ids and texts as people give them: lists of them, and those that look the same although their bytes differ."""
 
 from __future__ import annotations
 
@@ -6,14 +6,36 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Collection, Iterable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
 from urllib.parse import unquote
 
-__all__ = ["same_names", "spelling_note", "text_content", "why_unknown"]
+from frevl.errors import UsageError
+
+__all__ = ["as_list", "same_names", "spelling_note", "text_content", "why_unknown"]
+
+A = TypeVar("A")
 
 _NUMBERS = re.compile(r"\d+")
 _IDS = "ids are paths below the folder of images"
 _MOST_COMPARED = 20_000  # names that are compared letter by letter
+
+
+def as_list(value: Iterable[A] | A, name: str) -> list[A]:
+    """Return a list; a single text or path becomes a list of one, not of characters.
+
+    Args:
+        value: A list, anything that can be gone through once, or one text or path.
+        name: Of the argument, for the message.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if isinstance(value, str | Path):
+        return [value]
+    if not isinstance(value, Iterable) or isinstance(value, bytes):
+        raise UsageError(f"{name}: expected a list, such as ['a', 'b'], found {type(value).__name__} {value!r:.40}")
+    return list(value)
 
 
 def text_content(text: str) -> str:

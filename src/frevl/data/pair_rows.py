@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 from frevl.data.columns import FIELDS, REQUIRED, Columns, choose_columns, renaming_note
 from frevl.data.json_rows import json_rows
 from frevl.data.table_rows import table_rows
-from frevl.errors import PairsError
-from frevl.rejects import Reject
+from frevl.errors import PairsError, Reject
 
 __all__ = [
     "ENDINGS",

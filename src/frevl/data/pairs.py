@@ -36,8 +36,7 @@ from frevl.data.pair_rows import (
     rows_of,
     with_the_same_sides,
 )
-from frevl.errors import PairsError, UsageError
-from frevl.rejects import Reject, rejects_sentence
+from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 
 __all__ = [
     "Pairs",

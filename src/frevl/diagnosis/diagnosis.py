@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.diagnosis.cross_validation import cross_validate_contenders
 from frevl.diagnosis.data_quality.image_leaks import leak_findings

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock
 
 from frevl.errors import EncoderError, library
-from frevl.outputs import made_again
+from frevl.files import made_again
 
 if TYPE_CHECKING:
     import torch

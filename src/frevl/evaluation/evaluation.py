@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
 from frevl.data.vqa_answers import vqa_accuracy
-from frevl.errors import PairsError, UsageError
+from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 from frevl.evaluation.answers.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.chance import Chance, against_majority
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
@@ -24,8 +24,7 @@ from frevl.evaluation.retrieval_metrics import choice_set_scores, evaluate_retri
 from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.evaluation.wups import wups, wups_available
 from frevl.provenance import provenance
-from frevl.rejects import Reject, rejects_sentence
-from frevl.runs.prediction_sets.conformal import check_level
+from frevl.runs.calibration import check_level
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
 from frevl.store.grouping.groups import group_pairs

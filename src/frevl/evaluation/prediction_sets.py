@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from frevl.data.pairs import Pairs
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.slices import slice_table
-from frevl.runs.prediction_sets.of_scorer import conformal_scores, right_classes, set_probabilities
+from frevl.runs.prediction_sets import conformal_scores, right_classes, set_probabilities
 from frevl.runs.scorer import Scorer
 
 __all__ = ["evaluate_sets"]
@@ -25,7 +25,7 @@ def evaluate_sets(
         scorer: The run with its store.
         pairs: Test pairs with targets; their ``clusters`` are what the intervals draw.
         level: How often the right class is to be in the set.
-        calibrate: As in `frevl.runs.prediction_sets.of_scorer.conformal_scores`.
+        calibrate: As in `frevl.runs.prediction_sets.conformal_scores`.
         slices: Rows of every group of the pairs.
 
     Returns:

@@ -17,7 +17,7 @@ from frevl.evaluation.evaluation import Result, evaluate
 from frevl.evaluation.intervals import paired_difference, paired_test
 from frevl.evaluation.measures import mean_measure
 from frevl.evaluation.slices import slice_table
-from frevl.jsonfile import read_record
+from frevl.files import read_record
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from frevl.errors import FrevlError, MissingExtraError, RunError, UsageError
-from frevl.jsonfile import read_record
+from frevl.files import read_record
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -49,7 +49,7 @@ RUN_FILES = ("run.json", "weights.safetensors", "seen.safetensors")
 """What a published run consists of."""
 
 POSTERIOR_FILE = "posterior.safetensors"
-"""What a run has besides, if the posterior of its last layer is known: `frevl.runs.doubt.posterior`."""
+"""What a run has besides, if the posterior of its last layer is known: `frevl.runs.posterior`."""
 
 LOCAL_FOLDERS = re.compile(r"(?<![\w.:])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+")
 """Folders of this machine in a text; they are not published."""

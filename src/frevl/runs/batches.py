@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.devices import Steps, is_accelerator
 from frevl.encoders.interface import stack
 from frevl.models.interface import PairNetwork

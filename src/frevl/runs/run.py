@@ -24,11 +24,11 @@ from safetensors.torch import save_file
 from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, Side
 from frevl.errors import FingerprintError, PairsError, RunError, UsageError
-from frevl.jsonfile import read_record, replace_file, write_json
+from frevl.files import read_record, replace_file, write_json
 from frevl.models.hub import not_finite, restored, run_folder
 from frevl.models.interface import PairNetwork
 from frevl.models.registry import NETWORKS, build
-from frevl.runs.doubt.posterior import Posterior, save_posterior
+from frevl.runs.posterior import Posterior, save_posterior
 
 if TYPE_CHECKING:  # a network runs where nothing can read a store
     from frevl.store.reader import Store
@@ -88,7 +88,7 @@ class Run:
         space_image_hashes: Of ``train_image_hashes``, those of images from which only the run of ``--space`` has
             learned, so without a class.
         posterior: Of the last layer of a network that was just trained; that of a run on disk is read when somebody
-            asks for doubt (`frevl.runs.doubt.posterior.load_posterior`).
+            asks for doubt (`frevl.runs.posterior.load_posterior`).
     """
 
     path: Path

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.data.pairs import pair_list
 from frevl.devices import default_batch
 from frevl.encoders.images import MAX_PIXELS, ImageSource
@@ -19,11 +19,11 @@ from frevl.errors import UsageError
 from frevl.models.interface import PairNetwork, Searchable
 from frevl.runs.batches import EmbeddedPairs, exact_enough, images_alone, placed, read_side, vectors_of
 from frevl.runs.calibration import calibrated
-from frevl.runs.doubt.posterior import Posterior, load_posterior
-from frevl.runs.onnx_backend import BACKENDS, check_backend, open_exported
 from frevl.runs.own_encoders import OwnEncoders
 from frevl.runs.pair_grid import PairScores, ScoreRows, grid_scorer, list_logits, scored_rows
+from frevl.runs.posterior import Posterior, load_posterior
 from frevl.runs.run import Run
+from frevl.runs.sharing.onnx_backend import BACKENDS, check_backend, open_exported
 from frevl.runs.targets import Prediction, Ranked, predictions, ranked
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
@@ -155,7 +155,7 @@ class Scorer:
 
         Returns:
             ``(n,)`` float32 from 0, as known as can be, to 1, like nothing known: what the posterior of the last layer
-            leaves of its prior variance (`frevl.runs.doubt.posterior.Posterior.doubt`). It says nothing about which
+            leaves of its prior variance (`frevl.runs.posterior.Posterior.doubt`). It says nothing about which
             answer is right, and is no probability.
 
         Raises as `score`, and UsageError if the run has none, RunError if it is damaged.

@@ -14,16 +14,15 @@ import numpy as np
 
 from frevl.data.arrow_rows import ArrowSource, open_arrow, pictures_of, table_source
 from frevl.data.columns import columns_of
-from frevl.data.in_memory import PLACE, as_list, table_of
-from frevl.data.names import same_names, why_unknown
+from frevl.data.in_memory import PLACE, table_of
+from frevl.data.names import as_list, same_names, why_unknown
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.devices import processors
 from frevl.encoders.interface import TextTower
 from frevl.encoders.registry import load_encoder, with_layers
 from frevl.encoders.runtime import on_device
 from frevl.encoders.unread import MOSTLY, unread_sentence
-from frevl.errors import InputError, UsageError
-from frevl.rejects import Reject
+from frevl.errors import InputError, Reject, UsageError
 from frevl.store.canaries import tower_records
 from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.embedding.embedder import Embedder, Here

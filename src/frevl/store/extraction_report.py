@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from frevl.rejects import Reject, rejects_sentence
+from frevl.errors import Reject, rejects_sentence
 
 __all__ = ["ExtractionReport"]
 

@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.encoders.interface import pool
-from frevl.errors import StoreError, UsageError, nearest
-from frevl.rejects import Reject
+from frevl.errors import Reject, StoreError, UsageError, nearest
 from frevl.store.commits.record import check_not_lost, read_commit
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, Snapshot

@@ -9,15 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from frevl.data.in_memory import as_list
-from frevl.data.names import same_names, spelling_note, text_content, why_unknown
+from frevl.data.names import as_list, same_names, spelling_note, text_content, why_unknown
 from frevl.data.packed.columns import Coded, by_value, chosen, joined
 from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.interface import Encoder
 from frevl.encoders.unread import MOSTLY, unread_sentence
-from frevl.errors import PairsError, UsageError
-from frevl.rejects import Reject, rejects_sentence
+from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 from frevl.store.ids.rows_of_ids import KnownIds, find_rows, rows_of_values
 from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Modality, Tower

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frevl.encoders.interface import Embeddings
-from frevl.errors import StoreError
-from frevl.rejects import Reject
+from frevl.errors import Reject, StoreError
 from frevl.store.commits.failures import reading
 from frevl.store.commits.rows import ITEM_FIELDS, UNREAD_SCHEMA, embedding_column, in_utf8, reject_rows
 from frevl.store.commits.soundness import checksums_of

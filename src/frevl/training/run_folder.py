@@ -24,10 +24,10 @@ from torch import Tensor
 
 from frevl.data.packed.columns import chosen, in_order, joined
 from frevl.errors import RunError, TrainingError
-from frevl.jsonfile import replace_file, write_json
+from frevl.files import replace_file, write_json
 from frevl.models.hub import POSTERIOR_FILE, RUN_FILES, weights_digest
+from frevl.provenance import toml_text
 from frevl.runs.run import UNFINISHED, Run, refuse_other_files
-from frevl.runs.toml_text import toml_text
 from frevl.training.options import ModelOptions
 from frevl.training.workers.team import ALONE, Team
 from frevl.version import __version__

@@ -19,7 +19,7 @@ import numpy as np
 from frevl.data.pairs import Pairs, in_memory
 from frevl.errors import RunError, UsageError
 from frevl.evaluation.seeds import deviation
-from frevl.jsonfile import write_json
+from frevl.files import write_json
 from frevl.provenance import provenance
 from frevl.runs.run import Run
 from frevl.store.reader import Store

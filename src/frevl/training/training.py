@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, in_memory
 from frevl.devices import check_device
 from frevl.errors import PairsError, UsageError, nearest

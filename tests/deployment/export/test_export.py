@@ -22,10 +22,10 @@ from frevl.models.ensemble import Average
 from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.models.retrieval.two_tower import TwoTower
-from frevl.runs import onnx_backend as onnxfile
-from frevl.runs.onnx_backend import ExportedNetwork, metadata_of
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
+from frevl.runs.sharing import onnx_backend as onnxfile
+from frevl.runs.sharing.onnx_backend import ExportedNetwork, metadata_of
 from frevl.store.towers import fingerprint_of
 from frevl.training.training import train
 

@@ -13,8 +13,8 @@ from frevl.data.pairs import read_pairs
 from frevl.deployment.export import exporting
 from frevl.deployment.export.exporting import export
 from frevl.errors import PairsError
-from frevl.runs.onnx_backend import metadata_of
 from frevl.runs.scorer import Scorer
+from frevl.runs.sharing.onnx_backend import metadata_of
 from frevl.training.training import train
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "export.md"

@@ -14,7 +14,7 @@ from frevl.diagnosis.findings import SECTIONS, chart, series
 from frevl.diagnosis.report.page import check_page_libraries, figures, page_of, write_page
 from frevl.diagnosis.report.plots import NARROW, WIDE, draw_plot, series_colours
 from frevl.errors import InputError, MissingExtraError, UsageError
-from frevl.jsonfile import plain
+from frevl.files import plain
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?")
 

@@ -14,7 +14,7 @@ from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.models.retrieval.two_tower import Cosine
 from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
 from frevl.runs.batches import EmbeddedPairs
-from frevl.runs.doubt.posterior import fit_posterior
+from frevl.runs.posterior import fit_posterior
 
 
 def directions_of(rows, **options):

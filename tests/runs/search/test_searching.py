@@ -14,7 +14,7 @@ from PIL import Image
 import frevl as package
 import frevl.runs.search.vectors
 from frevl.errors import UsageError
-from frevl.jsonfile import write_json
+from frevl.files import write_json
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.contact_sheet import contact_sheet
 from frevl.runs.search.index import NeighbourIndex

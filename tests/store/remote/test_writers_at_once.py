@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from frevl.encoders.interface import Embeddings
-from frevl.rejects import Reject
+from frevl.errors import Reject
 from frevl.store import writer as writer_module
 from frevl.store.importing.identity import declared_towers
 from frevl.store.reader import Store

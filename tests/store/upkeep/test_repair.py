@@ -8,8 +8,7 @@ import lance
 import numpy as np
 import pytest
 
-from frevl.errors import StoreError
-from frevl.rejects import Reject
+from frevl.errors import Reject, StoreError
 from frevl.store.extraction import extract
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store

@@ -12,7 +12,7 @@ from frevl.cli.tables import classify_sentence
 from frevl.data.classes.class_files import read_classes
 from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, PairsError, RunError, UsageError
-from frevl.runs.choosing.selecting import select_pairs
+from frevl.runs.labelling.selecting import select_pairs
 from frevl.store.importing.vectors import import_embeddings
 from named import CLASSES
 

@@ -3,7 +3,7 @@
 import json
 
 import frevl
-from frevl.runs.doubt.posterior import carried_over
+from frevl.runs.posterior import carried_over
 from frevl.runs.run import Run
 from frevl.training.debiasing.debias import debias
 

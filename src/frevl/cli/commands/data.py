@@ -188,7 +188,7 @@ def pairs(
 ) -> None:
     """Convert a published data set into a pairs file."""
     from frevl.data.benchmarks.load import left_out_sentence, load_benchmark, write_rows
-    from frevl.outputs import refuse_inputs
+    from frevl.files import refuse_inputs
 
     benchmark = load_benchmark(
         name,

@@ -109,7 +109,7 @@ def diagnose(
     say(diagnosis_summary(diagnosis))
     write(json, diagnosis.record())
     if markdown is not None:
-        from frevl.jsonfile import replace_file
+        from frevl.files import replace_file
 
         try:
             markdown.parent.mkdir(parents=True, exist_ok=True)

@@ -198,7 +198,7 @@ def score(
     json: JsonOption = None,
 ) -> None:
     """Score every pair of a file with a run."""
-    from frevl.rejects import rejects_sentence
+    from frevl.errors import rejects_sentence
     from frevl.runs.score_files import score_file, score_grid
     from frevl.runs.scorer import Scorer
 
@@ -253,8 +253,7 @@ def select(
     json: JsonOption = None,
 ) -> None:
     """Choose which pairs to label next, so that the run gains most from them."""
-    from frevl.runs.choosing.select_sheet import write_select_sheet
-    from frevl.runs.choosing.selecting import select_pairs
+    from frevl.runs.labelling.selecting import select_pairs, write_select_sheet
     from frevl.runs.scorer import Scorer
 
     if images is not None and html is None:

@@ -22,7 +22,7 @@ from frevl.data.benchmarks.files import Folder, LeftOut, Row
 from frevl.data.benchmarks.vqa import frequent_answers, keep_vocabulary
 from frevl.data.pairs import problem_of
 from frevl.errors import InputError, MissingExtraError, UsageError, nearest
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 
 __all__ = ["BENCHMARKS", "Benchmark", "Source", "left_out_sentence", "load_benchmark", "write_rows"]
 

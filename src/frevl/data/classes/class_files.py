@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from frevl.data.json_rows import json_rows
-from frevl.errors import InputError, nearest
-from frevl.rejects import Reject
+from frevl.errors import InputError, Reject, nearest
 
 __all__ = ["ClassEntry", "ClassList", "read_classes"]
 

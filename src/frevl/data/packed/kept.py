@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frevl.data.packed.columns import Coded, Places
-from frevl.outputs import made_again
+from frevl.files import made_again
 from frevl.version import __version__
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy as np
 from frevl.data.columns import FIELDS, choose_columns, renaming_note
 from frevl.data.json_rows import is_lines, json_value, too_long
 from frevl.data.packed.blocks import Block, Layout, read_block
-from frevl.data.packed.codes import joined_codes
+from frevl.data.packed.columns import joined_codes
 from frevl.data.packed.kept import Kept, kept_columns
 from frevl.data.packed.tables import arrow_block, csv_block, open_csv
 from frevl.data.pair_rows import TABLES, as_target, is_missing, nothing_found, with_the_same_sides

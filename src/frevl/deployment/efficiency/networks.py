@@ -19,9 +19,9 @@ from frevl.deployment.export.quantisation import quantise_rows
 from frevl.errors import RunError, library
 from frevl.models.fusion import Fusion
 from frevl.runs.batches import Inputs
-from frevl.runs.onnx_backend import ExportedNetwork
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
+from frevl.runs.sharing.onnx_backend import ExportedNetwork
 
 __all__ = ["FORMS", "fusion_records", "goal_records", "scaling_records"]
 

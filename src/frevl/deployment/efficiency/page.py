@@ -8,7 +8,7 @@ from typing import Any
 
 from frevl.deployment.efficiency.records import NOT_MEASURED
 from frevl.errors import InputError, library
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 
 __all__ = ["goals_table", "page", "write_page"]
 

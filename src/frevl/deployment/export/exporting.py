@@ -21,11 +21,10 @@ from frevl.deployment.export.onnx_graph import drawn_inputs, exportable, has_own
 from frevl.deployment.export.quantisation import quantise_rows
 from frevl.errors import RunError, UsageError, library
 from frevl.evaluation.evaluation import evaluate
-from frevl.jsonfile import replace_file
-from frevl.outputs import refuse_inputs
-from frevl.runs.onnx_backend import FILE_NAME, FORMAT, ExportedNetwork, weights_hash
+from frevl.files import refuse_inputs, replace_file
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
+from frevl.runs.sharing.onnx_backend import FILE_NAME, FORMAT, ExportedNetwork, weights_hash
 from frevl.store.reader import Store
 from frevl.store.towers import fingerprint_of
 from frevl.store.usable_pairs import usable_pairs

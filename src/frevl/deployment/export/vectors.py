@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from frevl.errors import InputError, UsageError
-from frevl.jsonfile import flush_folder, replace_file
-from frevl.outputs import refuse_inputs
+from frevl.files import flush_folder, refuse_inputs, replace_file
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.searching import check_searchable
 from frevl.runs.search.vectors import Shortlist

@@ -11,7 +11,7 @@ import numpy as np
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.encoders.interface import pool
 from frevl.errors import UsageError
-from frevl.runs.prediction_sets.of_scorer import conformal_scores, named_matches, named_sets
+from frevl.runs.prediction_sets import conformal_scores, named_matches, named_sets
 from frevl.runs.scorer import Prediction, Scorer
 from frevl.runs.search.searching import Hit, Searcher
 from frevl.store.reader import TABLES, Store

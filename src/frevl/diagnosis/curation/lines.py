@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl import jsonfile
+from frevl import files
 from frevl.data.pairs import Pairs
 from frevl.errors import InputError
 from frevl.store.reader import Store
@@ -111,6 +111,6 @@ def write_lines(path: str | Path | None, lines: list[dict[str, Any]], flag: str)
     file = Path(path)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        jsonfile.write_lines(file, lines)
+        files.write_lines(file, lines)
     except OSError as error:
         raise InputError(f"{flag} {file}: the lines cannot be written ({error.strerror or error})") from error

@@ -27,7 +27,7 @@ from frevl.encoders.interface import Encoder, pool
 from frevl.encoders.onnx_session import cache_folder
 from frevl.encoders.registry import load_encoder
 from frevl.errors import EncoderError, FrevlError, UsageError
-from frevl.jsonfile import write_json
+from frevl.files import write_json
 from frevl.models.baselines import Linear, fit_linear
 from frevl.models.inputs import ZScore
 from frevl.runs.batches import EmbeddedPairs, logits_of

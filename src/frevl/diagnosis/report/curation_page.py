@@ -12,7 +12,7 @@ import numpy as np
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.report.page import check_page_libraries, render, write_text
 from frevl.diagnosis.report.shareable import shareable
-from frevl.jsonfile import plain
+from frevl.files import plain
 
 if TYPE_CHECKING:
     from frevl.diagnosis.curation.curate import Curation

@@ -9,7 +9,7 @@ from typing import Any
 from frevl.diagnosis.findings import Finding, chart, series
 from frevl.diagnosis.report.page import render, write_text
 from frevl.diagnosis.report.shareable import shareable
-from frevl.jsonfile import plain
+from frevl.files import plain
 
 __all__ = ["evaluation_findings", "write_evaluation_page"]
 

@@ -16,7 +16,7 @@ from frevl.diagnosis.findings import sections_of
 from frevl.diagnosis.report.plots import NARROW, WIDE, check_matplotlib, draw_plot, series_colours
 from frevl.diagnosis.report.shareable import shareable
 from frevl.errors import ImageError, InputError, MissingExtraError, UsageError
-from frevl.jsonfile import plain, replace_file
+from frevl.files import plain, replace_file
 from frevl.runs.search.thumbnails import thumbnail_address
 
 if TYPE_CHECKING:

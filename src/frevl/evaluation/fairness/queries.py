@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.errors import InputError, UsageError
+from frevl.errors import InputError, UsageError, rejects_sentence
 from frevl.evaluation.fairness.groups import groups_of
 from frevl.evaluation.fairness.skew import SkewDraws, share_gaps, skews
 from frevl.evaluation.slices import has_value, value_name
 from frevl.provenance import provenance
-from frevl.rejects import rejects_sentence
 from frevl.runs.scorer import Scorer
 from frevl.store.usable_pairs import content_of_units, usable_pairs
 

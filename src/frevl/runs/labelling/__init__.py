@@ -1,1 +1,1 @@
-"""A run of images alone labels a whole store: as a file, and as a page to look at."""
+"""Labels: a run of images alone labels a whole store, and chooses what people label next; as files, and as pages."""

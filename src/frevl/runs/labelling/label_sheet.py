@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from frevl.errors import InputError
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 from frevl.runs.labelling.label_store import Labelling
 from frevl.runs.search.contact_sheet import thumbnail
 

@@ -19,10 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frevl.errors import InputError, UsageError
-from frevl.jsonfile import write_json
+from frevl.files import refuse_inputs, write_json
 from frevl.models.hub import weights_digest
-from frevl.outputs import refuse_inputs
-from frevl.runs.labelling.many_nodes import scoring_through
+from frevl.runs.score_files import scoring_through
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import Ranked
 from frevl.store.ids.rows_of_ids import ids_in_order

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from frevl.errors import ImageError, InputError
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 from frevl.runs.search.searching import Hit, SearchResult
 from frevl.runs.search.thumbnails import thumbnail_address
 

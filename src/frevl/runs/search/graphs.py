@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from frevl.jsonfile import replace_file, write_json
+from frevl.files import replace_file, write_json
 from frevl.runs.search.vectors import PART_ROWS, Shortlist
 from frevl.terminal import ProgressLine
 

@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from frevl.errors import StoreError, UsageError
-from frevl.jsonfile import write_json
+from frevl.files import write_json
 from frevl.runs.search.graphs import Graphs, grown_graphs, parts_of, sweep
 from frevl.runs.search.nearest import nearest_of_many, nearest_rows
 from frevl.runs.search.vectors import Shortlist

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from filelock import FileLock
 
 from frevl.errors import StoreError
-from frevl.jsonfile import replace_file, write_json
+from frevl.files import replace_file, write_json
 from frevl.runs.scorer import Scorer
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import TABLES, Store

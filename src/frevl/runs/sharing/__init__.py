@@ -1,1 +1,1 @@
-"""Publishing a run on a model hub, with a card made from its own records."""
+"""Runs that leave their folder: published on a model hub with a card of their own records, or exported as ONNX."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from frevl.errors import InputError, RunError, UsageError
-from frevl.jsonfile import read_record, write_json
+from frevl.files import read_record, write_json
 from frevl.models.hub import LOCAL_FOLDERS, POSTERIOR_FILE, RUN_FILES, brief, hub_library, not_sent
 from frevl.runs.sharing.model_card import model_card
 

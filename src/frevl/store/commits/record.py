@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from frevl.errors import StoreError, UsageError
-from frevl.jsonfile import flush_file, flush_folder, write_json
+from frevl.files import flush_file, flush_folder, write_json
 from frevl.store.remote.address import is_remote, place_of
 from frevl.store.remote.objects import Objects
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from frevl.errors import StoreError
-from frevl.jsonfile import write_json
+from frevl.files import write_json
 from frevl.store.commits.failures import reading
 from frevl.store.commits.record import (
     check_not_lost,

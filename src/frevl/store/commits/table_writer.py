@@ -13,7 +13,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 
 from frevl.errors import StoreError
-from frevl.jsonfile import flush_folder
+from frevl.files import flush_folder
 from frevl.store.commits.failures import writing
 from frevl.store.commits.record import Commit, flush_table, manifests, write_commit
 from frevl.store.commits.rows import as_stream

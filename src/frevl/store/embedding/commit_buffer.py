@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from frevl.encoders.interface import Embeddings, ImageTower, TextTower, stack
-from frevl.rejects import Reject
+from frevl.errors import Reject
 from frevl.store.towers import Modality
 from frevl.store.writer import Item, StoreWriter, TakeOver
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
-from frevl.rejects import Reject
+from frevl.errors import Reject
 from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.embedding.pictures import Pictures
 from frevl.store.stored_items import StoredItems

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from frevl.encoders.interface import ImageTower
-from frevl.rejects import Reject
+from frevl.errors import Reject
 from frevl.store.embedding.commit_buffer import PendingItem
 from frevl.store.stored_items import KnownItems
 

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 from frevl.store.ids.hashing import id_hashes
 from frevl.store.ids.rows_of_ids import Segment
 

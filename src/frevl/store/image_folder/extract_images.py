@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from frevl.data.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
-from frevl.errors import InputError, UsageError
-from frevl.rejects import Reject, rejects_sentence
+from frevl.errors import InputError, Reject, UsageError, rejects_sentence
 from frevl.store.embedding.commit_buffer import CommitBuffer
 from frevl.store.embedding.embedder import Embedder
 from frevl.store.embedding.pictures import GUESSED, IN_SILENCE, Pictures

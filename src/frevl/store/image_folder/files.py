@@ -12,8 +12,7 @@ import numpy as np
 
 from frevl.encoders.images import GUESSED_WHITE, read_image
 from frevl.encoders.interface import ImageTower
-from frevl.errors import ImageError
-from frevl.rejects import Reject
+from frevl.errors import ImageError, Reject
 from frevl.store.embedding.commit_buffer import PendingItem
 from frevl.store.embedding.pictures import GUESSED, IN_SILENCE, MakePictures, remarks
 from frevl.store.image_folder.listing import FolderFile, read_regular_file

@@ -9,8 +9,7 @@ from typing import Literal
 
 from frevl.data.arrow_rows import ArrowSource, pictures_of
 from frevl.encoders.interface import ImageTower
-from frevl.errors import ImageError, PairsError
-from frevl.rejects import Reject
+from frevl.errors import ImageError, PairsError, Reject
 from frevl.store.embedding.commit_buffer import PendingItem
 from frevl.store.embedding.pictures import MakePictures
 from frevl.store.image_folder.files import PicturesToPrepare, reason_of

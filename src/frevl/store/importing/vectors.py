@@ -15,10 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from frevl.encoders.interface import Embeddings
-from frevl.errors import InputError, UsageError
-from frevl.jsonfile import replace_file
-from frevl.outputs import refuse_inputs
-from frevl.rejects import Reject, rejects_sentence
+from frevl.errors import InputError, Reject, UsageError, rejects_sentence
+from frevl.files import refuse_inputs, replace_file
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.importing.formats import VectorBlock
 from frevl.store.importing.identity import declared_towers, verified_towers

@@ -22,7 +22,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from frevl.errors import StoreError, UsageError
-from frevl.jsonfile import flush_folder
+from frevl.files import flush_folder
 from frevl.store.labels.book import LabelBook
 from frevl.store.labels.entries import FORMAT, Entry, class_name, labeller_name, now, parse, request_id
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from frevl.encoders.registry import load_encoder
 from frevl.encoders.runtime import on_device
-from frevl.rejects import Reject
+from frevl.errors import Reject
 from frevl.store.canaries import tower_records
 from frevl.store.embedding.commit_buffer import PendingItem, Row, embed_items
 from frevl.store.embedding.embedder import ahead_of

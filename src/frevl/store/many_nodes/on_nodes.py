@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from frevl.errors import FrevlError
-from frevl.rejects import Reject
+from frevl.errors import FrevlError, Reject
 from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem, Row
 from frevl.store.embedding.pictures import MakePictures, Pictures
 from frevl.store.many_nodes.connection import connected, versions_here

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from filelock import Timeout
 
 from frevl.errors import StoreError, UsageError
-from frevl.jsonfile import flush_file, flush_folder, read_record, write_json
+from frevl.files import flush_file, flush_folder, read_record, write_json
 from frevl.store.commits.failures import reading
 from frevl.store.commits.record import manifest_names
 from frevl.store.commits.soundness import ROWS_AT_ONCE, sound_rows

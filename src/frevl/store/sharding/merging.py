@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from frevl.errors import StoreError, UsageError
-from frevl.rejects import Reject, rejects_sentence
+from frevl.errors import Reject, StoreError, UsageError, rejects_sentence
 from frevl.store.commits.record import check_local
 from frevl.store.commits.soundness import sound_rows
 from frevl.store.lance_tables import ALL_TABLES, Snapshot

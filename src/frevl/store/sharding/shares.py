@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from frevl.errors import StoreError, UsageError
-from frevl.jsonfile import read_record, write_json
+from frevl.files import read_record, write_json
 from frevl.store.remote.address import is_remote
 from frevl.store.remote.objects import Objects
 from frevl.version import __version__

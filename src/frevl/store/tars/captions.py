@@ -12,9 +12,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from frevl.data.json_rows import HALF_PAIR, has_half_pair
-from frevl.errors import InputError
-from frevl.jsonfile import replace_file
-from frevl.rejects import Reject
+from frevl.errors import InputError, Reject
+from frevl.files import replace_file
 from frevl.store.tars.members import Member
 
 __all__ = ["Captions", "holds_caption"]

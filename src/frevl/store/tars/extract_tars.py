@@ -6,8 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 
 from frevl.encoders.interface import ImageTower
-from frevl.errors import ImageError
-from frevl.rejects import Reject
+from frevl.errors import ImageError, Reject
 from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.embedding.embedder import Embedder
 from frevl.store.embedding.pictures import GUESSED, MakePictures

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from frevl.errors import StoreError
-from frevl.rejects import Reject
+from frevl.errors import Reject, StoreError
 from frevl.store.commits.failures import reading
 from frevl.store.commits.soundness import ROWS_AT_ONCE, sound_rows, wrong_ids
 from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, open_table, read_data_file

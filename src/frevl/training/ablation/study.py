@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, in_memory
-from frevl.errors import MissingExtraError, RunError, UsageError, nearest
+from frevl.errors import MissingExtraError, Reject, RunError, UsageError, nearest, rejects_sentence
 from frevl.evaluation.seeds import evaluate_seeds, open_seeds
-from frevl.jsonfile import write_json
+from frevl.files import write_json
 from frevl.models.fusion import PRESETS
-from frevl.rejects import Reject, rejects_sentence
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import choose_towers, usable_pairs
 from frevl.terminal import print_progress

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from frevl.errors import UsageError
 from frevl.models.classification.heads import Head, one_hot
-from frevl.runs.calibration import calibration_notes
-from frevl.runs.prediction_sets.conformal import ConformalScores
+from frevl.runs.calibration import ConformalScores, calibration_notes
 from frevl.terminal import print_progress
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
 from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts

@@ -18,15 +18,14 @@ from torch import Tensor
 from frevl.data.classes.class_files import ClassList, read_classes
 from frevl.data.classes.templates import TEMPLATE, TEMPLATE_OF_CAPTIONS, check_templates
 from frevl.data.columns import columns_of
-from frevl.data.in_memory import as_list
+from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, in_memory
-from frevl.errors import UsageError, nearest
+from frevl.errors import UsageError, nearest, rejects_sentence
 from frevl.models.hub import weights_digest
 from frevl.models.inputs import mean_pool
 from frevl.provenance import provenance
-from frevl.rejects import rejects_sentence
 from frevl.runs.batches import images_alone
-from frevl.runs.doubt.posterior import fit_posterior
+from frevl.runs.posterior import fit_posterior
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import hash_prefixes

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from frevl.data.classes.class_files import ClassEntry, ClassList
 from frevl.data.pairs import Pairs, one_side_note
-from frevl.errors import PairsError, UsageError, nearest
+from frevl.errors import PairsError, Reject, UsageError, nearest, rejects_sentence
 from frevl.models.inputs import mean_pool
-from frevl.rejects import Reject, rejects_sentence
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower

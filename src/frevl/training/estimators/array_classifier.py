@@ -14,8 +14,7 @@ from torch import Tensor
 from frevl.errors import FrevlError, MissingExtraError, RunError, UsageError
 from frevl.models.interface import PairNetwork
 from frevl.provenance import provenance
-from frevl.runs.calibration import calibrated
-from frevl.runs.prediction_sets.conformal import ConformalScores, check_level
+from frevl.runs.calibration import ConformalScores, calibrated, check_level
 from frevl.runs.run import Run
 from frevl.training.options import Session
 
@@ -118,7 +117,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         """Return which classes cannot be ruled out: the right one is among them as often as ``level`` says.
 
         Split conformal prediction on the rows that were held out in `fit`, one a group; see
-        `frevl.runs.prediction_sets.conformal`. Where too few were held out for the level every class is in every set.
+        `frevl.runs.calibration`. Where too few were held out for the level every class is in every set.
 
         Args:
             X: ``(n, features)``.

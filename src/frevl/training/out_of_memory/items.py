@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from frevl.errors import TrainingError
-from frevl.outputs import made_again
+from frevl.files import made_again
 from frevl.store.reader import Store
 from frevl.store.towers import Modality, Tower
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from frevl.errors import UsageError
 from frevl.models.interface import PairNetwork
-from frevl.runs.calibration import calibrated, calibration_notes, fit_calibration
-from frevl.runs.doubt.posterior import Posterior, fit_posterior
-from frevl.runs.prediction_sets.conformal import ConformalScores
+from frevl.runs.calibration import ConformalScores, calibrated, calibration_notes, fit_calibration
+from frevl.runs.posterior import Posterior, fit_posterior
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, Prepared, dev_metric, with_wrong_texts
 from frevl.training.fit_model import fit_model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 from frevl.store.ids.rows_of_ids import RowsOfIds, find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Tower

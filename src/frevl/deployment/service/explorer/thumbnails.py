@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.errors import ImageError
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 from frevl.runs.search.thumbnails import thumbnail
 
 __all__ = ["SIDES", "Thumbnails"]

@@ -19,7 +19,7 @@ from typing import Any
 
 from frevl.deployment.service.explorer.background.processes import birth_of, is_alive, last_lines
 from frevl.errors import FrevlError
-from frevl.jsonfile import read_record, write_json
+from frevl.files import read_record, write_json
 from frevl.runs.run import UNFINISHED
 from frevl.terminal import STEPS_FILE
 

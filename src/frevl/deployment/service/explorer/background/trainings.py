@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from frevl.deployment.service.explorer.background.job import Job, jobs_of
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.errors import StoreError
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 
 __all__ = ["Trainings"]
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from frevl.deployment.service.explorer.background.processes import birth_of, is_alive, last_lines
 from frevl.deployment.service.http.limits import RefusedError
-from frevl.jsonfile import read_record, write_json, write_lines
+from frevl.files import read_record, write_json, write_lines
 from frevl.runs.run import UNFINISHED
 from frevl.store.commits.rows import in_utf8
 

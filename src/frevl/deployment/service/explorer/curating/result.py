@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.errors import InputError
-from frevl.jsonfile import read_record
+from frevl.files import read_record
 
 __all__ = ["FILTERS", "REPEATED", "CurationResult", "Group", "open_result", "stamp_of"]
 

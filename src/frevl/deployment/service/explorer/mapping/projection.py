@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from frevl.deployment.service.explorer.rows import Rows
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 
 __all__ = ["MOST_POINTS", "Projection", "principal_plane", "projection_of", "read_projection", "write_projection"]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from frevl.evaluation.intervals import bootstrap_interval
-from frevl.runs.choosing.strategies import choose
+from frevl.runs.labelling.strategies import choose
 
 __all__ = ["Classifier", "Fit", "Lesson", "Material", "learnt", "wilson_interval"]
 
@@ -154,7 +154,7 @@ class Lesson:
     def next(self, vectors: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
         """Return the pictures whose labels would teach most: unsure, and unlike what is labelled and each other.
 
-        That is `frevl.runs.choosing.strategies.choose` with ``mixed``, among the least sure.
+        That is `frevl.runs.labelling.strategies.choose` with ``mixed``, among the least sure.
 
         Args:
             vectors: ``(pictures, dim)``.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,17 @@ from torch import Tensor
 
 from frevl.data.names import text_content
 from frevl.data.pairs import Pairs, one_side_note, read_pairs
-from frevl.errors import InputError, PairsError, UsageError
-from frevl.jsonfile import write_lines
+from frevl.errors import InputError, PairsError, Reject, UsageError, rejects_sentence
+from frevl.files import refuse_inputs, write_lines
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.inputs import mean_pool
-from frevl.outputs import refuse_inputs
-from frevl.rejects import Reject, rejects_sentence
-from frevl.runs.choosing.strategies import STRATEGIES, Chosen, choose
+from frevl.runs.labelling.strategies import STRATEGIES, Chosen, choose
 from frevl.runs.scorer import Scorer
+from frevl.runs.search.contact_sheet import page_of, thumbnail, write_page
 from frevl.store.towers import Modality
 from frevl.store.usable_pairs import content_of_units, usable_pairs
 
-__all__ = ["STRATEGIES", "Selection", "select_pairs"]
+__all__ = ["STRATEGIES", "Selection", "select_pairs", "select_sheet", "write_select_sheet"]
 
 _PAIRS_AT_ONCE = 16_384
 _MOST_SEEN = 20_000  # of the items that the run has learned from; more are as good as covered by these
@@ -94,7 +94,7 @@ def select_pairs(
             the run's ``label`` (classification) and ``probability``. It appears complete or not at all. None writes
             nothing.
         k: How many to choose.
-        by: One of `STRATEGIES`; see `frevl.runs.choosing.strategies.choose`.
+        by: One of `STRATEGIES`; see `frevl.runs.labelling.strategies.choose`.
         per_image: Most pairs of one image (of one text, in a run of texts alone).
         labelled: Pairs that have been labelled since the run was made: files that an earlier call has written, with
             targets added. Lines without a target are no labels and are passed over.
@@ -286,3 +286,38 @@ def _write(out: Path, lines: list[dict[str, Any]]) -> None:
         write_lines(out, lines)
     except OSError as error:
         raise InputError(f"{out}: the pairs cannot be written ({error.strerror or error})") from error
+
+
+_SHOWN = 300  # pictures; a page of more opens slowly
+
+
+def write_select_sheet(path: str | Path, selection: Selection, *, images: Path | None) -> None:
+    """Write the page.
+
+    Args:
+        path: The HTML file.
+        selection: What `select_pairs` returned.
+        images: Folder that the image ids are relative to; without it the page shows ids alone.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    write_page(path, select_sheet(selection, images=images))
+
+
+def select_sheet(selection: Selection, *, images: Path | None) -> str:
+    """Return the page, the most wanted first; everything that comes from data is escaped."""
+    shown = selection.lines[:_SHOWN]
+    said = selection.sentence()
+    if len(shown) < len(selection.lines):
+        said += f" The first {len(shown):,} are shown."
+    return page_of(f"{len(selection.lines):,} pairs to label next", said, [_entry(line, images) for line in shown])
+
+
+def _entry(line: dict[str, Any], images: Path | None) -> str:
+    about, image = line["select"], line.get("image")
+    picture = "" if image is None else thumbnail(None if images is None else images / image, image)
+    name = " - ".join(str(line[side]) for side in ("image", "text") if side in line)
+    answer = f"{about['label']} " if "label" in about else "match "
+    said = f"{answer}{100 * about['probability']:.1f} %, margin {about['margin']:.3f}"
+    return f'<li>{picture}{about["rank"]}. {escape(name)}<br><span class="said">{escape(said)}</span></li>'

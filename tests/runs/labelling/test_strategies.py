@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from frevl.errors import UsageError
-from frevl.runs.choosing.strategies import STRATEGIES, choose
+from frevl.runs.labelling.strategies import STRATEGIES, choose
 
 NOTHING = torch.zeros(0, 2)
 

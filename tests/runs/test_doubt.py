@@ -16,7 +16,7 @@ from frevl.models.baselines import Linear
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.ensemble import Average
 from frevl.runs.batches import images_alone
-from frevl.runs.doubt.posterior import Posterior, fit_posterior
+from frevl.runs.posterior import Posterior, fit_posterior
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
 from frevl.runs.sharing.publishing import write_published_run

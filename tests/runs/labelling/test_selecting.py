@@ -7,7 +7,7 @@ import pytest
 
 import frevl
 from frevl.errors import PairsError, UsageError
-from frevl.runs.choosing.selecting import select_pairs
+from frevl.runs.labelling.selecting import select_pairs
 from frevl.store.importing.vectors import import_embeddings
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from frevl.errors import RunError, UsageError
-from frevl.jsonfile import replace_file
+from frevl.files import replace_file
 from frevl.models.hub import POSTERIOR_FILE, weights_digest
 from frevl.models.interface import PairNetwork
 from frevl.models.uncertainty.posterior import known_directions, left_over, scatter_of

@@ -8,7 +8,7 @@ import pytest
 import frevl as package
 from frevl.errors import UsageError
 from frevl.estimators import EmbeddingClassifier
-from frevl.runs.prediction_sets.conformal import ConformalScores
+from frevl.runs.calibration import ConformalScores
 
 
 def world(clusters, each, seed, *, classes=6, own=1.5):

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.pairs import Pairs, with_targets
-from frevl.errors import PairsError, RunError, UsageError
-from frevl.rejects import rejects_sentence
-from frevl.runs.prediction_sets.conformal import ConformalScores
+from frevl.errors import PairsError, RunError, UsageError, rejects_sentence
+from frevl.runs.calibration import ConformalScores
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
 from frevl.store.grouping.groups import group_pairs

@@ -1,1 +1,0 @@
-"""How much what a run is asked about is like what it has learned from."""

@@ -1,1 +1,0 @@
-"""Sets of classes that hold the right one as often as was asked for."""
