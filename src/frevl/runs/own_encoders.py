@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,24 +20,18 @@ __all__ = ["OwnEncoders"]
 
 
 class OwnEncoders:
-    """The encoders that made the embeddings which a run reads; each is loaded when it is first needed, and checked.
+    """The encoders that made the embeddings which a run reads; each is loaded when it is first needed, and checked."""
 
-    Attributes:
-        towers: Of the run, by modality; none where it does not read a modality.
-    """
-
-    def __init__(self, run: Run, store: Store, *, device: str) -> None:
-        """Look up the towers; nothing is loaded.
+    def __init__(self, run: Run, store: Store, towers: Mapping[Modality, list[Tower]], *, device: str) -> None:
+        """Take note of what they must embed like; nothing is loaded.
 
         Args:
             run: What reads the embeddings.
             store: What they are like.
+            towers: Those that the run reads, by modality.
             device: Where the encoders run.
         """
-        both: tuple[Modality, Modality] = ("image", "text")
-        self.towers: dict[Modality, list[Tower]] = {
-            side: [store.towers[name] for name in run.towers.get(side, ())] for side in both
-        }
+        self._towers = towers
         self._run, self._store, self._device = run, store, device
         self._encoders: dict[str, Encoder] = {}
 
@@ -58,7 +52,7 @@ class OwnEncoders:
             if not text.strip():
                 raise StoreError("A text to score is empty or only blanks; expected a sentence or question")
         parts = []
-        for tower in self.towers["text"]:
+        for tower in self._towers["text"]:
             encoder = next(e for e in self.encoders("text") if e.text is not None and e.text.name == tower.name)
             embedded = encoder.embed_texts(list(texts), tokens=True)
             parts.append((embedded.values.astype(tower.identity["dtype"]), embedded.mask))
@@ -96,12 +90,12 @@ class OwnEncoders:
             for start in range(0, len(prepared), network.batch_size):
                 items += network.embed([one[row] for one in prepared[start : start + network.batch_size]]).items
             parts.append(items)
-        dtype = self.towers["image"][0].identity["dtype"]
+        dtype = self._towers["image"][0].identity["dtype"]
         return [np.concatenate(items, axis=1).astype(dtype) for items in zip(*parts, strict=True)]
 
     def _image_networks(self) -> list[ImageTower]:
         loaded = {encoder.image.name: encoder.image for encoder in self.encoders("image") if encoder.image is not None}
-        return [loaded[tower.name] for tower in self.towers["image"]]
+        return [loaded[tower.name] for tower in self._towers["image"]]
 
     def encoders(self, modality: Modality | None = None) -> list[Encoder]:
         """Load the run's encoders, of one modality or both, and check that they are those that made the store.
@@ -110,7 +104,7 @@ class OwnEncoders:
             StoreError: Vectors of this modality were imported, so nothing can be embedded like them.
             FingerprintError: An encoder is not the one that made the store.
         """
-        towers = [tower for of, own in self.towers.items() if modality in (None, of) for tower in own]
+        towers = [tower for of, own in self._towers.items() if modality in (None, of) for tower in own]
         imported = next((tower for tower in towers if tower.imported), None)
         if imported is not None:
             raise StoreError(
@@ -120,7 +114,7 @@ class OwnEncoders:
             )
         for name in self._run.encoders:
             if name not in self._encoders and any(name in tower.encoders for tower in towers):
-                read = self.towers["image"] + self.towers["text"]
+                read = self._towers["image"] + self._towers["text"]
                 with on_device(None if self._device == "cpu" else self._device):
                     encoder = load_encoder(name, tokens=read[0].identity["tokens"])
                 check_encoder(encoder, read, str(self._store.path))

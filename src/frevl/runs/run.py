@@ -32,6 +32,7 @@ from frevl.runs.posterior import Posterior, save_posterior
 
 if TYPE_CHECKING:  # a network runs where nothing can read a store
     from frevl.store.reader import Store
+    from frevl.store.towers import Modality, Tower
 
 __all__ = ["UNFINISHED", "Run", "refuse_other_files", "settings_named"]
 
@@ -208,6 +209,11 @@ class Run:
             raise RunError(
                 f"{path}: the run is damaged ({' '.join(str(reason).split())[:200]}); train again"
             ) from error
+
+    def towers_in(self, store: Store) -> dict[Modality, list[Tower]]:
+        """Return the towers of a store that the run reads, by modality; none where it does not read one."""
+        both: tuple[Modality, Modality] = ("image", "text")
+        return {side: [store.towers[name] for name in self.towers.get(side, ())] for side in both}
 
     def check_store(self, store: Store) -> None:
         """Refuse a store whose embeddings are not those of the training.

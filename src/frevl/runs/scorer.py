@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from frevl.data.names import as_list
 from frevl.data.pairs import pair_list
-from frevl.devices import default_batch
+from frevl.devices import check_device, default_batch
 from frevl.encoders.images import MAX_PIXELS, ImageSource
 from frevl.encoders.interface import Encoder
 from frevl.errors import UsageError
@@ -23,13 +24,13 @@ from frevl.runs.own_encoders import OwnEncoders
 from frevl.runs.pair_grid import PairScores, ScoreRows, grid_scorer, list_logits, scored_rows
 from frevl.runs.posterior import Posterior, load_posterior
 from frevl.runs.run import Run
-from frevl.runs.sharing.onnx_backend import BACKENDS, check_backend, open_exported
+from frevl.runs.sharing.onnx_backend import check_backend, open_exported
 from frevl.runs.targets import Prediction, Ranked, predictions, ranked
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Modality
 
-__all__ = ["BACKENDS", "Prediction", "Scorer"]
+__all__ = ["Prediction", "Scorer"]
 
 PairsOrItems = Sequence[tuple[str, str]] | Sequence[str]
 
@@ -53,8 +54,7 @@ class Scorer:
         self.device = device
         # A fusion saves a third of the work so; no score changes beyond float32 rounding.
         self.network: PairNetwork = placed(run.network, device)
-        self._own = OwnEncoders(run, store, device=device)
-        self._towers = self._own.towers
+        self._towers = run.towers_in(store)
         self._posterior: Posterior | None = None
 
     @classmethod
@@ -84,7 +84,9 @@ class Scorer:
             StoreError: There is no store at this path.
             FingerprintError: They do not belong together.
         """
-        check_backend(backend, onnx, device)
+        if backend != "torch" or onnx is not None:
+            check_backend(backend, onnx, device)
+        check_device(device)
         opened = store if isinstance(store, Store) else Store.open(store)
         scorer = cls(Run.load(run), opened, batch_size=batch_size, device=device)
         scorer.run.check_network(scorer.network, opened, device=device)
@@ -177,8 +179,7 @@ class Scorer:
             ``(n, classes)`` float32 logits, ``(n, 1)`` for matching; None where the run has no bank (runs that rerank,
             and those of `frevl debias --without`, have one).
         """
-        prior = self.network.prior
-        if prior is None:
+        if (prior := self.network.prior) is None:
             return None
         side = prior.prior_of
         own = [pair[0 if side == "image" else 1] for pair in pair_list(pairs, self.run.sides)]
@@ -204,9 +205,8 @@ class Scorer:
         ids, words = ([pair[side] for pair in pairs] for side in (0, 1))
         rows = {id_: row for row, id_ in enumerate(dict.fromkeys(ids))}
         texts = {text: row for row, text in enumerate(dict.fromkeys(words))}
-        return EmbeddedPairs.of(
-            ids, words, rows, self._read("image", list(rows), images), texts, self._read_texts(list(texts))
-        )
+        read = self._read("image", list(rows), images), texts, self._read_texts(list(texts))
+        return EmbeddedPairs.of(ids, words, rows, *read)
 
     def _overflowed(self, logits: Tensor) -> bool:
         """Tell whether float16 did not hold a score, and go on in float32 if so."""
@@ -357,8 +357,7 @@ class Scorer:
 
     @property
     def _searching(self) -> Searchable:
-        first_stage = self.network.first_stage
-        if first_stage is None:
+        if (first_stage := self.network.first_stage) is None:
             raise UsageError(
                 f"{self.run.path}: the run has no first stage, so it cannot search; train one with --task matching "
                 "and --model auto or dual"
@@ -379,6 +378,10 @@ class Scorer:
             unknown = list(dict.fromkeys(text for text, row in zip(texts, there, strict=True) if row < 0))
         embedded = zip(unknown, *self.embed_texts(unknown), strict=True) if unknown else ()
         return self._read("text", texts, {text: values[mask] for text, values, mask in embedded})
+
+    @cached_property
+    def _own(self) -> OwnEncoders:
+        return OwnEncoders(self.run, self.store, self._towers, device=self.device)
 
     def embed_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Embed texts as the store would hold them: see `frevl.runs.own_encoders.OwnEncoders.embed_texts`."""

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frevl.devices import check_device
 from frevl.errors import RunError, UsageError, library, nearest
 from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
@@ -158,7 +157,7 @@ def check_backend(backend: str, onnx: str | Path | None, device: str) -> None:
     """Refuse what `frevl.runs.scorer.Scorer.open` cannot work with; the arguments are its own.
 
     Raises:
-        UsageError: There is no such backend or device, or they do not go together.
+        UsageError: There is no such backend, or it does not go with the file or the device.
     """
     if backend not in BACKENDS:
         raise UsageError(f"There is no backend '{backend}'. {nearest(backend, BACKENDS)}")
@@ -166,7 +165,6 @@ def check_backend(backend: str, onnx: str | Path | None, device: str) -> None:
         raise UsageError(f"The exported file {onnx} goes with the backend 'onnx', found '{backend}'")
     if backend == "onnx" and device != "cpu":
         raise UsageError(f"--backend onnx runs on the processor, found --device '{device}'; leave one of them out")
-    check_device(device)
 
 
 def open_exported(run: Run, path: str | Path | None = None) -> ExportedNetwork:
