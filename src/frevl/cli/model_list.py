@@ -22,7 +22,7 @@ MODELS = {
     "image": (_BOTH, "a network with one hidden layer that sees the image only"),
     "cosine": (_MATCHING, "the cosine in the encoder's own common space; nothing is learned"),
     "linear": (_BOTH, "logistic regression on the concatenated embeddings"),
-    "kernel": (_CLASSIFICATION, "kernel ridge regression, solved exactly; for up to 20,000 pairs"),
+    "kernel": (_CLASSIFICATION, "kernel ridge regression, exact for up to 20,000 pairs"),
     "mlp": (_BOTH, "a network with one hidden layer on the concatenated embeddings"),
     "dual": (_MATCHING, "a two-tower network: a common space learned from your captions, for search"),
     "tiny": (_BOTH, "the FrEVL fusion with about 3 million parameters"),

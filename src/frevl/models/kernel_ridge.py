@@ -3,7 +3,8 @@
 ``K((v, t), (v', t')) = a k(t, t') + b k(v, v') + c k(t, t') k(v, v')``, where the shares a, b and c sum to 1. The
 product holds every interaction of the two embeddings; a share of 1 looks at one side alone, so that the sum need not be
 worse than either. It has one solution and no epochs, and is hard to beat on a few thousand pairs
-(research/experiments/log.md). It is ours, beyond the paper. Memory grows with the square of the training pairs.
+(research/experiments/log.md). It is ours, beyond the paper. Memory grows with the square of the training pairs, so
+above `MOST_PAIRS` some of them, the landmarks, carry an approximate solution (`frevl.training.kernel.landmarks`).
 `frevl.training.kernel.fit` chooses the shares and the penalty.
 """
 
@@ -22,6 +23,7 @@ from frevl.models.interface import PairNetwork, PriorSide
 __all__ = [
     "MOST_PAIRS",
     "KernelFusion",
+    "by_size",
     "held_out_scores",
     "kernel_matrix",
     "median_distance",
@@ -68,7 +70,7 @@ class KernelFusion(PairNetwork):
             image_dim: Width of an image embedding.
             text_dim: Width of a text embedding.
             outputs: Number of classes.
-            pairs: Number of training pairs.
+            pairs: Number of training pairs, or of those that carry an approximate solution.
             images: Number of different images in them.
             texts: Number of different texts in them.
             shares: Shares of text, image and product in [0, 1], which sum to 1. None: a run from before there was an
@@ -113,10 +115,14 @@ class KernelFusion(PairNetwork):
 
     def of_normal(self, v: Tensor, t: Tensor) -> Tensor:
         """Return the ``(n, outputs)`` scores of `normal_image` and `normal_text` of pairs, all pairs at once."""
+        return self.kernels(v, t) @ self.alphas + self.mean
+
+    def kernels(self, v: Tensor, t: Tensor) -> Tensor:
+        """Return ``(n, pairs)``: the sum of kernels of `normal_image` and `normal_text` of pairs with its own pairs."""
         shares, both = self._shares()
         text = kernel_matrix(t, self.texts, self.text_width)[:, self.text_rows] if both[0] else None
         image = kernel_matrix(v, self.images, self.image_width)[:, self.image_rows] if both[1] else None
-        return mixed(text, image, shares) @ self.alphas + self.mean
+        return mixed(text, image, shares)
 
     def mean_logits(self, kept: PriorSide, items: Tensor, bank: Tensor) -> Tensor:
         """Take the mean of the bank's kernel first, in which the scores are affine."""
@@ -220,7 +226,7 @@ def held_out_scores(kernel: Tensor, targets: Tensor, groups: Tensor, ridge: floa
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(penalised))
     alphas = inverse @ targets
     errors = torch.empty_like(alphas)
-    for rows in _by_size(groups):
+    for rows in by_size(groups):
         if rows.shape[1] == 1:
             alone = rows[:, 0]
             errors[alone] = alphas[alone] / inverse.diagonal()[alone, None]
@@ -230,7 +236,7 @@ def held_out_scores(kernel: Tensor, targets: Tensor, groups: Tensor, ridge: floa
     return alphas, targets - errors
 
 
-def _by_size(groups: Tensor) -> list[Tensor]:
+def by_size(groups: Tensor) -> list[Tensor]:
     """Return, for every size of a group, the ``(groups, size)`` rows of its groups."""
     order = groups.argsort(stable=True)
     _, sizes = torch.unique(groups, return_counts=True)

@@ -14,6 +14,7 @@ from frevl.errors import UsageError
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.models.interface import PairNetwork
+from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.models.registry import NETWORKS
 from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
@@ -26,6 +27,7 @@ from frevl.training.initialisation import (
     release_statistics,
     statistics_of,
 )
+from frevl.training.kernel.approximate import fit_kernel_approximately
 from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.linear.fit import fit_linear_on
 from frevl.training.loop import FitReport, LossOf, gradient_descent
@@ -81,6 +83,7 @@ class Fitted(Generic[N_co]):
         held_out: Scores and truth of all training pairs, each without its own cluster, where the solution gives them.
         held_out_clusters: ``(n,)`` int64 clusters of these.
         notes: Sentences that the user should read.
+        approximation: How the solution was approximated; None: it is exact, or none at all.
     """
 
     network: N_co
@@ -89,6 +92,7 @@ class Fitted(Generic[N_co]):
     held_out: tuple[Tensor, Answers | Tensor] | None = None
     held_out_clusters: Tensor | None = None
     notes: list[str] = field(default_factory=list)
+    approximation: dict[str, Any] | None = None
 
     def development(self, dev: Examples) -> tuple[Tensor, Answers | Tensor]:
         """Return logits and truth of pairs that the network was not fitted on: held out, or of development."""
@@ -126,7 +130,7 @@ def fit_model(
 
     Raises:
         UsageError: The model does not fit the task.
-        TrainingError: The loss is not finite, or there are too many pairs for the kernel fusion.
+        TrainingError: The loss is not finite.
     """
     clock = checkpoint.clock
     started = clock.seconds()
@@ -197,14 +201,21 @@ def _fit_kernel(
     """Fit the kernel fusion, on the development part too if that was set aside by us."""
     started = clock.seconds()
     examples = join(train, dev) if dev_is_spare else train
-    network, solved = fit_kernel_on(examples, outputs, options)
+    fit = fit_kernel_on if len(examples) <= MOST_PAIRS else fit_kernel_approximately
+    network, solved = fit(examples, outputs, options)
     held_out, clusters = None, None
     if dev_is_spare and isinstance(examples.truth, Answers):
         # Exact leave-one-image-out scores serve as development where that part was learnt from.
-        held_out = solved.held_out[solved.known], examples.truth.select(solved.known)
-        clusters = examples.clusters[solved.known]
+        known = solved.known if solved.rows is None else solved.rows[solved.known]
+        held_out = solved.held_out[solved.known], examples.truth.select(known)
+        clusters = examples.clusters[known]
     return Fitted(
-        network, clock.seconds() - started, held_out=held_out, held_out_clusters=clusters, notes=list(solved.notes)
+        network,
+        clock.seconds() - started,
+        held_out=held_out,
+        held_out_clusters=clusters,
+        notes=list(solved.notes),
+        approximation=solved.approximation,
     )
 
 

@@ -128,6 +128,7 @@ class KernelOptions(ModelOptions):
         0.1, "Weakest penalty that is tried; there are two in every power of ten.", above=0
     )
     class_weight: str | None = _class_weight()
+    landmarks: int = option(4_000, "Above 20,000 pairs: training pairs that carry the solution.", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

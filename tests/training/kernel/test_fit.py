@@ -185,7 +185,7 @@ def test_activations_are_replaced_by_their_roots():
 
 def test_a_large_set_is_compared_on_a_part(monkeypatch):
     monkeypatch.setattr("frevl.training.kernel.fit._SCREENED", 60)
-    monkeypatch.setattr("frevl.training.kernel.fit._COMPARED", 160)
+    monkeypatch.setattr("frevl.training.kernel.fit.COMPARED", 160)
     network, fit = solved()
     assert fit.chosen.name == "product"
     assert fit.held_out.shape == (240, 2)

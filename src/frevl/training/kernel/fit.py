@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,19 @@ from frevl.training.kernel.sums import PENALTY_WITHOUT_CHOICE, WITHOUT_CHOICE, S
 from frevl.training.options import KernelOptions
 from frevl.training.selection.one_standard_error import standard_error
 
-__all__ = ["FEWEST_KNOWN", "PRIOR_SCALE", "KernelFit", "fit_kernel", "fit_kernel_on"]
+__all__ = [
+    "COMPARED",
+    "FEWEST_KNOWN",
+    "PRIOR_SCALE",
+    "KernelFit",
+    "compare",
+    "enough",
+    "fit_kernel",
+    "fit_kernel_on",
+    "notes_on",
+    "pair_weights_of",
+    "simplest",
+]
 
 FEWEST_KNOWN = 20
 """Pairs whose class another cluster has; with fewer, and fewer than half of all, there is nothing to choose by."""
@@ -36,7 +49,7 @@ PRIOR_SCALE = 60.0
 _SCREENED = 1_000  # pairs on which a penalty to begin with is found for every sum, and hopeless sums are dropped
 _HOPELESS = 3.0  # standard errors behind the best
 _LIGHTEST = 1e-3  # weight of a pair, so that its penalty stays finite
-_COMPARED = 4_000  # pairs on which the sums are compared; the one that is chosen is then solved on all
+COMPARED = 4_000  # pairs on which the sums are compared; the one that is chosen is then solved on all
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,8 @@ class KernelFit:
         held_out: ``(n, outputs)`` scores of every training pair by the solution without its cluster.
         known: ``(n,)`` bool: another cluster has a class of the pair, so that its held-out score means something.
         notes: Sentences that the user should read.
+        rows: Training pairs that `held_out` and `known` are of; None: all.
+        approximation: How the solution was approximated, for the run; None: it is exact.
     """
 
     chosen: Sum
@@ -60,11 +75,13 @@ class KernelFit:
     held_out: Tensor
     known: Tensor
     notes: tuple[str, ...] = ()
+    rows: Tensor | None = None
+    approximation: dict[str, Any] | None = None
 
     @property
     def decided(self) -> bool:
         """Whether there were pairs to choose by."""
-        return _enough(self.known)
+        return enough(self.known)
 
 
 def fit_kernel_on(
@@ -89,9 +106,6 @@ def fit_kernel_on(
     texts, text_mask = train.pairs.texts[text_numbers].float(), train.pairs.text_mask[text_numbers]
     weights = train.truth.dense(torch.arange(len(train)), outputs)
     of_classes = class_weights_of(train.truth, outputs, None if options is None else options.class_weight)
-    if of_classes is not None:
-        shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
-        of_classes = (shares @ of_classes).clamp(min=_LIGHTEST)
     return fit_kernel(
         mean_pool(images, image_mask),
         mean_pool(texts, text_mask),
@@ -100,8 +114,14 @@ def fit_kernel_on(
         weights,
         train.clusters,
         options,
-        of_classes,
+        None if of_classes is None else pair_weights_of(weights, of_classes),
     )
+
+
+def pair_weights_of(weights: Tensor, of_classes: Tensor) -> Tensor:
+    """``(n,)`` above 0: the mean weight of the classes of every pair, from ``(n, outputs)`` weights of these."""
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    return (shares @ of_classes).clamp(min=_LIGHTEST)
 
 
 def fit_kernel(
@@ -162,15 +182,15 @@ def fit_kernel(
     whole = Problem(room, image_rows, text_rows, weights - room.mean, clusters, known, pair_weights)
     tried = sums_of(options, image=varies(room.images), text=varies(room.texts))
     penalties = penalties_of(options)
-    if not _enough(whole.known):
+    if not enough(whole.known):
         fixed = tried[0] if len(tried) == 1 else WITHOUT_CHOICE
         solved = [whole.solve(fixed, PENALTY_WITHOUT_CHOICE)]
     else:
-        solved = _compare(whole.sample(_COMPARED), tried, penalties)
-        if len(whole.targets) > _COMPARED:
-            chosen = _simplest(solved, whole.sample(_COMPARED))
-            solved = [_downhill(whole, chosen.kind, penalties, penalties.index(chosen.ridge))]
-    chosen = _simplest(solved, whole)
+        solved = compare(whole.sample(COMPARED), tried, penalties)
+        if len(whole.targets) > COMPARED:
+            chosen = simplest(solved, whole.sample(COMPARED))
+            solved = [downhill(whole, chosen.kind, penalties, penalties.index(chosen.ridge))]
+    chosen = simplest(solved, whole)
     best = max(solved, key=lambda one: one.metric(whole))
     # Mostly unknown pairs cannot calibrate the scores.
     scale = PRIOR_SCALE if 2 * int(whole.known.sum()) < len(whole.known) else 1.0
@@ -183,33 +203,33 @@ def fit_kernel(
         "blind_share": torch.tensor(chosen.kind.shares[0]),
     }
     network.load_state_dict({**room.state_dict(), **solution})
-    return network.eval(), replace(fit, notes=_notes(fit, len(tried)))
+    return network.eval(), replace(fit, notes=notes_on(fit, len(tried)))
 
 
-def _enough(known: Tensor) -> bool:
+def enough(known: Tensor) -> bool:
     """Tell whether so many pairs are known that one can choose by them."""
     count = int(known.sum())
     return count >= FEWEST_KNOWN or 2 * count > len(known)
 
 
-def _compare(problem: Problem, sums: Sequence[Sum], penalties: Sequence[float]) -> list[Solved]:
+def compare(problem: Problem, sums: Sequence[Sum], penalties: Sequence[float]) -> list[Solved]:
     """Solve every sum with the penalty of its smallest squared error; not those that a part shows to be hopeless."""
     part = problem.sample(_SCREENED)
     at, screened = len(penalties) // 2, []
     for kind in sums:
-        screened.append(_downhill(part, kind, penalties, at, upward=True))
+        screened.append(downhill(part, kind, penalties, at, upward=True))
         at = penalties.index(screened[-1].ridge)
     if part is problem:
         return screened
     # More pairs want no stronger penalty than few.
     return [
-        _downhill(problem, one.kind, penalties, penalties.index(one.ridge))
+        downhill(problem, one.kind, penalties, penalties.index(one.ridge))
         for one in screened
         if _within(one, screened, part, _HOPELESS)
     ]
 
 
-def _downhill(problem: Problem, kind: Sum, penalties: Sequence[float], at: int, *, upward: bool = False) -> Solved:
+def downhill(problem: Problem, kind: Sum, penalties: Sequence[float], at: int, *, upward: bool = False) -> Solved:
     """Solve a sum with ever weaker penalties (with ``upward``, then stronger ones) while the squared error falls."""
     kernel = problem.kernel(kind)
     best = problem.solve(kind, penalties[at], kernel)
@@ -225,7 +245,7 @@ def _downhill(problem: Problem, kind: Sum, penalties: Sequence[float], at: int, 
     return best
 
 
-def _simplest(solved: Sequence[Solved], problem: Problem) -> Solved:
+def simplest(solved: Sequence[Solved], problem: Problem) -> Solved:
     """Return the first that is within one standard error of the best."""
     return next(one for one in solved if _within(one, solved, problem, 1.0))
 
@@ -240,7 +260,7 @@ def _within(one: Solved, solved: Sequence[Solved], problem: Problem, errors: flo
     return behind.mean().item() <= errors * standard_error(behind, clusters)
 
 
-def _notes(fit: KernelFit, sums: int) -> tuple[str, ...]:
+def notes_on(fit: KernelFit, sums: int) -> tuple[str, ...]:
     """Say what nobody would expect of a kernel of both sides."""
     if not fit.decided:
         return (

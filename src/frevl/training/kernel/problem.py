@@ -10,7 +10,7 @@ from torch import Tensor
 from frevl.models.kernel_ridge import KernelFusion, held_out_scores, kernel_matrix, median_distance, mixed, needs
 from frevl.training.kernel.sums import Sum
 
-__all__ = ["Problem", "Solved", "known_pairs", "standardise", "varies"]
+__all__ = ["Problem", "Solved", "drawn", "known_pairs", "standardise", "varies"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ class Problem:
         """Return a part of whole clusters with about ``most`` pairs, or everything where that is no more."""
         if len(self.targets) <= most:
             return self
-        names, numbers = torch.unique(self.clusters, return_inverse=True)
-        order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
-        rows = order[numbers].argsort(stable=True)[:most].sort().values
+        rows = drawn(self.clusters, most)
         weights = self.targets[rows] + self.room.mean
         return replace(
             self,
@@ -80,6 +78,13 @@ class Problem:
             hits, squares = hits * counted, squares * counted
         error = squares[known].mean().item()
         return Solved(kind, ridge, alphas, held_out, hits, error)
+
+
+def drawn(clusters: Tensor, most: int) -> Tensor:
+    """``(most,)`` rows in ascending order: the pairs of clusters at random; of the last one maybe a part."""
+    names, numbers = torch.unique(clusters, return_inverse=True)
+    order = torch.randperm(len(names), generator=torch.Generator().manual_seed(0))
+    return order[numbers].argsort(stable=True)[:most].sort().values
 
 
 def standardise(room: KernelFusion, images: Tensor, texts: Tensor) -> None:

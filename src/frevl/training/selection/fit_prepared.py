@@ -84,7 +84,7 @@ def fit_prepared(
 
     Raises:
         UsageError: The model does not fit the task.
-        TrainingError: The loss is not finite, or there are too many pairs for the model.
+        TrainingError: The loss is not finite.
     """
     outputs = len(data.labels) if task == "classification" else 1
     encoders, warnings = data.encoders, list(data.doubts)
@@ -132,6 +132,8 @@ def fit_prepared(
         "fit": vars(fitted.report) if fitted.report else None,
         "selection": selection,
     }
+    if fitted.approximation is not None:  # then held out are some of the pairs that were learned from
+        results |= {"train_pairs": fitted.approximation["pairs"], "approximation": fitted.approximation}
     clusters = data.dev.clusters if fitted.held_out is None else fitted.held_out_clusters
     if clusters is not None and not data.dev_is_seen:
         results["prediction_sets"] = kept_scores(logits, truth, clusters, calibration)
