@@ -1,6 +1,7 @@
 """The tab Curate as a person meets it: accept and overrule by click and key, undo, copies, links, words, two people."""
 
 import json
+import os
 import signal
 
 import pytest
@@ -134,6 +135,38 @@ def test_two_people_see_each_other_and_the_result_is_a_file(url, visit):
         ada.get_by_role("link", name="Lines that go, with why").click()
     lines = [json.loads(line) for line in download.value.path().read_text().splitlines()]
     assert {line["text"]: line["curate"]["why"] for line in lines}["a wrong one"] == ["match"]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_sheet_of_what_goes_knows_what_was_decided(url, visit):
+    page = visit(f"{url}/explore/#/curate?view=removed").page
+    expect(page.get_by_role("heading", name="What frevl curate removes")).to_be_visible(timeout=TIMEOUT)
+    other = visit(f"{url}/explore/#/curate?view=match").page
+    rows(other).first.get_by_role("button", name="It stays").click()
+    kept(other, 5)
+    expect(page.get_by_role("heading", name="What goes after all decisions")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_text("No group is large enough to be compared")).to_be_visible()
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("row").filter(has_text="winter")).to_contain_text("70.0 % to 80.0 %", timeout=TIMEOUT)
+
+
+def test_what_outlives_a_killed_service_is_seen_while_it_runs_and_can_be_stopped(world, visit):
+    options = ("--pairs", world.captions_file)
+    with exploring(world, *options) as (url, process):
+        page = visit(f"{url}/explore/#/curate").page
+        page.get_by_role("button", name="Judge the lines of captions.jsonl").click(timeout=TIMEOUT)
+        expect(page.get_by_text("Judging captions for")).to_be_visible(timeout=TIMEOUT)
+        running = json.loads((world.store.path / "curation" / "captions" / "process.json").read_text())["process"]
+        os.kill(running, signal.SIGSTOP)  # it takes as long as this test wants
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+    with exploring(world, *options) as (url, _):
+        page = visit(f"{url}/explore/#/curate").page
+        expect(page.get_by_text("Judging captions for")).to_be_visible(timeout=TIMEOUT)
+        expect(page.get_by_role("button", name="Judge the lines of captions.jsonl")).to_have_count(0)
+        os.kill(running, signal.SIGCONT)
+        page.get_by_role("button", name="Stop").click()
+        expect(page.get_by_text("captions was stopped; begun again, it goes on")).to_be_visible(timeout=TIMEOUT)
 
 
 def test_what_is_removed_is_a_sheet_and_every_wrong_link_has_words(url, visit):

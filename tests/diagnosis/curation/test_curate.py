@@ -43,8 +43,9 @@ def test_every_line_stands_in_one_file_in_its_order_with_all_that_was_found(capt
         order = [places[line["image"], line["text"]] for line in part]
         assert order == sorted(order)
     assert len(kept) + len(dropped) == len(captioned.rows)
-    keys = ["match", "duplicate_of", "copies", "text", "image", "blind", "label", "kept", "why"]
+    keys = ["match", "duplicate_of", "copies", "text", "image", "blind", "label", "kept", "why", "row"]
     assert all(list(line["curate"]) == keys for line in found.lines)
+    assert [line["curate"]["row"] for line in found.lines] == list(range(len(captioned.rows)))
     assert {"why": ["match"], "kept": False}.items() <= dropped[0]["curate"].items()
     assert not found.out.with_name("kept.jsonl.unfinished").exists()
     assert found.record()["filters"]["match"]["dropped"] == len(dropped)

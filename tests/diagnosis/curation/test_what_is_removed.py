@@ -8,7 +8,7 @@ import pytest
 import frevl
 from frevl.diagnosis.curation.removal.diversity import MOST_MEASURED, varieties, vendi_score
 from frevl.diagnosis.curation.removal.groups import columns_of_keys, quarters, shares_kept
-from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
+from frevl.diagnosis.curation.removal.report import Removed, removed_of_lines, what_is_removed
 from planted import plant
 
 
@@ -113,6 +113,23 @@ def test_what_a_clean_filter_removes_says_that_no_group_is_hit(tmp_path):
     )
     assert "are kept and" in hit.sentence()
     assert next(one for one in hit.groups).key == "pictures like"
+
+
+def test_what_goes_of_judged_lines_is_compared_as_the_filter_was(tmp_path):
+    world = plant(tmp_path / "store", images=100)
+    pairs = world.pairs(list(world.images), lambda image, *_: image, extras=lambda image, _: {"even": len(image) % 2})
+    towers, kept = world.store.select_towers("image"), np.random.default_rng(0).random(len(pairs)) > 0.2
+    told = what_is_removed(world.store, pairs, kept, towers, task="classification", seed=3).record()
+    assert told["asked"] == {"keys": None, "tower": towers[0].name, "seed": 3}
+    lines = [{**pairs.row(row), "curate": {"kept": bool(kept[row])}} for row in range(len(pairs))]
+    asked = {"task": "classification", "asked": told["asked"]}
+    assert removed_of_lines(world.store, lines, kept, **asked) == told
+    # Of pictures that are gone what needs no vectors is told all the same.
+    lines[0]["image"] = "gone.png"
+    found = removed_of_lines(world.store, lines, kept, **asked)
+    assert "some of these pictures are not in the store" in found["sentence"]
+    assert {one["key"] for one in found["groups"]} == {"even", "target"}
+    assert removed_of_lines(world.store, lines, np.ones(len(lines), bool), **asked) is None
 
 
 def test_without_scikit_learn_all_but_the_clusters_is_looked_at(tmp_path, monkeypatch):

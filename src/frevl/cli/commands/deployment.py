@@ -144,7 +144,12 @@ def _serve(store: Path, runs: list[str], options: dict[str, Any], json: Path | N
 
         return teach(*given, **options)
 
-    run_serve(store, _named(runs), **options, fit=fit, ready=ready)
+    def removal(*given: Any, **options: Any) -> Any:
+        from frevl.diagnosis.curation.removal.report import removed_of_lines
+
+        return removed_of_lines(*given, **options)
+
+    run_serve(store, _named(runs), **options, fit=fit, removal=removal, ready=ready)
 
 
 _LIBRARIES = {"fastapi", "fastapi_offline", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from frevl.deployment.service.app import Application
 from frevl.deployment.service.explorer.asking.reports import Reports
-from frevl.deployment.service.explorer.curating.curations import Curations
+from frevl.deployment.service.explorer.curating.curations import Curations, Removal
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.teaching.lesson import Fit
 from frevl.deployment.service.http.connection import Connection, OpenConnections, allow_open_files
@@ -51,6 +51,7 @@ def serve(
     curation: str | Path | None = None,
     pairs: str | Path | None = None,
     command: Sequence[str] = (),
+    removal: Removal | None = None,
     device: str = "cpu",
     limits: Limits | None = None,
     ready: Callable[[dict[str, Any]], None] | None = None,
@@ -75,6 +76,7 @@ def serve(
         curation: What ``frevl curate --json`` wrote, to decide on in the explorer.
         pairs: A pairs file that may be judged from the page of the explorer.
         command: How ``frevl`` is called to judge it; empty judges nothing.
+        removal: Compares what goes of a curation after all decisions with random removal.
         device: Where PyTorch computes.
         limits: Of requests and clients; None takes the defaults.
         ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
@@ -109,6 +111,7 @@ def serve(
             pairs=None if pairs is None else Path(pairs).absolute(),
             images=folder,
             command=command,
+            removal=removal,
         )
         explorer = (
             Explorer(

@@ -299,8 +299,9 @@ def _judged(read: Pairs, usable: Pairs, found: dict[str, Found], why: list[list[
         verdict = dict(NOT_LOOKED_AT)
         for one in found.values():
             verdict |= one.values[number]
-        verdict |= {"kept": not why[number], "why": why[number]}
-        judged.append({**read.row(row_of[place]), "curate": verdict})
+        row = row_of[place]
+        verdict |= {"kept": not why[number], "why": why[number], "row": row}
+        judged.append({**read.row(row), "curate": verdict})
     return judged
 
 

@@ -165,6 +165,53 @@ def test_the_result_is_a_pairs_file(world, result, tmp_path):
         assert len(gone) + len(read) == 9
 
 
+def test_the_result_comes_in_the_order_of_the_file_that_was_judged(world, tmp_path):
+    given = captions()
+    for row, line in enumerate(given):
+        line["curate"]["row"] = 2 * row + 1  # some lines could not be used
+    with opened(world, write_result(tmp_path / "found", given)) as at:
+        wrong, _ = lines(at.http)
+        decide(at.http, line=wrong["line"], filter="match", say="keep")
+        doubtful = lines(at.http, shown="all")[2]
+        decide(at.http, line=doubtful["line"], filter="match", say="drop")
+        kept_lines, dropped = export(at.http), export(at.http, "dropped")
+        assert [one["text"] for one in kept_lines] == ["a red square", "a wrong one", "the best copy", "twice"]
+        assert [one["text"] for one in dropped] == [
+            "a doubtful one", "a copy", "a bad copy", "twice", "IMG_0001.jpg",
+        ]  # fmt: skip
+        assert kept_lines[1]["curate"]["decided"] == {"match": "keep"}
+
+
+def test_who_loses_lines_is_told_after_all_decisions(world, result):
+    asked = []
+
+    def removal(store, some, left, **how):
+        asked.append(([line["text"] for line in some], left.tolist(), how))
+        return {"sentence": "Now.", "groups": []}
+
+    with opened(world, result, removal=removal) as at:
+        first = at.http.get("/explore/curation/removed").json()
+        assert (first["decided"], first["removed"]["groups"][0]["value"]) == (False, "winter")
+        wrong = lines(at.http)[0]
+        decide(at.http, line=wrong["line"], filter="match", say="keep")
+        for _ in range(2):  # once for every state of the decisions
+            now = at.http.get("/explore/curation/removed").json()
+            assert (now["decided"], now["removed"]["sentence"], now["why_not"]) == (True, "Now.", "")
+        ((texts, left, how),) = asked
+        assert [text for text, stays in zip(texts, left, strict=True) if stays] == [
+            one["text"] for one in export(at.http)
+        ]
+        assert how == {"task": "matching", "asked": {}}
+        at.http.post("/explore/curation/undo", json={"by": "ada"})
+        assert at.http.get("/explore/curation/removed").json()["removed"] == first["removed"]
+    with opened(world, result) as at:
+        decide(at.http, line=wrong["line"], filter="match", say="keep")
+        old = at.http.get("/explore/curation/removed").json()
+        assert (old["decided"], old["removed"]) == (False, first["removed"])
+        assert "What was decided is not in it" in old["why_not"]
+        assert at.http.get("/explore/curation/removed", params={"of": "none"}).status_code == 404
+
+
 def test_a_label_is_corrected(world, tmp_path):
     result = write_result(tmp_path / "found", classes(), task="classification")
     with opened(world, result) as at:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,11 @@ from frevl.diagnosis.curation.removal.groups import (
 from frevl.errors import MissingExtraError, library
 from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import MOST_COMPARED
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
 
-__all__ = ["CLUSTERS", "Removed", "what_is_removed"]
+__all__ = ["CLUSTERS", "Removed", "removed_of_lines", "what_is_removed"]
 
 CLUSTERS = 20
 """Clusters of the image embeddings that are looked at, fewer for fewer than 400 pictures."""
@@ -44,12 +45,14 @@ class Removed:
         groups: What is kept of every group, the hardest hit first.
         variety: Vendi score and effective rank of the pictures, before and after.
         notes: What could not be looked at.
+        asked: Keys, tower and seed, so that the same can be looked at again.
     """
 
     kept: float
     groups: list[GroupShare]
     variety: list[Variety]
     notes: list[str]
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """Name the group that loses most, where that is more than chance and more than `WORTH_SAYING`."""
@@ -82,6 +85,7 @@ class Removed:
         return {
             "sentence": self.sentence(),
             "kept": 100 * self.kept,
+            "asked": self.asked,
             "groups": [one.record() for one in self.groups],
             **{one.name: one.record() for one in self.variety},
         }
@@ -140,7 +144,47 @@ def what_is_removed(
                 columns[_LIKE] = [names[number] for number in numbers.tolist()]
         except MissingExtraError as error:
             notes.append(f"Clusters of pictures were not looked at: {error}")
-    return Removed(float(kept.mean()), shares_kept(kept, columns, numbers, seed=seed), variety, notes)
+    tower = min(towers, key=lambda one: one.dim).name if towers else None
+    again = {"keys": None if keys is None else list(keys), "tower": tower, "seed": seed}
+    return Removed(float(kept.mean()), shares_kept(kept, columns, numbers, seed=seed), variety, notes, again)
+
+
+def removed_of_lines(
+    store: Store,
+    lines: Sequence[Mapping[str, Any]],
+    kept: NDArray[np.bool_],
+    *,
+    task: str,
+    asked: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Compare again what goes of judged lines, after people have decided on them.
+
+    Args:
+        store: Has the embeddings of the images, if they are still there.
+        lines: As ``frevl curate`` wrote them.
+        kept: ``(n,)`` which of them are kept now.
+        task: As of `what_is_removed`.
+        asked: What `Removed.asked` says of the comparison before.
+
+    Returns:
+        What `Removed.record` does; None where all lines are kept, or none.
+    """
+    own = ("image", "text", "target", "curate")
+    images, texts = ([str(line.get(side) or "") for line in lines] for side in ("image", "text"))
+    targets = [line.get("target") for line in lines]
+    extras = [{key: value for key, value in line.items() if key not in own} for line in lines]
+    pairs = Pairs(images=images, texts=texts, targets=targets, extras=extras, places=[""] * len(lines))
+    towers = [one for one in store.select_towers("image") if "tower" not in asked or one.name == asked["tower"]]
+    lost = ""
+    if towers and not (find_rows(store.positions("image"), images) >= 0).all():
+        towers = []
+        lost = "Variety and clusters were not looked at: some of these pictures are not in the store."
+    found = what_is_removed(
+        store, pairs, kept, towers, task=task, keys=asked.get("keys"), seed=int(asked.get("seed") or 0)
+    )
+    if found is None:
+        return None
+    return replace(found, notes=[*found.notes, lost] if lost else found.notes).record()
 
 
 def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) -> list[str]:

@@ -18,11 +18,13 @@ from frevl.deployment.service.explorer.curating.curate_schemas import (
     DuplicatesResponse,
     JudgedResponse,
     LineFilter,
+    RemovedResponse,
     StartCurationRequest,
     StopCurationRequest,
     UndecidedResponse,
     UndecideRequest,
 )
+from frevl.deployment.service.explorer.curating.removal import removed
 from frevl.deployment.service.explorer.explorer import Explorer
 
 __all__ = ["CURATION_BODIES", "add_curation_routes"]
@@ -75,6 +77,11 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
     async def copies(of: _Of = None, shown: _Shown = "flagged", start: _Start = 0, count: _Count = 20) -> Response:
         """List groups of copies, in each the one first that curate keeps."""
         return json_answer(await handlers.duplicates(explorer, of, shown, start, count))
+
+    @app.get("/explore/curation/removed", response_model=RemovedResponse, tags=[_TAG], responses=errors(*_READ))
+    async def removed_lines(of: _Of = None) -> Response:
+        """Say which groups lose lines after all decisions, beside removing as many lines at random."""
+        return json_answer(await removed(explorer, of))
 
     @app.get(
         "/explore/curation/export",

@@ -17,6 +17,7 @@ __all__ = [
     "DecidedResponse",
     "DuplicatesResponse",
     "JudgedResponse",
+    "RemovedResponse",
     "StartCurationRequest",
     "UndecideRequest",
     "UndecidedResponse",
@@ -72,8 +73,19 @@ class CurationResponse(Body):
     doubts: list[str]
     notes: list[str]
     filters: list[FilterRecord]
-    removed: dict[str, Any] | None = Field(description="What goes by group, against random removal (docs/curate.md).")
+    removed: dict[str, Any] | None = Field(
+        description="What frevl curate removes by group, against random removal (docs/curate.md)."
+    )
     writable: bool
+
+
+class RemovedResponse(Body):
+    """What goes by group, against random removal."""
+
+    version: int = Field(description="Of the decisions.")
+    decided: bool = Field(description="Whether decisions count in it; else it is what frevl curate removes.")
+    why_not: str = Field(description="Why decisions that were made do not count in it; empty if they do.")
+    removed: dict[str, Any] | None = Field(description="Null where all lines are kept, or none.")
 
 
 class LabelVerdict(Body):

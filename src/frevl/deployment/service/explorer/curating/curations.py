@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from frevl.deployment.service.explorer.curating.background import Job
 from frevl.deployment.service.explorer.curating.decisions import Standing, decisions_beside
@@ -15,9 +16,11 @@ from frevl.errors import InputError
 from frevl.store.commits.rows import in_utf8
 from frevl.store.labels.labels_file import LabelsFile
 
-__all__ = ["Curations", "Opened"]
+__all__ = ["Curations", "Opened", "Removal"]
 
 _MOST_OPEN = 2  # results that are held in memory
+Removal = Callable[..., dict[str, Any] | None]
+"""Compares what goes with random removal (`frevl.diagnosis.curation.removal.report.removed_of_lines`)."""
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Curations:
         pairs: A pairs file that may be judged from the page, or None.
         images: Folder of the pictures, or None.
         command: How ``frevl`` is called to judge; empty judges nothing.
+        removal: Compares what goes after all decisions with random removal; None knows what ``frevl curate`` wrote.
 
     Attributes:
         folder: Where what is begun from the page is kept.
@@ -75,7 +79,9 @@ class Curations:
         pairs: Path | None = None,
         images: Path | None = None,
         command: Sequence[str] = (),
+        removal: Removal | None = None,
     ) -> None:
+        self.removal = removal
         self.folder = store / "curation"
         self.job = Job(self.folder, store, pairs, images, command)
         self._given = given

@@ -119,9 +119,11 @@ def _why(result: CurationResult, row: int, said: dict[str, str]) -> list[str]:
 def decided_lines(result: CurationResult, standing: Standing, *, kept: bool) -> Iterator[dict[str, Any]]:
     """Return the lines that are left, or those that go, with why and what was decided in their key ``curate``.
 
+    They come in the order of the file that was judged.
+
     A line whose label was to be corrected has the likelier one.
     """
-    for row, line in enumerate(result.every_line()):
+    for row, line in result.every_line():
         why = standing.reasons(result, row)
         if (not why) is not kept:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from array import array
 from collections.abc import Iterator, Sequence
@@ -50,6 +51,8 @@ class CurationResult:
         files: Where the kept and the dropped lines stand; the second is missing where nothing was dropped.
         kept: ``(n,)`` bool, by ``frevl curate``.
         places: ``(n,)`` int64 of the bytes where a line begins in its file.
+        order_of_file: ``(n,)`` int64, the lines in the order of the file that was judged; as they stand here where that
+            is not known, as of a result of an earlier version.
         keys: ``(n,)`` uint64, of the content of a line; of equal lines also which of them it is.
         beliefs: By filter that says probabilities ``(n,)`` float32 in [0, 1], NaN where a line was not judged. Of
             ``match`` and ``label`` that the line is right, of ``blind`` that the text alone gives the label away.
@@ -63,6 +66,7 @@ class CurationResult:
     files: list[Path]
     kept: NDArray[np.bool_]
     places: NDArray[np.int64]
+    order_of_file: NDArray[np.int64]
     keys: NDArray[np.uint64]
     beliefs: dict[str, NDArray[np.float32]]
     flags: dict[str, NDArray[np.bool_]]
@@ -92,13 +96,22 @@ class CurationResult:
             raise InputError(f"The lines of this curation cannot be read ({error}); {_OVER}") from None
         return [found[row] for row in rows]
 
-    def every_line(self) -> Iterator[dict[str, Any]]:
-        """Read all lines, the kept ones first."""
-        for path in self.files:
-            with path.open("rb") as file:
-                for line in file:
-                    if line.strip():
-                        yield json.loads(line)
+    def every_line(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Read all lines with their rows, in the order of the file that was judged."""
+        place = np.empty(len(self), np.int64)
+        place[self.order_of_file] = np.arange(len(self))
+        first = int(self.kept.sum())
+        parts = [self._numbered(path, first * number) for number, path in enumerate(self.files)]
+        # Both files have kept the order, so one line of each is held at a time.
+        return heapq.merge(*parts, key=lambda one: int(place[one[0]]))
+
+    @staticmethod
+    def _numbered(path: Path, row: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        with path.open("rb") as file:
+            for line in file:
+                if line.strip():
+                    yield row, json.loads(line)
+                    row += 1
 
     def row_of(self, key: str) -> int | None:
         """Return the row of the line with this key, or None."""
@@ -176,6 +189,7 @@ def open_result(path: Path) -> CurationResult:
         files=files,
         kept=kept,
         places=np.array(scan.places, np.int64),
+        order_of_file=_order_of_file(np.array(scan.numbers, np.int64), kept),
         keys=np.array(scan.keys, np.uint64),
         beliefs={name: np.array(values, np.float32) for name, values in scan.beliefs.items()},
         flags=flags,
@@ -183,6 +197,14 @@ def open_result(path: Path) -> CurationResult:
         groups=scan.groups,
         group_of=scan.group_of,
     )
+
+
+def _order_of_file(numbers: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the rows by the numbers that their lines had; as they are where those are no order of both files."""
+    rows = np.arange(len(numbers))
+    sorted_ = all((np.diff(numbers[part]) > 0).all() for part in (kept, ~kept))
+    known = sorted_ and bool((numbers >= 0).all()) and len(np.unique(numbers)) == len(numbers)
+    return np.argsort(numbers, kind="stable") if known else rows
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -227,6 +249,7 @@ class _Scan:
         self.kept = array("B")
         self.places = array("q")
         self.keys = array("Q")
+        self.numbers = array("q")
         self.why: list[tuple[str, ...]] = []
         self.beliefs = {name: array("f") for name in ("match", "label", "blind")}
         self.seen = {name: array("B") for name in (*FILTERS, REPEATED) if name != "duplicate"}
@@ -280,5 +303,6 @@ class _Scan:
             self.group_of[unit] = name
         self.kept.append(kept)
         self.places.append(place)
+        self.numbers.append(int(said.get("row", -1)))
         self.keys.append(key if not number else key_of(line, number))
         self.why.append(self._reasons.setdefault(why, why))
