@@ -149,13 +149,14 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=200_000)
     parser.add_argument("--limit-mib", type=int, default=4096)
     parser.add_argument("--seconds", type=float, default=900)
-    parser.add_argument("command", nargs="*")
-    given = parser.parse_args()
+    asked = sys.argv[1:]
+    end = asked.index("--") if "--" in asked else len(asked)
+    given = parser.parse_args(asked[:end])
     if given.what == "make":
         make(given.folder, given.rows, given.width, given.texts)
         return
     os.chdir(given.folder)
-    print(json.dumps(run(given.command, given.limit_mib, given.seconds), indent=1))
+    print(json.dumps(run(asked[end + 1 :], given.limit_mib, given.seconds), indent=1))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ import numpy as np
 from frevl.data.arrow_rows import ArrowSource, open_arrow, pictures_of, table_source
 from frevl.data.columns import columns_of
 from frevl.data.in_memory import PLACE, table_of
-from frevl.data.names import as_list, same_names, why_unknown
+from frevl.data.names import as_list
+from frevl.data.packed.columns import joined
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.devices import processors
 from frevl.encoders.interface import TextTower
 from frevl.encoders.registry import load_encoder, with_layers
 from frevl.encoders.runtime import on_device
 from frevl.encoders.unread import MOSTLY, unread_sentence
-from frevl.errors import InputError, Reject, UsageError
+from frevl.errors import InputError, UsageError
 from frevl.store.canaries import tower_records
 from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
 from frevl.store.embedding.embedder import Embedder, Here
@@ -31,6 +32,7 @@ from frevl.store.image_folder.extract_images import extract_images, extract_pict
 from frevl.store.image_folder.listing import Choice, list_folder
 from frevl.store.image_folder.tables import TABLES_WITH_PICTURES
 from frevl.store.many_nodes.on_nodes import on_nodes
+from frevl.store.pairs_without_image import reject_pairs_without_image
 from frevl.store.sharding.shares import Shard, Share, begin_part, finish_part, refuse_part
 from frevl.store.stored_items import StoredItems
 from frevl.store.tars.captions import Captions
@@ -148,11 +150,11 @@ def extract(
         aside = " ".join(["", *some.sentences()])
         raise InputError(f"{images}: expected images, found no file in that folder{aside and '.' + aside.rstrip('.')}")
     report = ExtractionReport(str(store))
-    texts, referred = _texts_of(pairs, named, report)
+    texts, referring = _texts_of(pairs, named, report)
     tables = [] if images is not None else _with_pictures([*_arrow_files(pairs), *in_memory], named)
     if images is None and not texts and not tables:
         raise UsageError("Nothing to embed: the pairs have no text; give the folder of their images with --images")
-    of_images, of_texts = Share(share, remember=bool(referred)), Share(share)
+    of_images, of_texts = Share(share, remember=bool(referring)), Share(share)
 
     def towers() -> list[Tower]:
         return [tower for one in loaded for tower in tower_records(one, dtype=dtype)]
@@ -175,7 +177,7 @@ def extract(
             part = begin_part(writer.path, share, empty=not writer.store.towers)
         writer.register(towers())
         writer.reject(report.rejects)
-        seen: set[str] = set()
+        seen, others = set[str](), set[str]()
         image_towers = list({one.image.name: one.image for one in loaded if one.image}.values())
         buffer = CommitBuffer(writer, "image", image_towers, rows=commit_rows, seconds=commit_seconds)
         if tars is not None:
@@ -184,9 +186,7 @@ def extract(
                 embedder=embedder, progress=progress,
             )  # fmt: skip
             report.notes += captions.finish()
-            referred = [
-                (id_, place) for id_, place in referred if id_ in seen or not in_a_tar(id_, of_images.names - seen)
-            ]
+            others = of_images.names - seen  # tars, and their members, of other shards
         elif images is not None:
             seen = extract_images(
                 Path(images), image_towers, buffer, report, choice=choice, share=of_images, prune=prune,
@@ -196,7 +196,9 @@ def extract(
             seen = extract_pictures(
                 tables, named, image_towers, buffer, report, share=of_images, embedder=embedder, progress=progress
             )
-        _reject_pairs_without_image(writer, referred, seen | of_images.names, images, report)
+        report.rejects += reject_pairs_without_image(
+            writer, referring, [seen, of_images.names], images, elsewhere=lambda id_: in_a_tar(id_, others)
+        )
         _clear_lines(writer, pairs, report)
         if texts or captions.texts:
             text_towers = list({one.text.name: one.text for one in loaded if one.text}.values())
@@ -326,57 +328,19 @@ def _with_pictures(tables: Sequence[ArrowSource], columns: Mapping[str, str]) ->
 
 def _texts_of(
     files: Sequence[Path | Pairs], columns: Mapping[str, str], report: ExtractionReport
-) -> tuple[list[str], list[tuple[str, str]]]:
-    """Return the different texts of some pairs files, and the image id and place of every pair."""
+) -> tuple[list[str], list[Pairs]]:
+    """Return the different texts of some pairs files, and the pairs that name images."""
     texts: dict[str, None] = {}
-    referred: list[tuple[str, str]] = []
+    referring: list[Pairs] = []
     for file in {id(file) if isinstance(file, Pairs) else file: file for file in files}.values():
         pairs = file if isinstance(file, Pairs) else read_pairs(file, columns=columns)
         report.rejects += pairs.rejected
         report.notes += pairs.notes
         if "text" in pairs.sides:
-            texts.update(dict.fromkeys(pairs.texts))
+            texts.update(dict.fromkeys(joined([pairs.texts])[1]))  # in the order in which they first appear
         if "image" in pairs.sides:
-            referred += zip(pairs.images, pairs.places, strict=True)
-    return list(texts), referred
-
-
-def _reject_pairs_without_image(
-    writer: StoreWriter,
-    referred: Sequence[tuple[str, str]],
-    seen: set[str],
-    folder: str | Path | None,
-    report: ExtractionReport,
-) -> None:
-    """Reject pairs whose image neither the folder nor the store has, once there are any images."""
-    known = writer.store.positions("image")
-    if not known and not seen:
-        return
-    there = seen | known.keys()
-    same = same_names((id_ for id_, _ in referred), there)
-    nowhere = [
-        (id_, place)
-        for id_, place in referred
-        if id_ not in there and id_ not in same and not _lies_below(id_, place, folder)
-    ]
-    nearest = why_unknown(nowhere[0][0], there) if nowhere else ""  # for the first: it is a walk over all ids
-    lost = [
-        Reject("pair", place, f"field 'image': there is no image '{id_}' in the folder or the store" + why)
-        for (id_, place), why in zip(nowhere, [f"; {nearest}" if nearest else "", *[""] * len(nowhere)], strict=False)
-    ]
-    writer.reject(lost)
-    report.rejects += lost
-
-
-def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:
-    """Whether a name is the path of a file in the folder, seen from the working directory or from the pairs file."""
-    if folder is None:
-        return False
-    below = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
-    beside = os.path.dirname(place.rpartition(":")[0])  # noqa: PTH120
-    written = (name, name.replace("\\", "/"))
-    paths = [path for one in written for path in (one, os.path.join(beside, one))]  # noqa: PTH118
-    return any(os.path.realpath(path).startswith(below) and os.path.isfile(path) for path in paths)  # noqa: PTH113
+            referring.append(pairs)
+    return list(texts), referring
 
 
 def _clear_lines(writer: StoreWriter, files: Sequence[Path | Pairs], report: ExtractionReport) -> None:

@@ -47,7 +47,8 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
     gone: list[str] = []
     unread: list[str] = []
     deep: list[str] = []
-    described = (states[name].tolist() for name in ("content_hash", "bytes", "modified_ns"))
+    # Not as lists: of many millions of images the objects in them would take gigabytes.
+    described = [states[name] for name in ("content_hash", "bytes", "modified_ns")]
     for id_, content_hash, size, modified_ns in zip(store.ids("image"), *described, strict=True):
         if not size or modified_ns == IN_A_TABLE:
             continue

@@ -1,0 +1,87 @@
+"""Pairs of an extraction whose image is nowhere: found without a set of all ids, and without an object a pair."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from frevl.data.names import same_names, why_unknown
+from frevl.data.packed.columns import by_value, chosen, joined
+from frevl.data.pairs import Pairs
+from frevl.errors import Reject
+from frevl.store.ids.rows_of_ids import find_rows
+from frevl.store.writer import StoreWriter
+
+__all__ = ["reject_pairs_without_image"]
+
+
+def reject_pairs_without_image(
+    writer: StoreWriter,
+    pairs: Sequence[Pairs],
+    seen: Sequence[Collection[str]],
+    folder: str | Path | None,
+    *,
+    elsewhere: Callable[[str], bool] = lambda _: False,
+) -> list[Reject]:
+    """Reject pairs whose image neither the folder nor the store has, once there are any images.
+
+    Args:
+        writer: Records them.
+        pairs: All pairs of the extraction.
+        seen: Ids of the images that were there, as sets.
+        folder: Of the images.
+        elsewhere: Whether an image that is not here may be the share of another process.
+    """
+    pairs = [one for one in pairs if "image" in one.sides]
+    known = writer.store.positions("image")
+    if not pairs or not (known or any(seen)):
+        return []
+    there = _Either([*seen, known])
+    different = joined([one.images for one in pairs])[1]
+    not_stored = chosen(different, np.flatnonzero(find_rows(known, different) < 0))
+    absent = [id_ for id_ in not_stored if not any(id_ in some for some in seen) and not elsewhere(id_)]
+    lost = set(absent) - same_names(absent, there).keys()
+    nowhere = [
+        (one.images[row], one.places[row])
+        for one in (pairs if lost else ())
+        for row in np.flatnonzero(by_value(one.images, lost.__contains__, bool)).tolist()
+        if not _lies_below(one.images[row], one.places[row], folder)
+    ]
+    nearest = why_unknown(nowhere[0][0], there) if nowhere else ""  # for the first: it is a walk over all ids
+    rejects = [
+        Reject("pair", place, f"field 'image': there is no image '{id_}' in the folder or the store" + why)
+        for (id_, place), why in zip(nowhere, [f"; {nearest}" if nearest else "", *[""] * len(nowhere)], strict=False)
+    ]
+    writer.reject(rejects)
+    return rejects
+
+
+class _Either(Collection[str]):
+    """What is in one of several collections of ids, each once; a set of many millions would take gigabytes."""
+
+    def __init__(self, parts: Sequence[Collection[str]]) -> None:
+        self._parts = parts
+
+    def __contains__(self, id_: object) -> bool:
+        return any(id_ in part for part in self._parts)
+
+    def __iter__(self) -> Iterator[str]:
+        for number, part in enumerate(self._parts):
+            yield from (id_ for id_ in part if not any(id_ in other for other in self._parts[:number]))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:
+    """Whether a name is the path of a file in the folder, seen from the working directory or from the pairs file."""
+    if folder is None:
+        return False
+    below = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118
+    beside = os.path.dirname(place.rpartition(":")[0])  # noqa: PTH120
+    written = (name, name.replace("\\", "/"))
+    paths = [path for one in written for path in (one, os.path.join(beside, one))]  # noqa: PTH118
+    return any(os.path.realpath(path).startswith(below) and os.path.isfile(path) for path in paths)  # noqa: PTH113

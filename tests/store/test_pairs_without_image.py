@@ -1,0 +1,71 @@
+"""Pairs whose image is nowhere are rejected without a set of all ids of the store, and without an object a pair."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from frevl.data.packed import read as packed_read
+from frevl.data.packed.columns import Coded
+from frevl.store import lance_tables
+from frevl.store.extraction import extract
+from frevl.store.ids.rows_of_ids import RowsOfIds
+from frevl.store.reader import Store
+
+
+def draw(folder, names):
+    folder.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (8, 8), (number, 40, 90)).save(folder / name)
+
+
+@pytest.fixture
+def walks(monkeypatch):
+    """A store counts as one of many rows; returns how often all of its ids were walked through."""
+    walked = []
+    every = RowsOfIds.__iter__
+    monkeypatch.setattr(lance_tables, "_MOST_IN_MEMORY", 0)
+    monkeypatch.setattr(RowsOfIds, "__iter__", lambda self: walked.append(len(self)) or every(self))
+    return walked
+
+
+def test_a_second_extraction_walks_through_no_ids(tmp_path, walks):
+    draw(tmp_path / "images", ["a.png", "b.png", "c.png"])
+    (tmp_path / "pairs.jsonl").write_text('{"image": "a.png", "text": "one"}\n')
+    given = {"images": tmp_path / "images", "pairs": tmp_path / "pairs.jsonl", "store": tmp_path / "store"}
+    extract(**given, encoder="toy")
+    (tmp_path / "images/c.png").unlink()
+    report = extract(**given, encoder="toy", prune=True)
+    assert (report.images_kept, report.images_pruned) == (2, 1)
+    assert walks == []
+
+
+def test_what_is_nowhere_is_rejected_with_the_nearest_name(tmp_path, walks):
+    draw(tmp_path / "images", ["a.png", "b.png"])
+    extract(images=tmp_path / "images", store=tmp_path / "store", encoder="toy")
+    draw(tmp_path / "more", ["c.png"])
+    lines = [{"image": name, "text": "one"} for name in ("a.png", "A.png", "./b.png", "c.png", "A.png", "no.png")]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = extract(images=tmp_path / "more", pairs=tmp_path / "pairs.jsonl", store=tmp_path / "store", encoder="toy")
+    said = {one.id.rpartition(":")[2]: one.reason for one in report.rejects}
+    missing = "field 'image': there is no image '{}' in the folder or the store"
+    assert said == {
+        "2": missing.format("A.png") + "; the nearest is 'a.png', which differs in capital letters",
+        "5": missing.format("A.png"),
+        "6": missing.format("no.png"),
+    }
+    assert len(Store.open(tmp_path / "store").rejects()) == 3
+
+
+def test_columns_of_codes_stay_codes(tmp_path, monkeypatch):
+    draw(tmp_path / "images", ["a.png", "b.png"])
+    (tmp_path / "pairs.jsonl").write_text('{"image": "a.png", "text": "one"}\n{"image": "no.png", "text": "two"}\n' * 9)
+    monkeypatch.setattr(packed_read, "_LARGE", 0)
+    made = []
+    every = Coded.__iter__
+    monkeypatch.setattr(Coded, "__iter__", lambda self: made.append(len(self)) or every(self))
+    report = extract(
+        images=tmp_path / "images", pairs=tmp_path / "pairs.jsonl", store=tmp_path / "store", encoder="toy"
+    )
+    assert len(report.rejects) == 9
+    assert all(count <= 2 for count in made)
