@@ -192,7 +192,7 @@ def claim_run(
         _keep_settings(
             folder,
             settings,
-            "an interrupted training is in this folder" if interrupted else None,
+            f"an interrupted {'training' if flag == '--run' else 'call'} is in this folder" if interrupted else None,
             ("time_limit", *PLACES),
             flag,
         )

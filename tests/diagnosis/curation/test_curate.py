@@ -68,6 +68,10 @@ def test_a_killed_call_goes_on_with_the_folds_that_are_done(captioned, found, tm
         frevl.curate(captioned.store, captioned.exchanged, tmp_path / "kept.jsonl", **call)
     with pytest.raises(RunError, match="its 'seed' was 0, not 1.*choose another --out"):
         frevl.curate(captioned.store, captioned.exchanged, tmp_path / "kept.jsonl", seed=1, **call)
+    with pytest.raises(
+        RunError, match="since then the file of --pairs .* has changed, so its folds cannot be used: del"
+    ):
+        frevl.curate(captioned.store, captioned.clean, tmp_path / "kept.jsonl", **call)
     again = []
     monkeypatch.setattr(match, "_one_fold", lambda *arguments: again.append(1) or whole(*arguments))
     resumed = frevl.curate(captioned.store, captioned.exchanged, tmp_path / "kept.jsonl", **call)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
 from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
 from frevl.diagnosis.curation.lines import NOT_LOOKED_AT, Found, Lines, write_lines
 from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
-from frevl.errors import PairsError, Reject, UsageError, nearest, rejects_sentence
+from frevl.errors import PairsError, Reject, RunError, UsageError, nearest, rejects_sentence
 from frevl.files import refuse_inputs
 from frevl.provenance import provenance
 from frevl.store.grouping.groups import group_pairs
@@ -31,6 +32,14 @@ from frevl.training.run_folder import NOWHERE, Checkpoint, claim_run, data_ident
 from frevl.training.training import TASKS
 
 __all__ = ["Curation", "curate"]
+
+# What a call that was stopped has written down of its data, by name.
+_CHANGED = {
+    "frevl": "frevl was updated",
+    "store": "the store has changed",
+    "pairs": "the file of --pairs (or a picture that it names) has changed",
+    "former": "the run of --run was trained again",
+}
 
 
 @dataclass(frozen=True)
@@ -286,9 +295,25 @@ def _states(out: str | Path | None, settings: dict[str, Any]) -> Iterator[Checkp
         yield NOWHERE
         return
     folder = Path(out).with_name(Path(out).name + ".unfinished")
+    _refuse_changed(folder, settings["data"])
     with claim_run(folder, settings, flag="--out") as checkpoint:
         yield checkpoint
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_changed(folder: Path, data: Mapping[str, Any]) -> None:
+    """Say it where what is judged has changed since the call that stopped: its folds do not go with these lines."""
+    try:
+        was = json.loads((folder / "settings.json").read_text(encoding="utf-8"))["data"]
+        changed = [what for name, what in _CHANGED.items() if name in was and was[name] != data.get(name)]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # nothing stands there, or what does is refused as a whole
+    if changed and any(folder.glob("*/*.safetensors")):
+        raise RunError(
+            f"{folder}: a call that judged these lines was stopped, and since then {' and '.join(changed)}, so its "
+            f"folds cannot be used: delete {folder} to judge everything anew, choose another --out, or undo the change "
+            "to go on"
+        )
 
 
 def _judged(read: Pairs, usable: Pairs, found: dict[str, Found], why: list[list[str]]) -> list[dict[str, Any]]:

@@ -58,8 +58,8 @@ class TextsOfImages:
 
 
 def one_score(
-    given: NDArray[np.float64], drawn: NDArray[np.float64], right: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    given: NDArray[np.float64], drawn: NDArray[np.float64], right: NDArray[np.bool_], *others: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], ...]:
     """Weigh the features so that they tell given lines from drawn ones (logistic regression with a small ridge).
 
     Some given lines are wrong too; that makes all weights smaller and leaves their order the same (Elkan and Noto
@@ -69,12 +69,13 @@ def one_score(
         given: ``(n, features)``.
         drawn: ``(m, features)``.
         right: ``(n,)`` bool, lines that are given as right: only they are learnt from.
+        others: ``(k, features)`` of further lines, which are not learnt from.
 
     Returns:
-        ``(n,)`` and ``(m,)`` scores; one feature alone is returned as it is.
+        ``(n,)``, ``(m,)`` and ``(k,)`` scores; one feature alone is returned as it is.
     """
     if given.shape[1] == 1:
-        return given[:, 0], drawn[:, 0]
+        return tuple(one[:, 0] for one in (given, drawn, *others))
     both = np.concatenate([given[right], drawn])
     middle, width = both.mean(axis=0), both.std(axis=0)
     known = width > 1e-9
@@ -99,4 +100,4 @@ def one_score(
         found: NDArray[np.float64] = np.where(known, (values - middle) / width, 0.0) @ factors[:-1]
         return found
 
-    return scores(given), scores(drawn)
+    return tuple(scores(one) for one in (given, drawn, *others))

@@ -10,6 +10,10 @@ The ratio is that of a classifier between drawn and given lines (Elkan and Noto 
 share is the least ratio of the two distribution functions in the lower tail, where right lines are rare (Blanchard, Lee
 and Scott 2010); it is an upper bound where they are not, and a score that tells nothing is no reason to call a line
 wrong: the bound is then taken with its standard error against it.
+
+Wrong texts that were taken from images that are alike look more like right ones, and a share that is read off random
+ones counts only some of them. Read off texts that are drawn so, the same ratio is an upper bound for these as well:
+between the two lies the share, unless wrong texts are even nearer to right ones.
 """
 
 from __future__ import annotations
@@ -19,12 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Mixture", "fit_mixture"]
+__all__ = ["Mixture", "fit_mixture", "most_wrong"]
 
 _TAIL = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # quantiles of the wrong lines at which the share is read
 _FEWEST = 60  # lines that would be below such a quantile if all were wrong: the least of noisy ratios is too low
 _STRICT = 0.005  # of a plain logistic curve in every probability, so that ties keep their order
 _SURE = 1.96  # standard errors that are held against a bound
+_OF_NONE = 1.5  # lines, the least error of a count: none at all is no proof that there are none
 _REACH = 2.5  # of the interval: the tightest of six bounds was taken, and 1.96 would cover 85 to 96 % in simulations
 
 
@@ -71,6 +76,23 @@ def fit_mixture(
     odds = np.maximum(1 / np.maximum(ratio, 1e-9) - share, 0.0) / max(1 - share, 1e-9)  # f1 / f0
     even = odds / (1 + odds)
     return Mixture((1 - _STRICT) * right + _STRICT * smooth, (1 - _STRICT) * even + _STRICT * smooth, share, error)
+
+
+def most_wrong(
+    given: NDArray[np.float64], near: NDArray[np.float64], groups: NDArray[np.int64], near_groups: NDArray[np.int64]
+) -> float:
+    """Return the share of the lines, in [0, 1], that may be wrong if wrong texts are like those drawn from near.
+
+    Args:
+        given: ``(n,)`` scores of the lines.
+        near: ``(k,)`` scores of wrong lines whose texts are like the right ones; without any the share is 1.
+        groups: ``(n,)`` group of every line.
+        near_groups: ``(k,)`` the same of the drawn ones.
+    """
+    if not len(near):
+        return 1.0
+    share, error = _wrong_share(given, near, groups, near_groups)
+    return min(1.0, share + _REACH * error)
 
 
 def _ratio(given: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -131,5 +153,4 @@ def _mean(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> tuple[float, fl
     sums = np.bincount(at, weights=hits.astype(np.float64))
     mean = float(hits.mean())
     spread = float(np.square(sums - mean * sizes).sum()) ** 0.5 / len(hits)
-    # A tail without any line is no proof that there is none: one line more or less.
-    return mean, max(spread, 1 / len(hits))
+    return mean, max(spread, _OF_NONE / len(hits))

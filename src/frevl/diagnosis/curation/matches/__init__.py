@@ -1,0 +1,1 @@
+"""Wrong lines that are drawn, to know what they look like to the models."""
