@@ -94,7 +94,8 @@ def test_items_of_different_length_make_a_masked_batch() -> None:
 
 
 def test_the_table_is_closed() -> None:
-    assert list(ENCODERS) == ["packaged", "packaged-lite1", "packaged-lite2", "packaged-deep", "toy", "toy2"]
+    packaged = ["packaged", "packaged-lite1", "packaged-lite2", "packaged-deep", "packaged-colour"]
+    assert list(ENCODERS) == [*packaged, "toy", "toy2"]
     assert TOKENS == ("pooled", "7x7", "4x4", "2x2")
 
 
@@ -103,7 +104,7 @@ def test_unknown_names_are_answered_with_the_nearest() -> None:
         load_encoder("packged")
     assert str(caught.value) == (
         "There is no encoder 'packged'. Did you mean 'packaged'? "
-        "Valid: 'packaged', 'packaged-lite1', 'packaged-lite2', 'packaged-deep', 'toy', 'toy2'."
+        "Valid: 'packaged', 'packaged-lite1', 'packaged-lite2', 'packaged-deep', 'packaged-colour', 'toy', 'toy2'."
     )
     with pytest.raises(UsageError) as caught:
         load_encoder("toy", tokens="4*4")

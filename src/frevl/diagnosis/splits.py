@@ -16,7 +16,7 @@ from frevl.runs.targets import match_truth
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Modality
-from frevl.store.usable_pairs import choose_towers, names_of, note_unread, read_usable
+from frevl.store.usable_pairs import choose_towers, colour_advice, names_of, note_unread, read_usable
 
 __all__ = [
     "MATCH_LABELS",
@@ -124,6 +124,7 @@ def read_splits(
     else:
         for part in (train, held, asked):
             _check_targets(part)
+        notes[:0] = colour_advice(train, towers)
     own = [
         None if towers == store.select_towers(modality, encoder) else names_of(store, towers)
         for modality, towers in chosen.items()

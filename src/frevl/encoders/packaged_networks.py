@@ -18,7 +18,7 @@ from frevl.errors import EncoderError, library
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["efficientnet", "efficientnet_deep", "minilm", "minilm_deep"]
+__all__ = ["efficientnet", "efficientnet_deep", "efficientnet_early", "minilm", "minilm_deep"]
 
 _COLUMNS = 3
 
@@ -81,13 +81,43 @@ def efficientnet_deep(name: str, side: int, path: Path) -> Source:
             for first, stop in [(0, _COLUMNS), *((i, i + 1) for i in range(_COLUMNS))]:
                 parts += [_columns(last, first, stop).mean((2, 3)), _columns(last, first, stop).amax((2, 3))]
                 for grid in entering:
-                    region = _columns(grid, first, stop)
-                    mean = region.mean((2, 3), keepdim=True)
-                    deviation = (region - mean).square().mean((2, 3)).sqrt()
-                    parts += [mean[:, :, 0, 0], region.amax((2, 3)), deviation]
+                    parts += _statistics(_columns(grid, first, stop))
             return _joined(parts)
 
     return Source(Statistics().eval(), {}, _pictures(side))
+
+
+def efficientnet_early(name: str, side: int, path: Path) -> Source:
+    """EfficientNet-Lite: ``(side, side, 3)`` uint8 to ``(1, dim)``, statistics of its first layers (ours).
+
+    The parts follow each other, each at unit length: mean, maximum and standard deviation over the picture of the stem
+    and of what enters the stages of stride 4, 8, 16 and 32; nothing after these is run. All is divided by the square
+    root of the number of parts. For Lite0 that are 15 parts, ``3 * (32 + 16 + 24 + 40 + 112)`` = 672 numbers.
+
+    Raises:
+        EncoderError: The file does not hold these weights.
+    """
+    import torch
+
+    network = _load_efficientnet(name, path)
+    starts = [i for i, block in enumerate(network._blocks) if block._depthwise_conv.stride[0] == 2]
+
+    class Early(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            body = self.network
+            x = body._swish(body._bn0(body._conv_stem(_planes(pixels))))
+            parts = _statistics(x)
+            for i, block in enumerate(body._blocks[: starts[-1]]):
+                if i in starts:
+                    parts += _statistics(x)
+                x = block(x)
+            return _joined([*parts, *_statistics(x)])
+
+    return Source(Early().eval(), {}, _pictures(side))
 
 
 def minilm(folder: Path, path: Path, longest: int) -> Source:
@@ -169,6 +199,12 @@ def _planes(pixels: torch.Tensor) -> torch.Tensor:
     # code uses: with the former the inputs of the batch normalisations have the variance they remember
     # (0.86 of it in the stem, on photos), with the latter 4.2 times as much.
     return (pixels.permute(2, 0, 1)[None].float() - 127) / 128
+
+
+def _statistics(grid: torch.Tensor) -> list[torch.Tensor]:
+    """Mean, maximum and standard deviation over the cells of ``(n, channels, rows, columns)``."""
+    mean = grid.mean((2, 3), keepdim=True)
+    return [mean[:, :, 0, 0], grid.amax((2, 3)), (grid - mean).square().mean((2, 3)).sqrt()]
 
 
 def _columns(grid: torch.Tensor, first: int, stop: int) -> torch.Tensor:

@@ -25,12 +25,23 @@ def _packaged(image: str, tokens: str) -> tuple[ImageTower, TextTower]:
     return image_tower(image, tokens), text_tower("minilm-l6", tokens)
 
 
-def _packaged_deep(tokens: str) -> tuple[ImageTower, TextTower]:
+def _pooled_only(name: str, tokens: str) -> None:
     if tokens != "pooled":
         raise UsageError(
-            f"The encoder 'packaged-deep' is pooled only and cannot keep the tokens '{tokens}'; for tokens take "
+            f"The encoder '{name}' is pooled only and cannot keep the tokens '{tokens}'; for tokens take "
             "'packaged', 'packaged-lite1' or 'packaged-lite2'."
         )
+
+
+def _packaged_colour(tokens: str) -> tuple[ImageTower, TextTower]:
+    _pooled_only("packaged-colour", tokens)
+    from frevl.encoders.packaged import colour_image_tower, text_tower
+
+    return colour_image_tower(), text_tower("minilm-l6", tokens)
+
+
+def _packaged_deep(tokens: str) -> tuple[ImageTower, TextTower]:
+    _pooled_only("packaged-deep", tokens)
     from frevl.encoders.packaged import deep_image_tower, deep_text_tower
 
     return deep_image_tower(), deep_text_tower()
@@ -47,6 +58,7 @@ ENCODERS: dict[str, Callable[[str], tuple[ImageTower | None, TextTower | None]]]
     "packaged-lite1": partial(_packaged, "efficientnet-lite1"),
     "packaged-lite2": partial(_packaged, "efficientnet-lite2"),
     "packaged-deep": _packaged_deep,
+    "packaged-colour": _packaged_colour,
     "toy": partial(_toy, "toy-image"),
     "toy2": partial(_toy, "toy2-image"),
 }
@@ -98,7 +110,8 @@ def load_encoder(name: str, *, tokens: str = "pooled") -> Encoder:
         name: One of `ENCODERS`, ``hf:MODEL`` (see `frevl.encoders.hub.huggingface`) or
             ``openclip:ARCHITECTURE/WEIGHTS`` (see `frevl.encoders.hub.openclip`).
         tokens: One of `TOKENS`. ``"7x7"``, ``"4x4"`` and ``"2x2"`` keep a grid of image tokens and the word
-            tokens of texts; ``"pooled"`` keeps their mean. ``packaged-deep`` is pooled only.
+            tokens of texts; ``"pooled"`` keeps their mean. ``packaged-deep`` and
+            ``packaged-colour`` are pooled only.
 
     Returns:
         The encoder, ready to embed.
@@ -150,6 +163,7 @@ KNOWN = (
     KnownEncoder("packaged-lite1", 1280, 384, 27, "Apache-2.0", False, "EfficientNet-Lite1 and MiniLM-L6"),
     KnownEncoder("packaged-lite2", 1280, 384, 28, "Apache-2.0", False, "EfficientNet-Lite2 and MiniLM-L6"),
     KnownEncoder("packaged-deep", 12064, 2688, 26, "Apache-2.0", False, "several depths of packaged; pooled only"),
+    KnownEncoder("packaged-colour", 1696, 384, 26, "Apache-2.0", False, "first layers, colours; beside packaged"),
     KnownEncoder("hf:openai/clip-vit-base-patch32", 512, 512, 151, "MIT (code)", True, "CLIP ViT-B/32"),
     KnownEncoder("hf:openai/clip-vit-base-patch16", 512, 512, 150, "MIT (code)", True, "CLIP ViT-B/16"),
     KnownEncoder("hf:openai/clip-vit-large-patch14", 768, 768, 428, "MIT (code)", True, "CLIP ViT-L/14"),

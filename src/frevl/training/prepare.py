@@ -15,7 +15,7 @@ from frevl.runs.targets import prefixes_of
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.store.usable_pairs import choose_towers, contents_of, names_of, note_unread, read_usable
+from frevl.store.usable_pairs import choose_towers, colour_advice, contents_of, names_of, note_unread, read_usable
 from frevl.training.examples import Prepared, examples_of, set_aside
 from frevl.training.out_of_memory.items import fit_in_memory, map_items
 
@@ -55,6 +55,8 @@ def prepare(
     asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     chosen = choose_towers(store, parts, notes, asked)
     towers = chosen["image"], chosen["text"]
+    if task == "classification":
+        notes[:0] = colour_advice(parts[0], towers[0])
     note_unread(store, joined([part.texts for part in parts])[1], towers[1], notes)
     grouped, found = group_pairs(store, parts, group_by=group_by, find=find_groups, towers=towers[0], seed=seed)
     notes += found
