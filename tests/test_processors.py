@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from frevl.devices import cores_by_quota, processors, share_processors
+from frevl.devices import cores_by_quota, memory_limit, processors, share_processors
 
 
 def process(folder, own, mounts):
@@ -125,3 +125,29 @@ def test_every_entrance_comes_before_torch(entrance):
     environment = {name: value for name, value in os.environ.items() if name not in names}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert json.loads(found.stdout.splitlines()[-1])["GOMP_SPINCOUNT"] == "1000"
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "bytes_"), [("max", "5000000", 5_000_000), ("3000000", "5000000", 3_000_000)]
+)
+def test_memory_of_version_2_is_the_least_of_all_groups_above(tmp_path, outer, inner, bytes_):
+    top = tmp_path / "top"
+    limit(top / "slice", memory_max=outer)
+    limit(top / "slice" / "job", memory_max=inner)
+    assert memory_limit(process(tmp_path, ["0::/slice/job"], [("/", top, "cgroup2", "rw")])) == bytes_
+
+
+def test_memory_of_version_1_stands_in_a_hierarchy_of_its_own(tmp_path):
+    limit(tmp_path / "memory" / "job", memory_limit_in_bytes=7_000_000)
+    limit(tmp_path / "cpu" / "job", memory_limit_in_bytes=1)  # what nobody would read there
+    mounts = [("/", tmp_path / "memory", "cgroup", "rw,memory"), ("/", tmp_path / "cpu", "cgroup", "rw,cpu,cpuacct")]
+    assert memory_limit(process(tmp_path, ["5:memory:/job", "4:cpu,cpuacct:/job"], mounts)) == 7_000_000
+
+
+def test_memory_without_a_group_is_that_of_the_machine_or_of_ulimit(tmp_path):
+    whole = memory_limit(tmp_path / "none")
+    assert whole <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    code = "from pathlib import Path; from frevl.devices import memory_limit; print(memory_limit(Path('none')))"
+    asked = f'ulimit -d 1000000; {sys.executable} -c "{code}"'
+    done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 1_000_000 * 1024

@@ -26,6 +26,7 @@ __all__ = [
     "default_batch",
     "grant_processors",
     "is_accelerator",
+    "memory_limit",
     "processors",
     "share_processors",
 ]
@@ -79,7 +80,7 @@ def cores_by_quota(process: Path = Path("/proc/self")) -> float:
         process: Folder with the files ``cgroup`` and ``mountinfo``.
     """
     cores = math.inf
-    for folder in _control_groups(process):
+    for folder in _control_groups(process, "cpu"):
         limit = _words(folder / "cpu.max") or [
             *_words(folder / "cpu.cfs_quota_us"),
             *_words(folder / "cpu.cfs_period_us"),
@@ -90,12 +91,34 @@ def cores_by_quota(process: Path = Path("/proc/self")) -> float:
     return cores
 
 
+def memory_limit(process: Path = Path("/proc/self")) -> float:
+    """Return the bytes of memory that a process may take at the most; inf where nothing says so.
+
+    The least of what the machine has, what its control groups grant (``memory.max`` of version 2,
+    ``memory.limit_in_bytes`` of version 1), and what ``ulimit`` leaves this process (``-v``, ``-d``).
+
+    Args:
+        process: Folder with the files ``cgroup`` and ``mountinfo``.
+    """
+    limits = [math.inf]
+    if sys.platform != "win32":
+        import resource
+
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        own = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+        limits += [limit for limit in own if limit != resource.RLIM_INFINITY]
+    for folder in _control_groups(process, "memory"):
+        granted = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
+        limits += [int(number) for number in granted if number.isdigit()]
+    return min(limits)
+
+
 def _cores_by_affinity() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _control_groups(process: Path) -> Iterator[Path]:
-    """Yield the folders of the control groups that rule the processor time of a process, innermost first."""
+def _control_groups(process: Path, rules: str) -> Iterator[Path]:
+    """Yield the folders of the control groups that rule a process's ``cpu`` or ``memory``, innermost first."""
     own: dict[str, str] = {}
     for line in _lines(process / "cgroup"):  # 4:cpu,cpuacct:/some/group, or 0::/some/group in version 2
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
@@ -105,7 +128,7 @@ def _control_groups(process: Path) -> Iterator[Path]:
         fields, kinds = here.split(), kind.split()
         if len(fields) < 5 or len(kinds) < 3 or kinds[0] not in ("cgroup", "cgroup2"):
             continue
-        controller = "" if kinds[0] == "cgroup2" else "cpu"
+        controller = "" if kinds[0] == "cgroup2" else rules
         if controller not in own or (controller and controller not in kinds[2].split(",")):
             continue
         root, top = fields[3].rstrip("/"), Path(_unescaped(fields[4]))

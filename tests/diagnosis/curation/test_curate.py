@@ -156,6 +156,16 @@ def test_wrong_use(captioned, options, message):
         frevl.curate(captioned.store, captioned.exchanged, **options)
 
 
+def test_more_lines_than_the_memory_holds_are_refused_before_anything_is_learnt(captioned, monkeypatch):
+    count = len(captioned.rows)
+    monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 1_600 * (count - 1))
+    asked = f"{count:,} lines take more than .* curate parts of at most {(count - 1) // 2:,} lines"
+    with pytest.raises(UsageError, match=asked):
+        frevl.curate(captioned.store, captioned.exchanged)
+    monkeypatch.setattr("frevl.diagnosis.curation.curate.memory_limit", lambda: 1_600 * count)
+    assert len(frevl.curate(captioned.store, captioned.exchanged, drop=["text"], find_groups=False).lines) == count
+
+
 def test_no_input_is_written_over(captioned, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_bytes(captioned.exchanged.read_bytes())

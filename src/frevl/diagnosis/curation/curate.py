@@ -14,7 +14,7 @@ import numpy as np
 
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
-from frevl.devices import check_device
+from frevl.devices import check_device, memory_limit
 from frevl.diagnosis.curation.copies.duplicates import groups_without_a_line
 from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
 from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
@@ -32,6 +32,9 @@ from frevl.training.run_folder import NOWHERE, Checkpoint, claim_run, data_ident
 from frevl.training.training import TASKS
 
 __all__ = ["Curation", "curate"]
+
+# Of Python's objects for a line of two short texts, counted with tracemalloc: 1,670. Embeddings come on top.
+_BYTES_A_LINE = 1_600
 
 # What a call that was stopped has written down of its data, by name.
 _CHANGED = {
@@ -161,7 +164,8 @@ def curate(
         Every line with what was found.
 
     Raises:
-        UsageError: An unknown task, filter or encoder, a number out of range, or a file that would be read and written.
+        UsageError: An unknown task, filter or encoder, a number out of range, a file that would be read and written, or
+            more lines than the memory holds.
         PairsError: The pairs cannot be used.
         StoreError: There is no store, or embeddings are missing.
         RunError: Another process is at it, or an interrupted call had other settings.
@@ -180,6 +184,7 @@ def curate(
     read_from = {"--pairs": source, "--run": run, "--store": opened.path, "--images": images}
     refuse_inputs({"--out": out, "--dropped": dropped}, read_from)
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
+    _check_room(len(read))
     chosen_task = _task(read, task)
     groups = None if groups is None else as_list(groups, "groups")
     _check_keys(read, groups)
@@ -258,6 +263,17 @@ def _check_keys(pairs: Pairs, groups: Sequence[str] | None) -> None:
     for key in groups or ():
         if key not in known:
             raise UsageError(f"--groups {key}: no line has this key. {nearest(key, known)}")
+
+
+def _check_room(lines: int) -> None:
+    """Refuse more lines than the memory holds, before hours are spent on them."""
+    needed, most = lines * _BYTES_A_LINE, memory_limit()
+    if needed > most:
+        raise UsageError(
+            f"curate holds what it finds of every line: {lines:,} lines take more than {needed / 1e9:,.1f} GB, and "
+            f"this process may take {most / 1e9:,.1f} GB; curate parts of at most {int(most / 2 / _BYTES_A_LINE):,} "
+            "lines, each with all lines of its pictures (copies in different parts are not found), or use more memory"
+        )
 
 
 def _task(pairs: Pairs, task: str | None) -> str:
