@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from frevl.encoders.interface import TOKENS, Embeddings, Encoder
+from frevl.encoders.interface import TOKENS, Embeddings, Encoder, keep_tokens
 from frevl.encoders.registry import ENCODERS, load_encoder
-from frevl.encoders.tokens import keep_tokens
 from frevl.errors import ImageError, MissingExtraError, UsageError
 
 TEXTS = [

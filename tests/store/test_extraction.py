@@ -20,7 +20,7 @@ from frevl.encoders.toy import ToyImageTower, ToyTextTower
 from frevl.errors import EncoderError, FingerprintError, InputError, StoreError, UsageError
 from frevl.store.canaries import CANARY_TEXTS, canary_images, tower_records
 from frevl.store.extraction import extract
-from frevl.store.image_folder.listing import Choice, list_folder
+from frevl.store.pictures.files import Choice, list_folder
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import verify
 

@@ -1,7 +1,7 @@
 """The batches in which texts are embedded: an embedding may depend, in its last bit, on the others of its batch."""
 
-from frevl.store.embedding.commit_buffer import PendingItem
 from frevl.store.extraction import _batches
+from frevl.store.items import PendingItem
 from frevl.store.writer import Item
 
 TEXTS = [f"{k:03d}" + "x" * (k % 7) for k in range(23)]

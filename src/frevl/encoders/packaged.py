@@ -24,9 +24,8 @@ from PIL import Image
 from frevl.devices import processors
 from frevl.encoders import packaged_networks as originals
 from frevl.encoders.images import DECODE_TARGET
-from frevl.encoders.interface import Embeddings
+from frevl.encoders.interface import MOST_CHARACTERS, Embeddings, keep_tokens, readable
 from frevl.encoders.onnx_session import Source, open_network, run
-from frevl.encoders.tokens import MOST_CHARACTERS, keep_tokens, readable
 from frevl.encoders.unread import Pieces, UnreadTexts, pieces_of_encoding
 from frevl.errors import EncoderError, library
 

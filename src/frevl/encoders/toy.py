@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 
 from frevl.encoders.images import DECODE_TARGET
-from frevl.encoders.interface import Embeddings
-from frevl.encoders.tokens import keep_tokens
+from frevl.encoders.interface import Embeddings, keep_tokens
 
 __all__ = ["ToyImageTower", "ToyTextTower", "image_tower", "text_tower"]
 

@@ -25,19 +25,16 @@ from frevl.encoders.runtime import on_device
 from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import InputError, UsageError
 from frevl.store.canaries import tower_records
-from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
-from frevl.store.embedding.embedder import Embedder, Here
-from frevl.store.extraction_report import ExtractionReport
-from frevl.store.image_folder.extract_images import extract_images, extract_pictures
-from frevl.store.image_folder.listing import Choice, list_folder
-from frevl.store.image_folder.tables import TABLES_WITH_PICTURES
+from frevl.store.embedder import Embedder, Here
+from frevl.store.items import CommitBuffer, ExtractionReport, PendingItem, StoredItems
 from frevl.store.many_nodes.on_nodes import on_nodes
 from frevl.store.pairs_without_image import reject_pairs_without_image
+from frevl.store.pictures.extract_images import extract_images, extract_pictures
+from frevl.store.pictures.extract_tars import extract_tars, in_a_tar
+from frevl.store.pictures.files import Choice, list_folder
+from frevl.store.pictures.tables import TABLES_WITH_PICTURES
+from frevl.store.pictures.tar_members import Captions, find_tars
 from frevl.store.sharding.shares import Shard, Share, begin_part, finish_part, refuse_part
-from frevl.store.stored_items import StoredItems
-from frevl.store.tars.captions import Captions
-from frevl.store.tars.extract_tars import extract_tars, in_a_tar
-from frevl.store.tars.members import find_tars
 from frevl.store.towers import Tower
 from frevl.store.writer import Item, StoreWriter
 from frevl.terminal import ProgressLine

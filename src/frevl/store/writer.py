@@ -18,9 +18,16 @@ import pyarrow.compute as pc
 from frevl.encoders.interface import Embeddings
 from frevl.errors import Reject, StoreError
 from frevl.store.commits.failures import reading
-from frevl.store.commits.rows import ITEM_FIELDS, UNREAD_SCHEMA, embedding_column, in_utf8, reject_rows
 from frevl.store.commits.soundness import checksums_of
-from frevl.store.commits.table_writer import TableWriter, make_store_folder
+from frevl.store.commits.table_writer import (
+    ITEM_FIELDS,
+    UNREAD_SCHEMA,
+    TableWriter,
+    embedding_column,
+    in_utf8,
+    make_store_folder,
+    reject_rows,
+)
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.lance_tables import ALL_TABLES, open_table
 from frevl.store.reader import TABLES, Store
@@ -220,10 +227,8 @@ class StoreWriter:
         new = self._rows(modality, items, embeddings, metadata)
         old = self._find(modality, new["id"].combine_chunks())
         filled = [[*a, *b] for a, b in zip(old["filled"].to_pylist(), new["filled"].to_pylist(), strict=True)]
-        columns = {
-            name: (old if name in self.store.towers and name not in embeddings else new)[name]
-            for name in new.column_names
-        }
+        kept = self.store.towers.keys() - embeddings.keys()
+        columns = {name: (old if name in kept else new)[name] for name in new.column_names}
         columns["filled"] = pa.array(filled, new.schema.field("filled").type)
         columns.update({name: pc.coalesce(new[name], old[name]) for name in self._metadata[modality]})
         self._tables.merge(TABLES[modality], pa.table(columns, schema=new.schema))
@@ -273,10 +278,8 @@ class StoreWriter:
         moved = [one.source for one in taken if one.moved]
         values = iter(self.store.read_metadata(modality, moved))
         owned = [next(values) if one.moved else {} for one in taken]
-        return {
-            name: pa.array([one.get(name) for one in owned], schema.field(name).type)
-            for name in self._metadata[modality]
-        }
+        names = self._metadata[modality]
+        return {name: pa.array([one.get(name) for one in owned], schema.field(name).type) for name in names}
 
     def remove(self, modality: Modality, ids: Collection[str]) -> int:
         """Remove items with everything known about them; unknown ids are ignored.
@@ -373,9 +376,8 @@ class StoreWriter:
             fields.append(pa.field(name, kind))
             given = (metadata or {}).get(name)
             columns.append(pa.nulls(len(items), kind) if given is None else given)
-        return pa.Table.from_arrays(
-            [*described, pa.array(filled, ITEM_FIELDS[-1].type), *columns], schema=pa.schema(fields)
-        )
+        columns = [*described, pa.array(filled, ITEM_FIELDS[-1].type), *columns]
+        return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
     def _find(self, modality: Modality, ids: pa.Array) -> pa.Table:
         """Return the rows of some items, in the order of the ids."""

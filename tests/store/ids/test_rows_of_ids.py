@@ -12,8 +12,8 @@ from frevl.errors import StoreError
 from frevl.store.ids import kept, rows_of_ids
 from frevl.store.ids.hashing import as_arrow, id_hash, id_hashes
 from frevl.store.ids.rows_of_ids import KnownIds, RowsOfIds, find_rows
+from frevl.store.items import StoredItems
 from frevl.store.reader import Store
-from frevl.store.stored_items import StoredItems
 from frevl.store.upkeep.removal import compact, remove
 
 STRANGE = [

@@ -11,10 +11,9 @@ import numpy as np
 
 from frevl.encoders.hub.checkpoint import Checkpoint, digest_of, slug
 from frevl.encoders.hub.networks import JOINT, image_source, load_config, quiet_transformers
-from frevl.encoders.interface import Embeddings
+from frevl.encoders.interface import Embeddings, keep_layers
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import Network, open_runtime
-from frevl.encoders.tokens import keep_layers
 from frevl.errors import EncoderError, ImageError, UsageError
 
 if TYPE_CHECKING:

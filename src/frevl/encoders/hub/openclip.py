@@ -22,10 +22,9 @@ import numpy as np
 from frevl.encoders.hub.checkpoint import digest_of, file_digest
 from frevl.encoders.hub.image_tower import refuse_threads
 from frevl.encoders.hub.text_tower import pieces_of
-from frevl.encoders.interface import Embeddings, ImageTower, TextTower
+from frevl.encoders.interface import Embeddings, ImageTower, TextTower, keep_tokens, readable
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import Network, open_runtime
-from frevl.encoders.tokens import keep_tokens, readable
 from frevl.encoders.unread import Pieces, UnreadTexts
 from frevl.errors import EncoderError, UsageError, library, nearest
 

@@ -14,10 +14,9 @@ import numpy as np
 from frevl.encoders.hub.checkpoint import Checkpoint, digest_of, file_digest
 from frevl.encoders.hub.image_tower import column, common_space, hidden_layers
 from frevl.encoders.hub.networks import JOINT, load_config, quiet_transformers, text_source
-from frevl.encoders.interface import Embeddings
+from frevl.encoders.interface import MOST_CHARACTERS, Embeddings, keep_layers, readable
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import Network, open_runtime
-from frevl.encoders.tokens import MOST_CHARACTERS, keep_layers, readable
 from frevl.encoders.unread import Pieces, UnreadTexts, pieces_of_encoding
 from frevl.errors import EncoderError
 

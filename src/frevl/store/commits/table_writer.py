@@ -1,4 +1,4 @@
-"""Writing to the tables of a store: every call is one commit, on disk and recorded when it returns."""
+"""Writing to the tables of a store: every call is one commit, on disk and recorded when it returns; rows for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
@@ -16,7 +17,6 @@ from frevl.errors import StoreError
 from frevl.files import flush_folder
 from frevl.store.commits.failures import writing
 from frevl.store.commits.record import Commit, flush_table, manifests, write_commit
-from frevl.store.commits.rows import as_stream
 from frevl.store.commits.session import begin_writing, end_writing
 from frevl.store.ids.hashing import as_arrow
 from frevl.store.ids.places import Places, exchange_rows
@@ -27,11 +27,62 @@ from frevl.store.lance_tables import (
     open_table,
     replace_rows,
 )
+from frevl.store.towers import Tower
 
 if TYPE_CHECKING:
     import lance
 
-__all__ = ["TableWriter", "lock_store", "make_store_folder"]
+__all__ = [
+    "ITEM_FIELDS",
+    "UNREAD_SCHEMA",
+    "TableWriter",
+    "as_stream",
+    "embedding_column",
+    "in_utf8",
+    "lock_store",
+    "make_store_folder",
+    "reject_rows",
+]
+
+ITEM_FIELDS = [
+    pa.field("id", pa.string()),
+    pa.field("content_hash", pa.string()),
+    pa.field("bytes", pa.int64()),
+    pa.field("modified_ns", pa.int64()),
+    pa.field("filled", pa.list_(pa.struct([pa.field("tower", pa.string()), pa.field("crc32", pa.uint32())]))),
+]
+UNREAD_SCHEMA = pa.schema([("tower", pa.string()), ("text", pa.string()), ("share", pa.float64())])
+REJECT_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("kind", "id", "reason")])
+
+
+def in_utf8(text: str) -> str:
+    """Escape what is not UTF-8 (a file name may hold anything)."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def reject_rows(rejects: dict[tuple[str, str], str]) -> pa.Table:
+    """Return rows of the table of rejects: from kind and id to the reason."""
+    columns = list(zip(*((kind, id_, reason) for (kind, id_), reason in rejects.items()), strict=True)) or [()] * 3
+    return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], schema=REJECT_SCHEMA)
+
+
+def embedding_column(values: np.ndarray, mask: np.ndarray, tower: Tower) -> pa.Array:
+    """Turn ``(n, tokens, dim)`` embeddings in the stored type into a column of a tower's type."""
+    if tower.pooled:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), tower.dim)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(values[mask].reshape(-1)), tower.dim)
+    offsets = np.concatenate([[0], np.cumsum(mask.sum(axis=1))]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), vectors)
+
+
+def as_stream(rows: pa.Table) -> bytes:
+    """Return rows as a stream of Arrow, which the record of a commit keeps."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
 
 A = TypeVar("A")
 

@@ -13,10 +13,8 @@ from frevl.encoders.registry import load_encoder
 from frevl.encoders.runtime import on_device
 from frevl.errors import Reject
 from frevl.store.canaries import tower_records
-from frevl.store.embedding.commit_buffer import PendingItem, Row, embed_items
-from frevl.store.embedding.embedder import ahead_of
-from frevl.store.embedding.pictures import MakePictures
-from frevl.store.stored_items import KnownItem
+from frevl.store.embedder import MakePictures, ahead_of
+from frevl.store.items import KnownItem, PendingItem, Row, embed_items
 from frevl.store.towers import Tower
 
 __all__ = ["Done", "EmbeddingWork", "ImageBlock", "PackedRows", "TextBlock", "open_work"]
@@ -103,7 +101,7 @@ class Done:
         work: Id and work of each picture; those that were embedded without the input of their networks.
         packed: The embeddings of the items among them, in their order.
         refused: By the place of an item, why it cannot be used.
-        remarks: See `frevl.store.embedding.pictures`.
+        remarks: See `frevl.store.embedder`.
     """
 
     work: list[tuple[str, PendingItem | Reject | None]]

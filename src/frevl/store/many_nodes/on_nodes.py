@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from frevl.errors import FrevlError, Reject
-from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem, Row
-from frevl.store.embedding.pictures import MakePictures, Pictures
+from frevl.store.embedder import MakePictures, Pictures
+from frevl.store.items import CommitBuffer, KnownItem, PendingItem, Row, StoredItems
 from frevl.store.many_nodes.connection import connected, versions_here
 from frevl.store.many_nodes.embedding_work import Done, ImageBlock, TextBlock, open_work
 from frevl.store.many_nodes.workers import Greeting, Workers
-from frevl.store.stored_items import KnownItem, StoredItems
 from frevl.store.towers import Tower, different_fields
 
 __all__ = ["OnNodes", "on_nodes"]
@@ -75,7 +74,7 @@ def on_nodes(
 
 
 class OnNodes:
-    """Embeds on the workers of a cluster; an `frevl.store.embedding.embedder.Embedder`.
+    """Embeds on the workers of a cluster; an `frevl.store.embedder.Embedder`.
 
     Blocks are cut from the list of what is to be embedded, so they are the same however many workers there are. Every
     block goes back to this process, which commits it.
@@ -90,7 +89,7 @@ class OnNodes:
     def images(
         self, pictures: Pictures[A], sources: Iterable[A], stored: StoredItems, buffer: CommitBuffer
     ) -> Iterator[tuple[str, PendingItem | Reject | None]]:
-        """Embed pictures, block by block: see `frevl.store.embedding.embedder.Embedder.images`."""
+        """Embed pictures, block by block: see `frevl.store.embedder.Embedder.images`."""
         settled: list[str] = []
 
         def open_ones() -> Iterator[A]:
@@ -123,7 +122,7 @@ class OnNodes:
         buffer.rejected.sort(key=lambda one: order[one.id])  # as one process names them
 
     def texts(self, batches: Iterable[Sequence[PendingItem]], buffer: CommitBuffer) -> Iterator[int]:
-        """Embed batches of texts: see `frevl.store.embedding.embedder.Embedder.texts`."""
+        """Embed batches of texts: see `frevl.store.embedder.Embedder.texts`."""
         for block, done in self._workers.results(TextBlock(*numbered) for numbered in enumerate(batches)):
             items = [replace(one, prepared={}) for one in block.items] if isinstance(block, TextBlock) else []
             buffer.keep(items, done.packed.rows(), done.refused)

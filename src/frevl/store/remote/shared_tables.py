@@ -26,7 +26,7 @@ from lance.commit import CommitConflictError
 from frevl.errors import StoreError, UsageError
 from frevl.store.commits.failures import is_lance_failure
 from frevl.store.commits.record import Commit, manifest_name, record_of
-from frevl.store.commits.rows import as_stream
+from frevl.store.commits.table_writer import as_stream
 from frevl.store.remote.address import remote_failure, storage_options
 from frevl.store.remote.objects import Objects
 from frevl.store.towers import checksum

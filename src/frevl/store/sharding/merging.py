@@ -16,9 +16,9 @@ from frevl.errors import Reject, StoreError, UsageError, rejects_sentence
 from frevl.store.commits.record import check_local
 from frevl.store.commits.soundness import sound_rows
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
+from frevl.store.pictures.extract_tars import in_a_tar
 from frevl.store.reader import TABLES
 from frevl.store.sharding.parts import OpenPart, opened
-from frevl.store.tars.extract_tars import in_a_tar
 from frevl.store.towers import Modality, Tower
 from frevl.store.writer import StoreWriter
 from frevl.terminal import ProgressLine

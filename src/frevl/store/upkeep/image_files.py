@@ -11,9 +11,9 @@ import numpy as np
 from frevl.encoders.images import is_deep_grey
 from frevl.encoders.registry import load_encoder
 from frevl.errors import FrevlError, ImageError, InputError
-from frevl.store.image_folder.listing import read_regular_file
+from frevl.store.items import IN_A_TABLE
+from frevl.store.pictures.files import read_regular_file
 from frevl.store.reader import Store
-from frevl.store.stored_items import IN_A_TABLE
 
 __all__ = ["image_problems"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from starlette.responses import HTMLResponse, Response
 
 from frevl.deployment.service.http.limits import RefusedError
-from frevl.store.commits.rows import in_utf8
+from frevl.store.commits.table_writer import in_utf8
 
 __all__ = ["Report", "Reports"]
 

@@ -18,7 +18,7 @@ from frevl.deployment.service.explorer.background.processes import birth_of, is_
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.files import read_record, write_json, write_lines
 from frevl.runs.run import UNFINISHED
-from frevl.store.commits.rows import in_utf8
+from frevl.store.commits.table_writer import in_utf8
 
 __all__ = ["Job"]
 

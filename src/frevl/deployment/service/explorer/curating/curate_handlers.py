@@ -27,7 +27,7 @@ from frevl.deployment.service.explorer.curating.decisions import (
 from frevl.deployment.service.explorer.curating.result import FILTERS, REPEATED, CurationResult, Group
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.http.limits import RefusedError
-from frevl.store.commits.rows import in_utf8
+from frevl.store.commits.table_writer import in_utf8
 
 __all__ = [
     "MOST_SHOWN",

@@ -13,7 +13,7 @@ from frevl.deployment.service.explorer.curating.decisions import Standing, decis
 from frevl.deployment.service.explorer.curating.result import CurationResult, open_result, stamp_of
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.errors import InputError
-from frevl.store.commits.rows import in_utf8
+from frevl.store.commits.table_writer import in_utf8
 from frevl.store.labels.labels_file import LabelsFile
 
 __all__ = ["Curations", "Opened", "Removal"]

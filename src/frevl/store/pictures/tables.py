@@ -10,10 +10,9 @@ from typing import Literal
 from frevl.data.arrow_rows import ArrowSource, pictures_of
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, PairsError, Reject
-from frevl.store.embedding.commit_buffer import PendingItem
-from frevl.store.embedding.pictures import MakePictures
-from frevl.store.image_folder.files import PicturesToPrepare, reason_of
-from frevl.store.stored_items import IN_A_TABLE, KnownItems
+from frevl.store.embedder import MakePictures
+from frevl.store.items import IN_A_TABLE, KnownItems, PendingItem
+from frevl.store.pictures.files import PicturesToPrepare, reason_of
 from frevl.store.writer import Item
 
 __all__ = ["TABLES_WITH_PICTURES", "Cell", "TablePictures"]

@@ -12,9 +12,9 @@ from frevl.data.pairs import read_pairs
 from frevl.encoders.toy import ToyImageTower
 from frevl.errors import InputError, StoreError, UsageError
 from frevl.store.extraction import extract
+from frevl.store.pictures.tar_members import Tar, read_members
 from frevl.store.reader import Store
 from frevl.store.sharding.merging import merge
-from frevl.store.tars.members import Tar, read_members
 from frevl.store.upkeep.verification import verify
 
 

@@ -7,17 +7,12 @@ from collections.abc import Collection, Iterator, Sequence
 
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, Reject
-from frevl.store.embedding.commit_buffer import CommitBuffer, PendingItem
-from frevl.store.embedding.embedder import Embedder
-from frevl.store.embedding.pictures import GUESSED, MakePictures
-from frevl.store.extraction_report import ExtractionReport
-from frevl.store.image_folder.extract_images import embed_images, tell_guessed
-from frevl.store.image_folder.files import PicturesToPrepare, reason_of
-from frevl.store.image_folder.listing import Choice
+from frevl.store.embedder import GUESSED, Embedder, MakePictures
+from frevl.store.items import IN_A_TABLE, CommitBuffer, ExtractionReport, KnownItems, PendingItem, StoredItems
+from frevl.store.pictures.extract_images import embed_images, tell_guessed
+from frevl.store.pictures.files import Choice, PicturesToPrepare, reason_of
+from frevl.store.pictures.tar_members import Captions, Member, Tar, holds_caption, is_picture, read_members
 from frevl.store.sharding.shares import Share
-from frevl.store.stored_items import IN_A_TABLE, KnownItems, StoredItems
-from frevl.store.tars.captions import Captions, holds_caption
-from frevl.store.tars.members import Member, Tar, is_picture, read_members
 from frevl.store.writer import Item
 
 __all__ = ["TarPictures", "extract_tars", "in_a_tar"]

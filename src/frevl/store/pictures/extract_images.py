@@ -9,15 +9,11 @@ from typing import TypeVar
 from frevl.data.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, Reject, UsageError, rejects_sentence
-from frevl.store.embedding.commit_buffer import CommitBuffer
-from frevl.store.embedding.embedder import Embedder
-from frevl.store.embedding.pictures import GUESSED, IN_SILENCE, Pictures
-from frevl.store.extraction_report import ExtractionReport
-from frevl.store.image_folder.files import ImageFiles
-from frevl.store.image_folder.listing import Choice, list_folder
-from frevl.store.image_folder.tables import TablePictures
+from frevl.store.embedder import GUESSED, IN_SILENCE, Embedder, Pictures
+from frevl.store.items import CommitBuffer, ExtractionReport, StoredItems
+from frevl.store.pictures.files import Choice, ImageFiles, list_folder
+from frevl.store.pictures.tables import TablePictures
 from frevl.store.sharding.shares import Share
-from frevl.store.stored_items import StoredItems
 from frevl.store.writer import StoreWriter
 from frevl.terminal import ProgressLine
 

@@ -1,1 +1,0 @@
-"""From items to rows of a store: prepared, embedded here or elsewhere, committed."""

@@ -1,1 +1,0 @@
-"""A folder of images: its files, what is read from them, and what has changed since the last time."""

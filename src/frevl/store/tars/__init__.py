@@ -1,1 +1,0 @@
-"""Pictures and captions inside tars (webdataset, img2dataset), read in one pass and never unpacked."""
