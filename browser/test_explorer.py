@@ -194,11 +194,11 @@ def test_teach_by_keyboard_and_see_accuracy_order_and_confusion(url, world, visi
     expect(page.get_by_text("32 labelled pictures")).to_be_visible(timeout=2 * TIMEOUT)
     expect(page.get_by_role("heading", name="% right")).to_be_visible(timeout=TIMEOUT)
     expect(page.get_by_text("95 % interval")).to_be_visible()
-    page.get_by_role("button", name="next to label").click()
+    page.get_by_role("button", name="Label next").click()
     expect(page.locator("#picture-0 i")).to_contain_text("%", timeout=TIMEOUT)
     shown = [page.locator(f"#picture-{number}").get_attribute("data-image") for number in range(8)]
     assert not set(shown) & set(ids[:32])
-    page.get_by_label("likeliest of the class").select_option("red")
+    page.get_by_label("Most likely to be").select_option("red")
     expect(page.locator("#picture-0 i")).to_contain_text("red", timeout=TIMEOUT)
     best = [page.locator(f"#picture-{number}").get_attribute("data-image") for number in range(3)]
     assert {colour_of(world, id_) for id_ in best} == {"red"}
@@ -213,7 +213,7 @@ def test_pictures_do_not_change_places_while_somebody_labels(url, world, visit):
     LabelsFile(world.store.path).label("bob", [(id_, colour_of(world, id_)) for id_ in ids[:24]])
     page = visit(f"{url}/explore/#/teach?order=doubt").page
     expect(page.get_by_role("heading", name="right")).to_be_visible(timeout=TIMEOUT)
-    page.get_by_role("button", name="most doubtful").click()
+    page.get_by_role("button", name="Most doubtful").click()
     expect(page.locator("#picture-0")).to_be_visible(timeout=TIMEOUT)
 
     expect(page.get_by_text("learning …")).to_have_count(0, timeout=TIMEOUT)

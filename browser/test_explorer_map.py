@@ -34,7 +34,7 @@ def test_neighbours_and_clusters_have_a_link_and_words_while_they_are_computed(t
         assert "method=neighbours" in page.url
         assert "by=cluster" in page.url
         expect(page.get_by_role("list", name="Colours")).to_contain_text("cluster 1:")
-        page.get_by_role("button", name="Choose what is in sight").click()
+        page.get_by_role("button", name="Select what is visible").click()
         expect(page.get_by_role("region", name="Pictures chosen on the map")).to_be_visible(timeout=TIMEOUT)
         assert serious(page) == []
         page.go_back()

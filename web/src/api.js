@@ -60,6 +60,16 @@ export async function send(path, body, name, file) {
   return (await answer(path, { method: "POST", body: form })).json();
 }
 
+/** Tell whether a picture cannot be had; undefined where the service does not answer, or has too much to do now. */
+export async function isGone(address) {
+  try {
+    const { ok, status } = await fetch(address);
+    return ok ? false : status < 500 && status !== 429 ? true : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
 export const thumbnail = (image, side) => `/explore/thumbnail?${query({ image, side })}`;
 
 export const requestId = () => Array.from(crypto.getRandomValues(new Uint8Array(8)), (one) => one.toString(16)).join("");

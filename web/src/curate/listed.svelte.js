@@ -6,7 +6,6 @@ export class Listed {
   problem = $state("");
   at = $state(0);
   items = $state([]); // the elements on the page
-  gone = $state({}); // pictures whose file is not there
   #path;
   #asked = {};
   #latest = 0;

@@ -1,0 +1,89 @@
+"""The explorer where something does not work: a service that is away, files that are gone, searches that come late."""
+
+import pytest
+from exploring import TIMEOUT, choose, exploring, pictures, serious
+from playwright.sync_api import expect
+
+from made import make
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("faults"), ["toy"], count=30)
+
+
+@pytest.fixture(scope="module")
+def url(world):
+    with exploring(world, "--images", world.images) as (address, _):
+        yield address
+
+
+@pytest.mark.parametrize("how", ["away", "busy"])
+def test_a_picture_that_the_service_could_not_send_is_not_called_gone_and_comes_later(url, visit, how):
+    seen = visit(f"{url}/explore/#/overview")
+    page = seen.page
+    expect(page.get_by_role("heading", name="What is in this store")).to_be_visible(timeout=TIMEOUT)
+    page.route("**/explore/thumbnail*", lambda route: route.abort() if how == "away" else route.fulfill(status=503))
+    page.get_by_role("link", name="Pictures").click()
+    expect(pictures(page).first).to_be_visible(timeout=TIMEOUT)
+    choose(page, 1)
+    expect(page.get_by_role("complementary", name="The chosen picture")).to_be_visible()
+    page.wait_for_timeout(1000)
+    expect(page.get_by_text("Not there or not readable")).to_have_count(0)
+    expect(page.get_by_text("The file of this picture is not in the folder")).to_have_count(0)
+    page.unroute("**/explore/thumbnail*")
+    expect(page.locator("#picture-3 img")).to_have_js_property("naturalWidth", 40, timeout=TIMEOUT)
+    expect(page.locator("aside img")).to_have_js_property("naturalWidth", 40, timeout=TIMEOUT)
+
+
+def test_a_file_that_is_gone_is_told(url, world, visit):
+    gone = world.images / "29.png"
+    gone.rename(gone.with_suffix(".away"))
+    try:
+        page = visit(f"{url}/explore/#/pictures?picture=29.png").page
+        expect(page.get_by_text("The file of this picture is not in the folder any more")).to_be_visible(
+            timeout=TIMEOUT
+        )
+        page.get_by_role("listbox").focus()
+        page.keyboard.press("End")
+        expect(page.get_by_text("Not there or not readable: 29.png")).to_be_visible(timeout=TIMEOUT)
+    finally:
+        gone.with_suffix(".away").rename(gone)
+
+
+def test_a_search_that_fails_after_another_was_begun_says_nothing_about_that(url, world, visit, tmp_path):
+    page = visit(url).page
+    expect(pictures(page).first).to_be_visible(timeout=TIMEOUT)
+    held = []
+    page.route("**/explore/find", lambda route: route.continue_() if held else held.append(route))
+    odd = tmp_path / "notes.txt"
+    odd.write_text("no picture")
+    page.locator("input[type=file]").set_input_files(odd)
+    expect(page.get_by_text("like notes.txt")).to_be_visible()
+    page.locator("input[type=file]").set_input_files(world.images / "0.png")
+    expect(page.get_by_text("like 0.png")).to_be_visible()
+    expect(page.locator("#picture-0")).to_have_attribute("data-image", "0.png", timeout=TIMEOUT)
+    held[0].continue_()
+    page.wait_for_timeout(800)
+    expect(page.get_by_role("alert")).to_have_count(0)
+    # Alone it says what is wrong.
+    page.locator("input[type=file]").set_input_files(odd)
+    expect(page.get_by_role("alert")).to_contain_text("The picture cannot be read", timeout=TIMEOUT)
+
+
+def test_where_words_find_nothing_there_is_no_field_for_them(url, visit):
+    page = visit(url).page
+    expect(page.get_by_text("This encoder cannot search by words.")).to_be_visible(timeout=TIMEOUT)
+    expect(page.get_by_label("Text to search for")).to_have_count(0)
+    page.get_by_role("listbox").focus()
+    page.keyboard.press("/")
+    expect(page.get_by_label("Filter in SQL")).to_be_focused()
+
+
+@pytest.mark.parametrize("tab", ["pictures", "runs", "overview"])
+def test_the_names_of_the_parts_take_two_lines_of_a_phone_at_most(url, visit, tab):
+    seen = visit(f"{url}/explore/#/{tab}", size="phone", scheme="dark")
+    expect(seen.page.get_by_label("You are")).to_be_visible(timeout=TIMEOUT)
+    assert seen.page.locator("header").evaluate("(head) => head.clientHeight") <= 110
+    assert seen.overflow() == 0
+    assert serious(seen.page) == []
