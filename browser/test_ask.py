@@ -281,9 +281,7 @@ def test_a_store_of_imported_vectors_takes_its_own_pictures_and_texts_only(tmp_p
         expect(page.locator("input[type=file]")).to_be_disabled()
         page.get_by_label("Text, or a picture above").fill("another text")
         press(page, "Search")
-        expect(answers(page).get_by_role("alert")).to_contain_text(
-            "The vectors of texts were imported", timeout=TIMEOUT
-        )
+        expect(answers(page).get_by_role("alert")).to_contain_text("The text vectors were imported", timeout=TIMEOUT)
         page.get_by_label("Text, or a picture above").fill("caption 7")
         press(page, "Search")
         expect(answers(page).locator("li small a").first).to_have_text("7.jpg", timeout=TIMEOUT)

@@ -176,7 +176,7 @@ def test_what_is_removed_is_a_sheet_and_every_wrong_link_has_words(url, visit):
     expect(row).to_contain_text("loses more than chance takes", timeout=TIMEOUT)
     expect(page.get_by_text("The filters do not take from all alike.")).to_be_visible()
     page.goto(f"{url}/explore/#/curate?view=nonsense")
-    expect(page.get_by_text("did not ask the filter “nonsense”")).to_be_visible()
+    expect(page.get_by_text("did not use the filter “nonsense”")).to_be_visible()
     page.goto(f"{url}/explore/#/curate?view=match&start=5000")
     expect(page.get_by_text("There is nothing so far down the list.")).to_be_visible()
     page.goto(f"{url}/explore/#/curate?of=nothing")

@@ -198,7 +198,7 @@ def test_the_page_about_fairness_works(tmp_path, made, frevl, monkeypatch, capfd
     (tmp_path / "biases.jsonl").write_text(re.findall(r"```json\n(.*?)```", page, flags=re.DOTALL)[0])
     said = follow("docs/fairness.md", frevl, capfd)
     assert "accuracy by gender: worst" in said[3]
-    assert "a pool of 120 pictures, the first 25 of each" in said[4]
+    assert "a pool of 120 images, the first 25 hits of each" in said[4]
     assert "prior_accuracy" in said[6]
     assert "Bias: texts that should be equal (1 pair) are" in said[7]
 
@@ -216,7 +216,7 @@ def test_the_page_about_classes_works(tmp_path, made, frevl, monkeypatch, capfd)
     for line in short.split("```")[1].removeprefix("bash").strip().splitlines():
         assert frevl(*shlex.split(line.replace("hf:openai/clip-vit-base-patch32", f"hf:{clip}"))[1:]).code == 0
     said = follow("docs/classify.md", frevl, capfd, clip=clip)
-    assert "Classifier of 4 classes by their names and 60 examples" in said[2]
+    assert "Classifier of 4 classes from their names and 60 examples" in said[2]
     assert json.loads((tmp_path / "result.json").read_text())["metrics"]["accuracy"] > 90
     assert len(json_lines("labels.jsonl")) == 120
     labels = {row["image"]: row["label"] for row in json_lines("labels.jsonl")}

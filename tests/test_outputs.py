@@ -196,7 +196,8 @@ def test_the_sentence_names_both_flags_and_the_remedy(tmp_path, monkeypatch):
     with pytest.raises(UsageError) as caught:
         refuse_inputs({"--out": Path("p.csv")}, {"text": "a dog" * 999, "--k": 3, "--pairs": [Path("images/../p.csv")]})
     assert str(caught.value) == (
-        "--out p.csv is what --pairs images/../p.csv names, and writing would destroy it; give another path with --out"
+        "--out p.csv is the same path as --pairs images/../p.csv, and writing would destroy it; give another path "
+        "with --out"
     )
     with pytest.raises(UsageError) as caught:
         refuse_inputs({"--json": "images/0.png"}, {"--images": "images"})
@@ -210,7 +211,7 @@ def test_python_callers_are_protected_too(made, run, tmp_path):
     pairs = tmp_path / "p.jsonl"
     pairs.write_bytes(made.test_file.read_bytes())
     with pytest.raises(
-        UsageError, match=r"out .*p\.jsonl is what pairs .*p\.jsonl names, and writing would destroy it"
+        UsageError, match=r"out .*p\.jsonl is the same path as pairs .*p\.jsonl, and writing would destroy it"
     ):
         score_file(scorer, pairs, pairs)
     assert pairs.read_bytes() == made.test_file.read_bytes()

@@ -38,7 +38,7 @@ __all__ = [
     "train",
 ]
 
-# Names are imported on first use, so that `import frevl` and `frevl --help` load no torch.
+# Names are imported on first use, so `import frevl` and `frevl --help` do not load torch.
 _HOMES = {
     "FrevlError": "frevl.errors",
     "Fusion": "frevl.models.fusion",

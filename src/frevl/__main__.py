@@ -1,4 +1,4 @@
-"""``python -m frevl`` is the same as ``frevl``."""
+"""Make ``python -m frevl`` the same as ``frevl``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is to compute with: the cores of the processor that this process may use, and devices beside it."""
+"""Compute resources: the CPU cores that this process may use, and accelerators."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ __all__ = [
 _log = logging.getLogger("frevl")
 
 _HOW_THREADS_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# Turns of a loop before a thread sleeps. Without any, a small training alone on a machine takes 1.6 times as long; with
-# ten times as many it crawls where many jobs want the cores (docs/scale.md).
+# Spins before a waiting thread sleeps. With none, a small training alone on a machine takes 1.6 times as long; with ten
+# times as many, it crawls where many jobs compete for the cores (docs/scale.md).
 _SPINS = "1000"
 _GRANTED = "FREVL_GRANTED_PROCESSORS"
 _HOW_MANY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
 
 
 def share_processors() -> None:
-    """Let threads that wait for each other sleep soon, and be as many as the cores that this process gets.
+    """Make waiting threads sleep soon, and start only as many as this process has cores.
 
-    For OpenMP, which PyTorch and scikit-learn compute with: it reads the environment when it is loaded, so this is
-    called before. Where other jobs want the cores, threads that spin take them from those that compute. What the user
-    has set stays, and so does a PyTorch that is loaded already.
+    For OpenMP, which PyTorch and scikit-learn use: it reads the environment when it is loaded, so this must be called
+    before that. Where jobs compete for the cores, spinning threads take them from computing ones. The user's own
+    settings are kept; a PyTorch already loaded is not changed.
     """
     if "torch" in sys.modules:
         return
@@ -57,24 +57,25 @@ def share_processors() -> None:
 
 
 def processors() -> int:
-    """Return how many processor cores this process may use, of its affinity and of the quota of its control groups.
+    """Return how many CPU cores this process may use, by its affinity and the quota of its control groups.
 
-    A quota of one and a half is two: threads that wait take nothing of it. A worker among several on one machine has
-    the cores that it was granted.
+    A quota of 1.5 counts as two: waiting threads do not use it up. One of several workers on a machine has the cores
+        that it was granted.
     """
     granted = int(os.environ.get(_GRANTED, "0"))
     return min(_cores_by_affinity(), max(1, math.ceil(min(cores_by_quota(), 1e6))), granted or sys.maxsize)
 
 
 def grant_processors(count: int) -> None:
-    """Let this process, and those that it starts, use no more than so many cores; others have the rest."""
+    """Limit this process and its children to a number of cores, leaving the rest to others."""
     os.environ[_GRANTED] = str(count)
 
 
 def cores_by_quota(process: Path = Path("/proc/self")) -> float:
-    """Return the processor time that Linux grants the control groups of a process, in cores; inf without a limit.
+    """Return the CPU time that Linux grants a process's control groups, in cores; inf without a limit.
 
-    Reads ``cpu.max`` (version 2) and ``cpu.cfs_quota_us`` (version 1) of its group and of all above: the least counts.
+    Reads ``cpu.max`` (version 2) and ``cpu.cfs_quota_us`` (version 1) of its group and all ancestors; the smallest
+    counts.
 
     Args:
         process: Folder with the files ``cgroup`` and ``mountinfo``.
@@ -85,7 +86,7 @@ def cores_by_quota(process: Path = Path("/proc/self")) -> float:
             *_words(folder / "cpu.cfs_quota_us"),
             *_words(folder / "cpu.cfs_period_us"),
         ]
-        # "max", -1 and nothing are no limit.
+        # "max", -1 and an empty file mean no limit.
         if len(limit) == 2 and all(number.isdigit() and int(number) for number in limit):
             cores = min(cores, int(limit[0]) / int(limit[1]))
     return cores
@@ -133,7 +134,7 @@ def _control_groups(process: Path, rules: str) -> Iterator[Path]:
             continue
         root, top = fields[3].rstrip("/"), Path(_unescaped(fields[4]))
         path = own[controller]
-        # A container may see its own group as the whole hierarchy, and the path that it has outside.
+        # A container may see its own group as the whole hierarchy, but with the path it has outside.
         inside = path.removeprefix(root) if path.startswith(root) else ""
         group = top / inside.strip("/")
         while True:
@@ -144,7 +145,7 @@ def _control_groups(process: Path, rules: str) -> Iterator[Path]:
 
 
 def _unescaped(path: str) -> str:
-    """Return a path of ``mountinfo``, where blanks are written as octal numbers."""
+    """Decode a path of ``mountinfo``, where spaces are written as octal escapes."""
     return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), path)
 
 
@@ -160,7 +161,7 @@ def _words(path: Path) -> list[str]:
 
 
 def is_accelerator(device: str | torch.device) -> bool:
-    """Whether it is an NVIDIA device: the kind that was measured (docs/accelerator.md)."""
+    """Return whether it is an NVIDIA device, the only kind measured (docs/accelerator.md)."""
     return str(device).partition(":")[0] == "cuda"
 
 
@@ -180,39 +181,39 @@ def check_device(device: str) -> None:
 
 
 def default_batch(device: str) -> int:
-    """Pairs to score at once: a processor keeps 1,024 in its cache, an accelerator is idle with so few."""
+    """Return the scoring batch size: a CPU keeps 1,024 pairs in its cache, which would leave an accelerator idle."""
     return 16_384 if is_accelerator(device) else 1024
 
 
 class Steps:
-    """Rows in steps of one size; where the device's memory ends, in smaller ones.
+    """Split rows into steps of equal size, and into smaller ones when the device runs out of memory.
 
     Attributes:
         rows: The rows of this step, as a slice.
-        size: Most rows of a step.
+        size: Maximum rows per step.
     """
 
     def __init__(self, count: int, size: int, device: str | torch.device) -> None:
-        """Begin with the first step; of no rows there is one step, which is empty."""
+        """Begin with the first step; with no rows there is one empty step."""
         self.size, self._count, self._device = size, count, device
         self.rows = slice(0, min(size, count))
         self._empty = count == 0
 
     @property
     def left(self) -> bool:
-        """Whether there is a step to do."""
+        """Return whether steps remain."""
         return self._empty or self.rows.start < self._count
 
     def done(self) -> None:
-        """Go to the next step."""
+        """Move on to the next step."""
         self._empty = False
         self.rows = slice(self.rows.stop, min(self.rows.stop + self.size, self._count))
 
     def halve(self, error: Exception) -> None:
-        """Make this step and all that follow half as large, with a note.
+        """Halve the size of this and all later steps, with a note.
 
         Raises:
-            UsageError: A step is a single row already.
+            UsageError: A step is already a single row.
         """
         rows = self.rows.stop - self.rows.start
         if rows <= 1:
@@ -223,11 +224,11 @@ class Steps:
 
 
 class Shares:
-    """Rows of a step of training in equal shares; where the device's memory ends, in twice as many.
+    """Split a training step into equal shares, and into twice as many when the device runs out of memory.
 
     Args:
-        device: Of the training.
-        divisible: Whether a step may be divided; workers that share one out could divide it differently.
+        device: Device used for training.
+        divisible: Whether a step may be divided; workers that share a step could divide it differently.
     """
 
     def __init__(self, device: str, *, divisible: bool = True) -> None:
@@ -236,21 +237,21 @@ class Shares:
     def gradients(
         self, loss_of: LossOf, rows: torch.Tensor, random: torch.Generator, optimiser: torch.optim.Optimizer
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Compute the gradients of a step; they are summed over its shares, and losses are means over them.
+        """Compute the gradients of a step, summed over its shares; losses are averaged over them.
 
-        What a loss computes among the rows of a batch it then computes within each share.
+        A loss that compares the rows of a batch then compares them within each share.
 
         Args:
-            loss_of: The loss of rows with its named terms.
+            loss_of: Returns the loss of rows and its named terms.
             rows: ``(n,)`` of the step.
-            random: Of the choices that the loss makes.
-            optimiser: Its gradients are cleared where a step is restarted.
+            random: Random generator for the loss.
+            optimiser: Its gradients are cleared when a step is restarted.
 
         Returns:
             Loss and terms, without gradients.
 
         Raises:
-            UsageError: A share is a single row already, and still too large.
+            UsageError: A share is already a single row, and still too large.
         """
         import torch
 
@@ -277,8 +278,8 @@ class Shares:
     def _double(self, rows: int, error: Exception) -> None:
         if not self._divisible:
             raise UsageError(
-                f"--device: the memory of '{self._device}' does not hold one worker's share of a step "
-                f"({str(error).split('.')[0]}); take more workers, or a smaller batch with --set batch_size="
+                f"--device: the memory of '{self._device}' is too small for one worker's share of a step "
+                f"({str(error).split('.')[0]}); use more workers, or a smaller batch with --set batch_size="
             ) from error
         if self.count >= rows:
             raise _too_little(self._device, error) from error
@@ -290,12 +291,12 @@ class Shares:
 def _tell(device: object, before: int, after: int) -> None:
     import torch
 
-    _log.warning("frevl: %s ran out of memory with %d rows at once; from now on it gets %d.", device, before, after)
+    _log.warning("frevl: %s ran out of memory with %d rows at once; using %d from now on.", device, before, after)
     torch.cuda.empty_cache()  # does nothing where there is no NVIDIA device
 
 
 def _too_little(device: object, error: Exception) -> UsageError:
     return UsageError(
-        f"--device: the memory of '{device}' does not hold the network at work on one row "
-        f"({str(error).split('.')[0]}); end other programs on it, or leave --device out"
+        f"--device: the memory of '{device}' is too small to run the network on one row "
+        f"({str(error).split('.')[0]}); stop other programs on it, or leave out --device"
     )

@@ -1,6 +1,6 @@
 """The errors that a user can meet, and items that could not be used.
 
-Every message says where, what was expected, what was found and what to do.
+Every message says where it happened, what was expected, what was found and what to do.
 
 FrevlError               a known failure; the command line prints it and exits with 1
 ├── UsageError           a wrong argument: unknown name, flags that contradict each other; exits with 2
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def library(name: str, extra: str = "packaged") -> ModuleType:
-    """Import an optional library of an extra of this package.
+    """Import an optional library that belongs to an extra of this package.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -62,14 +62,14 @@ def library(name: str, extra: str = "packaged") -> ModuleType:
 
 
 class FrevlError(Exception):
-    """A known failure with a message for the user, on one line: what it quotes may come from a stranger's file."""
+    """A known failure with a one-line message for the user; quoted text may come from an untrusted file."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(one_line(str(message)))
 
 
 def one_line(text: str) -> str:
-    """Escape what is not printable: a hostile name must not move the cursor of the user's terminal."""
+    """Escape unprintable characters: a hostile name must not move the cursor of the user's terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -122,14 +122,14 @@ class RunError(FrevlError):
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """Return the end of an error message about an unknown name: the nearest, and all that are valid.
+    """Return the end of an error message about an unknown name: the nearest valid name, and all of them.
 
     Args:
-        name: What the user typed, or gave from Python, where it need not be a text.
+        name: What the user typed, or passed from Python (then not necessarily a string).
         valid: The names that exist.
 
     Returns:
-        ``"Did you mean 'x'? Valid: 'x', 'y'."``, or only the second sentence if nothing is close.
+        ``"Did you mean 'x'? Valid: 'x', 'y'."``, or only the second sentence if no name is close.
     """
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []

@@ -1,6 +1,6 @@
-"""Arrays in, model out: classifiers with the interface of scikit-learn. They load no store and read no pictures.
+"""Classifiers for arrays with the interface of scikit-learn. They load no store and read no pictures.
 
-``pip install 'frevl[estimators]'``. They fit what `frevl.train` and `frevl.classify` fit on the same embeddings.
+``pip install 'frevl[estimators]'``. They fit the same models as `frevl.train` and `frevl.classify`.
 """
 
 from __future__ import annotations

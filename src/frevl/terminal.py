@@ -1,4 +1,4 @@
-"""What people read: progress lines on standard error (live on a terminal, now and then elsewhere), and tables."""
+"""Output for people: progress on standard error (live on a terminal, occasional elsewhere), and tables."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _TELLING = 0.1  # share of the work after which its pace says when the rest will
 
 
 class ProgressLine:
-    """A progress line that costs nothing when it is switched off.
+    """A progress line that costs nothing when disabled.
 
     Args:
-        title: What is being done.
-        total: How many steps there are, or None if nobody knows.
+        title: Name of the activity.
+        total: Number of steps, or None if unknown.
         enabled: Off by default everywhere in the library; the command line switches it on.
     """
 
@@ -57,11 +57,11 @@ class ProgressLine:
         return self
 
     def advance(self, steps: int = 1, *, note: str = "") -> None:
-        """Advance by some steps.
+        """Advance by a number of steps.
 
         Args:
             steps: How many.
-            note: Figures to show beside the bar, for example the loss.
+            note: Figures to show next to the bar, such as the loss.
         """
         self._done += steps
         if self._live is not None:
@@ -73,7 +73,7 @@ class ProgressLine:
 
     @property
     def rate(self) -> float:
-        """Steps per second since the start."""
+        """Return the steps per second since the start."""
         return self._done / max(time.monotonic() - self._started, 1e-9)
 
     def __exit__(
@@ -139,8 +139,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collect
 
     Args:
         header: Names of the columns.
-        rows: Cells, as many a row as there are columns.
-        left: Numbers of the columns that are aligned left, words mostly; the others are aligned right.
+        rows: Cells; each row has one per column.
+        left: Indices of left-aligned columns, mostly words; the others are right-aligned.
     """
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 

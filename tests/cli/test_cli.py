@@ -89,7 +89,7 @@ def test_the_contract_from_files_to_scores(made, tmp_path):
         (["train"], "--store"),
         (["extract", "--store", "s"], "Nothing to embed: give a folder with --images"),
         (["extract", "--store", "s", "--images", ".", "--encoder", "packagd"], "Did you mean 'packaged'"),
-        (["extract", "--store", "s", "--images", ".", "--grid", "4x4"], "--grid goes with --tokens"),
+        (["extract", "--store", "s", "--images", ".", "--grid", "4x4"], "--grid requires --tokens"),
         (["extract", "--store", "s", "--images", ".", "--tokens", "--grid", "9x9"], "'9x9'"),
         (["train", "--store", "s", "--pairs", "p", "--run", "r", "--task", "matchin"], "Did you mean 'matching'"),
     ],

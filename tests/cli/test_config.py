@@ -129,7 +129,7 @@ def test_mistakes_in_a_file_are_named(made, tmp_path, frevl, text, code, message
 
 def test_a_file_that_is_not_there(tmp_path, frevl):
     done = frevl("train", "--config", tmp_path / "none.toml")
-    assert (done.code, "none.toml: expected a TOML file, found none at this path" in done.err) == (1, True)
+    assert (done.code, "none.toml: no such file; expected a TOML file" in done.err) == (1, True)
     done = frevl("train", "--config", tmp_path)
     assert (done.code, "the file cannot be read" in done.err) == (1, True)
 
@@ -141,13 +141,13 @@ def test_the_list_of_models_takes_a_file_too(tmp_path, frevl):
     done = frevl("models", "--config", written(tmp_path, "jsn = 'x'", "wrong.toml"))
     assert (done.code, "'jsn' is not an option of frevl models. Did you mean 'json'?" in done.err) == (2, True)
     done = frevl("models", "--config", file, "--json", file)
-    assert (done.code, "is what --config" in done.err) == (2, True)
+    assert (done.code, "is the same path as --config" in done.err) == (2, True)
 
 
 def test_an_output_never_replaces_the_file(tmp_path, frevl):
     file = written(tmp_path, 'store = "nowhere"\n')
     done = frevl("store", "info", "--config", file, "--json", file)
-    assert (done.code, "is what --config" in done.err) == (2, True)
+    assert (done.code, "is the same path as --config" in done.err) == (2, True)
     assert file.read_text() == 'store = "nowhere"\n'
 
 

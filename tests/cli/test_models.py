@@ -172,7 +172,7 @@ def test_a_model_is_shown_with_all_its_options(frevl, tmp_path, name):
         assert f"\n{option_['name']} " in done.out
         assert option_["default"] == OPTIONS[name].__dataclass_fields__[option_["name"]].default
     if not record["options"]:
-        assert "It has no options." in done.out
+        assert "This model has no options." in done.out
     assert ("options_with_first_stage" in record) == (OPTIONS[name] is FusionOptions)
     assert ("With --first-stage" in done.out) == (OPTIONS[name] is FusionOptions)
 

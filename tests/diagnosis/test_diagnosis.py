@@ -421,10 +421,10 @@ def made_matching(made):
 def test_what_cannot_be_written_is_refused_first(made, tmp_path, frevl):
     arguments = ["--store", made.store.path, "--pairs", made.train_file, "--test", made.test_file, "--task", "matching"]
     said = frevl("diagnose", *arguments, "--images", tmp_path)
-    assert (said.code, said.err) == (2, "frevl: --images goes with --html; add --html FILE, or leave --images out\n")
+    assert (said.code, said.err) == (2, "frevl: --images requires --html; add --html FILE, or leave out --images\n")
     said = frevl("diagnose", *arguments, "--images", tmp_path / "none", "--html", tmp_path / "a.html")
     assert said.code == 2
-    assert "--images: expected a folder of images, found none at" in said.err
+    assert "--images: no folder of images at" in said.err
     said = frevl("diagnose", *arguments[:-1], "ranking")
     assert said.code == 2
     assert "There is no task 'ranking'" in said.err

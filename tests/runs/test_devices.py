@@ -107,8 +107,8 @@ def test_a_batch_that_does_not_fit_in_memory_is_halved_and_the_scores_stay(
     np.testing.assert_allclose(scorer.score(pairs), expected, atol=1e-5)
     assert seen == [11, 5, 2, 2, 2, 2, 2, 1]
     assert caplog.messages == [
-        "frevl: cpu ran out of memory with 11 rows at once; from now on it gets 5.",
-        "frevl: cpu ran out of memory with 5 rows at once; from now on it gets 2.",
+        "frevl: cpu ran out of memory with 11 rows at once; using 5 from now on.",
+        "frevl: cpu ran out of memory with 5 rows at once; using 2 from now on.",
     ]
     seen.clear()
     monkeypatch.setattr(Fusion, "score_items", limited(score_items))
@@ -130,7 +130,7 @@ def test_steps_cover_every_row_once():
     assert empty.left, "a network tells the width of its logits of no rows, too"
     empty.done()
     assert not empty.left
-    with pytest.raises(UsageError, match="--device: the memory of 'cuda:1' does not hold .* one row \\(full\\); end"):
+    with pytest.raises(UsageError, match="--device: the memory of 'cuda:1' is too small .* one row \\(full\\); stop"):
         Steps(1, 3, "cuda:1").halve(RuntimeError("full. Really."))
 
 
@@ -159,10 +159,10 @@ def test_gradients_of_shares_are_those_of_the_whole_step(caplog):
     torch.testing.assert_close(found[0][2], found[1][2])
     assert shares.count == 4
     assert caplog.messages == [
-        "frevl: cuda:0 ran out of memory with 10 rows at once; from now on it gets 5.",
-        "frevl: cuda:0 ran out of memory with 5 rows at once; from now on it gets 3.",
+        "frevl: cuda:0 ran out of memory with 10 rows at once; using 5 from now on.",
+        "frevl: cuda:0 ran out of memory with 5 rows at once; using 3 from now on.",
     ]
-    with pytest.raises(UsageError, match="does not hold the network at work on one row"):
+    with pytest.raises(UsageError, match="is too small to run the network on one row"):
         Shares("cuda").gradients(loss_of(0), torch.arange(3), torch.Generator(), optimiser)
 
 

@@ -33,8 +33,8 @@ class DemoRow:
     Attributes:
         model: Name of the model.
         parameters: Number of its parameters.
-        result: What it reaches on the official test questions.
-        train_seconds: Time of its training.
+        result: Its result on the official test questions.
+        train_seconds: Training time in seconds.
     """
 
     model: str
@@ -49,7 +49,7 @@ class DemoReport:
 
     Attributes:
         folder: Where everything was saved.
-        rows: One a model.
+        rows: One per model.
         examples: Six test questions with the fusion's answers: image, text, target, label, probability.
         gain: Paired difference of the fusion against the linear probe, in points, with its interval.
         gain_over_best: The same against the best baseline.
@@ -93,8 +93,8 @@ def demo(
     """Embed easy-VQA, train baselines and the fusion, and evaluate them on the official test questions.
 
     Args:
-        folder: Where to put pictures, pairs, store and runs. A second call uses the store again.
-        seed: Of the trainings.
+        folder: Where to put pictures, pairs, store and runs. A second call reuses the store.
+        seed: Random seed for training.
         progress: Show progress lines.
         say: Called with a sentence before every step; by default nothing is printed.
 
@@ -134,7 +134,7 @@ def demo(
 
 
 def _examples(scorer: Scorer, file: Path) -> list[dict[str, Any]]:
-    """Answer questions about different pictures, of different kinds."""
+    """Answer questions of different kinds about different pictures."""
     pairs = read_pairs(file)
     step = len(pairs) // _EXAMPLES
     rows = [k * step + k for k in range(_EXAMPLES)]

@@ -1,4 +1,4 @@
-"""A second whole example: handwritten digits by examples, beside scikit-learn's logistic regression.
+"""A second example: handwritten digits classified from examples, next to scikit-learn's logistic regression.
 
 The pictures come with scikit-learn (UCI "Optical recognition of handwritten digits", 1,797 of 8 x 8 points); nothing is
 fetched at run time.
@@ -27,7 +27,7 @@ from frevl.training.classification.classify import classify
 
 __all__ = ["ClassifyDemoReport", "demo_classify"]
 
-_SIDE = 96  # points of a picture; 8 of them are one of the scan's
+_SIDE = 96  # pixels of a written picture; 8 of them are one pixel of the scan
 _PENALTIES = (1.0, 10.0, 100.0)  # scikit-learn's C
 _FOLDS = 3
 
@@ -38,15 +38,15 @@ class ClassifyDemoReport:
 
     Attributes:
         folder: Where everything is.
-        examples: How many digits were learnt from.
-        held_out: How many were judged on; other people wrote them.
+        examples: Number of training digits.
+        held_out: Number of held-out digits, written by other people.
         chosen: The method that `frevl classify` chose.
-        accuracy: Of that.
+        accuracy: Its accuracy.
         interval: Its 95 % interval.
-        logistic: Accuracy of scikit-learn's logistic regression on the same vectors, C chosen in folds.
+        logistic: Accuracy of scikit-learn's logistic regression on the same vectors, C chosen by cross-validation.
         difference: The first minus the second, in points, and ``difference_interval`` its 95 % interval.
         difference_interval: See there.
-        seconds: From pictures to labels, logistic regression left out.
+        seconds: From pictures to labels, without the logistic regression.
     """
 
     folder: str
@@ -65,7 +65,7 @@ class ClassifyDemoReport:
         return asdict(self)
 
     def sentence(self) -> str:
-        """Say it, and how to do the same with other pictures."""
+        """Describe the result, and how to do the same with other pictures."""
         rows = [
             [
                 f"frevl classify ({self.chosen})",
@@ -77,7 +77,7 @@ class ClassifyDemoReport:
         return "\n".join(
             [
                 "",
-                table(["of digits by other people", "right % (95 % interval)"], rows),
+                table(["of digits written by other people", "right % (95 % interval)"], rows),
                 "",
                 f"Difference: {self.difference:+.2f} points ({low:.2f} to {high:.2f}). From pictures to labels: "
                 f"{self.seconds:.0f} s.",
@@ -98,12 +98,12 @@ def demo_classify(
     progress: bool = False,
     say: Callable[[str], object] = str,
 ) -> ClassifyDemoReport:
-    """Write digits as pictures, embed them, and classify half of them by the other half.
+    """Write digits as pictures, embed them, and classify half of them from the other half.
 
     Args:
-        folder: Everything goes below ``digits`` there. A second call uses the store again.
+        folder: Everything goes below its subfolder ``digits``. A second call reuses the store.
         encoder: Frozen encoder.
-        seed: Of splits.
+        seed: Random seed for splits.
         progress: Show progress lines.
         say: Called with a sentence before every step.
 
@@ -148,7 +148,7 @@ def demo_classify(
 
 
 def _write_digits(folder: Path) -> dict[str, Path]:
-    """Write pictures and two files of pairs: the first half of the writers, and the others."""
+    """Write the pictures and two pairs files: the first half of the writers, and the rest."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -174,7 +174,7 @@ def _write_digits(folder: Path) -> dict[str, Path]:
 
 
 def _logistic_hits(store: Store, examples: Path, held_out: Path) -> np.ndarray:
-    """Return which held-out digits scikit-learn's logistic regression has right, C chosen in folds."""
+    """Return which held-out digits scikit-learn's logistic regression gets right, C chosen by cross-validation."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
 

@@ -26,7 +26,7 @@ from frevl.version import __version__
 
 __all__ = ["app", "main"]
 
-# Importing a file of commands adds them; their order in the help is that of `frevl.cli.options.ORDER`.
+# Importing a file of commands registers them; `frevl.cli.options.ORDER` sets their order in the help.
 _COMMANDS = (classification, curation, data, deployment, diagnosis, models, scoring, sharing, stores, training)
 
 
@@ -46,7 +46,7 @@ def frevl(
 
 
 def main() -> None:
-    """Run the command line: exit 0 on success, 2 on wrong use, 1 on a known failure with one clear sentence."""
+    """Run the command line: exit 0 on success, 2 on a usage error, 1 on a known failure with a one-sentence message."""
     share_processors()  # before a command loads torch
     try:
         app()
@@ -54,5 +54,5 @@ def main() -> None:
         typer.echo(f"frevl: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
-        typer.echo("frevl: interrupted; what was committed is kept; run the same command again to continue", err=True)
+        typer.echo("frevl: interrupted; committed work is kept; run the same command again to continue", err=True)
         sys.exit(130)

@@ -14,17 +14,17 @@ from frevl.training.options import ModelOptions, RerankerOptions, options_for, t
 __all__ = ["MODELS", "model_record", "model_table", "models_records", "models_table"]
 
 _BOTH, _MATCHING, _CLASSIFICATION = "both", "matching", "classification"
-# In the order in which to try them: what each model is, and the tasks that it can do.
+# What each model is and which tasks it can do, in the order in which to try them.
 MODELS = {
-    "auto": (_BOTH, "tries the others on held-out images and takes the simplest of the best"),
+    "auto": (_BOTH, "compares the others on held-out images and takes the simplest of the best"),
     "majority": (_BOTH, "always the most frequent answer"),
-    "text": (_BOTH, "a network with one hidden layer that sees the text only"),
-    "image": (_BOTH, "a network with one hidden layer that sees the image only"),
-    "cosine": (_MATCHING, "the cosine in the encoder's own common space; nothing is learned"),
+    "text": (_BOTH, "a network with one hidden layer that sees only the text"),
+    "image": (_BOTH, "a network with one hidden layer that sees only the image"),
+    "cosine": (_MATCHING, "cosine similarity in the encoder's own common space; no training"),
     "linear": (_BOTH, "logistic regression on the concatenated embeddings"),
     "kernel": (_CLASSIFICATION, "kernel ridge regression, exact for up to 20,000 pairs"),
     "mlp": (_BOTH, "a network with one hidden layer on the concatenated embeddings"),
-    "dual": (_MATCHING, "a two-tower network: a common space learned from your captions, for search"),
+    "dual": (_MATCHING, "a two-tower network that learns a common space from your captions, for search"),
     "tiny": (_BOTH, "the FrEVL fusion with about 3 million parameters"),
     "small": (_BOTH, "the FrEVL fusion with about 27 million parameters"),
     "base": (_BOTH, "the FrEVL fusion with about 68 million parameters"),
@@ -32,7 +32,7 @@ MODELS = {
 
 
 def _all_models() -> dict[str, tuple[str, str]]:
-    """Return `MODELS` and every further network of the registry, described by the first line of its class."""
+    """Return `MODELS` and any other registered networks, described by the first line of their docstring."""
     from frevl.models.registry import NETWORKS  # imports PyTorch
     from frevl.training.fit_model import trainable
 
@@ -56,12 +56,12 @@ def models_table() -> str:
 
 
 def models_records() -> list[dict[str, Any]]:
-    """Return what `frevl models --json` writes of every model."""
+    """Return the record of every model, as `frevl models --json` writes it."""
     return [_record(name, *what) for name, what in _all_models().items()]
 
 
 def model_table(name: str) -> str:
-    """Return what one model is, and the table of its options.
+    """Return a description of one model and the table of its options.
 
     Raises:
         UsageError: There is no such model.
@@ -73,14 +73,14 @@ def model_table(name: str) -> str:
     ]
     if options_for(name, "dual") is RerankerOptions:
         parts.append(
-            "With --first-stage (matching) it reranks the candidates of the first stage and has these instead:"
+            "With --first-stage (matching) it reranks the first stage's candidates and has these options instead:"
         )
         parts.append(_options_table(RerankerOptions))
     return "\n\n".join(parts)
 
 
 def model_record(name: str) -> dict[str, Any]:
-    """Return what `frevl models show NAME --json` writes; the errors are those of `model_table`."""
+    """Return the record that `frevl models show NAME --json` writes; errors as in `model_table`."""
     return _record(name, *_known(name))
 
 
@@ -92,9 +92,9 @@ def _known(name: str) -> tuple[str, str]:
 
 
 def _options_table(kind: type[ModelOptions]) -> str:
-    """Return a row an option; the meaning is wrapped to the width of the terminal."""
+    """Return one row per option, with the meaning wrapped to the terminal's width."""
     if not fields(kind):
-        return "It has no options."
+        return "This model has no options."
     header = ["option", "default", "values", "meaning"]
     rows = [[one.name, _shown(one.default), values_of(kind, one.name), one.metadata["help"]] for one in fields(kind)]
     taken = sum(max(len(row[column]) for row in [header, *rows]) + 2 for column in range(3))

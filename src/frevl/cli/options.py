@@ -129,12 +129,12 @@ def _checked(path: Path, key: str, value: Any, parameter: Any) -> Any:
 
 
 OUTPUT = "output"
-"""Stands in the annotation of an option whose file or folder is written: it may be none that another option reads."""
+"""Marks an option whose file or folder is written: it must not be one that another option reads."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-_WORDS = (  # what Typer writes in a line of help, and what a reader needs to know
+_WORDS = (  # how Typer writes a line of help, and how we show it
     (re.compile(r"<list\[(\w+)\]>"), r"<\1>"),
     (re.compile(r"<int( range)?>"), "<integer>"),
     (re.compile(r"<float( range)?>"), "<number>"),
@@ -147,11 +147,11 @@ _WORDS = (  # what Typer writes in a line of help, and what a reader needs to kn
 
 
 _ALONE = {"--ray": "local"}
-"""What an option stands for that is typed without its value; Typer has no word for such."""
+"""Meaning of an option given without its value, which Typer cannot express."""
 
 
 class _Command(TyperCommand):
-    """A command that reads ``--config`` and does not start if an output would destroy one of its inputs."""
+    """A command that reads ``--config`` and refuses to start if an output would overwrite an input."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -180,7 +180,7 @@ class _Command(TyperCommand):
 
 
 def _plain_help(record: Callable[[Any], tuple[str, str] | None], context: Any) -> tuple[str, str] | None:
-    """Return flag and text of a line of help, types and ranges in words."""
+    """Return the flag and text of a help line, with types and ranges in words."""
     line = record(context)
     if line is None:
         return None
@@ -191,7 +191,7 @@ def _plain_help(record: Callable[[Any], tuple[str, str] | None], context: Any) -
 
 
 class Commands(typer.Typer):
-    """Commands that all take ``--config`` and check their outputs."""
+    """A group of commands that all accept ``--config`` and check their outputs."""
 
     def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
         """Add a command, as Typer's own method does."""
@@ -205,7 +205,7 @@ class Commands(typer.Typer):
 
 
 def _with_config(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function of a command with one more parameter, ``--config``, which `apply_config` has read already."""
+    """Add the parameter ``--config``, already read by `apply_config`, to the function of a command."""
 
     @functools.wraps(function)
     def command(*arguments: Any, config: Path | None = None, **named: Any) -> Any:  # noqa: ARG001
@@ -214,14 +214,14 @@ def _with_config(function: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(function, eval_str=True)
     config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption)
     command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), config])  # type: ignore[attr-defined]
-    # Already evaluated: Typer would compile every annotation two more times, a seventh of the time of ``frevl --help``.
+    # Already evaluated: Typer would compile every annotation twice more, a seventh of the time of ``frevl --help``.
     evaluated = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     command.__annotations__ = {**evaluated, "config": ConfigOption, "return": signature.return_annotation}
     return command
 
 
 def written_by(command: TyperCommand) -> list[str]:
-    """Return the names of the parameters that a command writes to: those with `OUTPUT` in their annotation."""
+    """Return the parameters that a command writes to: those annotated with `OUTPUT`."""
     hints = get_type_hints(inspect.unwrap(command.callback or (lambda: None)), include_extras=True)
     return [name for name, hint in hints.items() if OUTPUT in getattr(hint, "__metadata__", ())]
 
@@ -245,11 +245,11 @@ ORDER = (
     ),
     *("export", "publish", "serve", "explore", "bench", "store", "encoders", "demo"),
 )
-"""The commands in the order of the help: as a user needs them."""
+"""The order of the commands in the help: as a user needs them."""
 
 
 class _Ordered(TyperGroup):
-    """Lists the commands in the order of `ORDER`."""
+    """List the commands in the order of `ORDER`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
@@ -286,41 +286,41 @@ ConfigOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="Device to compute on, such as cpu or cuda.", show_default="cpu")
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress lines.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Do not show progress.")]
 RayOption = Annotated[
     str | None,
     typer.Option(
         "--ray",
         metavar="[ADDRESS]",
-        help="Ray cluster: address of its head, or auto; alone, a cluster of this machine.",
+        help="Ray cluster: address of its head node, or auto; without a value, a cluster on this machine.",
         show_default="none",
     ),
 ]
 GroupByOption = Annotated[
     str | None,
-    typer.Option(help="Key of the pairs whose values belong together: one side of a split, one draw of an interval."),
+    typer.Option(help="Key whose equal values keep pairs together in splits and intervals."),
 ]
 GroupsOption = Annotated[
     bool | None,
     typer.Option(
-        "--find-groups/--no-groups", help="Find copies and other pairs that belong together.", show_default="on"
+        "--find-groups/--no-groups", help="Detect copies and other pairs that belong together.", show_default="on"
     ),
 ]
 EncoderOption = Annotated[
-    list[str] | None, typer.Option(help="Encoder; may be repeated.", show_default="all that have every item")
+    list[str] | None, typer.Option(help="Encoder; may be repeated.", show_default="all with every item")
 ]
 ImageEncoderOption = Annotated[
-    list[str] | None, typer.Option(help="Encoder of the images alone; may be repeated.", show_default="as --encoder")
+    list[str] | None, typer.Option(help="Encoder for the images; may be repeated.", show_default="as --encoder")
 ]
 TextEncoderOption = Annotated[
-    list[str] | None, typer.Option(help="Encoder of the texts alone; may be repeated.", show_default="as --encoder")
+    list[str] | None, typer.Option(help="Encoder for the texts; may be repeated.", show_default="as --encoder")
 ]
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--columns",
         metavar="FIELD=NAME",
-        help="Columns of a table, such as image=filepath,text=title.",
+        help="Column names of a table, such as image=filepath,text=title.",
     ),
 ]
 SetOption = Annotated[
@@ -334,7 +334,7 @@ SetOption = Annotated[
 
 
 def settings_of(given: list[str] | None) -> dict[str, Any]:
-    """Return the values of ``--set name=value``, by name; numbers, true, false and none as what they say.
+    """Return the values of ``--set name=value`` by name; numbers, true, false and none are converted.
 
     Raises:
         UsageError: There is no name or no equals sign, or a name is given twice.
@@ -361,7 +361,7 @@ def _value(text: str) -> Any:
 
 
 def by_columns(columns: list[str] | None, pairs: Path | None) -> Any:
-    """Read pairs whose columns were named; without names, leave the file to the function that is called."""
+    """Read pairs with named columns; without names, leave reading to the called function."""
     if not columns or pairs is None:
         return pairs
     from frevl.data.pairs import read_pairs
@@ -370,7 +370,7 @@ def by_columns(columns: list[str] | None, pairs: Path | None) -> Any:
 
 
 def typed(**options: Any) -> dict[str, Any]:
-    """Keep the options that were typed; defaults stand in the signature of the function that is called."""
+    """Keep only the options that were typed; defaults live in the signature of the called function."""
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Results -> tables and sentences for people."""
+"""Format results as tables and sentences for people."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def demo_table(report: DemoReport) -> str:
-    """Say what the demo found, where it is, and how to do the same with other files."""
+    """Describe what the demo found, where it is, and how to do the same with other files."""
     rows = [
         [
             row.model,
@@ -76,7 +76,7 @@ def demo_table(report: DemoReport) -> str:
 def result_table(result: Result) -> str:
     """Return metrics (percent; median ranks are ranks) with intervals, slices of the first metric, and notes."""
     rows = [[name, f"{value:.2f}", _interval(result.ci95[name])] for name, value in result.metrics.items()]
-    # What makes every figure too good stands before them.
+    # Notes on what makes the figures too optimistic come first.
     leaks = [note for note in result.notes if note.startswith("Leak: ")]
     parts = [*leaks, f"{result.n:,} pairs, task {result.task}", table(["metric", "value", "95 % interval"], rows)]
     metric = next(iter(result.metrics))
@@ -89,7 +89,7 @@ def result_table(result: Result) -> str:
         parts.append(
             f"Sets of {100 * sets['level']:g} %: the right class is in {sets['set_coverage']:.2f} % of them "
             f"{_interval(bounds['set_coverage'])}; {sets['set_size']:.2f} classes on average "
-            f"{_interval(bounds['set_size'])}, {sets['single']:.2f} % hold one."
+            f"{_interval(bounds['set_size'])}, {sets['single']:.2f} % contain exactly one."
         )
     if result.difference is not None:
         parts.append(
@@ -100,7 +100,7 @@ def result_table(result: Result) -> str:
 
 
 def _fairness(key: str, found: dict[str, Any]) -> list[str]:
-    """Return the groups of a key as tables, a metric each, and equal opportunity as a sentence."""
+    """Return the groups of a key as one table per metric, and equal opportunity as a sentence."""
     parts = []
     for metric, compared in found["metrics"].items():
         rows = [[v, f"{g['n']:,}", f"{g[metric]:.2f}", _interval(g["ci95"])] for v, g in compared["groups"].items()]
@@ -118,7 +118,7 @@ def _fairness(key: str, found: dict[str, Any]) -> list[str]:
 
 
 def queries_table(record: dict[str, Any]) -> str:
-    """Return whom searches show, against the pool, and the notes."""
+    """Return who appears in search results compared with the pool, and the notes."""
     k, units = record["k"], {"share_gap": " points"}
     rows = [
         [name, f"{value:.3f}{units.get(name, '')}", _interval(record["ci95"][name], places=3)]
@@ -131,7 +131,7 @@ def queries_table(record: dict[str, Any]) -> str:
     queries = [[one["query"][:60], f"{one['max_skew']:.3f}", f"{one['min_skew']:.3f}"] for one in record["queries"]]
     return "\n\n".join(
         [
-            f"{len(queries):,} queries, a pool of {record['n']:,} pictures, the first {k} of each",
+            f"{len(queries):,} queries, a pool of {record['n']:,} images, the first {k} hits of each",
             table([f"mean at {k}", "value", "95 % interval"], rows),
             table(["group", "pictures", "pool %", f"first {k} %"], groups),
             table(["query", "max skew", "min skew"], queries),
@@ -156,7 +156,7 @@ def run_record(run: Run) -> dict[str, Any]:
 
 
 def run_sentence(run: Run) -> str:
-    """Say what was trained and what it reached."""
+    """Describe what was trained and how well it does."""
     development = run.results["development"]
     done = (
         f"Trained {run.model} ({run.parameters:,} parameters) on {run.results['train_pairs']:,} pairs in "
@@ -167,7 +167,7 @@ def run_sentence(run: Run) -> str:
 
 
 def classify_sentence(run: Run) -> str:
-    """Say what a classifier was made of and what it reached."""
+    """Describe what a classifier was built from and how well it does."""
     development, selection = run.results["development"], run.results["selection"]
     made = " and ".join(
         [
@@ -177,20 +177,20 @@ def classify_sentence(run: Run) -> str:
     )
     reached = f"{development['accuracy']:.2f} % of {selection['judged_on']}" if development["n"] else "not measured"
     done = (
-        f"Classifier of {len(run.labels):,} classes by {made} in {run.results['train_seconds']:.1f} s: {reached} "
+        f"Classifier of {len(run.labels):,} classes from {made} in {run.results['train_seconds']:.1f} s: {reached} "
         f"(method {selection['chosen']}: {selection['reason']}). Saved in {run.path}"
     )
     return _with_notes(done, run)
 
 
 def labelling_sentence(labelling: Labelling) -> str:
-    """Say how many images were labelled, and the largest classes."""
+    """State how many images were labelled, and the largest classes."""
     largest = ", ".join(f"{label} {count:,}" for label, count in labelling.counts.most_common(_LARGEST))
     rest = len(labelling.counts) - _LARGEST
     more = f" and {rest:,} more classes" if rest > 0 else ""
     unknown = f"; {labelling.unknown:,} unknown" if labelling.unknown else ""
     if not labelling.labelled:
-        return f"Labelled no image: the store has none, or none meets --where.{_written_to(labelling)}"
+        return f"No image was labelled: the store has none, or none meets --where.{_written_to(labelling)}"
     return f"Labelled {labelling.labelled:,} images: {largest}{more}{unknown}.{_written_to(labelling)}"
 
 
@@ -202,7 +202,7 @@ _LARGEST = 5
 
 
 def _with_notes(done: str, run: Run) -> str:
-    # What makes the figures doubtful comes first; a run of an earlier version has no such list.
+    # Reasons to doubt the figures come first; a run of an earlier version has no such list.
     warnings = run.results.get("warnings", [])
     return "\n".join([*warnings, done, *(note for note in run.results["notes"] if note not in warnings)])
 
@@ -226,7 +226,7 @@ def search_table(found: SearchResult) -> str:
 
 
 def seeds_sentence(record: dict[str, Any]) -> str:
-    """Say what several seeds reached; the record is that of `frevl.training.seeds.SeedRuns`."""
+    """Describe the result of several seeds, from the record of `frevl.training.seeds.SeedRuns`."""
     development, seeds = record["development"], record["seeds"]
     spread = "" if development["deviation"] is None else f", standard deviation {development['deviation']:.2f}"
     return (
@@ -258,8 +258,8 @@ def store_table(description: dict[str, Any]) -> str:
 def _shard(description: dict[str, Any]) -> list[str]:
     if "shard" not in description:
         return []
-    state = "complete" if description["complete"] else "not complete: its extraction did not come to its end"
-    return [f"a part, the shard {description['shard']}, {state}; frevl store merge joins all parts"]
+    state = "complete" if description["complete"] else "incomplete: its extraction did not finish"
+    return [f"part {description['shard']} of a sharded extraction, {state}; frevl store merge joins all parts"]
 
 
 def _interval(bounds: Sequence[float] | None, *, places: int = 2) -> str:

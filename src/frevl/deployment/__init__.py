@@ -1,1 +1,1 @@
-"""A run in use elsewhere: exported to ONNX, served over HTTP, and what a pair costs."""
+"""Using a run elsewhere: ONNX export, the HTTP service, and measurements of what a pair costs."""

@@ -72,7 +72,7 @@ def test_nothing_without_a_counter_passes_for_joules(measured):
     records = [record for record in measured[0]["records"] if record["part"] == "e comparison"]
     idle = next(record for record in records if "idle" in record["name"])
     assert idle["value"] is None
-    assert "reads no counter" in idle["details"]["reason"]
+    assert "no GPU counter is read" in idle["details"]["reason"]
     assert all(record["details"].get("joules_a_pair") is None for record in records)
 
 
@@ -146,7 +146,7 @@ def test_time_and_energy_a_pair_are_records_of_the_bench(card):
     speed, joules = comparison.device_records(meter, [way], seconds=1.0)
     assert (speed.name, speed.value, speed.unit) == ("half cached", pytest.approx(20.0), "pairs/s")
     assert (joules.value, joules.unit) == (pytest.approx(10.0), "joules a pair")
-    assert joules.name == "half cached, less the idle card's 100 W"
+    assert joules.name == "half cached, minus the idle GPU's 100 W"
     assert {speed.part, joules.part} == {"accelerator"}
     assert json.dumps([one.json({}) for one in (speed, joules)])
 

@@ -167,7 +167,7 @@ def test_bytes_are_weights_once_and_inputs_and_outputs_of_every_pair():
 
 def test_without_a_counter_energy_is_not_measured_and_stand_ins_are_named(tmp_path):
     meter = open_meter(tmp_path / "intel-rapl", accelerator=False)
-    assert "this machine shows no energy counter" in meter.reason
+    assert "this machine has no readable energy counter" in meter.reason
     assert meter.joules(lambda: None) is None
     record = energy_record("road", None, meter, pairs=4, cpu_seconds=0.5, flops=7.0)
     assert record.value == NOT_MEASURED == "not measured"
@@ -393,7 +393,7 @@ def test_the_image_tower_of_a_hub_is_held_against_transformers(monkeypatch):
     for why, operation in zip(records[3:], ("aten::addmm", "MatMul", "DynamicQuantizeMatMul"), strict=True):
         assert 0 < why.details["shares"][operation] <= why.value < 1
         assert re.search(
-            r"; reaches \d+\.\d\d of the measured rate", why.name
+            r"; reaches \d+\.\d\d of the measured matrix-product rate", why.name
         )  # how fast this machine is plays no part
     # 16 patches of 8 x 8 and a class token in two layers of 128, and the convolution that makes the patches.
     flops = transformer_flops(tokens=17, width=128, ffn_width=512, layers=2) + 2 * 16 * 3 * 64 * 128

@@ -75,7 +75,7 @@ def matching(made, tmp_path_factory):
     network = Reranked.of(first, bank[0], bank[1], reader, weights=weights, depth=3)
     folder = renamed(run, network, "reranked")
     done = export(folder)
-    assert done.parity["on"] == "pairs of random embeddings with the mean and deviation of training"
+    assert done.parity["on"] == "pairs of random embeddings with the mean and standard deviation of the training data"
     return folder
 
 
@@ -285,9 +285,7 @@ def test_a_file_that_does_not_agree_is_refused_and_the_old_one_stays(answering, 
     bias = next(one for one in wrong.graph.initializer if one.name.endswith("head.outer.bias"))
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(1e-3), bias.name))
     monkeypatch.setattr(exporting, "traced", lambda *_: wrong)
-    with pytest.raises(
-        RunError, match="does not do what PyTorch does: a logit differs by 0.001 on 256 pairs of random"
-    ):
+    with pytest.raises(RunError, match="does not agree with PyTorch: a logit differs by 0.001 on 256 pairs of random"):
         export(answering, tmp_path / "x.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["x.onnx"]
     assert (tmp_path / "x.onnx").read_bytes() == b"the old one"
@@ -296,7 +294,7 @@ def test_a_file_that_does_not_agree_is_refused_and_the_old_one_stays(answering, 
 def test_what_cannot_be_done_is_said_in_a_sentence(made, answering, traced, tmp_path, frevl):
     with pytest.raises(UsageError, match="--int8 needs labelled pairs"):
         export(answering, int8=True)
-    with pytest.raises(UsageError, match="--store and --pairs go together"):
+    with pytest.raises(UsageError, match="--store and --pairs must be given together"):
         export(answering, store=made.store.path)
     run = Run.load(answering)
     run.network = Branching()

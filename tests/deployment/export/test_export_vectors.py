@@ -56,7 +56,7 @@ def test_every_living_item_with_the_vector_that_it_is_found_by(store, dual, tmp_
     np.testing.assert_allclose(vectors, scorer.image_vectors(written["id"].to_pylist()), atol=1e-3)
     record = json.loads((tmp_path / "r.json").read_text())
     assert (record["rows"], record["width"], record["columns"]) == (119, 512, ["id", "vector"])
-    assert f"Wrote 119 vectors of images, 512 numbers each, to {out} (id, vector)." in said.out
+    assert f"Wrote 119 vectors (images, 512 numbers each) to {out} (id, vector)." in said.out
     assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []
     texts = export_vectors(dual, tmp_path / "texts.parquet", store=store, find="texts")
     assert texts.rows == len(scorer.store.ids("text"))
@@ -93,14 +93,14 @@ def test_what_cannot_be_written_is_a_sentence(store, dual, made, tmp_path, frevl
     train(store, made.train_file, run=linear, task="classification", model="majority")
     extract(tmp_path / "texts", pairs=[made.captions_file], encoder=["toy"])
     for arguments, words in (
-        (["--run", dual, "--store", store, "--vectors", "x.csv"], "expected a name that ends in .lance or .parquet"),
+        (["--run", dual, "--store", store, "--vectors", "x.csv"], "expected a name ending in .lance or .parquet"),
         (["--run", dual, "--vectors", "x.parquet"], "add --store STORE"),
         (["--run", dual, "--store", store, "--vectors", "x.parquet", "--for", "sounds"], "'images' or 'texts', found"),
         (["--run", dual, "--store", store, "--vectors", "x.parquet", "--int8"], "leave out --onnx, --int8"),
-        (["--run", dual, "--for", "texts"], "--for belongs to --vectors"),
-        (["--run", dual, "--store", store, "--vectors", tmp_path / "there.lance"], "is there already"),
+        (["--run", dual, "--for", "texts"], "--for requires --vectors"),
+        (["--run", dual, "--store", store, "--vectors", tmp_path / "there.lance"], "already exists"),
         (["--run", linear, "--store", store, "--vectors", "x.parquet"], "a search needs a matching run"),
-        (["--run", dual, "--store", tmp_path / "texts", "--vectors", "x.parquet"], "expected images to export, found"),
+        (["--run", dual, "--store", tmp_path / "texts", "--vectors", "x.parquet"], "found no images with embeddings"),
     ):
         said = frevl("export", *arguments)
         assert (said.code, words in said.err) == (2, True), said.err

@@ -50,12 +50,12 @@ def test_a_client_has_its_share_and_no_more():
     assert [request.gone for request in requests] == [True, True, False, False, False, False, False]
     for _ in range(2):
         share.begin_work(one)
-    with pytest.raises(RefusedError, match="2 requests of this client are under way, which is its share") as caught:
+    with pytest.raises(RefusedError, match="2 requests of this client are in progress, which is its share") as caught:
         share.begin_work(one)
     assert (caught.value.status, caught.value.code, caught.value.retry_after) == (429, "client_limit", 1)
     for _ in range(2):
         share.begin_work(other)
-    with pytest.raises(RefusedError, match="4 requests are under way") as caught:
+    with pytest.raises(RefusedError, match="4 requests are in progress") as caught:
         share.begin_work(share.enter("third"))
     assert caught.value.status == 503
     # A request alone may hold more than the share of its client; further ones may not.
@@ -64,7 +64,7 @@ def test_a_client_has_its_share_and_no_more():
     with pytest.raises(RefusedError, match="Too many large requests of this client") as caught:
         share.hold(one, Request(), 1)
     assert caught.value.status == 429
-    with pytest.raises(RefusedError, match="Too many large requests are under way") as caught:
+    with pytest.raises(RefusedError, match="Too many large requests are in progress") as caught:
         share.hold(other, Request(), 700)
     assert caught.value.status == 503
 
@@ -125,12 +125,14 @@ def test_items_of_one_client_leave_room_in_the_queue():
         await asyncio.to_thread(begun.wait)
         greedy = asyncio.create_task(ask("greedy", 4))
         await asyncio.sleep(0)
-        with pytest.raises(RefusedError, match="4 items of this client wait for the model and at most 5 may") as caught:
+        with pytest.raises(
+            RefusedError, match="4 items of this client are waiting for the model, at most 5 may"
+        ) as caught:
             await ask("greedy", 2)
         assert (caught.value.status, caught.value.retry_after) == (429, 1)
         modest = asyncio.create_task(ask("modest", 5))
         await asyncio.sleep(0)
-        with pytest.raises(RefusedError, match="9 items wait for the model and at most 10 may") as caught:
+        with pytest.raises(RefusedError, match="9 items are waiting for the model, at most 10 may") as caught:
             await ask("third", 2)
         assert caught.value.status == 503
         greedy.cancel()

@@ -330,7 +330,7 @@ def test_a_failure_inside_is_logged_and_says_nothing_of_the_inside(made, runs, c
         with caplog.at_level(logging.ERROR, "frevl.service"):
             response = client.http.post("/v1/score", json={"pairs": [{"image": "0.png", "text": "x"}]})
     assert response.status_code == 500
-    assert response.json()["error"]["message"] == "The service failed here; its log says more under the request id."
+    assert response.json()["error"]["message"] == "The service failed here; see its log under the request id."
     line = json.loads(JsonLines().format(caplog.records[0]))
     assert line["request_id"] == response.headers["x-request-id"] == response.json()["error"]["request_id"]
     assert "secret of the server" in line["exception"]

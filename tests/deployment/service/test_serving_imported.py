@@ -62,7 +62,7 @@ def test_items_of_the_store_are_scored_searched_and_embedded(client):
 )
 def test_a_new_text_is_refused_in_words(client, route, body):
     response = client.http.post(f"/v1/{route}", json=body)
-    refused(response, 409, "cannot_embed", "The vectors of texts were imported, so a text that is not in the store")
+    refused(response, 409, "cannot_embed", "The text vectors were imported, so a text outside the store")
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_a_new_text_is_refused_in_words(client, route, body):
 )
 def test_a_picture_that_is_sent_along_is_refused_in_words(client, route, body):
     response = client.http.post(f"/v1/{route}", json={**body, "uploads": {"mine": based(b"any")}})
-    refused(response, 409, "cannot_embed", "The vectors of images were imported, so pictures that are sent")
+    refused(response, 409, "cannot_embed", "The image vectors were imported, so uploaded pictures")

@@ -101,7 +101,7 @@ def test_a_side_that_a_model_does_not_read_cannot_be_embedded(client):
     refused(client.http.post("/v1/embed", json=body), 409, "cannot_embed", "'look' reads images alone")
     for more in ({"images": ["0.png"]}, {"uploads": {"u": based(b"x")}}):
         response = client.http.post("/v1/embed", json={"model": "read", **more})
-        refused(response, 409, "cannot_embed", "'read' reads texts alone, so it has no encoder of images")
+        refused(response, 409, "cannot_embed", "'read' reads only texts, so it has no image encoder")
     embedded = client.http.post("/v1/embed", json={"model": "look", "images": ["0.png"]}).json()
     assert (embedded["text_dim"], len(embedded["images"][0])) == (0, embedded["image_dim"])
 

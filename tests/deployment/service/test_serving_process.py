@@ -120,9 +120,9 @@ def test_a_port_that_is_taken_and_other_wrong_use(frevl, made, runs, tmp_path):
     assert f"Cannot listen on 127.0.0.1, port {port} (Address already in use); choose others with --host" in said.err
     for options, sentence in (
         (["--run", tmp_path / "none"], "expected a run"),
-        (["--run", runs / "ask", "--run", f"ask={runs / 'match'}"], "the name 'ask' is taken; give another one"),
-        (["--run", runs / "ask", "--images", tmp_path / "none"], "expected the folder of the images, found none"),
-        (["--run", runs / "ask", "--report", tmp_path / "none"], "expected the HTML file of a diagnosis, found none"),
+        (["--run", runs / "ask", "--run", f"ask={runs / 'match'}"], "the name 'ask' is already in use; choose another"),
+        (["--run", runs / "ask", "--images", tmp_path / "none"], "no such folder; expected the folder of the images"),
+        (["--run", runs / "ask", "--report", tmp_path / "none"], "no such file; expected the HTML file of a diagnosis"),
     ):
         said = frevl("serve", "--store", made.store.path, "--port", 0, *options)
         assert said.code in (1, 2)

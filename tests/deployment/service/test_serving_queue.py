@@ -100,7 +100,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(work):
     async def run(queue):
         _, tasks = await behind_a_door(work, queue, [queue.submit(work.double, 2, items=7)])
         with pytest.raises(
-            RefusedError, match="7 items wait for the model and at most 8 may; ask again later"
+            RefusedError, match="7 items are waiting for the model, at most 8 may; try again later"
         ) as refusal:
             await queue.submit(work.double, 3, items=2)
         assert (refusal.value.status, refusal.value.code, refusal.value.retry_after) == (503, "overloaded", 1)
@@ -173,7 +173,7 @@ def test_closing_finishes_what_was_accepted_and_takes_no_more(work):
         await asyncio.to_thread(lambda: None)
         while not queue.closed:
             await asyncio.sleep(0.001)
-        with pytest.raises(RefusedError, match="The service is stopping; ask again in a moment") as refusal:
+        with pytest.raises(RefusedError, match="The service is stopping; try again in a moment") as refusal:
             await queue.submit(work.double, 4, items=1)
         assert refusal.value.status == 503
         work.door.set()

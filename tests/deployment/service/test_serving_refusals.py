@@ -196,7 +196,7 @@ def test_forms_that_are_none_are_refused(served):
     refused(served.http.post("/v1/score", files={"mine": b"x"}), 422, "invalid", "needs a field 'request'")
     twice = [("u", b"x"), ("u", b"y")]
     response = served.http.post("/v1/score", data={"request": json.dumps(RIGHT)}, files=twice)
-    refused(response, 422, "invalid", "a name of its own")
+    refused(response, 422, "invalid", "a unique name")
     form = {"request": '{"texts": ["a"], "texts": ["b"]}'}
     refused(served.http.post("/v1/embed", data=form, files={"u": b"x"}), 422, "invalid", "'texts' appears twice")
 
@@ -228,11 +228,11 @@ def test_bodies_that_are_too_large_are_refused_before_they_are_read(made, runs):
 def test_a_full_service_says_when_to_come_back(made, runs):
     with client_of(made, runs, names=["ask"], limits=Limits(waiting_items=1)) as client:
         response = client.http.post("/v1/score", json={"pairs": RIGHT["pairs"] * 2})
-        refused(response, 503, "overloaded", "0 items wait for the model and at most 1 may; ask again later")
+        refused(response, 503, "overloaded", "0 items are waiting for the model, at most 1 may; try again later")
         assert response.headers["retry-after"] == "1"
         assert client.http.post("/v1/score", json=RIGHT).status_code == 200
     with client_of(made, runs, names=["ask"], limits=Limits(requests=0)) as client:
-        refused(client.http.get("/v1/models"), 503, "overloaded", "0 requests are under way")
+        refused(client.http.get("/v1/models"), 503, "overloaded", "0 requests are in progress")
         # Whoever keeps the service alive must not take it for dead because it is busy.
         assert client.http.get("/healthz").status_code == client.http.get("/readyz").status_code == 200
     with client_of(made, runs, names=["ask"], limits=Limits(held_bytes=10)) as client:
@@ -297,5 +297,5 @@ def test_keys_come_from_the_environment(monkeypatch):
     with pytest.raises(UsageError, match="expected keys of at least 16 characters, found one of 5"):
         Keys.of_environment()
     monkeypatch.setenv(KEYS_VARIABLE, " , ")
-    with pytest.raises(UsageError, match="is set and holds no key"):
+    with pytest.raises(UsageError, match="is set but contains no key"):
         Keys.of_environment()

@@ -213,9 +213,9 @@ def test_the_command_keeps_a_core_and_refuses_what_does_nothing_beside_it(world,
     assert record["lines"] == len((tmp_path / "core.jsonl").read_text().splitlines()) <= 100
     wrong = CliRunner().invoke(app, [*map(str, call), "--drop", "text"]).exception
     assert isinstance(wrong, UsageError)
-    assert str(wrong).startswith("--drop does nothing beside --test")
+    assert str(wrong).startswith("--drop has no effect with --test")
     without = [str(part) for part in call if part not in ("--test", folder / "test.jsonl")]
-    assert "one run judges the matches" in str(CliRunner().invoke(app, without).exception)
+    assert "expected one run to score the matches" in str(CliRunner().invoke(app, without).exception)
 
 
 def test_a_matching_run_is_refused(world, tmp_path):

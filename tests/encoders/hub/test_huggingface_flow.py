@@ -69,7 +69,7 @@ def test_layers_of_the_command_line_become_part_of_the_name(pretrained, made, fr
     said = frevl("extract", "--images", made.images, "--store", tmp_path / "s", "--encoder", name, "--layers", "last")
     assert (said.code, said.err) == (
         2,
-        "frevl: --layers takes whole numbers with commas between them, such as -1,-4; found 'last'\n",
+        "frevl: --layers takes comma-separated whole numbers, such as -1,-4; found 'last'\n",
     )
     with pytest.raises(UsageError, match="--layers goes with encoders of a model hub"):
         with_layers("toy", [-1])

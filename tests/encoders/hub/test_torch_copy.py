@@ -36,8 +36,8 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_stays_so(caplog):
     assert one.most == 2
     assert small.seen == [8, 4, 2, 2, 2, 2]
     assert caplog.messages == [
-        "frevl: cpu ran out of memory with 8 inputs at once; from now on it gets 4.",
-        "frevl: cpu ran out of memory with 4 inputs at once; from now on it gets 2.",
+        "frevl: cpu ran out of memory with 8 inputs at once; using 4 from now on.",
+        "frevl: cpu ran out of memory with 4 inputs at once; using 2 from now on.",
     ]
     small.seen.clear()
     assert len(one(np.stack(items(5)))) == 5

@@ -130,7 +130,7 @@ def test_skew_of_searches(made, runs, tmp_path, frevl):
     assert record["metrics"]["min_skew"] == pytest.approx(np.mean([min(two) for two in expected]), abs=1e-6)
     low, high = record["ci95"]["max_skew"]
     assert low < high
-    assert "2 queries, a pool of 120 pictures, the first 9 of each" in said.out
+    assert "2 queries, a pool of 120 images, the first 9 hits of each" in said.out
 
 
 def test_a_shown_group_is_found(made, runs, tmp_path):
@@ -197,7 +197,7 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     common = ("evaluate", "--store", made.store.path, "--run", runs / "dual", "--pairs", tmp_path / "two.jsonl")
     said = frevl(*common, "-k", 5)
     assert said.code == 2
-    assert "-k is the number of hits of --queries" in said.err
+    assert "-k is the number of hits for --queries" in said.err
     said = frevl(*common, "--queries", tmp_path / "none.txt")
     assert said.code == 2
     assert "--queries needs --groups KEY" in said.err

@@ -280,7 +280,7 @@ def test_the_command(tmp_path, data, frevl):
     for number in (1, 2):
         assert frevl("extract", *flags, "--shard", f"{number}/2", "--store", tmp_path / str(number)).code == 0
     said = frevl("store", "info", tmp_path / "1", "--json", tmp_path / "i")
-    assert "a part, the shard 1/2, complete" in said.out
+    assert "part 1/2 of a sharded extraction, complete" in said.out
     assert json.loads((tmp_path / "i").read_text())["shard"] == "1/2"
     said = frevl("store", "merge", tmp_path / "1", tmp_path / "2", "--into", tmp_path / "all", "--json", tmp_path / "j")
     assert said.code == 0

@@ -356,7 +356,7 @@ def test_flags_that_would_do_nothing_are_refused(named, frevl, tmp_path):
     assert not (tmp_path / "run").exists()
     done = frevl("classify", "--store", named.store.path, "--classes", named.classes, "--run", tmp_path / "run",
                  "--out", tmp_path / "out.jsonl", "--where", "id LIKE 'z%'", "--quiet")  # fmt: skip
-    assert "Labelled no image" in done.out
+    assert "No image was labelled" in done.out
 
 
 def test_what_was_asked_for_and_not_done_comes_first(named, tmp_path):

@@ -1,4 +1,4 @@
-"""The command that classifies images by names, examples, or both."""
+"""`frevl classify`: classify images by class names, examples, or both."""
 
 from __future__ import annotations
 
@@ -30,25 +30,32 @@ def classify(
     classes: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Names of the classes: .txt, .jsonl or .json.", show_default="those of the examples"
+            readable=False,
+            help="Class names: a .txt, .jsonl or .json file.",
+            show_default="the classes of the examples",
         ),
     ] = None,
     examples: Annotated[
-        Path | None, typer.Option(readable=False, help="Images with their class: lines of image and target.")
+        Path | None, typer.Option(readable=False, help="Labelled images: a pairs file with image and target.")
     ] = None,
     dev: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Images to compare methods on.", show_default="held-out examples"),
+        typer.Option(
+            readable=False, help="Labelled images on which the methods are compared.", show_default="held-out examples"
+        ),
     ] = None,
     columns: ColumnsOption = None,
     space: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Matching run whose space the names live in, if the encoder has none."),
+        typer.Option(
+            readable=False, help="Matching run whose common space is used for the names, if the encoder has none."
+        ),
     ] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
-            help="Sentence with {} for the name; may be repeated.", show_default="a photo of a {}.; with --space a {}"
+            help="Prompt template with {} for the class name; may be repeated.",
+            show_default="a photo of a {}.; with --space a {}",
         ),
     ] = None,
     method: Annotated[
@@ -56,30 +63,36 @@ def classify(
         typer.Option(help="auto, names, means, cache, gaussian, kernel or probe.", show_default="auto"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(readable=False, help="Label every image of the store into this file."), OUTPUT
+        Path | None,
+        typer.Option(readable=False, help="Label every image in the store and write the labels to this file."),
+        OUTPUT,
     ] = None,
-    where: Annotated[str | None, typer.Option(help="With --out: only images that meet this SQL condition.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="With --out: label only images that meet this SQL condition.")
+    ] = None,
     unlabelled: Annotated[
         bool | None,
-        typer.Option("--unlabelled", help="Learn from pictures without labels too, if it helps.", show_default="off"),
+        typer.Option("--unlabelled", help="Also learn from unlabelled images, if that helps.", show_default="off"),
     ] = None,
     unknown: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Share of images that keep their label; others are unknown, such as 0.95."),
+        typer.Option(
+            min=0, max=1, help="Share of images that keep their label, such as 0.95; the others become 'unknown'."
+        ),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Write a page with the surest and the least sure of each class."),
+        typer.Option(readable=False, help="Write a page with the most and least certain images of each class."),
         OUTPUT,
         ColumnsOption,
     ] = None,
-    images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the pictures.")] = None,
+    images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the images.")] = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Encoder; may be repeated.", show_default="all in the store")
     ] = None,
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0")] = None,
     time_limit: Annotated[
         float | None, typer.Option(min=1, help="Time limit for comparing methods, in seconds.", show_default="none")
     ] = None,
@@ -89,7 +102,7 @@ def classify(
 ) -> None:
     """Classify images by the names of the classes, by examples, or by both.
 
-    Makes a run that evaluate, score, serve, export and publish take.
+    Writes a run that evaluate, score, serve, export and publish accept.
     """
     from frevl.cli.tables import classify_sentence, labelling_sentence, run_record
     from frevl.errors import UsageError
@@ -100,11 +113,11 @@ def classify(
     from frevl.training.classification.classify import classify as run_classify
 
     if where is not None and out is None and html is None:
-        raise UsageError("--where says which images are labelled; add --out or --html, or leave --where out")
+        raise UsageError("--where selects the images to label; add --out or --html, or leave out --where")
     if ray is not None and out is None and html is None:
-        raise UsageError("--ray shares out the labelling of a store; add --out or --html, or leave --ray out")
+        raise UsageError("--ray distributes the labelling of a store; add --out or --html, or leave out --ray")
     if images is not None and html is None:
-        raise UsageError("--images is the folder of the pictures on the page; add --html, or leave --images out")
+        raise UsageError("--images is the folder of the images on the page; add --html, or leave out --images")
     if out is not None:
         check_label_file(out)
     opened = Store.open(store)

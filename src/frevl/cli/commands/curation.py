@@ -1,4 +1,4 @@
-"""The command that says which lines of a pairs file are worth keeping."""
+"""`frevl curate`: find out which lines of a pairs file are worth keeping."""
 
 from __future__ import annotations
 
@@ -32,41 +32,43 @@ from frevl.errors import UsageError
 def curate(
     store: StoreOption,
     pairs: Annotated[Path, typer.Option(readable=False, help="Lines to judge.")],
-    out: Annotated[Path, typer.Option(readable=False, help="File for the lines that are kept."), OUTPUT],
+    out: Annotated[Path, typer.Option(readable=False, help="File to write the kept lines to."), OUTPUT],
     dropped: Annotated[
-        Path | None, typer.Option(readable=False, help="File for the lines that are not kept."), OUTPUT
+        Path | None, typer.Option(readable=False, help="File to write the dropped lines to."), OUTPUT
     ] = None,
-    task: Annotated[str | None, typer.Option(help="matching or classification.", show_default="by the targets")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="matching or classification.", show_default="inferred from the targets")
+    ] = None,
     drop: Annotated[
         list[str] | None,
         typer.Option(
-            help="Filter whose lines are dropped; may be repeated: match, duplicate, text, image, blind, label.",
-            show_default="all that fit, except blind",
+            help="Filter to apply; may be repeated: match, duplicate, text, image, blind, label.",
+            show_default="all that apply, except blind",
         ),
     ] = None,
-    keep: Annotated[float | None, typer.Option(help="Share of the lines to keep, the best ones, such as 0.8.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of lines to keep, best first, such as 0.8.")] = None,
     below: Annotated[
         float | None,
-        typer.Option(help="Drop lines that are right with less than this probability.", show_default="0.5"),
+        typer.Option(help="Drop lines whose probability of being correct is below this.", show_default="0.5"),
     ] = None,
     run: Annotated[
         list[Path] | None,
         typer.Option(
             readable=False,
-            help="Matching run that judges the lines; with --test a run that the core is for, four or more.",
-            show_default="models that learn from other lines",
+            help="Matching run that scores the lines; with --test, a run to be ranked by the core set (four or more).",
+            show_default="cross-validated models",
         ),
     ] = None,
     test: Annotated[
         Path | None,
         typer.Option(
             readable=False,
-            help="Test set, to keep its core (--keep, 0.1) on which the runs stay in order; --pairs is then what they "
-            "have learned from.",
+            help="Test set, to keep a core (--keep, 0.1) that ranks the runs as the whole does; --pairs is then "
+            "their training data.",
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(readable=False, help="Folder of the images, to look at their pixels.")
+        Path | None, typer.Option(readable=False, help="Folder of the images, for checks on their pixels.")
     ] = None,
     html: Annotated[
         Path | None, typer.Option(readable=False, help="Write the report to this HTML file."), OUTPUT
@@ -74,7 +76,7 @@ def curate(
     groups: Annotated[
         list[str] | None,
         typer.Option(
-            help="Key whose values are compared by the share of lines kept; may be repeated.", show_default="every key"
+            help="Key by which the share of kept lines is compared; may be repeated.", show_default="every key"
         ),
     ] = None,
     columns: ColumnsOption = None,
@@ -85,14 +87,14 @@ def curate(
     find_groups: GroupsOption = None,
     folds: Annotated[
         int | None,
-        typer.Option(help="Parts that are judged by what learnt from the others.", show_default="3, of labels 5"),
+        typer.Option(help="Number of cross-validation folds.", show_default="3; 5 for labels"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0")] = None,
     time_limit: Annotated[
         float | None,
         typer.Option(
             min=1,
-            help="Time limit for all trainings together, in seconds (labels: 10 or more a model and fold).",
+            help="Total training time limit in seconds (labels: at least 10 per model and fold).",
             show_default="none",
         ),
     ] = None,
@@ -100,9 +102,9 @@ def curate(
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Judge every line of a pairs file and keep those worth learning from, or keep the core of a test set.
+    """Check every line of a pairs file and keep those worth learning from, or keep the core of a test set.
 
-    Nothing is deleted from the store. Every line says why it is kept or not.
+    Nothing is deleted from the store. Each line states why it was kept or dropped.
     """
     if test is not None:
         others = {
@@ -127,7 +129,9 @@ def curate(
         write(json, core.record())
         return
     if run is not None and len(run) > 1:
-        raise UsageError("--run: one run judges the matches, found several; to keep the core of a test set, add --test")
+        raise UsageError(
+            "--run: expected one run to score the matches, found several; to keep the core of a test set, add --test"
+        )
     if html is not None:
         from frevl.diagnosis.report.page import check_page_libraries
 
@@ -155,4 +159,4 @@ def curate(
 
 def _refuse_beside_test(names: list[str]) -> None:
     if names:
-        raise UsageError(f"{names[0]} does nothing beside --test, which keeps the core of a test set; leave it out")
+        raise UsageError(f"{names[0]} has no effect with --test, which keeps the core of a test set; leave it out")

@@ -32,8 +32,9 @@ def extract(
         Path | None,
         typer.Option(
             readable=False,
-            help="Folder of images; ids are paths inside it. Or a tar (webdataset), a folder or a list of tars.",
-            show_default="pictures inside the pairs files",
+            help="Folder of images (ids are paths inside it), or a tar (webdataset), a folder of tars or a list of "
+            "them.",
+            show_default="images inside the pairs files",
         ),
     ] = None,
     pairs: Annotated[
@@ -48,7 +49,7 @@ def extract(
         bool, typer.Option("--tokens", help="Store image and word tokens instead of pooled vectors.")
     ] = False,
     grid: Annotated[
-        str | None, typer.Option(help="With --tokens, the grid of an image: 7x7, 4x4 or 2x2.", show_default="7x7")
+        str | None, typer.Option(help="With --tokens: grid size of an image, 7x7, 4x4 or 2x2.", show_default="7x7")
     ] = None,
     layers: Annotated[
         str | None,
@@ -63,36 +64,39 @@ def extract(
     include: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only images that fit this shell pattern, such as '*.jpg'; may be repeated.", show_default="all"
+            help="Include only images that match this glob pattern, such as '*.jpg'; may be repeated.",
+            show_default="all",
         ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(
-            help="No images that fit this shell pattern; may be repeated.", show_default="folders of thumbnails"
+            help="Exclude images that match this glob pattern; may be repeated.", show_default="thumbnail folders"
         ),
     ] = None,
     prune: Annotated[
         bool | None,
         typer.Option(
-            "--prune", help="Remove images from the store that have no file in the folder.", show_default="off"
+            "--prune", help="Remove images from the store whose file is no longer in the folder.", show_default="off"
         ),
     ] = None,
     check_content: Annotated[
         bool | None,
         typer.Option(
-            "--check-content", help="Compare the content of files, not only their size and time.", show_default="off"
+            "--check-content", help="Compare file contents, not just size and modification time.", show_default="off"
         ),
     ] = None,
     write_pairs: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Embed the captions inside tars, too, and write them to this pairs file."),
+        typer.Option(
+            readable=False, help="Also embed the captions inside the tars, and write them to this pairs file."
+        ),
         OUTPUT,
     ] = None,
     shard: Annotated[
         str | None,
         typer.Option(
-            help="Only this share of the items, such as 3/8, into a store of its own; frevl store merge joins them.",
+            help="Embed only this shard, such as 3/8, into its own store; frevl store merge joins the shards.",
             show_default="everything",
         ),
     ] = None,
@@ -104,12 +108,12 @@ def extract(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads that decode; with --ray, the workers.", show_default="one per processor"),
+        typer.Option(min=1, help="Number of decoding threads; with --ray, of workers.", show_default="one per core"),
     ] = None,
     device: Annotated[
         str | None,
         typer.Option(
-            help="For encoders hf: and openclip:, where they run: cpu, cuda (all cards) or cuda:1.",
+            help="Device for hf: and openclip: encoders: cpu, cuda (all GPUs) or cuda:1.",
             show_default="all accelerators",
         ),
     ] = None,
@@ -117,14 +121,11 @@ def extract(
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Embed images and texts once and keep them in a store.
-
-    The same command again embeds only what is new.
-    """
+    """Embed images and texts once and keep the embeddings in a store. Run again, it embeds only what is new."""
     from frevl.store.extraction import extract as run_extract
 
     if grid is not None and not tokens:
-        raise UsageError("--grid goes with --tokens; add --tokens, or leave --grid out")
+        raise UsageError("--grid requires --tokens; add --tokens, or leave out --grid")
     chosen = (grid or "7x7") if tokens else None
     report = run_extract(
         store,
@@ -165,14 +166,14 @@ def pairs(
     check: Annotated[
         bool | None,
         typer.Option(
-            "--check", help="Refuse a data set that does not have the official number of rows.", show_default="off"
+            "--check", help="Fail if the data set does not have the official number of rows.", show_default="off"
         ),
     ] = None,
     find_images: Annotated[
         bool | None,
         typer.Option(
             "--find-images/--official-paths",
-            help="Search the folder for every image, or expect the official paths.",
+            help="Search the folder for images instead of expecting the official paths.",
             show_default="find",
         ),
     ] = None,
@@ -180,7 +181,7 @@ def pairs(
         int | None,
         typer.Option(
             min=1,
-            help="vqa-v2, train: leave out answers that are the majority answer of fewer questions (often 9).",
+            help="vqa-v2, train: drop answers that are the majority answer of fewer questions than this (often 9).",
             show_default="1",
         ),
     ] = None,
@@ -208,9 +209,7 @@ def _numbers(written: str) -> list[int]:
     try:
         return [int(number) for number in written.split(",")]
     except ValueError:
-        raise UsageError(
-            f"--layers takes whole numbers with commas between them, such as -1,-4; found '{written}'"
-        ) from None
+        raise UsageError(f"--layers takes comma-separated whole numbers, such as -1,-4; found '{written}'") from None
 
 
 encoders_app = Commands(help="List encoders.", no_args_is_help=True, rich_markup_mode=None)
@@ -224,7 +223,7 @@ def encoders() -> None:
 
 @encoders_app.command("list")
 def list_known(json: JsonOption = None) -> None:
-    """List encoders that are known to work; other models of the same kinds work too."""
+    """List the encoders known to work; other models of the same kinds work too."""
     from frevl.encoders.registry import KNOWN
     from frevl.terminal import table
 
@@ -243,7 +242,7 @@ def list_known(json: JsonOption = None) -> None:
         for one in KNOWN
     ]
     say(table(header, rows))
-    say("images, texts: width of an embedding. one space: images and texts can be compared by cosine (--model cosine).")
+    say("images, texts: embedding width. one space: images and texts are comparable by cosine (--model cosine).")
     say("Also hf:VISION+TEXT, hf:MODEL@REVISION, hf:FOLDER and openclip:ARCHITECTURE/WEIGHTS; see docs/encoders.md.")
     write(json, {"encoders": [vars(one) for one in KNOWN]})
 
@@ -253,42 +252,45 @@ def import_(
     source: Annotated[
         Path,
         typer.Argument(
-            readable=False, help="clip-retrieval folder, .npy, .npz, .safetensors, .parquet, .arrow, or .lance table."
+            readable=False,
+            help="A clip-retrieval folder, or a .npy, .npz, .safetensors, .parquet, .arrow or .lance file.",
         ),
     ],
     store: StoreOption,
     encoder: Annotated[str, typer.Option(help="Name of the encoder that produced the vectors.")],
     of: Annotated[
         str | None,
-        typer.Option(help="What the vectors embed: images or texts.", show_default="both, in a clip-retrieval folder"),
+        typer.Option(
+            help="What the vectors represent: images or texts.", show_default="both, for a clip-retrieval folder"
+        ),
     ] = None,
     ids: Annotated[
         Path | None,
-        typer.Option(
-            readable=False, help="Ids of the rows of an array: a text file with one per line, JSON, or a table."
-        ),
+        typer.Option(readable=False, help="Row ids of an array: a text file with one per line, JSON, or a table."),
     ] = None,
     id_column: Annotated[
         str | None, typer.Option(help="Column with the ids.", show_default="id, image, path, text, caption ...")
     ] = None,
     vector_column: Annotated[
-        str | None, typer.Option(help="Column with the vectors.", show_default="the only column with lists of floats")
+        str | None, typer.Option(help="Column with the vectors.", show_default="the only column of float lists")
     ] = None,
     array: Annotated[
-        str | None, typer.Option(help="Name of the array, in a file with several.", show_default="the only one")
+        str | None, typer.Option(help="Name of the array, for a file with several.", show_default="the only one")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of the encoder.", show_default="not declared")] = None,
     preprocessing: Annotated[
-        str | None, typer.Option(help="How the inputs of the encoder were prepared.", show_default="not declared")
+        str | None, typer.Option(help="How the encoder's inputs were preprocessed.", show_default="not declared")
     ] = None,
     common_space: Annotated[
         bool | None,
-        typer.Option("--common-space", help="Images and texts share one space, as in CLIP.", show_default="off"),
+        typer.Option("--common-space", help="Images and texts share a common space, as in CLIP.", show_default="off"),
     ] = None,
     images: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Folder of the images; ids become paths inside it.", show_default="ids as given"
+            readable=False,
+            help="Folder of the images, so that ids become paths inside it.",
+            show_default="ids unchanged",
         ),
     ] = None,
     dtype: Annotated[

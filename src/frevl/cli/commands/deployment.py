@@ -14,7 +14,7 @@ from frevl.errors import MissingExtraError, UsageError
 
 ReportOption = Annotated[
     list[Path] | None,
-    typer.Option(readable=False, help="HTML report to show; may be repeated.", show_default="those in the runs"),
+    typer.Option(readable=False, help="HTML report to display; may be repeated.", show_default="those in the runs"),
 ]
 
 
@@ -23,7 +23,7 @@ def serve(
     store: StoreOption,
     run: Annotated[
         list[str],
-        typer.Option("--run", help="Folder of a run, or NAME=FOLDER; may be repeated, the first is the default."),
+        typer.Option("--run", help="Folder of a run, or NAME=FOLDER; may be repeated; the first is the default."),
     ],
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8000")] = None,
@@ -39,23 +39,23 @@ def serve(
         bool | None,
         typer.Option(
             "--labels/--no-labels",
-            help="Let clients write labels into the store, judge data, and train and serve runs.",
+            help="Let clients label the store, curate data, and train and serve runs.",
             show_default="off",
         ),
     ] = None,
     device: DeviceOption = None,
     json: Annotated[
         Path | None,
-        typer.Option("--json", readable=False, help="Write address and models to this JSON file when ready."),
+        typer.Option("--json", readable=False, help="When ready, write address and models to this JSON file."),
         OUTPUT,
     ] = None,
 ) -> None:
-    """Serve runs over HTTP, with a web page that asks, matches and searches.
+    """Serve runs over HTTP, with a web page to ask, match and search.
 
     API keys are read from the environment variable FREVL_API_KEYS.
     """
     try:
-        gc.disable()  # until it is ready: what is loaded stays, and looking through it is a fifth of the start
+        gc.disable()  # off until ready: what is loaded stays, and scanning it takes a fifth of the start-up time
         options = typed(host=host, port=port, images=images, report=report, page=page, labels=labels, device=device)
         _serve(store, run, options, json)
     finally:
@@ -66,26 +66,27 @@ def serve(
 def explore(
     store: StoreOption,
     images: Annotated[
-        Path | None, typer.Option(readable=False, help="Folder of the images, to show them.", show_default="ids only")
+        Path | None,
+        typer.Option(readable=False, help="Folder of the images, to display them.", show_default="ids only"),
     ] = None,
     run: Annotated[
         list[str] | None,
-        typer.Option(
-            "--run", help="Run to ask or to search with, or NAME=FOLDER; may be repeated.", show_default="none"
-        ),
+        typer.Option("--run", help="Run to ask or search with, or NAME=FOLDER; may be repeated.", show_default="none"),
     ] = None,
     curation: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Result of frevl curate --json, to decide on.", show_default="none"),
+        typer.Option(readable=False, help="Result of frevl curate --json to review.", show_default="none"),
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Pairs file that can be judged from the page.", show_default="none"),
+        typer.Option(readable=False, help="Pairs file that can be curated from the page.", show_default="none"),
     ] = None,
     report: ReportOption = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="Encoder to search with and to learn from.", show_default="one of texts too, or the first"),
+        typer.Option(
+            help="Encoder to search with and to learn from.", show_default="one that also embeds texts, or the first"
+        ),
     ] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8000")] = None,
@@ -93,18 +94,18 @@ def explore(
         bool | None,
         typer.Option(
             "--labels/--no-labels",
-            help="Take labels and keep them in the store, judge data, and train and serve runs.",
+            help="Allow labelling the store, curating data, and training and serving runs.",
             show_default="on",
         ),
     ] = None,
     device: DeviceOption = None,
     json: Annotated[
         Path | None,
-        typer.Option("--json", readable=False, help="Write address and models to this JSON file when ready."),
+        typer.Option("--json", readable=False, help="When ready, write address and models to this JSON file."),
         OUTPUT,
     ] = None,
 ) -> None:
-    """Look at a store in the browser: search it, label it, teach it, curate it.
+    """Explore a store in the browser: search, label, teach and curate.
 
     Labels are kept in the store. API keys are read from the environment variable FREVL_API_KEYS.
     """
@@ -139,7 +140,7 @@ def _serve(store: Path, runs: list[str], options: dict[str, Any], json: Path | N
         say(f"Ready at {record['url']} after {record['seconds']} s (routes: {record['url']}/docs).")
 
     def fit(*given: Any, **options: Any) -> Any:
-        # The service knows no training: it is given what fits the classifier that is taught, loaded when that is begun.
+        # The service does not import training: it is handed the function that fits the classifier, loaded on first use.
         from frevl.training.classification.teaching import teach
 
         return teach(*given, **options)
@@ -156,7 +157,7 @@ _LIBRARIES = {"fastapi", "fastapi_offline", "httptools", "prometheus_client", "p
 
 
 def _named(runs: list[str]) -> dict[str, str]:
-    """Split ``NAME=FOLDER``; without a name, the folder's name is taken."""
+    """Split ``NAME=FOLDER``; without a name, use the folder's name."""
     named: dict[str, str] = {}
     for given in runs:
         name, equals, folder = given.partition("=")
@@ -164,7 +165,9 @@ def _named(runs: list[str]) -> dict[str, str]:
         if not equals or "/" in name or not name:
             name, folder = Path(given).resolve().name, given
         if name in named:
-            raise UsageError(f"--run {given}: the name '{name}' is taken; give another one with --run NAME=FOLDER")
+            raise UsageError(
+                f"--run {given}: the name '{name}' is already in use; choose another with --run NAME=FOLDER"
+            )
         named[name] = folder
     return named
 
@@ -172,12 +175,12 @@ def _named(runs: list[str]) -> dict[str, str]:
 @app.command()
 def bench(
     quick: Annotated[
-        bool | None, typer.Option("--quick", help="Fewer measurements, in under a minute.", show_default="off")
+        bool | None, typer.Option("--quick", help="Take fewer measurements, in under a minute.", show_default="off")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Write the results to this Markdown page, with a plot beside it.", show_default="none"
+            readable=False, help="Write the results to this Markdown file, with a plot next to it.", show_default="none"
         ),
         OUTPUT,
     ] = None,

@@ -1,4 +1,4 @@
-"""The command that diagnoses a task: are frozen embeddings enough, which model to use, what is wrong with the data."""
+"""`frevl diagnose`: are frozen embeddings enough for a task, which model to use, and what is wrong with the data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from frevl.errors import FrevlError, UsageError
 def diagnose(
     store: Annotated[
         list[Path],
-        typer.Option("--store", readable=False, help="Folder of the store; repeat it to compare encoders."),
+        typer.Option("--store", readable=False, help="Folder of the store; repeat to compare encoders."),
     ],
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known targets.")],
@@ -56,21 +56,21 @@ def diagnose(
     text_encoder: TextEncoderOption = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="Model to compare; may be repeated.", show_default="all that fit"),
+        typer.Option("--model", help="Model to compare; may be repeated.", show_default="all that apply"),
     ] = None,
     precision: Annotated[
         float | None,
-        typer.Option(help="Wanted share of right answers among those given, from 0 to 1.", show_default="chosen"),
+        typer.Option(help="Target accuracy among the answers given, from 0 to 1.", show_default="chosen"),
     ] = None,
     probes: Annotated[
         bool | None,
-        typer.Option("--probes/--no-probes", help="Probe the encoder with drawn pictures.", show_default="on"),
+        typer.Option("--probes/--no-probes", help="Probe the encoder with drawn images.", show_default="on"),
     ] = None,
     group_by: GroupByOption = None,
     find_groups: GroupsOption = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0")] = None,
     time_limit: Annotated[
-        float | None, typer.Option(min=1, help="Time limit for all trainings together, in seconds.", show_default="600")
+        float | None, typer.Option(min=1, help="Total training time limit in seconds.", show_default="600")
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
@@ -80,9 +80,9 @@ def diagnose(
     The report also says which model to use and what is wrong with the data.
     """
     if images is not None and html is None:
-        raise UsageError("--images goes with --html; add --html FILE, or leave --images out")
+        raise UsageError("--images requires --html; add --html FILE, or leave out --images")
     if images is not None and not images.is_dir():
-        raise UsageError(f"--images: expected a folder of images, found none at {images}")
+        raise UsageError(f"--images: no folder of images at {images}")
     if html is not None:
         from frevl.diagnosis.report.page import check_page_libraries
 

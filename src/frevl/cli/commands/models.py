@@ -1,4 +1,4 @@
-"""Commands that list the models and the options of each."""
+"""`frevl models`: list the models and their options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def models(context: typer.Context, json: JsonOption = None, config: ConfigOption
 
     refuse_inputs({"--json": json}, {"--config": config})
     say(models_table())
-    say("The options of one model: frevl models show NAME. To set one: frevl train --model NAME --set OPTION=VALUE.")
+    say("Options of a model: frevl models show NAME. To set one: frevl train --model NAME --set OPTION=VALUE.")
     write(json, {"models": models_records()})
 
 
@@ -34,7 +34,7 @@ def models(context: typer.Context, json: JsonOption = None, config: ConfigOption
 def show(
     name: Annotated[str, typer.Argument(help="Name of the model, such as tiny.")], json: JsonOption = None
 ) -> None:
-    """List the options of a model with their defaults, ranges and meaning."""
+    """List the options of a model with their defaults, ranges and meanings."""
     from frevl.cli.model_list import model_record, model_table
 
     say(model_table(name))

@@ -1,4 +1,4 @@
-"""Commands that apply and evaluate a run, and choose by it what to label next."""
+"""Commands that evaluate a run, score and search with it, and choose what to label next."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from frevl.errors import UsageError
 
 BackendOption = Annotated[
     str | None,
-    typer.Option(help="What runs the network: torch, or onnx (the exported file of the run).", show_default="torch"),
+    typer.Option(help="Backend for the network: torch, or onnx (the exported file of the run).", show_default="torch"),
 ]
 OnnxOption = Annotated[
     Path | None,
@@ -39,11 +39,11 @@ OnnxOption = Annotated[
 
 SetsOption = Annotated[
     float | None,
-    typer.Option(help="Sets of classes that hold the right one this often, such as 0.9.", show_default="none"),
+    typer.Option(help="Prediction sets that contain the right class this often, such as 0.9.", show_default="none"),
 ]
 CalibrateOption = Annotated[
     Path | None,
-    typer.Option(readable=False, help="With --sets: pairs to measure them on.", show_default="those held out"),
+    typer.Option(readable=False, help="With --sets: pairs to calibrate them on.", show_default="the held-out pairs"),
 ]
 
 
@@ -60,15 +60,18 @@ def evaluate(
     find_groups: GroupsOption = None,
     groups: Annotated[
         list[str] | None,
-        typer.Option(help="Key of the pairs, such as gender: compare its groups; may be repeated."),
+        typer.Option(help="Key of the pairs, such as gender, whose groups are compared; may be repeated."),
     ] = None,
     forms: Annotated[
         str | None,
-        typer.Option(help="Key that names a question whatever its words: how often its forms get one answer."),
+        typer.Option(help="Key shared by rephrasings of a question: measure how often they get the same answer."),
     ] = None,
     queries: Annotated[
         Path | None,
-        typer.Option(readable=False, help="With --groups: whom the first -k hits of these queries (a line each) show."),
+        typer.Option(
+            readable=False,
+            help="With --groups: measure who appears in the first -k hits of these queries (one per line).",
+        ),
     ] = None,
     k: Annotated[int | None, typer.Option("-k", help="With --queries: number of hits.", show_default="25")] = None,
     sets: SetsOption = None,
@@ -85,8 +88,8 @@ def evaluate(
 ) -> None:
     """Evaluate a run on test pairs, with intervals by image.
 
-    A run of several seeds is evaluated as their mean. With --queries, searches among the pictures of the pairs are
-    evaluated instead.
+    A run of several seeds is evaluated as their mean. With --queries, it evaluates searches among the images of the
+    pairs instead.
     """
     from frevl.cli.tables import result_table
     from frevl.evaluation.evaluation import evaluate as run_evaluate
@@ -102,10 +105,10 @@ def evaluate(
     test_pairs = by_columns(columns, pairs)
     grouping = typed(group_by=group_by, find_groups=find_groups)
     if queries is None and k is not None:
-        raise UsageError("-k is the number of hits of --queries; give a file of queries, or leave -k out")
+        raise UsageError("-k is the number of hits for --queries; give a file of queries, or leave out -k")
     if queries is not None:
         if forms is not None:
-            raise UsageError("--forms belongs to pairs, and --queries evaluates searches; leave one of them out")
+            raise UsageError("--forms applies to pairs, but --queries evaluates searches; leave one of them out")
         _evaluate_queries(opened, run, test_pairs, queries, groups, k, versus, sets, backend, device, html, json)
         return
     if is_seeds(run) or (versus and is_seeds(versus)):
@@ -153,17 +156,19 @@ def _evaluate_queries(
     html: Path | None,
     json: Path | None,
 ) -> None:
-    """Evaluate searches; what belongs to pairs is refused."""
+    """Evaluate searches; options that apply to pairs are refused."""
     from frevl.cli.tables import queries_table
     from frevl.evaluation.fairness.queries import evaluate_queries
     from frevl.evaluation.seeds import is_seeds
     from frevl.runs.scorer import Scorer
 
     if len(groups or ()) != 1:
-        raise UsageError("--queries needs --groups KEY, once: the key of the pairs that says who is in a picture")
+        raise UsageError(
+            "--queries needs --groups KEY, exactly once: the key of the pairs that says who is in an image"
+        )
     for flag, given in (("--versus", versus), ("--sets", sets), ("--backend", backend)):
         if given is not None:
-            raise UsageError(f"{flag} belongs to pairs, and --queries evaluates searches; leave one of them out")
+            raise UsageError(f"{flag} applies to pairs, but --queries evaluates searches; leave one of them out")
     if is_seeds(run):
         raise UsageError(f"{run}: --queries takes one run, found several seeds; name one of them, as {run}/seed0")
     scorer = Scorer.open(run, store=store, **typed(device=device))
@@ -176,7 +181,7 @@ def _evaluate_queries(
 def score(
     store: StoreOption,
     run: RunOption,
-    pairs: Annotated[Path, typer.Option(readable=False, help="Pairs to score; they need no targets.")],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Pairs to score; no targets needed.")],
     out: Annotated[
         Path,
         typer.Option(readable=False, help="File to write, one JSON object per line; with --grid an .npz file."),
@@ -186,10 +191,10 @@ def score(
     sets: SetsOption = None,
     calibrate: CalibrateOption = None,
     doubt: Annotated[
-        bool, typer.Option("--doubt", help="Add how little each pair is like what the run has learned from.")
+        bool, typer.Option("--doubt", help="Add a measure of how unlike the training data each pair is.")
     ] = False,
     grid: Annotated[
-        bool, typer.Option("--grid", help="Matching: score every image in the pairs with every text in them.")
+        bool, typer.Option("--grid", help="Matching: score every image in the pairs against every text.")
     ] = False,
     backend: BackendOption = None,
     onnx: OnnxOption = None,
@@ -226,9 +231,9 @@ def score(
 def select(
     store: StoreOption,
     run: RunOption,
-    pairs: Annotated[Path, typer.Option(readable=False, help="Pool of pairs without targets to choose from.")],
+    pairs: Annotated[Path, typer.Option(readable=False, help="Pool of unlabelled pairs to choose from.")],
     out: Annotated[
-        Path, typer.Option(readable=False, help="File to write: the chosen pairs, the most wanted first."), OUTPUT
+        Path, typer.Option(readable=False, help="File to write: the chosen pairs, most useful first."), OUTPUT
     ],
     columns: ColumnsOption = None,
     k: Annotated[int | None, typer.Option("-k", help="How many pairs to choose.", show_default="100")] = None,
@@ -240,15 +245,15 @@ def select(
             show_default="mixed",
         ),
     ] = None,
-    per_image: Annotated[int | None, typer.Option(help="Most pairs of one image.", show_default="1")] = None,
+    per_image: Annotated[int | None, typer.Option(help="Maximum number of pairs per image.", show_default="1")] = None,
     labelled: Annotated[
         list[Path] | None,
-        typer.Option(readable=False, help="Pairs labelled since the run was made; may be repeated."),
+        typer.Option(readable=False, help="Pairs labelled since the run was trained; may be repeated."),
     ] = None,
     html: Annotated[
         Path | None, typer.Option(readable=False, help="Write a page of the chosen pairs to this HTML file."), OUTPUT
     ] = None,
-    images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the pictures.")] = None,
+    images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the images.")] = None,
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -257,7 +262,7 @@ def select(
     from frevl.runs.scorer import Scorer
 
     if images is not None and html is None:
-        raise UsageError("--images is the folder of the pictures on the page; add --html, or leave --images out")
+        raise UsageError("--images is the folder of the images on the page; add --html, or leave out --images")
     scorer = Scorer.open(run, store=store, **typed(device=device))
     found = select_pairs(
         scorer, by_columns(columns, pairs), out, **typed(k=k, by=by, per_image=per_image, labelled=labelled)
@@ -274,7 +279,7 @@ def search(
     run: RunOption,
     text: Annotated[str | None, typer.Argument(help='Text to search for, such as "a dog on a beach".')] = None,
     image: Annotated[
-        str | None, typer.Option(help="Search with an image instead: its id in the store, or a file.")
+        str | None, typer.Option(help="Image to search with instead: its id in the store, or a file.")
     ] = None,
     find: Annotated[
         str | None, typer.Option("--for", help="With --image: find images or texts.", show_default="images")
@@ -291,10 +296,10 @@ def search(
     ] = None,
     exact: Annotated[
         bool | None,
-        typer.Option("--exact", help="Compare with all items instead of using an index.", show_default="off"),
+        typer.Option("--exact", help="Compare with every item instead of using an index.", show_default="off"),
     ] = None,
     all_: Annotated[
-        bool | None, typer.Option("--all", help="Show items with the same content separately.", show_default="off")
+        bool | None, typer.Option("--all", help="Show items with identical content separately.", show_default="off")
     ] = None,
     html: Annotated[
         Path | None, typer.Option(readable=False, help="Write a contact sheet to this HTML file."), OUTPUT
@@ -330,13 +335,13 @@ def index(
     recall: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=1, help="Share of the ten nearest neighbours that a search must find.", show_default="0.95"
+            min=0.01, max=1, help="Recall of the ten nearest neighbours that a search must reach.", show_default="0.95"
         ),
     ] = None,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Build or extend an index for fast search, and measure its recall."""
+    """Build or extend an index for fast search and measure its recall."""
     from frevl.runs.scorer import Scorer
     from frevl.runs.search.searching import index_store
 

@@ -21,15 +21,19 @@ def export(
     ] = None,
     int8: Annotated[
         bool | None,
-        typer.Option("--int8", help="Multiply in 8-bit integers; needs labelled pairs.", show_default="off"),
+        typer.Option(
+            "--int8", help="Quantise matrix products to 8-bit integers; needs labelled pairs.", show_default="off"
+        ),
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(readable=False, help="Store with the embeddings of --pairs, or of --vectors.")
+        Path | None, typer.Option(readable=False, help="Store with the embeddings for --pairs or --vectors.")
     ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(
-            readable=False, help="Pairs on which the file is compared with PyTorch.", show_default="random embeddings"
+            readable=False,
+            help="Pairs on which the exported file is compared with PyTorch.",
+            show_default="random embeddings",
         ),
     ] = None,
     columns: ColumnsOption = None,
@@ -37,20 +41,20 @@ def export(
         Path | None,
         typer.Option(
             readable=False,
-            help="Write the vectors of --store that the run searches by instead: a .lance or .parquet table.",
+            help="Write the run's search vectors for --store instead, as a .lance or .parquet table.",
             show_default="none",
         ),
         OUTPUT,
     ] = None,
     find: Annotated[
-        str | None, typer.Option("--for", help="Of --vectors: images or texts.", show_default="images")
+        str | None, typer.Option("--for", help="With --vectors: images or texts.", show_default="images")
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Export a run as one ONNX file, checked against PyTorch, or its search vectors."""
+    """Export a run as a single ONNX file, checked against PyTorch, or export its search vectors."""
     if vectors is not None:
         if onnx is not None or int8 or pairs is not None or columns is not None:
-            raise UsageError("--vectors writes vectors and nothing else; leave out --onnx, --int8, --pairs, --columns")
+            raise UsageError("--vectors writes only vectors; leave out --onnx, --int8, --pairs, --columns")
         from frevl.deployment.export.vectors import export_vectors
 
         written = export_vectors(run, vectors, store=store, **typed(find=find))
@@ -58,7 +62,7 @@ def export(
         write(json, written.record())
         return
     if find is not None:
-        raise UsageError("--for belongs to --vectors: add --vectors FILE, or leave --for out")
+        raise UsageError("--for requires --vectors; add --vectors FILE, or leave out --for")
     from frevl.deployment.export.exporting import export as run_export
 
     done = run_export(**typed(run=run, onnx=onnx, int8=int8, store=store, pairs=by_columns(columns, pairs)))
@@ -72,27 +76,27 @@ def publish(
     to: Annotated[str, typer.Option(help="Repository on the hub, such as user/my-run.")],
     folder: Annotated[
         Path | None,
-        typer.Option(help="Write what would be sent to this folder, and send nothing.", show_default="send it"),
+        typer.Option(help="Write what would be uploaded to this folder, and upload nothing.", show_default="upload it"),
         OUTPUT,
     ] = None,
     result: Annotated[
-        list[Path] | None, typer.Option(help="JSON file of frevl evaluate for the model card; may be repeated.")
+        list[Path] | None, typer.Option(help="JSON result of frevl evaluate for the model card; may be repeated.")
     ] = None,
-    diagnosis: Annotated[Path | None, typer.Option(help="JSON file of frevl diagnose for the model card.")] = None,
+    diagnosis: Annotated[Path | None, typer.Option(help="JSON result of frevl diagnose for the model card.")] = None,
     private: Annotated[
         bool | None, typer.Option("--private", help="Make a new repository private.", show_default="off")
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Publish a run with a model card on a model hub."""
+    """Publish a run, with a model card, on a model hub."""
     from frevl.runs.sharing.publishing import push_run, write_published_run
 
     for_the_card = typed(results=result, diagnosis=diagnosis)
     if folder is not None:
         write_published_run(run, folder, name=to, **for_the_card)
-        say(f"Wrote {folder}: look at README.md, then leave --folder out to send it to {to}.")
+        say(f"Wrote {folder}: check README.md, then leave out --folder to upload it to {to}.")
         write(json, {"folder": str(folder), "address": None})
         return
     address = push_run(run, to, **for_the_card, **typed(private=private))
-    say(f"Sent: {address}")
+    say(f"Uploaded: {address}")
     write(json, {"folder": None, "address": address})

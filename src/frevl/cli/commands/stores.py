@@ -31,7 +31,7 @@ def verify(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")],
     images: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Folder of its images, to compare the files with what was embedded."),
+        typer.Option(readable=False, help="Folder of its images, to compare the files with those embedded."),
     ] = None,
     json: JsonOption = None,
 ) -> None:
@@ -51,7 +51,7 @@ def remove(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")],
     ids: Annotated[
         Path | None,
-        typer.Option(readable=False, help="File of ids: text with one per line, JSON, or a table with a column id."),
+        typer.Option(readable=False, help="File of ids: text with one per line, JSON, or a table with an id column."),
     ] = None,
     where: Annotated[
         str | None,
@@ -72,7 +72,7 @@ def remove(
 def compact(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
 ) -> None:
-    """Free the space of items that were removed or replaced."""
+    """Free the space taken by removed or replaced items."""
     from frevl.store.upkeep.removal import compact as run_compact
 
     report = run_compact(store)
@@ -84,16 +84,13 @@ def compact(
 def merge(
     parts: Annotated[
         list[Path],
-        typer.Argument(readable=False, help="Folders of all parts, as frevl extract --shard i/n makes them."),
+        typer.Argument(readable=False, help="Folders of all parts, as written by frevl extract --shard i/n."),
     ],
-    into: Annotated[Path, typer.Option(readable=False, help="Folder of the store; made if it is missing."), OUTPUT],
+    into: Annotated[Path, typer.Option(readable=False, help="Folder of the store; created if missing."), OUTPUT],
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Merge the parts of an extraction in several processes into one store.
-
-    The same command again goes on where it was killed.
-    """
+    """Merge the parts of a sharded extraction into one store. Run again after an interruption, it continues."""
     from frevl.store.sharding.merging import merge as run_merge
 
     report = run_merge(parts, into=into, progress=not quiet)
@@ -106,13 +103,13 @@ def copy(
     source: Annotated[Path, typer.Argument(readable=False, help="Store to copy: a folder, or s3://bucket/store.")],
     target: Annotated[
         Path,
-        typer.Argument(readable=False, help="Where to: s3://bucket/store (gs://, az://), or a new folder."),
+        typer.Argument(readable=False, help="Destination: s3://bucket/store (gs://, az://), or a new folder."),
         OUTPUT,
     ],
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Copy a store to an object store, or from there to a folder, and check the copy."""
+    """Copy a store to or from an object store, and check the copy."""
     from frevl.store.remote.copying import copy_store
 
     report = copy_store(source, target, progress=not quiet)
@@ -124,7 +121,7 @@ def copy(
 def repair(
     store: Annotated[Path, typer.Argument(readable=False, help="Folder of the store.")], json: JsonOption = None
 ) -> None:
-    """Recover what is left of a store that lost files or was copied in part."""
+    """Recover what is left of a store that lost files or was only partly copied."""
     from frevl.errors import StoreError
     from frevl.store.upkeep.repair import repair as run_repair
     from frevl.store.upkeep.verification import verify as run_verify
@@ -134,5 +131,5 @@ def repair(
     write(json, {**report.record(), "problems": problems})
     say(report.sentence())
     if problems:
-        raise StoreError(f"{store}: {len(problems)} problems are left. " + " ".join(problems))
+        raise StoreError(f"{store}: {len(problems)} problems remain. " + " ".join(problems))
     say(f"{store}: sound.")

@@ -1,4 +1,4 @@
-"""Commands that train, and the one that makes a fairer run of a trained one."""
+"""Commands that train, and `frevl debias`, which makes a trained run fairer."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def demo(
         typer.Option(readable=False, help="Folder for data, store and runs.", show_default="frevl-demo"),
         OUTPUT,
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the trainings.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed.", show_default="0")] = None,
     by_classes: Annotated[
-        bool, typer.Option("--classify", help="Handwritten digits by examples instead, in under a minute.")
+        bool, typer.Option("--classify", help="Classify handwritten digits from examples instead, in under a minute.")
     ] = False,
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Run a whole example on real data (easy-VQA).
+    """Run a complete example on real data (easy-VQA).
 
-    Embeds pictures and questions, trains the fusion and five baselines, and compares them.
+    Embeds images and questions, trains the fusion and five baselines, and compares them.
     """
     if by_classes:
         from frevl.cli.demo_classify import demo_classify
@@ -95,11 +95,13 @@ def train(
     find_groups: GroupsOption = None,
     first_stage: Annotated[
         str | None,
-        typer.Option(help="Matching: dual or cosine finds candidates, a fusion reranks them.", show_default="none"),
+        typer.Option(
+            help="Matching: first stage (dual or cosine) whose candidates the fusion reranks.", show_default="none"
+        ),
     ] = None,
     initialise_from: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Classification: run that the fusion starts from.", show_default="none"),
+        typer.Option(readable=False, help="Classification: run to fine-tune the fusion from.", show_default="none"),
     ] = None,
     min_answer_count: Annotated[
         int | None, typer.Option(min=1, help="Leave out answers of fewer pairs.", show_default="1")
@@ -107,13 +109,13 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.", show_default="0")] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(min=1, help="Trainings, in RUN/seed0, RUN/seed1 ...", show_default="1, in RUN"),
+        typer.Option(min=1, help="Number of seeds to train, in RUN/seed0, RUN/seed1 ...", show_default="1, in RUN"),
     ] = None,
-    time_limit: Annotated[float | None, typer.Option(min=1, help="Limit in seconds.", show_default="none")] = None,
+    time_limit: Annotated[float | None, typer.Option(min=1, help="Time limit in seconds.", show_default="none")] = None,
     device: Annotated[str | None, typer.Option(help="Device, such as cpu or cuda.", show_default="cpu")] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes that share every step.", show_default="as torchrun says, else 1"),
+        typer.Option(min=1, help="Number of processes that share every step.", show_default="set by torchrun, else 1"),
     ] = None,
     ray: RayOption = None,
     quiet: QuietOption = False,
@@ -121,13 +123,13 @@ def train(
 ) -> None:
     """Train a fusion or a baseline on the embeddings of a store.
 
-    The same command again continues a training that was interrupted.
+    Run again after an interruption, it continues.
     """
     given = dict(locals())
     chosen = settings_of(settings)
     if choose_by is not None:
         if "choose_by" in chosen:
-            raise UsageError("--choose-by and --set choose_by= say the same; give one of them")
+            raise UsageError("--choose-by and --set choose_by= mean the same; give one of them")
         chosen["choose_by"] = choose_by
     arguments = typed(**_without(given, "settings", "choose_by", "seeds", "quiet", "json")) | {"options": chosen}
     from frevl.cli.tables import run_record, run_sentence, seeds_sentence
@@ -153,14 +155,12 @@ def train(
 def ablate(
     store: Annotated[
         list[Path],
-        typer.Option("--store", readable=False, help="Folder of the store; repeat it to compare encoders."),
+        typer.Option("--store", readable=False, help="Folder of the store; repeat to compare encoders."),
     ],
     pairs: Annotated[Path, typer.Option(readable=False, help="Training pairs.")],
     test: Annotated[Path, typer.Option(readable=False, help="Test pairs with known targets.")],
     task: Annotated[str, typer.Option(help="matching or classification.")],
-    out: Annotated[
-        Path, typer.Option(readable=False, help="Folder to write the table, the plot and the runs to."), OUTPUT
-    ],
+    out: Annotated[Path, typer.Option(readable=False, help="Folder for the table, the plot and the runs."), OUTPUT],
     model: Annotated[str | None, typer.Option(help="tiny, small or base.", show_default="tiny")] = None,
     settings: SetOption = None,
     dev: Annotated[
@@ -176,10 +176,8 @@ def ablate(
     min_answer_count: Annotated[
         int | None, typer.Option(min=1, help="Leave out answers of fewer pairs.", show_default="as train")
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Number of trainings of every variant.", show_default="3")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="First seed.", show_default="0")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds per variant.", show_default="3")] = None,
+    seed: Annotated[int | None, typer.Option(help="First random seed.", show_default="0")] = None,
     time_limit: Annotated[
         float | None, typer.Option(min=1, help="Time limit of each training in seconds.", show_default="none")
     ] = None,
@@ -189,9 +187,9 @@ def ablate(
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:
-    """Measure what each part of the fusion is worth.
+    """Measure what each part of the fusion contributes.
 
-    Trains the fusion without one part at a time, and writes table, JSON and plot with intervals.
+    Trains the fusion with one part removed at a time, and writes a table, JSON and a plot with intervals.
     """
     given = dict(locals())
     arguments = typed(**_without(given, "settings", "quiet", "json")) | {"options": settings_of(settings)}
@@ -213,44 +211,48 @@ def debias(
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of the new run."), OUTPUT],
     without: Annotated[
         str | None,
-        typer.Option(help="image or text: subtract what the run answers without it.", show_default="none"),
+        typer.Option(help="image or text: subtract the run's answer without it.", show_default="none"),
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(help="How much is subtracted, from 0 to 1.", show_default="chosen on development data"),
+        typer.Option(help="How much of it to subtract, from 0 to 1.", show_default="chosen on development data"),
     ] = None,
     neutral: Annotated[
         Path | None,
-        typer.Option(readable=False, help='File of biases instead: lines {"biased": text} or {"same": [text, text]}.'),
+        typer.Option(
+            readable=False, help='File of biases to remove instead: lines {"biased": text} or {"same": [text, text]}.'
+        ),
     ] = None,
     weight: Annotated[
-        float | None, typer.Option(help="With --neutral: how strongly texts are made equal.", show_default="100")
+        float | None, typer.Option(help="With --neutral: strength of the equalisation.", show_default="100")
     ] = None,
     whole_prompts: Annotated[
         bool | None,
-        typer.Option("--whole-prompts", help="Project out what biased prompts have in common too.", show_default="off"),
+        typer.Option(
+            "--whole-prompts", help="Also project out what the biased prompts have in common.", show_default="off"
+        ),
     ] = None,
     store: Annotated[
-        Path | None, typer.Option(readable=False, help="Folder of the store.", show_default="that of the training")
+        Path | None, typer.Option(readable=False, help="Folder of the store.", show_default="the training store")
     ] = None,
     pairs: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Training pairs of the run.", show_default="where they were"),
+        typer.Option(readable=False, help="Training pairs of the run.", show_default="the original path"),
     ] = None,
     dev: Annotated[
         Path | None,
-        typer.Option(readable=False, help="Development pairs of other images.", show_default="those of the training"),
+        typer.Option(readable=False, help="Development pairs with other images.", show_default="the training's own"),
     ] = None,
     columns: ColumnsOption = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of the choice of training items that are kept.", show_default="0")
+        int | None, typer.Option(help="Random seed for the choice of training items.", show_default="0")
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Make a run of another: without the prior of one side, or with texts that are neutral.
+    """Debias a run: remove the prior of one side, or neutralise its texts.
 
-    --without subtracts what the run answers without images (or texts), measured on its own training pairs. --neutral
-    turns the vectors of texts so that they do not differ in what should not matter.
+    --without subtracts the run's answer without images (or texts), measured on its own training pairs. --neutral
+    projects the text vectors so that they no longer differ in what should not matter.
     """
     from frevl.cli.tables import run_record
     from frevl.training.debiasing.debias import debias as run_debias

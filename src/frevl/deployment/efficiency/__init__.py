@@ -1,1 +1,1 @@
-"""`frevl bench`: time and energy of a pair, by stage, against running the encoders end to end."""
+"""`frevl bench`: time and energy per pair, by stage, compared with running the encoders end to end."""

@@ -1,4 +1,4 @@
-"""Measure what embeddings, fusion and joint encoders cost on this machine, and when caching pays (`frevl bench`)."""
+"""`frevl bench`: measure what embeddings, fusion and joint encoders cost on this machine, and when caching pays off."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Benchmark:
     """All measurements of one run of `bench`.
 
     Attributes:
-        records: One a measurement.
-        quick: Whether it was the short form.
-        date: Of the run, in UTC.
+        records: One per measurement.
+        quick: Whether this was the short benchmark.
+        date: Date of the benchmark, in UTC.
         seconds: How long it took.
         hardware: Processor, cores, memory, threads.
-        versions: Of Python and the libraries.
+        versions: Versions of Python and the libraries.
     """
 
     records: list[Record]
@@ -59,7 +59,7 @@ def bench(*, quick: bool = False, out: str | Path | None = None, show: Show = st
 
     Args:
         quick: Under a minute: fewer rounds, presets, sizes and encoders.
-        out: Write the results as a Markdown page with a roofline plot beside it.
+        out: Write the results as a Markdown page with a roofline plot next to it.
         show: Called with a sentence before every part.
 
     Returns:
@@ -69,7 +69,7 @@ def bench(*, quick: bool = False, out: str | Path | None = None, show: Show = st
         MissingExtraError: transformers, onnx or onnxruntime is missing, or matplotlib with ``out``.
         InputError: The page cannot be written.
     """
-    library("transformers", "hf")  # before anything slow
+    library("transformers", "hf")  # check before anything slow
     for name in ("onnx", "onnxscript", "onnxruntime"):
         library(name)
     if out is not None:
@@ -132,7 +132,7 @@ def _full(limits: Limits, show: Show) -> list[Record]:
 
 
 def _on_accelerator(show: Show) -> list[Record]:
-    """Time and energy a pair on the first NVIDIA card, if there is one; bench/accelerator.py measures more of it."""
+    """Measure time and energy per pair on the first NVIDIA GPU, if any; bench/accelerator.py measures more."""
     import torch
 
     if not torch.cuda.is_available():
@@ -144,13 +144,13 @@ def _on_accelerator(show: Show) -> list[Record]:
 
 
 def _make_folder(page: Path) -> None:
-    """Make the page's folder before minutes are spent on a page that could not be written."""
+    """Create the page's folder first, before spending minutes on a page that could not be written."""
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{page}: the page cannot be written ({error.strerror or error})") from error
     if page.is_dir():
-        raise InputError(f"{page}: expected a file for the page, found a folder; name a file in it")
+        raise InputError(f"{page}: expected a file for the page, found a folder; give the path of a file in it")
 
 
 def _encoder() -> str:

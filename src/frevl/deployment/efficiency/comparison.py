@@ -1,7 +1,7 @@
-"""The paper's question: what does a pair cost end to end, with cached images, fully cached, and in a joint encoder?
+"""The paper's comparison: cost per pair end to end, with cached images, fully cached, and in a joint encoder.
 
-All networks have random weights and their published sizes; pictures are tensors in memory, so decoding and resizing
-are left out of every side (`frevl.deployment.efficiency.stages` has them). The fusion is the same everywhere.
+All networks have random weights and their published sizes; pictures are tensors in memory, so no side includes decoding
+and resizing (`frevl.deployment.efficiency.stages` measures them). The fusion is the same everywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from frevl.devices import is_accelerator
 from frevl.encoders.hub.torch_copy import fold_quick_gelu
 from frevl.models.fusion import Fusion
 
-if TYPE_CHECKING:  # what happens on a device needs no store
+if TYPE_CHECKING:  # measurements on a device need no store
     from frevl.runs.scorer import Scorer
 
 __all__ = [
@@ -49,25 +49,25 @@ __all__ = [
     "saved",
 ]
 
-# Least speed-up over end to end that we promise for ViT-L/14 with `base`.
+# Minimum speed-up over end to end that we promise for ViT-L/14 with `base`.
 LIMITS = {"fully cached": 100.0, "half cached": 2.3}
 _CACHED_PAIRS = 1024
 _STORED = 4096
 _WORDS = {
     "end to end": "nothing is cached: both towers, then the fusion",
     "half cached": "images from the store, new texts through their tower, then the fusion",
-    "fully cached": f"images and texts from the store, {_CACHED_PAIRS} pairs at once, through Scorer.score",
+    "fully cached": f"images and texts from the store, {_CACHED_PAIRS} pairs per batch, through Scorer.score",
 }
 
 
 @dataclass(frozen=True)
 class Work:
-    """One of the ways to score pairs.
+    """One way to score pairs.
 
     Attributes:
-        pairs: Pairs a call.
-        timing: Of the call.
-        flops: Operations a pair.
+        pairs: Pairs per call.
+        timing: Timing of the call.
+        flops: Operations per pair.
         joules: Energy of one call, or None.
     """
 
@@ -78,10 +78,10 @@ class Work:
 
 
 def break_even(encode: float, write: float, read: float) -> int | None:
-    """After how many uses of an item it is cheaper to have kept its embedding.
+    """Return after how many uses of an item keeping its embedding is cheaper.
 
-    Without a store every use costs ``encode``; with one the first costs ``encode + write`` in advance, and each use
-    ``read``. All three in one unit.
+    Without a store, every use costs ``encode``; with one, ``encode + write`` is paid in advance, and ``read`` for each
+    use. All in the same unit.
 
     Returns:
         The smallest whole number ``n`` with ``encode + write + n * read < n * encode``; None if there is none.
@@ -92,7 +92,7 @@ def break_even(encode: float, write: float, read: float) -> int | None:
 
 
 def saved(before: float, after: float) -> float:
-    """Percent that ``after`` needs less than ``before``."""
+    """Return the percentage that ``after`` saves over ``before``."""
     return 100 * (1 - after / before)
 
 
@@ -107,21 +107,21 @@ def clip_records(
     stage_seconds: dict[str, float] | None = None,
     show: Show = str,
 ) -> tuple[list[Record], dict[str, Work]]:
-    """Time the three ways to score pairs with one CLIP.
+    """Time the three ways of scoring pairs with one CLIP.
 
     Args:
         name: Key of `frevl.deployment.efficiency.stand_ins.CLIPS`.
-        meter: For energy.
+        meter: Measures the energy.
         preset: The fusion's size.
-        batch: Pairs a call end to end and half cached.
+        batch: Pairs per call, end to end and half cached.
         rounds: Rounds.
-        held: Hold the speed-ups against `LIMITS`.
+        held: Compare the speed-ups with `LIMITS`.
         stage_seconds: ``decode``, ``write`` and ``read`` of an image in seconds, from
         `frevl.deployment.efficiency.stages`.
         show: Called before it begins.
 
     Returns:
-        Records, and what was measured of each way, by name.
+        Records, and the measurements of each way by name.
     """
     from frevl.runs.scorer import Scorer
 
@@ -177,14 +177,14 @@ def joint_records(
     rounds: int = 3,
     show: Show = str,
 ) -> list[Record]:
-    """Time a joint encoder on pairs, and compare those of a CLIP with it.
+    """Time a joint encoder on pairs and compare it with a CLIP.
 
     Args:
         name: Key of `frevl.deployment.efficiency.stand_ins.JOINT`.
-        meter: For energy.
+        meter: Measures the energy.
         ways: From `clip_records`.
         versus: The name of that CLIP.
-        batch: Pairs a call.
+        batch: Pairs per call.
         rounds: Rounds.
         show: Called before it begins.
     """
@@ -211,7 +211,7 @@ def joint_records(
 
 
 def _roads(towers: ClipTowers, scorer: Scorer, batch: int) -> dict[str, Callable[[], object]]:
-    """The calls to time; ``images`` is the image tower alone."""
+    """Return the calls to time; ``images`` runs only the image tower."""
     pixels, ids = towers.draw(batch)
     store, fusion = scorer.store, scorer.network
     generator = np.random.default_rng(0)
@@ -234,7 +234,7 @@ def _roads(towers: ClipTowers, scorer: Scorer, batch: int) -> dict[str, Callable
 
 
 def _flops(towers: ClipTowers, network: Fusion) -> dict[str, float]:
-    """Operations per pair, by way of scoring."""
+    """Return the operations per pair for each way of scoring."""
     pixels, ids = towers.draw(1)
     image = counted_flops(towers.model.vision_model, pixel_values=pixels)
     text = counted_flops(towers.model.text_model, input_ids=ids)
@@ -248,7 +248,7 @@ def _energy(name: str, work: Work, meter: Meter) -> Record:
 
 
 def _savings(before: Work, after: Work) -> dict[str, float]:
-    """Percent less of everything that was measured, per pair."""
+    """Return the percentage saved per pair, for everything that was measured."""
     savings = {
         "percent_less_cpu_seconds": saved(
             before.timing.cpu_median / before.pairs, after.timing.cpu_median / after.pairs
@@ -261,7 +261,7 @@ def _savings(before: Work, after: Work) -> dict[str, float]:
 
 
 def _uses(name: str, images: Timing, batch: int, stage_seconds: dict[str, float]) -> Record:
-    """After how many uses of an image its embedding should have been kept."""
+    """Return the number of uses from which keeping an image's embedding pays off."""
     parts = {
         "encode": images.median / batch + stage_seconds.get("decode", 0.0),
         "write": stage_seconds.get("write", 0.0),
@@ -270,24 +270,24 @@ def _uses(name: str, images: Timing, batch: int, stage_seconds: dict[str, float]
     uses = break_even(**parts)
     value: float | str = "never" if uses is None else uses
     milliseconds = {f"{part}_ms": 1e3 * seconds for part, seconds in parts.items()}
-    title = f"{name}: uses of an image from which on keeping its embedding costs less"
+    title = f"{name}: uses of an image from which keeping its embedding costs less"
     return Record("break-even", title, value, "uses", details=milliseconds)
 
 
 _DEVICE_PAIRS = {"end to end": 128, "half cached": 512, "fully cached": 65_536}
 _DEVICE_STORED = 100_000
-_DEVICE_SECONDS = 2.0  # of a window; the counter of a card moves in steps
+_DEVICE_SECONDS = 2.0  # seconds per window; a GPU's energy counter moves in steps
 
 
 @dataclass(frozen=True)
 class DeviceWay:
-    """One of the ways to score pairs, with everything on a device.
+    """One way to score pairs, with everything on a device.
 
     Attributes:
         name: In words.
         call: Scores the pairs.
-        pairs: Pairs a call.
-        flops: Operations a pair.
+        pairs: Pairs per call.
+        flops: Operations per pair.
     """
 
     name: str
@@ -299,14 +299,14 @@ class DeviceWay:
 def device_ways(
     device: str, name: str, towers: ClipTowers, *, preset: str = "base", pairs: Mapping[str, int] = _DEVICE_PAIRS
 ) -> list[DeviceWay]:
-    """Return the three ways with one CLIP, in float16 on an accelerator, as extraction and `Scorer` run them.
+    """Return the three ways of scoring with one CLIP, in float16 on an accelerator, as in extraction and `Scorer`.
 
     Args:
-        device: Where the towers are.
+        device: Device of the towers.
         name: Of the CLIP.
-        towers: The CLIP; its activation is folded (`frevl.encoders.hub.torch_copy`), and it becomes float16.
+        towers: The CLIP; its activation is fused (`frevl.encoders.hub.torch_copy`), and it becomes float16.
         preset: The fusion's size.
-        pairs: Pairs a call, by way.
+        pairs: Pairs per call, for each way.
     """
     half = torch.float16 if is_accelerator(device) else torch.float32
     network = Fusion.from_preset(preset, image_dim=towers.dim, text_dim=towers.dim, outputs=1)
@@ -347,15 +347,15 @@ def joint_on_device(device: str, name: str, *, pairs: int = 64) -> DeviceWay:
 def device_records(
     meter: CardMeter, ways: Sequence[DeviceWay], *, seconds: float = _DEVICE_SECONDS, show: Show = str
 ) -> list[Record]:
-    """Time ways to score pairs on the device of a meter, and measure their energy where it has a counter.
+    """Time ways of scoring pairs on the meter's device, and measure their energy if it has a counter.
 
     Args:
-        meter: Of the device.
+        meter: Meter of the device.
         ways: From `device_ways` and `joint_on_device`.
-        seconds: Of one of three windows.
+        seconds: Length of each of the three windows.
         show: Called before it begins.
     """
-    show(f"Time and energy a pair on {meter.device}")
+    show(f"Time and energy per pair on {meter.device}")
     idle = meter.rest(seconds)
     records = []
     for way in ways:
@@ -365,7 +365,7 @@ def device_records(
         joules = [one / way.pairs for one in found.joules]
         records.append(_of_windows(way.name, rates, "pairs/s", flops=way.flops, watts=found.watts))
         if joules:
-            records.append(_of_windows(f"{way.name}, less the idle card's {idle:.0f} W", joules, "joules a pair"))
+            records.append(_of_windows(f"{way.name}, minus the idle GPU's {idle:.0f} W", joules, "joules a pair"))
         else:
             details = {"reason": meter.reason}
             records.append(Record("accelerator", way.name, NOT_MEASURED, "joules a pair", details=details))

@@ -1,4 +1,4 @@
-"""CLIP's image tower in the forms that an encoder of a model hub can take, against eager transformers."""
+"""CLIP's image tower in every form that a hub encoder can take, compared with eager transformers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from frevl.errors import EncoderError
 
 __all__ = ["FORMS", "encoder_records"]
 
-# Option of the encoder's name, least cosine to eager transformers, least speed-up that we promise.
+# Option in the encoder's name, minimum cosine to eager transformers, minimum speed-up that we promise.
 FORMS: dict[str, tuple[str, float, float]] = {
     "ONNX Runtime": ("", 0.9999, 1.3),
     "ONNX Runtime, int8 weights": ("#int8", 0.99, 1.8),
 }
-_SETTLING_CALLS = 6  # the towers try batch sizes on their first items
-_PROFILED = 8  # pictures of a profiled run
+_SETTLING_CALLS = 6  # the towers try out batch sizes on their first items
+_PROFILED = 8  # pictures in a profiled run
 
 
 def encoder_records(
@@ -43,17 +43,17 @@ def encoder_records(
     rounds: int = 5,
     show: Show = str,
 ) -> list[Record]:
-    """Time the image tower of a CLIP with random weights, on prepared pictures.
+    """Time the image tower of a CLIP with random weights on preprocessed pictures.
 
     Args:
         sizes: As in `frevl.deployment.efficiency.stand_ins.CLIPS`.
         name: In words.
-        images: Pictures a call.
+        images: Pictures per call.
         rounds: Rounds.
         show: Called before it begins.
 
     Raises:
-        EncoderError: A form gives other embeddings than transformers.
+        EncoderError: A form gives embeddings that differ from those of transformers.
     """
     show(f"{name}, image tower: eager transformers, {', '.join(FORMS)}")
     torch.manual_seed(0)
@@ -74,7 +74,8 @@ def encoder_records(
             calls = {"product": product(), "eager": lambda: _pooled(eager, pixels)}
             found = take_turns(calls | {form: _bound(tower, prepared) for form, tower in towers.items()}, rounds=rounds)
             flops = counted_flops(eager.vision_model, pixels[:1])
-        # Operations of the large product over those of the pictures turn a ratio of times into a share of the limit.
+        # The operations of the large product divided by those of the pictures turn a ratio of times into a share of the
+        # limit.
         work = 2 * PRODUCT_SIDE**3 / (flops * images)
         reached = {form: ratio(found["product"], found[form]) / work for form in ("eager", *FORMS)}
         part = f"{name}, image tower"
@@ -86,7 +87,7 @@ def encoder_records(
             goals.append(replace(record, ratio=ratio(found["eager"], found[form]), limit=least))
         profiles = []
         if not all(goal.met for goal in goals):
-            limit = "of the measured rate of matrix products, counting what eager transformers computes"
+            limit = "of the measured matrix-product rate, counting what eager transformers computes"
             words = {form: f"{part}, {form}, one core; reaches {share:.2f} {limit}" for form, share in reached.items()}
             profiles.append(torch_profile(words["eager"], calls["eager"], calls=2))
             files = {form: _exported_file(Path(folder), option) for form, (option, _, _) in FORMS.items()}
@@ -100,7 +101,7 @@ def encoder_records(
 
 
 def _exported_file(cache: Path, option: str) -> Path:
-    """The file that a form runs."""
+    """Return the file that a form runs."""
     (found,) = [file for file in cache.glob("encoders/*.onnx") if file.stem.endswith("-int8") == (option == "#int8")]
     return found
 
@@ -122,7 +123,7 @@ def _bound(tower: ImageTower, prepared: list[np.ndarray]) -> Any:
 
 
 def _cosine(tower: ImageTower, prepared: list[np.ndarray], exact: np.ndarray, form: str) -> float:
-    """Least cosine to transformers; settles the tower's choice of batch size on the way."""
+    """Return the lowest cosine to transformers; this also settles the tower's batch size."""
     for _ in range(_SETTLING_CALLS):
         found = tower.embed(prepared).values[:, 0]
     cosine = float(((found / np.linalg.norm(found, axis=1, keepdims=True)) * exact).sum(axis=1).min())
@@ -134,7 +135,7 @@ def _cosine(tower: ImageTower, prepared: list[np.ndarray], exact: np.ndarray, fo
 
 @contextlib.contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
-    """Export to a temporary folder: nobody needs networks with random weights again."""
+    """Export to a temporary folder: networks with random weights are not needed again."""
     before = os.environ.get("FREVL_CACHE")
     os.environ["FREVL_CACHE"] = str(folder)
     try:

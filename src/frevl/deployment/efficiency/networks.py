@@ -1,4 +1,4 @@
-"""What the fusion costs: presets in every form, batch and kind of embedding; how cost grows; its goals."""
+"""The cost of the fusion: every preset, form, batch size and kind of embedding; scaling; goals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FORMS = ("PyTorch", "fused", "ONNX", "int8")
 _FLOAT32 = ("fused", "ONNX")
 _TEXT_TOKENS = 16
 _IMAGE_TOKENS = 49
-_MOST_FLOPS_A_CALL = 4e12  # about half a minute on two cores; larger batches are left out, and said so
+_MOST_FLOPS_A_CALL = 4e12  # about half a minute on two cores; larger batches are left out, and the page says so
 LEAST_OF_LIMIT = 0.70
 LEAST_TINY_OVER_BASE = 20.0
 
@@ -45,15 +45,15 @@ def fusion_records(
     rounds: int = 5,
     show: Show = str,
 ) -> list[Record]:
-    """Pairs per second of every preset, form, batch and kind; matching, with ``DIM`` wide embeddings.
+    """Measure pairs per second for every preset, form, batch size and kind; matching, with embeddings of width ``DIM``.
 
     Args:
         presets: Keys of `frevl.models.fusion.PRESETS`.
-        limits: Of this machine, for what is attainable.
-        batches: Pairs at once.
+        limits: Limits of this machine, to compute the attainable rate.
+        batches: Batch sizes.
         forms: Some of `FORMS`.
         kinds: ``pooled``, and ``tokens``: 49 image and up to 16 text tokens.
-        rounds: Rounds of each.
+        rounds: Rounds per measurement.
         show: Called before every preset.
     """
     records = []
@@ -79,9 +79,9 @@ def fusion_records(
 
 
 def goal_records(*, batch: int = 1024, rounds: int = 9) -> list[Record]:
-    """Compare ``tiny`` and ``base`` with the matrix products of the same rounds, and against each other.
+    """Compare ``tiny`` and ``base`` with matrix products in the same rounds, and with each other.
 
-    Each counts in its fastest float32 form. Where a limit is missed, a record ``profile`` shows where the time goes.
+    Each is measured in its fastest float32 form. If a limit is missed, a ``profile`` record shows where the time goes.
     """
     runs = {preset: _run(preset, tokens=False) for preset in ("tiny", "base")}
     calls: dict[str, Callable[[], object]] = {"product": product()}
@@ -93,12 +93,13 @@ def goal_records(*, batch: int = 1024, rounds: int = 9) -> list[Record]:
         found = take_turns(calls, rounds=rounds)
     goals, fastest = [], {}
     for preset, run in runs.items():
-        # Operations of the large product over those of the batch turn a ratio of times into a share of the limit.
+        # The operations of the large product divided by those of the batch turn a ratio of times into a share of the
+        # limit.
         work = 2 * PRODUCT_SIDE**3 / (_flops(run) * batch)
         shares = {form: ratio(found["product"], found[f"{preset}, {form}"]) / work for form in _FLOAT32}
         form = max(shares, key=lambda name: shares[name])
         fastest[preset] = found[f"{preset}, {form}"]
-        name = f"{preset}, {form}, batch {batch}: pairs/s; ratio to the limit of matrix products"
+        name = f"{preset}, {form}, batch {batch}: pairs/s; ratio to the matrix-product limit"
         details = {"flops": _flops(run), "share_of_products": shares}
         rate = rate_record("goals", name, fastest[preset], items=batch, unit="pairs/s", **details)
         goals.append(replace(rate, ratio=shares[form], limit=LEAST_OF_LIMIT))
@@ -113,7 +114,7 @@ def goal_records(*, batch: int = 1024, rounds: int = 9) -> list[Record]:
 def scaling_records(
     *, pairs: Sequence[int], items: Sequence[int], tokens: Sequence[int], widths: Sequence[int], rounds: int = 5
 ) -> list[Record]:
-    """How the cost of ``tiny`` grows with pairs, items, tokens and width (fused PyTorch; the rest stays as it is)."""
+    """Measure how the cost of ``tiny`` grows with pairs, items, tokens and width (fused PyTorch, one at a time)."""
     records = []
     run = _run("tiny", tokens=False)
     fused = _sides(run, ("fused",))["fused"]
@@ -155,7 +156,7 @@ def _flops(run: Run) -> int:
 
 
 def _sides(run: Run, forms: Sequence[str]) -> dict[str, torch.nn.Module]:
-    """The network of a run in several forms."""
+    """Return the network of a run in several forms."""
     sides: dict[str, torch.nn.Module] = {}
     if "PyTorch" in forms:
         sides["PyTorch"] = run.network
@@ -180,7 +181,7 @@ def _bound(side: Callable[..., object], inputs: Inputs) -> Callable[[], object]:
 
 
 def _differences(run: Run, sides: Mapping[str, torch.nn.Module]) -> dict[str, float]:
-    """Largest difference of a logit between every form and plain PyTorch: what is timed has to be right."""
+    """Return the largest logit difference of every form from plain PyTorch: what is timed must be correct."""
     inputs = drawn_inputs(run, 16, text_tokens=_TEXT_TOKENS)
     with torch.inference_mode():
         exact = run.network(*inputs)
@@ -210,7 +211,7 @@ def _record(
 
 
 def _profile(preset: str, run: Run, batch: int) -> Record:
-    """Where the time of one forward goes, operation by operation."""
+    """Profile one forward pass, operation by operation."""
     network, inputs = _sides(run, ("fused",))["fused"], drawn_inputs(run, batch, text_tokens=_TEXT_TOKENS)
     name = f"{preset}, fused PyTorch, batch {batch}, one core: share of the time, operation by operation"
     return torch_profile(name, _bound(network, inputs))
@@ -231,7 +232,7 @@ def _scaled(
 
 
 def _grids(run: Run, items: Sequence[int], rounds: int) -> list[Record]:
-    """Every image with every text through `Scorer.grid`: items are read and projected once, pairs are fused."""
+    """Score every image with every text through `Scorer.grid`: items are read and projected once, pairs are fused."""
     records = []
     with tempfile.TemporaryDirectory() as folder:
         store = write_drawn(Path(folder) / "store", drawn_towers(DIM, DIM), images=max(items), texts=max(items))

@@ -1,4 +1,4 @@
-"""The record of `frevl bench` -> docs/performance.md, its roofline plot, and a short table for the terminal."""
+"""Write `frevl bench` results as docs/performance.md with a roofline plot, and a short table for the terminal."""
 
 from __future__ import annotations
 
@@ -14,44 +14,45 @@ __all__ = ["goals_table", "page", "write_page"]
 
 _Records = list[dict[str, Any]]
 
-# Heading and explanation of every part, in the order of the page.
+# Heading and explanation of each part, in page order.
 _PARTS: dict[str, tuple[str, str]] = {
-    "machine": ("Limits of this machine", "What float32 matrix products and a large copy reach, with PyTorch."),
+    "machine": ("Limits of this machine", "Rates that float32 matrix products and a large copy reach with PyTorch."),
     "comparison": (
         "End to end, half cached, fully cached, and joint encoders",
-        "Published sizes, random weights, float32, PyTorch. Pictures are tensors in memory: decoding and resizing, "
-        "which caching saves too, are not in these numbers. CLIP texts have 77 word pieces.",
+        "Published sizes, random weights, float32, PyTorch. Pictures are tensors in memory: decoding and "
+        "resizing, which caching saves too, are not in these numbers. CLIP texts have 77 tokens.",
     ),
     "break-even": (
-        "When keeping an embedding pays",
-        "Without a store every use of an image costs its encoding; with one, an embedding costs its first encoding, a "
-        "write, and a read a use. Encoding is decoding and resizing (as the stages below) and the image tower.",
+        "When keeping an embedding pays off",
+        "Without a store, every use of an image costs its encoding; with one, an embedding costs one encoding, "
+        "one write, and one read per use. Encoding means decoding and resizing (as in the stages below) plus the "
+        "image tower.",
     ),
     "energy": (
-        "Energy a pair",
-        "From the machine's own counters, never from a constant. Where there is no counter, processor seconds and "
-        "operations stand in for it; they are not energy.",
+        "Energy per pair",
+        "From the machine's own counters, never from a constant. Without a counter, CPU seconds and operations "
+        "are given instead; they are not energy.",
     ),
     "accelerator": (
-        "Time and energy a pair on the accelerator",
-        "Everything in float16 on the first NVIDIA card, inputs included; energy is that of the whole card by its own "
-        "counter, less that of the idle card. `bench/accelerator.py` measures more of it.",
+        "Time and energy per pair on the accelerator",
+        "Everything in float16 on the first NVIDIA GPU, inputs included; energy is that of the whole GPU by its "
+        "own counter, minus that of the idle GPU. `bench/accelerator.py` measures more.",
     ),
     "stages": ("Stages of an extraction", "Medians over rounds; networks on all cores, decoding and resizing on one."),
     "fusion": (
         "The fusion in every form",
-        "Matching, 768 wide embeddings, random weights. Tokens are 49 of the image and up to 16 of the text. PyTorch "
-        "is the network as it is trained, fused (for inference) what `Scorer` runs, ONNX and int8 what `frevl export` "
-        "writes. Attainable is the lower of the limits of matrix products and of memory for the bytes that have to "
-        "move. Batches of more than 4e12 operations are left out.",
+        "Matching, embeddings of width 768, random weights. Tokens: 49 per image and up to 16 per text. PyTorch "
+        "is the network as trained; fused (for inference) is what `Scorer` runs; ONNX and int8 are what `frevl "
+        "export` writes. Attainable is the lower of the matrix-product limit and the memory limit for the bytes "
+        "that must move. Batches of more than 4e12 operations are left out.",
     ),
-    "encoders": ("Forms of an encoder", "The image tower of CLIP, on prepared pictures."),
-    "scaling": ("How cost grows", "`tiny`, fused PyTorch; what is not named stays as it is."),
+    "encoders": ("Forms of an encoder", "The image tower of CLIP, on preprocessed pictures."),
+    "scaling": ("How cost grows", "`tiny`, fused PyTorch; everything not named is held constant."),
 }
 
 
 def goals_table(record: dict[str, Any]) -> str:
-    """Return what was promised and what was reached, for a terminal."""
+    """Return the promised and the reached figures as a table for the terminal."""
     from frevl.terminal import table
 
     rows = [
@@ -68,11 +69,11 @@ def goals_table(record: dict[str, Any]) -> str:
 
 
 def write_page(record: dict[str, Any], path: Path) -> None:
-    """Write the page, and the plot beside it as ``NAME-roofline.svg``.
+    """Write the page, and the plot next to it as ``NAME-roofline.svg``.
 
     Args:
         record: What `frevl bench --json` writes.
-        path: Of the page.
+        path: Path of the page.
 
     Raises:
         InputError: They cannot be written.
@@ -101,15 +102,15 @@ def page(record: dict[str, Any], plot: str) -> str:
         "# Performance",
         f"Generated by `{command} --out docs/performance.md` on {record['date']}; do not edit. It took "
         f"{record['seconds']:.0f} seconds on {machine['cores']} cores (threads: {machine['threads']}) of "
-        f"{machine['processor']} with {machine['memory_gib']} GiB; {versions}. Values are medians, the spread is the "
-        "least and most of the rounds; ratios compare calls of the same rounds.",
+        f"{machine['processor']} with {machine['memory_gib']} GiB; {versions}. Values are medians, the spread is "
+        "the minimum and maximum over rounds; ratios compare calls in the same rounds.",
         *_goals(record),
         *_roads(record),
         *_profiles(record),
-        f"## Roofline\n\nThe fusion, fused for inference, on pooled pairs, batches of {_batches(record)}, against the "
-        "limits of this machine. A batch of one pair reads every weight for one pair and is bound by memory; weights "
-        "that stay in the processor's cache can be read faster than memory allows.\n\n"
-        f"![Roofline]({plot})",
+        f"## Roofline\n\nThe fusion, fused for inference, on pooled pairs, batches of {_batches(record)}, compared "
+        "with the limits of this machine. A batch of one pair reads every weight for a single pair and is "
+        "memory-bound; weights that stay in the CPU cache can be read faster than memory "
+        f"allows.\n\n![Roofline]({plot})",
     ]
     for part, (heading, explanation) in _PARTS.items():
         found = _of(record, part)
@@ -125,16 +126,16 @@ def _goals(record: dict[str, Any]) -> list[str]:
     ]
     missed = [one["name"] for one in goals if not one["met"]]
     sentence = (
-        "All are reached."
+        "All goals are met."
         if not missed
-        else f"{len(missed)} of {len(goals)} are missed; where it is the fusion or an encoder that misses one, "
-        "profiles below show why."
+        else f"{len(missed)} of {len(goals)} are missed; if the fusion or an encoder misses one, the profiles below "
+        "show why."
     )
     return [f"## What was promised\n\n{_markdown(['goal', 'reached', 'least', 'met'], rows)}\n\n{sentence}"]
 
 
 def _roads(record: dict[str, Any]) -> list[str]:
-    """The paper's claim beside what was measured here."""
+    """Return the paper's claim next to our measurements."""
     savings = [one for one in record["records"] if "percent_less_cpu_seconds" in one]
     if not savings:
         return []
@@ -150,10 +151,10 @@ def _roads(record: dict[str, Any]) -> list[str]:
         for one in savings
     ]
     header = ["compared", "times faster", "less processor time", "fewer operations", "less energy"]
-    note = "" if energy else " Processor time and operations stand in for energy, which this machine cannot measure."
+    note = "" if energy else " CPU time and operations are given in place of energy, which this machine cannot measure."
     return [
         "## Against running the encoders\n\nThe paper states 2.3 times the speed and 52 % less energy. Measured "
-        f"here, a pair:{note}\n\n{_markdown(header, rows)}"
+        f"here, per pair:{note}\n\n{_markdown(header, rows)}"
     ]
 
 
@@ -162,7 +163,7 @@ def _profiles(record: dict[str, Any]) -> list[str]:
     parts = ["## Why a limit is missed"] if profiles else []
     for one in profiles:
         rows = [[f"`{name}`", f"{100 * share:.1f} %"] for name, share in one["shares"].items()]
-        products = f"Matrix products are {100 * one['value']:.0f} % of the time."
+        products = f"Matrix products take {100 * one['value']:.0f} % of the time."
         parts.append(f"{one['name']}. {products}\n\n{_markdown(['operation', 'share of the time'], rows)}")
     return parts
 
@@ -216,7 +217,7 @@ def _draw_roofline(record: dict[str, Any], path: Path) -> None:
     figure_module = library("matplotlib.figure", "plots")
     flops, moved = (float(one["value"]) for one in _of(record, "machine")[:2])
     points = [one for one in _of(record, "fusion") if "attainable" in one]
-    # The same numbers give the same file; text stays text.
+    # Equal numbers give an identical file; text stays text.
     with matplotlib.rc_context({"svg.hashsalt": "frevl", "svg.fonttype": "none", "font.size": 9}):
         figure = figure_module.Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
@@ -236,9 +237,9 @@ def _draw_roofline(record: dict[str, Any], path: Path) -> None:
         axes.set(
             xscale="log",
             yscale="log",
-            xlabel="operations a byte that has to move",
+            xlabel="operations per byte that must move",
             ylabel="10^9 operations per second",
-            title="Fusion in its form for inference, pooled pairs; numbers are batch sizes",
+            title="Fusion fused for inference, pooled pairs; numbers are batch sizes",
         )
         if presets:
             axes.legend()
@@ -271,7 +272,7 @@ def _spread(one: dict[str, Any]) -> str:
 
 
 def _number(value: float | str | None) -> str:
-    """Three digits, thousands with commas; words as they are."""
+    """Format to three digits, with thousands separators; leave words unchanged."""
     if value is None or isinstance(value, str):
         return value or ""
     if abs(value) >= 1e7:

@@ -1,4 +1,4 @@
-"""Where the time of a call goes, operation by operation: what the page shows where a limit is missed."""
+"""Profile calls operation by operation; the page shows these profiles when a limit is missed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["counted_flops", "fusion_bytes", "fusion_flops", "onnx_profile", "tor
 
 _CALLS = 10
 _SHOWN = 10
-# What multiplies matrices, in PyTorch and in ONNX Runtime.
+# Operations that multiply matrices, in PyTorch and in ONNX Runtime.
 _PRODUCTS = {
     "aten::addmm", "aten::addmm_", "aten::mm", "aten::bmm", "aten::mkldnn_convolution",
     "MatMul", "Gemm", "FusedMatMul", "FusedGemm", "Conv", "FusedConv",
@@ -31,14 +31,14 @@ _PRODUCTS = {
 
 
 def torch_profile(name: str, call: Callable[[], object], *, calls: int = _CALLS) -> Record:
-    """Profile PyTorch on one core: on several, waiting for each other would be counted as some operation.
+    """Profile PyTorch on one core: on several, waiting would be attributed to some operation.
 
     Args:
-        name: What is called, in words.
-        call: To be profiled.
-        calls: How often.
+        name: Description of the call.
+        call: The function to profile.
+        calls: Number of calls.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler announces itself on standard error
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler announces itself on standard error
     with one_thread(), torch.inference_mode():
         call()
         with torch.autograd.profiler.profile(use_kineto=False) as profiled:
@@ -51,10 +51,10 @@ def onnx_profile(name: str, network: Path, feeds: Mapping[str, np.ndarray], *, c
     """Profile ONNX Runtime on one core.
 
     Args:
-        name: What is run, in words.
-        network: Its file.
+        name: Description of the network.
+        network: The network's file.
         feeds: Inputs by name.
-        calls: How often.
+        calls: Number of calls.
     """
     runtime = library("onnxruntime")
     options = runtime.SessionOptions()
@@ -83,7 +83,7 @@ def _record(name: str, spent: Mapping[str, float]) -> Record:
 
 
 def fusion_flops(sizes: Mapping[str, Any], *, image_tokens: int = 1, text_tokens: int = 1) -> int:
-    """Operations that a fusion, fused for inference, does for one pair.
+    """Return the operations per pair of a fusion fused for inference.
 
     Args:
         sizes: The network's settings (`Fusion.settings`).
@@ -100,12 +100,12 @@ def fusion_flops(sizes: Mapping[str, Any], *, image_tokens: int = 1, text_tokens
 
 
 def _attention(queries: int, keys: int, d: int) -> int:
-    """Multiplications of one direction: one map of the key if there is one, else four maps and two products."""
+    """Return the multiplications of one direction: one projection for a single key, else four and two products."""
     return d * d if keys == 1 else 2 * queries * d * d + 2 * keys * d * d + 2 * queries * keys * d
 
 
 def fusion_bytes(network: nn.Module, flops_a_pair: int, sizes: Mapping[str, Any], pairs: int) -> int:
-    """Bytes that a batch of pooled pairs has to move at least: weights once, inputs and outputs once.
+    """Return the minimum bytes that a batch of pooled pairs must move: weights, inputs and outputs, once each.
 
     Args:
         network: A fusion, fused for inference, for the size of its float32 numbers.
@@ -119,13 +119,13 @@ def fusion_bytes(network: nn.Module, flops_a_pair: int, sizes: Mapping[str, Any]
 
 
 def transformer_flops(*, tokens: int, width: int, ffn_width: int, layers: int) -> int:
-    """Operations of an encoder's layers on one item: four maps, two products of attention, two maps of the MLP."""
+    """Return an encoder's operations on one item, per layer four projections, two attention products, two MLP maps."""
     return 2 * layers * (4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * ffn_width)
 
 
 def counted_flops(network: nn.Module, *inputs: Tensor, **named: Tensor) -> int:
-    """Operations that PyTorch counts in one call; on tensors of the device ``meta`` nothing is computed."""
-    # PyTorch 2.13 does not know the operations of its own attention on a processor.
+    """Return the operations that PyTorch counts in one call; on ``meta`` tensors nothing is computed."""
+    # PyTorch 2.13 does not count the operations of its own attention on a CPU.
     attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_count}
     with FlopCounterMode(display=False, custom_mapping=attention) as counter, torch.no_grad():
         network(*inputs, **named)

@@ -1,6 +1,6 @@
-"""What a pair costs on this machine: time, processor time, operations, energy.
+"""Measurements of what a pair costs on this machine: time, CPU time, operations, energy.
 
-`frevl.deployment.efficiency.bench.bench` calls them one after the other and gathers their records.
+`frevl.deployment.efficiency.bench.bench` runs them in turn and collects their records.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Record:
         part: Theme: ``machine``, ``stages``, ``fusion``, ``scaling``, ``comparison``, ``break-even``, ``energy``,
             ``goals``, ``accelerator`` or ``profile``.
         name: What was measured, in words.
-        value: The number (the median over rounds), or words such as ``not measured``.
-        unit: Of the value.
-        spread: ``low``, ``high`` and ``rounds``, in the same unit; None for what does not vary.
-        ratio: The number against which `limit` is held, if there is one.
-        limit: Least ratio that we promise, or None.
+        value: The number (the median over rounds), or text such as ``not measured``.
+        unit: Unit of the value.
+        spread: ``low``, ``high`` and ``rounds``, in the same unit; None for values that do not vary.
+        ratio: The number compared with `limit`, if any.
+        limit: Minimum ratio that we promise, or None.
         details: Further figures: ``flops``, ``bytes``, ``batch``, ``cpu_seconds``, ...
     """
 
@@ -46,7 +46,7 @@ class Record:
 
     @property
     def met(self) -> bool | None:
-        """Whether the limit is reached; None where there is none."""
+        """Return whether the limit is reached; None without a limit."""
         return None if self.ratio is None or self.limit is None else self.ratio >= self.limit
 
     def json(self, hardware: dict[str, Any]) -> dict[str, Any]:
@@ -59,11 +59,11 @@ RAPL = Path("/sys/class/powercap/intel-rapl")
 
 
 class Meter:
-    """Measures the energy of calls, or says why it cannot.
+    """Measures the energy of calls, or states why it cannot.
 
     Attributes:
-        reason: Why nothing can be measured; empty if it can.
-        counters: Which counters are read, in words.
+        reason: Why energy cannot be measured; empty if it can.
+        counters: Description of the counters that are read.
     """
 
     def __init__(self, monitor: Any = None, *, reason: str = "", counters: str = "") -> None:
@@ -72,7 +72,7 @@ class Meter:
         self.counters = counters
 
     def joules(self, call: Callable[[], object]) -> float | None:
-        """Energy of one call in joules: processor, memory and accelerators together; None without a counter."""
+        """Return the joules of one call, for CPU, memory and accelerators together; None without a counter."""
         if self._monitor is None:
             return None
         self._monitor.begin_window("frevl")
@@ -86,7 +86,7 @@ def open_meter(rapl: Path = RAPL, *, accelerator: bool | None = None) -> Meter:
     """Open the machine's energy counters.
 
     Args:
-        rapl: Folder of the processor's counters.
+        rapl: Folder of the CPU's counters.
         accelerator: Whether there is an NVIDIA device; None asks PyTorch.
     """
     if accelerator is None:
@@ -95,16 +95,17 @@ def open_meter(rapl: Path = RAPL, *, accelerator: bool | None = None) -> Meter:
         accelerator = torch.cuda.is_available()
     processor = next(rapl.glob("intel-rapl:*/energy_uj"), None)
     if processor is None and not accelerator:
-        return Meter(reason=f"this machine shows no energy counter (no RAPL in {rapl}, no NVIDIA device)")
+        return Meter(reason=f"this machine has no readable energy counter (no RAPL in {rapl}, no NVIDIA device)")
     try:
         from zeus.monitor import ZeusMonitor
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "zeus":
             raise
-        return Meter(reason="the library 'zeus' reads this machine's counters: pip install 'frevl[energy]'")
+        return Meter(reason="reading this machine's counters needs the library 'zeus': pip install 'frevl[energy]'")
     try:
         monitor = ZeusMonitor()
-    # Zeus raises errors of several families (no permission, no device, no daemon); each means: no counter for us.
+    # Zeus raises several unrelated errors (no permission, no device, no daemon); each means that there is no counter to
+    # use.
     except Exception as error:
         return Meter(reason=f"the energy counters cannot be read ({' '.join(str(error).split())[:160]})")
     counters = " and ".join(name for name, there in (("RAPL", processor), ("NVML", accelerator)) if there)
@@ -113,12 +114,12 @@ def open_meter(rapl: Path = RAPL, *, accelerator: bool | None = None) -> Meter:
 
 @dataclass(frozen=True)
 class Windows:
-    """One call, repeated for several windows of time.
+    """One call, repeated over several time windows.
 
     Attributes:
-        seconds: Of a call, window by window.
-        joules: Of a call above the idle card; empty without a counter.
-        watts: Power in all; empty without a counter.
+        seconds: Seconds per call, for each window.
+        joules: Joules per call above the idle GPU; empty without a counter.
+        watts: Total power; empty without a counter.
     """
 
     seconds: list[float]
@@ -127,25 +128,25 @@ class Windows:
 
 
 _WINDOWS = 3
-_UNSEEN_CALLS = 8  # before they are waited for, so that the queue of the device stays short
+_UNSEEN_CALLS = 8  # calls issued before waiting for them, which keeps the device's queue short
 
 
 class CardMeter:
-    """Time and energy of calls on an NVIDIA card, by the counter of its driver's library (NVML).
+    """Measures time and energy of calls on an NVIDIA GPU, using the driver library's counter (NVML).
 
-    The counter is that of the whole card; what the idle card uses, this process's context included, is subtracted. It
-    moves in steps of up to a tenth of a second, so windows should be seconds long.
+    The counter covers the whole GPU; the idle power, this process's context included, is subtracted. It is updated only
+    every tenth of a second or so, so windows should be seconds long.
 
     Attributes:
-        device: As PyTorch names it.
-        reason: Why there is no energy; empty if there is.
-        idle: Watts of the idle card, once `rest` has measured them.
+        device: The device's name in PyTorch.
+        reason: Why energy cannot be measured; empty if it can.
+        idle: Idle power in watts, once `rest` has measured it.
     """
 
     def __init__(self, device: str) -> None:
         """Open the counter."""
         self.device, self.idle = device, 0.0
-        self.reason = "" if device.startswith("cuda") else "a processor run reads no counter of a card"
+        self.reason = "" if device.startswith("cuda") else "on a CPU, no GPU counter is read"
         self._read: Callable[[], float] | None = None
         if not self.reason:
             try:
@@ -154,12 +155,12 @@ class CardMeter:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(int(device.partition(":")[2] or 0))
                 self._read = lambda: float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
                 self._read()
-            # The library has an error class for each of its codes; each means: no counter for us.
+            # The library has an error class for each of its codes; each means that there is no counter to use.
             except Exception as error:
                 self._read, self.reason = None, f"NVML: {error}"
 
     def rest(self, seconds: float) -> float:
-        """Measure and keep the watts of the idle card."""
+        """Measure and store the idle power in watts."""
         if self._read is not None:
             self._wait()
             time.sleep(min(1.0, seconds))
@@ -167,7 +168,7 @@ class CardMeter:
         return self.idle
 
     def measure(self, call: Callable[[], object], seconds: float) -> Windows:
-        """Repeat a call for three windows of so many seconds; without a counter it is called once a window."""
+        """Repeat a call over three windows of the given seconds; without a counter, once per window."""
         found = Windows([], [], [])
         call()
         self._wait()
@@ -186,7 +187,7 @@ class CardMeter:
         return found
 
     def _window(self, read: Callable[[], float], call: Callable[[], object], seconds: float) -> tuple[int, float]:
-        """Calls in a window, and watts."""
+        """Return the number of calls in a window, and the watts."""
         self._wait()
         before, started, count = read(), time.perf_counter(), 0
         while not count or time.perf_counter() - started < seconds:
@@ -206,14 +207,14 @@ class CardMeter:
 
 
 def energy_record(name: str, joules: float | None, meter: Meter, *, pairs: int, **stand_ins: float) -> Record:
-    """Record the energy per pair, with stand-ins that are named so.
+    """Record the energy per pair, with clearly labelled stand-ins.
 
     Args:
         name: What was measured.
-        joules: Of one call, or None.
-        meter: That measured it.
+        joules: Energy of one call, or None.
+        meter: The meter that measured it.
         pairs: Pairs in the call.
-        **stand_ins: ``cpu_seconds`` and ``flops`` a pair.
+        **stand_ins: ``cpu_seconds`` and ``flops`` per pair.
     """
     value: float | str = NOT_MEASURED if joules is None else joules / pairs
     how = {"reason": meter.reason} if joules is None else {"counters": meter.counters}

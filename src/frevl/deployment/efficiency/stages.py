@@ -1,4 +1,4 @@
-"""What leads to a cached pair: decoding, preparing, the towers, writing to a store, reading from it."""
+"""Time the stages before a cached pair: decoding, preprocessing, the towers, writing to a store and reading from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WORDS = ["a", "the", "red", "blue", "small", "dog", "cat", "child", "woman", "b
 
 
 def photo(width: int, height: int, seed: int) -> Image.Image:
-    """Draw smooth areas, edges and noise, so that JPEG has about the work of a photo."""
+    """Draw smooth areas, edges and noise, so that JPEG has about as much work as with a photo."""
     random = np.random.default_rng(seed)
     blocks = Image.fromarray(random.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height))
     noise = random.normal(0, 12, (height, width, 3))
@@ -36,19 +36,19 @@ def photo(width: int, height: int, seed: int) -> Image.Image:
 def stage_records(
     encoder: str, *, items: int = 64, rows: int = 20_000, rounds: int = 5, show: Show = str
 ) -> tuple[list[Record], dict[str, float]]:
-    """Time every stage by itself.
+    """Time every stage separately.
 
     Args:
         encoder: Name for `load_encoder`.
-        items: Images and texts a call.
-        rows: Size of the store that is read from; 4,096 random rows are read, or all if there are fewer.
-        rounds: Rounds of each.
+        items: Images and texts per call.
+        rows: Size of the store to read from; 4,096 random rows are read, or all if there are fewer.
+        rounds: Rounds per stage.
         show: Called before it begins.
 
     Returns:
         Records, and the seconds per image of ``decode``, ``write`` and ``read``.
     """
-    show(f"Stages: decoding, preparing and embedding with '{encoder}', a store of {rows:,} x {WIDTH}")
+    show(f"Stages: decoding, preprocessing and embedding with '{encoder}', a store of {rows:,} x {WIDTH}")
     loaded = load_encoder(encoder)
     with tempfile.TemporaryDirectory() as folder:
         encoded, decode = _encoding(loaded, items, rounds)
@@ -78,7 +78,7 @@ def _encoding(loaded: Encoder, items: int, rounds: int) -> tuple[list[Record], f
         names = {
             "decode": "decode a JPEG of 500 x 375, one thread",
             "prepare": "resize it, one thread",
-            "network": f"network, {items} images at once, all cores",
+            "network": f"network, {items} images per batch, all cores",
         }
         for part, name in names.items():
             count = items if part == "network" else len(files)
@@ -87,12 +87,12 @@ def _encoding(loaded: Encoder, items: int, rounds: int) -> tuple[list[Record], f
         random = np.random.default_rng(0)
         texts = [" ".join(random.choice(_WORDS, length)) for length in random.integers(4, 24, items)]
         timing = take_turns({"texts": lambda: text.embed(texts)}, rounds=rounds)["texts"]
-        records.append(_stage(f"{text.name}: {items} texts of 4 to 23 words at once", timing, items, "ms per text"))
+        records.append(_stage(f"{text.name}: {items} texts of 4 to 23 words per batch", timing, items, "ms per text"))
     return records, decode
 
 
 def _extraction(folder: Path, encoder: str, items: int) -> Record:
-    """Time the whole command, with decoding and writing in parallel to the networks."""
+    """Time the whole command, with decoding and writing in parallel with the networks."""
     images = folder / "images"
     images.mkdir()
     for number in range(items):

@@ -1,8 +1,8 @@
-"""The networks of the paper's comparison, with random weights: speed does not depend on them.
+"""The networks of the paper's comparison, with random weights, which do not affect speed.
 
-Sizes are those of the published configurations. Towers that are read apart: CLIP (Radford et al. 2021). Joint
-encoders, which read a picture and a text together and so have to run for every pair: ViLT (Kim et al. 2021) and the
-image-text matching head of BLIP (Li et al. 2022).
+Sizes are those of the published configurations. Separate towers: CLIP (Radford et al. 2021). Joint encoders, which read
+a picture and a text together and so must run for every pair: ViLT (Kim et al. 2021) and the image-text matching head of
+BLIP (Li et al. 2022).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from frevl.errors import library
 from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
 
-if TYPE_CHECKING:  # the networks are timed where nothing can write a store
+if TYPE_CHECKING:  # the networks are also timed where no store can be written
     from frevl.store.reader import Store
     from frevl.store.towers import Modality, Tower
     from frevl.store.writer import Item
@@ -46,13 +46,13 @@ CLIPS: dict[str, tuple[int, int, int, int, int, int, int]] = {
     "CLIP ViT-B/32": (224, 32, 768, 12, 512, 12, 512),
     "CLIP ViT-L/14": (224, 14, 1024, 24, 768, 12, 768),
 }
-CLIP_TEXT_TOKENS = 77  # its processor pads to them
+CLIP_TEXT_TOKENS = 77  # its processor pads to this length
 _HEAD_WIDTH = 64
 
 
 @dataclass(frozen=True)
 class ClipTowers:
-    """A CLIP whose towers are called separately.
+    """A CLIP with separately callable towers.
 
     Attributes:
         model: The transformers ``CLIPModel``.
@@ -87,9 +87,9 @@ class Joint:
     """A joint encoder.
 
     Attributes:
-        name: In words, with its input sizes.
+        name: Description, with its input sizes.
         network: The transformers model.
-        inputs: Its inputs for so many pairs.
+        inputs: The network's inputs for a number of pairs.
     """
 
     name: str
@@ -127,10 +127,10 @@ def clip_config(sizes: tuple[int, int, int, int, int, int, int], **text: int) ->
 
 
 def open_clip_towers(name: str, *, device: str = "cpu") -> ClipTowers:
-    """Build a CLIP of the table `CLIPS`.
+    """Build a CLIP from the table `CLIPS`.
 
     Args:
-        name: Its key.
+        name: Key in the table.
         device: ``meta`` for a network without numbers, to count operations.
 
     Raises:
@@ -148,7 +148,7 @@ def _vilt(device: str) -> Joint:
         network = transformers.ViltForImageAndTextRetrieval(transformers.ViltConfig()).eval()
 
     def inputs(pairs: int) -> dict[str, Tensor]:
-        # A photo of 4:3 with the shorter side of 384 pixels, and its longest text.
+        # A 4:3 photo with a shorter side of 384 pixels, and the longest text it accepts.
         pixels = torch.randn(pairs, 3, 384, 512, device=device)
         return {"input_ids": torch.ones(pairs, 40, dtype=torch.long, device=device), "pixel_values": pixels}
 
@@ -177,12 +177,12 @@ JOINT: dict[str, Callable[[str], Joint]] = {"ViLT": _vilt, "BLIP": _blip}
 
 
 def open_joint(name: str, *, device: str = "cpu") -> Joint:
-    """Build a joint encoder of the table `JOINT`; the arguments are those of `open_clip_towers`."""
+    """Build a joint encoder from the table `JOINT`; arguments as in `open_clip_towers`."""
     return JOINT[name](device)
 
 
 def drawn_towers(image_dim: int, text_dim: int, *, tokens: bool = False) -> dict[str, Tower]:
-    """Return the two towers of random embeddings, by modality."""
+    """Return the identities of two towers of random embeddings, by modality."""
     from frevl.store.towers import Tower
 
     sizes: dict[Modality, tuple[int, str]] = {
@@ -232,7 +232,7 @@ def write_drawn(path: Path, towers: dict[str, Tower], *, images: int, texts: int
 
 
 def drawn_run(network: PairNetwork, towers: dict[str, Tower], *, model: str, labels: int = 0) -> Run:
-    """Return a run around a network with random weights; it is not on disk.
+    """Return an in-memory run of a network with random weights.
 
     Args:
         network: A network of this package.

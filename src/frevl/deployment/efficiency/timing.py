@@ -1,4 +1,4 @@
-"""Timing calls in turns, so that a machine whose speed drifts hurts all sides alike."""
+"""Time calls in turns, so that drift in the machine's speed affects all sides equally."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ __all__ = [
     "time_record",
 ]
 
-_LEAST_SECONDS = 0.005  # shorter calls are repeated: the clock and one interruption would decide them
+_LEAST_SECONDS = 0.005  # shorter calls are repeated: otherwise the clock and a single interruption would dominate
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Rounds of one call.
+    """Timings of one call over rounds.
 
     Attributes:
         seconds: Wall time of every round.
-        cpu_seconds: Processor time of every round, of all threads of this process.
+        cpu_seconds: CPU time of every round, over all threads of this process.
     """
 
     seconds: list[float]
@@ -41,28 +41,28 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Median wall time in seconds."""
+        """Return the median wall time in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def cpu_median(self) -> float:
-        """Median processor time in seconds."""
+        """Return the median CPU time in seconds."""
         return statistics.median(self.cpu_seconds)
 
 
 def take_turns(
     calls: Mapping[str, Callable[[], object]], *, rounds: int = 5, warm_up: bool = True, most_seconds: float = math.inf
 ) -> dict[str, Timing]:
-    """Time calls in rounds, each of them once per round.
+    """Time calls in rounds, each once per round.
 
     Args:
         calls: By name.
-        rounds: How many rounds count.
-        warm_up: Call each once first; it also tells how often a short call is repeated.
-        most_seconds: No further round is begun after so long, but one is always measured.
+        rounds: Number of rounds that count.
+        warm_up: Call each once first, which also determines how often a short call is repeated.
+        most_seconds: No further round starts after this long, but one is always measured.
 
     Returns:
-        The timing of every call; round ``i`` of all of them was at nearly the same time.
+        The timing of every call; round ``i`` took place at nearly the same time for all.
     """
     repeats = dict.fromkeys(calls, 1)
     if warm_up:
@@ -83,7 +83,7 @@ def take_turns(
 
 
 def ratio(slow: Timing, fast: Timing) -> float:
-    """How many times faster ``fast`` is: the median over rounds of the quotient of the same round."""
+    """Return how many times faster ``fast`` is: the median over rounds of the ratio within a round."""
     return statistics.median(a / b for a, b in zip(slow.seconds, fast.seconds, strict=True))
 
 
@@ -93,16 +93,16 @@ def time_record(part: str, name: str, timing: Timing, *, items: int = 1, unit: s
     Args:
         part: As in `Record`.
         name: As in `Record`.
-        timing: Of one batch.
+        timing: Timing of one batch.
         items: Items in the batch.
-        unit: In words; the number is in milliseconds.
+        unit: Description of the unit; the number is in milliseconds.
         **details: Further figures.
     """
     return _record(part, name, timing, [1e3 * seconds / items for seconds in timing.seconds], unit, items, details)
 
 
 def rate_record(part: str, name: str, timing: Timing, *, items: int, unit: str, **details: object) -> Record:
-    """Record the items per second; the arguments are those of `time_record`."""
+    """Record the items per second; arguments as in `time_record`."""
     return _record(part, name, timing, [items / seconds for seconds in timing.seconds], unit, items, details)
 
 
@@ -136,14 +136,14 @@ class Limits:
 
     Attributes:
         flops: Floating-point operations per second of a large float32 matrix product.
-        bytes: Bytes a second that a large copy reads and writes.
+        bytes: Bytes per second that a large copy reads and writes.
     """
 
     flops: float
     bytes: float
 
     def attainable(self, flops: float, moved: float) -> float:
-        """Most operations per second of work with so many operations that moves so many bytes."""
+        """Return the attainable operations per second for work with this many operations and bytes moved."""
         return min(self.flops, self.bytes * flops / moved)
 
 

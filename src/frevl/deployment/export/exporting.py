@@ -1,7 +1,8 @@
-"""A run -> one ONNX file that needs neither PyTorch nor this package (docs/export.md).
+"""Export a run as one ONNX file that needs neither PyTorch nor this package (docs/export.md).
 
-The graph is that of the network fused for inference; it takes any number of pairs and, for token embeddings, of tokens.
-It is written beside its place, compared with PyTorch, and only then renamed: a file that exists agrees with its run.
+The graph is the network fused for inference; it takes any number of pairs and, for token embeddings, of tokens.
+The file is written under a temporary name, compared with PyTorch, and only then renamed: an existing file agrees with
+its run.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from frevl.store.usable_pairs import usable_pairs
 
 __all__ = ["TOLERANCE", "Exported", "export"]
 
-TOLERANCE = 1e-4  # largest difference of a float32 logit
-INT8_POINTS = 0.3  # most points of the first metric that 8-bit integers may cost
-_MOST_PAIRS = 16_384  # of a pairs file, for the comparison of single scores
+TOLERANCE = 1e-4  # largest allowed difference of a float32 logit
+INT8_POINTS = 0.3  # points of the first metric that 8-bit integers may cost
+_MOST_PAIRS = 16_384  # pairs taken from a pairs file to compare single scores
 _DRAWN_PAIRS = 256
 _SPEED_BATCHES = (1, 32, 1024)
 _SPEED_SECONDS = 0.4
@@ -41,7 +42,7 @@ _SPEED_SECONDS = 0.4
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and how it compares with PyTorch.
+    """The exported file, and how it compares with PyTorch.
 
     Attributes:
         path: The file.
@@ -63,11 +64,11 @@ class Exported:
     speed: list[dict[str, float]]
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl export --json` writes."""
+        """Return the record that `frevl export --json` writes."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
 
     def sentence(self) -> str:
-        """Return the lines that the command prints."""
+        """Return the text that the command prints."""
         on = f"{self.parity['pairs']:,} {self.parity['on']}"
         lines = [
             f"Exported {self.model} ({self.precision}, {self.bytes / 1e6:.2f} MB) to {self.path}.",
@@ -94,28 +95,30 @@ def export(
     store: str | Path | None = None,
     pairs: str | Path | Pairs | None = None,
 ) -> Exported:
-    """Write a run as an ONNX file, after a comparison with PyTorch.
+    """Write a run as an ONNX file, checked against PyTorch.
 
     Args:
         run: Folder of the run.
-        onnx: File to write; by default ``model.onnx`` in the run's folder. Appears complete or not at all.
-        int8: Matrix products in 8-bit integers; needs labelled pairs to measure what that costs.
-        store: Store of the pairs.
-        pairs: Pairs to compare on; without, embeddings are drawn at random.
+        onnx: File to write; by default ``model.onnx`` in the run's folder. Written completely or not at all.
+        int8: Quantise matrix products to 8-bit integers; needs labelled pairs to measure the cost.
+        store: Store with the pairs' embeddings.
+        pairs: Pairs to compare on; without them, random embeddings are drawn.
 
     Returns:
-        Size, comparison and speed.
+        Size, comparison and speed of the file.
 
     Raises:
-        UsageError: ``store`` and ``pairs`` do not come together, or ``int8`` without them.
+        UsageError: Only one of ``store`` and ``pairs`` is given, or ``int8`` without them.
         RunError: The run cannot be exported, the file does not agree with PyTorch, or int8 costs too much.
         MissingExtraError: onnx, onnxscript or onnxruntime is missing.
     """
     refuse_inputs({"--onnx": onnx}, {"--run": run, "--store": store, "--pairs": pairs})
     if (store is None) != (pairs is None):
-        raise UsageError("--store and --pairs go together: the pairs to compare on, and the store of their embeddings")
+        raise UsageError(
+            "--store and --pairs must be given together: the pairs to compare on, and the store with their embeddings"
+        )
     if int8 and pairs is None:
-        raise UsageError("--int8 needs labelled pairs to measure what it costs; add --store STORE --pairs FILE")
+        raise UsageError("--int8 needs labelled pairs to measure the loss in quality; add --store STORE --pairs FILE")
     for name in ("onnx", "onnxscript", "onnxruntime"):
         library(name)  # before anything slow
     loaded = Run.load(run)
@@ -128,9 +131,7 @@ def export(
     def write(part: Path) -> None:
         model = traced(network, loaded)
         if int8 and quantise_rows(model) == 0:
-            raise RunError(
-                f"{loaded.path}: a {loaded.model} has no matrix product to turn into integers; leave --int8 out"
-            )
+            raise RunError(f"{loaded.path}: a {loaded.model} has no matrix product to quantise; leave out --int8")
         _describe(model, loaded, "int8" if int8 else "float32")
         library("onnx").save(model, str(part))
         parity.update(_compare(loaded, ExportedNetwork(part), scorer, compared, int8=int8))
@@ -146,7 +147,7 @@ def export(
 
 
 def _describe(model: Any, run: Run, precision: str) -> None:
-    """Put into the file what one needs to use it, and what its embeddings have to be."""
+    """Store in the file what users need to run it, and which embeddings it expects."""
     towers = {
         modality: [
             {"name": name, "fingerprint": fingerprint_of(identity), "identity": identity}
@@ -176,12 +177,12 @@ def _describe(model: Any, run: Run, precision: str) -> None:
 def _compare(
     run: Run, exported: ExportedNetwork, scorer: Scorer | None, pairs: Pairs | None, *, int8: bool
 ) -> dict[str, Any]:
-    """Compare with PyTorch; refuse a file that does not agree."""
+    """Compare with PyTorch, and reject a file that does not agree."""
     if scorer is None or pairs is None:
         inputs = drawn_inputs(run, _DRAWN_PAIRS, text_tokens=11)
         with torch.inference_mode():
             gap = (exported(*inputs) - run.network(*inputs)).abs().max().item()
-        kind = "with the mean and deviation of training" if remembers(run) else "of unit length"
+        kind = "with the mean and standard deviation of the training data" if remembers(run) else "of unit length"
         parity: dict[str, Any] = {"pairs": _DRAWN_PAIRS, "on": f"pairs of random embeddings {kind}"}
     else:
         run.check_pairs(pairs)
@@ -196,15 +197,15 @@ def _compare(
     parity["largest_difference"] = gap
     if not int8 and not gap <= TOLERANCE:  # also true for NaN
         raise RunError(
-            f"{run.path}: the exported file does not do what PyTorch does: a logit differs by {gap:.2g} on "
-            f"{parity['pairs']:,} {parity['on']}, expected at most {TOLERANCE:g}; install "
-            "the versions in constraints.txt"
+            f"{run.path}: the exported file does not agree with PyTorch: a logit differs by {gap:.2g} on "
+            f"{parity['pairs']:,} {parity['on']}, expected at most {TOLERANCE:g}; install the versions in "
+            "constraints.txt"
         )
     return parity
 
 
 def _cost(result: Any, place: Path) -> dict[str, Any]:
-    """What int8 costs on labelled pairs; refuse more than `INT8_POINTS`."""
+    """Measure the loss from int8 on labelled pairs; reject more than `INT8_POINTS`."""
     metric, found = next(iter(result.metrics.items()))
     difference = result.difference or {"difference": 0.0, "ci95": None}
     points = difference["difference"]
@@ -224,13 +225,13 @@ def _cost(result: Any, place: Path) -> dict[str, Any]:
 
 
 def _speed(run: Run, exported: ExportedNetwork) -> list[dict[str, float]]:
-    """Milliseconds per batch, both sides in turns."""
+    """Time both sides in turns, in milliseconds per batch."""
     network = run.network.for_inference()
     rows = []
     for batch in _SPEED_BATCHES:
         inputs = drawn_inputs(run, batch, text_tokens=16)
         if max(inputs[0].dim(), inputs[1].dim()) == 3 and batch > 32:
-            continue  # 50 times the work a pair
+            continue  # 50 times the work per pair
         seconds: dict[str, list[float]] = {"onnx": [], "pytorch": []}
         stop = time.perf_counter() + _SPEED_SECONDS
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A run's network as an ONNX graph, and random inputs to try it with."""
+"""Trace a run's network as an ONNX graph, and draw random inputs to test it."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["drawn_inputs", "exportable", "has_own_probabilities", "remembers", "
 
 
 def exportable(network: PairNetwork, place: Path, *, int8: bool) -> nn.Module:
-    """Return the same function in a form that the exporter takes (`PairNetwork.for_export`), in evaluation mode.
+    """Return the same network in a form that the exporter accepts (`PairNetwork.for_export`), in evaluation mode.
 
     Args:
         network: A run's network.
         place: The run, for the message.
-        int8: Whether its products shall become integers.
+        int8: Whether its matrix products will be quantised.
 
     Raises:
-        RunError: The network cannot be exported in 8-bit integers.
+        RunError: The network cannot be quantised to 8-bit integers.
     """
     if int8 and network.no_int8:
-        raise RunError(f"{place}: the run cannot be exported in int8, because {network.no_int8}; leave --int8 out")
+        raise RunError(f"{place}: the run cannot be exported in int8, because {network.no_int8}; leave out --int8")
     return network.for_export().eval()
 
 
@@ -57,7 +57,7 @@ class _WithProbabilities(nn.Module):
 
 
 class _OfOneSide(nn.Module):
-    """A network of images alone, or of texts alone, with one input."""
+    """A network for images only, or texts only, with one input."""
 
     def __init__(self, network: nn.Module, side: str) -> None:
         super().__init__()
@@ -75,11 +75,11 @@ def traced(network: nn.Module, run: Run) -> Any:
 
     Args:
         network: What `exportable` returned, in evaluation mode.
-        run: The run that it belongs to, for its calibration and towers.
+        run: The network's run, for its calibration and towers.
 
     Returns:
-        An ``onnx.ModelProto`` with inputs of any number of pairs and tokens (docs/export.md); a run of images alone, or
-        texts alone, has the inputs of that side.
+        An ``onnx.ModelProto`` with inputs of any number of pairs and tokens (docs/export.md); a run for images only, or
+        texts only, has just that side's inputs.
 
     Raises:
         RunError: The network cannot be traced.
@@ -96,7 +96,7 @@ def traced(network: nn.Module, run: Run) -> Any:
     for name in run.sides:
         values = image if name == "image" else text
         tokens = {1: f"{name}_tokens"} if values.dim() == 3 else {}
-        # Majority and cosine do not know how wide embeddings are.
+        # Majority and cosine have no embedding width of their own.
         width = {} if _width(run, name) else {values.dim() - 1: f"{name}_width"}
         axes.append({0: "batch", **tokens, **width})
     masked = {name: given[f"{name}_mask"] is not None for name in run.sides}
@@ -113,12 +113,12 @@ def traced(network: nn.Module, run: Run) -> Any:
                 external_data=False,
                 verbose=False,
             )
-    # Tracing runs the network on symbols, so anything may fail in it.
+    # Tracing runs the network symbolically, so anything may fail in it.
     except Exception as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise RunError(
-            f"{run.path}: a network of the kind '{run.network_name}' cannot be exported as one graph ({reason}); its "
-            "`for_export` must return a form without branches on values and loops over pairs"
+            f"{run.path}: a network of the kind '{run.network_name}' cannot be exported as one graph ({reason}); "
+            "its `for_export` must return a form without value-dependent branches or loops over pairs"
         ) from error
     if program is None:
         raise RunError("PyTorch's ONNX exporter returned nothing; install the versions in constraints.txt")
@@ -127,23 +127,23 @@ def traced(network: nn.Module, run: Run) -> Any:
 
 
 def has_own_probabilities(run: Run) -> bool:
-    """Tell whether every output has a probability of its own (sigmoid), or all sum to one (softmax)."""
+    """Return whether every output has its own probability (sigmoid) rather than all summing to one (softmax)."""
     return run.task == "matching" or bool(run.results.get("soft_targets", False))
 
 
 def drawn_inputs(run: Run, count: int, *, text_tokens: int) -> Inputs:
-    """Draw embeddings at random for the towers of a run.
+    """Draw random embeddings for the towers of a run.
 
-    They have the mean and deviation of the training embeddings where the network remembers them (see `remembers`),
-    else unit length, as encoders give them.
+    They have the mean and standard deviation of the training embeddings if the network stores them (see `remembers`),
+    else unit length, as encoders return them.
 
     Args:
-        run: The run that shall read them.
+        run: The run that will read them.
         count: Number of pairs.
-        text_tokens: Most tokens of a text, if the run reads tokens; lengths from 2 on are drawn.
+        text_tokens: Maximum tokens per text, if the run reads tokens; lengths are drawn from 2 upwards.
 
     Returns:
-        What `PairNetwork.forward` takes; ``(count, 0)`` for a side that the run does not read.
+        The inputs of `PairNetwork.forward`; ``(count, 0)`` for a side that the run does not read.
     """
     generator = torch.Generator().manual_seed(0)
     values: dict[str, Tensor] = {}
@@ -161,7 +161,7 @@ def drawn_inputs(run: Run, count: int, *, text_tokens: int) -> Inputs:
             drawn *= len(kinds) ** 0.5 / drawn.norm(dim=2, keepdim=True)  # each tower's part has a length near 1
         else:
             mean, scale = known[0] if modality == "image" else known[1]
-            drawn = mean + drawn * scale.where(scale.isfinite(), 0.0)  # infinite: never varied in training
+            drawn = mean + drawn * scale.where(scale.isfinite(), 0.0)  # infinite: constant in training
         values[modality] = drawn[:, 0] if pooled else drawn
         masks[modality] = None if pooled else torch.ones(count, tokens, dtype=torch.bool)
         if modality == "text" and not pooled:
@@ -171,7 +171,7 @@ def drawn_inputs(run: Run, count: int, *, text_tokens: int) -> Inputs:
 
 
 def remembers(run: Run) -> bool:
-    """Tell whether the run's network holds mean and deviation of its training embeddings."""
+    """Return whether the network stores the mean and standard deviation of its training embeddings."""
     return run.network.input_statistics() is not None
 
 
@@ -181,11 +181,11 @@ def _image_tokens(kinds: list[str]) -> int:
 
 
 def _width(run: Run, modality: str) -> int:
-    """Width of the network's embeddings; 0 if it takes any."""
+    """Return the network's embedding width; 0 if it accepts any."""
     return next((int(width) for width in settings_named(run.network_settings, f"{modality}_dim")), 0)
 
 
 def _least_width(run: Run) -> int:
-    """Columns that a network without a width of its own reads at most."""
+    """Return the minimum width that a network without a fixed width needs."""
     spaces: list[list[int]] = next(settings_named(run.network_settings, "spaces"), [])
     return max((stop for space in spaces for stop in space), default=8)

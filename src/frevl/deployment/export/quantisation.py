@@ -1,12 +1,12 @@
-"""Matrix products of an ONNX network in 8-bit integers, so that a pair's score does not depend on its batch.
+"""Quantise an ONNX network's matrix products to 8-bit integers, with scores independent of the batch.
 
-ONNX Runtime's own dynamic quantisation takes one scale for a whole batch: the scores of a pair then moved by a tenth
-of their deviation with the pairs beside it. Here every row has a scale of its own (ours):
+ONNX Runtime's own dynamic quantisation uses one scale for a whole batch, which moved a pair's score by a tenth of the
+standard deviation, depending on the other pairs. Here every row has its own scale (ours):
 
 ``y = s_row * s_column * (q(x) - 128) @ q(W)``, ``q(x) = round(x / s_row) + 128``, ``s_row = max |x_row| / 127``.
 
-Weights take the 129 values -64 ... 64: two products of 255 * 64 still fit the 16 bits in which processors without
-VNNI instructions add them up, so that the same file gives the same numbers there.
+Weights take the 129 values -64 ... 64: two products of 255 * 64 still fit the 16 bits in which CPUs without VNNI
+instructions add them, so the same file gives the same numbers there.
 """
 
 from __future__ import annotations
@@ -30,27 +30,28 @@ def quantise_weights(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weights: ``(inputs, outputs)`` float32.
 
     Returns:
-        ``(inputs, outputs)`` int8 in [-64, 64] and ``(outputs,)`` float32 scales; their product is near the matrix.
+        ``(inputs, outputs)`` int8 in [-64, 64] and ``(outputs,)`` float32 scales; their product approximates the
+        matrix.
     """
     scales = np.maximum(np.abs(weights).max(axis=0), 1e-12).astype(np.float32) / WEIGHT_LEVELS
     return np.rint(weights / scales).astype(np.int8), scales
 
 
 def quantise_rows(model: Any) -> int:
-    """Turn every product with a constant matrix into integers; changes the model in place.
+    """Quantise every product with a constant matrix, changing the model in place.
 
     Args:
         model: An ``onnx.ModelProto`` with the matrices inside.
 
     Returns:
-        How many products were turned.
+        Number of quantised products.
     """
     onnx = library("onnx")
     quantization = library("onnxruntime.quantization.onnx_model")
     whole = quantization.ONNXModel(model)
     whole.replace_gemm_with_matmul()
     graph = model.graph
-    # The exporter's notes on shapes name matrices that are transposed now.
+    # The exporter's shape information refers to matrices that are now transposed.
     del graph.value_info[:]
     matrices = {one.name: one for one in graph.initializer if len(one.dims) == 2}
     products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in matrices]
@@ -74,7 +75,7 @@ def quantise_rows(model: Any) -> int:
             nodes.append(node)
             continue
         rows, matrix = node.input
-        if rows not in rounded:  # several products may read the same rows
+        if rows not in rounded:  # several products may share the same rows
             rounded[rows] = _round_rows(onnx.helper.make_node, rows)
             nodes += rounded[rows]
         nodes += _product(onnx, rows, matrix, node.output[0])
@@ -86,7 +87,7 @@ def quantise_rows(model: Any) -> int:
 
 
 def _round_rows(make: Any, x: str) -> list[Any]:
-    """Nodes that give ``x.row_scale`` and ``x.int8``."""
+    """Return the nodes that compute ``x.row_scale`` and ``x.int8``."""
     return [
         make("Abs", [x], [f"{x}.abs"]),
         make("ReduceMax", [f"{x}.abs", "int8.last_axis"], [f"{x}.max"], keepdims=1),
@@ -100,9 +101,9 @@ def _round_rows(make: Any, x: str) -> list[Any]:
 
 
 def _product(onnx: Any, x: str, matrix: str, output: str) -> list[Any]:
-    """Nodes that give the product. The two scales come one after the other.
+    """Return the nodes that compute the product. The two scales are applied one after the other.
 
-    As one product of scales, ONNX Runtime would take them for those of its own quantisation and fuse wrongly.
+    ONNX Runtime would mistake a single product of scales for its own quantisation and fuse it wrongly.
     """
     make = onnx.helper.make_node
     return [

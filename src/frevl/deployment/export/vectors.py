@@ -1,7 +1,7 @@
-"""The vectors that a run searches by -> a table that vector databases read: LanceDB as it stands, others in batches.
+"""Write a run's search vectors as a table for vector databases: LanceDB reads it directly, others in batches.
 
 A row has ``id``, ``vector`` (float16 of unit length: dot product and cosine rank alike) and the metadata columns of the
-store. Memory does not grow with the number of rows.
+store. Memory use does not grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from frevl.store.towers import Modality
 __all__ = ["ExportedVectors", "export_vectors"]
 
 _ROWS_AT_ONCE = 8_192
-_ROW_GROUP = 65_536  # of a Parquet file
+_ROW_GROUP = 65_536  # rows per group of a Parquet file
 _FIND: dict[str, Modality] = {"images": "image", "texts": "text"}
 
 
 @dataclass(frozen=True)
 class ExportedVectors:
-    """What was written.
+    """The written table.
 
     Attributes:
         path: The table.
         find: ``images`` or ``texts``.
         rows: How many.
-        width: Numbers of a vector.
+        width: Length of a vector.
         columns: Names of all columns.
-        notes: Sentences that a user should read.
+        notes: Sentences for the user.
     """
 
     path: Path
@@ -51,13 +51,13 @@ class ExportedVectors:
     notes: list[str]
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl export --vectors --json` writes."""
+        """Return the record that `frevl export --vectors --json` writes."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in vars(self).items()}
 
     def sentence(self) -> str:
-        """Return the lines that the command prints."""
+        """Return the text that the command prints."""
         kept = ", ".join(self.columns)
-        line = f"Wrote {self.rows:,} vectors of {self.find}, {self.width:,} numbers each, to {self.path} ({kept})."
+        line = f"Wrote {self.rows:,} vectors ({self.find}, {self.width:,} numbers each) to {self.path} ({kept})."
         return "\n".join([line, *self.notes])
 
 
@@ -68,35 +68,34 @@ def export_vectors(
 
     Args:
         run: Folder of a matching run with a first stage.
-        out: ``NAME.lance``, a table that LanceDB opens in the folder that it lies in, or ``NAME.parquet``. Appears
-            complete or not at all.
-        store: Where the embeddings are.
+        out: ``NAME.lance``, a table that LanceDB opens from its folder, or ``NAME.parquet``. Written completely or not
+            at all.
+        store: Store with the embeddings.
         find: ``images`` or ``texts``.
-        progress: Show a progress line while vectors are computed.
+        progress: Show progress while vectors are computed.
 
     Returns:
-        How many rows of which width.
+        The number of rows and their width.
 
     Raises:
-        UsageError: The ending is another one, the run cannot search, there is nothing to write, or a Lance table is
-            there already.
+        UsageError: Another suffix, a run that cannot search, nothing to write, or a Lance table that already exists.
         InputError: The table cannot be written.
     """
     out = Path(out)
     if store is None:
-        raise UsageError("--vectors needs the store whose vectors are written; add --store STORE")
+        raise UsageError("--vectors needs the store whose vectors to write; add --store STORE")
     if find not in _FIND:
         raise UsageError(f"What to export must be 'images' or 'texts', found '{find}'")
     if out.suffix not in (".lance", ".parquet"):
-        raise UsageError(f"--vectors {out}: expected a name that ends in .lance or .parquet, found '{out.suffix}'")
+        raise UsageError(f"--vectors {out}: expected a name ending in .lance or .parquet, found '{out.suffix}'")
     refuse_inputs({"--vectors": out}, {"--run": run, "--store": store})
     if out.suffix == ".lance" and out.exists():
-        raise UsageError(f"--vectors {out} is there already; give another name, or remove it first")
+        raise UsageError(f"--vectors {out} already exists; choose another name, or remove it first")
     scorer = Scorer.open(run, store=store)
     check_searchable(scorer)
     shortlist = Shortlist(scorer, _FIND[find], progress=progress)
     if not shortlist.usable:
-        raise UsageError(f"{store}: expected {find} to export, found none that the run has embeddings for")
+        raise UsageError(f"{store}: found no {find} with embeddings for this run; nothing to export")
     width = shortlist.blocks[0].shape[1]
     schema = _schema(scorer, _FIND[find], width)
     try:

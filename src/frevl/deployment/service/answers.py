@@ -1,4 +1,4 @@
-"""How the routes answer and are documented: JSON, errors, and bodies that they read themselves."""
+"""Route answers and their documentation: JSON, errors, and bodies that routes read themselves."""
 
 from __future__ import annotations
 
@@ -20,38 +20,39 @@ __all__ = ["ERRORS", "Posts", "Sent", "body_of", "document_bodies", "errors", "j
 
 ERRORS = {
     400: "The body is not JSON or not a multipart form.",
-    401: "No API key, or a wrong one.",
-    403: "This service takes no labels, or none from another site; or another host than this machine is asked for.",
-    404: "An unknown model, image or upload.",
+    401: "API key missing or wrong.",
+    403: "This service does not accept labels, or not from another site; or the request names a host other than "
+    "this machine.",
+    404: "Unknown model, image or upload.",
     408: "The request took too long to arrive.",
-    409: "The model does another task, or something else stands in the way, such as a training that is under way.",
+    409: "The model does another task, or a conflict prevents the request, such as a training in progress.",
     413: "Too large, or too many items.",
-    415: "Another content type.",
+    415: "Unsupported content type.",
     422: "A field is missing or wrong, or an image cannot be read.",
-    429: "This client has its share of the service already; see Retry-After.",
+    429: "This client already uses its share of the service; see Retry-After.",
     500: "An unexpected failure of the service.",
-    503: "Too much is waiting, or the service is stopping; see Retry-After.",
+    503: "Too many requests are waiting, or the service is stopping; see Retry-After.",
 }
 
 
 async def respond(request: Request, answer: Coroutine[Any, Any, dict[str, Any]]) -> Response:
-    """Wait for an answer, as long as the client does."""
+    """Wait for an answer as long as the client does."""
     record = await unless_gone(request.receive, answer)
     return Response(status_code=499) if record is None else json_answer(record)
 
 
 def json_answer(record: Mapping[str, Any]) -> Response:
-    """Answer with JSON; numbers that are not finite become null."""
+    """Answer with JSON; non-finite numbers become null."""
     return Response(to_json(record, inf_nan_mode="null", serialize_unknown=True), media_type=JSON)
 
 
 def errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """Describe the refusals of a route."""
+    """Describe the error responses of a route."""
     return {code: {"model": ErrorResponse, "description": ERRORS[code]} for code in codes}
 
 
 def body_of(body: type[BaseModel]) -> dict[str, Any]:
-    """Describe a body that `read_body` reads, in both forms."""
+    """Describe, in both forms, a body that `read_body` reads."""
     reference = {"$ref": f"#/components/schemas/{body.__name__}"}
     form = {
         "type": "object",
@@ -60,26 +61,26 @@ def body_of(body: type[BaseModel]) -> dict[str, Any]:
         # Images: files, or text in base64.
         "additionalProperties": {"type": "string", "format": "binary"},
     }
-    # The keys of an object in a multipart form are sent as JSON when their content type says so.
+    # Objects in a multipart form are sent as JSON when their content type says so.
     encoding = {"request": {"contentType": JSON}}
     content = {JSON: {"schema": reference}, MULTIPART: {"schema": form, "encoding": encoding}}
     return {"requestBody": {"required": True, "content": content}}
 
 
 Sent = Mapping[str, Upload]
-"""What was sent along with a body, by name."""
+"""Uploads sent with a body, by name."""
 
 Work = Callable[[Any, Sent], Coroutine[Any, Any, dict[str, Any]]]
 
 
 class Posts:
-    """Adds the routes below ``/explore`` that are sent a body: ``@posts(path, body, answer)`` above what answers it.
+    """Adds the POST routes below ``/explore``: put ``@posts(path, body, answer)`` above the handler.
 
-    What is decorated gets the checked body and what was sent along; its docstring is the description in the document.
+    The handler receives the validated body and the uploads; its docstring becomes the description in the document.
 
     Args:
         app: The application.
-        limits: Of a body.
+        limits: Limits on a body.
     """
 
     def __init__(self, app: FastAPI, limits: Limits) -> None:
@@ -88,7 +89,7 @@ class Posts:
     def __call__(
         self, path: str, body: type[BaseModel], answer: type[BaseModel], *, writes: bool = True
     ) -> Callable[[Work], Work]:
-        """Add a route; one that writes, or starts work that goes on, takes nothing from the page of another site."""
+        """Add a route; one that writes or starts background work refuses requests from pages of other sites."""
 
         def add(work: Work) -> Work:
             async def route(request: Request) -> Response:
@@ -110,7 +111,7 @@ class Posts:
 
 
 def document_bodies(app: FastAPI, bodies: Sequence[type[BaseModel]], keys: Keys) -> None:
-    """Add to the OpenAPI document what FastAPI cannot see, because the routes read their bodies themselves."""
+    """Add to the OpenAPI document what FastAPI cannot see, since the routes read their bodies themselves."""
     document = app.openapi()
     _, schemas = models_json_schema(
         [(body, "validation") for body in bodies], ref_template="#/components/schemas/{model}"

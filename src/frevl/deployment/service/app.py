@@ -1,4 +1,4 @@
-"""The HTTP service: its routes and what they answer. `frevl.deployment.service.start` runs it."""
+"""The HTTP service and its routes, run by `frevl.deployment.service.start`."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class Application:
         keys: Who may send requests.
         metrics: Where requests are counted.
         page: Serve the page, at ``/`` and ``/explore/``.
-        reports: What other commands wrote about the runs; the first is shown at ``/report``.
-        explorer: What shows the pictures of the store, and takes labels; None leaves these routes out.
-        opens_explorer: The page opens on the pictures, and ``/`` leads to ``/explore/``.
-        is_local: Only this machine reaches the service. Then, without keys, ``/report`` and what is below ``/explore``
-            are answered only where they are asked for by ``localhost`` or an address.
+        reports: Pages that other commands wrote about the runs; the first is shown at ``/report``.
+        explorer: Shows the pictures of the store and takes labels; None leaves these routes out.
+        opens_explorer: The page opens on the pictures, and ``/`` redirects to ``/explore/``.
+        is_local: Only this machine can reach the service. Then, without keys, ``/report`` and everything below
+            ``/explore`` are answered only for requests to ``localhost`` or an IP address.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Application:
         add_ask_routes(self.api, service, explorer, reports or Reports(), opens_explorer=opens_explorer)
         if page:
             add_page(self.api, leads=opens_explorer)
-        # The last thing: FastAPI forgets the document when a route is added.
+        # Done last: FastAPI forgets the document when a route is added.
         document_bodies(self.api, [*_BODIES, *(EXPLORER_BODIES if explorer is not None else ())], keys)
         self._metrics = metrics
         self._direct = {
@@ -110,9 +110,9 @@ class Application:
             await self.api(scope, receive, send)
 
     async def _answer_directly(self, route: APIRoute, request: Request) -> None:
-        """Answer without what FastAPI does on the way, because these routes read and check their bodies themselves.
+        """Answer without FastAPI's layers, as these routes read and validate their own bodies.
 
-        Its layers are two fifths of the time of a small request (measured).
+        Those layers take two fifths of the time of a small request (measured).
         """
         request.scope["route"] = route
         try:
@@ -125,7 +125,7 @@ class Application:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         yield
-        # Requests under way are answered by now; nobody waits for what is left in the queue.
+        # Active requests have been answered by now; nobody waits for what is left in the queue.
         await asyncio.to_thread(self._service.close)
         if self._explorer is not None:
             await asyncio.to_thread(self._explorer.close)
@@ -171,8 +171,8 @@ def _add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:  # noqa: ARG001
-        # Starlette raises the error again after this, and the middleware logs it.
-        sentence = "The service failed here; its log says more under the request id."
+        # Starlette re-raises the error after this, and the middleware logs it.
+        sentence = "The service failed here; see its log under the request id."
         return error_response(RefusedError(500, "internal", sentence), id_of(request))
 
     @app.exception_handler(RequestValidationError)
@@ -193,7 +193,7 @@ def _add_handlers(app: FastAPI, metrics: Metrics) -> None:
 
 
 def _add_state_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
-    @app.get("/healthz", response_model=StateResponse, tags=["state"], summary="Whether the process lives")
+    @app.get("/healthz", response_model=StateResponse, tags=["state"], summary="Whether the process is alive")
     async def healthz() -> Response:
         return json_answer({"status": "alive"})
 
@@ -242,7 +242,7 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
 
     @post("/v1/answer", AnswerRequest, AnswerResponse)
     async def answer(request: Request) -> Response:
-        """Answer questions about images, or abstain."""
+        """Answer questions about images or abstain."""
         asked, uploads = await read_body(request, AnswerRequest, service.limits)
         model = service.model(asked.model, task="classification")
         return await respond(request, handlers.answer(service, model, asked, uploads))

@@ -1,4 +1,4 @@
-"""From a checked request to its answer, one function per route; HTTP adds nothing to it."""
+"""Handlers of checked requests, one function per route, independent of HTTP."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def score(
 async def answer(
     service: Service, model: ServedModel, asked: AnswerRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
-    """Answer questions, or abstain."""
+    """Answer questions or abstain."""
     pairs = await _pairs(service, model, asked, uploads)
     results = await service.score(model, pairs, top=asked.top)
     answers = [
@@ -69,7 +69,7 @@ async def answer(
 async def search(
     service: Service, model: ServedModel, asked: SearchRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
-    """Find what matches best."""
+    """Find the best matches."""
     if asked.text is not None:
         service.check_size([asked.text], 1)
         service.check_texts(model, [asked.text])
@@ -113,7 +113,7 @@ def _hits(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 async def embed(
     service: Service, model: ServedModel, asked: EmbedRequest, uploads: Mapping[str, Upload]
 ) -> dict[str, Any]:
-    """Embed items; the embeddings of stored ones are read."""
+    """Embed items; embeddings of stored items are read from the store."""
     items = len(asked.texts) + len(asked.images) + len(uploads)
     if not items:
         raise RefusedError(422, "invalid", "Nothing to embed: give texts, images or uploads.")
@@ -136,11 +136,13 @@ async def embed(
 async def _pairs(
     service: Service, model: ServedModel, asked: ScoreRequest | AnswerRequest, uploads: Mapping[str, Upload]
 ) -> list[ImagePair]:
-    """Check pairs, and put the embeddings of uploads into them; what the model does not read is left out."""
+    """Check pairs and insert the embeddings of uploads; sides that the model does not read are dropped."""
     pairs = asked.pairs
     if asked.sets is not None and not model.has_sets:
         raise RefusedError(
-            422, "no_sets", f"The model {model.name!r} has no sets: nothing was held out, or its targets are soft."
+            422,
+            "no_sets",
+            f"The model {model.name!r} cannot give sets: no pairs were held out, or its targets are soft.",
         )
     if asked.doubt and not model.has_doubt:
         raise RefusedError(
@@ -180,7 +182,7 @@ async def _trust(
     pairs: list[ImagePair],
     results: list[dict[str, Any]],
 ) -> list[str]:
-    """Add sets and doubt to results where they are asked for; return notes on the sets."""
+    """Add sets and doubt to results if requested; return notes on the sets."""
     if asked.doubt:
         for result, one in zip(results, await service.doubt(model, pairs), strict=True):
             result["doubt"] = one
@@ -197,7 +199,7 @@ def _texts(pairs: Sequence[Pair]) -> list[str]:
 
 
 def _check_sides(model: ServedModel, pairs: Sequence[Pair]) -> None:
-    """Refuse pairs without what the model reads."""
+    """Refuse pairs that lack a side the model reads."""
     sides = model.scorer.run.sides
     image_lacks = "image" in sides and any(pair.image is None and pair.upload is None for pair in pairs)
     if not image_lacks and ("text" not in sides or all(pair.text is not None for pair in pairs)):

@@ -1,4 +1,4 @@
-"""All served models behind one queue; HTTP and the page use nothing else."""
+"""All served models behind one queue; HTTP and the page use only this."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Service:
     """All served models, their queue and their limits.
 
     Args:
-        scorers: Runs by name, all of one store; the first answers where a request names none.
-        store: The store; None takes that of the runs.
-        limits: Of a request.
+        scorers: Runs by name, all of one store; the first is the default.
+        store: The store; None takes the runs' own.
+        limits: Limits on a request.
         observe: Called after every batch with the name of the work, its items and seconds.
     """
 
@@ -58,11 +58,11 @@ class Service:
 
     @property
     def images(self) -> Mapping[str, int]:
-        """The row of every image; asked for anew each time, because another process may delete what it is read from."""
+        """Return the row of every image; read afresh each time, because another process may delete its source."""
         return self.store.positions("image")
 
     def record(self) -> dict[str, Any]:
-        """Return what ``GET /v1/models`` says."""
+        """Return the answer of ``GET /v1/models``."""
         return {
             "models": [model.record() for model in self.models.values()],
             "images": len(self.images),
@@ -74,11 +74,11 @@ class Service:
         """Find a model.
 
         Args:
-            name: Its name; None takes the first one that does the task.
-            task: What it has to do; None if that does not matter.
+            name: Its name; None takes the first for the task.
+            task: Required task; None for any.
 
         Raises:
-            RefusedError: There is none, or it does another task.
+            RefusedError: It does not exist, or does another task.
         """
         if name is not None and name not in self.models:
             raise RefusedError(404, "unknown_model", f"There is no model {name[:80]!r}. {nearest(name, self.models)}")
@@ -90,12 +90,12 @@ class Service:
             raise RefusedError(
                 409,
                 "wrong_task",
-                f"This needs a model for {task}; the model {chosen[0].name!r} does {chosen[0].scorer.run.task}.",
+                f"This requires a model for {task}; the model {chosen[0].name!r} does {chosen[0].scorer.run.task}.",
             )
         return fitting[0]
 
     def searching_model(self, name: str | None) -> ServedModel:
-        """Find a model that searches; None takes the first one.
+        """Find a model that can search; None takes the first one.
 
         Raises:
             RefusedError: There is none.
@@ -115,10 +115,10 @@ class Service:
         return searching[0]
 
     async def check_images(self, ids: Sequence[str]) -> None:
-        """Refuse ids that are not in the store, nor in its newest version.
+        """Refuse ids that are not in the store, not even in its newest version.
 
         Raises:
-            RefusedError: One is not.
+            RefusedError: One is unknown.
         """
         unknown = self._unknown(ids)
         if unknown:
@@ -130,8 +130,8 @@ class Service:
             raise RefusedError(
                 404,
                 "unknown_image",
-                f"The store has no image {unknown[0][:80]!r} ({len(set(unknown))} of the request's ids are unknown); "
-                "name images that are in the store, or send the pictures as uploads.",
+                f"The store has no image {unknown[0][:80]!r} ({len(set(unknown))} of the request's ids are "
+                "unknown); name images in the store, or send the pictures as uploads.",
             )
 
     def _unknown(self, ids: Sequence[str]) -> list[str]:
@@ -139,10 +139,10 @@ class Service:
         return [id_ for id_, row in zip(ids, there, strict=True) if row < 0]
 
     def check_texts(self, model: ServedModel, texts: Sequence[str]) -> None:
-        """Refuse texts that are neither in the store nor can be embedded.
+        """Refuse texts that are not in the store and cannot be embedded.
 
         Raises:
-            RefusedError: One is not, and the vectors of texts were imported; or the model reads images alone.
+            RefusedError: A text is not in the store and its vectors were imported, or the model reads only images.
         """
         if texts and not model.towers["text"]:
             raise _reads_no("text", model)
@@ -152,35 +152,35 @@ class Service:
             raise RefusedError(
                 409,
                 "cannot_embed",
-                f"The vectors of texts were imported, so a text that is not in the store ({unknown[:80]!r}) cannot be "
-                "embedded like them; use texts of the store.",
+                f"The text vectors were imported, so a text outside the store ({unknown[:80]!r}) cannot be "
+                "embedded in the same way; use texts of the store.",
             )
 
     async def notes_on(self, model: ServedModel, texts: Sequence[str]) -> list[str]:
-        """Say whether the encoder reads some texts; plain letters it does, and nobody is asked."""
+        """Return notes on texts that the encoder cannot read; plain letters are not checked."""
         if all(map(str.isascii, texts)):
             return []
         return await asyncio.to_thread(model.notes_on, texts)
 
     async def newest_store(self) -> Store:
-        """Return the store in its newest version; at most every two seconds somebody looks whether there is one."""
+        """Return the newest version of the store, checking for one at most every two seconds."""
         await self._store_refresh.look()
         return self.store
 
     async def add(self, name: str, run: Path, *, device: str = "cpu") -> ServedModel:
-        """Serve one more run, or the same again; what is asked meanwhile is answered by the others.
+        """Serve another run, or reload one; meanwhile the others keep answering.
 
-        A run that was deleted and trained anew since takes the place of the one that was served under its name.
+        A run that was deleted and retrained replaces the one served under its name.
 
         Args:
-            name: What requests call it.
-            run: Its folder.
-            device: Where PyTorch computes.
+            name: Name used in requests.
+            run: The run's folder.
+            device: Device for PyTorch.
 
         Raises:
             RefusedError: Another run has this name, or it cannot be used with this store.
         """
-        stamp = _stamp(run)  # before it is read: what is written meanwhile is loaded the next time
+        stamp = _stamp(run)  # taken before reading: later writes are loaded next time
         found = self.models.get(name)
         if found is not None:
             if found.scorer.run.path.resolve() != run.resolve():
@@ -200,7 +200,7 @@ class Service:
         return made
 
     def _join(self, models: Sequence[ServedModel]) -> list[None]:
-        """Take runs in, in the thread of the models, where no store is switched meanwhile."""
+        """Add runs in the model thread, where the store cannot be switched meanwhile."""
         for model in models:
             if model.scorer.store is not self.store:
                 model.switch_to(self.store)
@@ -213,33 +213,36 @@ class Service:
     def _take(self, stores: Sequence[Store]) -> list[None]:
         for model in self.models.values():
             model.switch_to(stores[-1])
-        self.store = stores[-1]  # here, so that a run that joins next is switched too
+        self.store = stores[-1]  # assigned here so that the next run to join is switched too
         return [None] * len(stores)
 
     def check_size(self, texts: Sequence[str], items: int) -> None:
         """Refuse texts that are too long, and too many items.
 
         Raises:
-            RefusedError: One of them.
+            RefusedError: One limit is exceeded.
         """
         if items > self.limits.items:
             raise RefusedError(
-                413, "too_many_items", f"A request may have {self.limits.items} items, found {items}; send several."
+                413,
+                "too_many_items",
+                f"A request may have at most {self.limits.items} items, found {items}; send several requests.",
             )
         longest = max(map(len, texts), default=0)
         if longest > self.limits.text_characters:
             raise RefusedError(
                 422,
                 "text_too_long",
-                f"A text may have {self.limits.text_characters} characters, found one of {longest}; shorten it.",
+                f"A text may have at most {self.limits.text_characters} characters, found one of {longest}; "
+                "shorten it.",
             )
 
     async def score(self, model: ServedModel, pairs: Sequence[ImagePair], *, top: int = 5) -> Any:
-        """Score pairs whose images are known: a `Match` or a `Prediction` each."""
+        """Score pairs with known images, giving a `Match` or a `Prediction` for each."""
         return await self._of_pairs(model.score, (pairs, top), pairs)
 
     async def sets(self, model: ServedModel, pairs: Sequence[ImagePair], level: float) -> list[Any]:
-        """Return the prediction set of each pair; of a matching run whether it matches."""
+        """Return the prediction set of each pair; for a matching run, whether it matches."""
         found: list[Any] = await self._of_pairs(model.sets, (pairs, level), pairs)
         return found
 
@@ -252,11 +255,13 @@ class Service:
         try:
             return await self.queue.submit(work, payload, items=len(pairs))
         except StoreError:
-            await self.check_images([image for image, _ in pairs if isinstance(image, str) and image])  # removed since
+            await self.check_images(
+                [image for image, _ in pairs if isinstance(image, str) and image]
+            )  # removed in the meantime
             raise
 
     async def embed_uploads(self, model: ServedModel, uploads: Mapping[str, Upload]) -> dict[str, np.ndarray]:
-        """Decode and embed images that were sent with a request.
+        """Decode and embed images sent with a request.
 
         Raises:
             RefusedError: Too many, or one cannot be read.
@@ -265,7 +270,9 @@ class Service:
             return {}
         if len(uploads) > self.limits.uploads:
             raise RefusedError(
-                413, "too_many_uploads", f"A request may bring {self.limits.uploads} images, found {len(uploads)}."
+                413,
+                "too_many_uploads",
+                f"A request may contain at most {self.limits.uploads} images, found {len(uploads)}.",
             )
         _check_embeds_images(model)
         loop = asyncio.get_running_loop()
@@ -286,12 +293,12 @@ class Service:
         k: int = 10,
         where: str | None = None,
     ) -> Found:
-        """Search. An image is a checked id of the store, or bytes that `checked_image` returned.
+        """Search. An image is a checked id of the store, or bytes returned by `checked_image`.
 
         Raises:
-            RefusedError: A condition that cannot be understood, or texts asked for a text.
+            RefusedError: An invalid condition, or a search for texts by text.
         """
-        await self._store_refresh.look()  # what was added since shall be found
+        await self._store_refresh.look()  # recently added items must be found
         job = {"text": text, "image": image, "find": find, "k": k, "where": where}
         try:
             return await self.queue.submit(model.search, job, items=max(1, model.scorer.rerank_depth))
@@ -299,10 +306,10 @@ class Service:
             raise RefusedError(422, "invalid", model.scrubbed(str(error))) from None
 
     async def checked_image(self, model: ServedModel, name: str, upload: Upload) -> bytes:
-        """Return an image that was sent with a request, if it can be read.
+        """Return an image sent with a request, if it can be read.
 
         Raises:
-            RefusedError: It cannot.
+            RefusedError: It cannot be read.
         """
         _check_embeds_images(model)
         content = decoded(name, upload)
@@ -317,14 +324,14 @@ class Service:
         """Read images of the store, ``(tokens, dim)`` each.
 
         Raises:
-            RefusedError: The model reads texts alone.
+            RefusedError: The model reads only texts.
         """
         if ids and not model.towers["image"]:
             raise _reads_no("image", model)
         return await self.queue.submit(model.read_images, ids, items=len(ids)) if ids else []
 
     def close(self) -> None:
-        """Finish what was accepted, and end all threads."""
+        """Finish accepted requests and stop all threads."""
         self.queue.close()
         self._decoders.shutdown(cancel_futures=True)
 
@@ -337,7 +344,7 @@ class Service:
 
 
 def _stamp(run: Path) -> tuple[int, int] | None:
-    """Tell one training of a run from the next by ``run.json``, which is written last; None without it."""
+    """Return a stamp of ``run.json``, written last, that distinguishes trainings of a run; None without it."""
     try:
         status = (run / "run.json").stat()
     except OSError:
@@ -348,7 +355,7 @@ def _stamp(run: Path) -> tuple[int, int] | None:
 def _reads_no(side: Modality, model: ServedModel) -> RefusedError:
     alone = "texts" if side == "image" else "images"
     return RefusedError(
-        409, "cannot_embed", f"The model {model.name!r} reads {alone} alone, so it has no encoder of {side}s."
+        409, "cannot_embed", f"The model {model.name!r} reads only {alone}, so it has no {side} encoder."
     )
 
 
@@ -359,6 +366,6 @@ def _check_embeds_images(model: ServedModel) -> None:
         raise RefusedError(
             409,
             "cannot_embed",
-            "The vectors of images were imported, so pictures that are sent cannot be embedded like them; name "
+            "The image vectors were imported, so uploaded pictures cannot be embedded in the same way; name "
             "images of the store.",
         )

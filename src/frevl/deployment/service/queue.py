@@ -1,4 +1,4 @@
-"""The model worker: one thread, a bounded queue, and batches of what waits."""
+"""The model worker: one thread, a bounded queue, and batches of waiting items."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ P = TypeVar("P")
 R = TypeVar("R")
 
 Work = Callable[[Sequence[P]], Sequence[R]]
-"""Answers several payloads at once, in their order, each as if it were alone."""
+"""Answers several payloads at once, in order, each as if it were alone."""
 
 
 @dataclass(eq=False)
@@ -33,15 +33,15 @@ class _Job:
 
 
 class ModelQueue:
-    """Runs all models in one thread; whatever waits for the same work is run together.
+    """Runs all models in one thread; items waiting for the same work are run together.
 
-    There is no pause to collect a batch: while one batch runs, the next one gathers. An idle service answers at once, a
-    busy one in batches. Jobs are served in order, except that a batch also takes later jobs of the same kind.
+    There is no pause to collect a batch: while one batch runs, the next one accumulates. An idle service answers at
+    once, a busy one in batches. Jobs are served in order, except that a batch also takes later jobs of the same kind.
 
     Args:
-        waiting_items: Most items that wait; more are refused at once.
-        client_share: Share of these that one client may have, 0 to 1.
-        batch_items: Most items in a batch; a single larger job runs alone.
+        waiting_items: Maximum number of waiting items; more are refused at once.
+        client_share: Share of them that one client may have, 0 to 1.
+        batch_items: Maximum items in a batch; a single larger job runs alone.
         observe: Called after every batch with the name of the work, its items and seconds. Runs in the thread.
     """
 
@@ -60,35 +60,36 @@ class ModelQueue:
         self._observe = observe
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
-        self._seconds_an_item = 0.001  # smoothed; only decides what Retry-After says
+        self._seconds_an_item = 0.001  # smoothed; used only for Retry-After
         self.waiting = 0  # items
         self.closed = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     async def submit(self, work: Work[P, R], payload: P, *, items: int) -> R:
-        """Let the worker answer one payload; if the caller is cancelled, it leaves the queue.
+        """Have the worker answer one payload; if the caller is cancelled, it leaves the queue.
 
         Args:
-            work: What to do; jobs of equal work share batches.
-            payload: What to do it with.
-            items: Its size, at least 1.
+            work: The function; jobs of equal work share batches.
+            payload: Its input.
+            items: Number of items, at least 1.
 
         Raises:
-            RefusedError: Too much is waiting already, of all clients (503) or of this one (429), or the service is
+            RefusedError: Too many items are waiting, of all clients (503) or of this one (429), or the service is
                 stopping.
-            Exception: What the work raised for this payload.
+            Exception: Whatever the work raised for this payload.
         """
         client = ASKING.get()
         job = _Job(work, payload, items, asyncio.get_running_loop().create_future(), client)
         with self._changed:
             if self.closed:
-                raise RefusedError(503, "stopping", "The service is stopping; ask again in a moment.", retry_after=2)
+                raise RefusedError(503, "stopping", "The service is stopping; try again in a moment.", retry_after=2)
             if self.waiting + items > self._most_waiting:
                 raise RefusedError(
                     503,
                     "overloaded",
-                    f"{self.waiting} items wait for the model and at most {self._most_waiting} may; ask again later.",
+                    f"{self.waiting} items are waiting for the model, at most {self._most_waiting} may; try again "
+                    "later.",
                     retry_after=self._seconds_for(self.waiting),
                 )
             own = self._waiting_of.get(client, 0)
@@ -96,8 +97,8 @@ class ModelQueue:
                 raise RefusedError(
                     429,
                     "client_limit",
-                    f"{own} items of this client wait for the model and at most {self._client_most:.0f} may; ask again "
-                    "later.",
+                    f"{own} items of this client are waiting for the model, at most {self._client_most:.0f} may; "
+                    "try again later.",
                     retry_after=self._seconds_for(own),
                 )
             self._jobs.append(job)
@@ -114,7 +115,7 @@ class ModelQueue:
         return answer
 
     def close(self) -> None:
-        """Accept nothing more, finish what was accepted, and end the thread. Blocks, so not for the event loop."""
+        """Accept nothing more, finish accepted jobs and stop the thread. Blocks: do not call it on the event loop."""
         with self._changed:
             self.closed = True
             self._changed.notify()
@@ -128,7 +129,7 @@ class ModelQueue:
             self._seconds_an_item += 0.1 * (seconds / items - self._seconds_an_item)
             if self._observe is not None:
                 self._observe(getattr(batch[0].work, "__name__", "work"), items, seconds)
-            for loop in {job.future.get_loop() for job in batch}:  # one wake-up of a loop a batch, not one a job
+            for loop in {job.future.get_loop() for job in batch}:  # wake a loop once per batch, not once per job
                 if not loop.is_closed():
                     loop.call_soon_threadsafe(_deliver, [a for a in answered if a[0].future.get_loop() is loop])
 
@@ -162,10 +163,10 @@ class ModelQueue:
 
 
 def _answered(batch: Sequence[_Job]) -> list[tuple[_Job, Any]]:
-    """Run a batch; if it fails, run every job alone, so that only the job at fault fails."""
+    """Run a batch; if it fails, run each job alone, so that only the faulty one fails."""
     try:
         return list(zip(batch, batch[0].work([job.payload for job in batch]), strict=True))
-    except BaseException as error:  # whatever it is (Rust panics are no Exception), the thread must go on
+    except BaseException as error:  # whatever happens (Rust panics are not Exceptions), the thread must go on
         return [(batch[0], error)] if len(batch) == 1 else [_answered([job])[0] for job in batch]
 
 

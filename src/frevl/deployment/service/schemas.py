@@ -1,4 +1,4 @@
-"""Bodies of requests and answers, with examples for the OpenAPI document."""
+"""Request and response bodies, with examples for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BASE64 = {
     "type": "string",
     "contentEncoding": "base64",
     "minLength": 1,
-    # Between the characters there may be blanks and line breaks.
+    # Spaces and line breaks between the characters are allowed.
     "pattern": r"^(data:[a-z/+.-]+;base64,)?\s*(([A-Za-z0-9+/]\s*){4})*"
     r"(([A-Za-z0-9+/]\s*){2}=\s*=\s*|([A-Za-z0-9+/]\s*){3}=\s*)?$",
 }
@@ -41,7 +41,7 @@ _BASE64 = {
 Uploads = Annotated[
     dict[Annotated[str, Field(min_length=1, max_length=100)], Annotated[str, Field(min_length=1)]],
     Field(
-        description="Images sent along, in base64, by names of your choice (in a multipart request: further fields).",
+        description="Uploaded images in base64, by names of your choice (in a multipart request: additional fields).",
         json_schema_extra={"additionalProperties": _BASE64},
     ),
 ]
@@ -49,31 +49,31 @@ Uploads = Annotated[
 
 def _not_blank(text: str) -> str:
     if not text.strip():
-        raise ValueError("a text needs more than blanks")
+        raise ValueError("a text must not be blank")
     return text
 
 
 Text = Annotated[str, Field(min_length=1, json_schema_extra={"pattern": r"\S"}), AfterValidator(_not_blank)]
 """A sentence or question."""
 ImageId = Annotated[str, Field(min_length=1, max_length=4096, description="Id of an image in the store.")]
-UploadName = Annotated[str, Field(min_length=1, max_length=100, description="Name of an image that is sent along.")]
+UploadName = Annotated[str, Field(min_length=1, max_length=100, description="Name of an uploaded image.")]
 
 
 def _not_null(value: object) -> object:
     if value is None:
-        raise ValueError("null is not allowed here; leave the field out")
+        raise ValueError("null is not allowed here; omit the field")
     return value
 
 
 _LEAVE_OUT = BeforeValidator(_not_null)
-ModelName = Annotated[str | None, Field(max_length=200, description="Name of the model; the first one if left out.")]
+ModelName = Annotated[str | None, Field(max_length=200, description="Name of the model; defaults to the first one.")]
 
-EITHER_IMAGE = "either 'image' (an id in the store) or 'upload' (an image sent along)"
+EITHER_IMAGE = "either 'image' (an id in the store) or 'upload' (an uploaded image)"
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 
 
 class Body(BaseModel):
-    """The body of a request or an answer."""
+    """The body of a request or a response."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -86,9 +86,9 @@ def _sides_of_a_pair(schema: dict[str, Any]) -> None:
 
 
 class Pair(Body):
-    """An image and a text. The image is either in the store or sent along.
+    """An image and a text. The image is either in the store or uploaded.
 
-    A model that reads images alone needs no text, and one that reads texts alone no image; ``/v1/models`` says so.
+    A model that reads only images needs no text, and one that reads only texts needs no image; see ``/v1/models``.
     """
 
     image: Annotated[ImageId | SkipJsonSchema[None], _LEAVE_OUT] = None
@@ -115,12 +115,10 @@ class _PairsRequest(Body):
             gt=0,
             lt=1,
             allow_inf_nan=False,
-            description="Name the answers that cannot be ruled out, so that the right one is among them this often.",
+            description="Return the answers that cannot be ruled out; the right one is among them this often.",
         ),
     ] = None
-    doubt: Annotated[
-        bool, Field(description="Say how little each pair is like what the model has learned from, from 0 to 1.")
-    ] = False
+    doubt: Annotated[bool, Field(description="Return how unlike the training data each pair is, from 0 to 1.")] = False
     uploads: Uploads = Field(default_factory=dict)
 
 
@@ -140,10 +138,10 @@ class ScoreRequest(_PairsRequest):
 class AnswerRequest(_PairsRequest):
     """Questions about images."""
 
-    top: Annotated[int, Field(ge=1, le=100, description="How many classes to name.")] = 5
+    top: Annotated[int, Field(ge=1, le=100, description="Number of classes to return.")] = 5
     threshold: Annotated[
         float,
-        Field(ge=0, le=1, allow_inf_nan=False, description="Abstain where the best probability is below this."),
+        Field(ge=0, le=1, allow_inf_nan=False, description="Abstain if the best probability is below this."),
     ] = 0.0
 
     model_config = ConfigDict(
@@ -169,24 +167,22 @@ def _one_of_three(schema: dict[str, Any]) -> None:
 
 
 class SearchRequest(Body):
-    """What to look for: a text, an image of the store, or an image sent along."""
+    """What to search for: a text, an image in the store, or an uploaded image."""
 
     model: ModelName = None
     text: Annotated[Text | SkipJsonSchema[None], _LEAVE_OUT] = None
     image: Annotated[ImageId | SkipJsonSchema[None], _LEAVE_OUT] = None
     upload: Annotated[UploadName | SkipJsonSchema[None], _LEAVE_OUT] = None
     uploads: Uploads = Field(default_factory=dict)
-    find: Annotated[Literal["images", "texts"], Field(description="Texts are found for an image only.")] = "images"
-    k: Annotated[int, Field(ge=1, le=100, description="How many hits.")] = 10
+    find: Annotated[Literal["images", "texts"], Field(description="Texts can only be found for an image.")] = "images"
+    k: Annotated[int, Field(ge=1, le=100, description="Number of hits.")] = 10
     rerank: Annotated[
-        bool, Field(description="Sort by the run's score; false: by the first stage's similarity alone.")
+        bool, Field(description="Sort by the run's score; false: by the first stage's similarity only.")
     ] = True
-    stages: Annotated[bool, Field(description="Name the order of the first stage as well.")] = False
+    stages: Annotated[bool, Field(description="Also return the first stage's order.")] = False
     where: Annotated[
         str | None,
-        Field(
-            max_length=1000, description="Only items for which this SQL condition over id, bytes and metadata holds."
-        ),
+        Field(max_length=1000, description="Search only items that meet this SQL condition on id, bytes and metadata."),
     ] = None
 
     model_config = ConfigDict(json_schema_extra=_one_of_three)
@@ -201,7 +197,7 @@ class SearchRequest(Body):
 
 
 class EmbedRequest(Body):
-    """Items to embed with the encoders of a model: texts, images in the store, images sent along."""
+    """Items to embed with the encoders of a model: texts, images in the store, uploaded images."""
 
     model: ModelName = None
     texts: list[Text] = Field(default_factory=list)
@@ -228,19 +224,19 @@ class Label(Body):
 
 
 class _Trust(Body):
-    """How far a result is to be believed, where that was asked for."""
+    """How far to trust a result, if requested."""
 
     set: list[str] | None = Field(None, description="With sets, classification: classes that cannot be ruled out.")
-    matches: bool | None = Field(None, description="With sets, matching: null where neither can be ruled out.")
-    doubt: float | None = Field(None, description="With doubt: 0 is like what is known, 1 like nothing known.")
+    matches: bool | None = Field(None, description="With sets, matching: null if neither can be ruled out.")
+    doubt: float | None = Field(None, description="With doubt: from 0, like the training data, to 1, unlike any of it.")
 
 
 class Score(_Trust):
     """Result for a pair: ``score`` for matching, ``label`` and ``top`` for classification."""
 
-    score: float | None = Field(None, description="Matching: the logit; the larger, the better the match.")
+    score: float | None = Field(None, description="Matching: the logit; higher is a better match.")
     label: str | None = Field(None, description="Classification: the most probable class.")
-    probability: float = Field(description="Calibrated: of a match, or of the label.")
+    probability: float = Field(description="Calibrated probability of a match, or of the label.")
     top: list[Label] | None = Field(None, description="Classification: the five most probable classes.")
     unknown: bool | None = Field(
         None, description="Runs of classify with --unknown: the image probably belongs to none of the classes."
@@ -253,15 +249,17 @@ class ScoreResponse(Body):
     model: str
     task: Literal["matching", "classification"]
     scores: list[Score]
-    notes: list[str] = Field(description="Sentences for people, such as on texts that the encoder cannot read.")
+    notes: list[str] = Field(description="Notes for people, such as on texts that the encoder cannot read.")
 
 
 class Answer(_Trust):
-    """An answer, or none where the model is not sure."""
+    """An answer, or none if the model is unsure."""
 
     answer: str | None = Field(description="The most probable class; null if abstained.")
     probability: float = Field(description="Calibrated probability of the most probable class.")
-    abstained: bool = Field(description="Its probability is below the threshold, or the image is of no known class.")
+    abstained: bool = Field(
+        description="The probability is below the threshold, or the image belongs to no known class."
+    )
     top: list[Label]
 
 
@@ -271,31 +269,31 @@ class AnswerResponse(Body):
     model: str
     threshold: float
     answers: list[Answer]
-    notes: list[str] = Field(description="Sentences for people, such as on texts that the encoder cannot read.")
+    notes: list[str] = Field(description="Notes for people, such as on texts that the encoder cannot read.")
 
 
 class SearchHit(Body):
-    """An item that was found."""
+    """A search hit."""
 
     rank: int
     id: str = Field(description="Id of the image, or the text.")
-    score: float = Field(description="The run's score of the pair; for image to image the similarity.")
-    probability: float | None = Field(description="Calibrated probability of a match; null for image to image.")
-    similarity: float = Field(description="Cosine of the first stage.")
+    score: float = Field(description="The run's score of the pair; for image-to-image search, the similarity.")
+    probability: float | None = Field(description="Calibrated probability of a match; null for image-to-image search.")
+    similarity: float = Field(description="Cosine similarity of the first stage.")
     metadata: dict[str, Any]
 
 
 class SearchResponse(Body):
-    """The best items first."""
+    """The hits, best first."""
 
     model: str
     find: Literal["images", "texts"]
-    searched: int = Field(description="How many items could have been found.")
-    reranked: int = Field(description="How many candidates the run scored again.")
-    exact: bool = Field(description="False where an index named the candidates.")
+    searched: int = Field(description="Number of items searched.")
+    reranked: int = Field(description="Number of candidates that the run reranked.")
+    exact: bool = Field(description="False if an index selected the candidates.")
     notes: list[str]
     hits: list[SearchHit]
-    first_stage: list[SearchHit] | None = Field(None, description="With stages: the best by similarity alone.")
+    first_stage: list[SearchHit] | None = Field(None, description="With stages: the best by similarity only.")
 
 
 class EmbedResponse(Body):
@@ -310,7 +308,7 @@ class EmbedResponse(Body):
 
 
 class ModelRecord(Body):
-    """A model that is served."""
+    """A served model."""
 
     name: str
     model: str = Field(description="Its kind: tiny, linear, ...")
@@ -319,16 +317,16 @@ class ModelRecord(Body):
     labels: int = Field(description="Number of classes; 0 for matching.")
     encoders: list[str]
     searches: bool = Field(description="Whether /v1/search can use it.")
-    reads: list[Literal["image", "text"]] = Field(description="What it needs of a pair.")
+    reads: list[Literal["image", "text"]] = Field(description="The sides of a pair that it needs.")
     embeds: list[Literal["image", "text"]] = Field(
-        description="What may be new; of anything else it takes what is in the store."
+        description="The sides that may be new; anything else must be in the store."
     )
     sets: bool = Field(description="Whether a request may ask for sets.")
     doubt: bool = Field(description="Whether a request may ask for doubt.")
 
 
 class ModelsResponse(Body):
-    """All models; the first is used where a request names none. ``limits`` says how much a request may ask."""
+    """All models; the first is the default. ``limits`` are those on a request."""
 
     models: list[ModelRecord]
     images: int = Field(description="Images in the store.")
@@ -343,8 +341,8 @@ class StateResponse(Body):
 
 
 class _Error(Body):
-    code: str = Field(description="A word for programs.")
-    message: str = Field(description="One sentence for people.")
+    code: str = Field(description="A code for programs.")
+    message: str = Field(description="A sentence for people.")
     request_id: str = Field(description="Also in the header X-Request-ID and in the log.")
 
 

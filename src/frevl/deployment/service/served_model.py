@@ -1,4 +1,4 @@
-"""A served run: it scores, embeds and searches for several requests at once, through `Scorer` and `Searcher`."""
+"""A served run, which scores, embeds and searches for several requests at once through `Scorer` and `Searcher`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["Found", "ImagePair", "Match", "ServedModel"]
 R = TypeVar("R")
 
 ImagePair = tuple[str | np.ndarray, str]
-"""An image, by its id in the store or as an embedding, and a text; empty is what the model does not read."""
+"""An image, as an id in the store or an embedding, and a text; a side that the model does not read is empty."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """Result of a matching run for a pair: a logit, and the calibrated probability of a match."""
+    """A matching run's result for a pair: a logit and the calibrated probability of a match."""
 
     score: float
     probability: float
@@ -36,14 +36,14 @@ class Match:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found, in both orders.
+    """The result of a search, in both orders.
 
     Attributes:
-        by_score: The best by the run's score.
-        by_similarity: The best by the first stage alone.
-        searched: How many items could have been found.
-        reranked: How many candidates the run scored again; 0 if it does not rerank.
-        exact: False where an index named the candidates.
+        by_score: The best hits by the run's score.
+        by_similarity: The best hits by the first stage alone.
+        searched: Number of items searched.
+        reranked: Number of reranked candidates; 0 if the run does not rerank.
+        exact: False if an index selected the candidates.
         notes: Sentences for the user.
     """
 
@@ -56,7 +56,7 @@ class Found:
 
 
 class ServedModel:
-    """A run that is served. Its methods with a list of payloads are work for `ModelQueue`."""
+    """A served run. Its methods that take a list of payloads are work for `ModelQueue`."""
 
     def __init__(self, name: str, scorer: Scorer) -> None:
         self.name = name
@@ -65,12 +65,12 @@ class ServedModel:
             modality: [scorer.store.towers[tower] for tower in scorer.run.towers.get(modality, ())]
             for modality in TABLES
         }
-        # Imported vectors have no encoder here: then only items of the store can be used.
+        # Imported vectors have no encoder here, so only items of the store can be used.
         self.embeds = {
             modality: bool(own) and not any(tower.imported for tower in own) for modality, own in self.towers.items()
         }
         for modality, can in self.embeds.items():
-            if can:  # now, and checked against the store, so that no request waits for it
+            if can:  # loaded now and checked against the store, so that no request waits for it
                 scorer.encoders(modality)
         self._searcher = self._new_searcher()
         self._conformal = _unless_refused(lambda: conformal_scores(scorer)[0])
@@ -78,14 +78,14 @@ class ServedModel:
 
     @property
     def has_sets(self) -> bool:
-        """Whether the run keeps what prediction sets need."""
+        """Return whether the run holds what prediction sets need."""
         return self._conformal is not None
 
     def switch_to(self, store: Store) -> None:
-        """Answer from a newer version of the store.
+        """Switch to a newer version of the store.
 
         Raises:
-            FrevlError: It cannot be used; then the old one still answers.
+            FrevlError: It cannot be used; the old one stays in use.
         """
         self.scorer.run.check_store(store)
         before, self.scorer.store = self.scorer.store, store
@@ -104,7 +104,7 @@ class ServedModel:
         return searcher
 
     def score(self, jobs: Sequence[tuple[Sequence[ImagePair], int]]) -> list[list[Any]]:
-        """Score the pairs of several requests: a `Match` each, or a `Prediction` with as many classes as wanted."""
+        """Score the pairs of several requests, each giving a `Match`, or a `Prediction` with the requested classes."""
         pairs, given = _together([job for job, _ in jobs])
         most = max(k for _, k in jobs)
         said: list[Any]
@@ -121,7 +121,7 @@ class ServedModel:
     def sets(self, jobs: Sequence[tuple[Sequence[ImagePair], float]]) -> list[list[Any]]:
         """Return the prediction sets of several requests at their levels: labels, or whether it is a match."""
         if self._conformal is None:
-            raise RefusedError(422, "no_sets", f"The model {self.name!r} keeps nothing that sets could be read off.")
+            raise RefusedError(422, "no_sets", f"The model {self.name!r} has no data for prediction sets.")
         pairs, given = _together([job for job, _ in jobs])
         own, found, labels = self._conformal, list[list[Any]](), self.scorer.run.labels
         if self.scorer.run.task == "matching":
@@ -137,7 +137,7 @@ class ServedModel:
         return found
 
     def set_notes(self, level: float) -> list[str]:
-        """Say where too few pairs were held out for sets at a level."""
+        """Return notes on levels for which too few pairs were held out."""
         return [] if self._conformal is None else self._conformal.note(level)
 
     def doubt(self, jobs: Sequence[Sequence[ImagePair]]) -> list[list[float]]:
@@ -177,17 +177,17 @@ class ServedModel:
 
     @property
     def searches(self) -> bool:
-        """Whether it can search: only a run with a first stage can."""
+        """Return whether it can search, which requires a first stage."""
         return self.scorer.run.task == "matching" and self.scorer.has_first_stage
 
     def search(self, jobs: Sequence[dict[str, Any]]) -> list[Found]:
-        """Search, one job after the other; each is the arguments of `Searcher.search`."""
+        """Run searches in turn; each job holds the arguments of `Searcher.search`."""
         if self._searcher is None:
             raise RefusedError(409, "wrong_task", f"The model {self.name!r} has no first stage to search with.")
         found = []
         for job in jobs:
             k: int = job["k"]
-            # Ask for all candidates, because both orders are made of them.
+            # Request all candidates, because both orders are built from them.
             said = self._searcher.search(**{**job, "k": max(k, self.scorer.rerank_depth)})
             by_similarity = sorted(said.hits, key=lambda hit: -hit.similarity)[:k]
             notes = [self.scrubbed(note) for note in said.notes if "fewer than the" not in note or said.searched < k]
@@ -195,21 +195,21 @@ class ServedModel:
         return found
 
     def notes_on(self, texts: Sequence[str]) -> list[str]:
-        """Return a sentence where most letters of some texts are not read; thread-safe."""
+        """Return a note if most letters of some texts cannot be read; thread-safe."""
         notes: list[str] = []
         load = (lambda: self.scorer.encoders("text")) if self.embeds["text"] else None
         note_unread(self.scorer.store, texts, self.towers["text"], notes, load)
         return [self.scrubbed(note) for note in notes]
 
     def scrubbed(self, sentence: str) -> str:
-        """Remove paths of the server from a sentence."""
+        """Remove server paths from a sentence."""
         places = {str(self.scorer.run.path): "RUN", str(self.scorer.store.path): "STORE"}
         for place, word in places.items():
             sentence = sentence.replace(place, word)
         return sentence
 
     def record(self) -> dict[str, Any]:
-        """Return what ``GET /v1/models`` lists."""
+        """Return its entry in ``GET /v1/models``."""
         run = self.scorer.run
         return {
             "name": self.name,
@@ -227,7 +227,7 @@ class ServedModel:
 
 
 def _together(jobs: Sequence[Sequence[ImagePair]]) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
-    """Return the pairs of several requests, and the embeddings of images that were sent along by the ids they get."""
+    """Return the pairs of several requests, and the uploaded images' embeddings by the ids assigned to them."""
     given: dict[str, np.ndarray] = {}
     pairs: list[tuple[str, str]] = []
     for job in jobs:
@@ -241,7 +241,7 @@ def _together(jobs: Sequence[Sequence[ImagePair]]) -> tuple[list[tuple[str, str]
 
 
 def _unless_refused(ask: Callable[[], R]) -> R | None:
-    """Return what is asked for; None if the run does not have it."""
+    """Return the requested value; None if the run does not have it."""
     try:
         return ask()
     except UsageError:

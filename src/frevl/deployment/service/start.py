@@ -56,18 +56,18 @@ def serve(
     limits: Limits | None = None,
     ready: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
-    """Serve runs until the process receives SIGTERM or SIGINT; requests that were accepted are finished first.
+    """Serve runs until the process receives SIGTERM or SIGINT; accepted requests are finished first.
 
-    API keys come from the environment variable ``FREVL_API_KEYS``; without it everybody who reaches the port is served.
+    API keys come from the environment variable ``FREVL_API_KEYS``; without it, anyone who can reach the port is served.
     Logs are JSON lines on standard error.
 
     Args:
         store: Folder of the store.
-        runs: Folders of runs by name; the first answers where a request names none.
+        runs: Folders of runs by name; the first is the default.
         host: Address to listen on.
-        port: Port to listen on; 0 takes a free one, which the log names.
+        port: Port to listen on; 0 takes a free one, which is logged.
         images: Folder of the images, so that the page can show them; without it the page names their ids.
-        report: Pages to show beside those in the folders of the runs, and before them.
+        report: Pages to show before those in the run folders.
         page: Serve the web page as well.
         labels: Let clients write labels into the store, judge data, and train and serve runs.
         explore: Open the page on the pictures of the store; then no run is needed.
@@ -82,27 +82,27 @@ def serve(
         ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
 
     Raises:
-        UsageError: No run, a folder or file that is not there, an address that is taken, or keys that are too short.
+        UsageError: No run, a missing folder or file, an address in use, or keys that are too short.
         FrevlError: A run or the store cannot be used.
     """
     if not runs and not explore:
         raise UsageError("Nothing to serve: name at least one run with --run")
     if images is not None and not Path(images).is_dir():
-        raise UsageError(f"{images}: expected the folder of the images, found none")
+        raise UsageError(f"{images}: no such folder; expected the folder of the images")
     shown = [Path(one) for one in ([report] if isinstance(report, str | Path) else report or [])]
     for path in shown:
         if not path.is_file():
-            raise UsageError(f"{path}: expected the HTML file of a diagnosis, found none")
+            raise UsageError(f"{path}: no such file; expected the HTML file of a diagnosis")
     if pairs is not None and not Path(pairs).is_file():
-        raise UsageError(f"{pairs}: expected a pairs file to judge, found none")
+        raise UsageError(f"{pairs}: no such file; expected a pairs file to curate")
     started = time.monotonic()
     keys, limits, metrics = Keys.of_environment(), limits or Limits(), Metrics()
-    with _bound(host, port) as address:  # before the work, so that an address that is taken costs no time
+    with _bound(host, port) as address:  # bound first, so that an address in use fails fast
         opened = Store.open(store)
         scorers = {name: Scorer.open(run, store=opened, device=device) for name, run in runs.items()}
         service = Service(scorers, store=opened, limits=limits, observe=metrics.batch)
         folder = None if images is None else Path(images)
-        # A store of texts alone has nothing to look at.
+        # A store of texts alone has no pictures to browse.
         looks = explore or bool(opened.select_towers("image"))
         curations = Curations(
             opened.path,
@@ -151,13 +151,13 @@ def serve(
         log_json_lines()
         switch_threads_often()
         for stop in (signal.SIGTERM, signal.SIGINT):
-            # uvicorn shuts down and then sends itself the signal again; the process should end with success.
+            # uvicorn shuts down and then re-sends itself the signal; the process should exit successfully.
             signal.signal(stop, lambda *_: None)
         _Server(service_config(app, allow_open_files(limits.connections)), announce).run(sockets=[address])
 
 
 def service_config(app: ASGIApp, connections: int = 0) -> uvicorn.Config:
-    """Return how uvicorn serves an application, with so many connections at a time; 0 for any number."""
+    """Return uvicorn's configuration for an application with a number of connections; 0 for no limit."""
     return uvicorn.Config(
         app,
         http=cast("Any", partial(Connection, open_connections=OpenConnections(connections))),
@@ -166,15 +166,15 @@ def service_config(app: ASGIApp, connections: int = 0) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        # Longer than clients keep idle connections (5 s is common): the client should be the one to close, or a
-        # request that it sends while we close is lost.
+        # Longer than clients keep idle connections (5 s is common): the client should close first, or a request sent
+        # while we close is lost.
         timeout_keep_alive=75,
         timeout_graceful_shutdown=30,
     )
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which announces when it is ready."""
+    """uvicorn's server, announcing when it is ready."""
 
     def __init__(self, config: uvicorn.Config, announce: Callable[[int], None]) -> None:
         super().__init__(config)
@@ -187,7 +187,7 @@ class _Server(uvicorn.Server):
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """Bind an address. Nobody can connect before the server listens on it."""
+    """Bind an address; clients cannot connect until the server listens on it."""
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         taken = socket.socket(family, kind)
@@ -205,5 +205,5 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _is_local(bound: socket.socket) -> bool:
-    """Tell whether only this machine reaches an address."""
+    """Return whether only this machine can reach an address."""
     return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback

@@ -1,4 +1,4 @@
-"""Switches the service to the newest version of its store, between two batches."""
+"""Switch the service to the newest version of its store, between batches."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _log = logging.getLogger("frevl.service")
 
 
 class StoreRefresh:
-    """Looks for a newer version of a store, at most every two seconds and only when somebody asks.
+    """Check for a newer version of a store, at most every two seconds and only on request.
 
     Args:
-        store: The store as it is served.
-        take: Switches to a newer version. Runs where models run, so that no batch sees two versions.
+        store: The store as served.
+        take: Switches to a newer version; runs in the model thread, so that no batch sees two versions.
     """
 
     def __init__(self, store: Store, take: Callable[[Store], Awaitable[None]]) -> None:
         self._store = store
         self._take = take
-        self._versions = _versions(store)  # a store goes on with newer ones by itself where its own were deleted
+        self._versions = _versions(store)  # a store moves on to newer files by itself if its own were deleted
         self._looking: asyncio.Task[None] | None = None
         self._looked, self._opened = float("-inf"), time.monotonic()
 
     async def look(self) -> None:
-        """Switch to the newest version, if there is a newer one; requests meanwhile wait for the same look."""
+        """Switch to a newer version, if there is one; concurrent requests share the same check."""
         if self._looking is None or self._looking.done():
             if time.monotonic() - self._looked < _SECONDS:
                 return
             self._looking = asyncio.create_task(self._look())
-        await asyncio.shield(self._looking)  # a client that hangs up must not stop it for others
+        await asyncio.shield(self._looking)  # a client that disconnects must not cancel it for others
 
     def glance(self) -> None:
-        """Look in the background, if it is time to: what was removed is soon unknown, and no request waits for it."""
+        """Check in the background if due: removed items are soon unknown, and no request waits for it."""
         due = time.monotonic() - max(self._looked, self._opened) >= _SECONDS
         if due and (self._looking is None or self._looking.done()):
             self._looking = asyncio.create_task(self._look())
@@ -56,7 +56,7 @@ class StoreRefresh:
                 self._store, self._versions = newer, _versions(newer)
                 counts = {TABLES[modality]: newer.count(modality) for modality in TABLES}
                 _log.info("the store has changed", extra={"fields": counts})
-        except FrevlError as error:  # another store in its place, or one that is being written: the old one answers
+        except FrevlError as error:  # replaced by another store, or being written: keep answering from the old one
             _log.warning("the newest version of the store cannot be served: %s", error)
         finally:
             self._looked = time.monotonic()
@@ -64,7 +64,7 @@ class StoreRefresh:
 
 def _log_failure(looking: asyncio.Task[None]) -> None:
     if not looking.cancelled() and looking.exception() is not None:
-        _log.warning("looking for a newer version of the store failed: %s", looking.exception())
+        _log.warning("checking for a newer version of the store failed: %s", looking.exception())
 
 
 def _versions(store: Store) -> list[int | None]:
@@ -72,10 +72,10 @@ def _versions(store: Store) -> list[int | None]:
 
 
 def _newer(store: Store, served: list[int | None]) -> Store | None:
-    """Open the newest version and read its ids, unless it is the one that is served."""
+    """Open the newest version and read its ids, unless it is the one being served."""
     newest = Store.open(store.path)
     if _versions(newest) == served:
         return None
     for modality in TABLES:
-        find_rows(newest.positions(modality), [""])  # now, so that no request waits for it
+        find_rows(newest.positions(modality), [""])  # done now, so that no request waits for it
     return newest

@@ -71,7 +71,7 @@ class TorchCopy:
                 ) from error
             self.most = len(items) // 2
         _log.warning(
-            "frevl: %s ran out of memory with %d inputs at once; from now on it gets %d.",
+            "frevl: %s ran out of memory with %d inputs at once; using %d from now on.",
             self.device, len(items), self.most,
         )  # fmt: skip
         torch.cuda.empty_cache()  # does nothing where there is no NVIDIA device

@@ -124,7 +124,7 @@ def test_seconds_are_right_where_nobody_asked_meanwhile(world, made):
 def test_what_cannot_be_begun_says_what_is_missing(world, made):
     with opened(world, None) as at:
         label(at, "0.png", "cat")
-        refused(begin(at), 422, "invalid", "frevl explore does")
+        refused(begin(at), 422, "invalid", "frevl explore can")
     with opened(world) as at:
         refused(begin(at, "pairs"), 422, "invalid", "with --pairs FILE")
         at.http.post("/explore/label", json={"by": "ada", "labels": [{"image": "0.png", "label": None}]})

@@ -144,7 +144,7 @@ def test_texts_alone_and_names_of_all_kinds(world, tmp_path):
         assert decide(at.http, picture="y" * 4090, say="keep").json()["kept"] == 2
         found = at.http.get("/explore/curation").json()
         assert found["kept"] == 2
-        assert "is it the curation of another one?" in found["notes"][0]
+        assert "is it a curation of another store?" in found["notes"][0]
 
 
 def test_the_result_is_a_pairs_file(world, result, tmp_path):
@@ -222,7 +222,7 @@ def test_a_label_is_corrected(world, tmp_path):
         assert targets == {"0.png": "cat", "1.png": "dog", "2.png": "dog"}
         right = lines(at.http, "label", shown="all")[1]
         refused = decide(at.http, line=right["line"], filter="label", say="fix")
-        assert "no other label is likelier" in refused.json()["error"]["message"]
+        assert "No other label is likelier" in refused.json()["error"]["message"]
 
 
 def test_two_people_lose_nothing_and_a_tie_leaves_what_curate_said(world, result):
@@ -294,7 +294,7 @@ def test_another_site_decides_nothing(world, result):
         ({"picture": "0.png", "say": "keep"}, 404, "in no group of copies"),
         ({"group": "3.png", "picture": "0.png", "say": "drop"}, 404, "in no group '3.png'"),
         ({"group": "0.png", "say": "drop"}, 404, "no group of copies of '0.png'"),
-        ({"group": "3.png", "picture": "3.png", "say": "keep"}, 422, "told to drop the others"),
+        ({"group": "3.png", "picture": "3.png", "say": "keep"}, 422, "requires the decision 'drop', for the others"),
         ({"picture": "4.png", "say": "fix"}, 422, "only a label can be fixed"),
         ({"say": "keep"}, 422, "names a 'line' with a 'filter'"),
         ({"picture": "4.png", "say": "burn"}, 422, "say"),
@@ -318,9 +318,12 @@ def test_no_curation_is_said(world):
     ("change", "words"),
     [
         (lambda folder: (folder / "dropped.jsonl").unlink(), "the lines of the curation are not at"),
-        (lambda folder: (folder / "kept.jsonl").write_text(""), "were they changed since"),
-        (lambda folder: (folder / "kept.jsonl").write_text('{"image": "a"}\n'), "line 1: expected a line that frevl"),
-        (lambda folder: (folder / "kept.jsonl").write_bytes(b"\xff\n"), "line 1: expected a line that frevl"),
+        (lambda folder: (folder / "kept.jsonl").write_text(""), "have they changed since"),
+        (
+            lambda folder: (folder / "kept.jsonl").write_text('{"image": "a"}\n'),
+            "line 1: expected a line written by frevl",
+        ),
+        (lambda folder: (folder / "kept.jsonl").write_bytes(b"\xff\n"), "line 1: expected a line written by frevl"),
         (lambda folder: (folder / "result.json").write_text("{}"), "a file without 'task'"),
         (lambda folder: (folder / "result.json").write_text("[1"), "expected the file that frevl curate"),
     ],
@@ -336,7 +339,7 @@ def test_a_result_that_is_broken_while_it_is_shown_is_a_sentence(world, result, 
 
 
 def test_a_result_that_is_not_there_ends_the_start(world, tmp_path):
-    with pytest.raises(InputError, match="expected the file that frevl curate --json wrote, found none"):
+    with pytest.raises(InputError, match="no such file; expected the one that frevl curate --json wrote"):
         Curations(world.store, writable=True, given=tmp_path / "none.json")
     result = write_result(tmp_path / "old", dropped=None)
     with pytest.raises(InputError, match="5 lines of the curation were not written"):

@@ -185,7 +185,7 @@ def test_an_import_says_what_it_leaves_out(http):
     files = {"file": ("x", "\n".join(lines))}
     taken = http.post("/explore/labels/import", data={"request": '{"by": "ada"}'}, files=files).json()
     assert (taken["written"], taken["left_out"]) == (1, 4)
-    assert taken["notes"][0] == "1 of the lines name no picture of the store, the first is line 2."
+    assert taken["notes"][0] == "1 of the lines name a picture that is not in the store, the first is line 2."
     for body, sentence in (("", "file"), ("no json", "file"), ('{"image": "away.png", "target": "x"}', "no label")):
         answer = http.post(
             "/explore/labels/import", data={"request": '{"by": "ada"}'}, files={"file": ("x", body + "\n")}
@@ -219,7 +219,9 @@ def test_nothing_is_written_where_the_service_only_shows(serving):
             ("classes", {"names": ["cat"]}),
             ("classes/rename", {"name": "cat", "to": "dog"}),
         ):
-            refused(http.post(f"/explore/{path}", json={"by": "ada", **body}), 403, "read_only", "takes no labels")
+            refused(
+                http.post(f"/explore/{path}", json={"by": "ada", **body}), 403, "read_only", "does not accept labels"
+            )
         assert http.get("/explore/labels").json()["writable"] is False
     assert not (serving.folder / "labels").exists()
 
@@ -276,8 +278,12 @@ def test_a_name_that_leads_to_this_machine_by_dns_is_refused_on_every_route(loca
         for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example:80", "[x]"):
             headers = {"Host": host, "Origin": f"http://{host}", "X-Forwarded-Host": "localhost"}
             for route in ROUTES:
-                refused(http.get(route, headers=headers), 403, "other_host", "answers to localhost and to addresses")
-            refused(http.get("/report", headers=headers), 403, "other_host", "answers to localhost and to addresses")
+                refused(
+                    http.get(route, headers=headers), 403, "other_host", "answers only to localhost and IP addresses"
+                )
+            refused(
+                http.get("/report", headers=headers), 403, "other_host", "answers only to localhost and IP addresses"
+            )
             for route in ("label", "find", "map/images", "labels/undo"):
                 refused(http.post(f"/explore/{route}", json=body, headers=headers), 403, "other_host", "found the host")
         assert http.get("/healthz", headers={"Host": "evil.example"}).status_code == 200

@@ -46,7 +46,7 @@ def test_the_overview_counts_what_is_there(looked, made):
         True,
         True,
     )
-    assert "Texts find nothing by the encoder toy" in seen["notes"][0]
+    assert "Text search with the encoder toy is not possible" in seen["notes"][0]
 
 
 def test_rejects_are_counted_by_reason(made, tmp_path):
@@ -168,8 +168,8 @@ def test_searches_that_cannot_be_are_refused_in_words(looked):
     refused(find(looked, image="away.png"), 404, "unknown_image", "no image 'away.png'")
     refused(find(looked, upload="x"), 404, "unknown_upload", "not in the request")
     refused(find(looked, upload="x", uploads={"x": based(b"no picture")}), 422, "bad_image", "cannot be read")
-    refused(find(looked, image="3.png", uploads={"x": "aaaa"}), 422, "invalid", "does not use the upload 'x'")
-    refused(find(looked, text="a red square"), 409, "cannot_embed", "The encoder toy cannot search by this text")
+    refused(find(looked, image="3.png", uploads={"x": "aaaa"}), 422, "invalid", "upload 'x' is not used")
+    refused(find(looked, text="a red square"), 409, "cannot_embed", "The encoder toy cannot search for this text")
     refused(find(looked, image="3.png", where="nonsense"), 422, "invalid", "Columns of the images")
 
 
@@ -218,7 +218,7 @@ def test_a_served_run_searches_by_texts_that_an_imported_encoder_cannot_read(mad
         )
     scorer = Scorer.open(runs / "find", store=Store.open(place.store))
     with explored(place.store, scorers={"find": scorer}, encoder="clip") as looked:
-        found = find(looked, text="a text that is not in the store", k=5).json()
+        found = find(looked, text="a text outside the store", k=5).json()
         assert (found["by"], len(found["images"])) == ("run", 5)
         assert find(looked, text=ids[0], k=5).json()["by"] == "encoder"
 
@@ -228,9 +228,9 @@ def test_a_store_of_images_alone_says_that_it_has_no_texts_of_its_encoder(tmp_pa
     import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip", common_space=True)
     with explored(tmp_path / "store") as looked:
         (note,) = [one for one in looked.http.get("/explore/overview").json()["notes"] if "Texts" in one]
-        assert "the store had no texts of this encoder yet" in note
+        assert "the store had no texts of this encoder when" in note
         assert "in one space" not in note
-        refused(find(looked, text="a"), 409, "cannot_embed", "the store has no texts of it")
+        refused(find(looked, text="a"), 409, "cannot_embed", "it has no common space here")
 
 
 def test_copies_are_one_hit(made, tmp_path):

@@ -119,14 +119,14 @@ def test_points_lead_to_their_pictures(mapped):
     found = mapped.http.post("/explore/map/images", json={"key": record["key"], "points": [7, 3]}).json()["images"]
     assert [(one["id"], one["labels"]) for one in found] == [(ids[7], {"ada": "cat"}), (ids[3], {})]
     old = {"key": "old", "points": [1]}
-    refused(mapped.http.post("/explore/map/images", json=old), 409, "store_changed", "load the map")
+    refused(mapped.http.post("/explore/map/images", json=old), 409, "store_changed", "reload the map")
     beyond = {"key": record["key"], "points": [120]}
     refused(mapped.http.post("/explore/map/images", json=beyond), 422, "invalid", "The map has 120 points")
 
 
 def test_points_are_coloured_by_label_and_by_what_the_classifier_says(mapped):
     ids = mapped.service.store.ids("image")
-    refused(mapped.http.get("/explore/map/colours?by=doubt"), 409, "not_taught", "needs a classifier")
+    refused(mapped.http.get("/explore/map/colours?by=doubt"), 409, "not_taught", "requires a classifier")
     for number in range(8):
         label(mapped, ids[number], "ab"[number % 2])
     label(mapped, ids[0], "b", by="bob")

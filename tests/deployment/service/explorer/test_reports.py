@@ -61,7 +61,7 @@ def test_a_report_that_is_gone_and_names_that_lead_elsewhere(place):
     (folder / "a" / "report.html").unlink()
     for of in ("a/report.html", "a/run.json", "../a/fairness.html", str(folder / "other.html"), "a/../b/x.html", "<b>"):
         said = http.get("/explore/report", params={"of": of})
-        refused(said, 404, "unknown_report", "frevl diagnose --html RUN/report.html writes one")
+        refused(said, 404, "unknown_report", "create one with frevl diagnose --html RUN/report.html")
         assert str(folder) not in said.text.replace(of[:80], "")  # what was asked for may be repeated, cut
     for name in ("a", "b"):
         for path in (folder / name).iterdir():
@@ -90,7 +90,7 @@ def test_a_folder_a_dead_link_and_a_report_that_is_too_large(tmp_path, monkeypat
     monkeypatch.setattr(module, "_LARGEST", 99)
     found = Reports({"run": tmp_path})
     assert [one.id for one in found.all()] == ["run/large.html"]
-    with pytest.raises(module.RefusedError, match="has 100 bytes, more than the 99 that are shown here"):
+    with pytest.raises(module.RefusedError, match="has 100 bytes, and at most 99 can be shown here"):
         found.answer("run/large.html")
 
 

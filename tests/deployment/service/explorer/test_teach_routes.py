@@ -154,7 +154,7 @@ def test_a_fit_that_fails_is_said_in_words_and_the_labels_stay(place, monkeypatc
     with explored(place.store, fit=failing) as taught:
         label(taught, ("0.png", "red"), ("1.png", "blue"))
         state = settled(taught)
-        assert state["problem"] == "The classifier could not be fitted; the log of the service says more."
+        assert state["problem"] == "The classifier could not be fitted; see the log of the service."
         assert taught.http.get("/explore/labels").json()["images"] == 2
 
 

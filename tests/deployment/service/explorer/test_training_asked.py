@@ -79,9 +79,9 @@ def test_what_cannot_be_served_is_refused_in_words(place, runs, made):
         refused(broken, 409, "wrong_run", "")
         assert str(place.store) not in broken.text
         other = {"origin": "http://evil.example", "sec-fetch-site": "cross-site"}
-        refused(use(here.http, "broken", headers=other), 403, "other_site", "not of another")
+        refused(use(here.http, "broken", headers=other), 403, "other_site", "only from this service's own page")
     with explored(place.store, place.images, writable=False) as here:
-        refused(use(here.http, "broken"), 403, "read_only", "This service takes no labels")
+        refused(use(here.http, "broken"), 403, "read_only", "This service does not accept labels")
 
 
 def test_a_run_that_was_trained_anew_under_its_name_answers_in_place_of_the_former(place, runs):

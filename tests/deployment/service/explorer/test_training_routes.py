@@ -70,7 +70,7 @@ def until(here, name, *states, seconds=60):
 def test_a_run_is_trained_on_the_labels_and_appears_in_the_list(here):
     begun = train(here, model="mlp").json()
     assert (begun["name"], begun["state"], begun["pairs"], begun["of_labels"]) == ("taught-1", "running", 40, True)
-    refused(train(here), 409, "busy", "under way")
+    refused(train(here), 409, "busy", "is running")
     done = until(here, "taught-1", "done", "failed")
     assert (done["state"], done["progress"], done["problem"]) == ("done", 1.0, "")
     assert 0 <= done["accuracy"] <= 100
@@ -84,7 +84,7 @@ def test_a_run_is_trained_on_the_labels_and_appears_in_the_list(here):
     gone = here.http.get("/explore/training", params={"name": "taught-1"}).json()
     assert (gone["state"], gone["problem"]) == (
         "deleted",
-        "The folder of this run was deleted, or moved to another place.",
+        "The folder of this run was deleted or moved.",
     )
     for file in (here.place.store / "runs").glob("taught-1.*"):
         file.unlink()
@@ -111,12 +111,12 @@ def test_a_training_is_cancelled_and_continued(here, instead):
     assert listed(here)["one"]["step"] == "half"
     assert here.http.post("/explore/training/cancel", json={"name": "one"}).json()["state"] in ("stopping", "cancelled")
     assert until(here, "one", "cancelled")["problem"] == ""
-    refused(here.http.post("/explore/training/cancel", json={"name": "one"}), 409, "not_running", "nothing runs")
+    refused(here.http.post("/explore/training/cancel", json={"name": "one"}), 409, "not_running", "nothing is running")
     instead("print('again')")
     here.http.post("/explore/training/resume", json={"name": "one"})
     assert until(here, "one", "deleted")  # this stand-in writes no run
     assert here.http.get("/explore/training", params={"name": "one"}).json()["said"] == ["half", "again"]
-    refused(here.http.post("/explore/training/resume", json={"name": "one"}), 409, "not_stopped", "nothing to continue")
+    refused(here.http.post("/explore/training/resume", json={"name": "one"}), 409, "not_stopped", "nothing to resume")
 
 
 def test_the_steps_of_auto_and_the_epochs_of_others_are_a_share_and_the_time_that_is_left(here, instead):
@@ -162,7 +162,7 @@ def test_a_killed_training_says_so(here, instead):
     train(here, name="one")
     os.kill(Job.read(here.place.store / "runs" / "one.job.json").process, signal.SIGKILL)
     assert until(here, "one", "failed")["problem"] == (
-        "The training was killed (SIGKILL), perhaps because memory ran out. Continue it."
+        "The training was killed (SIGKILL), perhaps because memory ran out. Resume it."
     )
 
 
@@ -173,7 +173,7 @@ def test_a_training_outlives_a_service_that_was_killed_and_is_found_again(place,
         first.explorer.trainings._watched.clear()  # as after kill -9: nobody watches it
         with explored(place.store) as second:
             assert listed(second)["one"]["state"] == "running"
-            refused(train(second, name="two"), 409, "busy", "under way")
+            refused(train(second, name="two"), 409, "busy", "is running")
             second.http.post("/explore/training/cancel", json={"name": "one"})
             until(second, "one", "cancelled")
 
@@ -219,7 +219,7 @@ def test_another_process_that_got_the_id_is_not_taken_for_the_training(here, ins
 
 def test_what_cannot_be_trained_is_refused_in_words(here, place, instead):
     instead("pass")
-    refused(train(here, task="matching"), 422, "invalid", "needs pairs")
+    refused(train(here, task="matching"), 422, "invalid", "upload a file of image-text pairs")
     refused(train(here, name="../out"), 422, "invalid", "name")
     refused(train(here, model="--help"), 422, "invalid", "model")
     asked = {"request": json.dumps({"by": "ada"})}
@@ -237,8 +237,10 @@ def test_what_cannot_be_trained_is_refused_in_words(here, place, instead):
 
 def test_a_service_that_only_shows_trains_nothing(place):
     with explored(place.store, writable=False) as here:
-        refused(train(here), 403, "read_only", "takes no labels")
-        refused(here.http.post("/explore/training/cancel", json={"name": "one"}), 403, "read_only", "takes no labels")
+        refused(train(here), 403, "read_only", "does not accept labels")
+        refused(
+            here.http.post("/explore/training/cancel", json={"name": "one"}), 403, "read_only", "does not accept labels"
+        )
         assert here.http.get("/explore/trainings").json() == {"writable": False, "trainings": []}
         assert not (place.store / "runs").exists()
 

@@ -1,1 +1,1 @@
-"""The explorer: a store to look at and to label, over HTTP."""
+"""The explorer: browse and label a store over HTTP."""

@@ -1,4 +1,4 @@
-"""What the explorer of a service knows: the service with its store, the labels, and the pictures as rows."""
+"""The state of a service's explorer: the service with its store, the labels, and the pictures as rows."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ __all__ = ["Explorer"]
 
 A = TypeVar("A")
 
-_VIEWS = 8  # lists of rows and the like that are kept, so that scrolling does not filter again
+_VIEWS = 8  # cached row lists and the like, so that scrolling does not filter again
 
 
 class Explorer:
-    """A store that is looked at and labelled.
+    """A store being browsed and labelled.
 
     Args:
-        service: With the store.
+        service: Service with the store.
         images: Folder of the pictures, or None.
-        encoder: Whose embeddings are searched and learnt from; None takes the first one that reads texts and pictures
-            in one space, or else the first one.
-        writable: Take labels.
-        fit: Fits the classifier that is taught; None teaches nothing.
-        device: Where runs that the page trains compute.
-        curations: What ``frevl curate`` wrote; None knows those that lie in the store.
+        encoder: Encoder whose embeddings are searched and learned from; None takes the first with a common space of
+            texts and pictures, or else the first one.
+        writable: Whether labels are accepted.
+        fit: Fits the taught classifier; None disables teaching.
+        device: Device for runs trained from the page.
+        curations: Results of ``frevl curate``; None uses those in the store.
 
     Attributes:
         labels: The labels of the store.
-        device: Where runs compute.
-        trainings: Runs that are trained from here.
+        device: Device on which runs compute.
+        trainings: Runs trained from here.
         neighbours: Maps that keep neighbours together.
-        thumbnails: Of its pictures.
-        teacher: Who fits the classifier, or None.
+        thumbnails: Thumbnails of its pictures.
+        teacher: Fits the classifier, or None.
 
     Raises:
         StoreError: The labels cannot be read, or the store has no embeddings of images.
-        UsageError: The store has no such encoder.
+        UsageError: The store does not have this encoder.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Explorer:
         self._guard = threading.Lock()
 
     async def rows(self) -> Rows:
-        """Return the pictures of the newest version of the store.
+        """Return the pictures in the newest version of the store.
 
         Raises:
             RefusedError: The store cannot be read.
@@ -102,7 +102,7 @@ class Explorer:
         return self._rows_of(self.service.store)
 
     def close(self) -> None:
-        """End the teaching, and what is trained or judged. Blocks, so not for the event loop."""
+        """Stop teaching, training and curating. Blocks, so do not call it on the event loop."""
         self.neighbours.close()
         self.trainings.close()
         self.curations.job.close()
@@ -110,7 +110,7 @@ class Explorer:
             self.teacher.close()
 
     def once(self, key: tuple[object, ...], make: Callable[[], A]) -> A:
-        """Return what was made under this key a while ago, or make it."""
+        """Return the cached value for this key, or compute it."""
         with self._guard:
             if key in self._views:
                 self._views.move_to_end(key)
@@ -124,22 +124,22 @@ class Explorer:
         return made
 
     def check_writable(self) -> None:
-        """Refuse to write where labels are not taken.
+        """Refuse to write if labels are not accepted.
 
         Raises:
-            RefusedError: They are not.
+            RefusedError: Labels are not accepted.
         """
         if not self.writable:
             raise RefusedError(
-                403, "read_only", "This service takes no labels; start it with --labels, or use frevl explore."
+                403, "read_only", "This service does not accept labels; start it with --labels, or use frevl explore."
             )
 
     async def ask(self, work: Callable[[], A]) -> A:
-        """Do something with disk or processor in a thread, and turn its failures into refusals.
+        """Run disk or CPU work in a thread, and turn its failures into error responses.
 
         Raises:
-            RefusedError: 422 what cannot be used, 503 a disk that is full or a store that cannot be read, 409 an
-                encoder that cannot be had.
+            RefusedError: 422 for unusable input, 503 for a full disk or an unreadable store, 409 for an unavailable
+                encoder.
         """
         try:
             return await asyncio.to_thread(work)
@@ -156,7 +156,7 @@ class Explorer:
             raise RefusedError(409, "cannot_embed", self.scrubbed(str(error))) from None
 
     def scrubbed(self, sentence: str) -> str:
-        """Remove the paths of the store and of the curation from a sentence."""
+        """Remove the paths of store and curation from a sentence."""
         path = self.service.store.path
         return self.curations.scrubbed(sentence).replace(str(path.absolute()), "STORE").replace(str(path), "STORE")
 
@@ -164,12 +164,12 @@ class Explorer:
 def _chosen(store: Store, name: str | None) -> QueryEncoder:
     if name is not None:
         if not store.select_towers("image", [name]):
-            raise UsageError(f"{store.path}: the encoder '{name}' has no embeddings of images in this store")
+            raise UsageError(f"{store.path}: the encoder '{name}' has no image embeddings in this store")
         return QueryEncoder(store, name)
     found = [QueryEncoder(store, one) for one in store.encoders if store.select_towers("image", [one])]
     if not found:
         raise StoreError(
-            f"{store.path}: the store has no embeddings of images; add some with: frevl extract --images DIR --encoder "
+            f"{store.path}: the store has no image embeddings; add some with: frevl extract --images DIR --encoder "
             f"packaged --store {store.path}"
         )
     return next((one for one in found if one.text is not None), found[0])

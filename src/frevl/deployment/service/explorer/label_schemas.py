@@ -1,4 +1,4 @@
-"""Bodies of requests and answers about labels."""
+"""Request and response bodies for labels."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ __all__ = [
 ]
 
 _Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
-By = Annotated[_Name, Field(description="Who labels.", examples=["ada"])]
+By = Annotated[_Name, Field(description="The labeller.", examples=["ada"])]
 RequestId = Annotated[
     str | None,
     Field(
         pattern="^[A-Za-z0-9_-]{1,64}$",
-        description="An id of your own. The same request again under it writes only what is missing of it (where the "
-        "service was killed in the middle of writing), so that it is safe to ask again; something "
-        "else under it is refused.",
+        description="An id of your choice that makes retries safe: repeating a request writes only what is missing "
+        "if the service was killed while writing; a different request under the same id is refused.",
     ),
 ]
 _ClassName = Annotated[_Name, Field(description="Name of a class.", examples=["cat"])]
@@ -43,11 +42,11 @@ class ImageLabel(Body):
     """A picture and its class."""
 
     image: Annotated[ImageId, Field(examples=["0.png"])]
-    label: Annotated[_ClassName | None, Field(description="The class; null takes the own label back.")]
+    label: Annotated[_ClassName | None, Field(description="The class; null withdraws one's own label.")]
 
 
 class LabelsRequest(Body):
-    """Labels to write: all or none; where the service is killed while it writes, the same again writes the rest."""
+    """Labels to write, all or none; if the service is killed while writing, repeating the request writes the rest."""
 
     by: By
     id: RequestId = None
@@ -55,14 +54,14 @@ class LabelsRequest(Body):
 
 
 class UndoRequest(Body):
-    """What to take back: what this labeller wrote last, or under an id."""
+    """What to undo: this labeller's last labels, or those under an id."""
 
     by: By
     id: RequestId = None
 
 
 class DefineRequest(Body):
-    """Classes to name; those that are there already stay."""
+    """Classes to add; existing ones stay."""
 
     by: By
     id: RequestId = None
@@ -70,17 +69,17 @@ class DefineRequest(Body):
 
 
 class RenameRequest(Body):
-    """Another name for a class."""
+    """A new name for a class."""
 
     by: By
     id: RequestId = None
     name: _ClassName
     to: _ClassName
-    merge: Annotated[bool, Field(description="Where the new name is taken, make both one class.")] = False
+    merge: Annotated[bool, Field(description="If the new name is in use, merge both classes.")] = False
 
 
 class ImportRequest(Body):
-    """A pairs file whose images and targets are taken as labels; the file is the only upload."""
+    """A pairs file whose images and targets become labels; the file is the only upload."""
 
     by: By
     id: RequestId = None
@@ -89,26 +88,26 @@ class ImportRequest(Body):
 
 
 class WrittenResponse(Body):
-    """What was written; it is on the disk."""
+    """What was written to disk."""
 
-    id: str = Field(description="By which it can be undone.")
-    written: int = Field(description="How many; 0 where all had been written under this id already.")
+    id: str = Field(description="Id by which it can be undone.")
+    written: int = Field(description="Number of labels written; 0 if all had already been written under this id.")
     version: int
     renamed: dict[str, str] = Field(
-        default_factory=dict, description="Former names that were given here, and what these classes are called now."
+        default_factory=dict, description="Former class names used in the request, with their current names."
     )
 
 
 class UndoneResponse(Body):
-    """What no longer counts."""
+    """Labels that no longer count."""
 
     id: str
     version: int
-    images: dict[str, dict[str, str]] = Field(description="Labels of these pictures now, by labeller.")
+    images: dict[str, dict[str, str]] = Field(description="Current labels of these pictures, by labeller.")
 
 
 class ImportResponse(Body):
-    """What was taken from a file."""
+    """What was imported from a file."""
 
     id: str
     written: int
@@ -118,31 +117,33 @@ class ImportResponse(Body):
 
 
 class ClassRecord(Body):
-    """A class and the number of labels that it has, of all labellers."""
+    """A class and its number of labels over all labellers."""
 
     name: str
     labels: int
 
 
 class AgreementRecord(Body):
-    """Two labellers on the pictures that both labelled."""
+    """Agreement of two labellers on the pictures that both labelled."""
 
     first: str
     second: str
     images: int
-    agreement: float = Field(description="Share of these with the same class.")
-    kappa: float | None = Field(description="Cohen's kappa; null where both use one class only.")
+    agreement: float = Field(description="Share of these that got the same class.")
+    kappa: float | None = Field(description="Cohen's kappa; null if both use only one class.")
 
 
 class LabelsResponse(Body):
-    """What all labels amount to."""
+    """Summary of all labels."""
 
-    version: int = Field(description="Grows with every entry; another one for another file, in every process the same.")
-    writable: bool = Field(description="Whether this service takes labels.")
-    images: int = Field(description="Pictures with a class on which labellers agree, or that most of them give.")
-    disputed: int = Field(description="Pictures to which labellers give different classes equally often.")
+    version: int = Field(
+        description="Increases with every entry; differs between files, and is the same in every process."
+    )
+    writable: bool = Field(description="Whether this service accepts labels.")
+    images: int = Field(description="Pictures with a class given by all or most labellers.")
+    disputed: int = Field(description="Pictures with a tie between classes.")
     classes: list[ClassRecord]
-    renamed: dict[str, str] = Field(description="Former names of classes, and what these are called now.")
+    renamed: dict[str, str] = Field(description="Former class names, with their current names.")
     labellers: dict[str, int]
     agreement: list[AgreementRecord]
     notes: list[str]

@@ -1,4 +1,4 @@
-"""Labels: from a checked request to its answer, one function per route."""
+"""Handlers of label requests, one function per route."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = ["define", "exported", "label", "read_sent", "rename", "summary", "tak
 
 
 async def label(explorer: Explorer, asked: LabelsRequest) -> dict[str, Any]:
-    """Write labels of pictures of the store."""
+    """Write labels for pictures of the store."""
     explorer.check_writable()
     service = explorer.service
     service.check_size([], len(asked.labels))
-    await service.newest_store()  # a picture that was removed a moment ago gets no label
+    await service.newest_store()  # a picture just removed gets no label
     await service.check_images([one.image for one in asked.labels])
     labels = [(one.image, one.label) for one in asked.labels]
     written = await _written(explorer, asked.id, lambda: explorer.labels.label(asked.by, labels, asked.id))
@@ -44,13 +44,13 @@ async def label(explorer: Explorer, asked: LabelsRequest) -> dict[str, Any]:
 
 
 async def define(explorer: Explorer, asked: DefineRequest) -> dict[str, Any]:
-    """Name classes."""
+    """Add classes."""
     explorer.check_writable()
     return await _written(explorer, asked.id, lambda: explorer.labels.define(asked.by, asked.names, asked.id))
 
 
 async def rename(explorer: Explorer, asked: RenameRequest) -> dict[str, Any]:
-    """Give a class another name."""
+    """Rename a class."""
     explorer.check_writable()
 
     def write() -> str:
@@ -72,13 +72,13 @@ async def _written(explorer: Explorer, given: str | None, write: Callable[[], st
 
 
 async def wake(explorer: Explorer) -> None:
-    """Let the classifier learn what was labelled."""
+    """Let the classifier learn the new labels."""
     if explorer.teacher is not None:
         await explorer.ask(explorer.teacher.wake)
 
 
 async def undo(explorer: Explorer, asked: UndoRequest) -> dict[str, Any]:
-    """Take back what a labeller wrote."""
+    """Undo a labeller's entries."""
     explorer.check_writable()
 
     def work() -> dict[str, Any]:
@@ -97,7 +97,7 @@ async def undo(explorer: Explorer, asked: UndoRequest) -> dict[str, Any]:
 
 
 async def summary(explorer: Explorer) -> dict[str, Any]:
-    """Say what all labels amount to."""
+    """Summarise all labels."""
     return await explorer.ask(lambda: explorer.labels.reading(lambda book: _summary(explorer, book)))
 
 
@@ -126,10 +126,10 @@ def _summary(explorer: Explorer, book: LabelBook) -> dict[str, Any]:
 
 
 async def exported(explorer: Explorer, form: str, by: str | None) -> bytes:
-    """Return the labels as a pairs file: one line a picture, without those on which labellers are divided.
+    """Return the labels as a pairs file: one line per picture, without those on which labellers are split.
 
     Args:
-        explorer: With the labels.
+        explorer: Explorer with the labels.
         form: ``jsonl`` or ``csv``.
         by: Only the labels of this labeller.
     """
@@ -143,7 +143,7 @@ async def exported(explorer: Explorer, form: str, by: str | None) -> bytes:
         if nested is not None:
             raise UsageError(
                 f"The class {nested!r:.80} would be read as several answers in a CSV file; export JSON lines "
-                "(format=jsonl), or give the class another name."
+                "(format=jsonl), or rename the class."
             )
         table = io.StringIO()
         writer = csv.writer(table, lineterminator="\n")
@@ -155,26 +155,26 @@ async def exported(explorer: Explorer, form: str, by: str | None) -> bytes:
 
 
 async def take_file(explorer: Explorer, asked: ImportRequest, uploads: Mapping[str, Upload]) -> dict[str, Any]:
-    """Take images and targets of a pairs file as labels."""
+    """Import the images and targets of a pairs file as labels."""
     explorer.check_writable()
     if len(uploads) != 1:
-        raise RefusedError(422, "invalid", f"An import brings one file as its upload, found {len(uploads)}.")
+        raise RefusedError(422, "invalid", f"An import takes one uploaded file, found {len(uploads)}.")
     (name, upload), *_ = uploads.items()
     content = decoded(name, upload)
-    await explorer.service.newest_store()  # a picture that was added a moment ago gets its label, one removed none
+    await explorer.service.newest_store()  # a picture just added gets its label, one just removed does not
     images = explorer.service.images
     labels, left_out, notes = await explorer.ask(lambda: _usable(read_sent(content, asked.format), images))
     if not labels:
-        raise RefusedError(422, "invalid", f"The file has no label that can be used: {' '.join(notes) or 'no lines'}")
+        raise RefusedError(422, "invalid", f"The file has no usable label: {' '.join(notes) or 'no lines'}")
     written = await _written(explorer, asked.id, lambda: explorer.labels.label(asked.by, labels, asked.id))
     return {**written, "left_out": left_out, "notes": notes}
 
 
 def read_sent(content: bytes, form: str) -> Pairs:
-    """Read a pairs file that was sent along.
+    """Read an uploaded pairs file.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is not one.
     """
     with tempfile.TemporaryDirectory(prefix="frevl-pairs-") as folder:
         path = Path(folder) / f"file.{form}"
@@ -186,20 +186,20 @@ def read_sent(content: bytes, form: str) -> Pairs:
 
 
 def _usable(read: Pairs, images: Mapping[str, int]) -> tuple[list[tuple[str, str]], int, list[str]]:
-    """Return the labels, how many lines were left out, and why in sentences."""
+    """Return the labels, the number of lines left out, and the reasons as sentences."""
     labels: list[tuple[str, str]] = []
     why: dict[str, list[str]] = {}
     for image, target, place in zip(read.images, read.targets, read.places, strict=True):
         problem = ""
         if image not in images:
-            problem = "name no picture of the store"
+            problem = "name a picture that is not in the store"
         elif not isinstance(target, str):
             problem = "have no target" if target is None else "have several targets"
         else:
             try:
                 labels.append((image, class_name(target)))
             except UsageError as error:
-                problem = f"have a class that cannot be used ({error})"
+                problem = f"have an unusable class ({error})"
         if problem:
             why.setdefault(problem, []).append(place.rpartition(":")[2])
     if read.rejected:

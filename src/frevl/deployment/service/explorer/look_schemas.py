@@ -1,4 +1,4 @@
-"""Bodies of requests and answers about what is in a store."""
+"""Request and response bodies for browsing a store."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["FindRequest", "FindResponse", "ImagesResponse", "OverviewResponse"]
 
 
 class EncoderRecord(Body):
-    """An encoder whose embeddings are in the store."""
+    """An encoder with embeddings in the store."""
 
     name: str
     image_dim: int | None
     text_dim: int | None
     imported: bool
-    used: bool = Field(description="Whether the explorer searches and teaches with it.")
+    used: bool = Field(description="Whether the explorer uses it for search and teaching.")
 
 
 class RejectRecord(Body):
-    """Something that could not be used."""
+    """An item that could not be used."""
 
     kind: str
     id: str
@@ -31,7 +31,7 @@ class RejectRecord(Body):
 
 
 class RejectsRecord(Body):
-    """What could not be used, by reason."""
+    """Rejected items, by reason."""
 
     reason: str
     count: int
@@ -39,55 +39,57 @@ class RejectsRecord(Body):
 
 
 class GrowthRecord(Body):
-    """How many rows there were after a commit."""
+    """Number of rows after a commit."""
 
     at: str = Field(description="In UTC.")
     rows: int
 
 
 class OverviewResponse(Body):
-    """What is in the store, and what can be done with it here."""
+    """Contents of the store, and what can be done with it here."""
 
     name: str = Field(description="Name of the store's folder.")
     images: int
     texts: int
-    without_embedding: int = Field(description="Pictures that the explorer's encoder has not embedded.")
-    copies: int = Field(description="Pictures whose content stands under another id too.")
+    without_embedding: int = Field(description="Pictures not embedded by the explorer's encoder.")
+    copies: int = Field(description="Pictures whose content also exists under another id.")
     encoders: list[EncoderRecord]
     rejects: int
     reasons: list[RejectsRecord]
     picture_bytes: int
     store_bytes: dict[str, int] = Field(description="Size of each part of the store on disk.")
     growth: list[GrowthRecord] = Field(
-        description="Pictures after commits that are still known, the oldest first; compacting forgets earlier ones."
+        description="Number of pictures after each known commit, oldest first; compacting forgets earlier ones."
     )
     text_growth: list[GrowthRecord]
     columns: dict[str, str] = Field(description="Metadata columns that filters can name, with their types.")
-    pictures: bool = Field(description="Whether the service knows the files of the pictures.")
-    writable: bool = Field(description="Whether it takes labels.")
+    pictures: bool = Field(description="Whether the service has access to the picture files.")
+    writable: bool = Field(description="Whether it accepts labels.")
     searches_text: bool
-    searches_pictures: bool = Field(description="Whether a picture can be sent along to search with.")
-    searching_models: list[str] = Field(description="Served runs that search; texts need one where the encoder cannot.")
+    searches_pictures: bool = Field(description="Whether an uploaded picture can be used for search.")
+    searching_models: list[str] = Field(
+        description="Served runs that can search; text search needs one if the encoder cannot do it."
+    )
     notes: list[str]
 
 
 class GuessRecord(Body):
-    """The likeliest class of a picture, and its calibrated probability."""
+    """A picture's likeliest class with its calibrated probability."""
 
     label: str
     probability: float
 
 
 class ShownImage(Body):
-    """A picture, and what is known of it."""
+    """A picture and what is known about it."""
 
     id: str
-    labels: dict[str, str] = Field(description="What each labeller says.")
-    guess: GuessRecord | None = Field(None, description="What the classifier says, if there is one.")
+    labels: dict[str, str] = Field(description="Label of each labeller.")
+    guess: GuessRecord | None = Field(None, description="The classifier's prediction, if there is one.")
 
 
 class ImagesResponse(Body):
-    """Some of the pictures, in order."""
+    """A page of pictures, in order."""
 
     total: int
     start: int
@@ -95,7 +97,7 @@ class ImagesResponse(Body):
 
 
 class FindRequest(Body):
-    """What to look for: a text, a picture of the store, or one that is sent along."""
+    """What to search for: a text, a picture of the store, or an uploaded one."""
 
     text: Annotated[Text | None, Field(max_length=2000)] = None
     image: ImageId | None = None
@@ -106,7 +108,7 @@ class FindRequest(Body):
     filters: Annotated[list[Filter], Field(max_length=MOST_FILTERS, description="All must hold.")] = Field(
         default_factory=list
     )
-    fold: Annotated[bool, Field(description="Show pictures of the same content once.")] = True
+    fold: Annotated[bool, Field(description="Show pictures with the same content only once.")] = True
 
     @model_validator(mode="after")
     def _one(self) -> FindRequest:
@@ -117,10 +119,10 @@ class FindRequest(Body):
 
 
 class FoundImage(ShownImage):
-    """A picture that was found."""
+    """A search hit."""
 
     similarity: float = Field(description="Cosine, -1 to 1.")
-    copies: list[str] = Field(description="Other ids of the same content.")
+    copies: list[str] = Field(description="Other ids with the same content.")
 
 
 class FindResponse(Body):

@@ -1,4 +1,4 @@
-"""What is in the store: from a checked request to its answer, one function per route."""
+"""Handlers of browsing requests, one function per route."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _EXAMPLES, _REASONS = 20, 50
 
 
 async def overview(explorer: Explorer) -> dict[str, Any]:
-    """Say what is in the store."""
+    """Describe the contents of the store."""
     rows = await explorer.rows()
     return await explorer.ask(lambda: _overview(explorer, rows))
 
@@ -94,19 +94,19 @@ def _overview(explorer: Explorer, rows: Rows) -> dict[str, Any]:
 def _notes(explorer: Explorer, rows: Rows) -> list[str]:
     notes = []
     if explorer.thumbnails.pictures is None:
-        notes.append("The pictures cannot be shown, because their folder is not known; start with --images DIR.")
+        notes.append("The pictures cannot be shown because their folder is unknown; start with --images DIR.")
     if not len(rows):
         notes.append("There are no pictures in this store yet.")
     encoder = explorer.encoder
     if encoder.text is None and encoder.shares_space:
         notes.append(
-            f"Texts find nothing by the encoder {encoder.name}, because the store had no texts of this encoder yet "
-            "when the service started; add some and start it again, or serve a matching run (--run)."
+            f"Text search with the encoder {encoder.name} is not possible, because the store had no texts of this "
+            "encoder when the service started; add some and restart, or serve a matching run (--run)."
         )
     elif encoder.text is None:
         notes.append(
-            f"Texts find nothing by the encoder {encoder.name}, because it does not read texts and pictures "
-            "in one space; a served matching run (--run) can search, or an encoder such as CLIP."
+            f"Text search with the encoder {encoder.name} is not possible, because it has no common space of texts "
+            "and pictures; serve a matching run (--run), or use an encoder such as CLIP."
         )
     return notes
 
@@ -114,13 +114,13 @@ def _notes(explorer: Explorer, rows: Rows) -> list[str]:
 def _growth(store: Store, modality: Modality) -> list[dict[str, Any]]:
     try:
         found = growth(store.path, modality)
-    except (OSError, ValueError):  # a commit that went while it was read; the rest of the page is worth having
+    except (OSError, ValueError):  # a commit deleted while being read; the rest of the page is still useful
         return []
     return [{"at": at.isoformat(timespec="seconds"), "rows": rows} for at, rows in found]
 
 
 def _sizes(store: Path) -> dict[str, int]:
-    """Return the bytes of every part of the store."""
+    """Return the size in bytes of every part of the store."""
     sizes: dict[str, int] = {}
     for folder, _, files in os.walk(store):
         part = Path(folder).relative_to(store).parts
@@ -146,7 +146,7 @@ async def images(
     order: Order = "store",
     of: str | None = None,
 ) -> dict[str, Any]:
-    """Return some of the pictures of the store, in its order or one that the classifier gives."""
+    """Return a page of pictures, in store order or in an order given by the classifier."""
     if of is not None:  # a link from before the class was renamed
         given = of
         of = await explorer.ask(lambda: explorer.labels.reading(lambda book: book.name_of(given))) or of
@@ -179,7 +179,7 @@ async def images(
 def _chosen(
     explorer: Explorer, rows: Rows, book: LabelBook, shown: Shown, label: str | None, where: str | None
 ) -> np.ndarray | None:
-    """Return the rows that fit; None for all."""
+    """Return the matching rows; None for all."""
     chosen: np.ndarray | None = None
     if where is not None:
         chosen = explorer.once((rows.key, "where", where), lambda: _where(rows, where))
@@ -192,21 +192,21 @@ def _chosen(
 
 
 def _lesson(explorer: Explorer, order: Order, of: str | None) -> Lesson | None:
-    """Return what the classifier says, if there is one and it is about the rows of the store as they are."""
+    """Return the classifier's predictions, if it has any for the current rows of the store."""
     teacher = explorer.teacher
     lesson = None if teacher is None else teacher.lesson
     if order == "store":
         return lesson
     if teacher is None or lesson is None:
-        said = "Nothing is taught here." if teacher is None else teacher.problem or "It is being fitted; ask again."
-        raise RefusedError(409, "not_taught", f"This order needs a classifier. {said}")
+        said = "Teaching is disabled here." if teacher is None else teacher.problem or "It is being fitted; try again."
+        raise RefusedError(409, "not_taught", f"This order requires a classifier. {said}")
     if order == "class" and of not in lesson.material.names:
         raise RefusedError(409, "not_taught", f"The classifier knows no class {(of or '')[:80]!r} yet.")
     return lesson
 
 
 def guess_of(lesson: Lesson | None, rows: Rows, row: int, of: str | None) -> dict[str, Any] | None:
-    """Return the classifier's prediction for a picture; None where there is no classifier, or no prediction."""
+    """Return the classifier's prediction for a picture; None without a classifier or a prediction."""
     if lesson is None or lesson.material.key != rows.key or lesson.best[row] < 0:
         return None
     if of is not None and lesson.kept is not None and of in lesson.material.names:
@@ -223,9 +223,11 @@ def _ordered(
     chosen: np.ndarray | None,
     filters: tuple[object, ...],
 ) -> np.ndarray:
-    """Return the rows in an order of the classifier; `chosen` are those that the filters leave."""
+    """Return the rows in an order given by the classifier; `chosen` are those that pass the filters."""
     if lesson.material.key != rows.key:
-        raise RefusedError(409, "not_taught", "The store has changed; the classifier is fitted to it again, ask again.")
+        raise RefusedError(
+            409, "not_taught", "The store has changed and the classifier is being fitted again; try again."
+        )
 
     def make() -> np.ndarray:
         if order == "next":
@@ -238,7 +240,7 @@ def _ordered(
         return np.argsort(-likely, kind="stable")[: int((lesson.best >= 0).sum())]
 
     key = (rows.key, lesson.number, order, of)
-    # The next are few: they are chosen from those that the filters leave, where all others have one order for all.
+    # `next` lists only a few, so they are chosen among the filtered rows; every other order is global.
     every = explorer.once((*key, filters) if order == "next" and chosen is not None else key, make)
     return every if chosen is None else every[np.isin(every, chosen)]
 
@@ -252,7 +254,7 @@ def _where(rows: Rows, where: str) -> np.ndarray:
 
 
 def _rows_of(rows: Rows, ids: Sequence[str]) -> np.ndarray:
-    """Return the rows of pictures, ascending, all looked up at once: one by one a million takes minutes."""
+    """Return the rows of pictures, ascending, in one lookup: a million one by one would take minutes."""
     found = find_rows(rows.positions, ids)
     return np.sort(found[found >= 0])
 
@@ -277,7 +279,7 @@ async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upl
         raise RefusedError(404, "unknown_upload", f"The upload {asked.upload[:80]!r} is not in the request.")
     unused = sorted(uploads.keys() - {asked.upload})
     if unused:
-        raise RefusedError(422, "invalid", f"The search does not use the upload {unused[0][:80]!r}; leave it out.")
+        raise RefusedError(422, "invalid", f"The upload {unused[0][:80]!r} is not used by the search; leave it out.")
     if asked.image is not None:
         await service.check_images([asked.image])
     rows = await explorer.rows()
@@ -296,7 +298,7 @@ async def find(explorer: Explorer, asked: FindRequest, uploads: Mapping[str, Upl
             allowed = np.zeros(len(rows), bool)
             allowed[explorer.once((rows.key, "where", where), lambda: _where(rows, where))] = True
             allowed &= rows.usable
-        # More than were asked for, because copies become one and the picture itself is none.
+        # More than requested, because copies are merged and the picture itself is not a hit.
         found, likeness = nearest_rows([rows.vectors], query, 2 * asked.k + 10, allowed=allowed)
         return _answer(explorer, rows, asked, [rows.ids[row] for row in found.tolist()], likeness, int(allowed.sum()))
 
@@ -308,21 +310,23 @@ def _query(explorer: Explorer, rows: Rows, asked: FindRequest, content: bytes | 
     if asked.image is not None:
         row = rows.positions.get(asked.image)
         if row is None or not rows.usable[row]:
-            raise RefusedError(409, "cannot_embed", f"The store has no embedding of {asked.image[:80]!r} to search by.")
+            raise RefusedError(
+                409, "cannot_embed", f"The store has no embedding of {asked.image[:80]!r} to search with."
+            )
         stored: np.ndarray = rows.vectors[row].astype(np.float32)
         return stored
     if content is not None:
         if not encoder.embeds_pictures:
             raise RefusedError(
-                409, "cannot_embed", "The vectors of this store were imported, so a picture from outside cannot be "
-                "embedded like them; search by a picture of the store.",
+                409, "cannot_embed", "The vectors of this store were imported, so other pictures cannot be embedded; "
+                    "search with one of its own.",
             )  # fmt: skip
         return encoder.of_picture(content, max_pixels=explorer.service.limits.pixels)
     found = encoder.of_text(rows.store, asked.text or "")
     if found is None:
         raise RefusedError(
-            409, "cannot_embed", f"The encoder {encoder.name} cannot search by this text: the store has no texts of "
-            "it in the space of its pictures, or its vectors were imported; serve a matching run with --run.",
+            409, "cannot_embed", f"The encoder {encoder.name} cannot search for this text: it has no common space "
+                "here, or its vectors were imported; serve a matching run (--run).",
         )  # fmt: skip
     return found
 
@@ -349,7 +353,7 @@ def _answer(
 
 
 async def _by_run(explorer: Explorer, rows: Rows, asked: FindRequest) -> dict[str, Any]:
-    """Search by a text with a served run, where the encoder cannot."""
+    """Search for a text with a served run, if the encoder cannot."""
     service = explorer.service
     model = service.searching_model(None)
     text = asked.text or ""

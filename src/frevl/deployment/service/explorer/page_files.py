@@ -1,4 +1,4 @@
-"""The page of the explorer: files that were built from ``web/`` and travel in the package."""
+"""The explorer's page: files built from ``web/`` and shipped in the package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["PAGE", "add_page"]
 
 PAGE = Path(__file__).with_name("page")
 _KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript", ".css": "text/css", ".txt": "text/plain"}
-# Nothing but what this service itself sends is run, shown or asked for; text is never run, whatever it looks like.
+# Only what this service itself sends is run, shown or fetched; text is never executed.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "connect-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
@@ -26,7 +26,7 @@ def add_page(app: FastAPI, *, leads: bool) -> None:
 
     Args:
         app: The application.
-        leads: Lead from ``/`` to ``/explore/``, in place of the same page at both.
+        leads: Redirect from ``/`` to ``/explore/`` instead of serving the page at both.
     """
 
     async def lead() -> Response:
@@ -46,5 +46,5 @@ def add_page(app: FastAPI, *, leads: bool) -> None:
     async def part(name: str) -> Response:
         path = PAGE / name
         if path.name != name or path.suffix not in _KINDS or not path.is_file():
-            raise RefusedError(404, "no_such_route", "The page has no such part.")
+            raise RefusedError(404, "no_such_route", "The page has no such file.")
         return FileResponse(path, media_type=_KINDS[path.suffix], headers=_HEADERS)

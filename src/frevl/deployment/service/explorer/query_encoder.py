@@ -1,4 +1,4 @@
-"""Texts and pictures that are not in the store, as vectors beside its own."""
+"""Embed texts and pictures that are not in the store, comparable with its vectors."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from frevl.store.towers import Tower
 __all__ = ["QueryEncoder"]
 
 _USUAL_SCALE = 100.0
-_SPACE = "common_space"  # field of a tower's identity: the space that images and texts of the encoder share
+_SPACE = "common_space"  # field of a tower's identity: the common space of the encoder's images and texts
 
 
 class QueryEncoder:
-    """The encoder of an explorer; loaded when it is first needed, and checked against the store.
+    """The encoder of an explorer, loaded on first use and checked against the store.
 
     Args:
-        store: What it has to be the encoder of.
+        store: Store that it must be the encoder of.
         name: Its name.
 
     Attributes:
         name: Its name.
         image: Its image tower.
-        text: Its text tower, if that shares a space with the image tower; else None.
-        scale: The logit of a cosine of 1; that of CLIP where an import did not say.
+        text: Its text tower, if it shares a space with the image tower; else None.
+        scale: The logit of a cosine of 1; CLIP's value if an import did not state it.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -51,20 +51,20 @@ class QueryEncoder:
 
     @property
     def shares_space(self) -> bool:
-        """Whether it reads texts in the space of its pictures, though the store may have none of them."""
+        """Return whether its texts and pictures have a common space, even if the store has no texts."""
         return self.image.identity.get(_SPACE) is not None
 
     @property
     def embeds_pictures(self) -> bool:
-        """Whether a picture that is not in the store can be embedded."""
+        """Return whether a picture outside the store can be embedded."""
         return not self.image.imported
 
     def reads_text(self, store: Store, text: str) -> bool:
-        """Tell whether a text can be embedded; only those of the store can where vectors were imported."""
+        """Return whether a text can be embedded; with imported vectors, only texts of the store can."""
         return self.text is not None and (not self.text.imported or text in store.positions("text"))
 
     def of_text(self, store: Store, text: str) -> np.ndarray | None:
-        """Return the ``(dim,)`` unit vector of a text; None where it cannot be had.
+        """Return the ``(dim,)`` unit vector of a text; None if unavailable.
 
         Raises:
             FrevlError: The encoder cannot be loaded, or is not the one that made the store.
@@ -77,10 +77,10 @@ class QueryEncoder:
         return _unit(pool(found.values.astype(self.text.identity["dtype"]), found.mask)[0])
 
     def of_names(self, store: Store, names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
-        """Return ``(names, dim)`` unit vectors of names of classes, and sentences for the user.
+        """Return ``(names, dim)`` unit vectors of class names, and sentences for the user.
 
-        A name is read in the sentence of CLIP's authors; where vectors were imported, that sentence or the bare
-        name must be a text of the store. None where it is not, or where the encoder reads no texts or cannot be had.
+        Names are embedded in the CLIP authors' prompt; with imported vectors, that prompt or the bare name must be a
+        text of the store. None if it is not, or if the encoder reads no texts or is unavailable.
         """
         if self.text is None:
             return None, []
@@ -93,12 +93,12 @@ class QueryEncoder:
                 if vector is None and text is not None:
                     vector = self.of_text(store, text)
             except FrevlError as error:
-                return None, [f"Names of classes are not looked at, because the encoder cannot be had: {error}"]
+                return None, [f"Class names are not used, because the encoder is unavailable: {error}"]
             if vector is None:
-                said = f"the text vectors of this store were imported, and {name!r:.80} is no text of the store"
-                return None, [f"Names of classes are not looked at: {said}."]
+                said = f"the text vectors of this store were imported, and {name!r:.80} is not among its texts"
+                return None, [f"Class names are not used: {said}."]
             found[name] = vector
-        self._of_name = found  # the next time it is about the same names
+        self._of_name = found  # cached for the next request with the same names
         return np.stack(list(found.values())), []
 
     def of_picture(self, content: bytes, *, max_pixels: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The routes below ``/explore``: documented like all others, with the same keys and limits."""
+"""The routes below ``/explore``, documented like all others, with the same keys and limits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _TAG = "explore"
 
 
 def add_explorer_routes(app: FastAPI, explorer: Explorer) -> None:
-    """Add the routes of the explorer to an application."""
+    """Add the explorer's routes to an application."""
     _add_look_routes(app, explorer)
     _add_label_routes(app, explorer)
     add_map_routes(app, explorer)
@@ -71,7 +71,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @app.get("/explore/overview", response_model=OverviewResponse, tags=[_TAG], responses=errors(*_READ))
     async def overview() -> Response:
-        """Say what is in the store, and what can be done with it here."""
+        """Describe the store's contents and what can be done with it here."""
         return json_answer(await looking.overview(explorer))
 
     @app.get("/explore/images", response_model=ImagesResponse, tags=[_TAG], responses=errors(*_READ, 409))
@@ -79,20 +79,20 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         start: Annotated[int, Query(ge=0, le=2**40)] = 0,
         count: Annotated[int, Query(ge=1, le=looking.MOST_SHOWN)] = 100,
         shown: Annotated[looking.Shown, Query()] = "all",
-        label: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only of this class.")] = None,
+        label: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only pictures of this class.")] = None,
         where: Annotated[str | None, Query(max_length=1000, description="SQL over id, bytes and metadata.")] = None,
         filters: Annotated[
             str | None, Query(max_length=8000, description="JSON list of filters on columns, as in `/explore/find`.")
         ] = None,
         order: Annotated[
-            looking.Order, Query(description="Others than that of the store need a classifier.")
+            looking.Order, Query(description="Any order other than the store's requires a classifier.")
         ] = "store",
-        of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="With order=class: which.")] = None,
+        of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Class, with order=class.")] = None,
     ) -> Response:
-        """List pictures, however many there are: in the order of the store, or as the classifier sees them.
+        """List pictures, in store order or as ranked by the classifier.
 
-        ``next``: those whose labels would teach most; ``doubt``: the least sure first; ``wrong``: labels that the
-        classifier contradicts; ``class``: the likeliest of a class first.
+        ``next``: those whose labels would teach most; ``doubt``: least certain first; ``wrong``: labels that the
+            classifier contradicts; ``class``: likeliest members of a class first.
         """
         found = looking.images(
             explorer,
@@ -109,9 +109,9 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @app.get("/explore/teach", response_model=TeachResponse, tags=[_TAG], responses=errors(*_READ))
     async def teach() -> Response:
-        """Say what the classifier has learned from the labels; asking begins the teaching."""
+        """Return what the classifier has learned from the labels; the first request starts teaching."""
         if explorer.teacher is None:
-            return json_answer({"busy": False, "ready": False, "problem": "This service teaches nothing."})
+            return json_answer({"busy": False, "ready": False, "problem": "Teaching is disabled on this service."})
         await explorer.rows()
         await explorer.ask(explorer.teacher.wake)
         return json_answer(explorer.teacher.state())
@@ -134,7 +134,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @posts("/explore/find", FindRequest, FindResponse, writes=False)
     async def find(asked: FindRequest, uploads: Sent) -> dict[str, Any]:
-        """Find similar pictures, for a text, a picture of the store, or one that is sent along."""
+        """Find similar pictures for a text, a picture of the store, or an uploaded one."""
         return await looking.find(explorer, asked, uploads)
 
 
@@ -143,7 +143,7 @@ def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
 
     @app.get("/explore/labels", response_model=LabelsResponse, tags=[_TAG], responses=errors(*_READ))
     async def labels() -> Response:
-        """Say what all labels amount to: classes, labellers, and how far they agree."""
+        """Summarise all labels: classes, labellers, and their agreement."""
         return json_answer(await labelling.summary(explorer))
 
     @app.get(
@@ -162,32 +162,32 @@ def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
         form: Annotated[Literal["jsonl", "csv"], Query(alias="format")] = "jsonl",
         by: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only of this labeller.")] = None,
     ) -> Response:
-        """Return the labels as a pairs file, without the pictures on which labellers are divided."""
+        """Return the labels as a pairs file, without the pictures on which labellers are split."""
         kind = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}[form]
         headers = {"Content-Disposition": f'attachment; filename="labels.{form}"'}
         return Response(await labelling.exported(explorer, form, by), media_type=kind, headers=headers)
 
     @posts("/explore/label", LabelsRequest, WrittenResponse)
     async def label(asked: LabelsRequest, _: Sent) -> dict[str, Any]:
-        """Write labels; they are on the disk when this is answered."""
+        """Write labels; they are on disk when this is answered."""
         return await labelling.label(explorer, asked)
 
     @posts("/explore/labels/undo", UndoRequest, UndoneResponse)
     async def undo(asked: UndoRequest, _: Sent) -> dict[str, Any]:
-        """Take back what a labeller wrote last, or under an id; nothing is deleted from the file."""
+        """Undo a labeller's last entries, or those under an id; nothing is deleted from the file."""
         return await labelling.undo(explorer, asked)
 
     @posts("/explore/labels/import", ImportRequest, ImportResponse)
     async def take(asked: ImportRequest, uploads: Sent) -> dict[str, Any]:
-        """Take a pairs file (its images and targets) as labels."""
+        """Import a pairs file (its images and targets) as labels."""
         return await labelling.take_file(explorer, asked, uploads)
 
     @posts("/explore/classes", DefineRequest, WrittenResponse)
     async def define(asked: DefineRequest, _: Sent) -> dict[str, Any]:
-        """Name classes."""
+        """Add classes."""
         return await labelling.define(explorer, asked)
 
     @posts("/explore/classes/rename", RenameRequest, WrittenResponse)
     async def rename(asked: RenameRequest, _: Sent) -> dict[str, Any]:
-        """Give a class another name; labels keep their class, and the former name still leads to it."""
+        """Rename a class; its labels stay, and the former name still refers to it."""
         return await labelling.rename(explorer, asked)

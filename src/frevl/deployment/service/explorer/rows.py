@@ -1,4 +1,4 @@
-"""The pictures of one version of a store as rows: ids, what is known of them, and their vectors, memory-mapped."""
+"""The pictures of one version of a store as rows: ids, metadata and memory-mapped vectors."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ _AT_ONCE = 16_384
 
 
 class Rows:
-    """All pictures of a version of a store, in its order.
+    """All pictures of a version of a store, in store order.
 
     Args:
         store: The store.
-        tower: The image tower whose vectors are read.
-        keep: Write the vectors into ``STORE/explore``, so that the next start maps them.
+        tower: Image tower whose vectors are read.
+        keep: Cache the vectors in ``STORE/explore``, to be mapped at the next start.
 
     Attributes:
-        ids: Of the pictures.
-        usable: ``(n,)`` bool, False where a picture has no embedding of this tower.
-        key: Changes with whatever can change a vector or a row.
+        ids: Ids of the pictures.
+        usable: ``(n,)`` bool, False for pictures without an embedding by this tower.
+        key: Changes whenever a vector or a row can change.
     """
 
     def __init__(self, store: Store, tower: Tower, *, keep: bool) -> None:
         self.store, self.tower, self._keep = store, tower, keep
         self.ids = store.ids("image")
         self.positions = store.positions("image")
-        if isinstance(self.positions, RowsOfIds):  # stays as it is where another process deletes that version
+        if isinstance(self.positions, RowsOfIds):  # remains readable when another process deletes that version
             self.positions = self.positions.in_memory()[0]
-            find_rows(self.positions, [""])  # makes now what ids are looked up in
+            find_rows(self.positions, [""])  # builds the id lookup now
         states = store.states("image")
         self.usable: np.ndarray = states[f"has:{tower.name}"]
         self.picture_bytes = int(states["bytes"].sum())
@@ -54,12 +54,12 @@ class Rows:
 
     @cached_property
     def copies(self) -> dict[str, str]:
-        """From every picture whose content stands under several ids to the first of them."""
+        """Map every picture whose content has several ids to the first of them."""
         return self.store.copies("image")
 
     @property
     def vectors(self) -> np.ndarray:
-        """``(n, dim)`` float16 of unit length, zero where there is none; read from the store at first need."""
+        """``(n, dim)`` float16 of unit length, zero where missing; read from the store on first use."""
         with self._guard:
             return self._vectors
 
@@ -72,7 +72,7 @@ class Rows:
             if found.shape == shape and found.dtype == np.float16:
                 return found
         if self._keep:
-            with contextlib.suppress(OSError, ValueError):  # a disk that is full, a store without pictures
+            with contextlib.suppress(OSError, ValueError):  # disk full, or a store without pictures
                 path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(path, lambda temporary: self._write(temporary, shape))
                 self._sweep(path)
@@ -84,7 +84,7 @@ class Rows:
         return made
 
     def kept(self, what: str, suffix: str) -> Path:
-        """Return the file where something of these rows is kept."""
+        """Return the file that caches something for these rows."""
         return self.store.path / "explore" / f"{what}-{self.key}{suffix}"
 
     def _write(self, path: Path, shape: tuple[int, int]) -> None:
@@ -102,7 +102,7 @@ class Rows:
 
     @staticmethod
     def _sweep(path: Path) -> None:
-        """Delete what was kept of other versions; who has mapped it can still read it."""
+        """Delete cached files of other versions; processes that mapped them can still read them."""
         for other in path.parent.glob("*-*"):
             if other.is_file() and other.stem.rpartition("-")[2] != path.stem.rpartition("-")[2]:
                 other.unlink(missing_ok=True)

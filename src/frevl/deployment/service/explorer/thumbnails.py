@@ -1,4 +1,4 @@
-"""Thumbnails of the pictures of a store, each made once and kept on disk."""
+"""Thumbnails of a store's pictures, each made once and cached on disk."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ __all__ = ["SIDES", "Thumbnails"]
 
 SIDES = (160, 320, 960)
 """Pixels of the longer side."""
-_LEAST_FREE = 1 << 30  # bytes that are left to others on the disk
+_LEAST_FREE = 1 << 30  # bytes of disk space left free
 
 
 class Thumbnails:
-    """Makes thumbnails and keeps them below ``STORE/explore/thumbnails``, which may be deleted at any time.
+    """Make thumbnails and cache them below ``STORE/explore/thumbnails``, which may be deleted at any time.
 
     Args:
         store: Folder of the store.
-        pictures: Folder of the pictures, or None where it is not known.
-        max_pixels: Largest picture that is decoded.
-        keep: False keeps nothing on disk.
+        pictures: Folder of the pictures, or None if unknown.
+        max_pixels: Maximum size of a picture to decode.
+        keep: False writes nothing to disk.
     """
 
     def __init__(self, store: Path, pictures: Path | None, *, max_pixels: int, keep: bool) -> None:
@@ -43,15 +43,15 @@ class Thumbnails:
             side: One of `SIDES`.
 
         Raises:
-            RefusedError: The picture is not there any more, or cannot be read.
+            RefusedError: The picture no longer exists, or cannot be read.
         """
         path = PurePosixPath(image)
         if self.pictures is None:
             raise RefusedError(
-                404, "no_pictures", "The service does not know the pictures; start it with --images DIR."
+                404, "no_pictures", "The folder of the pictures is unknown; start the service with --images DIR."
             )
         if path.is_absolute() or ".." in path.parts:
-            raise RefusedError(404, "no_picture", "This picture does not lie in the folder of the pictures.")
+            raise RefusedError(404, "no_picture", "This picture is not in the folder of the pictures.")
         source = self.pictures / path
         try:
             status = source.stat()
@@ -70,7 +70,7 @@ class Thumbnails:
             reason = str(error).rpartition(": ")[2]
             raise RefusedError(422, "bad_image", f"The picture {image[:80]!r} cannot be read: {reason}") from None
         if self._keep:
-            with contextlib.suppress(OSError):  # it is shown all the same
+            with contextlib.suppress(OSError):  # it is shown anyway
                 self._write(kept, made)
         return made
 

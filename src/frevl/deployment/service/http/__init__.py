@@ -1,1 +1,1 @@
-"""The service below its routes: limits, request bodies, connections, logs, metrics."""
+"""The HTTP layer of the service: limits, request bodies, connections, logs, metrics."""

@@ -1,4 +1,4 @@
-"""Reading a request: JSON, or multipart with the JSON in the field ``request`` and images as files."""
+"""Read request bodies: JSON, or multipart with the JSON in the field ``request`` and images as files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from frevl.deployment.service.http.limits import Limits, RefusedError
 __all__ = ["JSON", "MULTIPART", "Upload", "decoded", "read_body", "unless_gone"]
 
 Upload = bytes | str
-"""An image that was sent with a request: the bytes of a file, or text in base64."""
+"""An image sent with a request: the bytes of a file, or base64 text."""
 
 JSON, MULTIPART = "application/json", "multipart/form-data"
 
@@ -37,14 +37,14 @@ async def read_body(request: Request, kind: type[B], limits: Limits) -> tuple[B,
 
     Args:
         request: The request.
-        kind: What its JSON has to be.
-        limits: For uploads.
+        kind: The expected type of its JSON.
+        limits: Limits for uploads.
 
     Returns:
-        The checked JSON, and the images that were sent with it, by name: bytes of a file, or text in base64.
+        The validated JSON and the images sent with it, by name: bytes of a file, or base64 text.
 
     Raises:
-        RefusedError: 400 no JSON, 413 too much, 415 another type, 422 not what was expected.
+        RefusedError: 400 for invalid JSON, 413 too large, 415 wrong type, 422 unexpected content.
     """
     given = next((value for name, value in request.scope["headers"] if name == b"content-type"), b"").decode("latin-1")
     content_type = given.partition(";")[0].strip().lower()
@@ -59,11 +59,11 @@ async def read_body(request: Request, kind: type[B], limits: Limits) -> tuple[B,
     named: dict[str, str] = getattr(body, "uploads", {})
     if files.keys() & named.keys():
         raise RefusedError(
-            422, "invalid", f"The upload {min(files.keys() & named.keys())[:80]!r} comes twice; rename one."
+            422, "invalid", f"The upload {min(files.keys() & named.keys())[:80]!r} appears twice; rename one."
         )
     if len(files) + len(named) > limits.uploads:
         raise RefusedError(
-            413, "too_many_uploads", f"A request may bring {limits.uploads} images; send several requests."
+            413, "too_many_uploads", f"A request may contain at most {limits.uploads} images; send several requests."
         )
     return body, {**files, **named}
 
@@ -72,7 +72,7 @@ async def _whole(receive: Receive) -> bytes:
     """Receive the whole body.
 
     Raises:
-        ClientDisconnect: The client hung up in the middle of it.
+        ClientDisconnect: The client disconnected while sending it.
     """
     parts = []
     while True:
@@ -85,11 +85,11 @@ async def _whole(receive: Receive) -> bytes:
 
 
 async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, A]) -> A | None:
-    """Wait for an answer, but drop it when the client hangs up; then the answer is None.
+    """Wait for an answer, but drop it and return None if the client disconnects.
 
     Args:
-        receive: Where the disconnect is heard; the body was read.
-        answer: Computes the answer. Watching begins after 50 ms; most answers are sent before that.
+        receive: Receives the disconnect; the body has already been read.
+        answer: Computes the answer. Watching starts after 50 ms; most answers are sent before that.
     """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     watching: list[asyncio.Task[None]] = []
@@ -97,7 +97,7 @@ async def unless_gone(receive: Receive, answer: Coroutine[Any, Any, A]) -> A | N
 
     async def watch() -> None:
         nonlocal gone
-        await receive()  # nothing else can come
+        await receive()  # nothing else can arrive
         gone = True
         task.cancel()  # type: ignore[union-attr]
 
@@ -123,7 +123,7 @@ def _once(pairs: list[tuple[str, Any]]) -> None:
         )
 
 
-# Pydantic silently takes the last of several equal keys, as most readers of JSON do.
+# Like most JSON parsers, pydantic silently takes the last of several equal keys.
 _KEYS_ONCE = json.JSONDecoder(object_pairs_hook=_once)
 
 
@@ -135,7 +135,7 @@ def _checked(kind: type[B], content: bytes | str) -> B:
         first = problems[0]
         if first["type"] == "json_invalid":
             raise RefusedError(400, "not_json", f"The request is not valid JSON: {first['msg']}.") from None
-        # Beside fields, pydantic names its own functions.
+        # Besides fields, pydantic's locations include its own functions.
         steps = [step for step in first["loc"] if not str(step).startswith("function-")]
         place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200]
         more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
@@ -155,8 +155,8 @@ async def _read_multipart(request: Request, kind: type[B], limits: Limits) -> tu
     try:
         parts = dict(form.multi_items())
         if len(parts) < len(form.multi_items()):
-            raise RefusedError(422, "invalid", "Every field of a multipart form needs a name of its own.")
-        # Only the name of the field counts; the file name that a client sends is never looked at.
+            raise RefusedError(422, "invalid", "Every field of a multipart form needs a unique name.")
+        # Only the field name counts; the client's file name is ignored.
         read = {name: part if isinstance(part, str) else await part.read() for name, part in parts.items()}
         if "request" not in read:
             raise RefusedError(422, "invalid", "The multipart form needs a field 'request' with the request as JSON.")
@@ -166,14 +166,14 @@ async def _read_multipart(request: Request, kind: type[B], limits: Limits) -> tu
 
 
 def decoded(name: str, upload: Upload) -> bytes:
-    """Return the bytes of an image that was sent with a request.
+    """Return the bytes of an image sent with a request.
 
     Raises:
-        RefusedError: Text that is not base64.
+        RefusedError: The text is not base64.
     """
     if isinstance(upload, bytes):
         return upload
-    # What browsers make of a file starts with "data:"; what `base64` and mail programs make of it has line breaks.
+    # Browsers encode files starting with "data:"; `base64` and mail programs insert line breaks.
     text = upload.partition(",")[2] if upload.startswith("data:") else upload
     try:
         return base64.b64decode(text.translate(_NO_BREAKS), validate=True)

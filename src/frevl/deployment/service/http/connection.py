@@ -1,4 +1,4 @@
-"""Connections: none is waited for without end, none loses its last answer, and idle ones give way to new ones."""
+"""Connections: none is waited for indefinitely, none loses its last answer, and idle ones give way to new ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Connection", "OpenConnections", "allow_open_files"]
 _HEAD_SECONDS = 15.0
 _HEAD_BYTES = 64 << 10
 _MOST_HELD = 64 << 10  # bytes
-_MOST_PIPELINED = 16  # requests that a client may send before the answers to those before them
+_MOST_PIPELINED = 16  # requests that a client may send before earlier ones are answered
 _LINGER_SECONDS, _LINGER_STEP = 60.0, 5.0
-_OTHER_FILES = 512  # of the store, of libraries, and of connections that are being closed
+_OTHER_FILES = 512  # files of the store, of libraries, and of connections being closed
 
 _LARGE_HEAD = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain; charset=utf-8\r\n"
@@ -26,10 +26,10 @@ _LARGE_HEAD = (
 
 
 def allow_open_files(connections: int) -> int:
-    """Let this process open as many files as that many connections need, as far as the system lets it.
+    """Raise this process's limit on open files to suit a number of connections, as far as the system allows.
 
     Returns:
-        How many connections there may be; fewer where the system's hard limit is lower.
+        The possible number of connections; fewer if the system's hard limit is lower.
     """
     try:
         import resource
@@ -45,12 +45,12 @@ def allow_open_files(connections: int) -> int:
 
 
 class OpenConnections:
-    """All connections of a service. If there are too many, the longest idle one of the client with the most gives way.
+    """All connections of a service. If there are too many, the longest-idle one of the client with the most is closed.
 
-    So a client that hoards connections loses them to those who come after it, and nobody is turned away.
+    So a client that hoards connections loses them to newcomers, and nobody is turned away.
 
     Args:
-        most: How many may be open; 0 for any number.
+        most: Maximum number of open connections; 0 for no limit.
     """
 
     def __init__(self, most: int = 0) -> None:
@@ -60,7 +60,7 @@ class OpenConnections:
         self._total = 0
 
     def add(self, connection: Connection) -> None:
-        """Count a new connection, which is idle until the head of a request has arrived."""
+        """Count a new connection, which is idle until a request's headers have arrived."""
         name = connection.client_name
         self._count[name] = self._count.get(name, 0) + 1
         self._idle.setdefault(name, {})[connection] = None
@@ -72,7 +72,7 @@ class OpenConnections:
             other.give_way()
 
     def set_idle(self, connection: Connection, idle: bool) -> None:
-        """Note that a connection has begun or finished a request."""
+        """Record that a connection has begun or finished a request."""
         others = self._idle.get(connection.client_name)
         if others is None or not connection.counted:
             return
@@ -95,33 +95,33 @@ class OpenConnections:
 
 
 class Connection(HttpToolsProtocol):
-    """Closes a connection whose client does not finish the head of a request in 15 seconds, or in 64 KiB.
+    """Close a connection whose client does not complete a request's headers within 15 seconds or 64 KiB.
 
-    uvicorn itself waits for the first byte of a further request only, so that clients that send a byte now and then
-    could hold any number of connections. uvicorn also sends head and body of an answer one by one; here they leave
-    together. And where an answer comes before the end of the body, for example because the body is too large, uvicorn
-    closes at once: the system then throws away the answer with the rest of the body. Here the rest is read first.
+    uvicorn itself has a timeout only for the first byte of a further request, so clients that trickle bytes could hold
+    any number of connections. uvicorn also sends the headers and body of an answer separately; here they leave
+    together. And if an answer precedes the end of the body, for example because the body is too large, uvicorn closes
+    at once and the system discards the answer along with the rest of the body. Here the rest is read first.
     """
 
     def __init__(self, *args: Any, open_connections: OpenConnections | None = None, **settings: Any) -> None:
         super().__init__(*args, **settings)
         self._others = open_connections or OpenConnections()
         self._impatience: asyncio.TimerHandle | None = None
-        self._head_bytes: int | None = 0  # None while a body arrives
+        self._head_bytes: int | None = 0  # None while a body is arriving
         self._arriving = False
         self._news = False
         self.client_name = ""
         self.counted = True
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to wait for the first request."""
+        """Start waiting for the first request."""
         super().connection_made(_OnePiece(transport, self))
         self.client_name = client_name(self.client[0] if self.client else "")
         self._be_impatient()
         self._others.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """Read, but no endless head, and nothing after the last answer."""
+        """Read, but refuse endless headers and anything after the last answer."""
         self._news = True
         if self.transport.is_closing():
             return
@@ -135,13 +135,13 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def on_message_begin(self) -> None:
-        """Start to wait for the head of a request."""
+        """Start waiting for a request's headers."""
         super().on_message_begin()
         self._head_bytes, self._arriving = 0, True
         self._be_impatient()
 
     def on_headers_complete(self) -> None:
-        """Stop waiting: the middleware watches over the body."""
+        """Stop waiting: the middleware watches the body."""
         self._head_bytes = None
         self._be_patient()
         super().on_headers_complete()
@@ -149,13 +149,13 @@ class Connection(HttpToolsProtocol):
         self._others.set_idle(self, False)
 
     def on_message_complete(self) -> None:
-        """Stop waiting for the rest of a body that was refused."""
+        """Stop waiting for the rest of a refused body."""
         self._arriving = False
         self._be_patient()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """Start to wait for the rest of the body, if the answer came before it."""
+        """Start waiting for the rest of the body, if the answer came first."""
         super().on_response_complete()
         if not self.pipeline:
             self._others.set_idle(self, True)
@@ -163,7 +163,7 @@ class Connection(HttpToolsProtocol):
             self._be_impatient()
 
     def send_400_response(self, msg: str) -> None:
-        """Say that this is no HTTP; whatever else comes is not looked at."""
+        """Answer that this is not HTTP; anything further is ignored."""
         self._arriving = True
         super().send_400_response(msg)
 
@@ -174,27 +174,27 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, also where the client has not read its last answer."""
+        """Close an idle connection, even if the client has not read its last answer."""
         self.transport.abort()
 
     def shutdown(self) -> None:
-        """End an idle connection, and let another one finish its request."""
+        """Close an idle connection; let a busy one finish its request."""
         if self.transport.is_closing():
             self.transport.abort()
         else:
             super().shutdown()
 
     def give_way(self) -> None:
-        """Close this idle connection, because there are too many."""
+        """Close this idle connection because there are too many."""
         self.transport.abort()
 
     @property
     def has_unread(self) -> bool:
-        """Whether the client may still be sending, so that closing at once would lose the answer."""
+        """Return whether the client may still be sending, so that closing at once would lose the answer."""
         return self._arriving
 
     def linger(self) -> None:
-        """Go on reading after the last answer, until the client has closed or sends nothing for some seconds."""
+        """Keep reading after the last answer until the client closes or is silent for some seconds."""
         self._be_patient()
         self.flow.resume_reading()
         self._news = False
@@ -202,7 +202,7 @@ class Connection(HttpToolsProtocol):
         self._linger_until(self.loop.time() + _LINGER_SECONDS)
 
     def wait_for_the_last_bytes(self) -> None:
-        """Give the client some time to read what was written before the close."""
+        """Give the client time to read what was written before the close."""
         self._be_patient()
         self._impatience = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
 
@@ -227,9 +227,9 @@ class Connection(HttpToolsProtocol):
 
 
 class _OnePiece(asyncio.Transport):
-    """Sends what one step of the event loop writes in one piece: a system call is a tenth of a request.
+    """Send everything written in one step of the event loop at once: a system call is a tenth of a request's time.
 
-    What is large, or comes before a close, is handed on at once, so that uvicorn hears when a client reads too slowly.
+    Large writes, and those before a close, are passed on immediately, so that uvicorn notices slow readers.
     """
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
@@ -240,7 +240,7 @@ class _OnePiece(asyncio.Transport):
         self._lingers = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Hold data until the end of this step."""
+        """Buffer data until the end of this step."""
         if self._lingers:
             return
         if not self._held:
@@ -251,7 +251,7 @@ class _OnePiece(asyncio.Transport):
             self._hand_on()
 
     def close(self) -> None:
-        """Hand on what is held, and close; where the client may be in the middle of a body, only after that."""
+        """Pass on buffered data and close; if the client may still be sending a body, close only after it."""
         self._hand_on()
         if self.is_closing():
             return
@@ -273,15 +273,15 @@ class _OnePiece(asyncio.Transport):
         return self._lingers or self._transport.is_closing()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return what the transport knows of its connection."""
+        """Return the transport's information about its connection."""
         return self._transport.get_extra_info(name, default)
 
     def pause_reading(self) -> None:
-        """Receive nothing."""
+        """Pause receiving."""
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Receive again."""
+        """Resume receiving."""
         self._transport.resume_reading()
 
     def _hand_on(self) -> None:

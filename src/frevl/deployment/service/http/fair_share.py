@@ -1,9 +1,9 @@
-"""What clients hold of the service at a time, and who gives way when it is full.
+"""Track what each client occupies of the service, and who gives way when it is full.
 
-A request is in one of two states. It *waits for its client* while its body arrives, or while a large answer is read:
-that costs little, lasts as long as the client likes, and can be ended at any time. Or it *is worked on*: that ends by
-itself. So waiting requests never take the place of work, and when there are too many of them, the oldest one of the
-client that holds the most gives way to the new one.
+A request is in one of two states. It *waits for its client* while its body arrives or a large answer is read: that
+costs little, lasts as long as the client likes, and can be ended at any time. Or it *is worked on*, which ends by
+itself. So waiting requests never take the place of work, and when there are too many, the oldest one of the client that
+holds the most gives way to the new one.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from frevl.deployment.service.http.limits import Limits, RefusedError
 __all__ = ["ASKING", "Client", "FairShare", "Waiting", "client_name"]
 
 ASKING: ContextVar[str] = ContextVar("ASKING", default="")
-"""Name of the client whose request this task answers; empty outside of requests."""
+"""Name of the client whose request this task answers; empty outside requests."""
 
 
 @lru_cache(maxsize=4096)
 def client_name(address: str) -> str:
-    """Return what tells clients apart: an IPv4 address, or the network of an IPv6 address.
+    """Return what distinguishes clients: an IPv4 address, or the network of an IPv6 address.
 
     Args:
-        address: As the socket or a trusted proxy says it.
+        address: Address as given by the socket or a trusted proxy.
 
     Returns:
-        Of an IPv6 address the first 64 bits, because a single customer has all addresses of such a network; of whatever
-        else the text itself.
+        The first 64 bits of an IPv6 address, because a single customer owns all addresses of such a network; anything
+        else unchanged.
     """
     try:
         known = ipaddress.ip_address(address.partition("%")[0])
@@ -50,18 +50,18 @@ class Waiting(Protocol):
     """Bytes of its body and of its answer in memory."""
 
     def give_way(self) -> None:
-        """End the request; it is no longer counted as waiting."""
+        """End the request, which no longer counts as waiting."""
 
 
 class Client:
-    """What one client holds.
+    """What one client occupies.
 
     Attributes:
-        name: What tells it apart.
-        open: Its requests, in whatever state.
-        requests: Requests that are worked on.
+        name: Name that identifies it.
+        open: Its requests, in any state.
+        requests: Requests being worked on.
         bytes: Bytes of all its requests in memory.
-        waiting: Its requests that wait for it, the oldest first.
+        waiting: Its requests that wait for it, oldest first.
     """
 
     __slots__ = ("bytes", "name", "open", "requests", "waiting")
@@ -73,13 +73,13 @@ class Client:
 
 
 class FairShare:
-    """Counts what all clients hold.
+    """Counts what all clients occupy.
 
     Args:
-        limits: How much all together, and each of them, may hold.
+        limits: Limits on all clients together and on each of them.
 
     Attributes:
-        requests: Requests that are worked on.
+        requests: Requests being worked on.
         waiting: Requests that wait for their clients.
         bytes: Bytes of all requests in memory.
     """
@@ -91,7 +91,7 @@ class FairShare:
         self._clients: dict[str, Client] = {}
 
     def enter(self, name: str) -> Client:
-        """Begin a request of a client; `leave` ends it."""
+        """Register a client's request; `leave` ends it."""
         client = self._clients.get(name)
         if client is None:
             client = self._clients[name] = Client(name)
@@ -99,30 +99,30 @@ class FairShare:
         return client
 
     def leave(self, client: Client) -> None:
-        """End a request of a client, and forget a client that has no other."""
+        """End a client's request, and forget a client that has no others."""
         client.open -= 1
         if client.open == 0:
             del self._clients[client.name]
 
     def check(self, client: Client) -> None:
-        """Refuse a request that could not be worked on now.
+        """Refuse a request that cannot be worked on now.
 
         Raises:
-            RefusedError: 503 where all clients together have too many requests under way, 429 where this one has.
+            RefusedError: 503 if all clients together have too many active requests, 429 if this one has.
         """
         most = self._limits.requests
         if self.requests >= most:
-            raise RefusedError(503, "overloaded", f"{most} requests are under way; ask again later.", retry_after=1)
+            raise RefusedError(503, "overloaded", f"{most} requests are in progress; try again later.", retry_after=1)
         if client.requests and client.requests >= most * self._share:
             raise RefusedError(
                 429,
                 "client_limit",
-                f"{client.requests} requests of this client are under way, which is its share; ask again later.",
+                f"{client.requests} requests of this client are in progress, which is its share; try again later.",
                 retry_after=1,
             )
 
     def begin_work(self, client: Client) -> None:
-        """Count a request that is worked on.
+        """Count a request as being worked on.
 
         Raises:
             RefusedError: As `check`.
@@ -132,7 +132,7 @@ class FairShare:
         client.requests += 1
 
     def end_work(self, client: Client) -> None:
-        """Take back `begin_work`."""
+        """Undo `begin_work`."""
         self.requests -= 1
         client.requests -= 1
 
@@ -147,15 +147,15 @@ class FairShare:
             self._end(max(self._clients.values(), key=lambda one: len(one.waiting)))
 
     def end_wait(self, client: Client, request: Waiting) -> None:
-        """Take back `begin_wait`; nothing happens if the request gave way."""
+        """Undo `begin_wait`; does nothing if the request gave way."""
         if client.waiting.pop(request, self) is None:
             self.waiting -= 1
 
     def hold(self, client: Client, request: Waiting, size: int) -> None:
-        """Count bytes of a request; if there are too many, waiting requests give way.
+        """Count a request's bytes; if there are too many, waiting requests give way.
 
         Raises:
-            RefusedError: 503 where no other request can give way, 429 where those of this client are worked on.
+            RefusedError: 503 if no other request can give way, 429 if those of this client are being worked on.
         """
         request.held += size
         client.bytes += size
@@ -166,31 +166,31 @@ class FairShare:
             giver = max(holders, key=lambda one: one.bytes, default=None)
             if giver is None or not self._end_largest(giver, request):
                 raise RefusedError(
-                    503, "overloaded", "Too many large requests are under way; ask again later.", retry_after=1
+                    503, "overloaded", "Too many large requests are in progress; try again later.", retry_after=1
                 )
         while client.bytes > max(request.held, most * self._share):
             if not self._end_largest(client, request):
                 raise RefusedError(
                     429,
                     "client_limit",
-                    "Too many large requests of this client are under way; ask again later.",
+                    "Too many large requests of this client are in progress; try again later.",
                     retry_after=1,
                 )
 
     def free(self, client: Client, request: Waiting) -> None:
-        """Take back all of `hold`."""
+        """Undo all of `hold`."""
         self.bytes -= request.held
         client.bytes -= request.held
         request.held = 0
 
     def _end(self, client: Client) -> None:
-        """Let the oldest waiting request of a client give way."""
+        """End the oldest waiting request of a client."""
         request = next(iter(client.waiting))
         self.end_wait(client, request)
         request.give_way()
 
     def _end_largest(self, client: Client, asking: Waiting) -> bool:
-        """Let the first waiting request of a client that holds bytes give way, unless it is the one that asks."""
+        """End a client's first waiting request that holds bytes, unless it is the calling one."""
         request = next((one for one in client.waiting if one.held and one is not asking), None)
         if request is None:
             return False

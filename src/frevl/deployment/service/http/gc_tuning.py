@@ -1,4 +1,4 @@
-"""Settings of the Python process of a service: fewer garbage collections, and threads that switch more often."""
+"""Tune the service's Python process: fewer garbage collections and more frequent thread switches."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ __all__ = ["freeze_loaded_objects", "switch_threads_often"]
 
 
 def freeze_loaded_objects() -> None:
-    """Exclude all objects that exist now from garbage collection, and collect less often.
+    """Exclude all existing objects from garbage collection, and collect less often.
 
-    Libraries and models are a million objects that are never freed. Looking through them took half the time of the
-    thread that answers requests (measured with 16 pairs a request).
+    Libraries and models are a million objects that are never freed. Scanning them took half the time of the thread that
+    answers requests (measured with 16 pairs per request).
     """
-    gc.enable()  # the command turns it off while it loads
+    gc.enable()  # the command disables it while loading
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
 
 
 def switch_threads_often() -> None:
-    """Let the threads of models and requests switch ten times as often as usual.
+    """Make the model and request threads switch ten times as often as usual.
 
-    Every operation of a model releases the interpreter's lock and then waits to get it back, 5 ms by default.
+    Every model operation releases the interpreter lock and then waits to get it back, 5 ms by default.
     """
     sys.setswitchinterval(0.0005)

@@ -1,4 +1,4 @@
-"""Limits and keys of the service, and the error of a refused request."""
+"""Limits and keys of the service, and the error for refused requests."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from frevl.errors import FrevlError, UsageError
 __all__ = ["KEYS_VARIABLE", "Keys", "Limits", "RefusedError"]
 
 KEYS_VARIABLE = "FREVL_API_KEYS"
-"""Environment variable with the API keys, separated by commas; without it the service is open."""
+"""Environment variable with comma-separated API keys; without it the service is open."""
 
 _SHORTEST_KEY = 16
 
 
 class RefusedError(FrevlError):
-    """A request that is answered with an error.
+    """A request answered with an error.
 
     Attributes:
         status: HTTP status.
-        code: One word or two for programs, for example ``unknown_image``.
-        retry_after: Seconds after which it is worth trying again, or None.
+        code: Short code for programs, such as ``unknown_image``.
+        retry_after: Seconds after which to retry, or None.
     """
 
     def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
@@ -36,25 +36,25 @@ class RefusedError(FrevlError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a request may ask, and how much the service holds at a time.
+    """Limits on a request, and on what the service holds at a time.
 
     Attributes:
         body_bytes: Largest request body.
-        body_seconds: A body must have arrived completely after this time.
-        answer_seconds: A client must read the next 256 KiB of a large answer within this time.
-        held_bytes: Bodies and large answers of all requests, together.
-        requests: Requests that are worked on at a time.
-        waiting_requests: Requests that wait for their clients at a time: bodies that arrive, large answers that are
-            read. When there are more, the oldest of the client that has the most gives way.
-        connections: Open connections. When there are more, an idle one gives way in the same manner.
+        body_seconds: Time within which a body must arrive completely.
+        answer_seconds: Time within which a client must read the next 256 KiB of a large answer.
+        held_bytes: Total bytes of bodies and large answers of all requests.
+        requests: Requests being worked on at a time.
+        waiting_requests: Requests waiting for their clients at a time (arriving bodies, large answers being read).
+            Beyond this, the oldest request of the client with the most gives way.
+        connections: Open connections. Beyond this, an idle one gives way in the same manner.
         client_share: Share of ``held_bytes``, ``requests``, ``waiting_requests`` and ``waiting_items`` that one client
-            may have, 0 to 1. A client is a key, or an address where there are no keys.
-        pixels: Most pixels of an image that is sent along, according to its header.
-        uploads: Most images sent along with a request.
-        items: Most pairs, texts or images of a request.
-        text_characters: Longest text.
-        waiting_items: Most items that wait for the model; a request beyond that is asked to come back.
-        batch_items: Most items that are run together (a single larger request runs alone).
+            may have, 0 to 1. A client is a key or, without keys, an address.
+        pixels: Maximum pixels of an uploaded image, according to its header.
+        uploads: Maximum uploaded images per request.
+        items: Maximum pairs, texts or images per request.
+        text_characters: Maximum length of a text.
+        waiting_items: Maximum items waiting for the model; further requests are asked to retry.
+        batch_items: Maximum items run together (a single larger request runs alone).
     """
 
     body_bytes: int = 16 << 20
@@ -74,10 +74,10 @@ class Limits:
 
 
 class Keys:
-    """API keys, of which only hashes are kept.
+    """API keys, stored only as hashes.
 
     Args:
-        keys: At least 16 characters each; without any, everybody may send requests.
+        keys: At least 16 characters each; without any, anyone may send requests.
 
     Raises:
         UsageError: A key is too short.
@@ -97,21 +97,19 @@ class Keys:
         """Read the keys from the environment.
 
         Raises:
-            UsageError: A key is too short, or the variable is set and holds none.
+            UsageError: A key is too short, or the variable is set but empty.
         """
         value = os.environ.get(KEYS_VARIABLE)
         keys = [key.strip() for key in (value or "").split(",") if key.strip()]
         if value is not None and not keys:
-            raise UsageError(
-                f"{KEYS_VARIABLE} is set and holds no key; put keys into it, or unset it to serve everybody"
-            )
+            raise UsageError(f"{KEYS_VARIABLE} is set but contains no key; add keys, or unset it to serve everyone")
         return cls(keys)
 
     def __bool__(self) -> bool:
         return bool(self._hashes)
 
     def admit(self, key: str) -> bool:
-        """Tell whether this is one of the keys, in a time that does not depend on which or on how much is right."""
+        """Return whether this is one of the keys, in constant time."""
         given = _hash(key)
         found = False
         for known in self._hashes:
@@ -120,7 +118,7 @@ class Keys:
 
     @staticmethod
     def name_of(key: str) -> str:
-        """Return what tells a key from others, without the key itself."""
+        """Return a name that identifies a key without revealing it."""
         return f"key {_hash(key).hex()[:16]}"
 
 

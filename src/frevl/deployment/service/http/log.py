@@ -1,4 +1,4 @@
-"""The service's log: one JSON object per line, written together a few times a second."""
+"""The service's log: one JSON object per line, flushed a few times a second."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a log line; what is given as ``extra={"fields": {...}}`` becomes keys."""
+    """One JSON object per log line; ``extra={"fields": {...}}`` becomes its keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -37,12 +37,12 @@ class JsonLines(logging.Formatter):
 
 
 class LinesTogether(logging.Handler):
-    """Writes the lines of a fifth of a second together: one system call a request took a third of the time of logging.
+    """Write lines in batches of a fifth of a second: one system call per request took a third of the logging time.
 
-    Warnings, errors, and what is logged outside an event loop, are written at once.
+    Warnings, errors, and anything logged outside an event loop are written immediately.
 
     Args:
-        stream: Where lines go.
+        stream: Stream to write to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -51,7 +51,7 @@ class LinesTogether(logging.Handler):
         self._records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record, and see to it that it is written."""
+        """Buffer a record and schedule its writing."""
         self._records.append(record)
         if record.levelno > logging.INFO or len(self._records) >= _MOST_LINES:
             self.flush()
@@ -62,7 +62,7 @@ class LinesTogether(logging.Handler):
                 self.flush()
 
     def flush(self) -> None:
-        """Write what was kept."""
+        """Write buffered records."""
         self.acquire()
         try:
             records, self._records = self._records, []
@@ -70,13 +70,13 @@ class LinesTogether(logging.Handler):
                 self._stream.write("".join(f"{self.format(record)}\n" for record in records))
                 self._stream.flush()
         except (OSError, ValueError):
-            pass  # a log that is full or closed must not stop the service
+            pass  # a full or closed log must not stop the service
         finally:
             self.release()
 
 
 def log_request(fields: dict[str, object]) -> None:
-    """Log a request without finding out which line of code did it, which takes most of the time of ``info``."""
+    """Log a request without looking up the calling line, which takes most of the time of ``info``."""
     if _log.isEnabledFor(logging.INFO):
         record = logging.LogRecord(_log.name, logging.INFO, __file__, 0, "request", None, None)
         record.fields = fields
@@ -84,8 +84,8 @@ def log_request(fields: dict[str, object]) -> None:
 
 
 def log_json_lines() -> None:
-    """Let the service and uvicorn log JSON lines on standard error, and what libraries warn of as well."""
-    # No log line names them, and looking them up takes half the time of a record.
+    """Log JSON lines on standard error, for the service, uvicorn and library warnings."""
+    # They appear in no log line, and looking them up takes half the time of a record.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     handler = LinesTogether(sys.stderr)
     handler.setFormatter(JsonLines())
@@ -93,7 +93,7 @@ def log_json_lines() -> None:
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO)
-    # Without a handler a library's warning is a bare line, which no reader of JSON understands.
+    # Without a handler, a library's warning would be a bare line that JSON readers cannot parse.
     root = logging.getLogger()
     root.handlers = [*(one for one in root.handlers if not isinstance(one, LinesTogether)), handler]
     logging.captureWarnings(True)

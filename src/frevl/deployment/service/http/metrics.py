@@ -11,7 +11,7 @@ _ITEMS = tuple(float(2**power) for power in range(11))
 
 
 class Metrics:
-    """Counters of one service; nothing is shared with other services of the process."""
+    """Counters of one service, not shared with other services of the process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -19,25 +19,25 @@ class Metrics:
         self.requests = Counter("frevl_requests", "Requests answered.", labels, registry=self.registry)
         self.seconds = Histogram(
             "frevl_request_seconds",
-            "From the first byte to the answer.",
+            "Time from the first byte to the answer.",
             ["route"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self.refused = Counter("frevl_refused", "Requests answered with an error.", ["code"], registry=self.registry)
         self.batch_items = Histogram(
-            "frevl_batch_items", "Items run together.", ["work"], buckets=_ITEMS, registry=self.registry
+            "frevl_batch_items", "Items per batch.", ["work"], buckets=_ITEMS, registry=self.registry
         )
         self.batch_seconds = Histogram(
-            "frevl_batch_seconds", "Time of a batch.", ["work"], buckets=_SECONDS, registry=self.registry
+            "frevl_batch_seconds", "Time per batch.", ["work"], buckets=_SECONDS, registry=self.registry
         )
-        self.waiting = Gauge("frevl_queue_items", "Items that wait for the model.", registry=self.registry)
+        self.waiting = Gauge("frevl_queue_items", "Items waiting for the model.", registry=self.registry)
         self.under_way = Gauge("frevl_requests_under_way", "Requests being answered.", registry=self.registry)
         # Looking a counter up by its labels takes longer than counting.
         self._counters: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
+        """Count an answered request."""
         counters = self._counters.get((route, method, status))
         if counters is None:
             counters = self.requests.labels(route, method, str(status)), self.seconds.labels(route)
@@ -51,5 +51,5 @@ class Metrics:
         self.batch_seconds.labels(work).observe(seconds)
 
     def text(self) -> bytes:
-        """Return everything in Prometheus' text format."""
+        """Return all counters in Prometheus text format."""
         return generate_latest(self.registry)

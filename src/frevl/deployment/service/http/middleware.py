@@ -1,4 +1,4 @@
-"""What every request passes through: its id, its log line, the key, the limits, and the handling of errors."""
+"""Middleware for every request: id, log line, key, limits and error handling."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from frevl.deployment.service.http.metrics import Metrics
 __all__ = ["CYCLE", "OPEN_PATHS", "Middleware", "error_response"]
 
 OPEN_PATHS = ("/healthz", "/readyz")
-"""Paths that need no key, and are answered however much else there is to do: supervisors ask them."""
+"""Paths that need no key and are always answered, because supervisors poll them."""
 
 CYCLE = "frevl.cycle"
-"""Key in the scope's extensions of uvicorn's object for this request, see `Connection`."""
+"""Key in the scope's extensions for uvicorn's object of this request, see `Connection`."""
 
-_PIECE = 256 << 10  # bytes of a large answer that are handed on at a time
+_PIECE = 256 << 10  # bytes of a large answer passed on at a time
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _THIS_PROCESS = secrets.token_hex(8)
@@ -40,8 +40,8 @@ _numbers = itertools.count()
 _log = logging.getLogger("frevl.service")
 
 _NO_SNIFFING = (b"x-content-type-options", b"nosniff")
-# Of pages without a policy of their own, which are the documents: what comes from this service alone; a browser refuses
-# everything else. JSON asks for nothing.
+# Policy for pages without their own, i.e. the API documents: only this service's resources; browsers refuse everything
+# else. JSON loads nothing.
 _HEADERS = [
     _NO_SNIFFING,
     (b"referrer-policy", b"no-referrer"),
@@ -53,26 +53,27 @@ _HEADERS = [
 
 
 def error_response(error: RefusedError, request_id: str) -> Response:
-    """Return the answer to a refused request."""
+    """Return the response to a refused request."""
     body = {"error": {"code": error.code, "message": str(error), "request_id": request_id}}
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if error.status == 408:
         headers["Connection"] = "close"
     response = Response(json.dumps(body, ensure_ascii=False), error.status, headers, "application/json")
     if error.status == 401:
-        # The first is for programs; the second lets a browser ask for the key (as password, with any name).
+        # The first is for programs; the second makes a browser prompt for the key (as the password, with any user
+        # name).
         for scheme in ("Bearer", "Basic"):
             response.headers.append("WWW-Authenticate", f'{scheme} realm="frevl"')
     return response
 
 
 class Middleware:
-    """An ASGI application around another one. Routes find the request's id in ``scope["state"]["request_id"]``.
+    """An ASGI application that wraps another. Routes find the request's id in ``scope["state"]["request_id"]``.
 
     Args:
-        app: What answers.
-        limits: How much one client may ask.
-        keys: Who may ask.
+        app: The wrapped application.
+        limits: Limits per client.
+        keys: Who may send requests.
         metrics: Where requests are counted.
     """
 
@@ -110,7 +111,7 @@ class _Exchange:
         self._task = cast("asyncio.Task[Any]", asyncio.current_task())
         self._client = Client("")
         self._exempt = scope["path"] in OPEN_PATHS
-        # Taken out, because it refers to the scope: in a circle, both would wait for the garbage collection.
+        # Removed because it refers to the scope: in a cycle, both would have to wait for garbage collection.
         self._cycle = scope.get("extensions", {}).pop(CYCLE, None)
         self._complete = self._working = self._waiting = False
         self._size = self._status = self.held = 0
@@ -124,20 +125,20 @@ class _Exchange:
             await self._middleware.app(self._scope, self._checked_receive, self._noted_send)
         except RefusedError as error:
             await self._refuse(error)
-        except ClientDisconnect:  # in the middle of its body: nobody is left to answer, and nothing failed here
+        except ClientDisconnect:  # disconnected while sending its body: nobody to answer, and nothing failed here
             self._status = self._status or 499
         except asyncio.CancelledError:
             if self._ended_by is None or self._task.uncancel():
                 raise
             await self._refuse(self._ended_by)
         except Exception as error:
-            if self._ended_by is not None:  # a library made an error of its own out of the cancellation
+            if self._ended_by is not None:  # a library turned the cancellation into its own error
                 self._task.uncancel()
                 await self._refuse(self._ended_by)
             else:
                 _log.error("request failed", exc_info=error, extra={"fields": {"request_id": self._id}})
                 await self._refuse(
-                    RefusedError(500, "internal", "The service failed here; its log says more under the request id.")
+                    RefusedError(500, "internal", "The service failed here; see its log under the request id.")
                 )
         finally:
             self._end_wait()
@@ -148,17 +149,17 @@ class _Exchange:
             self._note()
 
     def give_way(self) -> None:
-        """End this request, because too many wait for their clients."""
+        """End this request because too many are waiting for their clients."""
         self._waiting = False
         self._cancel(
-            RefusedError(503, "overloaded", "Too many slow requests are under way; ask again later.", retry_after=1)
+            RefusedError(503, "overloaded", "Too many slow requests are in progress; try again later.", retry_after=1)
         )
 
     def _admit(self) -> None:
-        """Refuse a request before it is read.
+        """Refuse a request before reading it.
 
         Raises:
-            RefusedError: No key, too large, or too many at a time.
+            RefusedError: No key, too large, or too many at once.
         """
         keys, name = self._middleware.keys, ""
         if keys and not self._exempt:
@@ -181,16 +182,16 @@ class _Exchange:
             self._begin_work()
 
     def _arrives(self) -> bool:
-        """Return whether some of the body is still on its way, as far as this is known."""
+        """Return whether part of the body is still to arrive, as far as known."""
         return self._cycle is None or self._cycle.more_body
 
     def _too_large(self) -> RefusedError:
         return RefusedError(
-            413, "too_large", f"A request may have {self._limits.body_bytes:,} bytes; send smaller images."
+            413, "too_large", f"A request may have at most {self._limits.body_bytes:,} bytes; send smaller images."
         )
 
     async def _checked_receive(self) -> Message:
-        """Receive, as long as the body is neither too large nor too slow."""
+        """Receive the body, unless it is too large or too slow."""
         if self._complete or self._exempt or self._status:
             return await self._receive()
         if self._arrives():
@@ -232,7 +233,7 @@ class _Exchange:
         await self._send(message)
 
     async def _send_start(self, message: Message) -> None:
-        """Send how an answer starts. From here on it waits for its client only, if for anybody."""
+        """Send the start of a response. From here on it waits only for its client, if at all."""
         self._end_wait()
         self._end_work()
         given = {name.lower(): value for name, value in message.get("headers", [])}
@@ -240,16 +241,16 @@ class _Exchange:
         headers = [*message.get("headers", []), *(header for header in added if header[0] not in given)]
         headers.append((b"x-request-id", self._id.encode()))
         if self._cycle is not None and self._cycle.more_body and b"connection" not in given:
-            headers.append((b"connection", b"close"))  # nobody reads what is still to come
+            headers.append((b"connection", b"close"))  # nobody reads the rest
         message = {**message, "headers": headers}
         if int(given.get(b"content-length", b"0")) > _PIECE:
-            self._deferred = message  # if there is no room for the answer, another one is sent
+            self._deferred = message  # if there is no room for the answer, an error is sent instead
             return
         self._status = message["status"]
         await self._send(message)
 
     async def _send_in_pieces(self, message: Message) -> None:
-        """Send a large body so that it is noticed when the client does not read it."""
+        """Send a large body in pieces, to notice when the client stops reading."""
         body, more = memoryview(message["body"]), message.get("more_body", False)
         for start in range(0, len(body), _PIECE):
             self._end_unless_read()
@@ -284,7 +285,7 @@ class _Exchange:
         self._end_in(seconds, f"The client read nothing for {seconds:g} s.")
 
     def _end_in(self, seconds: float, sentence: str) -> None:
-        """End the request after some seconds; a later call counts instead of an earlier one."""
+        """End the request after some seconds; a later call replaces an earlier one."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._be_late, sentence)
@@ -298,17 +299,17 @@ class _Exchange:
             self._task.cancel()
 
     async def _refuse(self, error: RefusedError) -> None:
-        """Answer with an error, or cut off an answer that has begun."""
+        """Respond with an error, or cut off a response that has begun."""
         self._middleware.metrics.refused.labels(error.code).inc()
         self._deferred = None
         if self._status:
             self._cut_off()
             return
-        with contextlib.suppress(OSError):  # the client may be gone
+        with contextlib.suppress(OSError):  # the client may have disconnected
             await error_response(error, self._id)(self._scope, self._receive, self._noted_send)
 
     def _cut_off(self) -> None:
-        """End the connection, because an answer that has begun must not look complete."""
+        """Close the connection, because a partial response must not look complete."""
         if self._cycle is not None and not self._cycle.response_complete:
             self._cycle.disconnected = True
             self._cycle.transport.abort()
@@ -336,13 +337,13 @@ _METHODS = {"GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"}
 
 
 def _route_of(scope: MutableMapping[str, Any]) -> str:
-    """Return the route's pattern: a label must not have as many values as clients can think of paths."""
+    """Return the route's pattern: a metric label must not take as many values as clients can invent paths."""
     path: str = getattr(scope.get("route"), "path", "")
     return path or "other"
 
 
 def _key_of(headers: dict[bytes, bytes]) -> str:
-    """Find the key: ``Authorization: Bearer KEY``, or the password of ``Basic``, which browsers send."""
+    """Find the key in ``Authorization: Bearer KEY``, or in the password of ``Basic``, which browsers send."""
     kind, _, value = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if kind.lower() == "bearer":
         return value.strip()

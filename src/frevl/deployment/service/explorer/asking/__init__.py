@@ -1,1 +1,1 @@
-"""What the page needs to ask runs and to show their reports."""
+"""Routes with which the page queries runs and shows their reports."""

@@ -1,4 +1,4 @@
-"""What the page asks for beside the routes of the models: what it can do here, and the reports of the runs."""
+"""Routes that the page needs besides the models' own: which parts work here, and the reports of the runs."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def add_ask_routes(
 
     Args:
         app: The application.
-        service: With the runs.
-        explorer: What shows pictures, or None.
-        reports: Of the runs.
-        opens_explorer: The page opens on the pictures, also where runs can be asked.
+        service: Service with the runs.
+        explorer: Shows the pictures, or None.
+        reports: Reports of the runs.
+        opens_explorer: The page opens on the pictures even if runs can be queried.
     """
 
     @app.get("/explore/parts", response_model=PartsResponse, tags=[_TAG], responses=errors(*_READ))
     async def parts() -> Response:
-        """Say which parts of the page work here."""
+        """Return which parts of the page work here."""
         found = await asyncio.to_thread(reports.all)
         has_pictures = explorer is not None and (opens_explorer or len(service.images) > 0)
         return json_answer(
@@ -63,9 +63,9 @@ def add_ask_routes(
 
     @app.get("/explore/report", tags=[_TAG], response_class=Response, responses={**html, **errors(*_READ, 404, 413)})
     async def report(
-        of: Annotated[str | None, Query(max_length=1000, description="Its id; the first one if left out.")] = None,
+        of: Annotated[str | None, Query(max_length=1000, description="Its id; defaults to the first one.")] = None,
     ) -> Response:
-        """Return a report, for a frame; a browser runs nothing of it and asks nobody for what it names."""
+        """Return a report for a frame; the browser runs none of its scripts and fetches nothing that it references."""
         return await asyncio.to_thread(reports.answer, of)
 
     if explorer is not None:
@@ -81,7 +81,7 @@ def _add_training_route(app: FastAPI, explorer: Explorer, reports: Reports) -> N
 
     @posts("/explore/training/ask", TrainingRequest, ModelRecord)
     async def ask(asked: TrainingRequest, _: Sent) -> dict[str, Any]:
-        """Serve a run that was trained here, until the service ends: it can be asked, and stand beside others."""
+        """Serve a run that was trained here until the service ends, so that it can be queried and compared."""
         return await _serve(explorer, reports, asked.name)
 
 
@@ -89,7 +89,7 @@ async def _serve(explorer: Explorer, reports: Reports, name: str) -> dict[str, A
     explorer.check_writable()
     job = await explorer.ask(lambda: explorer.trainings.one(name))
     if job.state() != "done":
-        raise RefusedError(409, "not_done", f"The run {name[:80]!r} is not there: its training is {job.state()}.")
+        raise RefusedError(409, "not_done", f"The run {name[:80]!r} is not available: its training is {job.state()}.")
     model = await explorer.service.add(name, job.run, device=explorer.device)
     reports.add(name, job.run)
     return model.record()

@@ -1,4 +1,4 @@
-"""Answers about what the page can do here, and about reports."""
+"""Response bodies about the available parts of the page, and about reports."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ __all__ = ["PartsResponse", "ReportsResponse"]
 
 
 class PartsResponse(ModelsResponse):
-    """What the page can do here, beside what ``/v1/models`` says."""
+    """What the page can do here, in addition to ``/v1/models``."""
 
     name: str = Field(description="Name of the store's folder.")
     opens: Literal["ask", "pictures"] = Field(description="Which part the page opens on.")
-    explorer: bool = Field(description="Whether the pictures of the store can be looked at; false if it has none.")
-    pictures: bool = Field(description="Whether the service knows the files of the pictures.")
-    reports: int = Field(description="How many reports there are.")
+    explorer: bool = Field(description="Whether the pictures of the store can be browsed; false if it has none.")
+    pictures: bool = Field(description="Whether the service has access to the picture files.")
+    reports: int = Field(description="Number of reports.")
 
 
 class ReportRecord(Body):
     """A page that a command wrote."""
 
-    id: str = Field(description="What /explore/report?of= takes.")
-    run: str = Field(description="The run in whose folder it lies; empty for one that was named with --report.")
+    id: str = Field(description="Value for /explore/report?of=.")
+    run: str = Field(description="The run in whose folder it is; empty for one given with --report.")
     title: str
     bytes: int
     changed: float = Field(description="When it was written, seconds since 1970.")
 
 
 class ReportsResponse(Body):
-    """All reports that are there now."""
+    """All current reports."""
 
     reports: list[ReportRecord]

@@ -1,4 +1,4 @@
-"""The pages that other commands wrote about runs: diagnosis, evaluation, curation. Shown, and never run."""
+"""Pages that other commands wrote about runs (diagnosis, evaluation, curation): displayed, never executed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from frevl.store.commits.table_writer import in_utf8
 
 __all__ = ["Report", "Reports"]
 
-_MOST_FILES = 200  # of a run's folder
+_MOST_FILES = 200  # HTML files of a run's folder
 _LARGEST = 64 << 20  # bytes
-_HEAD = 4096  # bytes in which the title stands
+_HEAD = 4096  # bytes in which to look for the title
 _TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
-# A page of this project needs no script, and one that somebody put there gets none: nor a form, nor anything of another
-# host, nor what belongs to the page around it.
+# Our own pages need no scripts, and a foreign page gets none: no forms, no resources of other hosts, and no access to
+# the page around it.
 _HEADERS = {
     "Content-Security-Policy": "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
@@ -35,10 +35,10 @@ class Report:
     """A page.
 
     Attributes:
-        id: What it is asked for by.
-        run: Name of the run in whose folder it lies; empty for one that was named by itself.
-        title: Its own title, or the name of its file.
-        bytes: Its size.
+        id: Id used to request it.
+        run: Name of the run in whose folder it is; empty for one given by itself.
+        title: Its title, or else its file name.
+        bytes: Size in bytes.
         changed: When it was written, seconds since 1970.
         path: The file.
     """
@@ -52,11 +52,11 @@ class Report:
 
 
 class Reports:
-    """All HTML files in the folders of runs, and others by name; looked for anew whenever somebody asks.
+    """All HTML files in the run folders, and others given by name; listed afresh on every request.
 
     Args:
         runs: Folders of the runs by name.
-        files: Further pages, which come first.
+        files: Additional pages, which come first.
     """
 
     def __init__(self, runs: Mapping[str, Path] | None = None, files: Sequence[Path] = ()) -> None:
@@ -64,11 +64,11 @@ class Reports:
         self._files = [Path(path) for path in files]
 
     def add(self, run: str, folder: Path) -> None:
-        """Look in the folder of one more run, too."""
+        """Also look in the folder of another run."""
         self._runs = {**self._runs, run: folder}
 
     def all(self) -> list[Report]:
-        """Return what is there now, in the order of the runs; ``report.html`` is the first of each."""
+        """Return the current pages in the order of the runs; ``report.html`` comes first in each."""
         named = [("", path) for path in self._files]
         for run, folder in self._runs.items():
             try:
@@ -82,7 +82,7 @@ class Reports:
             file = in_utf8(path.name)
             id_ = f"{run}/{file}" if run else file
             number = 2
-            while id_ in reports:  # files of one name from several folders
+            while id_ in reports:  # files with the same name in several folders
                 id_, number = f"{file} ({number})", number + 1
             report = _read(id_, run, path)
             if report is not None:
@@ -90,39 +90,37 @@ class Reports:
         return list(reports.values())
 
     def answer(self, id_: str | None) -> Response:
-        """Return a page so that a browser shows it and runs nothing of it; None takes the first one.
+        """Return a page that a browser shows without running anything in it; None takes the first one.
 
         Raises:
-            RefusedError: There is none, it is gone, or it is too large.
+            RefusedError: It does not exist, is gone, or is too large.
         """
         report = next((one for one in self.all() if id_ in (None, one.id)), None)
         if report is None:
             what = "no report" if id_ is None else f"no report {id_[:80]!r} (any more)"
             raise RefusedError(
-                404, "unknown_report", f"There is {what}; frevl diagnose --html RUN/report.html writes one, and "
-                "--report FILE names others.",
+                404, "unknown_report", f"There is {what}; create one with frevl diagnose --html RUN/report.html, "
+                    "or name one with --report FILE.",
             )  # fmt: skip
         if report.bytes > _LARGEST:
             raise RefusedError(
-                413, "too_large", f"The report {report.id[:80]!r} has {report.bytes:,} bytes, more than the "
-                f"{_LARGEST:,} that are shown here; open its file.",
+                413, "too_large", f"The report {report.id[:80]!r} has {report.bytes:,} bytes, and at most {_LARGEST:,} "
+                    "can be shown here; open the file itself.",
             )  # fmt: skip
         try:
             return HTMLResponse(report.path.read_bytes(), headers=_HEADERS)
         except OSError:
-            raise RefusedError(
-                404, "unknown_report", f"The report {report.id[:80]!r} cannot be read any more."
-            ) from None
+            raise RefusedError(404, "unknown_report", f"The report {report.id[:80]!r} can no longer be read.") from None
 
 
 def _read(id_: str, run: str, path: Path) -> Report | None:
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block forever
             return None
         with path.open("rb") as file:
             found = _TITLE.search(file.read(_HEAD))
-    except OSError:  # a link that leads nowhere, deleted meanwhile
+    except OSError:  # a dangling link, or deleted meanwhile
         return None
     title = html.unescape(found[1].decode("utf-8", "replace")) if found else ""
     return Report(id_, run, " ".join(title.split())[:200] or in_utf8(path.name), status.st_size, status.st_mtime, path)

@@ -1,1 +1,1 @@
-"""Trainings that the page starts: ``frevl train`` as a process of its own, kept in ``STORE/runs``."""
+"""Trainings started from the page: ``frevl train`` in a separate process, kept in ``STORE/runs``."""

@@ -1,8 +1,8 @@
-"""A training on disk: what was started, whether its process lives, and what can be said of it.
+"""A training on disk: how it was started, whether its process is alive, and its state.
 
-Beside the folder of a run, ``STORE/runs/NAME``, stand ``NAME.job.json`` (what was asked for), ``NAME.pairs.jsonl`` or
-``.csv`` (what is learned from) and ``NAME.log`` (what the training says). The state follows from the files and the
-process, so that it is right after the service was killed, too.
+Next to the folder of a run, ``STORE/runs/NAME``, are ``NAME.job.json`` (the request), ``NAME.pairs.jsonl`` or ``.csv``
+(the training data) and ``NAME.log`` (the output of the training). The state is derived from the files and the process,
+so it is right even after the service was killed.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """A training that was started.
+    """A started training.
 
     Attributes:
         place: Folder of all runs.
         name: Of the run.
-        arguments: Of ``frevl``.
+        arguments: Arguments of ``frevl``.
         task: ``classification`` or ``matching``.
-        model: As it was asked for.
-        by: Who asked.
+        model: The model as requested.
+        by: Who requested it.
         pairs: Lines.
-        of_labels: Whether the labels are learned from.
+        of_labels: Whether it trains on the labels.
         started: Seconds since 1970.
-        ended: Seconds since 1970; None while it runs, or where nobody saw the end.
-        process: Its id, or 0 before it has one.
-        born: When the process began, as the system counts; tells it from another one that has its id later.
-        cancelled: Somebody asked for its end.
-        code: Exit status; None if nobody saw it.
+        ended: Seconds since 1970; None while it runs, or if its end was not observed.
+        process: Process id, or 0 before it has one.
+        born: System time at which the process began, which tells it from a later process with the same id.
+        cancelled: Whether it was cancelled.
+        code: Exit status; None if not observed.
     """
 
     place: Path
@@ -82,23 +82,23 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the training says."""
+        """Output of the training."""
         return self.place / f"{self.name}.log"
 
     @property
     def file(self) -> Path:
-        """Where this is kept."""
+        """File in which this record is kept."""
         return self.place / f"{self.name}{_SUFFIX}"
 
     def keep(self) -> None:
-        """Write it down."""
+        """Save this record."""
         record = asdict(self)
         del record["place"]
         write_json(self.file, record)
 
     @classmethod
     def read(cls, file: Path) -> Job | None:
-        """Read what `keep` wrote; None where that cannot be read."""
+        """Read what `keep` wrote; None if it cannot be read."""
         try:
             record = read_record(file)
             job = cls(**{**record, "place": file.parent, "arguments": tuple(record["arguments"])})
@@ -107,19 +107,19 @@ class Job:
         return job if job.name == file.name.removesuffix(_SUFFIX) else None
 
     def with_process(self, process: int) -> Job:
-        """Return it with the process that runs it."""
+        """Return a copy with the process that runs it."""
         return replace(self, process=process, born=birth_of(process))
 
     def lives(self) -> bool:
-        """Tell whether its process runs."""
+        """Return whether its process is running."""
         if not self.process or self.code is not None:
             return False
         return is_alive(self.process, self.born)
 
     def signal(self, number: int) -> None:
-        """Send a signal to its process and all that it has started."""
+        """Send a signal to its process and all children."""
         if self.lives():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # it has already ended
                 os.killpg(self.process, number)
 
     def state(self) -> str:
@@ -155,12 +155,12 @@ class Job:
         }
 
     def results(self) -> dict[str, Any]:
-        """Return what the run remembers of its training; empty if there is none."""
+        """Return the run's record of its training; empty if there is none."""
         found: dict[str, Any] = self._run_record().get("results") or {}
         return found
 
     def detail(self) -> dict[str, Any]:
-        """Return all that can be said; see ``TrainingDetail``."""
+        """Return all details; see ``TrainingDetail``."""
         record, run = self.record(), self._run_record() if self.state() == "done" else {}
         results = run.get("results") or {}
         store = f"{self.place.name}/{self.name}"
@@ -192,7 +192,7 @@ class Job:
         return {}
 
     def _last_word(self) -> float:
-        """Return when the training last said something: about when it ended, if nobody saw that."""
+        """Return the time of the last output: roughly when it ended, if that was not observed."""
         with contextlib.suppress(OSError):
             return self.log.stat().st_mtime
         return self.started
@@ -234,22 +234,22 @@ class Job:
 
     def _problem(self, state: str) -> str:
         if state == "interrupted":
-            return "Its process is gone without a result: the machine or the training was stopped. Continue it."
+            return "Its process ended without a result: the machine or the training was stopped. Resume it."
         if state == "deleted":
-            return "The folder of this run was deleted, or moved to another place."
+            return "The folder of this run was deleted or moved."
         if state != "failed":
             return ""
         if self.code is not None and self.code < 0:
             name = signal.Signals(-self.code).name if -self.code in signal.valid_signals() else str(-self.code)
             hint = ", perhaps because memory ran out" if -self.code == signal.SIGKILL else ""
-            return f"The training was killed ({name}){hint}. Continue it."
+            return f"The training was killed ({name}){hint}. Resume it."
         said = self.said()
         own = [line for line in said if line.startswith("frevl: ")]
-        return own[-1].removeprefix("frevl: ") if own else said[-1] if said else f"It ended with {self.code}."
+        return own[-1].removeprefix("frevl: ") if own else said[-1] if said else f"It ended with exit code {self.code}."
 
 
 def jobs_of(place: Path) -> list[Job]:
-    """Return all trainings of a folder, the newest first."""
+    """Return all trainings in a folder, newest first."""
     try:
         files = [file for file in place.iterdir() if file.name.endswith(_SUFFIX)]
     except OSError:

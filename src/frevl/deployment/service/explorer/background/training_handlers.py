@@ -1,4 +1,4 @@
-"""Trainings: from a checked request to its answer, one function per route."""
+"""Handlers of training requests, one function per route."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ async def listed(explorer: Explorer) -> dict[str, Any]:
 
 
 async def detail(explorer: Explorer, name: str) -> dict[str, Any]:
-    """Say all of one training."""
+    """Return the details of one training."""
     return _scrubbed(explorer, await explorer.ask(lambda: explorer.trainings.one(name).detail()))
 
 
 async def start(explorer: Explorer, asked: TrainRequest, uploads: Mapping[str, Upload]) -> dict[str, Any]:
-    """Begin a training on the labels, or on a file that was sent along."""
+    """Start a training on the labels, or on an uploaded file."""
     explorer.check_writable()
     if len(uploads) > 1:
-        raise RefusedError(422, "invalid", f"A training takes one file of pairs, found {len(uploads)}.")
+        raise RefusedError(422, "invalid", f"A training takes one pairs file, found {len(uploads)}.")
     if uploads:
         (name, upload), *_ = uploads.items()
         content = decoded(name, upload)
@@ -40,11 +40,10 @@ async def start(explorer: Explorer, asked: TrainRequest, uploads: Mapping[str, U
         pairs = content.count(b"\n")
         if asked.task == "matching":
             raise RefusedError(
-                422, "invalid", "Labels say what a picture is, which is classification; matching needs pairs of "
-                "pictures and texts, so send a pairs file along.",
+                422, "invalid", "Labels are for classification; for matching, upload a file of image-text pairs.",
             )  # fmt: skip
         if not pairs:
-            raise RefusedError(409, "no_labels", "There are no labels to learn from yet; label some pictures first.")
+            raise RefusedError(409, "no_labels", "There are no labels to train on yet; label some pictures first.")
 
     job = await explorer.ask(
         lambda: explorer.trainings.start(
@@ -63,19 +62,19 @@ async def start(explorer: Explorer, asked: TrainRequest, uploads: Mapping[str, U
 
 
 async def cancel(explorer: Explorer, asked: TrainingRequest) -> dict[str, Any]:
-    """End a training."""
+    """Cancel a training."""
     explorer.check_writable()
     return _scrubbed(explorer, await explorer.ask(lambda: explorer.trainings.cancel(asked.name).record()))
 
 
 async def resume(explorer: Explorer, asked: TrainingRequest) -> dict[str, Any]:
-    """Continue a training that was stopped."""
+    """Resume a training that was stopped."""
     explorer.check_writable()
     return _scrubbed(explorer, await explorer.ask(lambda: explorer.trainings.resume(asked.name).record()))
 
 
 def _lines_of(content: bytes, form: str) -> int:
-    """Return how many pairs a file has, so that one that is none is refused before anything is started."""
+    """Return how many pairs a file has, so that an invalid file is refused before anything starts."""
     count = len(read_sent(content, form))
     if not count:
         raise UsageError("The file has no pairs.")
@@ -83,7 +82,7 @@ def _lines_of(content: bytes, form: str) -> int:
 
 
 def _scrubbed(explorer: Explorer, record: dict[str, Any]) -> dict[str, Any]:
-    """Remove the path of the store from every sentence."""
+    """Remove the store's path from every sentence."""
     found: dict[str, Any] = {}
     for key, value in record.items():
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers about trainings."""
+"""Request and response bodies for trainings."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _RunName = Annotated[str, Field(pattern=NAME_PATTERN, description="Name of the r
 
 
 class TrainRequest(Body):
-    """What to train: on the labels, or on a pairs file that is sent along as the only upload."""
+    """What to train, on the labels or on a pairs file sent as the only upload."""
 
-    by: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, description="Who asks for it.")]
-    name: Annotated[_RunName | None, Field(description="Name of the run; a free one if left out.")] = None
+    by: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME, description="Who requests it.")]
+    name: Annotated[_RunName | None, Field(description="Name of the run; defaults to an unused one.")] = None
     task: Literal["classification", "matching"] = "classification"
     model: Annotated[
         str, Field(pattern="^[a-z][a-z0-9_-]{0,40}$", description="As `frevl train --model`; labels have no texts.")
     ] = "auto"
     minutes: Annotated[float | None, Field(gt=0.02, le=100_000, description="Time limit.")] = None
-    format: Annotated[Literal["jsonl", "csv"], Field(description="Of the file that is sent along.")] = "jsonl"
+    format: Annotated[Literal["jsonl", "csv"], Field(description="Format of the uploaded file.")] = "jsonl"
     uploads: Uploads = Field(default_factory=dict)
 
 
 class TrainingRequest(Body):
-    """A training that is meant."""
+    """The training to act on."""
 
     name: _RunName
 
@@ -46,18 +46,18 @@ State = Literal["running", "stopping", "done", "cancelled", "failed", "interrupt
 
 
 class TrainingRecord(Body):
-    """A training that was started here."""
+    """A training started here."""
 
     name: str
     state: Annotated[
         State,
-        Field(description="interrupted: its process is gone without a result; deleted: its folder was removed."),
+        Field(description="interrupted: its process ended without a result; deleted: its folder was removed."),
     ]
     task: str
     model: str
     by: str
-    pairs: int = Field(description="Lines that it learns from.")
-    of_labels: bool = Field(description="Whether they are the labels, not a file that was sent along.")
+    pairs: int = Field(description="Lines it trains on.")
+    of_labels: bool = Field(description="Whether it trains on the labels rather than an uploaded file.")
     started: str = Field(description="In UTC.")
     seconds: float = Field(description="Since it was started, or that it took.")
     progress: float | None = Field(
@@ -72,19 +72,19 @@ class TrainingRecord(Body):
 
 
 class TrainingDetail(TrainingRecord):
-    """A training with what can be said of its result."""
+    """A training with details of its result."""
 
-    folder: str = Field(description="Where the run lies, from the folder of the store.")
-    chosen: str = Field(description="What was trained, once done: of auto, what was chosen.")
-    development: int | None = Field(description="Development pairs.")
+    folder: str = Field(description="Path of the run relative to the store's folder.")
+    chosen: str = Field(description="The trained model, once done; for auto, the chosen one.")
+    development: int | None = Field(description="Number of development pairs.")
     labels: list[str] = Field(description="Classes, the first hundred.")
     notes: list[str]
-    commands: list[str] = Field(description="What can be done with the run on the command line.")
-    said: list[str] = Field(description="The last lines of the training.")
+    commands: list[str] = Field(description="Commands to use the run from the command line.")
+    said: list[str] = Field(description="The last lines of output.")
 
 
 class TrainingsResponse(Body):
-    """All trainings that were started here, the newest first."""
+    """All trainings started here, newest first."""
 
     writable: bool = Field(description="Whether trainings can be started.")
     trainings: list[TrainingRecord]

@@ -1,4 +1,4 @@
-"""Starts, watches and ends trainings: each is ``frevl train`` in a process of its own."""
+"""Start, watch and stop trainings: each is ``frevl train`` in its own process."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from frevl.files import replace_file
 
 __all__ = ["Trainings"]
 
-_PATIENCE = 5.0  # seconds from the polite request to end until the end
+_PATIENCE = 5.0  # seconds between asking a process to stop and killing it
 
 
 class Trainings:
-    """The trainings of a store, one at a time, because they share the processors with whoever looks and labels.
+    """The trainings of a store, one at a time because they share the CPU with people browsing and labelling.
 
     Args:
         store: Folder of the store.
@@ -34,31 +34,31 @@ class Trainings:
     """
 
     def __init__(self, store: Path, *, device: str = "cpu") -> None:
-        self._store, self._device = store.absolute(), device  # a job may be continued from another folder
+        self._store, self._device = store.absolute(), device  # a job may be resumed from another folder
         self.place = self._store / "runs"
-        self._guard = threading.Lock()  # of starting and ending
-        self._writing = threading.Lock()  # of what is written about one
+        self._guard = threading.Lock()  # guards starting and stopping
+        self._writing = threading.Lock()  # guards writing a job's record
         self._watched: dict[str, threading.Thread] = {}
 
     def all(self) -> list[Job]:
-        """Return all that were started, the newest first."""
+        """Return all started trainings, newest first."""
         found = jobs_of(self.place)
         ended = [self._watched.get(job.name) for job in found if job.code is None and not job.lives()]
         for thread in ended:
-            if thread is not None:  # its process is gone, and how it ended is written down in a moment
+            if thread is not None:  # its process is gone, and its exit status is about to be recorded
                 thread.join(2)
         return jobs_of(self.place) if any(ended) else found
 
     def one(self, name: str) -> Job:
-        """Return one.
+        """Return one training.
 
         Raises:
-            RefusedError: There is none of this name (any more).
+            RefusedError: There is none with this name (any more).
         """
         found = next((job for job in self.all() if job.name == name), None)
         if found is None:
             raise RefusedError(
-                404, "no_run", f"There is no run {name[:80]!r} here (any more); it was deleted, or has another name."
+                404, "no_run", f"There is no run {name[:80]!r} here (any more); it was deleted or renamed."
             )
         return found
 
@@ -75,21 +75,21 @@ class Trainings:
         of_labels: bool,
         minutes: float | None,
     ) -> Job:
-        """Begin a training.
+        """Start a training.
 
         Args:
-            content: The pairs file.
+            content: Contents of the pairs file.
             form: ``jsonl`` or ``csv``.
-            name: Of the run; None takes a free one.
+            name: Of the run; None takes an unused one.
             task: ``classification`` or ``matching``.
             model: As ``frevl train --model``.
-            by: Who asks.
-            pairs: Lines of the file.
-            of_labels: Whether they are the labels.
+            by: Who requests it.
+            pairs: Number of lines in the file.
+            of_labels: Whether the file holds the labels.
             minutes: Time limit; None for none.
 
         Raises:
-            RefusedError: Another training is under way, or the name is taken.
+            RefusedError: Another training is running, or the name is in use.
             StoreError: Nothing can be written.
         """
         with self._guard:
@@ -101,7 +101,7 @@ class Trainings:
                     one for one in (f"taught-{n}" for n in range(1, len(taken) + 2)) if one not in taken
                 )
                 if name.lower() in taken:
-                    raise RefusedError(409, "name_taken", f"There is a run {name!r} already; choose another name.")
+                    raise RefusedError(409, "name_taken", f"A run {name!r} already exists; choose another name.")
                 file = self.place / f"{name}.pairs.{form}"
                 arguments = [
                     "train", *self._places(name, file.name), "--task", task, "--model", model, "--device", self._device,
@@ -117,19 +117,17 @@ class Trainings:
                     raise self._unwritable(error) from error
 
     def resume(self, name: str) -> Job:
-        """Continue a training that was cancelled, killed or failed, where it stopped.
+        """Resume a training that was cancelled, killed or failed, from where it stopped.
 
         Raises:
-            RefusedError: It is under way or done, or another one is under way.
+            RefusedError: It is running or done, or another one is running.
             StoreError: Nothing can be written.
         """
         with self._guard:
             job = self.one(name)
             state = job.state()
             if state not in ("cancelled", "failed", "interrupted"):
-                raise RefusedError(
-                    409, "not_stopped", f"The training {name!r} is {state}; there is nothing to continue."
-                )
+                raise RefusedError(409, "not_stopped", f"The training {name!r} is {state}; there is nothing to resume.")
             self._make_place()
             with self._lock():
                 self._check_free()
@@ -140,28 +138,30 @@ class Trainings:
                     raise self._unwritable(error) from error
 
     def cancel(self, name: str) -> Job:
-        """Ask a training to end; what it has reached is kept, so that it can be continued.
+        """Cancel a training; its progress is kept, so it can be resumed.
 
         Raises:
-            RefusedError: There is none, or it is not under way.
+            RefusedError: It does not exist, or is not running.
         """
         with self._guard:
             job = self.one(name)
             with self._writing:
                 if not job.lives():
-                    raise RefusedError(409, "not_running", f"The training {name!r} is {job.state()}; nothing runs.")
+                    raise RefusedError(
+                        409, "not_running", f"The training {name!r} is {job.state()}; nothing is running."
+                    )
                 job = replace(job, cancelled=True)
                 try:
                     job.keep()
                 except OSError as error:
                     raise self._unwritable(error) from error
             job.signal(signal.SIGTERM)
-            if name not in self._watched:  # another process has started it
+            if name not in self._watched:  # started by another process
                 threading.Thread(target=_insist, args=(job,), daemon=True).start()
             return job
 
     def close(self) -> None:
-        """End what this process has started; it can be continued. Blocks."""
+        """Stop what this process started; it can be resumed. Blocks."""
         for name in list(self._watched):
             with self._guard:
                 job = next((one for one in self.all() if one.name == name), None)
@@ -175,11 +175,11 @@ class Trainings:
                     thread.join(_PATIENCE)
 
     def _places(self, name: str, pairs: str) -> list[str]:
-        """Return the arguments that say where everything lies."""
+        """Return the path arguments."""
         return ["--store", str(self._store), "--pairs", str(self.place / pairs), "--run", str(self.place / name)]
 
     def _placed(self, job: Job) -> tuple[str, ...]:
-        """Return the arguments of a job for where the store lies now: it may have been moved since."""
+        """Return a job's arguments for the current location of the store, which may have been moved."""
         form = "csv" if (self.place / f"{job.name}.pairs.csv").exists() else "jsonl"
         places = self._places(job.name, f"{job.name}.pairs.{form}")
         return (job.arguments[0], *places, *job.arguments[1 + len(places) :])
@@ -214,10 +214,12 @@ class Trainings:
                 job.signal(signal.SIGKILL)
         with self._writing:
             now = Job.read(job.file)
-            if now is not None and now.process == process.pid:  # else it was deleted, or is continued by another
+            if (
+                now is not None and now.process == process.pid
+            ):  # otherwise it was deleted, or resumed by another process
                 if code == -signal.SIGTERM:
                     now = replace(now, cancelled=True)
-                with contextlib.suppress(OSError):  # a full disk: the state follows from the files
+                with contextlib.suppress(OSError):  # disk full: the state is derived from the files instead
                     replace(now, code=code, ended=time.time()).keep()
             self._watched.pop(job.name, None)
 
@@ -229,12 +231,12 @@ class Trainings:
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
-        """Keep other processes of this store from starting one at the same moment."""
+        """Prevent other processes from starting a training on this store at the same moment."""
         lock = FileLock(self.place / ".lock", timeout=5)
         try:
             lock.acquire()
         except Timeout:
-            raise RefusedError(409, "busy", "Another training is being started; ask again.") from None
+            raise RefusedError(409, "busy", "Another training is being started; try again.") from None
         except OSError as error:
             raise self._unwritable(error) from error
         try:
@@ -246,13 +248,13 @@ class Trainings:
         other = [job for job in self.all() if job.lives()]
         if other:
             raise RefusedError(
-                409, "busy", f"The training {other[0].name!r} is under way; wait for its end, or cancel it first."
+                409, "busy", f"The training {other[0].name!r} is running; wait until it ends, or cancel it first."
             )
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"{self.place}: the training cannot be started ({error.strerror or error}); make room or correct the "
-            "permissions"
+            f"{self.place}: the training cannot be started ({error.strerror or error}); free some space or correct "
+            "the permissions"
         )
 
 

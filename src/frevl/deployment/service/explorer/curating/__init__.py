@@ -1,1 +1,1 @@
-"""Curation on the page: what `frevl curate` found, what people say of it, and the lines that are left."""
+"""Curation on the page: the findings of `frevl curate`, people's decisions, and the remaining lines."""

@@ -1,4 +1,4 @@
-"""A curation that was begun from the page: ``frevl curate`` in a process of its own, which the service watches."""
+"""A curation started from the page: ``frevl curate`` in its own process, watched by the service."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ __all__ = ["Job"]
 
 _PROCESS = "process.json"
 _SECONDS_TO_STOP = 10.0
-_LONGEST = 500  # characters of what it said last
+_LONGEST = 500  # characters of its last output
 
 
 @dataclass
 class _Call:
-    """One call of ``frevl curate``, of this service or of another one of the same store, which may be gone."""
+    """One call of ``frevl curate``, by this service or by another (perhaps gone) on the same store."""
 
     place: Path
     id: int
     born: str
-    begun: float  # seconds since 1970, as all that follow
+    begun: float  # seconds since 1970, like all that follow
     own: subprocess.Popen[bytes] | None = None
     ended: float | None = None
     stopped: bool = False
 
     @classmethod
     def read(cls, file: Path) -> _Call | None:
-        """Read what `keep` wrote; None where that cannot be read."""
+        """Read what `keep` wrote; None if it cannot be read."""
         try:
             record = read_record(file)
             return cls(file.parent, int(record["process"]), str(record["born"]), float(record["begun"]))
@@ -49,14 +49,14 @@ class _Call:
             return None
 
     def keep(self) -> None:
-        """Write down which process it is, for the next service."""
+        """Record the process, for the next service."""
         write_json(self.place / _PROCESS, {"process": self.id, "born": self.born, "begun": self.begun})
 
     def runs(self) -> bool:
         return is_alive(self.id, self.born) if self.own is None else self.own.poll() is None
 
     def watch(self) -> None:
-        """Remember when a process of this service ended. Blocks until then."""
+        """Record when a process of this service ended. Blocks until then."""
         if self.own is not None:
             self.own.wait()
             self.ended = time.time()
@@ -65,7 +65,7 @@ class _Call:
         if self.runs():
             return "running"
         code = None if self.own is None else self.own.returncode
-        if self.stopped or code == -signal.SIGTERM:  # perhaps another service has stopped it
+        if self.stopped or code == -signal.SIGTERM:  # perhaps stopped by another service
             return "stopped"
         return "failed" if code or not (self.place / "result.json").exists() else "done"
 
@@ -73,15 +73,15 @@ class _Call:
         ended = self.ended
         if ended is None:
             ended = time.time()
-            if self.own is None and not self.runs():  # nobody saw its end: about when it last said something
+            if self.own is None and not self.runs():  # its end was not observed: use the time of its last output
                 with contextlib.suppress(OSError):
                     ended = (self.place / "log").stat().st_mtime
         return max(0.0, ended - self.begun)
 
     def stop(self) -> None:
-        """End it. Blocks."""
+        """Stop it. Blocks."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # it has already ended
                 if self.own is not None:
                     self.own.send_signal(number)
                 elif self.runs():
@@ -94,17 +94,17 @@ class _Call:
 
 
 class Job:
-    """Runs one curation of a store at a time.
+    """Run one curation of a store at a time.
 
-    What it writes lies in ``STORE/curation/NAME``. One that was stopped or killed goes on with what is done when the
-    same is begun again. One that outlived its service, which was killed, is found by the next.
+    Its output is in ``STORE/curation/NAME``. A stopped or killed curation continues when the same one is started again.
+    One that outlived its killed service is found by the next service.
 
     Args:
         folder: ``STORE/curation``.
         store: Folder of the store.
-        pairs: The pairs file that may be judged, or None.
+        pairs: The pairs file that may be curated, or None.
         images: Folder of the pictures, or None.
-        command: How ``frevl`` is called; empty can begin nothing.
+        command: Command that runs ``frevl``; empty disables starting.
     """
 
     def __init__(
@@ -117,32 +117,32 @@ class Job:
 
     @property
     def can_start(self) -> bool:
-        """Whether anything can be begun."""
+        """Return whether a curation can be started."""
         return bool(self._command)
 
     def start(self, labels: Mapping[str, str] | None) -> None:
-        """Begin to judge the pairs file, or labels of pictures.
+        """Start curating the pairs file, or the labels of pictures.
 
         Raises:
-            RefusedError: One is under way, there is nothing to judge, or the disk takes nothing.
+            RefusedError: One is running, there is nothing to curate, or the disk cannot be written.
         """
         with self._guard:
             call = self._current()
             if call is not None and call.runs():
-                raise RefusedError(409, "busy", "A curation is under way; wait for it, or stop it first.")
+                raise RefusedError(409, "busy", "A curation is running; wait for it, or stop it first.")
             if not self._command:
-                raise RefusedError(422, "invalid", "This service begins no curation; frevl explore does.")
+                raise RefusedError(422, "invalid", "This service cannot start a curation; frevl explore can.")
             if labels is None and self.pairs is None:
                 raise RefusedError(
-                    422, "invalid", "There is no pairs file to judge: start frevl explore with --pairs FILE."
+                    422, "invalid", "There is no pairs file to curate: start frevl explore with --pairs FILE."
                 )
             if labels is not None and not labels:
-                raise RefusedError(422, "invalid", "There are no labels to judge: label pictures first.")
+                raise RefusedError(422, "invalid", "There are no labels to curate: label pictures first.")
             try:
                 self._begin(labels)
             except OSError as error:
                 raise RefusedError(
-                    503, "store", f"The curation cannot be begun ({error.strerror or error}).", retry_after=10
+                    503, "store", f"The curation cannot be started ({error.strerror or error}).", retry_after=10
                 ) from None
 
     def _begin(self, labels: Mapping[str, str] | None) -> None:
@@ -170,17 +170,17 @@ class Job:
         threading.Thread(target=self._call.watch, name="curation", daemon=True).start()
         try:
             self._call.keep()
-        except OSError:  # a full disk: nobody could find it later
+        except OSError:  # disk full: nobody could find it later
             self._call.stop()
             raise
 
     def _free_place(self, labels: Mapping[str, str] | None) -> Path:
-        """Return a folder without a result: that of an unfinished call of the same labels or file, or a new one."""
+        """Return a folder without a result: that of an unfinished curation of the same labels or file, or a new one."""
         name = "labels" if labels is not None else in_utf8((self.pairs or Path("pairs")).stem)
         number = 1
         while True:
             place = self._folder / (name if number == 1 else f"{name}-{number}")
-            # What is done of other labels cannot be continued with these.
+            # Work done on other labels cannot be continued with these.
             begun = any((place / "kept.jsonl.unfinished" / UNFINISHED).glob("*.safetensors"))
             others = labels is not None and begun and not _holds(place / "labels.jsonl", labels)
             if not others and not (place / "result.json").exists():
@@ -188,7 +188,7 @@ class Job:
             number += 1
 
     def _current(self) -> _Call | None:
-        """Return the call that runs in this store, or the last one that this service knows of."""
+        """Return the running call on this store, or the last one that this service knows of."""
         if self._call is None or not self._call.runs():
             for file in self._folder.glob(f"*/{_PROCESS}"):
                 call = _Call.read(file)
@@ -197,7 +197,7 @@ class Job:
         return self._call
 
     def record(self) -> dict[str, Any] | None:
-        """Say how it goes; None if nothing runs, and nothing was begun since the start of the service."""
+        """Return its progress; None if nothing is running and nothing was started since the service began."""
         with self._guard:
             call = self._current()
             if call is None:
@@ -214,7 +214,7 @@ class Job:
         return last.replace(f"{place}/", "").replace(str(self._store), "STORE")[:_LONGEST]
 
     def stop(self) -> None:
-        """End what runs; it can be begun again and goes on with what is done. Blocks."""
+        """Stop the running curation; it continues when started again. Blocks."""
         with self._guard:
             call = self._current()
             if call is None or not call.runs():
@@ -223,7 +223,7 @@ class Job:
         call.stop()
 
     def close(self) -> None:
-        """End what this service has begun. Blocks."""
+        """Stop what this service started. Blocks."""
         with self._guard:
             call = self._call
         if call is not None and call.own is not None and call.runs():
@@ -232,7 +232,7 @@ class Job:
 
 
 def _holds(file: Path, labels: Mapping[str, str]) -> bool:
-    """Tell whether a file of labels says the same as these, in whatever order."""
+    """Return whether a labels file holds the same labels, in any order."""
     try:
         with file.open(encoding="utf-8") as lines:
             found = [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""Curations: from a checked request to its answer, one function per route."""
+"""Handlers of curation requests, one function per route."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ __all__ = [
     "undo",
 ]
 
-_BLOCK = 256 << 10  # bytes of an export that are sent at once
+_BLOCK = 256 << 10  # bytes of an export sent at once
 Shown = Literal["flagged", "undecided", "decided", "all"]
 MOST_SHOWN = 200
-_TEXTS = 3  # of a copy
-_COPIES = 40  # of a group
-_LOOKED_FOR = 100  # pictures of a curation, to tell whether it is of another store
+_TEXTS = 3  # texts shown for a copy
+_COPIES = 40  # copies shown for a group
+_LOOKED_FOR = 100  # pictures checked to tell whether the curation is of another store
 
 
 async def curations(explorer: Explorer) -> dict[str, Any]:
-    """Say which curations there are."""
+    """List the curations."""
 
     def work() -> dict[str, Any]:
         has_labels = bool(explorer.labels.reading(lambda book: book.agreed()))
@@ -70,7 +70,7 @@ async def curations(explorer: Explorer) -> dict[str, Any]:
 
 
 async def summary(explorer: Explorer, name: str | None) -> dict[str, Any]:
-    """Say what a curation found, and what is left after all decisions."""
+    """Return a curation's findings and what is left after all decisions."""
 
     def work() -> dict[str, Any]:
         opened = explorer.curations.opened(name)
@@ -96,7 +96,7 @@ async def summary(explorer: Explorer, name: str | None) -> dict[str, Any]:
 
 
 def _strangers(explorer: Explorer, opened: Opened) -> list[str]:
-    """Say if none of the first pictures is in this store."""
+    """Return a warning if none of the first pictures is in this store."""
     result = opened.result
     rows = list(range(min(len(result), _LOOKED_FOR)))
     key = ("strangers", opened.stamp)
@@ -104,8 +104,8 @@ def _strangers(explorer: Explorer, opened: Opened) -> list[str]:
     if not images or any(image in explorer.service.images for image in images):
         return []
     return [
-        f"None of the first {len(images):,} pictures of this curation is in this store: is it the curation of another "
-        "one? Pictures cannot be shown then."
+        f"None of the first {len(images):,} pictures of this curation is in this store: is it a curation of "
+        "another store? Its pictures cannot be shown."
     ]
 
 
@@ -131,8 +131,8 @@ def _filters(result: CurationResult, standing: Standing) -> list[dict[str, Any]]
 
 
 def _rows(result: CurationResult, standing: Standing, name: str, shown: str) -> NDArray[np.int64]:
-    """Return the lines to list, the most suspicious first."""
-    # What somebody decided on is listed as decided even where no filter has flagged it.
+    """Return the lines to list, most suspicious first."""
+    # Lines with a decision are listed as decided even if no filter flagged them.
     mask = np.ones(len(result), bool) if shown in ("all", "decided") else result.flags[name].copy()
     if shown in ("undecided", "decided"):
         decided = np.zeros(len(result), bool)
@@ -144,13 +144,13 @@ def _rows(result: CurationResult, standing: Standing, name: str, shown: str) -> 
 async def judged(
     explorer: Explorer, of: str | None, name: LineFilter, shown: Shown, start: int, count: int
 ) -> dict[str, Any]:
-    """List lines that a filter has judged."""
+    """List the lines that a filter checked."""
 
     def work() -> dict[str, Any]:
         opened = explorer.curations.opened(of)
         result, standing = opened.result, opened.standing()
         if name not in result.seen:
-            raise RefusedError(404, "no_filter", f"This curation did not ask the filter {name}.")
+            raise RefusedError(404, "no_filter", f"This curation did not use the filter {name}.")
         moving = standing.version if shown in ("undecided", "decided") else -1
         key = ("curation", opened.stamp, name, shown, moving)
         rows = explorer.once(key, lambda: _rows(result, standing, name, shown))
@@ -193,7 +193,7 @@ def _line(
 
 
 async def duplicates(explorer: Explorer, of: str | None, shown: Shown, start: int, count: int) -> dict[str, Any]:
-    """List groups of copies, in the order of the lines."""
+    """List groups of copies in line order."""
 
     def work() -> dict[str, Any]:
         opened = explorer.curations.opened(of)
@@ -240,7 +240,7 @@ def _is_decided(standing: Standing, group: Group) -> bool:
 
 
 async def decide(explorer: Explorer, asked: DecideRequest) -> dict[str, Any]:
-    """Write decisions; they are on the disk when this is answered."""
+    """Write decisions; they are on disk when this is answered."""
     explorer.check_writable()
     explorer.service.check_size([], len(asked.decisions))
 
@@ -255,7 +255,7 @@ async def decide(explorer: Explorer, asked: DecideRequest) -> dict[str, Any]:
 
 
 def _items(result: CurationResult, one: Decision) -> list[tuple[str, str | None]]:
-    """Return the judgements that a decision is about, and what it says of each."""
+    """Return the judgements that a decision concerns, with the decision on each."""
     if one.group is None and one.picture is None:
         return [(_item_of_line(result, one), one.say)]
     if one.picture is not None and (group := result.group_of.get(one.picture)) != (one.group or group or ""):
@@ -276,18 +276,16 @@ def _items(result: CurationResult, one: Decision) -> list[tuple[str, str | None]
 def _item_of_line(result: CurationResult, one: Decision) -> str:
     row = result.row_of(one.line or "")
     if row is None or one.filter is None or one.filter not in result.seen:
-        raise RefusedError(
-            404, "no_line", f"This curation has no line {one.line!r} of {one.filter}; was it written again?"
-        )
+        raise RefusedError(404, "no_line", f"This curation has no line {one.line!r} of {one.filter}; was it rewritten?")
     if one.say == FIX:
         verdict = result.lines([row])[0]["curate"]["label"]
         if not verdict or verdict[1] is None or verdict[0] == verdict[1]:
-            raise RefusedError(422, "invalid", "For this line no other label is likelier, so there is nothing to fix.")
+            raise RefusedError(422, "invalid", "No other label is likelier for this line, so there is nothing to fix.")
     return item_of_line(one.filter, int(result.keys[row]))
 
 
 async def undo(explorer: Explorer, asked: UndecideRequest) -> dict[str, Any]:
-    """Take back what somebody decided."""
+    """Undo decisions."""
     explorer.check_writable()
 
     def work() -> dict[str, Any]:
@@ -305,7 +303,7 @@ async def undo(explorer: Explorer, asked: UndecideRequest) -> dict[str, Any]:
 
 
 async def exported(explorer: Explorer, of: str | None, *, kept: bool) -> Iterator[bytes]:
-    """Return the lines that are left, or those that go, as JSON lines."""
+    """Return the kept or the dropped lines as JSON lines."""
 
     def work() -> tuple[CurationResult, Standing]:
         opened = explorer.curations.opened(of)
@@ -317,7 +315,7 @@ async def exported(explorer: Explorer, of: str | None, *, kept: bool) -> Iterato
 
 
 def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Join lines to blocks: every piece that is sent changes threads once, which takes longer than to write a line."""
+    """Join lines into blocks: each piece sent switches threads once, which takes longer than writing a line."""
     block = bytearray()
     for line in lines:
         block += line
@@ -329,7 +327,7 @@ def _blocks(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 async def start(explorer: Explorer, asked: StartCurationRequest) -> dict[str, Any]:
-    """Begin to judge in the background."""
+    """Start a curation in the background."""
     explorer.check_writable()
 
     def work() -> None:
@@ -341,7 +339,7 @@ async def start(explorer: Explorer, asked: StartCurationRequest) -> dict[str, An
 
 
 async def stop(explorer: Explorer) -> dict[str, Any]:
-    """End what was begun; what is done of it is kept, so that it goes on from there."""
+    """Stop the curation; finished work is kept, and it continues from there."""
     explorer.check_writable()
     await explorer.ask(explorer.curations.job.stop)
     return await curations(explorer)

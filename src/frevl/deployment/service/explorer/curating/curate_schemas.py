@@ -1,4 +1,4 @@
-"""Bodies of requests and answers about curations."""
+"""Request and response bodies for curations."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ __all__ = [
     "UndecidedResponse",
 ]
 
-Of = Annotated[str | None, Field(max_length=4096, description="Name of the curation; the first if there is none.")]
+Of = Annotated[str | None, Field(max_length=4096, description="Name of the curation; defaults to the first one.")]
 LineFilter = Literal["match", "label", "blind", "text", "image", "repeated"]
 Say = Literal["drop", "keep", "fix"]
-_Said = Annotated[dict[str, str], Field(description="What everybody says: drop, keep or fix.")]
+_Said = Annotated[dict[str, str], Field(description="Everyone's decisions: drop, keep or fix.")]
 
 
 class JobRecord(Body):
-    """A curation that was begun from the page."""
+    """A curation started from the page."""
 
     name: str
     state: Literal["running", "done", "failed", "stopped"]
-    said: str = Field(description="The last line that it printed, or why it failed.")
+    said: str = Field(description="The last line it printed, or why it failed.")
     seconds: float
 
 
 class CurationsResponse(Body):
-    """Which curations there are, and what can be judged."""
+    """The curations, and what can be curated."""
 
-    curations: list[str] = Field(description="Names; the first is the one that was given at the start, or the newest.")
-    judges: list[Literal["pairs", "labels"]] = Field(description="What can be judged from here.")
-    pairs: str | None = Field(description="Name of the pairs file that was given at the start.")
+    curations: list[str] = Field(description="Names; the first is the one given at the start, or the newest.")
+    judges: list[Literal["pairs", "labels"]] = Field(description="What can be curated from here.")
+    pairs: str | None = Field(description="Name of the pairs file given at the start.")
     writable: bool
     job: JobRecord | None
 
 
 class FilterRecord(Body):
-    """What one filter found."""
+    """The findings of one filter."""
 
     name: str
-    judged: int = Field(description="Lines, or groups of copies, that it has something to say of.")
-    flagged: int = Field(description="Those that go because of it.")
-    undecided: int = Field(description="Those of the flagged that nobody has decided on.")
+    judged: int = Field(description="Lines, or groups of copies, that it flagged.")
+    flagged: int = Field(description="Lines dropped because of it.")
+    undecided: int = Field(description="Flagged lines without a decision.")
     figures: dict[str, Any] = Field(description="Its own numbers, as in the JSON of frevl curate.")
 
 
@@ -68,8 +68,8 @@ class CurationResponse(Body):
     kept: int
     version: int
     decided: int
-    disputed: int = Field(description="Judgements on which people are divided evenly; there curate has the last word.")
-    by: dict[str, int] = Field(description="Decisions of everybody.")
+    disputed: int = Field(description="Judgements on which people are evenly split; curate's own verdict then stands.")
+    by: dict[str, int] = Field(description="Everyone's decisions.")
     doubts: list[str]
     notes: list[str]
     filters: list[FilterRecord]
@@ -89,7 +89,7 @@ class RemovedResponse(Body):
 
 
 class LabelVerdict(Body):
-    """A label, the likelier one, and the probability of the given one."""
+    """A label, a likelier one, and the given label's probability."""
 
     given: str | None
     likelier: str | None
@@ -97,24 +97,26 @@ class LabelVerdict(Body):
 
 
 class JudgedLine(Body):
-    """A line, with what one filter says of it."""
+    """A line and one filter's verdict on it."""
 
-    line: str = Field(description="Key of the line, by which it is decided on.")
+    line: str = Field(description="Key of the line, used in decisions.")
     image: str | None
     text: str | None
     target: Any
-    probability: float | None = Field(description="That the line is right; of blind, of its label by the text alone.")
+    probability: float | None = Field(
+        description="Probability that the line is correct; for blind, of its label given the text alone."
+    )
     label: LabelVerdict | None
     reasons: list[str]
-    flagged: bool = Field(description="Whether curate drops the line because of this.")
-    kept: bool = Field(description="After all decisions.")
-    why: list[str] = Field(description="Which filters drop it then.")
+    flagged: bool = Field(description="Whether curate drops the line for this reason.")
+    kept: bool = Field(description="Whether it is kept after all decisions.")
+    why: list[str] = Field(description="The filters that then drop it.")
     said: _Said
-    decision: Say | None = Field(description="What most say; null where nobody says anything or people are divided.")
+    decision: Say | None = Field(description="The majority decision; null if there is none or people are split.")
 
 
 class JudgedResponse(Body):
-    """Some lines, the most suspicious first."""
+    """A page of lines, most suspicious first."""
 
     total: int
     start: int
@@ -124,10 +126,10 @@ class JudgedResponse(Body):
 class CopyRecord(Body):
     """One of several copies."""
 
-    picture: str = Field(description="Its id, or the text where there are texts alone.")
+    picture: str = Field(description="Its id, or the text if there are only texts.")
     lines: int
     texts: list[str] = Field(description="The first texts of its lines.")
-    kept: bool = Field(description="After all decisions; other filters may drop its lines all the same.")
+    kept: bool = Field(description="Whether it is kept after all decisions; other filters may still drop its lines.")
     kept_by_curate: bool
     said: _Said
 
@@ -138,11 +140,11 @@ class GroupRecord(Body):
     group: str
     decided: bool
     copies: list[CopyRecord]
-    more: int = Field(description="Further copies, not listed; what is decided of the group holds for them too.")
+    more: int = Field(description="Further copies, not listed; decisions on the group also apply to them.")
 
 
 class DuplicatesResponse(Body):
-    """Some groups of copies."""
+    """A page of groups of copies."""
 
     total: int
     start: int
@@ -150,22 +152,26 @@ class DuplicatesResponse(Body):
 
 
 class Decision(Body):
-    """What somebody says of one judgement of a line, or of a picture that is one of several copies."""
+    """A decision on one judgement of a line, or on a picture that is one of several copies."""
 
-    line: Annotated[str | None, Field(pattern="^[0-9a-f]{16}$", description="Key of the line, with a filter.")] = None
+    line: Annotated[str | None, Field(pattern="^[0-9a-f]{16}$", description="Key of the line; requires a filter.")] = (
+        None
+    )
     filter: LineFilter | None = None
-    picture: Annotated[str | None, Field(min_length=1, description="Of a group of copies.")] = None
+    picture: Annotated[str | None, Field(min_length=1, description="Picture in a group of copies.")] = None
     group: Annotated[
         str | None,
         Field(
             min_length=1,
-            description="A group of copies, by its name. drop: all go but the one that curate keeps, or but `picture` "
-            "where that is named too; keep: all stay.",
+            description="Name of a group of copies. drop: removes all except the one that curate keeps, or except "
+            "`picture` if given; keep: keeps all.",
         ),
     ] = None
     say: Annotated[
         Say | None,
-        Field(description="drop: it goes; keep: it stays; fix: it gets the likelier label; null takes back."),
+        Field(
+            description="drop: remove it; keep: keep it; fix: give it the likelier label; null: withdraw the decision."
+        ),
     ]
 
     @model_validator(mode="after")
@@ -174,7 +180,7 @@ class Decision(Body):
         if (self.line is None) != copies or (self.line is None) != (self.filter is None):
             raise ValueError("a decision names a 'line' with a 'filter', a 'picture', or a 'group'")
         if self.group is not None and self.picture is not None and self.say != "drop":
-            raise ValueError("a 'group' with a 'picture' is told to drop the others")
+            raise ValueError("a 'group' with a 'picture' requires the decision 'drop', for the others")
         if self.say == "fix" and self.filter != "label":
             raise ValueError("only a label can be fixed, with the likelier one")
         return self
@@ -190,7 +196,7 @@ class DecideRequest(Body):
 
 
 class DecidedResponse(Body):
-    """Decisions that are on the disk."""
+    """Decisions written to disk."""
 
     id: str
     version: int
@@ -198,7 +204,7 @@ class DecidedResponse(Body):
 
 
 class UndecideRequest(Body):
-    """What to take back: what somebody decided last, or under an id."""
+    """What to undo: someone's last decisions, or those under an id."""
 
     of: Of = None
     by: Annotated[By, Field(max_length=LONGEST_NAME)]
@@ -206,7 +212,7 @@ class UndecideRequest(Body):
 
 
 class UndecidedResponse(Body):
-    """What does not count any more."""
+    """Decisions that no longer count."""
 
     id: str
     version: int
@@ -215,7 +221,7 @@ class UndecidedResponse(Body):
 
 
 class StartCurationRequest(Body):
-    """What to judge in the background."""
+    """What to curate in the background."""
 
     judge: Literal["pairs", "labels"] = Field(
         description="The pairs file given at the start, or the labels of the store."
@@ -223,4 +229,4 @@ class StartCurationRequest(Body):
 
 
 class StopCurationRequest(Body):
-    """Ends what was begun; there is nothing to say."""
+    """Stops the curation; takes no fields."""

@@ -1,4 +1,4 @@
-"""The curations that an explorer shows: the one it was given, and those that were begun from the page."""
+"""The curations that an explorer shows: the given one, and those started from the page."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Opened:
 
     Attributes:
         result: What ``frevl curate`` found.
-        decisions: What people say of it.
-        stamp: Of the files when they were read.
+        decisions: People's decisions on it.
+        stamp: Stamp of the files when they were read.
     """
 
     result: CurationResult
@@ -39,7 +39,7 @@ class Opened:
     _standing: Standing | None = None
 
     def standing(self) -> Standing:
-        """Return what is left after all decisions, with what others have decided since."""
+        """Return what is left after all decisions, including recent ones by others."""
 
         def ask() -> Standing:
             book = self.decisions.book()
@@ -54,17 +54,17 @@ class Curations:
     """Finds and opens curations by name.
 
     Args:
-        store: Folder of the store; what is begun from the page is kept in ``STORE/curation``.
-        writable: Take decisions.
-        given: The result that was named at the start, or None.
-        pairs: A pairs file that may be judged from the page, or None.
+        store: Folder of the store; curations started from the page are kept in ``STORE/curation``.
+        writable: Whether decisions are accepted.
+        given: The result given at the start, or None.
+        pairs: A pairs file that may be curated from the page, or None.
         images: Folder of the pictures, or None.
         command: How ``frevl`` is called to judge; empty judges nothing.
         removal: Compares what goes after all decisions with random removal; None knows what ``frevl curate`` wrote.
 
     Attributes:
-        folder: Where what is begun from the page is kept.
-        job: What was begun from the page.
+        folder: Folder of curations started from the page.
+        job: The curation started from the page.
 
     Raises:
         InputError: The given one cannot be used.
@@ -92,7 +92,7 @@ class Curations:
             stamp_of(given)
 
     def paths(self) -> dict[str, Path]:
-        """Return all results by name, the given one first, then the newest."""
+        """Return all results by name, the given one first, then newest first."""
         own = sorted(self.folder.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True)
         found = {} if self._given is None else {in_utf8(self._given.stem): self._given}
         for path in own:
@@ -108,7 +108,7 @@ class Curations:
         """Open a curation; None opens the first.
 
         Raises:
-            RefusedError: There is none of this name, or it cannot be used any more.
+            RefusedError: There is none with this name, or it can no longer be used.
         """
         paths = self.paths()
         if name is None and paths:

@@ -1,7 +1,7 @@
-"""What people say of the judgements of a curation, and which lines are left then.
+"""People's decisions on the judgements of a curation, and the lines that remain.
 
 A decision is kept as a label of a judgement, in a file of the same kind as the labels of a store
-(`frevl.store.labels.labels_file`): only ever added to, on the disk before it is answered, by several people at once.
+(`frevl.store.labels.labels_file`): append-only, on disk before the answer is sent, and shared by several people.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["FIX", "KEEP", "SAYS", "Standing", "decided_lines", "decisions_beside
 
 DROP, KEEP, FIX = "drop", "keep", "fix"
 SAYS = (DROP, KEEP, FIX)
-"""What can be said: the line (or the picture with its lines) goes, it stays, or it gets the likelier label."""
+"""Possible decisions: drop the line (or the picture with its lines), keep it, or give it the likelier label."""
 
 _LONGEST = 4000  # characters of an id; a label file takes 4,096
 
 
 def decisions_beside(result: Path, *, writes: bool) -> LabelsFile:
-    """Return the decisions on a result: ``RESULT.decisions/decisions.jsonl``, made with the first one."""
+    """Return the decisions on a result, kept in ``RESULT.decisions/decisions.jsonl``, which the first one creates."""
     return LabelsFile(result.with_name(f"{result.name}.decisions"), writes=writes, name="decisions.jsonl")
 
 
 def item_of_line(name: str, key: int) -> str:
-    """Return what a decision names a judgement by: the filter, and the key of the line."""
+    """Return the item by which a decision refers to a judgement: the filter and the line's key."""
     return f"{name} {key:016x}"
 
 
 def item_of_picture(picture: str) -> str:
-    """Return what a decision names a picture by that is one of several copies."""
+    """Return the item by which a decision refers to a picture in a group of copies."""
     if len(picture) > _LONGEST:
         picture = hashlib.sha256(picture.encode("utf-8", "surrogatepass")).hexdigest()
     return f"copy {picture}"
@@ -44,15 +44,15 @@ def item_of_picture(picture: str) -> str:
 
 @dataclass(frozen=True)
 class Standing:
-    """A curation with what people have decided.
+    """A curation with people's decisions applied.
 
     Attributes:
-        version: Of the decisions.
-        agreed: By judgement what most say of it.
-        disputed: Judgements on which people are divided evenly; there ``frevl curate`` has the last word.
-        why: By line why it goes, of lines that somebody has decided on; nothing where it stays.
-        decided: By line and filter what was decided.
-        pictures: What was decided of pictures in groups of copies.
+        version: Version of the decisions.
+        agreed: The majority decision for each judgement.
+        disputed: Judgements on which people are evenly split; ``frevl curate``'s own verdict then stands.
+        why: For each line with a decision, why it is dropped; empty if it stays.
+        decided: The decision for each line and filter.
+        pictures: Decisions on pictures in groups of copies.
     """
 
     version: int
@@ -83,7 +83,7 @@ class Standing:
         return cls(book.version, agreed, set(book.disputed()), why, decided, pictures)
 
     def kept(self, result: CurationResult) -> int:
-        """Count the lines that are left."""
+        """Count the remaining lines."""
         changed = sum((not why) - int(result.kept[row]) for row, why in self.why.items())
         return int(result.kept.sum()) + changed
 
@@ -93,7 +93,7 @@ class Standing:
 
 
 def _wanted(result: CurationResult, agreed: dict[str, str]) -> Iterator[tuple[int, int]]:
-    """Return row and key of every line that somebody has decided on."""
+    """Return row and key of every line with a decision."""
     for item in agreed:
         name, _, key = item.partition(" ")
         row = None if name == "copy" else result.row_of(key)
@@ -117,7 +117,7 @@ def _why(result: CurationResult, row: int, said: dict[str, str]) -> list[str]:
 
 
 def decided_lines(result: CurationResult, standing: Standing, *, kept: bool) -> Iterator[dict[str, Any]]:
-    """Return the lines that are left, or those that go, with why and what was decided in their key ``curate``.
+    """Return the kept or the dropped lines, with reason and decision in their key ``curate``.
 
     They come in the order of the file that was judged.
 

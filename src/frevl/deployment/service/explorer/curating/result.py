@@ -1,4 +1,4 @@
-"""What ``frevl curate`` wrote, opened again: of every judged line its place in the files and few numbers."""
+"""Results of ``frevl curate``, reopened: for every checked line, its place in the files and a few numbers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from frevl.files import read_record
 __all__ = ["FILTERS", "REPEATED", "CurationResult", "Group", "open_result", "stamp_of"]
 
 FILTERS = ("match", "label", "blind", "text", "image", "duplicate")
-"""Filters by name, in the order in which the page shows them."""
+"""Filters by name, in page order."""
 
 REPEATED = "repeated"
-"""What is said of a line that stands there twice; the filter ``duplicate`` drops it."""
+"""Verdict on a repeated line; the filter ``duplicate`` drops it."""
 
 _OVER = "curate again with --out KEPT --dropped DROPPED --json RESULT"
 
 
 @dataclass
 class Group:
-    """Pictures (or texts, where there are texts alone) that are copies of one another.
+    """Pictures (or texts, if there are only texts) that are copies of one another.
 
     Attributes:
         kept: The one that ``frevl curate`` keeps.
-        rows: Lines of every picture of the group, without those that stand there twice.
+        rows: Lines of every picture of the group, without repeated lines.
     """
 
     kept: str
@@ -44,11 +44,11 @@ class Group:
 
 @dataclass(frozen=True)
 class CurationResult:
-    """A curation: those lines first that it keeps, then those that it drops, each in the order of its file.
+    """A curation: first the kept lines, then the dropped ones, each in file order.
 
     Attributes:
-        record: What ``--json`` holds.
-        files: Where the kept and the dropped lines stand; the second is missing where nothing was dropped.
+        record: Contents of ``--json``.
+        files: Files of the kept and the dropped lines; the second is missing if nothing was dropped.
         kept: ``(n,)`` bool, by ``frevl curate``.
         places: ``(n,)`` int64 of the bytes where a line begins in its file.
         order_of_file: ``(n,)`` int64, the lines in the order of the file that was judged; as they stand here where that
@@ -114,7 +114,7 @@ class CurationResult:
                     row += 1
 
     def row_of(self, key: str) -> int | None:
-        """Return the row of the line with this key, or None."""
+        """Return the row of the line with this key; None if there is none."""
         try:
             wanted = np.uint64(int(key, 16))
         except (ValueError, OverflowError):
@@ -129,7 +129,7 @@ class CurationResult:
         return order, self.keys[order]
 
     def order(self, name: str, shown: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return some of the lines that a filter has judged, the most suspicious first."""
+        """Return some of the lines that a filter checked, most suspicious first."""
         rows = np.flatnonzero(self.seen[name] & shown)
         belief = self.beliefs.get(name)
         if belief is None:
@@ -139,17 +139,17 @@ class CurationResult:
 
 
 def key_of(line: dict[str, Any], number: int) -> int:
-    """Return the key of a line: of its content without what was judged, and how many equal ones stand before it."""
+    """Return the key of a line: a hash of its content without verdicts, and of the number of equal lines before it."""
     content = json.dumps({name: value for name, value in line.items() if name != "curate"}, sort_keys=True)
     known = content if not number else f"{content}\n{number}"
     return int.from_bytes(hashlib.blake2b(known.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def stamp_of(path: Path) -> tuple[object, ...]:
-    """Return what changes when a result, or one of its files, is written again.
+    """Return a stamp that changes when a result or one of its files is rewritten.
 
     Raises:
-        InputError: One of them is not there.
+        InputError: One of them is missing.
     """
     record = _record(path)
     try:
@@ -162,13 +162,13 @@ def stamp_of(path: Path) -> tuple[object, ...]:
 
 
 def open_result(path: Path) -> CurationResult:
-    """Open what ``frevl curate --json`` wrote, with the lines that it names.
+    """Open the result of ``frevl curate --json`` with its lines.
 
     Args:
-        path: The JSON file. The files of its lines are looked for beside it, and then where they were written.
+        path: The JSON file. The files of its lines are looked for next to it, then where they were written.
 
     Raises:
-        InputError: It is no such file, lines are missing, or their files are of another call.
+        InputError: It is not such a file, lines are missing, or their files belong to another call.
     """
     record = _record(path)
     files = _files(path, record)
@@ -178,8 +178,8 @@ def open_result(path: Path) -> CurationResult:
     kept = np.array(scan.kept, bool)
     if len(kept) != record["lines"] or int(kept.sum()) != record["kept"]:
         raise InputError(
-            f"{path}: the curation kept {record['kept']:,} of {record['lines']:,} lines, found {int(kept.sum()):,} of "
-            f"{len(kept):,} in {' and '.join(file.name for file in files)}; were they changed since? {_OVER}"
+            f"{path}: the curation kept {record['kept']:,} of {record['lines']:,} lines, found {int(kept.sum()):,} "
+            f"of {len(kept):,} in {' and '.join(file.name for file in files)}; have they changed since? {_OVER}"
         )
     flags = {name: np.array([name in why for why in scan.why], bool) for name in FILTERS}
     flags[REPEATED] = np.array(scan.seen[REPEATED], bool)
@@ -211,12 +211,12 @@ def _record(path: Path) -> dict[str, Any]:
     try:
         record = read_record(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: expected the file that frevl curate --json wrote, found none") from None
+        raise InputError(f"{path}: no such file; expected the one that frevl curate --json wrote") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: expected the file that frevl curate --json wrote ({error})") from None
     missing = [name for name in ("task", "lines", "kept", "filters", "out") if name not in record]
     if missing:
-        hint = "the core of a test set has nothing to judge" if "core" in record else _OVER
+        hint = "the core of a test set has nothing to curate" if "core" in record else _OVER
         raise InputError(
             f"{path}: expected the result of frevl curate --json, found a file without '{missing[0]}'; {hint}"
         )
@@ -224,7 +224,7 @@ def _record(path: Path) -> dict[str, Any]:
 
 
 def _files(path: Path, record: dict[str, Any]) -> list[Path]:
-    """Return the file of the kept lines, and that of the dropped ones."""
+    """Return the files of the kept and of the dropped lines."""
     found = []
     wanted = {"out": record["kept"], "dropped": record["lines"] - record["kept"]}
     for name, lines in wanted.items():
@@ -242,10 +242,10 @@ def _files(path: Path, record: dict[str, Any]) -> list[Path]:
 
 
 class _Scan:
-    """Reads judged lines one after the other."""
+    """Reads checked lines sequentially."""
 
     def __init__(self) -> None:
-        # Arrays, because a million of Python's own numbers take ten times as much.
+        # Arrays, because a million Python numbers take ten times the memory.
         self.kept = array("B")
         self.places = array("q")
         self.keys = array("Q")
@@ -260,7 +260,7 @@ class _Scan:
         self._reasons: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def read(self, file: Path, *, kept: bool) -> None:
-        """Take over the lines of a file."""
+        """Add the lines of a file."""
         place = 0
         try:
             with file.open("rb") as lines:
@@ -270,7 +270,7 @@ class _Scan:
                             self._take(json.loads(line), place, kept)
                         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
                             raise InputError(
-                                f"{file}, line {number:,}: expected a line that frevl curate has judged; {_OVER}"
+                                f"{file}, line {number:,}: expected a line written by frevl curate; {_OVER}"
                             ) from None
                     place += len(line)
         except OSError as error:

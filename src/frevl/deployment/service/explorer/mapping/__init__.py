@@ -1,1 +1,1 @@
-"""The pictures of a store as points in the plane."""
+"""The map: the pictures of a store as points in the plane."""

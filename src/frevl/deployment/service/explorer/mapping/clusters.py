@@ -1,4 +1,4 @@
-"""Groups of pictures that look alike, to colour the map by."""
+"""Clusters of similar pictures, used to colour the map."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ __all__ = ["cluster_numbers"]
 
 _AT_ONCE = 8_192
 _ROUNDS = 15
-_SEEN = 10_000  # pictures that the centres are looked for on
+_SEEN = 10_000  # pictures on which the centres are fitted
 
 
 def cluster_numbers(vectors: np.ndarray, drawn: np.ndarray, most: int) -> np.ndarray:
-    """Return the cluster of each picture by spherical k-means (Dhillon and Modha 2001), the largest first.
+    """Return the cluster of each picture by spherical k-means (Dhillon and Modha 2001), largest first.
 
-    Centres are begun by the farthest of what is not covered yet (Gonzalez 1985) and moved on a sample of 10,000.
+    Centres start at the farthest uncovered points (Gonzalez 1985) and are updated on a sample of 10,000.
 
     Args:
         vectors: ``(m, d)`` of unit length.
-        drawn: ``(n,)`` rows of these.
-        most: Clusters at most.
+        drawn: ``(n,)`` rows of the vectors to cluster.
+        most: Maximum number of clusters.
 
     Returns:
         ``(n,)`` int64 below `most`.
@@ -31,7 +31,7 @@ def cluster_numbers(vectors: np.ndarray, drawn: np.ndarray, most: int) -> np.nda
     sample = np.asarray(vectors[rows], np.float32)
     centres = sample[:1]
     nearest = sample @ centres[0]
-    while len(centres) < most and float(nearest.min()) < 1 - 1e-4:  # else all are covered
+    while len(centres) < most and float(nearest.min()) < 1 - 1e-4:  # otherwise all are covered
         centres = np.concatenate([centres, sample[nearest.argmin()][None]])
         nearest = np.maximum(nearest, sample @ centres[-1])
     for _ in range(_ROUNDS):
@@ -39,7 +39,7 @@ def cluster_numbers(vectors: np.ndarray, drawn: np.ndarray, most: int) -> np.nda
         sums = np.zeros_like(centres)
         np.add.at(sums, own, sample)
         length = np.linalg.norm(sums, axis=1, keepdims=True)
-        moved = np.where(length > 0, sums / np.maximum(length, 1e-12), centres)  # one that lost all stays
+        moved = np.where(length > 0, sums / np.maximum(length, 1e-12), centres)  # an empty cluster keeps its centre
         if np.allclose(moved, centres, atol=1e-5):
             break
         centres = moved

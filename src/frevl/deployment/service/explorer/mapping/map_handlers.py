@@ -1,4 +1,4 @@
-"""The map: from a checked request to its answer, one function per route."""
+"""Handlers of map requests, one function per route."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CLUSTERS = 12
 
 
 async def whole_map(explorer: Explorer, method: MapMethod = "components") -> dict[str, Any]:
-    """Return all points, or say that they are being computed."""
+    """Return all points, or report that they are being computed."""
     rows = await explorer.rows()
 
     def work() -> dict[str, Any]:
@@ -59,12 +59,12 @@ def _projection(explorer: Explorer, rows: Rows, method: MapMethod) -> Projection
         return _components(explorer, rows)
     found, problem = explorer.neighbours.ask(rows)
     if found is None:
-        raise RefusedError(409, "no_map", problem or "The map is being computed; ask again in a while.")
+        raise RefusedError(409, "no_map", problem or "The map is being computed; try again in a while.")
     return found
 
 
 async def colours(explorer: Explorer, by: ColourBy, of: str | None, method: MapMethod = "components") -> dict[str, Any]:
-    """Return what colours the points."""
+    """Return the values that colour the points."""
     rows = await explorer.rows()
 
     def work() -> dict[str, Any]:
@@ -80,7 +80,7 @@ async def colours(explorer: Explorer, by: ColourBy, of: str | None, method: MapM
             return {"key": rows.key, "names": names, "values": numbers.tolist()}
         lesson = None if explorer.teacher is None else explorer.teacher.lesson
         if lesson is None or lesson.material.key != rows.key:
-            raise RefusedError(409, "not_taught", "This needs a classifier; label pictures of two classes first.")
+            raise RefusedError(409, "not_taught", "This requires a classifier; label pictures of two classes first.")
         names = lesson.material.names
         if by == "guess":
             return {"key": rows.key, "names": names, "values": lesson.best[drawn].tolist()}
@@ -110,10 +110,10 @@ def _by_label(explorer: Explorer, rows: Rows, drawn: np.ndarray) -> dict[str, An
 
 
 async def pictures(explorer: Explorer, asked: PointsRequest) -> dict[str, Any]:
-    """Return the pictures of some points."""
+    """Return the pictures at some points."""
     rows = await explorer.rows()
     if asked.key != rows.key:
-        raise RefusedError(409, "store_changed", "The store has changed since this map was drawn; load the map again.")
+        raise RefusedError(409, "store_changed", "The store has changed since this map was drawn; reload the map.")
 
     def work() -> dict[str, Any]:
         drawn = _projection(explorer, rows, asked.method).rows

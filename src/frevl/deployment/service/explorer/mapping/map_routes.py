@@ -27,15 +27,15 @@ _READ = (401, 403, 422, 429, 503)
 
 
 def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
-    """Add the routes of the map to an application."""
+    """Add the map routes to an application."""
 
     @app.get("/explore/map", response_model=MapResponse, tags=["explore"], responses=errors(*_READ))
     async def whole_map(request: Request, method: Annotated[MapMethod, Query()] = "components") -> Response:
-        """Return pictures as points in the plane, computed once and kept.
+        """Return pictures as points in the plane, computed once and cached.
 
-        ``components``: the two principal components. ``neighbours``: PaCMAP, which keeps what is alike together; it
-        takes about a minute, during which the answer says that it is being computed; a page of another site is
-        refused it.
+        ``components``: the two principal components. ``neighbours``: PaCMAP, which keeps similar pictures together; it
+            takes about a minute, during which the answer says that it is being computed. It is refused to pages of
+            other sites.
         """
         _check(request, method)
         return json_answer(await map_handlers.whole_map(explorer, method))
@@ -44,10 +44,10 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
     async def colours(
         request: Request,
         by: Annotated[map_handlers.ColourBy, Query()] = "label",
-        of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="With by=probability: the class.")] = None,
+        of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Class, with by=probability.")] = None,
         method: Annotated[MapMethod, Query()] = "components",
     ) -> Response:
-        """Return what colours the points: labels, clusters, what the classifier says, a class, or doubt."""
+        """Return the values that colour the points: labels, clusters, predictions, a class probability, or doubt."""
         _check(request, method)
         return json_answer(await map_handlers.colours(explorer, by, of, method))
 
@@ -59,7 +59,7 @@ def add_map_routes(app: FastAPI, explorer: Explorer) -> None:
         openapi_extra=body_of(PointsRequest),
     )
     async def pictures(request: Request) -> Response:
-        """Return the pictures of some points."""
+        """Return the pictures at some points."""
         asked, _ = await read_body(request, PointsRequest, explorer.service.limits)
         _check(request, asked.method)
         return await respond(request, map_handlers.pictures(explorer, asked))

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers about the map."""
+"""Request and response bodies for the map."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ MapMethod = Literal["components", "neighbours"]
 class MapResponse(Body):
     """Pictures as points in the plane."""
 
-    key: str = Field(description="Of this version of the store; points of another one are refused.")
-    total: int = Field(description="Pictures of the store that have an embedding.")
-    count: int = Field(description="Points; at most 100,000, thinned at random.")
+    key: str = Field(description="Version of the store; points of another version are refused.")
+    total: int = Field(description="Number of pictures with an embedding.")
+    count: int = Field(description="Number of points; at most 100,000, sampled at random.")
     points: str = Field(description="Base64 of little-endian float32: x and y of each point, in [-1, 1].")
-    explained: list[float] = Field(description="Share of the variance along x and y; zeros for neighbours.")
+    explained: list[float] = Field(description="Share of variance along x and y; zeros for neighbours.")
     method: MapMethod
-    methods: list[MapMethod] = Field(description="Which can be had here.")
-    computing: bool = Field(description="Whether it is being computed; ask again.")
-    problem: str = Field(description="Why there is no map, in words.")
+    methods: list[MapMethod] = Field(description="The kinds of map available here.")
+    computing: bool = Field(description="Whether it is being computed; if so, try again.")
+    problem: str = Field(description="Why there is no map.")
 
 
 class ColoursResponse(Body):
-    """What colours the points."""
+    """Values that colour the points."""
 
     key: str
-    names: list[str] = Field(description="Of the classes or clusters; empty for probabilities and doubt.")
+    names: list[str] = Field(description="Names of classes or clusters; empty for probabilities and doubt.")
     values: list[int] = Field(
-        description="Of each point: a class (-1: none, -2: disputed), or 0 to 255 for 0 to 1 (-1: unknown)."
+        description="For each point: a class (-1: none, -2: disputed), or 0 to 255 for 0 to 1 (-1: unknown)."
     )
 
 
 class PointsRequest(Body):
-    """Points whose pictures are asked for."""
+    """Points whose pictures are requested."""
 
     key: Annotated[str, Field(max_length=64)]
     method: MapMethod = "components"
@@ -50,6 +50,6 @@ class PointsRequest(Body):
 
 
 class PointsResponse(Body):
-    """The pictures of these points, in their order."""
+    """The pictures at these points, in the same order."""
 
     images: list[ShownImage]

@@ -1,7 +1,7 @@
-"""A map that keeps neighbours together: PaCMAP (Wang et al. 2021), from its library, in a process of its own.
+"""A neighbour-preserving map: PaCMAP (Wang et al. 2021), run by its library in a separate process.
 
-It takes a minute where principal components take a second, and much of that holds Python's lock; so the service starts
-``python -m`` this file and goes on answering.
+It takes a minute where principal components take a second, and holds Python's lock for much of it; so the service runs
+this file with ``python -m`` and keeps answering.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from frevl.deployment.service.explorer.rows import Rows
 __all__ = ["MOST_NEIGHBOURS", "NeighbourMaps"]
 
 MOST_NEIGHBOURS = 20_000
-"""More pictures than these are thinned at random: about a minute on two cores."""
+"""Above this number, pictures are sampled at random: about a minute on two cores."""
 _FEWEST = 10
-_FAILED_SECONDS = 30.0  # a failure is told for so long before the next who asks starts it again
+_FAILED_SECONDS = 30.0  # seconds for which a failure is reported before a request retries
 
 
 class NeighbourMaps:
-    """Computes the map of one version of a store at a time, and keeps it.
+    """Computes the map of one version of a store at a time and caches it.
 
     Args:
-        keep: Keep maps beside the vectors of the store.
+        keep: Cache maps next to the vectors of the store.
     """
 
     def __init__(self, *, keep: bool) -> None:
@@ -45,11 +45,11 @@ class NeighbourMaps:
 
     @property
     def offered(self) -> bool:
-        """Whether the library is installed."""
+        """Return whether the library is installed."""
         return importlib.util.find_spec("pacmap") is not None
 
     def ask(self, rows: Rows) -> tuple[Projection | None, str]:
-        """Return the map, or None while it is computed; and why there is none, in words."""
+        """Return the map, or None while it is computed, and the reason if there is none."""
         with self._guard:
             is_old = bool(self._problem) and time.monotonic() - self._failed > _FAILED_SECONDS
             if self._key == rows.key and not is_old:
@@ -64,7 +64,7 @@ class NeighbourMaps:
             self._found = read_projection(path, len(rows))
             if self._found is None:
                 if not self.offered:
-                    self._problem = "This map needs the library PaCMAP: pip install 'frevl[map]', and start again."
+                    self._problem = "This map needs the library PaCMAP: pip install 'frevl[map]', then restart."
                 elif len(drawn) < _FEWEST:
                     self._problem = f"This map needs at least {_FEWEST} pictures."
                 else:
@@ -73,7 +73,7 @@ class NeighbourMaps:
             return self._found, self._problem
 
     def close(self) -> None:
-        """End what is being computed."""
+        """Stop the computation."""
         with self._guard:
             self._closed = True
             self._end()
@@ -112,7 +112,7 @@ class NeighbourMaps:
 
 
 def _main(given: str, taken: str) -> None:
-    import pacmap  # takes seconds, and may not be there
+    import pacmap  # takes seconds, and may not be installed
 
     vectors = np.load(given, allow_pickle=False).astype(np.float32)
     points = pacmap.PaCMAP(n_components=2, random_state=0).fit_transform(vectors, init="pca")

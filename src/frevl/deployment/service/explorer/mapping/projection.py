@@ -1,4 +1,4 @@
-"""Two numbers for every picture: its place along the two directions in which embeddings differ most."""
+"""Project every picture on the two directions in which embeddings vary most."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from frevl.files import replace_file
 __all__ = ["MOST_POINTS", "Projection", "principal_plane", "projection_of", "read_projection", "write_projection"]
 
 MOST_POINTS = 100_000
-"""More pictures than these are thinned at random."""
+"""Above this number, pictures are sampled at random."""
 _AT_ONCE = 8_192
-_WIDEST = 2_048  # numbers of an embedding whose covariance is decomposed whole
+_WIDEST = 2_048  # embedding width up to which the full covariance is decomposed
 _EXTRA, _PASSES = 8, 12
 
 
@@ -28,7 +28,7 @@ class Projection:
     """A map.
 
     Attributes:
-        rows: ``(n,)`` int64, the rows of the pictures that are drawn, ascending.
+        rows: ``(n,)`` int64, rows of the drawn pictures, ascending.
         points: ``(n, 2)`` float32 in [-1, 1].
         explained: Share of the variance along each direction, 0 to 1.
     """
@@ -39,7 +39,7 @@ class Projection:
 
 
 def projection_of(rows: Rows, *, keep: bool) -> Projection:
-    """Return the map of all pictures; computed once for a version of the store, and kept beside its vectors."""
+    """Return the map of all pictures, computed once per version of the store and cached next to its vectors."""
     path = rows.kept("map", ".npz")
     kept = read_projection(path, len(rows))
     if kept is not None:
@@ -54,11 +54,11 @@ def projection_of(rows: Rows, *, keep: bool) -> Projection:
 
 
 def read_projection(path: Path, count: int) -> Projection | None:
-    """Return a map that was kept; None where there is none, or the file was cut off or damaged.
+    """Return a cached map; None if there is none, or if the file is truncated or damaged.
 
     Args:
         path: The file.
-        count: Pictures of the store.
+        count: Number of pictures in the store.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
@@ -69,12 +69,12 @@ def read_projection(path: Path, count: int) -> Projection | None:
 
 
 def write_projection(path: Path, found: Projection) -> None:
-    """Keep a map; a disk that is full keeps none."""
+    """Cache a map, unless the disk is full."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
 
         def write(temporary: Path) -> None:
-            with temporary.open("wb") as file:  # given a name, savez adds an ending
+            with temporary.open("wb") as file:  # given a name, savez would append a suffix
                 np.savez(file, rows=found.rows, points=found.points, explained=np.array(found.explained))
 
         replace_file(path, write)
@@ -83,7 +83,8 @@ def write_projection(path: Path, found: Projection) -> None:
 def principal_plane(vectors: np.ndarray, drawn: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
     """Project on the first two principal components (Pearson 1901).
 
-    Up to 2,048 numbers from the covariance; wider embeddings by subspace iteration, which is close enough to look at.
+    Embeddings of width up to 2,048 use the covariance, wider ones subspace iteration, which is accurate enough for
+    display.
 
     Args:
         vectors: ``(m, d)``.

@@ -1,1 +1,1 @@
-"""What narrows a search and what explains a hit: filters on columns, and why a picture was found."""
+"""Narrowing a search by column filters, and explaining why a picture was found."""

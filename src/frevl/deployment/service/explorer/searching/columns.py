@@ -1,4 +1,4 @@
-"""What stands in the columns of pictures, so that filters can be offered."""
+"""List columns and frequent values, to offer filters."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from frevl.deployment.service.explorer.searching.times import shown_time, zone_o
 
 __all__ = ["columns"]
 
-_LOOKED_AT = 20_000  # pictures, evenly over the store
+_LOOKED_AT = 20_000  # pictures sampled evenly over the store
 _SHOWN, _LONGEST = 30, 200
 
 
 async def columns(explorer: Explorer) -> dict[str, Any]:
-    """Say which columns there are, and the most frequent values of each."""
+    """List the columns and the most frequent values of each."""
     rows = await explorer.rows()
     return await explorer.ask(lambda: explorer.once((rows.key, "columns"), lambda: _columns(rows)))
 
@@ -38,7 +38,7 @@ def _columns(rows: Rows) -> dict[str, Any]:
             for value, count in counts.most_common(_SHOWN)
             if kind in ("text", "flag", "number") and len(str(value)) <= _LONGEST
         ]
-        # Values that nearly every picture has its own of are no help to choose from.
+        # Values that are nearly unique to each picture are no help in a filter.
         helpful = kind != "other" and name != "id" and len(counts) <= max(1, len(found) // 2)
         times = sorted(filter(None, map(shown_time, counts))) if kind in ("date", "time") else []
         records.append(

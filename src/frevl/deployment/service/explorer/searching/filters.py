@@ -1,4 +1,4 @@
-"""Filters on columns as a page has them, turned into one condition in SQL in which every name and value is quoted."""
+"""Turn the page's column filters into one SQL condition with every name and value quoted."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ _MANY = TypeAdapter(Annotated[list[Filter], Field(max_length=MOST_FILTERS)])
 
 
 def read_filters(given: str | None) -> list[Filter]:
-    """Read filters from the JSON list of a link.
+    """Read filters from the JSON list in a link.
 
     Raises:
-        UsageError: It is none.
+        UsageError: It is not one.
     """
     if not given:
         return []
@@ -72,12 +72,12 @@ def read_filters(given: str | None) -> list[Filter]:
 
 
 def columns_of(store: Store) -> dict[str, pa.DataType]:
-    """Return the columns of pictures that can be filtered by, with their types."""
+    """Return the picture columns that can be filtered, with their types."""
     return {"id": pa.string(), "bytes": pa.int64(), **store.metadata("image")}
 
 
 def kind_of(type_: pa.DataType) -> Kind:
-    """Return what can be asked of a column of this type."""
+    """Return the kind of tests that a column of this type supports."""
     if pa.types.is_string(type_) or pa.types.is_large_string(type_):
         return "text"
     if pa.types.is_boolean(type_):
@@ -90,20 +90,20 @@ def kind_of(type_: pa.DataType) -> Kind:
 
 
 def is_rounded(value: object) -> bool:
-    """Return whether a browser reads this whole number as another one, so that its digits must travel as a text."""
+    """Return whether a browser would round this integer, so that it must be sent as a string."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**53
 
 
 def condition(filters: Sequence[Filter], where: str | None, columns: Mapping[str, pa.DataType]) -> str | None:
-    """Return one condition for all filters and what somebody wrote in SQL; None without any.
+    """Combine all filters and a user's SQL into one condition; None if there are none.
 
     Args:
         filters: All must hold.
         where: A condition in SQL, or None.
-        columns: Columns that there are.
+        columns: The available columns.
 
     Raises:
-        UsageError: A column that is not there, or a value or test that does not fit it.
+        UsageError: An unknown column, or a value or test that does not suit it.
     """
     if not filters:
         return where
@@ -119,11 +119,11 @@ def condition(filters: Sequence[Filter], where: str | None, columns: Mapping[str
 
 def _sql(one: Filter, type_: pa.DataType) -> str:
     if "`" in one.column:
-        raise UsageError(f"The column {one.column!r:.80} cannot be filtered by, because of the ` in its name.")
+        raise UsageError(f"The column {one.column!r:.80} cannot be used in a filter because of the ` in its name.")
     name, kind = f"`{one.column}`", kind_of(type_)
     if one.test not in _OF_KIND[kind]:
         raise UsageError(
-            f"The column {one.column!r:.80} ({type_}) cannot be filtered by {one.test!r}; take one of "
+            f"The column {one.column!r:.80} ({type_}) does not support the test {one.test!r}; use one of "
             f"{', '.join(_OF_KIND[kind])}."
         )
     if one.test == "missing":
@@ -141,7 +141,7 @@ def _sql(one: Filter, type_: pa.DataType) -> str:
         return f"{name} = {text}" if one.test == "is" else f"({name} <> {text} OR {name} IS NULL)"
     if kind == "flag":
         if not isinstance(one.value, bool):
-            raise UsageError(f"The column {one.column!r:.80} is true or false, found {one.value!r:.80}.")
+            raise UsageError(f"The column {one.column!r:.80} holds true or false, found {one.value!r:.80}.")
         return f"{name} = {'true' if one.value else 'false'}"
     number = _number(one, type_)
     if one.test == "is not":
@@ -155,7 +155,7 @@ def _text(one: Filter) -> str:
             f"The column {one.column!r:.80} holds texts, so a filter needs a text, found {one.value!r:.80}."
         )
     if "\0" in one.value:
-        raise UsageError(f"The filter of {one.column!r:.80} has a character of code 0; leave it out.")
+        raise UsageError(f"The filter on {one.column!r:.80} contains a null character; remove it.")
     quoted = one.value.replace("'", "''")
     return f"'{quoted}'"
 
@@ -164,7 +164,7 @@ def _number(one: Filter, type_: pa.DataType) -> str:
     value = one.value
     if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{16,400}", value) and is_rounded(int(value)):
         value = int(value)
-    # Compared, not converted: a whole number of 400 digits is beyond every float.
+    # Compared, not converted: an integer of 400 digits exceeds any float.
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise UsageError(f"The column {one.column!r:.80} holds numbers, so a filter needs one, found {value!r:.80}.")
     if not pa.types.is_integer(type_):

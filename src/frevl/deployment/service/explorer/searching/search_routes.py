@@ -1,4 +1,4 @@
-"""The routes of columns and reasons."""
+"""The routes for columns and search explanations."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _TAG = "explore"
 
 
 def add_search_routes(app: FastAPI, explorer: Explorer) -> None:
-    """Add the routes of columns and reasons to an application."""
+    """Add the routes for columns and search explanations to an application."""
     posts = Posts(app, explorer.service.limits)
 
     @app.get("/explore/columns", response_model=ColumnsResponse, tags=[_TAG], responses=errors(401, 403, 422, 429, 503))
     async def of_columns() -> Response:
-        """List the columns that pictures can be filtered by, with their most frequent values."""
+        """List the columns that can be filtered, with their most frequent values."""
         return json_answer(await columns(explorer))
 
     @posts("/explore/why", WhyRequest, WhyResponse, writes=False)
     async def of_why(asked: WhyRequest, _: Sent) -> dict[str, Any]:
-        """Say why a picture was found: the nearest captions of the store, and what each word of the query adds."""
+        """Explain why a picture was found: the store's nearest captions, and the contribution of each query word."""
         return await why(explorer, asked)

@@ -1,4 +1,4 @@
-"""Bodies of requests and answers about columns and reasons."""
+"""Request and response bodies for columns and search explanations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["ColumnsResponse", "WhyRequest", "WhyResponse"]
 
 
 class ValueRecord(Body):
-    """A value of a column, and how many of the pictures that were looked at have it."""
+    """A value of a column, and how many of the sampled pictures have it."""
 
     value: str | bool | int | float
     count: int
 
 
 class ColumnRecord(Body):
-    """A column that can be filtered by."""
+    """A column that can be filtered."""
 
     name: str
     type: str
@@ -33,22 +33,22 @@ class ColumnRecord(Body):
 
 
 class ColumnsResponse(Body):
-    """Columns that filters can name."""
+    """Columns available for filters."""
 
-    looked_at: int = Field(description="Pictures whose values were counted, evenly over the store.")
+    looked_at: int = Field(description="Number of pictures whose values were counted, sampled evenly over the store.")
     pictures: int
     columns: list[ColumnRecord]
 
 
 class WhyRequest(Body):
-    """A picture, and the text that it was found for."""
+    """A picture and the text for which it was found."""
 
     image: ImageId
     text: Annotated[Text | None, Field(max_length=2000)] = None
 
 
 class CaptionRecord(Body):
-    """A text of the store near a picture."""
+    """A text of the store that is near a picture."""
 
     text: str
     similarity: float = Field(description="Cosine, -1 to 1.")
@@ -59,13 +59,13 @@ class WordRecord(Body):
 
     word: str
     adds: float = Field(
-        description="How much the similarity (with a run, its score) falls when the word is left out; negative where "
-        "the word speaks against the picture."
+        description="Drop in similarity (with a run, in score) without the word; negative if it counts against the "
+        "picture."
     )
 
 
 class WhyResponse(Body):
-    """What can be said of why a picture was found. Words are weighed one at a time, so their parts need not add up."""
+    """Why a picture was found. Words are left out one at a time, so their contributions need not add up."""
 
     by: Literal["encoder", "run"]
     of: str = Field(description="Name of the encoder or run.")

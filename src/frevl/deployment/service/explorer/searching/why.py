@@ -1,4 +1,4 @@
-"""Why a picture was found: the captions of the store that are nearest to it, and what each word of a query adds."""
+"""Explain why a picture was found: the nearest captions in the store, and the contribution of each query word."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from frevl.runs.search.nearest import nearest_rows
 __all__ = ["why"]
 
 _CAPTIONS = 5
-_MOST_TEXTS = 200_000  # whose vectors are held in memory
+_MOST_TEXTS = 200_000  # texts whose vectors are held in memory
 _MOST_WORDS = 24
 _AT_ONCE = 8_192
 
 
 async def why(explorer: Explorer, asked: WhyRequest) -> dict[str, Any]:
-    """Say what can be said of why a picture was found, by the encoder or by a served run."""
+    """Explain why a picture was found, using the encoder or a served run."""
     service = explorer.service
     await service.check_images([asked.image])
     rows = await explorer.rows()
@@ -33,8 +33,8 @@ async def why(explorer: Explorer, asked: WhyRequest) -> dict[str, Any]:
     model = next((one for one in service.models.values() if one.searches), None)
     if not by_encoder and model is None:
         raise RefusedError(
-            409, "cannot_explain", "Nothing can be said of why: the encoder reads no texts in the space of its "
-            "pictures, and no matching run is served; start with --run.",
+            409, "cannot_explain", "No explanation: the encoder has no common space, and no matching run is served; "
+                "start the service with --run.",
         )  # fmt: skip
     notes: list[str] = []
     if by_encoder:
@@ -62,7 +62,7 @@ def _captions(explorer: Explorer, rows: Rows, image: str, notes: list[str]) -> l
     if not len(texts):
         return []
     if len(texts) > _MOST_TEXTS:
-        notes.append(f"The nearest captions are not looked for among more than {_MOST_TEXTS:,} texts.")
+        notes.append(f"Nearest captions are not searched among more than {_MOST_TEXTS:,} texts.")
         return []
     key = ("texts", rows.key, rows.store.version("text"))
     vectors = explorer.once(key, lambda: _text_vectors(explorer, rows, texts))
@@ -101,7 +101,7 @@ def _words(explorer: Explorer, rows: Rows, asked: WhyRequest, notes: list[str]) 
     without = _without_each(asked.text)
     vectors = [encoder.of_text(rows.store, text) for text in (asked.text, *(text for _, text in without))]
     if any(vector is None for vector in vectors):
-        notes.append("Words cannot be weighed, because the vectors of texts were imported.")
+        notes.append("Word contributions are unavailable because the text vectors were imported.")
         return []
     whole, *parts = [float(picture @ vector) for vector in vectors if vector is not None]
     return [{"word": word, "adds": whole - part} for (word, _), part in zip(without, parts, strict=True)]
@@ -115,7 +115,7 @@ async def _words_of_run(
     try:
         service.check_texts(model, texts)
     except RefusedError:
-        notes.append("Words cannot be weighed, because the vectors of texts were imported.")
+        notes.append("Word contributions are unavailable because the text vectors were imported.")
         return []
     if not without:
         return []

@@ -1,1 +1,1 @@
-"""A classifier that is fitted again while somebody labels, and its predictions for every picture."""
+"""A classifier refitted while people label, and its predictions for every picture."""

@@ -1,4 +1,4 @@
-"""One fit's predictions for all pictures of a store: likely classes, doubtful ones, labels that it disagrees with."""
+"""One fit's predictions for all pictures of a store: likely classes, doubtful pictures, contradicted labels."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from frevl.runs.labelling.strategies import choose
 
 __all__ = ["Classifier", "Fit", "Lesson", "Material", "learnt", "wilson_interval"]
 
-_MOST_KEPT = 32_000_000  # probabilities that are kept; with more, those of one class are computed when asked for
+_MOST_KEPT = 32_000_000  # cached probabilities; above this, those of a class are computed on request
 _BLOCK = 65_536
-_POOL = 4_096  # the least sure, among which the next are chosen
+_POOL = 4_096  # least certain pictures, among which the next are chosen
 _NEXT = 60
 _CONFUSIONS = 100
 _numbers = itertools.count()
 
 
 class Classifier(Protocol):
-    """What is fitted to labels; `frevl.training.classification.teaching.Taught` is one."""
+    """A classifier fitted to labels, such as `frevl.training.classification.teaching.Taught`."""
 
     @property
     def method(self) -> str:
-        """Its method and setting."""
+        """Method and setting."""
 
     @property
     def notes(self) -> list[str]:
@@ -37,7 +37,7 @@ class Classifier(Protocol):
 
     @property
     def held_out(self) -> np.ndarray:
-        """``(m,)`` int64, the examples that were held out."""
+        """``(m,)`` int64, the held-out examples."""
 
     @property
     def held_out_probabilities(self) -> np.ndarray:
@@ -48,7 +48,7 @@ class Classifier(Protocol):
 
 
 class Fit(Protocol):
-    """Fits a classifier; ``before`` asks for a quick fit with what was chosen last."""
+    """Fits a classifier; ``before`` requests a quick fit with the previously chosen settings."""
 
     def __call__(
         self,
@@ -66,16 +66,16 @@ class Fit(Protocol):
 
 @dataclass(frozen=True)
 class Material:
-    """What is learned from.
+    """The training data.
 
     Attributes:
-        version: Of the labels.
-        key: Of the rows of the store.
+        version: Version of the labels.
+        key: Key of the store's rows.
         rows: ``(n,)`` int64, the labelled pictures.
-        labels: ``(n,)`` int64 below the number of names.
-        clusters: ``(n,)``, one number for copies of one picture.
-        names: Of the classes; those without a picture have a vector of their name.
-        told: ``(names, dim)`` unit vectors of the names, or None where they are not used.
+        labels: ``(n,)`` int64, indices into the names.
+        clusters: ``(n,)``, one number for all copies of a picture.
+        names: Names of the classes; those without a picture are represented by the vector of their name.
+        told: ``(names, dim)`` unit vectors of the names, or None if they are not used.
         notes: Sentences for the user.
     """
 
@@ -91,17 +91,17 @@ class Material:
 
 @dataclass
 class Lesson:
-    """One fit and what it says.
+    """One fit and its predictions.
 
     Attributes:
-        material: What was learned from.
+        material: The training data.
         classifier: The fit.
-        best: ``(pictures,)`` int32, the likeliest class of each, -1 without an embedding.
+        best: ``(pictures,)`` int32, the likeliest class of each; -1 without an embedding.
         likely: ``(pictures,)`` float32, its probability.
-        margin: ``(pictures,)`` float32, how much likelier it is than the second, 2 without an embedding.
+        margin: ``(pictures,)`` float32, its lead over the second likeliest; 2 without an embedding.
         seconds: ``fit`` and ``score``.
-        kept: ``(pictures, classes)`` float32, or None where that is too much.
-        number: Of no other lesson of this process, to keep under it what follows from this one.
+        kept: ``(pictures, classes)`` float32, or None if that is too large.
+        number: Number unique within this process, used as a cache key.
     """
 
     material: Material
@@ -117,7 +117,7 @@ class Lesson:
     number: int = field(default_factory=_numbers.__next__)
 
     def judge(self, classifier: Classifier) -> None:
-        """Take accuracy, confusion and likely errors from a fit with held-out labels."""
+        """Compute accuracy, confusion and likely errors from a fit with held-out labels."""
         rows, probabilities = classifier.held_out, classifier.held_out_probabilities
         if not len(rows):
             return
@@ -140,7 +140,7 @@ class Lesson:
         self.wrong = self.material.rows[rows[wrong[np.argsort(own[wrong], kind="stable")]]]
 
     def of_class(self, name: str, vectors: np.ndarray) -> np.ndarray:
-        """Return ``(pictures,)`` float32: how likely each is of a class, -1 without an embedding."""
+        """Return ``(pictures,)`` float32: each picture's probability of a class; -1 without an embedding."""
         number = self.material.names.index(name)
         if self.kept is not None:
             found: np.ndarray = self.kept[:, number]
@@ -152,7 +152,7 @@ class Lesson:
         return np.where(self.best >= 0, found, np.float32(-1))
 
     def next(self, vectors: np.ndarray, among: np.ndarray | None = None) -> np.ndarray:
-        """Return the pictures whose labels would teach most: unsure, and unlike what is labelled and each other.
+        """Return the pictures whose labels would teach most: uncertain, and unlike the labelled ones and each other.
 
         That is `frevl.runs.labelling.strategies.choose` with ``mixed``, among the least sure.
 
@@ -176,9 +176,9 @@ class Lesson:
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of independent items (Wilson 1927).
+    """Return the 95 % interval of a proportion of independent items (Wilson 1927).
 
-    It is taken where all items, or none, are hits: a bootstrap of equal values has no width and would claim certainty.
+    It is used if all items, or none, are hits: a bootstrap of equal values has zero width and would claim certainty.
     """
     square = 1.959964**2
     middle = (share + square / (2 * count)) / (1 + square / count)
@@ -193,7 +193,7 @@ def _unit(vectors: np.ndarray) -> torch.Tensor:
 def learnt(
     material: Material, classifier: Classifier, vectors: np.ndarray, usable: np.ndarray, stop: Callable[[], bool]
 ) -> Lesson | None:
-    """Ask a classifier about all pictures; None if that was stopped."""
+    """Apply a classifier to all pictures; None if stopped."""
     n, classes = len(vectors), len(material.names)
     best, likely = np.full(n, -1, np.int32), np.zeros(n, np.float32)
     margin = np.full(n, 2, np.float32)

@@ -1,4 +1,4 @@
-"""The answer about the classifier that is being taught."""
+"""The response body for the classifier being taught."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class AccuracyRecord(Body):
 
 
 class ConfusionRecord(Body):
-    """Labelled pictures of one class that the classifier puts into one class."""
+    """Labelled pictures of one class that the classifier assigns to another."""
 
     label: str
     said: str
@@ -27,20 +27,20 @@ class ConfusionRecord(Body):
 
 
 class TeachResponse(Body):
-    """What the classifier knows. Fields beside the first three are there once it is ready."""
+    """State of the classifier. All fields except the first three appear once it is ready."""
 
     busy: bool = Field(description="Whether it is being fitted right now.")
     ready: bool
-    problem: str = Field(description="Why there is no classifier, in words.")
-    version: int | None = Field(None, description="Of the labels that it has learned.")
-    pictures: int | None = Field(None, description="Labelled pictures that it has learned.")
+    problem: str = Field(description="Why there is no classifier.")
+    version: int | None = Field(None, description="Version of the labels it was fitted to.")
+    pictures: int | None = Field(None, description="Number of labelled pictures it was fitted to.")
     classes: list[str] | None = None
     method: str | None = None
     accuracy: AccuracyRecord | None = Field(
         None,
-        description="Of held-out labels. Where these were chosen because they are doubtful, others are easier.",
+        description="Accuracy on held-out labels. If these were chosen for being doubtful, other pictures are easier.",
     )
     confusion: list[ConfusionRecord] | None = None
-    wrong: int | None = Field(None, description="Labels that the classifier contradicts when it has not seen them.")
+    wrong: int | None = Field(None, description="Labels that the classifier contradicts when they are held out.")
     seconds: dict[str, float] | None = None
     notes: list[str] | None = None

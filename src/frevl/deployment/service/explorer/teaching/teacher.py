@@ -1,4 +1,4 @@
-"""Fits the classifier again in the background whenever labels have changed."""
+"""Refit the classifier in the background whenever labels change."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["Teacher"]
 
 _log = logging.getLogger("frevl.service")
 
-_MOST_NAMED = 1_000  # classes whose names are read
+_MOST_NAMED = 1_000  # maximum number of classes whose names are used
 
 
 class Teacher:
-    """Keeps a classifier of the labels.
+    """Keeps a classifier up to date with the labels.
 
-    A change of the labels first brings a quick fit with the settings that are known, so that the order of the pictures
-    follows within a second; then one with held-out labels, from which accuracy and settings come. A change in
-    between is not waited for: the next quick fit comes first.
+    A change of labels first triggers a quick fit with the known settings, so that the order of the pictures follows
+    within a second; then a fit with held-out labels, which gives accuracy and settings. If labels change in between,
+    the next quick fit comes first.
 
     Args:
         labels: The labels.
-        rows: Returns the pictures; called in the thread.
+        rows: Returns the pictures; called in the teaching thread.
         fit: Fits a classifier.
-        encoder: Reads the names of classes, where it reads texts in the space of its pictures.
+        encoder: Embeds class names, if it has a common space of texts and pictures.
     """
 
     def __init__(self, labels: LabelsFile, rows: Callable[[], Rows], fit: Fit, encoder: QueryEncoder) -> None:
@@ -45,13 +45,13 @@ class Teacher:
         self._closed = False
         self._working = False
         self._before: Classifier | None = None
-        self._seen: tuple[int, str] | None = None  # version of the labels, and of the rows
+        self._seen: tuple[int, str] | None = None  # version of the labels and of the rows
         self.lesson: Lesson | None = None
         self.problem = ""
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Look whether labels or pictures have changed; called after each label and whenever somebody asks. Blocks."""
+        """Check whether labels or pictures have changed; called after each label and on every request. Blocks."""
         now = self._labels.book().version, self._rows().key
         with self._changed:
             if self._closed or now == self._seen:
@@ -63,7 +63,7 @@ class Teacher:
             self._changed.notify()
 
     def close(self) -> None:
-        """End the thread. Blocks, so not for the event loop."""
+        """Stop the thread. Blocks, so do not call it on the event loop."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -105,7 +105,7 @@ class Teacher:
                 self.problem = f"The classifier could not be fitted: {error}"
             except Exception as error:
                 _log.error("teaching failed", exc_info=error)
-                self.problem = "The classifier could not be fitted; the log of the service says more."
+                self.problem = "The classifier could not be fitted; see the log of the service."
 
     def _stop(self) -> bool:
         return self._closed
@@ -121,7 +121,8 @@ class Teacher:
             self.problem = "Label at least one picture of each of two classes; then the classifier learns them."
             if self._encoder.text is not None:
                 self.problem = (
-                    "Name at least two classes, and it guesses by their names; then label pictures, and it learns them."
+                    "Name at least two classes, and it guesses from their names; then label pictures, and it "
+                    "learns from them."
                 )
             return
         self.problem = ""
@@ -134,7 +135,8 @@ class Teacher:
             if lesson is None:
                 return
             former = self.lesson
-            # Until the new ones are known, with what they were measured on; of another store rows are other pictures.
+            # Kept until the new ones are known, with what they were measured on; in another store, rows are different
+            # pictures.
             if former is not None and former.material.key == material.key:
                 lesson.accuracy, lesson.confusion, lesson.wrong = former.accuracy, former.confusion, former.wrong
             self.lesson = lesson
@@ -164,7 +166,7 @@ def _material(labels: LabelsFile, rows: Rows, encoder: QueryEncoder) -> Material
     told: np.ndarray | None = None
     notes: list[str] = []
     if len(named) > _MOST_NAMED:
-        named = names  # nobody waits until all are read, and scored for every picture
+        named = names  # do not wait until all are embedded and scored for every picture
     if 2 <= len(named) <= _MOST_NAMED:
         told, notes = encoder.of_names(rows.store, named)
     if told is None:
