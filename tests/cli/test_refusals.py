@@ -83,7 +83,7 @@ def test_runs_of_two_tasks_are_not_compared(made, tmp_path):
     train(made.store, made.train_file, run=tmp_path / "a", task="classification", model="majority")
     train(made.store, made.captions_file, run=tmp_path / "b", task="matching", model="linear")
     a, b = (Scorer.open(tmp_path / name, store=made.store) for name in "ab")
-    with pytest.raises(UsageError, match="expected a run of the task 'classification' to compare"):
+    with pytest.raises(UsageError, match="expected a 'classification' run to compare"):
         evaluate(a, made.test_file, versus=b)
 
 

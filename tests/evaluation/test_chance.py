@@ -55,7 +55,7 @@ def test_one_image_cannot_show_that_something_is_better_than_chance():
     assert found.is_chance
     assert found.record()["ci95"] is None
     assert found.sentence == (
-        "Chance: pairs of one image cannot show that 100.00 % is better than always answering 'no' (50.00 %)."
+        "Chance: pairs of a single image cannot show that 100.00 % is better than always answering 'no' (50.00 %)."
     )
 
 

@@ -72,5 +72,5 @@ def test_a_matching_run_gives_no_answers(world, tmp_path):
     captions = Pairs(train.images[::6], train.texts[::6], [None] * 60, train.extras[::6], train.places[::6])
     run = frevl.train(planted.store, captions, run=tmp_path / "run", task="matching", model="dual",
                       options={"epochs": 1, "members": 1})  # fmt: skip
-    with pytest.raises(UsageError, match="--forms compares the answers"):
+    with pytest.raises(UsageError, match="--forms compares answers"):
         frevl.evaluate(frevl.Scorer.open(run.path, store=planted.store), captions, forms="question")

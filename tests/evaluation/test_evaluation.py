@@ -148,8 +148,8 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
     scorer = GivenScorer(table, "classification", ["yes", "no"])
     one = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "yes", {})]))
     assert (
-        "All 2 pairs have the same right answer ('yes'): always giving it would be right in all, so these numbers say "
-        "nothing about the run; evaluate on pairs of several classes."
+        "All 2 pairs have the same right answer ('yes'): always giving it would get them all right, so these "
+        "numbers say nothing about the run; evaluate on pairs of several classes."
     ) in one.notes
     two = evaluate(scorer, pairs_of([("0", "a", "yes", {}), ("1", "b", "no", {})]))
     assert not any("same right answer" in note for note in two.notes)
@@ -157,7 +157,7 @@ def test_pairs_of_one_class_are_said_to_tell_nothing():
     wrong = evaluate(GivenScorer({("0", "a"): 1.0, ("1", "b"): -1.0}, "matching"),
                      pairs_of([("0", "a", "false", {}), ("1", "b", "false", {})]))  # fmt: skip
     assert wrong.metrics["accuracy"] == 50
-    assert "All 2 pairs are wrong ones: a run that always says no would be right in all." in wrong.notes
+    assert "All 2 pairs are wrong ones: a run that always says no would get them all right." in wrong.notes
 
 
 def test_the_accuracy_of_single_answers_stands_beside_that_of_sets():
@@ -191,4 +191,4 @@ def test_a_text_of_several_images_is_one_query():
     table = {("a", "s"): 1.0, ("b", "s"): 2.0, ("a", "t"): 0.0, ("b", "t"): 3.0}
     result = evaluate(GivenScorer(table, "matching"), pairs_of([(i, t, None, {}) for i, t in ("as", "bs", "at")]))
     assert result.metrics["t2i_r1"] == 50
-    assert "2 images and 2 texts; any right one counts (1 of the texts stand with several images)" in result.notes[0]
+    assert "2 images and 2 texts; any right one counts (1 of the texts belong to several images)" in result.notes[0]

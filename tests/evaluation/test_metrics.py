@@ -185,7 +185,7 @@ def test_rank_refuses_what_does_not_fit() -> None:
         ([block], [[-1], [0]], "Query 0: candidate -1 does not exist"),
         ([block], [[0]], "expected 1 queries, found at least 2"),
         ([block], [[0], [0], [0]], "expected 3 queries, found 2"),
-        ([block, np.zeros((1, 4))], [[0]] * 3, r"at query 2: expected rows that hold all 3, found shape \(1, 4\)"),
+        ([block, np.zeros((1, 4))], [[0]] * 3, r"at query 2: expected rows with all 3 scores, found shape \(1, 4\)"),
     ):
         with pytest.raises(UsageError, match=message):
             metrics.rank_of_best_match(blocks, positives)
@@ -304,7 +304,7 @@ def test_wups_says_when_nltk_or_wordnet_is_absent(monkeypatch: pytest.MonkeyPatc
 
     _install_nltk(monkeypatch, SimpleNamespace(ensure_loaded=absent))
     assert not wups_available()
-    with pytest.raises(FrevlError, match="WUPS needs WordNet through nltk, and it is absent"):
+    with pytest.raises(FrevlError, match="WUPS needs WordNet through nltk, which is not installed"):
         wups([["chair"]], [["stool"]])
     monkeypatch.setitem(sys.modules, "nltk.corpus", None)  # import nltk.corpus now fails
     assert not wups_available()

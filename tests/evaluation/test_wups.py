@@ -100,8 +100,8 @@ print(json.dumps([wups_available(), said]))
     )
     assert found == [
         False,
-        "WUPS needs WordNet through nltk, and it is absent on this machine. "
-        "Install it with: pip install nltk && python -m nltk.downloader wordnet",
+        "WUPS needs WordNet through nltk, which is not installed. Install it with: pip install nltk && python -m "
+        "nltk.downloader wordnet",
     ]
 
 

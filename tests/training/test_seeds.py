@@ -146,7 +146,7 @@ def test_finished_seeds_are_used_again_and_more_may_follow(made, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         train_seeds(made.store, made.train_file, seeds=3, **arguments)
     assert is_seeds(tmp_path / "run")
-    with pytest.raises(RunError, match="a training that was interrupted; run the same frevl train --seeds again"):
+    with pytest.raises(RunError, match="an interrupted training; run the same frevl train --seeds again"):
         list(open_seeds(tmp_path / "run", store=made.store))
     trained = count_trainings(monkeypatch)
     first = train_seeds(made.store, made.train_file, seeds=3, **arguments)

@@ -1,4 +1,4 @@
 """Metrics with confidence intervals: accuracy, retrieval, calibration, slices, comparisons.
 
-Takes a scorer and pairs with known answers; trains nothing.
+Works on a scorer and pairs with known answers; trains nothing.
 """

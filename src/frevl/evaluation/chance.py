@@ -1,7 +1,7 @@
-"""Is a classifier measurably better than always giving the most frequent answer? Pure numpy.
+"""Test whether a classifier is measurably better than always giving the most frequent answer. Pure numpy.
 
-A score beside an interval does not say it: on a set with one large class, 57 % may be nothing at all. So the
-question is asked in pairs, image by image, and answered in plain words.
+A score with an interval does not show this: on a set with one large class, 57 % may be no better than chance. So both
+    are compared on the same images, and the result is stated in words.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["Chance", "against_majority"]
 
 @dataclass(frozen=True)
 class Chance:
-    """A classifier against the majority answer.
+    """A classifier compared with the majority answer.
 
     Attributes:
-        answer: The answer that stands for the majority.
-        score: Mean of the classifier's hits, in percent.
-        majority: What the majority answer reaches on the same pairs, in percent.
+        answer: The majority answer.
+        score: The classifier's accuracy, in percent.
+        majority: Accuracy of the majority answer on the same pairs, in percent.
         difference: Paired difference in points, with its 95 % interval by bootstrap over clusters.
-        earned: ``(n,)`` what the majority answer earns a pair.
+        earned: ``(n,)`` the majority answer's credit for each pair.
     """
 
     answer: str
@@ -39,23 +39,23 @@ class Chance:
 
     @property
     def is_chance(self) -> bool:
-        """True where the difference is not measurably above zero; a single cluster cannot show that it is."""
+        """Return whether the difference is not measurably above zero, which a single cluster can never show."""
         return math.isnan(self.difference.low) or self.difference.low <= 0
 
     @property
     def sentence(self) -> str:
-        """What a reader has to know, in plain words."""
+        """Return the result as a sentence."""
         always = f"always answering '{self.answer:.60}' ({self.majority:.2f} %)"
         gap = self.difference
         if math.isnan(gap.low):
-            return f"Chance: pairs of one image cannot show that {self.score:.2f} % is better than {always}."
+            return f"Chance: pairs of a single image cannot show that {self.score:.2f} % is better than {always}."
         shown = f"{gap.value:+.2f} points [{gap.low:.2f}, {gap.high:.2f}]"
         if self.is_chance:
             return f"Chance: {self.score:.2f} % is not measurably better than {always}: {shown}."
         return f"Better than chance: {shown} over {always}."
 
     def record(self) -> dict[str, Any]:
-        """Return what result JSON and run keep."""
+        """Return the record stored in the result JSON and in the run."""
         return {
             "answer": self.answer,
             "score": self.score,
@@ -72,9 +72,9 @@ def against_majority(
     """Compare a classifier with the majority answer on the same pairs.
 
     Args:
-        hits: ``(n,)`` what the classifier earned a pair, in [0, 1].
-        majority: ``(n,)`` what the majority answer of the training pairs earned.
-        clusters: ``(n,)`` images, or whatever holds pairs together.
+        hits: ``(n,)`` the classifier's credit for each pair, in [0, 1].
+        majority: ``(n,)`` credit of the training pairs' majority answer.
+        clusters: ``(n,)`` images, or whatever groups the pairs.
         answer: The majority answer.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A scorer and pairs with known truth -> metrics with intervals, slices and provenance."""
+"""Evaluate a scorer on labelled pairs: metrics with intervals, slices and provenance."""
 
 from __future__ import annotations
 
@@ -41,24 +41,25 @@ class Result:
 
     Attributes:
         task: ``matching`` or ``classification``.
-        n: Pairs evaluated.
+        n: Number of evaluated pairs.
         metrics: By name.
-        ci95: 95 % interval of every metric, by bootstrap over images; None where it cannot be told.
-        slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` of the task's first metric.
+        ci95: 95 % interval of every metric, by bootstrap over images; None if undetermined.
+        slices: By key of the pairs, then value: ``{"n", metric, "ci95"}`` for the task's main metric.
         provenance: Where the numbers come from.
-        notes: Sentences that a reader of the numbers should know.
-        left_out: Every pair that was not evaluated, with its reason.
-        difference: Against another run, if one was given: points of the first metric, interval, p-value, path.
-        sets: Of prediction sets, if they were asked for; see `frevl.evaluation.prediction_sets`.
-        fairness: By key of ``groups``; see `frevl.evaluation.fairness.groups`.
-        consistency: Of ``forms``; see `frevl.evaluation.answers.consistency`.
-        chance: Of a classification, the first metric against always giving the majority answer of the training pairs;
+        notes: Caveats for readers of the numbers.
+        left_out: Pairs that were not evaluated, with the reason.
+        difference: Comparison with another run, if given: difference of the main metric in points, interval, p-value,
+            path.
+        sets: Results of prediction sets, if requested; see `frevl.evaluation.prediction_sets`.
+        fairness: Results for each key in ``groups``; see `frevl.evaluation.fairness.groups`.
+        consistency: Result for ``forms``; see `frevl.evaluation.answers.consistency`.
+        chance: For classification, the main metric compared with the majority answer of the training pairs;
             ``majority`` in the JSON.
-        hits: Per pair (or query), what the first metric averages; not part of the JSON, like all that follow.
+        hits: Per pair (or query), the values that the main metric averages; not part of the JSON, like all that follow.
         clusters: Image of each hit.
-        measures: Every metric with what it takes to compute it again on resampled images.
+        measures: Every metric in a form that can be recomputed on resampled images.
         slice_rows: Rows of every group of ``slices``.
-        evaluated: The pairs behind the metrics; their ``clusters`` are the groups that the intervals draw.
+        evaluated: The pairs behind the metrics; intervals resample their ``clusters``.
     """
 
     task: str
@@ -107,27 +108,27 @@ def evaluate(
     calibrate: str | Path | Pairs | None = None,
     forms: str | None = None,
 ) -> Result:
-    """Evaluate a run on pairs that it has not seen.
+    """Evaluate a run on unseen pairs.
 
     Args:
         scorer: The run with its store.
-        pairs: Pairs, or a pairs file. Classification needs targets; in matching, pairs are right where none has a
-            target. A pair without one among others is left out.
+        pairs: Pairs, or a pairs file. Classification needs targets; in matching without any targets, all pairs are
+            right ones. If only some pairs lack a target, they are left out.
         versus: Another run, evaluated on the same pairs; the result holds the paired difference.
-        group_by: A key of the pairs that names what is not independent, as ``cluster`` does.
-        find_groups: Find copies and other pairs that are not independent, for the intervals (see
-            `frevl.store.grouping.groups.group_pairs`). In ranks, images of the same content are one image in any case.
-        groups: Keys of the pairs, such as a gender or a region: compare the groups of their values.
-        sets: Evaluate prediction sets too, which are to hold the right class as often as this level between 0 and 1.
-        calibrate: Pairs to measure the sets on instead of those that the run has held out.
-        forms: A key that names a question whatever its words: how often its forms get one answer (classification).
+        group_by: A key whose equal values mark dependent pairs, as ``cluster`` does.
+        find_groups: Detect copies and other dependent pairs, for the intervals (see
+            `frevl.store.grouping.groups.group_pairs`). In rankings, images with the same content always count as one.
+        groups: Keys of the pairs, such as a gender or a region: compare the groups they define.
+        sets: Also evaluate prediction sets at this target coverage, between 0 and 1.
+        calibrate: Pairs to calibrate the sets on instead of the run's held-out ones.
+        forms: A key shared by rephrasings of a question: measure how often they get the same answer (classification).
 
     Returns:
         Metrics in percent with intervals. Classification: ``accuracy`` (``vqa_accuracy`` first for soft targets or
-        ten answers), ``ece``, ``prior_accuracy`` (what one side alone solves, where the run keeps a bank), and for
-        single answers ``brier`` and ``macro_f1``; where only some pairs have a single
-        answer (DAQUAR), ``single_answer_accuracy`` is theirs. Matching: ``i2t_r1`` ... ``t2i_r10`` and, if wrong pairs
-        are given, ``accuracy``, ``ece`` and the scores of choice groups.
+        ten answers), ``ece``, ``prior_accuracy`` (accuracy from one side alone, if the run keeps a bank), and for
+        single answers ``brier`` and ``macro_f1``; if only some pairs have a single answer (DAQUAR),
+        ``single_answer_accuracy`` is for those. Matching: ``i2t_r1`` ... ``t2i_r10`` and, if there are wrong pairs,
+            ``accuracy``, ``ece`` and the scores of choice groups.
 
     Raises:
         PairsError: The pairs cannot be used.
@@ -140,13 +141,12 @@ def evaluate(
             )
     if versus is not None and versus.run.task != scorer.run.task:
         raise UsageError(
-            f"{versus.run.path}: expected a run of the task '{scorer.run.task}' to compare with, found one of "
-            f"'{versus.run.task}'"
+            f"{versus.run.path}: expected a '{scorer.run.task}' run to compare with, found one for '{versus.run.task}'"
         )
     if sets is not None:
         check_level(sets)
     elif calibrate is not None:
-        raise UsageError("--calibrate measures prediction sets; ask for them with --sets, such as --sets 0.9")
+        raise UsageError("--calibrate is for prediction sets; request them with --sets, such as --sets 0.9")
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     runs = [scorer.run] if versus is None else [scorer.run, versus.run]
     not_read = [note for run in runs for note in run.check_pairs(read)]
@@ -162,10 +162,10 @@ def evaluate(
         group_by=group_by,
         find=find_groups,
         towers=towers,
-        purpose="Drawn together for the intervals",
+        purpose="Resampled together for the intervals",
     )
     if forms is not None and scorer.run.task == "matching":
-        raise UsageError("--forms compares the answers to a question, and a matching run gives none; leave it out")
+        raise UsageError("--forms compares answers to questions, which a matching run does not give; leave it out")
     asked_forms = [] if forms is None else forms_of(usable, forms)
     evaluate_task = _evaluate_matching if scorer.run.task == "matching" else _evaluate_classes
     result = evaluate_task(scorer, usable)
@@ -209,14 +209,14 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     if missing:
         raise PairsError(
             f"{missing[0]}, field 'target': expected the right answer, found none in {len(missing):,} of "
-            f"{len(pairs):,} pairs; name the column that holds it with --columns target=NAME, or use "
-            "frevl score for pairs without targets"
+            f"{len(pairs):,} pairs; give the column that holds it with --columns target=NAME, or use frevl score "
+            "for pairs without targets"
         )
     labels, clusters = scorer.run.labels, pairs.clusters
     truth = encode_answers(pairs.targets, labels).classes[:, 0].numpy()
     best = np.empty(len(pairs), np.int64)
     confidence, squares = np.empty(len(pairs)), np.empty(len(pairs))
-    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # all scores of thousands of classes would fill memory
+    for start in range(0, len(pairs), _PAIRS_AT_ONCE):  # the scores of thousands of classes would fill memory
         part = slice(start, start + _PAIRS_AT_ONCE)
         scores = scorer.score(list(zip(pairs.images[part], pairs.texts[part], strict=True)))
         probabilities = scorer.probabilities(scores)
@@ -250,7 +250,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
         )
     known = set(labels)
     unseen = sum(1 for answers in accepted if known.isdisjoint(answers))
-    notes = [f"{unseen:,} pairs have only classes that training never saw: counted as wrong."] if unseen else []
+    notes = [f"{unseen:,} pairs have only classes that were not in training; they count as wrong."] if unseen else []
     notes += _single_answer([answers[0] for answers in accepted if len(answers) == 1], len(pairs))
     notes += _wups(measured, predicted, pairs)
     result = _result(scorer, len(pairs), measured, notes, first, clusters)
@@ -275,10 +275,12 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
         hits, clusters = np.zeros(0) if first.values is None else first.values, list(first.clusters)
         notes.append(note)
     else:
-        notes.append("Fewer than two images with right texts: no retrieval metrics.")
+        notes.append("No retrieval metrics: fewer than two images have right texts.")
     if not truth.all():
         if not truth.any():
-            notes.append(f"All {len(truth):,} pairs are wrong ones: a run that always says no would be right in all.")
+            notes.append(
+                f"All {len(truth):,} pairs are wrong ones: a run that always says no would get them all right."
+            )
         logits, probabilities = scorer.match_probabilities(list(zip(pairs.images, pairs.texts, strict=True)))
         decided = ((probabilities > 0.5) == truth).astype(float)
         measured["accuracy"] = Measure(pairs.clusters, decided)
@@ -291,7 +293,7 @@ def _evaluate_matching(scorer: Scorer, pairs: Pairs) -> Result:
         choices = choice_set_scores(logits, truth, pairs)
         measured |= choices
         prior = scorer.prior(list(zip(pairs.images, pairs.texts, strict=True))) if choices else None
-        if prior is not None:  # what the texts give away
+        if prior is not None:  # accuracy from the texts alone
             measured["prior_accuracy"] = next(iter(choice_set_scores(prior[:, 0], truth, pairs).values()))
         if len(images) < 2:
             hits, clusters = decided, pairs.clusters
@@ -330,24 +332,24 @@ def _result(
 
 
 def _single_answer(answers: list[str], pairs: int) -> list[str]:
-    """Return a note that pairs with one right answer do not tell a run that looks from one that never does."""
+    """Return a note that pairs with a single right answer cannot tell a good run from a constant one."""
     if len(answers) < pairs or len(set(answers)) > 1:
         return []
     return [
-        f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'): always giving it would be right in all, "
-        "so these numbers say nothing about the run; evaluate on pairs of several classes."
+        f"All {pairs:,} pairs have the same right answer ('{answers[0]:.60}'): always giving it would get them all "
+        "right, so these numbers say nothing about the run; evaluate on pairs of several classes."
     ]
 
 
 def _best_answers(target: Target | None) -> list[str]:
-    """Return the answers that count as right: all of a list, the heaviest of weighted ones."""
+    """Return the answers that count as right: all of a list, or those with the highest weight."""
     if isinstance(target, dict):
         return [answer for answer, weight in target.items() if weight == max(target.values())]
     return [target] if isinstance(target, str) else list(target or [])
 
 
 def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
-    """Return the official VQA accuracy where every pair has ten answers, the soft weight where it has weights."""
+    """Return the official VQA accuracy if every pair has ten answers, the soft weight if it has weights."""
     answers = [extra.get("answers") for extra in pairs.extras]
     if all(isinstance(ten, list) and len(ten) == 10 and all(isinstance(a, str) for a in ten) for ten in answers):
         return vqa_accuracy(predicted, answers)  # type: ignore[arg-type]
@@ -362,19 +364,21 @@ def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
 
 
 def _wups(measured: dict[str, Measure], predicted: list[str], pairs: Pairs) -> list[str]:
-    """Add WUPS at 0.9 where pairs hold the answer sets of DAQUAR; say so if WordNet is absent."""
+    """Add WUPS at 0.9 if pairs hold DAQUAR answer sets, with a note if WordNet is missing."""
     answers = [extra.get("answers") for extra in pairs.extras]
     if not all(isinstance(one, list) and len(one) != 10 for one in answers):
         return []
     if not wups_available():
-        return ["WUPS at 0.9: absent, WordNet is not installed (pip install nltk, then nltk.download('wordnet'))."]
+        return [
+            "WUPS at 0.9 is missing because WordNet is not installed (pip install nltk, then nltk.download('wordnet'))."
+        ]
     sets = [one for one in answers if isinstance(one, list)]
     measured["wups_0.9"] = Measure(pairs.clusters, wups([[label] for label in predicted], sets))
     return []
 
 
 def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:
-    """Return what a constant answer earns on each pair, in the unit of the first metric."""
+    """Return the credit of a constant answer for each pair, in the unit of the main metric."""
     predicted = [label] * len(pairs)
     weights = _vqa_weights(predicted, pairs) if weighted else None
     return correct(predicted, [_best_answers(target) for target in pairs.targets]) if weights is None else weights
@@ -389,7 +393,7 @@ def _notes(scorer: Scorer, pairs: Pairs, rejects: list[Reject]) -> list[str]:
     seen = np.isin(hash_prefixes(hashes.values()), scorer.run.train_image_hashes)
     if seen.any():
         notes.append(
-            f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s were in training or development "
-            "(same content): these numbers are too good."
+            f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s were in training or "
+            "development (same content): these numbers are too optimistic."
         )
     return notes

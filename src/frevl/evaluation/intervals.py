@@ -1,7 +1,7 @@
 """Intervals and paired tests that respect clusters: rows about one image are not independent.
 
-Everything resamples whole clusters (images) with replacement, never rows. All functions are deterministic
-for a seed, and hold one block of draws in memory, whatever the number of resamples.
+Everything resamples whole clusters (images) with replacement, never rows. All functions are deterministic for a seed
+and hold only one block of draws in memory.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ DRAWS_IN_MEMORY = 1_000_000
 
 
 class Interval(NamedTuple):
-    """A value with its interval; ``low`` and ``high`` are NaN where the data cannot tell."""
+    """A value with its interval; ``low`` and ``high`` are NaN if undetermined."""
 
     value: float
     low: float
     high: float
 
     def percent(self) -> list[float] | None:
-        """Return low and high in percent, as results hold them; None where the data cannot tell."""
+        """Return low and high in percent, as stored in results; None if undetermined."""
         return None if np.isnan(self.low) else [100 * self.low, 100 * self.high]
 
 
@@ -50,21 +50,21 @@ def bootstrap_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of per-item values with its percentile interval by cluster bootstrap.
+    """Return the mean of per-item values with its percentile interval by cluster bootstrap.
 
     Clusters are drawn with replacement; the mean of a draw is the ratio of the drawn sums to the drawn
     counts, so clusters of different sizes keep their weight (Davison and Hinkley 1997, section 3.8).
 
-    With one cluster there is nothing to resample: low and high are NaN, which says "unknown". If every
-    item has the same value, the interval has no width: the bootstrap knows only what the sample shows.
-    With fewer than about 20 clusters the interval is too narrow, as for every percentile bootstrap.
+    With one cluster there is nothing to resample: low and high are NaN ("unknown"). If every item has the same value,
+        the interval has zero width: the bootstrap knows only the sample. With fewer than about 20 clusters the interval
+        is too narrow, as for every percentile bootstrap.
 
     Args:
         values: ``(n,)`` finite numbers, for example hits.
         clusters: ``(n,)`` hashable keys, for example image ids; by default every item is its own cluster.
         resamples: Number of draws.
-        seed: Of the random draws.
-        level: Share of the draws inside the interval, between 0 and 1.
+        seed: Random seed for the draws.
+        level: Confidence level, between 0 and 1.
 
     Raises:
         UsageError: No items, lengths differ, a value is not finite, or the level is not between 0 and 1.
@@ -90,7 +90,7 @@ def paired_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Mean of ``a`` minus mean of ``b`` over the same items, with its interval by cluster bootstrap.
+    """Return the mean of ``a`` minus the mean of ``b`` over the same items, with its interval by cluster bootstrap.
 
     Args:
         a: ``(n,)`` per-item values of one run.
@@ -110,18 +110,18 @@ def paired_difference(
 def paired_test(
     a: ArrayLike, b: ArrayLike, clusters: Clusters = None, *, permutations: int = 10_000, seed: int = 0
 ) -> float:
-    """Two-sided p-value of "a and b are equally good", by flipping the sign of each cluster's difference.
+    """Return the two-sided p-value of "a and b are equally good", by flipping the signs of cluster differences.
 
     If the runs were equal, exchanging them on any image would change nothing: every pattern of signs is
-    equally likely (Fisher's randomisation test, with clusters as units). All patterns are visited when they
-    are at most `permutations`; otherwise that many are drawn, and p is ``(1 + hits) / (1 + permutations)``.
+    equally likely (Fisher's randomisation test, with clusters as units). All patterns are enumerated if there are at
+    most `permutations`; otherwise that many are drawn, and p is ``(1 + hits) / (1 + permutations)``.
 
     Args:
         a: ``(n,)`` per-item values of one run.
         b: ``(n,)`` per-item values of the other, of the same items in the same order.
         clusters: As in `bootstrap_interval`.
         permutations: Number of sign patterns.
-        seed: Of the random signs.
+        seed: Random seed for the signs.
 
     Returns:
         p in ``(0, 1]``.
@@ -130,11 +130,11 @@ def paired_test(
         UsageError: No items, lengths differ, or a value is not finite.
     """
     sums, _ = _cluster_sums(_difference(a, b), clusters)
-    # Clusters where the runs agree have no sign to flip.
+    # Clusters on which the runs agree have no sign to flip.
     sums = sums[sums != 0]
     if len(sums) == 0:
         return 1.0
-    # Equal sums must count as equal although they were added in another order.
+    # Equal sums must count as equal even if added in another order.
     observed = abs(float(sums.sum())) - 1e-9 * float(np.abs(sums).sum())
     if len(sums) < 40 and 2 ** len(sums) <= permutations:
         patterns = np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums)) & 1
@@ -156,18 +156,18 @@ def bootstrap_statistic(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Any number that is not a mean (macro-F1, ECE, median rank) with its interval by cluster bootstrap.
+    """Return a statistic that is not a mean (macro-F1, ECE, median rank) with its interval by cluster bootstrap.
 
     Args:
-        statistic: Gets item numbers, with repetitions, and returns the number for these items, for example
-            ``lambda items: median_rank(ranks[items])``. Draws where it is not finite are left out.
+        statistic: Maps item numbers, with repetitions, to the statistic of these items, for example ``lambda items:
+            median_rank(ranks[items])``. Draws with a non-finite result are left out.
         clusters: ``(n,)`` hashable keys, for example image ids.
         resamples: Number of draws; the statistic is called once for each.
-        seed: Of the random draws.
-        level: Share of the draws inside the interval, between 0 and 1.
+        seed: Random seed for the draws.
+        level: Confidence level, between 0 and 1.
 
     Returns:
-        The statistic of all items and its interval; NaN bounds where there is one cluster or no finite draw.
+        The statistic of all items and its interval; NaN bounds if there is one cluster or no finite draw.
 
     Raises:
         UsageError: No items, or the level is not between 0 and 1.
@@ -177,7 +177,7 @@ def bootstrap_statistic(
     sizes = np.bincount(number_of)
     if len(sizes) < 2:
         return Interval(whole, float("nan"), float("nan"))
-    # Items sorted by cluster: a cluster is a range, and a draw is a sequence of ranges.
+    # Items are sorted by cluster, so a cluster is a range and a draw a sequence of ranges.
     order = np.argsort(number_of, kind="stable")
     starts = np.concatenate(([0], np.cumsum(sizes)[:-1]))
     drawn = []
@@ -199,19 +199,19 @@ def bootstrap_rates(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """A number made of several rates (a gap, a difference) with its interval by cluster bootstrap.
+    """Return a statistic of several rates (a gap, a difference) with its interval by cluster bootstrap.
 
     Args:
         sums: ``(clusters, cells)`` sums of the values of every cluster in every cell.
-        counts: ``(clusters, cells)`` how many values these are.
+        counts: ``(clusters, cells)`` numbers of these values.
         statistic: From ``(draws, cells)`` rates, NaN where a draw has no value, to ``(draws,)``. Draws where it is
             not finite are left out.
         resamples: Number of draws.
         seed: Of the random draws; the same clusters are drawn as in `bootstrap_interval`.
-        level: Share of the draws inside the interval, between 0 and 1.
+        level: Confidence level, between 0 and 1.
 
     Returns:
-        The statistic of all clusters and its interval; NaN bounds where there is one cluster or no finite draw.
+        The statistic of all clusters and its interval; NaN bounds if there is one cluster or no finite draw.
     """
 
     def of(added: Floats, numbers: Floats) -> Floats:
@@ -225,7 +225,7 @@ def bootstrap_rates(
 
 
 def drawn_counts(clusters: int, resamples: int, seed: int = 0) -> Iterator[Floats]:
-    """Blocks ``(draws, clusters)``: how often every cluster is in a draw with replacement of as many clusters."""
+    """Yield blocks ``(draws, clusters)`` of how often each cluster occurs in a draw with replacement."""
     for block in _draws(clusters, resamples, np.random.default_rng(seed)):
         yield np.stack([np.bincount(chosen, minlength=clusters) for chosen in block]).astype(np.float64)
 
@@ -236,7 +236,7 @@ def _finite(values: ArrayLike) -> Floats:
         raise UsageError(f"Interval: expected at least one value in shape (n,), found shape {items.shape}.")
     if not np.isfinite(items).all():
         where = int(np.flatnonzero(~np.isfinite(items))[0])
-        raise UsageError(f"Interval: value {where} is {items[where]}; only finite values have a mean.")
+        raise UsageError(f"Interval: value {where} is {items[where]}; only finite values can be averaged.")
     return items
 
 
@@ -271,7 +271,7 @@ def _block_sizes(clusters: int, total: int) -> Iterator[int]:
 
 
 def _draws(clusters: int, resamples: int, random: np.random.Generator) -> Iterator[NDArray[np.int32]]:
-    """Blocks ``(draws, clusters)`` of cluster numbers, drawn with replacement."""
+    """Yield blocks ``(draws, clusters)`` of cluster numbers, drawn with replacement."""
     for size in _block_sizes(clusters, resamples):
         yield random.integers(0, clusters, (size, clusters), dtype=np.int32)
 

@@ -1,4 +1,4 @@
-"""A metric together with what is needed to recompute it on resampled images, as means over seeds require."""
+"""A metric that can be recomputed on resampled images, as needed for means over seeds."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Measure:
 
     Attributes:
         clusters: ``(n,)`` image of every item (pair, query or group).
-        values: ``(n,)`` numbers whose mean is the metric; None for a metric that is not a mean.
-        statistic: From item numbers, with repetitions, to the metric of these items; used where ``values`` is None.
-        resamples: Draws of the bootstrap.
+        values: ``(n,)`` numbers whose mean is the metric; None if the metric is not a mean.
+        statistic: Maps item numbers, with repetitions, to the metric of these items; used if ``values`` is None.
+        resamples: Number of bootstrap draws.
     """
 
     clusters: Sequence[str]
@@ -36,7 +36,7 @@ class Measure:
         """Return the metric with its 95 % interval by bootstrap over clusters.
 
         Raises:
-            UsageError: There is neither ``values`` nor ``statistic``, or no item.
+            UsageError: Neither ``values`` nor ``statistic`` is given, or there are no items.
         """
         if self.values is not None:
             return bootstrap_interval(self.values, self.clusters, resamples=self.resamples)
@@ -48,20 +48,22 @@ class Measure:
 def mean_measure(measures: Sequence[Measure]) -> Measure:
     """Return the mean of a metric over seeds, measured on the same items.
 
-    Its bootstrap draws images once and averages what all seeds say of the draw: exact for means and for other
-    statistics, and narrower than the interval of a single seed where seeds err on different pairs.
+    The bootstrap draws images once and averages all seeds on each draw: exact for means and other statistics, and
+    narrower than a single seed's interval if seeds err on different pairs.
 
     Args:
-        measures: One a seed, of the same metric and the same items.
+        measures: One per seed, for the same metric and items.
 
     Raises:
-        UsageError: There is none, or they do not belong to the same items.
+        UsageError: There are none, or they are for different items.
     """
     if not measures:
         raise UsageError("mean_measure: expected at least one measure, found none")
     first = measures[0]
     if any(list(one.clusters) != list(first.clusters) for one in measures):
-        raise UsageError("mean_measure: the runs were not evaluated on the same items; evaluate all on one pairs file")
+        raise UsageError(
+            "mean_measure: the runs were not evaluated on the same items; evaluate all on the same pairs file"
+        )
     values = [one.values for one in measures if one.values is not None]
     if len(values) == len(measures):
         return Measure(first.clusters, np.mean(values, axis=0), resamples=first.resamples)

@@ -1,8 +1,8 @@
 """Metrics in plain numpy: hits, macro-F1, calibration, recall and choice scores.
 
-Results are fractions, not percent: the caller multiplies. A function whose name is a thing per item
-(`correct`, `brier` and the like) returns one number per item, so that `frevl.evaluation.intervals` can resample
-them; the others return one number. Wrong shapes raise `UsageError`.
+Results are fractions, not percent: the caller multiplies. Per-item functions (`correct`, `brier` and the like) return
+    one number per item, which `frevl.evaluation.intervals` can resample; the others return one number. Wrong shapes
+    raise `UsageError`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 Labels = Sequence[Any] | NDArray[Any]
 Floats = NDArray[np.float64]
 
-# The smallest probability that enters a logarithm: a class that the model calls impossible costs 27.6 nats.
+# The smallest probability used in a logarithm: a class deemed impossible costs 27.6 nats.
 SMALLEST_PROBABILITY = 1e-12
 
 
@@ -41,11 +41,11 @@ SMALLEST_PROBABILITY = 1e-12
 
 
 def correct(predicted: Labels, targets: Labels) -> Floats:
-    """Tell for each item whether the predicted label is right.
+    """Return for each item whether the predicted label is right.
 
     Args:
         predicted: ``(n,)`` labels, strings or integers.
-        targets: ``(n,)`` labels. A target that is a list, tuple or set holds several right answers.
+        targets: ``(n,)`` labels. A list, tuple or set holds several right answers.
 
     Returns:
         ``(n,)`` of 0 and 1.
@@ -62,14 +62,14 @@ def correct(predicted: Labels, targets: Labels) -> Floats:
 
 
 def accuracy(predicted: Labels, targets: Labels) -> float:
-    """Share of right labels in ``[0, 1]``; see `correct`."""
+    """Return the share of right labels in ``[0, 1]``; see `correct`."""
     return float(correct(predicted, targets).mean())
 
 
 def macro_f1(predicted: Labels, targets: Labels) -> float:
-    """Mean over classes of F1, in ``[0, 1]``.
+    """Return the mean F1 over classes, in ``[0, 1]``.
 
-    A class counts if it is a target or is predicted at least once; F1 is ``2 TP / (2 TP + FP + FN)``.
+    A class counts if it is a target or predicted at least once; F1 is ``2 TP / (2 TP + FP + FN)``.
 
     Args:
         predicted: ``(n,)`` labels.
@@ -93,13 +93,13 @@ def macro_f1(predicted: Labels, targets: Labels) -> float:
 
 
 def expected_calibration_error(probabilities: ArrayLike, hits: ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error in ``[0, 1]`` (Naeini et al. 2015; equal-width bins as in Guo et al. 2017).
+    """Return the expected calibration error in ``[0, 1]`` (Naeini et al. 2015; equal-width bins as in Guo et al. 2017).
 
     Bin ``i`` of ``b`` holds the confidences in ``(i/b, (i+1)/b]``; a confidence of exactly 0 is in the first.
 
     Args:
         probabilities: ``(n,)`` confidence of the predicted label, in ``[0, 1]``.
-        hits: ``(n,)`` 1 where the label was right, 0 where not (a soft credit between is allowed).
+        hits: ``(n,)`` 1 if the label was right, else 0 (soft credit in between is allowed).
         bins: Number of bins.
 
     Raises:
@@ -109,23 +109,23 @@ def expected_calibration_error(probabilities: ArrayLike, hits: ArrayLike, bins: 
     _same_length(confidence, credit)
     _must_be_probabilities(confidence)
     bin_of = np.searchsorted(np.linspace(0.0, 1.0, bins + 1)[1:-1], confidence, side="left")
-    # n_bin * |mean credit - mean confidence| = |sum credit - sum confidence|: empty bins need no care.
+    # n_bin * |mean credit - mean confidence| = |sum credit - sum confidence|: empty bins need no special case.
     gap = np.bincount(bin_of, weights=credit - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
 
 
 def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
-    """Negative log-likelihood of the right class, one number per item, in nats, from 0 to 27.6.
+    """Return the negative log-likelihood of the right class, one number per item, in nats, from 0 to 27.6.
 
     Args:
-        probabilities: ``(n, classes)``; or ``(n,)``, the probability of class 1 of two (a match).
-        targets: ``(n,)`` class number. -1 means a class that the model does not know: probability 0.
+        probabilities: ``(n, classes)``; or ``(n,)``, the probability of class 1 out of two (a match).
+        targets: ``(n,)`` class number. -1 means a class unknown to the model: probability 0.
 
     Returns:
         ``(n,)``. Probabilities below 1e-12 count as 1e-12.
 
     Raises:
-        UsageError: Shapes do not fit, a class does not exist, or a probability lies outside ``[0, 1]``.
+        UsageError: Shapes do not match, a class does not exist, or a probability lies outside ``[0, 1]``.
     """
     values, classes = _probabilities_and_classes(probabilities, targets)
     if values.ndim == 1:
@@ -138,18 +138,18 @@ def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Flo
 
 
 def brier(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
-    """Brier score, one number per item: squared distance from the right answer; lower is better.
+    """Return the Brier score, one number per item: squared distance from the right answer; lower is better.
 
     Args:
-        probabilities: ``(n, classes)``: the sum over classes, in ``[0, 2]`` (Brier 1950); or ``(n,)``, the
-            probability of class 1 of two: ``(p - y)^2`` in ``[0, 1]``, the form customary for two classes.
-        targets: ``(n,)`` class number; -1 means a class that the model does not know.
+        probabilities: ``(n, classes)``: the sum over classes, in ``[0, 2]`` (Brier 1950); or ``(n,)``, the probability
+            of class 1 out of two: ``(p - y)^2`` in ``[0, 1]``, the usual form for two classes.
+        targets: ``(n,)`` class number; -1 means a class unknown to the model.
 
     Returns:
         ``(n,)``.
 
     Raises:
-        UsageError: Shapes do not fit, a class does not exist, or a probability lies outside ``[0, 1]``.
+        UsageError: Shapes do not match, a class does not exist, or a probability lies outside ``[0, 1]``.
     """
     values, classes = _probabilities_and_classes(probabilities, targets)
     if values.ndim == 1:
@@ -164,30 +164,30 @@ def brier(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
 def rank_of_best_match(
     blocks: Iterable[NDArray[Any]], positives: Sequence[Collection[int] | NDArray[np.integer[Any]]]
 ) -> NDArray[np.int64]:
-    """Rank, for each query, of the best placed candidate that matches it; 0 is the first place.
+    """Return, for each query, the rank of the best-placed matching candidate; 0 is the first place.
 
-    The rank is the number of wrong candidates that score at least as much as the best right one: a right
-    candidate tied with wrong ones stands behind them all. Other right candidates never push it down.
-    NaN counts as the lowest score there is. Only one block is in memory at a time.
+    The rank is the number of wrong candidates that score at least as much as the best right one: a right candidate tied
+    with wrong ones ranks behind them all. Other right candidates never push it down. NaN counts as the lowest score.
+    Only one block is in memory at a time.
 
     Args:
         blocks: Consecutive row blocks ``(rows, candidates)`` of the ``(queries, candidates)`` scores.
-        positives: For each query the numbers of the candidates that match it, at least one.
+        positives: For each query, the numbers of its matching candidates, at least one.
 
     Returns:
         ``(queries,)`` ranks, from 0 to ``candidates - 1``.
 
     Raises:
-        UsageError: A query has no match, a candidate does not exist, or the blocks do not have one row a
-            query and the same number of candidates.
+        UsageError: A query has no match, a candidate does not exist, or the blocks do not have one row per query and
+            the same number of candidates.
     """
     ranks = np.empty(len(positives), dtype=np.int64)
     start, width = 0, -1
     for block in blocks:
         if block.ndim != 2 or (width >= 0 and block.shape[1] != width):
             raise UsageError(
-                f"Score block at query {start}: expected rows that hold all "
-                f"{width if width >= 0 else 'candidates'}, found shape {block.shape}."
+                f"Score block at query {start}: expected rows with all {width if width >= 0 else 'candidates'} "
+                f"scores, found shape {block.shape}."
             )
         width = block.shape[1]
         rows = positives[start : start + len(block)]
@@ -220,20 +220,20 @@ def _ranks_in_block(
     of_positives = scores[row_of, np.concatenate(columns_of)]
     best = np.maximum.reduceat(of_positives, np.concatenate(([0], np.cumsum(counts)[:-1])))
     at_least = np.count_nonzero(scores >= best[:, None], axis=1)
-    # The positives that reach the best score are the best one and those tied with it: not rivals.
+    # Positives with the best score are the best one and those tied with it, so they are not rivals.
     own = np.bincount(row_of[of_positives == best[row_of]], minlength=len(block))
     return np.asarray(at_least - own, dtype=np.int64)
 
 
 def recall_at(ranks: ArrayLike, k: int) -> float:
-    """Share of queries, in ``[0, 1]``, whose best match is among the first ``k``; ranks start at 0."""
+    """Return the share of queries, in ``[0, 1]``, whose best match is among the first ``k``; ranks start at 0."""
     found = np.asarray(ranks)
     _not_empty(found)
     return float(np.mean(found < k))
 
 
 def median_rank(ranks: ArrayLike) -> float:
-    """Median rank as papers print it: ranks given from 0 are counted from 1."""
+    """Return the median rank as papers report it, counted from 1; the given ranks start at 0."""
     found = np.asarray(ranks)
     _not_empty(found)
     return float(np.median(found)) + 1.0
@@ -243,7 +243,7 @@ def median_rank(ranks: ArrayLike) -> float:
 
 
 def group_hits(scores: ArrayLike) -> dict[str, Floats]:
-    """Text, image and group score of Winoground style sets (Thrush et al. 2022), one hit per example.
+    """Return text, image and group scores of Winoground-style sets (Thrush et al. 2022), one hit per example.
 
     Text: each image prefers its own caption. Image: each caption prefers its own image. Group: both.
     The preference is strict: a tie or a NaN is wrong.
@@ -256,7 +256,7 @@ def group_hits(scores: ArrayLike) -> dict[str, Floats]:
         ``{"text": (n,), "image": (n,), "group": (n,)}`` of 0 and 1. Chance is 1/4, 1/4 and 1/6.
 
     Raises:
-        UsageError: The shape is another one.
+        UsageError: The shape is wrong.
     """
     values = np.asarray(scores, np.float64)
     if values.ndim != 3 or values.shape[1:] != (2, 2) or len(values) == 0:
@@ -271,17 +271,17 @@ def group_hits(scores: ArrayLike) -> dict[str, Floats]:
 
 
 def choice_hits(scores: ArrayLike, right: ArrayLike | None = None) -> Floats:
-    """Tell for each item whether the right choice scores strictly higher than every other (SugarCrepe).
+    """Return for each item whether the right choice scores strictly higher than every other (SugarCrepe).
 
     Args:
-        scores: ``(n, choices)``, at least two choices. Where choices are missing, fill with ``-inf``.
+        scores: ``(n, choices)``, at least two choices. Missing choices are filled with ``-inf``.
         right: ``(n,)`` number of the right choice; by default 0 everywhere.
 
     Returns:
         ``(n,)`` of 0 and 1. A tie or a NaN is wrong.
 
     Raises:
-        UsageError: Shapes do not fit, or a right choice does not exist.
+        UsageError: Shapes do not match, or a right choice does not exist.
     """
     values = np.asarray(scores, np.float64)
     if values.ndim != 2 or values.shape[1] < 2 or len(values) == 0:
@@ -302,7 +302,7 @@ def choice_hits(scores: ArrayLike, right: ArrayLike | None = None) -> Floats:
 
 
 def _plain(labels: Labels) -> Sequence[Any]:
-    """Python objects instead of numpy scalars, which are slow to hash and compare."""
+    """Convert numpy scalars, which are slow to hash and compare, to Python objects."""
     return labels.tolist() if isinstance(labels, np.ndarray) else labels
 
 
@@ -318,7 +318,7 @@ def _same_length(a: Any, b: Any) -> None:
 
 
 def _must_be_probabilities(values: NDArray[Any]) -> None:
-    # Written so that NaN fails too; a little room for float32 sums.
+    # Written so that NaN also fails; with some tolerance for float32 sums.
     if not (values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
         raise UsageError(f"Probabilities must lie in 0 to 1, found {values.min()} to {values.max()}.")
 

@@ -1,4 +1,4 @@
-"""How prediction sets do on test pairs: how often the right class is in them, how large they are, slice by slice."""
+"""Evaluate prediction sets on test pairs: coverage and size, also by slice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["evaluate_sets"]
 def evaluate_sets(
     scorer: Scorer, pairs: Pairs, level: float, calibrate: Any, slices: dict[str, dict[str, list[int]]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Evaluate the sets of a run.
+    """Evaluate a run's prediction sets.
 
     Args:
         scorer: The run with its store.
@@ -30,10 +30,10 @@ def evaluate_sets(
 
     Returns:
         ``level``, ``kind``, ``set_coverage`` and ``single`` (sets of one class) in percent, ``set_size`` in classes,
-        each with ``ci95``, and the coverage by slice; and notes.
+        each with ``ci95``, the coverage by slice, and notes.
 
     Raises:
-        UsageError: The run has no sets.
+        UsageError: The run cannot give sets.
     """
     conformal, notes = conformal_scores(scorer, calibrate, evaluated=pairs)
     probabilities = set_probabilities(scorer, pairs)
@@ -41,8 +41,8 @@ def evaluate_sets(
     covered: NDArray[np.float64] = np.any(inside & right, axis=1).astype(np.float64)
     if scorer.run.task == "matching" and bool(right.all(axis=0).any()):
         notes.append(
-            "All pairs are right ones, or all wrong ones, and the sets were measured on both alike: how often they "
-            "hold the answer can differ from the level."
+            "All pairs are right ones, or all are wrong ones, but the sets were calibrated on both: coverage can "
+            "differ from the level."
         )
     sizes = inside.sum(axis=1).astype(np.float64)
     measures = {"set_coverage": covered, "set_size": sizes, "single": (sizes == 1).astype(np.float64)}

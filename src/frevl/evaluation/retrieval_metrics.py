@@ -1,4 +1,4 @@
-"""Ranks of the right items in both directions of retrieval, with and without reranking, block by block; choice sets."""
+"""Retrieval metrics: ranks of the right items in both directions, with and without reranking; choice sets."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from frevl.store.grouping.copies import one_item_each
 
 __all__ = ["Ranks", "choice_set_scores", "evaluate_retrieval", "matches_of", "reranked", "retrieval_ranks"]
 
-_BLOCK = 16_777_216  # numbers at once: 64 MB
+_BLOCK = 16_777_216  # scores at once: 64 MB
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The rank of the best right item of every query; 0 is the first.
+    """The rank of the best right item for every query; 0 is the first.
 
     Attributes:
         i2t: ``(images,)`` int64.
@@ -47,14 +47,14 @@ def matches_of(
 
 
 def retrieval_ranks(rows: ScoreRows, of_image: list[set[int]], of_text: list[set[int]]) -> Ranks:
-    """Rank in both directions; wrong items that tie with the right one rank before it.
+    """Rank in both directions; wrong items tied with the right one rank ahead of it.
 
-    The scores are gone through twice: for the best right image of every text, then for what stands before it.
+    The scores are read twice: for each text's best right image, then for what ranks ahead of it.
 
     Args:
         rows: ``(images, texts)`` scores.
-        of_image: The right texts of every image.
-        of_text: The right images of every text.
+        of_image: Right texts for every image.
+        of_text: Right images for every text.
     """
     edges = _Edges(of_image)
     best = np.full(rows.shape[1], -np.inf, np.float32)
@@ -70,7 +70,7 @@ def retrieval_ranks(rows: ScoreRows, of_image: list[set[int]], of_text: list[set
     for start, block in _from(rows):
         images, texts = edges.within(start, len(block))
         t2i += np.count_nonzero(_finite(block) >= best, axis=0)
-        # The best right image and those right ones that tie with it are no rivals.
+        # The best right image and right ones tied with it are not rivals.
         t2i -= np.bincount(texts[_finite(block[images, texts]) == best[texts]], minlength=len(best))
     missing = next((text for text, images in enumerate(of_text) if not images), None)
     if missing is not None:
@@ -87,21 +87,21 @@ def reranked(
     score: PairScores,
     before: Ranks | None = None,
 ) -> Ranks:
-    """Rank the best ``depth`` items of every query anew; the others stay behind them in the order of the first stage.
+    """Rerank the best ``depth`` items of every query; the others follow in first-stage order.
 
-    Where no right item is among the candidates, the rank of the first stage stays. Of equal wrong items at the edge of
-    the candidates, the first ones are taken; a right one is not.
+    If no right item is among the candidates, the first-stage rank stays. Among items tied at the cut-off, the first
+    wrong ones become candidates; a right one does not.
 
     Args:
         rows: ``(images, texts)`` scores of the first stage.
-        of_image: The right texts of every image.
-        of_text: The right images of every text.
-        depth: Candidates a query.
-        score: From ``(n,)`` image rows and ``(n,)`` text rows to ``(n,)`` final scores.
+        of_image: Right texts for every image.
+        of_text: Right images for every text.
+        depth: Candidates per query.
+        score: Maps ``(n,)`` image rows and ``(n,)`` text rows to ``(n,)`` final scores.
         before: Ranks of the first stage; None computes them.
 
     Returns:
-        Ranks in which ties count against the right item, at both stages.
+        Ranks, with ties counting against the right item at both stages.
     """
     before = before or retrieval_ranks(rows, of_image, of_text)
     ranks = Ranks(before.i2t.copy(), before.t2i.copy())
@@ -110,7 +110,7 @@ def reranked(
     for start, block in _from(rows):
         right = np.zeros(block.shape, bool)
         right[edges.within(start, len(block))] = True
-        # A right item must lose a tie at the edge of the candidates too.
+        # A right item must also lose ties at the cut-off.
         lowered = _finite(np.where(right, np.nextafter(block, np.float32(-np.inf)), block))
         texts = _Candidates(lowered, np.broadcast_to(np.arange(many, dtype=np.int32), block.shape), right).best(depth)
         _rank_again(ranks.i2t[start : start + len(block)], texts, start, score)
@@ -123,7 +123,7 @@ def reranked(
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The candidates of every query: scores, numbers and whether each is right, all ``(queries, candidates)``."""
+    """Each query's candidates: scores, numbers and whether each is right, all ``(queries, candidates)``."""
 
     scores: NDArray[np.float32]
     items: NDArray[np.int32]
@@ -134,7 +134,7 @@ class _Candidates:
         return _Candidates(*(np.concatenate(pair, axis=1) for pair in both))
 
     def best(self, depth: int) -> _Candidates:
-        """Keep the best of every query, in the order in which they stand; of equal ones the first."""
+        """Keep the best of every query in their present order; among equals, the first."""
         if self.scores.shape[1] <= depth:
             return self
         edge = -np.partition(-self.scores, depth - 1, axis=1)[:, depth - 1 : depth]
@@ -145,7 +145,7 @@ class _Candidates:
 
 
 def _rank_again(ranks: NDArray[np.int64], candidates: _Candidates, first: int, score: PairScores) -> None:
-    """Replace the ranks of the queries that have a right item among their candidates."""
+    """Replace the ranks of queries with a right item among their candidates."""
     depth = candidates.items.shape[1]
     queries = max(1, _BLOCK // (256 * max(depth, 1)))
     for start in range(0, len(ranks), queries):
@@ -158,7 +158,7 @@ def _rank_again(ranks: NDArray[np.int64], candidates: _Candidates, first: int, s
 
 
 class _Edges:
-    """The right pairs in the order of their images."""
+    """The right pairs, ordered by image."""
 
     def __init__(self, of_image: list[set[int]]) -> None:
         self._ends = np.cumsum([0, *map(len, of_image)])
@@ -166,13 +166,13 @@ class _Edges:
         self._texts = np.array([text for texts in of_image for text in sorted(texts)], np.int64)
 
     def within(self, start: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows within a block of images, and the texts, of its right pairs."""
+        """Return the right pairs within a block of images: image rows and texts."""
         part = slice(self._ends[start], self._ends[start + rows])
         return self._images[part] - start, self._texts[part]
 
 
 def _from(rows: ScoreRows) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Iterate over the blocks with the number of their first row."""
+    """Iterate over blocks with the number of their first row."""
     start = 0
     for block in rows:
         yield start, block
@@ -180,7 +180,7 @@ def _from(rows: ScoreRows) -> Iterator[tuple[int, NDArray[np.float32]]]:
 
 
 def _finite(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """NaN counts as the lowest score there is."""
+    """Replace NaN by the lowest possible score."""
     return np.where(np.isnan(scores), np.float32(-np.inf), scores)
 
 
@@ -188,22 +188,22 @@ _RANKS = (1, 5, 10)
 
 
 def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure], str]:
-    """Rank all texts for every image and all images for every text.
+    """Rank all texts for every image, and all images for every text.
 
-    A query counts as a hit if any of its right items is found, as CLIP papers count. Ties stand against the right
-    item. A run that reranks orders the best candidates of its first stage by its final score, the others stay behind
-    them; its metrics with the prefix ``first_`` are those of the first stage alone.
+    A query is a hit if any of its right items is found, as in the CLIP papers. Ties count against the right item. A
+    reranking run orders its first stage's best candidates by the final score, followed by the others; metrics with the
+    prefix ``first_`` are those of the first stage alone.
 
-    A text that stands with several images is one query, and each of these images is right. Images of the same content
-    are one image, so that no copy ranks before its twin.
+    A text paired with several images is one query, for which each of these images is right. Images with the same
+    content count as one, so that no copy ranks ahead of its twin.
 
     Args:
         scorer: A matching run with its store.
-        pairs: Right pairs of at least two images.
+        pairs: Right pairs with at least two images.
 
     Returns:
-        ``i2t_r1`` ... ``t2i_r10`` as shares, ``i2t_median_rank`` and ``t2i_median_rank`` counted from 1, and a
-        sentence that says among how many items, and how deep the reranking went.
+        ``i2t_r1`` ... ``t2i_r10`` as shares, ``i2t_median_rank`` and ``t2i_median_rank`` counted from 1, and a sentence
+        on the number of items and the reranking depth.
     """
     pairs, copies = one_item_each(pairs, scorer.store)
     images, texts = list(dict.fromkeys(pairs.images)), list(dict.fromkeys(pairs.texts))
@@ -218,9 +218,9 @@ def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure]
     note = f"Retrieval among {len(images):,} images and {len(texts):,} texts; any right one counts"
     shared = sum(len(found) > 1 for found in of_text)
     if shared:
-        note += f" ({shared:,} of the texts stand with several images)"
+        note += f" ({shared:,} of the texts belong to several images)"
     if copies:
-        note += f" ({copies:,} copies of the same content were taken together with their first)"
+        note += f" ({copies:,} copies were merged with the first image of the same content)"
     if scorer.has_first_stage:
         scores = dot_rows(scorer.image_vectors(images), scorer.text_vectors(texts)).kept()
     else:
@@ -233,7 +233,7 @@ def evaluate_retrieval(scorer: Scorer, pairs: Pairs) -> tuple[dict[str, Measure]
     ranks = reranked(scores, of_image, of_text, depth=depth, score=between, before=first)
     measured = _measures(ranks, of_images, of_texts)
     measured |= {f"first_{name}": measure for name, measure in _measures(first, of_images, of_texts).items()}
-    return measured, f"{note}; the best {depth} of the first stage were reranked."
+    return measured, f"{note}; the first stage's best {depth} were reranked."
 
 
 def _measures(ranks: Ranks, of_images: list[str], of_texts: list[str]) -> dict[str, Measure]:
@@ -245,21 +245,20 @@ def _measures(ranks: Ranks, of_images: list[str], of_texts: list[str]) -> dict[s
 
 
 def _median(places: np.ndarray, owners: list[str]) -> Measure:
-    # Metrics are shown in percent; a rank is not one.
+    # Metrics are shown in percent, but ranks are not.
     return Measure(owners, statistic=lambda rows: median_rank(places[rows]) / 100, resamples=200)
 
 
 def choice_set_scores(scores: np.ndarray, truth: np.ndarray, pairs: Pairs) -> dict[str, Measure]:
-    """Score choice sets: every group holds one picture with several texts, or two pictures with two texts.
+    """Score choice sets: each group has one picture with several texts, or two pictures with two texts.
 
     Args:
-        scores: ``(n,)`` of the pairs.
+        scores: ``(n,)`` scores of the pairs.
         truth: ``(n,)`` bool.
-        pairs: With the key ``group``; of two pictures also ``caption`` and ``picture``.
+        pairs: Pairs with the key ``group``; for two pictures also ``caption`` and ``picture``.
 
     Returns:
-        ``choice_accuracy``, or ``text_score``, ``image_score`` and ``group_score``; nothing where there are no
-        such sets.
+        ``choice_accuracy``, or ``text_score``, ``image_score`` and ``group_score``; empty if there are no such sets.
     """
     groups: dict[str, list[int]] = {}
     for row, extra in enumerate(pairs.extras):

@@ -1,4 +1,4 @@
-"""Evaluate runs that differ only in their seed: means, and how much of a number is chance."""
+"""Evaluate runs that differ only in their seed: means and the variation between seeds."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ __all__ = ["SeedsResult", "deviation", "evaluate_seeds", "is_seeds", "open_seeds
 
 @dataclass
 class SeedsResult(Result):
-    """A result of several seeds: metrics are means, `hits` are averaged over seeds.
+    """A result over several seeds: metrics are means, and `hits` are averaged over seeds.
 
     Attributes:
-        seeds: ``n``, ``seeds``, ``deviation`` of every metric in points (None for one seed) and ``values`` a seed.
+        seeds: ``n``, ``seeds``, ``deviation`` of every metric in points (None for one seed) and ``values`` per seed.
     """
 
     seeds: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """Return the result JSON with the further key ``seeds``."""
+        """Return the result JSON with the additional key ``seeds``."""
         return {**super().record(), "seeds": self.seeds}
 
 
 def is_seeds(path: str | Path) -> bool:
-    """Tell whether a folder holds seeds, finished or not, rather than one run."""
+    """Return whether a folder holds several seeds, finished or not, rather than one run."""
     path = Path(path)
     return not (path / "run.json").exists() and (
         (path / "seeds.json").exists() or any(path.glob("seed*/settings.json"))
@@ -48,7 +48,7 @@ def is_seeds(path: str | Path) -> bool:
 
 
 def open_seeds(path: str | Path, *, store: Store, device: str = "cpu") -> Iterator[Scorer]:
-    """Open the runs of a folder of seeds one after the other, or the one run of an ordinary folder.
+    """Open the runs in a folder of seeds in turn, or the single run of an ordinary folder.
 
     Raises:
         RunError: The folder holds neither, or its training was interrupted.
@@ -60,8 +60,8 @@ def open_seeds(path: str | Path, *, store: Store, device: str = "cpu") -> Iterat
         return
     if not (path / "seeds.json").exists():
         raise RunError(
-            f"{path}: expected finished seeds (a folder with 'seeds.json'), found a training that was interrupted; "
-            "run the same frevl train --seeds again to continue, or evaluate one seed of it"
+            f"{path}: expected finished seeds (a folder with 'seeds.json'), found an interrupted training; run the "
+            "same frevl train --seeds again to continue, or evaluate one of its seeds"
         )
     try:
         names = read_record(path / "seeds.json")["runs"]
@@ -80,18 +80,18 @@ def evaluate_seeds(
     group_by: str | None = None,
     find_groups: bool = True,
 ) -> SeedsResult:
-    """Evaluate runs that differ in their seed on the same pairs.
+    """Evaluate runs that differ only in their seed on the same pairs.
 
     Args:
-        scorers: One a seed, for example from `open_seeds`; one is in memory at a time.
+        scorers: One per seed, for example from `open_seeds`; only one is in memory at a time.
         pairs: As in `frevl.evaluate`.
         versus: Seeds of another model, to compare on the same pairs.
         group_by: As in `frevl.evaluate`.
         find_groups: As in `frevl.evaluate`.
 
     Returns:
-        Means over seeds. Every interval, those of slices and of the difference too, draws images and averages over
-        seeds what each run earns on the draw.
+        Means over seeds. Every interval, including those of slices and of the difference, draws images and averages the
+        runs' results on each draw over seeds.
 
     Raises:
         UsageError: No scorer.
@@ -100,7 +100,7 @@ def evaluate_seeds(
     """
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     results: list[Result] = []
-    for scorer in scorers:  # what is not independent is found once
+    for scorer in scorers:  # dependent pairs are found only once
         known = results[0].evaluated if results else None
         results.append(
             evaluate(scorer, read, group_by=group_by, find_groups=find_groups)
@@ -118,7 +118,7 @@ def evaluate_seeds(
     numbers = [result.provenance["seed"] for result in results]
     own = [result.chance.sentence for result in results if result.chance is not None]
     notes = list(dict.fromkeys(note for result in results for note in result.notes if note not in own))
-    # The majority answer is that of the training pairs, the same for all seeds.
+    # The majority answer comes from the training pairs and is the same for all seeds.
     chance = first.chance and against_majority(hits, first.chance.earned, first.clusters, first.chance.answer)
     if chance is not None and chance.is_chance:
         notes.append(chance.sentence)
@@ -156,10 +156,10 @@ def evaluate_seeds(
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """Return the sample standard deviation (divisor ``n - 1``), None for one value."""
+    """Return the sample standard deviation (divisor ``n - 1``); None for one value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def _folder_of(results: Sequence[Result]) -> str:
-    """Return the folder that holds all runs; of one run its own."""
+    """Return the folder that holds all runs; for a single run, its own."""
     return os.path.commonpath([str(result.provenance["run"]) for result in results])

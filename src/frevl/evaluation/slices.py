@@ -1,4 +1,4 @@
-"""Groups of pairs that share the value of an extra key, for tables of results by group. Pure numpy."""
+"""Group pairs by the value of an extra key, for tables of results by group. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from frevl.evaluation.intervals import bootstrap_interval
 
 __all__ = ["group_rows", "has_value", "slice_rows", "slice_table", "value_name"]
 
-_MOST_VALUES = 50  # a key with more names than this names items, not groups ...
-_MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 types of questions
-# What the readers of published sets call one item, or the pairs that belong together.
+_MOST_VALUES = 50  # a key with more values than this names items, not groups ...
+_MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 question types
+# Keys with which readers of published sets mark single items, or pairs that belong together.
 _NOT_GROUPS = frozenset(("cluster", "group", "identifier", "pair_id", "question_id"))
-_MOST_NUMBERS = 10  # a key with more numbers than this is cut into ranges
+_MOST_NUMBERS = 10  # a key with more distinct numbers than this is cut into ranges
 _RANGES = 4
 
 
@@ -24,12 +24,12 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int
     """Find the groups.
 
     Args:
-        extras: Further keys of every pair.
+        extras: Extra keys of every pair.
 
     Returns:
-        By key, then value, the rows of the group. Names, truth values and numbers make groups, where there are 2 to 50
-        of them, or up to 200 of 20 pairs on average. A key with more than 10 different numbers makes up to four ranges
-        of about equally many pairs. ``cluster``, ``group`` and ids make none.
+        The rows of each group, by key, then value. Names, booleans and numbers form groups if there are 2 to 50 of
+        them, or up to 200 with 20 pairs on average. A key with more than 10 distinct numbers is cut into up to four
+        ranges with about equal numbers of pairs. ``cluster``, ``group`` and ids form no groups.
     """
     found: dict[str, dict[str, list[int]]] = {}
     for key in dict.fromkeys(key for extra in extras for key in extra):
@@ -43,12 +43,12 @@ def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int
 
 
 def group_rows(extras: Sequence[dict[str, Any]], key: str) -> dict[str, list[int]]:
-    """Return the rows of every value of one key, values in their order: the groups of tables and of fairness.
+    """Return the rows of every value of a key, in value order: the groups used in tables and fairness.
 
     Args:
-        extras: Further keys of every pair.
-        key: Names, truth values and numbers of it make groups; more than 10 different numbers make up to four ranges
-            of about equally many pairs. Pairs without it, or with an empty or missing value, belong to no group.
+        extras: Extra keys of every pair.
+        key: Its names, booleans and numbers form groups; more than 10 distinct numbers are cut into up to four ranges
+            with about equal numbers of pairs. Pairs without it, or with an empty or missing value, belong to no group.
     """
     values = {row: extra[key] for row, extra in enumerate(extras) if has_value(extra.get(key))}
     numbers = [value for value in values.values() if not isinstance(value, str | bool)]
@@ -61,12 +61,12 @@ def group_rows(extras: Sequence[dict[str, Any]], key: str) -> dict[str, list[int
 
 
 def has_value(value: Any) -> bool:
-    """Whether it names a group: a word, a truth value or a number, not an empty cell of a table or "not a number"."""
+    """Return whether a value names a group: a word, boolean or number, not an empty table cell or NaN."""
     return isinstance(value, str | int | float) and value == value and bool(str(value).strip())
 
 
 def value_name(value: str | float) -> str:
-    """Return the name of a group: 1, 1.0 and "1" are one, and so are words with blanks around them."""
+    """Return the name of a group: 1, 1.0 and "1" are the same, and surrounding spaces are ignored."""
     whole = isinstance(value, float) and value.is_integer()
     return str(int(value)) if whole else str(value).strip()
 
@@ -78,12 +78,12 @@ def slice_table(
 
     Args:
         rows: From `slice_rows`.
-        metric: Name of what the values average.
+        metric: Name of the metric that the values average to.
         values: ``(n,)`` per pair, in [0, 1].
         clusters: ``(n,)`` image of every pair.
 
     Returns:
-        By key, then value: ``{"n", metric, "ci95"}``, in percent; ``ci95`` is None for a group of one image.
+        By key, then value: ``{"n", metric, "ci95"}``, in percent; ``ci95`` is None for a group with a single image.
     """
     table: dict[str, Any] = {}
     for key, groups in rows.items():
@@ -95,7 +95,7 @@ def slice_table(
 
 
 def _ranges(values: dict[int, Any]) -> dict[str, list[int]]:
-    """Cut numbers into ranges of about equally many pairs; equal numbers stay together."""
+    """Cut numbers into ranges with about equal numbers of pairs; equal numbers stay together."""
     numbers = np.array(list(values.values()), float)
     edges = np.unique(np.quantile(numbers, np.arange(1, _RANGES) / _RANGES, method="lower"))
     bins = np.searchsorted(edges, numbers, side="left")  # a number equal to an edge falls below it

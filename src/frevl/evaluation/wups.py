@@ -1,4 +1,4 @@
-"""WUPS, the score of DAQUAR: answers that mean nearly the same earn credit by their distance in WordNet."""
+"""WUPS, the DAQUAR score: similar answers earn credit according to their distance in WordNet."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def wups(
     threshold: float = 0.9,
     similarity: Callable[[str, str], float] | None = None,
 ) -> Floats:
-    """WUPS of sets of answers, one number per item in ``[0, 1]`` (Malinowski and Fritz 2014, equation 7).
+    """Return the WUPS of answer sets, one number per item in ``[0, 1]`` (Malinowski and Fritz 2014, equation 7).
 
     ``min(prod over answers of max over targets, prod over targets of max over answers)`` of the Wu-Palmer
-    similarity, which counts a tenth where it is below the threshold. Equal words score 1.
+    similarity, which counts only a tenth below the threshold. Equal words score 1.
 
     Args:
         predicted: ``(n,)`` sets of answers. An empty set scores 0.
@@ -40,10 +40,10 @@ def wups(
 
     Raises:
         UsageError: Lengths differ, or a set of right answers is empty.
-        FrevlError: No similarity is given and WordNet is absent.
+        FrevlError: No similarity is given and WordNet is missing.
     """
     if len(predicted) != len(targets):
-        raise UsageError(f"WUPS: expected one answer set an item, found {len(predicted)} for {len(targets)}.")
+        raise UsageError(f"WUPS: expected one answer set per item, found {len(predicted)} for {len(targets)}.")
     raw = wordnet_similarity() if similarity is None else similarity
 
     def weighted(a: str, b: str) -> float:
@@ -66,21 +66,21 @@ def wups(
 
 
 def wups_available() -> bool:
-    """Tell whether nltk and its WordNet data are on this machine."""
+    """Return whether nltk and its WordNet data are installed."""
     return _wordnet() is not None
 
 
 def wordnet_similarity() -> Callable[[str, str], float]:
-    """Return the Wu-Palmer similarity of two nouns: the largest over their senses, 0 for unknown words.
+    """Return the Wu-Palmer similarity of two nouns: the maximum over their senses, 0 for unknown words.
 
     Raises:
-        FrevlError: nltk or its WordNet data is absent.
+        FrevlError: nltk or its WordNet data is missing.
     """
     wordnet = _wordnet()
     if wordnet is None:
         raise FrevlError(
-            "WUPS needs WordNet through nltk, and it is absent on this machine. "
-            "Install it with: pip install nltk && python -m nltk.downloader wordnet"
+            "WUPS needs WordNet through nltk, which is not installed. Install it with: pip install nltk && python "
+            "-m nltk.downloader wordnet"
         )
 
     @lru_cache(maxsize=200_000)

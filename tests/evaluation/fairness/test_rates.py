@@ -63,7 +63,7 @@ def test_one_cluster_has_no_interval():
 
 
 def test_refusals():
-    with pytest.raises(UsageError, match="expected items that are true, found none"):
+    with pytest.raises(UsageError, match="needs items that are true, found none"):
         equal_opportunity_difference([0, 0], [1, 0], ["a", "b"])
     with pytest.raises(UsageError, match="expected one group for each value"):
         rates_by_group([1, 0], ["a"])

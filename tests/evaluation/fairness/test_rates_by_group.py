@@ -170,29 +170,29 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     asked, dual = Scorer.open(runs / "asked", store=made.store), Scorer.open(runs / "dual", store=made.store)
     one = read_pairs(with_key(made.train, tmp_path / "one.jsonl", lambda _: "x"))
     few = read_pairs(with_key(made.train, tmp_path / "few.jsonl", lambda row: "few" if number(row) < 4 else "many"))
-    with pytest.raises(UsageError, match=r"--groups side: all pairs that have this key are in one group \('x'\)"):
+    with pytest.raises(UsageError, match=r"--groups side: all pairs with this key are in one group \('x'\)"):
         evaluate(asked, one, groups="side")
     with pytest.raises(
         UsageError, match=r"expected at least two groups of 20 pictures or more, found 1 among 2 \('few' 4"
     ):
         evaluate(asked, few, groups="side")
-    with pytest.raises(UsageError, match="--groups sid: no pair has this key with a name or a number. Did you mean"):
+    with pytest.raises(UsageError, match="--groups sid: no pair has a name or a number for this key. Did you mean"):
         evaluate(asked, few, groups="sid")
     two = read_pairs(with_key(made.captions, tmp_path / "two.jsonl", lambda row: "ab"[number(row) % 2]))
-    with pytest.raises(UsageError, match="--queries expects a matching run"):
+    with pytest.raises(UsageError, match="--queries needs a matching run"):
         evaluate_queries(asked, two, ["red"], groups="side")
     with pytest.raises(UsageError, match="-k 120: the pool has 120 pictures"):
         evaluate_queries(dual, two, ["red"], groups="side", k=120)
     with pytest.raises(UsageError, match="-k must be a whole number from 1 on, found 0"):
         evaluate_queries(dual, two, ["red"], groups="side", k=0)
     (tmp_path / "none.txt").write_text("\n \n")
-    with pytest.raises(InputError, match="expected a query a line, found an empty file"):
+    with pytest.raises(InputError, match="expected one query per line, found an empty file"):
         evaluate_queries(dual, two, tmp_path / "none.txt", groups="side")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="the queries cannot be read"):
         evaluate_queries(dual, two, tmp_path / "bytes.txt", groups="side")
     mixed = read_pairs(with_key(made.captions, tmp_path / "mixed.jsonl", lambda row: row["text"].split()[0]))
-    with pytest.raises(UsageError, match="no picture of the group 'a' has that value in all of its pairs"):
+    with pytest.raises(UsageError, match="no picture of the group 'a' has that value in all its pairs"):
         evaluate_queries(dual, mixed, ["red"], groups="side")
     common = ("evaluate", "--store", made.store.path, "--run", runs / "dual", "--pairs", tmp_path / "two.jsonl")
     said = frevl(*common, "-k", 5)

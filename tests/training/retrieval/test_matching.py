@@ -150,7 +150,7 @@ def test_evaluation_reranks_and_reports_the_first_stage(made, reranked_run):
     scorer = Scorer.open(reranked_run, store=made.store)
     result = evaluate(scorer, made.captions)
     assert {"i2t_r1", "t2i_r10", "i2t_median_rank", "first_i2t_r1", "first_t2i_r10"} <= set(result.metrics)
-    assert any("the best 3 of the first stage were reranked" in note for note in result.notes)
+    assert any("the first stage's best 3 were reranked" in note for note in result.notes)
     images, texts = list(dict.fromkeys(made.captions.images)), list(dict.fromkeys(made.captions.texts))
     grid = scorer.grid(images, texts)
     first = scorer.image_vectors(images) @ scorer.text_vectors(texts).T

@@ -1,1 +1,1 @@
-"""What the answers of a run say beyond being right or wrong."""
+"""Properties of a run's answers beyond being right or wrong."""

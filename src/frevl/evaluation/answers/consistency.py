@@ -1,4 +1,4 @@
-"""Whether a run gives one answer to all forms of one question about one image."""
+"""Consistency: does a run give the same answer to all rephrasings of a question about an image?"""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ _PAIRS_AT_ONCE = 16_384
 
 
 def forms_of(pairs: Pairs, key: str) -> list[NDArray[np.int64]]:
-    """Return the rows of every question that is asked about one image in two forms or more.
+    """Return the rows of every question asked about an image in at least two forms.
 
     Args:
-        pairs: Lines; those with the same image and the same value of the key are forms of one question, where their
-            texts differ.
+        pairs: Pairs; those with the same image and key value but different texts are forms of one question.
         key: A key of the pairs, such as ``question``.
 
     Raises:
@@ -41,17 +40,17 @@ def forms_of(pairs: Pairs, key: str) -> list[NDArray[np.int64]]:
     found = [np.array(list(own.values()), np.int64) for own in rows.values() if len(own) > 1]
     if not found:
         raise UsageError(
-            f"--forms {key}: expected lines with one image, one value of '{key}' and different texts, found no two "
-            "such; name the key that stands for a question whatever its words"
+            f"--forms {key}: expected lines with the same image, the same '{key}' and different texts, found no "
+            "two such lines; give the key that identifies a question regardless of its wording"
         )
     return found
 
 
 def agreement(answers: Sequence[str], forms: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
-    """Return for every question the share of pairs of its forms that have one answer.
+    """Return, for every question, the share of pairs of forms with the same answer.
 
     Args:
-        answers: One a line.
+        answers: One per line.
         forms: From `forms_of`.
 
     Returns:
@@ -69,18 +68,18 @@ def agreement(answers: Sequence[str], forms: Sequence[NDArray[np.int64]]) -> NDA
 def evaluate_consistency(
     scorer: Scorer, pairs: Pairs, key: str, forms: Sequence[NDArray[np.int64]], hits: NDArray[np.float64]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Evaluate how often a run gives one answer to all forms of a question.
+    """Evaluate how consistently a run answers all forms of a question.
 
     Args:
         scorer: The run with its store.
-        pairs: Evaluated pairs; their ``clusters`` are what the intervals draw.
-        key: That names the question.
+        pairs: Evaluated pairs; intervals resample their ``clusters``.
+        key: Key that identifies the question.
         forms: Rows of every question, from `forms_of`.
-        hits: ``(n,)`` what every pair earns.
+        hits: ``(n,)`` credit of every pair.
 
     Returns:
-        ``agreement`` (pairs of forms with one answer), ``all_right`` (questions with every form right) and ``accuracy``
-        of these lines, in percent with ``ci95``, and how many ``questions`` and ``lines``; and a note.
+        ``agreement`` (pairs of forms with the same answer), ``all_right`` (questions answered right in every form) and
+        ``accuracy`` on these lines, in percent with ``ci95``, the numbers of ``questions`` and ``lines``, and a note.
     """
     rows = np.concatenate(list(forms))
     answers: dict[int, str] = {}
@@ -103,8 +102,8 @@ def evaluate_consistency(
         found[name] = 100 * interval.value
         found["ci95"][name] = interval.percent()
     note = (
-        f"Forms of one question ('{key}', {len(forms):,} questions, {len(rows):,} lines): {found['agreement']:.1f} % "
-        f"of the pairs of forms get one answer, {found['all_right']:.1f} % of the questions are right in every form "
-        f"(lines: {found['accuracy']:.1f} %)."
+        f"Forms of one question ('{key}', {len(forms):,} questions, {len(rows):,} lines): {found['agreement']:.1f} "
+        f"% of the pairs of forms get the same answer, {found['all_right']:.1f} % of the questions are right in "
+        f"every form (lines: {found['accuracy']:.1f} %)."
     )
     return found, [note]

@@ -1,1 +1,1 @@
-"""How results differ between groups of pictures: rates by group, and who is shown in the first hits of a search."""
+"""Fairness: how results differ between groups of pictures, and who appears in the first hits of a search."""

@@ -1,4 +1,4 @@
-"""A result by the groups of one key of the pairs: every group's rate, the worst, the gap, equal opportunity."""
+"""Compare groups by one key of the pairs: every group's rate, the worst, the gap, equal opportunity."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from frevl.store.grouping.copies import one_item_each
 __all__ = ["FEWEST_PICTURES", "Groups", "evaluate_groups", "groups_of"]
 
 FEWEST_PICTURES = 20
-"""Groups of fewer pictures are named and left out: their rates are noise, and the gap would be theirs."""
+"""Smaller groups are listed but not compared: their rates are noise and would determine the gap."""
 
-_MOST_SHOWN = 10  # group names in a sentence
-_MOST_GROUPS = 200  # as tables of slices have at most
-_MOST_NUMBERS = 20_000_000  # of the table of clusters, groups and classes: 160 MB
+_MOST_SHOWN = 10  # group names listed in a sentence
+_MOST_GROUPS = 200  # the maximum in slice tables
+_MOST_NUMBERS = 20_000_000  # cells of the table of clusters, groups and classes: 160 MB
 _RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups that are compared.
+    """The groups to compare.
 
     Attributes:
         key: Of the pairs.
-        rows: Rows of the pairs of every group, largest ranges or names in their order.
-        pictures: Different pictures (texts, where there are texts alone) of every group.
-        left_out: The same of the groups that are too small.
-        without: Pairs without the key.
+        rows: Row numbers of the pairs in every group, in the order of ranges or names.
+        pictures: Number of distinct pictures (or texts, if there are only texts) in every group.
+        left_out: The same for groups that are too small.
+        without: Number of pairs without the key.
     """
 
     key: str
@@ -49,14 +49,14 @@ class Groups:
     without: int
 
     def of(self, pairs: int) -> NDArray[np.int64]:
-        """Return ``(pairs,)``: the number of each pair's group, -1 for none."""
+        """Return ``(pairs,)`` the group index of each pair, -1 for none."""
         cells = np.full(pairs, -1, np.int64)
         for number, rows in enumerate(self.rows.values()):
             cells[rows] = number
         return cells
 
     def notes(self) -> list[str]:
-        """Say what is not compared."""
+        """Return notes on what is not compared."""
         found = []
         if self.left_out:
             shown = ", ".join(f"'{name:.40}' ({n:,})" for name, n in list(self.left_out.items())[:_MOST_SHOWN])
@@ -76,7 +76,7 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
     Args:
         pairs: The evaluated pairs.
         key: Of them.
-        content: A hash of every picture (text, where there are texts alone): copies are one picture.
+        content: A hash of every picture (or text, if there are only texts): copies count as one picture.
 
     Raises:
         UsageError: No pair has the key, or fewer than two groups have enough pictures.
@@ -85,25 +85,25 @@ def groups_of(pairs: Pairs, key: str, content: Mapping[str, str]) -> Groups:
     if not rows:
         known = sorted({name for extra in pairs.extras for name in extra})
         hint = nearest(key, known) if known else "The pairs have no further keys."
-        raise UsageError(f"--groups {key}: no pair has this key with a name or a number. {hint}")
+        raise UsageError(f"--groups {key}: no pair has a name or a number for this key. {hint}")
     units = pairs.units
     pictures = {name: len({content.get(units[row], units[row]) for row in own}) for name, own in rows.items()}
     if len(rows) == 1:
         raise UsageError(
-            f"--groups {key}: all pairs that have this key are in one group ('{next(iter(rows)):.60}'), so there is "
-            "nothing to compare; name a key with several values"
+            f"--groups {key}: all pairs with this key are in one group ('{next(iter(rows)):.60}'), so there is "
+            "nothing to compare; give a key with several values"
         )
     kept = {name: own for name, own in rows.items() if pictures[name] >= FEWEST_PICTURES}
     if len(kept) < 2:
         shown = ", ".join(f"'{name:.40}' {n:,}" for name, n in list(pictures.items())[:_MOST_SHOWN])
         raise UsageError(
-            f"--groups {key}: expected at least two groups of {FEWEST_PICTURES} pictures or more, found "
+            f"--groups {key}: expected at least two groups of at least {FEWEST_PICTURES} pictures, found "
             f"{len(kept)} among {len(rows):,} ({shown}); give more pairs"
         )
     if len(kept) > _MOST_GROUPS:
         raise UsageError(
-            f"--groups {key}: expected at most {_MOST_GROUPS} groups, found {len(kept):,}; name a key whose values are "
-            "groups, not items"
+            f"--groups {key}: expected at most {_MOST_GROUPS} groups, found {len(kept):,}; give a key whose values "
+            "are groups, not items"
         )
     return Groups(
         key,
@@ -121,8 +121,8 @@ def evaluate_groups(
 
     Args:
         scorer: The run with its store.
-        pairs: The evaluated pairs; their ``clusters`` are what the intervals draw.
-        groups: Of these pairs.
+        pairs: The evaluated pairs; intervals resample their ``clusters``.
+        groups: Groups of these pairs.
         measures: Metrics of the result by name.
 
     Returns:
@@ -140,7 +140,7 @@ def evaluate_groups(
         missing = [names[number] for number in range(len(names)) if not (own == number).any()]
         if missing:
             notes.append(
-                f"'{name}' by '{groups.key}' is left out: nothing in the group '{missing[0]:.60}' counts for it."
+                f"'{name}' by '{groups.key}' is left out: the group '{missing[0]:.60}' has nothing that it measures."
             )
             continue
         found["metrics"][name] = _compared(name, one.values, own, one.clusters, names)
@@ -153,14 +153,14 @@ def evaluate_groups(
 
 @dataclass(frozen=True)
 class _Rated:
-    """A metric's ``(n,)`` values with the rows of the pairs that each is about, and its cluster."""
+    """A metric's ``(n,)`` values, each with its pairs' rows and its cluster."""
 
     values: NDArray[np.float64]
     rows: Sequence[Sequence[int]]
     clusters: Sequence[str]
 
     def groups(self, cells: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return ``(n,)`` the group of every item: -1 where its pairs are of several groups, or of none."""
+        """Return ``(n,)`` the group of every item; -1 if its pairs are in several groups or in none."""
         own = [set(cells[list(rows)].tolist()) for rows in self.rows]
         return np.array([next(iter(one)) if len(one) == 1 else -1 for one in own], np.int64)
 
@@ -198,7 +198,7 @@ def _items_of_matching(scorer: Scorer, pairs: Pairs, measures: dict[str, Measure
 
 
 def _rows_of_items(pairs: Pairs, right: list[int], scorer: Scorer) -> dict[str, dict[str, list[int]]]:
-    """Return the rows of every image (``i``) and every text (``t``) of right pairs; copies count as their first."""
+    """Return the rows of every image (``i``) and text (``t``) in right pairs; copies count as the first of them."""
     hashes = scorer.store.content_hashes([pairs.images[row] for row in right])
     names: dict[str, str] = {}
     found: dict[str, dict[str, list[int]]] = {"i": {}, "t": {}}
@@ -237,7 +237,7 @@ def _opportunity(
     truths: list[str | None], said: NDArray[np.float64], cells: NDArray[np.int64], clusters: Sequence[str],
     names: list[str],
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Compare true-positive rates: of every class that each group has in at least 20 clusters (in matching: at all)."""
+    """Compare true-positive rates for every class that each group has in at least 20 clusters (in matching: at all)."""
     if not len(said):
         return None
     kinds = [kind for kind in dict.fromkeys(truths) if kind is not None]
@@ -280,7 +280,7 @@ def _sentence(key: str, name: str, table: dict[str, Any]) -> str:
     interval = "" if bounds is None else f" [{bounds[0]:.2f}, {bounds[1]:.2f}]"
     p = table["chance"]
     if bounds is None or bounds[0] <= 0 or (p is not None and p > _SIGNIFICANT):
-        chance = "" if p is None else f"; among groups drawn at random such a gap has a share of {100 * p:.0f} %"
+        chance = "" if p is None else f"; a gap this large occurs in {100 * p:.0f} % of random groupings"
         return f"Groups of '{key}' do not measurably differ in {name}: {shown}{interval}{chance}."
     return f"Groups of '{key}' differ in {name}: {shown}{interval}."
 

@@ -1,4 +1,4 @@
-"""Queries, a pool of pictures and their groups -> MaxSkew@k, MinSkew@k and how shares differ from the pool."""
+"""Compare search results with the pool of pictures by group: MaxSkew@k, MinSkew@k and differences in shares."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from frevl.store.usable_pairs import content_of_units, usable_pairs
 __all__ = ["evaluate_queries", "ranked_pool", "read_queries"]
 
 _RESAMPLES = 1000
-_NUMBERS = 64_000_000  # of a draw times the queries: more resamples than these allow are not made
+_NUMBERS = 64_000_000  # cells of a draw times the queries: limits the number of resamples
 _FEWEST_RESAMPLES = 100
 _MOST_RANKS = 500_000_000  # queries times pictures: 2 GB
-_SCORES = 4_194_304  # at once
+_SCORES = 4_194_304  # scores at once
 
 
 def read_queries(file: str | Path) -> list[str]:
-    """Read one query a line; empty lines and repeats are passed over.
+    """Read one query per line, skipping empty lines and repeats.
 
     Raises:
         InputError: The file cannot be read, or has no query.
@@ -38,26 +38,26 @@ def read_queries(file: str | Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(
-            f"{path}: the queries cannot be read ({reason}); give a text file with a query a line"
+            f"{path}: the queries cannot be read ({reason}); give a text file with one query per line"
         ) from error
     queries = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not queries:
-        raise InputError(f"{path}: expected a query a line, found an empty file")
+        raise InputError(f"{path}: expected one query per line, found an empty file")
     return queries
 
 
 def evaluate_queries(
     scorer: Scorer, pairs: str | Path | Pairs, queries: str | Path | list[str], *, groups: str, k: int = 25
 ) -> dict[str, Any]:
-    """Compare whom the first hits of searches show with the pool that is searched.
+    """Compare who appears in the first hits of searches with the searched pool.
 
     Args:
         scorer: A matching run with its store.
-        pairs: Their pictures are the pool, each once; copies of the same content are one picture.
-        queries: Texts, or a file with one a line. Take queries that name no group.
-        groups: A key of the pairs. The group of a picture is the value that its pairs agree on; pictures without one,
-            or with several, are not in the pool.
-        k: How many hits are shown.
+        pairs: Their pictures form the pool, each once; copies count as one picture.
+        queries: Texts, or a file with one a line. Use queries that do not name a group.
+        groups: A key of the pairs. A picture's group is the value that its pairs share; pictures with none or several
+            are not in the pool.
+        k: Number of hits shown.
 
     Returns:
         ``{"task", "n", "k", "metrics": {"max_skew", "min_skew", "share_gap"}, "ci95", "groups", "queries",
@@ -65,15 +65,15 @@ def evaluate_queries(
         in nats, ``share_gap`` in points.
 
     Raises:
-        UsageError: The run does no matching, ``k`` does not fit the pool, or there are no groups to compare.
+        UsageError: It is not a matching run, ``k`` does not suit the pool, or there are no groups to compare.
         InputError: The pairs or the queries cannot be used.
     """
     if scorer.run.task != "matching":
         raise UsageError(
-            f"{scorer.run.path}: --queries expects a matching run, which can search, found task '{scorer.run.task}'"
+            f"{scorer.run.path}: --queries needs a matching run, which can search, found task '{scorer.run.task}'"
         )
     if not isinstance(k, int) or k < 1:
-        raise UsageError(f"-k must be a whole number from 1 on, found {k!r}")
+        raise UsageError(f"-k must be a whole number of at least 1, found {k!r}")
     asked = list(dict.fromkeys(queries)) if isinstance(queries, list) else read_queries(queries)
     if not asked:
         raise InputError("expected at least one query, found none")
@@ -85,12 +85,12 @@ def evaluate_queries(
     empty = [name for at, name in enumerate(names) if not (of_image == at).any()]
     if empty:
         raise UsageError(
-            f"--groups {groups}: no picture of the group '{empty[0]:.60}' has that value in all of its pairs; name a "
-            "key that belongs to pictures"
+            f"--groups {groups}: no picture of the group '{empty[0]:.60}' has that value in all its pairs; give a "
+            "key that describes pictures"
         )
     if k >= len(images):
         raise UsageError(
-            f"-k {k}: the pool has {len(images):,} pictures, so the first {k:,} show them all; expected a smaller k"
+            f"-k {k}: the pool has {len(images):,} pictures, so the first {k:,} are all of them; use a smaller k"
         )
     cluster_of = dict(zip(reversed(usable.images), reversed(usable.clusters), strict=True))
     order = ranked_pool(scorer, images, asked, k)
@@ -108,8 +108,8 @@ def evaluate_queries(
     absent = int((top == 0).any(axis=1).sum())
     if absent:
         notes.append(
-            f"After {absent:,} of {len(asked):,} queries the first {k} show nobody of some group: it counts as half a "
-            "picture there, because the logarithm of 0 has no mean."
+            f"For {absent:,} of {len(asked):,} queries, some group does not appear in the first {k}: it counts as "
+            "half a picture there, because ln 0 has no mean."
         )
     each = skews(top, pool, k)
     return {
@@ -147,15 +147,15 @@ def evaluate_queries(
 
 
 def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -> NDArray[np.int32]:
-    """Return ``(queries, images)``: the rows of the images, the best first, as a search orders them.
+    """Return ``(queries, images)`` row numbers of the images, best first, in search order.
 
-    Scores are made for some queries at a time; the ranks are what is kept.
+    Scores are computed for a few queries at a time; only the ranks are kept.
 
     Args:
-        scorer: A matching run. One that reranks scores the best candidates of its first stage again, at least ``k``.
-        images: Ids of the pool.
+        scorer: A matching run. If it reranks, it rescores the best candidates of its first stage, at least ``k``.
+        images: Ids of the images in the pool.
         queries: Texts.
-        k: How many are shown.
+        k: Number of hits shown.
 
     Raises:
         UsageError: The ranks would take more than 2 GB.
@@ -188,7 +188,7 @@ def ranked_pool(scorer: Scorer, images: list[str], queries: list[str], k: int) -
 
 
 def _pool(pairs: Pairs, cells: NDArray[np.int64], key: str, scorer: Scorer) -> tuple[list[str], NDArray[np.int64], int]:
-    """Return different pictures that have a value, their groups (-1: too small a one), and how many have several."""
+    """Return the distinct pictures with a value, their groups (-1 if too small), and how many have several values."""
     hashes = scorer.store.content_hashes(pairs.images)
     first: dict[str, str] = {}
     values: dict[str, set[str]] = {}

@@ -1,6 +1,6 @@
-"""Rates by group and how far they lie apart. Pure numpy.
+"""Rates by group and the gaps between them. Pure numpy.
 
-Definitions are those of fairlearn 0.15, which a test compares them with: the rate of a group is the mean over its items
+Definitions follow fairlearn 0.15, against which a test checks them: the rate of a group is the mean over its items
 (``MetricFrame.by_group``), the gap is the largest rate minus the smallest (``difference(method="between_groups")``),
 the worst group has the smallest (``group_min``), and the equal-opportunity difference is the gap of the
 true-positive rates (Hardt et al. 2016).
@@ -23,12 +23,12 @@ Floats = NDArray[np.float64]
 
 
 class Cells:
-    """Values of items, summed in cells (groups, or groups and classes) and clusters.
+    """Item values summed by cell (groups, or groups and classes) and cluster.
 
     Args:
-        values: ``(n,)`` finite numbers, for example hits.
+        values: ``(n,)`` finite numbers, such as hits.
         cells: ``(n,)`` cell of every item, from 0; items of cell -1 are left out.
-        clusters: ``(n,)`` image of every item, or whatever holds items together.
+        clusters: ``(n,)`` image of every item, or whatever groups the items.
         count: Number of cells.
 
     Raises:
@@ -61,10 +61,11 @@ class Cells:
     def gap(self, shape: tuple[int, int] | None = None) -> Interval:
         """Return the gap with its interval by bootstrap over clusters.
 
-        A gap is never below 0, and neither is its interval; whether groups differ at all is what `chance` tells.
+        A gap is never below 0, and neither is its interval; use `chance` to test whether groups differ at all.
 
         Args:
-            shape: ``(groups, classes)`` of the cells; then the largest over the classes of the gap between the groups.
+            shape: ``(groups, classes)`` of the cells; if given, the result is the largest gap between groups over the
+                classes.
         """
         several = shape or (self.sums.shape[1], 1)
         return bootstrap_rates(
@@ -76,16 +77,16 @@ class Cells:
         return bootstrap_rates(self.sums, self.counts, lambda rates: rates[:, above] - rates[:, below])
 
     def chance(self, *, permutations: int = 2_000, seed: int = 0) -> float | None:
-        """Return how often a gap as large comes up where groups mean nothing (a permutation test).
+        """Return how often a gap this large arises if groups do not matter (a permutation test).
 
-        The groups of the clusters are exchanged, so clusters stay whole and each keeps one group.
+        Groups are permuted over clusters, so clusters stay whole.
 
         Args:
-            permutations: How many times.
-            seed: Of the permutations.
+            permutations: Number of permutations.
+            seed: Random seed for the permutations.
 
         Returns:
-            p in (0, 1]; None where a cluster has items of several groups: then there is nothing to exchange.
+            p in (0, 1]; None if a cluster has items of several groups and so cannot be permuted.
         """
         occupied = self.counts > 0
         if not (occupied.sum(axis=1) == 1).all():
@@ -120,14 +121,14 @@ def rates_by_group(values: ArrayLike, groups: Sequence[Any]) -> dict[Any, float]
 def gap(rates: Floats) -> Floats:
     """Return the largest minus the smallest over groups of ``(n, groups, classes)`` rates, ``(n, classes)``.
 
-    A class with a missing rate (NaN) has none of its own: NaN.
+    A class with a missing rate gives NaN.
     """
     found: Floats = rates.max(axis=1) - rates.min(axis=1)
     return found
 
 
 def equal_opportunity_difference(truth: ArrayLike, said: ArrayLike, groups: Sequence[Any]) -> float:
-    """Return the gap between groups of the share of true items that are said to be true, in [0, 1].
+    """Return the gap between groups in the true-positive rate, in [0, 1].
 
     Args:
         truth: ``(n,)`` of 0 and 1.
@@ -135,11 +136,11 @@ def equal_opportunity_difference(truth: ArrayLike, said: ArrayLike, groups: Sequ
         groups: ``(n,)``.
 
     Raises:
-        UsageError: No item is true, or lengths differ. A group without a true item is passed over.
+        UsageError: No item is true, or lengths differ. A group without a true item is skipped.
     """
     positive = np.flatnonzero(np.asarray(truth, np.float64) > 0.5).tolist()
     if not len(positive):
-        raise UsageError("Groups: expected items that are true, found none; there is no opportunity to be equal.")
+        raise UsageError("Groups: equal opportunity needs items that are true, found none.")
     rates = rates_by_group(np.asarray(said, np.float64)[positive], [groups[row] for row in positive])
     return max(rates.values()) - min(rates.values())
 

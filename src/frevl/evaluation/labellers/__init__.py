@@ -1,1 +1,1 @@
-"""How far several people agree about the same pictures."""
+"""How far people agree on the labels of the same pictures."""

@@ -1,4 +1,4 @@
-"""Agreement of two labellers beyond chance."""
+"""Agreement of two labellers, observed and beyond chance."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ __all__ = ["cohens_kappa", "observed_agreement"]
 
 
 def observed_agreement(first: Sequence[str], second: Sequence[str]) -> float:
-    """Return the share of items, 0 to 1, to which both give the same class.
+    """Return the share of items, 0 to 1, to which both labellers give the same class.
 
     Raises:
-        ValueError: No items, or not the same number.
+        ValueError: No items, or different numbers of items.
     """
     codes = _codes(first, second)
     return float((codes[0] == codes[1]).mean())
 
 
 def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
-    """Return Cohen's kappa: ``(observed - expected) / (1 - expected)``, at most 1; 0 is what chance gives.
+    """Return Cohen's kappa: ``(observed - expected) / (1 - expected)``, at most 1; 0 is chance level.
 
     Expected is the agreement of two labellers who use the classes as often as these do, independently (Cohen 1960,
     "A coefficient of agreement for nominal scales"). Equal to scikit-learn's ``cohen_kappa_score``.
 
     Args:
-        first: Class that the first labeller gives to each item.
-        second: Class that the second labeller gives to the same items.
+        first: The first labeller's class for each item.
+        second: The second labeller's class for the same items.
 
     Returns:
-        Kappa; None where both give one and the same class to everything, as nothing is left beyond chance.
+        Kappa; None if both give the same single class to everything, which leaves nothing beyond chance.
 
     Raises:
-        ValueError: No items, or not the same number.
+        ValueError: No items, or different numbers of items.
     """
     codes = _codes(first, second)
     classes = int(codes.max()) + 1
