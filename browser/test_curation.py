@@ -174,7 +174,7 @@ def test_what_is_removed_is_a_sheet_and_every_wrong_link_has_words(url, visit):
     page.get_by_role("link", name="Who loses lines").click()
     row = page.get_by_role("row").filter(has_text="winter")
     expect(row).to_contain_text("loses more than chance takes", timeout=TIMEOUT)
-    expect(page.get_by_text("The filters do not take from all alike.")).to_be_visible()
+    expect(page.get_by_text("The filters do not affect all groups equally.")).to_be_visible()
     page.goto(f"{url}/explore/#/curate?view=nonsense")
     expect(page.get_by_text("did not use the filter “nonsense”")).to_be_visible()
     page.goto(f"{url}/explore/#/curate?view=match&start=5000")
@@ -222,7 +222,7 @@ def test_only_looking_and_nothing_to_look_at(world, result, visit):
         expect(page.get_by_role("heading", name="lines are kept")).to_have_text(
             "24 of 24 lines are kept", timeout=90_000
         )
-        expect(page.locator("p.problem")).to_contain_text("Nothing is said about matches")
+        expect(page.locator("p.problem")).to_contain_text("Matches were not checked")
 
 
 @pytest.mark.parametrize("tab", ["curate", "teach"])

@@ -60,7 +60,7 @@ def write_result(folder: Path, lines=None, *, task="matching", **more) -> Path:
         "kept": sum(line["curate"]["kept"] for line in lines),
         "filters": {name: {"flagged": 1, "dropped": 1, "dropped_alone": 1, **figures.get(name, {})} for name in names},
         "removed": {
-            "sentence": "The filters do not take from all alike.",
+            "sentence": "The filters do not affect all groups equally.",
             "kept": 60.0,
             "groups": [group],
             "vendi": {"before": 5.0, "after": 4.0, "at_random": [3.5, 4.5]},

@@ -173,19 +173,19 @@ def test_costs(gap, words):
 def test_encoders(gap, words):
     claim = encoder_claim("a with its mlp model", "b with mlp", gap, 2.0)
     assert words in claim
-    assert claim.endswith(", at 2.0 times its time an image.")
+    assert claim.endswith(", at 2.0 times its time per image.")
     assert encoder_claim("a", "b", gap, None).endswith(f"{gap}.")
 
 
 def test_which_encoder_to_take():
-    assert encoder_advice("a", [], "b") == "Of single encoders take a, unless its cost an item rules it out."
-    assert encoder_advice("a", ["b"], "b").endswith("Of single encoders take b, the quickest of them.")
-    assert encoder_advice("a", ["b"], None).endswith("Of single encoders take the one that costs least.")
+    assert encoder_advice("a", [], "b") == "As a single encoder, use a, unless its cost per item rules it out."
+    assert encoder_advice("a", ["b"], "b").endswith("As a single encoder, use b, the fastest of them.")
+    assert encoder_advice("a", ["b"], None).endswith("As a single encoder, use the cheapest one.")
 
 
 @pytest.mark.parametrize(
     ("gap", "words"),
-    by_sign({1: "The recommended model stays better (", 0: "so one encoder may be enough", -1: "take it."}),
+    by_sign({1: "The recommended model stays better (", 0: "so one encoder may be enough", -1: "use it."}),
 )
 def test_encoders_together(gap, words):
     assert words in together_advice("kernel on all encoders together", "mlp on a alone", gap)
@@ -317,16 +317,16 @@ def test_every_class_counting_the_same(low, high, claim, advice):
 @pytest.mark.parametrize(
     ("named", "accuracies", "start"),
     [
-        (0, (0.68, 0.66), "No label is contradicted by both mlp and kernel, of 1,000 that were looked at."),
+        (0, (0.68, 0.66), "None of the 1,000 labels examined is contradicted by both mlp and kernel."),
         (
             185,
             (0.68, 0.66),
-            "Wrong labels cannot be told from what the models cannot do (mlp 68.0 % and kernel 66.0 % ",
+            "Wrong labels cannot be distinguished from model errors (accuracy on unseen pairs: mlp 68.0 % and ",
         ),
-        (330, (0.68, 0.66), "Wrong labels cannot be told from what the models cannot do"),  # all that they get wrong
-        (40, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %): mlp and kernel, which have not learnt from"),
-        (20, (0.95, 0.94), "Wrong labels cannot be told"),  # most of what either gets wrong the other does not
-        (40, (0.95, 0.89), "Wrong labels cannot be told"),  # one of them is not right often enough
+        (330, (0.68, 0.66), "Wrong labels cannot be distinguished from model errors"),  # all that they get wrong
+        (40, (0.95, 0.94), "40 of 1,000 labels are likely wrong (4.0 %): mlp and kernel, which were not trained on"),
+        (20, (0.95, 0.94), "Wrong labels cannot be distinguished"),  # most of what either gets wrong the other does not
+        (40, (0.95, 0.89), "Wrong labels cannot be distinguished"),  # one of them is not right often enough
     ],
 )
 def test_label_errors(named, accuracies, start):
@@ -334,12 +334,12 @@ def test_label_errors(named, accuracies, start):
     assert claim.startswith(start)
     if named == 0:
         assert advice == "Nothing to do."
-    elif "cannot be told" in claim:
+    elif "cannot be distinguished" in claim:
         assert f"Both contradict {named} of 1,000 labels with the same other answer ({named / 10:.1f} %)." in claim
-        assert "before anything is changed" in advice
+        assert "before changing anything" in advice
         assert "likely wrong" not in claim
     else:
-        assert "correct, do not only delete" in advice
+        assert "correct them rather than just deleting them" in advice
 
 
 # --------------------------------------------------------------------------------------- embeddings
@@ -348,11 +348,11 @@ def test_label_errors(named, accuracies, start):
 @pytest.mark.parametrize(
     ("rank", "items", "width", "advice"),
     [
-        (120.0, 131, 1280, "as many as there can be"),
+        (120.0, 131, 1280, "as many as possible"),
         (15.0, 2000, 1280, "look alike to this encoder"),
         (15.0, 100, 1280, "wider than it needs to be"),
         (265.0, 2000, 1280, "wider than it needs to be"),
-        (300.0, 2000, 384, "as many as there can be"),
+        (300.0, 2000, 384, "as many as possible"),
     ],
 )
 def test_effective_ranks(rank, items, width, advice):
@@ -387,7 +387,7 @@ def test_gaps_between_the_modalities(wins, advice):
     ("low", "high", "advice"),
     [
         (80.0, 90.0, "Most neighbours stay the same"),
-        (45.0, 55.0, "about half of the neighbours are others"),
+        (45.0, 55.0, "about half of the neighbours differ"),
         (20.0, 30.0, "do not search or cluster with projected embeddings"),
         (6.0, 9.0, "do not search or cluster with projected embeddings"),
     ],
@@ -402,9 +402,14 @@ def test_projections(low, high, advice):
 @pytest.mark.parametrize(
     ("semantic", "gap", "claim", "advice"),
     [
-        (40.0, Interval(30.0, 25.0, 35.0), "cannot be measured by the paper's rule", "holds little of what is drawn"),
+        (
+            40.0,
+            Interval(30.0, 25.0, 35.0),
+            "cannot be measured by the paper's rule",
+            "captures little of what is drawn",
+        ),
         (90.0, Interval(30.0, 25.0, 35.0), "are behind the semantic ones by 30.0 points", "are the wrong tool"),
-        (90.0, Interval(16.0, 10.0, 22.0), "whether that is more than 15 cannot be told", "On the border"),
+        (90.0, Interval(16.0, 10.0, 22.0), "whether that is more than 15 is uncertain", "This is borderline"),
         (90.0, Interval(6.0, 2.0, 10.0), "by 6.0 points (2.0 to 10.0), less than the 15", "the fine detail is there"),
         (90.0, Interval(1.0, -2.0, 4.0), "are as good as the semantic ones as far as", "the fine detail is there"),
         (90.0, Interval(-5.0, -8.0, -2.0), "are ahead of the semantic ones by 5.0 points (2.0 to 8.0)", "less so"),
@@ -419,7 +424,7 @@ def test_fine_grained_skills(semantic, gap, claim, advice):
 @pytest.mark.parametrize(
     ("score", "above", "advice"),
     [
-        (3.0, False, "hold nothing about count that can be measured"),
+        (3.0, False, "contain nothing measurable about count"),
         (30.0, True, "this encoder is the bottleneck"),
         (80.0, True, "All skills can be read from these embeddings, even count."),
     ],
@@ -437,7 +442,7 @@ def test_the_weakest_skill(score, above, advice):
             "extract with --tokens",
         ),
         (Interval(0.5, 0.1, 0.9), "Tokens hold more fine detail", "extract with --tokens"),
-        (Interval(1.0, -2.0, 4.0), "Tokens add nothing that can be measured", "smaller and quicker"),
+        (Interval(1.0, -2.0, 4.0), "Tokens add nothing measurable", "smaller and quicker"),
         (Interval(-9.0, -12.0, -6.0), "Tokens serve the fusion worse", "more to learn from the same pictures"),
     ],
 )
@@ -461,8 +466,8 @@ def test_no_function_here_depends_on_how_a_number_is_held():
     ("copies", "claim", "advice"),
     [
         (0, "None of the 20 test images is in the training or development pairs.", "Nothing to do."),
-        (1, "1 of 20 test images is in the training or development pairs too (2 of 40 test pairs): all", "Split"),
-        (20, "20 of 20 test images are in the training or development pairs too", "Split by image content"),
+        (1, "1 of 20 test images is also in the training or development pairs (2 of 40 test pairs): all", "Split"),
+        (20, "20 of 20 test images are also in the training or development pairs", "Split by image content"),
     ],
 )
 def test_same_images(copies, claim, advice):
@@ -475,8 +480,8 @@ def test_same_images(copies, claim, advice):
     ("same", "claim", "advice"),
     [
         (0, "None of the 40 test pairs is in the training", "Nothing to do."),
-        (1, "1 of 40 test pairs is in the training", "Leave them out"),
-        (40, "40 of 40 test pairs are in the training", "Leave them out"),
+        (1, "1 of 40 test pairs is also in the training", "Remove them"),
+        (40, "40 of 40 test pairs are also in the training", "Remove them"),
     ],
 )
 def test_same_pairs(same, claim, advice):
@@ -487,8 +492,8 @@ def test_same_pairs(same, claim, advice):
 
 NEAR = [
     (0, 1.0, "0 of 200 further test ", "Nothing to do."),
-    (1, 0.6, "1 of 200 further test ", "No more than likeness explains"),
-    (3, 0.02, "3 of 200 further test ", "No more than likeness explains"),
+    (1, 0.6, "1 of 200 further test ", "No more than similarity explains"),
+    (3, 0.02, "3 of 200 further test ", "No more than similarity explains"),
     (30, 0.0001, ": more than chance explains.", "Look at them"),
 ]
 
@@ -499,7 +504,7 @@ def test_near_copies(found, p, claim, advice):
         assert claim in told
         assert todo.startswith(advice)
         assert ("chance explains" in told) == (p < 0.01)
-        assert "1.0 would" in told
+        assert "1.0 expected" in told
 
 
 @pytest.mark.parametrize(
@@ -512,7 +517,7 @@ def test_near_copies(found, p, claim, advice):
             4.0,
             False,
             "1 of 50 different test texts (2.0 %) is in",
-            "Texts repeat in this set, and no more than",
+            "Texts recur no more than",
         ),
         (
             25,
@@ -520,7 +525,7 @@ def test_near_copies(found, p, claim, advice):
             51.0,
             False,
             "a test image shares 52.0 % of its texts with",
-            "Texts repeat in this set, and no more",
+            "Texts recur no more",
         ),
         (25, 52.0, 4.0, True, ": more than is usual in this set.", "More texts are shared with training than is usual"),
     ],
@@ -543,7 +548,10 @@ def test_near_pairs(found, claim, advice):
 
 
 def test_conflicts():
-    assert conflict_claim(0, 8) == ("No two pairs of the same image and text contradict each other.", "Nothing to do.")
+    assert conflict_claim(0, 8) == (
+        "No two pairs with the same image and text contradict each other.",
+        "Nothing to do.",
+    )
     told, todo = conflict_claim(2, 8)
-    assert told == "2 of 8 pairs contradict another pair of the same image and text."
+    assert told == "2 of 8 pairs contradict another pair with the same image and text."
     assert todo.startswith("Decide which is right")

@@ -57,7 +57,7 @@ def test_page_and_markdown_speak_of_that_side(one_side, diagnosed):
 
 def test_the_same_items_on_both_sides_are_a_leak(one_side):
     found = diagnose(one_side.store, one_side.train_file, one_side.train_file, task="classification", probes=False)
-    assert found.verdict["sentence"].startswith("Not to be believed")
+    assert found.verdict["sentence"].startswith("Not reliable")
     leak = next(finding for finding in found.findings if finding.name == "same-image")
     assert leak.value == 100.0
     assert leak.table[0] == {f"test {one_side.side}": one_side.items[0], f"training {one_side.side}": one_side.items[0]}
@@ -83,7 +83,7 @@ def test_labels_that_contradict_each_other_are_found_by_item(one_side):
     twice = replace(train.select([*range(60), 0, 1]), targets=[*train.targets, *targets])
     found = diagnose(one_side.store, twice, one_side.dev_file, task="classification", probes=False)
     conflict = next(finding for finding in found.findings if finding.name == "conflicting-labels")
-    assert conflict.claim == f"4 of 92 pairs contradict another pair of the same {one_side.side}."
+    assert conflict.claim == f"4 of 92 pairs contradict another pair with the same {one_side.side}."
 
 
 def result(name, hits, role="side"):

@@ -95,7 +95,7 @@ def demo(
     Args:
         folder: Where to put pictures, pairs, store and runs. A second call reuses the store.
         seed: Random seed for training.
-        progress: Show progress lines.
+        progress: Show progress.
         say: Called with a sentence before every step; by default nothing is printed.
 
     Returns:

@@ -104,7 +104,7 @@ def demo_classify(
         folder: Everything goes below its subfolder ``digits``. A second call reuses the store.
         encoder: Frozen encoder.
         seed: Random seed for splits.
-        progress: Show progress lines.
+        progress: Show progress.
         say: Called with a sentence before every step.
 
     Raises:

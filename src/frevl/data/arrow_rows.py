@@ -267,7 +267,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _holds_names(source: ArrowSource, name: str, kind: pa.DataType) -> bool:
-    """Tell whether a column of bytes holds file names: some programs write text as bytes."""
+    """Return whether a column of bytes holds file names: some programs write text as bytes."""
     if not _is_bytes(kind):
         return False
     some = [value for value in _first(source, name) if value is not None]
@@ -317,7 +317,7 @@ def _paths(source: ArrowSource, picture: str) -> list[str | None] | None:
 
 
 def _paths_tell(source: ArrowSource, picture: str, paths: list[str | None]) -> bool:
-    """Tell whether equal paths always mean equal pictures."""
+    """Return whether equal paths always mean equal pictures."""
     seen: dict[str | None, str | None] = {}
     hashes = _hash_ids(source, picture, None)
     return all(seen.setdefault(path, hash_) == hash_ for path, hash_ in zip(paths, hashes, strict=True))

@@ -108,7 +108,7 @@ def choose_columns(
 
 
 def means_image(name: str) -> bool:
-    """Whether a column of this name would be taken for the image's."""
+    """Return whether a column of this name would be taken for the image's."""
     return _plain(name) in ("image", *_OTHER_NAMES["image"])
 
 

@@ -52,7 +52,7 @@ def json_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
 
 
 def _begins_a_list(first: bytes) -> bool:
-    """Tell whether a line starts a list that continues on further lines; a line may also hold a whole list."""
+    """Return whether a line starts a list that continues on further lines; a line may also hold a whole list."""
     rest = first[1:].strip()
     return rest in (b"", b"{") or not json_value(rest.rstrip(b", "))[1]
 
@@ -75,7 +75,7 @@ def too_long(count: int) -> str:
 
 
 def is_lines(head: bytes) -> bool:
-    """Tell whether a file that begins so has one object a line, and so is not one JSON value over many lines."""
+    """Return whether a file that begins so has one object a line, and so is not one JSON value over many lines."""
     filled = [line.strip() for line in head.split(b"\n", 64) if line.strip()][:2]
     return len(filled) == 2 and filled[0][:1] == b"{" and _GOES_ON.search(filled[0]) is None
 
@@ -264,7 +264,7 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def has_half_pair(value: Any) -> bool:
-    """Whether a text, or a text inside, holds half of a surrogate pair."""
+    """Return whether a text, or a text inside, holds half of a surrogate pair."""
     if isinstance(value, list) and set(map(type, value)) <= {str} and "".join(value).isascii():
         return False  # a whole store of ids
     left = [value]  # not by recursion: JSON is read from deeper than Python's functions may call each other

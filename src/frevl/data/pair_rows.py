@@ -231,5 +231,5 @@ def as_target(target: Any) -> Any:
 
 
 def is_missing(value: object) -> bool:
-    """Whether a value is one of those that stand for none."""
+    """Return whether a value is one of those that stand for none."""
     return value is None or (isinstance(value, str) and (not value.strip() or value.strip() in NO_VALUE))

@@ -1,8 +1,8 @@
-"""Cross-validation of compared models over the images of the training pairs: few development pairs choose badly.
+"""Cross-validate the compared models over the training images, because few development pairs choose badly.
 
-Where a set is small, a tenth of it decides little: on 425 development pairs the worst of several models was chosen.
-Every training pair answered by a model that has not learnt from its image is a far larger sample, at the cost of a few
-more trainings. The same models later tell which labels are likely wrong.
+In a small set, a tenth of it decides little: on 425 development pairs, the worst of several models was chosen.
+    Out-of-fold answers for all training pairs are a far larger sample, at the cost of a few more trainings. The same
+    models are later used to find wrong labels.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _SLOWER, _LEAST_SECONDS = 4.0, 10.0
 def cross_validate_contenders(
     comparison: ModelComparison, *, folder: Path, time_limit: float, progress: bool = False
 ) -> tuple[ModelComparison, list[str]]:
-    """Cross-validate the models that may be the best of their kind.
+    """Cross-validate the models that may be the best of their role.
 
     Args:
         comparison: All models, trained on all training pairs.
-        folder: For the runs.
-        time_limit: Seconds for all of it; where the trainings would take longer, there is no cross-validation, because
-            trainings that were cut short compare nothing.
-        progress: Show progress lines.
+        folder: Folder for the runs.
+        time_limit: Total seconds; if the trainings would take longer, there is no cross-validation, because trainings
+            cut short cannot be compared.
+        progress: Show progress.
 
     Returns:
-        The comparison, its contenders with a cross-validation, and notes for the reader. Above
-        `frevl.diagnosis.model_specs.SMALL` training pairs the comparison as it was: there are development pairs
-        enough.
+        The comparison, with cross-validated contenders, and notes for the reader. Above
+        `frevl.diagnosis.model_specs.SMALL` training pairs the comparison is unchanged: there are enough development
+        pairs.
     """
     splits = comparison.splits
     chosen = contenders(comparison)
@@ -50,18 +50,19 @@ def cross_validate_contenders(
         return comparison, []
     if needed > time_limit:
         return comparison, [
-            f"There was no time for a cross-validation (about {needed:.0f} s of trainings): the best models were "
-            f"chosen on {len(splits.dev):,} development pairs; a larger --time-limit makes the choice surer."
+            f"There was no time for cross-validation (about {needed:.0f} s of training): the best models were "
+            f"chosen on {len(splits.dev):,} development pairs; a larger --time-limit makes the choice more "
+            "reliable."
         ]
     crossed = {}
     for model in chosen:
-        # A busy machine takes longer, and a training that was cut short compares nothing.
+        # A busy machine takes longer, and a training cut short cannot be compared.
         limit = max(_SLOWER * model.seconds * (_PARTS - 1), _LEAST_SECONDS)
         try:
             crossed[model.name] = cross_validate(splits, model.spec, folder=folder / model.name, time_limit=limit)
-        except PairsError:  # of very rare classes a part may hold none
+        except PairsError:  # a part may hold none of a very rare class
             return comparison, [
-                "Some classes are too rare for a cross-validation: the best models were chosen on "
+                "Some classes are too rare for cross-validation: the best models were chosen on "
                 f"{len(splits.dev):,} development pairs."
             ]
         print_progress(
@@ -71,7 +72,7 @@ def cross_validate_contenders(
 
 
 def contenders(comparison: ModelComparison) -> list[ComparedModel]:
-    """Return the models that are not measurably worse on the development pairs than the best of their kind."""
+    """Return the models that are not measurably worse on the development pairs than the best of their role."""
     clusters = comparison.splits.dev.clusters
     kept = []
     for role in dict.fromkeys(model.spec.role for model in comparison.models):
@@ -82,16 +83,16 @@ def contenders(comparison: ModelComparison) -> list[ComparedModel]:
 
 
 def cross_validate(splits: Splits, spec: ModelSpec, *, folder: Path, time_limit: float) -> CrossValidation:
-    """Train a model on all but a part of the images of the training pairs, for every part.
+    """Train a model on all but one part of the training images, for every part.
 
-    Three parts, or two where there are more than `frevl.diagnosis.model_specs.SMALL` pairs; the parts are the same
-    for every model. A model learns from at most 20,000 pairs.
+    Three parts, or two for more than `frevl.diagnosis.model_specs.SMALL` pairs, the same for every model. A model is
+    trained on at most 20,000 pairs.
 
     Args:
-        splits: The pairs; the development pairs stop and calibrate every training.
+        splits: The pairs; development pairs serve for early stopping and calibration.
         spec: The model.
-        folder: For the runs.
-        time_limit: Seconds for all trainings.
+        folder: Folder for the runs.
+        time_limit: Total seconds for training.
     """
     parts = _PARTS if len(splits.train) <= SMALL else _PARTS_OF_MANY
     part_of = deal_folds(splits.train.clusters, parts, splits.seed)

@@ -1,6 +1,6 @@
-"""Diagnosis: are frozen embeddings enough for this task, which model to use, and what is wrong with the data.
+"""`frevl diagnose`: are frozen embeddings enough for a task, which model to use, and what is wrong with the data.
 
-Every finding has a claim, its number and interval, how it was computed and what to do; docs/diagnosis.md explains each.
+Every finding has a claim, its number and interval, the method and advice; docs/diagnosis.md explains each.
 """
 
 from __future__ import annotations
@@ -51,21 +51,22 @@ from frevl.training.training import TASKS
 
 __all__ = ["Diagnosis", "diagnose"]
 
-_CASES = 6  # telling pairs of each kind
-_MOSTLY = 50.0  # percent of the test set in the training data, above which no verdict can be believed
+_CASES = 6  # illustrative pairs of each kind
+_MOSTLY = 50.0  # percent of the test set in the training data above which no verdict is reliable
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The result of a diagnosis.
 
     Attributes:
         task: ``matching`` or ``classification``.
         verdict: ``sentence``, ``kind``, ``detail`` and the numbers behind them (docs/diagnosis.md).
-        findings: In the order of the page.
-        cases: Telling test pairs: ``kind``, ``image``, ``text``, ``target``, ``answer``, ``confidence`` in percent.
-        notes: Sentences that a reader of the numbers should know.
-        provenance: Store fingerprint, seed, versions, command, hardware, and ``seconds`` a step.
+        findings: The findings in page order.
+        cases: Illustrative test pairs: ``kind``, ``image``, ``text``, ``target``, ``answer``, ``confidence`` in
+            percent.
+        notes: Caveats for readers of the numbers.
+        provenance: Store fingerprint, seed, versions, command, hardware, and ``seconds`` per step.
     """
 
     task: str
@@ -102,24 +103,24 @@ def diagnose(
     """Find out whether frozen embeddings and a fusion of them are enough for a task.
 
     Args:
-        store: The store, or its path; further ones of the same items are compared with the first.
+        store: The store, or its path; further stores of the same items are compared with the first.
         pairs: Training pairs, or a pairs file.
-        test: Test pairs with known truth.
+        test: Labelled test pairs.
         task: ``matching`` or ``classification``.
         dev: Development pairs; None sets aside 15 % of the training images.
         encoder: Encoders whose towers are concatenated, as in `frevl.train`.
-        image_encoder: Encoders of the images alone.
-        text_encoder: Encoders of the texts alone.
-        models: Names of the models to compare (`frevl.diagnosis.model_specs.MODEL_SPECS`); None takes all that fit
+        image_encoder: Encoders for the images.
+        text_encoder: Encoders for the texts.
+        models: Names of the models to compare (`frevl.diagnosis.model_specs.MODEL_SPECS`); None takes all suited to
             task and size.
-        precision: Wanted share of right answers, in (0, 1), that the confidence threshold is chosen for; None chooses.
-        probes: Whether drawn pictures are embedded and probed too (needs the encoder, not only its store).
-        group_by: A key of the pairs; pairs with the same value are kept on one side of every split.
-        find_groups: Find pairs that are not independent, as `frevl.train` does.
-        seed: Of every random choice.
-        time_limit: Seconds that all trainings together may take, roughly; most need less, and a note names those that
-            were cut short. Probes get what is left of it, at least half; where that does not suffice there are none.
-        progress: Show progress lines.
+        precision: Target accuracy of given answers, in (0, 1), for the confidence threshold; None chooses one.
+        probes: Whether to embed and probe drawn pictures too (needs the encoder, not just its store).
+        group_by: A key of the pairs; pairs with the same value stay on the same side of every split.
+        find_groups: Detect dependent pairs, as `frevl.train` does.
+        seed: Random seed.
+        time_limit: Approximate total training seconds; most need less, and a note names those cut short. Probes get the
+            remaining time, at least half; if that is not enough, they are skipped.
+        progress: Show progress.
 
     Returns:
         Verdict and findings.
@@ -161,39 +162,39 @@ def diagnose(
         comparison, notes = cross_validate_contenders(
             comparison, folder=folder / "parts", time_limit=0.3 * time_limit, progress=progress
         )
-        both = len(splits.train.sides) == 2  # of one side alone there is nothing to exchange and nothing to do without
+        both = len(splits.train.sides) == 2  # with only one side, nothing can be swapped or left out
         if both:
-            clock.step("exchanging images and texts")
+            clock.step("swapping images and texts")
             comparison = replace(comparison, exchanged=exchanged_hits(comparison))
         verdict, findings = reach_verdict(comparison.choice, only=only_class(splits.test, task))
         print_progress(verdict["sentence"], enabled=progress)
         findings += balanced_findings(comparison) + ranking_findings(comparison)
         if both:
             findings += image_findings(comparison)
-            clock.step("looking at what can be answered without the image")
+            clock.step("measuring what can be answered without the image")
             findings.append(text_only_finding(comparison, folder=folder / "text", time_limit=0.05 * time_limit))
             findings += skill_findings(comparison)
         findings.append(errors_explained_finding(comparison))
-        clock.step("drawing learning curves")
+        clock.step("measuring learning curves")
         findings += learning_curve_findings(
             comparison, folder=folder / "curve", time_limit=0.25 * time_limit, progress=progress
         )
         findings += selective_prediction_findings(comparison, precision=precision)
-        clock.step("looking for leaks and wrong labels")
+        clock.step("searching for leaks and wrong labels")
         leaks = leak_findings(splits)
-        # Whoever reads only the verdict must know that it rests on leaked pairs.
+        # Readers of the verdict alone must know that it rests on leaked pairs.
         leaked = [one for one in leaks if one.name in ("same-image", "same-pair") and one.value]
         verdict["detail"] += [one.claim for one in leaked]
         if any(one.value is not None and one.value > _MOSTLY for one in leaked):
             verdict["sentence"] = (
-                "Not to be believed for new images, as most test images are among the training or development pairs: "
+                "Not reliable for new images, as most test images are among the training or development pairs: "
                 + verdict["sentence"]
             )
         single = single_class_findings(splits)
         verdict["detail"] += [one.claim for one in single if one.name == "single-class-dev"]
         findings += [*single, *leaks, conflict_finding(splits), imbalance_finding(splits)]
         findings.append(label_error_finding(comparison, folder=folder / "labels", time_limit=0.15 * time_limit))
-        clock.step("looking at the embeddings")
+        clock.step("examining the embeddings")
         fusions = [model.scorer for model in comparison.models if model.spec.role == "fusion"]
         used = {modality: splits.encoders_of(modality) for modality in MODALITIES}
         findings += embedding_findings(splits.store, splits.train, encoders=used, scorers=fusions, seed=seed)
@@ -215,7 +216,7 @@ def diagnose(
         findings += cost_findings(comparison)
     if probes and "image" in splits.train.sides:
         clock.step("probing the encoders with drawn pictures")
-        # The trainings may have used all of the limit; half of it stays for the probes, which are measured once.
+        # The trainings may have used up the limit; half of it is reserved for the probes, which are measured only once.
         left = max(time_limit - clock.total, 0.5 * time_limit)
         probed = splits.encoders_of("image") or splits.store
         findings += probe_findings(probed, seed=seed, time_limit=left, progress=progress)
@@ -232,7 +233,7 @@ def diagnose(
 
 
 def _of_texts(finding: Finding) -> Finding:
-    """Return a finding about images in the words that fit texts: where there are texts alone, they are the units."""
+    """Reword a finding about images for texts, which are the units if there are only texts."""
 
     def words(sentence: str) -> str:
         return re.sub(r"\bimage(s?)\b", r"text\1", sentence)
@@ -241,7 +242,7 @@ def _of_texts(finding: Finding) -> Finding:
 
 
 class _Clock:
-    """Says what is being done, and how long each step took."""
+    """Reports the current step, and how long each step took."""
 
     def __init__(self, progress: bool) -> None:
         self.seconds: dict[str, float] = {}
@@ -250,11 +251,11 @@ class _Clock:
 
     @property
     def total(self) -> float:
-        """Seconds of the steps that have ended."""
+        """Return the seconds of all finished steps."""
         return sum(self.seconds.values())
 
     def step(self, name: str) -> None:
-        """Begin a step; an empty name ends the last one."""
+        """Start a step; an empty name ends the last one."""
         if self._name:
             self.seconds[self._name] = round(time.monotonic() - self._started, 1)
         self._name, self._started = name, time.monotonic()
@@ -263,7 +264,7 @@ class _Clock:
 
 
 def _cut_short(comparison: ModelComparison) -> list[str]:
-    """Name the models that the time limit stopped: they may do better than it looks."""
+    """Name the models stopped by the time limit, which may do better than shown."""
     names = [
         model.name
         for model in comparison.models
@@ -281,9 +282,9 @@ def _cut_short(comparison: ModelComparison) -> list[str]:
 
 
 def _cases(comparison: ModelComparison) -> list[dict[str, Any]]:
-    """Return pairs that the best model that sees both answers right only with the image, and pairs that it gets wrong.
+    """Return pairs that the best two-sided model answers right only with the image, and pairs that it gets wrong.
 
-    The surest answers come first. Where the pairs have one side only, there are those of the second kind alone.
+    Most confident first. If the pairs have only one side, there are only pairs of the second kind.
     """
     model = comparison.both
     sure = np.argsort(-model.test.confidence, kind="stable")
@@ -300,7 +301,7 @@ def _cases(comparison: ModelComparison) -> list[dict[str, Any]]:
 
 
 def _different(pairs: Pairs, rows: list[int]) -> list[int]:
-    """Return the first row of every pair; wrong pairs that were drawn may be the same twice."""
+    """Return the first row of every distinct pair; drawn wrong pairs may repeat."""
     first: dict[tuple[str, str], int] = {}
     for row in rows:
         first.setdefault((pairs.images[row], pairs.texts[row]), row)
@@ -309,7 +310,7 @@ def _different(pairs: Pairs, rows: list[int]) -> list[int]:
 
 def _case(kind: str, model: ComparedModel, splits: Splits, row: int) -> dict[str, Any]:
     predictions, pairs = model.test, splits.test
-    # In matching, truth and answer are written in the same words.
+    # In matching, truth and answer use the same words.
     truth = int(match_truth(pairs.select([row]))[0] > 0.5) if splits.task == "matching" else None
     return {
         "kind": kind,

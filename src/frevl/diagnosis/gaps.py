@@ -45,12 +45,12 @@ class Gap:
 
     @property
     def up(self) -> bool:
-        """Whether the first is measurably better."""
+        """Return whether the first is measurably better."""
         return self.low > 0 and self.p < _P
 
     @property
     def down(self) -> bool:
-        """Whether the first is measurably worse."""
+        """Return whether the first is measurably worse."""
         return self.high < 0 and self.p < _P
 
     @property
@@ -69,7 +69,7 @@ class Gap:
         return None if np.isnan(self.low) else [self.low, self.high]
 
     def better_at(self, level: float) -> bool:
-        """Tell whether the first is better at a stricter level, a p-value in (0, 0.05]."""
+        """Return whether the first is better at a stricter level, a p-value in (0, 0.05]."""
         return self.low > 0 and self.p < level
 
     def __neg__(self) -> Gap:

@@ -131,7 +131,7 @@ class ModelChoice:
 
     @property
     def one_side(self) -> bool:
-        """Whether the pairs have images alone, or texts alone."""
+        """Return whether the pairs have images alone, or texts alone."""
         return any(model.role == "side" for model in self.models)
 
     @cached_property
@@ -143,14 +143,14 @@ class ModelChoice:
 
     @cached_property
     def learnt(self) -> bool:
-        """Whether anything is surely better than always giving the most frequent answer."""
+        """Return whether anything is surely better than always giving the most frequent answer."""
         kinds = (self.both,) if self.one_side else (self.best("text"), self.best("image"), self.both)
         return self.gap(self.chosen, self.majority).better_at(_FIRST_P) or any(
             self.gap(model, self.majority).better_at(_FURTHER_P) for model in kinds
         )
 
     def adds(self, side: str) -> bool:
-        """Tell whether ``image`` or ``text`` adds anything measurable to the other side."""
+        """Return whether ``image`` or ``text`` adds anything measurable to the other side."""
         if not any(model.role == _OTHER[side] for model in self.models):
             return True  # no model of the other side alone was compared, so it cannot be enough
         without = self.best(_OTHER[side])

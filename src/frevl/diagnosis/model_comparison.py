@@ -189,10 +189,10 @@ def compare_models(
 
     Args:
         splits: The pairs.
-        folder: For the runs.
+        folder: Folder for the runs.
         time_limit: Seconds; every training may take its share of them.
         models: Names of `MODEL_SPECS` to take; None takes all that fit.
-        progress: Show progress lines.
+        progress: Show progress.
 
     Raises:
         UsageError: An unknown model, or one of the roles is not filled.

@@ -51,7 +51,7 @@ class Splits:
             matching with wrong pairs.
         test: Test pairs. In matching, one wrong text was drawn for every right pair if the file had no wrong ones.
         encoder: Names of encoders; None is all in the store.
-        seed: Of every random choice.
+        seed: Random seed.
         notes: Sentences that a reader of the numbers should know.
         image_encoder: Names of those whose image towers are used; None where `encoder` says it.
         text_encoder: Names of those whose text towers are used; None where `encoder` says it.

@@ -194,7 +194,7 @@ def _best_of_all(choice: ModelChoice, scores: dict[str, Any]) -> str:
 
 
 def _told(choice: ModelChoice, model: ModelResult) -> bool:
-    """Tell whether `_best_of_all` has compared the fusion with this model."""
+    """Return whether `_best_of_all` has compared the fusion with this model."""
     compared = choice.leaders if len(choice.leaders) > 1 else [choice.overall, choice.runner_up]
     return choice.best("fusion") in compared and model in compared
 

@@ -58,7 +58,7 @@ class BatchSizes:
 
     @property
     def settled(self) -> bool:
-        """Whether every size has been tried."""
+        """Return whether every size has been tried."""
         with self._lock:
             return all(len(seconds) >= _TRIES for seconds in self._seconds.values())
 

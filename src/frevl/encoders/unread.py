@@ -94,7 +94,7 @@ class UnreadTexts:
         return np.array([self._share(pieces) for pieces in self._pieces_of(texts)], np.float32)
 
     def knows_script(self, script: str) -> bool:
-        """Tell whether common words of a script are known, whole or in pieces of several letters."""
+        """Return whether common words of a script are known, whole or in pieces of several letters."""
         if script not in self._knows:
             words, least = _WORDS.get(script, ("", 0.0))
             self._knows[script] = (
@@ -105,7 +105,7 @@ class UnreadTexts:
         return self._knows[script]
 
     def _spells_out(self, name: str, words: str, least: float) -> bool:
-        """Tell whether words are unknown, or split into pieces of fewer letters than that."""
+        """Return whether words are unknown, or split into pieces of fewer letters than that."""
         key = f"spells out {name}"
         if key not in self._knows:
             (pieces,) = self._pieces_of([words])

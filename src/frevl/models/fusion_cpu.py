@@ -42,7 +42,7 @@ class FusedNetwork(Protocol):
 
 
 def suits(network: FusedNetwork, *inputs: Tensor) -> bool:
-    """Tell whether the inputs can be computed here: float32 on a processor, nothing to differentiate or to trace."""
+    """Return whether the inputs can be computed here: float32 on a processor, nothing to differentiate or to trace."""
     weight = network.image_projection.weight
     if torch.is_grad_enabled() and any(one.requires_grad for one in inputs):
         return False
@@ -81,7 +81,7 @@ _MOST_SHARED_BYTES = 1 << 30
 
 
 def can_share_first_block(settings: dict[str, Any], items: int) -> bool:
-    """Whether `SharedItems` can be made of so many items, in bounded memory, by the ``settings`` of a `Fusion`."""
+    """Return whether `SharedItems` of this many items fit in bounded memory, for the ``settings`` of a `Fusion`."""
     floats = 2 * items * (settings["width"] + settings["ffn_width"])
     return bool(settings["layers"] and settings["cross_attention"]) and 4 * floats <= _MOST_SHARED_BYTES
 

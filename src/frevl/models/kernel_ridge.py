@@ -247,7 +247,7 @@ def by_size(groups: Tensor) -> list[Tensor]:
 
 
 def needs(shares: Sequence[float]) -> tuple[bool, bool]:
-    """Tell whether a sum of kernels with these shares needs the kernel of the text, and that of the image."""
+    """Return whether a sum of kernels with these shares needs the kernel of the text, and that of the image."""
     text, image, product = shares
     return text > 0 or product > 0, image > 0 or product > 0
 

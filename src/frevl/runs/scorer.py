@@ -209,7 +209,7 @@ class Scorer:
         return EmbeddedPairs.of(ids, words, rows, *read)
 
     def _overflowed(self, logits: Tensor) -> bool:
-        """Tell whether float16 did not hold a score, and go on in float32 if so."""
+        """Return whether float16 did not hold a score, and go on in float32 if so."""
         before, self.network = self.network, exact_enough(self.network, self.run.network, logits)
         return self.network is not before
 
@@ -234,7 +234,7 @@ class Scorer:
 
     @property
     def soft(self) -> bool:
-        """Whether the run was trained on soft targets, so that every class has a probability of its own."""
+        """Return whether the run was trained on soft targets, so that every class has a probability of its own."""
         return bool(self.run.results.get("soft_targets", False))
 
     def predict(self, pairs: PairsOrItems, *, k: int = 5) -> list[Prediction]:
@@ -320,7 +320,7 @@ class Scorer:
 
     @property
     def has_first_stage(self) -> bool:
-        """Whether the run has vectors of items to search by: the model ``dual`` or ``cosine``, or a reranker."""
+        """Return whether the run has vectors of items to search by: the model ``dual`` or ``cosine``, or a reranker."""
         return self.network.first_stage is not None
 
     @property

@@ -103,7 +103,7 @@ def extract(
             takes all accelerators. The packaged encoders run on the processor.
         ray: Embed on the nodes of a Ray cluster: ``local`` (one of this machine, made for this call), ``auto``, or the
             address of its head. They see the files under the same paths. This process commits.
-        progress: Show progress lines.
+        progress: Show progress.
 
     Returns:
         What was done.

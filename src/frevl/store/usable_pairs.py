@@ -139,7 +139,7 @@ def _below_a_folder(
 
 
 def _same_content(ids: dict[str, str], store: Store, beside: Path) -> bool:
-    """Whether the files under these names have the content that the store knows under the ids."""
+    """Return whether the files under these names have the content that the store knows under the ids."""
     some = dict(list(ids.items())[:_OPENED])
     hashes = store.content_hashes(list(some.values()))
     for name, id_ in some.items():

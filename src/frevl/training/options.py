@@ -70,7 +70,7 @@ class Session:
         seed: Of initial weights, order, dropout and splits.
         time_limit: Time limit in seconds; None is no limit.
         device: Where to train, as PyTorch names it.
-        progress: Show progress lines.
+        progress: Show progress.
         team: The processes that train together; gradient descent shares its steps out among them.
     """
 
@@ -392,7 +392,7 @@ def _checked(kind: type[ModelOptions], one: Field[Any], value: Any) -> Any:
 
 
 def _inside(value: float, bounds: Mapping[str, Any]) -> bool:
-    """Tell whether a value is a number, finite and within its bounds."""
+    """Return whether a value is a number, finite and within its bounds."""
     return bool(
         -math.inf < value < math.inf
         and bounds.get("at_least", value) <= value <= bounds.get("at_most", value)

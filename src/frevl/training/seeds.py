@@ -110,7 +110,7 @@ def train_seeds(
         run: Folder to write; every seed is a run of its own in it.
         seeds: How many.
         seed: The first; the others follow.
-        progress: Show progress lines.
+        progress: Show progress.
         **settings: Further arguments of `frevl.train`.
 
     Returns:

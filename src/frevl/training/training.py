@@ -104,7 +104,7 @@ def train(
             rounding. None: as many as torchrun has started (``WORLD_SIZE``), else one.
         ray: Let so many workers train on a cluster of Ray: the address of its head, ``auto``, or ``local`` for one that
             is started here. Store, pairs and run are paths that mean the same on all nodes.
-        progress: Show a progress line.
+        progress: Show progress.
 
     Returns:
         The saved run.

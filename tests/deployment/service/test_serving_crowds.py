@@ -237,7 +237,7 @@ def test_a_body_that_is_too_large_gets_its_answer(crowded, close, chunked):
     answer = finish(run())
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in answer.lower()
-    assert b"may have 1,000 bytes; send smaller images" in answer
+    assert b"may have at most 1,000 bytes; send smaller images" in answer
 
 
 def test_what_is_no_http_and_a_large_head_get_their_answers_too(crowded):

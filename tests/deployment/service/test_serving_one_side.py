@@ -98,7 +98,7 @@ def test_what_is_missing_is_said(client, model, pair, sentence):
 
 def test_a_side_that_a_model_does_not_read_cannot_be_embedded(client):
     body = {"model": "look", "texts": ["a dog"]}
-    refused(client.http.post("/v1/embed", json=body), 409, "cannot_embed", "'look' reads images alone")
+    refused(client.http.post("/v1/embed", json=body), 409, "cannot_embed", "'look' reads only images")
     for more in ({"images": ["0.png"]}, {"uploads": {"u": based(b"x")}}):
         response = client.http.post("/v1/embed", json={"model": "read", **more})
         refused(response, 409, "cannot_embed", "'read' reads only texts, so it has no image encoder")

@@ -114,7 +114,7 @@ BODIES = {
     "giant": ("/v1/answer", json.dumps({**RIGHT, "top": 10**300}), 422, "invalid", "Field 'top': "),
     "giant float": ("/v1/answer", '{"pairs": [], "threshold": 1e999}', 422, "invalid", "Field 'pairs': "),
     "a word": ("/v1/answer", json.dumps({**RIGHT, "top": "five"}), 422, "invalid", "Field 'top': "),
-    "blank text": ("/v1/score", '{"pairs":[{"image":"0.png","text":" \\u001c\\n"}]}', 422, "invalid", "blanks"),
+    "blank text": ("/v1/score", '{"pairs":[{"image":"0.png","text":" \\u001c\\n"}]}', 422, "invalid", "blank"),
     "no image": ("/v1/score", '{"pairs":[{"text":"x"}]}', 422, "invalid", "either 'image'"),
     "two images": ("/v1/score", '{"pairs":[{"image":"a","upload":"b","text":"x"}]}', 422, "invalid", "either 'image'"),
     "unknown image": ("/v1/score", '{"pairs":[{"image":"../x","text":"x"}]}', 404, "unknown_image", "'../x'"),
@@ -145,14 +145,20 @@ BODIES = {
     "bad condition": ("/v1/search", '{"text": "x", "where": "id ="}', 422, "invalid", "cannot be understood"),
     "nothing": ("/v1/embed", "{}", 422, "invalid", "Nothing to embed"),
     "null in a text": ("/v1/embed", '{"images": ["\\u0000"]}', 404, "unknown_image", "The store has no image"),
-    "long text": ("/v1/embed", json.dumps({"texts": ["x" * 2001]}), 422, "text_too_long", "may have 2000 characters"),
+    "long text": (
+        "/v1/embed",
+        json.dumps({"texts": ["x" * 2001]}),
+        422,
+        "text_too_long",
+        "may have at most 2000 characters",
+    ),
     "many texts": ("/v1/embed", json.dumps({"texts": ["x"] * 1025}), 413, "too_many_items", "1024 items, found 1025"),
     "many uploads": (
         "/v1/embed",
         json.dumps({"uploads": {str(n): "AAAA" for n in range(17)}}),
         413,
         "too_many_uploads",
-        "may bring 16 images",
+        "may contain at most 16 images",
     ),
 }
 
@@ -215,7 +221,7 @@ def test_bodies_that_are_too_large_are_refused_before_they_are_read(made, runs):
         large = json.dumps({"texts": ["x" * 2000]})
         headers = {"content-type": "application/json"}
         response = client.http.post("/v1/embed", content=large, headers=headers)
-        refused(response, 413, "too_large", "may have 1,000 bytes; send smaller images")
+        refused(response, 413, "too_large", "may have at most 1,000 bytes; send smaller images")
         # Without a length, the bytes are counted as they come.
         pieces = (large[start : start + 100].encode() for start in range(0, len(large), 100))
         refused(client.http.post("/v1/embed", content=pieces, headers=headers), 413, "too_large", "1,000 bytes")

@@ -181,17 +181,17 @@ def test_test_images_that_stand_in_the_training_pairs_are_not_chosen(world, tmp_
     core = core_set(folder / "store", folder / "test.jsonl", runs, pairs=leaked, keep=0.1)
     seen = {json.loads(row)["image"] for row in rows[:600]}
     assert not seen & {line["image"] for line in core.lines}
-    assert "600 test lines are about images that stand in --pairs too" in core.sentence()
-    with pytest.raises(PairsError, match="every test image stands there too"):
+    assert "600 test lines have images that are also in --pairs" in core.sentence()
+    with pytest.raises(PairsError, match="every test image is in it"):
         core_set(folder / "store", folder / "test.jsonl", runs, pairs=folder / "test.jsonl")
 
 
 def test_equal_runs_count_once_and_fewer_than_four_are_refused(world):
     folder, runs = world
     core = core_set(folder / "store", folder / "test.jsonl", [*runs, runs[0]])
-    assert core.sentence().startswith("1 of 6 runs say the same on every line and count once:")
+    assert core.sentence().startswith("1 of 6 runs agree on every line and count once:")
     assert len(core.runs) == 5
-    with pytest.raises(UsageError, match="expected 4 different runs or more, found 3; 1 of 4 runs say the same"):
+    with pytest.raises(UsageError, match="expected at least 4 different runs, found 3; 1 of 4 runs agree"):
         core_set(folder / "store", folder / "test.jsonl", [*runs[:3], runs[0]])
 
 
@@ -227,7 +227,7 @@ def test_a_matching_run_is_refused(world, tmp_path):
     )
     run = frevl.train(folder / "store", captions, run=tmp_path / "dual", task="matching", model="dual",
                       options={"epochs": 1, "members": 1})  # fmt: skip
-    with pytest.raises(UsageError, match="found a run of 'matching'"):
+    with pytest.raises(UsageError, match="found a run for 'matching'"):
         core_set(folder / "store", folder / "test.jsonl", [run.path, *runs])
     with pytest.raises(FrevlError):
         core_set(folder / "store", folder / "test.jsonl", [tmp_path / "none", *runs])

@@ -92,7 +92,7 @@ def test_too_few_images_score_nothing_and_drop_nothing(captioned, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(json.dumps(row) + "\n" for row in captioned.rows[:100:2]))
     told = frevl.curate(captioned.store, few, tmp_path / "kept.jsonl", drop=["match"])
-    assert told.sentence().startswith("Nothing is said about matches: only 50 images with right lines, and 100 or more")
+    assert told.sentence().startswith("Matches were not checked: only 50 images with right lines, and at least 100")
     assert told.kept == 50
     assert {line["curate"]["match"] for line in told.lines} == {None}
     assert FEWEST_GROUPS == 100
@@ -102,7 +102,7 @@ def test_one_text_for_all_scores_nothing(captioned, tmp_path):
     same = tmp_path / "same.jsonl"
     same.write_text("".join(json.dumps({**row, "text": captioned.rows[0]["text"]}) + "\n" for row in captioned.rows))
     told = frevl.curate(captioned.store, same, drop=["match"], find_groups=False)
-    assert told.sentence().startswith("Nothing is said about matches: all lines have the same text")
+    assert told.sentence().startswith("Matches were not checked: all lines have the same text")
 
 
 def test_only_the_keys_that_are_asked_for_are_compared(captioned, tmp_path):
@@ -112,7 +112,7 @@ def test_only_the_keys_that_are_asked_for_are_compared(captioned, tmp_path):
         captioned.store, tmp_path / "keys.jsonl", drop=["match"], groups=["camera", "same"], below=0.3
     )  # fmt: skip
     assert {one["key"] for one in told.record()["removed"]["groups"]} == {"camera"}
-    assert "The key 'same' makes no groups" in told.sentence()
+    assert "The key 'same' forms no groups" in told.sentence()
     with pytest.raises(UsageError, match="--groups camra: no line has this key. Did you mean 'camera'"):
         frevl.curate(captioned.store, tmp_path / "keys.jsonl", groups=["camra"])
 
@@ -121,13 +121,15 @@ def test_no_right_line_scores_nothing(captioned, tmp_path):
     rows = [{**row, "target": False} for row in captioned.rows]
     (tmp_path / "false.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = frevl.curate(captioned.store, tmp_path / "false.jsonl", drop=["match"])
-    assert told.sentence().startswith("Nothing is said about matches: only 0 images with right lines")
+    assert told.sentence().startswith("Matches were not checked: only 0 images with right lines")
 
 
 def test_a_run_that_tells_nothing_drops_nothing(captioned, tmp_path):
     run = frevl.train(captioned.store, captioned.clean, run=tmp_path / "run", task="matching", model="linear")
     told = frevl.curate(captioned.store, captioned.exchanged, run=run.path, drop=["match"])
-    assert told.sentence().startswith("Nothing is said about matches: the model does not tell these texts from drawn")
+    assert told.sentence().startswith(
+        "Matches were not checked: the model does not distinguish these texts from random"
+    )
     assert told.kept == len(told.lines)
 
 
@@ -145,10 +147,10 @@ def test_lines_given_as_wrong_are_scored_and_stay(captioned, tmp_path):
     [
         ({"task": "matchin"}, "There is no task 'matchin'. Did you mean 'matching'?"),
         ({"drop": ["mach"]}, "--drop: there is no filter 'mach'. Did you mean 'match'?"),
-        ({"folds": 1}, "--folds must be from 2 to 20, found 1"),
+        ({"folds": 1}, "--folds must be between 2 and 20, found 1"),
         ({"time_limit": float("nan")}, "--time-limit must be a number of seconds above 0, found nan"),
-        ({"keep": 0}, "--keep: expected a share of the lines above 0"),
-        ({"seed": -1}, "--seed must be from 0"),
+        ({"keep": 0}, "--keep: expected a share of the lines, above 0"),
+        ({"seed": -1}, "--seed must be between 0"),
     ],
 )
 def test_wrong_use(captioned, options, message):
@@ -169,7 +171,7 @@ def test_more_lines_than_the_memory_holds_are_refused_before_anything_is_learnt(
 def test_no_input_is_written_over(captioned, tmp_path):
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_bytes(captioned.exchanged.read_bytes())
-    with pytest.raises(UsageError, match="--out .* is what --pairs .* names"):
+    with pytest.raises(UsageError, match="--out .* is the same path as --pairs"):
         frevl.curate(captioned.store, pairs, pairs)
     with pytest.raises(UsageError, match="both name"):
         frevl.curate(captioned.store, pairs, tmp_path / "x.jsonl", dropped=tmp_path / "x.jsonl")
@@ -206,7 +208,7 @@ def test_a_fold_without_right_lines_scores_nothing(captioned, tmp_path, monkeypa
     rows = [{**row, "target": fold_of[row["image"]] != 2} for row in captioned.rows]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = frevl.curate(captioned.store, tmp_path / "rows.jsonl", drop=["match"], find_groups=False)
-    assert told.sentence().startswith("Nothing is said about matches: fold 3 of 3 has fewer than two groups with right")
+    assert told.sentence().startswith("Matches were not checked: fold 3 of 3 has fewer than two groups with right")
     assert told.kept == len(rows)
 
 

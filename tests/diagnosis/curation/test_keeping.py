@@ -29,7 +29,7 @@ def test_keep_drops_the_least_probable_of_what_the_others_leave():
     assert why(keep=1, match=MATCH) == [[], [], [], [], []]
     notes = []
     assert why(keep=0.8, notes=notes, match=MATCH, duplicate=COPIES) == [["duplicate"], [], ["duplicate"], [], []]
-    assert "Only 3 lines are left where 4 were to be kept" in notes[0]
+    assert "Only 3 lines are left instead of 4" in notes[0]
 
 
 def test_keep_drops_no_line_that_nobody_has_judged():
@@ -45,7 +45,7 @@ def test_keep_drops_no_line_that_nobody_has_judged():
 @pytest.mark.parametrize(
     ("keep", "below", "message"),
     [
-        (0, None, "--keep: expected a share of the lines above 0 and up to 1, found 0"),
+        (0, None, "--keep: expected a share of the lines, above 0 and at most 1, found 0"),
         (1.5, None, "--keep: expected a share"),
         (float("nan"), None, "--keep: expected a share"),
         (None, 0, "--below: expected a probability between 0 and 1, found 0"),
@@ -59,5 +59,5 @@ def test_shares_that_mean_nothing(keep, below, message):
 
 
 def test_a_share_needs_probabilities():
-    with pytest.raises(UsageError, match="none of duplicate says that; add --drop match"):
+    with pytest.raises(UsageError, match=r"which no filter gives \(found: duplicate\); add --drop match"):
         why(keep=0.5, duplicate=COPIES)

@@ -107,9 +107,9 @@ def test_blind_is_looked_at_only_where_it_is_asked_for(planted):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"target": "fern"}, "Wrong labels cannot be told: fewer than two classes have 5 lines"),
-        ({"target": ["fern", "moss"]}, "Wrong labels cannot be told: fewer than two classes have 5 lines"),
-        ({"image": "0.jpg"}, "Wrong labels cannot be told: the lines of these classes belong to fewer than 5 groups"),
+        ({"target": "fern"}, "Wrong labels cannot be found: fewer than two classes have 5 lines"),
+        ({"target": ["fern", "moss"]}, "Wrong labels cannot be found: fewer than two classes have 5 lines"),
+        ({"image": "0.jpg"}, "Wrong labels cannot be found: the lines of these classes belong to fewer than 5 groups"),
     ],
 )
 def test_what_cannot_be_told_is_said_first_and_nothing_is_dropped(planted, tmp_path, change, reason):
@@ -125,14 +125,14 @@ def test_labels_that_have_nothing_to_do_with_the_pictures(planted, tmp_path):
     random = np.random.default_rng(0)
     drawn = [{**row, "target": str(random.choice(CLASSES)), "text": QUESTIONS[0]} for row in rows]
     told = frevl.curate(store, write(tmp_path / "drawn.jsonl", drawn), drop=["label"])
-    assert told.sentence().startswith("Wrong labels cannot be told from what the models cannot do")
+    assert told.sentence().startswith("Wrong labels cannot be distinguished from model errors")
     assert told.kept == 300
 
 
 def test_images_alone(one_side):
     told = frevl.curate(one_side.store, one_side.train_file, drop=["label", "blind"])
     assert told.filters["label"]["flagged"] <= 1
-    assert "the lines have one side alone" in told.sentence().lower()
+    assert "the lines have only one side" in told.sentence().lower()
 
 
 def test_words_by_hand():
@@ -159,7 +159,7 @@ def test_a_class_that_the_models_have_not_learnt_is_not_judged(planted, tmp_path
     verdicts = [line["curate"] for line in told.lines if line["target"] == "rush"]
     assert len(verdicts) == 12
     assert all(one["label"] == ["rush", None, None] and one["blind"] is None and one["kept"] for one in verdicts)
-    assert "12 lines with the label 'rush' cannot be judged" in told.sentence()
+    assert "12 lines with the label 'rush' cannot be checked" in told.sentence()
     assert told.filters["label"]["looked_at"] == 288
     assert told.filters["label"]["flagged"] > 15
 
@@ -192,12 +192,12 @@ def test_a_fold_that_leaves_one_class_is_told_and_nothing_is_dropped(planted, tm
     told = frevl.curate(store, path, drop=["label", "blind"], group_by="site", find_groups=False)
     assert told.kept == 300
     said = told.sentence()
-    assert "Wrong labels cannot be told: what a fold leaves is too little" in said
-    assert "What the text alone answers cannot be told: what a fold leaves is too little" in said
+    assert "Wrong labels cannot be found: too little remains without a fold" in said
+    assert "What the text alone answers is unknown: too little remains without a fold" in said
 
 
 def test_folds_that_the_time_limit_cut_short_are_told_first(planted, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # of a launcher: the folds are trained here all the same
     monkeypatch.setattr("frevl.diagnosis.curation.folds._LEAST_SECONDS", 1e-9)
     told = frevl.curate(*planted[:2], drop=["label"], time_limit=1e-9)
-    assert told.sentence().startswith("5 of 5 folds were cut short by --time-limit: their lines were judged by models")
+    assert told.sentence().startswith("5 of 5 folds were cut short by --time-limit: their lines were checked by models")

@@ -140,7 +140,7 @@ def test_a_question_stands_with_many_pictures_by_right(tmp_path):
 def test_a_caption_on_most_pictures_is_not_judged_and_that_is_said(tmp_path):
     found = curated(tmp_path, ["A  picture"] * 20 + [f"a thing {chr(97 + n)}" for n in range(10)])
     assert found.kept == 30
-    assert "'a picture' stands with 20 of 30 different pictures: with more than half" in found.sentence()
+    assert "'a picture' goes with 20 of 30 distinct pictures; above half" in found.sentence()
 
 
 def test_where_every_line_is_a_file_name_all_go_and_that_is_said_first(tmp_path):

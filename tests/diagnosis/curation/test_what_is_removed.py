@@ -82,7 +82,7 @@ def test_a_group_that_loses_more_is_named_and_chance_is_not(whole):
     assert worst.kept < worst.low
     kept, columns, clusters = removal(1, bias=0.25, whole=whole)
     said = Removed(float(kept.mean()), shares_kept(kept, columns, clusters), [], []).sentence()
-    assert said.startswith("The filters do not take from all alike:")
+    assert said.startswith("The filters do not affect all groups equally:")
     assert "of the lines with 'group' = 'b' are kept" in said
 
 
@@ -111,7 +111,7 @@ def test_what_a_clean_filter_removes_says_that_no_group_is_hit(tmp_path):
     hit = what_is_removed(
         world.store, pairs, kept & ((signs == 0) | (np.arange(len(pairs)) % 3 == 0)), towers, task="matching"
     )
-    assert "are kept and" in hit.sentence()
+    assert "are kept, against" in hit.sentence()
     assert next(one for one in hit.groups).key == "pictures like"
 
 
@@ -158,5 +158,5 @@ def test_the_command_says_what_it_removed(tmp_path):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     frevl.extract(tmp_path / "store", images=tmp_path / "images", pairs=[tmp_path / "pairs.jsonl"], encoder=["toy"])
     found = frevl.curate(tmp_path / "store", tmp_path / "pairs.jsonl", drop=["text"])
-    assert "50.0 % of the lines with 'shop' = 'b' are kept and 75.0 % of all lines" in found.sentence()
+    assert "50.0 % of the lines with 'shop' = 'b' are kept, against 75.0 % of all lines" in found.sentence()
     assert found.record()["removed"]["groups"][0]["value"] in ("b", "1 to 1")

@@ -209,7 +209,7 @@ def test_what_cannot_be_told_is_said(tmp_path):
     store = world(tmp_path / "store", captions)
     found = findings_of(splits_of(store, captions, test=2))
     assert found["near-same-text"].claim == (
-        "Near copies cannot be told from ordinary texts: only 3 training texts have one image."
+        "Near copies cannot be distinguished from unrelated texts: only 3 training texts have one image."
     )
     assert found["near-same-text"].value is None
     names = [one.name for one in leak_findings(splits_of(store, captions, test=2))]

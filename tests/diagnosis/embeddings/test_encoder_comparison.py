@@ -46,7 +46,7 @@ def test_encoders_are_trained_alike_and_set_side_by_side(splits, tmp_path):
 def test_one_encoder_is_no_comparison(made, tmp_path):
     one = read_splits(made.store, made.train, made.test, task="classification", dev=None, encoder=None, seed=0)
     (finding,), _ = encoder_findings(one, folder=tmp_path, time_limit=30)
-    assert finding.claim == "There is only one encoder, toy: nothing to compare it with."
+    assert finding.claim == "There is only one encoder, toy, so there is nothing to compare."
     assert finding.value is None
     assert "--encoder" in finding.advice
     assert finding.table[0]["ms an image"] > 0
@@ -79,7 +79,7 @@ def test_an_encoder_that_cannot_be_loaded_has_bytes_but_no_seconds(splits, monke
 
 
 def test_unknown_models_are_refused(splits, tmp_path):
-    with pytest.raises(UsageError, match="no 'lineer' among them"):
+    with pytest.raises(UsageError, match="'lineer' is not one of them"):
         encoder_findings(splits, folder=tmp_path, time_limit=30, models=["lineer"])
 
 

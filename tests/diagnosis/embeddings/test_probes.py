@@ -166,7 +166,7 @@ def test_a_time_limit_leaves_probes_out_and_what_was_measured_costs_nothing(prob
     (finding,) = probe_findings(["toy"], sizes=SMALL, cache=tmp_path, time_limit=1e-6)
     assert finding.name == "probes-toy-not-run"
     assert finding.claim == "The encoder toy was not probed: the time limit is too short for it."
-    assert "the time limit leaves them 0" in finding.how
+    assert "the time limit leaves 0" in finding.how
     assert not list(tmp_path.iterdir())  # half a measurement is none
     assert probe_encoder("toy", sizes=SMALL, cache=cache, time_limit=0.0).cached
 
@@ -225,12 +225,12 @@ def test_the_shortfall_is_that_of_the_scores():
     [
         (95, 50, "more than the 15 that the paper allows", "the wrong tool"),
         (95, 92, "less than the 15 that the paper allows", "the fine detail is there"),
-        (95, 80, "whether that is more than 15 cannot be told", "On the border"),
+        (95, 80, "whether that is more than 15 is uncertain", "This is borderline"),
         (
             20,
             5,
             "cannot be measured by the paper's rule: even the semantic ones reach a score of only 20",
-            "holds little",
+            "captures little",
         ),
     ],
 )

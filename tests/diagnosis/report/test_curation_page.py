@@ -39,7 +39,7 @@ def test_doubts_are_the_headline(captioned, tmp_path):
     told = frevl.curate(captioned.store, few, drop=["match"])
     write_curation_page(told, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
-    assert '<h1 id="sentence">Nothing is said about matches: only 30 images' in page
+    assert '<h1 id="sentence">Matches were not checked: only 30 images' in page
     assert "Kept 60 of 60 lines." in page
 
 

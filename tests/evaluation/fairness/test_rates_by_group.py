@@ -173,7 +173,7 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     with pytest.raises(UsageError, match=r"--groups side: all pairs with this key are in one group \('x'\)"):
         evaluate(asked, one, groups="side")
     with pytest.raises(
-        UsageError, match=r"expected at least two groups of 20 pictures or more, found 1 among 2 \('few' 4"
+        UsageError, match=r"expected at least two groups of at least 20 pictures, found 1 among 2 \('few' 4"
     ):
         evaluate(asked, few, groups="side")
     with pytest.raises(UsageError, match="--groups sid: no pair has a name or a number for this key. Did you mean"):

@@ -157,7 +157,7 @@ def read_block(raw: bytes, first: int, columns: Mapping[str, str], layout: Layou
 
 
 def _is_plain(raw: bytes, ends: np.ndarray) -> bool:
-    """Whether every line has one object from its first to its last letter, as far as a glance tells."""
+    """Return whether every line has one object from its first to its last letter, as far as a glance tells."""
     if b"\0" in raw or too_long(int(np.diff(ends, prepend=-1).max())):
         return False
     letters = np.frombuffer(raw, np.uint8)

@@ -85,7 +85,7 @@ class Coded(Sequence[V], Generic[V]):
 
     @property
     def plain(self) -> bool:
-        """Whether the strings are the values themselves."""
+        """Return whether the strings are the values themselves."""
         return self._decode is None
 
     def with_codes(self, codes: np.ndarray) -> Coded[V]:

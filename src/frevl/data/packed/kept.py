@@ -145,7 +145,7 @@ def _texts(values: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sound(values: pa.LargeStringArray) -> bool:
-    """Whether every text lies where there is text; Arrow itself does not look."""
+    """Return whether every text lies where there is text; Arrow itself does not look."""
     places, data = _texts(values)
     size = len(data)
     return bool(len(places) and places[0] >= 0 and places[-1] <= size and (np.diff(places) >= 0).all())

@@ -335,7 +335,7 @@ class ModelsResponse(Body):
 
 
 class StateResponse(Body):
-    """Whether the service is alive or ready."""
+    """Return whether the service is alive or ready."""
 
     status: Literal["alive", "ready"]
 

@@ -1,1 +1,1 @@
-"""What to keep of captions, labels and a test set: filters that judge every line, and what they remove."""
+"""Curation of captions, labels and test sets: filters that check every line, and what they remove."""

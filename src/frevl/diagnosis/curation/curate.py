@@ -1,4 +1,4 @@
-"""A pairs file -> the lines worth keeping, each with what the filters found. Nothing is deleted from the store."""
+"""Curate a pairs file: keep the lines worth learning from, with every filter's findings. The store is not changed."""
 
 from __future__ import annotations
 
@@ -47,21 +47,22 @@ _CHANGED = {
 
 @dataclass(frozen=True)
 class Curation:
-    """What was kept, and why the rest was not.
+    """The kept lines, and why the others were dropped.
 
     Attributes:
         task: ``matching`` or ``classification``.
-        lines: Every usable line in file order: the object that stood in the file, with the key ``curate``.
-        kept: How many of them are kept.
-        filters: By name how many lines each filter flags, how many go because of it alone, and its own figures.
-        doubts: What may be wrong with the result; it comes before every number.
-        notes: Further sentences for the user.
-        rejects: Lines that could not be judged, with their reasons; they are not kept.
-        out: The file that was written, or None.
-        dropped: The file of the lines that go, or None.
+        lines: Every usable line in file order: its original object with the key ``curate``.
+        kept: Number of kept lines.
+        filters: For each filter, how many lines it flags, how many are dropped because of it alone, and its own
+            figures.
+        doubts: Reasons to doubt the result, shown before any number.
+        notes: Other notes for the user.
+        rejects: Lines that could not be checked, with the reason; they are not kept.
+        out: The written file, or None.
+        dropped: The file of dropped lines, or None.
         provenance: Store fingerprint, seed, versions, command, hardware.
-        removed: Which groups lose most and what variety is left, beside removing as many lines at random; None where
-            nothing goes, or everything.
+        removed: Which groups lose most and how much variety remains, compared with random removal; None if nothing or
+            everything is dropped.
     """
 
     task: str
@@ -77,17 +78,17 @@ class Curation:
     dropped: Path | None = None
 
     def sentence(self) -> str:
-        """Say what was kept; first what may be wrong with it."""
+        """Describe the result, starting with reasons to doubt it."""
         where = "" if self.out is None else f" into {self.out}"
         said = [f"Kept {self.kept:,} of {len(self.lines):,} lines{where}."]
         for name, one in self.filters.items():
-            said.append(f"{name}: {one['dropped']:,} dropped ({one['dropped_alone']:,} by nothing else).")
+            said.append(f"{name}: {one['dropped']:,} dropped ({one['dropped_alone']:,} by this filter alone).")
         if self.removed is not None and self.removed.sentence():
             said.append(self.removed.sentence())
         return " ".join([*self.doubts, *said, *self.notes, rejects_sentence(self.rejects)]).rstrip()
 
     def record(self) -> dict[str, Any]:
-        """Return what ``--json`` writes: the counts, not the lines."""
+        """Return the record that ``--json`` writes: the counts, not the lines."""
         return {
             "task": self.task,
             "lines": len(self.lines),
@@ -127,57 +128,55 @@ def curate(
     device: str = "cpu",
     progress: bool = False,
 ) -> Curation:
-    """Judge every line of a pairs file and keep those worth learning from.
+    """Check every line of a pairs file and keep those worth learning from.
 
     Every line gets the key ``curate``: ``match``, ``duplicate_of``, ``copies``, ``text``, ``image``, ``blind``,
-    ``label`` (null where no filter has looked), ``kept`` and ``why``, the filters that drop it (docs/curate.md). A call
-    that was interrupted goes on with the folds that are done when it is repeated.
+    ``label`` (null if not checked), ``kept`` and ``why``, the filters that drop it (docs/curate.md). Repeating an
+    interrupted call continues with the finished folds.
 
     Args:
-        store: The store, or its path; nothing in it is changed.
-        pairs: Lines to judge, or a pairs file.
+        store: The store, or its path; it is not changed.
+        pairs: Lines to check, or a pairs file.
         out: File for the kept lines, in file order, one JSON object per line; None writes none.
         dropped: File for the other lines.
-        task: ``matching`` or ``classification``; None takes matching where no line has a target other than true and
-            false.
-        drop: Filters whose lines are dropped (`frevl.diagnosis.curation.filters.FILTERS`); no other is asked. None
-            takes all that fit the task, except ``blind``.
-        keep: Share of the lines to keep, in (0, 1]: the least probably right ones go.
-        below: Drop lines that are right with less than this probability, in (0, 1). None: a match below one half.
-        run: A run that judges the matches, instead of models that learn from the lines.
-        images: Folder of the pictures, for filters that look at pixels.
-        groups: Keys of the lines whose values are compared by how many of their lines are kept; None takes every key
-            that makes groups, the length of the text, and clusters of the pictures.
+        task: ``matching`` or ``classification``; None means matching if no line has a target other than true and false.
+        drop: Filters to apply (`frevl.diagnosis.curation.filters.FILTERS`). None applies all for the task, except
+            ``blind``.
+        keep: Share of lines to keep, in (0, 1]; those least likely to be correct are dropped.
+        below: Drop lines whose probability of being correct is below this, in (0, 1). None: matches below one half.
+        run: A run that scores the matches, instead of models trained on the lines.
+        images: Folder of the pictures, for filters that check pixels.
+        groups: Keys by which the share of kept lines is compared; None uses every key that forms groups, text length,
+            and clusters of pictures.
         encoder: Encoders to use, as in `frevl.train`.
-        image_encoder: Encoders of the images alone.
-        text_encoder: Encoders of the texts alone.
-        group_by: A key of the lines; lines with the same value stay in one fold.
-        find_groups: Find lines that belong together, as `frevl.train` does.
-        folds: In how many parts the lines are dealt; each is judged by what learnt from the others. None takes 3 for
-            matches and 5 for labels.
-        seed: Of every random choice.
-        time_limit: Time limit of all trainings together in seconds; a model of labels learns for ten a fold at least.
-        device: Where to train, as PyTorch names it.
-        progress: Show progress lines.
+        image_encoder: Encoders for the images.
+        text_encoder: Encoders for the texts.
+        group_by: A key of the lines; lines with the same value stay in the same fold.
+        find_groups: Detect lines that belong together, as `frevl.train` does.
+        folds: Number of cross-validation folds. None means 3 for matches and 5 for labels.
+        seed: Random seed.
+        time_limit: Total training time limit in seconds; label models get at least ten per fold.
+        device: PyTorch device for training.
+        progress: Show progress.
 
     Returns:
-        Every line with what was found.
+        Every line with its findings.
 
     Raises:
         UsageError: An unknown task, filter or encoder, a number out of range, a file that would be read and written, or
             more lines than the memory holds.
         PairsError: The pairs cannot be used.
         StoreError: There is no store, or embeddings are missing.
-        RunError: Another process is at it, or an interrupted call had other settings.
+        RunError: Another process is curating here, or an interrupted call had other settings.
     """
     pairs = in_memory(pairs)
     check_shares(keep, below)
     if folds is not None and not 2 <= folds <= 20:
-        raise UsageError(f"--folds must be from 2 to 20, found {folds}")
+        raise UsageError(f"--folds must be between 2 and 20, found {folds}")
     if time_limit is not None and not time_limit > 0:
         raise UsageError(f"--time-limit must be a number of seconds above 0, found {time_limit}")
     if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {seed}")
+        raise UsageError(f"--seed must be between 0 and 2,147,483,647, found {seed}")
     check_device(device)
     opened = store if isinstance(store, Store) else Store.open(store)
     source = pairs.source if isinstance(pairs, Pairs) else pairs
@@ -190,7 +189,7 @@ def curate(
     _check_keys(read, groups)
     names = chosen_filters(chosen_task, None if drop is None else as_list(drop, "drop"))
     if run is not None and "match" not in names:
-        raise UsageError(f"--run judges matches, and the filters are {', '.join(names)}; add --drop match")
+        raise UsageError(f"--run scores matches, but the filters are {', '.join(names)}; add --drop match")
     notes = list(read.notes)
     asked = {"encoder": encoder, "image_encoder": image_encoder, "text_encoder": text_encoder}
     usable, rejects = _usable(read, chosen_task, opened, notes)
@@ -213,7 +212,7 @@ def curate(
         )  # fmt: skip
         found: dict[str, Found] = {}
         for name in names:
-            print_progress(f"{name}: judging {len(lines):,} lines", enabled=progress)
+            print_progress(f"{name}: checking {len(lines):,} lines", enabled=progress)
             found[name] = FILTERS[name][0](lines, found)
         why = reasons_to_drop(found, len(lines), keep=keep, below=below, notes=notes)
         if "duplicate" in found:
@@ -252,13 +251,13 @@ def _vanished(groups: int) -> list[str]:
     if not groups:
         return []
     return [
-        f"{groups:,} {'group' if groups == 1 else 'groups'} of copies {'has' if groups == 1 else 'have'} no line left: "
-        "the other filters drop what duplicate would keep."
+        f"{groups:,} {'group' if groups == 1 else 'groups'} of copies {'has' if groups == 1 else 'have'} no line "
+        "left: other filters drop what duplicate would keep."
     ]
 
 
 def _check_keys(pairs: Pairs, groups: Sequence[str] | None) -> None:
-    """Refuse keys that no line has, before anything is trained."""
+    """Refuse keys that no line has, before any training."""
     known = list(dict.fromkeys([*(key for extra in pairs.extras for key in extra), "target"]))
     for key in groups or ():
         if key not in known:
@@ -286,18 +285,19 @@ def _task(pairs: Pairs, task: str | None) -> str:
 
 
 def _usable(read: Pairs, task: str, store: Store, notes: list[str]) -> tuple[Pairs, list[Reject]]:
-    """Return the lines that can be judged, and the rejects of all others."""
+    """Return the lines that can be checked, and rejects for all others."""
     if task == "matching" and len(read.sides) < 2:
         missing = "text" if read.sides == ("image",) else "image"
         raise PairsError(
-            f"{read.places[0]}, field '{missing}': matching expects an image and a text in every line; name the column "
-            f"that holds the {missing}s with --columns {missing}=NAME, or judge classes with --task classification"
+            f"{read.places[0]}, field '{missing}': matching expects an image and a text in every line; name the "
+            f"column that holds the {missing}s with --columns {missing}=NAME, or check class labels with --task "
+            "classification"
         )
     known, unjudged = with_targets(read)
     if task == "classification" and known.targets[0] is None:
         raise PairsError(
-            f"{read.places[0]}, field 'target': --task classification expects a target in every line, found none; add "
-            "targets, or judge captions with --task matching"
+            f"{read.places[0]}, field 'target': --task classification expects a target in every line, found none; "
+            "add targets, or check captions with --task matching"
         )
     usable, left_out = usable_pairs(known, store)
     notes += usable.notes
@@ -306,7 +306,7 @@ def _usable(read: Pairs, task: str, store: Store, notes: list[str]) -> tuple[Pai
 
 @contextmanager
 def _states(out: str | Path | None, settings: dict[str, Any]) -> Iterator[Checkpoint]:
-    """Keep the states of the filters in a folder beside the output until that is written."""
+    """Keep the filters' state in a folder next to the output until the output is written."""
     if out is None:
         yield NOWHERE
         return
@@ -333,7 +333,7 @@ def _refuse_changed(folder: Path, data: Mapping[str, Any]) -> None:
 
 
 def _judged(read: Pairs, usable: Pairs, found: dict[str, Found], why: list[list[str]]) -> list[dict[str, Any]]:
-    """Return every usable line as it stood in the file, with what was found."""
+    """Return every usable line as in the file, with its findings."""
     row_of = {place: row for row, place in enumerate(read.places)}
     judged = []
     for number, place in enumerate(usable.places):

@@ -1,4 +1,4 @@
-"""What tells a right line from a wrong one, as one score; and the agreement of a text with the others of its image."""
+"""Evidence that a line is right, combined into one score; and a text's agreement with its image's other texts."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 __all__ = ["TextsOfImages", "one_score"]
 
-_MOST_TEXTS = 8  # of an image that a text is compared with
-_PENALTY = 1.0  # of the ridge on standardised features
+_MOST_TEXTS = 8  # texts of an image that a text is compared with
+_PENALTY = 1.0  # ridge penalty on standardised features
 _STEPS = 30
 
 
@@ -28,7 +28,7 @@ class TextsOfImages:
 
     @classmethod
     def of(cls, image: Tensor, text: Tensor, images: int) -> TextsOfImages:
-        """Collect them from ``(n,)`` image and text of right lines; at most 8 of each of so many images."""
+        """Collect them from the ``(n,)`` images and texts of right lines; at most 8 per image."""
         order = image.argsort(stable=True)
         image, text = image[order], text[order]
         rank = torch.arange(len(image)) - torch.searchsorted(image, image)
@@ -38,16 +38,16 @@ class TextsOfImages:
         return cls(rows)
 
     def agreement(self, vectors: Tensor, image: Tensor, text: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Return how near a text is to the other texts of an image, and 1 where there are any, ``(n,)`` each.
+        """Return a text's closeness to the image's other texts, and 1 if there are any, ``(n,)`` each.
 
         Args:
             vectors: ``(texts, d)`` of unit length.
             image: ``(n,)``.
             text: ``(n,)`` the texts in question.
-            own: ``(n,)`` the text of the line: it counts neither for itself nor for what stands in its place.
+            own: ``(n,)`` the line's own text, which counts neither for itself nor for its replacement.
 
         Returns:
-            The mean cosine, 0 where there is no other text.
+            The mean cosine; 0 if there is no other text.
         """
         others = self.rows[image]
         counted = (others >= 0) & (others != own[:, None]) & (others != text[:, None])
@@ -62,7 +62,7 @@ def one_score(
 ) -> tuple[NDArray[np.float64], ...]:
     """Weigh the features so that they tell given lines from drawn ones (logistic regression with a small ridge).
 
-    Some given lines are wrong too; that makes all weights smaller and leaves their order the same (Elkan and Noto
+    Some given lines are also wrong, which shrinks all weights but preserves the ranking (Elkan and Noto
     2008, "Learning classifiers from only positive and unlabeled data").
 
     Args:
@@ -92,7 +92,7 @@ def one_score(
         slope = x.T @ (weight * (p - truth)) + ridge * factors
         curve = (x * (weight * p * (1 - p))[:, None]).T @ x + np.diag(ridge)
         step = np.linalg.solve(curve, slope)
-        factors -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-9))  # no step beyond what a sigmoid tells
+        factors -= step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-9))  # stay out of the sigmoid's flat part
         if np.abs(step).max() < 1e-6:
             break
 

@@ -1,4 +1,4 @@
-"""The filters of ``frevl curate`` in the order in which they are asked."""
+"""The filters of ``frevl curate``, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ FILTERS: dict[str, tuple[Filter, tuple[str, ...]]] = {
 """Every filter with the tasks it is for. One that uses what others found stands below them: of some copies one is kept
 whose lines stay, and of these the best matching."""
 
-# A question that the text alone answers is no mistake of the line: it is looked at where it is asked for.
+# A question that the text alone answers is not an error, so this filter runs only on request.
 _ASKED_FOR = ("blind",)
 
 
 def chosen_filters(task: str, drop: list[str] | None) -> list[str]:
-    """Return the names of the filters to ask, in the order of the table.
+    """Return the names of the filters to run, in table order.
 
     Args:
         task: ``matching`` or ``classification``.
-        drop: Those that are asked for; None takes all that fit the task, except ``blind``.
+        drop: The requested filters; None means all for the task, except ``blind``.
 
     Raises:
-        UsageError: There is no such filter, or it is for another task.
+        UsageError: No such filter exists, or it is for another task.
     """
     if drop is None:
         return [name for name, (_, tasks) in FILTERS.items() if task in tasks and name not in _ASKED_FOR]
@@ -45,6 +45,7 @@ def chosen_filters(task: str, drop: list[str] | None) -> list[str]:
         if task not in FILTERS[name][1]:
             fitting = ", ".join(one for one, (_, tasks) in FILTERS.items() if task in tasks)
             raise UsageError(
-                f"--drop {name} is for --task {' or '.join(FILTERS[name][1])}, found --task {task}; choose of {fitting}"
+                f"--drop {name} is for --task {' or '.join(FILTERS[name][1])}, found --task {task}; choose from "
+                f"{fitting}"
             )
     return [name for name in FILTERS if name in drop]

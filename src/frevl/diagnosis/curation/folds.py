@@ -1,4 +1,4 @@
-"""Groups dealt into folds, and the answers of models that have not learnt from the group of a line."""
+"""Out-of-fold answers: groups are dealt into folds, and every line is answered by a model not trained on its group."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ found exchanged labels with a precision of 0.79 instead of 0.73 (research/experi
 
 _PAIRS_AT_ONCE = 16_384
 _LEAST_SECONDS = 10.0
-_FEWEST_GROUPS = 2  # of a class to be learnt: one may be set aside for the development metric
-_DEV_SHARE = 0.1  # of the groups, set aside for it
+_FEWEST_GROUPS = 2  # groups of a class needed to learn it: one may be set aside for the development metric
+_DEV_SHARE = 0.1  # share of the groups set aside for it
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the models predict for lines that they were not trained on.
+    """The models' predictions for lines that they were not trained on.
 
     Attributes:
-        said: ``(n, classes)`` calibrated, rows sum to 1; equal where a model knows none of the classes.
-        knows: ``(n, classes)`` bool, whether the model that answers the line has learnt the class.
-        cut: Folds (from 0) whose model the time limit cut short.
+        said: ``(n, classes)`` calibrated, rows sum to 1; uniform if a model knows none of the classes.
+        knows: ``(n, classes)`` bool, whether the model answering the line was trained on the class.
+        cut: Indices of folds whose model was cut short by the time limit.
     """
 
     said: NDArray[np.float32]
@@ -53,31 +53,31 @@ class Answers:
 
 
 def cut_short(cut: int, folds: int) -> list[str]:
-    """Return the doubt about folds that the time limit cut short; none where it cut none."""
+    """Return the doubt about folds cut short by the time limit; empty if none were."""
     if not cut:
         return []
     return [
-        f"{cut} of {folds} folds {'was' if cut == 1 else 'were'} cut short by --time-limit: their lines were judged by "
-        "models that learnt less."
+        f"{cut} of {folds} folds {'was' if cut == 1 else 'were'} cut short by --time-limit: their lines were "
+        "checked by models with less training."
     ]
 
 
 def saved_fold(place: Checkpoint, limit: float | None) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return what an interrupted call has kept of a fold.
+    """Return the saved state of a fold from an interrupted call.
 
     Args:
-        place: Of the fold; its record has ``cut``, and ``limit``, the time limit of that call.
+        place: Place of the fold; its record has ``cut``, and ``limit``, the time limit of that call.
         limit: The time limit of this call in seconds, or None.
 
     Returns:
-        Tensors and record; None if there is nothing, or if it was cut short and there is more time now.
+        Tensors and record; None if nothing is saved, or if it was cut short and there is now more time.
     """
     saved = place.load()
-    if saved is None or "cut" not in saved[1]:  # an earlier version kept no word of it
+    if saved is None or "cut" not in saved[1]:  # an earlier version did not record it
         return None
     record = saved[1]
     if record["cut"] and (limit is None or limit > record["limit"]):
-        place.clock.add_earlier(-float(record["seconds"]))  # that time is not part of this result
+        place.clock.add_earlier(-float(record["seconds"]))  # that time does not belong to this result
         return None
     return saved
 
@@ -85,17 +85,17 @@ def saved_fold(place: Checkpoint, limit: float | None) -> tuple[dict[str, Tensor
 def out_of_fold(
     lines: Lines, spec: ModelSpec, classes: Sequence[str], rows: NDArray[np.int64], *, share: float
 ) -> Answers:
-    """Let a model answer every line after it has learnt from the other folds.
+    """Answer every line with a model trained on the other folds.
 
     Args:
         lines: All lines.
         spec: The model.
-        classes: Its probabilities are returned in this order; what it gives to others is left out.
-        rows: Lines that are answered and learnt from.
-        share: Of the time limit; a model learns for 10 seconds at least.
+        classes: Order of the returned probabilities; other classes are dropped.
+        rows: Lines to answer and to train on.
+        share: Share of the time limit; a model is trained for at least 10 seconds.
 
     Returns:
-        The answers to ``rows``.
+        The answers for ``rows``.
 
     Raises:
         PairsError: A fold leaves fewer than two classes to learn from.
@@ -114,7 +114,7 @@ def out_of_fold(
             said[held], knows[held] = saved[0]["said"].numpy(), saved[0]["knows"].numpy()
             cut |= {fold} if saved[1]["cut"] else set()
             continue
-        print_progress(f"{spec.name}: learning without fold {fold + 1} of {folds}", enabled=lines.session.progress)
+        print_progress(f"{spec.name}: training without fold {fold + 1} of {folds}", enabled=lines.session.progress)
         begun = place.clock.seconds()
         learnt = few_enough(known.select(np.flatnonzero(fold_of != fold).tolist()), seed=lines.session.seed)
         left = None if limit is None else max(_LEAST_SECONDS, share * limit / folds)
@@ -130,9 +130,9 @@ def out_of_fold(
 
 
 def _learnt_classes(learnt: Pairs, classes: Sequence[str], seed: int) -> NDArray[np.bool_]:
-    """Return ``(classes,)`` bool, whether a class stands in groups enough, and outside of what is set aside.
+    """Return ``(classes,)`` bool: whether a class has enough groups, also outside those set aside.
 
-    Of groups with many answers the training sets some aside that hold the last lines of a rare class.
+    Among groups with many answers, training may set aside some that hold the last lines of a rare class.
     """
     left, _, _ = set_aside(learnt, _DEV_SHARE, task="classification", min_answer_count=1, seed=seed)
     shown = {answer for target in left.targets for answer in answers_of(target, "classification")}
@@ -147,7 +147,7 @@ def _learnt_classes(learnt: Pairs, classes: Sequence[str], seed: int) -> NDArray
 def _answers(
     lines: Lines, spec: ModelSpec, learnt: Pairs, asked: Pairs, classes: Sequence[str], time_limit: float | None
 ) -> tuple[NDArray[np.float32], bool]:
-    """Train one model and let it answer; also tell whether the time limit cut its training short."""
+    """Train one model and let it answer; also return whether the time limit cut its training short."""
     passes = {} if spec.epochs is None else {"epochs": most_passes(spec.epochs, len(learnt))}
     with TemporaryDirectory() as scratch, quick_products(wanted=len(learnt) > SMALL and spec.model != "linear"):
         run = train(
@@ -164,7 +164,7 @@ def _answers(
             options={**spec.changes, **passes},
             device=lines.session.device,
             find_groups=False,  # done once for all models
-            workers=1,  # whatever a launcher has set: its processes share no curation
+            workers=1,  # regardless of what a launcher has set: its processes do not share a curation
         )
         scorer = Scorer(run, lines.store, device=lines.session.device)
         shown = _seen(spec, asked)

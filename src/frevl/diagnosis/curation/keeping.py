@@ -1,4 +1,4 @@
-"""Which lines are kept: what the filters flag, or the best by how probable it is that a line is right. Pure numpy."""
+"""Decide which lines to keep, by the filters' flags or by the probability that a line is correct. Pure numpy."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["check_shares", "reasons_to_drop"]
 
 
 def check_shares(keep: float | None, below: float | None) -> None:
-    """Refuse shares that mean nothing.
+    """Refuse meaningless shares.
 
     Raises:
         UsageError: Both are given, or one is out of its range.
     """
     if keep is not None and below is not None:
-        raise UsageError("--keep and --below both say how many lines go; give one of them")
+        raise UsageError("--keep and --below both determine how many lines are dropped; give one of them")
     if keep is not None and not 0 < keep <= 1:
-        raise UsageError(f"--keep: expected a share of the lines above 0 and up to 1, found {keep}")
+        raise UsageError(f"--keep: expected a share of the lines, above 0 and at most 1, found {keep}")
     if below is not None and not 0 < below < 1:
         raise UsageError(f"--below: expected a probability between 0 and 1, found {below}")
 
@@ -31,25 +31,25 @@ def check_shares(keep: float | None, below: float | None) -> None:
 def reasons_to_drop(
     found: Mapping[str, Found], lines: int, *, keep: float | None, below: float | None, notes: list[str]
 ) -> list[list[str]]:
-    """Return for every line the names of the filters that drop it; none for a line that is kept.
+    """Return for every line the names of the filters that drop it; empty if it is kept.
 
     Args:
-        found: What the filters say, by name.
-        lines: How many there are.
-        keep: Share of the lines to keep: after the other filters, those that are least probably right go, and none
-            that nobody has judged. None: what the filters flag goes.
-        below: Lines that are right with less than this probability go, instead of what their filter flags.
-        notes: Gets a sentence where ``keep`` cannot be met.
+        found: Findings of the filters, by name.
+        lines: Number of lines.
+        keep: Share of lines to keep: after the other filters, those least likely to be correct are dropped, but no
+            unchecked ones. None: drop what the filters flag.
+        below: Drop lines whose probability of being correct is below this, instead of what their filter flags.
+        notes: Receives a sentence if ``keep`` cannot be met.
 
     Raises:
-        UsageError: A share is given, and no filter says how probable it is that a line is right.
+        UsageError: A share is given, but no filter gives probabilities.
     """
     flag = "--keep" if keep is not None else "--below"
     sure = {name: one.belief for name, one in found.items() if one.belief is not None}
     if (keep is not None or below is not None) and not sure:
         raise UsageError(
-            f"{flag} goes by how probable it is that a line is right, and none of {', '.join(found) or 'no filter'} "
-            "says that; add --drop match (captions) or --drop label (classes)"
+            f"{flag} uses the probability that a line is correct, which no filter gives (found: "
+            f"{', '.join(found) or 'no filter'}); add --drop match (captions) or --drop label (classes)"
         )
     why: list[list[str]] = [[] for _ in range(lines)]
     for name, one in found.items():
@@ -67,13 +67,11 @@ def reasons_to_drop(
 
 
 def _keep_best(why: list[list[str]], sure: Mapping[str, NDArray[np.float64]], wanted: int, notes: list[str]) -> None:
-    """Drop the least probable of the lines that are left until so many are kept."""
+    """Drop the least probable remaining lines until the given number is left."""
     left = np.flatnonzero([not one for one in why])
     if len(left) < wanted:
-        notes.append(
-            f"Only {len(left):,} lines are left where {wanted:,} were to be kept, because the other filters drop more."
-        )
-    # What nobody has judged stays: there is no reason to name for it.
+        notes.append(f"Only {len(left):,} lines are left instead of {wanted:,}, because the other filters drop more.")
+    # Unchecked lines stay: there is no reason to drop them.
     known = np.any([~np.isnan(belief) for belief in sure.values()], axis=0)
     tables = {name: np.nan_to_num(belief, nan=1.0) for name, belief in sure.items()}
     least = np.min(list(tables.values()), axis=0)

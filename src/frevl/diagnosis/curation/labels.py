@@ -1,7 +1,7 @@
-"""Wrong labels, and lines that the text alone answers: per line what the diagnosis computes as a share.
+"""The filters ``label`` and ``blind``: wrong labels, and lines that the text alone answers.
 
-Both ask models that have not learnt from the group of the line. A label is wrong only where two different models call
-it so by confident learning (Northcutt et al. 2021, as in cleanlab) and agree on another one.
+Both use models not trained on the line's group. A label counts as wrong only if two different models flag it by
+confident learning (Northcutt et al. 2021, as in cleanlab) and agree on another label.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from frevl.errors import PairsError
 __all__ = ["GIVEN_AWAY", "blind_filter", "label_filter"]
 
 GIVEN_AWAY = 0.9
-"""A line is flagged as blind from this probability of its label by the text alone ..."""
+"""Probability of the label given the text alone from which a line is flagged as blind ..."""
 
-_ODDS = 3.0  # ... if these are that many times the odds of the label in the file: a frequent label is no leak
-_NAMED = 5  # labels in a sentence
-_MOST_CELLS = 40_000_000  # probabilities that cleanlab looks at together
-_TRUSTED = 0.9  # of the lines answered right, or contradictions say more about the models than about the labels
-_LEAST_SKILL = 0.4  # of the way from the most frequent label to all right; a model below tells nothing
+_ODDS = 3.0  # ... if its odds are this many times those of the label in the file: a frequent label is no leak
+_NAMED = 5  # labels listed in a sentence
+_MOST_CELLS = 40_000_000  # probabilities given to cleanlab at once
+_TRUSTED = 0.9  # required accuracy, or contradictions say more about the models than about the labels
+_LEAST_SKILL = 0.4  # required share of the way from the most frequent label to perfect; a model below is no evidence
 
-# A network needs steps: with the 20 passes in batches of 128 that a diagnosis takes, 92 % of the unseen clean lines of
+# A network needs enough steps: with a diagnosis's 20 epochs in batches of 128, 92 % of the unseen clean lines of
 # easy-VQA were right, with these 95 % (research/experiments/log.md).
 _REGULARISED = {
     "dropout": 0.4,
@@ -46,7 +46,7 @@ _REGULARISED = {
 
 
 def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it needs no other
-    """Look for wrong labels.
+    """Find wrong labels.
 
     Raises:
         MissingExtraError: cleanlab is not installed.
@@ -60,22 +60,22 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     labels = np.array([index[str(given[row])] for row in rows], np.int64)
     try:
         answers = [out_of_fold(lines, spec, classes, rows, share=0.4) for spec in kinds]
-    except PairsError as error:  # of few groups a fold may take all lines of a class
+    except PairsError as error:  # with few groups, a fold may take all lines of a class
         return _silent(
-            lines, "label", given, f"wrong labels cannot be told: what a fold leaves is too little ({error})"
+            lines, "label", given, f"wrong labels cannot be found: too little remains without a fold ({error})"
         )
     cut = cut_short(len(frozenset.union(*(one.cut for one in answers))), _folds(lines))
     judged, notes = _learnt(labels, classes, answers)
     rows, labels, said = rows[judged], labels[judged], [one.said[judged] for one in answers]
     if len(set(labels.tolist())) < 2:
-        return _silent(lines, "label", given, f"wrong labels cannot be told: {notes[0]}", cut)
+        return _silent(lines, "label", given, f"wrong labels cannot be found: {notes[0]}", cut)
     accuracies = [float((one.argmax(axis=1) == labels).mean()) for one in said]
     usual = float(np.bincount(labels).max() / len(labels))
     told = " and ".join(f"{spec.name} {100 * one:.1f} %" for spec, one in zip(kinds, accuracies, strict=True))
     if min(accuracies) < usual + _LEAST_SKILL * (1 - usual):
         reason = (
-            f"wrong labels cannot be told from what the models cannot do (right on lines that they have not learnt "
-            f"from: {told}; always the most frequent label: {100 * usual:.1f} %)"
+            f"wrong labels cannot be distinguished from model errors (accuracy on held-out lines: {told}; always "
+            f"the most frequent label: {100 * usual:.1f} %)"
         )
         return _silent(lines, "label", given, reason, cut)
     wrong = _contradicted(labels, said, lines.session.seed)
@@ -92,17 +92,17 @@ def label_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     doubts, share = [], len(wrong) / len(rows)
     if min(accuracies) < _TRUSTED or 2 * share < 1 - min(accuracies):
         doubts = [
-            f"Some of the labels that are called wrong may be what the models cannot do: of lines that they have not "
-            f"learnt from they answer right: {told}. Look at a hundred of them first."
+            f"Some labels flagged as wrong may be model errors (accuracy on held-out lines: {told}). Look at a "
+            "hundred of them first."
         ]
     figures = {"looked_at": len(rows), "accuracy": dict(zip((one.name for one in kinds), accuracies, strict=True))}
     return Found(values, flagged, belief, (*cut, *doubts), notes, figures)
 
 
 def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it needs no other
-    """Look for lines whose label the text alone gives away."""
+    """Find lines whose label the text alone gives away."""
     if len(lines.pairs.sides) < 2:
-        return _silent(lines, "blind", None, "the lines have one side alone, so there is nothing to do without")
+        return _silent(lines, "blind", None, "the lines have only one side, so nothing can be left out")
     given, classes, rows = _single(lines)
     if len(classes) < 2 or len(set(_names(lines, rows))) < _folds(lines):
         return _silent(lines, "blind", None, _too_few("what the text alone answers", classes, lines))
@@ -111,13 +111,13 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
     try:
         said, told_by, answers = _by_text(lines, labels, classes, rows)
     except PairsError as error:
-        reason = f"what the text alone answers cannot be told: what a fold leaves is too little ({error})"
+        reason = f"what the text alone answers is unknown: too little remains without a fold ({error})"
         return _silent(lines, "blind", None, reason)
     cut = cut_short(len(answers.cut), _folds(lines))
     judged, notes = _learnt(labels, classes, [answers])
     rows, labels, said = rows[judged], labels[judged], said[judged]
     if not len(rows):
-        return _silent(lines, "blind", None, f"what the text alone answers cannot be told: {notes[0]}", cut)
+        return _silent(lines, "blind", None, f"what the text alone answers is unknown: {notes[0]}", cut)
     belief = np.full(len(lines), np.nan)
     belief[rows] = said[np.arange(len(rows)), labels]
     usual = (np.bincount(labels, minlength=len(classes)) / len(labels))[labels]
@@ -137,9 +137,9 @@ def blind_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
 def _by_text(
     lines: Lines, labels: NDArray[np.int64], classes: Sequence[str], rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], str, Answers]:
-    """Return what the text alone says, by words or by its embedding: what is surer of lines it has not learnt from.
+    """Return predictions from the text alone, by words or by embedding, whichever does better on held-out lines.
 
-    The answers by the embedding come too: they tell which classes were learnt.
+    The answers by embedding are returned too, as they show which classes were trained on.
     """
     texts = [lines.pairs.texts[row] for row in rows.tolist()]
     fold_of = deal_folds(_names(lines, rows), _folds(lines), lines.session.seed)
@@ -155,9 +155,9 @@ def _by_text(
 def _learnt(
     labels: NDArray[np.int64], classes: Sequence[str], answers: Sequence[Answers]
 ) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """Return which lines have a label that the models which answer them have learnt, and a note on the others.
+    """Return which lines have a label known to the models that answer them, and a note on the others.
 
-    A model that has never seen a class calls every line of it wrong.
+    A model that has never seen a class would flag all its lines.
     """
     at = np.arange(len(labels))
     judged = np.all([one.knows[at, labels] for one in answers], axis=0)
@@ -167,13 +167,13 @@ def _learnt(
     listed = ", ".join(f"'{name}'" for name in names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
     count = int((~judged).sum())
     return judged, (
-        f"{count:,} {'line' if count == 1 else 'lines'} with the label {listed} cannot be judged: nearly all groups "
-        "with this label are in one fold, and the models that answer it have not learnt it.",
+        f"{count:,} {'line' if count == 1 else 'lines'} with the label {listed} cannot be checked: nearly all "
+        "groups with this label are in one fold, so the models that answer it were not trained on it.",
     )
 
 
 def _single(lines: Lines) -> tuple[list[str | None], list[str], NDArray[np.int64]]:
-    """Return the only answer of every line (None where there are several), the classes, and the rows of these."""
+    """Return every line's single answer (None if there are several), the classes, and their rows."""
     answers = [answers_of(target, lines.task) for target in lines.pairs.targets]
     given = [next(iter(one)) if len(one) == 1 else None for one in answers]
     counts = Counter(one for one in given if one is not None)
@@ -193,8 +193,8 @@ def _folds(lines: Lines) -> int:
 
 def _too_few(what: str, classes: Sequence[str], lines: Lines) -> str:
     if len(classes) < 2:
-        return f"{what} cannot be told: fewer than two classes have {FEWEST_OF_CLASS} lines with this answer alone"
-    return f"{what} cannot be told: the lines of these classes belong to fewer than {_folds(lines)} groups"
+        return f"{what} cannot be found: fewer than two classes have {FEWEST_OF_CLASS} lines with only that answer"
+    return f"{what} cannot be found: the lines of these classes belong to fewer than {_folds(lines)} groups"
 
 
 def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: str, cut: Sequence[str] = ()) -> Found:
@@ -210,7 +210,7 @@ def _silent(lines: Lines, key: str, given: Sequence[str | None] | None, reason: 
 
 
 def _models(lines: Lines, count: int) -> list[ModelSpec]:
-    """Return two models that learn in different ways, for so many lines."""
+    """Return two models of different kinds, suited to the number of lines."""
     small = count * (_folds(lines) - 1) <= SMALL * _folds(lines)
     if len(lines.pairs.sides) < 2:
         (side,) = lines.pairs.sides
@@ -228,10 +228,10 @@ def _text_model(count: int) -> ModelSpec:
 
 
 def _contradicted(labels: NDArray[np.int64], said: Sequence[NDArray[np.float32]], seed: int) -> NDArray[np.int64]:
-    """Return the rows whose label is likely wrong by the mean of the models, which all name the same other one.
+    """Return the rows whose label is likely wrong by the mean of the models, if all prefer the same other label.
 
-    Confident learning asks the mean: what it keeps of each model's own list loses a quarter of the wrong labels
-    (research/experiments/log.md). Where there are many rows and classes they are looked at block by block.
+    Confident learning is applied to the mean: intersecting the models' own lists loses a quarter of the wrong labels
+        (research/experiments/log.md). Many rows and classes are processed in blocks.
     """
     blocks = max(1, -(-len(said) * said[0].size // _MOST_CELLS))
     block_of = np.random.default_rng(seed).integers(0, blocks, len(labels))

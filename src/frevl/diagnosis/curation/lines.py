@@ -1,6 +1,6 @@
-"""What a filter is given, the lines of a file, and what it returns: one verdict a line.
+"""The input of a filter, the lines of a file, and its output, one verdict per line.
 
-A filter is a function from `Lines`, and from what the filters before it found, to `Found`. A new one is a row of
+A filter is a function from `Lines` and the earlier filters' findings to `Found`. A new one is a row of
 `frevl.diagnosis.curation.filters.FILTERS`.
 """
 
@@ -33,7 +33,7 @@ NOT_LOOKED_AT: dict[str, Any] = {
     "blind": None,
     "label": None,
 }
-"""The judged part of the key ``curate`` of a line, in its order; null is what no filter has looked at."""
+"""The fields that filters set in a line's key ``curate``, in order; null means not checked."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Lines:
     Attributes:
         store: Has their embeddings.
         pairs: The lines in file order, with the ids of the store; their ``clusters`` are the groups of
-            `frevl.store.grouping.groups.group_pairs`, which stay in one fold.
+            `frevl.store.grouping.groups.group_pairs`, which stay in the same fold.
         task: ``matching`` or ``classification``.
-        image_towers: Image towers that every line has.
-        text_towers: Text towers that every line has.
-        session: Seed, time limit of all filters together, device and progress.
-        folds: In how many parts the groups are dealt; None leaves it to the filter.
-        run: A run that was trained elsewhere and judges the lines instead of models of ours, or None.
-        images: Folder of the pictures, where the user gave one: only then may a filter look at pixels.
-        checkpoint: Where a filter keeps what is done, so that a killed call goes on with it.
+        image_towers: Image towers available for every line.
+        text_towers: Text towers available for every line.
+        session: Seed, total time limit for all filters, device and progress.
+        folds: Number of folds; None leaves it to the filter.
+        run: A run trained elsewhere that scores the lines instead of cross-validated models, or None.
+        images: Folder of the pictures, if given; only then may a filter check pixels.
+        checkpoint: Where a filter saves its progress, so that a killed call can continue.
     """
 
     store: Store
@@ -71,14 +71,14 @@ class Lines:
 
 @dataclass(frozen=True)
 class Found:
-    """A filter's finding for every line.
+    """A filter's findings for all lines.
 
     Attributes:
-        values: One mapping a line, with keys of `NOT_LOOKED_AT`.
-        flagged: ``(n,)`` bool, the lines that ``--drop`` with this filter removes.
-        belief: ``(n,)`` float in [0, 1], how probable it is that the line is right, NaN where that is not known; None
-            of a filter that does not say. ``--keep`` and ``--below`` go by it.
-        doubts: Sentences that say what may be wrong with the result; they come before every number.
+        values: One mapping per line, with keys of `NOT_LOOKED_AT`.
+        flagged: ``(n,)`` bool, the lines to drop with ``--drop`` and this filter.
+        belief: ``(n,)`` float in [0, 1], probability that the line is correct, NaN if unknown; None for a filter
+            without probabilities. Used by ``--keep`` and ``--below``.
+        doubts: Reasons to doubt the result, shown before any number.
         notes: Further sentences for the user.
         figures: Numbers for the JSON, by name.
     """
@@ -92,16 +92,16 @@ class Found:
 
 
 Filter = Callable[[Lines, Mapping[str, Found]], Found]
-"""From the lines, and what the filters before it in the table have found (by name), to what it says."""
+"""Maps the lines and the earlier filters' findings (by name) to its own findings."""
 
 
 def write_lines(path: str | Path | None, lines: list[dict[str, Any]], flag: str) -> None:
-    """Write lines as JSON, one object each; the file is there whole or not at all.
+    """Write lines as JSON, one object each; the file is written completely or not at all.
 
     Args:
-        path: The file; None writes none.
+        path: The file; None writes nothing.
         lines: Objects.
-        flag: What the user knows the file by, such as ``--out``.
+        flag: The option that names the file, such as ``--out``.
 
     Raises:
         InputError: The file cannot be written.

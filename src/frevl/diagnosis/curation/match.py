@@ -1,10 +1,10 @@
-"""Does the text describe the image? Out of fold: a model that has learnt a wrong caption forgives it.
+"""The filter ``match``: does the text describe the image? Out of fold, as models accept captions they trained on.
 
-The groups of the lines are dealt into folds. For each fold a ``dual`` with the kernel alignment beside it learns from
-the other folds and scores the lines of this one and as many wrong ones, drawn there too; from both follows the
-probability that a line is right (`frevl.diagnosis.curation.match_probability`). What tells them apart is what hard
-negatives are mined by (`frevl.training.retrieval.hard_negatives`), cosines and hubness, and how well the text agrees
-with the other texts of the image. A text that is near to a right one of the image is not drawn as a wrong one.
+Groups of lines are dealt into folds. For each fold, a ``dual`` and a kernel alignment are trained on the other folds
+and score this fold's lines and as many wrong ones drawn from it; both scores give the probability that a line is right
+(`frevl.diagnosis.curation.match_probability`). The features are those used to mine hard negatives
+(`frevl.training.retrieval.hard_negatives`), i.e. cosines and hubness, and the text's agreement with the image's other
+texts. A text near one of the image's right texts is not drawn as a wrong one.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from frevl.training.run_folder import Checkpoint
 __all__ = ["FEWEST_GROUPS", "FOLDS", "UNLIKELY", "match_filter"]
 
 FEWEST_GROUPS = 100
-"""Groups of right lines (mostly: images); with fewer a fold learns next to nothing, and no line is scored."""
+"""Minimum groups (mostly images) of right lines; with fewer, hardly anything is learned and no line is scored."""
 
 FOLDS = 3
-"""Where the user names no other number."""
+"""Default number of folds."""
 
 UNLIKELY = 0.5
-"""A line is flagged below this probability of being right: where it is more probably wrong."""
+"""A line is flagged below this probability of being right, i.e. if it is more likely wrong."""
 
 _BANK = 2000  # training items that hubness is measured with
 _ALIGNMENT_WEIGHT = 10.0  # in the logits that hubness is measured with, as hard negatives are mined
 _ALIGNED = 4000  # training images of the alignment
 _FEATURES = 6
 _AT_ONCE = 8192
-# A model that tells nothing lets 5 % of the lines score so; below twice that there is nothing to go by.
+# An uninformative model gives 5 % of the lines such scores; below twice that, its scores are not usable.
 _CLEAR, _LEAST_TOLD = 0.95, 0.1
 
 
 @dataclass(frozen=True)
 class _Scores:
-    """Of given lines and of wrong ones that were drawn, with the group of each.
+    """Scores of given lines and of drawn wrong ones, with the group of each.
 
     ``given`` is ``(n, features)``, ``drawn`` ``(m, features)`` of texts at random, ``near`` ``(k, features)`` of texts
     that are like the right one; each column tells right lines from wrong ones a little,
@@ -75,13 +75,12 @@ class _Scores:
 
 
 def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it is the first
-    """Score every line by models that have not learnt from its group.
+    """Score every line with models not trained on its group.
 
-    Lines with the target false are scored too and never flagged: they are meant to be wrong, and nothing learns
-    from them.
+    Lines with the target false are scored but never flagged or trained on: they are meant to be wrong.
 
     Raises:
-        UsageError: The run does classification.
+        UsageError: The run is for classification.
         TrainingError: The loss is not finite.
     """
     right = (match_truth(lines.pairs) > 0.5).numpy()
@@ -94,8 +93,7 @@ def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: A
         what = ("image" if single else "group") + ("" if known == 1 else "s")
         return _silent(
             lines,
-            f"only {known:,} {what} with right lines, and {FEWEST_GROUPS} or more are needed to learn from some and "
-            "judge the others",
+            f"only {known:,} {what} with right lines, and at least {FEWEST_GROUPS} are needed for cross-validation",
         )
     if texts < 2:
         return _silent(lines, "all lines have the same text, so no text is wrong for any image")
@@ -133,9 +131,9 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
     if told < _LEAST_TOLD:
         return _silent(
             lines,
-            f"the model does not tell these texts from drawn ones ({100 * told:.0f} % of the lines score above all but "
-            f"{100 * (1 - _CLEAR):.0f} % of the drawn ones); it knows too little of such pictures and texts, or nearly "
-            "all lines are wrong",
+            f"the model does not distinguish these texts from random ones ({100 * told:.0f} % of the lines score "
+            f"above all but {100 * (1 - _CLEAR):.0f} % of the random ones); it knows too little about such "
+            "pictures and texts, or nearly all lines are wrong",
             doubts,
         )
     found = fit_mixture(given[right], drawn, groups[right], scores.drawn_groups.numpy())
@@ -167,7 +165,7 @@ def _embedded(lines: Lines) -> EmbeddedPairs:
 
 
 def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores | str:
-    """Return the scores, or the reason why there are none; folds that the time limit cut short become a doubt."""
+    """Return the scores, or why there are none; folds cut short by the time limit become a doubt."""
     session, clock, folds = lines.session, lines.checkpoint.clock, lines.folds or FOLDS
     images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
@@ -176,8 +174,8 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
     for fold in range(folds):
         if len(torch.unique(groups[right & (fold_of == fold)])) < 2:
             return (
-                f"fold {fold + 1} of {folds} has fewer than two groups with right lines, so no wrong ones can be drawn "
-                "there; ask for fewer --folds"
+                f"fold {fold + 1} of {folds} has fewer than two groups with right lines, so no wrong ones can be "
+                "drawn from it; use fewer --folds"
             )
     given = torch.zeros(len(pairs), _FEATURES)
     drawn, drawn_groups, likest, likest_groups = [], [], [], []
@@ -190,7 +188,7 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
             left = None
             if session.time_limit is not None:
                 left = max(1.0, session.time_limit - (clock.seconds() - started)) / (folds - fold)
-            print_progress(f"match: learning without fold {fold + 1} of {folds}", enabled=session.progress)
+            print_progress(f"match: training without fold {fold + 1} of {folds}", enabled=session.progress)
             begun = clock.seconds()
             scores, ended = _one_fold(
                 replace(lines, session=replace(session, seed=session.seed + fold, time_limit=left)),
@@ -204,8 +202,8 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
         cut += ended
         if len(scores.drawn) < 2:
             doubts += cut_short(cut, folds)
-            return f"no text is wrong for any image of fold {fold + 1}, as every text stands near to a right one"
-        # Each fold has a model of its own, whose scores have a scale of their own.
+            return f"no text is wrong for any image of fold {fold + 1}, as every text is close to a right one"
+        # Each fold has its own model, whose scores have their own scale.
         middle, width = scores.drawn.mean(dim=0), scores.drawn.std(dim=0).clamp(min=1e-6)
         given[held] = (scores.given - middle) / width
         drawn.append((scores.drawn - middle) / width)
@@ -229,9 +227,9 @@ def _one_fold(
     near: float,
     place: Checkpoint,
 ) -> tuple[_Scores, bool]:
-    """Learn from the right lines inside, and score those held out and wrong ones drawn of them.
+    """Train on the right lines of the other folds, and score the held-out lines and wrong ones drawn from them.
 
-    Also tell whether the time limit cut the learning short.
+    Also return whether the time limit cut the training short.
     """
     seed = lines.session.seed
     learnt = inside[right[inside]]
@@ -257,7 +255,7 @@ def _one_fold(
         width = network.own_text_vectors(texts[:1].float()).shape[1]
 
         def features(image: Tensor, text: Tensor, line: Tensor) -> Tensor:
-            """Of images and texts by number, as if the text stood in place of that of the line."""
+            """Return features of images and texts by number, as if the text replaced that of the line."""
             columns = []
             for part in _blocks(len(image)):
                 shown, said = image_parts[image[part]], text_parts[text[part]]
@@ -285,7 +283,7 @@ def _one_fold(
 
 
 def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores:
-    """Score by a run that was trained elsewhere, after a look at what it was trained on."""
+    """Score with a run trained elsewhere, after checking its training data."""
     run = lines.run
     if run is None:
         raise UsageError("--run: expected the folder of a matching run")
@@ -296,8 +294,8 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     seen = int(np.isin(contents, scorer.run.train_image_hashes).sum())
     if seen:
         doubts.append(
-            f"{run} was trained on {seen:,} of the {len(contents):,} images of these lines: a model that has learnt a "
-            "wrong text forgives it. Leave --run out to judge every line by models that have not learnt from it."
+            f"{run} was trained on {seen:,} of the {len(contents):,} images of these lines: a model accepts wrong "
+            "texts that it was trained on. Leave out --run to score every line with models not trained on it."
         )
     texts = pooled_items(pairs.texts, pairs.text_mask)
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])

@@ -1,8 +1,8 @@
-"""From scores to the probability that a line is right, where nobody has said which lines are wrong. Pure numpy.
+"""Turn scores into the probability that a line is right, without labels of wrong lines. Pure numpy.
 
 Two groups (Efron 2010, "Large-Scale Inference", chapter 5): the scores of the given lines are a mixture,
-``f = wrong_share * f0 + (1 - wrong_share) * f1``. What wrong lines score, ``f0``, is known: texts of other images are
-drawn and scored by the same model. So ::
+``f = wrong_share * f0 + (1 - wrong_share) * f1``. The score distribution of wrong lines, ``f0``, is known: texts of
+other images are drawn and scored by the same model. So ::
 
     P(right | score) = 1 - wrong_share * f0(score) / f(score)
 
@@ -35,13 +35,13 @@ _REACH = 2.5  # of the interval: the tightest of six bounds was taken, and 1.96 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a set of scores says about the lines.
+    """Probabilities derived from a set of scores.
 
     Attributes:
-        right: ``(n,)`` probability of every given line to be right.
-        even: ``(n,)`` the same if as many lines were wrong as right: for lines that are not drawn from the given ones.
-        wrong_share: Share of the given lines that are wrong, in [0, 1].
-        standard_error: Of that share, groups counted as one draw.
+        right: ``(n,)`` probability of every given line being right.
+        even: ``(n,)`` the same at equal odds, for lines that are not sampled from the given ones.
+        wrong_share: Share of wrong lines among the given ones, in [0, 1].
+        standard_error: Standard error of that share, with groups as units.
     """
 
     right: NDArray[np.float64]
@@ -51,7 +51,7 @@ class Mixture:
 
     @property
     def ci95(self) -> tuple[float, float]:
-        """Interval of the wrong share."""
+        """Return the interval of the wrong share."""
         reach = _REACH * self.standard_error
         return max(0.0, self.wrong_share - reach), min(1.0, self.wrong_share + reach)
 
@@ -63,14 +63,14 @@ def fit_mixture(
 
     Args:
         given: ``(n,)`` scores of the lines.
-        drawn: ``(m,)`` scores of wrong lines that were drawn, by the same models.
+        drawn: ``(m,)`` scores of drawn wrong lines by the same models.
         groups: ``(n,)`` group of every line; lines of one group are not independent.
-        drawn_groups: ``(m,)`` the same of the drawn ones.
+        drawn_groups: ``(m,)`` the same for the drawn ones.
     """
     ratio = _ratio(given, drawn)
     share, error = _wrong_share(given, drawn, groups, drawn_groups)
     right = 1 - np.clip(share * ratio, 0.0, 1.0)
-    # An isotonic fit is flat in steps; a line that scores better than another stays before it.
+    # An isotonic fit is stepwise constant; this keeps better-scoring lines ahead.
     middle, width = float(drawn.mean()), max(float(drawn.std()), 1e-9)
     smooth = 1 / (1 + np.exp(-np.clip((given - middle) / width, -30, 30)))
     odds = np.maximum(1 / np.maximum(ratio, 1e-9) - share, 0.0) / max(1 - share, 1e-9)  # f1 / f0
@@ -96,9 +96,9 @@ def most_wrong(
 
 
 def _ratio(given: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return ``(n,)``: the density of wrong lines over that of given ones, at every given line.
+    """Return ``(n,)`` the density ratio of wrong to given lines at every given line.
 
-    Both kinds have the same weight, so the isotonic share ``g`` of given ones makes the ratio ``(1 - g) / g``.
+    Both kinds have equal total weight, so the isotonic share ``g`` of given ones yields the ratio ``(1 - g) / g``.
     """
     scores = np.concatenate([given, drawn])
     order = np.argsort(scores, kind="stable")
@@ -106,7 +106,7 @@ def _ratio(given: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np
     truth = np.concatenate([np.ones(len(given)), np.zeros(len(drawn))])[order]
     places, shares = _isotonic(scores[order], truth, weights)
     found = np.interp(given, places, shares)
-    # Where no given line is near, its own weight keeps the ratio finite.
+    # Each line's own weight keeps the ratio finite if no other given line is near.
     found = np.clip(found, 1 / (len(given) + 1), 1.0)
     ratio: NDArray[np.float64] = (1 - found) / found
     return ratio
@@ -140,14 +140,14 @@ def _wrong_share(
             continue
         share = below / usual
         of_share = float(np.hypot(error / usual, share * usual_error / usual))
-        # Each is an upper bound of the truth, with an error: the one that is surely the lowest is the tightest.
+        # Each is a noisy upper bound of the truth: the one that is most surely low is the tightest.
         if share + _SURE * of_share < best[2]:
             best = (share, of_share, share + _SURE * of_share)
     return min(1.0, best[0]), best[1]
 
 
 def _mean(hits: NDArray[np.bool_], groups: NDArray[np.int64]) -> tuple[float, float]:
-    """Return a mean and its standard error where groups are drawn, not lines (ratio estimator)."""
+    """Return a mean and its standard error with groups as units (ratio estimator)."""
     _, at = np.unique(groups, return_inverse=True)
     sizes = np.bincount(at)
     sums = np.bincount(at, weights=hits.astype(np.float64))

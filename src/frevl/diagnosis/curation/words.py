@@ -1,6 +1,6 @@
-"""What the words of a text give away about its label: a logistic regression on words, pairs of words and the text.
+"""Predict a label from the words of its text: logistic regression on words, word pairs and the whole text.
 
-An embedding of a whole text blurs the one word that leaks the answer; words do not (research/experiments/log.md).
+A text embedding blurs the single word that leaks the answer; words do not (research/experiments/log.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from frevl.errors import MissingExtraError
 __all__ = ["by_words"]
 
 _MOST_WORDS = 50_000
-_PENALTY = 10.0  # inverse, as scikit-learn has it
+_PENALTY = 10.0  # inverse regularisation, as in scikit-learn
 _ITERATIONS = 300
 _PIECES = r"\w+|[^\w\s]"
 
@@ -26,13 +26,13 @@ _PIECES = r"\w+|[^\w\s]"
 def by_words(
     texts: Sequence[str], labels: NDArray[np.int64], fold_of: NDArray[np.int64], classes: int
 ) -> NDArray[np.float32]:
-    """Return ``(n, classes)`` the probabilities of every line by what was learnt from the other folds.
+    """Return ``(n, classes)`` out-of-fold probabilities for every line.
 
     Args:
         texts: ``(n,)``.
         labels: ``(n,)`` class of every line.
-        fold_of: ``(n,)`` its fold.
-        classes: How many there are.
+        fold_of: ``(n,)`` fold of every line.
+        classes: Number of classes.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -54,12 +54,12 @@ def by_words(
         )
         try:
             seen = counts.fit_transform([texts[row] for row in learnt.tolist()])
-        except ValueError:  # not one word in any text
+        except ValueError:  # no words in any text
             said[held] = np.bincount(labels[learnt], minlength=classes) / len(learnt)
             continue
         model: Any = linear.LogisticRegression(C=_PENALTY, max_iter=_ITERATIONS, tol=1e-3)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it could be solved more exactly
+            warnings.simplefilter("ignore")  # the solution need not be more exact
             model.fit(seen, labels[learnt])
         said[held[:, None], model.classes_] = model.predict_proba(
             counts.transform([texts[row] for row in held.tolist()])

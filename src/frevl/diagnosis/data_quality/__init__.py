@@ -1,1 +1,1 @@
-"""Findings about data: leaks between training and test, near-duplicates, label errors."""
+"""Findings about data: leaks between training and test, near duplicates, label errors."""

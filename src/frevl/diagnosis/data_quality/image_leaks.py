@@ -1,4 +1,4 @@
-"""Leaks: images and pairs of the test that are in the training or development pairs too, exactly or nearly."""
+"""Leaks: test images and pairs that also occur, exactly or nearly, in the training or development pairs."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ __all__ = [
     "same_pair_claim",
 ]
 
-# From the loosest to the strictest; the loosest that ordinary images of the set do not reach is taken.
+# From loosest to strictest; the loosest that unrelated images of the set do not reach is used.
 THRESHOLDS = (0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
 _ORDINARY = 0.005  # share of training images that may reach the threshold with another training image
 _MOST_MEASURED = 2_000
 _MOST_IMAGES = 40_000
 _ROWS_AT_ONCE = 512
 _SHOWN = 20
-_P = 0.01  # below which near copies are more than likeness explains
+_P = 0.01  # p-value below which there are more near copies than similarity explains
 _COPIES = {
-    "image": "Content hashes of the image files, so a copy under another name counts.",
-    "text": "Hashes of the texts, so that blanks and composed letters make no difference.",
+    "image": "Content hashes of the image files, so copies under other names count.",
+    "text": "Hashes of the texts, ignoring spacing and Unicode composition.",
 }
 _NOTHING = "Nothing to do."
-_LIKENESS = "No more than likeness explains: nothing to do, but a look at the first ones costs little."
+_LIKENESS = "No more than similarity explains: nothing to do, but a look at the first ones costs little."
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Likeness:
     """A cosine above which two images are called near copies, with its measured false-alarm rate.
 
     Attributes:
-        threshold: The cosine, or None if even the strictest is reached by ordinary images.
-        rate: Share of training images that reach it with another training image of other content, in [0, 1].
+        threshold: The cosine, or None if unrelated images reach even the strictest.
+        rate: Share of training images that reach it with a training image of different content, in [0, 1].
     """
 
     threshold: float | None
@@ -55,9 +55,9 @@ class Likeness:
 
 
 def leak_findings(splits: Splits) -> list[Finding]:
-    """Look for images, pairs and texts of the test among the training and development pairs.
+    """Find test images, pairs and texts among the training and development pairs.
 
-    Where there are texts alone, they stand in for the images; of one side alone a pair is no more than that.
+    If there are only texts, they take the place of images; with a single side, pairs are not examined separately.
     """
     seen = [splits.train, splits.dev]
     parts = [splits.test, *seen]
@@ -72,7 +72,7 @@ def leak_findings(splits: Splits) -> list[Finding]:
 
 
 def same_images(test: Pairs, seen: list[Pairs], hashes: dict[str, str]) -> dict[str, str]:
-    """Return the test images whose content is in other pairs too, each with the id it has there."""
+    """Return the test images whose content occurs in other pairs, each with its id there."""
     known = {hashes[unit]: unit for part in seen for unit in reversed(list(dict.fromkeys(part.units)))}
     return {unit: known[hashes[unit]] for unit in dict.fromkeys(test.units) if hashes[unit] in known}
 
@@ -99,20 +99,20 @@ def _images(splits: Splits, copies: dict[str, str]) -> Finding:
 
 
 def same_image_claim(copies: int, images: int, touched: int, pairs: int) -> tuple[str, str]:
-    """Return claim and advice on images that are on both sides.
+    """Return claim and advice on images in both training and test.
 
     Args:
-        copies: Test images that are in the training or development pairs too.
-        images: Different test images.
-        touched: Test pairs about such an image.
+        copies: Test images that are also in the training or development pairs.
+        images: Number of distinct test images.
+        touched: Test pairs with such an image.
         pairs: Test pairs.
     """
     if not copies:
         return f"None of the {counted(images, 'test image')} is in the training or development pairs.", _NOTHING
     return (
-        f"{copies:,} of {counted(images, 'test image')} {'is' if copies == 1 else 'are'} in the training or "
-        f"development pairs too ({touched:,} of {counted(pairs, 'test pair')}): all scores are too good.",
-        "Split by image content: leave these images out of one side and diagnose again.",
+        f"{copies:,} of {counted(images, 'test image')} {'is' if copies == 1 else 'are'} also in the training or "
+        f"development pairs ({touched:,} of {counted(pairs, 'test pair')}): all scores are too optimistic.",
+        "Split by image content: remove these images from one side and diagnose again.",
     )
 
 
@@ -124,10 +124,10 @@ def nearest_others(
     Args:
         queries: ``(n, dim)`` of unit length.
         pool: ``(m, dim)`` of unit length.
-        not_these: For every query the rows of the pool that do not count.
+        not_these: For every query, the rows of the pool to exclude.
 
     Returns:
-        ``(n,)`` cosines, -1 where nothing counts, and ``(n,)`` rows of the pool.
+        ``(n,)`` cosines, -1 if everything is excluded, and ``(n,)`` rows of the pool.
     """
     best, rows = np.empty(len(queries), np.float32), np.empty(len(queries), np.int64)
     for start in range(0, len(queries), _ROWS_AT_ONCE):
@@ -141,7 +141,7 @@ def nearest_others(
 
 
 def likeness_threshold(cosines: np.ndarray) -> Likeness:
-    """Choose the threshold from the cosines of training images to their nearest other training image."""
+    """Choose the threshold from the training images' cosines to their nearest other training image."""
     for threshold in THRESHOLDS:
         rate = float((cosines >= threshold).mean())
         if rate <= _ORDINARY:
@@ -150,17 +150,17 @@ def likeness_threshold(cosines: np.ndarray) -> Likeness:
 
 
 def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tuple[Finding, dict[str, str]]:
-    """Return the finding, and the test images that have a near copy, each with the id of that copy."""
+    """Return the finding, and the test images with a near copy, each with the copy's id."""
     random = np.random.default_rng(splits.seed)
     known = _some(list(dict.fromkeys([*splits.train.units, *splits.dev.units])), _MOST_IMAGES, random)
     asked = _some([unit for unit in dict.fromkeys(splits.test.units) if unit not in copies], _MOST_IMAGES, random)
     how = (
-        "Cosine of the stored embeddings to the nearest training or development image of other content. "
-        f"The threshold is the loosest of {', '.join(f'{t:g}' for t in THRESHOLDS)} that at most "
-        f"{100 * _ORDINARY:g} % of the training images reach with another training image of other content"
+        "Cosine of the stored embeddings to the nearest training or development image of different content. The "
+        f"threshold is the loosest of {', '.join(f'{t:g}' for t in THRESHOLDS)} that at most {100 * _ORDINARY:g} % "
+        "of the training images reach with a training image of different content"
     )
     if len(known) < 2 or not asked:
-        return _no_threshold("Too few images to look for near copies.", how + ".", 0.0), {}
+        return _no_threshold("There are too few images to search for near copies.", how + ".", 0.0), {}
     pool, queries = _unit(splits, known), _unit(splits, asked)
     rows_of: dict[str, list[int]] = {}
     for row, image in enumerate(known):
@@ -171,8 +171,8 @@ def _near(splits: Splits, hashes: dict[str, str], copies: dict[str, str]) -> tup
     how += f"; measured {100 * likeness.rate:.2f} % (the false-alarm rate)."
     if likeness.threshold is None:
         claim = (
-            f"Near copies cannot be told from ordinary images: {100 * likeness.rate:.1f} % of the training images have "
-            f"another training image at a cosine of {THRESHOLDS[-1]:g} or more."
+            f"Near copies cannot be distinguished from unrelated images: {100 * likeness.rate:.1f} % of the "
+            f"training images have another training image at a cosine of {THRESHOLDS[-1]:g} or more."
         )
         return _no_threshold(claim, how, likeness.rate), {}
     cosines, rows = nearest_others(queries, pool, not_these=[np.zeros(0, np.int64)] * len(queries))
@@ -210,37 +210,37 @@ def near_image_claim(found: int, asked: int, threshold: float, expected: float, 
 
     Args:
         found: Test images with a near copy.
-        asked: Test images that were looked at.
+        asked: Test images examined.
         threshold: Cosine above which images count as near.
-        expected: How many would have one by likeness alone.
-        p: Chance of finding so many or more if that were all.
+        expected: Number expected from similarity alone.
+        p: Probability of finding at least as many if that were all.
     """
     claim = (
-        f"{found:,} of {asked:,} further test images {'has' if found == 1 else 'have'} a near copy in the training or "
-        f"development pairs (cosine {threshold:g} or more; {expected:.1f} would by likeness alone)"
+        f"{found:,} of {asked:,} further test images {'has' if found == 1 else 'have'} a near copy in the training "
+        f"or development pairs (cosine {threshold:g} or more; {expected:.1f} expected from similarity alone)"
     )
     if p < _P:
         return (
             f"{claim}: more than chance explains.",
-            "Look at them; put images of one scene into one split, with the key 'cluster'.",
+            "Look at them; keep images of the same scene in one split with the key 'cluster'.",
         )
     return f"{claim}.", _LIKENESS if found else _NOTHING
 
 
 def same_pair_claim(same: int, pairs: int) -> tuple[str, str]:
-    """Return claim and advice on test pairs that are in the training or development pairs too."""
+    """Return claim and advice on test pairs that are also in the training or development pairs."""
     if not same:
         return f"None of the {counted(pairs, 'test pair')} is in the training or development pairs.", _NOTHING
     return (
-        f"{same:,} of {counted(pairs, 'test pair')} {'is' if same == 1 else 'are'} in the training or development "
-        "pairs too (same image, same text).",
-        "Leave them out of one side: a model can answer them from memory.",
+        f"{same:,} of {counted(pairs, 'test pair')} {'is' if same == 1 else 'are'} also in the training or "
+        "development pairs (same image, same text).",
+        "Remove them from one side: a model can answer them from memory.",
     )
 
 
 def _no_threshold(claim: str, how: str, rate: float) -> Finding:
     advice = (
-        "If they are frames of one film, or copies, give such images the same key 'cluster' and split by it."
+        "If they are frames of one film, or copies, give them the same value of the key 'cluster' and split by it."
         if rate > 0
         else _NOTHING
     )
@@ -261,7 +261,7 @@ def _some(items: list[Any], most: int, random: np.random.Generator) -> list[Any]
 
 
 def _pairs(splits: Splits, hashes: dict[str, str]) -> tuple[Finding, set[int]]:
-    """Return the finding, and the rows of the test pairs that are in the training or development pairs too."""
+    """Return the finding, and the rows of test pairs that are also in the training or development pairs."""
 
     def key(pairs: Pairs, row: int) -> tuple[str, str]:
         return hashes[pairs.images[row]], normal_text(pairs.texts[row])
@@ -276,7 +276,7 @@ def _pairs(splits: Splits, hashes: dict[str, str]) -> tuple[Finding, set[int]]:
         claim=claim,
         value=100 * len(same) / n,
         ci95=None,
-        how="Image content hash and text without case, punctuation and blanks. Percent of test pairs.",
+        how="Image content hash and text, ignoring case, punctuation and spacing. Percent of test pairs.",
         advice=advice,
         table=[
             {"place": splits.test.places[row], "image": splits.test.images[row], "text": splits.test.texts[row]}

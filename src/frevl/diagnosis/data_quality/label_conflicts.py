@@ -1,4 +1,4 @@
-"""Labels that contradict each other: the same image and text with answers that have nothing in common."""
+"""Conflicting labels: the same image and text with answers that have nothing in common."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ _SAME = {"image and text": "image content and same text", "image": "image conten
 
 
 def conflict_claim(touched: int, pairs: int, what: str = "image and text") -> tuple[str, str]:
-    """Return claim and advice on pairs that contradict another one of the same image and text, or of what they have."""
+    """Return claim and advice on pairs that contradict another pair with the same image and text (or single side)."""
     if not touched:
-        return f"No two pairs of the same {what} contradict each other.", "Nothing to do."
+        return f"No two pairs with the same {what} contradict each other.", "Nothing to do."
     return (
-        f"{touched:,} of {pairs:,} pairs contradict another pair of the same {what}.",
-        "Decide which is right: no answer of a model can be right for both.",
+        f"{touched:,} of {pairs:,} pairs contradict another pair with the same {what}.",
+        "Decide which is right: no answer can be right for both.",
     )

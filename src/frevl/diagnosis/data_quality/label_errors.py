@@ -1,4 +1,4 @@
-"""Labels that are likely wrong, because two different models contradict them in the same way.
+"""Find likely label errors: labels that two different models contradict in the same way.
 
 Confident learning (Northcutt et al. 2021) as in cleanlab, on out-of-fold probabilities.
 """
@@ -27,17 +27,17 @@ from frevl.runs.targets import match_truth
 
 __all__ = ["check_cleanlab", "label_claim", "label_error_finding", "likely_errors"]
 
-_LEAST_ACCURACY = 0.5  # a model that is mostly wrong cannot tell who else is
-_LEAST_SKILL = 0.4  # of the way from the most frequent answer to all right
-_MOST_CELLS = 40_000_000  # probabilities in memory: more are looked at block by block
+_LEAST_ACCURACY = 0.5  # a model that is mostly wrong cannot detect errors
+_LEAST_SKILL = 0.4  # share of the way from the most frequent answer to perfect
+_MOST_CELLS = 40_000_000  # probabilities in memory; more are processed in blocks
 _AS_GOOD = 0.02
-_SURE = 0.8  # of the mean confidence
-_TRUSTED = 0.9  # right answers below which a contradiction says more about the model than about the label
+_SURE = 0.8  # share of the mean confidence
+_TRUSTED = 0.9  # accuracy below which a contradiction says more about the model than about the label
 _SHOWN = 30
 
 
 def check_cleanlab() -> None:
-    """Refuse now what would fail after minutes of training.
+    """Fail now rather than after minutes of training.
 
     Raises:
         MissingExtraError: cleanlab is not installed.
@@ -49,9 +49,9 @@ def check_cleanlab() -> None:
 
 
 def likely_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the rows whose label is likely wrong, the likeliest first.
+    """Return the rows whose label is likely wrong, likeliest first.
 
-    Confident learning, and the model must be about as sure of another answer as it usually is (ours).
+    Uses confident learning; in addition, the model must be about as sure of another answer as it usually is (ours).
 
     Args:
         labels: ``(n,)`` int64 classes; every class of the probabilities occurs.
@@ -61,8 +61,8 @@ def likely_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     found = filter_module.find_label_issues(
         labels, probabilities, return_indices_ranked_by="self_confidence", filter_by="prune_by_noise_rate", n_jobs=1
     )
-    # What the model cannot do at all it answers without being sure; only where it is about as sure as usual does its
-    # contradiction say something about the label.
+    # On pairs that it cannot solve, a model is unsure; only if it is about as sure as usual does its contradiction say
+    # something about the label.
     sure = probabilities.max(axis=1)
     ranked = np.asarray(found, np.int64)
     kept: np.ndarray = ranked[sure[ranked] >= _SURE * sure.mean()]
@@ -70,15 +70,15 @@ def likely_errors(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def label_error_finding(comparison: ModelComparison, *, folder: Path, time_limit: float) -> Finding:
-    """Look for wrong labels in all pairs, by two different models that have not learnt from the pair.
+    """Find wrong labels in all pairs with two different models not trained on the pair.
 
     Test and development pairs are answered by the models of the comparison, training pairs by the same two models as
-    `frevl.diagnosis.cross_validation.cross_validate` trains them. Where the probabilities of all pairs are too many,
-    pairs are looked at in blocks.
+    `frevl.diagnosis.cross_validation.cross_validate` trains them. If the probabilities of all pairs would be too large,
+    pairs are processed in blocks.
 
     Args:
         comparison: The trained models.
-        folder: For further runs.
+        folder: Folder for further runs.
         time_limit: Seconds for further trainings.
     """
     splits, majority = comparison.splits, comparison.best("majority")
@@ -86,8 +86,8 @@ def label_error_finding(comparison: ModelComparison, *, folder: Path, time_limit
     if not able:
         return _cannot_tell(
             f"no model is right often enough; the best, {_best_of(comparison).title}, answers "
-            f"{100 * _accuracy(_best_of(comparison)):.0f} % of pairs that it has not learnt from right, and always "
-            f"giving the most frequent answer {100 * _accuracy(majority):.0f} %"
+            f"{100 * _accuracy(_best_of(comparison)):.0f} % of held-out pairs right, and always giving the most "
+            f"frequent answer {100 * _accuracy(majority):.0f} %"
         )
     first, second = _two_different(able)
     if second is None:
@@ -108,7 +108,7 @@ def label_error_finding(comparison: ModelComparison, *, folder: Path, time_limit
 
 
 def _accuracy(model: ComparedModel) -> float:
-    """Return the share of right answers on pairs that the model has not learnt from, in [0, 1]."""
+    """Return the model's accuracy on held-out pairs, in [0, 1]."""
     return float(model.dev.hits.mean()) if model.crossed is None else model.crossed.accuracy
 
 
@@ -117,14 +117,14 @@ def _best_of(comparison: ModelComparison) -> ComparedModel:
 
 
 def _able(comparison: ModelComparison) -> list[ComparedModel]:
-    """Return the models that are right often enough to contradict a label, the simplest first."""
+    """Return the models accurate enough to contradict a label, simplest first."""
     by_count = _accuracy(comparison.best("majority"))
     least = max(_LEAST_ACCURACY, by_count + _LEAST_SKILL * (1 - by_count))
     return [model for model in comparison.models if model.spec.role != "majority" and _accuracy(model) >= least]
 
 
 def _two_different(able: list[ComparedModel]) -> tuple[ComparedModel, ComparedModel | None]:
-    """Return the simplest model that is nearly as good as the best, and the best of those that learn in another way."""
+    """Return the simplest model that is nearly as good as the best, and the best of a different kind."""
     best = max(map(_accuracy, able))
     first = next(model for model in able if _accuracy(model) >= best - _AS_GOOD)
     others = [model for model in able if model.spec.model != first.spec.model]
@@ -133,7 +133,7 @@ def _two_different(able: list[ComparedModel]) -> tuple[ComparedModel, ComparedMo
 
 @dataclass(frozen=True)
 class _Part:
-    """Pairs, and models that have not learnt from them."""
+    """Pairs, and models not trained on them."""
 
     pairs: Pairs
     scorers: list[Scorer]
@@ -141,20 +141,20 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Contradicted:
-    """Labels that were looked at, and those of them that all models contradict in the same way."""
+    """The labels examined, and those that all models contradict in the same way."""
 
     looked_at: int
     rows: list[dict[str, Any]]
 
 
 def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs: Sequence[ModelSpec]) -> _Contradicted:
-    """Look at the labels of all pairs, in as many blocks as the memory asks for."""
+    """Examine the labels of all pairs, in blocks if memory requires."""
     index = {name: number for number, name in enumerate(classes)}
     labels = [[_label(part.pairs, row, splits.task) for row in range(len(part.pairs))] for part in parts]
     blocks = -(-len(specs) * sum(map(len, labels)) * len(classes) // _MOST_CELLS)
     random = np.random.default_rng(splits.seed)
     block_of = [random.integers(0, blocks, len(part)) for part in labels]
-    # Wrong pairs that we drew ourselves are nobody's labels.
+    # Wrong pairs that we drew ourselves are not labels.
     drawn = splits.task == "matching" and bool((match_truth(splits.train) > 0.5).all())
     looked_at, table = 0, []
     for block in range(blocks):
@@ -171,7 +171,7 @@ def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs:
         present, given_numbers = np.unique(np.array(numbers, np.int64), return_inverse=True)
         if len(present) < 2:
             continue
-        # Classes outside are left out, so that what remains is a probability again; a row without any says nothing.
+        # Other classes are dropped and the rest renormalised; a row with nothing left is uninformative.
         by_model = [np.maximum(np.concatenate(said)[:, present], 1e-9) for said in answered]
         by_model = [one / one.sum(axis=1, keepdims=True) for one in by_model]
         for row in _agreed(given_numbers, by_model):
@@ -191,11 +191,11 @@ def _contradicted(parts: list[_Part], classes: list[str], splits: Splits, specs:
 
 
 def _agreed(labels: np.ndarray, by_model: Sequence[np.ndarray]) -> list[int]:
-    """Return the rows whose label every model calls likely wrong, all with the same other answer.
+    """Return the rows whose label every model flags as likely wrong, with the same other answer.
 
     Args:
         labels: ``(n,)`` int64 classes; every class of the probabilities occurs.
-        by_model: Of every model ``(n, classes)`` as `likely_errors` takes them.
+        by_model: ``(n, classes)`` for every model, as in `likely_errors`.
     """
     named = set.intersection(*({int(row) for row in likely_errors(labels, one)} for one in by_model))
     return [row for row in sorted(named) if len({int(one[row].argmax()) for one in by_model}) == 1]
@@ -213,12 +213,12 @@ def _finding(found: _Contradicted, accuracies: dict[str, float]) -> Finding:
         value=100 * share,
         ci95=None,
         how=(
-            "Confident learning (cleanlab, prune by noise rate) on the probabilities of two different models that have "
-            f"not learnt from the pair; of such pairs they answer right: {told}. A label counts only where both "
-            "contradict it with the same other answer, about as surely as they usually answer. Single answers of "
-            f"classes with at least {FEWEST_OF_CLASS} pairs; percent of labels. Called likely wrong only where both "
-            f"models answer {100 * _TRUSTED:.0f} % right and agree on at least half of what either gets wrong: "
-            "otherwise what a model cannot do looks like a wrong label."
+            "Confident learning (cleanlab, prune by noise rate) on the held-out probabilities of two different "
+            f"models, whose accuracy on such pairs is: {told}. A label counts only where both contradict it with "
+            "the same other answer, about as surely as they usually answer. Single answers of classes with at "
+            f"least {FEWEST_OF_CLASS} pairs; percent of labels. Reported as likely wrong only if both models "
+            f"answer {100 * _TRUSTED:.0f} % right and agree on at least half of what either gets wrong; otherwise "
+            "model errors look like wrong labels."
         ),
         advice=advice,
         table=table,
@@ -229,33 +229,34 @@ def label_claim(named: int, of: int, accuracies: dict[str, float], mostly: str =
     """Return claim and advice.
 
     Args:
-        named: Labels that both models contradict in the same way.
-        of: Labels that were looked at.
-        accuracies: By model the share of right answers on pairs that it has not learnt from, in [0, 1].
-        mostly: What most of them have in common, with a semicolon before it.
+        named: Number of labels that both models contradict in the same way.
+        of: Number of labels examined.
+        accuracies: Accuracy on held-out pairs for each model, in [0, 1].
+        mostly: What most of them have in common, preceded by a semicolon.
     """
     share = named / max(of, 1)
     names = " and ".join(accuracies)
     if named == 0:
-        return f"No label is contradicted by both {names}, of {of:,} that were looked at.", "Nothing to do."
+        return f"None of the {of:,} labels examined is contradicted by both {names}.", "Nothing to do."
     weakest = min(accuracies.values())
     if weakest >= _TRUSTED and 2 * share >= 1 - weakest:
         return (
-            f"{named:,} of {of:,} labels are likely wrong ({100 * share:.1f} %{mostly}): {names}, which have not "
-            "learnt from these pairs, agree on another answer.",
-            "Look at the first ones (the likeliest come first) before training again; correct, do not only delete.",
+            f"{named:,} of {of:,} labels are likely wrong ({100 * share:.1f} %{mostly}): {names}, which were not "
+            "trained on these pairs, agree on another answer.",
+            "Look at the first ones (likeliest first) before training again; correct them rather than just "
+            "deleting them.",
         )
     told = " and ".join(f"{name} {100 * accuracy:.1f} %" for name, accuracy in accuracies.items())
     return (
-        f"Wrong labels cannot be told from what the models cannot do ({told} of unseen pairs right). Both contradict "
-        f"{named:,} of {of:,} labels with the same other answer ({100 * share:.1f} %{mostly}).",
-        "Look at a hundred of these labels (the likeliest come first) before anything is changed: how many of them are "
-        "wrong tells whether looking at the rest is worth it.",
+        f"Wrong labels cannot be distinguished from model errors (accuracy on unseen pairs: {told}). Both "
+        f"contradict {named:,} of {of:,} labels with the same other answer ({100 * share:.1f} %{mostly}).",
+        "Look at a hundred of these labels (likeliest first) before changing anything: how many are wrong shows "
+        "whether the rest are worth checking.",
     )
 
 
 def _mostly(table: list[dict[str, Any]]) -> str:
-    """Say which exchange of labels most of them are, if one is two thirds of them or more."""
+    """Name the most frequent confusion, if it accounts for at least two thirds of them."""
     changes = Counter((row["label"], row["likelier"]) for row in table)
     if not changes:
         return ""
@@ -269,20 +270,19 @@ def _cannot_tell(reason: str) -> Finding:
     return Finding(
         name="label-errors",
         section="data",
-        claim=f"Wrong labels cannot be told from errors of the models: {reason}.",
+        claim=f"Wrong labels cannot be distinguished from model errors: {reason}.",
         value=None,
         ci95=None,
         how=(
-            f"Looked for where two different models answer at least {100 * _LEAST_ACCURACY:.0f} % of the pairs that "
-            f"they have not learnt from right, and come {100 * _LEAST_SKILL:.0f} % of the way from the most frequent "
-            "answer to all right."
+            f"Checked only if two different models answer at least {100 * _LEAST_ACCURACY:.0f} % of held-out pairs "
+            f"right and come {100 * _LEAST_SKILL:.0f} % of the way from the most frequent answer to perfect."
         ),
         advice="Look at a hundred labels by hand instead.",
     )
 
 
 def _probabilities(scorer: Scorer, pairs: Pairs, classes: list[str]) -> np.ndarray:
-    """Return ``(n, classes)`` float32; classes that the run does not know get 0."""
+    """Return ``(n, classes)`` float32; classes unknown to the run get 0."""
     asked = list(zip(pairs.images, pairs.texts, strict=True))
     if scorer.run.task == "matching":
         _, match = scorer.match_probabilities(asked)
@@ -304,6 +304,6 @@ def _classes(splits: Splits) -> list[str]:
 
 
 def _label(pairs: Pairs, row: int, task: str) -> str | None:
-    """Return the only answer of a pair; None where there are several."""
+    """Return a pair's single answer; None if there are several."""
     answers = answers_of(pairs.targets[row], task)
     return next(iter(answers)) if len(answers) == 1 else None

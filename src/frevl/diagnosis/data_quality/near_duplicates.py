@@ -1,8 +1,8 @@
-"""Texts that are nearly the same: the same words in another order, one word apart, or close by their embeddings.
+"""Near-duplicate texts: the same words in another order, one word apart, or with similar embeddings.
 
 What counts as near depends on the set: "is the square red?" and "is the circle red?" are two questions, while two
-captions with eleven equal words and one other are copies. So every criterion is first tried on the training texts, and
-only made as loose as ordinary texts of the set do not meet it (ours).
+captions with eleven equal words and one other are copies. So every criterion is calibrated on the training texts: it is
+only as loose as unrelated texts of the set permit (ours).
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ __all__ = [
 ]
 
 ORDINARY = 0.005
-"""Share of the training texts that may meet a criterion with a training text of another image."""
+"""Maximum share of training texts that meet a criterion with a training text of another image."""
 
 COSINES = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
-LENGTHS = (3, 4, 5, 6, 8, 10, 12, 16)  # words that a text must have at least, to be compared word by word
+LENGTHS = (3, 4, 5, 6, 8, 10, 12, 16)  # minimum words for a text to be compared word by word
 CRITERIA = {
     "same words": "the same words in another order",
-    "one word": "one word added, dropped, exchanged or moved",
-    "cosine": "close by the cosine of their embeddings",
+    "one word": "one word added, dropped, replaced or moved",
+    "cosine": "similar by the cosine of their embeddings",
 }
 _ROWS_AT_ONCE = 512
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Return the words of a text without case and punctuation."""
+    """Return the words of a text, ignoring case and punctuation."""
     return tuple(re.findall(r"\w+", text.casefold()))
 
 
 def normal_text(text: str) -> str:
-    """Return a text without case, punctuation and further blanks, as two texts are compared."""
+    """Normalise a text for comparison: no case, punctuation or extra spaces."""
     return " ".join(words_of(text))
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """One way of being near, and how far it may be believed in this set.
+    """A criterion of nearness, and its reliability on this set.
 
     Attributes:
         name: A key of `CRITERIA`.
-        least: Words (the first two) or cosine that it needs at least; None if even the strictest is met by ordinary
-            texts, so that it is not used.
-        rate: Share of the training texts that meet it (the strictest, if it is not used), in [0, 1].
+        least: Minimum words (the first two) or cosine; None if unrelated texts meet even the strictest, in which case
+            it is not used.
+        rate: Share of training texts that meet it (the strictest, if unused), in [0, 1].
     """
 
     name: str
@@ -67,12 +67,12 @@ class Criterion:
 
 
 class NearDuplicates:
-    """Training texts in a form that others can be compared with.
+    """An index of training texts for comparison with other texts.
 
     Args:
         texts: Different texts.
-        owners: Of every text, the images (clusters) that it belongs to.
-        vectors: ``(texts, dim)`` embeddings at unit length, float32; None compares words only.
+        owners: For every text, the images (clusters) that it belongs to.
+        vectors: ``(texts, dim)`` embeddings at unit length, float32; None compares only words.
     """
 
     def __init__(self, texts: Sequence[str], owners: Sequence[frozenset[str]], vectors: np.ndarray | None) -> None:
@@ -90,15 +90,15 @@ class NearDuplicates:
     def nearest(
         self, texts: Sequence[str], owners: Sequence[frozenset[str]], vectors: np.ndarray | None
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Look for the nearest text of another image, by every criterion.
+        """Find the nearest text of another image, by every criterion.
 
         Args:
             texts: ``n`` texts.
-            owners: The images that each of them belongs to; texts of one of these images do not count.
+            owners: The images that each of them belongs to; texts of these images do not count.
             vectors: ``(n, dim)`` at unit length, or None.
 
         Returns:
-            By criterion ``(n,)`` strengths (words of the shorter text that is near by words, 0 if none; cosine, -1 if
+            For each criterion, ``(n,)`` strengths (number of words of the shorter text, 0 if none; or cosine, -1 if
             none), and ``(n,)`` rows of the training texts.
         """
         found = {name: (np.zeros(len(texts)), np.zeros(len(texts), np.int64)) for name in self._rows_of}
@@ -111,14 +111,14 @@ class NearDuplicates:
         return found
 
     def _longest(self, words: tuple[str, ...], own: frozenset[str], name: str, keys: list[int]) -> tuple[int, int]:
-        """Return words of the shorter text, and the row, of the longest near text of another image; 0 and 0 if none."""
+        """Return the length and row of the longest near text of another image; 0 and 0 if none."""
         best = (0, 0)
         for key in keys:
             for row in self._rows_of[name].get(key, ()):
                 other = words_of(self.texts[row])
                 if other != words and own.isdisjoint(self.owners[row]):
                     best = max(best, (min(len(words), len(other)), -row))
-                    if best[0] == len(words):  # there is no longer one, and templates have thousands of this length
+                    if best[0] == len(words):  # no longer one is possible, and templates have thousands of this length
                         return best[0], row
         return best[0], -best[1]
 
@@ -137,10 +137,10 @@ class NearDuplicates:
 
 
 def choose_criteria(nearest: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[Criterion]:
-    """Choose for every criterion the loosest bound that at most `ORDINARY` of the training texts reach.
+    """Choose the loosest bound for each criterion that at most `ORDINARY` of the training texts reach.
 
     Args:
-        nearest: From `NearDuplicates.nearest` of training texts.
+        nearest: Result of `NearDuplicates.nearest` for training texts.
     """
     chosen = []
     for name, (strength, _) in nearest.items():
@@ -154,7 +154,7 @@ def choose_criteria(nearest: dict[str, tuple[np.ndarray, np.ndarray]]) -> list[C
 
 
 def met_by(nearest: dict[str, tuple[np.ndarray, np.ndarray]], criteria: Sequence[Criterion]) -> dict[str, np.ndarray]:
-    """Return by criterion ``(n,)`` bool: the texts that have a near one."""
+    """Return ``(n,)`` bool for each criterion: the texts with a near duplicate."""
     return {
         one.name: nearest[one.name][0] >= one.least
         if one.least is not None
@@ -164,12 +164,12 @@ def met_by(nearest: dict[str, tuple[np.ndarray, np.ndarray]], criteria: Sequence
 
 
 def expected_more(found: int, of: int, usual: int, among: int) -> float:
-    """Return the one-sided p-value of Fisher's exact test: the chance of finding so many or more if both were alike.
+    """Return the one-sided p-value of Fisher's exact test: the chance of at least as many if both were alike.
 
     Args:
-        found: Of `of` test items.
+        found: Number found among `of` test items.
         of: Test items.
-        usual: Of `among` training items.
+        usual: Number found among `among` training items.
         among: Training items.
     """
     total, all_ = found + usual, of + among
@@ -183,14 +183,14 @@ def expected_more(found: int, of: int, usual: int, among: int) -> float:
 
 
 def one_word_apart(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
-    """Tell whether two texts differ by one word that was added, dropped, exchanged or moved."""
+    """Return whether two texts differ by one word added, dropped, replaced or moved."""
     return a != b and not set(_keys(a)["one word"]).isdisjoint(_keys(b)["one word"])
 
 
 def _keys(words: tuple[str, ...]) -> dict[str, list[int]]:
-    """Return hashes that two near texts share: of the sorted words; of the text itself and of it without one word.
+    """Return hashes that near texts share: of the sorted words, of the text, and of the text without each word.
 
-    In the order of the words, so that every process finds the same one among equals, whatever the hashes are.
+    In word order, so that every process picks the same one among equals, regardless of hash values.
     """
     without = [hash(words[:at] + words[at + 1 :]) for at in range(len(words))]
     return {"same words": [hash(tuple(sorted(words)))], "one word": list(dict.fromkeys([hash(words), *without]))}

@@ -1,4 +1,4 @@
-"""Leaks of texts: test texts, and pairs of an image and a text, that are in the training pairs exactly or nearly."""
+"""Text leaks: test texts and pairs that occur, exactly or nearly, in the training pairs."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ __all__ = ["near_pair_claim", "near_text_claim", "same_text_claim", "text_leak_f
 
 _MOST_TEXTS = 20_000
 _MOST_MEASURED = 2_000
-_FEWEST_MEASURED = 100  # texts; with fewer, what is ordinary cannot be told
-_P = 0.01  # below which near copies are more than likeness explains
+_FEWEST_MEASURED = 100  # texts; with fewer, the usual rate is unknown
+_P = 0.01  # p-value below which there are more near copies than similarity explains
 _SURE = 2.58  # standard errors: one-sided p < 0.005
 _SHOWN = 20
 _NOTHING = "Nothing to do."
-_SAME = "Texts without case, punctuation and blanks."
+_SAME = "Texts are compared ignoring case, punctuation and spacing."
 
 
 def text_leak_findings(
     splits: Splits, hashes: dict[str, str], alike: dict[str, str], leaked: set[int]
 ) -> list[Finding]:
-    """Look for test texts, and pairs, that are in the training or development pairs word for word or nearly.
+    """Find test texts and pairs that occur, verbatim or nearly, in the training or development pairs.
 
     Args:
         splits: The pairs.
         hashes: Content hash of every image.
-        alike: Test images that are in training or development, exactly or nearly, with the id they have there.
-        leaked: Rows of the test pairs that are there exactly.
+        alike: Test images that occur, exactly or nearly, in training or development, with their id there.
+        leaked: Rows of test pairs that occur there exactly.
 
     Returns:
         ``same-text``, ``near-same-text`` and ``near-same-pair``.
@@ -57,7 +57,7 @@ def text_leak_findings(
 
 
 def _right(pairs: Pairs, task: str) -> Pairs:
-    """Return the right pairs of a matching: a wrong pair has the text of another image, which would count as a copy."""
+    """Return the right pairs in matching: a wrong pair has another image's text, which would count as a copy."""
     if task != "matching":
         return pairs
     rows = np.flatnonzero(match_truth(pairs).numpy() > 0.5)
@@ -65,14 +65,14 @@ def _right(pairs: Pairs, task: str) -> Pairs:
 
 
 class _Texts:
-    """Different texts, each as it is first written in the file, with the clusters (images) that it belongs to."""
+    """Distinct texts as first written in the file, with the clusters (images) they belong to."""
 
     def __init__(self) -> None:
         self.first: dict[str, str] = {}
         self.at: dict[str, set[str]] = {}
 
     def returning(self, elsewhere: Callable[[str], bool]) -> np.ndarray:
-        """Return ``(clusters,)``: the share of each cluster's texts that are elsewhere too."""
+        """Return ``(clusters,)`` the share of each cluster's texts that also occur elsewhere."""
         texts_of: dict[str, list[str]] = {}
         for text, clusters in self.at.items():
             for cluster in clusters:
@@ -94,13 +94,13 @@ class _Texts:
 
 
 def _same_texts(known: _Texts, asked: _Texts) -> Finding:
-    """Compare how often test texts are used in training with how often training texts are used again there.
+    """Compare how often test texts recur in training with how often training texts do.
 
     Repeated texts are normal for templates and short questions, and a leak for captions.
     """
     shared = [text for text in asked.at if text in known.at]
     share = 100 * len(shared) / len(asked.at)
-    # Both are means over images of the texts used elsewhere, so they agree where test images are like the others.
+    # Both are means over images of the share of recurring texts, so they agree if test images are like the others.
     usual = known.returning(lambda text: len(known.at[text]) > 1)
     found = asked.returning(lambda text: text in known.at)
     error = float(np.hypot(usual.std() / len(usual) ** 0.5, found.std() / len(found) ** 0.5))
@@ -114,9 +114,9 @@ def _same_texts(known: _Texts, asked: _Texts) -> Finding:
         value=share,
         ci95=None,
         how=(
-            f"{_SAME} Percent of different test texts. It counts as a leak if the mean share over test images exceeds "
-            f"that over training images by more than {_SURE:g} standard errors (one-sided Welch test over images, p < "
-            "0.005)."
+            f"{_SAME} Percent of distinct test texts. It counts as a leak if the mean share over test images "
+            f"exceeds that over training images by more than {_SURE:g} standard errors (one-sided Welch test over "
+            "images, p < 0.005)."
         ),
         advice=advice,
         table=[{"text": asked.first[text]} for text in shared[:_SHOWN]] if leak else [],
@@ -124,10 +124,10 @@ def _same_texts(known: _Texts, asked: _Texts) -> Finding:
 
 
 def same_text_claim(shared: int, texts: int, found: float, usual: float, *, leak: bool) -> tuple[str, str]:
-    """Return claim and advice on texts that are on both sides word for word.
+    """Return claim and advice on texts that occur verbatim in both training and test.
 
     Args:
-        shared: Different test texts that are in the training or development pairs too.
+        shared: Distinct test texts that also occur in the training or development pairs.
         texts: Different test texts.
         found: Percent of its texts that a test image shares with training images, on average.
         usual: Percent of its texts that a training image shares with other training images.
@@ -141,24 +141,27 @@ def same_text_claim(shared: int, texts: int, found: float, usual: float, *, leak
     if leak:
         return (
             f"{claim}: more than is usual in this set.",
-            "More texts are shared with training than is usual in this set: if they are captions or sentences, split "
-            "the pairs so that no text is on both sides.",
+            "More texts are shared with training than is usual in this set: if they are captions or sentences, "
+            "split the pairs so that no text is in both training and test.",
         )
-    return f"{claim}.", "Texts repeat in this set, and no more than usual here: nothing to do." if shared else _NOTHING
+    return f"{claim}.", "Texts recur no more than is usual in this set: nothing to do." if shared else _NOTHING
 
 
 def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, list[Criterion]]:
     random = np.random.default_rng(splits.seed)
     pool = _some(list(known.at), _MOST_TEXTS, random)
     further = _some([text for text in asked.at if text not in known.at], _MOST_TEXTS, random)
-    # Texts of several images are left out here, as test texts that are in training word for word are left out there.
+    # Texts of several images are left out here, just as verbatim repeats are left out of the test texts.
     measured = _some([text for text in pool if len(known.at[text]) == 1], _MOST_MEASURED, random)
     if not further:
         return _nothing(
-            "Every test text is in the training or development pairs word for word: none is left to compare.", 0
+            "Every test text is in the training or development pairs word for word; none is left to compare.", 0
         ), []
     if len(measured) < _FEWEST_MEASURED:
-        claim = f"Near copies cannot be told from ordinary texts: only {len(measured):,} training texts have one image."
+        claim = (
+            f"Near copies cannot be distinguished from unrelated texts: only {len(measured):,} training texts "
+            "have one image."
+        )
         return _nothing(claim, len(further)), []
     texts = NearDuplicates(
         pool, [frozenset(known.at[text]) for text in pool], _unit(splits, [known.first[t] for t in pool])
@@ -192,9 +195,9 @@ def _near_texts(splits: Splits, known: _Texts, asked: _Texts) -> tuple[Finding, 
         how=(
             f"{_told(criteria)} Each bound is the loosest that at most {100 * ORDINARY:g} % of {len(measured):,} "
             "training texts reach with a text of another training image; together those are "
-            f"{100 * ordinary / len(measured):.2f} % (the false-alarm rate). Against that: one-sided Fisher's exact "
-            f"test, p = {p:.4f}, called more than chance below {_P:g}. Percent of the different test texts that are "
-            "not there word for word."
+            f"{100 * ordinary / len(measured):.2f} % (the false-alarm rate). Against that: one-sided Fisher's "
+            f"exact test, p = {p:.4f}, called more than chance below {_P:g}. Percent of the distinct test texts "
+            "that are not there word for word."
         ),
         advice=advice,
         table=table[:_SHOWN],
@@ -207,20 +210,20 @@ def near_text_claim(found: int, asked: int, expected: float, p: float) -> tuple[
 
     Args:
         found: Test texts with a near copy.
-        asked: Test texts that were looked at.
-        expected: How many would have one by likeness alone.
-        p: Chance of finding so many or more if that were all.
+        asked: Test texts examined.
+        expected: Number expected from similarity alone.
+        p: Probability of finding at least as many if that were all.
     """
     claim = (
         f"{found:,} of {asked:,} further test texts {'is a near copy' if found == 1 else 'are near copies'} of a "
-        f"training or development text ({expected:.1f} would be by likeness alone)"
+        f"training or development text ({expected:.1f} expected from similarity alone)"
     )
     if p < _P:
         return (
             f"{claim}: more than chance explains.",
-            "Look at them: if they were copied and changed, put them and their originals into one split.",
+            "Look at them: if they are edited copies, keep them in the same split as their originals.",
         )
-    likeness = "No more than likeness explains: nothing to do, but a look at the first ones costs little."
+    likeness = "No more than similarity explains: nothing to do, but a look at the first ones costs little."
     return f"{claim}.", likeness if found else _NOTHING
 
 
@@ -244,14 +247,14 @@ def _nothing(claim: str, n: int) -> Finding:
         value=None,
         ci95=None,
         how=f"{n:,} different test texts are not in the training or development pairs word for word. {_SAME}",
-        advice=_NOTHING if n == 0 else "Read some test texts beside the training texts by hand.",
+        advice=_NOTHING if n == 0 else "Compare some test texts with the training texts by hand.",
     )
 
 
 def _near_pairs(
     splits: Splits, hashes: dict[str, str], alike: dict[str, str], leaked: set[int], criteria: list[Criterion]
 ) -> Finding:
-    """Pairs that are not the same, but whose image is the same or nearly, and whose text too."""
+    """Pairs that are not identical, but whose image and text are both the same or nearly so."""
     texts_of: dict[str, dict[str, str]] = {}
     wanted = {hashes[image] for image in alike.values()}
     for part in (splits.train, splits.dev):
@@ -284,8 +287,9 @@ def _near_pairs(
         value=100 * len(table) / max(n, 1),
         ci95=None,
         how=(
-            "Image of the same content or a near copy (as same-image and near-same-image), and at that image the same "
-            "text or a near copy (as near-same-text). Percent of the test pairs that are not there exactly."
+            "Image with the same content or a near copy (as in same-image and near-same-image), paired with the "
+            "same text or a near copy (as in near-same-text). Percent of the test pairs that are not there "
+            "exactly."
         ),
         advice=advice,
         table=table[:_SHOWN],
@@ -300,11 +304,11 @@ def near_pair_claim(found: int, asked: int) -> tuple[str, str]:
     )
     if not found:
         return claim, _NOTHING
-    return claim, "Look at them, and leave them out of one side: a model can answer them from memory."
+    return claim, "Look at them and remove them from one side: a model can answer them from memory."
 
 
 class _Vectors:
-    """Embeddings of texts, read at once; none where they are too many or no encoder embeds texts."""
+    """Text embeddings, read at once; empty if there are too many or no encoder embeds texts."""
 
     def __init__(self, splits: Splits, texts: list[str]) -> None:
         different = list(dict.fromkeys(texts))
@@ -314,7 +318,7 @@ class _Vectors:
 
 
 def _nearest_of(vectors: _Vectors, text: str, there: dict[str, str], bounds: dict[str, float | None]) -> str | None:
-    """Return the training text of an image that is the same as a text or near it; None if there is none."""
+    """Return an image's training text that is the same as a text or near it; None if there is none."""
     if normal_text(text) in there:
         return there[normal_text(text)]
     words = words_of(text)
@@ -336,7 +340,7 @@ def _nearest_of(vectors: _Vectors, text: str, there: dict[str, str], bounds: dic
 
 
 def _unit(splits: Splits, texts: list[str]) -> np.ndarray | None:
-    """Return ``(texts, dim)`` at unit length; None where no encoder embeds texts."""
+    """Return ``(texts, dim)`` of unit length; None if no encoder embeds texts."""
     if not splits.store.select_towers("text", splits.encoders_of("text")):
         return None
     values = splits.store.read_texts(texts, encoders=splits.encoders_of("text"))

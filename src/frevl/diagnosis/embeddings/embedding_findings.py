@@ -1,7 +1,7 @@
-"""What an embedding space is like before anything is trained on it, and which neighbours a fusion's projection keeps.
+"""Properties of an embedding space before training, and which neighbours a fusion's projection preserves.
 
-All items are those that the pairs use, at most a few thousand, drawn at random; all embeddings are at unit length, so
-neighbours are those of the cosine.
+Items are those used by the pairs, at most a few thousand, sampled at random; all embeddings have unit length, so
+neighbours are by cosine.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from frevl.training.retrieval.common_space import COMMON_SPACE
 
 __all__ = ["embedding_findings", "gap_advice", "hub_claim", "projection_advice", "rank_advice"]
 
-_FEWEST = 3 * NEIGHBOURS  # items below which neighbourhoods mean nothing
-_MOST = 2000  # items; a neighbourhood needs all distances
+_FEWEST = 3 * NEIGHBOURS  # items below which neighbourhoods are meaningless
+_MOST = 2000  # items, as neighbourhoods need all distances
 _SHARES = (50, 90, 99)  # percent of the variance
-_WELL_USED = 0.5  # of the directions that there can be
+_WELL_USED = 0.5  # share of the possible directions
 _ALIKE, _MANY_ITEMS = 40, 1000  # an effective rank that is small for so many items
 _MOST_KEPT = 50.0  # percent of the neighbours
 
@@ -55,15 +55,15 @@ def embedding_findings(
 
     Args:
         store: Holds them.
-        pairs: Whose images and texts to look at.
+        pairs: Pairs whose images and texts to examine.
         encoders: Names of the encoders of images and of texts; None takes all in the store.
-        scorers: Trained models; the projection of every fusion network among them is looked at.
-        most: Items of a modality, at most.
-        seed: Of the draw of items.
+        scorers: Trained models; the projection of every fusion network among them is examined.
+        most: Maximum items per modality.
+        seed: Random seed for sampling items.
 
     Returns:
-        An encoder: effective rank and variance, hubs, and the gap between the modalities where they share a space. A
-        fusion: which neighbours its projection keeps.
+        For an encoder: effective rank and variance, hubs, and the modality gap if it has a common space. For a fusion:
+            which neighbours its projection preserves.
 
     Raises:
         StoreError: Embeddings are missing.
@@ -172,41 +172,41 @@ def _hub_finding(name: str, spaces: dict[Modality, np.ndarray]) -> Finding:
 
 
 def rank_advice(rank: float, items: int, width: int) -> str:
-    """Return what an effective rank means.
+    """Return advice on an effective rank.
 
     Args:
         rank: Effective rank of the embeddings.
-        items: How many items they are of.
-        width: Numbers in one embedding.
+        items: Number of items.
+        width: Width of an embedding.
     """
     most = min(items - 1, width)
     if rank >= _WELL_USED * most:
-        return "The items differ in many directions, about as many as there can be of so few items or such a width."
+        return "The items differ in many directions, about as many as possible with this number of items and width."
     if rank < _ALIKE and items >= _MANY_ITEMS:
-        return "So many different items in so few directions look alike to this encoder: compare it with another one."
+        return "So many items in so few directions look alike to this encoder: compare it with another one."
     return (
-        "The embedding is wider than it needs to be for these items: a smaller encoder, or a projection to as many "
-        "directions as carry 99 % of the variance, may do as well."
+        "The embedding is wider than it needs to be for these items: a smaller encoder, or a projection to the "
+        "directions that carry 99 % of the variance, may do as well."
     )
 
 
 def hub_claim(skew: float) -> tuple[str, str]:
-    """Return what a skewness of k-occurrences is called, and advice."""
+    """Return the name for a skewness of k-occurrences, and advice."""
     if skew < 2:
-        return "few hubs", "Nothing to do: hardly any item comes up whatever was asked."
+        return "few hubs", "Nothing to do: hardly any item turns up regardless of the query."
     if skew < 5:
         return "some hubs", (
-            "Some items come up for many queries, whatever was asked: look at the first results of a few searches "
-            "before anything is done about it."
+            "Some items turn up for many queries regardless of content: look at the first results of a few "
+            "searches before doing anything about it."
         )
     return "strong hubs", (
-        "The same items come up for many queries, whatever was asked: rerank search results with a trained model, or "
-        "subtract the mean of the embeddings before searching."
+        "The same items turn up for many queries regardless of content: rerank search results with a trained "
+        "model, or subtract the mean embedding before searching."
     )
 
 
 def gap_advice(wins: Interval) -> str:
-    """Return what follows from how often the own text is nearer than another one, in shares of 1; half is chance."""
+    """Return advice on how often an image is nearer to its own text, from 0 to 1; half is chance."""
     if wins.low > 0.5:
         return "A gap is normal and harmless while the right text wins, as it does here for most pairs."
     if wins.high < 0.5:
@@ -220,13 +220,13 @@ def gap_advice(wins: Interval) -> str:
 
 
 def projection_advice(low: float, high: float, chance: float) -> str:
-    """Return what the share of kept neighbours means, from its interval and from what chance keeps, in percent."""
-    start = "The projection keeps what the task needs, so this is no fault by itself; "
+    """Return advice on the share of preserved neighbours, from its interval and the chance level, in percent."""
+    start = "The projection keeps what the task needs, so this is not a fault in itself; "
     if high < _MOST_KEPT or low <= chance:
-        return start + "but do not search or cluster with projected embeddings: their neighbours are others."
+        return start + "but do not search or cluster with projected embeddings: their neighbours differ."
     if low > _MOST_KEPT:
         return "Most neighbours stay the same: the task needs what the encoder holds anyway."
-    return start + "about half of the neighbours are others, so search and cluster with the embeddings as they were."
+    return start + "about half of the neighbours differ, so search and cluster with the original embeddings."
 
 
 def _skewness_interval(counts: np.ndarray) -> Interval:
@@ -234,7 +234,7 @@ def _skewness_interval(counts: np.ndarray) -> Interval:
 
 
 def _common(store: Store, name: str) -> bool:
-    """Tell whether an encoder declares that its images and texts lie in one space."""
+    """Return whether an encoder declares a common space for images and texts."""
     image, text = (
         {tower.identity.get(COMMON_SPACE) for tower in store.select_towers(modality, [name])} - {None}
         for modality in MODALITIES
@@ -243,7 +243,7 @@ def _common(store: Store, name: str) -> bool:
 
 
 def _gap_finding(store: Store, name: str, pairs: Pairs) -> Finding:
-    """The gap, and whether the texts of an image are nearer to it than those of another."""
+    """Return the modality gap, and whether an image's own texts are nearer to it than others."""
     images = store.read_images(pairs.images, encoders=[name])
     texts = store.read_texts(pairs.texts, encoders=[name])
     gap = bootstrap_statistic(lambda rows: modality_gap(images[rows], texts[rows]), list(pairs.images), resamples=200)
@@ -282,7 +282,7 @@ def _gap_finding(store: Store, name: str, pairs: Pairs) -> Finding:
 def _projection_finding(
     scorer: Scorer, projections: tuple[Projection, Projection], items: dict[Modality, list[str]]
 ) -> Finding:
-    """Which neighbours the projection of a fusion keeps ("Lost in Embeddings", Li et al. 2025)."""
+    """Return which neighbours a fusion's projection preserves ("Lost in Embeddings", Li et al. 2025)."""
     rows: list[dict[str, Any]] = []
     for modality, ids in items.items():
         if len(ids) < _FEWEST:
@@ -312,7 +312,7 @@ def _projection_finding(
     name = f"projection-{scorer.run.model}"
     if not rows:
         return Finding(
-            name, "embedding", "There are too few items to look at neighbours before and after the projection.", None,
+            name, "embedding", "There are too few items to compare neighbours before and after the projection.", None,
             None, f"At least {_FEWEST} different images or texts are needed.", "Give more pairs.",
         )  # fmt: skip
     first = rows[0]
@@ -341,5 +341,5 @@ def _known(value: float) -> float | None:
 
 
 def _drawn(n: int, most: int, seed: int) -> np.ndarray:
-    """Return the numbers of at most so many pairs, ascending."""
+    """Return the numbers of a random sample of pairs, ascending."""
     return np.sort(np.random.default_rng(seed).permutation(n)[:most])

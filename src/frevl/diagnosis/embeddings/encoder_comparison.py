@@ -1,4 +1,4 @@
-"""Encoders side by side on the user's own task: what each reaches, and what each costs to embed and to keep."""
+"""Compare encoders on the user's own task: accuracy, and the cost of embedding and storage."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ __all__ = [
     "together_advice",
 ]
 
-_MODELS = ("linear", "mlp", "tiny")  # of `model_specs.MODEL_SPECS`, the simplest first; they do both tasks
-_ITEMS = 24  # embedded to measure seconds an item
-_READ = 200  # items read to measure bytes an item
+_MODELS = ("linear", "mlp", "tiny")  # from `model_specs.MODEL_SPECS`, simplest first; they do both tasks
+_ITEMS = 24  # items embedded to measure seconds per item
+_READ = 200  # items read to measure bytes per item
 
 
 @dataclass(frozen=True)
 class EncoderCost:
-    """What an encoder costs; None where it cannot be loaded here, or has no such tower.
+    """The cost of an encoder; None if it cannot be loaded here, or lacks the tower.
 
     Attributes:
-        image_bytes: Stored bytes of one image embedding, without the table around it.
+        image_bytes: Stored bytes of one image embedding, without table overhead.
         text_bytes: The same for a text.
-        image_seconds: Wall time to embed one drawn 224 x 224 picture, decoding left out.
+        image_seconds: Wall time to embed one drawn 224 x 224 picture, without decoding.
         text_seconds: The same for one of the store's texts.
     """
 
@@ -58,7 +58,7 @@ class EncoderCost:
 
 @dataclass(frozen=True)
 class _ComparedEncoder:
-    """One encoder, or all of the store together, with its models."""
+    """One encoder, or all in the store together, with its models."""
 
     label: str
     predictions: dict[str, Predictions]
@@ -67,12 +67,12 @@ class _ComparedEncoder:
 
     @property
     def best(self) -> str:
-        """The model that is best on development pairs; of equals the simplest."""
+        """Return the best model on development pairs; the simplest in case of ties."""
         return max(self.dev, key=lambda model: self.dev[model])
 
     @property
     def hits(self) -> np.ndarray:
-        """``(n,)`` in [0, 1] of its best model on the test pairs."""
+        """Return ``(n,)`` hits in [0, 1] of its best model on the test pairs."""
         return self.predictions[self.best].hits
 
 
@@ -86,21 +86,21 @@ def encoder_findings(
     together: ComparedModel | None = None,
     progress: bool = False,
 ) -> tuple[list[Finding], str]:
-    """Train the same models on the embeddings of every encoder, and put accuracy and cost side by side.
+    """Train the same models on every encoder's embeddings, and compare accuracy and cost.
 
     Args:
         splits: The pairs, and the first store.
-        stores: Further stores of the same items; their encoders are compared too.
-        folder: For the runs.
-        time_limit: Seconds that all trainings together may take, roughly.
+        stores: Further stores of the same items, whose encoders are also compared.
+        folder: Folder for the runs.
+        time_limit: Approximate total training seconds.
         models: Names from `frevl.diagnosis.model_specs.specs_for`; each encoder is represented by its best on
             development pairs.
-        together: The recommended model on all encoders of `splits`, to compare every single encoder with.
-        progress: Show progress lines.
+        together: The recommended model on all encoders of `splits`, as a reference for single encoders.
+        progress: Show progress.
 
     Returns:
-        One finding with the table; without a second encoder it holds the costs and says how to compare. A store that
-        lacks items of the pairs is left out and named. And what belongs into the verdict: which single encoder is
+        One finding with the table; without a second encoder it holds the costs and explains how to compare. A store
+        that lacks items of the pairs is left out and named. Also the text for the verdict on which single encoder is
         measurably better than `together`; empty if none is.
 
     Raises:
@@ -109,7 +109,7 @@ def encoder_findings(
     specs = {spec.name: spec for spec in specs_for(splits.train.sides)}
     for name in models:
         if name not in specs:
-            raise UsageError(f"Encoders are compared by models of a diagnosis; there is no '{name}' among them.")
+            raise UsageError(f"Encoders are compared by models of a diagnosis; '{name}' is not one of them.")
     used = {name for of in splits.train.sides for name in splits.encoders_of(of) or splits.store.encoders}
     own_encoders = [name for name in splits.encoder or splits.store.encoders if name in used]
     named = [(splits.store, encoder) for encoder in own_encoders]
@@ -135,7 +135,7 @@ def encoder_findings(
                 print_progress(f"  {label}, {model}: {100 * predictions[model].hits.mean():.2f} %", enabled=progress)
             cost = encoder_cost(store, encoder, splits)
         except (StoreError, PairsError) as error:
-            # The page may be handed on: it says which store, not in which folder of this machine.
+            # The page may be shared: it names the store, but not its folder on this machine.
             left_out.append(f"{label} ({str(error).replace(str(store.path), store.path.name)})")
             continue
         compared.append(_ComparedEncoder(label, predictions, dev, cost))
@@ -158,7 +158,7 @@ def encoder_findings(
 
 
 def encoder_cost(store: Store, encoder: str, splits: Splits) -> EncoderCost:
-    """Measure what an encoder costs: bytes from the store, seconds with the encoder itself."""
+    """Measure an encoder's cost: bytes from the store, seconds with the encoder itself."""
     images, texts = (
         list(dict.fromkeys(items)) if side in splits.test.sides else []
         for side, items in (("image", splits.test.images), ("text", splits.test.texts))
@@ -184,7 +184,7 @@ def _stored_bytes(store: Store, modality: Modality, ids: list[str], encoder: str
 
 
 def _seconds(encoder: Encoder, texts: list[str]) -> tuple[float | None, float | None]:
-    """Return seconds an image and a text."""
+    """Return the seconds per image and per text."""
     skills = list(SKILLS)
     pictures = [draw_probe(skills[number % len(skills)], number).picture for number in range(_ITEMS)]
     asked = texts[:_ITEMS]
@@ -195,7 +195,7 @@ def _seconds(encoder: Encoder, texts: list[str]) -> tuple[float | None, float | 
 
 
 def _median(call: Callable[[], object]) -> float:
-    """Return the median seconds of three calls, after one to warm up."""
+    """Return the median seconds of three calls, after a warm-up."""
     took = []
     for _ in range(4):
         started = time.perf_counter()
@@ -220,9 +220,8 @@ def _cost_row(cost: EncoderCost) -> dict[str, Any]:
 
 
 _COST_HOW = (
-    f"Bytes of an embedding as stored; milliseconds an item measured here on {_ITEMS} drawn 224 x 224 pictures and "
-    "texts of the pairs, median of three batches, decoding of files not counted; empty where the encoder cannot be "
-    "loaded."
+    f"Bytes of a stored embedding; milliseconds per item measured here on {_ITEMS} drawn 224 x 224 pictures and "
+    "texts of the pairs, median of three batches, without decoding files; empty if the encoder cannot be loaded."
 )
 
 
@@ -230,13 +229,13 @@ def _alone(only: _ComparedEncoder, left_out: list[str]) -> Finding:
     return Finding(
         name="encoders",
         section="encoders",
-        claim=f"There is only one encoder, {only.label}: nothing to compare it with.",
+        claim=f"There is only one encoder, {only.label}, so there is nothing to compare.",
         value=None,
         ci95=None,
         how=" ".join([_COST_HOW, *_told(left_out)]),
         advice=(
-            "Compare encoders before anything else, because the encoder often decides more than the fusion: frevl "
-            "extract with a second --encoder into the same store, then diagnose again."
+            "Compare encoders before anything else, because the encoder often matters more than the fusion: run "
+            "frevl extract with a second --encoder into the same store, then diagnose again."
         ),
         table=[{"encoder": only.label, **_cost_row(only.cost)}],
     )
@@ -318,45 +317,45 @@ def _beating(
 
 
 def _quickest(encoders: Sequence[_ComparedEncoder]) -> str | None:
-    """Return the encoder that embeds an image in the shortest time; None where a time is not known."""
+    """Return the encoder that embeds an image fastest; None if a time is unknown."""
     if any(one.cost.image_seconds is None for one in encoders):
         return None
     return min(encoders, key=lambda one: one.cost.image_seconds or 0.0).label
 
 
 def encoder_claim(best: str, other: str, gap: Gap, times: float | None) -> str:
-    """Return what comparing two encoders gave.
+    """Return the claim on a comparison of two encoders.
 
     Args:
         best: The better encoder and its model, as the sentence begins.
         other: The other one.
         gap: Accuracy of the first minus that of the second.
-        times: How many times longer the first takes for an image; None where that is not known.
+        times: How many times longer the first takes per image; None if unknown.
     """
     word = {1: "beats", 0: "is not measurably better than", -1: "is worse than"}[gap.sign]
-    price = "" if times is None else f", at {times:.1f} times its time an image"
+    price = "" if times is None else f", at {times:.1f} times its time per image"
     return f"{best} {word} {other}: {gap}{price}."
 
 
 def encoder_advice(best: str, tied: Sequence[str], quickest: str | None) -> str:
-    """Return which single encoder to take.
+    """Return advice on which single encoder to use.
 
     Args:
-        best: The best encoder; no other one measurably beats it.
-        tied: Encoders that none measurably beats either.
-        quickest: The quickest of all these; None where that is not known.
+        best: The best encoder, which no other measurably beats.
+        tied: Other encoders that none measurably beats.
+        quickest: The fastest of all these; None if unknown.
     """
     if not tied:
-        return f"Of single encoders take {best}, unless its cost an item rules it out."
-    quick = "the one that costs least" if quickest is None else f"{quickest}, the quickest of them"
-    return f"Not measurably worse than {best}: {', '.join(tied)}. Of single encoders take {quick}."
+        return f"As a single encoder, use {best}, unless its cost per item rules it out."
+    quick = "the cheapest one" if quickest is None else f"{quickest}, the fastest of them"
+    return f"Not measurably worse than {best}: {', '.join(tied)}. As a single encoder, use {quick}."
 
 
 def together_advice(together: str, single: str, gap: Gap) -> str:
-    """Return whether all encoders of a store are worth their cost.
+    """Return advice on whether all encoders of a store are worth their cost.
 
     Args:
-        together: The recommended model, and what it sees.
+        together: The recommended model, and its inputs.
         single: The best model on a single encoder.
         gap: Accuracy of the first minus that of the second.
     """
@@ -364,7 +363,7 @@ def together_advice(together: str, single: str, gap: Gap) -> str:
     return {
         1: f"The recommended model stays better ({against}).",
         0: f"The recommended model is not measurably better ({against}), so one encoder may be enough.",
-        -1: f"The single encoder is better than the recommended model ({against}): take it.",
+        -1: f"The single encoder is better than the recommended model ({against}): use it.",
     }[gap.sign]
 
 

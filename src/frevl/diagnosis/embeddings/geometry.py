@@ -16,14 +16,14 @@ __all__ = [
 ]
 
 NEIGHBOURS = 10
-"""Size of a neighbourhood, unless said otherwise."""
+"""Default size of a neighbourhood."""
 
 
 def effective_rank(values: np.ndarray) -> float:
     """Return the effective rank: ``exp`` of the entropy of the singular values' shares (Roy and Vetterli 2007).
 
     Args:
-        values: ``(n, dim)``; the mean is taken off first.
+        values: ``(n, dim)``; the mean is subtracted first.
 
     Returns:
         Between 1 (all variance in one direction) and ``min(n - 1, dim)`` (the same in all).
@@ -35,17 +35,17 @@ def effective_rank(values: np.ndarray) -> float:
 
 
 def explained(values: np.ndarray) -> np.ndarray:
-    """Return the share of the variance in the first 1, 2, ... principal directions, ascending to 1."""
+    """Return the cumulative share of variance in the principal directions, ascending to 1."""
     squares = np.linalg.svd(values - values.mean(axis=0), compute_uv=False).astype(np.float64) ** 2
     shares: np.ndarray = np.cumsum(squares) / max(squares.sum(), 1e-12)
     return shares
 
 
 def neighbours(values: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
-    """Return ``(n, k)`` numbers of the items with the largest cosine to each item, itself left out.
+    """Return ``(n, k)`` numbers of the items with the largest cosine to each item, excluding itself.
 
     Args:
-        values: ``(n, dim)``, ``n > k``; brought to unit length.
+        values: ``(n, dim)``, ``n > k``; normalised to unit length.
         k: How many.
     """
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
@@ -55,19 +55,19 @@ def neighbours(values: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
 
 
 def hub_counts(nearest: np.ndarray) -> np.ndarray:
-    """Return ``(n,)``: in how many neighbourhoods each item is (k-occurrence, Radovanovic et al. 2010)."""
+    """Return ``(n,)`` the number of neighbourhoods each item is in (k-occurrence, Radovanovic et al. 2010)."""
     return np.bincount(nearest.ravel(), minlength=len(nearest))
 
 
 def skewness(counts: np.ndarray) -> float:
-    """Return the third standardised moment; 0 where all counts are equal."""
+    """Return the third standardised moment; 0 if all counts are equal."""
     centred = counts - counts.mean()
     deviation = float(np.sqrt((centred**2).mean()))
     return float((centred**3).mean() / deviation**3) if deviation > 0 else 0.0
 
 
 def overlap(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return ``(n,)`` in [0, 1]: the share of each item's neighbours that two ``(n, k)`` lists have in common."""
+    """Return ``(n,)`` in [0, 1], the share of each item's neighbours common to two ``(n, k)`` lists."""
     shared = (before[:, :, None] == after[:, None, :]).any(axis=2)
     common: np.ndarray = shared.mean(axis=1)
     return common

@@ -1,9 +1,9 @@
-"""What an encoder's embeddings hold: drawn pictures are embedded, and small models try to read the truth from that.
+"""Probe an encoder: embed drawn pictures, and let small models read the truth from the embeddings.
 
-Four ways of reading, the weaker ones first: logistic regression on the pooled embedding, the fusion ``tiny`` on it,
-logistic regression on all tokens in their places, and ``tiny`` on the tokens. The linear probes are fitted a skill at
-a time; ``tiny`` is fitted once on all skills together and has to read the question, as a fusion does. All choose
-among the answers of the skill. Questions stay pooled, so that only the image differs between the ways.
+Four probes, weaker ones first: logistic regression on the pooled embedding, the fusion ``tiny`` on it, logistic
+    regression on all tokens by position, and ``tiny`` on the tokens. Linear probes are fitted per skill; ``tiny`` is
+    fitted once on all skills and has to read the question, as a fusion does. All choose among the skill's answers.
+    Questions stay pooled, so only the image differs between probes.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ __all__ = ["WAYS", "Probed", "ProbesCutError", "Sizes", "probe_encoder"]
 WAYS = ("linear, pooled", "tiny, pooled", "linear, tokens", "tiny, tokens")
 GRID = "4x4"  # 7x7 costs three times as much
 
-_SAME = 1e-3  # pooled embeddings that differ less than this from the mean of the tokens are not embedded again
+_SAME = 1e-3  # if pooled embeddings differ less than this from the mean of the tokens, they are not embedded separately
 _PENALTIES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is drawn and learnt; 240 test pictures, or a multiple, make all answers equally frequent, save one of 9.
+    """Sizes of the probe data; multiples of 240 test pictures balance all answers, except in one skill with 9.
 
     Attributes:
-        train: Pictures a skill to learn from.
-        dev: For early stopping and penalties.
-        test: To measure on.
-        epochs: Most passes of ``tiny`` over the training pictures.
+        train: Training pictures per skill.
+        dev: Pictures for early stopping and penalties.
+        test: Test pictures.
+        epochs: Maximum epochs of ``tiny``.
     """
 
     train: int = 288
@@ -64,21 +64,21 @@ class Sizes:
 
     @property
     def all(self) -> int:
-        """Pictures a skill in all."""
+        """Return the total number of pictures per skill."""
         return self.train + self.dev + self.test
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What was read from the embeddings of an encoder.
+    """What the probes read from an encoder's embeddings.
 
     Attributes:
         encoder: Its name.
-        hits: By way (of `WAYS`) and skill: 1 for every test picture that was answered right, else 0. Ways on tokens are
-            absent where the encoder keeps none.
-        seconds: By step: drawing and embedding, and every way.
-        sizes: Pictures a skill.
-        cached: The numbers were measured before and read from the cache.
+        hits: For each probe (of `WAYS`) and skill: 1 for every test picture answered right, else 0. Token probes are
+            missing if the encoder has no tokens.
+        seconds: Seconds per step: drawing and embedding, and every probe.
+        sizes: Pictures per skill.
+        cached: Whether the numbers come from the cache.
     """
 
     encoder: str
@@ -88,12 +88,12 @@ class Probed:
     cached: bool = False
 
     def accuracy(self, way: str, skill: str) -> float:
-        """Share of right answers on the test pictures, in [0, 1]."""
+        """Return the accuracy on the test pictures, in [0, 1]."""
         return float(np.mean(self.hits[way][skill]))
 
 
 class ProbesCutError(FrevlError):
-    """The time limit does not allow the probes."""
+    """The time limit is too short for the probes."""
 
 
 def probe_encoder(
@@ -105,23 +105,23 @@ def probe_encoder(
     time_limit: float | None = None,
     progress: bool = False,
 ) -> Probed:
-    """Measure what the embeddings of an encoder hold.
+    """Measure what an encoder's embeddings contain.
 
     Args:
-        name: As `load_encoder` takes it.
-        seed: Of pictures and fits.
-        sizes: Pictures a skill; None takes the defaults of `Sizes`.
-        cache: Folder that keeps what was measured, by the encoder's identity; None takes ``probes`` in the cache
-            folder of the encoders.
-        time_limit: Seconds for it; what is in the cache costs none. It is given up as soon as it is clear that they do
-            not suffice: a model that was stopped early would say that the embeddings hold less than they do.
-        progress: Show a progress line.
+        name: Name for `load_encoder`.
+        seed: Random seed for pictures and fits.
+        sizes: Pictures per skill; None takes the defaults of `Sizes`.
+        cache: Folder that caches results by the encoder's identity; None takes ``probes`` in the encoders' cache
+            folder.
+        time_limit: Time limit in seconds; cached results cost none. Probing stops as soon as the limit is clearly too
+            short: a model stopped early would suggest that the embeddings contain less than they do.
+        progress: Show progress.
 
     Raises:
         UsageError: There is no encoder of this name, or it has no image tower.
         MissingExtraError: Its libraries are not installed.
         EncoderError: It cannot be loaded.
-        ProbesCutError: It would take longer than `time_limit`.
+        ProbesCutError: Probing would take longer than `time_limit`.
     """
     sizes = sizes or Sizes()
     encoder = load_encoder(name)
@@ -156,7 +156,7 @@ def probe_encoder(
 
 
 def _with_tokens(name: str) -> Encoder | None:
-    """Load the encoder with tokens; None where it keeps none."""
+    """Load the encoder with tokens; None if it has none."""
     try:
         return load_encoder(name, tokens=GRID)
     except (UsageError, EncoderError):
@@ -166,7 +166,7 @@ def _with_tokens(name: str) -> Encoder | None:
 def _embed(
     encoder: Encoder, with_tokens: Encoder | None, seed: int, sizes: Sizes, time_limit: float | None, progress: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray] | None]:
-    """Return ``(pictures, 1, dim)`` and ``(pictures, tokens, dim)`` float16 of every skill."""
+    """Return ``(pictures, 1, dim)`` and ``(pictures, tokens, dim)`` float16 for every skill."""
     pooled: dict[str, np.ndarray] = {}
     tokens: dict[str, np.ndarray] = {}
     twice = True
@@ -181,7 +181,7 @@ def _embed(
                 found = with_tokens.embed_images(pictures, tokens=True)
                 tokens[skill] = found.values.astype(np.float16)
                 mean = _unit(pool(found.values, found.mask))
-                if not pooled:  # the first few tell whether the mean of the tokens is the pooled embedding
+                if not pooled:  # the first few show whether the mean of the tokens is the pooled embedding
                     few = encoder.embed_images(pictures[:8])
                     twice = few.shape[1] != mean.shape[1] or bool(np.abs(_unit(few) - mean[:8]).max() > _SAME)
             whole = encoder.embed_images(pictures) if twice else mean
@@ -192,26 +192,27 @@ def _embed(
 
 def _cut(time_limit: float, needed: float) -> ProbesCutError:
     return ProbesCutError(
-        f"the probes need more than {needed:.0f} s, and the time limit leaves them {time_limit:.0f}. They are measured "
-        "once for an encoder and kept: a diagnosis with a larger --time-limit measures them, later ones read them."
+        f"the probes need more than {needed:.0f} s, but the time limit leaves {time_limit:.0f}. They are measured "
+        "once per encoder and cached: a diagnosis with a larger --time-limit measures them, and later ones read "
+        "them."
     )
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    """Scale rows to unit length, as a store hands them out."""
+    """Scale rows to unit length, as a store does."""
     scaled: np.ndarray = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     return scaled
 
 
 def _questions(encoder: Encoder) -> np.ndarray:
-    """``(skills, dim)`` float32 of the questions; their numbers, one hot, where there is no text tower."""
+    """Return ``(skills, dim)`` float32 of the questions; one-hot numbers without a text tower."""
     if encoder.text is None:
         return np.eye(len(SKILLS), dtype=np.float32)
     return encoder.embed_texts([skill.question for skill in SKILLS.values()])
 
 
 def _truth(skill: str, sizes: Sizes) -> np.ndarray:
-    """``(pictures,)`` number of the right answer; answers take turns."""
+    """Return ``(pictures,)`` numbers of the right answers, which take turns."""
     return np.arange(sizes.all) % len(SKILLS[skill].answers)
 
 
@@ -229,7 +230,7 @@ def _read_linearly(
 
 
 def _linear_hits(values: np.ndarray, truth: np.ndarray, sizes: Sizes) -> list[int]:
-    """Fit logistic regression, its penalty chosen on development pictures, and return its test hits.
+    """Fit logistic regression with its penalty chosen on development pictures, and return its test hits.
 
     The weights that minimise a penalised loss lie in the span of the training rows (representer theorem), so the
     features, standardised first, are rotated into it: the same answer with ``train`` instead of ``tokens * dim``
@@ -241,7 +242,7 @@ def _linear_hits(values: np.ndarray, truth: np.ndarray, sizes: Sizes) -> list[in
     train = features[: sizes.train]
     sizes_squared, rotation = torch.linalg.eigh(train @ train.T)
     kept = sizes_squared > 1e-6 * sizes_squared.max()
-    # Scaled to a length that does not depend on the width, so that one list of penalties serves all encoders.
+    # Scaled independently of the width, so that one list of penalties suits all encoders.
     rotated = 10 / features.shape[1] ** 0.5 * (features @ (train.T @ (rotation[:, kept] / sizes_squared[kept].sqrt())))
     classes = int(truth.max()) + 1
     right = torch.from_numpy(truth)
@@ -264,7 +265,7 @@ def _linear_hits(values: np.ndarray, truth: np.ndarray, sizes: Sizes) -> list[in
 def _read_with_tiny(
     images: dict[str, np.ndarray], questions: np.ndarray, sizes: Sizes, seed: int, progress: bool
 ) -> dict[str, list[int]]:
-    """Fit one fusion on all skills, and return its test hits on each, chosen among the answers of the skill."""
+    """Fit one fusion on all skills, and return its test hits on each, chosen among the skill's answers."""
     starts = np.cumsum([0, *(len(skill.answers) for skill in SKILLS.values())])
     n, values = sizes.all, torch.from_numpy(np.concatenate(list(images.values())))
     asked = torch.arange(len(SKILLS)).repeat_interleave(n)
@@ -302,7 +303,7 @@ def _read_with_tiny(
 
 
 def _key(encoder: Encoder, with_tokens: Encoder | None, seed: int, sizes: Sizes) -> str:
-    """Hash everything that can change a number: identities of the towers, seed, sizes, and the code of the probes."""
+    """Hash everything that can change a number: tower identities, seed, sizes and the probes' code."""
     loaded = [encoder] if with_tokens is None else [encoder, with_tokens]
     towers = [tower.identity for one in loaded for tower in (one.image, one.text) if tower is not None]
     code = [Path(str(file)).read_bytes().hex() for file in (__file__, probe_pictures.__file__)]
@@ -314,7 +315,7 @@ def _key(encoder: Encoder, with_tokens: Encoder | None, seed: int, sizes: Sizes)
 
 
 def _read(file: Path, name: str, sizes: Sizes) -> Probed | None:
-    """Read what was measured before; None if there is nothing or it is damaged."""
+    """Read cached results; None if missing or damaged."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         known = Probed(name, record["hits"], record["seconds"], sizes, cached=True)
@@ -325,6 +326,6 @@ def _read(file: Path, name: str, sizes: Sizes) -> Probed | None:
 
 
 def _write(file: Path, measured: Probed) -> None:
-    with contextlib.suppress(OSError):  # the numbers are there; without the file they are measured again next time
+    with contextlib.suppress(OSError):  # the numbers are available; without the file they are measured again next time
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"hits": measured.hits, "seconds": measured.seconds})

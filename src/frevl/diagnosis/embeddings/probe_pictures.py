@@ -1,7 +1,7 @@
-"""Small drawn pictures with exact truth: what is asked of an embedding to find out what it holds.
+"""Small drawn pictures with known truth, used to probe embeddings.
 
-Every picture follows from seed, skill and number alone. Shapes are drawn without anti-aliasing, never touch the
-border, and touch each other only where the skill is about that, so that the truth can be counted in the pixels.
+Every picture is determined by seed, skill and number. Shapes are drawn without anti-aliasing, never touch the border,
+and touch each other only if the skill requires it, so the truth can be read from the pixels.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ COLOURS = {
     "black": (20, 20, 20),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-WORDS = ("bad", "bag", "ban", "bat", "can", "cap", "car", "cat", "had", "hat")  # one letter may be all that differs
+WORDS = ("bad", "bag", "ban", "bat", "can", "cap", "car", "cat", "had", "hat")  # two words may differ in one letter
 
-Place = tuple[float, float, float]  # x, y of the centre and the radius within which a shape stays
+Place = tuple[float, float, float]  # x and y of the centre, and the radius that bounds the shape
 
 
 @dataclass(frozen=True)
 class Skill:
-    """One thing that an embedding may hold.
+    """One property that an embedding may capture.
 
     Attributes:
         question: The text of every pair of this skill.
-        answers: All answers; every one is equally frequent, so that chance is ``1 / len(answers)``.
-        semantic: Whether it asks for a quality of one object, as the pretraining of encoders does; otherwise it is
+        answers: All answers, equally frequent, so that chance is ``1 / len(answers)``.
+        semantic: Whether it concerns a property of one object, as encoder pretraining does; otherwise it is
             fine-grained: number, place, size, contact, letters.
         draw: ``(picture, answer, random)`` draws one picture with this answer.
     """
@@ -52,7 +52,7 @@ class Skill:
 
     @property
     def chance(self) -> float:
-        """Share of right answers by guessing."""
+        """Return the accuracy of guessing."""
         return 1 / len(self.answers)
 
 
@@ -70,8 +70,8 @@ def draw_probe(skill: str, number: int, *, seed: int = 0) -> Probe:
 
     Args:
         skill: A key of `SKILLS`.
-        number: From 0; answers take turns, so that any run of numbers is balanced.
-        seed: Another seed gives other pictures.
+        number: Number from 0; answers take turns, so any consecutive range is balanced.
+        seed: Random seed.
 
     Returns:
         A ``224 x 224`` RGB picture with question and answer.
@@ -103,7 +103,7 @@ def _draw_count(picture: Image.Image, answer: str, chance: random.Random) -> Non
 
 
 def _draw_position(picture: Image.Image, answer: str, chance: random.Random) -> None:
-    """The centre of the two lies anywhere, so that the place of one alone tells little."""
+    """Draw two shapes centred anywhere, so that the place of one alone reveals little."""
     apart, aside = chance.uniform(50, 90), chance.uniform(-15, 15)
     dx, dy = {"left": (-apart, aside), "right": (apart, aside), "above": (aside, -apart), "below": (aside, apart)}[
         answer
@@ -116,7 +116,7 @@ def _draw_position(picture: Image.Image, answer: str, chance: random.Random) -> 
 
 
 def _draw_size(picture: Image.Image, answer: str, chance: random.Random) -> None:
-    """The largest has at least 1.4 times the radius of the others."""
+    """Draw shapes of which the largest has at least 1.4 times the radius of the others."""
     largest = chance.uniform(26, 42)
     colours = ["red", "green", "blue"]
     radii = [largest if colour == answer else largest / chance.uniform(1.4, 2.2) for colour in colours]
@@ -126,7 +126,7 @@ def _draw_size(picture: Image.Image, answer: str, chance: random.Random) -> None
 
 
 def _draw_overlap(picture: Image.Image, answer: str, chance: random.Random) -> None:
-    """Two discs of two colours; near each other also where they do not meet."""
+    """Draw two discs of different colours, close together even if they do not overlap."""
     a, b = chance.uniform(20, 34), chance.uniform(20, 34)
     apart = a + b - chance.uniform(0.15, 0.5) * min(a, b) if answer == "yes" else a + b + chance.uniform(4, 12)
     angle = chance.uniform(0, 2 * math.pi)
@@ -147,7 +147,7 @@ def _draw_reading(picture: Image.Image, answer: str, chance: random.Random) -> N
 
 
 def _draw_same(picture: Image.Image, answer: str, chance: random.Random) -> None:
-    """Colours and sizes are drawn for each by itself: only the shape counts."""
+    """Draw two shapes with independent colours and sizes, so that only shape counts."""
     first = chance.choice(SHAPES)
     second = first if answer == "yes" else chance.choice([shape for shape in SHAPES if shape != first])
     for shape, place in zip((first, second), _places(chance, [chance.uniform(22, 40) for _ in "ab"]), strict=True):
@@ -176,7 +176,7 @@ SKILLS: dict[str, Skill] = {
 
 
 def _places(chance: random.Random, radii: list[float]) -> list[Place]:
-    """Draw places inside the picture, at least 5 pixels apart; begins anew where the last ones find no room."""
+    """Draw places inside the picture at least 5 pixels apart, starting over if the last ones do not fit."""
     while True:
         found: list[Place] = []
         for radius in sorted(radii, reverse=True):

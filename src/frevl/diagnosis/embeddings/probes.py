@@ -1,4 +1,4 @@
-"""Findings on what the embeddings hold: skills probed with drawn pictures, pooled against tokens, the 15 % rule."""
+"""Findings on what the embeddings contain: skills probed with drawn pictures, tokens against pooled, the 15 % rule."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RULE = 15.0
 """Points by which fine-grained skills may be behind semantic ones before frozen embeddings are called the wrong tool
 (arXiv 2508.04469 gives 15 %; ours: of scores corrected for chance, because the skills differ in their answers)."""
 
-_LEAST = 50.0  # mean score of the semantic skills below which nothing can be behind them
+_LEAST = 50.0  # mean score of the semantic skills below which a shortfall is meaningless
 _RESAMPLES = 2000
-_REFERENCE = "tiny, pooled"  # the way of reading whose scores the claims quote
+_REFERENCE = "tiny, pooled"  # the probe whose scores the claims quote
 
 
 def probe_findings(
@@ -36,19 +36,19 @@ def probe_findings(
     time_limit: float | None = None,
     progress: bool = False,
 ) -> list[Finding]:
-    """Probe encoders with drawn pictures whose truth is exact.
+    """Probe encoders with drawn pictures of known truth.
 
     Args:
         encoders: Names of encoders, or a store: all of its encoders.
         seed: Of pictures and fits.
         sizes: Pictures a skill; None takes the defaults of `Sizes`.
-        cache: Folder that keeps what was measured; None takes one in the cache folder of the encoders.
-        time_limit: Seconds for encoders that were not measured before, all together; None sets no limit.
-        progress: Show progress lines.
+        cache: Folder that caches results; None takes one in the encoders' cache folder.
+        time_limit: Total seconds for encoders not yet measured; None sets no limit.
+        progress: Show progress.
 
     Returns:
-        Three findings an encoder: the skills, fine-grained against semantic ones, and tokens against pooled (absent
-        where the encoder keeps no tokens). One that says why, where an encoder cannot be used here.
+        Three findings per encoder: the skills, fine-grained against semantic ones, and tokens against pooled (missing
+            if the encoder has no tokens). If an encoder cannot be used here, one that says why.
     """
     findings = []
     started = time.monotonic()
@@ -66,7 +66,7 @@ def probe_findings(
         except ProbesCutError as error:
             findings.append(_cut_short(name, error))
             continue
-        except FrevlError as error:  # a diagnosis continues without
+        except FrevlError as error:  # a diagnosis continues without probes
             findings.append(_not_probed(name, error))
             continue
         findings += [_skills(probed), _fine_grained(probed)]
@@ -76,10 +76,11 @@ def probe_findings(
 
 
 def shortfall(probed: Probed, way: str, *, seed: int = 0) -> Interval:
-    """Return by how many points fine-grained skills are behind semantic ones, with a 95 % interval.
+    """Return by how many points fine-grained skills lag behind semantic ones, with a 95 % interval.
 
     A skill's score is ``(accuracy - chance) / (1 - chance)``: 0 is guessing, 100 is perfect. The shortfall is the mean
-    over the semantic skills minus that over the fine-grained ones; the bootstrap draws test pictures skill by skill.
+    over the semantic skills minus that over the fine-grained ones; the bootstrap resamples test pictures within each
+    skill.
     """
     return _bootstrapped(lambda scores: _mean(scores, semantic=True) - _mean(scores, semantic=False), probed, way, seed)
 
@@ -87,7 +88,7 @@ def shortfall(probed: Probed, way: str, *, seed: int = 0) -> Interval:
 def _bootstrapped(
     statistic: Callable[[dict[str, Any]], Any], probed: Probed, way: str, seed: int, against: str | None = None
 ) -> Interval:
-    """Bootstrap a statistic of the skills' scores, in points; ``against`` subtracts those of another way, paired."""
+    """Bootstrap a statistic of the skills' scores, in points; ``against`` subtracts another probe's, paired."""
     random = np.random.default_rng(seed)
     whole, drawn = {}, {}
     for name, skill in SKILLS.items():
@@ -110,7 +111,7 @@ def _mean(scores: dict[str, Any], *, semantic: bool) -> Any:
 
 
 def _skills(probed: Probed) -> Finding:
-    """Every skill with every way of reading it."""
+    """Return the finding on every skill with every probe."""
     intervals = {
         (way, name): bootstrap_interval(np.array(hits[name])) for way, hits in probed.hits.items() for name in SKILLS
     }
@@ -143,10 +144,10 @@ def _skills(probed: Probed) -> Finding:
         ci95=[value.low, value.high],
         how=(
             f"{len(SKILLS)} skills, each on {probed.sizes.train:,} training, {probed.sizes.dev:,} development and "
-            f"{probed.sizes.test:,} test pictures drawn with exact truth; logistic regression a skill, and tiny on all "
-            f"skills at once; tokens are a {GRID} grid. The value is the accuracy of {_REFERENCE} on the weakest skill "
-            f"in percent; 95 % bootstrap over pictures. {'Measured before, in' if probed.cached else 'It took'} "
-            f"{took:.0f} s."
+            f"{probed.sizes.test:,} test pictures drawn with exact truth; logistic regression per skill, and tiny "
+            f"on all skills at once; tokens are a {GRID} grid. The value is the accuracy of {_REFERENCE} on the "
+            "weakest skill in percent; 95 % bootstrap over pictures. "
+            f"{'Measured before, in' if probed.cached else 'It took'} {took:.0f} s."
         ),
         advice=skills_advice(weakest, 100 * _above_chance(probed, weakest), value.low > 100 * SKILLS[weakest].chance),
         table=rows,
@@ -171,7 +172,7 @@ def _skills(probed: Probed) -> Finding:
 
 
 def skills_advice(weakest: str, score: float, above_chance: bool) -> str:
-    """Return what the weakest skill means.
+    """Return advice on the weakest skill.
 
     Args:
         weakest: Its name.
@@ -179,17 +180,17 @@ def skills_advice(weakest: str, score: float, above_chance: bool) -> str:
         above_chance: Whether its accuracy is surely above guessing.
     """
     cleaner = (
-        " Drawn pictures are cleaner than photographs: what is missing here is missing there, and what is present here "
-        "may still be missing there."
+        " Drawn pictures are cleaner than photographs: what is missing here will be missing there, and what is "
+        "present here may still be missing there."
     )
     if not above_chance:
         return (
-            f"These embeddings hold nothing about {weakest} that can be measured: if your task asks for it, take "
-            f"tokens or another encoder; more data will not help.{cleaner}"
+            f"These embeddings contain nothing measurable about {weakest}: if your task needs it, use tokens or "
+            f"another encoder; more data will not help.{cleaner}"
         )
     if score < _LEAST:
         return (
-            f"If your task asks for {weakest}, this encoder is the bottleneck: try tokens or another encoder before "
+            f"If your task needs {weakest}, this encoder is the bottleneck: try tokens or another encoder before "
             f"more data.{cleaner}"
         )
     return f"All skills can be read from these embeddings, even {weakest}.{cleaner}"
@@ -201,7 +202,7 @@ def _above_chance(probed: Probed, name: str) -> float:
 
 
 def _fine_grained(probed: Probed) -> Finding:
-    """The 15 % rule of the paper."""
+    """Return the finding on the paper's 15 % rule."""
     found = {way: shortfall(probed, way) for way in probed.hits}
     gap = found[_REFERENCE]
     scores = {name: 100 * _above_chance(probed, name) for name in SKILLS}
@@ -226,23 +227,23 @@ def _fine_grained(probed: Probed) -> Finding:
 
 
 def fine_grained_claim(semantic: float, gap: Interval) -> tuple[str, str]:
-    """Return what fine-grained skills do, and advice.
+    """Return claim and advice on fine-grained skills.
 
     Args:
         semantic: Mean score of the semantic skills, in percent and corrected for chance.
-        gap: By how many points the fine-grained ones are behind.
+        gap: By how many points the fine-grained ones lag behind.
     """
     behind = f"are behind the semantic ones by {gap.value:.1f} points ({gap.low:.1f} to {gap.high:.1f})"
     if semantic < _LEAST:
         return (
             f"cannot be measured by the paper's rule: even the semantic ones reach a score of only {semantic:.1f}",
-            "This encoder holds little of what is drawn; compare it with others on your own pairs.",
+            "This encoder captures little of what is drawn; compare it with others on your own pairs.",
         )
     if gap.low > RULE:
         return (
             f"{behind}, more than the {RULE:.0f} that the paper allows",
-            "For number, place, size or letters these frozen embeddings are the wrong tool: take another encoder, "
-            "tokens, or a model that sees the pixels. For objects and their qualities they serve.",
+            "For number, place, size or letters these frozen embeddings are the wrong tool: use another encoder, "
+            "tokens, or a model that sees the pixels. For objects and their properties they are adequate.",
         )
     if gap.high < 0:
         return (
@@ -262,13 +263,13 @@ def fine_grained_claim(semantic: float, gap: Interval) -> tuple[str, str]:
             "On such simple pictures the fine detail is there; check on your own pairs, skill by skill, above.",
         )
     return (
-        f"{behind}; whether that is more than {RULE:.0f} cannot be told",
-        "On the border of the paper's rule: decide by the skills on your own pairs.",
+        f"{behind}; whether that is more than {RULE:.0f} is uncertain",
+        "This is borderline under the paper's rule: decide by the skills on your own pairs.",
     )
 
 
 def _tokens(probed: Probed) -> Finding:
-    """What a grid of tokens adds to the pooled embedding."""
+    """Return the finding on what a token grid adds to the pooled embedding."""
     rows: list[dict[str, Any]] = []
     for name, skill in SKILLS.items():
         tokens, pooled = (np.array(probed.hits[way][name], float) for way in ("tiny, tokens", "tiny, pooled"))
@@ -331,7 +332,7 @@ def tokens_claim(gain: Interval) -> tuple[str, str]:
             "Stay with pooled embeddings; a fusion on tokens has more to learn from the same pictures.",
         )
     return (
-        f"Tokens add nothing that can be measured to pooled embeddings: {told}.",
+        f"Tokens add nothing measurable to pooled embeddings: {told}.",
         "Stay with pooled embeddings: they are smaller and quicker.",
     )
 
@@ -345,8 +346,8 @@ def _not_probed(name: str, error: FrevlError) -> Finding:
         ci95=None,
         how=f"Probes embed drawn pictures with the encoder itself. Its message: {error}",
         advice=(
-            "Embeddings that were imported cannot be probed; run the probes where the encoder is installed, or go by "
-            "the skills on your own pairs."
+            "Imported embeddings cannot be probed; run the probes where the encoder is installed, or use the "
+            "skills on your own pairs."
         ),
     )
 
@@ -359,5 +360,5 @@ def _cut_short(name: str, error: FrevlError) -> Finding:
         value=None,
         ci95=None,
         how=f"Probes embed drawn pictures with the encoder itself; {error}",
-        advice="Repeat the diagnosis with a larger --time-limit, or go by the skills on your own pairs.",
+        advice="Repeat the diagnosis with a larger --time-limit, or use the skills on your own pairs.",
     )

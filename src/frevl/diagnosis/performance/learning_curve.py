@@ -117,9 +117,9 @@ def learning_curve_findings(
 
     Args:
         comparison: Its models are the last point of each curve.
-        folder: For the runs.
+        folder: Folder for the runs.
         time_limit: Seconds for all of it.
-        progress: Show progress lines.
+        progress: Show progress.
     """
     train = comparison.splits.train
     smallest = max(_SMALLEST_SHARE, min(1.0, _FEWEST / len(train)))

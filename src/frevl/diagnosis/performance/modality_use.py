@@ -259,7 +259,7 @@ def text_only_finding(comparison: ModelComparison, *, folder: Path, time_limit: 
 
     Args:
         comparison: The trained models.
-        folder: For the runs.
+        folder: Folder for the runs.
         time_limit: Seconds for all trainings.
     """
     splits = comparison.splits

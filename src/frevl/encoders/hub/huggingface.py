@@ -111,12 +111,12 @@ def _layers(name: str, written: str) -> tuple[int, ...]:
 
 
 def _sees(checkpoint: Checkpoint) -> bool:
-    """Tell whether a model has an image tower."""
+    """Return whether a model has an image tower."""
     config = load_config(checkpoint)
     return config.model_type in JOINT or hasattr(config, "patch_size") or hasattr(config, "num_channels")
 
 
 def _reads(checkpoint: Checkpoint) -> bool:
-    """Tell whether a model has a text tower."""
+    """Return whether a model has a text tower."""
     config = load_config(checkpoint)
     return config.model_type in JOINT or hasattr(config, "vocab_size")

@@ -136,7 +136,7 @@ def label_store(
         ray: Score on the nodes of a Ray cluster: ``local``, ``auto``, or the address of its head. They see run and
             store under the same paths. The file is the same, and one way goes on with what the other has written.
         notes: Gets sentences for the user: on workers that were lost.
-        progress: Show a progress line.
+        progress: Show progress.
 
     Raises:
         UsageError: The run reads texts too, the condition cannot be understood, or the file is one that is read here.

@@ -23,7 +23,7 @@ class AllNeighbours:
         vectors: ``(n, d)`` float16 of unit length; kept, not copied.
         k: How many others to find.
         threads: How many to use.
-        progress: Show a progress line.
+        progress: Show progress.
     """
 
     def __init__(self, vectors: NDArray[np.float16], k: int, *, threads: int = 1, progress: bool = False) -> None:

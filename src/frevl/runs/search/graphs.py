@@ -156,7 +156,7 @@ def grown_graphs(
         there: Graphs of the first rows, to which the new ones are added.
         most: Rows of a graph; None: `rows_of_a_graph`.
         threads: How many to use.
-        progress: Show a progress line.
+        progress: Show progress.
 
     Raises:
         OSError: A graph cannot be written; those before it count all the same.

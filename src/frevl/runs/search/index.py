@@ -164,7 +164,7 @@ def build_index(
         k: Of how many neighbours.
         threads: How many to use.
         graph_rows: Rows of a part; None: as many as take 1 GiB.
-        progress: Show a progress line.
+        progress: Show progress.
 
     Returns:
         The report, which also stands in ``index.json`` beside the index.

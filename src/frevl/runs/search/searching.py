@@ -346,7 +346,7 @@ def index_store(
         scorer: A matching run with a first stage, and its store.
         find: ``images`` or ``texts``: what the searches find.
         recall: Share of the ten nearest neighbours to find, in (0, 1].
-        progress: Show progress lines.
+        progress: Show progress.
 
     Returns:
         The report, with the recall measured on queries of the store (texts for images, images for texts; images for

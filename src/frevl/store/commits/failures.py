@@ -59,7 +59,7 @@ def writing(store: Path, name: str) -> Iterator[None]:
 
 
 def is_lance_failure(error: BaseException) -> bool:
-    """Tell whether an error is one of those that Lance raises."""
+    """Return whether an error is one of those that Lance raises."""
     # A panic in Lance's Rust code (a damaged file can cause one) derives from BaseException, in a class of its own.
     return isinstance(error, OSError | ValueError | RuntimeError | pa.ArrowException) or (
         type(error).__name__ == "PanicException"

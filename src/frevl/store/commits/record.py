@@ -173,7 +173,7 @@ def writer_at_work(store: Path) -> Path:
 
 
 def lost_commits(store: Path, name: str, commit: Commit | None) -> str:
-    """Tell whether a table has lost its newest manifests, or all of them.
+    """Return whether a table has lost its newest manifests, or all of them.
 
     Args:
         store: Folder of the store.

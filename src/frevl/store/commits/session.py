@@ -140,7 +140,7 @@ def towers_of_table(store: Path, name: str) -> list[Tower]:
 
 
 def _complete(store: Path, name: str, version: int, recorded: int) -> bool:
-    """Tell whether everything that a version added since the recorded one is there and matches its checksums."""
+    """Return whether everything that a version added since the recorded one is there and matches its checksums."""
     try:
         old = open_table(store, name, version=recorded) if recorded in manifests(store, name) else None
         known = set() if old is None else {_key(fragment) for fragment in old.get_fragments()}

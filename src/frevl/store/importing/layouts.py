@@ -50,7 +50,7 @@ class Part:
 
 
 def is_clip_retrieval(source: Path) -> bool:
-    """Whether a folder has the layout of ``clip-retrieval inference``."""
+    """Return whether a folder has the layout of ``clip-retrieval inference``."""
     return any((source / folder).is_dir() for folder in _FOLDERS.values())
 
 

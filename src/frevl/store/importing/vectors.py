@@ -138,7 +138,7 @@ def import_embeddings(
         images: Folder of the images: ids become paths below it, and pictures for the check are read there.
         dtype: ``float16`` or ``float32``, as stored.
         write_pairs: Pairs file to write: every image of a clip-retrieval folder with its caption.
-        progress: Show progress lines.
+        progress: Show progress.
 
     Returns:
         What was done.

@@ -154,7 +154,7 @@ class LabelBook:
         return len(self.entries) << _DIGEST_BITS | self.digest & ((1 << _DIGEST_BITS) - 1)
 
     def knows(self, request: str) -> bool:
-        """Tell whether this request was written already."""
+        """Return whether this request was written already."""
         return request in self._requests
 
     def last_of(self, by: str) -> str | None:

@@ -111,7 +111,7 @@ def embed_images(
         report: Filled in.
         total: How many there are, or None.
         may_be_empty: Do not refuse to find none.
-        progress: Show a progress line.
+        progress: Show progress.
 
     Returns:
         The ids of all.

@@ -19,7 +19,7 @@ __all__ = ["TarPictures", "extract_tars", "in_a_tar"]
 
 
 def in_a_tar(id_: str, tars: Collection[str]) -> bool:
-    """Tell whether an id is that of a member of one of these tars."""
+    """Return whether an id is that of a member of one of these tars."""
     parts = id_.split("/")
     return any("/".join(parts[:count]) in tars for count in range(1, len(parts)))
 
@@ -116,7 +116,7 @@ class TarPictures(PicturesToPrepare):
             yield Member(member.id, problem="the tar has two different pictures of this name; the first is used"), ""
 
     def has_read(self, id_: str) -> bool:
-        """Tell whether a member belongs to one of the tars that were read."""
+        """Return whether a member belongs to one of the tars that were read."""
         return in_a_tar(id_, self.read)
 
     def id_of(self, picture: tuple[Member, str]) -> str:
@@ -128,7 +128,7 @@ class TarPictures(PicturesToPrepare):
         return len(picture[0].content)
 
     def is_settled(self, picture: tuple[Member, str]) -> bool:
-        """Tell whether the store has it as it is."""
+        """Return whether the store has it as it is."""
         member, content_hash = picture
         known = None if member.problem else self._stored.get(member.id)
         return known is not None and not known.lacking and (not known.bytes or known.content_hash == content_hash)

@@ -90,7 +90,7 @@ class TablePictures(PicturesToPrepare):
         return len(cell.content)
 
     def is_settled(self, cell: Cell) -> bool:
-        """Tell whether a table had it before, or the store has it."""
+        """Return whether a table had it before, or the store has it."""
         known = self._stored.get(cell.id)
         return not cell.content_hash or (known is not None and not known.lacking)
 

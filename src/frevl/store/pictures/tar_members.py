@@ -65,7 +65,7 @@ class Member:
 
 
 def is_picture(name: str) -> bool:
-    """Tell whether a name ends like that of a picture."""
+    """Return whether a name ends like that of a picture."""
     return PurePosixPath(name).suffix.lower() in _PICTURES
 
 

@@ -108,7 +108,7 @@ def place_of(store: str | PurePath) -> Path:
 
 
 def is_remote(store: object) -> bool:
-    """Tell whether a store lies in an object store."""
+    """Return whether a store lies in an object store."""
     return isinstance(store, RemotePath)
 
 

@@ -128,7 +128,7 @@ def copy_store(source: str | Path, target: str | Path, *, progress: bool = False
     Args:
         source: Folder or address of a store.
         target: Address, or new folder, of the copy.
-        progress: Show a progress line.
+        progress: Show progress.
 
     Returns:
         What was done.

@@ -174,7 +174,7 @@ class SharedTables:
         return self._found.get(name) or self._existing(name)
 
     def has_moved(self) -> bool:
-        """Tell whether another writer has changed the towers, or was seen to add columns, since this was asked last."""
+        """Return whether another writer has changed the towers, or added columns, since the last call."""
         seen, table = self._towers_at, self._open("towers")
         self._towers_at = None if table is None else int(table.version)
         came, self._columns_came = self._columns_came, False

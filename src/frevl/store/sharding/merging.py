@@ -89,7 +89,7 @@ def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = Fal
     Args:
         parts: Folders of the parts, in any order.
         into: Folder of the store; made if it is missing.
-        progress: Show progress lines.
+        progress: Show progress.
 
     Returns:
         What was done.

@@ -92,7 +92,7 @@ class Share:
 
     @property
     def partial(self) -> bool:
-        """Whether there is a shard, so that nothing may be left of the list."""
+        """Return whether there is a shard, so that nothing may be left of the list."""
         return self._shard is not None
 
     def apart(self) -> Share:

@@ -80,7 +80,7 @@ def ablate(
         time_limit: Time limit of each training in seconds.
         min_answer_count: As in `frevl.train`.
         device: Where to train.
-        progress: Show progress lines.
+        progress: Show progress.
 
     Returns:
         The table, the full fusion first.

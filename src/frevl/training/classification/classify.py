@@ -94,7 +94,7 @@ def classify(
         find_groups: Find copies, near copies and groups among the examples and keep them together.
         seed: Of splits.
         time_limit: Time limit for comparing methods, in seconds.
-        progress: Show progress lines.
+        progress: Show progress.
 
     Returns:
         The saved run: task classification, of images alone. The same call on a finished run returns that.
@@ -202,7 +202,7 @@ def _check(method: str, unknown: float | None) -> None:
 
 
 def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds the run that this call would make: an interrupted labelling goes on with it."""
+    """Return whether the folder holds the run that this call would make: an interrupted labelling goes on with it."""
     try:
         kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -251,7 +251,7 @@ def simplest(solved: Sequence[Solved], problem: Problem) -> Solved:
 
 
 def _within(one: Solved, solved: Sequence[Solved], problem: Problem, errors: float) -> bool:
-    """Tell whether a sum is at most so many standard errors behind the best (paired, by cluster)."""
+    """Return whether a sum is at most so many standard errors behind the best (paired, by cluster)."""
     best = max(solved, key=lambda other: other.metric(problem))
     if one is best or not bool(problem.known.any()):
         return True

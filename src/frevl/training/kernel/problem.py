@@ -105,7 +105,7 @@ def _between(items: Tensor, rows: Tensor, width: Tensor) -> Tensor:
 
 
 def varies(items: Tensor) -> bool:
-    """Tell whether items differ at all."""
+    """Return whether items differ at all."""
     return items.shape[1] > 0 and bool((items != items[:1]).any())
 
 

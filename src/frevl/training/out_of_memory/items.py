@@ -24,7 +24,7 @@ _AT_ONCE = 65_536  # items that are read and written at a time
 
 
 def fit_in_memory(counts: Iterable[tuple[int, Sequence[Tower]]]) -> bool:
-    """Whether the embeddings of so many items of these towers are kept in memory; tokens of an item always are."""
+    """Return whether the embeddings of this many items are kept in memory; an item's tokens always are."""
     found = list(counts)
     if not all(tower.pooled for _, towers in found for tower in towers):
         return True

@@ -118,7 +118,7 @@ def adapt_cosine(cosine: Cosine, train: Examples, seed: int) -> Adapted | None:
 
 
 def measurably_worse(one: Tensor, other: Tensor) -> bool:
-    """Tell whether ``(images,)`` recalls lie more than one standard error (paired) below others of the same images."""
+    """Return whether ``(images,)`` recalls are more than one paired standard error below others on the same images."""
     behind = other - one
     return behind.mean().item() > standard_error(behind, torch.arange(len(behind)))
 

@@ -22,7 +22,7 @@ text: the encoder's own logits are ``logit_scale * cosine + logit_bias``.
 
 
 def has_common_space(image_towers: Sequence[Tower], text_towers: Sequence[Tower]) -> bool:
-    """Tell whether an image tower and a text tower share a space."""
+    """Return whether an image tower and a text tower share a space."""
     return bool(_spaces(image_towers) & _spaces(text_towers))
 
 

@@ -40,7 +40,7 @@ class Fold:
 
     @property
     def inner_is_spare(self) -> bool:
-        """Whether a model may learn from the inner part too: nothing is compared or checked on it, or in it twice."""
+        """Return whether a model may also train on the inner part, which is then used for nothing else."""
         compared = torch.cat([self.held_out, self.check, self.train])
         return not bool(torch.isin(self.inner, compared).any())
 

@@ -89,7 +89,7 @@ class Team(Protocol):
 
     @property
     def leads(self) -> bool:
-        """Whether this is worker 0, which writes, prints and decides."""
+        """Return whether this is worker 0, which writes, prints and decides."""
 
     def share(self, count: int) -> Share:
         """This worker's share of ``count`` rows; shares are contiguous and of nearly equal size."""

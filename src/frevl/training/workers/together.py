@@ -112,7 +112,7 @@ class Together:
 
     @property
     def leads(self) -> bool:
-        """Whether this is worker 0."""
+        """Return whether this is worker 0."""
         return self.rank == 0
 
     def share(self, count: int) -> Share:

@@ -186,7 +186,11 @@ def test_an_import_says_what_it_leaves_out(http):
     taken = http.post("/explore/labels/import", data={"request": '{"by": "ada"}'}, files=files).json()
     assert (taken["written"], taken["left_out"]) == (1, 4)
     assert taken["notes"][0] == "1 of the lines name a picture that is not in the store, the first is line 2."
-    for body, sentence in (("", "file"), ("no json", "file"), ('{"image": "away.png", "target": "x"}', "no label")):
+    for body, sentence in (
+        ("", "file"),
+        ("no json", "file"),
+        ('{"image": "away.png", "target": "x"}', "no usable label"),
+    ):
         answer = http.post(
             "/explore/labels/import", data={"request": '{"by": "ada"}'}, files={"file": ("x", body + "\n")}
         )
@@ -285,7 +289,9 @@ def test_a_name_that_leads_to_this_machine_by_dns_is_refused_on_every_route(loca
                 http.get("/report", headers=headers), 403, "other_host", "answers only to localhost and IP addresses"
             )
             for route in ("label", "find", "map/images", "labels/undo"):
-                refused(http.post(f"/explore/{route}", json=body, headers=headers), 403, "other_host", "found the host")
+                refused(
+                    http.post(f"/explore/{route}", json=body, headers=headers), 403, "other_host", "not to the host"
+                )
         assert http.get("/healthz", headers={"Host": "evil.example"}).status_code == 200
         for host in (
             "localhost",

@@ -128,7 +128,9 @@ def test_pictures_that_cannot_be_shown_get_a_sentence(made, tmp_path):
         refused(looked.http.get("/explore/thumbnail?image=../secret"), 404, "unknown_image", "no image")
         refused(looked.http.get("/explore/thumbnail?image=3.png&side=7"), 422, "invalid", "Field 'side'")
     with explored(place.store) as looked:
-        refused(looked.http.get("/explore/thumbnail?image=3.png"), 404, "no_pictures", "start it with --images DIR")
+        refused(
+            looked.http.get("/explore/thumbnail?image=3.png"), 404, "no_pictures", "start the service with --images DIR"
+        )
 
 
 def find(looked, **asked):
@@ -227,10 +229,10 @@ def test_a_store_of_images_alone_says_that_it_has_no_texts_of_its_encoder(tmp_pa
     clip_retrieval(tmp_path / "clip", texts=False)
     import_embeddings(tmp_path / "clip", store=tmp_path / "store", encoder="clip", common_space=True)
     with explored(tmp_path / "store") as looked:
-        (note,) = [one for one in looked.http.get("/explore/overview").json()["notes"] if "Texts" in one]
+        (note,) = [one for one in looked.http.get("/explore/overview").json()["notes"] if "Text search" in one]
         assert "the store had no texts of this encoder when" in note
-        assert "in one space" not in note
-        refused(find(looked, text="a"), 409, "cannot_embed", "it has no common space here")
+        assert "common space" not in note
+        refused(find(looked, text="a"), 409, "cannot_embed", "the store has no texts of it")
 
 
 def test_copies_are_one_hit(made, tmp_path):

@@ -124,7 +124,7 @@ def test_a_page_of_another_site_starts_no_computation(mapped, library):
     said = [mapped.http.get(f"/explore/map{route}", params=by, headers=other) for route in ("", "/colours")]
     body = {"key": mapped.http.get("/explore/map", headers=other).json()["key"], "points": [0], **by}
     for one in (*said, mapped.http.post("/explore/map/images", json=body, headers=other)):
-        refused(one, 403, "other_site", "starts work")
+        refused(one, 403, "other_site", "start work")
     assert mapped.explorer.neighbours._key == ""
 
 

@@ -225,7 +225,12 @@ def test_a_matching_run_says_why_by_its_scores(made, runs, tmp_path):
 def test_where_nothing_reads_texts_there_is_no_why(made, tmp_path):
     with explored(copied(made, tmp_path).store) as looked:
         image = looked.explorer.service.store.ids("image")[0]
-        refused(looked.http.post("/explore/why", json={"image": image}), 409, "cannot_explain", "start with --run")
+        refused(
+            looked.http.post("/explore/why", json={"image": image}),
+            409,
+            "cannot_explain",
+            "start the service with --run",
+        )
 
 
 def test_growth_is_what_every_commit_held(made, tmp_path):

@@ -67,7 +67,7 @@ def test_a_name_that_the_store_does_not_know_is_said_and_labels_alone_are_learne
         here.http.post("/explore/label", json={"by": "ada", "labels": labels})
         state = settled(here)
         assert state["ready"]
-        assert any("'<b>unknown</b>' is no text of the store" in note for note in state["notes"])
+        assert any("'<b>unknown</b>' is not among its texts" in note for note in state["notes"])
 
 
 def test_many_classes_are_taught_by_labels_alone(store):

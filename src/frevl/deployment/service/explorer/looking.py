@@ -325,8 +325,8 @@ def _query(explorer: Explorer, rows: Rows, asked: FindRequest, content: bytes | 
     found = encoder.of_text(rows.store, asked.text or "")
     if found is None:
         raise RefusedError(
-            409, "cannot_embed", f"The encoder {encoder.name} cannot search for this text: it has no common space "
-                "here, or its vectors were imported; serve a matching run (--run).",
+            409, "cannot_embed", f"The encoder {encoder.name} cannot search for this text: the store has no texts of "
+                "it in a common space, or its vectors were imported; serve a matching run (--run).",
         )  # fmt: skip
     return found
 

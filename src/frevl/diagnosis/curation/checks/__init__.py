@@ -1,1 +1,1 @@
-"""What is wrong with a text or a picture by itself, whatever it is paired with."""
+"""Checks of a text or a picture on its own, regardless of what it is paired with."""

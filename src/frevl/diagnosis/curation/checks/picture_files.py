@@ -1,4 +1,4 @@
-"""The pictures of a folder as the curation looks at them: their size, and 96 x 96 grey values."""
+"""Read pictures of a folder for curation: their size and 96 x 96 grey values."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["check_folder", "read_grey", "read_picture", "size_of"]
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what is no folder.
+    """Raise unless the path is a folder.
 
     Raises:
-        UsageError: It is not there, or a file.
+        UsageError: It does not exist, or is a file.
     """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
@@ -27,11 +27,11 @@ def check_folder(folder: Path) -> None:
 
 
 def read_picture(folder: Path, image: str, *, target: int | None = None) -> Image.Image | None:
-    """Read one picture; None where the folder lacks it or it cannot be decoded.
+    """Read one picture; None if it is missing or cannot be decoded.
 
     Args:
-        folder: Of the pictures.
-        image: Its id, the path below the folder.
+        folder: Folder of the pictures.
+        image: Its id: the path below the folder.
         target: As in `frevl.encoders.images.read_image`.
     """
     if not _inside(image):
@@ -43,14 +43,14 @@ def read_picture(folder: Path, image: str, *, target: int | None = None) -> Imag
 
 
 def size_of(folder: Path, image: str) -> tuple[int, int] | None:
-    """Return width and height of a picture as its file says; None as in `read_picture`."""
+    """Return the width and height stored in a picture's file; None as in `read_picture`."""
     if not _inside(image) or not (folder / image).is_file():
         return None
     try:
         with quiet_pillow(), Image.open(folder / image) as picture:
             return picture.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        whole = read_picture(folder, image)  # formats that Pillow does not know by itself
+        whole = read_picture(folder, image)  # formats that Pillow does not support by itself
         return None if whole is None else whole.size
 
 

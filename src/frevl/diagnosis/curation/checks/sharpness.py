@@ -1,10 +1,10 @@
-"""How sharp a picture is, and which pictures of a set are blurred beyond what is ordinary there. Pure numpy.
+"""Measure how sharp pictures are, and find those unusually blurred for their set. Pure numpy.
 
-Sharp pictures have fine detail beside coarse; a blur takes away the fine alone. So the energy of the Laplacian at 256
-pixels is compared with that at 64 and at 16: a picture of sky or sand has little of each, a blurred one little of the
-first only. A picture is called blurred where the logarithm of one of the two ratios lies 4 deviations below the set's
-median. The deviation is that of the sharper half, which blurred pictures do not touch, or that of the absolute
-deviations, whichever is larger (ours; measured in research/experiments/log.md).
+Sharp pictures have both fine and coarse detail; blur removes only the fine. So the energy of the Laplacian at 256
+pixels is compared with that at 64 and at 16: a picture of sky or sand has little of each, a blurred one little of only
+the first. A picture counts as blurred if the logarithm of either ratio is 4 standard deviations below the set's median.
+The deviation is estimated from the sharper half, which blurred pictures do not affect, or from the absolute deviations,
+whichever is larger (ours; measured in research/experiments/log.md).
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 __all__ = ["FEWEST", "FINE_SIDE", "blurred", "sharpness"]
 
 FINE_SIDE = 256
-"""Pixels of the longer side that detail is measured at."""
+"""Longer side in pixels at which detail is measured."""
 
 FEWEST = 50
-"""Pictures that a set must have to know what is ordinary."""
+"""Minimum pictures in a set to know what is usual."""
 
 _DEVIATIONS = 4.0
-_LEAST = 0.05  # energy that rounding to 8 bits leaves is of this order
+_LEAST = 0.05  # order of magnitude of the energy left by rounding to 8 bits
 _COARSE = (2, 4)  # halvings
 
 
 def sharpness(grey: NDArray[np.floating]) -> tuple[float, float]:
-    """Return the logarithms of fine over coarse detail, at a quarter and at a sixteenth of the size.
+    """Return the log ratios of fine to coarse detail, at a quarter and at a sixteenth of the size.
 
     Args:
         grey: ``(height, width)`` grey values in [0, 255], the longer side at most 256; both at least 3.
@@ -42,7 +42,7 @@ def sharpness(grey: NDArray[np.floating]) -> tuple[float, float]:
 
 
 def blurred(measured: NDArray[np.floating]) -> NDArray[np.bool_]:
-    """Tell which pictures are blurred beyond what is ordinary in their set.
+    """Return which pictures are unusually blurred for their set.
 
     Args:
         measured: ``(n, 2)`` from `sharpness`.
@@ -62,7 +62,7 @@ def blurred(measured: NDArray[np.floating]) -> NDArray[np.bool_]:
 
 
 def _detail(grey: NDArray[np.floating]) -> float:
-    """Return the mean square of the Laplacian; 0 where there is no inner pixel."""
+    """Return the mean square of the Laplacian; 0 without interior pixels."""
     inner = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
     return float((inner**2).mean()) if inner.size else 0.0
 

@@ -1,4 +1,4 @@
-"""The filter ``text``: texts that say nothing of their picture, whatever the picture is."""
+"""The filter ``text``: texts that cannot describe any picture."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from frevl.store.usable_pairs import content_of_units
 __all__ = ["SCRIPT_SHARE", "boilerplate", "file_name", "has_words", "script_of", "text_filter"]
 
 SCRIPT_SHARE = 0.95
-"""Share of the texts that are written in one script from which on another script is out of place."""
+"""Share of texts in one script from which texts in another script count as out of place."""
 
 FEWEST_PICTURES = 5
-"""Different pictures that a text must stand with to be looked at as boilerplate."""
+"""Minimum distinct pictures with a text for it to be checked as boilerplate."""
 
-_DRAWS = 400  # random sets of as many pictures
-_LEVEL = 0.99  # of the random sets are less alike than the pictures of an ordinary text
-_MOST_OF_A_TEXT = 200  # pictures that are compared
+_DRAWS = 400  # random sets with the same number of pictures
+_LEVEL = 0.99  # share of the random sets that must be less alike than the pictures of a normal text
+_MOST_OF_A_TEXT = 200  # pictures compared
 
 _NAMES = (
     r".*[^\s.]\.(jpe?g|png|gif|webp|bmp|tiff?|hei[cf]|avif|svg|mp4|mov|pdf)",
@@ -42,9 +42,9 @@ _WORD = re.compile(r"[^\W\d_]")
 
 
 def text_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
-    """Flag texts without a word, file names, texts in another script than the others, and boilerplate.
+    """Flag texts without words, file names, texts in an unusual script, and boilerplate.
 
-    Boilerplate is asked of captions only: one question stands with many pictures by right.
+    Boilerplate is checked only for captions: one question may rightly go with many pictures.
     """
     pairs = lines.pairs
     if "text" not in pairs.sides:
@@ -65,7 +65,7 @@ def text_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
         for row in np.flatnonzero(_boilerplate_lines(lines, notes)).tolist():
             reasons[row].append("on many different pictures")
     if script is None and others:
-        notes.append(f"The texts are written in several scripts ({others}), so that none is out of place.")
+        notes.append(f"The texts use several scripts ({others}), so none is out of place.")
     counts = Counter(reason for own in reasons for reason in own)
     return Found(
         [{"text": own} for own in reasons],
@@ -76,19 +76,19 @@ def text_filter(lines: Lines, _: Mapping[str, Found]) -> Found:
 
 
 def has_words(text: str) -> bool:
-    """Tell whether a text has a letter of any script."""
+    """Return whether a text has a letter of any script."""
     return _WORD.search(text) is not None
 
 
 def file_name(text: str) -> bool:
-    """Tell whether a text is the name of a file, an address, or what a camera calls its pictures."""
+    """Return whether a text is a file name, an address, or a camera's default name."""
     return _FILE_NAME.fullmatch(text.strip()) is not None
 
 
 def script_of(text: str) -> str | None:
-    """Return the script that most letters of a text belong to, such as ``LATIN``; None without letters.
+    """Return the script of most letters in a text, such as ``LATIN``; None without letters.
 
-    Chinese characters, kana and their like are one script, because Japanese mixes them.
+    Chinese characters, kana and the like count as one script, because Japanese mixes them.
     """
     counts = Counter(filter(None, (_script(letter) for letter in unicodedata.normalize("NFKC", text))))
     return counts.most_common(1)[0][0] if counts else None
@@ -105,7 +105,7 @@ def _script(letter: str) -> str | None:
 
 
 def _usual_script(texts: Sequence[str]) -> tuple[str | None, str]:
-    """Return the script of nearly all different texts, None without one, and the most frequent ones in words."""
+    """Return the script of nearly all distinct texts (None if there is none), and the most frequent ones in words."""
     counts = Counter(filter(None, (script_of(text) for text in dict.fromkeys(texts))))
     total = sum(counts.values())
     if not total:
@@ -125,13 +125,13 @@ def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
     for text, number in zip(texts, numbers.tolist(), strict=True):
         pictures.setdefault(text, {})[number] = None
     asked = {text: list(own) for text, own in pictures.items() if len(own) >= FEWEST_PICTURES}
-    # Random sets would be nearly the same pictures, which tell nothing of the text.
+    # Random sets would hold nearly the same pictures, which says nothing about the text.
     usual = [text for text, own in asked.items() if 2 * len(own) > len(number_of)]
     for text in usual:
         count = len(asked.pop(text))
         notes.append(
-            f"'{text[:60]}' stands with {count:,} of {len(number_of):,} different pictures: with more than half, "
-            "whether it says anything of them cannot be told, and it was not judged."
+            f"'{text[:60]}' goes with {count:,} of {len(number_of):,} distinct pictures; above half, boilerplate "
+            "cannot be detected, so it was not checked."
         )
     if not asked:
         return np.zeros(len(pairs), bool)
@@ -145,21 +145,21 @@ def _boilerplate_lines(lines: Lines, notes: list[str]) -> NDArray[np.bool_]:
 
 
 def boilerplate(vectors: NDArray[np.floating], groups: Sequence[Sequence[int]], *, seed: int = 0) -> NDArray[np.bool_]:
-    """Tell of every text whether its pictures are no more alike than pictures drawn at random.
+    """Return for every text whether its pictures are no more alike than random ones.
 
-    A text that describes its pictures stands with pictures that are alike; "image not found" stands with any. The mean
-    cosine of the pictures of a text is compared with those of random sets of as many pictures (ours).
+    A descriptive text goes with similar pictures; "image not found" goes with any. The mean cosine of a text's pictures
+    is compared with that of random sets of the same size (ours).
 
     Args:
-        vectors: ``(n, d)`` of unit length, one a picture.
-        groups: Of every text the rows of its pictures, at least two.
-        seed: Of the random sets.
+        vectors: ``(n, d)`` of unit length, one per picture.
+        groups: For every text, the rows of its pictures, at least two.
+        seed: Random seed for the sets.
 
     Returns:
         ``(texts,)`` bool.
     """
     random = np.random.default_rng(seed)
-    centre = vectors.mean(axis=0, dtype=np.float32)  # what all pictures share is no likeness
+    centre = vectors.mean(axis=0, dtype=np.float32)  # what all pictures share is not similarity
     flags = np.zeros(len(groups), bool)
     bounds: dict[int, float] = {}
     for number, rows in enumerate(groups):
@@ -177,7 +177,7 @@ def boilerplate(vectors: NDArray[np.floating], groups: Sequence[Sequence[int]], 
 
 
 def _likeness(vectors: NDArray[np.floating], centre: NDArray[np.float32]) -> float:
-    """Return the mean cosine of all pairs of ``(k, d)`` vectors as seen from a centre, k at least 2."""
+    """Return the mean cosine over all pairs of ``(k, d)`` vectors, centred, with k at least 2."""
     wide = vectors.astype(np.float32) - centre
     wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.float32(1e-6))
     total = wide.sum(axis=0)

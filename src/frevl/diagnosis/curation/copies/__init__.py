@@ -1,1 +1,1 @@
-"""Pictures that stand in a set more than once: the same content, or nearly the same picture."""
+"""Pictures that occur more than once in a set: identical content or near duplicates."""

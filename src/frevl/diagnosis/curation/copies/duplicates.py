@@ -1,4 +1,4 @@
-"""The filter ``duplicate``: lines of a picture that stands in the set before, and lines that stand there twice."""
+"""The filter ``duplicate``: lines of duplicate pictures, and repeated lines."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ __all__ = ["duplicate_filter", "groups_without_a_line"]
 
 
 def duplicate_filter(lines: Lines, found: Mapping[str, Found]) -> Found:
-    """Flag the lines of every picture that is a copy of another one, and every line that stands there twice.
+    """Flag the lines of every picture that copies another one, and every repeated line.
 
-    Pictures are copies by the hash of their files, or nearly the same: by their embeddings alone, or by their pixels
-    where a folder of them is given. Of a group of copies one is kept: one with a line that no other filter flags, then
-    the one whose lines match best, then the largest file, then the first. Where there are texts alone, equal texts are
-    copies.
+    Pictures are copies if their files have the same hash, or if they are nearly the same by their embeddings or, given
+    a folder, by their pixels. One picture of each group is kept: one with a line that no other filter flags, then the
+    one whose lines match best, then the largest file, then the first. If there are only texts, equal texts are copies.
 
     Args:
         lines: The lines.
-        found: What the other filters have found.
+        found: Findings of the other filters.
     """
     pairs = lines.pairs
     units = list(dict.fromkeys(pairs.units))
@@ -73,11 +72,11 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
         figures["agreement"] = enough
         if enough > TELLS:
             notes.append(
-                "Near copies were found by the embeddings alone: the pixels of ordinary pictures of this set agree as "
-                f"much as those of copies do ({enough:.2f}), or many stand there five times and more."
+                "Near copies were found by embeddings alone: in this set the pixels of unrelated pictures agree "
+                f"as much as those of copies ({enough:.2f}), or many pictures occur five or more times."
             )
         else:
-            # Where both can be read the pixels decide; the embeddings decide the rest.
+            # The pixels decide if both can be read; otherwise the embeddings do.
             unread = ~(readable[links[:, 0]] & readable[links[:, 1]])
             links = np.concatenate([confirmed, links[unread]])
             if readable.any():
@@ -85,24 +84,24 @@ def _near(lines: Lines, units: list[str], chosen: list[int]) -> tuple[list[tuple
         lacking = int((~readable).sum())
         if lacking:
             notes.append(
-                f"{lacking:,} of {len(ids):,} pictures cannot be read below {folder} and were compared by their "
+                f"{lacking:,} of {len(ids):,} pictures cannot be read below {folder} and were compared by "
                 "embeddings alone."
             )
     elif np.isnan(by_embedding.gap):
         notes.append(
-            f"Near copies were not looked for (different pictures: {len(ids):,}): too few to know how far ordinary "
-            "ones lie from each other, or without a scale; --images DIR compares the pixels."
+            f"Near copies were not searched for (distinct pictures: {len(ids):,}): there are too few to know the "
+            "usual distances, or no scale to judge them by; --images DIR compares the pixels."
         )
     else:
         notes.append(
-            "Near copies were found by the embeddings alone, which miss much smaller copies and copies with a fifth "
-            "cut off; --images DIR compares the pixels."
+            "Near copies were found by embeddings alone, which miss much smaller copies and those with a fifth "
+            "cropped; --images DIR compares the pixels."
         )
     return [(chosen[one], chosen[other]) for one, other in links.tolist()], notes, figures
 
 
 def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> list[tuple[float, ...]]:
-    """Return for every unit whether a line of it stays, how well its lines match on average, and its bytes."""
+    """Return for every unit whether any of its lines stays, their mean match, and its size in bytes."""
     row_of = {unit: number for number, unit in enumerate(units)}
     numbers = np.array([row_of[unit] for unit in lines.pairs.units])
     stays = np.ones(len(lines), bool)
@@ -123,12 +122,12 @@ def _preference(lines: Lines, units: list[str], found: Mapping[str, Found]) -> l
 
 
 def groups_without_a_line(units: Sequence[str], found: Found, why: Sequence[Sequence[str]]) -> int:
-    """Count the groups of copies of which no line is kept at all.
+    """Count the groups of copies of which no line is kept.
 
     Args:
         units: ``(n,)`` picture (text) of every line.
-        found: What this filter has found.
-        why: Of every line the filters that drop it.
+        found: Findings of this filter.
+        why: For every line, the filters that drop it.
     """
     kept: dict[str, bool] = {}
     for unit, value, reasons in zip(units, found.values, why, strict=True):
@@ -153,8 +152,9 @@ def _found(
     copies = int((groups.kept != np.arange(len(units))).sum())
     if groups.cut:
         notes.append(
-            f"{groups.cut:,} {'group was' if groups.cut == 1 else 'groups were'} held together by chains of pictures "
-            f"(up to {groups.longest:,}, as in a film) and cut: what goes is nearly the same as what is kept for it."
+            f"{groups.cut:,} {'group was' if groups.cut == 1 else 'groups were'} held together by chains of "
+            f"pictures (up to {groups.longest:,}, as in a film) and split up: each dropped picture is nearly the "
+            "same as the one kept for it."
         )
     figures = {
         "items": len(units),
@@ -168,7 +168,7 @@ def _found(
 
 
 def _repeated(pairs: Pairs) -> NDArray[np.bool_]:
-    """Return ``(n,)`` bool: the same image, text and target stand in a line before."""
+    """Return ``(n,)`` bool: whether an earlier line has the same image, text and target."""
     seen: set[tuple[str, str, str]] = set()
     repeated = np.zeros(len(pairs), bool)
     for row, (image, text) in enumerate(zip(pairs.images, pairs.texts, strict=True)):

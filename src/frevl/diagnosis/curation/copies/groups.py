@@ -1,4 +1,4 @@
-"""From links between items that are nearly the same to groups, and the one of each group that is kept. Pure numpy."""
+"""Turn links between near duplicates into groups, and choose the item to keep from each. Pure numpy."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from frevl.store.grouping.forest import Forest
 __all__ = ["LARGEST_CHAIN", "CopyGroups", "group_copies"]
 
 LARGEST_CHAIN = 32
-"""Members from which on a group is held together by links to its kept item alone, not by chains."""
+"""Group size above which members must be linked to the kept item directly, not through chains."""
 
 
 @dataclass(frozen=True)
 class CopyGroups:
-    """Groups of items that are nearly the same.
+    """Groups of near duplicates.
 
     Attributes:
-        kept: ``(n,)`` int64, of every item the one of its group that is kept: itself where it stands alone.
-        sizes: ``(n,)`` int64, of every item how many its group has, 1 where it stands alone.
-        cut: Groups that were only held together by chains and were cut into smaller ones.
-        longest: Members of the largest group before it was cut; 0 where none was.
+        kept: ``(n,)`` int64, for every item, the kept item of its group; itself if ungrouped.
+        sizes: ``(n,)`` int64, for every item, the size of its group; 1 if ungrouped.
+        cut: Number of groups held together only by chains, which were split up.
+        longest: Size of the largest group before splitting; 0 if none was split.
     """
 
     kept: NDArray[np.int64]
@@ -34,16 +34,16 @@ class CopyGroups:
 
 
 def group_copies(links: Iterable[tuple[int, int]], preference: Sequence[tuple[float, ...]]) -> CopyGroups:
-    """Put linked items into groups and choose the one of each that is kept.
+    """Group linked items and choose which one to keep from each group.
 
-    Groups are the connected components of the links. Links chain: frames of a film lead from one scene to another,
-    though its ends have nothing in common. So a component of more than `LARGEST_CHAIN` items is cut: its most preferred
-    item is kept and takes those that are linked to it, then the next of the rest, and so on; whatever goes is then
-    nearly the same as what is kept in its place.
+    Groups are the connected components of the links. Links form chains: frames of a film lead from one scene to another
+    whose ends have nothing in common. So a component of more than `LARGEST_CHAIN` items is split: its most preferred
+    item is kept and takes those linked to it, then the next of the rest, and so on; each dropped item is then nearly
+    the same as the one kept in its place.
 
     Args:
-        links: Pairs of numbers of items.
-        preference: ``n`` tuples; of a group the item with the largest is kept, of equal ones the first.
+        links: Pairs of item numbers.
+        preference: ``n`` tuples; the item with the largest tuple in a group is kept, the first in case of ties.
 
     Returns:
         The groups.
@@ -74,7 +74,7 @@ def group_copies(links: Iterable[tuple[int, int]], preference: Sequence[tuple[fl
 
 
 def _stars(members: list[int], linked: dict[int, set[int]], preference: Sequence[tuple[float, ...]]) -> list[list[int]]:
-    """Return the parts of a component, each with its most preferred item first and only what is linked to that."""
+    """Return the parts of a component, each with its most preferred item first and only items linked to that."""
     left = set(members)
     parts = []
     for centre in sorted(members, key=lambda item: (*(-value for value in preference[item]), item)):

@@ -1,4 +1,4 @@
-"""Which pictures of a set are nearly the same: by their embeddings, and by their pixels where they are at hand."""
+"""Find near-duplicate pictures by their embeddings, and by their pixels if available."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from frevl.terminal import ProgressLine
 __all__ = ["AGREES", "TELLS", "confirmed_links", "embedding_links"]
 
 AGREES = 0.7
-"""Agreement (`frevl.diagnosis.curation.copies.picture_match.agreement`) from which on two pictures may be one."""
+"""Agreement (`frevl.diagnosis.curation.copies.picture_match.agreement`) from which two pictures may be the same."""
 
 TELLS = 0.97
-"""Agreement that ordinary pictures must not reach, or the pixels cannot tell copies; copies have 0.98 and more."""
+"""If unrelated pictures reach this agreement, pixels cannot identify copies, which have 0.98 or more."""
 
-_ORDINARY = 0.005  # share of the pictures whose further neighbours may agree as much as copies have to
-_FURTHER = slice(4, 8)  # neighbours that few copies reach
-_MEASURED = 1_000  # pictures that this is measured on
+_ORDINARY = 0.005  # share of pictures whose more distant neighbours may agree as much as required of copies
+_FURTHER = slice(4, 8)  # ranks of neighbours that are rarely copies
+_MEASURED = 1_000  # pictures used for this measurement
 
-_CANDIDATES = 8  # nearest neighbours by embedding whose pixels are compared
+_CANDIDATES = 8  # nearest neighbours by embedding with compared pixels
 _BLOCK = 1_024
-_EDGES_KEPT = 4_096  # pictures; 35 kB each
+_EDGES_KEPT = 4_096  # pictures in memory; 35 kB each
 
 Grey = Callable[[int], NDArray[np.uint8] | None]
 
@@ -38,13 +38,13 @@ def embedding_links(
     """Find near copies by embeddings alone (`frevl.store.grouping.near_copies`), in sets of any size.
 
     Args:
-        vectors: ``(n, d)`` of unit length, one a content; float16 above 200,000.
-        seed: Of the sample that distances are measured on.
-        threads: How many to use above 200,000.
-        progress: Show a progress line.
+        vectors: ``(n, d)`` of unit length, one per distinct content; float16 above 200,000.
+        seed: Random seed for the sample on which distances are measured.
+        threads: Number of threads above 200,000.
+        progress: Show progress.
 
     Returns:
-        What was found, and the graph that was made for it above 200,000 pictures.
+        The links, and above 200,000 pictures the graph built for them.
     """
     if len(vectors) <= MOST_COMPARED:
         return find_near_copies(vectors, seed=seed), None
@@ -60,21 +60,21 @@ def confirmed_links(
     index: AllNeighbours | None = None,
     progress: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], float]:
-    """Find near copies among the nearest neighbours by embedding: those whose pixels agree.
+    """Find near copies among the nearest neighbours by embedding by comparing pixels.
 
-    How much is enough is measured on the set itself: at most one picture in two hundred agrees as much with its fifth
-    to eighth neighbour. Shirts on white agree more than photos do.
+    The required agreement is measured on the set itself: at most one picture in two hundred agrees that much with its
+        fifth to eighth neighbour. Shirts on white agree more than photos do.
 
     Args:
-        vectors: ``(n, d)`` of unit length, one a content.
-        grey: Returns the ``(96, 96)`` grey values of a picture, or None where it cannot be read.
-        seed: Of the sample that this is measured on.
+        vectors: ``(n, d)`` of unit length, one per distinct content.
+        grey: Returns the ``(96, 96)`` grey values of a picture, or None if it cannot be read.
+        seed: Random seed for the sample of this measurement.
         index: The graph of these vectors, for large sets.
-        progress: Show a progress line.
+        progress: Show progress.
 
     Returns:
-        ``(l, 2)`` links, the smaller row first; ``(n,)`` whether the picture could be read; and the agreement that was
-        enough. Above `TELLS` there are no links: the pixels cannot tell.
+        ``(l, 2)`` links, the smaller row first; ``(n,)`` whether the picture could be read; and the required agreement.
+        Above `TELLS` there are no links, as pixels cannot identify copies.
     """
     n = len(vectors)
     readable = np.ones(n, bool)
@@ -102,7 +102,7 @@ def _enough(
     index: AllNeighbours | None,
     seed: int,
 ) -> float:
-    """Return the agreement that hardly an ordinary picture reaches, `AGREES` at least."""
+    """Return the agreement that unrelated pictures hardly ever reach, at least `AGREES`."""
     n = len(vectors)
     if n <= NEIGHBOURS:
         return AGREES
@@ -119,7 +119,7 @@ def _enough(
 
 
 def _candidates(vectors: NDArray[np.floating], index: AllNeighbours | None) -> NDArray[np.int64]:
-    """Return ``(c, 2)`` pairs of pictures of which one is among the nearest of the other, each once, in order."""
+    """Return ``(c, 2)`` pairs of pictures, one being among the other's nearest, each pair once, in order."""
     n = len(vectors)
     if n <= NEIGHBOURS:
         one, other = np.triu_indices(n, 1)

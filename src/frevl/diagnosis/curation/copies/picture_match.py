@@ -1,9 +1,9 @@
-"""Whether two pictures are one: their edges agree, also mirrored, resized, recoloured, or with a part cut off.
+"""Match pictures by their edges, even if mirrored, resized, recoloured or cropped.
 
-A picture is read as 96 x 96 grey values. Whole, and cut by 5, 10 or 20 % at the middle, the sides and the corners, it
-is brought to 24 x 24 and its own 5 x 5 mean is taken off, so that light, contrast and broad areas (sky, sea) count
-little. Two pictures agree as much as the best correlation between the whole of one and a cut of the other, mirrored or
-not. Pure numpy; ours, measured in research/experiments/log.md.
+A picture is read as 96 x 96 grey values. Whole, and cropped by 5, 10 or 20 % to the middle, the sides and the corners,
+it is resized to 24 x 24 and its 5 x 5 local mean subtracted, so that lighting, contrast and broad areas (sky, sea)
+count little. The agreement of two pictures is the highest correlation between the whole of one and a crop of the other,
+mirrored or not. Pure numpy; ours, measured in research/experiments/log.md.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def edges_of(grey: NDArray[np.uint8]) -> NDArray[np.float16]:
         grey: ``(96, 96)`` grey values.
 
     Returns:
-        ``(cuts, 576)`` of unit length, the whole picture first; zeros where it is flat.
+        ``(cuts, 576)`` of unit length, the whole picture first; zeros if flat.
     """
     cells = _ROWS @ grey.astype(np.float32) @ _COLUMNS
     edges = cells - _MEAN @ cells @ _MEAN.T
@@ -70,11 +70,11 @@ def edges_of(grey: NDArray[np.uint8]) -> NDArray[np.float16]:
 
 
 def agreement(one: NDArray[np.float16], other: NDArray[np.float16]) -> float:
-    """Return how far two pictures agree, in [-1, 1]; 0 where one of them is flat.
+    """Return the agreement of two pictures, in [-1, 1]; 0 if one of them is flat.
 
     Args:
         one: ``(cuts, 576)`` from `edges_of`.
-        other: The same of the other picture.
+        other: The same for the other picture.
     """
     a, b = one.astype(np.float32), other.astype(np.float32)
     mirrored = b.reshape(-1, _GRID, _GRID)[:, :, ::-1].reshape(len(b), -1)

@@ -1,1 +1,1 @@
-"""A small part of a test set on which runs keep their order and their distances."""
+"""Core sets: a small part of a test set that preserves the order of runs and their differences."""

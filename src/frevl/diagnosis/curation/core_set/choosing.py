@@ -1,11 +1,11 @@
-"""Which items of a test set to keep so that runs keep order and distance. Pure numpy.
+"""Choose test items that preserve the order of runs and their differences. Pure numpy.
 
-A random part is the start. Then, a few times, a random unit (an image with all its lines) goes, and the one comes that
-brings the distances between the runs nearest to those of the whole set; among those that do equally well, the one that
-tells runs apart best: by its point-biserial correlation with the score of the whole set, over the runs and bootstrap
-replicas of them. So nearly all of the part stays random, which keeps it fair to runs that did not choose. Choosing
-every unit, by distances, by what tells runs apart, or both, with or without mixtures of the runs, was no better for
-those and sometimes worse (ours; measured in research/experiments/log.md).
+The start is a random subset. Then, a few times, a random unit (an image with all its lines) is replaced by the one that
+brings the differences between runs closest to those on the whole set; among equals, by the most discriminating one,
+i.e. with the highest point-biserial correlation with the whole set's score over runs and their bootstrap replicas. So
+nearly all of the subset stays random, which keeps it fair to runs not used in the choice. Choosing every unit, by
+differences, by discrimination, or both, with or without mixtures of the runs, was no better for those and sometimes
+worse (ours; measured in research/experiments/log.md).
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from numpy.typing import NDArray
 __all__ = ["choose_units", "discrimination", "distance_change", "kendall_tau", "random_units"]
 
 _REPLICAS = 100
-_BONUS = 0.01  # of the spread of the runs, for what tells them apart best
+_BONUS = 0.01  # share of the spread of the runs within which the most discriminating unit is chosen
 _SWAPS = 30
 
 Floats = NDArray[np.float64]
 
 
 def discrimination(sums: Floats, counts: Floats, *, seed: int = 0) -> Floats:
-    """Return the point-biserial correlation of every unit with the score of the whole set, over runs and replicas.
+    """Return every unit's point-biserial correlation with the whole set's score, over runs and replicas.
 
     Args:
         sums: ``(runs, units)`` hits of every run in every unit.
-        counts: ``(units,)`` lines of every unit.
-        seed: Of the replicas: whole units are drawn with replacement.
+        counts: ``(units,)`` number of lines in every unit.
+        seed: Random seed for the replicas, which draw whole units with replacement.
 
     Returns:
-        ``(units,)`` in [-1, 1]; 0 where all runs say the same.
+        ``(units,)`` in [-1, 1]; 0 if all runs agree.
     """
     random = np.random.default_rng(seed)
     units = len(counts)
@@ -49,17 +49,17 @@ def discrimination(sums: Floats, counts: Floats, *, seed: int = 0) -> Floats:
 def choose_units(
     sums: Floats, counts: Floats, lines: float, *, allowed: NDArray[np.bool_] | None = None, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Choose units of at most so many lines.
+    """Choose units with at most a given number of lines.
 
     Args:
         sums: ``(runs, units)`` hits of every run in every unit.
-        counts: ``(units,)`` lines of every unit.
-        lines: Most lines of the chosen units together.
-        allowed: ``(units,)`` those that may be chosen; None allows all. The scores to keep are those of all units.
-        seed: Of every random choice.
+        counts: ``(units,)`` number of lines in every unit.
+        lines: Maximum total lines of the chosen units.
+        allowed: ``(units,)`` units that may be chosen; None allows all. The scores to preserve are those on all units.
+        seed: Random seed.
 
     Returns:
-        Numbers of the units, ascending; none where every one has more lines.
+        Unit numbers, ascending; empty if every unit has more lines.
     """
     random = np.random.default_rng(seed)
     chosen = np.zeros(len(counts), bool)
@@ -80,7 +80,7 @@ def choose_units(
         chosen[goes] = False
         others, taken = sums[:, chosen].sum(axis=1), float(counts[chosen].sum())
         fits = np.flatnonzero(allowed & ~chosen & (counts + taken <= lines + 1e-9))
-        # What goes may come back: then nothing was better.
+        # The removed unit may be chosen again if none is better.
         chosen[fits[int(np.argmin(costs(fits, others, taken)))]] = True
     return np.flatnonzero(chosen)
 
@@ -88,13 +88,13 @@ def choose_units(
 def random_units(
     counts: Floats, lines: float, *, allowed: NDArray[np.bool_] | None = None, seed: int
 ) -> NDArray[np.int64]:
-    """Return random units, as many as fit into so many lines.
+    """Return as many random units as fit into a given number of lines.
 
     Args:
-        counts: ``(units,)`` lines of every unit.
-        lines: Most lines of them together; a unit that has more by itself is left out.
-        allowed: ``(units,)`` those that may be drawn; None allows all.
-        seed: Of the order in which they are tried.
+        counts: ``(units,)`` number of lines in every unit.
+        lines: Maximum total lines; a unit with more on its own is left out.
+        allowed: ``(units,)`` units that may be drawn; None allows all.
+        seed: Random seed for the order in which they are tried.
     """
     order = np.random.default_rng(seed).permutation(len(counts))
     fits = counts <= lines + 1e-9
@@ -103,7 +103,7 @@ def random_units(
 
 
 def distance_change(whole: Floats, part: Floats) -> float:
-    """Return by how much the distance between two runs differs between the whole and a part, on average over pairs.
+    """Return the mean change in pairwise differences between runs, from the whole set to a part.
 
     Args:
         whole: ``(runs,)`` scores on the whole set.
@@ -114,14 +114,14 @@ def distance_change(whole: Floats, part: Floats) -> float:
 
 
 def kendall_tau(one: Floats, other: Floats) -> float:
-    """Return Kendall's tau-b of two lists of scores: 1 if they order all alike; NaN where one of them is constant.
+    """Return Kendall's tau-b of two lists of scores: 1 for identical order; NaN if one is constant.
 
     Args:
         one: ``(n,)``.
         other: ``(n,)``.
     """
     first, second = np.triu_indices(len(one), 1)
-    # Sums of the same numbers in another order differ by rounding, which is no order.
+    # Sums of the same numbers in a different order differ only by rounding, which must not count.
     a = np.sign(np.round(one[first] - one[second], 12))
     b = np.sign(np.round(other[first] - other[second], 12))
     pairs = float(np.sqrt((a**2).sum() * (b**2).sum()))

@@ -1,4 +1,4 @@
-"""A test set and runs -> the small part of it on which the runs keep their order and their distances."""
+"""Choose a small part of a test set that preserves the order of runs and their differences."""
 
 from __future__ import annotations
 
@@ -28,33 +28,32 @@ from frevl.terminal import print_progress
 __all__ = ["FEWEST_RUNS", "CoreSet", "core_set"]
 
 FEWEST_RUNS = 4
-"""Different runs that a choice takes at least."""
+"""Minimum number of different runs."""
 
-_DRAWS = 20  # random subsets beside the chosen one
-_REDRAWN = 200  # whole test sets drawn again
-_FAITHFUL = 0.9  # tau from which on an order is called kept
+_DRAWS = 20  # random subsets for comparison
+_REDRAWN = 200  # resampled test sets
+_FAITHFUL = 0.9  # tau from which the order counts as preserved
 
 
 @dataclass(frozen=True)
 class CoreSet:
-    """What was chosen, and what it keeps.
+    """The chosen lines, and how well they preserve the comparison.
 
     Attributes:
         lines: The chosen lines, in file order.
-        of: How many lines the whole test set has.
-        runs: One record a run: path, score of the whole set and of the core in percent, each with its interval.
-        pairs: One record for every two runs: difference on the whole set and on the core in points, with intervals.
-        tau: Kendall's tau-b between the scores of the runs on the core and on the whole set.
-        tau_left_out: The same where every run is placed by a core that was chosen without it: what to expect of runs
-            that are not there. None where that cannot be told.
-        tau_random: Mean, smallest and largest tau of 20 random subsets of as many lines, of whole images that may be
-            chosen too.
-        distance: Points by which the distance of two runs differs between core and whole set, mean over pairs.
-        distance_random: The same of the random subsets.
-        tau_redrawn: Mean tau between the whole set and itself drawn again: no subset can be expected to keep more.
-        doubts: What may be wrong with the result; it comes before every number.
-        notes: Further sentences.
-        out: The file that was written, or None.
+        of: Number of lines in the whole test set.
+        runs: One record per run: path, scores on the whole set and on the core in percent, with intervals.
+        pairs: One record per pair of runs: difference on the whole set and on the core in points, with intervals.
+        tau: Kendall's tau-b between the runs' scores on the core and on the whole set.
+        tau_left_out: The same with every run ranked by a core chosen without it, which is what to expect for new runs.
+            None if unknown.
+        tau_random: Mean, smallest and largest tau of 20 random subsets of the same size, made of whole eligible images.
+        distance: Mean over pairs of runs of the change in their difference from the whole set to the core, in points.
+        distance_random: The same for the random subsets.
+        tau_redrawn: Mean tau between the whole set and resamples of itself: no subset can be expected to do better.
+        doubts: Reasons to doubt the result, shown before any number.
+        notes: Other notes.
+        out: The written file, or None.
         provenance: Store fingerprint, seed, versions, command, hardware.
     """
 
@@ -74,17 +73,18 @@ class CoreSet:
     provenance: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def sentence(self) -> str:
-        """Say what was chosen; first what may be wrong with it."""
+        """Describe the result, starting with reasons to doubt it."""
         where = "" if self.out is None else f" into {self.out}"
         mean, low, high = self.tau_random
-        left_out = "" if self.tau_left_out is None else f" ({self.tau_left_out:.2f} for runs that did not choose)"
+        left_out = "" if self.tau_left_out is None else f" ({self.tau_left_out:.2f} for runs not used in the choice)"
         return " ".join(
             [
                 *self.doubts,
-                f"Chose {len(self.lines):,} of {self.of:,} test lines{where}. Kendall's tau of {len(self.runs)} runs "
-                f"with the whole set: {self.tau:.2f}{left_out}; random subsets {mean:.2f} ({low:.2f} to {high:.2f}), "
-                f"the whole set drawn again {self.tau_redrawn:.2f}.",
-                f"Distances between runs change by {self.distance:.2f} points ({self.distance_random:.2f} at random).",
+                f"Chose {len(self.lines):,} of {self.of:,} test lines{where}. Kendall's tau of {len(self.runs)} "
+                f"runs with the whole set: {self.tau:.2f}{left_out}; random subsets {mean:.2f} ({low:.2f} to "
+                f"{high:.2f}), the whole set resampled {self.tau_redrawn:.2f}.",
+                f"Differences between runs change by {self.distance:.2f} points ({self.distance_random:.2f} at "
+                "random).",
                 *self.notes,
             ]
         )
@@ -121,22 +121,22 @@ def core_set(
     seed: int = 0,
     progress: bool = False,
 ) -> CoreSet:
-    """Choose the part of a classification test set on which runs keep order and distance.
+    """Choose a part of a classification test set that preserves the order of runs and their differences.
 
-    Images stay whole: all lines of one, and of its copies, are chosen or none.
+    Images stay whole: either all lines of an image and its copies are chosen, or none.
 
     Args:
-        store: The store, or its path; nothing in it is changed.
+        store: The store, or its path; it is not changed.
         test: Lines with targets, or a pairs file.
-        run: Four different runs or more, or folders of seeds.
+        run: At least four different runs, or folders of seeds.
         out: File for the chosen lines, in file order; None writes none.
-        pairs: What the runs have learned from: test images that are there too are not chosen.
-        keep: Share of the lines to keep at most, in (0, 1).
-        seed: Of every random choice.
-        progress: Show progress lines.
+        pairs: The runs' training pairs: test images that occur there are not chosen.
+        keep: Maximum share of lines to keep, in (0, 1).
+        seed: Random seed.
+        progress: Show progress.
 
     Raises:
-        UsageError: Fewer than four different runs, a share out of range, or a file that would be read and written.
+        UsageError: Fewer than four different runs, a share out of range, or an output that is also an input.
         PairsError: The pairs cannot be used.
         StoreError: There is no store, or embeddings are missing.
         RunError: A run is missing or was interrupted.
@@ -145,7 +145,7 @@ def core_set(
     if not 0 < keep < 1:
         raise UsageError(f"--keep: expected a share of the test lines between 0 and 1, found {keep}")
     if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {seed}")
+        raise UsageError(f"--seed must be between 0 and 2,147,483,647, found {seed}")
     given: list[str | Path] = as_list(run, "run")
     folders = [Path(folder) for folder in given]
     opened = store if isinstance(store, Store) else Store.open(store)
@@ -159,7 +159,7 @@ def core_set(
     hits = np.array([result.hits for result in results])
     evaluated = results[0].evaluated
     if evaluated is None or any(len(result.hits) != hits.shape[1] for result in results):
-        raise UsageError("--run: the runs could not be evaluated on the same lines; give runs of one kind")
+        raise UsageError("--run: the runs could not be evaluated on the same lines; give runs of the same kind")
     notes = list(dict.fromkeys(note for note in results[0].notes if not _of_one_run(note, results[0])))
     units, rows_of = _units(results[0].clusters)
     usable = _not_learned_from(opened, evaluated, pairs, units, notes)
@@ -169,8 +169,8 @@ def core_set(
     chosen = choose_units(sums, counts, wanted, allowed=usable, seed=seed)
     if len(chosen) < 2:
         raise UsageError(
-            f"--keep {keep:g}: {wanted:,} of {len(evaluated):,} lines are less than two images with all their lines; "
-            "keep a larger share"
+            f"--keep {keep:g}: {wanted:,} of {len(evaluated):,} lines are fewer than two whole images; keep a "
+            "larger share"
         )
     lines = np.sort(np.concatenate([rows_of[unit] for unit in chosen.tolist()]))
     drawn = [random_units(counts, wanted, allowed=usable, seed=seed + draw) for draw in range(1, _DRAWS + 1)]
@@ -181,11 +181,11 @@ def core_set(
     tau = _tau_of(sums, counts, chosen)
     if not redrawn >= _FAITHFUL:
         doubts.append(
-            f"The test set does not tell these runs apart: drawn again it orders them with a tau of {redrawn:.2f}, and "
-            "no part of it can be expected to keep more."
+            f"The test set does not distinguish these runs: resampled, it ranks them with a tau of {redrawn:.2f}, "
+            "and no part of it can be expected to do better."
         )
     elif left_out is not None and left_out < _FAITHFUL:
-        doubts.append(f"Runs that are not there may change places on this core (tau {left_out:.2f}).")
+        doubts.append(f"Other runs may change places on this core (tau {left_out:.2f}).")
     kept = [read.row(row) for row in _rows_in_file(read, evaluated, lines)]
     if out is not None:
         write_lines(out, kept, "--out")
@@ -213,8 +213,8 @@ def _evaluated(folders: list[Path], store: Store, read: Pairs, *, progress: bool
         for scorer in open_seeds(folder, store=store):
             if scorer.run.task != "classification":
                 raise UsageError(
-                    f"{scorer.run.path}: a core set needs lines that a run has right or wrong (task 'classification'), "
-                    f"found a run of '{scorer.run.task}'; ranks change with the images that are left"
+                    f"{scorer.run.path}: a core set needs lines that are right or wrong (task 'classification'), "
+                    f"found a run for '{scorer.run.task}'; ranks depend on which images remain"
                 )
             print_progress(f"evaluating {scorer.run.path}", enabled=progress)
             known = results[0].evaluated if results else None
@@ -223,7 +223,7 @@ def _evaluated(folders: list[Path], store: Store, read: Pairs, *, progress: bool
 
 
 def _different(results: list[Result]) -> tuple[list[Result], list[str]]:
-    """Return the runs that differ, and a doubt about the others."""
+    """Return the distinct runs, and a doubt about the others."""
     first: dict[bytes, Result] = {}
     same = []
     for result in results:
@@ -232,19 +232,17 @@ def _different(results: list[Result]) -> tuple[list[Result], list[str]]:
             same.append(f"{result.provenance['run']} as {known.provenance['run']}")
     doubts = []
     if same:
-        doubts.append(
-            f"{len(same)} of {len(results)} runs say the same on every line and count once: {'; '.join(same)}."
-        )
+        doubts.append(f"{len(same)} of {len(results)} runs agree on every line and count once: {'; '.join(same)}.")
     if len(first) < FEWEST_RUNS:
         raise UsageError(
-            " ".join([f"--run: expected {FEWEST_RUNS} different runs or more, found {len(first)};", *doubts])
+            " ".join([f"--run: expected at least {FEWEST_RUNS} different runs, found {len(first)};", *doubts])
             + " repeat --run, or give a folder of frevl train --seeds"
         )
     return list(first.values()), doubts
 
 
 def _units(clusters: Sequence[str]) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
-    """Return the number of the unit of every line, and the lines of every unit."""
+    """Return every line's unit number, and the lines of every unit."""
     number_of: dict[str, int] = {}
     units = np.array([number_of.setdefault(name, len(number_of)) for name in clusters], np.int64)
     order = np.argsort(units, kind="stable")
@@ -254,7 +252,7 @@ def _units(clusters: Sequence[str]) -> tuple[NDArray[np.int64], list[NDArray[np.
 def _not_learned_from(
     store: Store, test: Pairs, pairs: str | Path | Pairs | None, units: NDArray[np.int64], notes: list[str]
 ) -> NDArray[np.bool_]:
-    """Return ``(units,)`` bool: no image (text) of it stands in what the runs have learned from."""
+    """Return ``(units,)`` bool: none of its images (texts) is in the runs' training pairs."""
     free = np.ones(int(units.max()) + 1, bool)
     if pairs is None:
         return free
@@ -264,9 +262,9 @@ def _not_learned_from(
     seen = np.array([own.get(unit, unit) in known for unit in test.units])
     free[units[seen]] = False
     if seen.any():
-        notes.append(f"{int(seen.sum()):,} test lines are about images that stand in --pairs too and were not chosen.")
+        notes.append(f"{int(seen.sum()):,} test lines have images that are also in --pairs; they were not chosen.")
     if not free.any():
-        raise PairsError("--pairs: every test image stands there too; give what the runs have learned from")
+        raise PairsError("--pairs: every test image is in it; give the pairs that the runs were trained on")
     return free
 
 
@@ -283,7 +281,7 @@ def _distance_of(sums: NDArray[np.float64], counts: NDArray[np.float64], units: 
 def _left_out(
     sums: NDArray[np.float64], counts: NDArray[np.float64], wanted: int, usable: NDArray[np.bool_], seed: int
 ) -> float | None:
-    """Return tau over all pairs of a run and the others, on cores that were chosen without that run."""
+    """Return tau over all pairs of a run and the others, on cores chosen without that run."""
     whole = sums.sum(axis=1) / counts.sum()
     agree = compared = 0.0
     for run in range(len(sums)):
@@ -346,7 +344,7 @@ def _rows_in_file(read: Pairs, evaluated: Pairs, lines: NDArray[np.int64]) -> li
 
 
 def _of_one_run(note: str, result: Result) -> bool:
-    """Tell whether a note of an evaluation is about its run, not about the test set."""
+    """Return whether an evaluation's note is about its run rather than the test set."""
     return result.chance is not None and note == result.chance.sentence
 
 

@@ -1,1 +1,1 @@
-"""What a filter removes beside what it was asked for: which groups lose most, and how much of the variety is left."""
+"""Side effects of filters: which groups lose most, and how much variety remains."""

@@ -1,4 +1,4 @@
-"""How much variety pictures have, before and after some are removed, beside removing as many at random."""
+"""Variety of pictures before and after removal, compared with removing as many at random."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from frevl.diagnosis.embeddings.geometry import effective_rank
 __all__ = ["MOST_MEASURED", "Variety", "varieties", "vendi_score"]
 
 MOST_MEASURED = 600
-"""Pictures that variety is measured on: a random sample of larger sets."""
+"""Maximum pictures on which variety is measured; larger sets are sampled."""
 
 _DRAWS = 20
 
@@ -25,8 +25,8 @@ class Variety:
     Attributes:
         name: ``vendi`` or ``effective_rank``.
         before: Of all pictures.
-        after: Of those that are left.
-        low: 2.5th percentile where as many pictures are removed at random (normal approximation).
+        after: For the remaining pictures.
+        low: 2.5th percentile under random removal of as many pictures (normal approximation).
         high: 97.5th percentile.
     """
 
@@ -37,7 +37,7 @@ class Variety:
     high: float
 
     def record(self) -> dict[str, Any]:
-        """Return the measure as it stands in the JSON."""
+        """Return the JSON record."""
         return {"before": self.before, "after": self.after, "at_random": [self.low, self.high]}
 
 
@@ -48,7 +48,7 @@ def vendi_score(vectors: NDArray[np.floating]) -> float:
         vectors: ``(n, d)`` of unit length; the similarity is their cosine.
 
     Returns:
-        From 1 (all equal) to n (all orthogonal): a number of pictures that have nothing in common.
+        The effective number of distinct pictures, from 1 (all equal) to n (all orthogonal).
     """
     wide = vectors.astype(np.float64)
     product = wide @ wide.T if len(wide) <= wide.shape[1] else wide.T @ wide
@@ -62,11 +62,11 @@ def varieties(vectors: NDArray[np.floating], left: NDArray[np.bool_], *, seed: i
 
     Args:
         vectors: ``(n, d)`` of unit length.
-        left: ``(n,)`` which of them are left.
-        seed: Of the sample and of the random removals.
+        left: ``(n,)`` which of them remain.
+        seed: Random seed for the sample and the removals.
 
     Returns:
-        Both measures on the same sample; none where fewer than two pictures of it are left, or none goes.
+        Both measures on the same sample; empty if fewer than two of its pictures remain, or none is removed.
     """
     random = np.random.default_rng(seed)
     sample = np.sort(random.permutation(len(vectors))[:MOST_MEASURED])

@@ -1,4 +1,4 @@
-"""Share of the lines that is kept in every group, beside removing as many lines at random. Pure numpy."""
+"""Share of lines kept in every group, compared with removing as many at random. Pure numpy."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from numpy.typing import NDArray
 __all__ = ["FEWEST_LINES", "WORTH_SAYING", "GroupShare", "columns_of_keys", "shares_kept"]
 
 FEWEST_LINES = 20
-"""Lines that a group must have to be looked at."""
+"""Minimum number of lines for a group to be examined."""
 
 WORTH_SAYING = 0.05
-"""Share of its lines by which a group must lose more than all do, to be called out."""
+"""Excess share of lines that a group must lose to be reported."""
 
-_MOST_VALUES = 50  # of a key: more are ids, or numbers, which are cut into quarters
+_MOST_VALUES = 50  # values of a key: with more, they are ids, or numbers that are cut into quartiles
 _DRAWS = 400
 _NUMBERS_AT_ONCE = 20_000_000
 
 
 @dataclass(frozen=True)
 class GroupShare:
-    """How much of one group is kept.
+    """How much of a group is kept.
 
     Attributes:
-        key: The key of the pairs, or what else makes the group.
+        key: The key of the pairs, or another grouping.
         value: Of the key.
-        lines: How many lines it has.
-        kept: Share of them that is kept, in [0, 1].
-        low: 2.5th percentile of that share where as many lines go at random.
+        lines: Number of lines in the group.
+        kept: Share of them kept, in [0, 1].
+        low: 2.5th percentile of that share under random removal of as many lines.
         high: 97.5th percentile.
-        beyond: Whether it loses more than the worst hit of all groups loses in 95 % of the random removals.
+        beyond: Whether it loses more than the worst-hit group does in 95 % of random removals.
     """
 
     key: str
@@ -45,7 +45,7 @@ class GroupShare:
     beyond: bool
 
     def record(self) -> dict[str, Any]:
-        """Return the group as it stands in the JSON, in percent."""
+        """Return the JSON record, in percent."""
         return {
             "key": self.key,
             "value": self.value,
@@ -57,9 +57,9 @@ class GroupShare:
 
 
 def columns_of_keys(extras: Sequence[Mapping[str, Any]]) -> dict[str, list[str | None]]:
-    """Return the keys whose values make groups: a value a line, None where the line has none.
+    """Return the keys whose values form groups, with a value per line, None if missing.
 
-    Texts and truth values make groups where there are 2 to 50 of them; more numbers than that are cut into quarters.
+    Strings and booleans form groups if there are 2 to 50 of them; more numbers than that are cut into quartiles.
     """
     columns: dict[str, list[str | None]] = {}
     for key in dict.fromkeys(key for extra in extras for key in extra):
@@ -78,7 +78,7 @@ def _plain(value: Any) -> str | int | float | None:
 
 
 def quarters(values: Sequence[float | None]) -> list[str | None]:
-    """Return for every number the quarter of the set that it lies in, in words, such as ``3 to 7``."""
+    """Return for every number the range of its quartile, such as ``3 to 7``."""
     known = np.array([value for value in values if value is not None and np.isfinite(value)])
     if not len(known):
         return [None] * len(values)
@@ -100,20 +100,20 @@ def shares_kept(
     *,
     seed: int = 0,
 ) -> list[GroupShare]:
-    """Return how much of every group is kept, and how much would be if as many lines went at random.
+    """Return how much of every group is kept, and how much would be if as many lines were removed at random.
 
-    Random removals go by clusters (pictures) as the filter did: the share that it removes of one is given to a random
-    other, and that share of its lines goes. So a filter that removes whole pictures is compared with removing whole
-    pictures, and one that removes single lines with single lines.
+    Random removals follow the filter's pattern over clusters (pictures): the share removed from one cluster is applied
+    to a random other. So a filter that removes whole pictures is compared with removing whole pictures, and one that
+    removes single lines with single lines.
 
     Args:
         kept: ``(n,)``.
-        columns: By key ``n`` values; lines without one are in no group.
-        clusters: ``(n,)`` numbers from 0 of what stays together.
-        seed: Of the random removals.
+        columns: ``n`` values for each key; lines without one are in no group.
+        clusters: ``(n,)`` cluster numbers from 0.
+        seed: Random seed for the removals.
 
     Returns:
-        Groups of `FEWEST_LINES` or more, those that lose most by far first: by the difference to the random mean in
+        Groups with at least `FEWEST_LINES` lines, sorted by excess loss: the difference from the random mean in
         standard deviations.
     """
     groups: list[tuple[str, str]] = []
@@ -133,7 +133,7 @@ def shares_kept(
     drawn = np.stack([[one[own].mean() for own in rows] for one in _random_removals(kept, clusters, seed)])
     mean, deviation = drawn.mean(axis=0), np.maximum(drawn.std(axis=0), 1e-9)
     scores = (found - mean) / deviation
-    # Of many groups one is hit hard by chance alone: the worst of all is what has to be beaten.
+    # Among many groups, some are hit hard by chance alone, so compare with the worst of all.
     worst = float(np.quantile(((drawn - mean) / deviation).min(axis=1), 0.05))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     order = np.argsort(scores, kind="stable").tolist()

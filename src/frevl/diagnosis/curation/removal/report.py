@@ -1,4 +1,4 @@
-"""What was removed from a pairs file: by key, by length of the text, by clusters of pictures, and in variety."""
+"""Report what was removed from a pairs file by key, text length and picture cluster, and the loss of variety."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from frevl.store.towers import Tower
 __all__ = ["CLUSTERS", "Removed", "removed_of_lines", "what_is_removed"]
 
 CLUSTERS = 20
-"""Clusters of the image embeddings that are looked at, fewer for fewer than 400 pictures."""
+"""Number of image clusters; fewer for fewer than 400 pictures."""
 
 _PICTURES_A_CLUSTER = 20
 _WORDS = "words in the text"
@@ -38,11 +38,11 @@ _LIKE = "pictures like"
 
 @dataclass(frozen=True)
 class Removed:
-    """What a filter removes.
+    """The effects of filters.
 
     Attributes:
-        kept: Share of all lines that is kept, in [0, 1].
-        groups: What is kept of every group, the hardest hit first.
+        kept: Share of all lines kept, in [0, 1].
+        groups: What is kept of every group, hardest hit first.
         variety: Vendi score and effective rank of the pictures, before and after.
         notes: What could not be looked at.
         asked: Keys, tower and seed, so that the same can be looked at again.
@@ -55,33 +55,33 @@ class Removed:
     asked: dict[str, Any] = field(default_factory=dict)
 
     def sentence(self) -> str:
-        """Name the group that loses most, where that is more than chance and more than `WORTH_SAYING`."""
+        """Name the group that loses most, if that exceeds chance and `WORTH_SAYING`."""
         said = []
         hit = [one for one in self.groups if one.beyond and self.kept - one.kept >= WORTH_SAYING]
         if hit:
             worst = min(hit, key=lambda one: one.kept)
             more = f"; {len(hit) - 1:,} more {'is' if len(hit) == 2 else 'are'} hit" if len(hit) > 1 else ""
             said.append(
-                f"The filters do not take from all alike: {100 * worst.kept:.1f} % of {_named(worst)} are kept and "
-                f"{100 * self.kept:.1f} % of all lines ({100 * worst.low:.1f} to {100 * worst.high:.1f} % if as many "
-                f"went at random){more}."
+                f"The filters do not affect all groups equally: {100 * worst.kept:.1f} % of {_named(worst)} are "
+                f"kept, against {100 * self.kept:.1f} % of all lines ({100 * worst.low:.1f} to "
+                f"{100 * worst.high:.1f} % under random removal){more}."
             )
         elif self.groups:
             said.append(
-                f"No group of {len(self.groups):,} loses {100 * WORTH_SAYING:g} points more than all lines do, beyond "
-                "what random removal takes."
+                f"No group of {len(self.groups):,} loses {100 * WORTH_SAYING:g} points more than average, beyond "
+                "random removal."
             )
         for one in self.variety:
             if one.name == "vendi" and not one.low <= one.after <= one.high:
                 less = "less" if one.after < one.low else "more"
                 said.append(
-                    f"The pictures that are left have {less} variety than if as many had gone at random (Vendi score "
+                    f"The remaining pictures have {less} variety than after random removal of as many (Vendi score "
                     f"{one.after:.1f}; {one.low:.1f} to {one.high:.1f}; before {one.before:.1f})."
                 )
         return " ".join([*said, *self.notes])
 
     def record(self) -> dict[str, Any]:
-        """Return what ``--json`` holds."""
+        """Return the record in ``--json``."""
         return {
             "sentence": self.sentence(),
             "kept": 100 * self.kept,
@@ -101,19 +101,19 @@ def what_is_removed(
     keys: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Removed | None:
-    """Compare what filters remove with removing as many lines at random.
+    """Compare the filters' removals with removing as many lines at random.
 
     Args:
-        store: Has the embeddings of the images.
-        pairs: All lines, with the keys that stood in the file.
-        kept: ``(n,)`` which of them are kept.
-        towers: Image towers of every line; the narrowest is used.
-        task: In classification the targets are a key too.
-        keys: Keys to look at alone, of those that stood in the file; None looks at all that make groups.
-        seed: Of clusters, samples and random removals.
+        store: Holds the image embeddings.
+        pairs: All lines, with the keys of the file.
+        kept: ``(n,)`` which lines are kept.
+        towers: Image towers available for every line; the narrowest is used.
+        task: In classification, the targets also count as a key.
+        keys: Keys to examine; None means all that form groups.
+        seed: Random seed for clusters, samples and removals.
 
     Returns:
-        None where all lines are kept, or none.
+        None if all lines are kept, or none.
     """
     if kept.all() or not kept.any():
         return None
@@ -132,7 +132,7 @@ def what_is_removed(
     without = [key for key in keys or () if key not in columns]
     if "text" in pairs.sides and asked is None:
         columns[_WORDS] = quarters([float(len(text.split())) for text in pairs.texts])
-    notes = [f"The key '{key}' makes no groups: it has one value, or too many." for key in without]
+    notes = [f"The key '{key}' forms no groups: it has only one value, or too many." for key in without]
     variety: list[Variety] = []
     if "image" in pairs.sides and towers:
         vectors = unit_vectors(store, units, towers, half=len(units) > MOST_COMPARED)
@@ -188,7 +188,7 @@ def removed_of_lines(
 
 
 def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) -> list[str]:
-    """Return for every picture the one in the middle of its cluster; nothing where there are too few for two."""
+    """Return for every picture the central one of its cluster; empty if there are too few for two clusters."""
     count = min(CLUSTERS, len(units) // _PICTURES_A_CLUSTER)
     if count < 2:
         return []
@@ -197,7 +197,7 @@ def _clusters(vectors: NDArray[np.floating], units: Sequence[str], seed: int) ->
 
     means = MiniBatchKMeans(count, random_state=seed, n_init=3)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # fewer different pictures than clusters, or memory on some systems
+        warnings.simplefilter("ignore")  # fewer distinct pictures than clusters, or out of memory on some systems
         labels = means.fit_predict(vectors.astype(np.float32))
     distances = np.linalg.norm(vectors - means.cluster_centers_[labels], axis=1)
     middle = {}
