@@ -138,7 +138,8 @@ def nearest(name: object, valid: Iterable[str]) -> str:
 
 
 _PLURALS = {"image": "images", "text": "texts", "pair": "pairs", "class": "classes"}
-# What is often kept next to pictures in folders: captions, metadata, lists. That none of them is a picture is no news.
+# Suffixes of files often kept next to pictures: captions, metadata, lists. Rejecting them is not worth reporting one by
+# one.
 _BESIDE = frozenset(
     (".aae", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".log", ".md", ".mov", ".mp4", ".npy", ".npz",
      ".parquet", ".tsv", ".txt", ".url", ".xml", ".xmp", ".yaml", ".yml")
@@ -147,7 +148,7 @@ _BESIDE = frozenset(
 
 @dataclass(frozen=True)
 class Reject:
-    """One thing that was left out.
+    """A rejected item.
 
     Attributes:
         kind: ``image``, ``text``, ``pair`` or ``class``.
@@ -163,10 +164,10 @@ class Reject:
 def rejects_sentence(rejects: Sequence[Reject], *, shown: int = 3) -> str:
     """Count rejects by kind and name the first few.
 
-    Files that usually lie next to pictures are counted by their endings, and named only where there is nothing else.
+    Files that usually lie next to pictures are counted by suffix, and named only if there is nothing else.
 
     Args:
-        rejects: What was left out.
+        rejects: The rejected items.
         shown: How many to name.
 
     Returns:

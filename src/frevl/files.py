@@ -42,15 +42,15 @@ except ImportError:  # no such module on Windows
 
 
 LARGEST_RECORD = 32 << 20
-"""Most bytes of a record that is read. A million class names take as much."""
+"""Maximum size in bytes of a record to read: as much as a million class names take."""
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read an untrusted file of settings.
+    """Read an untrusted settings file.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is larger than `LARGEST_RECORD`, no JSON, nested too deep, or no object.
+        ValueError: It is larger than `LARGEST_RECORD`, not JSON, nested too deep, or not an object.
     """
     size = path.stat().st_size
     if size > LARGEST_RECORD:
@@ -65,13 +65,13 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write JSON atomically, in UTF-8; numbers that are not finite become null."""
+    """Write JSON atomically, in UTF-8; non-finite numbers become null."""
     text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_lines(path: Path, records: Iterable[Any]) -> None:
-    """Write JSON objects atomically, one a line, as `write_json` would."""
+    """Write JSON objects atomically, one per line, as `write_json` would."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", encoding="utf-8") as lines:
@@ -81,14 +81,14 @@ def write_lines(path: Path, records: Iterable[Any]) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the target, then rename: a reader sees the old file or the new one, a failure leaves the old one.
+    """Write next to the target, then rename: a reader sees the old or the new file; a failure leaves the old one.
 
     File and name are on the disk when this returns.
 
-    A link stays a link, and the file that it leads to is replaced. What is no file (a terminal, a pipe) is written to.
+    A link stays a link, and its target is replaced. A terminal or a pipe is written to directly.
 
     Args:
-        path: The file; its folder must be there.
+        path: The file; its folder must exist.
         write: Called with the path to write to.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -104,17 +104,17 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(target)
         flush_folder(target.parent)
     finally:
-        with contextlib.suppress(OSError):  # the error of the write is the one to tell
+        with contextlib.suppress(OSError):  # report the error of the write
             temporary.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:
-    """Turn numpy numbers, paths, tuples and times into JSON types; numbers that are not finite become None."""
+    """Convert numpy numbers, paths, tuples and times to JSON types; non-finite numbers become None."""
     if isinstance(value, dict):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
-    numpy = sys.modules.get("numpy")  # not imported: a command that has no arrays would pay for it
+    numpy = sys.modules.get("numpy")  # numpy is not imported here: a command without arrays would pay for it
     if numpy is not None and isinstance(value, numpy.generic):
         return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
@@ -124,12 +124,12 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path | timedelta) else value
 
 
-# What file systems say that cannot flush a folder (some network file systems); they keep names by other means.
+# Errors of file systems that cannot flush a folder (some network ones); they keep names by other means.
 _CANNOT_FLUSH = {errno.EINVAL, errno.ENOTSUP, errno.EBADF}
 
 
 def flush_file(path: str | Path) -> None:
-    """Wait until the content of a file is on disk.
+    """Wait until a file's contents are on disk.
 
     Raises:
         OSError: The disk failed, or the file is missing.
@@ -142,12 +142,12 @@ def flush_file(path: str | Path) -> None:
 
 
 def flush_folder(path: str | Path) -> None:
-    """Wait until the names in a folder are on disk: new, renamed and deleted ones.
+    """Wait until a folder's entries are on disk: new, renamed and deleted names.
 
     Raises:
         OSError: The disk failed, or the folder is missing.
     """
-    if os.name == "nt":  # a folder cannot be opened there; renames are on the disk when they return
+    if os.name == "nt":  # Windows cannot open a folder; renames are on disk when they return
         return
     try:
         flush_file(path)
@@ -162,13 +162,13 @@ def _flush(descriptor: int) -> None:
         try:
             fcntl.fcntl(descriptor, full)
             return
-        except OSError:  # not every file system there has it
+        except OSError:  # not every file system on macOS supports it
             pass
     os.fsync(descriptor)
 
 
-# In a folder that is read, a file with the ending of an output may be replaced: it is most likely what the same command
-# wrote before (a result kept beside the pictures, or in its run). Any other file there, a picture say, may not ...
+# In an input folder, a file with an output's suffix may be replaced: most likely the same command wrote it before (a
+# result kept next to the pictures, or in its run). Any other file there, such as a picture, may not ...
 _ENDINGS = {"--json": (".json",), "--html": (".html", ".htm"), "--markdown": (".md",), "--onnx": (".onnx",)}
 _OTHER_ENDINGS = (".json", ".jsonl", ".md", ".npz", ".svg")
 # ... nor may those that make a run.
@@ -177,22 +177,22 @@ _RUN_FILES |= {f"{name}.safetensors" for name in ("posterior", "seen", "state", 
 
 
 def made_again() -> Path:
-    """Return the user's folder of what is made again where it is missing: ``$FREVL_CACHE``, else below the system's."""
+    """Return the user's cache folder: ``$FREVL_CACHE``, or a folder below the system's cache."""
     chosen = os.environ.get("FREVL_CACHE")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frevl"
 
 
 def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None:
-    """Refuse to write over what is read. Links are followed.
+    """Refuse to overwrite inputs. Links are followed.
 
     Args:
-        outputs: What will be written, a path or None, by the name that the user knows it by, such as ``--out``. A
-            folder is one that other files will be written to.
-        inputs: What will be read, by name: a path, a list of them, or anything else, which is passed over. Of names
-            such as ``hf:FOLDER`` and ``NAME=FOLDER`` the folder counts.
+        outputs: Paths to write (or None), by the name that the user knows, such as ``--out``. Files will be written
+            into a folder.
+        inputs: What will be read, by name: a path or a list of paths; anything else is ignored. In ``hf:FOLDER`` and
+            ``NAME=FOLDER``, the folder counts.
 
     Raises:
-        UsageError: An output is an input, replaces a file inside a folder that is read, or is another output.
+        UsageError: An output is an input, would replace a file inside an input folder, or is another output.
     """
     read = [(name, path) for name, value in inputs.items() for path in _existing(value)]
     # A store that is added to is read, too.
@@ -217,9 +217,9 @@ def refuse_inputs(outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> None
 
 
 def _problem(name: str, place: Path, source: Path) -> str:
-    """Say what writing to a place would do to a source; an empty string if nothing. Both have no links."""
+    """Describe the harm that writing to a place would do to a source; empty if none. Links are already resolved."""
     if place == source or (_exists(place) and place.samefile(source)):
-        return "is what {} names, and writing would destroy it"
+        return "is the same path as {}, and writing would destroy it"
     if source.is_dir() and source in place.parents and _exists(place) and place.is_file():
         harmless = place.suffix.lower() in _ENDINGS.get(name, _OTHER_ENDINGS) and place.name not in _RUN_FILES
         harmless &= place.suffix.lower() != ".jsonl" or _holds_pairs(place)
@@ -234,7 +234,7 @@ def _is_store(folder: Path) -> bool:
 
 
 def _holds_pairs(file: Path) -> bool:
-    """Whether a file with one JSON object per line is one that frevl writes: pairs, or pairs with scores."""
+    """Whether a file with one JSON object per line was written by frevl: pairs, or pairs with scores."""
     try:
         with file.open("rb") as lines:
             first = json.loads(lines.readline(1 << 20) or b"{}")
@@ -244,7 +244,7 @@ def _holds_pairs(file: Path) -> bool:
 
 
 def _existing(value: Any) -> Iterator[str]:
-    """Yield the paths that a value names and that are there."""
+    """Yield the existing paths that a value names."""
     if isinstance(value, str | Path):
         text = os.fspath(value)
         spellings = {text, text.removeprefix("hf:").partition("#")[0].partition("@")[0], text.partition("=")[2]}
@@ -259,5 +259,5 @@ def _exists(path: str | Path) -> bool:
 
 
 def _is_stream(path: str | Path) -> bool:
-    """Tell whether it is a terminal, a pipe or a device: writing replaces nothing."""
+    """Return whether it is a terminal, a pipe or a device, where writing replaces nothing."""
     return _exists(path) and not Path(path).is_file() and not Path(path).is_dir()

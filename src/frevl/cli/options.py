@@ -1,6 +1,6 @@
 """What the commands share: the app, ``--config``, flags that several of them have, and how results are written.
 
-A flag that was not typed is not passed on: every default stands in the signature of the function that is called.
+A flag that was not typed is not passed on: defaults live in the signature of the called function.
 ``--config FILE.toml`` is a whole command in a file, and what is typed wins over it: its keys are the long names of the
 command's flags (``time-limit = 600``), or the name of an argument; the table ``set`` holds the options of the model.
 """
@@ -50,7 +50,7 @@ _OF_THE_FILE = "frevl.settings"
 
 
 def apply_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Take the values of a file for what is not typed; a callback of the flag ``--config``.
+    """Use the file's values for flags that were not typed (callback of ``--config``).
 
     Raises:
         UsageError: An unknown key (the nearest is suggested), or a value of the wrong kind.
@@ -73,7 +73,7 @@ def apply_config(context: typer.Context, path: Path | None) -> Path | None:
 
 
 def merged_settings(context: typer.Context, typed: Sequence[str] | None) -> list[str] | None:
-    """Return ``NAME=VALUE`` of the file's table ``set`` and of what was typed, which wins name by name."""
+    """Return ``NAME=VALUE`` from the file's table ``set`` and the command line, which wins name by name."""
     given = context.meta.get(_OF_THE_FILE)
     if given is None:
         return None if typed is None else list(typed)
@@ -88,12 +88,12 @@ def key_of(parameter: Any) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import tomllib  # here, because every start of the command line imports this file
+    import tomllib  # imported here, because every start of the command line imports this file
 
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: expected a TOML file, found none at this path") from None
+        raise InputError(f"{path}: no such file; expected a TOML file") from None
     except OSError as error:
         raise InputError(f"{path}: the file cannot be read ({error.strerror or error})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -101,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _settings(path: Path, table: Any) -> dict[str, str]:
-    """Return the values of the table ``set`` as they would be typed."""
+    """Return the values of the table ``set`` as they would be typed on the command line."""
     if not isinstance(table, dict):
         raise UsageError(f"{path}: 'set' must be a table, such as\n[set]\ndropout = 0.3")
     for name, value in table.items():
@@ -113,10 +113,10 @@ def _settings(path: Path, table: Any) -> dict[str, str]:
 
 
 def _checked(path: Path, key: str, value: Any, parameter: Any) -> Any:
-    """Return a value as the command line would hand it on; its range is checked there."""
+    """Return a value as the command line would pass it on; ranges are checked there."""
     switch, several = bool(getattr(parameter, "is_flag", False)), bool(getattr(parameter, "multiple", False))
     if isinstance(value, dict) and "=" in str(parameter.metavar):
-        value = [f"{name}={one}" for name, one in value.items()]  # as --columns takes it
+        value = [f"{name}={one}" for name, one in value.items()]  # the form that --columns takes
     if isinstance(value, list) and not several:
         raise UsageError(f"{path}: '{key}' takes one value, found a list")
     entries = value if isinstance(value, list) else [value]

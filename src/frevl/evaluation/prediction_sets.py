@@ -23,8 +23,8 @@ def evaluate_sets(
 
     Args:
         scorer: The run with its store.
-        pairs: Test pairs with targets; their ``clusters`` are what the intervals draw.
-        level: How often the right class is to be in the set.
+        pairs: Test pairs with targets; intervals resample their ``clusters``.
+        level: Target coverage: how often the right class should be in the set.
         calibrate: As in `frevl.runs.prediction_sets.conformal_scores`.
         slices: Rows of every group of the pairs.
 

@@ -257,7 +257,7 @@ def select(
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Choose which pairs to label next, so that the run gains most from them."""
+    """Choose the pairs whose labels would help the run most."""
     from frevl.runs.labelling.selecting import select_pairs, write_select_sheet
     from frevl.runs.scorer import Scorer
 

@@ -365,10 +365,10 @@ def device_records(
         joules = [one / way.pairs for one in found.joules]
         records.append(_of_windows(way.name, rates, "pairs/s", flops=way.flops, watts=found.watts))
         if joules:
-            records.append(_of_windows(f"{way.name}, minus the idle GPU's {idle:.0f} W", joules, "joules a pair"))
+            records.append(_of_windows(f"{way.name}, minus the idle GPU's {idle:.0f} W", joules, "joules per pair"))
         else:
             details = {"reason": meter.reason}
-            records.append(Record("accelerator", way.name, NOT_MEASURED, "joules a pair", details=details))
+            records.append(Record("accelerator", way.name, NOT_MEASURED, "joules per pair", details=details))
     return records
 
 

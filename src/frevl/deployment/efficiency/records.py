@@ -218,4 +218,4 @@ def energy_record(name: str, joules: float | None, meter: Meter, *, pairs: int, 
     """
     value: float | str = NOT_MEASURED if joules is None else joules / pairs
     how = {"reason": meter.reason} if joules is None else {"counters": meter.counters}
-    return Record("energy", name, value, "joules a pair", details={**how, "stand_ins": stand_ins})
+    return Record("energy", name, value, "joules per pair", details={**how, "stand_ins": stand_ins})

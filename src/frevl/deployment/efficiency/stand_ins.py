@@ -152,7 +152,7 @@ def _vilt(device: str) -> Joint:
         pixels = torch.randn(pairs, 3, 384, 512, device=device)
         return {"input_ids": torch.ones(pairs, 40, dtype=torch.long, device=device), "pixel_values": pixels}
 
-    return Joint("ViLT-B/32 (384 x 512 pixels, 40 word pieces)", network, inputs)
+    return Joint("ViLT-B/32 (384 x 512 pixels, 40 tokens)", network, inputs)
 
 
 def _blip(device: str) -> Joint:
@@ -170,7 +170,7 @@ def _blip(device: str) -> Joint:
         pixels = torch.randn(pairs, 3, 384, 384, device=device)
         return {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
 
-    return Joint("BLIP-B/16 image-text matching (384 x 384 pixels, 35 word pieces)", network, inputs)
+    return Joint("BLIP-B/16 image-text matching (384 x 384 pixels, 35 tokens)", network, inputs)
 
 
 JOINT: dict[str, Callable[[str], Joint]] = {"ViLT": _vilt, "BLIP": _blip}

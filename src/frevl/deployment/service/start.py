@@ -69,17 +69,17 @@ def serve(
         images: Folder of the images, so that the page can show them; without it the page names their ids.
         report: Pages to show before those in the run folders.
         page: Serve the web page as well.
-        labels: Let clients write labels into the store, judge data, and train and serve runs.
-        explore: Open the page on the pictures of the store; then no run is needed.
-        encoder: Whose embeddings the explorer uses; None lets it choose.
-        fit: Fits the classifier that the explorer teaches.
-        curation: What ``frevl curate --json`` wrote, to decide on in the explorer.
-        pairs: A pairs file that may be judged from the page of the explorer.
-        command: How ``frevl`` is called to judge it; empty judges nothing.
+        labels: Let clients label the store, curate data, and train and serve runs.
+        explore: Open the page on the pictures of the store; no run is needed then.
+        encoder: Encoder whose embeddings the explorer uses; None lets it choose.
+        fit: Fits the classifier taught in the explorer.
+        curation: Result of ``frevl curate --json`` to review in the explorer.
+        pairs: A pairs file that may be curated from the explorer.
+        command: Command that runs ``frevl`` for this; empty disables it.
         removal: Compares what goes of a curation after all decisions with random removal.
-        device: Where PyTorch computes.
-        limits: Of requests and clients; None takes the defaults.
-        ready: Called once requests are accepted, with ``url``, ``models`` and ``seconds`` since this was called.
+        device: Device for PyTorch.
+        limits: Limits on requests and clients; None takes the defaults.
+        ready: Called once requests are accepted, with ``url``, ``models`` and the start-up ``seconds``.
 
     Raises:
         UsageError: No run, a missing folder or file, an address in use, or keys that are too short.

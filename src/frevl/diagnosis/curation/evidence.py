@@ -60,7 +60,7 @@ class TextsOfImages:
 def one_score(
     given: NDArray[np.float64], drawn: NDArray[np.float64], right: NDArray[np.bool_], *others: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], ...]:
-    """Weigh the features so that they tell given lines from drawn ones (logistic regression with a small ridge).
+    """Weight the features to separate given lines from drawn ones (logistic regression with a small ridge penalty).
 
     Some given lines are also wrong, which shrinks all weights but preserves the ranking (Elkan and Noto
     2008, "Learning classifiers from only positive and unlabeled data").
@@ -68,11 +68,11 @@ def one_score(
     Args:
         given: ``(n, features)``.
         drawn: ``(m, features)``.
-        right: ``(n,)`` bool, lines that are given as right: only they are learnt from.
+        right: ``(n,)`` bool, lines given as right: only these are used for fitting.
         others: ``(k, features)`` of further lines, which are not learnt from.
 
     Returns:
-        ``(n,)``, ``(m,)`` and ``(k,)`` scores; one feature alone is returned as it is.
+        ``(n,)``, ``(m,)`` and ``(k,)`` scores; a single feature is returned unchanged.
     """
     if given.shape[1] == 1:
         return tuple(one[:, 0] for one in (given, drawn, *others))

@@ -49,9 +49,9 @@ FOLDS = 3
 UNLIKELY = 0.5
 """A line is flagged below this probability of being right, i.e. if it is more likely wrong."""
 
-_BANK = 2000  # training items that hubness is measured with
-_ALIGNMENT_WEIGHT = 10.0  # in the logits that hubness is measured with, as hard negatives are mined
-_ALIGNED = 4000  # training images of the alignment
+_BANK = 2000  # training items used to measure hubness
+_ALIGNMENT_WEIGHT = 10.0  # scale of the logits used to measure hubness, as in mining hard negatives
+_ALIGNED = 4000  # training images for the alignment
 _FEATURES = 6
 _AT_ONCE = 8192
 # An uninformative model gives 5 % of the lines such scores; below twice that, its scores are not usable.
@@ -63,8 +63,8 @@ class _Scores:
     """Scores of given lines and of drawn wrong ones, with the group of each.
 
     ``given`` is ``(n, features)``, ``drawn`` ``(m, features)`` of texts at random, ``near`` ``(k, features)`` of texts
-    that are like the right one; each column tells right lines from wrong ones a little,
-    and `frevl.diagnosis.curation.evidence` makes one score of them.
+    that are like the right one; each column separates right from wrong lines a little, and
+    `frevl.diagnosis.curation.evidence` combines them into one score.
     """
 
     given: Tensor
@@ -114,7 +114,7 @@ def _silent(lines: Lines, reason: str, doubts: Sequence[str] = ()) -> Found:
         [{"match": None} for _ in range(len(lines))],
         np.zeros(len(lines), bool),
         np.full(len(lines), np.nan),
-        doubts=(f"Nothing is said about matches: {reason}.", *doubts),
+        doubts=(f"Matches were not checked: {reason}.", *doubts),
         figures={"wrong_share": None, "ci95": None, "at_most": None},
     )
 
@@ -122,10 +122,10 @@ def _silent(lines: Lines, reason: str, doubts: Sequence[str] = ()) -> Found:
 def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray, doubts: list[str]) -> Found:
     table, drawn_table, near_table = (one.double().numpy() for one in (scores.given, scores.drawn, scores.near))
     if not all(np.isfinite(one).all() for one in (table, drawn_table, near_table)):
-        reason = "the embeddings hold numbers that are not finite; look for them with frevl store verify"
+        reason = "the embeddings contain non-finite numbers; find them with frevl store verify"
         return _silent(lines, reason, doubts)
     if len(drawn_table) == 0:
-        return _silent(lines, "no text is wrong for any image, as every text stands near to a right one", doubts)
+        return _silent(lines, "no text is wrong for any image, as every text is close to a right one", doubts)
     given, drawn, likest = one_score(table, drawn_table, right, near_table)
     told = float((given[right] > np.quantile(drawn, _CLEAR)).mean())
     if told < _LEAST_TOLD:

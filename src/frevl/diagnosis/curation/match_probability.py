@@ -7,9 +7,9 @@ other images are drawn and scored by the same model. So ::
     P(right | score) = 1 - wrong_share * f0(score) / f(score)
 
 The ratio is that of a classifier between drawn and given lines (Elkan and Noto 2008), here isotonic in the score. The
-share is the least ratio of the two distribution functions in the lower tail, where right lines are rare (Blanchard, Lee
-and Scott 2010); it is an upper bound where they are not, and a score that tells nothing is no reason to call a line
-wrong: the bound is then taken with its standard error against it.
+share is the smallest ratio of the two distribution functions in the lower tail, where right lines are rare (Blanchard,
+Lee and Scott 2010); otherwise it is an upper bound. As an uninformative score is no reason to call a line wrong, the
+bound is then reduced by its standard error.
 
 Wrong texts that were taken from images that are alike look more like right ones, and a share that is read off random
 ones counts only some of them. Read off texts that are drawn so, the same ratio is an upper bound for these as well:
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 __all__ = ["Mixture", "fit_mixture", "most_wrong"]
 
 _TAIL = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # quantiles of the wrong lines at which the share is read
-_FEWEST = 60  # lines that would be below such a quantile if all were wrong: the least of noisy ratios is too low
-_STRICT = 0.005  # of a plain logistic curve in every probability, so that ties keep their order
-_SURE = 1.96  # standard errors that are held against a bound
+_FEWEST = 60  # lines expected below such a quantile if all were wrong: the minimum of noisy ratios is too low
+_STRICT = 0.005  # weight of a plain logistic curve in every probability, which breaks ties
+_SURE = 1.96  # standard errors by which a bound is reduced
 _OF_NONE = 1.5  # lines, the least error of a count: none at all is no proof that there are none
-_REACH = 2.5  # of the interval: the tightest of six bounds was taken, and 1.96 would cover 85 to 96 % in simulations
+_REACH = 2.5  # standard errors; for the tightest of several bounds, 1.96 covered only 85 to 96 % in simulations
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ def test_days_and_times_that_are_none_are_refused_in_words(dated):
     refused(asked("taken", "from", "noon"), 422, "invalid", "needs a day or time such as")
     refused(asked("taken", "from", 3), 422, "invalid", "needs a day or time such as")
     refused(asked("taken", "from", "2026-03-30T10:00Z"), 422, "invalid", "have no time zone")
-    refused(asked("taken", "is", "2026-03-30"), 422, "invalid", "take one of on, from, before, missing, there")
+    refused(asked("taken", "is", "2026-03-30"), 422, "invalid", "use one of on, from, before, missing, there")
     with pytest.raises(UsageError, match="not known on this machine"):
         condition([Filter(column="t", test="on", value="2026-03-30")], None, {"t": pa.timestamp("s", "Mars/Base")})
 

@@ -49,5 +49,5 @@ def check_host(host: str) -> None:
     except ValueError:
         raise RefusedError(
             403, "other_host", "This service answers only to localhost and IP addresses, not to the host "
-                f"{name[:80]!r}; open it by its address, set API keys, or start it with --host.",
+                f"{name[:80]!r}; open it by its IP address, set API keys, or start it with --host.",
         ) from None  # fmt: skip

@@ -44,7 +44,7 @@ class Removed:
         kept: Share of all lines kept, in [0, 1].
         groups: What is kept of every group, hardest hit first.
         variety: Vendi score and effective rank of the pictures, before and after.
-        notes: What could not be looked at.
+        notes: What could not be examined.
         asked: Keys, tower and seed, so that the same can be looked at again.
     """
 
@@ -143,7 +143,7 @@ def what_is_removed(
             if names and asked is None:
                 columns[_LIKE] = [names[number] for number in numbers.tolist()]
         except MissingExtraError as error:
-            notes.append(f"Clusters of pictures were not looked at: {error}")
+            notes.append(f"Clusters of pictures were not examined: {error}")
     tower = min(towers, key=lambda one: one.dim).name if towers else None
     again = {"keys": None if keys is None else list(keys), "tower": tower, "seed": seed}
     return Removed(float(kept.mean()), shares_kept(kept, columns, numbers, seed=seed), variety, notes, again)
@@ -167,7 +167,7 @@ def removed_of_lines(
         asked: What `Removed.asked` says of the comparison before.
 
     Returns:
-        What `Removed.record` does; None where all lines are kept, or none.
+        What `Removed.record` does; None if all lines are kept, or none.
     """
     own = ("image", "text", "target", "curate")
     images, texts = ([str(line.get(side) or "") for line in lines] for side in ("image", "text"))

@@ -59,16 +59,18 @@ class TrainingRecord(Body):
     pairs: int = Field(description="Lines it trains on.")
     of_labels: bool = Field(description="Whether it trains on the labels rather than an uploaded file.")
     started: str = Field(description="In UTC.")
-    seconds: float = Field(description="Since it was started, or that it took.")
+    seconds: float = Field(description="Seconds since it started, or the seconds it took.")
     progress: float | None = Field(
         description="0 to 1: of the epochs at most; with auto of its steps, by about how long each takes; null where "
         "that is not known."
     )
-    step: str = Field(description="What it does, in words.")
+    step: str = Field(description="Description of its current step.")
     left: float | None = Field(description="Seconds until its end, estimated by the pace until now; null if unknown.")
     at_most: float | None = Field(description="Seconds until its end at the latest; null if unknown.")
-    accuracy: float | None = Field(description="Per cent of development pairs, once done; null for matching.")
-    problem: str = Field(description="Why there is no result, in words.")
+    accuracy: float | None = Field(
+        description="Accuracy on development pairs in percent, once done; null for matching."
+    )
+    problem: str = Field(description="Why there is no result.")
 
 
 class TrainingDetail(TrainingRecord):

@@ -18,7 +18,7 @@ from frevl.store.labels.labels_file import LabelsFile
 
 __all__ = ["Curations", "Opened", "Removal"]
 
-_MOST_OPEN = 2  # results that are held in memory
+_MOST_OPEN = 2  # results held in memory
 Removal = Callable[..., dict[str, Any] | None]
 """Compares what goes with random removal (`frevl.diagnosis.curation.removal.report.removed_of_lines`)."""
 
@@ -59,7 +59,7 @@ class Curations:
         given: The result given at the start, or None.
         pairs: A pairs file that may be curated from the page, or None.
         images: Folder of the pictures, or None.
-        command: How ``frevl`` is called to judge; empty judges nothing.
+        command: Command that runs ``frevl``; empty disables starting curations.
         removal: Compares what goes after all decisions with random removal; None knows what ``frevl curate`` wrote.
 
     Attributes:

@@ -50,16 +50,17 @@ class CurationResult:
         record: Contents of ``--json``.
         files: Files of the kept and the dropped lines; the second is missing if nothing was dropped.
         kept: ``(n,)`` bool, by ``frevl curate``.
-        places: ``(n,)`` int64 of the bytes where a line begins in its file.
+        places: ``(n,)`` int64, byte offsets of the lines in their file.
         order_of_file: ``(n,)`` int64, the lines in the order of the file that was judged; as they stand here where that
             is not known, as of a result of an earlier version.
-        keys: ``(n,)`` uint64, of the content of a line; of equal lines also which of them it is.
-        beliefs: By filter that says probabilities ``(n,)`` float32 in [0, 1], NaN where a line was not judged. Of
-            ``match`` and ``label`` that the line is right, of ``blind`` that the text alone gives the label away.
-        flags: By filter ``(n,)`` bool, lines that go because of it.
-        seen: By filter (and `REPEATED`) ``(n,)`` bool, lines that it has anything to say of by themselves.
-        groups: Copies, by the picture that is kept.
-        group_of: From every picture of a group to the name of the group.
+        keys: ``(n,)`` uint64, hashes of a line's content and, for equal lines, of its position among them.
+        beliefs: For each probabilistic filter, ``(n,)`` float32 in [0, 1], NaN for unchecked lines. For ``match`` and
+            ``label``, the probability that the line is correct; for ``blind``, that the text alone gives the label
+            away.
+        flags: For each filter, ``(n,)`` bool, lines dropped because of it.
+        seen: For each filter (and `REPEATED`), ``(n,)`` bool, lines that it checked individually.
+        groups: Copies, by the kept picture.
+        group_of: Maps every picture in a group to the group's name.
     """
 
     record: dict[str, Any]

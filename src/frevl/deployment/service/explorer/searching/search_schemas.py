@@ -24,12 +24,12 @@ class ColumnRecord(Body):
     name: str
     type: str
     kind: Literal["text", "number", "flag", "date", "time", "other"] = Field(
-        description="Which tests fit; other: missing, there."
+        description="Determines the tests; other: missing, there."
     )
     zone: str | None = Field(description="Time zone in which its times are read and shown; null where they have none.")
     first: str | None = Field(description="Of dates and times the first among those that were looked at, else null.")
     last: str | None = Field(description="The last of these.")
-    values: list[ValueRecord] = Field(description="The most frequent; empty where nearly all differ.")
+    values: list[ValueRecord] = Field(description="The most frequent values; empty if nearly all differ.")
 
 
 class ColumnsResponse(Body):
