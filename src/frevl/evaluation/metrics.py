@@ -138,7 +138,7 @@ def negative_log_likelihood(probabilities: ArrayLike, targets: ArrayLike) -> Flo
 
 
 def brier(probabilities: ArrayLike, targets: ArrayLike) -> Floats:
-    """Return the Return the Brier score, one number per item: squared distance from the right answer; lower is better.
+    """Return the Brier score, one number per item: squared distance from the right answer; lower is better.
 
     Args:
         probabilities: ``(n, classes)``: the sum over classes, in ``[0, 2]`` (Brier 1950); or ``(n,)``, the probability

@@ -23,7 +23,7 @@ _PARTS: dict[str, tuple[str, str]] = {
         "resizing, which caching saves too, are not in these numbers. CLIP texts have 77 tokens.",
     ),
     "break-even": (
-        "When keeping an embedding pays off off",
+        "When keeping an embedding pays off",
         "Without a store, every use of an image costs its encoding; with one, an embedding costs one encoding, "
         "one write, and one read per use. Encoding means decoding and resizing (as in the stages below) plus the "
         "image tower.",

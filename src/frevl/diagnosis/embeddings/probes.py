@@ -66,7 +66,7 @@ def probe_findings(
         except ProbesCutError as error:
             findings.append(_cut_short(name, error))
             continue
-        except FrevlError as error:  # a diagnosis continues without probes probes
+        except FrevlError as error:  # a diagnosis continues without probes
             findings.append(_not_probed(name, error))
             continue
         findings += [_skills(probed), _fine_grained(probed)]
