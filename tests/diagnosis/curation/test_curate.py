@@ -32,6 +32,7 @@ def test_exchanged_captions_are_found(captioned, found):
     assert (~kept & ~wrong).sum() / (~wrong).sum() < 0.05
     low, high = found.filters["match"]["ci95"]
     assert low <= wrong.mean() <= high
+    assert "How many texts are wrong cannot be known from the lines alone: about" in found.sentence()
 
 
 def test_every_line_stands_in_one_file_in_its_order_with_all_that_was_found(captioned, found):

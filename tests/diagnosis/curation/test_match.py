@@ -2,7 +2,7 @@
 
 import torch
 
-from frevl.diagnosis.curation.matches.drawing import HeldLines
+from frevl.diagnosis.curation.match import _draw_wrong
 from frevl.runs.batches import EmbeddedPairs
 
 
@@ -14,7 +14,7 @@ def lines_of(image, text):
 
 def drawn(pairs, groups, *, meaning=None, near=float("inf"), right=None):
     right = torch.ones(len(pairs), dtype=torch.bool) if right is None else right
-    rows, columns = HeldLines(pairs, groups, right, torch.arange(len(pairs)), meaning, near).draw_wrong(0)
+    rows, columns = _draw_wrong(pairs, meaning, groups, right, torch.arange(len(pairs)), near, 0)
     return {
         (int(pairs.image_rows[row]), int(pairs.text_rows[column])) for row, column in zip(rows, columns, strict=True)
     }
@@ -42,19 +42,3 @@ def test_no_text_that_is_near_to_one_of_the_image():
 def test_nothing_is_drawn_where_every_text_is_right():
     pairs = lines_of([0, 1], [0, 0])
     assert drawn(pairs, torch.tensor([0, 1])) == set()
-
-
-def test_near_texts_are_the_likest_ones_that_are_wrong():
-    """Texts on a circle, each of an image: the ten likest, five to each side, less what is near enough to be right."""
-    many = 60
-    pairs, groups = lines_of(list(range(many)), list(range(many))), torch.arange(many)
-    angle = torch.arange(many) * (2 * torch.pi / many)
-    texts = torch.stack([angle.cos(), angle.sin()], dim=1)
-    near = float(torch.cos(torch.tensor(1.5 * 2 * torch.pi / many)))  # the next on each side is another wording
-    held = HeldLines(pairs, groups, torch.ones(many, dtype=torch.bool), torch.arange(many), texts, near)
-    rows, columns = held.draw_near(texts, 0)
-    away = torch.minimum((rows - columns) % many, (columns - rows) % many)
-    assert rows.sort().values.tolist() == list(range(many))
-    assert set(away.tolist()) == {2, 3, 4, 5, 6}
-    assert HeldLines(lines_of([0, 1], [0, 0]), torch.arange(2), torch.ones(2, dtype=torch.bool), torch.arange(2), None,
-                     near).draw_near(texts, 0)[0].shape == (0,)  # fmt: skip

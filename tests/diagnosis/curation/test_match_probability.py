@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frevl.diagnosis.curation.match_probability import _isotonic, fit_mixture, most_wrong
+from frevl.diagnosis.curation.match_probability import _isotonic, fit_mixture
 
 
 def drawn_lines(n, share, distance=3.0, seed=0):
@@ -61,20 +61,6 @@ def test_isotonic_by_hand():
     places, values = _isotonic(np.array([1.0, 2, 3, 4]), np.array([0.0, 1, 0, 1]), np.array([1.0, 1, 1, 1]))
     assert places.tolist() == [1, 2.5, 4]
     assert values.tolist() == [0, 0.5, 1]
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3])
-def test_wrong_texts_that_look_like_right_ones_are_outside_of_the_interval_and_below_the_bound(share):
-    """The share by random texts misses them, which nothing in the scores can tell: so the bound is printed beside."""
-    random = np.random.default_rng(1)
-    wrong = random.random(1500) < share
-    given = random.standard_normal(1500) + np.where(wrong, 3.5, 5.0)
-    drawn, near = random.standard_normal(3000), random.standard_normal(1500) + 3.5
-    found = fit_mixture(given, drawn, np.arange(1500), np.arange(3000) // 2)
-    most = most_wrong(given, near, np.arange(1500), np.arange(1500))
-    assert found.wrong_share < 0.05
-    assert share <= most < share + 0.4
-    assert most_wrong(given, near[:0], np.arange(1500), np.arange(0)) == 1.0
 
 
 def test_no_line_in_the_tail_is_no_proof_that_there_are_none():

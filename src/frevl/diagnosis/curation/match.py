@@ -20,8 +20,7 @@ from torch import Tensor
 from frevl.diagnosis.curation.evidence import TextsOfImages, one_score
 from frevl.diagnosis.curation.folds import cut_short, saved_fold
 from frevl.diagnosis.curation.lines import Found, Lines
-from frevl.diagnosis.curation.match_probability import fit_mixture, most_wrong
-from frevl.diagnosis.curation.matches.drawing import HeldLines
+from frevl.diagnosis.curation.match_probability import fit_mixture
 from frevl.diagnosis.splits import deal_folds
 from frevl.errors import UsageError
 from frevl.models.retrieval.first_stage import with_alignment
@@ -49,9 +48,11 @@ FOLDS = 3
 UNLIKELY = 0.5
 """A line is flagged below this probability of being right, i.e. if it is more likely wrong."""
 
+_DRAWN = 2  # wrong lines for every given one
 _BANK = 2000  # training items used to measure hubness
 _ALIGNMENT_WEIGHT = 10.0  # scale of the logits used to measure hubness, as in mining hard negatives
 _ALIGNED = 4000  # training images for the alignment
+_TRIES = 16
 _FEATURES = 6
 _AT_ONCE = 8192
 # An uninformative model gives 5 % of the lines such scores; below twice that, its scores are not usable.
@@ -62,16 +63,13 @@ _CLEAR, _LEAST_TOLD = 0.95, 0.1
 class _Scores:
     """Scores of given lines and of drawn wrong ones, with the group of each.
 
-    ``given`` is ``(n, features)``, ``drawn`` ``(m, features)`` of texts at random, ``near`` ``(k, features)`` of texts
-    that are like the right one; each column separates right from wrong lines a little, and
-    `frevl.diagnosis.curation.evidence` combines them into one score.
+    ``given`` is ``(n, features)``, ``drawn`` ``(m, features)``; each column separates right from wrong lines a little,
+    and `frevl.diagnosis.curation.evidence` combines them into one score.
     """
 
     given: Tensor
     drawn: Tensor
     drawn_groups: Tensor
-    near: Tensor
-    near_groups: Tensor
 
 
 def match_filter(lines: Lines, before: Mapping[str, Found]) -> Found:  # noqa: ARG001 - it is the first
@@ -115,18 +113,18 @@ def _silent(lines: Lines, reason: str, doubts: Sequence[str] = ()) -> Found:
         np.zeros(len(lines), bool),
         np.full(len(lines), np.nan),
         doubts=(f"Matches were not checked: {reason}.", *doubts),
-        figures={"wrong_share": None, "ci95": None, "at_most": None},
+        figures={"wrong_share": None, "ci95": None},
     )
 
 
 def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray, doubts: list[str]) -> Found:
-    table, drawn_table, near_table = (one.double().numpy() for one in (scores.given, scores.drawn, scores.near))
-    if not all(np.isfinite(one).all() for one in (table, drawn_table, near_table)):
+    table, drawn_table = scores.given.double().numpy(), scores.drawn.double().numpy()
+    if not (np.isfinite(table).all() and np.isfinite(drawn_table).all()):
         reason = "the embeddings contain non-finite numbers; find them with frevl store verify"
         return _silent(lines, reason, doubts)
     if len(drawn_table) == 0:
         return _silent(lines, "no text is wrong for any image, as every text is close to a right one", doubts)
-    given, drawn, likest = one_score(table, drawn_table, right, near_table)
+    given, drawn = one_score(table, drawn_table, right)
     told = float((given[right] > np.quantile(drawn, _CLEAR)).mean())
     if told < _LEAST_TOLD:
         return _silent(
@@ -143,12 +141,10 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
     order = np.argsort(given[right], kind="stable")
     said[~right] = np.interp(given[~right], given[right][order], found.even[order])
     low, high = (100 * bound for bound in found.ci95)
-    most = max(found.ci95[1], most_wrong(given[right], likest, groups[right], scores.near_groups.numpy()))
     notes = (
-        "How many texts are wrong cannot be known from the lines alone: "
-        f"about {100 * found.wrong_share:.1f} % [{low:.1f}, {high:.1f}] describe their image no better than random "
-        f"texts do, up to {100 * most:.1f} % may be wrong if wrong texts come from images that are alike, and texts "
-        "with one wrong word are in neither number.",
+        "How many texts are wrong cannot be known from the lines alone: about "
+        f"{100 * found.wrong_share:.1f} % [{low:.1f}, {high:.1f}] describe their image no better than random texts do, "
+        "and wrong texts that come close (of an image that is alike, or with one wrong word) count as right.",
     )
     return Found(
         [{"match": round(value, 6)} for value in said.tolist()],
@@ -156,7 +152,7 @@ def _judged(lines: Lines, scores: _Scores, groups: np.ndarray, right: np.ndarray
         belief,
         tuple(doubts),
         notes,
-        {"wrong_share": found.wrong_share, "ci95": list(found.ci95), "at_most": most, "above_drawn": told},
+        {"wrong_share": found.wrong_share, "ci95": list(found.ci95), "above_drawn": told},
     )
 
 
@@ -178,13 +174,13 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
                 "drawn from it; use fewer --folds"
             )
     given = torch.zeros(len(pairs), _FEATURES)
-    drawn, drawn_groups, likest, likest_groups = [], [], [], []
+    drawn, drawn_groups = [], []
     started, cut = clock.seconds(), 0
     for fold in range(folds):
         place = lines.checkpoint.part(f"match fold {fold + 1}")
         held = (fold_of == fold).nonzero()[:, 0]
         saved = saved_fold(place, session.time_limit)
-        if saved is None or "near" not in saved[0]:  # an earlier version drew no near ones
+        if saved is None:
             left = None
             if session.time_limit is not None:
                 left = max(1.0, session.time_limit - (clock.seconds() - started)) / (folds - fold)
@@ -208,10 +204,8 @@ def _out_of_fold(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tens
         given[held] = (scores.given - middle) / width
         drawn.append((scores.drawn - middle) / width)
         drawn_groups.append(scores.drawn_groups)
-        likest.append((scores.near - middle) / width)
-        likest_groups.append(scores.near_groups)
     doubts += cut_short(cut, folds)
-    return _Scores(given, torch.cat(drawn), torch.cat(drawn_groups), torch.cat(likest), torch.cat(likest_groups))
+    return _Scores(given, torch.cat(drawn), torch.cat(drawn_groups))
 
 
 def _one_fold(
@@ -272,14 +266,10 @@ def _one_fold(
                 )  # fmt: skip
             return torch.cat(columns)
 
-        held_lines = HeldLines(pairs, groups, right, held, meaning, near)
-        rows, columns = held_lines.draw_wrong(seed)
-        near_rows, near_columns = held_lines.draw_near(texts, seed)
+        rows, columns = _draw_wrong(pairs, meaning, groups, right, held, near, seed)
         given = features(image_at, text_at, torch.arange(len(held)))
         drawn = features(image_at[rows], text_at[columns], rows)
-        likest = features(image_at[near_rows], text_at[near_columns], near_rows)
-    scores = _Scores(given, drawn, groups[held[rows]], likest, groups[held[near_rows]])
-    return scores, report.stopped == "time"
+    return _Scores(given, drawn, groups[held[rows]]), report.stopped == "time"
 
 
 def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, doubts: list[str]) -> _Scores:
@@ -301,15 +291,56 @@ def _of_run(lines: Lines, pairs: EmbeddedPairs, groups: Tensor, right: Tensor, d
     near = near_duplicate_bound(texts, pairs.image_rows[right], pairs.text_rows[right])
     meaning = centred(texts) if math.isfinite(near) else None
     everything = torch.arange(len(pairs))
-    held = HeldLines(pairs, groups, right, everything, meaning, near)
+    rows, columns = _draw_wrong(pairs, meaning, groups, right, everything, near, lines.session.seed)
     images, words = lines.pairs.images, lines.pairs.texts
+    given = scorer.score(list(zip(images, words, strict=True)))
+    wrong = [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+    return _Scores(torch.from_numpy(given)[:, None], torch.from_numpy(scorer.score(wrong))[:, None], groups[rows])
 
-    def scored(rows: Tensor, columns: Tensor) -> Tensor:
-        some = [(images[row], words[column]) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
-        return torch.from_numpy(scorer.score(some))[:, None]
 
-    wrong, likest = held.draw_wrong(lines.session.seed), held.draw_near(texts, lines.session.seed)
-    return _Scores(scored(everything, everything), scored(*wrong), groups[wrong[0]], scored(*likest), groups[likest[0]])
+def _draw_wrong(
+    pairs: EmbeddedPairs, meaning: Tensor | None, groups: Tensor, right: Tensor, held: Tensor, near: float, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Draw lines whose image and text do not belong together.
+
+    Args:
+        pairs: All lines.
+        meaning: ``(texts, d)`` unit vectors, or None where it cannot be told which texts are near.
+        groups: ``(n,)`` group of every line.
+        right: ``(n,)`` bool, lines that are given as right.
+        held: Rows of the lines to draw from.
+        near: Cosine from which a text counts as another wording of one.
+        seed: Of the choice.
+
+    Returns:
+        Places among ``held`` of the image and of the text of each. The text stands at another group, is none of the
+        image's own, and is not near to one of them.
+    """
+    random = torch.Generator().manual_seed(seed)
+    source = right[held].nonzero()[:, 0]
+    image, text, group = pairs.image_rows[held], pairs.text_rows[held], groups[held]
+    own = TextsOfImages.of(image[source], text[source], int(image.max()) + 1).rows
+
+    def is_wrong(rows: Tensor, columns: Tensor) -> Tensor:
+        wrong = (group[rows] != group[columns]) & (text[rows] != text[columns]) & (image[rows] != image[columns])
+        for part in _blocks(len(rows)):
+            texts_of_it = own[image[rows[part]]]  # (n, k)
+            wrong[part] &= (texts_of_it != text[columns[part]][:, None]).all(dim=1)
+            if meaning is not None:
+                cosines = (meaning[texts_of_it.clamp(min=0)] * meaning[text[columns[part]]][:, None]).sum(dim=2)
+                wrong[part] &= (cosines.masked_fill(texts_of_it < 0, -1.0) < near).all(dim=1)
+        return wrong
+
+    rows = source.repeat(_DRAWN)
+    columns = source[torch.randint(len(source), (len(rows),), generator=random)]
+    wrong = is_wrong(rows, columns)
+    for _ in range(_TRIES):
+        again = (~wrong).nonzero()[:, 0]
+        if len(again) == 0:
+            break
+        columns[again] = source[torch.randint(len(source), (len(again),), generator=random)]
+        wrong[again] = is_wrong(rows[again], columns[again])
+    return rows[wrong], columns[wrong]
 
 
 def _blocks(count: int) -> list[slice]:

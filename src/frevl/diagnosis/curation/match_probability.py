@@ -11,9 +11,9 @@ share is the smallest ratio of the two distribution functions in the lower tail,
 Lee and Scott 2010); otherwise it is an upper bound. As an uninformative score is no reason to call a line wrong, the
 bound is then reduced by its standard error.
 
-Wrong texts that were taken from images that are alike look more like right ones, and a share that is read off random
-ones counts only some of them. Read off texts that are drawn so, the same ratio is an upper bound for these as well:
-between the two lies the share, unless wrong texts are even nearer to right ones.
+Wrong texts that were taken from images that are alike look like right ones, and count as right. The same ratio against
+texts that are drawn so is no upper bound for them: what has learnt from such lines takes them for right ones
+(research/experiments/log.md).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Mixture", "fit_mixture", "most_wrong"]
+__all__ = ["Mixture", "fit_mixture"]
 
 _TAIL = np.array([0.05, 0.1, 0.2, 0.3, 0.4, 0.5])  # quantiles of the wrong lines at which the share is read
 _FEWEST = 60  # lines expected below such a quantile if all were wrong: the minimum of noisy ratios is too low
@@ -76,23 +76,6 @@ def fit_mixture(
     odds = np.maximum(1 / np.maximum(ratio, 1e-9) - share, 0.0) / max(1 - share, 1e-9)  # f1 / f0
     even = odds / (1 + odds)
     return Mixture((1 - _STRICT) * right + _STRICT * smooth, (1 - _STRICT) * even + _STRICT * smooth, share, error)
-
-
-def most_wrong(
-    given: NDArray[np.float64], near: NDArray[np.float64], groups: NDArray[np.int64], near_groups: NDArray[np.int64]
-) -> float:
-    """Return the share of the lines, in [0, 1], that may be wrong if wrong texts are like those drawn from near.
-
-    Args:
-        given: ``(n,)`` scores of the lines.
-        near: ``(k,)`` scores of wrong lines whose texts are like the right ones; without any the share is 1.
-        groups: ``(n,)`` group of every line.
-        near_groups: ``(k,)`` the same of the drawn ones.
-    """
-    if not len(near):
-        return 1.0
-    share, error = _wrong_share(given, near, groups, near_groups)
-    return min(1.0, share + _REACH * error)
 
 
 def _ratio(given: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,1 +1,0 @@
-"""Wrong lines that are drawn, to know what they look like to the models."""
