@@ -298,7 +298,7 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
         PairsError: There are fewer than two different images.
     """
     codes, names = coded_values(pairs.clusters)
-    unique = in_order(names).tolist()
+    unique = in_order(names)
     if len(unique) < 2:
         raise PairsError(
             f"{pairs.places[0].rpartition(':')[0]}: expected at least two different {pairs.sides[0]}s to set some "
@@ -306,7 +306,7 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
         )
     order = np.random.default_rng(seed).permutation(len(unique))
     held = np.zeros(len(unique), bool)
-    held[[unique[i] for i in order[: min(max(1, round(share * len(unique))), len(unique) - 1)]]] = True
+    held[unique[order[: min(max(1, round(share * len(unique))), len(unique) - 1)]]] = True
     aside = held[codes]
     return pairs.select(np.flatnonzero(~aside)), pairs.select(np.flatnonzero(aside))
 

@@ -15,7 +15,7 @@ from frevl.errors import StoreError, UsageError
 from frevl.store.commits.failures import brief, is_lance_failure, reading, writing
 from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
 from frevl.store.ids.kept import segments_of
-from frevl.store.ids.rows_of_ids import RowsOfIds, Segment
+from frevl.store.ids.rows_of_ids import RowsOfIds, Segment, ascending
 from frevl.store.remote.address import cache_of, is_remote, storage_options
 
 __all__ = [
@@ -45,8 +45,7 @@ _MOST_IN_MEMORY = 500_000  # ids of a table that are kept as objects of Python: 
 _IDS_AT_ONCE = 65_536
 _LEAST_FILE = 40  # bytes of the footer of a data file
 
-# How Lance says that a condition failed on a row, and not a file.
-_OF_CONDITION = "Error applying filter expression"
+_OF_CONDITION = "Error applying filter expression"  # says that a condition failed on a row, and not a file
 
 # How Lance says what is wrong with a condition, and how we do.
 _CONDITION_REASONS = (
@@ -157,11 +156,12 @@ class Snapshot:
 
     def contents(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Return ``(n,)`` the content hash of rows, in any order, as bytes of 32 letters."""
-        ordered, at = np.unique(rows, return_inverse=True)
-        parts = self.take(name, "content_hash", ordered, rows_at_once=_IDS_AT_ONCE)
-        found = [part.to_numpy(zero_copy_only=False).astype("S32") for part in parts]
-        hashes: np.ndarray = np.concatenate([np.zeros(0, "S32"), *found])[at]
-        return hashes
+        ordered, at = ascending(rows)
+        hashes, end = np.zeros(len(ordered), "S32"), 0
+        for part in self.take(name, "content_hash", ordered, rows_at_once=_IDS_AT_ONCE):
+            end += len(part)
+            hashes[end - len(part) : end] = part.to_numpy(zero_copy_only=False).astype("S32")
+        return hashes if at is None else hashes[at]
 
     def filled(self, name: str, tower: str) -> int:
         """Count the rows that have an embedding of a tower."""

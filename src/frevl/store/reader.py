@@ -14,7 +14,7 @@ from frevl.data.names import as_list
 from frevl.encoders.interface import pool
 from frevl.errors import Reject, StoreError, UsageError, nearest
 from frevl.store.commits.record import check_not_lost, read_commit
-from frevl.store.ids.rows_of_ids import find_rows
+from frevl.store.ids.rows_of_ids import ascending, find_rows
 from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, Snapshot
 from frevl.store.remote.address import is_remote, place_of
 from frevl.store.towers import Modality, Tower, fingerprint_of, from_rows
@@ -272,7 +272,7 @@ class Store:
                 "choose one encoder with --encoder"
             )
         values = parts[0][0] if len(parts) == 1 else np.concatenate([v for v, _ in parts], axis=2)
-        if np.array_equal(inverse, np.arange(len(values))):  # a copy may be gigabytes
+        if inverse is None:  # a copy may be gigabytes
             return values, masks[0]
         return values[inverse], masks[0][inverse]
 
@@ -333,8 +333,8 @@ class Store:
 
     def _read_towers(
         self, at: Snapshot, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
-        """Read towers at the different ones of some ids; the second answer leads back from these to the ids."""
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray | None]:
+        """Read towers at the different ones of some ids; the second answer leads back from these, if they differ."""
         rows = find_rows(at.rows(TABLES[modality]), ids)
         missing = np.flatnonzero(rows < 0)
         if len(missing):
@@ -345,7 +345,7 @@ class Store:
                 f"{self.path}: {len(missing):,} of {len(ids):,} {modality} ids are not in the store, the first is "
                 f"'{ids[missing[0]]!s:.80}'; {remedy}"
             )
-        unique, inverse = np.unique(rows, return_inverse=True)
+        unique, inverse = ascending(rows)
         return [self._read_tower(at, modality, unique, tower) for tower in towers], inverse
 
     def _read_tower(

@@ -231,8 +231,11 @@ def contents_of(store: Store, pairs: Pairs) -> tuple[Sequence[str], np.ndarray]:
     if "image" in pairs.sides:
         ids = joined([pairs.images])[1]
         return ids, store.content_column(ids)
-    hashes = content_of_units(store, pairs)
-    return list(hashes), np.array(list(hashes.values()), f"S{_HASH}")
+    texts = joined([pairs.texts])[1]
+    hashes = np.zeros(len(texts), f"S{_HASH}")
+    for row, text in enumerate(texts):
+        hashes[row] = hashlib.sha256(text_content(text).encode()).hexdigest()[:_HASH]
+    return texts, hashes
 
 
 def content_of_units(store: Store, pairs: Pairs) -> dict[str, str]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frevl.data.packed.columns import by_value, joined, told
+from frevl.data.packed.columns import in_order, joined, one_column, told
 from frevl.data.pairs import Pairs, Side, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.batches import EmbeddedPairs
@@ -283,7 +283,7 @@ def examples_of(
             )
         learned = len(labels)
         if dev_is_spare:  # a class of the pairs that were set aside is a class: they may be learned from in the end
-            both = label_vocabulary([*train_pairs.targets, *dev_pairs.targets], min_count=min_answer_count)
+            both = label_vocabulary(one_column([train_pairs.targets, dev_pairs.targets]), min_count=min_answer_count)
             labels += [label for label in both if label not in set(labels)]
         train = _with_known_answers(
             Examples(embedded[0], encode_answers(train_pairs.targets, labels), clusters[0]), notes
@@ -307,18 +307,19 @@ def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> 
     """
     kept, held = split_by_image(pairs, share, seed=seed)
     answers = encode_answers(pairs.targets, label_vocabulary(pairs.targets, min_count=min_answer_count))
-    names = sorted(joined([pairs.clusters])[1])  # the order in which `split_by_image` draws
-    number = {name: place for place, name in enumerate(names)}
-    clusters = torch.from_numpy(by_value(pairs.clusters, number.__getitem__, np.int64))
-    order = np.random.default_rng(seed).permutation(len(names)).tolist()
+    codes, names = joined([pairs.clusters])
+    places = np.empty(len(names), np.int64)
+    places[in_order(names)] = np.arange(len(names))  # the order in which `split_by_image` draws
+    clusters = torch.from_numpy(places[codes[0]])
+    order = np.random.default_rng(seed).permutation(len(names))
     wanted = len(joined([held.clusters])[1])
     spared = spare_clusters(clusters, answers, order, wanted)
-    if spared == order[:wanted]:
+    if spared == order[:wanted].tolist():
         return kept, held, False
     if 2 * len(spared) < wanted:
         return pairs, held, True
     inside = torch.isin(clusters, torch.tensor(spared))
-    return pairs.select((~inside).nonzero()[:, 0].tolist()), pairs.select(inside.nonzero()[:, 0].tolist()), False
+    return pairs.select((~inside).nonzero()[:, 0].numpy()), pairs.select(inside.nonzero()[:, 0].numpy()), False
 
 
 def _check_enough_to_split(pairs: Pairs) -> None:

@@ -12,12 +12,13 @@ from frevl.data.packed.columns import joined
 from frevl.data.pairs import Pairs, mistaken_side, one_side_note, read_pairs
 from frevl.runs.batches import EmbeddedPairs, absent_side
 from frevl.runs.targets import prefixes_of
+from frevl.store.grouping.contents import among
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store
-from frevl.store.towers import Tower
+from frevl.store.towers import MODALITIES, Tower
 from frevl.store.usable_pairs import choose_towers, colour_advice, contents_of, names_of, note_unread, read_usable
 from frevl.training.examples import Prepared, examples_of, set_aside
-from frevl.training.out_of_memory.items import fit_in_memory, map_items
+from frevl.training.out_of_memory.items import fit_in_memory, map_items, read_items
 
 __all__ = ["embed_pairs", "prepare", "read_file", "shared_groups", "shared_units"]
 
@@ -68,14 +69,15 @@ def prepare(
     else:
         train_pairs, dev_pairs = grouped
     own, others = (contents_of(store, part) for part in (train_pairs, dev_pairs))
+    prefixes = np.union1d(prefixes_of(own[1]), prefixes_of(others[1]))
     if not seen:
         doubts += _shared_contents(own, others, dev_pairs.sides[0]) or shared_groups(train_pairs, dev_pairs)
+    del own, others  # of ten million images a third of a gigabyte
     embedded = embed_pairs(store, [train_pairs, dev_pairs], *towers)
     train, dev_examples, labels = examples_of(
         [train_pairs, dev_pairs], embedded, task=task, min_answer_count=min_answer_count, seed=seed,
         dev_is_spare=dev is None, dev_is_seen=seen, notes=notes,
     )  # fmt: skip
-    prefixes = prefixes_of(np.concatenate([own[1], others[1]]))
     used = [*(image_encoder or encoder or store.encoders), *(text_encoder or encoder or store.encoders)]
     encoders = [name for name in dict.fromkeys(used) if name in names_of(store, [*towers[0], *towers[1]])]
     doubts = list(
@@ -99,7 +101,7 @@ def prepare(
 def shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
     """Say how many development images are in the training part too, under the same or another id; or how many texts."""
     both = [joined([part.units])[1] for part in (train, dev)]
-    own, others = ((units, np.array([hashes[unit] for unit in units])) for units in both)
+    own, others = ((units, np.array([hashes[unit] for unit in units], np.bytes_)) for units in both)
     return _shared_contents(own, others, dev.sides[0])
 
 
@@ -107,7 +109,7 @@ def _shared_contents(
     train: tuple[Sequence[str], np.ndarray], dev: tuple[Sequence[str], np.ndarray], kind: str
 ) -> list[str]:
     units, hashes = dev
-    shared = np.flatnonzero(np.isin(hashes, train[1]))
+    shared = np.flatnonzero(among(hashes, train[1]))
     if not len(shared):
         return []
     return [
@@ -142,9 +144,10 @@ def embed_pairs(
         files = map_items(store, "image", images, image_towers), map_items(store, "text", texts, text_towers)
         items = files[0].values, files[0].mask, files[1].values, files[1].mask
     else:
-        image_values = store.read("image", images, image_towers) if "image" in sides else absent_side(len(images))
-        text_values = store.read("text", texts, text_towers) if "text" in sides else absent_side(len(texts))
-        (a, b), (c, d) = image_values, text_values
+        (a, b), (c, d) = (
+            read_items(store, side, ids, towers) if side in sides else absent_side(len(ids))
+            for side, ids, towers in zip(MODALITIES, (images, texts), (image_towers, text_towers), strict=True)
+        )
         items = torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(c), torch.from_numpy(d)
     return [
         EmbeddedPairs(*items, torch.from_numpy(one), torch.from_numpy(other), files=files)

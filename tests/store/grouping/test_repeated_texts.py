@@ -4,7 +4,22 @@ import random
 
 import pytest
 
-from frevl.store.grouping.repeated_texts import texts_with_images_of_their_own, texts_with_one_label
+from frevl.data.packed.columns import joined
+from frevl.store.grouping import repeated_texts
+
+
+def texts_with_one_label(images, texts, targets):
+    """Names instead of numbers, with the label of each."""
+    (image_numbers, *_), _ = joined([images])
+    (text_numbers, *_), names = joined([texts])
+    found = repeated_texts.texts_with_one_label(image_numbers, text_numbers, [targets[:7], targets[7:]])
+    return {names[one]: targets[texts.index(names[one])] for one in found.tolist()}
+
+
+def texts_with_images_of_their_own(images, texts):
+    (image_numbers, *_), _ = joined([images])
+    (text_numbers, *_), names = joined([texts])
+    return {names[one] for one in repeated_texts.texts_with_images_of_their_own(image_numbers, text_numbers).tolist()}
 
 
 def six_pictures_a_sentence(texts=40, wrong=0):

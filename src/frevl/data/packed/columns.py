@@ -22,6 +22,7 @@ __all__ = [
     "in_order",
     "joined",
     "joined_codes",
+    "one_column",
     "told",
 ]
 
@@ -281,14 +282,26 @@ def joined(columns: Sequence[Sequence[V]]) -> tuple[list[np.ndarray], Sequence[V
     first = columns[0]
     if isinstance(first, Coded) and all(isinstance(one, Coded) and one.values is first.values for one in columns):
         codes = [one.codes for one in columns if isinstance(one, Coded)]
-        used, at = np.unique(np.concatenate(codes), return_index=True)
-        used = used[np.argsort(at)]
+        at, end = np.full(len(first.values), -1, np.int64), sum(map(len, codes))
+        for one in reversed(codes):  # what is written last stays: the first position of a value
+            end -= len(one)
+            at[one[::-1]] = np.arange(end + len(one) - 1, end - 1, -1)
+        used = np.flatnonzero(at >= 0)
+        used = used[np.argsort(at[used], kind="stable")]
         number = np.zeros(len(first.values), np.int64)
         number[used] = np.arange(len(used))
         return [number[one] for one in codes], first.with_codes(used)
     numbers: dict[V, int] = {}
     found = [np.fromiter((numbers.setdefault(v, len(numbers)) for v in one), np.int64, len(one)) for one in columns]
     return found, list(numbers)
+
+
+def one_column(columns: Sequence[Sequence[V]]) -> Sequence[V]:
+    """Return the values of several columns one after the other: in codes where all have the same values."""
+    first = columns[0]
+    if isinstance(first, Coded) and all(isinstance(one, Coded) and one.values is first.values for one in columns):
+        return first.with_codes(np.concatenate([one.codes for one in columns if isinstance(one, Coded)]))
+    return [value for column in columns for value in column]
 
 
 def in_order(values: Sequence[str]) -> np.ndarray:

@@ -17,13 +17,13 @@ import numpy as np
 from frevl.data.packed.columns import Chained, Coded, WithCluster, chosen, different, joined, told
 from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError, nearest
+from frevl.store.grouping.contents import content_numbers
 from frevl.store.grouping.forest import joined_nodes
 from frevl.store.grouping.image_vectors import unit_vectors
 from frevl.store.grouping.near_copies import MOST_COMPARED, find_near_copies
 from frevl.store.grouping.repeated_texts import texts_with_images_of_their_own, texts_with_one_label
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.store.usable_pairs import content_of_units
 
 __all__ = ["GROUP_KEYS", "group_pairs"]
 
@@ -67,18 +67,18 @@ def group_pairs(
         parts = _by_key(parts, group_by)
     if not find:
         return list(parts), []
-    hashes = {unit: content for part in parts for unit, content in content_of_units(store, part).items()}
     sides = parts[0].sides
     rows, units = joined([part.units for part in parts])
     clusters, names = joined([part.clusters for part in parts])
-    rules = _Rules(np.concatenate(clusters), names, np.concatenate(rows), [hashes.get(u, u) for u in units], sides[0])
+    contents = content_numbers(store, units, parts)
+    rules = _Rules(np.concatenate(clusters), names, np.concatenate(rows), contents, sides[0])
     targets = Chained([part.targets for part in parts])
     if group_by is None:
         extras = Chained([part.extras for part in parts])
         for key in _keys(Chained([different(part.extras) for part in parts])):
             rules.key(key, [extra.get(key) for extra in extras], targets)
     if "image" in sides:
-        _near_copies(rules, store, dict(zip(rules.content_of_unit, units, strict=True)), towers, seed)
+        _near_copies(rules, store, units, contents, towers, seed)
     if sides == ("image", "text"):
         rules.texts(*joined([part.texts for part in parts]), targets)
     groups, start = rules.groups(), 0
@@ -98,7 +98,7 @@ class _Rules:
     """Contents and clusters as numbered nodes; every rule joins some of them and adds a clause to the note."""
 
     def __init__(
-        self, clusters: np.ndarray, names: Sequence[str], rows: np.ndarray, contents: Sequence[str], unit: str
+        self, clusters: np.ndarray, names: Sequence[str], rows: np.ndarray, contents: np.ndarray, unit: str
     ) -> None:
         """Join what the pairs say themselves.
 
@@ -106,17 +106,15 @@ class _Rules:
             clusters: ``(n,)`` number of each pair's cluster.
             names: Of the clusters.
             rows: ``(n,)`` number of each pair's unit.
-            contents: What each unit holds.
+            contents: ``(units,)`` number of what each unit holds.
             unit: What the contents are of: image, or text where there are texts alone.
         """
-        self.content_of_unit = contents
-        codes, self.contents = joined([contents])
-        self.content = codes[0][rows]
+        self.content = contents[rows]
         self.unit = unit
         self._clusters, self._names = clusters, names
         self.clauses: list[str] = []
         self.unused: list[str] = []
-        first = len(self.contents)
+        first = int(contents.max(initial=-1)) + 1
         self._roots = joined_nodes(np.arange(first + len(names)), clusters + first, self.content)
         copies = len(contents) - first
         if copies:
@@ -155,14 +153,15 @@ class _Rules:
     def texts(self, rows: Sequence[np.ndarray], texts: Sequence[str], targets: Chained[Target | None]) -> None:
         """Group by texts that always have one label, or that came with a set of images of their own."""
         of_pairs = np.concatenate(rows)
-        written = Coded.of(of_pairs, texts)
-        found = set(texts_with_one_label(self.content.tolist(), written, targets))
+        found = texts_with_one_label(self.content, of_pairs, targets.parts)
         clause = f"{len(found):,} texts stand with several images and always with one label"
-        if not found and any(told(part).any() for part in targets.parts):  # captions: several images may share one
-            found = texts_with_images_of_their_own(self.content.tolist(), written)
+        if not len(found) and any(told(part).any() for part in targets.parts):  # captions: several images may share one
+            found = texts_with_images_of_their_own(self.content, of_pairs)
             clause = f"each of {len(found):,} texts stands with several images of its own"
-        if found:
-            among = np.array([text in found for text in texts])[of_pairs]
+        if len(found):
+            there = np.zeros(len(texts), bool)
+            there[found] = True
+            among = there[of_pairs]
             self._join(of_pairs[among], self.content[among], clause)
 
     def _join(self, one: np.ndarray, contents: np.ndarray, clause: str, *, other_nodes: bool = True) -> None:
@@ -202,17 +201,17 @@ class _Rules:
         ]
 
 
-def _near_copies(rules: _Rules, store: Store, image_of: dict[str, str], towers: Sequence[Tower], seed: int) -> None:
+def _near_copies(
+    rules: _Rules, store: Store, images: Sequence[str], contents: np.ndarray, towers: Sequence[Tower], seed: int
+) -> None:
     chosen = list(towers) or store.select_towers("image")
-    if not chosen:
+    different = int(contents.max(initial=-1)) + 1
+    if not chosen or different > MOST_COMPARED:
         return
-    contents = list(image_of)
-    if len(contents) > MOST_COMPARED:
-        return
-    found = find_near_copies(unit_vectors(store, [image_of[content] for content in contents], chosen), seed=seed)
-    number = {content: place for place, content in enumerate(rules.contents)}
-    at = np.array([number[content] for content in contents])
-    rules.near_copies(at[found.links], found.gap)
+    image_of = np.zeros(different, np.int64)
+    image_of[contents] = np.arange(len(contents))  # of copies the last one
+    found = find_near_copies(unit_vectors(store, [images[row] for row in image_of.tolist()], chosen), seed=seed)
+    rules.near_copies(found.links, found.gap)
 
 
 def _keys(extras: Sequence[dict[str, object]]) -> list[str]:

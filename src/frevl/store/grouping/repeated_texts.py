@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.data.packed.columns import by_value, joined
 from frevl.data.pairs import Target
 
 __all__ = ["texts_with_images_of_their_own", "texts_with_one_label"]
@@ -19,49 +22,50 @@ _OF_CLASSES = 2  # texts per class, at least: with fewer, a text may be a name o
 
 
 def texts_with_one_label(
-    images: Sequence[Hashable], texts: Sequence[str], targets: Sequence[Target | None]
-) -> dict[str, str]:
-    """Return the texts whose pairs belong together, with their label; empty if the set is not built that way.
+    images: NDArray[np.int64], texts: NDArray[np.int64], targets: Sequence[Sequence[Target | None]]
+) -> NDArray[np.int64]:
+    """Return the texts whose pairs belong together; none if the set is not built that way.
 
     A sentence that is true of all six pictures drawn for it, or a title that every photo of one product has, makes
     pairs that are not independent: a model that has seen one of them knows the others. A question that is asked of
     many pictures is no such text, because its answers differ. The thresholds are ours.
 
     Args:
-        images: ``(n,)`` names of the images' contents; a text counts as repeated with two different ones.
-        texts: ``(n,)``.
-        targets: ``(n,)``; the rule is for classes, so any target that is not one string switches it off.
+        images: ``(n,)`` numbers of the images' contents, from 0; a text counts as repeated with two different ones.
+        texts: ``(n,)`` numbers of the texts, from 0.
+        targets: Columns, together of ``n`` pairs; the rule is for classes, so any target that is not one string
+            switches it off.
+
+    Returns:
+        Numbers of texts, ascending.
     """
-    labels: dict[str, str] = {}
-    mixed: set[str] = set()
-    contents: dict[str, set[Hashable]] = {}
-    counts: Counter[str] = Counter()
-    all_labels: Counter[str] = Counter()
-    for image, text, target in zip(images, texts, targets, strict=True):
-        if not isinstance(target, str):
-            return {}
-        if labels.setdefault(text, target) != target:
-            mixed.add(text)
-        contents.setdefault(text, set()).add(image)
-        counts[text] += 1
-        all_labels[target] += 1
-    repeated = [text for text, found in contents.items() if len(found) > 1]
-    one_label = {text: labels[text] for text in repeated if text not in mixed}
-    n = len(texts)
-    shares = [count / n for count in all_labels.values()]
-    by_chance = sum(sum(share ** len(contents[text]) for share in shares) for text in repeated)
+    none = np.zeros(0, np.int64)
+    plain = [by_value(part, lambda target: isinstance(target, str), bool) for part in targets]
+    if not len(texts) or not all(part.all() for part in plain):
+        return none
+    parts, names = joined(targets)
+    labels, n = np.concatenate(parts), len(texts)
+    counts, kinds = np.bincount(texts), len(names)
+    contents = _different(texts, images)
+    repeated = contents > 1
+    one_label = repeated & (_different(texts, labels) == 1)
+    shares = np.bincount(labels, minlength=kinds) / n
+    sizes, times = np.unique(contents[repeated], return_counts=True)
+    by_chance = sum(
+        many * float((shares**size).sum()) for size, many in zip(sizes.tolist(), times.tolist(), strict=True)
+    )
     if (
-        len(one_label) < max(_FEWEST_TEXTS, _OF_CLASSES * len(all_labels))
-        or len(one_label) < _ALWAYS * len(repeated)
-        or by_chance > _BY_CHANCE * len(repeated)
-        or sum(counts[text] for text in one_label) < _SHARE_OF_PAIRS * n
+        one_label.sum() < max(_FEWEST_TEXTS, _OF_CLASSES * kinds)
+        or one_label.sum() < _ALWAYS * repeated.sum()
+        or by_chance > _BY_CHANCE * repeated.sum()
+        or counts[one_label].sum() < _SHARE_OF_PAIRS * n
     ):
-        return {}
-    return one_label
+        return none
+    return np.flatnonzero(one_label)
 
 
-def texts_with_images_of_their_own(images: Sequence[Hashable], texts: Sequence[str]) -> set[str]:
-    """Return the texts for each of which a set of images was made; empty if the set is not built that way.
+def texts_with_images_of_their_own(images: NDArray[np.int64], texts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the texts for each of which a set of images was made; none if the set is not built that way.
 
     Where nearly every pair has a text that stands with four images or more, and hardly an image stands with two texts,
     each text came with its own series of pictures: variants of one scene, as in NLVR. A split by image then leaves
@@ -69,19 +73,29 @@ def texts_with_images_of_their_own(images: Sequence[Hashable], texts: Sequence[s
     questions and titles are rare, and pictures have several of them. The thresholds are ours.
 
     Args:
-        images: ``(n,)`` names of the images' contents.
-        texts: ``(n,)``.
+        images: ``(n,)`` numbers of the images' contents, from 0; all numbers occur.
+        texts: ``(n,)`` numbers of the texts, from 0.
+
+    Returns:
+        Numbers of texts, ascending.
     """
-    text_of: dict[Hashable, str] = {}
-    contents: dict[str, set[Hashable]] = {}
-    shared = set()
-    for image, text in zip(images, texts, strict=True):
-        if text_of.setdefault(image, text) != text:
-            shared.add(image)
-        contents.setdefault(text, set()).add(image)
-    if len(shared) > _SHARED * len(text_of):
-        return set()
-    several = {text for text, found in contents.items() if len(found) >= _FEWEST_IMAGES}
-    covered = sum(len(contents[text]) for text in several)
-    enough = len(several) >= _FEWEST_SETS and covered >= _WITH_IMAGES_OF_THEIR_OWN * len(text_of)
-    return several if enough else set()
+    texts_of = _different(images, texts)
+    contents = _different(texts, images)
+    several = contents >= _FEWEST_IMAGES
+    if (
+        (texts_of > 1).sum() > _SHARED * len(texts_of)
+        or several.sum() < _FEWEST_SETS
+        or contents[several].sum() < _WITH_IMAGES_OF_THEIR_OWN * len(texts_of)
+    ):
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(several)
+
+
+def _different(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return, for every number of one column, with how many different numbers of the other it stands."""
+    width = int(other.max(initial=0)) + 1
+    together = one.astype(np.int64) * width + other
+    together.sort()
+    first = np.ones(len(together), bool)
+    first[1:] = together[1:] != together[:-1]
+    return np.bincount(together[first] // width)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from frevl.data.packed.columns import Coded
 from frevl.store.ids.hashing import as_arrow, id_hash, id_hashes
 
-__all__ = ["KnownIds", "RowsOfIds", "Segment", "find_rows", "ids_in_order", "rows_of_values"]
+__all__ = ["KnownIds", "RowsOfIds", "Segment", "ascending", "find_rows", "ids_in_order", "rows_of_values"]
 
 _AT_ONCE = 1 << 20  # ids that are looked up together
 
@@ -186,9 +186,18 @@ def rows_of_values(known: Mapping[str, int] | KnownIds, column: Sequence[str]) -
         return find_rows(known, column)
     used = column.used()
     answers = np.full(len(column.values), -1, np.int64)
-    answers[used] = find_rows(known, column.values.take(pa.array(used)))
+    for start in range(0, len(used), _AT_ONCE):
+        some = used[start : start + _AT_ONCE]
+        answers[some] = find_rows(known, column.values.take(pa.array(some)))
     found: NDArray[np.int64] = answers[column.codes]
     return found
+
+
+def ascending(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Return the different ones of some rows in ascending order, and what leads back to them; None: they are so."""
+    if bool((rows[1:] > rows[:-1]).all()):
+        return rows, None
+    return np.unique(rows, return_inverse=True)
 
 
 def ids_in_order(known: Mapping[str, int]) -> pa.Array:

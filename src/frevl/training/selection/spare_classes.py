@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +20,9 @@ questions mostly has an answer that no other has; it is held out all the same, o
 """
 
 
-def spare_clusters(clusters: Tensor, answers: Answers, order: Sequence[int], most: int | None = None) -> list[int]:
+def spare_clusters(
+    clusters: Tensor, answers: Answers, order: Sequence[int] | np.ndarray, most: int | None = None
+) -> list[int]:
     """Go through clusters in order, and take those that no class needs.
 
     Args:

@@ -1,0 +1,84 @@
+"""Numbers for the contents of images and texts, without an object of Python for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frevl.data.pairs import Pairs
+from frevl.store.ids.rows_of_ids import find_rows
+from frevl.store.reader import Store
+from frevl.store.usable_pairs import contents_of
+
+__all__ = ["among", "content_numbers", "numbers_of"]
+
+_MIXING = np.uint64(0x9E3779B97F4A7C15)
+
+
+def content_numbers(store: Store, units: Sequence[str], parts: Sequence[Pairs]) -> NDArray[np.int64]:
+    """Return ``(n,)`` a number for the content of each of the units of some pairs, in the order of their first units.
+
+    An image that the store does not have has a content of its own.
+    """
+    if "image" not in parts[0].sides:
+        blank = [""] * len(units)
+        return numbers_of(contents_of(store, Pairs(blank, units, [None] * len(units), [], blank))[1])
+    known = np.flatnonzero(find_rows(store.positions("image"), units) >= 0)
+    if len(known) == len(units):
+        return numbers_of(store.content_column(units))
+    hashes = np.zeros(len(units), "S32")
+    hashes[known] = store.content_column([units[row] for row in known.tolist()])
+    lacking = np.flatnonzero(hashes == b"")
+    hashes[lacking] = [f"unknown {row}".encode() for row in lacking.tolist()]
+    return numbers_of(hashes)
+
+
+def numbers_of(values: np.ndarray) -> NDArray[np.int64]:
+    """Return ``(n,)`` numbers of ``(n,)`` bytes: equal ones have the same, in the order in which they first appear."""
+    words = _words(values)
+    mixed = words[:, 0].copy()
+    for column in range(1, words.shape[1]):
+        mixed *= _MIXING
+        mixed ^= words[:, column]
+    order = np.argsort(mixed, kind="stable")
+    mixed = mixed[order]
+    again = np.flatnonzero(mixed[1:] == mixed[:-1]) + 1
+    if not len(again):
+        return np.arange(len(values))
+    if not np.array_equal(words[order[again]], words[order[again - 1]]):  # other values with the same mixture
+        _, firsts, groups = np.unique(values, return_index=True, return_inverse=True)
+        return _in_order_of(firsts, groups)
+    begins = np.ones(len(values), bool)
+    begins[again] = False
+    groups = np.empty(len(values), np.int64)
+    groups[order] = np.cumsum(begins) - 1
+    return _in_order_of(order[begins], groups)
+
+
+def among(values: np.ndarray, others: np.ndarray) -> NDArray[np.bool_]:
+    """Return ``(n,)`` which of ``(n,)`` bytes are among others; only those that begin alike are compared whole."""
+    if not len(values) or not len(others):
+        return np.zeros(len(values), bool)
+    own, theirs = _words(values)[:, 0], _words(others)[:, 0]
+    ordered = np.sort(theirs)
+    found: NDArray[np.bool_] = ordered[np.minimum(np.searchsorted(ordered, own), len(ordered) - 1)] == own
+    if found.any():
+        alike = others[np.isin(theirs, own[found])]
+        found[found] = np.isin(values[found], alike)
+    return found
+
+
+def _words(values: np.ndarray) -> NDArray[np.uint64]:
+    """Return ``(n, w)``: bytes as numbers of 64 bits."""
+    size = max(1, -(-values.dtype.itemsize // 8))
+    padded = np.ascontiguousarray(values, f"S{8 * size}")
+    return padded.view(np.uint64).reshape(len(values), size)
+
+
+def _in_order_of(firsts: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    numbers = np.empty(len(firsts), np.int64)
+    numbers[np.argsort(firsts, kind="stable")] = np.arange(len(firsts))
+    found: NDArray[np.int64] = numbers[groups]
+    return found
