@@ -1,14 +1,19 @@
 """The map of the explorer with neighbours together and clusters; PaCMAP itself, an extra, is stood in for."""
 
 import io
+import re
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from exploring import TIMEOUT, exploring, serious
 from PIL import Image
 from playwright.sync_api import expect
 
+from frevl.store.importing.vectors import import_embeddings
+from frevl.store.reader import Store
 from made import make
 
 _LIBRARY = """
@@ -68,3 +73,47 @@ def test_pictures_without_a_label_can_be_seen(tmp_path, visit, scheme):
         while spread() < 30 and time.monotonic() < deadline:  # of 255 greys
             page.wait_for_timeout(200)
         assert spread() >= 30
+
+
+def test_many_points_are_moved_as_they_are_drawn_and_drawn_again_at_rest(tmp_path, visit):
+    count = 20_001
+    vectors = np.random.default_rng(0).standard_normal((count, 4)).astype(np.float16)
+    np.save(tmp_path / "vectors.npy", vectors)
+    (tmp_path / "ids.txt").write_text("\n".join(f"{number}.jpg" for number in range(count)))
+    store = tmp_path / "store"
+    import_embeddings(tmp_path / "vectors.npy", store=store, encoder="own", of="images", ids=tmp_path / "ids.txt")
+    with exploring(SimpleNamespace(folder=tmp_path, store=Store.open(store))) as (url, _):
+        seen = visit(f"{url}/explore/#/map")
+        page = seen.page
+        surface, canvas = page.get_by_role("application"), page.locator("canvas")
+        expect(surface).to_be_visible(timeout=TIMEOUT)
+        page.wait_for_timeout(1500)
+
+        def look():
+            with Image.open(io.BytesIO(surface.screenshot())) as shot:
+                return np.asarray(shot.convert("L"), np.float32)
+
+        before, area = look(), surface.bounding_box()
+        assert before.max() - before.min() > 30
+        page.evaluate(  # what the map shows before it is drawn again
+            "() => { const canvas = document.querySelector('canvas'); window.moves = [];"
+            "new MutationObserver(() => window.moves.push(canvas.style.transform))"
+            ".observe(canvas, { attributeFilter: ['style'] }); }"
+        )
+        x, y = area["x"] + area["width"] / 2, area["y"] + area["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        for step in range(1, 13):
+            page.mouse.move(x + 5 * step, y + 3 * step)
+        page.mouse.up()
+        expect(canvas).not_to_have_attribute("style", re.compile("transform"), timeout=TIMEOUT)
+        moves = page.evaluate("() => window.moves")
+        assert any("translate(60px, 36px)" in move for move in moves)
+        page.wait_for_timeout(300)
+        after = look()
+        # Drawn again it is what was shown while it moved: the map, 60 pixels to the right and 36 down.
+        was, now = before[60:-96, 60:-120], after[96:-60, 120:-60]
+        assert np.abs(was - now).mean() < 0.2 * np.abs(was - was.mean()).mean()
+        page.mouse.wheel(0, -300)
+        expect(canvas).not_to_have_attribute("style", re.compile("transform"), timeout=TIMEOUT)
+        assert seen.complaints == []
