@@ -18,7 +18,7 @@ import numpy as np
 
 from frevl.provenance import hardware
 from frevl.runs.search.all_neighbours import AllNeighbours
-from frevl.store.grouping.near_copies import NEIGHBOURS, find_near_copies
+from frevl.store.grouping.copies import NEIGHBOURS, find_near_copies
 
 DIMENSION, NOISE, MOVED, COPIES = 24, 0.3, 0.1, 100
 _ROWS = 65_536

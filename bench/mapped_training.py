@@ -20,9 +20,9 @@ import torch
 
 from frevl.models.fusion import Fusion
 from frevl.provenance import hardware
-from frevl.training.objectives.pairwise import fusion_loss
+from frevl.training.fitting.pairwise import fusion_loss
+from frevl.training.mapped_items import deal_all, deal_in_blocks, shuffled_in_blocks
 from frevl.training.options import FusionOptions
-from frevl.training.out_of_memory.order import deal_all, deal_in_blocks, shuffled_in_blocks
 from scale import WIDTH, matching
 
 GROUP = 65_536  # rows whose pages are read together

@@ -100,7 +100,7 @@ def matching(count: int, seed: int, *, in_file: bool = False):
 
     from frevl.runs.batches import EmbeddedPairs
     from frevl.training.examples import Examples
-    from frevl.training.out_of_memory.items import Mapped
+    from frevl.training.mapped_items import Mapped
 
     random = np.random.default_rng(seed)
     shared = np.random.default_rng(99).standard_normal((16, WIDTH), dtype=np.float32)
@@ -171,7 +171,7 @@ def prepare(folder: Path, count: int) -> Callable[[], object]:
 
 def linear(_: Path, count: int) -> Callable[[], object]:
     from frevl.training.examples import with_wrong_texts
-    from frevl.training.fit_model import fit_model
+    from frevl.training.fitting.fit_model import fit_model
     from frevl.training.options import LinearOptions, Session
 
     train, dev = matching(count, 0), with_wrong_texts(matching(2_000, 1), 1, 0)
@@ -180,7 +180,7 @@ def linear(_: Path, count: int) -> Callable[[], object]:
 
 
 def tiny(_: Path, count: int, *, in_file: bool = False) -> Callable[[], object]:
-    from frevl.training.fit_model import fit_model
+    from frevl.training.fitting.fit_model import fit_model
     from frevl.training.options import FusionOptions, Session
 
     train, dev = matching(count, 0, in_file=in_file), matching(200, 1)

@@ -43,7 +43,7 @@ def work() -> None:
     from frevl.runs.batches import EmbeddedPairs
     from frevl.runs.targets import Answers
     from frevl.training.examples import Examples
-    from frevl.training.fit_model import fit_model
+    from frevl.training.fitting.fit_model import fit_model
     from frevl.training.options import FusionOptions, Session
 
     def made(count: int, seed: int) -> Examples:

@@ -22,8 +22,8 @@ from frevl.models.fusion import Fusion
 from frevl.provenance import hardware
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.examples import Examples
+from frevl.training.fitting.pairwise import fusion_loss
 from frevl.training.loop import gradient_descent
-from frevl.training.objectives.pairwise import fusion_loss
 from frevl.training.options import FusionOptions, Session, TwoTowerOptions
 from frevl.training.retrieval.two_tower import fit_two_tower_ensemble
 from frevl.training.workers.joining import working_together

@@ -14,7 +14,7 @@ from frevl.models.fusion import Fusion
 from frevl.models.inputs import low_precision
 from frevl.runs.targets import hash_prefixes
 from frevl.store.reader import Store
-from frevl.training.fit_model import fit_model
+from frevl.training.fitting.fit_model import fit_model
 from frevl.training.options import ModelOptions, Session
 from frevl.training.prepare import prepare
 from frevl.training.selection.encoder_sets import narrow

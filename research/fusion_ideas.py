@@ -3,10 +3,11 @@
 Run: ``python -m research.fusion_ideas --store STORE --pairs PAIRS.jsonl --images packaged --texts packaged-deep
 [--folds 5] [--seeds 5] [--only NAME ...] [--save FOLDER] [--captions CAPTIONS.jsonl --captions-store STORE]``. Prints a
 row of a Markdown table per idea.
-Every fit is one of `frevl.training.fit_model.fit_model`, with a tenth of the training images set aside for calibration
-as in ``--model auto``; networks run their whole schedule and keep its end. Set ``OMP_NUM_THREADS=1`` to read processor
-time. ``--save`` keeps the probabilities of every idea as ``(seeds, pairs, classes)`` for averages across ideas. Ideas
-that start from captions need image-caption pairs; those whose image is one of the task's (by content) are left out.
+Every fit is one of `frevl.training.fitting.fit_model.fit_model`, with a tenth of the training images set aside for
+calibration as in ``--model auto``; networks run their whole schedule and keep its end. Set ``OMP_NUM_THREADS=1`` to
+read processor time. ``--save`` keeps the probabilities of every idea as ``(seeds, pairs, classes)`` for averages
+across ideas. Ideas that start from captions need image-caption pairs; those whose image is one of the task's (by
+content) are left out.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers
 from frevl.store.reader import Store
 from frevl.training.examples import Examples, Prepared, join
-from frevl.training.fit_model import Fitted, fit_model
-from frevl.training.initialisation import Pretrained
+from frevl.training.fitting.fit_model import Fitted, fit_model
+from frevl.training.fitting.initialisation import Pretrained
 from frevl.training.options import ModelOptions, Session, make_options
 from frevl.training.prepare import prepare
 from frevl.training.selection.candidates import CANDIDATES

@@ -18,7 +18,7 @@ from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples
-from frevl.training.fit_model import fit_kernel_on
+from frevl.training.fitting.fit_model import fit_kernel_on
 
 __all__ = ["distil", "teach"]
 

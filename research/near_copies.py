@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from frevl.encoders.registry import load_encoder
-from frevl.store.grouping.near_copies import find_near_copies
+from frevl.store.grouping.copies import find_near_copies
 
 
 def recompressed(picture: Image.Image, quality: int) -> Image.Image:

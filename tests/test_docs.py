@@ -245,7 +245,7 @@ def test_the_readme_names_both_commands():
 def test_the_glossary_names_every_model_and_the_changelog_the_version():
     import frevl
     from frevl.encoders.registry import ENCODERS
-    from frevl.training.fit_model import MODELS
+    from frevl.training.fitting.fit_model import MODELS
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in [*MODELS, *ENCODERS]:

@@ -17,9 +17,9 @@ from frevl.models.fusion import Fusion
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples
+from frevl.training.fitting import pairwise
+from frevl.training.fitting.pairwise import fusion_loss
 from frevl.training.loop import gradient_descent
-from frevl.training.objectives import pairwise
-from frevl.training.objectives.pairwise import fusion_loss
 from frevl.training.options import FusionOptions, Session
 from on_chip.measure import Chip, Record, graphed, kernel_profile, quotient, rate, timed
 

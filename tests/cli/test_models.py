@@ -13,7 +13,7 @@ from frevl.cli.model_list import MODELS
 from frevl.cli.options import ORDER, settings_of
 from frevl.errors import UsageError
 from frevl.runs.run import Run
-from frevl.training.fit_model import MODELS as TRAINED
+from frevl.training.fitting.fit_model import MODELS as TRAINED
 from frevl.training.options import (
     OPTIONS,
     DescentOptions,

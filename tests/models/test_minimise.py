@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize as scipy_minimise
 
-from frevl.models.classification.minimise import minimise
+from frevl.models.classification.linear_problem import minimise
 
 
 def counted(function):

@@ -12,7 +12,7 @@ from frevl.models.fusion import Fusion
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
-from frevl.training.initialisation import (
+from frevl.training.fitting.initialisation import (
     Pretrained,
     absorb_statistics,
     initialise_from,

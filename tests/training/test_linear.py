@@ -10,8 +10,8 @@ from frevl.models.inputs import ZScore
 from frevl.runs.batches import EmbeddedPairs, logits_of
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples
-from frevl.training.fit_model import fit_model
-from frevl.training.linear.features import FeatureBlocks, all_features, linear_loss
+from frevl.training.fitting.fit_model import fit_model
+from frevl.training.fitting.linear_probe import FeatureBlocks, all_features, linear_loss
 from frevl.training.options import LinearOptions, Session
 
 N, IMAGE, TEXT, CLASSES = 331, 5, 7, 3
@@ -54,9 +54,9 @@ def tiny_memory(monkeypatch):
         return features(self, image, *others)
 
     monkeypatch.setattr(Linear, "features", watched)
-    monkeypatch.setattr("frevl.training.linear.features._MOST_THERE", 64)
-    monkeypatch.setattr("frevl.training.linear.features._IN_A_BLOCK", 0)
-    monkeypatch.setattr("frevl.training.linear.features._FEWEST_ROWS", 41)
+    monkeypatch.setattr("frevl.training.fitting.linear_probe._MOST_THERE", 64)
+    monkeypatch.setattr("frevl.training.fitting.linear_probe._IN_A_BLOCK", 0)
+    monkeypatch.setattr("frevl.training.fitting.linear_probe._FEWEST_ROWS", 41)
     return sizes
 
 
@@ -105,7 +105,7 @@ def test_a_time_limit_that_suffices_for_blocks_leaves_no_pair_out(tiny_memory):
 
 
 def test_too_little_time_for_all_blocks_is_said(tiny_memory, monkeypatch):
-    monkeypatch.setattr("frevl.training.linear.fit._TIMED", 50)
+    monkeypatch.setattr("frevl.training.fitting.linear_probe._TIMED", 50)
     found = fitted("classes", LinearOptions(), limit=1e-9)
     assert found.notes == [f"linear: fitted on 50 of {N} pairs, as many as the time limit of 1e-09 s allows"]
     assert found.network.linear.weight.abs().max() > 0.01

@@ -9,9 +9,8 @@ import torch
 
 from frevl.errors import TrainingError
 from frevl.store.reader import Store
-from frevl.training.out_of_memory import order
-from frevl.training.out_of_memory.items import fit_in_memory, map_items
-from frevl.training.out_of_memory.order import deal_all, deal_in_blocks, shuffled_in_blocks
+from frevl.training import mapped_items
+from frevl.training.mapped_items import deal_all, deal_in_blocks, fit_in_memory, map_items, shuffled_in_blocks
 from frevl.training.prepare import prepare
 from frevl.training.training import train
 
@@ -23,8 +22,8 @@ def cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def nothing_fits(monkeypatch):
-    monkeypatch.setattr("frevl.training.out_of_memory.items._MOST_IN_MEMORY", 0)
-    monkeypatch.setattr("frevl.training.out_of_memory.items._AT_ONCE", 37)
+    monkeypatch.setattr("frevl.training.mapped_items._MOST_IN_MEMORY", 0)
+    monkeypatch.setattr("frevl.training.mapped_items._AT_ONCE", 37)
 
 
 def prepared(world, task="classification"):
@@ -66,7 +65,7 @@ def test_a_training_from_a_file_leaves_nothing_behind(made, tmp_path):
 def test_other_models_say_the_same_from_a_file(made, tmp_path, monkeypatch):
     found = []
     for number, most in enumerate((1 << 40, 0)):
-        monkeypatch.setattr("frevl.training.out_of_memory.items._MOST_IN_MEMORY", most)
+        monkeypatch.setattr("frevl.training.mapped_items._MOST_IN_MEMORY", most)
         run = train(
             made.store, made.train_file, run=tmp_path / str(number), task="classification", model="linear",
         )  # fmt: skip
@@ -81,15 +80,15 @@ def test_every_row_is_dealt_once_and_from_few_blocks_at_a_time(count):
     assert torch.equal(rows, shuffled_in_blocks(count, torch.Generator().manual_seed(0)))
     if count > 1:
         assert not torch.equal(rows, shuffled_in_blocks(count, torch.Generator().manual_seed(1)))
-    group = order._BLOCK * order._BLOCKS
+    group = mapped_items._BLOCK * mapped_items._BLOCKS
     for start in range(0, count, group):
-        blocks = torch.unique(rows[start : start + group] // order._BLOCK)
-        assert len(blocks) <= order._BLOCKS
+        blocks = torch.unique(rows[start : start + group] // mapped_items._BLOCK)
+        assert len(blocks) <= mapped_items._BLOCKS
 
 
 def test_blocks_come_in_any_order_and_their_rows_are_mixed(monkeypatch):
-    monkeypatch.setattr(order, "_BLOCK", 10)
-    monkeypatch.setattr(order, "_BLOCKS", 5)
+    monkeypatch.setattr(mapped_items, "_BLOCK", 10)
+    monkeypatch.setattr(mapped_items, "_BLOCKS", 5)
     rows = shuffled_in_blocks(1000, torch.Generator().manual_seed(0))
     first = torch.unique(rows[:50] // 10)
     assert len(first) == 5
@@ -100,8 +99,8 @@ def test_blocks_come_in_any_order_and_their_rows_are_mixed(monkeypatch):
 
 
 def test_pages_are_read_before_they_are_needed_and_let_go_afterwards(monkeypatch):
-    monkeypatch.setattr(order, "_BLOCK", 10)
-    monkeypatch.setattr(order, "_BLOCKS", 2)
+    monkeypatch.setattr(mapped_items, "_BLOCK", 10)
+    monkeypatch.setattr(mapped_items, "_BLOCKS", 2)
     done = []
 
     class Pairs:

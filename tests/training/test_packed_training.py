@@ -11,8 +11,7 @@ from frevl.data.packed.columns import Coded, WithCluster
 from frevl.data.pairs import read_pairs
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.scorer import Scorer
-from frevl.store.grouping.forest import Forest, joined_nodes
-from frevl.store.grouping.groups import group_pairs
+from frevl.store.grouping.groups import Forest, group_pairs, joined_nodes
 from frevl.training.prepare import prepare
 from frevl.training.training import train
 

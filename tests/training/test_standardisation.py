@@ -10,7 +10,7 @@ from frevl.models.fusion import Fusion
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
-from frevl.training.initialisation import absorb_statistics, statistics_of
+from frevl.training.fitting.initialisation import absorb_statistics, statistics_of
 from frevl.training.training import train
 
 

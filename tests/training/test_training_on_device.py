@@ -14,8 +14,8 @@ from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers
 from frevl.training import examples, loop
 from frevl.training.examples import Examples
+from frevl.training.fitting import pairwise
 from frevl.training.losses import contrastive_loss
-from frevl.training.objectives import pairwise
 from frevl.training.options import DescentOptions, FusionOptions, Session
 from frevl.training.retrieval.two_tower import _contrast
 

@@ -34,7 +34,7 @@ MODELS = {
 def _all_models() -> dict[str, tuple[str, str]]:
     """Return `MODELS` and any other registered networks, described by the first line of their docstring."""
     from frevl.models.registry import NETWORKS  # imports PyTorch
-    from frevl.training.fit_model import trainable
+    from frevl.training.fitting.fit_model import trainable
 
     further = [name for name in trainable() if name not in MODELS]
     return {

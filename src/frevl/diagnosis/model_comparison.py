@@ -22,7 +22,7 @@ from frevl.runs.scorer import Scorer
 from frevl.runs.targets import encode_answers, match_truth
 from frevl.store.towers import MODALITIES
 from frevl.terminal import print_progress
-from frevl.training.retrieval.common_space import has_common_space
+from frevl.training.retrieval.two_tower import has_common_space
 from frevl.training.training import train
 
 __all__ = [

@@ -14,9 +14,8 @@ from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
 from frevl.data.vqa_answers import vqa_accuracy
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 from frevl.evaluation.answers.consistency import evaluate_consistency, forms_of
-from frevl.evaluation.chance import Chance, against_majority
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
-from frevl.evaluation.intervals import paired_difference, paired_test
+from frevl.evaluation.intervals import Chance, against_majority, paired_difference, paired_test
 from frevl.evaluation.measures import Measure
 from frevl.evaluation.metrics import brier, correct, expected_calibration_error, macro_f1
 from frevl.evaluation.prediction_sets import evaluate_sets

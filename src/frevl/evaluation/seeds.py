@@ -12,9 +12,8 @@ import numpy as np
 
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import RunError, UsageError
-from frevl.evaluation.chance import against_majority
 from frevl.evaluation.evaluation import Result, evaluate
-from frevl.evaluation.intervals import paired_difference, paired_test
+from frevl.evaluation.intervals import against_majority, paired_difference, paired_test
 from frevl.evaluation.measures import mean_measure
 from frevl.evaluation.slices import slice_table
 from frevl.files import read_record

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frevl.models.classification.linear_problem import Blocks, InBlocks, InMemory, LinearProblem, Loss
-from frevl.models.classification.minimise import minimise
+from frevl.models.classification.linear_problem import Blocks, InBlocks, InMemory, LinearProblem, Loss, minimise
 from frevl.models.inputs import ZScore, frozen, mean_pool
 from frevl.models.interface import PairNetwork
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from frevl.errors import UsageError
-from frevl.models.classification.minimise import minimise
+from frevl.models.classification.linear_problem import minimise
 from frevl.runs.targets import Answers
 
 __all__ = ["FEWEST_PAIRS", "ConformalScores", "calibrated", "calibration_notes", "check_level", "fit_calibration"]

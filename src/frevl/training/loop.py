@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from frevl.devices import Shares
 from frevl.terminal import ProgressLine
 from frevl.training.losses import SeenLosses, looks_every
+from frevl.training.mapped_items import Deal, deal_all
 from frevl.training.options import DescentOptions, Session
-from frevl.training.out_of_memory.order import Deal, deal_all
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
 __all__ = ["FitReport", "LossOf", "gradient_descent", "scheduled"]

@@ -18,7 +18,7 @@ from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Tower
 from frevl.store.usable_pairs import choose_towers, colour_advice, contents_of, names_of, note_unread, read_usable
 from frevl.training.examples import Prepared, examples_of, set_aside
-from frevl.training.out_of_memory.items import fit_in_memory, map_items, read_items
+from frevl.training.mapped_items import fit_in_memory, map_items, read_items
 
 __all__ = ["embed_pairs", "prepare", "read_file", "shared_groups", "shared_units"]
 

@@ -17,8 +17,8 @@ from frevl.provenance import provenance
 from frevl.runs.run import Run
 from frevl.store.reader import Store
 from frevl.training.examples import Prepared
-from frevl.training.fit_model import MODELS, NEEDS, SOLVED, trainable
-from frevl.training.initialisation import Pretrained, rows_of_same_classes
+from frevl.training.fitting.fit_model import MODELS, NEEDS, SOLVED, trainable
+from frevl.training.fitting.initialisation import Pretrained, rows_of_same_classes
 from frevl.training.options import ModelOptions, Session, make_options
 from frevl.training.prepare import prepare, read_file
 from frevl.training.run_folder import claim_run, data_identity, run_settings, write_config

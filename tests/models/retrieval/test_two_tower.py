@@ -13,8 +13,7 @@ from frevl.models.retrieval.two_tower import LARGEST_SCALE, Cosine, Projection, 
 from frevl.runs.batches import EmbeddedPairs
 from frevl.store.towers import Tower
 from frevl.training.losses import batch_contrast
-from frevl.training.retrieval.common_space import COMMON_SPACE, cosine_of, has_common_space
-from frevl.training.retrieval.two_tower import narrow_vectors
+from frevl.training.retrieval.two_tower import COMMON_SPACE, cosine_of, has_common_space, narrow_vectors
 
 
 def tower(name, modality, dim, **identity):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frevl.store.grouping.near_copies import FALSE_ALARMS, find_near_copies
+from frevl.store.grouping.copies import FALSE_ALARMS, find_near_copies
 
 
 def unit(vectors):

@@ -11,7 +11,7 @@ from frevl.models.kernel_ridge import KernelFusion
 from frevl.runs.batches import EmbeddedPairs, images_alone
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples
-from frevl.training.fit_model import fit_model
+from frevl.training.fitting.fit_model import fit_model
 from frevl.training.kernel.approximate import fit_kernel_approximately
 from frevl.training.kernel.fit import fit_kernel_on
 from frevl.training.kernel.landmarks import Landmarks, Regression, whole_clusters
@@ -158,7 +158,7 @@ def test_above_the_limit_the_model_is_approximate_and_below_it_exact(monkeypatch
 
     assert fitted().approximation is None
     assert fitted().network.settings["pairs"] == 280
-    monkeypatch.setattr("frevl.training.fit_model.MOST_PAIRS", 279)
+    monkeypatch.setattr("frevl.training.fitting.fit_model.MOST_PAIRS", 279)
     found = fitted()
     assert found.network.settings["pairs"] == 60
     assert found.approximation["pairs"] == 280

@@ -18,12 +18,12 @@ from frevl.runs.scorer import Scorer
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store
 from frevl.training.examples import Examples
-from frevl.training.fit_model import Fitted
+from frevl.training.fitting.fit_model import Fitted
 from frevl.training.options import AutoOptions, Session
 from frevl.training.prepare import prepare
 from frevl.training.retrieval import choose
 from frevl.training.retrieval.adapt import FEWEST_TO_ADAPT, adapt_cosine, full_recall, measurably_worse
-from frevl.training.retrieval.common_space import cosine_of
+from frevl.training.retrieval.two_tower import cosine_of
 from frevl.training.run_folder import Checkpoint, Clock
 from frevl.training.training import train
 from frevl.training.workers.team import Alone

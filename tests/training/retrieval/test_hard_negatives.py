@@ -5,13 +5,18 @@ import math
 import pytest
 import torch
 
-import frevl.training.retrieval.hard_negatives
+import frevl.training.retrieval.reranker
 from frevl.models.retrieval.reranker import hubness
 from frevl.models.retrieval.two_tower import Cosine
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.options import Session
-from frevl.training.retrieval.hard_negatives import assign_folds, bank_of, mine_hard_negatives, near_duplicate_bound
-from frevl.training.retrieval.reranker import listwise_loss
+from frevl.training.retrieval.reranker import (
+    assign_folds,
+    bank_of,
+    listwise_loss,
+    mine_hard_negatives,
+    near_duplicate_bound,
+)
 
 
 def session(seed):
@@ -43,7 +48,7 @@ def test_hubness_by_hand():
 
 
 def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch):
-    monkeypatch.setattr(frevl.training.retrieval.hard_negatives, "near_duplicate_bound", lambda *_: math.inf)
+    monkeypatch.setattr(frevl.training.retrieval.reranker, "near_duplicate_bound", lambda *_: math.inf)
     count, width = 13, 5
     images, texts = torch.randn(count, width), torch.randn(2 * count, width)
     image_rows, text_rows = torch.arange(count).repeat(2), torch.randperm(2 * count)
@@ -80,7 +85,7 @@ def test_mined_items_are_wrong_and_of_the_own_fold_and_hardest_first(monkeypatch
 
 
 def test_another_wording_is_not_a_wrong_text_and_its_image_not_a_wrong_image(monkeypatch):
-    monkeypatch.setattr(frevl.training.retrieval.hard_negatives, "near_duplicate_bound", lambda *_: 0.99)
+    monkeypatch.setattr(frevl.training.retrieval.reranker, "near_duplicate_bound", lambda *_: 0.99)
     fold = (assign_folds(torch.arange(12), 2, 0) == 0).nonzero()[:, 0].tolist()
     texts = torch.randn(12, 4)
     texts[fold[1]] = texts[fold[0]]
@@ -107,7 +112,7 @@ def test_cross_fitted_first_stages_never_see_the_fold(monkeypatch):
         seen.append(set(pairs.image_rows.tolist()))
         return Cosine(spaces=[[0, 3, 0, 3]]), None
 
-    monkeypatch.setattr(frevl.training.retrieval.hard_negatives, "fit_two_tower_ensemble", spy)
+    monkeypatch.setattr(frevl.training.retrieval.reranker, "fit_two_tower_ensemble", spy)
     pairs = pairs_of(torch.randn(9, 3), torch.randn(9, 3), range(9), range(9))
     negatives = mine_hard_negatives(pairs, session=session(2), folds=3, depth=2)
     assert len(seen) == 3

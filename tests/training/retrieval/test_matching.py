@@ -18,7 +18,7 @@ from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 from frevl.training.options import FusionOptions
 from frevl.training.retrieval.fit import with_enough_steps
-from frevl.training.retrieval.hard_negatives import bank_of
+from frevl.training.retrieval.reranker import bank_of
 from frevl.training.training import train
 
 OPTIONS = FusionOptions()

@@ -10,7 +10,7 @@ from frevl.store.reader import Store
 from frevl.store.writer import StoreWriter
 from frevl.training.prepare import prepare
 from frevl.training.selection.folds import cv_splits
-from frevl.training.selection.gap import gap_between
+from frevl.training.selection.measures import gap_between
 from frevl.training.training import train
 from handmade import item, pooled, tower
 

@@ -10,8 +10,7 @@ from frevl.runs.targets import encode_answers
 from frevl.training.options import AutoOptions
 from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.held_out import CandidateScores
-from frevl.training.selection.measures import check_measure, earned, in_nats, shown
-from frevl.training.selection.one_standard_error import one_standard_error, standard_error
+from frevl.training.selection.measures import check_measure, earned, in_nats, one_standard_error, shown, standard_error
 from frevl.training.training import train
 
 LABELS = ["a", "b", "c"]

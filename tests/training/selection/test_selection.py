@@ -15,7 +15,7 @@ from frevl.runs.scorer import Scorer
 from frevl.training.options import FusionOptions
 from frevl.training.selection.candidates import Candidate
 from frevl.training.selection.held_out import CandidateScores, whole_schedule
-from frevl.training.selection.one_standard_error import one_standard_error
+from frevl.training.selection.measures import one_standard_error
 from frevl.training.training import train
 
 

@@ -3,7 +3,7 @@
 Groups of lines are dealt into folds. For each fold, a ``dual`` and a kernel alignment are trained on the other folds
 and score this fold's lines and as many wrong ones drawn from it; both scores give the probability that a line is right
 (`frevl.diagnosis.curation.match_probability`). The features are those used to mine hard negatives
-(`frevl.training.retrieval.hard_negatives`), i.e. cosines and hubness, and the text's agreement with the image's other
+(`frevl.training.retrieval.reranker`), i.e. cosines and hubness, and the text's agreement with the image's other
 texts. A text near one of the image's right texts is not drawn as a wrong one.
 """
 
@@ -33,7 +33,7 @@ from frevl.terminal import print_progress
 from frevl.training.options import TwoTowerOptions
 from frevl.training.prepare import embed_pairs
 from frevl.training.retrieval.fit import narrow_towers
-from frevl.training.retrieval.hard_negatives import bank_of, centred, near_duplicate_bound
+from frevl.training.retrieval.reranker import bank_of, centred, near_duplicate_bound
 from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import Checkpoint
 

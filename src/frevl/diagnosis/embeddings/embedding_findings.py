@@ -30,7 +30,7 @@ from frevl.models.interface import Projection
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 from frevl.store.towers import MODALITIES, Modality
-from frevl.training.retrieval.common_space import COMMON_SPACE
+from frevl.training.retrieval.two_tower import COMMON_SPACE
 
 __all__ = ["embedding_findings", "gap_advice", "hub_claim", "projection_advice", "rank_advice"]
 

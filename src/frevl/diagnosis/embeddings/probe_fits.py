@@ -34,7 +34,7 @@ from frevl.runs.batches import EmbeddedPairs, logits_of
 from frevl.runs.targets import Answers
 from frevl.terminal import ProgressLine
 from frevl.training.examples import Examples
-from frevl.training.fit_model import fit_model
+from frevl.training.fitting.fit_model import fit_model
 from frevl.training.options import FusionOptions, Session
 
 __all__ = ["WAYS", "Probed", "ProbesCutError", "Sizes", "probe_encoder"]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.models.classification.heads import Features, Head, Memory, one_hot
-from frevl.models.classification.minimise import minimise
+from frevl.models.classification.linear_problem import minimise
 from frevl.models.kernel_ridge import kernel_matrix, median_distance
 
 __all__ = [

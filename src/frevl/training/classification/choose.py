@@ -27,7 +27,7 @@ from frevl.terminal import print_progress
 from frevl.training.classification.candidates import Candidate, candidates_of, fixed_candidate
 from frevl.training.classification.trials import Compared, Labelled, Trials, calibrated_parts
 from frevl.training.options import Session
-from frevl.training.selection.one_standard_error import standard_error, table_row
+from frevl.training.selection.measures import standard_error, table_row
 
 __all__ = ["Choice", "assign_folds", "choose_head", "fitted_head"]
 

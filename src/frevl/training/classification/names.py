@@ -21,7 +21,7 @@ from frevl.runs.scorer import Scorer
 from frevl.store.canaries import check_encoder
 from frevl.store.reader import Store
 from frevl.store.towers import Tower
-from frevl.training.retrieval.common_space import COMMON_SPACE, cosine_of, has_common_space
+from frevl.training.retrieval.two_tower import COMMON_SPACE, cosine_of, has_common_space
 
 __all__ = ["NameVectors", "TextSpace", "name_vectors", "space_of_encoder", "space_of_run", "vectors_of_nameless"]
 

@@ -20,7 +20,7 @@ from frevl.training.classification.candidates import Candidate, fixed_candidate
 from frevl.training.classification.choose import Choice, choose_head, fitted_head
 from frevl.training.classification.trials import Labelled
 from frevl.training.options import Session
-from frevl.training.selection.one_standard_error import standard_error
+from frevl.training.selection.measures import standard_error
 
 __all__ = ["USUAL_SCALE", "Taught", "teach"]
 

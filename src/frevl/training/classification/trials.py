@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.models.classification.heads import Features, Head
-from frevl.models.classification.minimise import minimise
+from frevl.models.classification.linear_problem import minimise
 from frevl.training.classification.candidates import Candidate
 
 __all__ = ["Compared", "Labelled", "Trials", "calibrated_parts"]

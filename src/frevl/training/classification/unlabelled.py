@@ -12,7 +12,7 @@ from frevl.models.classification.solvers import solve_unlabelled
 from frevl.training.classification.candidates import Candidate
 from frevl.training.classification.choose import Choice, fitted_head
 from frevl.training.classification.trials import Labelled, calibrated_parts
-from frevl.training.selection.one_standard_error import standard_error
+from frevl.training.selection.measures import standard_error
 
 __all__ = ["FEWEST_A_CLASS", "with_unlabelled"]
 

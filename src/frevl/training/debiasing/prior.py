@@ -23,9 +23,8 @@ from frevl.runs.run import Run
 from frevl.runs.targets import Answers
 from frevl.training.debiasing.own_data import OwnData
 from frevl.training.retrieval.fit import BANK, right_pairs
-from frevl.training.retrieval.hard_negatives import bank_of
-from frevl.training.retrieval.score_fusion import DEPTHS, recall_by_image
-from frevl.training.retrieval.term_weights import development_part
+from frevl.training.retrieval.reranker import bank_of
+from frevl.training.retrieval.score_fusion import DEPTHS, development_part, recall_by_image
 from frevl.training.retrieval.two_tower import pooled_items
 
 __all__ = ["BANK_OF_CLASSES", "STRENGTHS", "Lessened", "flattened", "without_side"]

@@ -18,7 +18,7 @@ from frevl.runs.calibration import calibrated
 from frevl.store.towers import MODALITIES, Tower
 from frevl.training.estimators.array_classifier import ArrayClassifier, equal_rows
 from frevl.training.examples import Prepared, examples_of, set_aside
-from frevl.training.fit_model import trainable
+from frevl.training.fitting.fit_model import trainable
 from frevl.training.options import ModelOptions, make_options
 from frevl.training.selection.fit_prepared import fit_prepared
 

@@ -24,7 +24,7 @@ from frevl.training.examples import Examples
 from frevl.training.kernel.problem import Problem, Solved, known_pairs, standardise, varies
 from frevl.training.kernel.sums import PENALTY_WITHOUT_CHOICE, WITHOUT_CHOICE, Sum, penalties_of, sums_of
 from frevl.training.options import KernelOptions
-from frevl.training.selection.one_standard_error import standard_error
+from frevl.training.selection.measures import standard_error
 
 __all__ = [
     "COMPARED",

@@ -20,10 +20,10 @@ from frevl.models.retrieval.two_tower import Cosine
 from frevl.runs.batches import EmbeddedPairs
 from frevl.training.examples import Examples
 from frevl.training.retrieval.fit import BANK, right_pairs
-from frevl.training.retrieval.hard_negatives import bank_of
+from frevl.training.retrieval.reranker import bank_of
 from frevl.training.retrieval.score_fusion import DEPTHS, few_enough, recall_by_image
 from frevl.training.retrieval.two_tower import pooled_items
-from frevl.training.selection.one_standard_error import one_standard_error, standard_error
+from frevl.training.selection.measures import one_standard_error, standard_error
 
 __all__ = ["FEWEST_TO_ADAPT", "Adapted", "adapt_cosine", "full_recall", "measurably_worse"]
 

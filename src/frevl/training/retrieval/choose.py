@@ -21,10 +21,9 @@ from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.pair_grid import grid_scorer
 from frevl.terminal import Steps, print_progress
 from frevl.training.examples import Examples, Prepared
-from frevl.training.fit_model import Fitted, fit_model
+from frevl.training.fitting.fit_model import Fitted, fit_model
 from frevl.training.options import AutoOptions, RerankerOptions, Session, TwoTowerOptions, options_for
 from frevl.training.retrieval.adapt import Adapted, adapt_cosine, full_recall, measurably_worse
-from frevl.training.retrieval.common_space import has_common_space
 from frevl.training.retrieval.fit import (
     FEWEST_IMAGES,
     FIRST_SHARE,
@@ -33,11 +32,11 @@ from frevl.training.retrieval.fit import (
     right_pairs,
     with_enough_steps,
 )
-from frevl.training.retrieval.score_fusion import recall_by_image
-from frevl.training.retrieval.term_weights import WeightSearch, development_part, search_alone
+from frevl.training.retrieval.score_fusion import WeightSearch, development_part, recall_by_image, search_alone
+from frevl.training.retrieval.two_tower import has_common_space
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.candidates import steps_of
-from frevl.training.selection.one_standard_error import one_standard_error, table_row
+from frevl.training.selection.measures import one_standard_error, table_row
 
 __all__ = ["choose_matching"]
 

@@ -19,14 +19,11 @@ from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.runs.batches import EmbeddedPairs
 from frevl.terminal import print_progress
 from frevl.training.examples import Examples, Prepared
-from frevl.training.fit_model import Fitted, fit_model
+from frevl.training.fitting.fit_model import Fitted, fit_model
 from frevl.training.options import FULL_BATCH, ModelOptions, PairwiseOptions, RerankerOptions, Session, TwoTowerOptions
-from frevl.training.retrieval.common_space import cosine_of
-from frevl.training.retrieval.hard_negatives import bank_of, mine_hard_negatives
-from frevl.training.retrieval.reranker import fit_reranker
-from frevl.training.retrieval.score_fusion import DEPTHS
-from frevl.training.retrieval.term_weights import WeightSearch, development_part, search_weights
-from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
+from frevl.training.retrieval.reranker import bank_of, fit_reranker, mine_hard_negatives
+from frevl.training.retrieval.score_fusion import DEPTHS, WeightSearch, development_part, search_weights
+from frevl.training.retrieval.two_tower import cosine_of, fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
 
 if TYPE_CHECKING:
@@ -71,7 +68,7 @@ def fit_matching(
     """Fit one model for matching.
 
     Args:
-        model: One of `frevl.training.fit_model.trainable`.
+        model: One of `frevl.training.fitting.fit_model.trainable`.
         data: Training and development examples.
         options: Of this model; a fusion or mlp that stands alone takes the batch size of `with_enough_steps`.
         session: Seed, time limit, device and progress.

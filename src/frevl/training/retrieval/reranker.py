@@ -1,22 +1,229 @@
-"""The training of a reranker: a fusion learns what to add to the first stage's score, list by list."""
+"""Trains a reranker on hard negatives, found by a first stage that was not trained on their images.
+
+A first stage has memorised the captions of its training images: its mistakes there are not those it makes on new
+images, and its scores are too confident. So the images are dealt into folds; for each fold a two-tower network is
+trained on the others and ranks the fold (cross-fitting, ours). The reranker then learns from the same kind
+of mistakes, beside the same kind of scores, as it will meet.
+"""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.models.inputs import low_precision
-from frevl.models.retrieval.reranker import Standardised
+from frevl.models.retrieval.first_stage import FirstStage, with_alignment
+from frevl.models.retrieval.kernel_alignment import fit_alignment
+from frevl.models.retrieval.reranker import Standardised, hubness
 from frevl.runs.batches import EmbeddedPairs, moved
 from frevl.training.loop import FitReport, gradient_descent
-from frevl.training.options import RerankerOptions, Session
-from frevl.training.retrieval.hard_negatives import HardNegatives
-from frevl.training.retrieval.two_tower import pooled_items
+from frevl.training.options import RerankerOptions, Session, TwoTowerOptions
+from frevl.training.retrieval.score_fusion import few_enough
+from frevl.training.retrieval.two_tower import fit_two_tower_ensemble, pooled_items
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.workers.team import Share
 
-__all__ = ["fit_reranker", "listwise_loss"]
+__all__ = ["HardNegatives", "assign_folds", "bank_of", "fit_reranker", "listwise_loss", "mine_hard_negatives"]
+
+_MOST_IMAGES = 2500  # images mined per fold: with five texts each 31 million scores
+_TWIN_QUANTILE = 0.75
+
+
+@dataclass(frozen=True)
+class HardNegatives:
+    """For every right pair the wrong images of its text and the wrong texts of its image, hardest first.
+
+    Rows count in the embedded items of the pairs. ``base`` are the scores that the fusion has to add to: the first
+    stage's logit with the alignment, and the hubness taken back.
+
+    Attributes:
+        image_rows: ``(n,)`` the right image.
+        text_rows: ``(n,)`` the right text.
+        base: ``(n,)`` score of the right pair.
+        wrong_images: ``(n, k)``, -1 where there are fewer.
+        wrong_images_base: ``(n, k)`` scores of those images with the text.
+        wrong_texts: ``(n, k)``, -1 where there are fewer.
+        wrong_texts_base: ``(n, k)`` scores of those texts with the image.
+    """
+
+    image_rows: Tensor
+    text_rows: Tensor
+    base: Tensor
+    wrong_images: Tensor
+    wrong_images_base: Tensor
+    wrong_texts: Tensor
+    wrong_texts_base: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image_rows)
+
+
+def assign_folds(image_rows: Tensor, folds: int, seed: int) -> Tensor:
+    """Deal the images of ``(n,)`` pairs into folds: ``(n,)`` fold numbers."""
+    different, inverse = torch.unique(image_rows, return_inverse=True)
+    order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
+    return (order % folds)[inverse]
+
+
+def mine_hard_negatives(
+    pairs: EmbeddedPairs,
+    *,
+    session: Session,
+    folds: int = 2,
+    depth: int = 30,
+    alignment_weight: float = 10.0,
+    hubness_weight: float = 0.5,
+    bank: int = 2000,
+    first: FirstStage | None = None,
+    checkpoint: Checkpoint = NOWHERE,
+) -> HardNegatives:
+    """Rank every fold of the images by a first stage that was trained on the others, and keep the best wrong items.
+
+    False negatives: a text that is as near to a text of the image as three quarters of its own texts are to each other
+    describes the image too, whoever wrote it; neither it nor its image is taken as wrong.
+
+    Args:
+        pairs: Right pairs.
+        session: Seed of folds and training; time limit, device and progress.
+        folds: How many.
+        depth: Wrong items kept for each pair and direction.
+        alignment_weight: Of the kernel alignment in the scores.
+        hubness_weight: How much of the hubness is taken back from the scores (`frevl.models.retrieval.reranker`).
+        bank: Most training items that hubness is measured with.
+        first: A first stage that never saw any of the images (``cosine``): none is trained.
+        checkpoint: Where the states of the first stages are saved.
+    """
+    clock = checkpoint.clock
+    started, seed, time_limit = clock.seconds(), session.seed, session.time_limit
+    fold_of = assign_folds(pairs.image_rows, folds, seed)
+    images, texts = pooled_items(pairs.images, pairs.image_mask), pooled_items(pairs.texts, pairs.text_mask)
+    near = near_duplicate_bound(texts, pairs.image_rows, pairs.text_rows)
+    parts, order = [], []
+    for fold in range(folds):
+        held = _at_most(pairs.image_rows, (fold_of == fold).nonzero()[:, 0], _MOST_IMAGES)
+        held = held[few_enough(pairs.image_rows[held], pairs.text_rows[held], seed)]
+        inside = (fold_of != fold).nonzero()[:, 0]
+        network = first
+        if network is None:
+            left = None if time_limit is None else max(1.0, time_limit - (clock.seconds() - started)) / (folds - fold)
+            network, _ = fit_two_tower_ensemble(
+                pairs.select(inside), options=TwoTowerOptions(members=1),
+                session=replace(session, seed=seed + fold, time_limit=left),
+                title=f"first stage without fold {fold + 1} of {folds}",
+                checkpoint=checkpoint.part(f"without fold {fold + 1}"),
+            )  # fmt: skip
+        seen = pairs.image_rows[inside], pairs.text_rows[inside]
+        network = with_alignment(network, fit_alignment(images, texts, *seen, seed=seed), alignment_weight)
+        banks = bank_of(network, images, texts, *seen, bank, seed)
+        parts.append(_lists(network, images, texts, pairs.image_rows[held], pairs.text_rows[held], banks, near, depth,
+                            hubness_weight))  # fmt: skip
+        order.append(held)
+    back = torch.cat(order).argsort()
+    fields = HardNegatives.__dataclass_fields__
+    return HardNegatives(**{name: torch.cat([getattr(part, name) for part in parts])[back] for name in fields})
+
+
+def _at_most(image_rows: Tensor, rows: Tensor, most: int) -> Tensor:
+    """Keep the pairs of the first so many images: in a fold every text is compared with every image."""
+    kept = torch.unique(image_rows[rows])[:most]
+    return rows[torch.isin(image_rows[rows], kept)]
+
+
+def bank_of(
+    first: FirstStage,
+    images: Tensor,
+    texts: Tensor,
+    image_rows: Tensor,
+    text_rows: Tensor,
+    size: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Return parts of at most ``size`` images and ``size`` texts of training pairs, ``(m, d)`` each."""
+    random = torch.Generator().manual_seed(seed)
+
+    def sample(rows: Tensor) -> Tensor:
+        different: Tensor = torch.unique(rows)
+        return different[torch.randperm(len(different), generator=random)[:size]]
+
+    chosen_images, chosen_texts = images[sample(image_rows)].float(), texts[sample(text_rows)].float()
+    with torch.inference_mode():
+        return first.image_parts(chosen_images), first.text_parts(chosen_texts)
+
+
+def near_duplicate_bound(texts: Tensor, image_rows: Tensor, text_rows: Tensor) -> float:
+    """Return the cosine above which a text counts as another wording of a right one; infinite if that cannot be told.
+
+    It is the upper quartile of the cosines between texts of the same image, after the mean text was taken away.
+    """
+    order = image_rows.argsort(stable=True)
+    same = image_rows[order][1:] == image_rows[order][:-1]
+    a, b = text_rows[order][1:][same], text_rows[order][:-1][same]
+    different = a != b
+    if int(different.sum()) < 100:
+        return math.inf
+    vectors = centred(texts)
+    cosines = (vectors[a[different]] * vectors[b[different]]).sum(dim=1)
+    return float(cosines[:100_000].quantile(_TWIN_QUANTILE))
+
+
+def centred(texts: Tensor) -> Tensor:
+    """Unit vectors of ``(n, d)`` embeddings without their mean."""
+    values = texts.float()
+    return F.normalize(values - values.mean(dim=0), dim=1)
+
+
+def _lists(
+    network: FirstStage,
+    images: Tensor,
+    texts: Tensor,
+    image_rows: Tensor,
+    text_rows: Tensor,
+    banks: tuple[Tensor, Tensor],
+    near: float,
+    depth: int,
+    hubness_weight: float,
+) -> HardNegatives:
+    """Mine within one fold; every wrong item is one of the fold too, since the others were trained on."""
+    image_ids, image_at = torch.unique(image_rows, return_inverse=True)
+    text_ids, text_at = torch.unique(text_rows, return_inverse=True)
+    meaning = centred(texts)[text_ids] if math.isfinite(near) else None
+    with torch.inference_mode():
+        image_parts = network.image_parts(images[image_ids].float())
+        text_parts = network.text_parts(texts[text_ids].float())
+        scales = network.part_scales(network.alignment_weight, image_parts.shape[1])
+        scores = text_parts * scales @ image_parts.T
+        scores -= hubness_weight * hubness(text_parts, banks[0], scales)[:, None]
+        scores -= hubness_weight * hubness(image_parts, banks[1], scales)
+        right = torch.zeros(scores.shape, dtype=torch.bool)
+        right[text_at, image_at] = True
+        alike = right.clone()
+        if meaning is not None:
+            # A text is another wording of what shows an image if it is near to one of the image's texts.
+            for start in range(0, len(text_ids), 1024):
+                close = (meaning[start : start + 1024] @ meaning.T >= near).to(torch.float32)
+                alike[start : start + 1024] |= close @ right.to(torch.float32) > 0
+        wrong = scores.masked_fill(alike, -torch.inf)
+        of_text = wrong.topk(min(depth, len(image_ids)), dim=1)
+        of_image = wrong.T.contiguous().topk(min(depth, len(text_ids)), dim=1)
+
+    def rows(found: Any, ids: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Row numbers and scores for each pair, padded to the same depth with -1."""
+        numbers = torch.where(found.values.isfinite(), ids[found.indices], -1)[places]
+        values = found.values.masked_fill(~found.values.isfinite(), 0.0)[places]
+        missing = depth - numbers.shape[1]
+        return F.pad(numbers, (0, missing), value=-1), F.pad(values, (0, missing))
+
+    wrong_images, wrong_images_base = rows(of_text, image_ids, text_at)
+    wrong_texts, wrong_texts_base = rows(of_image, text_ids, image_at)
+    return HardNegatives(
+        image_rows, text_rows, scores[text_at, image_at].clone(), wrong_images, wrong_images_base.clone(), wrong_texts,
+        wrong_texts_base.clone(),
+    )  # fmt: skip
 
 
 def fit_reranker(

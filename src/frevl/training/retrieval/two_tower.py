@@ -1,14 +1,20 @@
-"""The training of the first stage: symmetric InfoNCE over large batches taken by index."""
+"""The training of the first stage: symmetric InfoNCE over large batches taken by index.
+
+The model ``cosine`` needs no training, only the columns of the embeddings that lie in a common space.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from frevl.errors import UsageError
 from frevl.models.inputs import low_precision, mean_pool
-from frevl.models.retrieval.two_tower import TwoTower
+from frevl.models.retrieval.two_tower import Cosine, TwoTower
 from frevl.runs.batches import EmbeddedPairs, moved
 from frevl.training.loop import FitReport, LossOf, gradient_descent
 from frevl.training.losses import batch_contrast
@@ -16,7 +22,10 @@ from frevl.training.options import Session, TwoTowerOptions
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.workers.team import ALONE, Team
 
-__all__ = ["fit_two_tower_ensemble", "narrow_vectors", "pooled_items"]
+if TYPE_CHECKING:
+    from frevl.store.towers import Tower
+
+__all__ = ["COMMON_SPACE", "cosine_of", "fit_two_tower_ensemble", "has_common_space", "narrow_vectors", "pooled_items"]
 
 _LARGE = 5000  # pairs; with fewer a wide network is slower and not better
 _STATISTICS = 50_000  # items from which means and deviations are taken
@@ -149,3 +158,52 @@ def pooled_items(values: Tensor, mask: Tensor) -> Tensor:
         return values[:, 0]
     parts = zip(values.split(512), mask.split(512), strict=True)  # type: ignore[no-untyped-call]
     return torch.cat([mean_pool(v.float(), m).to(values.dtype) for v, m in parts])
+
+
+COMMON_SPACE = "common_space"
+"""Field of a tower's identity: names the space that image and text embeddings share, equal in both towers.
+
+Absent where an encoder has none. Beside it the image tower may have ``logit_scale`` and ``logit_bias``, numbers as
+text: the encoder's own logits are ``logit_scale * cosine + logit_bias``.
+"""
+
+
+def has_common_space(image_towers: Sequence[Tower], text_towers: Sequence[Tower]) -> bool:
+    """Return whether an image tower and a text tower share a space."""
+    return bool(_spaces(image_towers) & _spaces(text_towers))
+
+
+def cosine_of(image_towers: Sequence[Tower], text_towers: Sequence[Tower]) -> Cosine:
+    """Build the network that needs no training.
+
+    Args:
+        image_towers: Image towers in the order in which their embeddings are concatenated.
+        text_towers: The same for texts.
+
+    Raises:
+        UsageError: No image tower shares a space with a text tower.
+    """
+    spaces: list[list[int]] = []
+    scales, biases = [], []
+    image_start = 0
+    for image in image_towers:
+        text_start = 0
+        for text in text_towers:
+            space = image.identity.get(COMMON_SPACE)
+            if space is not None and space == text.identity.get(COMMON_SPACE):
+                spaces.append([image_start, image_start + image.dim, text_start, text_start + text.dim])
+                scales.append(float(image.identity.get("logit_scale", "1")))
+                biases.append(float(image.identity.get("logit_bias", "0")))
+            text_start += text.dim
+        image_start += image.dim
+    if not spaces:
+        raise UsageError(
+            "The model 'cosine' needs an encoder whose images and texts lie in one space, as those of CLIP do; found "
+            f"{', '.join(tower.name for tower in [*image_towers, *text_towers])}, which have none; take --model dual, "
+            "which learns one"
+        )
+    return Cosine(spaces=spaces, scale=sum(scales) / len(scales), bias=sum(biases) / len(biases)).eval()
+
+
+def _spaces(towers: Sequence[Tower]) -> set[str]:
+    return {tower.identity[COMMON_SPACE] for tower in towers if COMMON_SPACE in tower.identity}

@@ -8,8 +8,8 @@ from typing import Any
 
 from frevl.data.pairs import Side
 from frevl.terminal import STEPS_FILE, Steps
-from frevl.training.fit_model import NEEDS
-from frevl.training.initialisation import Pretrained
+from frevl.training.fitting.fit_model import NEEDS
+from frevl.training.fitting.initialisation import Pretrained
 from frevl.training.run_folder import Checkpoint
 
 __all__ = ["CANDIDATES", "TRIED", "Candidate", "candidates", "steps_of"]

@@ -16,21 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frevl.evaluation.chance import Chance, against_majority
+from frevl.evaluation.intervals import Chance, against_majority
 from frevl.models.ensemble import Average
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.runs.calibration import fit_calibration
 from frevl.terminal import print_progress
 from frevl.training.examples import Examples, Prepared, join
-from frevl.training.fit_model import Fitted
-from frevl.training.initialisation import Pretrained
+from frevl.training.fitting.fit_model import Fitted
+from frevl.training.fitting.initialisation import Pretrained
 from frevl.training.options import AutoOptions, Session
 from frevl.training.run_folder import NOWHERE, Checkpoint
 from frevl.training.selection.candidates import TRIED, Candidate, candidates, steps_of
 from frevl.training.selection.encoder_sets import EncoderChoice, all_encoders, choose_encoders, narrow
 from frevl.training.selection.folds import cv_splits
-from frevl.training.selection.gap import Gap, gap_between
 from frevl.training.selection.held_out import (
     CandidateScores,
     answers_of,
@@ -40,8 +39,7 @@ from frevl.training.selection.held_out import (
     recalled,
     score_held_out,
 )
-from frevl.training.selection.measures import UNITS, check_measure, in_nats, shown
-from frevl.training.selection.one_standard_error import one_standard_error
+from frevl.training.selection.measures import UNITS, Gap, check_measure, gap_between, in_nats, one_standard_error, shown
 
 __all__ = ["Selection", "choose"]
 

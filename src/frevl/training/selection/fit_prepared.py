@@ -19,8 +19,8 @@ from frevl.runs.calibration import ConformalScores, calibrated, calibration_note
 from frevl.runs.posterior import Posterior, fit_posterior
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples, Prepared, dev_metric, with_wrong_texts
-from frevl.training.fit_model import fit_model
-from frevl.training.initialisation import Pretrained
+from frevl.training.fitting.fit_model import fit_model
+from frevl.training.fitting.initialisation import Pretrained
 from frevl.training.options import AutoOptions, LinearOptions, ModelOptions, Session
 from frevl.training.retrieval.choose import choose_matching
 from frevl.training.retrieval.fit import fit_matching, without_wide

@@ -19,8 +19,8 @@ from frevl.runs.batches import logits_of
 from frevl.runs.calibration import calibrated, fit_calibration
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples
-from frevl.training.fit_model import Fitted, as_it_is, fit_model
-from frevl.training.initialisation import Pretrained
+from frevl.training.fitting.fit_model import Fitted, as_it_is, fit_model
+from frevl.training.fitting.initialisation import Pretrained
 from frevl.training.options import AutoOptions, ModelOptions, PairwiseOptions, Session, options_for
 from frevl.training.run_folder import Checkpoint
 from frevl.training.selection.candidates import Candidate

@@ -1,14 +1,21 @@
-"""What ``auto`` compares candidates by, as one number a pair whose mean is the measure.
+"""How ``auto`` compares candidates: one number per pair, whose mean is the measure, and its standard error.
 
 So one rule serves all measures: means, paired differences and their standard errors by cluster are those of the
 numbers. For a measure that is no mean over pairs (macro F1, balanced accuracy) the numbers are its pseudo-values,
 measure plus influence: their mean is the measure, and their standard error that of the infinitesimal jackknife (Jaeckel
 1972), with whole clusters as units.
+
+The one-standard-error rule takes the simplest candidate that is not measurably worse than the best, in both tasks.
+Where two estimates of one accuracy, on given development pairs and on held-out training pairs, differ by more than
+chance, one of them is wrong for what the user wants to know: dependent training pairs make cross-validation too good,
+and development pairs that resemble the training pairs do the same to themselves. The lower one is believed (ours).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +24,19 @@ from torch import Tensor
 from frevl.errors import UsageError
 from frevl.runs.targets import Answers
 
-__all__ = ["UNITS", "check_measure", "earned", "in_nats", "shown"]
+__all__ = [
+    "UNITS",
+    "Compared",
+    "Gap",
+    "check_measure",
+    "earned",
+    "gap_between",
+    "in_nats",
+    "one_standard_error",
+    "shown",
+    "standard_error",
+    "table_row",
+]
 
 UNITS = {"nll": "hundredths of a nat"}
 """What a difference of a hundredth is called, where it is no point."""
@@ -85,3 +104,134 @@ def in_nats(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {**row, "metric": -row["metric"] / 100, **{key: row[key] / 100 for key in keys}} if "metric" in row else row
         for row in rows
     ]
+
+
+class Compared(Protocol):
+    """A candidate with its scores on what all candidates are compared on."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in the table."""
+
+    @property
+    def hits(self) -> Tensor:
+        """``(n,)``, mostly in [0, 1]: what it earns on each pair, or on each image."""
+
+    @property
+    def fit_seconds(self) -> float:
+        """Of its longest fit."""
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds were tried."""
+
+
+C = TypeVar("C", bound=Compared)
+
+
+def one_standard_error(
+    candidates: Sequence[C], clusters: Tensor, *, worthwhile: float = 0.0, unit: str = "points"
+) -> tuple[C, str, list[dict[str, Any]]]:
+    """Take the simplest candidate whose paired difference from the best is within one standard error.
+
+    Args:
+        candidates: Simplest first.
+        clusters: ``(n,)`` int64, the unit of resampling: pairs of one cluster are not independent.
+        worthwhile: Smallest gain in [0, 1] that is worth a less simple candidate, however sure it is.
+        unit: What a hundredth is called.
+
+    Returns:
+        The choice, the reason, and the table.
+    """
+    best = max(candidates, key=lambda one: float(one.hits.mean()))
+    rows = []
+    for one in candidates:
+        row = table_row(one, best, clusters)
+        within = one is best or row["behind_best"] <= max(row["standard_error_of_difference"], 100 * worthwhile)
+        rows.append({**row, "within_one_standard_error": within})
+    winner = next(one for one, row in zip(candidates, rows, strict=True) if row["within_one_standard_error"])
+    if winner is best:
+        reason = "the best, and no simpler candidate within one standard error of it"
+    else:
+        gap = 100 * float(best.hits.mean() - winner.hits.mean())
+        reason = f"the simplest within one standard error of the best ({best.name}, {gap:+.2f} {unit})"
+    return winner, reason, rows
+
+
+def table_row(one: Compared, best: Compared, clusters: Tensor) -> dict[str, Any]:
+    """Return the row of a candidate: its metric and its distance from the best, in percent and points.
+
+    Args:
+        one: The candidate.
+        best: What it is compared with.
+        clusters: ``(n,)`` int64, the unit of resampling.
+    """
+    return {
+        "name": one.name,
+        "metric": 100 * float(one.hits.mean()),
+        "standard_error": 100 * standard_error(one.hits, clusters),
+        "behind_best": 100 * float((best.hits - one.hits).mean()),
+        "standard_error_of_difference": 100 * standard_error(best.hits - one.hits, clusters),
+        "within_one_standard_error": False,
+        "fit_seconds": one.fit_seconds,
+        "seeds": one.seeds,
+    }
+
+
+def standard_error(values: Tensor, clusters: Tensor) -> float:
+    """Standard error of a mean whose clusters are the independent units (ratio estimator)."""
+    deviations = torch.zeros(int(clusters.max()) + 1, dtype=torch.double)
+    deviations.index_add_(0, clusters, (values - values.mean()).double())
+    return float(deviations.square().sum().sqrt() / len(values))
+
+
+_Z = 2.58  # standard errors: one in a hundred by chance, either way
+_FEWEST_CLUSTERS = 10  # with fewer the standard errors mean little
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The two figures of the candidate that the comparison preferred.
+
+    Attributes:
+        compared: Percent right on what candidates were compared on.
+        checked: Percent right on the other side.
+        error: Standard error of their difference in points.
+        beyond_chance: Whether they differ by more than chance explains.
+    """
+
+    compared: float
+    checked: float
+    error: float
+    beyond_chance: bool
+
+    def sentence(self, compared_on: str, checked_on: str) -> str:
+        """Say it so that it can stand first."""
+        high, low = (compared_on, checked_on) if self.compared > self.checked else (checked_on, compared_on)
+        best, worst = max(self.compared, self.checked), min(self.compared, self.checked)
+        return (
+            f"Two estimates disagree by more than chance explains: {worst:.1f} % on {low}, {best:.1f} % on {high}. The "
+            "lower one counts, and the model was chosen by it. Pairs that belong together on both sides of a split, "
+            "or development pairs of another kind, do this; name such groups with --group-by."
+        )
+
+
+def gap_between(hits: Tensor, clusters: Tensor, other_hits: Tensor, other_clusters: Tensor) -> Gap:
+    """Compare the mean of two independent sets of pairs.
+
+    Args:
+        hits: ``(n,)`` in [0, 1], what a candidate earns on each pair.
+        clusters: ``(n,)`` int64, the unit of resampling.
+        other_hits: ``(m,)`` of the other pairs.
+        other_clusters: ``(m,)``.
+    """
+    errors = standard_error(hits, clusters), standard_error(other_hits, other_clusters)
+    error = (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+    difference = abs(float(hits.mean() - other_hits.mean()))
+    enough = min(len(torch.unique(clusters)), len(torch.unique(other_clusters))) >= _FEWEST_CLUSTERS
+    return Gap(
+        compared=100 * float(hits.mean()),
+        checked=100 * float(other_hits.mean()),
+        error=100 * error,
+        beyond_chance=enough and difference > _Z * error,
+    )

@@ -14,9 +14,8 @@ from frevl.devices import grant_processors
 from frevl.errors import FrevlError, TrainingError, UsageError
 from frevl.store.many_nodes.connection import connected, refuse_other_code, versions_here
 from frevl.store.remote.address import place_of
-from frevl.training.workers.membership import joined
 from frevl.training.workers.team import Place
-from frevl.training.workers.together import WorkerEndedError, error_of
+from frevl.training.workers.together import WorkerEndedError, error_of, joined
 
 __all__ = ["on_ray"]
 

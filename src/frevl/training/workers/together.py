@@ -6,8 +6,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,13 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 import frevl.errors
 from frevl.errors import FrevlError, RunError, TrainingError
 from frevl.training.workers.shared_dropout import DropoutOfTheBatch
-from frevl.training.workers.team import Place, Share
+from frevl.training.workers.team import ALONE, Place, Share, Team
+from frevl.version import __version__
 
-__all__ = ["Together", "WorkerEndedError", "error_of"]
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+__all__ = ["Together", "WorkerEndedError", "current_team", "error_of", "joined"]
 
 T = TypeVar("T")
 
@@ -254,3 +259,34 @@ def error_of(name: str, message: str) -> FrevlError:
     Exception.__init__(error, message)
     error.from_worker = True  # type: ignore[attr-defined]
     return error
+
+
+_TEAM: ContextVar[Team] = ContextVar("frevl_team", default=ALONE)
+
+
+def current_team() -> Team:
+    """Return the workers that this process is one of; itself alone, if it is none."""
+    return _TEAM.get()
+
+
+@contextmanager
+def joined(store: Store, place: Place, device: str, ended: Callable[[], str] = lambda: "") -> Iterator[Team]:
+    """Be a worker while the block runs, and end with all of them."""
+    import torch
+
+    from frevl.training.workers.together import Together
+
+    own_device = device.startswith("cuda") and place.local_size <= torch.cuda.device_count()
+    backend = "cpu:gloo,cuda:nccl" if own_device else "gloo"
+    team = Together(store, place, backend, ended)
+    token = _TEAM.set(team)
+    try:
+        team.same({"version of frevl": __version__, "version of torch": torch.__version__})
+        yield team
+    except BaseException as error:
+        team.leave(error)
+        raise
+    else:
+        team.leave(None)
+    finally:
+        _TEAM.reset(token)

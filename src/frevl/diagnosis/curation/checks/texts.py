@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from frevl.data.names import text_content
 from frevl.diagnosis.curation.lines import Found, Lines
-from frevl.store.grouping.image_vectors import unit_vectors
+from frevl.store.grouping.copies import unit_vectors
 from frevl.store.usable_pairs import content_of_units
 
 __all__ = ["SCRIPT_SHARE", "boilerplate", "file_name", "has_words", "script_of", "text_filter"]

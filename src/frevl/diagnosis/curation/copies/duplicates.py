@@ -16,8 +16,7 @@ from frevl.diagnosis.curation.checks.picture_files import check_folder, read_gre
 from frevl.diagnosis.curation.copies.groups import CopyGroups, group_copies
 from frevl.diagnosis.curation.copies.near import TELLS, confirmed_links, embedding_links
 from frevl.diagnosis.curation.lines import Found, Lines
-from frevl.store.grouping.image_vectors import unit_vectors
-from frevl.store.grouping.near_copies import MOST_COMPARED
+from frevl.store.grouping.copies import MOST_COMPARED, unit_vectors
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.usable_pairs import content_of_units
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.store.grouping.forest import Forest
+from frevl.store.grouping.groups import Forest
 
 __all__ = ["LARGEST_CHAIN", "CopyGroups", "group_copies"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from frevl.diagnosis.curation.copies.picture_match import agreement, edges_of
 from frevl.runs.search.all_neighbours import AllNeighbours
-from frevl.store.grouping.near_copies import MOST_COMPARED, NEIGHBOURS, NearCopies, find_near_copies, neighbours_of
+from frevl.store.grouping.copies import MOST_COMPARED, NEIGHBOURS, NearCopies, find_near_copies, neighbours_of
 from frevl.terminal import ProgressLine
 
 __all__ = ["AGREES", "TELLS", "confirmed_links", "embedding_links"]
@@ -35,7 +35,7 @@ Grey = Callable[[int], NDArray[np.uint8] | None]
 def embedding_links(
     vectors: NDArray[np.floating], *, seed: int = 0, threads: int = 1, progress: bool = False
 ) -> tuple[NearCopies, AllNeighbours | None]:
-    """Find near copies by embeddings alone (`frevl.store.grouping.near_copies`), in sets of any size.
+    """Find near copies by embeddings alone (`frevl.store.grouping.copies`), in sets of any size.
 
     Args:
         vectors: ``(n, d)`` of unit length, one per distinct content; float16 above 200,000.

@@ -20,8 +20,7 @@ from frevl.diagnosis.curation.removal.groups import (
     shares_kept,
 )
 from frevl.errors import MissingExtraError, library
-from frevl.store.grouping.image_vectors import unit_vectors
-from frevl.store.grouping.near_copies import MOST_COMPARED
+from frevl.store.grouping.copies import MOST_COMPARED, unit_vectors
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Tower

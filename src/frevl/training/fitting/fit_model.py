@@ -20,18 +20,19 @@ from frevl.runs.batches import logits_of
 from frevl.runs.pair_grid import list_logits
 from frevl.runs.targets import Answers, class_weights_of
 from frevl.training.examples import Examples, dev_metric, join
-from frevl.training.initialisation import (
+from frevl.training.fitting.initialisation import (
     Pretrained,
     absorb_statistics,
     initialise_from,
     release_statistics,
     statistics_of,
 )
+from frevl.training.fitting.linear_probe import fit_linear_on
+from frevl.training.fitting.pairwise import fusion_loss, pair_loss
 from frevl.training.kernel.approximate import fit_kernel_approximately
 from frevl.training.kernel.fit import fit_kernel_on
-from frevl.training.linear.fit import fit_linear_on
 from frevl.training.loop import FitReport, LossOf, gradient_descent
-from frevl.training.objectives.pairwise import fusion_loss, pair_loss
+from frevl.training.mapped_items import deal_all, deal_in_blocks
 from frevl.training.options import (
     FusionOptions,
     KernelOptions,
@@ -41,7 +42,6 @@ from frevl.training.options import (
     PairwiseOptions,
     Session,
 )
-from frevl.training.out_of_memory.order import deal_all, deal_in_blocks
 from frevl.training.run_folder import NOWHERE, Checkpoint, Clock
 
 __all__ = ["MODELS", "NEEDS", "SOLVED", "Fitted", "as_it_is", "fit_model", "trainable"]
