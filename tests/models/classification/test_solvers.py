@@ -116,6 +116,25 @@ def test_probe_ends_near_the_least_loss_and_nearer_than_scikit_learn_does(count,
     assert found <= max(judged(1e-4), least * 1.0005)
 
 
+def test_probe_of_many_examples_ends_sooner_and_still_nearer_than_scikit_learn_does():
+    random = np.random.default_rng(0)
+    labels = np.arange(8_192) % 10
+    vectors = 0.35 * random.standard_normal((10, 512))[labels] + random.standard_normal((8_192, 512))
+    x = F.normalize(torch.from_numpy(vectors), dim=1).float()
+    features = Features(x, x, None)
+
+    def loss(weight, bias):
+        fit = F.cross_entropy(x.double() @ weight.double().T + bias.double(), torch.from_numpy(labels), reduction="sum")
+        return float(fit + 0.05 * (weight.double().square().sum() + bias.double().square().sum()))
+
+    classes = torch.from_numpy(labels)
+    heads = [solve_probe(features, classes, 10, penalty=0.1, **given) for given in ({}, {"steps": 100, "enough": 0.0})]
+    found, least = (loss(head.weight, head.bias) for head in heads)
+    judge = LogisticRegression(C=10).fit(x.numpy(), labels)
+    assert least * (1 - 1e-6) <= found <= least * 1.005
+    assert found <= loss(torch.from_numpy(judge.coef_), torch.from_numpy(judge.intercept_))
+
+
 def test_probe_is_pulled_back_to_the_names():
     features, labels, _ = drawn(names=True)
     names = 10 * features.cosines

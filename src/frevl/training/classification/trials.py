@@ -73,6 +73,7 @@ class Trials:
     def __init__(self, examples: Labelled, folds: Tensor, held: Labelled | None, classes: int, names: float) -> None:
         self.examples, self.held, self.classes, self.names = examples, held, classes, names
         self.splits: list[tuple[Tensor, Tensor]] = []  # rows to fit on, rows to predict
+        self._copied: tuple[int, tuple[Labelled, Labelled]] | None = None  # of the split that was taken last
         out = 0
         for fold in range(0 if held is not None else int(folds.max()) + 1):
             if out < _ENOUGH_HELD_OUT:
@@ -116,12 +117,19 @@ class Trials:
 
     def _predict(self, candidate: Candidate, number: int) -> tuple[Tensor, Tensor]:
         """Return the ``(n, classes)`` logits of held-out pictures in two parts: of the names, and of the rest."""
-        if self.held is not None:
-            kept, out = self.examples, self.held
-        else:
-            kept, out = (self.examples.select(rows) for rows in self.splits[number])
+        kept, out = self._parts(number)
         head = candidate.fit(kept.features, kept.labels, self.classes, names=self.names, weights=kept.weights)
         return _in_parts(head, candidate, out.features, kept.features)
+
+    def _parts(self, number: int) -> tuple[Labelled, Labelled]:
+        """Return what is fitted on and what is predicted; settings that follow each other share the copies."""
+        if self.held is not None:
+            return self.examples, self.held
+        if self._copied is None or self._copied[0] != number:
+            self._copied = None  # the former copies go before the next are made
+            kept, out = (self.examples.select(rows) for rows in self.splits[number])
+            self._copied = number, (kept, out)
+        return self._copied[1]
 
 
 def _in_parts(head: Head, candidate: Candidate, features: Features, kept: Features) -> tuple[Tensor, Tensor]:
