@@ -126,7 +126,7 @@ def test_pairs_to_measure_on_and_what_is_refused(named, frevl, tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["sets"]["set_coverage"] > 80
     for wrong in (0, 1, 1.5):
         assert "between 0 and 1" in frevl("evaluate", *call, "--sets", wrong).err
-    assert "ask for them with --sets" in frevl("evaluate", *call, "--calibrate", named.examples).err
+    assert "request them with --sets" in frevl("evaluate", *call, "--calibrate", named.examples).err
 
 
 def test_estimators(named):
@@ -178,3 +178,22 @@ def test_captions_alone_are_no_test_of_a_level(made, frevl, tmp_path):
         "evaluate", "--store", made.store.path, "--run", run.path, "--pairs", made.captions_file, "--sets", 0.9
     )
     assert "All pairs are right ones, or all are wrong ones" in done.out
+
+
+def test_how_far_the_coverage_may_lie_is_said_and_true():
+    """Of 12 images the coverage is anywhere in a range of 30 points; of 2,000 it is near enough to say nothing."""
+    random = np.random.default_rng(0)
+    few = ConformalScores("probability", np.sort(random.random(12)))
+    assert few.notes(0.9) == [
+        f"Sets of 90 % rest on 12 held-out images: the right class may be in {100 * few.coverage(0.9)[0]:.0f} to "
+        f"{100 * few.coverage(0.9)[1]:.0f} % of them; give more with --calibrate."
+    ]
+    assert ConformalScores("probability", np.sort(random.random(2000))).notes(0.9) == []
+    # Scores are uniform, so that the coverage of one measurement is its threshold.
+    for many in (12, 60):
+        low, high = ConformalScores("probability", np.zeros(many)).coverage(0.9)
+        drawn = np.sort(random.random((4000, many)), axis=1)
+        reached = [ConformalScores("probability", one).threshold(0.9) for one in drawn]
+        assert abs(np.mean([low <= one <= high for one in reached]) - 0.95) < 0.015
+        assert np.mean(reached) >= 0.9 - 0.01
+    assert ConformalScores("probability", np.zeros(8)).notes(0.9) == ConformalScores("p", np.zeros(8)).note(0.9)

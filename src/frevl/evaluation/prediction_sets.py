@@ -54,4 +54,4 @@ def evaluate_sets(
         bounds = interval.percent()
         found["ci95"][name] = None if bounds is None else [scale * bound / 100 for bound in bounds]
     found["slices"] = slice_table(slices, "set_coverage", covered, pairs.clusters)
-    return found, [*notes, *conformal.note(level)]
+    return found, [*notes, *conformal.notes(level)]

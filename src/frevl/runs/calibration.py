@@ -132,6 +132,8 @@ def calibration_notes(pairs: int) -> list[str]:
 
 _MOST_SCORES = 2_000  # kept in a run: the level is then within 0.7 points
 _COMPARED_AT = 0.9
+_WIDE = 0.1  # of the interval of a coverage, from which it is said: below 140 scores at 90 %
+_STEPS = 10_000  # of a distribution
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,31 @@ class ConformalScores:
             f"least {math.ceil(level / (1 - level) - 1e-9):,} are needed, all with a right class); give more with "
             "--calibrate."
         ]
+
+    def notes(self, level: float) -> list[str]:
+        """Return `note`; where there are enough scores, say how far the coverage of these sets may lie from the level.
+
+        Over measurements of ``m`` scores the coverage is ``level`` on average (or a little more); that of one of them
+        has the distribution Beta(k, m + 1 - k) with ``k = ceil((m + 1) level)`` (Vovk 2012, proposition 2b).
+        """
+        if not math.isfinite(self.threshold(level)):
+            return self.note(level)
+        low, high = self.coverage(level)
+        if high - low < _WIDE:
+            return []
+        return [
+            f"Sets of {100 * level:g} % rest on {len(self.scores):,} held-out images: the right class may be in "
+            f"{100 * low:.0f} to {100 * high:.0f} % of them; give more with --calibrate."
+        ]
+
+    def coverage(self, level: float) -> tuple[float, float]:
+        """Return between what the coverage of sets lies in 95 of 100 measurements of as many scores."""
+        place = math.ceil((len(self.scores) + 1) * level - 1e-9)
+        steps = (np.arange(_STEPS) + 0.5) / _STEPS
+        logs = (place - 1) * np.log(steps) + (len(self.scores) - place) * np.log1p(-steps)
+        below = np.cumsum(np.exp(logs - logs.max()))
+        low, high = np.searchsorted(below / below[-1], [0.025, 0.975])
+        return float(steps[low]), float(steps[high])
 
     def record(self) -> dict[str, Any]:
         """Return what a run keeps; an infinite score is None."""

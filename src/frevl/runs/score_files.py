@@ -204,7 +204,7 @@ def score_file(
     if notes is not None:
         notes += lost
     if notes is not None and conformal is not None and sets is not None:
-        notes += [*doubts, *conformal.note(sets)]
+        notes += [*doubts, *conformal.notes(sets)]
     if notes is not None and "text" in scorer.run.sides:
         towers = [scorer.store.towers[name] for name in scorer.run.towers["text"]]
         load = None if any(tower.imported for tower in towers) else lambda: scorer.encoders("text")

@@ -33,7 +33,9 @@ def test_sets_of_classes_are_those_of_the_file(served, route, tmp_path):
     said = ask(served, route, "ask", QUESTIONS, sets=0.6).json()
     expected = of_file(served.scorers["ask"], QUESTIONS, tmp_path, sets=0.6)
     assert [one["set"] for one in said["scores" if route == "score" else "answers"]] == [one["set"] for one in expected]
-    assert said["notes"] == []
+    assert said["notes"] == [
+        "Sets of 60 % rest on 9 held-out images: the right class may be in 30 to 86 % of them; give more."
+    ]
 
 
 def test_matches_are_those_of_the_file(served, tmp_path):

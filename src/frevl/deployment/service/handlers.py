@@ -148,8 +148,8 @@ async def _pairs(
         raise RefusedError(
             422,
             "no_doubt",
-            f"The model {model.name!r} has no doubt: names without examples, runs that always give one answer and runs "
-            "of earlier versions have none.",
+            f"The model {model.name!r} cannot give doubt: names without examples, runs that always give one answer and "
+            "runs of earlier versions have none.",
         )
     service.check_size([pair.text for pair in pairs if pair.text is not None], len(pairs))
     sides = model.scorer.run.sides

@@ -30,6 +30,10 @@ __all__ = ["FEWEST_RUNS", "CoreSet", "core_set"]
 FEWEST_RUNS = 4
 """Minimum number of different runs."""
 
+_NO_BENCHMARK = (
+    "This core is for repeated looks at these runs, not a new benchmark: other runs keep their order on a core no "
+    "better than on as many random lines (docs/curate.md)."
+)
 _DRAWS = 20  # random subsets for comparison
 _REDRAWN = 200  # resampled test sets
 _FAITHFUL = 0.9  # tau from which the order counts as preserved
@@ -186,6 +190,7 @@ def core_set(
         )
     elif left_out is not None and left_out < _FAITHFUL:
         doubts.append(f"Other runs may change places on this core (tau {left_out:.2f}).")
+    doubts.append(_NO_BENCHMARK)
     kept = [read.row(row) for row in _rows_in_file(read, evaluated, lines)]
     if out is not None:
         write_lines(out, kept, "--out")
