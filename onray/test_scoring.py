@@ -85,5 +85,5 @@ def test_scores_are_the_same(made, cluster, tmp_path):
 def test_a_node_that_sees_another_store_is_named(made, cluster, tmp_path, monkeypatch):
     scorer = Scorer.open(made / "labels", store=made / "store")
     monkeypatch.setattr(type(scorer.store), "version", lambda *_: 99)
-    with pytest.raises(FrevlError, match=r"--ray: the node \S+ sees another store or run than this process under "):
+    with pytest.raises(FrevlError, match=r"--ray: the node \S+ sees a different store or run under "):
         labelling.label_store(scorer, tmp_path / "out.jsonl", ray=cluster.address)

@@ -307,7 +307,7 @@ def test_without_permission(tmp_path, draw):
 
     (tmp_path / "s" / "images.lance" / "_versions").chmod(0)
     said = one_sentence(run("store", "info", tmp_path / "s", code=AS_ANYBODY), 1)
-    assert said == f"{tmp_path / 's'}: there is no permission to read the table 'images'; ask its owner for permission"
+    assert said == f"{tmp_path / 's'}: no permission to read the table 'images'; ask its owner"
     for folder in [tmp_path / "s", *(tmp_path / "s").rglob("*"), images / "locked", tmp_path / "closed"]:
         folder.chmod(0o700)
 
@@ -344,7 +344,7 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, draw):
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
     assert "Embedded 0 images and 1 texts in" in done.stdout
-    assert "30 images and 21 texts were in the store already" in done.stdout
+    assert "30 images and 21 texts were already in the store" in done.stdout
     again = Store.open(tmp_path / "s")
     assert sorted(again.texts) == sorted(texts)
     np.testing.assert_array_equal(again.read_images(store.image_ids), store.read_images(store.image_ids))

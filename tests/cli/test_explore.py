@@ -9,7 +9,7 @@ from frevl.deployment.service import start as frevl_start
     ("words", "code", "sentence"),
     [
         (["--store", "NONE"], 1, "expected a store"),
-        (["--store", "STORE", "--encoder", "nope"], 2, "no embeddings of the encoder 'nope'. Valid: 'toy'"),
+        (["--store", "STORE", "--encoder", "nope"], 2, "no embeddings by the encoder 'nope'. Valid: 'toy'"),
         (["--store", "STORE", "--images", "NONE"], 2, "no such folder; expected the folder of the images"),
         (["--store", "STORE", "--run", "NONE"], 1, "expected a run"),
     ],

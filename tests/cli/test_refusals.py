@@ -102,7 +102,7 @@ def test_a_key_named_group_may_mean_something_else(made, tmp_path):
 
 def test_answers_without_weight_are_no_classes(made, tmp_path):
     rows = [{**made.train.row(i), "target": {"a": 0.0, "b": 0.0}} for i in range(20)]
-    with pytest.raises(PairsError, match="No answer of the training pairs"):
+    with pytest.raises(PairsError, match="No answer occurs in at least"):
         train(made.store, write(tmp_path / "p.jsonl", rows), run=tmp_path / "run", task="classification", model="mlp")
 
 

@@ -82,7 +82,7 @@ def test_what_is_no_pairs_is_said(given):
 
 def test_a_dataset_of_several_splits_is_not_guessed(monkeypatch):
     kind = type("DatasetDict", (dict,), {"__module__": "datasets.dataset_dict"})
-    with pytest.raises(UsageError, match=r"a dataset of several splits; choose one of \['test', 'train'\]"):
+    with pytest.raises(UsageError, match=r"a dataset with several splits; choose one of \['test', 'train'\]"):
         read_pairs(kind(train=1, test=2))
 
 
@@ -126,7 +126,7 @@ def test_pairs_to_score():
         with pytest.raises(PairsError):
             pair_list(wrong)
     with pytest.raises(
-        UsageError, match=r"expected pairs such as \[\(image id, text\)\], found 'p.jsonl'; a pairs file is"
+        UsageError, match=r"expected pairs such as \[\(image id, text\)\], found 'p.jsonl'; use read_pairs"
     ):
         pair_list("p.jsonl")
 

@@ -57,7 +57,7 @@ def test_a_text_that_stands_for_no_value_is_a_reject(tmp_path):
     )
     assert pairs.texts == ["a dog", "nan bread"]
     assert [one.reason for one in pairs.rejected] == [
-        "field 'text': expected text, found 'nan', which stands for no value"
+        "field 'text': expected text, found 'nan', which marks a missing value"
     ]
 
 

@@ -53,7 +53,7 @@ def test_a_name_that_could_be_two_is_neither():
         ("7.png", "the nearest is 'train/7.png', in the folder 'train/' (ids are paths below the folder of images)"),
         ("3.PNG", "the nearest is '3.png', which differs in capital letters"),
         ("3.jpeg", "the nearest is '3.png', which has another file extension"),
-        ("my%20dog.png", "the nearest is 'my dog.png', which is not written as in an address (%20 for a blank)"),
+        ("my%20dog.png", "the nearest is 'my dog.png', which is not percent-encoded (%20 for a space)"),
         ("val/7.png", "the nearest is 'train/7.png', in another folder"),
         ("my dgo.png", "the nearest is 'my dog.png'"),
         ("8.png", ""),
@@ -112,7 +112,7 @@ def test_every_command_finds_the_images_under_another_spelling(world, tmp_path, 
     assert result.metrics == plain.metrics
     assert result.ci95 == plain.ci95
     changed = len({row["image"] for row in other} - {row["image"] for row in world})
-    assert any(f"{changed} image ids were found under another spelling ('" in note for note in result.notes)
+    assert any(f"{changed} image ids were found under a different spelling ('" in note for note in result.notes)
     scored, _ = score_file(scorer, "q.jsonl", "s.jsonl")
     assert scored == len(world)
     said = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]

@@ -109,7 +109,7 @@ TARGET = "field 'target': expected a class, a list of answers or an object of an
         ('{"image": "a.jpg", "text": "\\ud83d"}', "expected text, found half of a surrogate pair"),
         ('{"image": "a.jpg", "text": "a", "x": [{"\\udc00": 1}]}', "expected text, found half of a surrogate pair"),
         (b'{"image": "a.jpg", "text": "gr\xfcn"}', "expected UTF-8 text, found byte 0xfc"),
-        ("[" * 100_000, "expected JSON, found one that is nested too deep"),
+        ("[" * 100_000, "the JSON is nested too deep"),
         (
             '{"image": "a.jpg", "text": "a", "n": ' + "9" * 5000 + "}",
             "expected JSON, found malformed JSON: Exceeds the limit (4300 digits) for integer string conversion: "
@@ -239,8 +239,8 @@ def test_any_file_is_read_or_refused(tmp_path_factory, tail, broken):
         (
             "header.csv",
             "picture,text\na,b\n",
-            "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found ['picture', "
-            "'text']; say which column is which, as in --columns image=NAME",
+            "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found ['picture', 'text']; "
+            "name the columns, as in --columns image=NAME",
         ),
         (
             "twice.csv",
@@ -250,8 +250,8 @@ def test_any_file_is_read_or_refused(tmp_path_factory, tail, broken):
         (
             "nothing.csv",
             "",
-            "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found []; say which column is "
-            "which, as in --columns image=NAME,text=NAME",
+            "{file}, line 1: expected the columns 'image' and 'text' (and 'target'), found []; name the columns, "
+            "as in --columns image=NAME,text=NAME",
         ),
     ],
 )

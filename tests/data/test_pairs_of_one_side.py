@@ -30,8 +30,8 @@ def test_images_alone(tmp_path):
     assert [pairs.row(i) for i in range(4)] == IMAGES
     assert pairs.select([2]).sides == ("image",)
     assert pairs.notes == (
-        "No pair has a text: images alone are used, and what needs a text is left out. If it stands under another key "
-        "('shop'), name it with --columns text=NAME.",
+        "No pair has a text: only images are used, and whatever needs a text is skipped. If it stands under "
+        "another key ('shop'), name it with --columns text=NAME.",
     )
 
 
@@ -40,7 +40,7 @@ def test_texts_alone(tmp_path):
     assert pairs.sides == ("text",)
     assert pairs.texts == pairs.units == pairs.clusters == ["a b", "c"]
     assert pairs.row(1) == {"text": "c"}
-    assert pairs.notes == ("No pair has an image: texts alone are used, and what needs an image is left out.",)
+    assert pairs.notes == ("No pair has an image: only texts are used, and whatever needs an image is skipped.",)
 
 
 def test_both_sides_have_no_note_and_only_takes_one_away(tmp_path):
@@ -55,17 +55,18 @@ def test_both_sides_have_no_note_and_only_takes_one_away(tmp_path):
     [
         (
             [{"image": "a", "text": "b", "target": "x"}, {"image": "c", "target": "y"}, {"image": "d", "target": "y"}],
-            ":2, field 'text': expected a text as in {file}:1, found nothing; a file has a text in every pair, or in "
-            "none (then images alone are classified). Complete these pairs, or put them into a file of their own",
+            ":2, field 'text': expected a text as in {file}:1, found nothing; a file must have a text in every "
+            "pair or in none (then only images are classified). Complete these pairs, or move them to a separate "
+            "file",
         ),
         (
             [{"image": "a", "target": "x"}, {"image": "c", "target": "y"}, {"image": "d", "text": "e", "target": "y"}],
-            ":1, field 'text': expected a text as in {file}:3, found nothing; a file has",
+            ":1, field 'text': expected a text as in {file}:3, found nothing; a file must have",
         ),
         (
             [{"image": "a", "text": "b"}, {"text": "c", "target": "y"}],
-            ":2, field 'image': expected an image as in {file}:1, found nothing; a file has an image in every pair, or "
-            "in none (then texts alone are classified)",
+            ":2, field 'image': expected an image as in {file}:1, found nothing; a file must have an image in "
+            "every pair or in none (then only texts are classified)",
         ),
         ([{"image": "a", "target": "x"}, {"text": "c", "target": "y"}], ":2, field 'image': expected an image as in"),
     ],

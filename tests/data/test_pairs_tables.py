@@ -134,7 +134,7 @@ def test_parquet_extras_can_be_written_as_json(tmp_path):
     )
     pq.write_table(table, tmp_path / "p.parquet")
     pairs = read_pairs(tmp_path / "p.parquet")
-    assert pairs.notes == ("The column 'raw' holds bytes and is no part of the pairs.",)
+    assert pairs.notes == ("The column 'raw' holds bytes and is not part of the pairs.",)
     assert pairs.row(0) == {
         "image": "a",
         "text": "x",

@@ -109,7 +109,7 @@ def test_a_list_that_breaks_off_says_so(tmp_path, indent):
     pairs = read_pairs(written(tmp_path / "p.json", whole.rstrip("]")))
     assert len(pairs) == 3
     assert [reject.reason for reject in pairs.rejected] == [
-        "expected the end of the list, found the end of the file: it breaks off"
+        "expected the end of the list, found the end of the file: it is truncated"
     ]
 
 
@@ -145,7 +145,7 @@ def test_an_object_of_several_lists_names_the_remedy(tmp_path):
         read_pairs(file)
     assert str(caught.value) == (
         f"{file}: expected one JSON object per line, or a list of objects, found one object with 'info', 'images', "
-        "'annotations'; COCO's files are read by frevl pairs coco, of others take the list that holds the pairs, for "
+        "'annotations'; read COCO's files with frevl pairs coco; for others, extract the list of pairs, for "
         "example with: jq -c '.images[]' p.json > pairs.jsonl"
     )
 
@@ -221,8 +221,8 @@ def test_two_columns_that_could_be_the_text_are_not_guessed(tmp_path):
     with pytest.raises(PairsError) as caught:
         read_pairs(file)
     assert str(caught.value) == (
-        f"{file}, line 1: no column is named 'text', and several could be it; choose one, as in --columns text=title "
-        "(found ['image', 'title', 'description'])"
+        f"{file}, line 1: no column is named 'text', and several could be meant; choose one, as in --columns "
+        "text=title (found ['image', 'title', 'description'])"
     )
     assert read_pairs(file, columns="text=description").texts == ["c"]
 
@@ -303,7 +303,7 @@ def test_pictures_in_tables_are_named_and_never_copied(tmp_path, table, ids, pic
 def test_two_pictures_of_one_name_are_not_mixed_up(tmp_path):
     pq.write_table(picture_table(image=["x", "y", "x"], jpg=[jpeg(0), jpeg(1), jpeg(2)]), tmp_path / "p.parquet")
     with pytest.raises(
-        PairsError, match=r"p\.parquet, row 3: another picture of the file is named 'x' too; name a column"
+        PairsError, match=r"p\.parquet, row 3: another picture in the file is also named 'x'; give a column"
     ):
         list(pictures_of(open_arrow(tmp_path / "p.parquet"), {}))
 
@@ -315,7 +315,7 @@ def test_vectors_are_no_keys_of_a_pair_and_short_lists_are(tmp_path):
     pq.write_table(table, tmp_path / "p.parquet")
     pairs = read_pairs(tmp_path / "p.parquet")
     assert set(pairs.extras[0]) == {"box", "answers"}
-    assert pairs.notes == ("The column 'embedding' holds vectors and is no part of the pairs.",)
+    assert pairs.notes == ("The column 'embedding' holds vectors and is not part of the pairs.",)
 
 
 @pytest.mark.slow
@@ -344,8 +344,7 @@ def test_json_with_other_keys_names_the_remedy(tmp_path):
     with pytest.raises(PairsError) as caught:
         read_pairs(file)
     assert str(caught.value).endswith(
-        "found nothing). The last one has the keys 'photo', 'words': say which is which, as in --columns "
-        "image=NAME,text=NAME."
+        "found nothing). The last one has the keys 'photo', 'words': name them, as in --columns image=NAME,text=NAME."
     )
 
 
@@ -379,6 +378,6 @@ def test_every_command_that_reads_pairs_takes_their_columns(made, tmp_path, frev
     assert said.code == 2, "an input is an input, whoever reads it"
     said = frevl("evaluate", *run, "--pairs", tmp_path / "p.tsv")
     assert said.code == 1
-    assert "say which column is which, as in --columns text=NAME" in said.err
+    assert "name the columns, as in --columns text=NAME" in said.err
     for command in ("diagnose", "ablate", "export"):
         assert "--columns" in frevl(command, "--help").out

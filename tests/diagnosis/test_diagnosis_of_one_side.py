@@ -40,7 +40,7 @@ def test_the_verdict_names_a_model_of_that_side(one_side, diagnosed):
 
 def test_what_needs_the_other_side_is_left_out_with_one_note(one_side, diagnosed):
     assert {finding.name for finding in diagnosed.findings} == NAMES
-    assert sum("and what needs" in note for note in diagnosed.notes) == 1
+    assert sum("and whatever needs" in note for note in diagnosed.notes) == 1
     assert {case["kind"] for case in diagnosed.cases} <= {"confident and wrong"}
 
 

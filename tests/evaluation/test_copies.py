@@ -165,7 +165,7 @@ def test_search_shows_one_hit_for_a_content(twins, made, frevl):
     tested = [(id_, copies) for id_, copies in merged if origin(id_) in set(made.test.images)]
     assert tested
     assert all({id_, *copies} == set(names_of(origin(id_))) for id_, copies in tested)
-    assert f"{4 * len(tested)} images with the content of a hit are not shown; --all shows them." in notes
+    assert f"{4 * len(tested)} images with the same content as a hit are not shown; --all shows them." in notes
 
     similar, _ = hits("--image", first, "-k", 3)
     assert not {id_ for id_, _ in similar} & set(names_of(first)), "copies of what is searched with are no hits"

@@ -265,7 +265,7 @@ def test_what_is_no_network(tmp_path, run, made):
 
 
 def test_wrong_use(run, tmp_path, frevl):
-    with pytest.raises(UsageError, match="expected another folder than the run's own"):
+    with pytest.raises(UsageError, match="expected a folder other than the run's own"):
         write_published_run(run, run, name="a/b")
     with pytest.raises(RunError, match="the run cannot be published"):
         write_published_run(tmp_path, tmp_path / "out", name="a/b")

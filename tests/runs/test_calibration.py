@@ -86,8 +86,8 @@ def test_twenty_pairs_do_not_spoil_a_network_that_is_calibrated(classes):
 def test_few_development_pairs_are_said():
     assert calibration_notes(FEWEST_PAIRS) == []
     assert calibration_notes(20) == [
-        "Hardly calibrated: 20 development pairs can show only a large error of the probabilities; give at least 50 "
-        "with --dev where they matter."
+        "Hardly calibrated: 20 development pairs can reveal only large errors of the probabilities; if these "
+        "matter, give at least 50 with --dev."
     ]
 
 

@@ -69,7 +69,7 @@ def test_too_few_images_promise_everything_and_say_so():
     probabilities, right, names = world(8, 5, 0)
     conformal = ConformalScores.fit(probabilities, right, names)
     assert conformal.sets(probabilities, 0.9).all()
-    assert "8 held-out images promise no more (at least 9 are needed" in conformal.note(0.9)[0]
+    assert "8 held-out images cannot guarantee more (at least 9 are needed" in conformal.note(0.9)[0]
     assert conformal.note(0.5) == []
 
 
@@ -120,7 +120,7 @@ def test_pairs_to_measure_on_and_what_is_refused(named, frevl, tmp_path):
     call = ("--store", named.store.path, "--run", run.path, "--pairs", named.test)
     refused = frevl("evaluate", *call, "--sets", 0.9)
     assert refused.code == 2
-    assert "give pairs that it has not learned from with --calibrate" in refused.err
+    assert "give held-out pairs with --calibrate" in refused.err
     done = frevl("evaluate", *call, "--sets", 0.9, "--calibrate", named.examples, "--json", tmp_path / "result.json")
     assert done.code == 0, done.err
     assert json.loads((tmp_path / "result.json").read_text())["sets"]["set_coverage"] > 80
@@ -155,7 +155,7 @@ def test_pairs_that_are_no_fair_measure_say_so_first(named, classified, frevl, t
     done = frevl("evaluate", *call, "--calibrate", named.examples)
     assert done.out.startswith("Leak: 60 of 60 different images of --calibrate were in training or development")
     done = frevl("evaluate", *call, "--calibrate", named.test)
-    assert done.out.startswith("Leak: 120 images of --calibrate are evaluated on as well")
+    assert done.out.startswith("Leak: 120 images of --calibrate are also evaluated")
     done = frevl("score", *call, "--calibrate", named.examples, "--out", tmp_path / "scores.jsonl")
     assert "Leak: 60 of 60" in done.out
 

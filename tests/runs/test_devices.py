@@ -80,7 +80,7 @@ def test_scores_that_float16_does_not_hold_are_computed_in_float32(made, matchin
         found = ask(scorer)
         assert np.isfinite(found).all()
         assert scorer.network.image_projection.weight.dtype == torch.float32
-        assert caplog.messages == ["frevl: float16 does not hold the scores of this run; it scores in float32."]
+        assert caplog.messages == ["frevl: the scores of this run overflow in float16; scoring in float32 instead."]
         caplog.clear()
 
 
@@ -198,5 +198,5 @@ def test_a_device_that_is_not_there_is_refused_by_every_command(device, made, an
 
 @pytest.mark.slow
 def test_an_exported_file_runs_on_the_processor_only(made, answering):
-    with pytest.raises(UsageError, match="--backend onnx runs on the processor, found --device 'cuda'"):
+    with pytest.raises(UsageError, match="--backend onnx runs on the CPU, found --device 'cuda'"):
         Scorer.open(answering, store=made.store, backend="onnx", device="cuda")

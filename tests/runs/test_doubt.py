@@ -188,7 +188,7 @@ def test_damage_is_refused_in_a_sentence(runs, made, tmp_path):
         ({"pair": own * 9}, about, "the rows of the pair are not directions"),
         ({"pair": own.where(own != own[0, 0], torch.nan)}, about, "are not directions"),
         ({"pair": own}, but(format=2), "expected format 1, found 2"),
-        ({"pair": own}, but(weights="0" * 64), "it is that of other weights"),
+        ({"pair": own}, but(weights="0" * 64), "it belongs to other weights"),
         ({"pair": own}, None, "expected format 1, found None"),
         ({"pair": own}, {"posterior": "[]"}, "expected an object in 'posterior', found []"),
         ({"pair": own}, {"posterior": "{"}, "Expecting property name"),

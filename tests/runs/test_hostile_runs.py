@@ -174,7 +174,7 @@ def test_weights_that_are_not_finite_are_refused_on_load_and_on_save(copied, bad
     with torch.no_grad():
         parameter.view(-1)[0] = bad
     with pytest.raises(
-        RunError, match=f"the run is not written, because 1 of .* numbers of the weight '{key}' are not"
+        RunError, match=f"the run was not written, because 1 of .* numbers of the weight '{key}' are not"
     ):
         loaded.save()
     Run.load(run.path)  # what was there is still there

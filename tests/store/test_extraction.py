@@ -140,7 +140,7 @@ def test_a_changed_file_empties_the_towers_of_other_encoders(tmp_path, images, d
     extract(tmp_path / "s", images=images, encoder=["toy", "toy2"])
     draw(images, [2], seed=9)
     extract(tmp_path / "s", images=images, encoder=["toy"])
-    with pytest.raises(StoreError, match="1 of 7 images have no embedding of the tower 'toy2-image'"):
+    with pytest.raises(StoreError, match="1 of 7 images have no embedding by the tower 'toy2-image'"):
         Store.open(tmp_path / "s").read_images([f"{n}.png" for n in range(7)])
     embedded.clear()
     extract(tmp_path / "s", images=images, encoder=["toy2"])
@@ -202,7 +202,7 @@ def test_the_size_of_commits_changes_nothing(tmp_path, images, pairs, rows):
 def test_other_settings_are_refused_with_the_field(tmp_path, images, changed, field):
     extract(tmp_path / "s", images=images, encoder=["toy"])
     before = content(tmp_path / "s")
-    with pytest.raises(FingerprintError, match=f"the tower 'toy-text' were made in another way: '{field}' is"):
+    with pytest.raises(FingerprintError, match=f"the tower 'toy-text' were made differently: '{field}' is"):
         extract(tmp_path / "s", images=images, encoder=["toy2", "toy"], **changed)
     assert content(tmp_path / "s") == before
     assert Store.open(tmp_path / "s").encoders == ["toy"]
@@ -233,9 +233,7 @@ def test_canaries_are_pinned():
 def test_an_encoder_that_answers_with_no_number_is_refused(monkeypatch):
     nothing = Embeddings(np.full((3, 1, 64), np.nan, np.float32), np.ones((3, 1), bool))
     monkeypatch.setattr(ToyImageTower, "embed", lambda *_: nothing)
-    with pytest.raises(
-        EncoderError, match="The tower 'toy-image' answers its canaries with values that are not finite"
-    ):
+    with pytest.raises(EncoderError, match="The tower 'toy-image' returns non-finite values for its canaries"):
         tower_records(load_encoder("toy"), dtype="float16")
 
 
@@ -321,7 +319,7 @@ def test_long_texts_are_counted(tmp_path):
     rows = [{"image": "a", "text": f"{n} " + "word " * n} for n in (3, 255, 256, 300)]
     file.write_text("\n".join(map(json.dumps, rows)))
     report = extract(tmp_path / "s", pairs=[file], encoder=["toy"])
-    assert "2 texts are longer than the encoder reads and were cut." in report.sentence()
+    assert "2 texts are longer than the encoder can read and were truncated." in report.sentence()
 
 
 # ---- the folder
@@ -348,8 +346,8 @@ def test_folders_of_thumbnails_are_left_out_and_counted(tmp_path):
     choice = Choice()
     assert [id_ for id_, _ in listed(tmp_path, choice=choice)] == ["a.jpg", "in/b.jpg"]
     assert choice.sentences() == [
-        "Not looked into: 4 folders of thumbnails or deleted files (.thumbnails, @eaDir, __MACOSX); --include "
-        "'.thumbnails' takes them in."
+        "Skipped: 4 folders of thumbnails or deleted files (.thumbnails, @eaDir, __MACOSX); --include "
+        "'.thumbnails' includes them."
     ]
     wanted = [id_ for id_, _ in listed(tmp_path, choice=Choice(include=["@eaDir"]))]
     assert wanted == ["@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg", "in/@eaDir/y.jpg"]
@@ -386,7 +384,7 @@ def test_patterns_hold_for_an_extraction(tmp_path, images):
     assert report.images_gone == 0
     with pytest.raises(InputError, match="found no file in that folder. --include and --exclude left out 7 files"):
         extract(tmp_path / "t", images=images, encoder="toy", include=["*.bmp"])
-    with pytest.raises(UsageError, match="--include and --exclude choose files of a folder"):
+    with pytest.raises(UsageError, match="--include and --exclude select files of a folder"):
         extract(tmp_path / "t", pairs=[("a", "b")], encoder="toy", include=["*.bmp"])
 
 

@@ -55,7 +55,7 @@ def test_towers_are_concatenated_and_can_be_chosen(tmp_path):
     assert store.read_images(["a"]).tolist() == [[1, 2, 3, 4, 5, 6]]
     assert store.read_images(["a"], encoders=["two"]).tolist() == [[4, 5, 6]]
     assert store.read_images(["a"], encoders=["two", "one"]).tolist() == [[1, 2, 3, 4, 5, 6]]
-    with pytest.raises(UsageError, match="has no embeddings of the encoder 'tow'. Did you mean 'two'"):
+    with pytest.raises(UsageError, match="has no embeddings by the encoder 'tow'. Did you mean 'two'"):
         store.read_images(["a"], encoders=["tow"])
 
 
@@ -129,7 +129,7 @@ def test_what_is_missing_is_named(tmp_path):
         f"{tmp_path / 's'}: 2 of 3 image ids are not in the store, the first is 'x'; add them with: "
         f"frevl extract --images DIR --store {tmp_path / 's'}"
     )
-    with pytest.raises(StoreError, match="1 of 1 images have no embedding of the tower 'far'; .*--encoder two"):
+    with pytest.raises(StoreError, match="1 of 1 images have no embedding by the tower 'far'; .*--encoder two"):
         store.read_images(["a"])
     assert store.read_images(["a"], encoders=["one"]).tolist() == [[1, 0, 0]]
     with pytest.raises(StoreError, match="the store has no text embeddings; run frevl extract first"):
@@ -208,7 +208,7 @@ def test_a_store_elsewhere_is_refused_and_makes_no_folder(tmp_path, monkeypatch,
     images = draw(tmp_path / "images", range(2))
     said = frevl("extract", "--images", images, "--encoder", "toy", "--store", address, "--quiet")
     assert said.code == 2
-    assert "expected a folder of this machine or an address s3://, gs:// or az://" in said.err
+    assert "expected a local folder or an address s3://, gs:// or az://" in said.err
     assert "secret" not in said.err
     for command in ("info", "verify", "repair", "compact"):
         assert frevl("store", command, address).code == 2

@@ -38,7 +38,7 @@ def test_every_field_of_the_identity_is_guarded(tmp_path, field, there, here):
     with StoreWriter(path) as writer, pytest.raises(FingerprintError) as raised:
         writer.register([tower("new"), other])
     assert str(raised.value) == (
-        f"{path}: the embeddings of the tower 'eye' were made in another way: '{field}' is '{there}' there and "
+        f"{path}: the embeddings of the tower 'eye' were made differently: '{field}' is '{there}' there and "
         f"'{here}' here. Use the encoder and settings that made the store, or extract into a new store"
     )
     # The refusal came before anything was written, the new tower beside it included.

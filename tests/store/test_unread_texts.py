@@ -61,7 +61,7 @@ def test_everybody_says_it(world, tmp_path, frevl):
     scorer = Scorer.open(tmp_path / "run", store=store)
     assert any(expected in note for note in evaluate(scorer, pairs).notes)
     for text in ("สีแดงที่0", "สีแดงที่ไม่มีใครเห็น"):  # one of the store, one that is embedded now
-        assert "The query is mostly unread" in " ".join(search(scorer, text).notes)
+        assert "The encoder does not know most of the query" in " ".join(search(scorer, text).notes)
     for text in ("picture number 7", "a text that nobody knows"):
         assert "unread" not in " ".join(search(scorer, text).notes)
     assert verify(store) == []

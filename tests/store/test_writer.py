@@ -77,7 +77,7 @@ def test_a_kill_between_two_commits_of_the_registration_is_healed(tmp_path, monk
     # The tower is known, its column is not there: reading says so, and an extraction with the first encoder works.
     store = Store.open(path)
     assert list(store.towers) == ["eye", "far"]
-    with pytest.raises(StoreError, match="1 of 1 images have no embedding of the tower 'far'"):
+    with pytest.raises(StoreError, match="1 of 1 images have no embedding by the tower 'far'"):
         store.read_images(["a"])
     assert not store.states("image")["has:far"].any()
     with StoreWriter(path) as writer:

@@ -16,8 +16,8 @@ from frevl.training.training import train
 from one_side import make_one_side
 
 NOTE = {
-    "image": "No pair has a text: images alone are used, and what needs a text is left out.",
-    "text": "No pair has an image: texts alone are used, and what needs an image is left out.",
+    "image": "No pair has a text: only images are used, and whatever needs a text is skipped.",
+    "text": "No pair has an image: only texts are used, and whatever needs an image is skipped.",
 }
 
 
@@ -105,7 +105,7 @@ def test_a_run_of_images_alone_does_not_read_texts_and_one_of_both_needs_them(ma
     train(made.store, made.train, run=tmp_path / "both", task="classification", model="linear")
     scorers = [Scorer.open(tmp_path / name, store=made.store) for name in ("alone", "both")]
     result = evaluate(scorers[0], made.test, versus=scorers[1])
-    assert "The run was trained on images alone: the texts of the pairs are not read." in result.notes
+    assert "The run was trained on images only: the texts of the pairs are ignored." in result.notes
     assert result.metrics["accuracy"] == evaluate(scorers[0], made.test.only(("image",))).metrics["accuracy"]
     refusal = (
         "field 'text': expected a text, because .*both was trained on images and texts; found none in any pair. Name "
@@ -113,7 +113,7 @@ def test_a_run_of_images_alone_does_not_read_texts_and_one_of_both_needs_them(ma
     )
     with pytest.raises(PairsError, match=refusal):
         evaluate(scorers[1], made.test.only(("image",)))
-    with pytest.raises(PairsError, match="expected an image, because .*alone was trained on images alone; found none"):
+    with pytest.raises(PairsError, match="expected an image, because .*alone was trained on images only; found none"):
         score_file(scorers[0], made.test.only(("text",)), tmp_path / "out.jsonl")
 
 

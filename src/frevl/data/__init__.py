@@ -1,4 +1,4 @@
-"""Files in, pairs out: pairs files, published benchmarks, VQA answers.
+"""Reading pairs: pairs files, published benchmarks, VQA answers.
 
-Reads what describes images and texts; knows no encoder, store or network.
+Reads descriptions of images and texts; independent of encoders, stores and networks.
 """

@@ -1,7 +1,7 @@
-"""Rows from Arrow tables: Parquet, Arrow and Feather files, and tables in memory.
+"""Read rows from Arrow tables: Parquet, Arrow and Feather files, and tables in memory.
 
-A column of bytes is never among the rows: pictures inside a table (Hugging Face, img2dataset) are named by an id, and
-`pictures_of` reads them for who wants to embed them.
+Columns of bytes never appear in the rows: pictures inside a table (Hugging Face, img2dataset) are referred to by id,
+    and `pictures_of` reads them for embedding.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from frevl.errors import PairsError
 __all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "plain_batches", "table_source"]
 
 _ROWS_AT_ONCE, _PICTURES_AT_ONCE = 65_536, 64
-_LONGEST_LIST = 64  # numbers; a longer list is an embedding, and no key of a pair
-_PICTURES = ("jpg", "jpeg", "png", "webp", "picture", "bytes", "image_bytes")  # names beside those of an image
+_LONGEST_LIST = 64  # numbers; a longer list is an embedding, not a key of a pair
+_PICTURES = ("jpg", "jpeg", "png", "webp", "picture", "bytes", "image_bytes")  # names used next to an image's
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP")
-_HASH = 32  # letters of a content hash, as many as a store keeps
+_HASH = 32  # characters of a content hash, as in a store
 _LONGEST_NAME = 1024  # bytes
 
 
@@ -66,7 +66,7 @@ def open_arrow(path: Path) -> ArrowSource:
             mapped.seek(0)
             table = pa.ipc.open_stream(mapped).read_all()
         check_names(table.schema)
-        table.validate(full=True)  # a stranger's may point outside of its own memory
+        table.validate(full=True)  # an untrusted table may point outside its own memory
         check_growth(path, table.nbytes)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise _unreadable(str(path), 0, error) from error
@@ -86,7 +86,7 @@ def table_source(place: str, table: pa.Table) -> ArrowSource:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which columns are read.
+    """The columns to read.
 
     Attributes:
         columns: Of the fields. Without ``image``, the pictures give the ids.
@@ -134,7 +134,7 @@ def arrow_rows(source: ArrowSource, given: Mapping[str, str], notes: list[str]) 
 def plain_batches(
     source: ArrowSource, given: Mapping[str, str]
 ) -> tuple[Columns, list[str], Callable[[], Iterator[pa.RecordBatch]]] | None:
-    """Return the columns of the fields, notes on what is not read, and a function that yields the batches to read.
+    """Return the fields' columns, notes on skipped columns, and a function that yields the batches.
 
     Args:
         source: The table.
@@ -199,8 +199,8 @@ def _pictures(source: ArrowSource, picture: str, named: str | None) -> Iterator[
                     yield id_, content
                 elif seen[id_] != _hash(content):
                     raise PairsError(
-                        f"{source.place}, row {number:,}: another picture of the file is named '{id_:.80}' too; name a "
-                        "column of unique names, as in --columns image=NAME"
+                        f"{source.place}, row {number:,}: another picture in the file is also named '{id_:.80}'; "
+                        "give a column of unique names, as in --columns image=NAME"
                     )
     except pa.ArrowException as error:
         raise _unreadable(source.place, number, error) from error
@@ -224,9 +224,9 @@ def _plan(source: ArrowSource, given: Mapping[str, str]) -> _Plan:
         if name in columns.values() or name in FIELDS or (name == picture and "image" not in columns):
             continue
         if _holds_bytes(types[name]):
-            notes.append(f"The column '{name}' holds bytes and is no part of the pairs.")
+            notes.append(f"The column '{name}' holds bytes and is not part of the pairs.")
         elif _holds_vectors(source, name, types[name]):
-            notes.append(f"The column '{name}' holds vectors and is no part of the pairs.")
+            notes.append(f"The column '{name}' holds vectors and is not part of the pairs.")
         else:
             extras.append(name)
     return _Plan(columns, picture, extras, notes)
@@ -235,14 +235,14 @@ def _plan(source: ArrowSource, given: Mapping[str, str]) -> _Plan:
 def _picture_column(
     source: ArrowSource, names: list[str], types: Mapping[str, pa.DataType], given: Mapping[str, str]
 ) -> str | None:
-    """Return the column that the user chose, one that is named like a picture, or the only column of pictures."""
+    """Return the column chosen by the user, one named like a picture, or the only column of pictures."""
     chosen = choose_columns(source.place, names, given, required=())
     used = {chosen.get("text"), chosen.get("target")}
     possible = [name for name in names if name not in used and _may_hold_pictures(types[name])]
     possible = [name for name in possible if not _holds_names(source, name, types[name])]
     named = [name for name in possible if name == given.get("image")]
     named += [name for name in possible if means_image(name) or name.lower() in _PICTURES]
-    # Under any other name, bytes may be anything.
+    # In a column with another name, bytes may be anything.
     named += [name for name in possible if len(possible) == 1 and _begins_as_pictures(source, name)]
     return next(iter(named), None)
 
@@ -304,7 +304,7 @@ def _ids_of(source: ArrowSource, picture: str, notes: list[str]) -> Iterator[str
     paths = _paths(source, picture)
     if paths is not None and all(paths) and (len(set(paths)) == len(paths) or _paths_tell(source, picture, paths)):
         return iter(paths)
-    notes.append(f"The pictures of the column '{picture}' have no names that tell them apart: ids are hashes of them.")
+    notes.append(f"The pictures of the column '{picture}' have no unique names: ids are content hashes.")
     return _hash_ids(source, picture, paths)
 
 
@@ -352,7 +352,7 @@ def _plain_row(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any
     if target in fields:
         fields[target] = _plain_target(fields[target])
     image = fields.get(columns["image"])
-    if isinstance(image, bytes):  # a name that was written as bytes
+    if isinstance(image, bytes):  # a name written as bytes
         fields[columns["image"]] = image.decode()
     return {**fields, **{name: _as_json(value) for name, value in row.items() if name not in fields}}
 
@@ -362,12 +362,12 @@ def _plain_target(target: Any) -> Any:
         target = dict(target)
     if isinstance(target, dict):  # a struct column has every key in every row
         return {key: weight for key, weight in target.items() if weight is not None}
-    # Whole numbers beside gaps become floats, and gaps NaN, on their way through pandas.
+    # In pandas, integers with missing values become floats, and missing values NaN.
     return None if isinstance(target, float) and math.isnan(target) else target
 
 
 def _as_json(value: Any) -> Any:
-    """Turn values that JSON does not know (times, decimals) into text."""
+    """Convert values without a JSON type (times, decimals) to text."""
     if isinstance(value, dict):
         return {str(key): _as_json(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -379,4 +379,4 @@ def _as_json(value: Any) -> Any:
 
 def _unreadable(place: str, row: int, error: Exception) -> PairsError:
     reason = " ".join(str(error).split())[:200]
-    return PairsError(f"{place}, after row {row:,}: expected a table that can be read ({reason})")
+    return PairsError(f"{place}, after row {row:,}: the table cannot be read ({reason})")

@@ -1,4 +1,4 @@
-"""Which column or key of a table holds the image, the text and the target, where they have other names."""
+"""Find the columns or keys that hold image, text and target when they have other names."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ FIELDS = ("image", "text", "target")
 REQUIRED = ("image", "text")
 
 Columns = dict[str, str]
-"""From a field to the name of its column; fields without a column are not in it."""
+"""Maps fields to column names; fields without a column are absent."""
 
-# Names that only ever mean one of the fields, in tables of open_clip, img2dataset, the Hugging Face hub and others.
+# Unambiguous names for the fields, used by open_clip, img2dataset, the Hugging Face hub and others.
 _OTHER_NAMES = {
     "image": (
         "image_path", "image_file", "image_name", "image_id", "img", "img_path", "filepath", "file_path", "filename",
@@ -27,7 +27,7 @@ _OTHER_NAMES = {
 
 
 def columns_of(given: str | Sequence[str] | Mapping[str, str] | None) -> Columns:
-    """Parse ``image=filepath,text=title``, given as a flag or as a mapping.
+    """Parse ``image=filepath,text=title``, given as an option or a mapping.
 
     Raises:
         UsageError: A field does not exist, is given twice, or has no column.
@@ -57,8 +57,8 @@ def choose_columns(
 ) -> Columns:
     """Find the column of each field.
 
-    A column that was given is taken; then one with the field's own name, in any case of letters; then the only one with
-    a name that means the same. A column ``answer`` is the target of a ``question``.
+    A given column is used first; then one with the field's own name, ignoring case; then the only one with a synonymous
+    name. A column ``answer`` is the target of a ``question``.
 
     Args:
         place: File and line, for messages.
@@ -92,17 +92,17 @@ def choose_columns(
             found[field] = (own or others)[0]
         elif others and field in required:
             raise PairsError(
-                f"{place}: no column is named '{field}', and several could be it; choose one, as in --columns "
+                f"{place}: no column is named '{field}', and several could be meant; choose one, as in --columns "
                 f"{field}={others[0]} (found {_shown(names)})"
             )
     missing = [field for field in required if field not in found]
-    # Classes of images alone, or of texts alone. Without a target, a column of another name may be what is missing.
+    # Classes of images only, or texts only. Without a target, a column of another name may be the missing one.
     alone = len(missing) == 1 and bool(found) and ("target" in found or len(names) == len(found))
     if missing and not alone:
         named = ",".join(f"{field}=NAME" for field in missing)
         raise PairsError(
-            f"{place}: expected the columns 'image' and 'text' (and 'target'), found {_shown(names)}; say which column "
-            f"is which, as in --columns {named}"
+            f"{place}: expected the columns 'image' and 'text' (and 'target'), found {_shown(names)}; name the "
+            f"columns, as in --columns {named}"
         )
     return found
 
@@ -113,7 +113,7 @@ def means_image(name: str) -> bool:
 
 
 def renaming_note(columns: Mapping[str, str]) -> list[str]:
-    """Say which columns were taken for which fields, where their names differ."""
+    """Return a note on which columns were used for which fields, if their names differ."""
     other = [f"'{name}' as {field}" for field, name in columns.items() if name != field]
     return [f"Read the column {', '.join(other)}."] if other else []
 

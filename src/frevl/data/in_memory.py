@@ -1,4 +1,4 @@
-"""Pairs that are already in memory: tables (pandas, polars, Arrow, datasets), rows, arrays, a single pair."""
+"""Read pairs from memory: tables (pandas, polars, Arrow, datasets), rows, arrays, a single pair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from frevl.files import plain
 __all__ = ["PLACE", "rows_in_memory", "table_of"]
 
 PLACE = "pairs in memory"
-"""Stands for the name of a file in the places of such pairs."""
+"""Stands in for a file name in the places of such pairs."""
 
 Row = tuple[int, Any, str]
 
@@ -65,13 +65,13 @@ def table_of(source: Any) -> Any:
     if library == "datasets":
         if isinstance(source, Mapping):
             raise UsageError(
-                f"pairs: found a dataset of several splits; choose one of {sorted(source)}, as in data['train']"
+                f"pairs: found a dataset with several splits; choose one of {sorted(source)}, as in data['train']"
             )
         return source.with_format("arrow")[:] if hasattr(source, "__len__") else None
     if hasattr(source, "columns"):
         try:
             return pa.Table.from_pandas(source, preserve_index=False)
-        except (pa.ArrowException, TypeError, ValueError):  # a column of several types: each row has its own
+        except (pa.ArrowException, TypeError, ValueError):  # a column of mixed types: each row has its own
             return None
     return None
 
@@ -90,7 +90,7 @@ def _rows(source: Any) -> Iterator[Any]:
 
 
 def _named(row: Any) -> Any:
-    """Name the fields of a row of two or three values."""
+    """Name the fields of a row with two or three values."""
     if isinstance(row, Mapping):
         return {str(key): plain(value) for key, value in row.items()}
     if isinstance(row, Sequence | np.ndarray) and not isinstance(row, str | bytes) and len(row) in (2, 3):
@@ -99,13 +99,13 @@ def _named(row: Any) -> Any:
 
 
 def _is_pair(source: Any) -> bool:
-    """Tell a single pair from a list of pairs: two or three values, the first two of them texts."""
+    """Return whether a value is a single pair, not a list of pairs: two or three values, the first two texts."""
     flat = isinstance(source, tuple | list) or (isinstance(source, np.ndarray) and source.ndim == 1)
     return flat and len(source) in (2, 3) and all(isinstance(value, str) for value in source[:2])
 
 
 def _columns_as_rows(source: Mapping[Any, Any]) -> list[dict[str, Any]]:
-    """Turn a mapping of columns into rows; a mapping of values is one row."""
+    """Convert a mapping of columns to rows; a mapping of values is one row."""
     columns = {str(key): list(value) for key, value in source.items() if _is_column(value)}
     lengths = {len(value) for value in columns.values()}
     image_or_text = [key for key in columns if key.strip().lower() not in ("target", "answers")]

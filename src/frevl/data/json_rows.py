@@ -1,4 +1,4 @@
-"""Rows from JSON: one object per line, a list of objects over any number of lines, or one object that holds a list."""
+"""Read rows from JSON: one object per line, a list of objects, or one object that contains a list."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["HALF_PAIR", "has_half_pair", "is_lines", "json_rows", "json_value", 
 
 HALF_PAIR = "expected text, found half of a surrogate pair"
 _LONGEST_LINE = 1 << 22  # bytes; a pair is a sentence
-_HEAD = 1 << 20  # bytes that tell the form of the file
-_MOST_BYTES = 256 << 20  # of a file that is one object: it is read whole
-# A first line after which an object or a list goes on: pretty-printed JSON.
+_HEAD = 1 << 20  # bytes that determine the form of the file
+_MOST_BYTES = 256 << 20  # bytes of a file with a single object, which is read whole
+# A first line that an object or list continues after: pretty-printed JSON.
 _GOES_ON = re.compile(rb"[\[{,:]\s*$")
 
 Row = tuple[int, Any, str]
 
 
 def json_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
-    """Yield ``(line, row, problem)``; a problem says why a line, or an entry of a list, is not an object.
+    """Yield ``(line, row, problem)``; a problem states why a line or list entry is not an object.
 
     Args:
         path: For messages.
@@ -52,7 +52,7 @@ def json_rows(path: Path, stream: BinaryIO) -> Iterator[Row]:
 
 
 def _begins_a_list(first: bytes) -> bool:
-    """Return whether a line starts a list that continues on further lines; a line may also hold a whole list."""
+    """Return whether a line starts a list that continues on later lines; a line may also contain a whole list."""
     rest = first[1:].strip()
     return rest in (b"", b"{") or not json_value(rest.rstrip(b", "))[1]
 
@@ -70,12 +70,12 @@ def _lines(stream: BinaryIO) -> Iterator[Row]:
 
 
 def too_long(count: int) -> str:
-    """Say that a line of so many bytes, its end among them, is too long; an empty string if it is not."""
+    """Return the problem if a line with this many bytes, including its end, is too long; else an empty string."""
     return f"expected at most {_LONGEST_LINE:,} bytes per line, found more" if count > _LONGEST_LINE else ""
 
 
 def is_lines(head: bytes) -> bool:
-    """Return whether a file that begins so has one object a line, and so is not one JSON value over many lines."""
+    """Return whether a file with this beginning has one object per line rather than one multi-line JSON value."""
     filled = [line.strip() for line in head.split(b"\n", 64) if line.strip()][:2]
     return len(filled) == 2 and filled[0][:1] == b"{" and _GOES_ON.search(filled[0]) is None
 
@@ -95,7 +95,7 @@ def _entries(path: Path, stream: BinaryIO) -> Iterator[Row]:
                 yield text.line, None, "expected nothing after the end of the list, found more"
             return
         if not letter:
-            yield text.line, None, "expected the end of the list, found the end of the file: it breaks off"
+            yield text.line, None, "expected the end of the list, found the end of the file: it is truncated"
             return
         line = text.line
         row, problem = text.value()
@@ -116,7 +116,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 class _Text:
-    """The text of a file, with only the part that is being read in memory.
+    """The text of a file, with only the part being read in memory.
 
     Attributes:
         at: Where the reading is, in the part.
@@ -142,7 +142,7 @@ class _Text:
             byte = f"0x{error.object[error.start]:02x}"
             raise PairsError(f"{self._path}, after line {self.line}: expected UTF-8 text, found byte {byte}") from error
         self._ended = not raw
-        # Of what has been read, the line that the entry stands on is kept: its first blanks show where the next begins.
+        # The line with the current entry is kept: its indentation shows where the next one begins.
         kept = self._part.rfind("\n", 0, self.at) + 1 if self.at - self._counted < _LONGEST_LINE else self.at
         self._count(self.at)
         self._part = self._part[kept:] + text
@@ -154,13 +154,13 @@ class _Text:
         self._counted = upto
 
     def letter(self) -> str:
-        """Return the next letter; an empty string at the end of the file."""
+        """Return the next character; an empty string at the end of the file."""
         while self.at >= len(self._part) and self._more():
             pass
         return self._part[self.at : self.at + 1]
 
     def skip(self, pattern: re.Pattern[str]) -> None:
-        """Skip what matches a pattern."""
+        """Skip text that matches a pattern."""
         while self.letter():
             found = pattern.match(self._part, self.at)
             self.at = found.end() if found else self.at
@@ -169,16 +169,16 @@ class _Text:
         self._count(self.at)
 
     def value(self) -> tuple[Any, str]:
-        """Read one value, and say what is wrong with it; where the value is None it was not passed over."""
+        """Read one value and what is wrong with it; if the value is None, the position has not advanced."""
         while True:
             try:
                 row, end = _STRICT.raw_decode(self._part, self.at)
             except (ValueError, RecursionError) as error:
                 too_long = len(self._part) - self.at > _LONGEST_LINE
-                if too_long or not self._more():  # else it may only be cut
+                if too_long or not self._more():  # otherwise it may just be incomplete
                     return None, _reason(error)
                 continue
-            if end >= len(self._part) and self._more():  # a number might go on
+            if end >= len(self._part) and self._more():  # a number might continue
                 continue
             problem = HALF_PAIR if "\\u" in self._part[self.at : end] and has_half_pair(row) else ""
             self.at = end
@@ -202,7 +202,7 @@ class _Text:
 
 
 def _unwrapped(path: Path, value: dict[str, Any]) -> Iterator[Row]:
-    """Yield the rows of one object: itself, those of the only list in it, or those of its columns."""
+    """Yield the rows of one object: itself, those in its only list, or those in its columns."""
     lists = {key: entry for key, entry in value.items() if isinstance(entry, list) and entry}
     objects = [entry for entry in lists.values() if all(isinstance(row, dict) for row in entry)]
     if set(value) >= {"columns", "data"} and isinstance(value["columns"], list) and isinstance(value["data"], list):
@@ -217,9 +217,9 @@ def _unwrapped(path: Path, value: dict[str, Any]) -> Iterator[Row]:
     elif len(objects) > 1:
         found = ", ".join(f"'{key}'" for key in list(value)[:6])
         raise PairsError(
-            f"{path}: expected one JSON object per line, or a list of objects, found one object with {found}; COCO's "
-            "files are read by frevl pairs coco, of others take the list that holds the pairs, for example with: "
-            f"jq -c '.{next(iter(lists))}[]' {path.name} > pairs.jsonl"
+            f"{path}: expected one JSON object per line, or a list of objects, found one object with {found}; read "
+            "COCO's files with frevl pairs coco; for others, extract the list of pairs, for example with: jq -c "
+            f"'.{next(iter(lists))}[]' {path.name} > pairs.jsonl"
         )
     else:
         rows = [value]
@@ -227,10 +227,10 @@ def _unwrapped(path: Path, value: dict[str, Any]) -> Iterator[Row]:
 
 
 def json_value(raw: bytes) -> tuple[Any, str]:
-    """Read one JSON value; return it, and what is wrong with it."""
+    """Read one JSON value; return it and what is wrong with it."""
     try:
         row = _STRICT.decode(raw.decode().strip())
-        # Only an escape can bring half of a surrogate pair, which no file and no network takes.
+        # Only an escape can produce half of a surrogate pair, which no file or network accepts.
         return row, HALF_PAIR if b"\\u" in raw and has_half_pair(row) else ""
     except UnicodeDecodeError as error:
         return None, f"expected UTF-8 text, found byte 0x{raw[error.start]:02x}"
@@ -242,8 +242,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"expected JSON, found malformed JSON at column {error.colno} ({error.msg})"
     if isinstance(error, RecursionError):
-        return "expected JSON, found one that is nested too deep"
-    # From the two functions below, or from Python: a number of thousands of digits.
+        return "the JSON is nested too deep"
+    # From the two functions below, or from Python: a number with thousands of digits.
     return f"expected JSON, found malformed JSON: {str(error).partition(';')[0]}"
 
 
@@ -259,15 +259,15 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-# Python would take NaN and the last of several equal keys without a word.
+# Python would silently accept NaN and take the last of several equal keys.
 _STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
 def has_half_pair(value: Any) -> bool:
-    """Return whether a text, or a text inside, holds half of a surrogate pair."""
+    """Return whether a text, or any text inside a value, contains half of a surrogate pair."""
     if isinstance(value, list) and set(map(type, value)) <= {str} and "".join(value).isascii():
         return False  # a whole store of ids
-    left = [value]  # not by recursion: JSON is read from deeper than Python's functions may call each other
+    left = [value]  # not recursive: JSON may be nested deeper than Python's recursion limit
     while left:
         one = left.pop()
         if isinstance(one, str):

@@ -1,4 +1,4 @@
-"""Ids and texts as people give them: lists of them, and those that look the same although their bytes differ."""
+"""Ids and texts given by users: lists of them, and matching those that look the same but differ in bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ A = TypeVar("A")
 
 _NUMBERS = re.compile(r"\d+")
 _IDS = "ids are paths below the folder of images"
-_MOST_COMPARED = 20_000  # names that are compared letter by letter
+_MOST_COMPARED = 20_000  # names compared character by character
 
 
 def as_list(value: Iterable[A] | A, name: str) -> list[A]:
-    """Return a list; a single text or path becomes a list of one, not of characters.
+    """Return a list; a single text or path becomes a list with one element, not of characters.
 
     Args:
         value: A list, anything that can be gone through once, or one text or path.
@@ -44,7 +44,7 @@ def text_content(text: str) -> str:
 
 
 def same_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
-    """Match names to known ones: a leading ``./``, a backslash or Unicode composition makes no difference.
+    """Match names to known ones, ignoring a leading ``./``, backslashes and Unicode composition.
 
     Args:
         names: Names of images, as pairs have them.
@@ -66,12 +66,12 @@ def same_names(names: Iterable[str], known: Collection[str]) -> dict[str, str]:
 
 
 def spelling_note(same: dict[str, str]) -> list[str]:
-    """Return a note that names were found under another spelling."""
+    """Return a note that names were found under a different spelling."""
     if not same:
         return []
     name, id_ = next(iter(same.items()))
     count = "1 image id was" if len(same) == 1 else f"{len(same):,} image ids were"
-    return [f"{count} found under another spelling ('{name:.60}' as '{id_:.60}'{_composed(name, id_)})."]
+    return [f"{count} found under a different spelling ('{name:.60}' as '{id_:.60}'{_composed(name, id_)})."]
 
 
 def why_unknown(name: str, known: Collection[str]) -> str:
@@ -95,14 +95,14 @@ def why_unknown(name: str, known: Collection[str]) -> str:
     for id_ in alike:
         key = _path(id_)
         if unquote(own) == key:
-            return f"the nearest is '{id_:.80}', which is not written as in an address (%20 for a blank)"
+            return f"the nearest is '{id_:.80}', which is not percent-encoded (%20 for a space)"
         if key.casefold() == own.casefold():
             return f"the nearest is '{id_:.80}', which differs in capital letters"
         if PurePosixPath(key).with_suffix("") == path.with_suffix(""):
             return f"the nearest is '{id_:.80}', which has another file extension"
     if alike:
         return f"the nearest is '{alike[0]:.80}', in another folder"
-    # Other numbers are other images, however alike the names are.
+    # Different numbers mean different images, however similar the names.
     numbers = _NUMBERS.findall(name)
     few = [id_ for id_ in known if _NUMBERS.findall(id_) == numbers] if len(known) <= _MOST_COMPARED else []
     close = difflib.get_close_matches(name, few, n=1, cutoff=0.7)
@@ -116,4 +116,4 @@ def _path(name: str) -> str:
 
 def _composed(name: str, id_: str) -> str:
     plain = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", id_)
-    return ", with letters composed in another way" if plain else ""
+    return ", with a different Unicode composition" if plain else ""

@@ -1,4 +1,4 @@
-"""Rows of a pairs file in any format, each with its line and what is wrong with it."""
+"""Read rows of a pairs file in any format, each with its line and any problem."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Row = tuple[int, Any, str]
 def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[Row]:
     """Yield ``(line, row, problem)`` with the keys ``image``, ``text``, ``target`` and all others.
 
-    Text files are told apart by what they hold, not by their ending.
+    Text formats are recognised by content, not by suffix.
 
     Args:
         path: The file.
@@ -58,7 +58,7 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
         PairsError: The file is missing, of another kind, or does not say what the image and the text are.
     """
     if not path.exists():
-        raise PairsError(f"{path}: there is no such pairs file; check the path")
+        raise PairsError(f"{path}: no such pairs file; check the path")
     suffix = path.suffix.lower()
     if suffix not in ENDINGS:
         remedy = f"; {_REMEDIES[suffix]}" if suffix in _REMEDIES else ""
@@ -84,7 +84,7 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
 
 
 def in_fields(rows: Iterator[tuple[Columns, Row]], notes: list[str]) -> Iterator[Row]:
-    """Rename columns to the names of the fields, and note once which were renamed."""
+    """Rename columns to the field names, and note once which were renamed."""
     said = False
     for columns, (line, row, problem) in rows:
         if not said:
@@ -129,17 +129,17 @@ def _in_utf8(path: Path, file: BinaryIO) -> BinaryIO:
 
 # ---- what is wrong with a row
 
-# What table software, R and Python write where there is no value. In lower case, "none" and "na" are words that people
-# answer with, so they are not among them.
+# What spreadsheets, R and Python write for a missing value. Lower-case "none" and "na" are excluded, because people
+# give them as answers.
 NO_VALUE = frozenset(
     ("nan", "NaN", "NAN", "-nan", "null", "Null", "NULL", "None", "N/A", "n/a", "#N/A", "NA", "<NA>", "NaT")
 )
 WITH_ARTICLE = {"image": "an image", "text": "a text"}
-LEFT_ALONE = {"image": "texts", "text": "images"}  # what is left where this side is missing
+LEFT_ALONE = {"image": "texts", "text": "images"}  # what is left if this side is missing
 
 
 def problem_in(row: object) -> str:
-    """Return what is wrong with a row, naming the field, or an empty string; one of the two sides may be missing."""
+    """Return what is wrong with a row, naming the field, or an empty string; one side may be missing."""
     if not isinstance(row, dict):
         return f"expected one JSON object, found {type(row).__name__}"
     given = [side for side in REQUIRED if row.get(side) is not None]
@@ -151,7 +151,7 @@ def problem_in(row: object) -> str:
         if not row[name].strip():
             return f"field '{name}': expected text, found only blanks"
     if "text" in given and is_missing(row["text"]):
-        return f"field 'text': expected text, found '{row['text']}', which stands for no value"
+        return f"field 'text': expected text, found '{row['text']}', which marks a missing value"
     return _target_problem(row.get("target"))
 
 
@@ -161,14 +161,14 @@ def lacking_side(row: Mapping[str, Any]) -> str:
 
 
 def nothing_found(side: str) -> str:
-    """Say that a row lacks a side."""
+    """Return the problem that a row lacks a side."""
     return f"field '{side}': expected a string, found nothing"
 
 
 def with_the_same_sides(
     rows: list[tuple[int, str, dict[str, Any]]], rejected: list[tuple[int, Reject]]
 ) -> list[tuple[int, str, dict[str, Any]]]:
-    """Keep rows that all have an image and a text, or all lack the same one; reject what says nothing without it.
+    """Keep rows that all have an image and a text, or all lack the same one; reject incomplete rows.
 
     Raises:
         PairsError: Rows with a target have different sides. Nobody can say whether a text was forgotten or never meant.
@@ -190,9 +190,9 @@ def with_the_same_sides(
             without, having = (place, first) if lacking_side(row) == side else (first, place)
             a = WITH_ARTICLE[side]
             raise PairsError(
-                f"{without}, field '{side}': expected {a} as in {having}, found nothing; a file has {a} in every pair, "
-                f"or in none (then {LEFT_ALONE[side]} alone are classified). Complete these pairs, or put them into a "
-                "file of their own"
+                f"{without}, field '{side}': expected {a} as in {having}, found nothing; a file must have {a} in "
+                f"every pair or in none (then only {LEFT_ALONE[side]} are classified). Complete these pairs, or "
+                "move them to a separate file"
             )
     return kept
 
@@ -218,12 +218,12 @@ def _target_problem(target: object) -> str:
 
 
 def as_target(target: Any) -> Any:
-    """Bring a valid target to its type; numbers and truth values are classes by their JSON spelling."""
+    """Convert a valid target to its type; numbers and booleans become classes by their JSON spelling."""
     if is_missing(target):
         return None
     if isinstance(target, bool | int):
         return json.dumps(target)
-    if isinstance(target, float):  # a whole number that has been through a column of floats
+    if isinstance(target, float):  # an integer that has been through a float column
         return str(int(target))
     if isinstance(target, dict):
         return {answer: float(weight) for answer, weight in target.items()}
@@ -231,5 +231,5 @@ def as_target(target: Any) -> Any:
 
 
 def is_missing(value: object) -> bool:
-    """Return whether a value is one of those that stand for none."""
+    """Return whether a value stands for a missing one."""
     return value is None or (isinstance(value, str) and (not value.strip() or value.strip() in NO_VALUE))

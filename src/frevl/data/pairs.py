@@ -1,11 +1,11 @@
 """Pairs files: read, check, split by image.
 
-A pair is an image id, a text and maybe a target. One JSON object per line (also Parquet and CSV with the same
+A pair is an image id, a text and an optional target. One JSON object per line (also Parquet and CSV with the same
 columns): ``{"image": id, "text": "a sentence or question", "target": ...}``. A target that is a
-string is a class, a list of strings several right answers, an object ``{answer: weight}`` a soft target. In a file
-where no pair has a target, all are positive image-text pairs; where some have one, the others were judged by nobody
-(`with_targets`). Other keys are kept and can slice results. To classify images alone, or texts alone, the other side
-is left out of every pair of the file.
+string is a class, a list of strings several right answers, an object ``{answer: weight}`` a soft target. If no pair in
+a file has a target, all are positive image-text pairs; if only some have one, the others are unlabelled
+(`with_targets`). Other keys are kept and can slice results. To classify only images, or only texts, omit the other side
+from every pair of the file.
 """
 
 from __future__ import annotations
@@ -63,10 +63,9 @@ _WHOLE_FLOAT = re.compile(r"-?\d+\.0")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs in columns; the same position in every column is one pair.
+    """Pairs in columns; each position is one pair.
 
-    Columns are lists; those of a large file are codes (`frevl.data.packed.columns`) and make the values that are asked
-    for.
+    Columns are lists; those of a large file are coded (`frevl.data.packed.columns`) and create values on access.
 
     Attributes:
         images: Image ids; all empty where the pairs are texts alone.
@@ -93,12 +92,12 @@ class Pairs:
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """What every pair has: an image, a text, or both."""
+        """The sides that every pair has: image, text, or both."""
         return tuple(side for side, column in _COLUMNS.items() if not len(self) or getattr(self, column)[0])
 
     @property
     def units(self) -> Sequence[str]:
-        """What a pair is counted by where nothing else is said: its image, or its text where there are texts alone."""
+        """The default unit of a pair: its image, or its text if there are only texts."""
         return self.images if "image" in self.sides else self.texts
 
     @property
@@ -124,7 +123,7 @@ class Pairs:
         )
 
     def only(self, sides: Collection[str]) -> Pairs:
-        """Return the pairs without the sides that are not among these."""
+        """Return the pairs with only these sides."""
         blank = [""] * len(self)
         return replace(
             self,
@@ -133,7 +132,7 @@ class Pairs:
         )
 
     def row(self, position: int) -> dict[str, Any]:
-        """Return one pair as the object that stood in the file."""
+        """Return one pair as the original object in the file."""
         fields = {"image": self.images[position], "text": self.texts[position]}
         row: dict[str, Any] = {side: fields[side] for side in self.sides}
         if self.targets[position] is not None:
@@ -142,11 +141,11 @@ class Pairs:
 
 
 def read_pairs(source: Any, *, columns: str | Sequence[str] | Mapping[str, str] | None = None) -> Pairs:
-    """Read a pairs file, or take over pairs that are in memory.
+    """Read a pairs file, or pairs in memory.
 
-    Lines that cannot be used (malformed, without image or text, with a target of another kind) are kept
-    aside in ``rejected`` with file, line and field. Where no pair has a text the pairs are images alone, for
-    classification; where none has an image they are texts alone.
+    Unusable lines (malformed, without image or text, with an invalid target) are set aside in ``rejected`` with file,
+    line and field. If no pair has a text, the pairs are images only, for classification; if none has an image, texts
+    only.
 
     Args:
         source: A file: JSON (one object per line, or a list of objects), a table as text (with commas, tabs or
@@ -220,12 +219,12 @@ def _from_packed(path: Path, given: Mapping[str, str]) -> Pairs | None:
 
 
 def in_memory(pairs: Any) -> Any:
-    """Return the path of a pairs file, `Pairs` and None as they are, and everything else as `Pairs`."""
+    """Return the path of a pairs file, `Pairs` and None unchanged, and everything else as `Pairs`."""
     return pairs if pairs is None or isinstance(pairs, str | PathLike | Pairs) else read_pairs(pairs)
 
 
 def pair_list(pairs: Any, sides: Sequence[Side] = ("image", "text")) -> list[tuple[str, str]]:
-    """Return pairs as a list of ``(image id, text)``; a side that they lack is empty.
+    """Return pairs as a list of ``(image id, text)``; a missing side is empty.
 
     Args:
         pairs: Such a list, or anything that `read_pairs` takes but a file.
@@ -239,15 +238,15 @@ def pair_list(pairs: Any, sides: Sequence[Side] = ("image", "text")) -> list[tup
         return pairs
     if isinstance(pairs, str | PathLike):
         raise UsageError(
-            f"expected pairs such as [(image id, text)], found '{pairs!s:.60}'; a pairs file is for read_pairs, or for "
-            "frevl score"
+            f"expected pairs such as [(image id, text)], found '{pairs!s:.60}'; use read_pairs or frevl score for "
+            "a pairs file"
         )
     pairs = pairs if isinstance(pairs, Sized) else list(pairs) if isinstance(pairs, Iterable) else pairs
     if isinstance(pairs, Sized) and not len(pairs):
         return []
     if len(sides) == 1 and not isinstance(pairs, Mapping) and set(map(type, pairs)) == {str}:
         if sides[0] == "image" and all(map(str.strip, pairs)) and not has_half_pair(list(pairs)):
-            return [(one, "") for one in pairs]  # nothing to find; a whole store is labelled so
+            return [(one, "") for one in pairs]  # nothing to check; whole stores are labelled this way
         pairs = [{sides[0]: one} for one in pairs]
     read = read_pairs(pairs)
     if read.rejected:
@@ -256,7 +255,7 @@ def pair_list(pairs: Any, sides: Sequence[Side] = ("image", "text")) -> list[tup
 
 
 def problem_of(row: object) -> str:
-    """Say why a pairs file cannot hold a row, naming the field; an empty string if it can.
+    """Return why a pairs file cannot hold a row, naming the field; an empty string if it can.
 
     Args:
         row: An object with ``image``, ``text`` and maybe ``target``, as it would stand in a line.
@@ -266,7 +265,7 @@ def problem_of(row: object) -> str:
 
 
 def with_targets(pairs: Pairs) -> tuple[Pairs, list[Reject]]:
-    """Leave out the pairs without a target where others have one: nobody has judged them.
+    """Leave out pairs without a target if others have one: they are unlabelled.
 
     Args:
         pairs: As read. Where no pair has a target they are captions, and all of them stay.
@@ -284,7 +283,7 @@ def with_targets(pairs: Pairs) -> tuple[Pairs, list[Reject]]:
 
 
 def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs, Pairs]:
-    """Split pairs so that no image (no ``cluster``, where pairs name one) stands on both sides.
+    """Split pairs so that no image (or ``cluster``, if given) is on both sides.
 
     Args:
         pairs: At least two different images.
@@ -312,7 +311,7 @@ def split_by_image(pairs: Pairs, share: float, *, seed: int = 0) -> tuple[Pairs,
 
 
 def mistaken_side(pairs: Pairs) -> str:
-    """Return the key that probably holds the side which the pairs lack, or an empty string.
+    """Return the key that probably holds the missing side, or an empty string.
 
     Sentences of three words or more (a list of them, too) look like texts, names with the ending of a picture like
     images, if most pairs have one. Keys such as ``question_type`` do not.
@@ -331,28 +330,28 @@ def mistaken_side(pairs: Pairs) -> str:
 
 
 def one_side_note(pairs: Pairs) -> list[str]:
-    """Say that the pairs are images, or texts, alone; a misspelt key would otherwise pass for none."""
+    """Return a note that the pairs are only images, or only texts; a misspelt key would otherwise go unnoticed."""
     if len(pairs.sides) == 2:
         return []
     side = "text" if pairs.sides == ("image",) else "image"
     mistaken = mistaken_side(pairs)
     if mistaken:
         return [
-            f"No pair has {WITH_ARTICLE[side]}, and '{mistaken}' looks like one: {LEFT_ALONE[side]} alone are used. "
-            f"Name it with --columns {side}={mistaken} if it is meant."
+            f"No pair has {WITH_ARTICLE[side]}, and '{mistaken}' looks like one: only {LEFT_ALONE[side]} are used. "
+            f"If it is meant, name it with --columns {side}={mistaken} if it is meant."
         ]
     keys = ", ".join(f"'{key}'" for key in list(dict.fromkeys(key for extra in pairs.extras for key in extra))[:8])
     hint = f" If it stands under another key ({keys}), name it with --columns {side}=NAME." if keys else ""
     a = WITH_ARTICLE[side]
-    return [f"No pair has {a}: {LEFT_ALONE[side]} alone are used, and what needs {a} is left out.{hint}"]
+    return [f"No pair has {a}: only {LEFT_ALONE[side]} are used, and whatever needs {a} is skipped.{hint}"]
 
 
 def _other_keys(row: object) -> str:
-    """Say how to name the fields where a row has keys, and not those of a pair."""
+    """Explain how to name the fields if a row's keys are not those of a pair."""
     if not isinstance(row, dict) or not row or set(REQUIRED) <= set(row):
         return ""
     keys = ", ".join(f"'{key}'" for key in list(row)[:8])
-    return f" The last one has the keys {keys}: say which is which, as in --columns image=NAME,text=NAME."
+    return f" The last one has the keys {keys}: name them, as in --columns image=NAME,text=NAME."
 
 
 def _without_gaps(targets: list[Target | None]) -> list[Target | None]:

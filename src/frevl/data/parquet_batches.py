@@ -1,8 +1,8 @@
-"""Batches of an untrusted Parquet file: none is much larger than the size of the file suggests.
+"""Read an untrusted Parquet file in batches that are not much larger than its size suggests.
 
 A few bytes of Parquet can stand for gigabytes: a text of a megabyte that every row refers to, or a list of a billion
-zeros. So sizes are taken from the file's own description before anything is read, texts that rows share are split up
-before they are written out, and a file that grows beyond all measure is refused.
+zeros. So sizes are taken from the file's own metadata first, batches with shared texts are split before they are
+expanded, and a file that expands excessively is refused.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ __all__ = ["check_growth", "check_names", "parquet_batches"]
 _BATCH_BYTES = 256 << 20
 _MOST_GROWTH = 200  # times the size of the file; captions shrink to a twentieth at best
 _HARMLESS = 512 << 20  # bytes, whatever the file
-_DEEPEST = 8  # structures in structures of the description; there are six
+_DEEPEST = 8  # nesting depth of the metadata; normally six
 
 
 def check_names(schema: pa.Schema) -> None:
-    """Refuse a damaged schema whose names, those of nested fields and of time zones too, are no text.
+    """Refuse a damaged schema whose names, including nested fields and time zones, are not text.
 
     Raises:
         UnicodeDecodeError: One is not UTF-8.
@@ -66,7 +66,7 @@ def parquet_batches(path: Path, rows: int, names: list[str] | None = None) -> It
                 seen += part.nbytes + _size_of_texts(part)
                 check_growth(path, seen)
                 whole = _written_out(part, shared)
-                whole.validate(full=True)  # texts of a damaged file may be none
+                whole.validate(full=True)  # texts of a damaged file may be invalid
                 yield whole
 
 
@@ -85,7 +85,7 @@ def check_growth(path: Path, size: int) -> None:
 
 
 def _described(path: Path, texts: set[str]) -> tuple[list[str], int]:
-    """Return the columns of texts that rows share, and the bytes of a row, as the file describes itself."""
+    """Return the columns with shared texts, and the bytes per row, according to the file's metadata."""
     shared, total, rows = set(), 0, 0
     try:
         for group in _footer(path).get(_GROUPS, []):
@@ -96,25 +96,32 @@ def _described(path: Path, texts: set[str]) -> tuple[list[str], int]:
                 name = b".".join(column.get(_PATH, [])).decode("utf-8", "replace")
                 if name in texts and _DICTIONARIES & set(column.get(_ENCODINGS, [])):
                     shared.add(name)
-    except (AttributeError, IndexError, TypeError, ValueError) as error:  # values of another kind than they should be
-        raise pa.ArrowInvalid("its description is damaged") from error
+    except (AttributeError, IndexError, TypeError, ValueError) as error:  # values of the wrong kind
+        raise pa.ArrowInvalid("its metadata are damaged") from error
     check_growth(path, total)
     return sorted(shared), total // max(rows, 1)
 
 
-# Numbers of fields in the description of a Parquet file (parquet.thrift of the Apache Parquet format, version 2).
+# Field numbers in the metadata of a Parquet file (parquet.thrift of the Apache Parquet format, version 2).
 _GROUPS = 4
 _CHUNKS, _GROUP_ROWS = 1, 3
 _COLUMN = 3
 _TYPE, _ENCODINGS, _PATH, _VALUES, _UNPACKED = 1, 2, 3, 5, 6
-_WIDTHS = {0: 1, 1: 4, 2: 8, 3: 12, 4: 4, 5: 8}  # bytes of a value by type: truth value, three whole, two real numbers
+_WIDTHS = {
+    0: 1,
+    1: 4,
+    2: 8,
+    3: 12,
+    4: 4,
+    5: 8,
+}  # bytes of a value by type: boolean, three integer and two floating-point types
 _DICTIONARIES = {2, 8}
 
 
 def _footer(path: Path) -> dict[int, Any]:
     """Return the footer of a file, by field number.
 
-    Read here, because pyarrow ends the whole process over a damaged description of a column (seen with 26.0).
+    Parsed here, because pyarrow crashes the whole process on damaged column metadata (seen with 26.0).
     """
     with path.open("rb") as file:
         end = file.seek(-8, os.SEEK_END)
@@ -165,7 +172,7 @@ class _Compact:
         raise ValueError("an unknown kind of value")
 
     def _possible(self, count: int) -> int:
-        if count > len(self._content) - self._at:  # a value takes a byte at least
+        if count > len(self._content) - self._at:  # a value takes at least one byte
             raise ValueError("more values than bytes")
         return count
 
@@ -198,7 +205,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Split a batch until its shared texts, written out in every row, are not too large."""
+    """Split a batch until its shared texts, expanded in every row, are not too large."""
     if len(batch) > 1 and _size_of_texts(batch) > _BATCH_BYTES:
         half = len(batch) // 2
         yield from _parts(batch.slice(0, half))

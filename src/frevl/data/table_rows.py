@@ -1,4 +1,4 @@
-"""Rows from text tables: CSV, tab-separated files, and the variants that spreadsheets write."""
+"""Read rows from text tables: CSV, tab-separated files, and spreadsheet variants."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Row = tuple[int, Any, str]
 def table_rows(path: Path, stream: BinaryIO, given: Mapping[str, str]) -> Iterator[tuple[Columns, Row]]:
     """Yield the columns of the table with every ``(line, row, problem)``.
 
-    The delimiter is the one of ``, ; |`` and tab that shows the columns in the first line.
+    The delimiter is whichever of ``, ; |`` and tab yields the columns in the first line.
 
     Args:
         path: For messages.
@@ -36,12 +36,12 @@ def table_rows(path: Path, stream: BinaryIO, given: Mapping[str, str]) -> Iterat
     header = stream.readline(1 << 20).decode("utf-8", "surrogateescape")
     stream.seek(begin)
     delimiter, columns = table_header(f"{path}, line 1", path.suffix.lower(), header, given)
-    # Bytes that are not UTF-8 become surrogates, which nothing else in a file can be.
+    # Bytes that are not UTF-8 become surrogates, which cannot otherwise occur in a file.
     lines = io.TextIOWrapper(stream, encoding="utf-8", newline="", errors="surrogateescape")
     try:
         yield from ((columns, row) for row in _rows(path, lines, delimiter, columns.get("target", "target")))
     finally:
-        lines.detach()  # the file is closed by who opened it
+        lines.detach()  # the caller closes the file
 
 
 def _rows(path: Path, lines: Iterable[str], delimiter: str, target: str) -> Iterator[Row]:
@@ -55,7 +55,7 @@ def _rows(path: Path, lines: Iterable[str], delimiter: str, target: str) -> Iter
 
 
 def records(lines: Iterable[str], delimiter: str, names: list[str], target: str, before: int) -> Iterator[Row]:
-    """Yield ``(line, row, problem)`` of every record behind the header.
+    """Yield ``(line, row, problem)`` for every record after the header.
 
     Args:
         lines: The lines that are left, with their ends.

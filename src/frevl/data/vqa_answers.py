@@ -1,9 +1,8 @@
-"""VQA accuracy exactly as the official evaluator, soft targets, and the vocabulary of answers.
+"""VQA accuracy exactly as in the official evaluator, soft targets, and the answer vocabulary.
 
 Reference: ``vqaEval.py`` of the VQA authors, last version (commit a013f00, "PythonEvaluationTools"), read as
-Python 3. It differs from the description on the authors' web page and from older copies that live on in other
-projects (LAVIS among them), which normalise the prediction always and the ten answers only in part.
-What the code does, quirks included:
+Python 3. It differs from the description on the authors' web page and from older copies in other projects (such as
+LAVIS), which always normalise the prediction and the ten answers only partly. The procedure, quirks included:
 
 1. Every answer loses tabs, newlines and blanks at its ends. That is all if the ten answers are the same:
    then the prediction must equal them literally, "Yes" is not "yes".
@@ -47,17 +46,17 @@ _CONTRACTED = """
 """.split()  # noqa: SIM905  (a list of 83 quoted words is harder to read)
 CONTRACTIONS = {
     word[:place] + word[place + 1 :]: word for word in _CONTRACTED for place, letter in enumerate(word) if letter == "'"
-} | {"somebody'd": "somebodyd"}  # written the wrong way round in the official table, which is what counts
+} | {"somebody'd": "somebodyd"}  # reversed in the official table, which is authoritative
 # Its entries with a capital I ("Im", "Ive") can never apply, because words are lower-cased first.
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-# The official code hands the flag re.UNICODE to an argument that means "at most so many".
+# The official code passes the flag re.UNICODE as the maximum number of replacements.
 _PERIODS_REMOVED = 32
 
 
 def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """Official VQA accuracy of each question, in ``[0, 1]``.
+    """Return the official VQA accuracy of each question, in ``[0, 1]``.
 
     Args:
         predicted: ``(n,)`` one answer per question.
@@ -83,11 +82,10 @@ def vqa_accuracy(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> 
 
 
 def soft_targets(answers: Sequence[str]) -> dict[str, float]:
-    """Weight of every distinct answer to one question: the accuracy that the evaluator gives to it.
+    """Return the weight of every distinct answer to a question: the accuracy that the evaluator gives it.
 
-    With ten answers these are the customary 0.3, 0.6, 0.9 and 1 for one, two, three and more votes; they are
-    rounded to ten digits. Answers without credit are left out, and so is an answer of which normalisation
-    leaves nothing ("the").
+    With ten answers these are the customary 0.3, 0.6, 0.9 and 1 for one, two, three and more votes; they are rounded to
+    ten digits. Answers without credit are left out, as are those that normalise to nothing ("the").
 
     Args:
         answers: The answers that people gave, officially ten.
@@ -101,16 +99,16 @@ def soft_targets(answers: Sequence[str]) -> dict[str, float]:
     if len(answers) == 0:
         raise UsageError("Soft targets: expected the answers to one question, found none.")
     given, form = _comparable(answers)
-    # A class is a prediction like any other: the evaluator would normalise it once more.
+    # A class is a prediction like any other: the evaluator would normalise it again.
     weights = {answer: round(_credit(form(answer), given), 10) for answer in dict.fromkeys(given) if answer}
     return {answer: weight for answer, weight in weights.items() if weight > 0}
 
 
 def answer_vocabulary(answers: Iterable[str], minimum: int = 9) -> list[str]:
-    """Answers that occur often enough to be classes.
+    """Return the answers that occur often enough to be classes.
 
-    Customary for VQA v2 (Anderson et al. 2018): the majority answers (``multiple_choice_answer``), one a
-    question, at least 9 times. Give those of the training split only.
+    Customary for VQA v2 (Anderson et al. 2018): the majority answers (``multiple_choice_answer``), one per question,
+        occurring at least 9 times. Use only the training split.
 
     Args:
         answers: One answer per question.
@@ -146,7 +144,7 @@ def _trim(answer: str) -> str:
 
 
 def _comparable(answers: Sequence[str]) -> tuple[list[str], Callable[[str], str]]:
-    """Return the answers in the form that is compared, and the function that brings a prediction to it."""
+    """Return the answers in the form used for comparison, and the function that converts a prediction to it."""
     given = [_trim(answer) for answer in answers]
     if all(answer == given[0] for answer in given):
         return given, _trim
@@ -155,6 +153,6 @@ def _comparable(answers: Sequence[str]) -> tuple[list[str], Callable[[str], str]
 
 def _credit(guess: str, given: Sequence[str]) -> float:
     matches = given.count(guess)
-    # Added up in the order of the answers, one by one, so that the float is the official one to the last bit.
+    # Summed one by one in the order of the answers, so that the float matches the official one exactly.
     earned = [min(1, (matches - (answer == guess)) / 3) for answer in given]
     return sum(earned) / len(earned)

@@ -1,4 +1,4 @@
-"""A trained network on disk, and everything that scores with it: pairs, grids, files, search.
+"""Trained networks on disk, and everything that scores with them: pairs, grids, files, search.
 
-`Scorer` is the one way from a pair to a score, for the command line, HTTP and Python alike.
+All scoring goes through `Scorer`, from the command line, HTTP and Python alike.
 """

@@ -1,8 +1,7 @@
-"""Pairs and their embeddings as tensors in memory, from which batches are taken by index.
+"""Pairs and their embeddings as tensors in memory, batched by index.
 
-Every image and text is stored once, however many pairs use it, in the number type of the store. Of images alone, or
-texts alone, the other side is one item of width 0 (`absent_side`): networks add nothing for it and need no case of
-their own.
+Every image and text is stored once, however many pairs use it, in the store's data type. For images only, or texts
+only, the other side is a single item of width 0 (`absent_side`), so networks need no special case.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from frevl.devices import Steps, is_accelerator
 from frevl.encoders.interface import stack
 from frevl.models.interface import PairNetwork
 
-if TYPE_CHECKING:  # batches are made where nothing can read a store
+if TYPE_CHECKING:  # batches are also made where no store can be read
     from frevl.store.reader import Store
     from frevl.store.towers import Modality, Tower
 
@@ -39,24 +38,24 @@ __all__ = [
     "vectors_of",
 ]
 
-_BATCHES_KEPT = 64  # after which the pages of items in a file are let go
+_BATCHES_KEPT = 64  # bytes after which the mapped pages of items are released
 
 Inputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 class ItemFile(Protocol):
-    """Items of one modality in a file that is mapped into memory."""
+    """Items of one modality in a memory-mapped file."""
 
     def touch(self, rows: Tensor) -> None:
         """Read the pages of some items, ``(r,)`` int64."""
 
     def release(self) -> None:
-        """Let all pages go."""
+        """Release all pages."""
 
 
 @dataclass(frozen=True)
 class EmbeddedPairs:
-    """Embeddings of the different images and texts, and which of them make a pair.
+    """Embeddings of the distinct images and texts, and which of them form pairs.
 
     Attributes:
         images: ``(images, tokens, dim)`` in the stored type; ``dim`` is 0 where the pairs are texts alone.
@@ -100,11 +99,11 @@ class EmbeddedPairs:
         return len(self.image_rows)
 
     def with_rows(self, image_rows: Tensor, text_rows: Tensor) -> EmbeddedPairs:
-        """Return other pairs of the same items."""
+        """Return other pairs over the same items."""
         return replace(self, image_rows=image_rows, text_rows=text_rows)
 
     def on(self, device: torch.device | str) -> EmbeddedPairs:
-        """Return the same pairs with the items on a device; which items make a pair stays with the processor."""
+        """Return the same pairs with the items on a device; the pair indices stay on the CPU."""
         images, image_mask, texts, text_mask = (
             part.to(device) for part in (self.images, self.image_mask, self.texts, self.text_mask)
         )
@@ -114,7 +113,7 @@ class EmbeddedPairs:
     def fits(self, device: torch.device | str) -> bool:
         """Whether it is an accelerator where these items are not yet, and take at most a quarter of its free memory.
 
-        Batches are then better gathered there than gathered here and copied.
+        Batches are then better gathered there than gathered on the CPU and copied.
         """
         if not is_accelerator(device) or self.images.is_cuda:
             return False
@@ -130,13 +129,13 @@ class EmbeddedPairs:
         )  # fmt: skip
 
     def touch(self, rows: Tensor) -> None:
-        """Read the items of some pairs from their files, before they are needed."""
+        """Prefetch the items of some pairs from their files."""
         if self.files is not None:
             for file, items in zip(self.files, (self.image_rows, self.text_rows), strict=True):
                 file.touch(items[rows])
 
     def release(self) -> None:
-        """Let go what was read from files."""
+        """Release what was read from files."""
         for file in self.files or ():
             file.release()
 
@@ -154,7 +153,7 @@ class EmbeddedPairs:
         return image, text, image_mask, text_mask
 
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Inputs]:
-        """Yield the inputs of all pairs in their order."""
+        """Yield the inputs of all pairs in order."""
         for number, start in enumerate(range(0, len(self), size)):
             if number and number % _BATCHES_KEPT == 0:
                 self.release()
@@ -177,14 +176,14 @@ def images_alone(images: Tensor, mask: Tensor | None = None) -> EmbeddedPairs:
 
 
 def absent_side(items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the embeddings of a side that pairs do not have: ``(items, 1, 0)`` values and an ``(items, 1)`` mask."""
+    """Return the embeddings of a missing side: ``(items, 1, 0)`` values and an ``(items, 1)`` mask."""
     return np.zeros((items, 1, 0), np.float16), np.ones((items, 1), bool)
 
 
 def read_side(
     store: Store, modality: Modality, ids: Sequence[str], towers: Sequence[Tower], given: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read items of one modality from the store, except those whose ``(tokens, dim)`` embeddings are given.
+    """Read items of one modality from the store, except those with given ``(tokens, dim)`` embeddings.
 
     Returns:
         ``(n, tokens, dim)`` values and ``(n, tokens)`` mask; those of `absent_side` without towers.
@@ -205,7 +204,7 @@ def read_side(
 
 
 def moved(values: Tensor, device: torch.device | str) -> Tensor:
-    """Copy a tensor to a device; to an NVIDIA device from pinned memory, so that the processor need not wait."""
+    """Copy a tensor to a device; to an NVIDIA device from pinned memory, so that the CPU need not wait."""
     if torch.device(device).type != "cuda" or values.is_cuda:
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
@@ -220,21 +219,21 @@ def _rows(values: Tensor, mask: Tensor, rows: Tensor, device: torch.device | str
 
 
 _log = logging.getLogger("frevl")
-_MOST_THERE = 1 << 26  # numbers of logits on a device before they are fetched
+_MOST_THERE = 1 << 26  # logits accumulated on a device before they are fetched
 
 
 def placed(network: PairNetwork, device: str) -> PairNetwork:
-    """Return a run's network in its form for scoring, on a device; on an accelerator in float16 where that is safe."""
+    """Return a run's network in its scoring form, on a device; on an accelerator in float16 if that is safe."""
     twin = network.for_inference().to(device).eval()
     return twin.half() if is_accelerator(device) and network.scores_in_half else twin
 
 
 def exact_enough(network: PairNetwork, original: PairNetwork, logits: Tensor) -> PairNetwork:
-    """Return the network that gave these logits, or one in float32 if it is in float16 and that did not hold them."""
+    """Return the network that gave these logits, or a float32 version if they overflowed in float16."""
     first = next(network.parameters(), torch.empty(0))
     if first.dtype != torch.float16 or bool(logits.isfinite().all()):
         return network
-    _log.warning("frevl: float16 does not hold the scores of this run; it scores in float32.")
+    _log.warning("frevl: the scores of this run overflow in float16; scoring in float32 instead.")
     return original.for_inference().to(first.device).eval()
 
 

@@ -1,15 +1,15 @@
-"""Calibration on held-out data: from logits to probabilities, and how far a prediction set has to reach.
+"""Calibration on held-out data: turning logits into probabilities, and prediction sets.
 
 Probabilities need one scale, and for matching one offset. Temperature scaling is Guo et al. 2017, "On Calibration of
-Modern Neural Networks"; with an offset it is Platt 1999, who also softens the truth so that few pairs cannot prove
-certainty. We soften it as Laplace's rule of succession does.
+Modern Neural Networks"; with an offset it is Platt 1999, who also smooths the targets so that few pairs cannot prove
+certainty. We smooth them by Laplace's rule of succession.
 
-A prediction set holds the classes that cannot be ruled out, so that a right one is among them as often as was asked
-for: split conformal prediction (Papadopoulos et al. 2002; Angelopoulos and Bates 2023). Scores of held-out pairs tell
-how far a set has to reach. Pairs of one image are not independent, so the scores are one pair a cluster, drawn at
-random: what is promised holds for a pair of a new image. Two kinds of scores, of which the one with the smaller sets is
-kept: ``probability``, one minus that of the right class, and ``adaptive``, the sum of all probabilities down to it
-(Romano, Sesia and Candes 2020, without randomisation). A set always holds the likeliest class.
+A prediction set contains the classes that cannot be ruled out, with a given coverage: split conformal prediction
+(Papadopoulos et al. 2002; Angelopoulos and Bates 2023). The scores of held-out pairs determine the threshold. Pairs of
+one image are not independent, so one pair per cluster is drawn at random: the guarantee holds for a pair of a new
+image. Of two kinds of scores, the one with smaller sets is kept: ``probability``, one minus that of the right class,
+and ``adaptive``, the sum of all probabilities down to it (Romano, Sesia and Candes 2020, without randomisation). A set
+always holds the likeliest class.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from frevl.runs.targets import Answers
 __all__ = ["FEWEST_PAIRS", "ConformalScores", "calibrated", "calibration_notes", "check_level", "fit_calibration"]
 
 FEWEST_PAIRS = 50
-"""Development pairs below which a run says that it is hardly calibrated."""
+"""Development pairs below which a run is reported as hardly calibrated."""
 
-# What a fit must gain, in twice the log-likelihood, before any of it is kept: 4 is about what chance gives one
-# temperature in one of twenty sets. Scale and offset together are steadied by the softened truth, too. Measured on
-# made networks that are calibrated already, with 20 pairs: without this a third of the fits made the ECE worse by
-# 5 points or more; with it one in fifty of several classes and one in twenty of two outcomes.
+# Minimum gain of a fit, in twice the log-likelihood, for it to be kept: 4 is about what chance gives one temperature in
+# one of twenty sets. Scale and offset together are also stabilised by the smoothed targets. Measured on simulated
+# networks that are already calibrated, with 20 pairs: without this, a third of the fits made the ECE worse by at least
+# 5 points; with it, one in fifty with several classes and one in twenty with two outcomes.
 _CHANCE = {"binary": 2.0, "classes": 4.0}
-_MOST_PAIRS = 20_000  # two numbers are fitted: more pairs only cost memory
+_MOST_PAIRS = 20_000  # only two numbers are fitted: more pairs just cost memory
 # Pairs of unknown truth, assumed in addition to the real ones: after 18 right decisions of 18, the next one has the
 # probability (18 + 1) / (18 + 2), not 1.
 _UNKNOWN_PAIRS = 2
 
 
 def calibrated(logits: Tensor, calibration: dict[str, float], *, soft: bool) -> Tensor:
-    """Turn logits into probabilities.
+    """Convert logits to probabilities.
 
     Args:
         logits: ``(n, 1)`` for matching, ``(n, classes)`` for classification.
@@ -104,7 +104,7 @@ def fit_calibration(logits: Tensor, target: Tensor | Answers, *, shrink: bool = 
         log_scale, offset = point.unbind()
         adjusted = logits * log_scale.exp() + (offset if binary else 0.0)
         fit = F.binary_cross_entropy_with_logits(adjusted, truth) if binary else F.cross_entropy(adjusted, truth)
-        # Logits that are all the same fit every scale: it then stays at 1.
+        # Identical logits fit any scale: it then stays at 1.
         value = fit + 1e-3 * (log_scale.square() + offset.square())
         return value.item(), torch.autograd.grad(value, point)[0]
 
@@ -125,12 +125,12 @@ def calibration_notes(pairs: int) -> list[str]:
     if pairs >= FEWEST_PAIRS:
         return []
     return [
-        f"Hardly calibrated: {pairs:,} development pairs can show only a large error of the probabilities; give at "
-        f"least {FEWEST_PAIRS} with --dev where they matter."
+        f"Hardly calibrated: {pairs:,} development pairs can reveal only large errors of the probabilities; if "
+        f"these matter, give at least {FEWEST_PAIRS} with --dev."
     ]
 
 
-_MOST_SCORES = 2_000  # kept in a run: the level is then within 0.7 points
+_MOST_SCORES = 2_000  # scores kept in a run: the level is then within 0.7 points
 _COMPARED_AT = 0.9
 _WIDE = 0.1  # of the interval of a coverage, from which it is said: below 140 scores at 90 %
 _STEPS = 10_000  # of a distribution
@@ -138,7 +138,7 @@ _STEPS = 10_000  # of a distribution
 
 @dataclass(frozen=True)
 class ConformalScores:
-    """Scores of held-out pairs, one a cluster.
+    """Scores of held-out pairs, one per cluster.
 
     Attributes:
         kind: ``probability`` or ``adaptive``.
@@ -152,7 +152,7 @@ class ConformalScores:
     def fit(
         cls, probabilities: NDArray[Any], right: NDArray[np.bool_], clusters: NDArray[Any], *, seed: int = 0
     ) -> ConformalScores:
-        """Measure held-out pairs.
+        """Compute the scores of held-out pairs.
 
         Args:
             probabilities: ``(n, classes)`` calibrated.
@@ -167,11 +167,11 @@ class ConformalScores:
         for kind in ("probability", "adaptive"):
             scores = np.where(right, _scores(probabilities, kind), np.inf).min(axis=1)[rows]
             found[kind] = cls(kind, np.sort(scores))
-        # Of equals the first: a set of all classes above a probability is easier to explain.
+        # The first in case of ties: a set of all classes above a probability is easier to explain.
         return min(found.values(), key=lambda one: float(one.sets(probabilities, _COMPARED_AT).sum(axis=1).mean()))
 
     def threshold(self, level: float) -> float:
-        """Return the score up to which a class belongs to a set; infinite where there are too few scores.
+        """Return the score up to which a class belongs to a set; infinite with too few scores.
 
         With ``m`` scores it is the ``ceil((m + 1) level)``-th smallest: conservative, as rounding goes.
         """
@@ -179,19 +179,19 @@ class ConformalScores:
         return math.inf if place > len(self.scores) else float(self.scores[place - 1])
 
     def sets(self, probabilities: NDArray[Any], level: float) -> NDArray[np.bool_]:
-        """Return ``(n, classes)``: which classes belong to the set of each row."""
+        """Return ``(n, classes)`` bool: which classes belong to each row's set."""
         mask = _scores(probabilities, self.kind) <= self.threshold(level)
         mask[np.arange(len(mask)), probabilities.argmax(axis=1)] = True
         return mask
 
     def note(self, level: float) -> list[str]:
-        """Say so where there are too few scores for this level."""
+        """Return a note if there are too few scores for this level."""
         if math.isfinite(self.threshold(level)):
             return []
         return [
-            f"Sets of {100 * level:g} % hold every class: {len(self.scores):,} held-out images promise no more (at "
-            f"least {math.ceil(level / (1 - level) - 1e-9):,} are needed, all with a right class); give more with "
-            "--calibrate."
+            f"Sets of {100 * level:g} % contain every class: {len(self.scores):,} held-out images cannot guarantee "
+            f"more (at least {math.ceil(level / (1 - level) - 1e-9):,} are needed, all with a right class); give "
+            "more with --calibrate."
         ]
 
     def notes(self, level: float) -> list[str]:
@@ -220,32 +220,32 @@ class ConformalScores:
         return float(steps[low]), float(steps[high])
 
     def record(self) -> dict[str, Any]:
-        """Return what a run keeps; an infinite score is None."""
+        """Return the record stored in a run; an infinite score is None."""
         rounded = [round(score, 6) if math.isfinite(score) else None for score in self.scores.tolist()]
         return {"kind": self.kind, "scores": rounded}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> ConformalScores:
-        """Read what `record` has written."""
+        """Read what `record` wrote."""
         scores = [math.inf if score is None else float(score) for score in record["scores"]]
         return cls(str(record["kind"]), np.array(scores, np.float64))
 
 
 def check_level(level: float) -> None:
-    """Refuse a level that no set can have.
+    """Refuse an impossible level.
 
     Raises:
         UsageError: It is not between 0 and 1.
     """
     if not 0 < level < 1:
         raise UsageError(
-            f"--sets is how often the right answer is to be in the set, between 0 and 1; found {level:g}"
-            + ("; a set that is always right holds every class" if level == 1 else "")
+            f"--sets is the share of sets that contain the right answer, between 0 and 1; found {level:g}"
+            + ("; a set that is always right contains every class" if level == 1 else "")
         )
 
 
 def _scores(probabilities: NDArray[Any], kind: str) -> NDArray[np.float64]:
-    """Return ``(n, classes)``: how strange each class would be; the smaller, the likelier."""
+    """Return ``(n, classes)`` nonconformity scores; the smaller, the likelier."""
     if kind == "probability":
         return 1 - probabilities.astype(np.float64)
     order = np.argsort(-probabilities, axis=1, kind="stable")

@@ -1,4 +1,4 @@
-"""The encoders of a run: they embed what the store does not hold, as the store would hold it."""
+"""The encoders of a run, which embed items outside the store consistently with it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["OwnEncoders"]
 
 
 class OwnEncoders:
-    """The encoders that made the embeddings which a run reads; each is loaded when it is first needed, and checked."""
+    """The encoders behind a run's embeddings; each is loaded and checked on first use."""
 
     def __init__(self, run: Run, store: Store, towers: Mapping[Modality, list[Tower]], *, device: str) -> None:
-        """Take note of what they must embed like; nothing is loaded.
+        """Record what they must be consistent with; nothing is loaded.
 
         Args:
             run: What reads the embeddings.
@@ -36,7 +36,7 @@ class OwnEncoders:
         self._encoders: dict[str, Encoder] = {}
 
     def embed_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Embed texts as the store would hold them.
+        """Embed texts as they would be in the store.
 
         Returns:
             ``(n, tokens, dim)`` in the stored type and a ``(n, tokens)`` mask.
@@ -50,7 +50,7 @@ class OwnEncoders:
             if not isinstance(text, str):
                 raise UsageError(f"A text to score must be a string, found {type(text).__name__}")
             if not text.strip():
-                raise StoreError("A text to score is empty or only blanks; expected a sentence or question")
+                raise StoreError("A text to score is blank; expected a sentence or question")
         parts = []
         for tower in self._towers["text"]:
             encoder = next(e for e in self.encoders("text") if e.text is not None and e.text.name == tower.name)
@@ -73,7 +73,7 @@ class OwnEncoders:
         return [tower.prepare(pictures[tower.target]) for tower in towers]
 
     def embed_images(self, prepared: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
-        """Embed images as the store would hold them.
+        """Embed images as they would be in the store.
 
         Args:
             prepared: What `prepare_image` made of each.
@@ -98,7 +98,7 @@ class OwnEncoders:
         return [loaded[tower.name] for tower in self._towers["image"]]
 
     def encoders(self, modality: Modality | None = None) -> list[Encoder]:
-        """Load the run's encoders, of one modality or both, and check that they are those that made the store.
+        """Load the run's encoders, for one modality or both, and check that they match the store.
 
         Raises:
             StoreError: Vectors of this modality were imported, so nothing can be embedded like them.
@@ -108,9 +108,9 @@ class OwnEncoders:
         imported = next((tower for tower in towers if tower.imported), None)
         if imported is not None:
             raise StoreError(
-                f"{self._store.path}: the vectors of '{imported.name}' were imported, so no {imported.modality} that "
-                f"is not in the store can be embedded like them; use its own {imported.modality}s, or import more "
-                "vectors"
+                f"{self._store.path}: the vectors of '{imported.name}' were imported, so {imported.modality}s "
+                f"outside the store cannot be embedded in the same way; use its own {imported.modality}s, or "
+                "import more vectors"
             )
         for name in self._run.encoders:
             if name not in self._encoders and any(name in tower.encoders for tower in towers):

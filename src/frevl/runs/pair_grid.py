@@ -1,7 +1,7 @@
-"""Scores of many pairs of few items: what depends on one item alone is done once.
+"""Score many pairs of few items, doing the work on single items only once.
 
-All pairs of ``n`` images and ``m`` texts are ``4 n m`` bytes of scores. Whoever can use them some rows at a time takes
-`ScoreRows` and never has them all.
+All pairs of ``n`` images and ``m`` texts are ``4 n m`` bytes of scores. `ScoreRows` provides them a few rows at a time,
+without ever holding them all.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = [
 
 
 def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, device: str = "cpu") -> Tensor:
-    """Return the ``(n, outputs)`` float32 logits of a list of pairs, on the CPU, by the cheaper of two ways.
+    """Return the ``(n, outputs)`` float32 logits of a list of pairs, on the CPU, by the cheaper of two methods.
 
-    A network whose items are much work (`PairNetwork.item_work`) does it once an item; others take pair by pair.
+    A network with expensive item work (`PairNetwork.item_work`) does it once per item; others process pair by pair.
 
     Args:
         network: On the device.
@@ -52,7 +52,7 @@ def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, dev
 
 
 def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
-    """Do the work of single items.
+    """Do the work on single items.
 
     Args:
         network: In evaluation mode, on the device.
@@ -68,7 +68,7 @@ def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, 
         return _in_batches(lambda rows, columns: network(*embedded.inputs(rows, columns, device)), batch_size, device)
     images = _items(network.image_items, embedded.images, embedded.image_mask, batch_size, device)
     texts = _items(network.text_items, embedded.texts, embedded.text_mask, batch_size, device)
-    # Only the masks are needed from here on: the embeddings themselves may go.
+    # Only the masks are needed from here on, so the embeddings can be freed.
     image_mask, text_mask = _mask(embedded.image_mask, device), _mask(embedded.text_mask, device)
     shared = None if image_mask is not None or text_mask is not None else network.shared_scorer(images, texts)
     if shared is not None:
@@ -95,7 +95,7 @@ def _in_batches(logits: PairLogits, batch_size: int, device: str) -> PairLogits:
             except torch.OutOfMemoryError as error:
                 steps.halve(error)
                 continue
-            # Into one tensor: small pieces kept between large ones would keep the heap from being used again.
+            # Into one tensor: small pieces kept between large ones would fragment the heap.
             found = part.new_empty(len(rows), part.shape[1]) if steps.rows.start == 0 else found
             found[steps.rows] = part
             steps.done()
@@ -111,7 +111,7 @@ def _items(
     for start in range(0, len(values), batch_size):
         part = slice(start, start + batch_size)
         made = make(moved(values[part], device).float(), _mask(mask[part], device))
-        # Into place: pieces that are joined at the end take twice the memory.
+        # In place: joining pieces at the end would take twice the memory.
         fields = fields or [field.new_empty((len(values), *field.shape[1:])) for field in made]
         for field, piece in zip(fields, made, strict=True):
             field[part] = piece
@@ -122,19 +122,19 @@ def _mask(mask: Tensor, device: str) -> Tensor | None:
     return None if mask.shape[1] == 1 else mask.to(device)
 
 
-_PAIRS = 1_048_576  # pairs whose numbers are in memory at once
+_PAIRS = 1_048_576  # pairs in memory at once
 _PRODUCTS = 16_777_216  # dot products at once: 64 MB
-_IMAGES = 256  # of which dot products are made at once
-_IN_MEMORY = 67_108_864  # scores; a larger grid lies in a temporary file, so that memory stays bounded
+_IMAGES = 256  # rows whose dot products are computed at once
+_IN_MEMORY = 67_108_864  # scores; a larger grid goes into a temporary file, so that memory stays bounded
 
 PairScores = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
 class ScoreRows:
-    """The scores of all pairs, computed some rows at a time, and again on every iteration.
+    """The scores of all pairs, computed a few rows at a time, and again on every iteration.
 
-    Blocks always begin at the same rows, so that the scores are the same to the last digit each time.
+    Blocks always begin at the same rows, so the scores are identical each time.
 
     Attributes:
         shape: Number of images and of texts.
@@ -147,7 +147,7 @@ class ScoreRows:
     of: Callable[[int, int], NDArray[np.float32]]
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        """Make the blocks one after the other."""
+        """Yield the blocks in order."""
         for start in range(0, self.shape[0], self.step):
             yield self.of(start, min(start + self.step, self.shape[0]))
 
@@ -162,7 +162,7 @@ class ScoreRows:
         return self if self.shape[0] * self.shape[1] > _IN_MEMORY else ScoreRows.of_array(self.grid())
 
     def grid(self) -> NDArray[np.float32]:
-        """Return all ``(images, texts)`` scores: in memory, or in an unnamed temporary file where they are many.
+        """Return all ``(images, texts)`` scores: in memory, or in an unnamed temporary file if there are many.
 
         Raises:
             InputError: The file does not fit on the disk.
@@ -175,7 +175,7 @@ class ScoreRows:
 
 
 def scored_rows(images: int, texts: int, score: PairScores) -> ScoreRows:
-    """Return the ``(images, texts)`` scores that a function gives."""
+    """Return the ``(images, texts)`` scores computed by a function."""
 
     def block(start: int, end: int) -> NDArray[np.float32]:
         return score(*np.divmod(np.arange(start * texts, end * texts), texts)).reshape(end - start, texts)
@@ -205,13 +205,14 @@ def _empty_grid(images: int, texts: int) -> NDArray[np.float32]:
     folder, size = tempfile.gettempdir(), 4 * images * texts
     try:
         with tempfile.TemporaryFile(dir=folder) as file:  # the mapping outlives the file's name
-            # A file with holes would end the process with a bus error where the disk is full.
+            # A sparse file would crash the process with a bus error if the disk is full.
             _reserve(file.fileno(), size)
             return np.memmap(file, np.float32, "r+", shape=(images, texts))
     except OSError as error:
         raise InputError(
-            f"{folder}: the scores of {images:,} images with {texts:,} texts take {size / 1e9:,.1f} GB there, and "
-            f"that cannot be had ({error.strerror or error}); make room, name another folder in TMPDIR, or score fewer"
+            f"{folder}: the scores of {images:,} images with {texts:,} texts need {size / 1e9:,.1f} GB there, "
+            f"which is not available ({error.strerror or error}); free some space, set TMPDIR to another folder, "
+            "or score fewer"
         ) from error
 
 

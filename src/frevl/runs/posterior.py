@@ -1,4 +1,4 @@
-"""The posterior of a run's last layer: fitted on stored embeddings, kept beside the weights, and asked for doubt."""
+"""The posterior of a run's last layer: fitted on stored embeddings, saved next to the weights, and used for doubt."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from frevl.runs.batches import EmbeddedPairs
 
 __all__ = ["Posterior", "carried_over", "fit_posterior", "load_posterior", "save_posterior"]
 
-_ABOUT = "posterior"  # key of the file's own description
+_ABOUT = "posterior"  # metadata key in the file
 _AT_ONCE = 1_024
-_MOST_WORK = 4e10  # multiplications of a scatter, about a second; of more rows some are taken, evenly
-_WIDEST = 4_096  # numbers of an input; the scatter of wider ones would not fit in memory beside the rest
+_MOST_WORK = 4e10  # multiplications for a scatter matrix, about a second; more rows are sampled evenly
+_WIDEST = 4_096  # maximum input width; the scatter matrix of wider ones would not fit in memory
 _PROBES = 8
-_SLACK = 1e-4  # of the length of a direction, which is below 1
+_SLACK = 1e-4  # tolerance for the length of a direction, which is below 1
 
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the last layer of a network has learned about, by side.
+    """What the last layer of a network has seen in training, by side.
 
     Attributes:
         directions: ``(r, width)`` float32 of `frevl.models.uncertainty.posterior.known_directions`, by what
@@ -43,16 +43,16 @@ class Posterior:
     def doubt(self, network: PairNetwork, pairs: EmbeddedPairs) -> Tensor:
         """Return the ``(n,)`` float32 doubt of pairs.
 
-        0 is what the network knows to the last, 1 what is like nothing that it has learned from; of one side, after
-        ``n`` inputs exactly like it the doubt is ``1 / (1 + n)``. See `frevl.models.uncertainty.posterior.pair_doubt`
-        for two sides, and `frevl.models.ensemble.Average.doubt` for averages.
+        0 is fully known, 1 unlike anything in training; for one side, after ``n`` identical inputs the doubt is ``1 /
+        (1 + n)``. See `frevl.models.uncertainty.posterior.pair_doubt` for two sides, and
+        `frevl.models.ensemble.Average.doubt` for averages.
 
         Args:
             network: That it is of, in float32; the posterior stays on the CPU.
             pairs: Embedded.
         """
         found = [torch.zeros(0)]
-        device = next(network.parameters(), found[0]).device  # a scorer may have moved it
+        device = next(network.parameters(), found[0]).device  # a scorer may have moved it to a device
         with torch.inference_mode():
             for batch in pairs.batches(_AT_ONCE, device):
                 inputs = network.last_layer_inputs(*batch) or {}
@@ -62,7 +62,7 @@ class Posterior:
 
 
 def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs) -> Posterior | None:
-    """Fit the posterior of a network's last layer: closed form, one pass.
+    """Fit the posterior of a network's last layer, in closed form and one pass.
 
     Args:
         network: Trained, on the CPU.
@@ -73,7 +73,7 @@ def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs) -> Posterior | Non
     """
     if not len(pairs):
         return None
-    network.eval()  # hidden units are not dropped
+    network.eval()  # evaluation mode: no dropout
     with torch.inference_mode():
         first = network.last_layer_inputs(*pairs.inputs(pairs.image_rows[:1], pairs.text_rows[:1]))
         if first is None or max(one.shape[1] for one in first.values()) > _WIDEST:
@@ -92,7 +92,7 @@ def _kind(side: str) -> str:
 
 
 def _of_side(pairs: EmbeddedPairs, side: str) -> EmbeddedPairs:
-    """Return the pairs in which every item of one side stands once; all of them for the pairs themselves."""
+    """Return pairs in which every item of one side occurs once; for pairs, all of them."""
     if side == "pair":
         return pairs
     own = pairs.image_rows if side == "image" else pairs.text_rows
@@ -118,7 +118,7 @@ def _scatters(network: PairNetwork, pairs: EmbeddedPairs, widths: Mapping[str, i
 
 
 def save_posterior(posterior: Posterior | None, folder: Path) -> None:
-    """Write the posterior beside the weights that it is of; without one, take away what lies there of other weights.
+    """Write the posterior next to its weights; without one, remove the file of any other weights.
 
     Raises:
         OSError: The folder cannot be written, or the weights are not there.
@@ -128,7 +128,7 @@ def save_posterior(posterior: Posterior | None, folder: Path) -> None:
         if file.is_file() and not _is_of_these_weights(file, folder):
             file.unlink()
         return
-    # One entry, because the library writes several in an order that changes from run to run.
+    # One entry, because the library writes several in an order that varies between runs.
     about = {_ABOUT: json.dumps({"format": 1, "weights": weights_digest(folder)}, sort_keys=True)}
     tensors = {side: own.contiguous() for side, own in posterior.directions.items()}
     replace_file(file, lambda path: save_file(tensors, path, metadata=about))
@@ -150,8 +150,8 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
     file = folder / POSTERIOR_FILE
     if not file.is_file():
         raise UsageError(
-            f"{folder}: the run has no doubt: names without examples, runs that always give one answer and runs of "
-            "earlier versions have none; train again, or leave it out"
+            f"{folder}: the run cannot give doubt: classifiers from names only, majority runs and runs of earlier "
+            "versions cannot; train again, or leave it out"
         )
     try:
         with safe_open(file, framework="pt") as opened:
@@ -169,7 +169,7 @@ def load_posterior(network: PairNetwork, folder: Path, *, image_dim: int, text_d
 def carried_over(
     former: PairNetwork, folder: Path, network: PairNetwork, *, image_dim: int, text_dim: int
 ) -> Posterior | None:
-    """Return the posterior of a run for a network that was made of its own, if that reads the same in its last layer.
+    """Return a run's posterior for a network derived from its own, if the input of the last layer is unchanged.
 
     Args:
         former: The run's network.
@@ -195,7 +195,7 @@ def carried_over(
 def _problem(
     about: Mapping[str, object], directions: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: Path
 ) -> str:
-    """Say what is wrong with a file; an empty string if nothing is."""
+    """Return what is wrong with a file; an empty string if nothing is."""
     if about.get("format") != 1:
         return f"expected format 1, found {str(about.get('format'))[:20]}"
     if set(directions) != set(expected):
@@ -207,7 +207,7 @@ def _problem(
         if not bool(own.isfinite().all()) or bool((own.square().sum(dim=1) > 1 + _SLACK).any()):
             return f"the rows of the {side} are not directions"
     if about.get("weights") != weights_digest(folder):
-        return "it is that of other weights"
+        return "it belongs to other weights"
     return ""
 
 
@@ -220,7 +220,7 @@ def _is_of_these_weights(file: Path, folder: Path) -> bool:
 
 
 def _about(metadata: Mapping[str, str] | None) -> dict[str, object]:
-    """Return the file's own description.
+    """Return the file's metadata.
 
     Raises:
         ValueError: It says nothing of the kind.

@@ -1,4 +1,4 @@
-"""Prediction sets of a run: the scores that it keeps, or those of pairs that it has not learned from."""
+"""Prediction sets of a run, from the scores it keeps or from other held-out pairs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PAIRS_AT_ONCE = 16_384
 def conformal_scores(
     scorer: Scorer, calibrate: Any = None, *, evaluated: Pairs | None = None
 ) -> tuple[ConformalScores, list[str]]:
-    """Return the scores that a run keeps of its held-out pairs, or those of other pairs.
+    """Return the scores of a run's held-out pairs, or those of given pairs.
 
     Args:
         scorer: The run with its store.
@@ -44,8 +44,8 @@ def conformal_scores(
         record = scorer.run.results.get("prediction_sets")
         if record is None:
             raise UsageError(
-                f"{scorer.run.path}: the run keeps no scores of held-out pairs, because nothing was held out or an "
-                "earlier version trained it; give pairs that it has not learned from with --calibrate, or train again"
+                f"{scorer.run.path}: the run has no scores of held-out pairs, because nothing was held out or an "
+                "earlier version trained it; give held-out pairs with --calibrate, or train again"
             )
         try:
             return ConformalScores.from_record(record), []
@@ -67,15 +67,15 @@ def conformal_scores(
     doubts = []
     if seen.any():
         doubts.append(
-            f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s of --calibrate were in training "
-            "or development: the sets are too small, and hold the right class less often than they say."
+            f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s of --calibrate were in "
+            "training or development: the sets are too small, and contain the right class less often than stated."
         )
     if evaluated is not None:
         again = set(content.values()) & set(content_of_units(scorer.store, evaluated).values())
         if again:
             doubts.append(
-                f"Leak: {len(again):,} {pairs.sides[0]}s of --calibrate are evaluated on as well: the coverage is that "
-                "of pairs that the sets were measured on."
+                f"Leak: {len(again):,} {pairs.sides[0]}s of --calibrate are also evaluated: the coverage is "
+                "measured on the calibration pairs."
             )
     towers = [scorer.store.towers[name] for name in scorer.run.towers["image"]]
     (pairs,), grouped = group_pairs(scorer.store, [pairs], towers=towers, purpose="Counted once for the sets")
@@ -86,7 +86,7 @@ def conformal_scores(
 
 
 def set_probabilities(scorer: Scorer, pairs: Pairs) -> NDArray[np.float64]:
-    """Return ``(n, classes)`` probabilities of pairs; of a matching run ``(n, 2)``, of no match and of a match."""
+    """Return ``(n, classes)`` probabilities of pairs; for a matching run ``(n, 2)``, of no match and of a match."""
     parts = []
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         part = slice(start, start + _PAIRS_AT_ONCE)
@@ -102,20 +102,20 @@ def set_probabilities(scorer: Scorer, pairs: Pairs) -> NDArray[np.float64]:
 def named_sets(
     conformal: ConformalScores, probabilities: NDArray[Any], level: float, labels: Sequence[str]
 ) -> list[list[str]]:
-    """Return the classes of each pair that cannot be ruled out, the likeliest first, from ``(n, classes)``."""
+    """Return each pair's classes that cannot be ruled out, likeliest first, from ``(n, classes)``."""
     order = np.argsort(-probabilities, axis=1, kind="stable")
     mask = np.take_along_axis(conformal.sets(probabilities, level), order, axis=1)
     return [[labels[number] for number in classes[inside]] for classes, inside in zip(order, mask, strict=True)]
 
 
 def named_matches(conformal: ConformalScores, matching: NDArray[Any], level: float) -> list[bool | None]:
-    """Return of ``(n,)`` match probabilities whether each is a match; None where neither can be ruled out."""
+    """Return whether each of ``(n,)`` match probabilities is a match; None if neither can be ruled out."""
     mask = conformal.sets(np.stack([1 - matching, matching], axis=1), level)
     return [None if no == yes else yes for no, yes in mask.tolist()]
 
 
 def right_classes(scorer: Scorer, pairs: Pairs) -> NDArray[np.bool_]:
-    """Return ``(n, classes)``: which classes are right for pairs; of a matching run ``(n, 2)``."""
+    """Return ``(n, classes)``: which classes are right for pairs; for a matching run ``(n, 2)``."""
     if scorer.run.task == "matching":
         matches = match_truth(pairs).numpy() > 0.5
         return np.stack([~matches, matches], axis=1)

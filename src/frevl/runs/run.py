@@ -1,4 +1,4 @@
-"""A run on disk: weights, settings, labels, fingerprints and results; refuses a store that does not fit.
+"""A run on disk: weights, settings, labels, fingerprints and results; refuses stores that do not match.
 
 ``run.json`` is written last and atomically, so a run that exists is complete. Weights are safetensors; nothing
 is ever unpickled.
@@ -30,7 +30,7 @@ from frevl.models.interface import PairNetwork
 from frevl.models.registry import NETWORKS, build
 from frevl.runs.posterior import Posterior, save_posterior
 
-if TYPE_CHECKING:  # a network runs where nothing can read a store
+if TYPE_CHECKING:  # networks also run where no store can be read
     from frevl.store.reader import Store
     from frevl.store.towers import Modality, Tower
 
@@ -38,13 +38,13 @@ __all__ = ["UNFINISHED", "Run", "refuse_other_files", "settings_named"]
 
 FORMAT = 1
 UNFINISHED = ".unfinished"
-"""Hidden folder in that of a run: its training is under way, or was interrupted."""
+"""Hidden folder inside a run's: its training is in progress or was interrupted."""
 
 _TASKS = ("matching", "classification")
 
 
 def refuse_other_files(folder: Path, own: Sequence[str]) -> None:
-    """Refuse a folder with files that no training wrote: weights do not belong among somebody's documents.
+    """Refuse a folder with files not written by a training: weights must not land among someone's documents.
 
     Args:
         folder: Where a run is to be written; may be absent.
@@ -109,14 +109,14 @@ class Run:
     space_image_hashes: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
     posterior: Posterior | None = field(default=None, repr=False)
 
-    @functools.cached_property  # the service asks for every request
+    @functools.cached_property  # cached, because the service needs it on every request
     def sides(self) -> tuple[Side, ...]:
-        """What it reads of a pair: ``image``, ``text``, or both."""
+        """The sides of a pair that it reads: ``image``, ``text``, or both."""
         sides: tuple[Side, ...] = get_args(Side)
         return tuple(side for side in sides if self.towers.get(side))
 
     def check_pairs(self, pairs: Pairs) -> list[str]:
-        """Refuse pairs without what the run reads.
+        """Refuse pairs that lack a side the run reads.
 
         Returns:
             A note where the pairs have more than the run reads; empty otherwise.
@@ -130,14 +130,12 @@ class Run:
             alone = len(self.sides) == 1
             raise PairsError(
                 f"{pairs.places[0]}, field '{missing[0]}': expected {a}, because {self.path} was trained on "
-                f"{f'{missing[0]}s alone' if alone else 'images and texts'}; found none in any pair. Name its key with "
-                f"--columns {missing[0]}=NAME, or train a run on {pairs.sides[0]}s alone"
+                f"{f'{missing[0]}s only' if alone else 'images and texts'}; found none in any pair. Name its key "
+                f"with --columns {missing[0]}=NAME, or train a run on {pairs.sides[0]}s only"
             )
         more = [side for side in pairs.sides if side not in self.sides]
         return (
-            [f"The run was trained on {self.sides[0]}s alone: the {more[0]}s of the pairs are not read."]
-            if more
-            else []
+            [f"The run was trained on {self.sides[0]}s only: the {more[0]}s of the pairs are ignored."] if more else []
         )
 
     @property
@@ -160,7 +158,7 @@ class Run:
         problem = not_finite(weights) or _not_finite_calibration(self.calibration)
         if problem:
             raise RunError(
-                f"{self.path}: the run is not written, because {problem}; check the embeddings with frevl store "
+                f"{self.path}: the run was not written, because {problem}; check the embeddings with frevl store "
                 "verify, or train with a smaller learning rate"
             )
         try:
@@ -211,12 +209,12 @@ class Run:
             ) from error
 
     def towers_in(self, store: Store) -> dict[Modality, list[Tower]]:
-        """Return the towers of a store that the run reads, by modality; none where it does not read one."""
+        """Return the store's towers that the run reads, by modality; empty for a side that it does not read."""
         both: tuple[Modality, Modality] = ("image", "text")
         return {side: [store.towers[name] for name in self.towers.get(side, ())] for side in both}
 
     def check_store(self, store: Store) -> None:
-        """Refuse a store whose embeddings are not those of the training.
+        """Refuse a store whose embeddings differ from those in training.
 
         Raises:
             FingerprintError: A tower is missing or differs; names the field.
@@ -225,7 +223,7 @@ class Run:
 
         for modality, towers in self.towers.items():
             for name, identity in towers.items():
-                place = f"{self.path} and {store.path} do not fit"
+                place = f"{self.path} and {store.path} do not match"
                 flags = " ".join(f"--encoder {encoder}" for encoder in self.encoders)
                 tower = store.towers.get(name)
                 if tower is None:
@@ -241,7 +239,7 @@ class Run:
                     )
 
     def check_network(self, network: PairNetwork, store: Store, *, device: str) -> None:
-        """Refuse a network that does not fit the embeddings, or has other outputs than the run says.
+        """Refuse a network that does not match the embeddings or the run's stated outputs.
 
         Args:
             network: The run's own, or a form of it.
@@ -258,7 +256,7 @@ class Run:
         try:
             with torch.inference_mode():
                 logits = network(torch.zeros(1, image_dim, device=device), torch.zeros(1, text_dim, device=device))
-        # Settings and weights of a stranger can make a network fail in any way.
+        # Untrusted settings and weights can make a network fail in any way.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise RunError(
@@ -273,7 +271,7 @@ class Run:
 
 
 def _checked(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record of a run if every entry is of its kind.
+    """Return the record of a run if every entry is valid.
 
     Raises:
         KeyError: An entry is missing.
@@ -284,14 +282,14 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"expected '{name}' to be {expected}, found {repr(record[name])[:60]}")
     unknown = record.keys() - _ENTRIES
     if unknown:
-        raise ValueError(f"there is an entry '{min(unknown)[:60]}' that no run has")
+        raise ValueError(f"there is an unknown entry '{min(unknown)[:60]}'")
     problem = _not_finite_calibration(record["calibration"])
     if problem:
         raise ValueError(problem)
     if (record["task"] == "classification") != bool(record["labels"]):
         raise ValueError(f"a run of {record['task']} has {len(record['labels']):,} class names")
     for side, own in record["towers"].items():
-        # The first that is found: a network that reads images alone may hold one that knows texts too.
+        # The first one found: a network that reads only images may contain one that also knows texts.
         width = next(settings_named(record["network_settings"], f"{side}_dim"), 0)
         if not own and (record["task"] == "matching" or width):
             raise ValueError(f"there is no tower of the {side}s that its network reads")
@@ -299,7 +297,7 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings_named(settings: Any, name: str) -> Iterator[Any]:
-    """Return the values of a setting in a network and in the networks inside it."""
+    """Return the values of a setting in a network and in the networks nested in it."""
     if isinstance(settings, dict):
         if name in settings:
             yield settings[name]
@@ -310,7 +308,7 @@ def settings_named(settings: Any, name: str) -> Iterator[Any]:
 
 
 def _not_finite_calibration(calibration: Mapping[str, Any]) -> str:
-    """Say which number of a calibration is not finite; an empty string if all are."""
+    """Return which number of a calibration is not finite; an empty string if all are."""
     for name in ("scale", "offset"):
         value = calibration.get(name)
         if not _is_number(value) or not math.isfinite(value):  # type: ignore[arg-type]
@@ -319,7 +317,7 @@ def _not_finite_calibration(calibration: Mapping[str, Any]) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63  # more fits no float
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63  # larger values fit no float
     return whole or isinstance(value, float)
 
 

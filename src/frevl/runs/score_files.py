@@ -1,6 +1,6 @@
-"""A pairs file -> the same pairs with their scores, or their labels and probabilities.
+"""Score a pairs file: write the same pairs with scores, or with labels and probabilities.
 
-Scoring goes in blocks: in this process, or on the nodes of a Ray cluster, each with the run and the store opened.
+Blocks are scored in this process, or on the nodes of a Ray cluster that each open run and store.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ R = TypeVar("R")
 def scoring_through(
     address: str | None, scorer: Scorer, call: Callable[[Scorer, B], R], *, notes: list[str]
 ) -> Iterator[Callable[[Iterable[B]], Iterator[R]]]:
-    """Score blocks here, or on a cluster.
+    """Score blocks locally or on a cluster.
 
     Args:
         address: Of the cluster, see `frevl.store.many_nodes.connection.connected`; None scores here.
@@ -69,8 +69,9 @@ def scoring_through(
         def greeted(greeting: Greeting) -> None:
             if greeting.about != place.content:
                 raise FrevlError(
-                    f"--ray: the node {greeting.node} sees another store or run than this process under {place.store} "
-                    f"and {place.run}; give paths that mean the same on all nodes, and let nobody write to the store"
+                    f"--ray: the node {greeting.node} sees a different store or run under {place.store} and "
+                    f"{place.run} than this process; give paths that are valid on all nodes, and do not write to "
+                    "the store meanwhile"
                 )
 
         with hired:
@@ -81,7 +82,7 @@ def scoring_through(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where run and store are, and what they hold."""
+    """The locations and identities of run and store."""
 
     run: str
     store: str
@@ -138,7 +139,7 @@ def score_file(
     """Score every pair of a file and write them with their scores, one JSON object per line.
 
     Matching adds ``score`` and the calibrated ``probability``; classification adds ``label``, ``probability`` and
-    ``top``. A pair whose image was rejected keeps its place with ``"score": null`` and ``reject``, the reason.
+    ``top``. A pair with a rejected image keeps its place with ``"score": null`` and ``reject``, the reason.
 
     Args:
         scorer: The run with its store.
@@ -164,11 +165,11 @@ def score_file(
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     scorer.run.check_pairs(read)
     if doubt:
-        scorer.doubt([])  # refuses a run that has none
+        scorer.doubt([])  # refuses a run without any
     if sets is not None:
         check_level(sets)
     elif calibrate is not None:
-        raise UsageError("--calibrate measures prediction sets; ask for them with --sets, such as --sets 0.9")
+        raise UsageError("--calibrate is for prediction sets; request them with --sets, such as --sets 0.9")
     conformal, doubts = (None, []) if sets is None else conformal_scores(scorer, calibrate)
     usable, left_out = usable_pairs(read.only(scorer.run.sides), scorer.store)
     reasons = {reject.id: reject.reason for reject in left_out}
@@ -213,7 +214,7 @@ def score_file(
 
 
 def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tuple[int, int, list[Reject]]:
-    """Score every image of a pairs file with every text of it: what retrieval metrics are computed from.
+    """Score every image of a pairs file with every text, as needed for retrieval metrics.
 
     The file is read with ``numpy.load``: ``images`` ``(n,)`` and ``texts`` ``(m,)`` are strings in the order of the
     pairs file, ``score`` is ``(n, m)`` float32, and of a run with a first stage ``similarity`` ``(n, m)`` float32 is
@@ -249,7 +250,7 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
     small |= {"images": np.array(images), "texts": np.array(texts)}
 
     def write(path: Path) -> None:
-        with zipfile.ZipFile(path, "w") as archive:  # as numpy.savez does, but a block of scores at a time
+        with zipfile.ZipFile(path, "w") as archive:  # like numpy.savez, but one block of scores at a time
             for name, array in small.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, array, allow_pickle=False)
@@ -265,23 +266,24 @@ def score_grid(scorer: Scorer, pairs: str | Path | Pairs, out: str | Path) -> tu
 
 
 def _check_room(out: Path, images: list[str], texts: list[str], grids: int) -> None:
-    """Refuse a file for which the disk has no room, and names that would fill the memory, before anything is scored."""
+    """Refuse, before scoring, a file too large for the disk, and names that would fill the memory."""
     widest = {"image": 4 * len(images) * max(map(len, images), default=0)}
     widest["text"] = 4 * len(texts) * max(map(len, texts), default=0)
     kind, size = max(widest.items(), key=lambda one: one[1])
     if size > _MOST_NAMES:
         longest = max(map(len, images if kind == "image" else texts))
         raise InputError(
-            f"{out}: numpy keeps strings as wide as the longest {kind}, which has {longest:,} characters, so they take "
-            f"{size / 1e9:,.1f} GB; shorten it, or leave it out"
+            f"{out}: numpy keeps strings as wide as the longest {kind}, which has {longest:,} characters, so they "
+            f"take {size / 1e9:,.1f} GB; shorten it, or leave it out"
         )
     needed = 4 * len(images) * len(texts) * grids + sum(widest.values())
     there = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(
-            f"{out}: the scores of {len(images):,} images with {len(texts):,} texts take {needed / 1e9:,.1f} GB, and "
-            f"{there} has {free / 1e9:,.1f} GB left; make room, or score fewer (frevl evaluate needs no such file)"
+            f"{out}: the scores of {len(images):,} images with {len(texts):,} texts take {needed / 1e9:,.1f} GB, "
+            f"and {there} has {free / 1e9:,.1f} GB left; free some space, or score fewer (frevl evaluate does not "
+            "need such a file)"
         )
 
 

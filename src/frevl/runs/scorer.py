@@ -1,4 +1,4 @@
-"""From pairs to scores: the command line, HTTP and Python all use `Scorer`, so the same pair has the same score."""
+"""Score pairs: the command line, HTTP and Python all use `Scorer`, so a pair always has the same score."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ PairsOrItems = Sequence[tuple[str, str]] | Sequence[str]
 
 
 class Scorer:
-    """A run together with the store that holds the embeddings of what it scores.
+    """A run together with the store of embeddings that it scores.
 
-    Open with `Scorer.open`. Texts that are not in the store are embedded with the run's encoder, after a check of it.
+    Open with `Scorer.open`. Texts outside the store are embedded with the run's encoder, after checking it.
     """
 
     def __init__(self, run: Run, store: Store, *, batch_size: int | None = None, device: str = "cpu") -> None:
@@ -52,7 +52,7 @@ class Scorer:
         self.store = store
         self.batch_size = batch_size or default_batch(device)
         self.device = device
-        # A fusion saves a third of the work so; no score changes beyond float32 rounding.
+        # This saves a fusion a third of the work; scores change only by float32 rounding.
         self.network: PairNetwork = placed(run.network, device)
         self._towers = run.towers_in(store)
         self._posterior: Posterior | None = None
@@ -114,7 +114,7 @@ class Scorer:
         return logits[:, 0] if self.run.task == "matching" else logits
 
     def score_stored(self, image_ids: list[str]) -> Iterator[np.ndarray]:
-        """Score stored images by a run of images alone, a batch after the other: for a whole store.
+        """Score stored images batch by batch with a run for images only: for a whole store.
 
         Yields:
             ``(n, classes)`` float32, the logits of `score`.
@@ -129,7 +129,7 @@ class Scorer:
     def match_probabilities(
         self, pairs: Sequence[tuple[str, str]], *, images: Mapping[str, np.ndarray] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Score pairs of a matching run, and compute how probable each match is.
+        """Score pairs with a matching run, and compute the probability of each match.
 
         Args:
             pairs: As `score`.
@@ -149,7 +149,7 @@ class Scorer:
         return logits[:, 0], self._calibrated(decisive[:, 0].numpy())
 
     def doubt(self, pairs: PairsOrItems, *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-        """Tell how little pairs are like what the run has learned from.
+        """Return how unlike the training data pairs are.
 
         Args:
             pairs: As `score`.
@@ -170,7 +170,7 @@ class Scorer:
         return self._posterior.doubt(self.run.network, embedded).numpy()
 
     def prior(self, pairs: PairsOrItems) -> np.ndarray | None:
-        """Score pairs by one side alone, where the run keeps a bank of training items of the other.
+        """Score pairs by one side alone, if the run keeps a bank of training items of the other.
 
         Args:
             pairs: As `score`.
@@ -199,7 +199,7 @@ class Scorer:
         return logits.numpy()
 
     def _embedded(self, pairs: PairsOrItems, images: Mapping[str, np.ndarray]) -> EmbeddedPairs | None:
-        """Read what pairs need; None without pairs."""
+        """Read the embeddings of pairs; None without pairs."""
         if not (pairs := pair_list(pairs, self.run.sides)):
             return None
         ids, words = ([pair[side] for pair in pairs] for side in (0, 1))
@@ -209,19 +209,19 @@ class Scorer:
         return EmbeddedPairs.of(ids, words, rows, *read)
 
     def _overflowed(self, logits: Tensor) -> bool:
-        """Return whether float16 did not hold a score, and go on in float32 if so."""
+        """Return whether a score overflowed in float16, and if so continue in float32."""
         before, self.network = self.network, exact_enough(self.network, self.run.network, logits)
         return self.network is not before
 
     def probabilities(self, scores: np.ndarray) -> np.ndarray:
-        """Turn scores into probabilities of the same shape.
+        """Convert scores to probabilities of the same shape.
 
         Raises:
             UsageError: The run reranks; its probabilities come from `match_probabilities`.
         """
         if self.run.network.probability_apart:
             raise UsageError(
-                f"{self.run.path}: the run reranks, so probabilities cannot be had from its scores; use "
+                f"{self.run.path}: the run reranks, so its scores do not determine probabilities; use "
                 "match_probabilities"
             )
         return self._calibrated(scores)
@@ -234,7 +234,7 @@ class Scorer:
 
     @property
     def soft(self) -> bool:
-        """Return whether the run was trained on soft targets, so that every class has a probability of its own."""
+        """Return whether the run was trained on soft targets, so that every class has its own probability."""
         return bool(self.run.results.get("soft_targets", False))
 
     def predict(self, pairs: PairsOrItems, *, k: int = 5) -> list[Prediction]:
@@ -252,7 +252,7 @@ class Scorer:
         return self.name_classes(self.score(pairs), k=k)
 
     def label(self, image_ids: Sequence[str], *, k: int = 5) -> list[Prediction]:
-        """Classify images by a run of images alone, such as `frevl.classify` makes.
+        """Classify images with a run for images only, such as one made by `frevl.classify`.
 
         Args:
             image_ids: Ids of images in the store.
@@ -264,17 +264,17 @@ class Scorer:
         """
         if self.run.sides != ("image",):
             raise UsageError(
-                f"{self.run.path}: expected a run of images alone, found one of {' and '.join(self.run.sides)}s"
+                f"{self.run.path}: expected a run for images only, found one for {' and '.join(self.run.sides)}s"
             )
         ids: list[str] = as_list(image_ids, "image_ids")
         return self.predict(ids, k=k)
 
     def name_classes(self, scores: np.ndarray, *, k: int = 5) -> list[Prediction]:
-        """Turn ``(n, classes)`` scores into labels with calibrated probabilities."""
+        """Convert ``(n, classes)`` scores to labels with calibrated probabilities."""
         return predictions(self.rank_classes(scores, k=k), self.run.labels)
 
     def rank_classes(self, scores: np.ndarray, *, k: int = 5) -> Ranked:
-        """Find the likeliest classes of ``(n, classes)`` scores, as arrays: for very many images."""
+        """Find the likeliest classes of ``(n, classes)`` scores as arrays, for very many images."""
         below = (self.run.results.get("unknown") or {}).get("below")
         return ranked(scores, self.probabilities(scores), k=k, unknown_below=below)
 
@@ -290,14 +290,14 @@ class Scorer:
         return self.grid_rows(image_ids, texts).grid()
 
     def grid_rows(self, image_ids: Sequence[str], texts: Sequence[str]) -> ScoreRows:
-        """Return the rows of `grid`, which are made some at a time and never all there; raises as that."""
+        """Return the rows of `grid`, computed a few at a time and never all in memory; same errors."""
         if self.run.task != "matching":
             raise UsageError(f"{self.run.path}: a grid needs a matching run, found task '{self.run.task}'")
         image_ids, texts = as_list(image_ids, "image_ids"), as_list(texts, "texts")
         return scored_rows(len(image_ids), len(texts), self.between(image_ids, texts))
 
     def between(self, image_ids: Sequence[str], texts: Sequence[str]) -> PairScores:
-        """Do the work of single items, so that any pairs of them can be scored cheaply.
+        """Do the work on single items, so that any pairs of them can be scored cheaply.
 
         Returns:
             A function from ``(n,)`` rows of ``image_ids`` and ``(n,)`` rows of ``texts`` to their scores, ``(n,)``.
@@ -320,12 +320,12 @@ class Scorer:
 
     @property
     def has_first_stage(self) -> bool:
-        """Return whether the run has vectors of items to search by: the model ``dual`` or ``cosine``, or a reranker."""
+        """Return whether the run has item vectors to search by: the model ``dual`` or ``cosine``, or a reranker."""
         return self.network.first_stage is not None
 
     @property
     def rerank_depth(self) -> int:
-        """How many candidates of the first stage the fusion scores again; 0 if the run does not rerank."""
+        """Return how many first-stage candidates the fusion reranks; 0 if the run does not rerank."""
         return self.network.rerank_depth
 
     def image_vectors(self, image_ids: Sequence[str], *, images: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
@@ -367,11 +367,11 @@ class Scorer:
     def _read(
         self, modality: Modality, ids: Sequence[str], given: Mapping[str, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Read items from the store, except those that are given."""
+        """Read items from the store, except given ones."""
         return read_side(self.store, modality, ids, self._towers[modality], given)
 
     def _read_texts(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Read texts from the store, and embed those that are not in it."""
+        """Read texts from the store, and embed those not in it."""
         texts, unknown = as_list(texts, "texts"), list[str]()
         if self._towers["text"]:
             there = find_rows(self.store.positions("text"), texts).tolist()

@@ -1,4 +1,4 @@
-"""Targets of pairs as tensors (class vocabularies, answer weights, which texts match), and scores back as classes."""
+"""Convert targets to tensors (class vocabularies, answer weights, matches), and scores back to classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _FEW_BEST = 10
 
 @dataclass(frozen=True)
 class Answers:
-    """Classification targets as numbers; a pair has up to ``k`` answers.
+    """Encoded classification targets; a pair has up to ``k`` answers.
 
     Attributes:
         classes: ``(n, k)`` int64 class indices, -1 where there is no (known) answer.
@@ -51,7 +51,7 @@ class Answers:
         """Return the ``(len(rows), outputs)`` float32 weights of every class."""
         rows = rows.to(self.weights.device)
         target = self.weights.new_zeros(len(rows), outputs + 1)
-        # Answers outside the vocabulary (-1) fall into a column that is cut off.
+        # Answers outside the vocabulary (-1) go into a column that is dropped.
         target.scatter_(1, self.classes[rows].where(self.classes[rows] >= 0, outputs), self.weights[rows])
         return target[:, :outputs]
 
@@ -64,7 +64,7 @@ class Answers:
         return Answers(self.classes[rows], self.weights[rows], self.soft)
 
     def followed_by(self, other: Answers) -> Answers:
-        """Return these answers and then those of other pairs, in the same classes."""
+        """Return these answers followed by those of other pairs, for the same classes."""
         width = max(self.classes.shape[1], other.classes.shape[1])
 
         def wide(values: Tensor, empty: float) -> Tensor:
@@ -82,7 +82,7 @@ class Answers:
 
 
 def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) -> list[str]:
-    """Return the classes of training targets, the most frequent first, ties in alphabetical order.
+    """Return the classes of training targets, most frequent first, ties in alphabetical order.
 
     Args:
         targets: Training targets only: a vocabulary that has seen test answers leaks.
@@ -98,12 +98,12 @@ def label_vocabulary(targets: Sequence[Target | None], *, min_count: int = 1) ->
                 counts[answer] = counts.get(answer, 0) + times
     labels = sorted((answer for answer, n in counts.items() if n >= min_count), key=lambda a: (-counts[a], a))
     if not labels:
-        raise PairsError(f"No answer of the training pairs is named by at least {min_count} pairs; lower the minimum")
+        raise PairsError(f"No answer occurs in at least {min_count} training pairs; lower the minimum")
     return labels
 
 
 def encode_answers(targets: Sequence[Target | None], labels: Sequence[str]) -> Answers:
-    """Turn targets into class indices and weights."""
+    """Convert targets to class indices and weights."""
     if isinstance(targets, Coded):  # each different one once
         codes, different = coded_values(targets)
         return encode_answers(list(different), labels).select(torch.from_numpy(codes.astype(np.int64)))
@@ -121,7 +121,7 @@ def encode_answers(targets: Sequence[Target | None], labels: Sequence[str]) -> A
 
 
 def _counted(targets: Sequence[Target | None]) -> Iterable[tuple[Target | None, int]]:
-    """Return targets with how often they are there; those of a list one by one."""
+    """Return targets with their counts; entries of a list count separately."""
     if not isinstance(targets, Coded):
         return ((target, 1) for target in targets)
     codes, different = coded_values(targets)
@@ -137,7 +137,7 @@ def _weights(target: Target | None) -> dict[str, float]:
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """Return the weight of every class with which all classes count the same and pairs have weight 1 on average.
+    """Return class weights such that all classes count equally and pairs have a mean weight of 1.
 
     ``n / (C counts)`` over the ``C`` classes that occur, as scikit-learn's ``balanced``; 0 for a class that does not.
 
@@ -149,7 +149,7 @@ def balanced_weights(counts: Tensor) -> Tensor:
 
 
 def class_weights_of(truth: Answers | Tensor, outputs: int, class_weight: str | None) -> Tensor | None:
-    """Return the ``(outputs,)`` weights of the classes; None where all pairs count the same.
+    """Return the ``(outputs,)`` class weights; None if all pairs count equally.
 
     Args:
         truth: Of the training pairs.
@@ -163,7 +163,7 @@ def class_weights_of(truth: Answers | Tensor, outputs: int, class_weight: str | 
         return None
     if not isinstance(truth, Answers) or truth.soft:
         found = "weights of answers" if isinstance(truth, Answers) else "a matching"
-        raise UsageError(f"class_weight=balanced needs classes, one or several right ones a pair, found {found}")
+        raise UsageError(f"class_weight=balanced needs one or more right classes per pair, found {found}")
     counts = torch.zeros(outputs)
     for start in range(0, len(truth.classes), 65_536):
         shares = truth.dense(torch.arange(start, min(start + 65_536, len(truth.classes))), outputs)
@@ -172,7 +172,7 @@ def class_weights_of(truth: Answers | Tensor, outputs: int, class_weight: str | 
 
 
 def match_truth(pairs: Pairs) -> Tensor:
-    """Return ``(n,)`` float32: 1 where image and text belong together.
+    """Return ``(n,)`` float32: 1 if image and text belong together.
 
     No target means yes, as do ``true``, ``1`` and ``match``; ``false``, ``0`` and ``no match`` mean no.
 
@@ -197,15 +197,15 @@ def match_truth(pairs: Pairs) -> Tensor:
 
 
 def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:
-    """Return the first 64 bits of content hashes as sorted ``(n,)`` uint64, each once."""
+    """Return the first 64 bits of content hashes as sorted, unique ``(n,)`` uint64."""
     return np.array(sorted({int(hash_[:16], 16) for hash_ in hashes}), np.uint64)
 
 
 def prefixes_of(hashes: np.ndarray) -> np.ndarray:
-    """Return the same of ``(n,)`` content hashes that are bytes of 32 letters, without an object for each."""
+    """Return the same for ``(n,)`` content hashes given as 32-character bytes, without Python objects."""
     prefixes = np.zeros(len(hashes), np.uint64)
     letters = np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, hashes.dtype.itemsize)
-    for place in range(16):  # a digit of all of them at a time
+    for place in range(16):  # one digit of all of them at a time
         one = letters[:, place]
         digits = np.where(one > ord("9"), one - (ord("a") - 10), one - ord("0"))
         prefixes = (prefixes << np.uint64(4)) | digits.astype(np.uint64)
@@ -214,7 +214,7 @@ def prefixes_of(hashes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The answer of a classification run to a pair.
+    """A classification run's answer to a pair.
 
     Attributes:
         label: The most probable class.
@@ -259,7 +259,7 @@ def ranked(scores: np.ndarray, probabilities: np.ndarray, *, k: int, unknown_bel
 
 
 def predictions(found: Ranked, labels: Sequence[str]) -> list[Prediction]:
-    """Name the likeliest classes."""
+    """Return the likeliest classes by name."""
     return [
         Prediction(labels[row[0]], p[0], [(labels[c], one) for c, one in zip(row, p, strict=True)], is_unknown)
         for row, p, is_unknown in zip(*(part.tolist() for part in found), strict=True)
@@ -267,27 +267,27 @@ def predictions(found: Ranked, labels: Sequence[str]) -> list[Prediction]:
 
 
 def _best(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return the columns of the ``k`` largest scores of every row, the largest first; of equals the first column."""
+    """Return the columns of the ``k`` largest scores of every row, largest first; the first column in case of ties."""
     if scores.shape[1] <= max(_FEW, k):
         return np.argsort(-scores, axis=1, kind="stable")[:, :k]
     if k > _FEW_BEST:
         return _sorted_candidates(scores, k)
-    # A largest number is found at the speed of memory, which is faster than any partial sort of a thousand classes.
+    # Finding a maximum is memory-bound, which is faster than any partial sort of a thousand classes.
     left, rows = scores.copy(), np.arange(len(scores))
     columns = np.empty((len(scores), k), np.int64)
     for place in range(k):
         columns[:, place] = left.argmax(axis=1)
         left[rows, columns[:, place]] = -np.inf
-    odd = ~np.isfinite(scores[rows[:, None], columns]).all(axis=1)  # what is not a number is the largest to argmax
+    odd = ~np.isfinite(scores[rows[:, None], columns]).all(axis=1)  # argmax treats NaN as the largest
     if odd.any():
         columns[odd] = np.argsort(-scores[odd], axis=1, kind="stable")[:, :k]
     return columns
 
 
 def _sorted_candidates(scores: np.ndarray, k: int) -> np.ndarray:
-    """Return what `_best` does, of many: sorting a thousand classes costs more than scoring them."""
+    """Do the same as `_best` for many rows: sorting a thousand classes costs more than scoring them."""
     values, columns = (part.numpy() for part in torch.from_numpy(scores).topk(max(k, 2), dim=1))
-    tied = np.flatnonzero(values[:, 0] == values[:, 1])  # the first of the largest may be none of those
+    tied = np.flatnonzero(values[:, 0] == values[:, 1])  # the first of several largest may not be among those
     columns = columns[:, :k]
     if len(tied):
         first = scores[tied].argmax(axis=1)

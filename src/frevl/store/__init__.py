@@ -1,6 +1,6 @@
 """Embeddings on disk with their identity: extraction, import, reading, verification.
 
-Built on Lance tables; loads no torch, so that opening a store is quick.
+Built on Lance tables; does not load torch, so opening a store is fast.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Fixed items whose embeddings a store keeps, to notice when an encoder changes under it."""
+"""Fixed items whose embeddings a store keeps, to detect changes in an encoder."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def tower_records(encoder: Encoder, *, dtype: str) -> list[Tower]:
 def _record(encoder: str, tower: ImageTower | TextTower, modality: Modality, answers: Embeddings, dtype: str) -> Tower:
     canaries = pool(answers.values, answers.mask)
     if not np.isfinite(canaries).all():
-        raise EncoderError(
-            f"The tower '{tower.name}' answers its canaries with values that are not finite; reinstall it"
-        )
+        raise EncoderError(f"The tower '{tower.name}' returns non-finite values for its canaries; reinstall it")
     return Tower(
         name=tower.name,
         modality=modality,
@@ -70,7 +68,7 @@ def _record(encoder: str, tower: ImageTower | TextTower, modality: Modality, ans
 
 
 def check_encoder(encoder: Encoder, towers: Sequence[Tower], place: str) -> None:
-    """Refuse an encoder that did not make these towers; towers with other names are skipped.
+    """Refuse an encoder that did not produce these towers; towers with other names are skipped.
 
     Args:
         encoder: A loaded encoder.

@@ -1,4 +1,4 @@
-"""What an extraction asks of pictures, and where items are embedded: here, or on nodes (`frevl.store.many_nodes`)."""
+"""Interfaces of extraction: sources of pictures, and embedders, local or on nodes (`frevl.store.many_nodes`)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from frevl.store.items import CommitBuffer, KnownItems, PendingItem, StoredItems
 __all__ = ["GUESSED", "IN_SILENCE", "Embedder", "Here", "MakePictures", "Pictures", "ahead_of", "remarks"]
 
 GUESSED = "guessed white"
-"""Of pictures of more than 8 bits that do not say what white is and do not use all their bits."""
+"""For pictures with more than 8 bits that neither define white nor use all their bits."""
 IN_SILENCE = "changed in silence"
-"""Of files that had other content with the same size and modification time."""
+"""For files whose content changed but not their size and modification time."""
 
 A_contra = TypeVar("A_contra", contravariant=True)
 
@@ -36,27 +36,27 @@ class Pictures(Protocol[A_contra]):
         """Return the id of a picture."""
 
     def bytes_of(self, source: A_contra) -> int:
-        """Return how many bytes of a picture are in memory now."""
+        """Return how many bytes of a picture are currently in memory."""
 
     def is_settled(self, source: A_contra) -> bool:
-        """Tell whether it is known, without reading anything, that nothing has to be done."""
+        """Return whether it is known, without reading anything, that nothing needs doing."""
 
     def is_gone(self, id_: str) -> bool:
-        """Tell whether the file of a picture that the store knows is no longer there."""
+        """Return whether the file of a stored picture no longer exists."""
 
     def prepare(self, source: A_contra) -> tuple[str, PendingItem | Reject | None]:
-        """Read, hash and decode one, unless the store holds it as it is; several threads may do so at once.
+        """Read, hash and decode one, unless the store already has it unchanged; thread-safe.
 
         Returns:
             Its id, and what has to be done; None for nothing.
         """
 
     def elsewhere(self) -> MakePictures[A_contra]:
-        """Return what makes their like on another machine. It can be pickled."""
+        """Return a picklable factory that recreates them on another machine."""
 
 
 class MakePictures(Protocol[A_contra]):
-    """Makes pictures of one kind."""
+    """Creates pictures of one kind."""
 
     def __call__(self, towers: Sequence[ImageTower], stored: KnownItems) -> Pictures[A_contra]:
         """Make them.
@@ -68,7 +68,7 @@ class MakePictures(Protocol[A_contra]):
 
 
 def remarks() -> dict[str, list[str]]:
-    """Return remarks before there are any."""
+    """Return an empty set of remarks."""
     return {GUESSED: [], IN_SILENCE: []}
 
 
@@ -77,7 +77,7 @@ B = TypeVar("B")
 
 
 class Embedder(Protocol):
-    """Embeds what has to be embedded, and hands it to a buffer that commits it."""
+    """Embeds items and passes them to a buffer that commits them."""
 
     def images(
         self, pictures: Pictures[A], sources: Iterable[A], stored: StoredItems, buffer: CommitBuffer
@@ -95,7 +95,7 @@ class Embedder(Protocol):
         """
 
     def texts(self, batches: Iterable[Sequence[PendingItem]], buffer: CommitBuffer) -> Iterator[int]:
-        """Embed batches of texts as they are, because a text may depend, in its last bit, on its batch.
+        """Embed batches of texts unchanged, because the last bit of an embedding may depend on its batch.
 
         Yields:
             How many were done.
@@ -119,7 +119,7 @@ class Here:
         stored: StoredItems,  # noqa: ARG002
         buffer: CommitBuffer,
     ) -> Iterator[tuple[str, PendingItem | Reject | None]]:
-        """Embed pictures, in their order: see `Embedder.images`."""
+        """Embed pictures in order: see `Embedder.images`."""
         batch: list[PendingItem] = []
         depth = 4 * (self._workers if pictures.in_memory else buffer.size)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="decode") as pool:
@@ -134,14 +134,14 @@ class Here:
             buffer.add(batch)
 
     def texts(self, batches: Iterable[Sequence[PendingItem]], buffer: CommitBuffer) -> Iterator[int]:
-        """Embed batches of texts, in their order: see `Embedder.texts`."""
+        """Embed batches of texts in order: see `Embedder.texts`."""
         for batch in batches:
             buffer.add(batch)
             yield len(batch)
 
 
 def ahead_of(pool: ThreadPoolExecutor, call: Callable[[A], B], arguments: Iterable[A], depth: int) -> Iterator[B]:
-    """Map in threads, in order, never more than ``depth`` results ahead: memory stays flat."""
+    """Map in threads, in order, at most ``depth`` results ahead, so memory stays bounded."""
     waiting: deque[Future[B]] = deque()
     try:
         for argument in arguments:

@@ -1,4 +1,4 @@
-"""Items -> encoders -> store: decoding runs in parallel with the networks, commits are small, a second call resumes."""
+"""`frevl.extract`: embed items into a store, decoding in parallel with the networks; a repeated call resumes."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def extract(
 ) -> ExtractionReport:
     """Embed images and texts once and keep them.
 
-    What is in the store already and has not changed is not embedded again: a call that was killed continues
-    where the last commit ended. A file of known content, moved or copied, takes the embeddings over. Images of the
-    store without a file are counted. Broken items go to the store's rejects.
+    Unchanged items already in the store are not embedded again, and a killed call continues after its last commit. A
+    moved or copied file with known content takes over the embeddings. Stored images without a file are counted. Broken
+    items go to the store's rejects.
 
     Args:
         store: Folder of the store; made if it is missing.
@@ -120,7 +120,7 @@ def extract(
     pairs, in_memory = _several(pairs, named)
     share = None if shard is None else Shard.parse(shard)
     if ray is not None and share is not None:
-        raise UsageError("--shard is for processes that know nothing of each other; with --ray leave it out")
+        raise UsageError("--shard is for independent processes; with --ray leave it out")
     if images is not None and not isinstance(images, str | Path):
         raise UsageError(f"images: expected the path of one folder, found {type(images).__name__}")
     if images is None and not pairs:
@@ -129,14 +129,14 @@ def extract(
         raise UsageError("--prune and --check-content compare the store with a folder of images; give it with --images")
     choice = Choice(as_list(include, "include"), as_list(exclude, "exclude"))
     if images is None and (choice.include or choice.exclude):
-        raise UsageError("--include and --exclude choose files of a folder; give it with --images")
+        raise UsageError("--include and --exclude select files of a folder; give it with --images")
     if dtype not in ("float16", "float32"):
         raise UsageError(f"The stored type must be 'float16' or 'float32', found '{dtype}'")
     tars = None if images is None else find_tars(Path(images), leave_out=Path(store), choice=choice)
     if images is not None and tars is None and not Path(images).is_dir():
         raise InputError(
             f"{images}: expected a folder of images, found {'a file' if Path(images).exists() else 'none'}; a tar, "
-            "or a list of tars (.txt), will do, too"
+            "or a list of tars (.txt), also works"
         )
     _check_tars(tars is not None, prune=prune, write_pairs=write_pairs)
     names = dict.fromkeys(with_layers(name, layers) for name in encoder)
@@ -216,9 +216,7 @@ def _check_tars(of_tars: bool, *, prune: bool, write_pairs: str | Path | None) -
     if of_tars and prune:
         raise UsageError("--prune compares the store with the files of a folder, not with tars; use frevl store remove")
     if write_pairs is not None and not of_tars:
-        raise UsageError(
-            "--write-pairs writes the captions that stand beside pictures in tars; give tars with --images"
-        )
+        raise UsageError("--write-pairs writes the captions next to pictures in tars; give tars with --images")
 
 
 def _extract_texts(
@@ -254,11 +252,11 @@ def _extract_texts(
     long = [one.item.id for one in work if len(one.item.id) > _NEVER_CUT]
     cut = max((tower.truncated(long) for tower in towers), default=0)
     if cut:
-        report.notes.append(f"{cut:,} texts are longer than the encoder reads and were cut.")
+        report.notes.append(f"{cut:,} texts are longer than the encoder can read and were truncated.")
 
 
 def _batches(texts: Sequence[str], work: Sequence[PendingItem], size: int) -> Iterator[list[PendingItem]]:
-    """Put the texts that have to be embedded into batches.
+    """Arrange the texts to embed in batches.
 
     An embedding may depend, in its last bit, on the others of its batch. So batches are cut from the list of all texts,
     whatever the store has already: an extraction that was interrupted goes on with the batches that it would have made.
@@ -287,7 +285,7 @@ def _of_similar_length(texts: Sequence[str], size: int) -> Iterator[list[str]]:
 def _tell_unread(
     texts: Sequence[str], towers: Sequence[TextTower], writer: StoreWriter, report: ExtractionReport
 ) -> None:
-    """Count the texts that no tower can read, and record them for each tower."""
+    """Count texts that no tower can read, and record them for each tower."""
     most_read = np.ones(len(texts), np.float32)
     for tower in towers:
         shares = tower.unread(texts)
@@ -301,7 +299,7 @@ def _tell_unread(
 
 
 def _several(pairs: Any, columns: Mapping[str, str]) -> tuple[list[Path | Pairs], list[ArrowSource]]:
-    """Return all sources of pairs, files, and `Pairs` for what is in memory; and the tables among the latter."""
+    """Return all sources of pairs, as files or in-memory `Pairs`, and the tables among the latter."""
     several = [pairs]
     if isinstance(pairs, list | tuple | Iterator):
         several = list(pairs)
@@ -326,7 +324,7 @@ def _with_pictures(tables: Sequence[ArrowSource], columns: Mapping[str, str]) ->
 def _texts_of(
     files: Sequence[Path | Pairs], columns: Mapping[str, str], report: ExtractionReport
 ) -> tuple[list[str], list[Pairs]]:
-    """Return the different texts of some pairs files, and the pairs that name images."""
+    """Return the distinct texts of some pairs files, and the pairs that refer to images."""
     texts: dict[str, None] = {}
     referring: list[Pairs] = []
     for file in {id(file) if isinstance(file, Pairs) else file: file for file in files}.values():
@@ -341,7 +339,7 @@ def _texts_of(
 
 
 def _clear_lines(writer: StoreWriter, files: Sequence[Path | Pairs], report: ExtractionReport) -> None:
-    """Clear earlier rejects of lines in these files that are valid now."""
+    """Clear earlier rejects of lines that are now valid."""
     names = _names_of(files)
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
     repaired = {place for place in former if place.rpartition(":")[0] in names}

@@ -1,4 +1,4 @@
-"""Items on their way into a store: what it knows of them, what waits for the next commit, and what was done."""
+"""Items being extracted: what the store knows about them, those waiting for the next commit, and the report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 IN_A_TABLE = -1
-"""Stands for the modification time of an image that came inside a table: it has no file that could be gone."""
+"""Modification time of an image from a table, which has no file that could disappear."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class StoredItems:
             return moved, True
 
     def gone(self, seen: Collection[str], is_gone: Callable[[str], bool]) -> list[str]:
-        """Return the ids of items that were neither seen nor moved and whose file is gone; imported ones have none."""
+        """Return the ids of items neither seen nor moved whose file is gone; imported items have no file."""
         with_file = (self._id(row) for row in np.flatnonzero(self._has_file()).tolist())
         return [id_ for id_ in with_file if id_ not in seen and id_ not in self._moved and is_gone(id_)]
 
@@ -159,7 +159,7 @@ _COMMIT_BYTES = 16 << 20  # token embeddings of 1,024 images would be 128 MB, se
 
 @dataclass(frozen=True)
 class PendingItem:
-    """One item that has to be embedded, or that takes over the embeddings of another one.
+    """An item to embed, or one that takes over the embeddings of another.
 
     Attributes:
         item: Identity of the item.
@@ -183,7 +183,7 @@ Row = dict[str, np.ndarray]
 def embed_items(
     items: Sequence[PendingItem], towers: Sequence[ImageTower] | Sequence[TextTower], dtypes: Mapping[str, str]
 ) -> tuple[list[Row], dict[int, str]]:
-    """Embed a batch, each item with the towers that it has an input for.
+    """Embed a batch, each item with the towers for which it has an input.
 
     Args:
         items: The batch.
@@ -210,7 +210,7 @@ def embed_items(
 
 
 class CommitBuffer:
-    """Embeds items batch by batch and commits them by number, bytes or time, whichever comes first.
+    """Embed items in batches and commit them by number, bytes or time, whichever comes first.
 
     Args:
         writer: An entered writer.
@@ -247,16 +247,16 @@ class CommitBuffer:
         self._since = time.monotonic()
 
     def reject(self, reject: Reject) -> None:
-        """Record what cannot be used: written with the next commit, and found again if the process dies first."""
+        """Record an unusable item: written with the next commit, and found again if the process dies first."""
         self.rejected.append(reject)
         self._commit_if_due()
 
     def add(self, items: Sequence[PendingItem]) -> None:
-        """Embed a batch, and commit if it is time."""
+        """Embed a batch, and commit if due."""
         self.keep(items, *embed_items(items, self._towers, self.dtypes))
 
     def keep(self, items: Sequence[PendingItem], rows: Sequence[Row], refused: Mapping[int, str]) -> None:
-        """Take a batch that is embedded, and commit if it is time.
+        """Accept an embedded batch, and commit if due.
 
         Args:
             items: They.
@@ -278,7 +278,7 @@ class CommitBuffer:
         return {tower.name: self.writer.store.towers[tower.name].identity["dtype"] for tower in self._towers}
 
     def commit(self) -> None:
-        """Write the pending items; those that need the same treatment share a commit."""
+        """Write the pending items; those that need the same operation share a commit."""
         write = {"append": self.writer.append, "replace": self.writer.replace, "fill": self.writer.fill}
         taken = [TakeOver(one.source, one.item, one.moved) for one, _ in self._rows if one.source is not None]
         if taken:
@@ -305,7 +305,7 @@ class CommitBuffer:
 
 @dataclass
 class ExtractionReport:
-    """What one extraction did.
+    """The result of an extraction.
 
     Attributes:
         store: Path of the store.
@@ -338,13 +338,13 @@ class ExtractionReport:
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl extract --json` writes."""
+        """Return the record that `frevl extract --json` writes."""
         return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
 
     def sentence(self) -> str:
         """Summarise it in one line."""
         done = (
             f"Embedded {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
-            f"{self.images_kept:,} images and {self.texts_kept:,} texts were in the store already."
+            f"{self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
         )
         return " ".join([done, *self.notes, rejects_sentence(self.rejects)]).rstrip()

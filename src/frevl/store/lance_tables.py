@@ -1,4 +1,4 @@
-"""The Lance tables of a store: opening them, and errors in plain words."""
+"""The Lance tables of a store: opening, reading and writing them, with plain error messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 ALL_TABLES = ("towers", "images", "texts", "rejects", "unread")
-"""Names of the tables of a store; towers first, because what is known of the columns of others depends on them."""
+"""Names of a store's tables; towers first, because the columns of the others depend on them."""
 
 ITEM_COLUMNS = ("id", "content_hash", "bytes", "modified_ns", "filled")
 """Columns of the tables of items that are neither embeddings nor metadata."""
@@ -58,7 +58,7 @@ _CONDITION_REASONS = (
 
 
 class Snapshot:
-    """The tables of a store, each at the last version that was committed when this was made.
+    """The tables of a store, each at the version last committed when this was created.
 
     Args:
         store: Folder of the store.
@@ -78,7 +78,7 @@ class Snapshot:
         self.versions = {name: None if table is None else int(table.version) for name, table in self._tables.items()}
 
     def scan(self, name: str, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Yield some or all columns of a table, piece by piece; nothing if it was never written."""
+        """Yield some or all columns of a table in pieces; nothing if it was never written."""
         table = self._tables[name]
         if table is None:
             return
@@ -86,7 +86,7 @@ class Snapshot:
             yield from table.scanner(columns=columns, batch_size=8192, io_buffer_size=_SCAN_BYTES).to_batches()
 
     def take(self, name: str, column: str, rows: np.ndarray, *, rows_at_once: int) -> Iterator[pa.Array]:
-        """Yield one column at rows that ascend, piece by piece; nulls if the table has no such column yet."""
+        """Yield one column at ascending rows, in pieces; nulls if the table has no such column yet."""
         table = self._tables[name]
         if table is None or column not in (*table.schema.names, _ADDRESS):
             if len(rows):
@@ -98,7 +98,7 @@ class Snapshot:
                 yield from table.take(rows[start : start + rows_at_once], columns=[column])[column].chunks
 
     def take_rows(self, name: str, rows: np.ndarray) -> pa.Table:
-        """Return all columns of a table that was written, at rows that ascend."""
+        """Return all columns of an existing table at ascending rows."""
         table = self._table(name)
         with reading(self._store, name):
             return table.take(rows)
@@ -110,18 +110,18 @@ class Snapshot:
         return table
 
     def count(self, name: str) -> int:
-        """Return how many rows a table has, 0 if it was never written."""
+        """Return the number of rows of a table; 0 if it was never written."""
         table = self._tables[name]
         return 0 if table is None else int(table.count_rows())
 
     def data_bytes(self, name: str) -> int:
-        """Return the bytes of the data files of a table."""
+        """Return the size in bytes of a table's data files."""
         table = self._tables[name]
         fragments = [] if table is None else table.get_fragments()
         return sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.data_files())
 
     def columns(self, name: str) -> pa.Schema:
-        """Return the columns of a table, none if it was never written."""
+        """Return the columns of a table; empty if it was never written."""
         table = self._tables[name]
         return pa.schema([]) if table is None else table.schema
 
@@ -147,7 +147,7 @@ class Snapshot:
         return {column: np.concatenate(arrays) for column, arrays in parts.items()}
 
     def ids(self, name: str, rows: np.ndarray | None = None) -> list[str]:
-        """Return the id of every row, or of some rows in any order."""
+        """Return the ids of all rows, or of some rows in any order."""
         if rows is not None:
             ordered, at = np.unique(rows, return_inverse=True)
             parts = self.take(name, "id", ordered, rows_at_once=_IDS_AT_ONCE)
@@ -164,12 +164,12 @@ class Snapshot:
         return hashes if at is None else hashes[at]
 
     def filled(self, name: str, tower: str) -> int:
-        """Count the rows that have an embedding of a tower."""
+        """Count the rows with an embedding by a tower."""
         names = (batch["filled"].flatten().field("tower") for batch in self.scan(name, ["filled"]))
         return sum(int(pc.sum(pc.equal(some, tower)).as_py() or 0) for some in names)
 
     def matching(self, name: str, where: str) -> list[str]:
-        """Return the ids of the rows for which a condition in SQL holds.
+        """Return the ids of the rows that meet an SQL condition.
 
         Raises:
             UsageError: The condition cannot be understood, or fails on a row (a division by zero, a cast).
@@ -178,14 +178,16 @@ class Snapshot:
             raise UsageError("The condition is empty; write one such as id LIKE 'kitchen/%', or leave it out")
         outside = re.sub(r"'[^']*'", "", where)
         if ";" in outside:  # Lance reads up to it and drops the rest without a word
-            raise UsageError(f"The condition {where!r} must be one condition, found ';'; join several with AND or OR")
+            raise UsageError(
+                f"The condition {where!r} must be a single condition, found ';'; join several with AND or OR"
+            )
         table = self._tables[name]
         if table is None:
             return []
         quoted = [column for column in re.findall(r'"([^"]*)"', outside) if column in table.schema.names]
         if quoted:  # Lance takes it for a text, so that the condition would hold for no row
             raise UsageError(
-                f"The condition {where!r} has the name of a column in double quotes; write {quoted[0]} without quotes, "
+                f"The condition {where!r} has a column name in double quotes; write {quoted[0]} without quotes, "
                 "and texts in single quotes"
             )
         try:
@@ -218,7 +220,7 @@ class Snapshot:
         return self._rows[name]
 
     def positions(self, name: str) -> Mapping[str, int]:
-        """Return `rows`; a `StoreError` where they would be read from a version that has been deleted."""
+        """Return `rows`; raises `StoreError` if they would be read from a deleted version."""
         rows = self.rows(name)
         if isinstance(rows, RowsOfIds):
             with reading(self._store, name):
@@ -267,7 +269,7 @@ def open_table(store: Path, name: str, version: int | None = None) -> lance.Lanc
 
 
 def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
-    """Open a table for reading, at its last version that is known to be on the disk.
+    """Open a table for reading, at the last version known to be on disk.
 
     While a process writes, and after one was killed or lost its power, a newer version may be there in part only.
 
@@ -287,7 +289,7 @@ def open_committed(store: Path, name: str) -> lance.LanceDataset | None:
 
 
 def _open_remote(store: Path, name: str) -> lance.LanceDataset | None:
-    """Open the newest version of a table in an object store: what is there was copied whole."""
+    """Open the newest version of a table in an object store, where all files were copied whole."""
     commit = read_commit(store, name)
     with reading(store, name):
         try:
@@ -306,7 +308,7 @@ def _open_remote(store: Path, name: str) -> lance.LanceDataset | None:
 
 
 def read_lance(path: Path) -> tuple[pa.Schema, Callable[[int], Iterator[pa.RecordBatch]]]:
-    """Open any Lance table, whoever made it.
+    """Open any Lance table, also foreign ones.
 
     Returns:
         Its schema, and a function that yields its rows in batches of at most so many.
@@ -326,7 +328,7 @@ def existing_table(store: Path, name: str) -> lance.LanceDataset:
     """
     table = open_table(store, name)
     if table is None:
-        raise StoreError(f"{store}: the table '{name}' has vanished while it was used; do not touch a store by hand")
+        raise StoreError(f"{store}: the table '{name}' disappeared while in use; do not modify a store by hand")
     return table
 
 
@@ -391,7 +393,7 @@ def read_data_file(file: Path, rows: int) -> Iterator[pa.RecordBatch]:
 
 
 def _condition_reason(error: BaseException) -> str:
-    """Return what is wrong with a condition, without Lance's own words and columns around it."""
+    """Return what is wrong with a condition, without Lance's surrounding text."""
     text = " ".join(str(error).split())
     for pattern, said in _CONDITION_REASONS:
         found = re.search(pattern, text)

@@ -1,4 +1,4 @@
-"""Pairs of an extraction whose image is nowhere: found without a set of all ids, and without an object a pair."""
+"""Find pairs of an extraction without an image, using neither a set of all ids nor a Python object per pair."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def reject_pairs_without_image(
     *,
     elsewhere: Callable[[str], bool] = lambda _: False,
 ) -> list[Reject]:
-    """Reject pairs whose image neither the folder nor the store has, once there are any images.
+    """Reject pairs whose image is neither in the folder nor in the store, if there are any images.
 
     Args:
         writer: Records them.
@@ -60,7 +60,7 @@ def reject_pairs_without_image(
 
 
 class _Either(Collection[str]):
-    """What is in one of several collections of ids, each once; a set of many millions would take gigabytes."""
+    """The union of several collections of ids, each once; a set of many millions would take gigabytes."""
 
     def __init__(self, parts: Sequence[Collection[str]]) -> None:
         self._parts = parts
@@ -77,7 +77,7 @@ class _Either(Collection[str]):
 
 
 def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:
-    """Whether a name is the path of a file in the folder, seen from the working directory or from the pairs file."""
+    """Return whether a name is a path into the folder, relative to the working directory or the pairs file."""
     if folder is None:
         return False
     below = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118

@@ -1,4 +1,4 @@
-"""Embeddings on disk with their identity: Lance tables in a folder, or in an object store (see docs/store.md)."""
+"""Read stores: embeddings with their identity, as Lance tables in a folder or an object store (see docs/store.md)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _NUMBERS_AT_ONCE = 1 << 21  # of pooled embeddings; narrow ones are read faster 
 
 
 class Store:
-    """A store, read at the version that was the newest when it was opened.
+    """A store, read at the version that was newest when it was opened.
 
-    Where something is missing there, or was deleted because it is old, the store continues with the newest version.
+    If something is missing there, or an old version was deleted, it continues with the newest version.
     Open one with `Store.open`; `frevl.extract` writes to it. Several threads may read.
     """
 
@@ -66,17 +66,17 @@ class Store:
 
     @property
     def image_ids(self) -> list[str]:
-        """Ids of all images, in the order in which they were stored."""
+        """Ids of all images, in storage order."""
         return self.ids("image")
 
     @property
     def texts(self) -> list[str]:
-        """All texts, in the order in which they were stored."""
+        """All texts, in storage order."""
         return self.ids("text")
 
     @property
     def encoders(self) -> list[str]:
-        """Names of the encoders whose towers are in the store, in the order in which they came."""
+        """Names of the encoders with towers in the store, in the order they were added."""
         return list(dict.fromkeys(name for tower in self.towers.values() for name in tower.encoders))
 
     @property
@@ -85,7 +85,7 @@ class Store:
         return fingerprint_of({name: tower.fingerprint for name, tower in sorted(self.towers.items())})
 
     def positions(self, modality: Modality) -> Mapping[str, int]:
-        """Return the row of every id: a dictionary, or where they are many what `find_rows` looks them up in.
+        """Return the row of every id: a dictionary or, for large tables, an index for `find_rows`.
 
         The latter reads the store, and raises `StoreError` once that version is deleted; ask here again then.
         """
@@ -100,16 +100,16 @@ class Store:
         return self._read(lambda at: at.ids(TABLES[modality], rows))
 
     def filled(self, tower: Tower) -> int:
-        """Count the items that have an embedding of a tower."""
+        """Count the items with an embedding by a tower."""
         return self._read(lambda at: at.filled(TABLES[tower.modality], tower.name))
 
     def rejects(self) -> list[Reject]:
-        """Return what could not be used, with reasons."""
+        """Return the rejected items, with reasons."""
         kept = ["kind", "id", "reason"]
         return self._read(lambda at: [Reject(**row) for some in at.scan("rejects", kept) for row in some.to_pylist()])
 
     def states(self, modality: Modality) -> dict[str, np.ndarray]:
-        """Return what is known of every item, in the order of its rows.
+        """Return what is known about every item, in row order.
 
         Returns:
             ``content_hash`` (n,) bytes, ``bytes`` (n,) int64, ``modified_ns`` (n,) int64, and for every tower
@@ -127,17 +127,17 @@ class Store:
         return [text for text in texts if all(text in known for known in by_tower)]
 
     def version(self, modality: Modality) -> int | None:
-        """Return the version of a table of items: if it is the same, so is every row. None if there is no table."""
+        """Return the version of a table of items, which identifies its rows; None if there is no table."""
         return self._read(lambda at: at.versions[TABLES[modality]])
 
     def metadata(self, modality: Modality) -> dict[str, pa.DataType]:
-        """Return name and type of the columns that an import kept beside the embeddings."""
+        """Return the names and types of metadata columns from an import."""
         columns = self._read(lambda at: at.columns(TABLES[modality]))
         # Lists are embeddings, also those of towers that came after this store was opened.
         return {f.name: f.type for f in columns if f.name not in ITEM_COLUMNS and not pa.types.is_nested(f.type)}
 
     def read_metadata(self, modality: Modality, ids: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the metadata columns of some items, one dictionary each; empty where the store has none."""
+        """Return the metadata of some items, one dictionary each; empty if the store has none."""
         names = list(self.metadata(modality))
 
         def read(at: Snapshot) -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ class Store:
         return self._read(read)
 
     def matching(self, modality: Modality, where: str) -> list[str]:
-        """Return the ids of the items for which a condition in SQL holds.
+        """Return the ids of the items that meet an SQL condition.
 
         Args:
             modality: ``image`` or ``text``.
@@ -180,7 +180,7 @@ class Store:
             raise UsageError(f"{error}. Columns of the {modality}s of {self.path}: {names}") from error
 
     def select_towers(self, modality: Modality, encoders: Sequence[str] | None = None) -> list[Tower]:
-        """Return the towers of some encoders, in the order of the store.
+        """Return the towers of some encoders, in store order.
 
         Args:
             modality: ``image`` or ``text``.
@@ -193,7 +193,7 @@ class Store:
         for name in encoders or []:
             if name not in self.encoders:
                 raise UsageError(
-                    f"{self.path}: the store has no embeddings of the encoder '{name}'. " + nearest(name, self.encoders)
+                    f"{self.path}: the store has no embeddings by the encoder '{name}'. " + nearest(name, self.encoders)
                 )
         wanted = set(self.encoders if encoders is None else encoders)
         return [
@@ -247,7 +247,7 @@ class Store:
         return self._read_as("text", texts, self.select_towers("text", encoders), tokens)
 
     def read(self, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]) -> tuple[np.ndarray, np.ndarray]:
-        """Read embeddings as they are stored.
+        """Read embeddings as stored.
 
         Args:
             modality: ``image`` or ``text``.
@@ -277,7 +277,7 @@ class Store:
         return values[inverse], masks[0][inverse]
 
     def content_hashes(self, ids: Sequence[str]) -> dict[str, str]:
-        """Return the content hash of each of these images that is in the store."""
+        """Return the content hashes of those of these images that are in the store."""
 
         def read(at: Snapshot) -> dict[str, str]:
             different = list(dict.fromkeys(ids))
@@ -293,7 +293,7 @@ class Store:
         return self._read(lambda at: at.contents("images", self._rows_of(at, "image", ids)))
 
     def copies(self, modality: Modality) -> dict[str, str]:
-        """Return the items whose content stands under several ids: from each such id to the first of them."""
+        """Return the items whose content has several ids, mapping each such id to the first."""
 
         def read(at: Snapshot) -> dict[str, str]:
             batches = list(at.scan(TABLES[modality], ["id", "content_hash"]))
@@ -351,7 +351,7 @@ class Store:
     def _read_tower(
         self, at: Snapshot, modality: Modality, rows: np.ndarray, tower: Tower
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Read one tower at rows that ascend: ``(n, tokens, dim)`` in the stored type, and the mask."""
+        """Read one tower at ascending rows: ``(n, tokens, dim)`` in the stored type, and the mask."""
         values = np.zeros((len(rows), 1, tower.dim), tower.identity["dtype"])
         mask = np.zeros((len(rows), 1), bool)
         start = lacking = 0
@@ -375,18 +375,18 @@ class Store:
             values[part][mask[part]] = column.flatten().flatten().to_numpy().reshape(-1, tower.dim)
         if lacking:
             raise StoreError(
-                f"{self.path}: {lacking:,} of {len(rows):,} {modality}s have no embedding of the tower '{tower.name}'; "
-                f"{tower.remedy}, or choose other encoders with --{modality}-encoder"
+                f"{self.path}: {lacking:,} of {len(rows):,} {modality}s have no embedding by the tower "
+                f"'{tower.name}'; {tower.remedy}, or choose other encoders with --{modality}-encoder"
             )
         return values, mask
 
     # ---- versions
 
     def _read(self, read: Callable[[Snapshot], A]) -> A:
-        """Read from the tables as they were opened, or, where that fails, from newer ones if there are any.
+        """Read from the opened versions of the tables or, if that fails, from newer ones.
 
-        Versions are deleted some time after they were replaced. Everything that belongs together is read from one
-        snapshot, because rows move between versions, and several threads may read.
+        Old versions are deleted after a while. Related data are read from one snapshot, because rows move between
+        versions and several threads may read.
         """
         at = self._at
         try:

@@ -1,8 +1,8 @@
-"""The identity of a tower: what its fingerprint covers, and how a store remembers it.
+"""The identity of a tower: what its fingerprint covers, and how a store records it.
 
-Two embeddings may be compared, concatenated or mixed in one column only if the same frozen network made them
-in the same way. The fingerprint covers everything that can change a number (design decision 1), and canary
-embeddings catch what no field names: another library version, other hardware, a swapped weight file.
+Embeddings may be compared, concatenated or mixed in one column only if the same frozen network made them in the same
+way. The fingerprint covers everything that can change a number (design decision 1), and canary embeddings catch what no
+field covers: another library version, other hardware, a swapped weight file.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Tower:
 
     @property
     def remedy(self) -> str:
-        """What to do where embeddings of this tower are missing."""
+        """What to do if embeddings by this tower are missing."""
         if self.imported:
             return f"import them with frevl import --encoder {self.encoders[0]}"
         return f"run frevl extract again with --encoder {self.encoders[0]}"
@@ -107,7 +107,7 @@ def fingerprint_of(identity: dict[str, str]) -> str:
 
 
 def different_fields(there: dict[str, str], here: dict[str, str]) -> str:
-    """Name the fields in which two identities differ, with both values; empty if they agree."""
+    """Describe the fields in which two identities differ, with both values; empty if they agree."""
     names = sorted(name for name in {**there, **here} if there.get(name) != here.get(name))
     return "; ".join(
         f"'{name}' is {there.get(name, 'absent')!r} there and {here.get(name, 'absent')!r} here" for name in names
@@ -115,7 +115,7 @@ def different_fields(there: dict[str, str], here: dict[str, str]) -> str:
 
 
 def check_same(stored: Tower, found: Tower, place: str) -> None:
-    """Refuse an encoder that is not the one that made a column.
+    """Refuse an encoder other than the one that made a column.
 
     Args:
         stored: The tower as the store remembers it.
@@ -130,8 +130,8 @@ def check_same(stored: Tower, found: Tower, place: str) -> None:
     )
     if fields:
         raise FingerprintError(
-            f"{place}: the embeddings of the tower '{stored.name}' were made in another way: {fields}. "
-            "Use the encoder and settings that made the store, or extract into a new store"
+            f"{place}: the embeddings of the tower '{stored.name}' were made differently: {fields}. Use the "
+            "encoder and settings that made the store, or extract into a new store"
         )
     if stored.canaries.shape != found.canaries.shape:
         raise FingerprintError(
@@ -149,7 +149,7 @@ def check_same(stored: Tower, found: Tower, place: str) -> None:
 
 
 def checksum(id_: str, content_hash: str, embedding: np.ndarray) -> int:
-    """Return the CRC-32 of ``id + newline + content hash + newline + embedding``, to find silent damage.
+    """Return the CRC-32 of ``id + newline + content hash + newline + embedding``, to detect silent corruption.
 
     Args:
         id_: Id of the item.

@@ -1,4 +1,4 @@
-"""Pairs whose images and texts are in the store, and the towers that all of them have; the rest is reported."""
+"""Select pairs whose images and texts are in the store, and towers available for all; the rest is reported."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _COLOURS = re.compile(
 
 
 def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
-    """Leave out the pairs whose image or text was rejected at extraction.
+    """Drop the pairs whose image or text was rejected at extraction.
 
     Args:
         pairs: As read.
@@ -96,10 +96,10 @@ def usable_pairs(pairs: Pairs, store: Store) -> tuple[Pairs, list[Reject]]:
 
 
 def as_known(pairs: Pairs, known: Mapping[str, int] | KnownIds, store: Store) -> Pairs:
-    """Name images as the store does, where the pairs write the same name in another way.
+    """Map image names in the pairs to the store's spelling.
 
-    A folder before the id makes no difference if the files that are meant so, beside the pairs file or in the working
-    directory, have the content that the store knows.
+    A leading folder is ignored if the files so named, next to the pairs file or in the working directory, have the
+    content known to the store.
 
     Args:
         pairs: As read.
@@ -122,7 +122,7 @@ def as_known(pairs: Pairs, known: Mapping[str, int] | KnownIds, store: Store) ->
 def _below_a_folder(
     names: list[str], known: Mapping[str, int] | KnownIds, store: Store, beside: Path
 ) -> dict[str, str]:
-    """Leave out the folder that all names begin with, if the files show that the rest are the ids."""
+    """Drop the folder that all names begin with, if the files confirm that the rest are the ids."""
     folder, _, _ = names[0].replace("\\", "/").rpartition("/")
     while folder:
         prefix = folder + "/"
@@ -139,7 +139,7 @@ def _below_a_folder(
 
 
 def _same_content(ids: dict[str, str], store: Store, beside: Path) -> bool:
-    """Return whether the files under these names have the content that the store knows under the ids."""
+    """Return whether the files with these names have the content that the store has under the ids."""
     some = dict(list(ids.items())[:_OPENED])
     hashes = store.content_hashes(list(some.values()))
     for name, id_ in some.items():
@@ -158,7 +158,7 @@ def _same_content(ids: dict[str, str], store: Store, beside: Path) -> bool:
 def unread_texts(
     store: Store, texts: Sequence[str], towers: Sequence[Tower], load: Callable[[], Sequence[Encoder]] | None = None
 ) -> list[str]:
-    """Return the different ones of some texts of which each of these text towers reads less than half.
+    """Return the distinct texts of which each of these text towers reads less than half.
 
     Args:
         store: Knows it of the texts that it holds.
@@ -195,7 +195,7 @@ def note_unread(
     notes: list[str],
     load: Callable[[], Sequence[Encoder]] | None = None,
 ) -> None:
-    """Say in the notes how many of some texts none of these text towers can read; see `unread_texts`."""
+    """Add a note on how many texts none of these text towers can read; see `unread_texts`."""
     different = _different(texts)
     unread = unread_texts(store, different, towers, load)
     if unread:
@@ -223,7 +223,7 @@ def colour_advice(pairs: Pairs, towers: Sequence[Tower]) -> list[str]:
 
 
 def contents_of(store: Store, pairs: Pairs) -> tuple[Sequence[str], np.ndarray]:
-    """Return the different images of some pairs (texts, where they are texts alone), and a hash of the content of each.
+    """Return the distinct images of some pairs (or texts, if there are only texts), and a content hash of each.
 
     Returns:
         The ``n`` ids, and ``(n,)`` bytes of 32 letters.
@@ -239,7 +239,7 @@ def contents_of(store: Store, pairs: Pairs) -> tuple[Sequence[str], np.ndarray]:
 
 
 def content_of_units(store: Store, pairs: Pairs) -> dict[str, str]:
-    """Return a hash of the content of every image of some pairs; of every text where they are texts alone."""
+    """Return a content hash of every image of some pairs; of every text if there are only texts."""
     if "image" in pairs.sides:
         return store.content_hashes(joined([pairs.images])[1])
     different = joined([pairs.texts])[1]
@@ -247,7 +247,7 @@ def content_of_units(store: Store, pairs: Pairs) -> dict[str, str]:
 
 
 def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pairs:
-    """Read pairs to learn from or to judge by, and keep those that the store has; the notes say what is left out."""
+    """Read pairs for training or evaluation and keep those in the store; the notes state what is left out."""
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
     notes += read.notes
     judged, unjudged = with_targets(read)
@@ -262,11 +262,11 @@ def read_usable(store: Store, pairs: str | Path | Pairs, notes: list[str]) -> Pa
 def choose_towers(
     store: Store, parts: Sequence[Pairs], notes: list[str], asked: Mapping[str, Sequence[str] | None]
 ) -> dict[Modality, list[Tower]]:
-    """Choose the towers of images and those of texts, each by what the items of some pairs have.
+    """Choose image towers and text towers that are available for the items of some pairs.
 
-    One encoder may have embedded the images and another the texts. Where nothing is asked for, a modality has the
-    towers that all of its items have. Encoders asked for by ``encoder`` are taken whole, except for a half that no item
-    has; those asked for by modality are taken as they are.
+    One encoder may have embedded the images and another the texts. By default, a modality uses the towers that all its
+    items have. Encoders given by ``encoder`` are used whole, except for a half that no item has; those given by
+    modality are used as they are.
 
     Args:
         store: Holds the embeddings.
@@ -308,7 +308,7 @@ def choose_towers(
 def _of_all(
     store: Store, modality: Modality, ids: Sequence[str], towers: list[Tower], notes: list[str], *, whole: bool
 ) -> list[Tower]:
-    """Leave out towers that some items lack (``whole``: that all of them lack), unless none would be left."""
+    """Drop towers that some items lack (``whole``: that all lack), unless none would be left."""
     states, known = store.states(modality), store.positions(modality)
     rows = find_rows(known, ids)
     rows = rows[rows >= 0]
@@ -326,5 +326,5 @@ def _of_all(
 
 
 def names_of(store: Store, towers: Sequence[Tower]) -> list[str]:
-    """Return the names of the encoders that use one of these towers, in the order of the store."""
+    """Return the names of the encoders that use one of these towers, in store order."""
     return [name for name in store.encoders if any(name in tower.encoders for tower in towers)]

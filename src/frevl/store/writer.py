@@ -1,6 +1,6 @@
-"""Writing to a store: every call is one atomic Lance commit that is on disk before the call returns.
+"""Write to a store: every call is one atomic Lance commit, on disk before the call returns.
 
-A process that is killed, or a loss of power, costs only what was in flight.
+A killed process or power failure loses only what was in flight.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["Item", "StoreWriter", "TakeOver"]
 
 @dataclass(frozen=True)
 class Item:
-    """What the store keeps about an item besides its embeddings.
+    """Stored information about an item besides its embeddings.
 
     Attributes:
         id: Image path below its folder, or the text itself.
@@ -57,7 +57,7 @@ class Item:
 
 @dataclass(frozen=True)
 class TakeOver:
-    """An item that takes over the embeddings of another one.
+    """An item that takes over the embeddings of another.
 
     Attributes:
         source: Id of the other item; the writer's `StoreWriter.store` holds it, with the same content.
@@ -112,16 +112,16 @@ class StoreWriter:
         self.notes = list(dict.fromkeys([*self.notes, *self._tables.notes]))
 
     def rows(self) -> dict[str, int]:
-        """Return how many rows every table has now."""
+        """Return the current number of rows of every table."""
         tables = {name: open_table(self.path, name) for name in ALL_TABLES}
         return {name: 0 if table is None else int(table.count_rows()) for name, table in tables.items()}
 
     def metadata_types(self, modality: Modality) -> dict[str, pa.DataType]:
-        """Return name and type of the metadata columns of the images or texts."""
+        """Return the names and types of the metadata columns of images or texts."""
         return dict(self._metadata[modality])
 
     def describe(self, modality: Modality, fields: Sequence[pa.Field]) -> None:
-        """Add metadata columns; those that the store has keep their type.
+        """Add metadata columns; existing ones keep their type.
 
         Raises:
             StoreError: A tower has such a name.
@@ -135,7 +135,7 @@ class StoreWriter:
             self._tables.add_columns(TABLES[modality], new)
 
     def register(self, towers: Sequence[Tower]) -> None:
-        """Register towers, or check that they are those that the store knows. Writes nothing if one is refused.
+        """Register towers, or check that they match the store's. Writes nothing if one is refused.
 
         Raises:
             FingerprintError: The store holds embeddings that another encoder made under the same name.
@@ -188,7 +188,7 @@ class StoreWriter:
         self._tables.append(TABLES[modality], self._rows(modality, items, embeddings, metadata))
 
     def replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
-        """Replace items whose content changed; towers that are not named become empty for these items."""
+        """Replace items whose content changed; other towers become empty for these items."""
         self._tables.retried(lambda: self._replace(modality, items, embeddings))
 
     def _replace(self, modality: Modality, items: Sequence[Item], embeddings: dict[str, Embeddings]) -> None:
@@ -197,7 +197,7 @@ class StoreWriter:
         self._tables.merge(TABLES[modality], self._with_own_metadata(modality, rows, np.ones(len(rows), bool)))
 
     def _with_own_metadata(self, modality: Modality, rows: pa.Table, own: np.ndarray) -> pa.Table:
-        """Return rows of items that are in the table; those that are marked, ``(n,)``, with their metadata there."""
+        """Return rows of items in the table; those marked by ``(n,)`` keep their metadata."""
         if self._metadata[modality] and own.any():
             there = self._find(modality, rows["id"].combine_chunks())
             for name in self._metadata[modality]:
@@ -213,7 +213,7 @@ class StoreWriter:
         *,
         metadata: Mapping[str, pa.Array] | None = None,
     ) -> None:
-        """Add embeddings of further towers, and metadata, to items that are in the store."""
+        """Add embeddings by further towers, and metadata, to items in the store."""
         self._tables.retried(lambda: self._fill(modality, items, embeddings, metadata))
 
     def _fill(
@@ -235,12 +235,12 @@ class StoreWriter:
 
     @contextmanager
     def keep_version(self, modality: Modality) -> Iterator[None]:
-        """Keep on disk the version of a table that `StoreWriter.store` reads, however old it becomes."""
+        """Keep the table version read by `StoreWriter.store` on disk, regardless of age."""
         with self._tables.keep_version(TABLES[modality], self.store.version(modality)):
             yield
 
     def take_over(self, modality: Modality, taken: Sequence[TakeOver]) -> None:
-        """Let items take over embeddings of others, as they were when this writer began; needs `keep_version`.
+        """Let items take over embeddings of others, as of when this writer began; requires `keep_version`.
 
         Args:
             modality: ``image`` or ``text``.
@@ -274,7 +274,7 @@ class StoreWriter:
     def _metadata_taken_over(
         self, modality: Modality, taken: Sequence[TakeOver], schema: pa.Schema
     ) -> dict[str, pa.Array]:
-        """Return metadata columns: those of the source where it moved, else nulls."""
+        """Return metadata columns: the source's if it moved, else nulls."""
         moved = [one.source for one in taken if one.moved]
         values = iter(self.store.read_metadata(modality, moved))
         owned = [next(values) if one.moved else {} for one in taken]
@@ -292,7 +292,7 @@ class StoreWriter:
         return self._tables.delete(TABLES[modality], pa.array(list(dict.fromkeys(ids)), pa.string()))
 
     def compact(self) -> None:
-        """Rewrite all tables without what was removed or replaced, and free its space at once."""
+        """Rewrite all tables without removed or replaced rows, and free their space at once."""
         for name in ALL_TABLES:
             self._tables.compact(name)
 
@@ -316,7 +316,7 @@ class StoreWriter:
         write(TABLES[modality], pa.Table.from_arrays(columns, schema=schema))
 
     def reject(self, rejects: Sequence[Reject]) -> None:
-        """Record what could not be used; a reject of the same kind and id replaces the earlier one."""
+        """Record rejects; one with the same kind and id replaces the earlier one."""
         latest = {(in_utf8(reject.kind), in_utf8(reject.id)): in_utf8(reject.reason) for reject in rejects}
         changed = {key: reason for key, reason in latest.items() if self._rejects.get(key) != reason}
         if not changed:
@@ -326,7 +326,7 @@ class StoreWriter:
         self._tables.update_rejects(reject_rows(changed), reject_rows({}), reject_rows(self._rejects), again=again)
 
     def note_unread(self, tower: str, shares: Mapping[str, float]) -> None:
-        """Record texts that a tower cannot read, with the share of their letters that it does not know."""
+        """Record texts that a tower cannot read, with the share of unknown letters."""
         known = set(self.store.unread_texts(list(shares), [self.store.towers[tower]]))
         new = [text for text in shares if text not in known]
         if new:
@@ -334,14 +334,14 @@ class StoreWriter:
             self._tables.append("unread", pa.Table.from_arrays(list(map(pa.array, columns)), schema=UNREAD_SCHEMA))
 
     def clear_rejects(self, kind: str, ids: Collection[str]) -> None:
-        """Clear the rejects of things that have become usable."""
+        """Clear the rejects of items that have become usable."""
         keys = {(kind, id_) for id_ in ids}.intersection(self._rejects)
         if keys:
             gone = reject_rows({key: self._rejects.pop(key) for key in keys})
             self._tables.update_rejects(reject_rows({}), gone, reject_rows(self._rejects), again=False)
 
     def _towers(self) -> dict[str, Tower]:
-        """Return the towers of the store, with those that other writers have added to it in an object store.
+        """Return the towers of the store, including those added by other writers in an object store.
 
         Metadata columns of theirs are noted, too.
         """

@@ -51,8 +51,8 @@ def test_vqa_ids_that_stand_twice_are_said_and_the_first_counts(tmp_path: Path) 
     found = load_benchmark("vqa-v2", tmp_path)
     assert [(row["text"], row["target"]) for row in found.rows] == [("What?", {"net": 1.0}), ("Who?", {"man": 1.0})]
     assert found.left_out == [
-        ("annotation of question 10", "an annotation of this question came before"),
-        ("question 10", "a question with this id came before"),
+        ("annotation of question 10", "repeats the annotation of a question"),
+        ("question 10", "repeats the id of an earlier question"),
     ]
 
 
@@ -102,7 +102,7 @@ def test_the_vocabulary_of_vqa_counts_majority_answers_of_training_questions(tmp
         ("question 17", "outside the vocabulary: 'gnu', 'cat'"),
     ]
     assert left_out_sentence(found) == "Left out: 9 (9 x outside the vocabulary)."
-    assert found.notes[-1] == "1 answers are the majority answer of 9 questions or more."
+    assert found.notes[-1] == "1 answers are the majority answer of at least 9 questions."
     lower = load_benchmark("vqa-v2", tmp_path, min_answer_count=8)
     assert {answer for row in lower.rows for answer in row["target"]} == {"net", "zebra"}
     assert len(load_benchmark("vqa-v2", tmp_path).rows) == 19
@@ -201,7 +201,7 @@ def test_an_archive_is_named_instead_of_missing(tmp_path: Path) -> None:
 
 def test_a_split_of_faults_only_names_the_first(tmp_path: Path) -> None:
     put(tmp_path, "snli_ve_dev.jsonl", '{"Flickr30K_ID": "1", "sentence2": "a", "gold_label": "-", "pairID": "p"}\n')
-    with pytest.raises(InputError, match=r"has not one usable row \(p: people did not agree on a label\)"):
+    with pytest.raises(InputError, match=r"has no usable row \(p: people did not agree on a label\)"):
         load_benchmark("snli-ve", tmp_path, "dev")
 
 

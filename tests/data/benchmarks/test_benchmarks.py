@@ -687,7 +687,7 @@ def test_a_byte_order_mark_is_not_part_of_the_data(tmp_path: Path) -> None:
 def test_other_versions_name_the_key_that_is_not_there(tmp_path: Path) -> None:
     put(tmp_path, "dataset_flickr8k.json", {"annotations": [], "info": 1})
     with pytest.raises(
-        InputError, match="expected the key 'images', found 'annotations', 'info'; is it another version"
+        InputError, match="expected the key 'images', found 'annotations', 'info'; is this another version"
     ):
         load_benchmark("flickr8k", tmp_path, "test")
     put(tmp_path, "dataset_flickr8k.json", {"images": {"a": 1}})

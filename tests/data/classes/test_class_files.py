@@ -61,13 +61,13 @@ def test_single_bad_lines_are_kept_aside(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("c.txt", "hen\ncock\nhen\n", r"c.txt:3: the class 'hen' stands already in .*c.txt:1"),
+        ("c.txt", "hen\ncock\nhen\n", r"c.txt:3: the class 'hen' already appears in .*c.txt:1"),
         ("c.txt", "hen\n\n", "at least two classes, found 1"),
         ("c.txt", "", "at least two classes, found 0"),
         ("c.json", "[1, 2]", "expected a JSON object"),
         ("c.json", "{", "broken JSON"),
         ("c.json", '{"hen": [1], "cock": []}', "class 'hen': expected a list of texts, found 1"),
-        ("c.csv", "hen\ncock\n", "found the ending '.csv'"),
+        ("c.csv", "hen\ncock\n", "found the suffix '.csv'"),
     ],
 )
 def test_what_is_refused(name, text, message, tmp_path):
@@ -93,7 +93,7 @@ def test_templates_need_one_place_for_the_name():
 def test_a_class_that_stands_twice_in_an_object_is_refused(tmp_path):
     """Python's reader takes the last one, so the texts of the first were lost without a word."""
     path = write(tmp_path / "c.json", '{"tench": ["a fish"], "cock": ["a bird"], "tench": ["a green fish"]}')
-    with pytest.raises(InputError, match=r"c.json: the class 'tench' stands there twice"):
+    with pytest.raises(InputError, match=r"c.json: the class 'tench' appears twice"):
         read_classes(path)
 
 

@@ -328,7 +328,7 @@ def test_a_wrong_file_for_a_run_is_refused(made, answering, matching, exported, 
         Scorer.open(answering, store=made.store, backend="onnx", onnx=tmp_path / "x.onnx")
     with pytest.raises(UsageError, match="There is no backend 'onx'. Did you mean 'onnx'"):
         Scorer.open(answering, store=made.store, backend="onx")
-    with pytest.raises(UsageError, match="goes with the backend 'onnx'"):
+    with pytest.raises(UsageError, match="requires the backend 'onnx'"):
         Scorer.open(answering, store=made.store, onnx=exported.path)
 
 

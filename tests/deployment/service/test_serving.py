@@ -59,7 +59,7 @@ def test_texts_that_the_encoder_cannot_read_are_named(served, monkeypatch):
         said = served.http.post(f"/v1/{route}", json={"model": model, "pairs": [asked[0], asked[2]]}).json()
         assert said["notes"] == []
     (note,) = served.http.post("/v1/search", json={"model": "find", "text": "สีแดง"}).json()["notes"]
-    assert note.startswith("The query is mostly unread")
+    assert note.startswith("The encoder does not know most of the query")
 
 
 def test_an_image_that_is_sent_along_scores_like_the_same_image_in_the_store(made, served):

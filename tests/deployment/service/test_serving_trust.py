@@ -49,7 +49,7 @@ def test_too_few_held_out_is_said(served):
     said = ask(served, "score", "ask", QUESTIONS[:1], sets=0.999).json()
     assert sorted(said["scores"][0]["set"]) == sorted(served.scorers["ask"].run.labels)
     (note,) = said["notes"]
-    assert note.startswith("Sets of 99.9 % hold every class")
+    assert note.startswith("Sets of 99.9 % contain every class")
     assert "--" not in note
 
 

@@ -183,7 +183,7 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
         evaluate_queries(asked, two, ["red"], groups="side")
     with pytest.raises(UsageError, match="-k 120: the pool has 120 pictures"):
         evaluate_queries(dual, two, ["red"], groups="side", k=120)
-    with pytest.raises(UsageError, match="-k must be a whole number from 1 on, found 0"):
+    with pytest.raises(UsageError, match="-k must be a whole number of at least 1, found 0"):
         evaluate_queries(dual, two, ["red"], groups="side", k=0)
     (tmp_path / "none.txt").write_text("\n \n")
     with pytest.raises(InputError, match="expected one query per line, found an empty file"):

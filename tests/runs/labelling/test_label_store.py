@@ -120,7 +120,7 @@ def test_another_run_starts_again(named, scorer, tmp_path):
 
 def test_what_is_refused(named, scorer, made, tmp_path):
     run = frevl.train(made.store, made.train, run=tmp_path / "run", task="classification", model="majority")
-    with pytest.raises(UsageError, match="images alone"):
+    with pytest.raises(UsageError, match="images only"):
         label_store(frevl.Scorer.open(run.path, store=made.store), tmp_path / "labels.jsonl")
     with pytest.raises(UsageError, match="would overwrite"):
         label_store(scorer, scorer.run.path / "run.json")

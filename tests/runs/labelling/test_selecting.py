@@ -142,7 +142,7 @@ def test_images_alone_and_texts_alone(one_side, tmp_path):
     found = select_pairs(scorer, write(tmp_path / "pool.jsonl", rows), k=5)
     assert found.counts["chosen"] == 5
     assert found.counts["covered"] == 60
-    assert any("are not read" in note for note in found.notes)
+    assert any("are ignored" in note for note in found.notes)
 
 
 def test_another_store_covers_nothing_and_says_so(named, world, tmp_path):
@@ -156,7 +156,7 @@ def test_another_store_covers_nothing_and_says_so(named, world, tmp_path):
     scorer = frevl.Scorer.open(world[0].run.path, store=store)
     found = select_pairs(scorer, write(tmp_path / "p.jsonl", [{"image": f"{n}.png"} for n in range(12)]), k=3)
     assert found.counts["covered"] == 0
-    assert "Nothing covers the pool" in found.sentence()
+    assert "No training item of the run is in the store" in found.sentence()
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_refusals_of_the_command(world, tmp_path, frevl):
     assert frevl(*base, tmp_path / "empty.jsonl").code == 1
     said = frevl(*base, write(tmp_path / "b.jsonl", [*rows[:3], {"picture": 3}]), "--json", tmp_path / "o.json")
     assert said.code == 0, said.err
-    assert said.out.startswith("Chose 3 of 3 pairs to label. Fewer than the 100 asked for: no more are left")
+    assert said.out.startswith("Chose 3 of 3 pairs to label. Fewer than the requested 100: no more are left")
     record = json.loads((tmp_path / "o.json").read_text())
     assert (record["chosen"], len(record["rejects"])) == (3, 1)
 

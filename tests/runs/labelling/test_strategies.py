@@ -69,7 +69,7 @@ def test_so_many_of_a_unit_and_no_more_than_there_are(by):
 
 
 def test_unknown_way():
-    with pytest.raises(UsageError, match="--by marign: there is no such way to choose. Did you mean 'margin'"):
+    with pytest.raises(UsageError, match="--by marign: there is no such strategy. Did you mean 'margin'"):
         rows("marign", on_circle(0, 1))
 
 

@@ -169,7 +169,9 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_parts_before(tmp_path):
     former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
     try:
-        with pytest.raises(StoreError, match="the index cannot be written .*; make room, and try again: parts that"):
+        with pytest.raises(
+            StoreError, match="the index cannot be written .*; free some space, and try again: finished parts"
+        ):
             build_index(made, asked(), queries_of="made", graph_rows=100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

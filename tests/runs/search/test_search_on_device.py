@@ -68,4 +68,4 @@ def test_vectors_that_do_not_fit_are_searched_by_the_processor(monkeypatch, capl
     stored = Stored([np.eye(4, dtype=np.float16)])
     for _ in range(2):
         assert on_device.nearest_of(stored, np.eye(4, dtype=np.float32)[2], 1)[0].tolist() == [2]
-    assert caplog.messages == ["frevl: cpu has no room for 4 vectors; the processor searches."], "said once"
+    assert caplog.messages == ["frevl: cpu has no room for 4 vectors; searching on the CPU."], "said once"

@@ -122,7 +122,7 @@ def test_conditions_and_their_metadata(world, made, tmp_path):
     found = search(scorer, "a red square", k=200, where="id LIKE '1%.png' AND bytes > 10")
     assert {hit.id for hit in found.hits} == {id_ for id_ in scorer.store.image_ids if id_.startswith("1")}
     assert found.searched == 31  # 1, 10 to 19, 100 to 119
-    assert "Only 31 images can be found, fewer than the 200 that were asked for." in found.notes
+    assert "Only 31 images can be found, fewer than the requested 200." in found.notes
     nothing = search(scorer, "a red square", where="id = 'it''s not there'")
     assert (nothing.hits, nothing.notes) == ([], ["No image can be found: none meets the condition."])
     with pytest.raises(UsageError) as refused:
@@ -249,7 +249,7 @@ def test_damaged_vectors_are_computed_again(world, damage):
         np.save(part, np.load(part)[:7])
     again = search(Scorer.open(run, store=store), "a red square")
     assert again.hits == expected.hits
-    assert any("was damaged; the vectors were computed again" in note for note in again.notes)
+    assert any("was damaged; the vectors were recomputed" in note for note in again.notes)
     assert search(Scorer.open(run, store=store), "a red square").notes == []
 
 
@@ -260,7 +260,7 @@ def test_a_store_that_cannot_be_written_is_searched_all_the_same(world):
     (store / "vectors").write_text("in the way")
     found = search(Scorer.open(run, store=store), "a red square")
     assert [hit.id for hit in found.hits] == [hit.id for hit in expected.hits]
-    assert "computed again by every process" in found.notes[0]
+    assert "every process recomputes" in found.notes[0]
 
 
 DOOMED = """
@@ -302,7 +302,7 @@ def test_after_a_kill_searches_go_on(world, draw, tmp_path, where):
     assert [hit.id for hit in found.hits][:9] == [hit.id for hit in search(scorer, "a red square", k=9).hits]
     assert (len(found.hits), found.notes) == (
         120,
-        ["Only 120 images can be found, fewer than the 200 that were asked for."],
+        ["Only 120 images can be found, fewer than the requested 200."],
     )
     extract(store, images=more, encoder=["toy"])
     assert search(Scorer.open(run, store=store), "a red square", k=200).searched == 121
@@ -434,8 +434,7 @@ def test_the_recall_that_was_asked_for_is_measured_and_missed_aloud(world, monke
     report, notes = index_store(world[0], recall=0.9)
     assert report.expansion == 1024  # the greatest effort
     assert notes == [
-        "The index finds 50.0 % of the exact neighbours, fewer than the 90.0 % that were asked for; use --exact where "
-        "that matters."
+        "The index finds 50.0 % of the exact neighbours, fewer than the requested 90.0 %; use --exact if that matters."
     ]
 
 
@@ -444,11 +443,11 @@ def test_the_recall_that_was_asked_for_is_measured_and_missed_aloud(world, monke
 
 BAD = {
     "empty": (["  "], 2, "The query is empty; write what to look for"),
-    "nothing": ([], 2, "A search needs a text or an image, and not both"),
-    "both": (["a dog", "--image", "3.png"], 2, "A search needs a text or an image, and not both"),
+    "nothing": ([], 2, "A search needs either a text or an image, not both"),
+    "both": (["a dog", "--image", "3.png"], 2, "A search needs either a text or an image, not both"),
     "texts for a text": (["a dog", "--for", "texts"], 2, "to find texts, give an image with --image"),
     "for": (["--image", "3.png", "--for", "videos"], 2, "must be 'images' or 'texts', found 'videos'"),
-    "k": (["a dog", "-k", "0"], 2, "The number of results must be a whole number from 1 on, found 0"),
+    "k": (["a dog", "-k", "0"], 2, "The number of results must be a whole number of at least 1, found 0"),
     "no column": (["a dog", "--where", "colour = 'red'"], 2, "(there is no column 'colour'). Columns of the images of"),
     "no condition": (["a dog", "--where", " "], 2, "The condition is empty; write one such as id LIKE 'kitchen/%'"),
     "half": (["a dog", "--where", "bytes >"], 2, "cannot be understood (Expected: an expression, found: EOF). Columns"),
@@ -480,8 +479,8 @@ def test_bad_queries_get_one_sentence(made, dual, frevl, case):
     ("asked", "words"),
     [
         ({"text": 3}, "The query must be a string, found int"),
-        ({"text": "a dog", "k": "5"}, "must be a whole number from 1 on, found '5'"),
-        ({"text": "a dog", "k": 2.5}, "must be a whole number from 1 on, found 2.5"),
+        ({"text": "a dog", "k": "5"}, "must be a whole number of at least 1, found '5'"),
+        ({"text": "a dog", "k": 2.5}, "must be a whole number of at least 1, found 2.5"),
     ],
 )
 def test_values_of_another_type(made, dual, asked, words):
@@ -491,14 +490,14 @@ def test_values_of_another_type(made, dual, asked, words):
 
 def test_a_long_query_is_cut_and_said(made, dual):
     found = search(Scorer.open(dual, store=made.store), "a red square " * 300, k=1)
-    assert found.notes == ["The query is longer than the encoder reads; its end was cut."]
+    assert found.notes == ["The query is longer than the encoder can read and was truncated."]
     assert len(found.hits) == 1
 
 
 def test_more_results_than_the_store_has(made, dual):
     found = search(Scorer.open(dual, store=made.store), "a red square", k=1000)
     assert len(found.hits) == 120
-    assert found.notes == ["Only 120 images can be found, fewer than the 1,000 that were asked for."]
+    assert found.notes == ["Only 120 images can be found, fewer than the requested 1,000."]
 
 
 def test_runs_that_cannot_search(made, tmp_path, frevl):
@@ -557,8 +556,8 @@ def test_imported_embeddings_of_a_common_space_are_searched(tmp_path, frevl, mon
     unknown = frevl("search", "--store", "s", "--run", "r", "no caption of the store")
     assert unknown.code == 1
     assert unknown.err == (
-        "frevl: s: the vectors of 'ViT-text' were imported, so no text that is not in the store can be embedded like "
-        "them; use its own texts, or import more vectors\n"
+        "frevl: s: the vectors of 'ViT-text' were imported, so texts outside the store cannot be embedded in the "
+        "same way; use its own texts, or import more vectors\n"
     )
 
 
@@ -578,7 +577,7 @@ def test_new_texts_are_found_where_only_the_images_were_imported(made, tmp_path,
     assert len(search(scorer, "a red square that no caption names", k=3).hits) == 3
     said = frevl("search", "--store", tmp_path / "s", "--run", tmp_path / "r", "--image", made.images / "3.png")
     assert said.code == 1
-    assert "the vectors of 'bought-image' were imported, so no image that is not in the store can be" in said.err
+    assert "the vectors of 'bought-image' were imported, so images outside the store cannot be" in said.err
 
 
 # ---- what it looks like

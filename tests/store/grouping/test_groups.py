@@ -89,7 +89,7 @@ def test_a_key_with_few_values_is_a_category(store):
     extras = [{"scene": ["kitchen", "street", "beach"][row % 3]} for row in range(10, 60)]
     (grouped,), (note,) = group_pairs(store, [pairs_of(range(10, 60), extras)])
     assert len(set(grouped.clusters)) == 50
-    assert note.startswith("The key 'scene' has 3 values over 50 images and was taken for a category, not for groups")
+    assert note.startswith("The key 'scene' has 3 values over 50 images and was treated as a category, not as groups")
     (forced,), _ = group_pairs(store, [pairs_of(range(10, 60), extras)], group_by="scene")
     assert len(set(forced.clusters)) == 3
 
@@ -121,7 +121,7 @@ def test_texts_that_always_have_one_label(store):
     targets = ["true" if row // 5 % 2 else "false" for row in range(50)]
     (grouped,), (note,) = group_pairs(store, [pairs_of(range(10, 60), texts=texts, targets=targets)])
     assert len(set(grouped.clusters)) == 10
-    assert "10 texts stand with several images and always with one label" in note
+    assert "10 texts occur with several images but always the same label" in note
 
 
 def test_what_would_be_one_great_group_is_not_grouped(store):
@@ -135,7 +135,7 @@ def test_texts_with_a_set_of_images_of_their_own(tmp_path):
     store = store_of(tmp_path / "s", spread(80))
     pairs = pairs_of(range(80), texts=[f"sentence {row % 20}" for row in range(80)])
     (grouped,), (note,) = group_pairs(store, [pairs])
-    assert "each of 20 texts stands with several images of its own" in note
+    assert "each of 20 texts has several images of its own" in note
     assert grouped.clusters == [str(row % 20) for row in range(80)]
     captions = replace(pairs, targets=[None] * 80)
     (apart,), notes = group_pairs(store, [captions])

@@ -48,7 +48,7 @@ def test_an_archive_that_claims_more_than_it_holds(tmp_path, compression):
     words = {
         zipfile.ZIP_DEFLATED: "needs 8,000,000 bytes and has 8,388,608",
     }
-    refused(tmp_path / "v.npz", words.get(compression, "is compressed in a way that numpy does not use"))
+    refused(tmp_path / "v.npz", words.get(compression, "uses a compression that numpy does not"))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_after_a_kill_the_same_command_goes_on(tmp_path, frevl):
     assert len(Store.open(tmp_path / "s").image_ids) == 2
     said = frevl(*arguments)
     assert "Imported 2 images and 5 texts" in said.out
-    assert "2 images and 0 texts were in the store already" in said.out
+    assert "2 images and 0 texts were already in the store" in said.out
     store = Store.open(tmp_path / "s")
     assert sorted(store.image_ids) == [f"/data/pictures/dir/{i}.jpg" for i in (0, 2, 3, 4)]
     assert [reject.reason.rpartition(": ")[2] for reject in store.rejects()] == ["its vector is not finite"]
@@ -228,7 +228,7 @@ def test_lengths_are_detected_said_and_fixed(tmp_path):
         tmp_path / "v.npy", store=tmp_path / "s", encoder="e", of="images", ids=tmp_path / "ids.txt"
     )
     assert report.scaled == 3
-    assert "3 of 4 vectors were not of unit length and were scaled to it." in report.sentence()
+    assert "3 of 4 vectors did not have unit length and were normalised." in report.sentence()
     found = Store.open(tmp_path / "s").read_images(["a", "b", "c", "d"])
     assert np.allclose(found, [[0.6, 0.8]] * 4, atol=3e-4)
 
@@ -246,7 +246,7 @@ def test_what_cannot_be_used_is_rejected_with_its_reason(tmp_path):
         "nan.png": place + "2: its vector is not finite",
         "inf.png": place + "3: its vector is not finite",
         "zero.png": place + "4: its vector is zero",
-        "a.png": place + "5: the id appears twice with different vectors; the first is kept",
+        "a.png": place + "5: the id appears twice with different vectors; the first one is kept",
         place + "6": "it has no id",
         "null.png": place + "7: it has no vector",
         "wide.png": place + "8: expected 2 numbers, found 3",
@@ -270,7 +270,7 @@ def test_an_image_that_stands_beside_each_of_its_captions_is_no_reject(tmp_path)
     assert (report.images, report.texts, report.repeats) == (2, 4, 1)
     assert "Rows that repeat an item with the same vector: 1." in report.sentence()
     assert [(reject.id, reject.reason.rpartition(", ")[2]) for reject in report.rejects] == [
-        ("a.jpg", "row 4: the id appears twice with different vectors; the first is kept")
+        ("a.jpg", "row 4: the id appears twice with different vectors; the first one is kept")
     ]
     written = [json.loads(line) for line in pairs.read_text().splitlines()]
     assert [(row["image"], row["text"]) for row in written] == [
@@ -304,15 +304,16 @@ def test_the_same_picture_under_two_names_is_still_found(tmp_path):
 
 
 BAD = {
-    "no ids": (["v.npy", "--of", "images"], 2, "an array holds no ids; give a list of them with --ids FILE"),
-    "no of": (["v.npy", "--ids", "two.txt"], 2, "say what the vectors are of with --of images or --of texts"),
+    "no ids": (["v.npy", "--of", "images"], 2, "an array contains no ids; give a list of them in the same order with "
+        "--ids FILE"),
+    "no of": (["v.npy", "--ids", "two.txt"], 2, "specify what the vectors represent with --of images or --of texts"),
     "wrong of": (["v.npy", "--of", "videos", "--ids", "two.txt"], 2, "must be 'images' or 'texts', found 'videos'"),
     "numbers": (
         ["v.npy", "--of", "images", "--ids", "two.txt"],
         1,
         "two.txt: expected one id for each of the 3 vectors of v.npy, found 2 ids",
     ),
-    "nothing there": (["none"], 1, "none: expected a file of vectors or ids, found none"),
+    "nothing there": (["none"], 1, "none: no such file of vectors or ids"),
     "missing": (["none.npy", "--of", "images", "--ids", "two.txt"], 1, "none.npy: expected a file of vectors or ids"),
     "kind": (["v.txt", "--of", "images", "--ids", "two.txt"], 1, "v.txt: expected vectors in a .npy, .npz"),
     "shape": (["flat.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (3,) of float64"),
@@ -323,18 +324,18 @@ BAD = {
     "wrong array": (
         ["two.npz", "--of", "images", "--ids", "two.txt", "--array", "c"],
         2,
-        "there is no such array as 'c'. Valid: 'a', 'b'.",
+        "there is no array 'c'. Valid: 'a', 'b'.",
     ),
     "no vectors": (["t.parquet", "--of", "images"], 1, "expected a column with one list of floats per row, found"),
     "id column": (
         ["u.parquet", "--of", "images", "--id-column", "nam"],
         2,
-        "there is no such column as 'nam'. Did you mean 'name'?",
+        "there is no column 'nam'. Did you mean 'name'?",
     ),
     "unknown id": (["u.parquet", "--of", "images"], 2, "name the column to use with --id-column; there are: name"),
     "folder": (["empty", "--of", "images"], 1, "expected a clip-retrieval folder with 'img_emb' or 'text_emb' in it"),
     "no metadata": (["bare"], 1, "expected its ids in bare/metadata/metadata_0.parquet, found none"),
-    "ids of a table": (["u.parquet", "--of", "images", "--ids", "two.txt"], 2, "a table holds its ids itself"),
+    "ids of a table": (["u.parquet", "--of", "images", "--ids", "two.txt"], 2, "a table contains its own ids"),
     "no encoder": (["v.npy", "--of", "images", "--ids", "two.txt", "--encoder", " "], 2, "needs a name"),
     "dtype": (["v.npy", "--of", "images", "--ids", "two.txt", "--dtype", "int8"], 2, "'float16' or 'float32'"),
     "no folder": (["u.parquet", "--of", "images", "--images", "none", "--id-column", "name"], 1, "expected a folder"),
@@ -507,7 +508,9 @@ def test_another_vector_for_an_item_of_the_store_is_counted_and_the_stores_own_s
         said = frevl("import", tmp_path / f"{name}.npy", "--ids", tmp_path / "ids.txt", "--of", "images", "--store",
                      tmp_path / "store", "--encoder", "mine", "--json", tmp_path / "out.json", "--quiet")  # fmt: skip
         assert said.code == 0, said.err
-    assert "7 images and 0 texts were in the store already. 3 of these have another vector here" in said.out
+    assert (
+        "7 images and 0 texts were already in the store. 3 of these have a different vector in the import" in said.out
+    )
     assert json.loads((tmp_path / "out.json").read_text())["differing"] == 3
     store = Store.open(tmp_path / "store")
     np.testing.assert_allclose(store.read_images(["3.jpg"])[0], first[3], atol=1e-3)

@@ -81,7 +81,7 @@ def test_labels_follow_a_class_that_is_renamed_and_the_former_name_leads_to_it(l
 
 def test_classes_become_one_only_if_that_is_said_and_undo_parts_them_again(labels):
     labels.label("ada", [("a.png", "cat"), ("b.png", "dog")])
-    with pytest.raises(UsageError, match="There is a class 'dog' already"):
+    with pytest.raises(UsageError, match="The class 'dog' already exists"):
         labels.rename("ada", "cat", "dog")
     labels.rename("ada", "cat", "dog", merge=True)
     labels.label("ada", [("c.png", "cat")])
@@ -337,7 +337,7 @@ def test_an_id_that_was_used_for_something_else_is_refused(labels):
         lambda: labels.rename("ada", "cat", "kitten", request="mine"),
         lambda: labels.label("ada", [("a.png", "dog")], "one"),
     ):
-        with pytest.raises(UsageError, match="The id '(mine|one)' was used already, by 'ada' and for something else"):
+        with pytest.raises(UsageError, match="The id '(mine|one)' was already used by 'ada' for something else"):
             again()
     assert labels.path.read_bytes() == before
     labels.rename("ada", "cat", "kitten", request="new")

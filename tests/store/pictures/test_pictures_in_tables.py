@@ -132,11 +132,15 @@ def test_a_name_that_stands_for_another_picture_is_refused(tmp_path):
     pq.write_table(table([0, 1]), tmp_path / "train.parquet")
     other = table([7]).set_column(0, "image", pa.array([{"bytes": png(7), "path": "1.png"}], PICTURE))
     pq.write_table(other, tmp_path / "test.parquet")
-    with pytest.raises(PairsError, match="test.parquet: the picture '1.png' has other content than .* another table"):
+    with pytest.raises(
+        PairsError, match="test.parquet: the picture '1.png' has different content from .* another table"
+    ):
         extract(tmp_path / "a", pairs=[tmp_path / "train.parquet", tmp_path / "test.parquet"], encoder="toy")
     extract(tmp_path / "b", pairs=tmp_path / "train.parquet", encoder="toy")
     before = by_name(Store.open(tmp_path / "b"))
-    with pytest.raises(PairsError, match="'1.png' has other content than the image of this name in the store; name a"):
+    with pytest.raises(
+        PairsError, match="'1.png' has different content from the image of this name in the store; give a"
+    ):
         extract(tmp_path / "b", pairs=tmp_path / "test.parquet", encoder="toy")
     np.testing.assert_array_equal(by_name(Store.open(tmp_path / "b"))["1.png"], before["1.png"])
 

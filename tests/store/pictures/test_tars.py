@@ -236,7 +236,7 @@ def test_members_of_every_kind(tmp_path):
         "broken.jpg", "bad.txt", "j.json", "e.txt", "../out.png", "empty.png", "link.png", "pipe.jpg"
     }  # fmt: skip
     assert reasons["../out.png"] == "its name leads out of the tar"
-    assert "Pictures without a caption beside them: 5." in report.sentence()
+    assert "Pictures without a caption: 5." in report.sentence()
     assert set(Store.open(tmp_path / "s").texts) == {"ein Hund", "before its picture", "of a broken one", "of k"}
 
 

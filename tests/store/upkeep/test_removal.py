@@ -144,7 +144,7 @@ def test_the_commands(store, frevl, tmp_path):
     said = frevl("store", "remove", store, "--where", "width < 100", "--json", tmp_path / "r.json")
     assert said.code == 0
     assert said.out.startswith(
-        "Removed 40 images; 160 are left. An extraction embeds them again unless their files are"
+        "Removed 40 images; 160 remain. An extraction will embed them again unless their files are"
     )
     assert json.loads((tmp_path / "r.json").read_text())["removed"] == 40
     said = frevl("store", "compact", store, "--json", tmp_path / "c.json")

@@ -51,7 +51,7 @@ def test_a_table_without_manifests_comes_back_whole(imported, record, folders):
     assert (report.versions, report.rows) == (({"images": 4}, {}) if record else ({}, {"images": 20}))
     assert report.missing == {}
     assert not (imported / "unclaimed").exists()
-    assert repair(imported).sentence() == f"{imported}: nothing had to be recovered."
+    assert repair(imported).sentence() == f"{imported}: nothing needed recovering."
     with StoreWriter(imported) as writer:
         assert writer.notes == []
 

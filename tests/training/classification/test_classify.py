@@ -262,7 +262,7 @@ def test_the_run_is_exported_scored_and_published(named, frevl, tmp_path):
     frevl("publish", "--run", run, "--to", "somebody/trees", "--folder", tmp_path / "published")
     card = (tmp_path / "published" / "README.md").read_text()
     assert "ash" in card
-    assert "It says 'unknown' of what looks like none of its labels, and of about 5 % of what is one" in card
+    assert "It answers 'unknown' for items unlike any of its labels, and for about 5 % of those" in card
 
 
 def test_pictures_without_labels_help_where_a_class_has_one_example(named, tmp_path):

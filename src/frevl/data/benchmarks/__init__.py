@@ -1,1 +1,1 @@
-"""Published data sets, read from their official files into pairs."""
+"""Read published data sets from their official files into pairs."""

@@ -19,7 +19,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 def snli_ve(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
     """``snli_ve_<split>.jsonl`` (Xie et al. 2019); rows carry ``pair_id``."""
     for place, line in json_lines(path):
-        # The authors' generator spells the key in three ways, one of them with a typing error.
+        # The authors' generator spells the key in three ways, one of them misspelt.
         key = next((name for name in ("Flickr30K_ID", "Flickr30kID", "Flikr30kID") if name in line), "Flickr30K_ID")
         where = f"{path.parent / place}"
         yield _row(
@@ -58,7 +58,7 @@ def e_snli_ve(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
 
 
 def plain_entailment(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``{"image", "hypothesis", "label"}``; not official, for sets cut out of the official ones."""
+    """``{"image", "hypothesis", "label"}``; not official, for subsets of the official sets."""
     for place, line in json_lines(path):
         where = f"{path.parent / place}"
         image, text, label = (need(line, key, str, where) for key in ("image", "hypothesis", "label"))

@@ -1,4 +1,4 @@
-"""Reading the official files of a benchmark, with errors that name file and place."""
+"""Read the official files of a benchmark, with errors that name file and location."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".
 
 
 class LeftOut(NamedTuple):
-    """Something that was left out, with the reason in one sentence."""
+    """An omitted item, with the reason in one sentence."""
 
     id: str
     reason: str
 
 
 class Folder:
-    """The files below a folder, by name: archives are unpacked in many ways, but file names stay the same.
+    """Files below a folder by name: archives are unpacked in different ways, but file names stay the same.
 
     Attributes:
         root: The folder.
@@ -43,7 +43,7 @@ class Folder:
             InputError: There is no such folder.
         """
         if not root.is_dir():
-            raise InputError(f"{root}: there is no such folder; give the folder that holds the benchmark's files.")
+            raise InputError(f"{root}: no such folder; give the folder with the benchmark's files.")
         self.root = root
         self.found: list[Path] = []
         self._files: dict[str, list[str]] = {}
@@ -51,7 +51,7 @@ class Folder:
         seen: set[str] = set()
         for place, folders, names in os.walk(root, followlinks=True):
             real = os.path.realpath(place)
-            if real in seen:  # a link that leads back upwards
+            if real in seen:  # a link to a parent folder
                 folders.clear()
                 continue
             seen.add(real)
@@ -66,7 +66,7 @@ class Folder:
                     self._files.setdefault(name, []).append(prefix + name)
 
     def find(self, name: str) -> Path | None:
-        """Return the file of this name, the one nearest to the root if there are several."""
+        """Return the file with this name, the one nearest the root if there are several."""
         places = self._files.get(name)
         if not places:
             return None
@@ -74,11 +74,10 @@ class Folder:
         return self.found[-1]
 
     def image(self, name: str, *, exact: bool = False) -> str | None:
-        """Return the path below the root of an image that the official files name.
+        """Return the path, relative to the root, of an image named in the official files.
 
-        An image is found wherever it lies below the root and whatever its format (DAQUAR's PNG converted to
-        JPEG keeps its name). Of several the one whose path ends with the official path is taken, then the
-        one nearest to the root.
+        An image is found anywhere below the root and in any format (DAQUAR's PNG converted to JPEG keeps its name).
+        Among several, one whose path ends with the official path is preferred, then the one nearest the root.
 
         Args:
             name: Official path or name, with or without the ending.
@@ -116,8 +115,8 @@ def need(mapping: Any, key: str, kind: type | tuple[type, ...], place: str) -> A
         raise InputError(f"{place}: expected an object with '{key}', found {type(mapping).__name__}.")
     if key not in mapping:
         found = ", ".join(f"'{name}'" for name in list(mapping)[:8]) or "nothing"
-        raise InputError(f"{place}: expected the key '{key}', found {found}; is it another version of the file?")
-    # To Python, True is a number; to the authors of these files it is not.
+        raise InputError(f"{place}: expected the key '{key}', found {found}; is this another version of the file?")
+    # In Python, True is a number; for the authors of these files it is not.
     if not isinstance(mapping[key], kind) or (isinstance(mapping[key], bool) and kind is not bool):
         wanted = " or ".join(t.__name__ for t in (kind if isinstance(kind, tuple) else (kind,)))
         raise InputError(f"{place}: expected '{key}' to be {wanted}, found {type(mapping[key]).__name__}.")
@@ -125,7 +124,7 @@ def need(mapping: Any, key: str, kind: type | tuple[type, ...], place: str) -> A
 
 
 def read_json(path: Path) -> Any:
-    """Read a file that is one JSON value.
+    """Read a file with a single JSON value.
 
     Raises:
         InputError: It cannot be read, is not UTF-8, or ends too early.
@@ -143,7 +142,7 @@ def read_json(path: Path) -> Any:
 
 
 def _once(entries: list[tuple[str, Any]]) -> Row:
-    """Build an object, refusing repeated keys, of which Python would silently keep the last."""
+    """Build an object, refusing repeated keys, where Python would silently keep the last."""
     row = dict(entries)
     if len(row) < len(entries):
         names = [name for name, _ in entries]
@@ -152,7 +151,7 @@ def _once(entries: list[tuple[str, Any]]) -> Row:
 
 
 def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ``(place, line)`` for each line that is not blank, stripped.
+    """Yield ``(place, line)`` for each non-blank line, stripped.
 
     Raises:
         InputError: The file cannot be read or is not UTF-8.

@@ -1,10 +1,10 @@
-"""Published sets, read from their official files into rows for a pairs file.
+"""Load published sets from their official files as rows for a pairs file.
 
 A row is an object of `frevl.data.pairs`: ``image`` (path below the benchmark's folder), ``text``, mostly ``target``,
-and further keys that can slice results. One of them has a meaning for everybody: rows of the same ``cluster``
-are not independent, although their images differ; split and resample by it.
+and further keys by which results can be sliced. One of them has a fixed meaning: rows with the same ``cluster`` are not
+independent, although their images differ; split and resample by it.
 
-A new set is a row of `BENCHMARKS` and at most one reader in the file of its task.
+A new set needs a row in `BENCHMARKS` and at most one reader in its task's file.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ BENCHMARKS: Mapping[str, Source] = {
         "matching",
         {"train": ("train", 566_747), "val": ("val", 25_010), "test": ("test", 25_010)},
         (
-            ("dataset_coco.json", retrieval.karpathy),  # the split that papers use, so it comes first
+            ("dataset_coco.json", retrieval.karpathy),  # the split used in papers, so it comes first
             ("captions_{split}2017.json", retrieval.coco_captions),
             ("captions_{split}2014.json", retrieval.coco_captions),
             ("{split}.jsonl", retrieval.plain_captions),
@@ -193,7 +193,7 @@ BENCHMARKS: Mapping[str, Source] = {
     ),
 }
 
-# The same split under the names that different authors give it.
+# Different authors' names for the same split.
 _DEVELOPMENT = ("dev", "val", "validation")
 
 
@@ -208,7 +208,7 @@ def load_benchmark(
 ) -> Benchmark:
     """Read one split of a published set from its official files.
 
-    Files and images are found by name, wherever they lie below the folder.
+    Files and images are found by name, anywhere below the folder.
 
     Args:
         name: A key of `BENCHMARKS`.
@@ -240,8 +240,8 @@ def load_benchmark(
         raise UsageError(f"'{name}' has no split '{split}'. {nearest(split, source.splits)}")
     if min_answer_count > 1 and (name, known) != ("vqa-v2", "train"):
         raise UsageError(
-            f"A vocabulary of answers is made from the training questions of vqa-v2, not from '{split}' of '{name}': "
-            "leave the minimum (--min-answer-count) out."
+            f"A vocabulary of answers is made from the training questions of vqa-v2, not from '{split}' of "
+            f"'{name}': leave out the minimum (--min-answer-count)."
         )
     file_split, expected = source.splits[known]
     folder = Folder(_root(name, root))
@@ -251,7 +251,7 @@ def load_benchmark(
     items = list(reader(folder, path, known))
     rows, left_out = _usable(items)
     if not rows:
-        reasons = f"not one usable row ({left_out[0][0]}: {left_out[0][1]})" if left_out else "no rows"
+        reasons = f"no usable row ({left_out[0][0]}: {left_out[0][1]})" if left_out else "no rows"
         raise InputError(f"{path}: the split '{split}' has {reasons}; fetch the file again from {source.where}.")
     notes = []
     if expected is not None and len(items) != expected:
@@ -263,7 +263,7 @@ def load_benchmark(
         vocabulary = frequent_answers(rows, min_answer_count)
         rows, outside = keep_vocabulary(rows, vocabulary)
         left_out += outside
-        notes.append(f"{len(vocabulary):,} answers are the majority answer of {min_answer_count} questions or more.")
+        notes.append(f"{len(vocabulary):,} answers are the majority answer of at least {min_answer_count} questions.")
         if not rows:
             raise UsageError(f"{path}: {notes[-1]} Lower the minimum (--min-answer-count).")
     read = len(rows)
@@ -271,7 +271,7 @@ def load_benchmark(
         rows, missing = _with_images(rows, folder, exact=source.exact_images)
         if not rows:
             raise InputError(
-                f"{folder.root}: not one of the {len(missing):,} image(s) of '{name}' is below this folder, for "
+                f"{folder.root}: none of the {len(missing):,} image(s) of '{name}' is below this folder, for "
                 f"example '{missing[0][0]}'; get them from {source.where}."
             )
         if missing:
@@ -285,10 +285,10 @@ def load_benchmark(
 
 
 def left_out_sentence(benchmark: Benchmark) -> str:
-    """Return how many rows were left out and why, the most frequent reason first; empty if none were."""
+    """Return how many rows were left out and why, most frequent reason first; empty if none were."""
     if not benchmark.left_out:
         return ""
-    # The answers that are named differ from case to case ("outside the vocabulary: 'puce'").
+    # The reported answers vary ("outside the vocabulary: 'puce'").
     reasons = Counter(reason.partition(": '")[0] for _, reason in benchmark.left_out)
     shown = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(5))
     more = "; and other reasons" if len(reasons) > 5 else ""
@@ -345,7 +345,7 @@ def _file(name: str, source: Source, folder: Folder, splits: list[str]) -> tuple
 
 
 def _usable(items: list[Row | LeftOut]) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Leave out what a pairs file cannot hold (blank texts, broken characters), with the whole group of such a row."""
+    """Leave out rows that a pairs file cannot hold (blank texts, broken characters), with their whole groups."""
     rows: list[Row] = []
     left_out: list[tuple[str, str]] = []
     broken: set[str] = set()

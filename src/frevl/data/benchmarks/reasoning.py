@@ -1,10 +1,10 @@
-"""Reasoning: NLVR (true or false), and the choice files SugarCrepe and Winoground.
+"""Reasoning: NLVR (true or false), and the choice sets SugarCrepe and Winoground.
 
-Rows have the target ``"true"`` or ``"false"``: does the text describe the image? The rows of one choice stand
-together and share ``group``; ``caption`` and ``picture`` number the choices. SugarCrepe: right caption, wrong
-caption, so scores reshape to ``(n, 2)`` for `frevl.evaluation.metrics.choice_hits`. Winoground: caption 0 with picture
-0 and 1, caption 1 with picture 0 and 1, so scores reshape to ``(n, 2, 2)`` for `frevl.evaluation.metrics.group_hits`. A
-group with a missing image is left out as a whole.
+Rows have the target ``"true"`` or ``"false"``: does the text describe the image? The rows of one choice are adjacent
+and share ``group``; ``caption`` and ``picture`` number the choices. SugarCrepe: right caption, wrong caption, so scores
+reshape to ``(n, 2)`` for `frevl.evaluation.metrics.choice_hits`. Winoground: caption 0 with picture 0 and 1, caption 1
+with picture 0 and 1, so scores reshape to ``(n, 2, 2)`` for `frevl.evaluation.metrics.group_hits`. A group with a
+missing image is left out as a whole.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["SUGARCREPE_PARTS", "nlvr", "sugarcrepe", "winoground"]
 
 _NLVR_SPLITS = ("train", "dev", "test")
 
-# Which skills a sentence asks for: whole words, lower case. Rules of ours; a sentence may fit several.
+# Which skills a sentence requires: whole words, lower case. Our own rules; a sentence may match several.
 _SKILLS = {
     "count": re.compile(
         r"\b(\d+|one|two|three|four|five|six|seven|eight|nine|ten|number|count|exactly|only|single|multiple|many"
@@ -38,9 +38,9 @@ _SKILLS = {
 
 
 def nlvr(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
-    """``<split>/<split>.json`` of NLVR (Suhr et al. 2017): six pictures a sentence, one row each.
+    """``<split>/<split>.json`` of NLVR (Suhr et al. 2017): six pictures per sentence, one row each.
 
-    The six show the same three boxes in another order, and up to four sentences come from one presentation:
+    The six show the same three boxes in different orders, and up to four sentences come from one presentation:
     these rows are not independent. ``cluster`` names the presentation: split and resample by it. Pictures carry the
     name of their split; a part cut out of another official split may keep that one's names, if all of them are there.
 
@@ -79,7 +79,7 @@ def _nlvr_pictures(line: Row, part: str) -> list[str]:
 
 
 def _nlvr_part(folder: Folder, sentences: list[Row], split: str) -> str:
-    """Return the split that the pictures are named after; another one only if all pictures of the file are there."""
+    """Return the split in the picture names; another one only if all pictures of the file exist."""
 
     def there(part: str) -> Iterator[bool]:
         return (folder.image(name) is not None for line in sentences for name in _nlvr_pictures(line, part))

@@ -13,10 +13,10 @@ from frevl.errors import InputError
 
 __all__ = ["caption_table", "coco_captions", "karpathy", "plain_captions", "token_file"]
 
-# Everybody trains on COCO's "restval" too: images of the 2014 validation set outside val and test.
+# It is standard to also train on COCO's "restval": images of the 2014 validation set outside val and test.
 _KARPATHY_PARTS = {"train": ("train", "restval")}
 
-# Lists that say which images belong to a split: of Flickr8k's authors, of Flickr30k Entities.
+# Lists of the images in each split, by the authors of Flickr8k and Flickr30k Entities.
 _LISTS = {
     "train": ("Flickr_8k.trainImages.txt", "train.txt"),
     "val": ("Flickr_8k.devImages.txt", "val.txt", "dev.txt"),
@@ -44,7 +44,7 @@ def karpathy(_: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
 
 
 def coco_captions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``captions_train2017.json`` and the like, COCO's own (Chen et al. 2015): captions name their image by its id."""
+    """``captions_train2017.json`` and the like, COCO's own (Chen et al. 2015): captions refer to images by id."""
     content = read_json(path)
     names: dict[int, str] = {}
     for number, image in enumerate(need(content, "images", list, str(path))):
@@ -78,7 +78,7 @@ def caption_table(folder: Folder, path: Path, split: str) -> Iterator[Row | Left
     of_image, of_text = (header.index(column) for column in columns)
     for place, cells in table:
         image = cells[of_image].strip() if of_image < len(cells) else ""
-        # A caption with a comma that nobody quoted goes on in the cells that follow.
+        # A caption with an unquoted comma continues in the following cells.
         last = len(cells) if of_text == len(header) - 1 else of_text + 1
         text = delimiter.join(cells[of_text:last]).strip()
         if keep(image):
@@ -100,7 +100,7 @@ def token_file(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut
 
 
 def plain_captions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``{"image", "captions": [...]}``, one image per line; not official, for sets cut out of the official ones."""
+    """``{"image", "captions": [...]}``, one image per line; not official, for subsets of the official sets."""
     for place, line in json_lines(path):
         where = f"{path.parent / place}"
         image = need(line, "image", str, where)
@@ -118,8 +118,8 @@ def _image_list(folder: Folder, path: Path, split: str) -> Callable[[str], bool]
     found = next(filter(None, map(folder.find, _LISTS[split])), None)
     if found is None:
         raise InputError(
-            f"{path}: the file has no splits; put one of {', '.join(_LISTS[split])} (one image name a line) below "
-            f"{folder.root}, or ask for the split 'all'."
+            f"{path}: the file has no splits; put one of {', '.join(_LISTS[split])} (one image name per line) "
+            f"below {folder.root}, or ask for the split 'all'."
         )
     names = {Path(line).stem for _, line in lines(found)}
     return lambda name: Path(name).stem in names

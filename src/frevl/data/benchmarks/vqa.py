@@ -22,8 +22,8 @@ _DAQUAR_IMAGE = re.compile(r"\bimage\d+\b")
 def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     """Questions and annotations of VQA v2 (Goyal et al. 2017); a test split has no annotations and no target.
 
-    Rows carry ``question_id``, ``question_type``, ``answer_type``, ``answers`` (the ten, as they stand) and
-    ``multiple_choice_answer``, the majority answer that makes the vocabulary.
+    Rows carry ``question_id``, ``question_type``, ``answer_type``, ``answers`` (all ten, unchanged) and
+    ``multiple_choice_answer``, the majority answer, from which the vocabulary is built.
     """
     document = read_json(path)
     subset = need(document, "data_subtype", str, str(path))
@@ -46,7 +46,7 @@ def vqa_v2(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
             "question_id": id_,
         }
         if id_ in seen:
-            yield LeftOut(f"question {id_}", "a question with this id came before")
+            yield LeftOut(f"question {id_}", "repeats the id of an earlier question")
             continue
         seen.add(id_)
         if annotated is None:
@@ -95,14 +95,14 @@ def _vqa_annotations(
     for number, annotation in enumerate(annotations):
         id_ = need(annotation, "question_id", int, f"{path}, annotations[{number}]")
         if id_ in annotated:
-            twice.append(LeftOut(f"annotation of question {id_}", "an annotation of this question came before"))
+            twice.append(LeftOut(f"annotation of question {id_}", "repeats the annotation of a question"))
         else:
             annotated[id_] = annotation
     return path, annotated, twice
 
 
 def frequent_answers(rows: Sequence[Row], minimum: int) -> list[str]:
-    """Return the answers that are the majority answer of enough training questions; see `answer_vocabulary`.
+    """Return the majority answers of enough training questions; see `answer_vocabulary`.
 
     Args:
         rows: Of `vqa_v2`, of the training split.
@@ -112,9 +112,9 @@ def frequent_answers(rows: Sequence[Row], minimum: int) -> list[str]:
 
 
 def keep_vocabulary(rows: Sequence[Row], vocabulary: Collection[str]) -> tuple[list[Row], list[LeftOut]]:
-    """Restrict the targets of training rows to the answers that are classes.
+    """Restrict the targets of training rows to answers in the vocabulary.
 
-    Test rows must keep all their answers: what the vocabulary lacks counts as wrong there.
+    Test rows must keep all their answers: those outside the vocabulary count as wrong there.
 
     Args:
         rows: Rows with a soft target.
@@ -161,13 +161,13 @@ def gqa(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
 def daquar(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftOut]:
     """Question line, answer line, and so on (Malinowski and Fritz 2014); the question names its image.
 
-    Read from ``qa.894.raw.<split>.txt``, or from the full file and the official list of images of the split.
-    ``text`` is the question without the name of its image ("in the image3"), which says nothing about the picture but
-    splits equal questions and, numbered along NYU Depth's videos, tells rooms apart; ``question`` is as it was asked.
-    ``cluster`` is the run of images whose numbers follow each other: mostly one room, seen again and again, so a
-    development split must not cut it (research/experiments/log.md). ``answers`` is the set of answers; ``answer_type``
-    is ``single`` or ``set``; ``question_type`` is ``count`` ("how many ..."), ``colour`` ("what color ..." or "what
-    colour ...") or ``object``, a rule of ours.
+    Read from ``qa.894.raw.<split>.txt``, or from the full file and the official image list of the split. ``text`` is
+    the question without its image's name ("in the image3"), which says nothing about the picture but splits equal
+    questions and, numbered along NYU Depth's videos, reveals the room; ``question`` is the original. ``cluster`` is the
+    run of images whose numbers follow each other: mostly one room, seen again and again, so a development split must
+    not cut it (research/experiments/log.md). ``answers`` is the set of answers; ``answer_type`` is ``single`` or
+    ``set``; ``question_type`` is ``count`` ("how many ..."), ``colour`` ("what color ..." or "what colour ...") or
+    ``object``, a rule of ours.
     """
     yield from _with_rooms(_daquar_rows(folder, path, split))
 
@@ -198,7 +198,7 @@ def _daquar_rows(folder: Folder, path: Path, split: str) -> Iterator[Row | LeftO
 
 
 def plain_questions(_: Folder, path: Path, __: str) -> Iterator[Row | LeftOut]:
-    """``{"image", "question", "answers": [...]}``, rows as of `daquar`; not official, for sets cut out of it."""
+    """``{"image", "question", "answers": [...]}``, rows as in `daquar`; not official, for subsets of it."""
     yield from _with_rooms(_plain_rows(path))
 
 
@@ -228,7 +228,7 @@ def _daquar_row(image: str, question: str, answers: list[str]) -> Row:
 
 
 def _without_name(question: str, image: str) -> str:
-    """Take the image's own name out of a question, with the words that lead to it."""
+    """Remove the image's own name from a question, with the words that introduce it."""
     name = rf"\b{re.escape(image)}\b"
     text = re.sub(rf"\s*\b(?:in|of|on|from|at)\s+(?:(?:the|this)\s+)?{name}", "", question)
     return re.sub(r"\s+", " ", re.sub(name, "", text)).strip() or question
@@ -245,7 +245,7 @@ def _with_rooms(found: Iterable[Row | LeftOut]) -> Iterator[Row | LeftOut]:
     first: dict[int, int] = {}
     for n in sorted(set(number.values())):
         first[n] = first.get(n - 1, n)
-    if len(set(first.values())) == 1:  # a small part of the set, numbered in one go: nothing could be set aside from it
+    if len(set(first.values())) == 1:  # a small subset numbered consecutively: nothing could be set aside from it
         number = {}
     for row in rows:
         if isinstance(row, LeftOut) or row["image"] not in number:

@@ -1,1 +1,1 @@
-"""Files that name classes, and the sentences made of the names."""
+"""Class files, and the prompts built from class names."""

@@ -1,8 +1,8 @@
-"""Names, descriptions and example images of classes, from the three kinds of files in which people keep them.
+"""Read class names, descriptions and example images from three common file formats.
 
-``.txt``: a name a line. ``.jsonl``: one object a line, ``{"class": "tench", "names": ["tench", "Tinca tinca"],
-"descriptions": [...], "examples": [image ids], "kind": "fish"}``, of which only ``class`` is needed. ``.json``:
-``{class: [texts]}``, as CuPL and classification by description publish theirs.
+``.txt``: one name per line. ``.jsonl``: one object per line, ``{"class": "tench", "names": ["tench", "Tinca tinca"],
+"descriptions": [...], "examples": [image ids], "kind": "fish"}``, where only ``class`` is required. ``.json``:
+``{class: [texts]}``, as published for CuPL and classification by description.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ClassEntry:
 
 @dataclass(frozen=True)
 class ClassList:
-    """Classes in the order of their file.
+    """Classes in file order.
 
     Attributes:
         entries: At least two.
@@ -67,7 +67,7 @@ class ClassList:
 
 
 def read_classes(source: Any) -> ClassList:
-    """Read classes from a file, or take them over from Python.
+    """Read classes from a file or from Python values.
 
     Args:
         source: A ``.txt``, ``.jsonl`` or ``.json`` file; names; a mapping from class to texts; or a `ClassList`.
@@ -89,13 +89,13 @@ def read_classes(source: Any) -> ClassList:
     path = Path(source)
     if path.suffix.lower() not in (".txt", ".jsonl", ".ndjson", ".json"):
         raise InputError(
-            f"{path}: classes are read from .txt (a name a line), .jsonl or .json, found the ending '{path.suffix}'"
+            f"{path}: classes are read from .txt (one name per line), .jsonl or .json, found the suffix '{path.suffix}'"
         )
     try:
         if path.suffix.lower() == ".json":
             return _checked(_of_mapping(_one_object(path), str(path)), [], str(path))
         if path.suffix.lower() == ".txt":
-            # Not splitlines, which would also break a name at the separators of other scripts.
+            # Not splitlines, which would also split names at other scripts' separators.
             lines = path.read_text(encoding="utf-8-sig").split("\n")
             rows = ((f"{path}:{number}", line, "") for number, line in enumerate(lines, 1) if line.strip())
             return _checked(*_of_rows(rows), str(path))
@@ -114,9 +114,9 @@ def _one_object(path: Path) -> dict[str, Any]:
 
     def once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
         most = Counter(name for name, _ in entries).most_common(1)
-        if most and most[0][1] > 1:  # Python would take the last one without a word
+        if most and most[0][1] > 1:  # Python would silently take the last one
             raise InputError(
-                f"{path}: the class '{most[0][0]:.60}' stands there twice; give every class once, with all its texts"
+                f"{path}: the class '{most[0][0]:.60}' appears twice; give every class once, with all its texts"
             )
         return dict(entries)
 
@@ -156,9 +156,13 @@ def _of_rows(rows: Iterable[tuple[str, Any, str]]) -> tuple[list[ClassEntry], li
 
 
 def _entry(row: Any, place: str) -> ClassEntry | str:
-    """Return the class that a row names, or what is wrong with it."""
+    """Return the class defined by a row, or what is wrong with it."""
     if isinstance(row, str):
-        return ClassEntry(row.strip(), (row.strip(),), place=place) if row.strip() else "expected a name, found blanks"
+        return (
+            ClassEntry(row.strip(), (row.strip(),), place=place)
+            if row.strip()
+            else ("expected a name, found only spaces")
+        )
     if not isinstance(row, dict):
         return f"expected an object or a name, found {type(row).__name__}"
     label = row.get("class")
@@ -177,7 +181,7 @@ def _entry(row: Any, place: str) -> ClassEntry | str:
         return f"field 'kind': expected a text, found {type(kind).__name__}"
     label = label.strip()
     descriptions = tuple(_as_description(text, label) for text in lists["descriptions"])
-    names = tuple(lists["names"]) if "names" in row else (label,)  # an empty list: the label says nothing
+    names = tuple(lists["names"]) if "names" in row else (label,)  # an empty list: the label means nothing
     return ClassEntry(label, names, descriptions, tuple(lists["examples"]), kind, place)
 
 
@@ -189,7 +193,7 @@ def _not_texts(value: Any) -> str:
 
 
 def _as_description(text: str, label: str) -> str:
-    """Return a text that is about the class: one that does not name it is a feature ("a long tail").
+    """Return a text about the class; one that does not name the class is a feature ("a long tail").
 
     Features are joined to the name as in classification by description (Menon and Vondrick 2023).
     """
@@ -202,7 +206,7 @@ def _as_description(text: str, label: str) -> str:
     return f"{label}, which {plain}" if first in _VERBS else f"{label}, which has {plain}"
 
 
-_A_SENTENCE = 12  # words; a longer text stands by itself whether it names the class or not
+_A_SENTENCE = 12  # words; a longer text stands alone whether or not it names the class
 _VERBS = ("has", "have", "is", "are", "can", "may", "often", "typically", "does")
 
 
@@ -211,8 +215,8 @@ def _checked(entries: Sequence[ClassEntry], rejected: Sequence[Reject], source: 
     for entry in entries:
         if entry.label in seen:
             raise InputError(
-                f"{entry.place}: the class '{entry.label}' stands already in {seen[entry.label]}; give every class "
-                "once, with all its names and texts"
+                f"{entry.place}: the class '{entry.label}' already appears in {seen[entry.label]}; give every "
+                "class once, with all its names and texts"
             )
         seen[entry.label] = entry.place
     if len(entries) < _FEWEST:

@@ -1,1 +1,1 @@
-"""Pairs of large files as Arrow: columns in codes, read in blocks, kept beside the file."""
+"""Pairs of large files as Arrow: dictionary-encoded columns, read in blocks and cached next to the file."""

@@ -1,6 +1,6 @@
-"""Lines of JSON in blocks, parsed by Arrow, which is given only what it reads as `frevl.data.json_rows` does.
+"""Parse lines of JSON in blocks with Arrow, which is given only what it reads exactly as `frevl.data.json_rows` does.
 
-A block that is not plain is halved until the lines that are not stand alone; these few are read row by row.
+A block that is not plain is halved until the offending lines are isolated; these few are read row by row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Block", "Layout", "doubtful", "json_objects", "json_strings", "read_block", "renamed"]
 
-_FEW = 32  # lines that are read row by row
+_FEW = 32  # lines to read row by row
 _NEWLINE, _RETURN, _OPEN, _CLOSE = b"\n\r{}"
 
 
@@ -41,7 +41,7 @@ class Layout:
 
     @classmethod
     def of(cls, columns: Mapping[str, str], row: Mapping[str, Any]) -> Layout | None:
-        """Return the layout that the first row has; None if Arrow has no plain type for one of its values."""
+        """Return the layout of the first row; None if Arrow has no plain type for one of its values."""
         import pyarrow as pa
 
         plain = {str: pa.string(), bool: pa.bool_(), int: pa.int64()}
@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def schema(self) -> pa.Schema:
-        """What Arrow reads."""
+        """Return the schema for Arrow."""
         import pyarrow as pa
 
         fields = {self.columns.get(name, name): pa.string() for name in FIELDS}
@@ -78,7 +78,7 @@ def renamed(row: Any, columns: Mapping[str, str]) -> Any:
 
 @dataclass
 class Block:
-    """Pairs of some lines, in columns.
+    """Pairs from a block of lines, in columns.
 
     Attributes:
         images: Arrow strings in codes; an empty one where a pair has none.
@@ -97,7 +97,7 @@ class Block:
     rejected: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, images: pa.Array, texts: pa.Array, targets: pa.Array, extras: pa.Array, *, lines: np.ndarray) -> None:
-        """Add pairs; codes are given block by block, so that what repeats is there once."""
+        """Add pairs; codes are assigned per block, so that repeated values are stored once."""
         for own, column, missing in (
             (self.images, images, ""),
             (self.texts, texts, ""),
@@ -108,7 +108,7 @@ class Block:
         self.lines.append(lines.astype(np.int32 if lines[-1] < 2**31 else np.int64))
 
     def add_rows(self, rows: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
-        """Add pairs that are objects of Python, each with its line."""
+        """Add pairs given as Python objects, each with its line."""
         import pyarrow as pa
 
         if not rows:
@@ -157,7 +157,7 @@ def read_block(raw: bytes, first: int, columns: Mapping[str, str], layout: Layou
 
 
 def _is_plain(raw: bytes, ends: np.ndarray) -> bool:
-    """Return whether every line has one object from its first to its last letter, as far as a glance tells."""
+    """Return whether every line appears to hold exactly one object."""
     if b"\0" in raw or too_long(int(np.diff(ends, prepend=-1).max())):
         return False
     letters = np.frombuffer(raw, np.uint8)
@@ -176,7 +176,7 @@ def _is_plain(raw: bytes, ends: np.ndarray) -> bool:
 
 
 def _by_arrow(raw: bytes, first: int, count: int, layout: Layout, block: Block) -> bool:
-    """Add the pairs of lines that Arrow reads as Python does; False where it might not."""
+    """Add the pairs of lines that Arrow reads as Python does; False if it might not."""
     import pyarrow as pa
     from pyarrow import compute as pc
     from pyarrow import json as arrow_json
@@ -190,7 +190,7 @@ def _by_arrow(raw: bytes, first: int, count: int, layout: Layout, block: Block) 
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return False
     if len(table) != count or any(table[key].null_count for key in layout.extras):
-        return False  # of a key that is missing nobody would know whether it was null
+        return False  # a missing key could not be distinguished from null
     image, text, target = (table[layout.columns.get(name, name)].combine_chunks() for name in FIELDS)
     if pc.any(pc.and_(pc.is_null(image), pc.is_null(text))).as_py():
         return False
@@ -209,7 +209,7 @@ def _by_arrow(raw: bytes, first: int, count: int, layout: Layout, block: Block) 
 
 
 def doubtful(column: pa.StringArray) -> np.ndarray:
-    """Return where a text may stand for no value: it is empty, or does not begin and end with a plain letter."""
+    """Return where a text may stand for a missing value: it is empty, or does not begin and end with a plain letter."""
     import pyarrow as pa
     from pyarrow import compute as pc
 
@@ -241,7 +241,7 @@ def json_strings(column: pa.StringArray) -> pa.Array:
 
 
 def json_objects(columns: Mapping[str, pa.Array], count: int) -> pa.Array:
-    """Return the JSON of objects whose keys are these columns: texts, whole numbers and truth values."""
+    """Return the JSON of objects with these columns as keys: texts, integers and booleans."""
     import pyarrow as pa
     from pyarrow import compute as pc
 

@@ -1,4 +1,4 @@
-"""Columns of pairs without Python objects: every different value once, as an Arrow string, and a number a pair."""
+"""Columns of pairs without Python objects: every distinct value once, as an Arrow string, and a code per pair."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _AT_ONCE = 65_536  # values that are Python objects at a time
 
 
 class Coded(Sequence[V], Generic[V]):
-    """A sequence that keeps each different value once.
+    """A sequence that stores each distinct value once.
 
-    It looks like a list of its values and makes them when they are asked for. Code that handles many pairs takes
-    ``codes`` and looks at each of the ``values`` once.
+    It behaves like a list and creates values on access. Code that handles many pairs uses ``codes`` and processes each
+    of the ``values`` once.
 
     Attributes:
         codes: ``(n,)`` int32, the number of each position's value.
@@ -43,12 +43,12 @@ class Coded(Sequence[V], Generic[V]):
     """
 
     def __init__(self, codes: np.ndarray, values: pa.Array, decode: Callable[[str], V] | None = None) -> None:
-        """Take codes and values; strings that are not the values themselves need what makes them (such as JSON's)."""
+        """Take codes and values; strings that are not the values themselves need a decoder (such as JSON's)."""
         self.codes, self.values, self._decode = codes, values, decode
 
     @classmethod
     def of(cls, codes: np.ndarray, values: Sequence[str]) -> Coded[str]:
-        """Take codes and a list of the different texts."""
+        """Take codes and a list of the distinct texts."""
         import pyarrow as pa
 
         return Coded(codes.astype(np.int32), pa.array(values, pa.large_string()))
@@ -90,7 +90,7 @@ class Coded(Sequence[V], Generic[V]):
         return self._decode is None
 
     def with_codes(self, codes: np.ndarray) -> Coded[V]:
-        """Return the values of other codes."""
+        """Return a column with the same values and other codes."""
         return Coded(codes, self.values, self._decode)
 
     def value(self, code: int) -> V:
@@ -116,7 +116,7 @@ class Coded(Sequence[V], Generic[V]):
 
 
 class Places(Sequence[str]):
-    """Where pairs stand: ``file:line``.
+    """Locations of pairs: ``file:line``.
 
     Attributes:
         path: The file, as it was given.
@@ -147,12 +147,12 @@ class Places(Sequence[str]):
         return [*self, *other]
 
     def select(self, rows: np.ndarray | slice) -> Places:
-        """Return the places of some pairs."""
+        """Return the places of selected pairs."""
         return Places(self.path, self.lines[rows])
 
 
 class WithCluster(Sequence[dict[str, Any]]):
-    """Further keys of pairs, with a key ``cluster`` beside them that is not written into each.
+    """Extra keys of pairs, with a separately stored key ``cluster``.
 
     Attributes:
         extras: The other keys of each pair.
@@ -185,7 +185,7 @@ class WithCluster(Sequence[dict[str, Any]]):
 
 
 class Chained(Sequence[V], Generic[V]):
-    """Several columns, one after the other.
+    """Several columns, concatenated.
 
     Attributes:
         parts: The columns.
@@ -241,7 +241,7 @@ def coded_values(column: Sequence[V]) -> tuple[np.ndarray, Sequence[V]]:
 
 
 def chosen(column: Sequence[V], rows: Sequence[int] | np.ndarray) -> Sequence[V]:
-    """Return the values at some positions, as a column of the same kind."""
+    """Return the values at given positions, as a column of the same kind."""
     if isinstance(column, Coded):
         return column.with_codes(column.codes[np.asarray(rows, np.int64)])
     if isinstance(column, Places):
@@ -253,7 +253,7 @@ def chosen(column: Sequence[V], rows: Sequence[int] | np.ndarray) -> Sequence[V]
 
 
 def by_value(column: Sequence[V], function: Callable[[V], Any], dtype: type) -> np.ndarray:
-    """Return ``(n,)`` a function's result for each value; it is called once for each different one of a `Coded`."""
+    """Return ``(n,)`` a function's result for each value; for a `Coded`, it is called once per distinct value."""
     if not isinstance(column, Coded):
         return np.array([function(value) for value in column], dtype)
     used = column.used()
@@ -269,7 +269,7 @@ def told(column: Sequence[object]) -> np.ndarray:
 
 
 def different(column: Sequence[V]) -> Sequence[V]:
-    """Return every different value of a `Coded`; all values of another column."""
+    """Return every distinct value of a `Coded`; all values of another column."""
     return column.used_values() if isinstance(column, Coded) else column
 
 
@@ -305,20 +305,20 @@ def one_column(columns: Sequence[Sequence[V]]) -> Sequence[V]:
 
 
 def in_order(values: Sequence[str]) -> np.ndarray:
-    """Return the positions of different texts in their ascending order, which is that of their letters' numbers."""
+    """Return the positions of distinct texts in ascending order of code points."""
     if isinstance(values, Coded) and values.plain:
         import pyarrow as pa
         from pyarrow import compute as pc
 
-        # UTF-8 keeps the order of letters, so that bytes can be compared.
+        # UTF-8 preserves code point order, so bytes can be compared.
         found: np.ndarray = pc.sort_indices(values.values.take(pa.array(values.codes))).to_numpy().astype(np.int64)
         return found
     listed = list(values)
     return np.array(sorted(range(len(listed)), key=listed.__getitem__), np.int64)
 
 
-_MANY = 1 << 20  # different values: finding the same ones takes four times their room, so it is done for some at a time
-_SHARES = 8  # at a time an eighth: those whose bytes have a sum with the same remainder
+_MANY = 1 << 20  # distinct values: finding duplicates takes four times their memory, so it is done in portions
+_SHARES = 8  # an eighth at a time: those whose byte sums have the same remainder
 
 
 def joined_codes(parts: list[pa.DictionaryArray]) -> pa.DictionaryArray:

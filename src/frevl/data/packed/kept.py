@@ -1,6 +1,6 @@
-"""Columns of a pairs file in an Arrow file beside it, under a hash of its content; read from there by memory map.
+"""Cache the columns of a pairs file in an Arrow file next to it, keyed by a content hash and memory-mapped.
 
-The file can always be made again: it may be deleted, and one that is damaged, or of another content, is not read.
+The cache can always be rebuilt: it may be deleted, and a damaged or outdated one is ignored.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = ["Kept", "kept_columns"]
 _FORMAT = 2
 _ENDING = ".pairs.arrow"
 _COLUMNS = ("images", "texts", "targets", "extras")
-_ABANDONED = 3600.0  # seconds after which a file that was being written belongs to nobody
+_ABANDONED = 3600.0  # seconds after which a partly written file counts as abandoned
 _ROWS_A_BATCH = 1 << 20
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A pairs file in columns.
+    """A cached pairs file, in columns.
 
     Attributes:
         columns: ``images``, ``texts``, and as JSON ``targets`` and ``extras``: a code a pair, and the values.
@@ -54,16 +54,16 @@ class Kept:
         return Coded(self.columns[name].indices.to_numpy(), self.columns[name].dictionary)
 
     def objects(self, name: str) -> Coded[Any]:
-        """Return a column of what stands there as JSON."""
+        """Return a column of values stored as JSON."""
         return Coded(self.columns[name].indices.to_numpy(), self.columns[name].dictionary, json.loads)
 
     def places(self, path: str) -> Places:
-        """Return where the pairs stand."""
+        """Return the places of the pairs."""
         return Places(path, self.lines)
 
 
 def kept_columns(path: Path, given: Mapping[str, str], read: Callable[[], Kept | None]) -> Kept | None:
-    """Return the columns of a file: those that were kept of it, or what ``read`` makes, which then are kept.
+    """Return a file's columns from the cache, or from ``read``, which are then cached.
 
     Args:
         path: The pairs file.
@@ -84,7 +84,7 @@ def kept_columns(path: Path, given: Mapping[str, str], read: Callable[[], Kept |
         if found is not None:
             return found
     made = read()
-    if made is None or _state(path) != before:  # what is written to meanwhile is not kept under its former content
+    if made is None or _state(path) != before:  # if the file changes meanwhile, it is not cached under its old content
         return made
     for folder in folders:
         if _written(made, folder, name, f".{path.name}."):
@@ -98,7 +98,7 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _opened(file: Path) -> Kept | None:
-    """Read columns by memory map; None where there are none, or they cannot be right."""
+    """Memory-map cached columns; None if missing or invalid."""
     import pyarrow as pa
 
     if not file.is_file():
@@ -122,7 +122,7 @@ def _opened(file: Path) -> Kept | None:
 
 
 def _digest(kept: Kept) -> str:
-    """Return a hash of all that is kept: of what Arrow's buffers mean, however they are cut."""
+    """Return a hash of all cached values, independent of how Arrow's buffers are chunked."""
     content = hashlib.blake2b(json.dumps([kept.rejected, kept.notes]).encode(), digest_size=16)
     content.update(np.ascontiguousarray(kept.lines, np.int64).data)
     for name in _COLUMNS:
@@ -138,21 +138,21 @@ def _digest(kept: Kept) -> str:
 
 
 def _texts(values: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where each text begins, with the end of the last, and the bytes of all."""
+    """Return the offsets of all texts, including the end of the last, and their bytes."""
     _, at, data = values.buffers()
     places = np.frombuffer(at, np.int64)[values.offset : values.offset + len(values) + 1]
     return places, np.frombuffer(b"" if data is None else data, np.uint8)
 
 
 def _sound(values: pa.LargeStringArray) -> bool:
-    """Return whether every text lies where there is text; Arrow itself does not look."""
+    """Return whether every text lies within the buffer, which Arrow itself does not check."""
     places, data = _texts(values)
     size = len(data)
     return bool(len(places) and places[0] >= 0 and places[-1] <= size and (np.diff(places) >= 0).all())
 
 
 def _written(made: Kept, folder: Path, name: str, prefix: str) -> bool:
-    """Write the file, complete or not at all, and remove those of earlier contents; False where that fails."""
+    """Write the cache atomically and remove outdated ones; False on failure."""
     import pyarrow as pa
 
     about = json.dumps({"rejected": made.rejected, "notes": made.notes, "digest": _digest(made)}).encode()
@@ -164,7 +164,7 @@ def _written(made: Kept, folder: Path, name: str, prefix: str) -> bool:
             with pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
             sink.flush()
-            os.fsync(sink.fileno())  # or a power cut could leave a complete name with incomplete content
+            os.fsync(sink.fileno())  # otherwise a power failure could leave the final name with incomplete content
         part.replace(folder / name)
     except OSError:  # no permission, or a full disk: it is read again next time
         with contextlib.suppress(OSError):

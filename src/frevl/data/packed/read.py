@@ -1,4 +1,4 @@
-"""A large pairs file -> columns of Arrow, in blocks; the second time from the file that is kept of them."""
+"""Read a large pairs file into Arrow columns in blocks; the second time, from the cache."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class _Start:
 def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
     """Read the pairs of a large file: JSON lines, text tables, Parquet, Arrow and Feather.
 
-    What is rejected, and why, is what reading row by row says. Afterwards the columns are kept in a file, and memory
-    holds only those parts of them that are used.
+    Rejects and reasons are the same as when reading row by row. The columns are then cached in a file, and memory holds
+    only the parts in use.
 
     Args:
         path: The file.
@@ -102,14 +102,14 @@ def _read_arrow(path: Path, given: Mapping[str, str]) -> Kept | None:
         try:
             block = arrow_block(batches(), columns)
         except pa.ArrowException:
-            return None  # said where it is read row by row
+            return None  # reported when it is read row by row
         return _finished(path, block, start) if block.lines else None
 
     return kept_columns(path, given, read)
 
 
 def _begin(path: Path, head: bytes, given: Mapping[str, str]) -> _Start | None:
-    """Choose columns by the first object, as `frevl.data.pair_rows` does; None if the file is no file of lines."""
+    """Choose columns by the first object, as `frevl.data.pair_rows` does; None if it is not a line-based file."""
     if not is_lines(head) or b"\0" in head[:4]:
         return None
     for number, line in enumerate(head.split(b"\n")[:-1], start=1):
@@ -134,7 +134,7 @@ def _read(path: Path, start: _Start) -> Kept | None:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes | int]:
-    """Yield the file in parts that end with a line; of a line that is too long its bytes alone."""
+    """Yield the file in chunks of whole lines; for an overlong line, only its size."""
     with path.open("rb") as file:
         rest, lost = b"", 0
         if file.read(len(_BOM)) != _BOM:
@@ -160,7 +160,7 @@ def _whole_lines(path: Path) -> Iterator[bytes | int]:
 
 
 def _finished(path: Path, block: Block, start: _Start) -> Kept | None:
-    """Give every different value a code, and leave out what lacks a side that others have."""
+    """Assign a code to every distinct value, and drop pairs that lack a side that others have."""
     import pyarrow as pa
 
     lines, rejected = np.concatenate(block.lines), block.rejected
@@ -168,7 +168,7 @@ def _finished(path: Path, block: Block, start: _Start) -> Kept | None:
     columns: dict[str, pa.DictionaryArray] = {}
     for name in ("images", "texts", "targets", "extras"):
         parts = getattr(block, name)
-        setattr(block, name, [])  # the parts go as soon as they are one
+        setattr(block, name, [])  # free the parts once they are joined
         columns[name] = joined_codes(parts)
     lacks = {side: _lacking(columns[f"{side}s"]) for side in ("image", "text")}
     columns["targets"] = _canonical(columns["targets"])
@@ -183,7 +183,7 @@ def _finished(path: Path, block: Block, start: _Start) -> Kept | None:
 
 
 def _lacking(column: pa.DictionaryArray) -> np.ndarray:
-    """Return which pairs lack a side: theirs is empty, which none that was given is."""
+    """Return which pairs lack a side: theirs is empty, which a given one never is."""
     from pyarrow import compute as pc
 
     empty = pc.index(column.dictionary, "").as_py()
@@ -192,7 +192,7 @@ def _lacking(column: pa.DictionaryArray) -> np.ndarray:
 
 
 def _canonical(column: pa.DictionaryArray) -> pa.DictionaryArray:
-    """Bring each different target to its type."""
+    """Convert each distinct target to its type."""
     import pyarrow as pa
 
     texts = [json.dumps(as_target(json.loads(text)), ensure_ascii=False) for text in column.dictionary.to_pylist()]
@@ -205,7 +205,7 @@ def _canonical(column: pa.DictionaryArray) -> pa.DictionaryArray:
 
 
 def _without_gaps(column: pa.DictionaryArray) -> pa.DictionaryArray:
-    """Turn ``1.0`` back into ``1`` where gaps made a table's column of whole numbers one of floats."""
+    """Turn ``1.0`` back into ``1`` if missing values turned a table's integer column into floats."""
     import pyarrow as pa
 
     used = np.unique(column.indices.to_numpy())
@@ -227,7 +227,7 @@ def _of_the_same_sides(
     targets: pa.DictionaryArray,
     rejected: list[tuple[int, str]],
 ) -> np.ndarray:
-    """Return which pairs stay, as `frevl.data.pair_rows.with_the_same_sides` decides."""
+    """Return which pairs to keep, as `frevl.data.pair_rows.with_the_same_sides` decides."""
     kept = np.ones(len(lines), bool)
     whole = ~(lacks["image"] | lacks["text"])
     if whole.any():

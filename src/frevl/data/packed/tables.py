@@ -1,6 +1,6 @@
-"""Large tables -> columns of Arrow: CSV in blocks of lines, Parquet, Arrow and Feather in batches.
+"""Read large tables into Arrow columns: CSV in blocks of lines, Parquet, Arrow and Feather in batches.
 
-What is rejected, and why, is what `frevl.data.table_rows` and `frevl.data.arrow_rows` say row by row.
+Rejects and reasons are those of `frevl.data.table_rows` and `frevl.data.arrow_rows`.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 __all__ = ["Csv", "arrow_block", "csv_block", "open_csv"]
 
 _AT_ONCE = 2 << 20  # bytes of a block
-_FEW = 32  # records that are read one by one where a line is not plain
-_UNFINISHED = "unexpected end of data"  # as the csv module says it
+_FEW = 32  # records read one by one if a line is not plain
+_UNFINISHED = "unexpected end of data"  # the csv module's wording
 _NEWLINE, _QUOTE = b'\n"'
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class Csv:
-    """How a text table is written.
+    """The format of a text table.
 
     Attributes:
         delimiter: Between its columns.
@@ -51,7 +51,7 @@ class Csv:
 
 
 def open_csv(path: Path, given: Mapping[str, str]) -> Csv | None:
-    """Read the header of a table in UTF-8; None where it is in another encoding, or not in one plain line.
+    """Read the header of a UTF-8 table; None if it has another encoding, or is not a single plain line.
 
     Raises:
         PairsError: The first line does not name the columns.
@@ -72,12 +72,12 @@ def open_csv(path: Path, given: Mapping[str, str]) -> Csv | None:
     except csv.Error:
         return None  # said where it is read row by row
     if has_half_pair(names):
-        return None  # Arrow has no column with such a name
+        return None  # Arrow does not allow such a column name
     return Csv(delimiter, names, columns, begin)
 
 
 def csv_block(path: Path, table: Csv) -> Block | None:
-    """Read all pairs of a text table; None where its lines do not end as they do elsewhere."""
+    """Read all pairs of a text table; None if its line endings are inconsistent."""
     block = Block()
     plain = _plain_lines(table)
     with path.open("rb") as file:
@@ -88,7 +88,7 @@ def csv_block(path: Path, table: Csv) -> Block | None:
             raw += more
             whole = raw if not more else raw[: raw.rfind(b"\n") + 1]
             if whole.count(b"\r") != whole.count(b"\r\n"):
-                return None  # a line ends there, too
+                return None  # this also ends a line
             done, lines = _read(whole, line, table, plain, block, at_end=not more)
             raw, line = raw[done:], line + lines
             if not more:
@@ -96,7 +96,7 @@ def csv_block(path: Path, table: Csv) -> Block | None:
 
 
 def _plain_lines(table: Csv) -> re.Pattern[bytes]:
-    """Return what lines with quotes are like where Python and Arrow read the same."""
+    """Return a pattern for quoted lines that Python and Arrow read the same way."""
     other = re.escape(table.delimiter.encode())
     one = rb'(?:"(?:[^"\n]|"")*+"|[^"\r\n' + other + rb"]*+)"
     line = one + rb"(?:" + other + one + rb"){%d}" % (len(table.names) - 1)
@@ -106,7 +106,7 @@ def _plain_lines(table: Csv) -> re.Pattern[bytes]:
 def _read(
     raw: bytes, line: int, table: Csv, plain: re.Pattern[bytes], block: Block, *, at_end: bool
 ) -> tuple[int, int]:
-    """Read whole records from the beginning of some lines.
+    """Read whole records from the start of a block of lines.
 
     Returns:
         How many bytes were read, and how many lines; a record that may go on behind these lines is left.
@@ -122,7 +122,7 @@ def _read(
             begin, lines = begin + len(part), lines + odd
         if odd == len(ends):
             break
-        few = _FEW if odd > few else 2 * few  # every change of hands is a look at all that is left
+        few = _FEW if odd > few else 2 * few  # every switch rescans all that is left
         used, count = _by_hand(raw[begin:], line + lines, few, table, block, at_end=at_end)
         begin, lines = begin + used, lines + count
         if not count:
@@ -136,7 +136,7 @@ def _ends(raw: bytes) -> np.ndarray:
 
 
 def _first_odd(raw: bytes, ends: np.ndarray, table: Csv, plain: re.Pattern[bytes]) -> int:
-    """Return the first line that Arrow might read in another way, or the number of lines."""
+    """Return the first line that Arrow might read differently, or the number of lines."""
     letters = np.frombuffer(raw, np.uint8)
     starts = np.append(0, ends[:-1] + 1)
 
@@ -151,7 +151,7 @@ def _first_odd(raw: bytes, ends: np.ndarray, table: Csv, plain: re.Pattern[bytes
     odd |= empty | ((quotes == 0) & (count(ord(table.delimiter)) != len(table.names) - 1))
     if 0 in letters:
         odd |= count(0) > 0
-    if _BOM in raw:  # Arrow drops one at the beginning of what it is given
+    if _BOM in raw:  # Arrow drops one at the beginning of its input
         odd[np.searchsorted(starts, [found.start() for found in re.finditer(b"^" + _BOM, raw, re.MULTILINE)])] = True
     first = int(np.argmax(odd)) if odd.any() else len(odd)
     if quotes[:first].any():
@@ -187,7 +187,7 @@ def _by_arrow(raw: bytes, first: int, table: Csv, block: Block) -> None:
 
 
 def _by_hand(raw: bytes, first: int, few: int, table: Csv, block: Block, *, at_end: bool) -> tuple[int, int]:
-    """Add the pairs of some records as `frevl.data.table_rows` reads them; return the bytes and lines they took."""
+    """Add the pairs of some records as read by `frevl.data.table_rows`; return the bytes and lines consumed."""
     used = count = given = 0
 
     def lines() -> Iterator[str]:
@@ -217,7 +217,7 @@ def _by_hand(raw: bytes, first: int, few: int, table: Csv, block: Block, *, at_e
 
 
 def arrow_block(batches: Iterator[pa.RecordBatch], columns: Columns) -> Block:
-    """Read all pairs of a table whose columns are texts, whole numbers and truth values.
+    """Read all pairs of a table with columns of texts, integers and booleans.
 
     Args:
         batches: Its columns: those of the fields, and those that are kept beside them.
@@ -277,7 +277,7 @@ def _text(column: pa.Array) -> pa.StringArray:
 
 
 def _targets(column: pa.Array, *, written: bool) -> tuple[pa.Array, dict[int, str], dict[int, str]]:
-    """Return the JSON of targets, null where there is none, and by row which are no JSON, and which no target."""
+    """Return the JSON of targets (null if missing), and by row, which are not JSON and which are not targets."""
     import pyarrow as pa
 
     coded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()

@@ -1,1 +1,1 @@
-"""Labels: a run of images alone labels a whole store, and chooses what people label next; as files, and as pages."""
+"""Labelling: a run for images labels a whole store, or chooses what people should label next; as files and as pages."""

@@ -1,4 +1,4 @@
-"""Labels of a store as one HTML page: of every class the surest pictures and the least sure, to look at."""
+"""Labels of a store as one HTML page: the most and least certain pictures of every class."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def write_label_sheet(path: str | Path, labelling: Labelling, *, images: Path | 
 
 
 def label_sheet(labelling: Labelling, *, images: Path | None, notes: list[str]) -> str:
-    """Return the page; everything that comes from data is escaped."""
+    """Return the page; all data are escaped."""
     title = f"{labelling.labelled:,} images in {len(labelling.counts):,} classes"
     unknown = [f"{labelling.unknown:,} belong to no class."] if labelling.unknown else []
     said = escape(" ".join([*unknown, *notes]))
@@ -71,8 +71,8 @@ def _class(label: str, count: int, labelling: Labelling, images: Path | None) ->
     surest = labelling.surest[label]
     shown = {image for _, image in surest}
     doubtful = [one for one in labelling.least_sure[label] if one[1] not in shown]
-    parts = [f"<h2>{escape(label)}: {count:,}</h2>", _row("The surest", surest, images)]
-    return "\n".join([*parts, *([_row("The least sure", doubtful, images)] if doubtful else [])])
+    parts = [f"<h2>{escape(label)}: {count:,}</h2>", _row("Most certain", surest, images)]
+    return "\n".join([*parts, *([_row("Least certain", doubtful, images)] if doubtful else [])])
 
 
 def _row(title: str, kept: list[tuple[float, str]], images: Path | None) -> str:

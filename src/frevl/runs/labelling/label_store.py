@@ -1,4 +1,4 @@
-"""Every image of a store -> its class with a probability, in blocks; an interrupted labelling goes on where it was."""
+"""Label every image of a store with a class and a probability, in blocks; an interrupted labelling continues."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from frevl.terminal import print_progress
 
 __all__ = ["Labelling", "check_label_file", "label_store"]
 
-_AT_ONCE = 4_096  # read, and written; they are scored in the scorer's batches, which stay in the processor's cache
-_APART = 65_536  # whose surest are looked for together
+_AT_ONCE = 4_096  # images read and written at once; they are scored in the scorer's batches, which fit in the CPU cache
+_APART = 65_536  # images whose most certain are selected together
 _OTHER_FORMATS = {".parquet", ".arrow", ".feather", ".csv", ".tsv", ".xlsx", ".npz", ".html"}
-_SHOWN = 8  # of each class on the page, the surest; and as many of the least sure
+_SHOWN = 8  # most certain images per class on the page, and as many least certain ones
 
 
 @dataclass
 class Labelling:
-    """What came of it.
+    """The result of a labelling.
 
     Attributes:
         labelled: How many images.
@@ -54,7 +54,7 @@ class Labelling:
     surest: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     least_sure: dict[str, list[tuple[float, str]]] = field(default_factory=dict)
     out: Path | None = None
-    _apart: list[tuple[Sequence[str], Ranked]] = field(default_factory=list, repr=False)  # added, not settled yet
+    _apart: list[tuple[Sequence[str], Ranked]] = field(default_factory=list, repr=False)  # added but not yet settled
     _labels: Sequence[str] = field(default=(), repr=False)  # of those
 
     def record(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class Labelling:
         }
 
     def add(self, image: str, label: str, probability: float, *, unknown: bool) -> None:
-        """Count one image and keep it if it is among the surest or the least sure."""
+        """Count one image and keep it if it is among the most or least certain."""
         self._settle()
         self.labelled += 1
         if unknown:
@@ -79,7 +79,7 @@ class Labelling:
         _keep(self.least_sure.setdefault(label, []), (-probability, image))
 
     def add_all(self, images: Sequence[str], ranked: Ranked, labels: Sequence[str]) -> None:
-        """Count many images: what `add` does with each, without a step in Python for those that are not kept."""
+        """Count many images, as `add` does for each, without a Python step for those not kept."""
         self.labelled += len(images)
         self._labels = labels
         self._apart.append((images, Ranked(ranked.classes[:, :1], ranked.probabilities[:, :1], ranked.unknown)))
@@ -87,7 +87,7 @@ class Labelling:
             self._settle()
 
     def _settle(self) -> None:
-        """Count what `add_all` has put aside, and keep of it what belongs to the surest or the least sure."""
+        """Count what `add_all` put aside, and keep those among the most or least certain."""
         if not self._apart:
             return
         images = [image for some, _ in self._apart for image in some]
@@ -105,7 +105,7 @@ class Labelling:
                 _keep(kept.setdefault(self._labels[best[row]], []), (float(scores[row]), images[known[row]]))
 
     def sorted(self) -> Labelling:
-        """Return the same with the kept images in order."""
+        """Return a copy with the kept images sorted."""
         self._settle()
         self.surest = {label: sorted(kept, reverse=True) for label, kept in self.surest.items()}
         self.least_sure = {
@@ -143,7 +143,9 @@ def label_store(
         InputError: The file cannot be written.
     """
     if scorer.run.sides != ("image",) or scorer.run.task != "classification":
-        raise UsageError(f"{scorer.run.path}: expected a classification run of images alone, such as classify makes")
+        raise UsageError(
+            f"{scorer.run.path}: expected a classification run for images only, such as one made by classify"
+        )
     known = scorer.store.positions("image")
     ids = ids_in_order(known) if where is None else pa.array(scorer.store.matching("image", where), pa.large_string())
     labels = scorer.run.labels
@@ -179,7 +181,7 @@ def label_store(
 
 
 def check_label_file(out: Path) -> None:
-    """Refuse a file whose name promises another format than JSON lines.
+    """Refuse a file name that suggests a format other than JSON lines.
 
     Raises:
         UsageError: It does.
@@ -189,7 +191,7 @@ def check_label_file(out: Path) -> None:
 
 
 def _floor(heap: list[tuple[float, str]]) -> float:
-    """Return what a new one must reach to be kept."""
+    """Return the value that a new image must reach to be kept."""
     return heap[0][0] if len(heap) == _SHOWN else float("-inf")
 
 
@@ -201,7 +203,7 @@ def _keep(heap: list[tuple[float, str]], one: tuple[float, str]) -> None:
 
 
 def _contenders(best: np.ndarray, scores: np.ndarray, floors: np.ndarray) -> np.ndarray:
-    """Return the rows that may be among the `_SHOWN` of their class, equals of the last one included.
+    """Return the rows that may be among the `_SHOWN` of their class, including ties with the last one.
 
     Args:
         best: ``(n,)`` class of each image.
@@ -228,7 +230,7 @@ def _ranked(scorer: Scorer, images: list[str], *, k: int) -> Ranked:
 
 
 def _lines(images: Sequence[str], ranked: Ranked, spelled: pa.Array) -> memoryview:
-    """Return the lines of a file, joined column by column: with `json.dumps`, writing took longer than scoring.
+    """Return the lines of a file, assembled column by column: with `json.dumps`, writing took longer than scoring.
 
     Args:
         images: ``n`` ids.
@@ -254,7 +256,7 @@ def _lines(images: Sequence[str], ranked: Ranked, spelled: pa.Array) -> memoryvi
 
 
 def _identity(scorer: Scorer, where: str | None, k: int) -> dict[str, Any]:
-    """Return what decides the lines: another run, store or condition starts again."""
+    """Return what determines the lines: another run, store or condition starts over."""
     weights = weights_digest(scorer.run.path)[:16]
     record = hashlib.sha256((scorer.run.path / "run.json").read_bytes()).hexdigest()[:16]
     version = scorer.store.version("image")
@@ -263,7 +265,7 @@ def _identity(scorer: Scorer, where: str | None, k: int) -> dict[str, Any]:
 
 
 def _written(part: Path, state: Path, identity: dict[str, Any], found: Labelling) -> int:
-    """Count the complete lines of an interrupted labelling of the same things, and cut off a broken last one."""
+    """Count the complete lines of an interrupted identical labelling, and cut off a broken last one."""
     try:
         same = json.loads(state.read_text(encoding="utf-8")) == identity
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A run and a pool of pairs without labels -> the pairs that are worth labelling next: ``frevl select``."""
+"""``frevl select``: choose the pairs of an unlabelled pool that are worth labelling next."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from frevl.store.usable_pairs import content_of_units, usable_pairs
 __all__ = ["STRATEGIES", "Selection", "select_pairs", "select_sheet", "write_select_sheet"]
 
 _PAIRS_AT_ONCE = 16_384
-_MOST_SEEN = 20_000  # of the items that the run has learned from; more are as good as covered by these
-_WIDEST = 1_024  # numbers of an embedding; wider ones are projected at random, which keeps distances
+_MOST_SEEN = 20_000  # training items used for coverage; these represent any further ones well enough
+_WIDEST = 1_024  # maximum embedding width; wider ones are projected at random, which preserves distances
 _MARGIN, _ROUND = "margin", 6
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen, and what was left out.
+    """The chosen pairs, and what was left out.
 
     Attributes:
         lines: The chosen pairs as they stood in the file, the most wanted first, each with ``"select"``.
@@ -51,12 +51,12 @@ class Selection:
     notes: list[str]
 
     def sentence(self) -> str:
-        """Say what was chosen, and what was left out and why."""
+        """Describe what was chosen, and what was left out and why."""
         c = self.counts
         left_out = [
             f"{c[name]:,} {said}"
             for name, said in (
-                ("labelled", "labelled already"),
+                ("labelled", "already labelled"),
                 ("in_training", "of pictures or texts in training"),
                 ("copies", "copies of others"),
             )
@@ -83,9 +83,9 @@ def select_pairs(
 ) -> Selection:
     """Choose pairs of a pool to label next.
 
-    Pairs of the pool that have a target, that stand in `labelled`, or whose picture (text, in a run of texts alone) was
-    in training are left out and count as covered; so does every item of the store that was in training. Of equal
-    content one is chosen. The same call on the same data gives the same file; ties go by the order of the pool.
+    Pairs of the pool that have a target, are in `labelled`, or whose picture (text, for a run on texts only) was in
+    training are left out and count as covered, as does every item of the store that was in training. Of pairs with
+    equal content, one is chosen. The same call on the same data gives the same file; ties are broken by pool order.
 
     Args:
         scorer: The run with its store.
@@ -113,7 +113,7 @@ def select_pairs(
     refuse_inputs({"--out": out}, {"--pairs": paths, "--run": scorer.run.path, "--store": scorer.store.path})
     notes: list[str] = []
     read = pairs if isinstance(pairs, Pairs) else read_pairs(pairs)
-    notes += [note for note in read.notes if note not in one_side_note(read)]  # the run says what it reads
+    notes += [note for note in read.notes if note not in one_side_note(read)]  # a message names what the run reads
     notes += scorer.run.check_pairs(read)
     usable, rejects = usable_pairs(read.only(scorer.run.sides), scorer.store)
     originals = {place: row for row, place in enumerate(read.places)}
@@ -124,9 +124,9 @@ def select_pairs(
     rows = pool.open_rows()
     if not rows:
         raise PairsError(
-            f"{usable.places[0]}: no pair is left to choose from: of {len(usable):,}, "
-            f"{pool.counts['labelled']:,} are labelled and {pool.counts['in_training']:,} are of pictures or texts in "
-            "training; give a larger pool"
+            f"{usable.places[0]}: no pair is left to choose from: of {len(usable):,}, {pool.counts['labelled']:,} "
+            f"are labelled and {pool.counts['in_training']:,} have pictures or texts in training; give a larger "
+            "pool"
         )
     some = usable.select(rows)
     unsure, said = _margins(scorer, some)
@@ -134,7 +134,7 @@ def select_pairs(
     numbers = torch.from_numpy(np.unique(pool.contents(some), return_inverse=True)[1])
     chosen = choose(by, items, covered, unsure, numbers, k=k, per_unit=per_image)
     if len(chosen) < k:
-        notes.append(f"Fewer than the {k:,} asked for: no more are left, at {per_image:,} of each.")
+        notes.append(f"Fewer than the requested {k:,}: no more are left with at most {per_image:,} per image.")
     lines = [
         {**read.row(originals[some.places[one.row]]), "select": _selected(rank, one, unsure, said)}
         for rank, one in enumerate(chosen, 1)
@@ -146,19 +146,19 @@ def select_pairs(
 
 
 class _Pool:
-    """The pool, and which of its pairs need no label."""
+    """The pool, and which of its pairs do not need a label."""
 
     def __init__(self, scorer: Scorer, pairs: Pairs) -> None:
         self.scorer, self.pairs = scorer, pairs
         self.hashes = content_of_units(scorer.store, pairs)
-        # What only the space of the names has learned from has no class yet, and may be labelled.
+        # Items used only to train the names' space have no class yet, so they may be labelled.
         self.seen = set(np.setdiff1d(scorer.run.train_image_hashes, scorer.run.space_image_hashes).tolist())
         self.known: dict[tuple[str, str], str] = {}
         self._know(pairs)
         self.counts = {"labelled": 0, "in_training": 0, "copies": 0}
 
     def _know(self, pairs: Pairs) -> int:
-        """Take the pairs that have a target as labelled; return how many."""
+        """Mark pairs with a target as labelled; return how many."""
         rows = [row for row, target in enumerate(pairs.targets) if target is not None]
         self.known |= {self._key(pairs, row): pairs.units[row] for row in rows}
         return len(rows)
@@ -171,11 +171,11 @@ class _Pool:
         return self.hashes[unit], text_content(pairs.texts[row])
 
     def contents(self, pairs: Pairs) -> list[str]:
-        """Return what each pair is a copy of."""
+        """Return the content that each pair is a copy of."""
         return [self.hashes[unit] for unit in pairs.units]
 
     def add_labelled(self, file: str | Path | Pairs, rejects: list[Reject], notes: list[str]) -> None:
-        """Count the pairs of a file that have a target as labelled."""
+        """Mark the pairs of a file that have a target as labelled."""
         read = file if isinstance(file, Pairs) else read_pairs(file)
         notes += self.scorer.run.check_pairs(read)
         usable, left_out = usable_pairs(read.only(self.scorer.run.sides), self.scorer.store)
@@ -184,11 +184,11 @@ class _Pool:
         if not self._know(usable):
             raise PairsError(
                 f"{usable.places[0]}, field 'target': expected a label, found none in any pair of --labelled; give "
-                "the file after its pairs were labelled"
+                "the file once its pairs are labelled"
             )
 
     def open_rows(self) -> list[int]:
-        """Return the rows of the pairs that may be chosen, and count the others."""
+        """Return the rows of eligible pairs, and count the others."""
         rows, taken = [], set()
         for row, unit in enumerate(self.pairs.units):
             key = self._key(self.pairs, row)
@@ -204,7 +204,7 @@ class _Pool:
         return rows
 
     def covered(self) -> list[str]:
-        """Return the items of the store that were in training, evenly thinned, and all that are labelled."""
+        """Return an even sample of the store's training items, and all labelled items."""
         store = self.scorer.store
         if "image" in self.pairs.sides:
             ids = store.ids("image")
@@ -218,7 +218,7 @@ class _Pool:
 
 
 def _margins(scorer: Scorer, pairs: Pairs) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Return one minus the margin between the two likeliest answers, and the run's scores of each pair."""
+    """Return one minus the margin between the two likeliest answers, and the run's scores, for each pair."""
     unsure, said = [], []
     for start in range(0, len(pairs), _PAIRS_AT_ONCE):
         part = slice(start, start + _PAIRS_AT_ONCE)
@@ -239,7 +239,7 @@ def _margins(scorer: Scorer, pairs: Pairs) -> tuple[Tensor, list[dict[str, Any]]
 
 
 def _features(scorer: Scorer, units: Sequence[str], covered: list[str], notes: list[str]) -> tuple[Tensor, Tensor]:
-    """Return ``(n, d)`` features of the pool and ``(m, d)`` of what covers it, standardised, then of unit length."""
+    """Return ``(n, d)`` features of the pool and ``(m, d)`` of the covered items, standardised, then of unit length."""
     side: Modality = "image" if "image" in scorer.run.sides else "text"
     towers = [scorer.store.towers[name] for name in scorer.run.towers[side]]
     known = scorer.store.positions(side)
@@ -255,10 +255,7 @@ def _features(scorer: Scorer, units: Sequence[str], covered: list[str], notes: l
     values_of_all = torch.cat(parts)
     features = unit_features(values_of_all, statistics_of(values_of_all))
     if not covered:
-        notes.append(
-            "Nothing covers the pool: the store holds no picture or text that the run learned from, so it is covered "
-            "by what is chosen alone."
-        )
+        notes.append("No training item of the run is in the store, so the pool is covered only by the chosen pairs.")
     of_pool, of_covered = (features[[rows[unit] for unit in some]] for some in (units, covered))
     return of_pool, of_covered.reshape(-1, features.shape[1])
 
@@ -268,7 +265,7 @@ def _pooled(values: np.ndarray, mask: np.ndarray) -> Tensor:
 
 
 def _narrow(values: Tensor) -> Tensor:
-    """Project embeddings that are very wide (Johnson and Lindenstrauss 1984); the same in every call."""
+    """Project very wide embeddings (Johnson and Lindenstrauss 1984); identical in every call."""
     if values.shape[1] <= _WIDEST:
         return values
     generator = torch.Generator().manual_seed(0)
@@ -288,7 +285,7 @@ def _write(out: Path, lines: list[dict[str, Any]]) -> None:
         raise InputError(f"{out}: the pairs cannot be written ({error.strerror or error})") from error
 
 
-_SHOWN = 300  # pictures; a page of more opens slowly
+_SHOWN = 300  # pictures; a page with more opens slowly
 
 
 def write_select_sheet(path: str | Path, selection: Selection, *, images: Path | None) -> None:
@@ -306,7 +303,7 @@ def write_select_sheet(path: str | Path, selection: Selection, *, images: Path |
 
 
 def select_sheet(selection: Selection, *, images: Path | None) -> str:
-    """Return the page, the most wanted first; everything that comes from data is escaped."""
+    """Return the page, most useful first; all data are escaped."""
     shown = selection.lines[:_SHOWN]
     said = selection.sentence()
     if len(shown) < len(selection.lines):

@@ -1,7 +1,7 @@
-"""How items are chosen one after another: by margin, by doubt, by what is not covered yet, or by margin times that.
+"""Greedy selection of items: by margin, by doubt, by coverage, or by margin times distance.
 
-Every strategy is greedy and has no random part: among equals the first wins. Work and memory grow with items times
-chosen, never with items times items.
+Every strategy is greedy and deterministic: ties go to the first. Work and memory grow with items times chosen, never
+    with items squared.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from frevl.models.uncertainty.posterior import known_directions, scatter_of
 __all__ = ["STRATEGIES", "Chosen", "choose"]
 
 STRATEGIES = ("mixed", "margin", "cover", "doubt")
-"""What ``--by`` takes, the default first: what gained most at the same labels (docs/trust.md)."""
+"""Values of ``--by``, the default first: it gained most for the same labels (docs/trust.md)."""
 
 _NEAR = 1e-6
-_AT_ONCE = 4_096  # rows that are compared with all that is covered
+_AT_ONCE = 4_096  # rows compared with all covered items at once
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """One item that was chosen.
+    """A chosen item.
 
     Attributes:
         row: Which.
@@ -42,10 +42,10 @@ def choose(by: str, items: Tensor, covered: Tensor, unsure: Tensor, units: Tenso
 ]:  # fmt: skip
     """Choose items to label.
 
-    ``margin`` takes the least sure. ``cover`` takes the item farthest from everything that is covered or chosen
-    (k-centre, Gonzalez 1985; for labels Sener and Savarese 2018). ``doubt`` takes the one with the largest posterior
-    variance and learns it before it goes on, which needs no label (`frevl.models.uncertainty.posterior`). ``mixed``
-    takes the largest product of margin and distance (ours).
+    ``margin`` takes the least certain. ``cover`` takes the item farthest from everything covered or chosen (k-centre,
+    Gonzalez 1985; for labels Sener and Savarese 2018). ``doubt`` takes the one with the largest posterior variance and
+    updates the posterior with it, which needs no label (`frevl.models.uncertainty.posterior`). ``mixed`` takes the
+    largest product of margin and distance (ours).
 
     Args:
         by: One of `STRATEGIES`.
@@ -60,7 +60,7 @@ def choose(by: str, items: Tensor, covered: Tensor, unsure: Tensor, units: Tenso
         UsageError: There is no such strategy.
     """
     if by not in STRATEGIES:
-        raise UsageError(f"--by {by}: there is no such way to choose. {nearest(by, STRATEGIES)}")
+        raise UsageError(f"--by {by}: there is no such strategy. {nearest(by, STRATEGIES)}")
     if not len(items):
         return []
     walk = {"margin": _by_margin, "cover": _by_cover, "doubt": _by_doubt, "mixed": _by_mixed}[by]
@@ -105,7 +105,7 @@ def _by_cover(items: Tensor, covered: Tensor, unsure: Tensor) -> _Walk:
 def _by_mixed(items: Tensor, covered: Tensor, unsure: Tensor) -> _Walk:
     distances = _distances(items, covered)
     while True:
-        # Where nothing is far from what is covered, the least sure comes first.
+        # If nothing is far from the covered items, the least certain comes first.
         row = yield unsure * (distances + _NEAR)
         distances = torch.minimum(distances, _chord(items @ items[row]))
 
@@ -120,7 +120,7 @@ def _by_doubt(items: Tensor, covered: Tensor, unsure: Tensor) -> _Walk:
     doubt = torch.cat([((part @ covariance) * part).sum(dim=1) for part in torch.split(items, _AT_ONCE)]).clamp(min=0)
     while True:
         row = yield doubt
-        # The posterior after one more item (Sherman and Morrison 1950).
+        # Update the posterior with one more item (Sherman and Morrison 1950).
         gain = covariance @ items[row]
         length = 1 + items[row] @ gain
         doubt = (doubt - (items @ gain).square() / length).clamp(min=0)
@@ -128,7 +128,7 @@ def _by_doubt(items: Tensor, covered: Tensor, unsure: Tensor) -> _Walk:
 
 
 def _distances(items: Tensor, covered: Tensor) -> Tensor:
-    """Return ``(n,)``: the distance to the nearest covered item; without any, the largest there is."""
+    """Return ``(n,)`` distances to the nearest covered item; the maximum if there is none."""
     if not len(covered):
         return torch.full((len(items),), 2.0)
     return torch.cat([_chord(_nearest(part, covered)) for part in torch.split(items, _AT_ONCE)])

@@ -1,4 +1,4 @@
-"""The nearest others of every row of a large set: a graph over 8-bit copies names candidates, their vectors decide."""
+"""Nearest neighbours of every row in a large set: a graph over 8-bit copies proposes candidates, vectors decide."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["AllNeighbours"]
 
 _ROWS_AT_ONCE = 16_384
 _COMPARED_AT_ONCE = 512
-_REFINED = 2  # candidates a wanted row
+_REFINED = 2  # candidates per requested row
 _EXPANSION = 48
 
 
 class AllNeighbours:
-    """The graph of all rows of a set, to ask for the nearest others of some of them.
+    """A graph over all rows of a set, queried for the nearest others of some rows.
 
     Args:
         vectors: ``(n, d)`` float16 of unit length; kept, not copied.

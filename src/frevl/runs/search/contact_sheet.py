@@ -1,4 +1,4 @@
-"""A search as one HTML page with the pictures in it: no other file, no network."""
+"""A search result as one self-contained HTML page with the pictures embedded."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_page(path: str | Path, page: str) -> None:
 
 
 def contact_sheet(result: SearchResult) -> str:
-    """Return the page; everything that comes from data is escaped."""
+    """Return the page; all data are escaped."""
     said = " ".join([f"Best of {result.searched:,}.", *result.notes])
     entries = [_entry(hit, result.find) for hit in result.hits]
     return page_of(f"{len(result.hits)} {result.find} for: {result.query}", said, entries)
@@ -96,7 +96,7 @@ def _entry(hit: Hit, find: str) -> str:
 
 
 def thumbnail(path: str | Path | None, name: str) -> str:
-    """Return a picture as HTML that holds it, or a grey box where there is no file or it cannot be read.
+    """Return HTML with the picture embedded, or a grey box if the file is missing or unreadable.
 
     Args:
         path: Its file, if that is known.

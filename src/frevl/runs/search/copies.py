@@ -1,4 +1,4 @@
-"""Hits of the same content are one hit: pictures by their bytes, texts by their words."""
+"""Merge hits with the same content: pictures by their bytes, texts by their words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["merge_copies"]
 def merge_copies(
     ids: Sequence[str], modality: Modality, contents: Mapping[str, str], leave_out: Sequence[str]
 ) -> dict[int, list[str]]:
-    """Put items of one content together.
+    """Group items with the same content.
 
     Args:
         ids: What was found, the nearest first.

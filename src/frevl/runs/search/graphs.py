@@ -1,7 +1,7 @@
-"""The graphs of an index, one for so many rows: each saved as it is made, searched together from mapped files.
+"""The graphs of an index, each over a limited number of rows: saved one by one, and searched together memory-mapped.
 
-``index-parts.json`` names the graphs that are finished, also those of a building that was interrupted: the next one
-goes on after them. The last graph grows until it is full; all others stay as they are.
+``index-parts.json`` names the finished graphs, including those of an interrupted build, which the next build continues.
+The last graph grows until it is full; the others do not change.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ __all__ = [
     "to_bytes",
 ]
 
-_CONNECTIVITY, _EXPANSION_ADD = 16, 64  # measured: 128 takes twice the time and finds no more at equal search time
+_CONNECTIVITY, _EXPANSION_ADD = 16, 64  # measured: 128 takes twice the time and finds no more for the same search time
 _ROWS_AT_ONCE = 16_384
-_ALONE = 4096  # first rows of a graph, added by one thread: of them several lose some, which no search then reaches
-_LINKS = 160  # bytes of a row in a graph beside its numbers, measured with the connectivity above
-_GRAPH_BYTES = 1 << 30  # of one graph: what its building holds in memory, and what a kill can lose
+_ALONE = 4096  # first rows of a graph, added by one thread: with several, some rows become unreachable
+_LINKS = 160  # bytes per row in a graph besides its vector, measured with the connectivity above
+_GRAPH_BYTES = 1 << 30  # bytes of one graph: the memory needed to build it, and the most that a kill can lose
 _STATE = "index-parts.json"
-_WORTH_THREADS = 8  # graphs: to search a few of them takes less than to wake threads
+_WORTH_THREADS = 8  # graphs; searching a few takes less time than waking threads
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class GraphPart:
 
 @dataclass(frozen=True)
 class Graphs:
-    """Graphs over 8-bit copies of the vectors, of the rows from 0 on; together they name candidates.
+    """Graphs over 8-bit copies of the vectors, from row 0 on, that together propose candidates.
 
     Attributes:
         parts: What each covers, in the order of rows.
@@ -76,7 +76,10 @@ class Graphs:
         graphs, end = [], 0
         for part in parts:
             path = folder / part.file
-            if part.bytes not in (None, path.stat().st_size):  # before a page behind the end of the file is read
+            if part.bytes not in (
+                None,
+                path.stat().st_size,
+            ):  # checked before reading a page beyond the end of the file
                 raise ValueError(f"{path}: the file was cut")
             graph = _graphs().restore(str(path), view=True)
             if graph is None or len(graph) != part.rows or part.start != end:
@@ -87,11 +90,11 @@ class Graphs:
 
     @property
     def rows(self) -> int:
-        """How many rows are covered."""
+        """Return the number of covered rows."""
         return sum(part.rows for part in self.parts)
 
     def candidates(self, query: np.ndarray, wanted: int, expansion: int, *, threads: int = 1) -> np.ndarray:
-        """Name the rows whose 8-bit copies are nearest to a query, over all graphs.
+        """Return the rows whose 8-bit copies are nearest to a query, over all graphs.
 
         Args:
             query: ``(d,)`` float32.
@@ -125,7 +128,7 @@ class Graphs:
 
 
 def parts_of(record: dict[str, Any]) -> tuple[GraphPart, ...]:
-    """Return the graphs that a record names; one written before there were parts names a single file.
+    """Return the graphs in a record; older records name a single file.
 
     Raises:
         KeyError: The record is none of an index.
@@ -137,7 +140,7 @@ def parts_of(record: dict[str, Any]) -> tuple[GraphPart, ...]:
 
 
 def rows_of_a_graph(dim: int) -> int:
-    """Return how many vectors of this width one graph takes: about 1 GiB of them, in whole parts of a `Shortlist`."""
+    """Return how many vectors of this width go into one graph: about 1 GiB, in whole parts of a `Shortlist`."""
     return max(1, _GRAPH_BYTES // (dim + _LINKS) // PART_ROWS) * PART_ROWS
 
 
@@ -149,7 +152,7 @@ def grown_graphs(
     threads: int = 1,
     progress: bool = False,
 ) -> Graphs:
-    """Make the graphs of all rows that have none yet; each is on the disk before the next is begun.
+    """Build the graphs of all rows not yet covered; each is on disk before the next is started.
 
     Args:
         shortlist: The vectors, at least one.
@@ -193,7 +196,7 @@ def grown_graphs(
 
 
 def sweep(folder: Path, kept: tuple[GraphPart, ...]) -> None:
-    """Delete graphs that no longer count, and what killed processes left; who has mapped a graph can still read it."""
+    """Delete obsolete graphs and remains of killed processes; processes that mapped a graph can still read it."""
     names = {part.file for part in kept}
     for path in folder.glob(".index-*.usearch.*"):
         path.unlink(missing_ok=True)
@@ -203,7 +206,7 @@ def sweep(folder: Path, kept: tuple[GraphPart, ...]) -> None:
 
 
 def _begun(shortlist: Shortlist) -> Graphs | None:
-    """Return the graphs that an interrupted building has finished, as far as they are sound."""
+    """Return the intact graphs finished by an interrupted build."""
     try:
         state = json.loads((shortlist.folder / _STATE).read_text(encoding="utf-8"))
         parts = parts_of(state) if state["generation"] == shortlist.generation else ()
@@ -226,7 +229,7 @@ def new_graph(dim: int) -> Any:
 
 
 def add_to_graph(graph: Any, rows: np.ndarray, copies: np.ndarray, threads: int) -> None:
-    """Add ``(n,)`` rows with their ``(n, d)`` int8 copies to a graph, the first of it by one thread."""
+    """Add ``(n,)`` rows with their ``(n, d)`` int8 copies to a graph, its first rows with one thread."""
     alone = max(0, _ALONE - len(graph))
     graph.add(rows[:alone].astype(np.uint64), copies[:alone], threads=1)
     graph.add(rows[alone:].astype(np.uint64), copies[alone:], threads=threads)

@@ -1,8 +1,8 @@
-"""An index of the first stage's vectors for large stores: built on request, measured on the store's own queries.
+"""An index of the first stage's vectors for large stores, built on request and measured on the store's own queries.
 
-A graph (HNSW, Malkov and Yashunin 2016, arXiv 1603.09320, as usearch has it) over 8-bit copies of the vectors names
-candidates; their float16 vectors decide. It is made in parts (`frevl.runs.search.graphs`) and covers the first so many
-rows of a `Shortlist`: rows that came later are compared exactly, so that an old index is never wrong, only slower.
+A graph (HNSW, Malkov and Yashunin 2016, arXiv 1603.09320, as usearch has it) over 8-bit copies of the vectors proposes
+candidates; their float16 vectors decide. It is built in parts (`frevl.runs.search.graphs`) and covers the first rows of
+a `Shortlist`; later rows are compared exactly, so an old index is never wrong, only slower.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ __all__ = ["IndexReport", "NeighbourIndex", "build_index"]
 
 FORMAT = 2  # 1, which named a single file, is still read
 _EXPANSIONS = (16, 32, 64, 128, 256, 512, 1024)
-_REFINED = 4  # candidates a wanted row, compared by their float16 vectors
-_MARGIN = 0.02  # the effort is chosen on half of the queries; the other half must find the promised share too
+_REFINED = 4  # candidates per requested row, compared by their float16 vectors
+_MARGIN = 0.02  # the search effort is chosen on half of the queries; the other half must also reach the recall
 
 
 @dataclass(frozen=True)
 class IndexReport:
-    """What an index is and how good it is.
+    """Properties and measured quality of an index.
 
     Attributes:
         folder: Where it is kept.
@@ -79,7 +79,7 @@ class NeighbourIndex:
 
     @classmethod
     def open(cls, shortlist: Shortlist) -> NeighbourIndex | None:
-        """Open the index of these vectors; None if there is none that fits them."""
+        """Open the index of these vectors; None if there is no matching one."""
         try:
             record = json.loads((shortlist.folder / "index.json").read_text(encoding="utf-8"))
             if record["format"] not in (1, FORMAT) or record["generation"] != shortlist.generation:
@@ -124,7 +124,7 @@ class NeighbourIndex:
         while True:
             rows = self.graphs.candidates(query, wanted, expansion, threads=threads)
             rows = np.sort(rows if alive is None else rows[alive[rows]])
-            # What was removed may be all that lies near a query: then look further, so that k are found.
+            # Everything near a query may have been removed: then search further, so that k are found.
             if len(rows) >= min(k, self.shortlist.usable) or wanted >= self.rows:
                 break
             wanted = min(4 * wanted, self.rows)
@@ -133,7 +133,7 @@ class NeighbourIndex:
         return rows[order], similarities[order]
 
     def choose_expansion(self, queries: np.ndarray, truth: list[set[int]], least: float) -> None:
-        """Choose the least effort that finds the wanted share of the exact neighbours of these queries."""
+        """Choose the smallest effort that finds the required share of these queries' exact neighbours."""
         alive = self.shortlist.alive()
         for expansion in _EXPANSIONS:
             self.expansion = expansion
@@ -175,7 +175,7 @@ def build_index(
     """
     if not len(shortlist) or len(queries) < 2:
         raise UsageError(
-            f"{shortlist.folder}: an index needs vectors and at least two queries to measure it with; found none"
+            f"{shortlist.folder}: an index needs vectors and at least two queries to measure it; found none"
         )
     started = time.perf_counter()
     try:
@@ -195,8 +195,8 @@ def build_index(
             sweep(shortlist.folder, graphs.parts)
     except (OSError, RuntimeError) as error:
         raise StoreError(
-            f"{shortlist.folder}: the index cannot be written ({error}); make room, and try again: parts that are "
-            "finished are kept"
+            f"{shortlist.folder}: the index cannot be written ({error}); free some space, and try again: finished "
+            "parts are kept"
         ) from error
     return report
 
@@ -210,7 +210,7 @@ def _measured(
     threads: int,
     seconds: float,
 ) -> IndexReport:
-    """Choose the effort on the even queries, measure on the odd ones."""
+    """Choose the effort on even queries, and measure on odd ones."""
     shortlist = index.shortlist
     k, alive = min(k, shortlist.usable), shortlist.alive()
     truth = [set(rows.tolist()) for rows in nearest_of_many(shortlist.blocks, queries, k, allowed=alive)]

@@ -9,8 +9,8 @@ import numpy as np
 
 __all__ = ["nearest_of_many", "nearest_rows"]
 
-_MORE = 32  # rows beyond k that are compared again in float32: the pass rounds the query to float16
-_PIECE_ROWS = 65_536  # rows or bytes that a thread takes at a time
+_MORE = 32  # rows beyond k that are rescored in float32, because the pass rounds the query to float16
+_PIECE_ROWS = 65_536  # rows or bytes per thread at a time
 _PIECE_OF_MANY = 8_192  # rows that are compared with many queries at once
 
 
@@ -22,10 +22,10 @@ def nearest_rows(
     allowed: np.ndarray | None = None,
     threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the rows with the largest dot products, exactly: every row is read.
+    """Find the rows with the largest dot products, exactly, by reading every row.
 
-    Half-precision kernels compare all rows with the query in float16; the best are compared again with the query as
-    it is, so that only the rounding of the stored vectors remains.
+    Half-precision kernels compare all rows with the query in float16; the best are rescored with the unrounded query,
+    so that only the rounding of the stored vectors remains.
 
     Args:
         blocks: ``(rows, d)`` float16 each, C-contiguous; together all rows in their order.
@@ -43,7 +43,7 @@ def nearest_rows(
     wanted = k + _MORE
     starts = np.cumsum([0, *(len(block) for block in blocks)])
 
-    floor = -np.inf  # so many rows are at least as near: the bound of a finished piece holds for all others
+    floor = -np.inf  # enough rows are at least as near: the bound of a finished piece holds for all others
 
     def best(number: int, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         nonlocal floor
@@ -52,7 +52,7 @@ def nearest_rows(
             rows = np.flatnonzero(allowed[starts[number] + first : starts[number] + last])
             if not len(rows):
                 return rows, np.zeros(0, np.float32)
-            if 4 * len(rows) < len(block):  # a copy of few rows is cheaper than comparing all of them
+            if 4 * len(rows) < len(block):  # copying a few rows is cheaper than comparing all of them
                 block = block[rows]
         similarities = np.asarray(numkong.cdist(np.asarray(block), rounded, metric="dot", out_dtype="float32"))[:, 0]
         if rows is not None and len(block) != len(rows):
@@ -105,7 +105,7 @@ def nearest_of_many(
             products = queries @ piece.astype(np.float32).T
             if allowed is not None:
                 products[:, ~allowed[start + first : start + first + len(piece)]] = -np.inf
-            # Only what is above the worst that is kept can change anything, and that is little after a few pieces.
+            # Only scores above the worst kept one matter, and there are few after some pieces.
             changed = np.flatnonzero(products.max(axis=1) > best[:, -1]) if best.shape[1] == k else slice(None)
             numbers = np.arange(start + first, start + first + len(piece))
             both = np.concatenate([best[changed], products[changed]], axis=1)
@@ -121,7 +121,7 @@ def nearest_of_many(
 
 
 def _first(values: np.ndarray, k: int) -> np.ndarray:
-    """Return ``(n, k)`` places of the largest of each row, the largest first; of equal ones the first."""
+    """Return ``(n, k)`` positions of the largest of each row, largest first; the first in case of ties."""
     edge = -np.partition(-values, k - 1, axis=1)[:, k - 1 : k]
     places = np.empty((len(values), k), np.int64)
     for number, row in enumerate(values):

@@ -1,7 +1,7 @@
-"""Exact nearest neighbours on an accelerator: one pass over half-precision vectors that stay in its memory.
+"""Exact nearest neighbours on an accelerator: one pass over half-precision vectors kept in its memory.
 
-A query is split into two float16 parts, so that the products are as exact as with the query in float32; the sums are
-float32. Of the scores, the largest of every group of rows is kept first: the ten best rows lie in the ten best groups.
+A query is split into two float16 parts, so the products are as exact as with a float32 query; sums are float32. First,
+the largest score of every group of rows is kept: the ten best rows are in the ten best groups.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["VectorsOnDevice", "nearest_of"]
 
 _log = logging.getLogger("frevl")
 
-_GROUP = 1024  # rows of which the largest score is found in one step
-_QUERIES = 32  # at a time: their scores of all rows are in memory at once
+_GROUP = 1024  # rows per group, whose largest score is found in one step
+_QUERIES = 32  # queries at a time: their scores for all rows are in memory at once
 
 
 class VectorsOnDevice:
-    """Vectors in the memory of a device, searched exactly.
+    """Vectors in device memory, searched exactly.
 
     Attributes:
         vectors: ``(rows, d)`` float16 on the device.
@@ -40,7 +40,7 @@ class VectorsOnDevice:
 
     def scores(self, queries: Tensor) -> Tensor:
         """Return the ``(n, rows)`` float32 dot products with ``(n, d)`` float32 queries."""
-        if not self.vectors.is_cuda:  # a processor multiplies float16 slowly
+        if not self.vectors.is_cuda:  # a CPU multiplies float16 slowly
             return queries @ self.vectors.t().float()
         high = queries.half()
         low = (queries - high.float()).half()
@@ -70,7 +70,7 @@ class VectorsOnDevice:
         grouped: Tensor = scores[:, :whole].unflatten(1, (-1, _GROUP))  # type: ignore[no-untyped-call]
         best = grouped.amax(dim=2)
         best = best.topk(min(k, best.shape[1]), dim=1).indices
-        # The rows of the best groups, and those behind the last whole group.
+        # The rows of the best groups, and those after the last whole group.
         numbers = (best[:, :, None] * _GROUP + torch.arange(_GROUP, device=scores.device)).flatten(1)
         rest = torch.arange(whole, rows, device=scores.device).expand(len(queries), -1)
         numbers = torch.cat([numbers, rest], dim=1)
@@ -81,9 +81,9 @@ class VectorsOnDevice:
 def nearest_of(
     shortlist: Shortlist, query: np.ndarray, k: int, *, allowed: np.ndarray | None = None, threads: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest rows of a store's vectors, on the scorer's device if that is an accelerator and holds them.
+    """Find the nearest rows of a store's vectors, on the scorer's device if it is an accelerator with enough memory.
 
-    The vectors are copied there once for all searches of a `frevl.runs.search.searching.Searcher`.
+    The vectors are copied there once per `frevl.runs.search.searching.Searcher`.
 
     Args:
         shortlist: The vectors.
@@ -111,11 +111,11 @@ _copies: WeakKeyDictionary[Shortlist, tuple[int, VectorsOnDevice | None]] = Weak
 
 
 def _placed(shortlist: Shortlist) -> VectorsOnDevice | None:
-    """The vectors on the device, copied again when rows were added; None if they do not fit."""
+    """Return the vectors on the device, copied again after rows were added; None if they do not fit."""
     rows = len(shortlist)
     known = _copies.get(shortlist)
     if known is None or known[0] != rows:
-        _copies.pop(shortlist, None)  # frees the memory before more is asked for
+        _copies.pop(shortlist, None)  # free the memory before allocating more
         try:
             whole = torch.empty(rows, shortlist.blocks[0].shape[1], dtype=torch.float16, device=shortlist.scorer.device)
             start = 0
@@ -125,7 +125,7 @@ def _placed(shortlist: Shortlist) -> VectorsOnDevice | None:
             copied: VectorsOnDevice | None = VectorsOnDevice(whole)
         except torch.OutOfMemoryError:
             _log.warning(
-                "frevl: %s has no room for %d vectors; the processor searches.",
+                "frevl: %s has no room for %d vectors; searching on the CPU.",
                 shortlist.scorer.device,
                 rows,
             )

@@ -25,16 +25,16 @@ from frevl.store.towers import Modality
 
 __all__ = ["Hit", "SearchResult", "Searcher", "index_store", "search"]
 
-_EXACT_UP_TO = 300_000  # rows; above this, a search without an index suggests one
-_NEVER_CUT = 64  # characters; no encoder reads fewer tokens than that
-_TEST_QUERIES = 512  # queries to measure an index with
+_EXACT_UP_TO = 300_000  # rows above which a search without an index suggests building one
+_NEVER_CUT = 64  # characters that every encoder reads in full
+_TEST_QUERIES = 512  # queries used to measure an index
 
 _FIND: dict[str, Modality] = {"images": "image", "texts": "text"}
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One found item.
+    """A search hit.
 
     Attributes:
         rank: 1 for the best.
@@ -60,7 +60,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         query: The text, or the id or path of the image.
@@ -81,12 +81,12 @@ class SearchResult:
     notes: list[str]
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl search --json` writes."""
+        """Return the record that `frevl search --json` writes."""
         return {**vars(self), "hits": [vars(hit) for hit in self.hits]}
 
 
 class Searcher:
-    """A run and a store, ready for many searches; several threads may search.
+    """A run and a store, ready for many searches, also from several threads.
 
     The first stage's vectors are computed at the first search, kept in the store, and mapped into memory afterwards.
 
@@ -120,20 +120,20 @@ class Searcher:
         """Search; see `search`."""
         wanted, query, notes = self._query(text, image, find)
         if not isinstance(k, int) or k < 1:
-            raise UsageError(f"The number of results must be a whole number from 1 on, found {k!r}")
+            raise UsageError(f"The number of results must be a whole number of at least 1, found {k!r}")
         shortlist, index = self._open(wanted)
         allowed = shortlist.alive()
         if where is not None:
             allowed = shortlist.rows_of(self.scorer.store.matching(wanted, where))
         searched = shortlist.usable if allowed is None else int(allowed.sum())
         itself = [query.id] if query.modality == wanted and query.given is None else []
-        if itself:  # otherwise all ids would be looked through for nothing
+        if itself:  # otherwise all ids would be scanned needlessly
             own = shortlist.rows_of(itself)
             searched -= int((own if allowed is None else own & allowed).sum())
         if not searched:
             notes.append(f"No {wanted} can be found: " + ("none meets the condition." if where else "there is none."))
         elif k > searched:
-            notes.append(f"Only {searched:,} {TABLES[wanted]} can be found, fewer than the {k:,} that were asked for.")
+            notes.append(f"Only {searched:,} {TABLES[wanted]} can be found, fewer than the requested {k:,}.")
         wanted_depth = depth = max(k, self.scorer.rerank_depth) + len(itself)
         use_index = index if where is None and not exact else None
         vector, threads = self._vector(query), torch.get_num_threads()
@@ -149,7 +149,7 @@ class Searcher:
                 found = merge_copies(ids, wanted, {**of, **self.scorer.store.content_hashes(itself)}, itself)
             if len(found) + len(itself) >= wanted_depth or len(rows) < depth:
                 break
-            depth *= 2  # copies have taken the places of others
+            depth *= 2  # copies took the places of others
         if use_index is None and len(shortlist) > _EXACT_UP_TO and index is None and where is None and not exact:
             notes.append(
                 f"All {len(shortlist):,} vectors were compared; an index is faster: frevl store index --store "
@@ -161,7 +161,7 @@ class Searcher:
         hits = [replace(hit, copies=same[hit.id]) for hit in hits]
         merged = sum(len(hit.copies) for hit in hits)
         if merged:
-            notes.append(f"{merged:,} {TABLES[wanted]} with the content of a hit are not shown; --all shows them.")
+            notes.append(f"{merged:,} {TABLES[wanted]} with the same content as a hit are not shown; --all shows them.")
         return SearchResult(
             query=query.id,
             find=TABLES[wanted],
@@ -178,7 +178,7 @@ class Searcher:
         self, text: str | None, image: ImageSource | None, find: str | None
     ) -> tuple[Modality, _Query, list[str]]:
         if (text is None) == (image is None):
-            raise UsageError("A search needs a text or an image, and not both")
+            raise UsageError("A search needs either a text or an image, not both")
         if find is not None and find not in _FIND:
             raise UsageError(f"What to find must be 'images' or 'texts', found '{find}'")
         wanted = _FIND[find or "images"]
@@ -193,7 +193,7 @@ class Searcher:
         return wanted, self._image_query(image), []
 
     def _notes_of(self, text: str) -> list[str]:
-        """Return notes where the encoder does not read the whole query."""
+        """Return notes if the encoder does not read the whole query."""
         towers = [self.scorer.store.towers[name] for name in self.scorer.run.towers["text"]]
         if any(tower.imported for tower in towers):
             return []
@@ -203,12 +203,12 @@ class Searcher:
             own = [encoder.text for encoder in self.scorer.encoders("text") if encoder.text is not None]
         notes = []
         if len(text) > _NEVER_CUT and any(tower.truncated([text]) for tower in own):
-            notes.append("The query is longer than the encoder reads; its end was cut.")
+            notes.append("The query is longer than the encoder can read and was truncated.")
         unread = own and all(float(tower.unread([text])[0]) > MOSTLY for tower in own)
         if unread or (stored and self.scorer.store.unread_texts([text], towers)):
             notes.append(
-                "The query is mostly unread: the encoder does not know its letters or words, so the hits mean little; "
-                "frevl encoders list names encoders of other languages."
+                "The encoder does not know most of the query's letters or words, so the hits mean little; for "
+                "encoders of other languages, see frevl encoders list."
             )
         return notes
 
@@ -256,7 +256,7 @@ class Searcher:
     def _hits(
         self, query: _Query, wanted: Modality, ids: Sequence[str], similarities: np.ndarray, k: int
     ) -> tuple[list[Hit], int]:
-        """Score the candidates with the run and sort them by that; image to image has no pairs to score."""
+        """Score the candidates with the run and sort them; image-to-image search has no pairs to score."""
         if query.modality == wanted:
             found = [
                 Hit(rank, id_, float(value), None, float(value))
@@ -285,7 +285,7 @@ class Searcher:
 
 @dataclass(frozen=True)
 class _Query:
-    """What is looked for: a text, an image of the store, or an image that was given."""
+    """The query: a text, an image in the store, or a given image."""
 
     modality: Modality
     id: str
@@ -307,8 +307,8 @@ def search(
 ) -> SearchResult:
     """Find images for a text, or texts or images for an image, in the scorer's store.
 
-    The first stage compares the query with every item (or asks the index, see `index_store`); the run scores the best
-    of them. For many searches make one `Searcher`.
+    The first stage compares the query with every item (or uses the index, see `index_store`); the run scores the best
+    ones. For many searches, create a `Searcher`.
 
     Args:
         scorer: A matching run with a first stage (``cosine``, ``dual``, or one that reranks), and its store.
@@ -340,7 +340,7 @@ def search(
 def index_store(
     scorer: Scorer, *, find: str = "images", recall: float = 0.95, progress: bool = False
 ) -> tuple[IndexReport, list[str]]:
-    """Build the index that searches of a large store use, or add new rows to it.
+    """Build the index used to search a large store, or add new rows to it.
 
     Args:
         scorer: A matching run with a first stage, and its store.
@@ -359,7 +359,7 @@ def index_store(
     if find not in _FIND:
         raise UsageError(f"What to find must be 'images' or 'texts', found '{find}'")
     if not 0 < recall <= 1:
-        raise UsageError(f"The wanted recall is a share in (0, 1], found {recall}")
+        raise UsageError(f"The recall must be in (0, 1], found {recall}")
     check_searchable(scorer)
     wanted = _FIND[find]
     shortlist = Shortlist(scorer, wanted, progress=progress)
@@ -376,8 +376,8 @@ def index_store(
     )
     if report.recall < recall:
         shortlist.notes.append(
-            f"The index finds {100 * report.recall:.1f} % of the exact neighbours, fewer than the "
-            f"{100 * recall:.1f} % that were asked for; use --exact where that matters."
+            f"The index finds {100 * report.recall:.1f} % of the exact neighbours, fewer than the requested "
+            f"{100 * recall:.1f} %; use --exact if that matters."
         )
     return report, shortlist.notes
 
@@ -393,5 +393,5 @@ def check_searchable(scorer: Scorer) -> None:
     if not scorer.has_first_stage:
         raise UsageError(
             f"{scorer.run.path}: the model '{scorer.run.model}' has no first stage to search with; train one with "
-            "--task matching --model dual, or cosine where the encoder has a common space"
+            "--task matching --model dual, or cosine if the encoder has a common space"
         )

@@ -1,4 +1,4 @@
-"""Small JPEGs inside a page: of a contact sheet, of a report, of the service."""
+"""Thumbnails as small JPEGs, for contact sheets, reports and the service."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from frevl.encoders.images import MAX_PIXELS, read_image
 
 __all__ = ["QUALITY", "thumbnail", "thumbnail_address"]
 
-QUALITY = 85  # of the JPEGs, 1 to 95
+QUALITY = 85  # JPEG quality, 1 to 95
 
 
 def thumbnail_address(source: str | Path | bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> str:
-    """Return an image, made smaller, as a ``data:`` address for the ``src`` of an ``img``.
+    """Return a downscaled image as a ``data:`` URL for the ``src`` of an ``img``.
 
     Args:
         source: A file, or its bytes.
@@ -30,7 +30,7 @@ def thumbnail_address(source: str | Path | bytes, side: int, *, max_pixels: int 
 
 
 def thumbnail(source: str | Path | bytes, side: int, *, max_pixels: int = MAX_PIXELS) -> bytes:
-    """Return an image, made smaller, as a JPEG; arguments and errors are those of `thumbnail_address`."""
+    """Return a downscaled image as a JPEG; arguments and errors as in `thumbnail_address`."""
     picture = read_image(source, target=side, max_pixels=max_pixels)
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     stream = io.BytesIO()

@@ -1,8 +1,8 @@
-"""The first stage's vectors of all items of a store, kept in the store and memory-mapped: nothing is projected twice.
+"""The first stage's vectors of all items in a store, cached there and memory-mapped: nothing is projected twice.
 
 ``STORE/vectors/KEY/images`` holds parts of up to 65,536 rows (``.npy``, float16, and ``.arrow`` with ids and content
-hashes) and ``state.json``, which is written last and names the parts that count: a process that is killed leaves what
-was committed. KEY is a hash of the run's network and towers. Rows are only added, so row numbers stay valid.
+hashes) and ``state.json``, which is written last and names the valid parts: a killed process leaves what was committed.
+KEY is a hash of the run's network and towers. Rows are only appended, so row numbers stay valid.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["PART_ROWS", "Shortlist"]
 
 PART_ROWS = 65_536
 FORMAT = 1
-_MOST_DEAD = 0.1  # share of outdated rows above which everything is computed again
+_MOST_DEAD = 0.1  # share of outdated rows above which everything is recomputed
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class _Part:
 
 
 class Shortlist:
-    """Vectors of all images, or all texts, of a store by which a run's first stage ranks them.
+    """The vectors by which a run's first stage ranks all images, or all texts, of a store.
 
     Args:
         scorer: A run with a first stage, and its store.
@@ -78,17 +78,17 @@ class Shortlist:
                 self._catch_up(newest, progress=progress)
 
     def __len__(self) -> int:
-        """Count the rows, outdated ones included."""
+        """Count the rows, including outdated ones."""
         return sum(len(part.vectors) for part in self._parts)
 
     @property
     def blocks(self) -> list[np.ndarray]:
-        """``(rows, d)`` float16 each; together all rows in their order."""
+        """Return blocks of ``(rows, d)`` float16 that together hold all rows in order."""
         return [part.vectors for part in self._parts]
 
     @property
     def usable(self) -> int:
-        """Count the rows that can be found."""
+        """Count the searchable rows."""
         return len(self) - len(self._dead)
 
     def ids(self, rows: np.ndarray) -> list[str]:
@@ -98,7 +98,7 @@ class Shortlist:
         return ids
 
     def contents(self, rows: np.ndarray) -> list[str]:
-        """Return the content hashes of some rows, as they were when their vectors were computed."""
+        """Return the content hashes of some rows at the time their vectors were computed."""
         found = self._described("content_hash").take(pa.array(rows, pa.int64()))
         contents: list[str] = found.to_pylist()
         return contents
@@ -110,7 +110,7 @@ class Shortlist:
         return chosen
 
     def alive(self) -> np.ndarray | None:
-        """Return ``(rows,)`` bool, False for outdated rows; None if there is none."""
+        """Return ``(rows,)`` bool, False for outdated rows; None if there are none."""
         if not self._dead:
             return None
         alive = np.ones(len(self), bool)
@@ -143,7 +143,7 @@ class Shortlist:
             self._dead, self._version = set(state["dead"]), state["version"]
             self.generation = state["generation"]
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
-            self.notes.append(f"{self.folder} was damaged; the vectors were computed again.")
+            self.notes.append(f"{self.folder} was damaged; the vectors were recomputed.")
             self._forget()
 
     def _forget(self) -> None:
@@ -166,26 +166,26 @@ class Shortlist:
     # ---- new, changed and lost items
 
     def _catch_up(self, store: Store, *, progress: bool) -> None:
-        """Compute the vectors that are missing; one process at a time."""
+        """Compute missing vectors, in one process at a time."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.folder / ".lock")
             lock.acquire()
         except OSError as error:
             self.notes.append(
-                f"{self.folder} cannot be written ({error.strerror or error}), so the vectors of the first stage are "
-                "computed again by every process."
+                f"{self.folder} cannot be written ({error.strerror or error}), so every process recomputes the "
+                "vectors of the first stage."
             )
             self._add_missing(store, keep=False, progress=progress)
             return
         try:
-            self._load()  # another process may have done it meanwhile
+            self._load()  # another process may have done so meanwhile
             if self._version != store.version(self.modality):
                 self._add_missing(store, keep=True, progress=progress)
         except OSError as error:
             raise StoreError(
-                f"{self.folder}: the vectors of the first stage cannot be written ({error.strerror or error}); make "
-                "room or correct the permissions, and try again"
+                f"{self.folder}: the vectors of the first stage cannot be written ({error.strerror or error}); "
+                "free some space or correct the permissions, and try again"
             ) from error
         finally:
             lock.release()
@@ -213,7 +213,7 @@ class Shortlist:
             self._sweep()
 
     def _mark_outdated(self, known: Mapping[str, int], hashes: np.ndarray, complete: np.ndarray) -> np.ndarray:
-        """Mark rows whose item was removed or has changed; return which rows of the store there are vectors of.
+        """Mark rows whose item was removed or changed; return which rows of the store have vectors.
 
         Args:
             known: The row of every id of the store.
@@ -263,7 +263,7 @@ class Shortlist:
 
 
 def key_of(scorer: Scorer) -> str:
-    """Return a hash of everything in a run that can change a vector of the first stage."""
+    """Return a hash of everything in a run that can change a first-stage vector."""
     run = scorer.run
     known: dict[str, Any] = {"network": run.network_name, "settings": run.network_settings, "towers": run.towers}
     digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())

@@ -1,1 +1,1 @@
-"""Runs that leave their folder: published on a model hub with a card of their own records, or exported as ONNX."""
+"""Sharing runs: publishing on a model hub with a model card, and running exported ONNX files."""

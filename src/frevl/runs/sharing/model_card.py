@@ -1,7 +1,7 @@
-"""The model card of a run: the text of its page on a model hub, taken from the run's own records only.
+"""The model card of a run for a model hub, written only from the run's own records.
 
 The fields follow Mitchell et al., "Model Cards for Model Reporting" (arXiv 1810.03993); the head is the metadata that
-hubs read. A number that the records do not hold is named as missing, never made up.
+hubs read. Missing numbers are reported as missing, never invented.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _TITLES = {
     "t2i_median_rank": "text to image, median rank from 1 (not %)",
     "accuracy": "accuracy",
     "vqa_accuracy": "VQA accuracy",
-    "ece": "calibration error (ECE, less is better)",
-    "brier": "Brier score (less is better)",
-    "macro_f1": "F1, mean over the classes",
+    "ece": "calibration error (ECE, lower is better)",
+    "brier": "Brier score (lower is better)",
+    "macro_f1": "F1, mean over classes",
 }
 
 
@@ -78,7 +78,7 @@ def _head(run: Mapping[str, Any]) -> str:
 
 
 def _sides(run: Mapping[str, Any]) -> list[str]:
-    """Return what the run reads of a pair: image, text, or both."""
+    """Return the sides of a pair that the run reads: image, text, or both."""
     return [side for side, towers in run["towers"].items() if towers]
 
 
@@ -115,7 +115,7 @@ def _metrics(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> st
 
 
 def _encoders(run: Mapping[str, Any]) -> str:
-    lines = ["## Encoders", "", "Scores mean something only for embeddings that were made in exactly this way.", ""]
+    lines = ["## Encoders", "", "Scores are meaningful only for embeddings made in exactly this way.", ""]
     lines += ["| encoder | tower | field | value |", "|---|---|---|---|"]
     for modality, towers in run["towers"].items():
         for tower, identity in towers.items():
@@ -158,11 +158,13 @@ def _limits(run: Mapping[str, Any], results: Sequence[Mapping[str, Any]], diagno
     unknown = run["results"].get("unknown")
     if unknown:
         lines.append(
-            "- It says 'unknown' of what looks like none of its labels, and of about "
-            f"{100 - 100 * unknown['share']:.3g} % of what is one of them."
+            "- It answers 'unknown' for items unlike any of its labels, and for about "
+            f"{100 - 100 * unknown['share']:.3g} % of those that do have one."
         )
     elif run["labels"]:
-        lines.append("- It always answers with one of its labels, whatever is asked; low probabilities say so.")
+        lines.append(
+            "- It always answers with one of its labels, even if none applies; low probabilities are a sign of this."
+        )
     else:
         lines.append("- Its probability assumes that half of the pairs match, as in its development data.")
     for result in results:
@@ -201,5 +203,5 @@ def _number(value: Any) -> str:
 
 
 def _cell(value: str) -> str:
-    """Escape text so that it cannot break a table or leave it."""
+    """Escape text so that it cannot break a table."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")

@@ -1,6 +1,6 @@
-"""An exported run: reading its ONNX file, and running it where a network is expected.
+"""Read an exported run's ONNX file, and use it in place of a network.
 
-The file's metadata describe it, so that it needs no folder beside it (docs/export.md).
+The file's metadata describe it, so it needs no run folder (docs/export.md).
 `frevl.deployment.export.exporting` writes it.
 """
 
@@ -33,10 +33,10 @@ __all__ = [
 ]
 
 BACKENDS = ("torch", "onnx")
-FORMAT = "1"  # raised when a reader of today would misread the file
+FORMAT = "1"  # increased when current readers would misread the file
 FILE_NAME = "model.onnx"
-_LEAST_SHARE = 64  # pairs; smaller shares of a batch are not worth a core of their own
-_MOST_ROWS = 512  # pairs of one run on one core; more were slower, because they leave the core's cache
+_LEAST_SHARE = 64  # pairs; smaller shares of a batch are not worth their own core
+_MOST_ROWS = 512  # pairs per call on one core; more were slower, because they exceed the core's cache
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,14 @@ class ExportedNetwork(PairNetwork):
         threads = torch.get_num_threads()  # OMP_NUM_THREADS decides
         try:
             self.session = _open(path, threads)
-            # Large batches are shared out (see `_parallel_parts`). Opened now: the file may be another one later.
+            # Large batches are split over cores (see `_parallel_parts`). Opened now, because the file may be replaced
+            # later.
             self._one_core = self.session if threads == 1 else _open(path, 1)
             self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
             self._inputs = [_Input(one.name, len(one.shape)) for one in self.session.get_inputs()]
             names = [one.name for one in self.session.get_outputs()]
-        # ONNX Runtime's exceptions have no common base below Exception, and each of them means: this is no network.
+        # ONNX Runtime's exceptions have no common base below Exception, and each means that this is not a valid
+        # network.
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise RunError(f"{path}: ONNX Runtime cannot read the file ({reason}); export the run again") from error
@@ -96,7 +98,7 @@ class ExportedNetwork(PairNetwork):
         for one in self._inputs:
             values, mask = given[one.name.removesuffix("_mask")]
             if one.name.endswith("_mask"):
-                # A batch of one-token items comes without tokens' axis and mask; the file always has both.
+                # A batch of one-token items comes without token axis and mask; the file always has both.
                 tokens = mask if mask is not None else torch.ones(*_as_tokens(values).shape[:2], dtype=torch.bool)
                 feeds[one.name] = tokens.cpu().numpy()
             else:
@@ -110,17 +112,17 @@ class ExportedNetwork(PairNetwork):
     def _run(self, session: Any, feeds: dict[str, np.ndarray]) -> np.ndarray:
         try:
             logits: np.ndarray = session.run(["logits"], feeds)[0]
-        # As when it is opened: the graph may be a stranger's.
+        # As when opening it: the graph may be untrusted.
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise RunError(f"{self._path}: the exported network fails ({reason}); export the run again") from error
         count = len(next(iter(feeds.values())))
         if getattr(logits, "ndim", 0) != 2 or len(logits) != count or logits.dtype != np.float32:
-            raise RunError(f"{self._path}: expected one row of logits a pair; export the run again")
+            raise RunError(f"{self._path}: expected one row of logits per pair; export the run again")
         return logits
 
     def _parallel_parts(self, feeds: dict[str, np.ndarray], count: int, cores: int) -> list[np.ndarray]:
-        """Run the parts of a large batch, each on one core; the cores wait for each other only at the end."""
+        """Run the parts of a large batch, each on its own core, synchronising only at the end."""
         session, rows = self._one_core, min(_MOST_ROWS, -(-count // cores))
 
         def part(start: int) -> np.ndarray:
@@ -154,7 +156,7 @@ def metadata_of(path: Path) -> dict[str, Any]:
 
 
 def check_backend(backend: str, onnx: str | Path | None, device: str) -> None:
-    """Refuse what `frevl.runs.scorer.Scorer.open` cannot work with; the arguments are its own.
+    """Refuse backends that `frevl.runs.scorer.Scorer.open` cannot use; arguments as there.
 
     Raises:
         UsageError: There is no such backend, or it does not go with the file or the device.
@@ -162,9 +164,9 @@ def check_backend(backend: str, onnx: str | Path | None, device: str) -> None:
     if backend not in BACKENDS:
         raise UsageError(f"There is no backend '{backend}'. {nearest(backend, BACKENDS)}")
     if onnx is not None and backend != "onnx":
-        raise UsageError(f"The exported file {onnx} goes with the backend 'onnx', found '{backend}'")
+        raise UsageError(f"The exported file {onnx} requires the backend 'onnx', found '{backend}'")
     if backend == "onnx" and device != "cpu":
-        raise UsageError(f"--backend onnx runs on the processor, found --device '{device}'; leave one of them out")
+        raise UsageError(f"--backend onnx runs on the CPU, found --device '{device}'; leave one of them out")
 
 
 def open_exported(run: Run, path: str | Path | None = None) -> ExportedNetwork:

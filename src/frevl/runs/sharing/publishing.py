@@ -24,7 +24,7 @@ def push_run(
     results: Sequence[str | Path] = (),
     diagnosis: str | Path | None = None,
 ) -> str:
-    """Send a whole run to the hub, with its card.
+    """Upload a whole run to the hub, with its model card.
 
     Args:
         path: Folder of the run.
@@ -50,7 +50,7 @@ def push_run(
             return str(
                 api.upload_folder(repo_id=repository, folder_path=scratch, commit_message="frevl run").commit_url
             )
-        # The hub's library fails with its own, the HTTP library's or the system's exceptions.
+        # The hub library raises its own, the HTTP library's or the system's exceptions.
         except Exception as error:
             raise not_sent(repository, error) from None
 
@@ -63,7 +63,7 @@ def write_published_run(
     results: Sequence[str | Path] = (),
     diagnosis: str | Path | None = None,
 ) -> None:
-    """Write what `push_run` would send: the run's files and its card.
+    """Write what `push_run` would upload: the run's files and its model card.
 
     Folders of this machine are left out of ``run.json``; names of files stay. The hashes of the training images are
     part of a run: with them, anyone who has an image can find out whether it was used for training.
@@ -82,7 +82,7 @@ def write_published_run(
     """
     path, folder = Path(path), Path(folder)
     if path.resolve() == folder.resolve():
-        raise UsageError(f"{folder}: expected another folder than the run's own")
+        raise UsageError(f"{folder}: expected a folder other than the run's own")
     evaluated = [_read(file, "frevl evaluate", ("n", "metrics")) for file in results]
     diagnosed = None if diagnosis is None else _read(diagnosis, "frevl diagnose", ("verdict", "findings"))
     try:

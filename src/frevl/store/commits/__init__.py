@@ -1,4 +1,4 @@
-"""The last commit of every table, recorded a second time outside the table, and clean-up after a killed writer.
+"""Record every table's last commit outside the table, and clean up after killed writers.
 
-A table is what its manifests say: one that lost them would otherwise look like one that was never written.
+A table is defined by its manifests: one that lost them would otherwise look as if it had never been written.
 """

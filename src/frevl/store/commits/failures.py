@@ -1,4 +1,4 @@
-"""What Lance raises while it reads and writes, in plain words."""
+"""Translate Lance's read and write errors into plain messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from frevl.store.remote.address import is_remote, remote_failure
 
 __all__ = ["brief", "is_lance_failure", "reading", "writing"]
 
-# The system's words for a failed write, which Lance buries in a long message.
+# The system's messages for a failed write, which Lance buries in long text.
 _SYSTEM_REASONS = (
     "No space left on device",
     "Disk quota exceeded",
@@ -26,7 +26,7 @@ _SYSTEM_REASONS = (
 
 @contextmanager
 def reading(store: Path, name: str) -> Iterator[None]:
-    """Turn what Lance raises while it reads a table into a `StoreError`."""
+    """Turn Lance's errors while reading a table into a `StoreError`."""
     try:
         yield
     except BaseException as error:
@@ -35,18 +35,16 @@ def reading(store: Path, name: str) -> Iterator[None]:
         if is_remote(store):
             raise remote_failure(store, f"reading the table '{name}'", error) from None
         if isinstance(error, PermissionError):
-            raise StoreError(
-                f"{store}: there is no permission to read the table '{name}'; ask its owner for permission"
-            ) from error
+            raise StoreError(f"{store}: no permission to read the table '{name}'; ask its owner") from error
         raise StoreError(
-            f"{store}: the table '{name}' cannot be read ({brief(error)}); files of the store are damaged or missing: "
-            f"see frevl store verify {store}, then bring them back from a copy, or extract into a new store"
+            f"{store}: the table '{name}' cannot be read ({brief(error)}); files of the store are damaged or "
+            f"missing: run frevl store verify {store}, then restore them from a copy, or extract into a new store"
         ) from error
 
 
 @contextmanager
 def writing(store: Path, name: str) -> Iterator[None]:
-    """Turn what Lance raises while it writes a table into a `StoreError`."""
+    """Turn Lance's errors while writing a table into a `StoreError`."""
     try:
         yield
     except BaseException as error:
@@ -59,7 +57,7 @@ def writing(store: Path, name: str) -> Iterator[None]:
 
 
 def is_lance_failure(error: BaseException) -> bool:
-    """Return whether an error is one of those that Lance raises."""
+    """Return whether an error comes from Lance."""
     # A panic in Lance's Rust code (a damaged file can cause one) derives from BaseException, in a class of its own.
     return isinstance(error, OSError | ValueError | RuntimeError | pa.ArrowException) or (
         type(error).__name__ == "PanicException"

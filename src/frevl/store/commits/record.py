@@ -1,9 +1,8 @@
 """The last commit of every table, recorded outside the table: ``STORE/commits/NAME.json``.
 
-A Lance table is what its manifests say. Copies lose them (a tool leaves out names that begin with an underscore, a
-copy is stopped half-way), and the table then looks as if it had never been written, or as it was some commits ago.
-The record holds version and number of rows, so that a loss is noticed, and the manifest itself, so that it can be
-brought back.
+A Lance table is defined by its manifests. Copies can lose them (a tool skips names that begin with an underscore, a
+copy is interrupted), and the table then looks as if it had never been written, or as it was some commits ago. The
+record holds the version and number of rows, to detect a loss, and the manifest itself, to restore it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ __all__ = [
 
 FORMAT = 1
 _NEWEST_FIRST = 2**64 - 1  # Lance names the manifest of version v so that the newest sorts first: 2^64 - 1 - v
-_FLUSHED = ("data", "_deletions", "_versions")  # what a version needs to be read; data before its manifest
+_FLUSHED = ("data", "_deletions", "_versions")  # files needed to read a version; data before its manifest
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Commit:
 
 
 def check_local(store: str | Path) -> None:
-    """Refuse what deletes or repairs files of a store that lies in an object store: others may need them.
+    """Refuse to delete or repair files of a store in an object store, because others may need them.
 
     Raises:
         UsageError: It is an address, such as ``s3://bucket/store``.
@@ -71,8 +70,8 @@ def check_local(store: str | Path) -> None:
     place = place_of(store)
     if is_remote(place):
         raise UsageError(
-            f"{place}: a store in an object store is read and added to, but not merged into, compacted or repaired "
-            f"there; do that in a folder of this machine, and copy it: frevl store copy"
+            f"{place}: a store in an object store can be read and extended, but not merged into, compacted or "
+            "repaired there; do that in a local folder and copy it: frevl store copy"
         )
 
 
@@ -110,7 +109,7 @@ def _written(store: Path, name: str) -> str:
 
 
 def write_commit(store: Path, name: str, commit: Commit) -> None:
-    """Write the record of a table; it is on the disk when this returns.
+    """Write the record of a table; it is on disk when this returns.
 
     Raises:
         OSError: It cannot be written.
@@ -119,7 +118,7 @@ def write_commit(store: Path, name: str, commit: Commit) -> None:
 
 
 def record_of(commit: Commit) -> dict[str, Any]:
-    """Return the record of a table as its file holds it."""
+    """Return the record of a table as stored in its file."""
     record = {
         "format": FORMAT,
         "version": commit.version,
@@ -132,7 +131,7 @@ def record_of(commit: Commit) -> dict[str, Any]:
 
 
 def manifests(store: Path, name: str) -> dict[int, Path]:
-    """Return the manifest files of a table by version, the newest first; empty if there is none.
+    """Return the manifest files of a table by version, newest first; empty if there are none.
 
     Raises:
         OSError: The folder cannot be read.
@@ -142,7 +141,7 @@ def manifests(store: Path, name: str) -> dict[int, Path]:
 
 
 def manifest_names(files: Iterable[str]) -> dict[int, str]:
-    """Return those of some file names that are manifests, by version, the newest first."""
+    """Return the manifests among some file names, by version, newest first."""
     found = {}
     for file in files:
         stem, _, ending = file.partition(".")
@@ -168,7 +167,7 @@ def data_files(store: Path, name: str) -> dict[str, Path]:
 
 
 def writer_at_work(store: Path) -> Path:
-    """Return the file that exists while a process writes, and after a writer was killed (see `session`)."""
+    """Return the file that exists while a process is writing, or after a writer was killed (see `session`)."""
     return commits_folder(store) / "writing.json"
 
 
@@ -197,8 +196,8 @@ def lost_commits(store: Path, name: str, commit: Commit | None) -> str:
     else:
         return ""
     return (
-        f"{store}: the table '{name}' has lost its last commits (expected {expected}, found {found}), as after a copy "
-        f"that left files out; nothing is deleted: copy again, or run frevl store repair {store}"
+        f"{store}: the table '{name}' has lost its last commits (expected {expected}, found {found}), as after an "
+        f"incomplete copy; nothing is deleted: copy again, or run frevl store repair {store}"
     )
 
 

@@ -1,8 +1,8 @@
-"""The start of a writer: it looks for lost commits, and for what a killed writer left unfinished.
+"""Start a writer: check for lost commits, and for unfinished work of a killed writer.
 
-While a process writes, and after it was killed, ``STORE/commits/writing.json`` is there. It names the data files that
-no version of a table named when the writer began. So a later writer can tell what a killed one left in flight, which
-is nobody's, from data that has lost its manifest, which no writer may touch.
+While a process is writing, or after it was killed, ``STORE/commits/writing.json`` exists. It lists the data files that
+no table version referred to when the writer began. So a later writer can tell a killed writer's leftovers, which may be
+deleted, from data that lost its manifest, which no writer may touch.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _MODALITIES = {"images": "image", "texts": "text"}
 
 
 def begin_writing(store: Path, names: Iterable[str], remember: Callable[[str], None]) -> dict[str, set[str]]:
-    """Clean up after a killed writer, and mark the store as being written. Needs the store's lock.
+    """Clean up after a killed writer and mark the store as being written. Requires the store's lock.
 
-    A commit that was in flight when the power failed may be there in part: it is taken back. What it left on the disk
-    is deleted. Data files that no version names and that no killed writer explains are left alone.
+    A commit in flight during a power failure may be partly present: it is rolled back and its files deleted. Data files
+    without a version that no killed writer explains are left alone.
 
     Args:
         store: Folder of the store.
@@ -55,7 +55,7 @@ def begin_writing(store: Path, names: Iterable[str], remember: Callable[[str], N
     """
     former = read_session(store)
     names = list(names)
-    for name in names:  # all are looked at before anything is written
+    for name in names:  # check all before writing anything
         if former is not None:
             drop_unfinished(store, name)
         check_not_lost(store, name, read_commit(store, name))
@@ -87,7 +87,7 @@ def end_writing(store: Path) -> None:
 
 
 def drop_unfinished(store: Path, name: str) -> list[int]:
-    """Remove versions newer than the recorded one that are only partly there, as after a power failure.
+    """Remove incomplete versions newer than the recorded one, as after a power failure.
 
     Returns:
         The versions that were taken back.
@@ -107,7 +107,7 @@ def drop_unfinished(store: Path, name: str) -> list[int]:
 
 
 def unclaimed_files(store: Path, name: str) -> set[str]:
-    """Return the data files of a table that none of its versions names.
+    """Return the data files of a table that belong to none of its versions.
 
     Raises:
         StoreError: The table is damaged.
@@ -140,7 +140,7 @@ def towers_of_table(store: Path, name: str) -> list[Tower]:
 
 
 def _complete(store: Path, name: str, version: int, recorded: int) -> bool:
-    """Return whether everything that a version added since the recorded one is there and matches its checksums."""
+    """Return whether everything added since the recorded version exists and matches its checksums."""
     try:
         old = open_table(store, name, version=recorded) if recorded in manifests(store, name) else None
         known = set() if old is None else {_key(fragment) for fragment in old.get_fragments()}
@@ -166,7 +166,7 @@ def _key(fragment: Any) -> tuple[str, ...]:
 
 
 def read_session(store: Path) -> dict[str, set[str]] | None:
-    """Return, by table, the data files that were unclaimed when the present or killed writer began.
+    """Return, for each table, the data files that were unclaimed when the current or killed writer began.
 
     Returns:
         None if nobody writes and the last writer ended well.

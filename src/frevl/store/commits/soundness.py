@@ -1,4 +1,4 @@
-"""Which rows of a table match their checksums, and which of its parts are missing a file."""
+"""Check which rows of a table match their checksums, and which parts are missing a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROWS_AT_ONCE = {True: 4096, False: 128}
 
 
 def sound_rows(batch: pa.RecordBatch, towers: Sequence[Tower]) -> np.ndarray:
-    """Compare embeddings with the checksums beside them.
+    """Compare embeddings with their stored checksums.
 
     Args:
         batch: Rows of ``images`` or ``texts``: ``id``, ``content_hash``, ``filled`` and columns of towers.
@@ -39,7 +39,7 @@ def sound_rows(batch: pa.RecordBatch, towers: Sequence[Tower]) -> np.ndarray:
 
 
 def checksums_of(batch: pa.RecordBatch, towers: Sequence[Tower]) -> Iterator[dict[str, int]]:
-    """Yield the checksums of the embeddings that every row has, by tower.
+    """Yield the checksums of every row's embeddings, by tower.
 
     Args:
         batch: Rows of ``images`` or ``texts``: ``id``, ``content_hash`` and columns of towers.
@@ -58,14 +58,14 @@ def checksums_of(batch: pa.RecordBatch, towers: Sequence[Tower]) -> Iterator[dic
 
 
 def wrong_ids(fragment: lance.LanceFragment, tower: Tower) -> Iterator[str]:
-    """Yield the ids in one part of a table whose embedding by one tower differs from its checksum."""
+    """Yield the ids in a table part whose embedding by a tower differs from its checksum."""
     columns = ["id", "content_hash", "filled", tower.name]
     for batch in fragment.to_batches(columns=columns, batch_size=ROWS_AT_ONCE[tower.pooled]):
         yield from (batch["id"][int(row)].as_py() for row in np.flatnonzero(~sound_rows(batch, [tower])))
 
 
 def file_problems(store: Path, name: str, fragment: lance.LanceFragment) -> list[str]:
-    """Name the files of a part of a table that are missing or have changed in size."""
+    """List the files of a table part that are missing or have changed in size."""
     problems = []
     for file in fragment.data_files():
         place = table_folder(store, name) / "data" / file.path

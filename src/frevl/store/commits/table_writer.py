@@ -1,4 +1,4 @@
-"""Writing to the tables of a store: every call is one commit, on disk and recorded when it returns; rows for them."""
+"""Write to the tables of a store: every call is one commit, on disk and recorded when it returns."""
 
 from __future__ import annotations
 
@@ -56,18 +56,18 @@ REJECT_SCHEMA = pa.schema([pa.field(name, pa.string()) for name in ("kind", "id"
 
 
 def in_utf8(text: str) -> str:
-    """Escape what is not UTF-8 (a file name may hold anything)."""
+    """Escape invalid UTF-8 (file names may contain anything)."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def reject_rows(rejects: dict[tuple[str, str], str]) -> pa.Table:
-    """Return rows of the table of rejects: from kind and id to the reason."""
+    """Return rows for the table of rejects, from kind and id to the reason."""
     columns = list(zip(*((kind, id_, reason) for (kind, id_), reason in rejects.items()), strict=True)) or [()] * 3
     return pa.Table.from_arrays([pa.array(column, pa.string()) for column in columns], schema=REJECT_SCHEMA)
 
 
 def embedding_column(values: np.ndarray, mask: np.ndarray, tower: Tower) -> pa.Array:
-    """Turn ``(n, tokens, dim)`` embeddings in the stored type into a column of a tower's type."""
+    """Convert ``(n, tokens, dim)`` embeddings in the stored type to a column of a tower's type."""
     if tower.pooled:
         return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), tower.dim)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(values[mask].reshape(-1)), tower.dim)
@@ -121,7 +121,7 @@ class TableWriter:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise StoreError(f"{self.path}: another process is writing to this store; wait for it to end") from error
+            raise StoreError(f"{self.path}: another process is writing to this store; wait for it to finish") from error
         except OSError as error:
             raise StoreError(f"{self.path}: the store cannot be locked for writing ({error.strerror})") from error
         try:
@@ -140,8 +140,8 @@ class TableWriter:
         for name, files in self._unclaimed.items():
             if files:
                 self.notes.append(
-                    f"The table '{name}' has {len(files):,} data files that no version of it names; they were left "
-                    f"alone: see frevl store verify {self.path}."
+                    f"The table '{name}' has {len(files):,} data files that belong to none of its versions; they "
+                    f"were left alone: run frevl store verify {self.path}."
                 )
         return self
 
@@ -187,7 +187,7 @@ class TableWriter:
         self._committed(name)
 
     def find(self, name: str, ids: pa.Array) -> pa.Table | None:
-        """Return the rows of some ids of a large table, in their order; None where reading all ids must find them."""
+        """Return the rows of some ids of a large table, in order; None if all ids must be read to find them."""
         places = self._places_in(name)
         rows = None if places is None else places.find(ids)
         return None if places is None or rows is None else places.take(rows)
@@ -198,7 +198,7 @@ class TableWriter:
         return self._places.get(name)
 
     def delete(self, name: str, ids: pa.Array) -> int:
-        """Delete the rows of some ids; return how many there were."""
+        """Delete the rows of some ids; return how many existed."""
         count = delete_rows(self.path, name, ids)
         if name in self._places:
             self._places[name].mark(ids)
@@ -227,7 +227,7 @@ class TableWriter:
     def compact(self, name: str) -> None:
         """Rewrite a table without deleted rows, in full-size files, and delete everything older at once.
 
-        Readers of older versions continue with the newest one.
+        Readers of older versions continue with the newest.
         """
         table = open_table(self.path, name)
         if table is None:
@@ -261,7 +261,7 @@ class TableWriter:
             self.append("rejects", changed)
 
     def retried(self, change: Callable[[], A]) -> A:
-        """Make a change: in a folder there is no other writer that could be faster."""
+        """Make a change; in a folder there is no competing writer."""
         return change()
 
     def newest(self, name: str) -> lance.LanceDataset:
@@ -269,12 +269,12 @@ class TableWriter:
         return existing_table(self.path, name)
 
     def has_moved(self) -> bool:
-        """Say that nobody else has changed the towers."""
+        """Return False: nobody else changes the towers."""
         return False
 
     @contextmanager
     def keep_version(self, name: str, version: int | None) -> Iterator[None]:
-        """Keep a version of a table on disk, however old it becomes."""
+        """Keep a version of a table on disk, regardless of age."""
         self._kept = {**self._kept, name: version}
         try:
             yield
@@ -282,7 +282,7 @@ class TableWriter:
             self._kept = {**self._kept, name: None}
 
     def add_columns(self, name: str, columns: list[pa.Field]) -> None:
-        """Add null columns to an existing table, which writes no data file."""
+        """Add null columns to an existing table, without writing a data file."""
         table = existing_table(self.path, name)
         with writing(self.path, name):
             table.add_columns(pa.schema(columns))
@@ -304,7 +304,7 @@ class TableWriter:
             write_commit(self.path, name, Commit(table.version, table.count_rows(), manifest, content))
 
     def _tidy(self, name: str, *, at_end: bool = False) -> None:
-        """Merge small files when there are many, and delete what no reader can still need."""
+        """Merge small files when there are many, and delete what no reader still needs."""
         table = open_table(self.path, name)
         if table is None:
             return
@@ -349,7 +349,7 @@ def lock_store(path: Path) -> FileLock:
 
 
 def make_store_folder(path: Path) -> None:
-    """Make the folder of a store, unless it holds something else.
+    """Create the folder of a store, unless it contains something else.
 
     Raises:
         StoreError: It does, or it cannot be written.
@@ -376,7 +376,7 @@ def make_store_folder(path: Path) -> None:
 
 
 def rows_a_file(table: lance.LanceDataset) -> int:
-    """Return how many rows the data files of a table should have."""
+    """Return the number of rows per data file of a table."""
     fragments = [fragment.metadata for fragment in table.get_fragments()]
     rows = sum(fragment.num_rows for fragment in fragments)
     size = sum(file.file_size_bytes or 0 for fragment in fragments for file in fragment.files)

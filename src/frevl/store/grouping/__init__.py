@@ -1,1 +1,1 @@
-"""Which pairs are not independent of each other: copies, near copies, frames of one video, texts with one label."""
+"""Find dependent pairs: copies, near copies, frames of one video, texts with one label."""

@@ -212,7 +212,7 @@ def unit_vectors(
 
 
 def one_item_each(pairs: Pairs, store: Store) -> tuple[Pairs, int]:
-    """Name every image and text by its first copy, and keep each pair once.
+    """Replace every image and text by its first copy, and keep each pair once.
 
     Args:
         pairs: Pairs whose images are in the store.

@@ -1,4 +1,4 @@
-"""Which pairs belong together: one answer for splits, folds, calibration, bootstrap and diagnosis.
+"""Decide which pairs belong together, consistently for splits, folds, calibration, bootstrap and diagnosis.
 
 Pairs are not independent when they show the same content, nearly the same picture, frames of one video, photos of one
 product or patient, or a text that always has one label. A split that cuts such a group lets a model answer from memory
@@ -80,7 +80,7 @@ def joined_nodes(roots: NDArray[np.int64], one: NDArray[np.int64], other: NDArra
 
 
 GROUP_KEYS = ("group", "scene", "video", "product", "patient", "subject", "session", "sequence")
-"""Keys of pairs that mostly name a group, also with the ending ``_id``. ``cluster`` always does."""
+"""Keys that usually define a group, also with the suffix ``_id``. ``cluster`` always does."""
 
 _FEWEST_GROUPS = 20  # with fewer values a key is taken for a category
 _LARGEST_SHARE = 0.2  # of the pairs: what puts more together cannot be split, and is probably no group
@@ -96,7 +96,7 @@ def group_pairs(
     seed: int = 0,
     purpose: str = "Kept on one side of every split",
 ) -> tuple[list[Pairs], list[str]]:
-    """Put pairs that are not independent into one cluster.
+    """Put dependent pairs into the same cluster.
 
     Args:
         store: Has the content and the embeddings of the images.
@@ -152,7 +152,7 @@ class _Rules:
     def __init__(
         self, clusters: np.ndarray, names: Sequence[str], rows: np.ndarray, contents: np.ndarray, unit: str
     ) -> None:
-        """Join what the pairs say themselves.
+        """Join pairs by their own clusters and contents.
 
         Args:
             clusters: ``(n,)`` number of each pair's cluster.
@@ -185,8 +185,8 @@ class _Rules:
         labels = {(value, str(target)) for value, target in zip(values, targets, strict=True) if value is not None}
         if len(groups) < _FEWEST_GROUPS or len(labels) == len(groups) == len({label for _, label in labels}):
             self.unused.append(
-                f"The key '{key}' has {len(groups):,} values over {len(contents):,} {self.unit}s and was taken for a "
-                f"category, not for groups; if its pairs belong together, use --group-by {key}."
+                f"The key '{key}' has {len(groups):,} values over {len(contents):,} {self.unit}s and was treated "
+                f"as a category, not as groups; if its pairs belong together, use --group-by {key}."
             )
             return
         clause = f"pairs with the same '{key}' belong together ({len(groups):,} groups)"
@@ -203,7 +203,7 @@ class _Rules:
             self._join(links[:, 0], links[:, 1], clause, other_nodes=False)
 
     def texts(self, rows: Sequence[np.ndarray], texts: Sequence[str], targets: Chained[Target | None]) -> None:
-        """Group by texts that always have one label, or that came with a set of images of their own."""
+        """Group by texts that always have the same label, or that have their own set of images."""
         of_pairs = np.concatenate(rows)
         found = texts_with_one_label(self.content, of_pairs, targets.parts)
         clause = f"{len(found):,} texts stand with several images and always with one label"
@@ -217,7 +217,7 @@ class _Rules:
             self._join(of_pairs[among], self.content[among], clause)
 
     def _join(self, one: np.ndarray, contents: np.ndarray, clause: str, *, other_nodes: bool = True) -> None:
-        """Join nodes with contents, unless the groups would become too large to split; other nodes are new ones."""
+        """Join nodes with contents, unless the groups would become too large to split; unknown nodes are new."""
         roots, first = self._roots, len(self._roots)
         if other_nodes:
             roots, one = np.append(roots, np.arange(first, first + int(one.max()) + 1)), one + first
@@ -225,8 +225,8 @@ class _Rules:
         joined_pairs = int(np.bincount(roots[self.content]).max())
         if joined_pairs > max(self._largest(), _LARGEST_SHARE * len(self.content)):
             self.unused.append(
-                f"Not grouped, because {joined_pairs:,} of {len(self.content):,} pairs would be one group: {clause}. "
-                "If that is so, a split cannot measure what is new; give development pairs with --dev."
+                f"Not grouped, because {joined_pairs:,} of {len(self.content):,} pairs would be one group: "
+                f"{clause}. If so, a split cannot measure generalisation; give development pairs with --dev."
             )
         else:
             self._roots = roots
@@ -236,12 +236,12 @@ class _Rules:
         return int(np.bincount(self._roots[self.content]).max())
 
     def groups(self) -> Coded[str]:
-        """Return a name for the group of every pair: the first cluster name in it."""
+        """Return the name of every pair's group: the first cluster name in it."""
         _, first, group = np.unique(self._roots[self.content], return_index=True, return_inverse=True)
         return Coded.of(group, [self._names[number] for number in self._clusters[first].tolist()])
 
     def notes(self, purpose: str) -> list[str]:
-        """Say what was grouped and why, and what was not."""
+        """Return notes on what was grouped and why, and what was not."""
         if not self.clauses:
             return self.unused
         groups = len(np.unique(self._roots[self.content]))

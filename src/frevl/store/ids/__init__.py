@@ -1,1 +1,1 @@
-"""From an id to its row, without an object of Python for every row of a store."""
+"""Map ids to rows without a Python object for every row of a store."""

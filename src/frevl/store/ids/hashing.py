@@ -1,4 +1,4 @@
-"""Numbers of 64 bits that stand for ids, computed for a whole column of Arrow at once."""
+"""64-bit hashes of ids, computed for a whole Arrow column at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MASKS = np.array([(1 << (8 * kept)) - 1 for kept in range(_WORD)] + [_ALL], np.
 
 
 def as_arrow(ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Return ids as one Arrow array; what no store can hold (no text, or not UTF-8) is null."""
+    """Return ids as one Arrow array, with null for invalid ones (not text, or not UTF-8)."""
     if isinstance(ids, Coded) and ids.plain:
         return ids.values.take(pa.array(ids.codes)).cast(pa.large_string())
     if isinstance(ids, pa.ChunkedArray):
@@ -33,7 +33,7 @@ def as_arrow(ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def id_hashes(ids: pa.Array) -> NDArray[np.uint64]:
-    """Return a hash of the bytes of every id; equal ids have equal ones, and others hardly ever.
+    """Return a hash of every id's bytes; different ids hardly ever collide.
 
     Eight bytes are mixed in at a time by the finalizer of SplitMix64 (Steele, Lea and Flood 2014). It is not made
     against an adversary: whoever looks an id up compares the id itself.

@@ -1,8 +1,7 @@
-"""Sorted hashes of the ids of a table, kept as files and mapped: ``STORE/rows/TABLE.KEY.rows``; they may be deleted.
+"""Sorted id hashes of a table, cached in memory-mapped files ``STORE/rows/TABLE.KEY.rows``, which may be deleted.
 
-A file holds the rows of parts of the table that follow each other, at most some 16 million rows. KEY is a hash of these
-parts and of what was deleted of them, so that a file is right for ever or for nothing, and a table that has grown makes
-its last file anew.
+A file covers consecutive parts of the table, up to about 16 million rows. KEY is a hash of these parts and their
+deletions, so a file either stays valid or is unused, and a grown table rebuilds only its last file.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def segments_of(
     folder: Path | None,
     ids_of: Callable[[Sequence[lance.LanceFragment]], Iterator[pa.Array]],
 ) -> list[Segment]:
-    """Return the segments of a table: those that are kept, and new ones, which then are kept.
+    """Return the segments of a table, from the cache or newly built and cached.
 
     Args:
         name: Of the table.
@@ -110,7 +109,7 @@ def _sorted(ids: Iterator[pa.Array], rows: int) -> tuple[NDArray[np.uint64], NDA
 
 
 def _opened(file: Path, rows: int, first: int) -> Segment | None:
-    """Map a file; None where there is none, or it was cut."""
+    """Memory-map a file; None if missing or truncated."""
     try:
         with file.open("rb") as source:
             size = os.fstat(source.fileno()).st_size

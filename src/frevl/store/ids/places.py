@@ -1,4 +1,4 @@
-"""Where the rows of ids lie in the files of a large table, so that no commit of a writer reads all ids."""
+"""Locate the rows of ids in a large table's files, so that a writer need not read all ids for a commit."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Places", "exchange_rows"]
 
 
 class Places:
-    """A table as it was at one version, and which of its rows have been replaced or deleted since.
+    """A table at one version, and which of its rows have since been replaced or deleted.
 
-    A part of a Lance table keeps its number, and a row its place there, until the part is written again as a whole. So
-    a row that is as it was can be read from the old version, and marked as deleted in the newest one.
+    A part of a Lance table keeps its number, and a row its place in it, until the part is rewritten as a whole. So an
+    unchanged row can be read from the old version and marked as deleted in the newest.
 
     Args:
         store: Folder of the store.
@@ -35,7 +35,7 @@ class Places:
         self.version = self._at.versions[name]
 
     def find(self, ids: pa.Array) -> NDArray[np.int64] | None:
-        """Return ``(n,)`` the rows of ids in the old version; None unless all are there, as they were, and differ."""
+        """Return ``(n,)`` the rows of ids in the old version; None unless all exist, unchanged and distinct."""
         rows = find_rows(self._at.rows(self._name), ids)
         same = len(rows) > 0 and rows.min() >= 0 and not self._changed[rows].any()
         return rows if same and len(np.unique(rows)) == len(rows) else None
@@ -46,7 +46,7 @@ class Places:
         return self._at.take_rows(self._name, ordered).take(pa.array(at))
 
     def places(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Yield the number of every part that holds some of these rows, and which of its rows they are."""
+        """Yield the number of every part with some of these rows, and their positions in it."""
         parts = self._at.take(self._name, "_rowaddr", np.sort(rows), rows_at_once=65_536)
         addresses = pa.concat_arrays([*parts]).to_numpy().astype(np.int64)
         numbers = addresses >> 32
@@ -54,7 +54,7 @@ class Places:
             yield number, addresses[numbers == number] & 0xFFFFFFFF
 
     def mark(self, ids: pa.Array) -> None:
-        """Note that rows of these ids are not as they were."""
+        """Record that the rows of these ids have changed."""
         rows = find_rows(self._at.rows(self._name), ids)
         self._changed[rows[rows >= 0]] = True
 
@@ -62,7 +62,7 @@ class Places:
 def exchange_rows(
     store: Path, name: str, rows: pa.Table, places: Iterable[tuple[int, np.ndarray]]
 ) -> lance.LanceDataset | None:
-    """Put rows in the place of others, in one atomic commit that reads no ids.
+    """Replace rows in one atomic commit without reading ids.
 
     Args:
         store: Folder of the store.

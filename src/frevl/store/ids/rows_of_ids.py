@@ -1,8 +1,7 @@
-"""The row of every id of a large table: sorted hashes in a mapped file, and the ids themselves where one is asked for.
+"""Look up the row of an id in a large table: sorted hashes in a mapped file, verified against the ids themselves.
 
-A dictionary of ids takes 150 bytes and half a microsecond a row before the first answer. Here a row takes 12 bytes, of
-the disk where they can be kept there, and an answer reads the ids of the rows that it names: what is found is always
-the id itself, never its hash.
+A dictionary of ids takes 150 bytes and half a microsecond a row before the first answer. Here a row takes 12 bytes, on
+disk if possible, and a look-up reads the ids of the rows found: the match is always the id itself, never just its hash.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from frevl.store.ids.hashing import as_arrow, id_hash, id_hashes
 
 __all__ = ["KnownIds", "RowsOfIds", "Segment", "ascending", "find_rows", "ids_in_order", "rows_of_values"]
 
-_AT_ONCE = 1 << 20  # ids that are looked up together
+_AT_ONCE = 1 << 20  # ids looked up together
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows of some parts of a table that follow each other.
+    """Rows of some consecutive parts of a table.
 
     Attributes:
         hashes: ``(n,)`` hashes of the ids, ascending.
@@ -41,7 +40,7 @@ class Segment:
 
 
 class RowsOfIds(Mapping[str, int]):
-    """The row of every id, as a mapping; `find_rows` asks for many at once, one at a time takes a millisecond.
+    """A mapping from id to row; use `find_rows` for many at once, as a single look-up takes a millisecond.
 
     Args:
         count: How many rows there are.
@@ -61,7 +60,7 @@ class RowsOfIds(Mapping[str, int]):
         self._segments: Sequence[Segment] | None = None
 
     def find(self, ids: Sequence[str] | pa.Array) -> NDArray[np.int64]:
-        """Return ``(n,)`` the row of each id, -1 where there is no such id."""
+        """Return ``(n,)`` the row of each id; -1 if there is none."""
         found = np.full(len(ids), -1, np.int64)
         for start in range(0, len(ids), _AT_ONCE):
             found[start : start + _AT_ONCE] = self._find(as_arrow(ids[start : start + _AT_ONCE]))
@@ -86,7 +85,7 @@ class RowsOfIds(Mapping[str, int]):
         return found
 
     def in_memory(self) -> tuple[RowsOfIds, pa.Array]:
-        """Return the same look-up over ids in memory, and these as one Arrow array: a single id takes 30 µs."""
+        """Return the same look-up over ids in memory, with these as one Arrow array: a single id takes 30 µs."""
         ids = pa.chunked_array([some.cast(pa.large_string()) for some in self._scan()], pa.large_string())
         held = ids.combine_chunks()
         held = held if isinstance(held, pa.Array) else pa.concat_arrays(held.chunks)
@@ -134,7 +133,7 @@ class RowsOfIds(Mapping[str, int]):
 
 
 class KnownIds(Collection[str]):
-    """The ids of a store and some others that count as known.
+    """The ids of a store plus some others that count as known.
 
     Args:
         known: `frevl.store.reader.Store.positions`.
@@ -146,7 +145,7 @@ class KnownIds(Collection[str]):
         self._others = {id_: len(known) + row for row, id_ in enumerate(others)}
 
     def find(self, ids: Sequence[str] | pa.Array) -> NDArray[np.int64]:
-        """Return ``(n,)`` a number of each id, -1 where it is not known."""
+        """Return ``(n,)`` a number for each id; -1 if unknown."""
         found = find_rows(self._known, ids)
         for row in np.flatnonzero(found < 0).tolist() if self._others else ():
             id_ = ids[row].as_py() if isinstance(ids, pa.Array) else ids[row]
@@ -181,7 +180,7 @@ def find_rows(known: Mapping[str, int] | KnownIds, ids: Sequence[str] | pa.Array
 
 
 def rows_of_values(known: Mapping[str, int] | KnownIds, column: Sequence[str]) -> NDArray[np.int64]:
-    """Return ``(n,)`` the row of each id of a column of pairs; each different one of a `Coded` is looked up once."""
+    """Return ``(n,)`` the row of each id in a column of pairs; distinct values of a `Coded` are looked up once."""
     if not isinstance(column, Coded):
         return find_rows(known, column)
     used = column.used()
@@ -201,7 +200,7 @@ def ascending(rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def ids_in_order(known: Mapping[str, int]) -> pa.Array:
-    """Return the ids of `frevl.store.reader.Store.positions` in the order of their rows.
+    """Return the ids of `frevl.store.reader.Store.positions` in row order.
 
     They take a quarter of the memory of a list. All are of one version of the store, whatever is written meanwhile.
     """

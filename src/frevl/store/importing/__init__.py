@@ -1,1 +1,1 @@
-"""Import embeddings that were computed elsewhere: arrays, clip-retrieval folders, Parquet, Lance."""
+"""Import embeddings computed elsewhere: arrays, clip-retrieval folders, Parquet, Lance."""

@@ -1,7 +1,7 @@
-"""Arrays of vectors that were made elsewhere (``.npy``, ``.npz``, safetensors), read block by block.
+"""Read arrays of vectors (``.npy``, ``.npz``, safetensors) block by block.
 
-They hold vectors only and need a list of ids. Nothing is ever unpickled, and what a header claims is held against the
-size of the file before anything is allocated.
+They contain only vectors and need a list of ids. Nothing is ever unpickled, and a header's claims are checked against
+the file size before allocation.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_arrays(path: Path, *, array: str | None = None) -> tuple[int, int, Bloc
 
 def _open_npy(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Blocks]:
     if array is not None:
-        raise UsageError(f"{path}: a .npy file holds one array without a name; leave --array out")
+        raise UsageError(f"{path}: a .npy file holds a single unnamed array; leave out --array")
     with path.open("rb") as stream:
         shape, fortran, dtype, start = _npy_header(stream)
     _check_size(path, "the array", shape, dtype, path.stat().st_size - start)
@@ -90,7 +90,7 @@ def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Bloc
         name = _array_named(path, array, [entry.removesuffix(".npy") for entry in archive.namelist()])
         entry = archive.getinfo(f"{name}.npy")
         if entry.compress_type not in _COMPRESSIONS:
-            raise InputError(f"{path}: the array '{name:.80}' is compressed in a way that numpy does not use")
+            raise InputError(f"{path}: the array '{name:.80}' uses a compression that numpy does not")
         with archive.open(entry) as stream:
             shape, fortran, dtype, header = _npy_header(stream)
     if fortran:
@@ -112,13 +112,13 @@ def _open_npz(path: Path, array: str | None) -> tuple[tuple[int, ...], str, Bloc
 
 
 def _npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Return shape, whether it is stored column by column, type, and length of the header in bytes."""
+    """Return shape, whether the order is column-major, type, and header length in bytes."""
     head = io.BytesIO(stream.read(_LONGEST_HEADER))  # numpy would read as much as the header says that it has
     version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(head)
     if dtype.hasobject:
-        raise ValueError("its array holds Python objects, which are never read")
+        raise ValueError("its array contains Python objects, which are never read")
     return shape, fortran, dtype, head.tell()
 
 
@@ -158,7 +158,7 @@ def _array_named(path: Path, asked: str | None, names: list[str]) -> str:
         raise UsageError(
             f"{path}: name one of its arrays with --array: {', '.join(names)}"
             if asked is None
-            else f"{path}: there is no such array as '{asked}'. {nearest(asked, names)}"
+            else f"{path}: there is no array '{asked}'. {nearest(asked, names)}"
         )
     return asked
 

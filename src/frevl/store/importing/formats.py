@@ -1,4 +1,4 @@
-"""Tables of vectors and lists of ids made elsewhere, read block by block: memory does not grow with the file.
+"""Read tables of vectors and lists of ids block by block, so memory does not grow with the file.
 
 Tables (Parquet, Arrow, Lance) hold ids, vectors and maybe further columns; `frevl.store.importing.arrays` reads files
 that hold vectors only.
@@ -65,12 +65,12 @@ class VectorBlock:
 
 
 def is_table(path: Path) -> bool:
-    """Tell tables from arrays by the ending of the file name."""
+    """Return whether a file is a table rather than an array, by its suffix."""
     return path.suffix.lower() in _TABLES
 
 
 def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Schema, str, Callable[[int], Any]]:
-    """Open a table that has a column of vectors.
+    """Open a table with a column of vectors.
 
     Args:
         path: A Parquet or Arrow file (``.feather`` and ``.ipc`` too), or a Lance table.
@@ -109,7 +109,7 @@ def read_table(path: Path, *, vector_column: str | None = None) -> tuple[pa.Sche
 
 
 def read_ids(path: Path, *, id_column: str | None, usual: tuple[str, ...]) -> pa.Table:
-    """Read the ids that belong to an array.
+    """Read the ids for an array.
 
     Args:
         path: Text, one id per line; JSON, a list; JSON lines, or a Parquet or Arrow table with a column of ids.
@@ -170,14 +170,14 @@ def named_id(path: Path, table: pa.Table, id_column: str | None, usual: tuple[st
 
 
 def column_named(path: Path, asked: str | None, names: list[str], usual: list[str], flag: str) -> str:
-    """Return the requested column, or the only one with a usual name.
+    """Return the requested column, or the only one with a common name.
 
     Raises:
         UsageError: It is not there, or it is not clear which is meant.
     """
     if asked is not None:
         if asked not in names:
-            raise UsageError(f"{path}: there is no such column as '{asked}'. {nearest(asked, names)}")
+            raise UsageError(f"{path}: there is no column '{asked}'. {nearest(asked, names)}")
         return asked
     if len(usual) != 1:
         raise UsageError(f"{path}: name the column to use with {flag}; there are: {', '.join(names)}")
@@ -253,22 +253,24 @@ def _vectors_of(column: pa.Array, dim: int | None) -> tuple[np.ndarray, dict[int
 
 @contextmanager
 def as_input_error(path: Path) -> Iterator[None]:
-    """Turn whatever libraries raise about a bad file into one sentence.
+    """Turn any library error about a bad file into one sentence.
 
-    The file may come from a stranger. Libraries meet such files with any kind of error: those of their own, recursion,
-    overflow, memory, types and indices.
+    The file may be untrusted, and libraries react to bad files with all kinds of errors: their own, recursion,
+    overflow, memory, type and index errors.
     """
     try:
         yield
     except FrevlError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"{path}: expected a file of vectors or ids, found none; check the path") from error
+        raise InputError(f"{path}: no such file of vectors or ids; check the path") from error
     except MemoryError as error:
-        raise InputError(f"{path}: the file cannot be read: it asks for more memory than there is") from error
+        raise InputError(f"{path}: the file cannot be read: it requires more memory than is available") from error
     except Exception as error:
         if isinstance(error, OSError) and error.strerror:
             reason = error.strerror
         else:
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: the file cannot be read ({reason}); it is damaged or of another kind") from error
+        raise InputError(
+            f"{path}: the file cannot be read ({reason}); it is damaged or of a different format"
+        ) from error

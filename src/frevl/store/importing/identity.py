@@ -1,4 +1,4 @@
-"""The identity of imported vectors: declared by the user, or one of our encoders after a check."""
+"""The identity of imported vectors: declared by the user, or one of our encoders after verification."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def declared_towers(
     common_space: bool,
     dtype: str,
 ) -> dict[Modality, Tower]:
-    """Describe towers that frevl cannot run: all that is known about them is what the user declares."""
+    """Describe towers that frevl cannot run, from what the user declares."""
     towers: dict[Modality, Tower] = {}
     for modality, dim in dims.items():
         name = f"{encoder}-{modality}"
@@ -44,7 +44,7 @@ def declared_towers(
         }
         if common_space:
             identity["common_space"] = f"{encoder}, {revision}, {dim}"
-        # No canaries: nobody can ask this tower anything.
+        # No canaries: this tower cannot be run.
         towers[modality] = Tower(name, modality, (encoder,), identity, dim, np.zeros((0, dim), np.float32))
     return towers
 
@@ -52,7 +52,7 @@ def declared_towers(
 def verified_towers(
     encoder: str, parts: Sequence[Part], images: Path | None, *, dtype: str
 ) -> dict[Modality, Tower] | None:
-    """Check that an encoder of ours made these vectors: the first items are its canaries.
+    """Verify that one of our encoders made these vectors, using the first items as canaries.
 
     Args:
         encoder: The name that was given; None is returned if frevl has no encoder of this name.
@@ -79,8 +79,8 @@ def verified_towers(
             raise UsageError(f"The encoder '{encoder}' has no {modality} tower, so it cannot have made these vectors")
         if modality == "image" and images is None:
             raise UsageError(
-                f"frevl has the encoder '{encoder}' and checks that it made these vectors: give the folder of the "
-                "pictures with --images, or declare another name with --encoder"
+                f"frevl has the encoder '{encoder}' and must verify that it made these vectors: give the folder of "
+                "the pictures with --images, or declare another name with --encoder"
             )
         ids, found = _first_items(first)
         own = _embedded_again(loaded, modality, ids, images)
@@ -128,6 +128,6 @@ def _embedded_again(encoder: Encoder, modality: Modality, ids: Sequence[str], fo
     try:
         prepared = [tower.prepare(read_image(folder / id_, target=tower.target)) for id_ in ids]
     except (ImageError, OSError) as error:
-        raise InputError(f"{folder}: the pictures of the vectors are needed for a check; {error}") from error
+        raise InputError(f"{folder}: the pictures are needed to verify the vectors; {error}") from error
     embedded = tower.embed(prepared)
     return pool(embedded.values, embedded.mask)

@@ -1,4 +1,4 @@
-"""A path -> parts with ids, vectors and metadata: a clip-retrieval folder, an array, a table."""
+"""Find the parts of an import, with ids, vectors and metadata: a clip-retrieval folder, an array or a table."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _USUAL_IDS: dict[Modality, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One file of vectors with the ids of its rows.
+    """A file of vectors with the ids of its rows.
 
     Attributes:
         modality: What the vectors are of.
@@ -63,7 +63,7 @@ def open_parts(
     vector_column: str | None,
     array: str | None,
 ) -> list[Part]:
-    """Find the vectors, and check that there are as many ids.
+    """Find the vectors and check that there are as many ids.
 
     Args:
         source: A clip-retrieval folder, an array or a table.
@@ -86,15 +86,17 @@ def open_parts(
         chosen: list[Modality] = [of] if of else [one for one in _FOLDERS if (source / _FOLDERS[one]).is_dir()]
         return [part for one in chosen for part in _clip_retrieval(source, one, ids)]
     if not source.exists():
-        raise InputError(f"{source}: expected a file of vectors or ids, found none; check the path")
+        raise InputError(f"{source}: no such file of vectors or ids; check the path")
     if of is None:
-        raise UsageError(f"{source}: say what the vectors are of with --of images or --of texts")
+        raise UsageError(f"{source}: specify what the vectors represent with --of images or --of texts")
     if is_table(source):
         if ids is not None:
-            raise UsageError(f"{source}: a table holds its ids itself; leave --ids out, or name them with --id-column")
+            raise UsageError(
+                f"{source}: a table contains its own ids; leave out --ids, or name their column with --id-column"
+            )
         return [_table(source, of, id_column, vector_column)]
     if ids is None:
-        raise UsageError(f"{source}: an array holds no ids; give a list of them with --ids FILE, in the same order")
+        raise UsageError(f"{source}: an array contains no ids; give a list of them in the same order with --ids FILE")
     described = read_ids(ids, id_column=id_column, usual=_USUAL_IDS[of])
     return [_array(source, of, ids, len(described), described.schema, lambda: described, array)]
 
@@ -102,7 +104,7 @@ def open_parts(
 def _clip_retrieval(source: Path, modality: Modality, ids: Path | None) -> list[Part]:
     """Pair ``img_emb/img_emb_0.npy`` with ``metadata/metadata_0.parquet``, by the number in the name."""
     if ids is not None:
-        raise UsageError(f"{source}: a clip-retrieval folder holds its ids in 'metadata'; leave --ids out")
+        raise UsageError(f"{source}: a clip-retrieval folder has its ids in 'metadata'; leave out --ids")
     vectors = _numbered(source / _FOLDERS[modality], ".npy")
     described = _numbered(source / "metadata", ".parquet")
     if not vectors:
@@ -129,7 +131,7 @@ def _clip_part(vectors: Path, described: Path, modality: Modality) -> Part:
 def lacking_parts(source: Path, of: Modality | None) -> list[str]:
     """List the parts of a clip-retrieval folder with ids but no vectors; empty for anything else.
 
-    Such a folder can be imported, but it was mostly copied incompletely.
+    Such a folder can be imported, but is usually an incomplete copy.
     """
     if not source.is_dir() or is_table(source):
         return []

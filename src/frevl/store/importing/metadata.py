@@ -1,4 +1,4 @@
-"""Metadata columns that an import keeps to filter searches with: their names and types."""
+"""Metadata columns that an import keeps for filtering searches: their names and types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["metadata_fields", "named_metadata"]
 
 
 def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
-    """Return the columns of several files that can be kept: one type per name; numbers, strings, booleans, times.
+    """Return the columns of several files that can be kept, with one type per name: numbers, strings, booleans, times.
 
     Raises:
         InputError: A column has types that do not go together.
@@ -24,8 +24,8 @@ def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
         schema = pa.unify_schemas(list(schemas), promote_options="permissive")
     except pa.ArrowException as error:
         raise InputError(
-            f"The metadata of the files does not go together ({' '.join(str(error).split()):.200}); give columns of "
-            "one name the same type"
+            f"The files have incompatible metadata ({' '.join(str(error).split()):.200}); give columns with the "
+            "same name the same type"
         ) from error
     fields: dict[str, pa.Field] = {}
     for field in schema:
@@ -36,7 +36,7 @@ def metadata_fields(schemas: Sequence[pa.Schema]) -> list[pa.Field]:
 
 
 def named_metadata(table: pa.Table, types: dict[str, pa.DataType]) -> dict[str, pa.Array]:
-    """Return the columns that are kept, with the names and types that they have in the store.
+    """Return the kept columns, with their names and types in the store.
 
     Args:
         table: Metadata as it stands in the file.
@@ -54,14 +54,14 @@ def named_metadata(table: pa.Table, types: dict[str, pa.DataType]) -> dict[str, 
             columns[name] = pc.cast(table[original], types[name]).combine_chunks()
         except pa.ArrowException as error:
             raise InputError(
-                f"The metadata column '{original}' has the type {types[name]} in the store and does not fit "
+                f"The metadata column '{original}' has the type {types[name]} in the store and does not match it "
                 f"({' '.join(str(error).split()):.200}); rename it in the file"
             ) from error
     return columns
 
 
 def column_name(name: str) -> str:
-    """Return the name of a column in the store: dots would be paths in a filter, and some names are taken."""
+    """Return a column's name in the store: dots would be paths in a filter, and some names are reserved."""
     plain = re.sub(r"\W", "_", name.strip()) or "_"
     return f"metadata_{plain}" if plain in ITEM_COLUMNS else plain
 

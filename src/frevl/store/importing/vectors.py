@@ -1,4 +1,4 @@
-"""Embeddings computed elsewhere -> store: nothing is embedded again, what cannot be used is reported."""
+"""Import embeddings computed elsewhere: nothing is embedded again, and unusable rows are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _OF: dict[str, Modality] = {"images": "image", "texts": "text"}
 
 @dataclass
 class ImportReport:
-    """What one import did.
+    """The result of an import.
 
     Attributes:
         store: Path of the store.
@@ -65,24 +65,25 @@ class ImportReport:
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl import --json` writes."""
+        """Return the record that `frevl import --json` writes."""
         return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
 
     def sentence(self) -> str:
         """Summarise it in one line."""
         total = self.images + self.texts
         lengths = (
-            f"{self.scaled:,} of {total:,} vectors were not of unit length and were scaled to it."
+            f"{self.scaled:,} of {total:,} vectors did not have unit length and were normalised."
             if self.scaled
             else "All vectors had unit length."
         )
         done = (
             f"Imported {self.images:,} images and {self.texts:,} texts in {self.seconds:.1f} s; "
-            f"{self.images_kept:,} images and {self.texts_kept:,} texts were in the store already."
+            f"{self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
         )
         differing = (
-            f"{self.differing:,} of these have another vector here (cosine below {CANARY_COSINE}); the store keeps its "
-            "own. To use the new ones, import into a new store, or give --encoder another name."
+            f"{self.differing:,} of these have a different vector in the import (cosine below {CANARY_COSINE}); "
+            "the store keeps its own. To use the new ones, import into a new store, or give --encoder another "
+            "name."
         )
         repeats = f"Rows that repeat an item with the same vector: {self.repeats:,}."
         said = [
@@ -115,10 +116,10 @@ def import_embeddings(
 ) -> ImportReport:
     """Put existing embeddings into a store; an interrupted call resumes after the last commit.
 
-    What is in the store stays there, and rows that would change it are counted.
-    Vectors are kept as they are, in the stored type; those that are not of unit length are scaled to it. A vector
-    that is not finite or is zero, a row without id, and an id twice with different vectors go to the store's
-    rejects. Columns beside ids and vectors are kept as metadata, to filter searches with.
+    Items in the store are kept, and rows that would change them are counted. Vectors are stored unchanged, in the
+    stored type, except that they are normalised to unit length. Zero or non-finite vectors, rows without an id, and
+    repeated ids with different vectors go to the store's rejects. Other columns are kept as metadata for filtering
+    searches.
 
     Args:
         source: A clip-retrieval folder (``img_emb``, ``text_emb``, ``metadata``); an array (``.npy``, ``.npz``,
@@ -153,7 +154,7 @@ def import_embeddings(
     started = time.monotonic()
     refuse_inputs({"write_pairs": write_pairs}, {"source": source, "ids": ids, "images": images, "store": store})
     if of is not None and of not in _OF:
-        raise UsageError(f"What is imported must be 'images' or 'texts', found '{of}'")
+        raise UsageError(f"--of must be 'images' or 'texts', found '{of}'")
     if dtype not in ("float16", "float32"):
         raise UsageError(f"The stored type must be 'float16' or 'float32', found '{dtype}'")
     if not encoder.strip():
@@ -177,7 +178,7 @@ def import_embeddings(
     )
     report = ImportReport(str(store), notes=lacking_parts(Path(source), _OF[of] if of else None))
     if verified:
-        report.notes.append(f"'{encoder}' gives the same vectors for the items that were embedded again.")
+        report.notes.append(f"'{encoder}' gives the same vectors for the items embedded again.")
     imported: dict[Modality, dict[str, int]] = {}
     with StoreWriter(store) as writer:
         writer.register(list(towers.values()))
@@ -191,7 +192,7 @@ def import_embeddings(
     for modality, usable in imported.items():
         if not usable:
             raise InputError(
-                f"{source}: expected vectors of {modality}s, found none that can be used. "
+                f"{source}: expected {modality} vectors, found no usable ones. "
                 + rejects_sentence([reject for reject in report.rejects if reject.kind == modality])
             )
     if write_pairs is not None:
@@ -202,7 +203,7 @@ def import_embeddings(
 
 
 class _Import:
-    """Rows of one modality on their way into one tower."""
+    """The import of one modality into one tower."""
 
     def __init__(self, writer: StoreWriter, tower: Tower, folder: Path | None, report: ImportReport) -> None:
         self.writer, self.tower, self.folder, self.report = writer, tower, folder, report
@@ -247,7 +248,7 @@ class _Import:
                 if self.seen[id_] == zlib.crc32(values[row]):  # an image with several captions
                     self.report.repeats += 1
                     continue
-                reason = f"{place}: the id appears twice with different vectors; the first is kept"
+                reason = f"{place}: the id appears twice with different vectors; the first one is kept"
                 rejects.append(Reject(self.tower.modality, id_, reason))
             else:
                 self.seen[id_] = zlib.crc32(values[row])
@@ -272,7 +273,7 @@ class _Import:
         return None if self.states[f"has:{self.tower.name}"][row] else "fill"
 
     def _differing(self, ids: list[str], values: np.ndarray) -> int:
-        """Count the items whose vector in the store differs from this one."""
+        """Count the items whose stored vector differs from this one."""
         if not ids:
             return 0
         stored = self.writer.store.read(self.tower.modality, ids, [self.tower])[0][:, 0].astype(np.float32)
@@ -328,7 +329,7 @@ class _Import:
 
 
 def item_id(id_: str | None, modality: Modality, folder: Path | None) -> str | None:
-    """Return the id under which an item is stored: an image's path below its folder, with ``/``; a text itself."""
+    """Return an item's id in the store: an image's path below its folder, with ``/``; the text itself."""
     if id_ is None or modality == "text" or folder is None:
         return id_
     path = Path(id_)
@@ -350,15 +351,15 @@ def _width(parts: Sequence[Part]) -> int:
 def _write_pairs(
     path: Path, parts: Sequence[Part], folder: Path | None, imported: Mapping[Modality, Collection[str]]
 ) -> int:
-    """Write every image of a clip-retrieval folder with its caption, except those that were left out.
+    """Write every image of a clip-retrieval folder with its caption, except those left out.
 
     Captions without vectors are written where the folder has no vectors of texts at all: they may be embedded later.
     """
     described = [part for part in parts if "caption" in part.metadata.names and part.modality == "image"]
     if not described:
         raise UsageError(
-            "--write-pairs needs images that stand beside their captions (a column 'caption'), as in a clip-retrieval "
-            "folder with texts; write the pairs file yourself"
+            "--write-pairs needs images with captions (a column 'caption'), as in a clip-retrieval folder with "
+            "texts; write the pairs file yourself"
         )
     images, texts = imported["image"], imported.get("text")
     written = 0

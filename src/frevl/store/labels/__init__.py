@@ -1,1 +1,1 @@
-"""What people say that pictures are: an append-only file in the store's folder, and what it amounts to."""
+"""Labels given by people: an append-only file in the store's folder, and its current state."""

@@ -1,4 +1,4 @@
-"""What all lines of a labels file amount to: classes, and every labeller's answer for every picture."""
+"""The state defined by all lines of a labels file: classes, and every labeller's answer for every picture."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class _Class:
 
 @dataclass
 class LabelBook:
-    """The state after all entries; `take` adds one.
+    """The state after all entries; `take` adds an entry.
 
-    A label keeps its class, not the name of it: it follows when the class is renamed. A name that a class had once
+    A label refers to its class, not to the name, so it follows renames. A former name of a class
     still leads to it, as long as no other class has that name: labels from a page that was opened before are not lost.
 
     Attributes:
@@ -103,7 +103,7 @@ class LabelBook:
         return self._names[name]
 
     def _number(self, name: str) -> int:
-        """Return the class of this name, or of this former name; a new one if there is none."""
+        """Return the class with this current or former name; a new one if there is none."""
         if name in self._names:
             return self._names[name]
         return self._root(self._former[name]) if name in self._former else self._define(name)
@@ -147,37 +147,37 @@ class LabelBook:
 
     @property
     def version(self) -> int:
-        """Grows with every entry and differs from file to file: the same number means the same labels in every process.
+        """Increases with every entry and differs between files: equal numbers mean equal labels, in every process.
 
         Below 2^53 up to half a billion entries, so that a page reads it exactly.
         """
         return len(self.entries) << _DIGEST_BITS | self.digest & ((1 << _DIGEST_BITS) - 1)
 
     def knows(self, request: str) -> bool:
-        """Return whether this request was written already."""
+        """Return whether this request was already written."""
         return request in self._requests
 
     def last_of(self, by: str) -> str | None:
-        """Return the last request of a labeller that can be undone."""
+        """Return a labeller's last request that can be undone."""
         own = self._by.get(by)
         return own[-1] if own else None
 
     def of_request(self, request: str) -> list[Entry]:
-        """Return the entries that a request brought."""
+        """Return the entries of a request."""
         return list(self._requests.get(request, ()))
 
     def name_of(self, name: str) -> str | None:
-        """Return what the class of this present or former name is called now; None if there is none."""
+        """Return the current name of a class, given a current or former name; None if there is none."""
         if name in self._names:
             return name
         return self._classes[self._root(self._former[name])].name if name in self._former else None
 
     def renamed(self) -> dict[str, str]:
-        """Return the former names that still lead to a class, each with what it is called now."""
+        """Return the former class names, with their current names."""
         return {former: self._classes[self._root(number)].name for former, number in self._former.items()}
 
     def classes(self) -> dict[str, int]:
-        """Return all classes in the order of their definition, each with the number of its labels, of all labellers."""
+        """Return all classes in order of definition, each with its number of labels over all labellers."""
         return {self._classes[number].name: self._classes[number].labels for number in sorted(self._names.values())}
 
     def of(self, image: str) -> dict[str, str]:
@@ -190,11 +190,11 @@ class LabelBook:
         return found
 
     def images(self) -> Iterable[str]:
-        """Return the pictures that anybody has said something of, in the order of the first word."""
+        """Return the pictures that anyone has labelled, in order of their first label."""
         return self._said.keys()
 
     def labellers(self) -> dict[str, int]:
-        """Return everybody who labelled, with the number of pictures that have their label."""
+        """Return all labellers, with the number of pictures they labelled."""
         counts: dict[str, int] = dict.fromkeys(self._by, 0)
         for image in self._said:
             for by in self.of(image):
@@ -202,7 +202,7 @@ class LabelBook:
         return counts
 
     def agreed(self, by: str | None = None) -> dict[str, str]:
-        """Return the class of every picture on which labellers agree, or that most of them give.
+        """Return the class of every picture on which all or most labellers agree.
 
         Args:
             by: Only what this labeller says.
@@ -216,11 +216,11 @@ class LabelBook:
         return found
 
     def disputed(self) -> list[str]:
-        """Return the pictures to which labellers give different classes equally often."""
+        """Return the pictures with a tie between classes."""
         return [image for image in self._said if (said := self.of(image)) and most(said.values()) is None]
 
     def both(self) -> dict[tuple[str, str], tuple[list[str], list[str]]]:
-        """Return, for every two labellers with pictures in common, the classes that each gives to these."""
+        """Return, for every two labellers with pictures in common, the classes that each gave them."""
         pairs: dict[tuple[str, str], tuple[list[str], list[str]]] = {}
         for image in self._said:
             said = self.of(image)
@@ -232,7 +232,7 @@ class LabelBook:
 
 
 def most(names: Iterable[str]) -> str | None:
-    """Return the one that is there most often; None for a tie, or if there is none."""
+    """Return the most frequent one; None for a tie, or if there are none."""
     counts: dict[str, int] = {}
     for name in names:
         counts[name] = counts.get(name, 0) + 1

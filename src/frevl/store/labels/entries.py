@@ -1,4 +1,4 @@
-"""One line of a labels file: who said what, when.
+"""A line of a labels file: who labelled what, when.
 
 | line | means |
 |---|---|
@@ -33,7 +33,7 @@ Action = Literal["label", "define", "rename", "undo"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What one line says.
+    """The content of a line.
 
     Attributes:
         id: Of the request that brought it; ``ID.3`` is the fourth of several.
@@ -59,7 +59,7 @@ class Entry:
         return self.id.partition(".")[0]
 
     def line(self) -> bytes:
-        """Return the line, with its end."""
+        """Return the line, including its newline."""
         record: dict[str, Any] = {"id": self.id, "at": self.at, "by": self.by}
         if self.action == "label":
             record |= {"image": self.image, "class": self.name}
@@ -72,19 +72,19 @@ class Entry:
 
 
 def now() -> str:
-    """Return the time as lines have it."""
+    """Return the current time in the format of the file."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def class_name(given: str) -> str:
-    """Check the name of a class; blanks around it are cut off.
+    """Check the name of a class, stripping surrounding spaces.
 
     Raises:
         UsageError: It is empty, too long, holds control characters, or means none in a pairs file.
     """
     name = _name(given, "the name of a class")
     if is_missing(name):  # exported, it would be no class
-        raise UsageError(f"the name of a class: {name!r} stands for none in pairs files; choose another name")
+        raise UsageError(f"the name of a class: {name!r} marks a missing value in pairs files; choose another name")
     return name
 
 
@@ -115,7 +115,7 @@ def request_id(given: str) -> str:
 
 
 def parse(line: bytes) -> Entry | None:
-    """Read a line; None for the first one of a file, which names the format.
+    """Parse a line; None for the first line of a file, which states the format.
 
     Raises:
         ValueError: It is no line of a labels file; says why.

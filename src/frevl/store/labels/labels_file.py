@@ -1,9 +1,8 @@
 """The labels file of a store: ``STORE/labels/labels.jsonl``, only ever appended to.
 
-A label is on the disk when `LabelsFile.label` returns: a process that is killed loses none. One that is killed while it
-writes several, which it has not confirmed then, may leave a part of them, which counts; the same request again writes
-the rest. Several processes may write; a lock keeps their lines apart, and each reads what the others have added
-before it writes.
+A label is on disk when `LabelsFile.label` returns, so a killed process loses none. If killed while writing several
+unconfirmed labels, it may leave some of them, which count; repeating the request writes the rest. Several processes may
+write: a lock keeps their lines apart, and each reads the others' additions before it writes.
 """
 
 from __future__ import annotations
@@ -70,13 +69,13 @@ class LabelsFile:
         self._last = b""  # the last line that was read: a new file may get the inode of one that was deleted
 
     def book(self) -> LabelBook:
-        """Return the state, with what others have written since. Read only; it changes with the next label."""
+        """Return the state, including recent writes by others. Read-only; it changes with the next label."""
         with self._guard:
             self._read()
             return self._book
 
     def reading(self, ask: Callable[[LabelBook], A]) -> A:
-        """Ask the newest state something while nobody changes it."""
+        """Query the newest state while nobody changes it."""
         with self._guard:
             self._read()
             return ask(self._book)
@@ -84,7 +83,7 @@ class LabelsFile:
     # ---- writing
 
     def label(self, by: str, labels: Sequence[tuple[str, str | None]], request: str | None = None) -> str:
-        """Write one labeller's answers for some pictures.
+        """Write a labeller's answers for some pictures.
 
         Args:
             by: Who.
@@ -106,12 +105,12 @@ class LabelsFile:
         return self._append([replace(entry, image=image, name=name) for image, name in named], request)
 
     def define(self, by: str, names: Sequence[str], request: str | None = None) -> str:
-        """Name classes; those that are there already stay as they are."""
+        """Add classes; existing ones are unchanged."""
         entry = Entry("", "", labeller_name(by), "define", None)
         return self._append([replace(entry, name=class_name(name)) for name in names], request)
 
     def rename(self, by: str, name: str, to: str, *, merge: bool = False, request: str | None = None) -> str:
-        """Give a class another name.
+        """Rename a class.
 
         Raises:
             UsageError: There is no such class, or the new name is taken and it is not said that both become one.
@@ -125,12 +124,12 @@ class LabelsFile:
                 hint = f"it is called {now_called!r} now" if now_called else "name one that is there"
                 raise UsageError(f"There is no class {name!r:.80}; {hint}.")
             if to in book.classes() and to != name and not merge:
-                raise UsageError(f"There is a class {to!r:.80} already; choose another name, or ask to merge both.")
+                raise UsageError(f"The class {to!r:.80} already exists; choose another name, or request a merge.")
 
         return self._append([Entry("", "", labeller_name(by), "rename", name, to=to)], request, check)
 
     def undo(self, by: str, request: str | None = None) -> list[Entry]:
-        """Take back what a labeller wrote last, or what they wrote under an id.
+        """Undo a labeller's last entries, or those under an id.
 
         Returns:
             What no longer counts.
@@ -174,7 +173,7 @@ class LabelsFile:
         return id_
 
     def _missing(self, entries: Sequence[Entry], id_: str) -> list[Entry]:
-        """Return what is not in the file of a request that was sent before: its writer was killed in the middle.
+        """Return the missing entries of a repeated request whose writer was killed part-way.
 
         Raises:
             UsageError: The id was used for something else.
@@ -184,8 +183,8 @@ class LabelsFile:
         for name, entry in known.items():
             if name not in asked or replace(entry, at="") != asked[name]:
                 raise UsageError(
-                    f"The id {id_!r} was used already, by {entry.by!r:.80} and for something else; nothing was "
-                    "written now. Send this under another id."
+                    f"The id {id_!r} was already used by {entry.by!r:.80} for something else; nothing was written. "
+                    "Use another id."
                 )
         if id_ in self._book.undone:
             return []
@@ -221,7 +220,7 @@ class LabelsFile:
             raise
 
     def _mend(self) -> None:
-        """Put a last line aside that was cut off in the middle of writing. Needs the lock."""
+        """Set aside a last line that was cut off while being written. Requires the lock."""
         torn = self._tail()
         if not torn:
             return
@@ -258,8 +257,8 @@ class LabelsFile:
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
-            f"{self.path}: {self.path.stem} cannot be written ({error.strerror or error}), so nothing was; make room "
-            "or correct the permissions, and try again"
+            f"{self.path}: {self.path.stem} cannot be written ({error.strerror or error}), so nothing was; free "
+            "some space or correct the permissions, and try again"
         )
 
     @contextlib.contextmanager
@@ -278,7 +277,7 @@ class LabelsFile:
     # ---- reading
 
     def _read(self) -> None:
-        """Take over the lines that were added since."""
+        """Read newly added lines."""
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -286,7 +285,7 @@ class LabelsFile:
                 same = self._file == (status.st_dev, status.st_ino) and file.read(len(self._last)) == self._last
                 if not same:
                     if self._file is not None:
-                        self._note(f"{self.path.name} was replaced by another file, which was read from its beginning.")
+                        self._note(f"{self.path.name} was replaced by another file, which was read from the start.")
                     self._start_over()
                     self._file = (status.st_dev, status.st_ino)
                 if status.st_size == self._offset:
@@ -323,7 +322,7 @@ class LabelsFile:
                 self._book.take(entry)
 
     def _tail(self) -> bytes:
-        """Return what stands after the last whole line."""
+        """Return the bytes after the last complete line."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
@@ -341,7 +340,7 @@ class LabelsFile:
 
 
 def _named(entries: Sequence[Entry], id_: str) -> list[Entry]:
-    """Give the entries of a request their ids."""
+    """Assign ids to the entries of a request."""
     if len(entries) == 1:
         return [replace(entries[0], id=id_)]
     return [replace(entry, id=f"{id_}.{number}") for number, entry in enumerate(entries)]

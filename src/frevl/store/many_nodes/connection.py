@@ -1,4 +1,4 @@
-"""The connection to Ray: a cluster of this machine, made for one call, or one that is there already.
+"""The connection to Ray: a cluster on this machine, created for one call, or an existing one.
 
 Ray is the extra ``ray``. Its usage reports are switched off, and it is given little memory.
 """
@@ -36,7 +36,7 @@ _LIBRARIES = ("pillow", "numpy", "onnxruntime", "torch", "transformers", "tokeni
 
 @contextmanager
 def connected(address: str = HERE) -> Iterator[ModuleType]:
-    """Connect to Ray, and leave it in the end. A program that is connected already keeps its connection.
+    """Connect to Ray and disconnect at the end. A program that is already connected keeps its connection.
 
     Args:
         address: `HERE`; ``auto`` for the cluster that runs on this machine; or ``HOST:PORT`` of a cluster's head. The
@@ -52,8 +52,8 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
     """
     if not address.strip() or "://" in address:
         raise UsageError(
-            f"--ray takes the address of a cluster's head, such as 10.0.0.5:6379, 'auto' for one that runs on this "
-            f"machine, or none to start one here; found '{address}'"
+            "--ray takes the address of a cluster's head, such as 10.0.0.5:6379, 'auto' for one running on this "
+            f"machine, or nothing to start one here; found '{address}'"
         )
     # Ray reads these when it is imported: no report leaves the machine, and devices are hidden only from who asks.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -78,8 +78,8 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         what = "no cluster could be started here" if address == HERE else f"no cluster answers at '{address}'"
         raise FrevlError(
-            f"--ray: {what} ({reason}); ray status on its head says whether one runs; it wants the same Ray, the same "
-            "Python and its token here"
+            f"--ray: {what} ({reason}); check with ray status on its head; this machine needs the same Ray and "
+            "Python versions and its token"
         ) from error
     try:
         with _quiet():
@@ -90,7 +90,7 @@ def connected(address: str = HERE) -> Iterator[ModuleType]:
 
 
 def _knock(address: str) -> None:
-    """Refuse an address where nobody listens; Ray would ask for minutes.
+    """Refuse an address that nothing listens on; Ray would retry for minutes.
 
     Raises:
         OSError: Nobody does.
@@ -109,7 +109,7 @@ def _init(ray: ModuleType, **options: object) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let Ray print nothing of what happens on its nodes: on the standard output it would stand among results."""
+    """Keep Ray from printing node events, which would mix with results on standard output."""
     try:  # a function without a public name; where another version of Ray lacks it, Ray prints
         worker = importlib.import_module("ray._private.worker")
         printing = worker.print_to_stdstream
@@ -124,7 +124,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _own_token() -> None:
-    """Choose a secret that whoever talks to our cluster has to know; else Ray writes one to the user's folder."""
+    """Choose a secret token for our cluster; otherwise Ray would write one to the user's folder."""
     if os.environ.get("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
@@ -135,7 +135,7 @@ def _remove(folder: str | None) -> None:
 
 
 def versions_here() -> dict[str, str]:
-    """Return what runs on this node: frevl with a digest of its source, and the libraries that numbers depend on."""
+    """Return this node's versions: frevl with a digest of its source, and the libraries that affect numbers."""
     versions = {"frevl": f"{__version__} ({_source_digest()})"}
     for name in _LIBRARIES:
         try:
@@ -146,7 +146,7 @@ def versions_here() -> dict[str, str]:
 
 
 def refuse_other_code(node: str, there: dict[str, str]) -> None:
-    """Refuse a node that runs another frevl than this process.
+    """Refuse a node that runs a different frevl from this process.
 
     Args:
         node: How it is called.
@@ -165,7 +165,7 @@ def refuse_other_code(node: str, there: dict[str, str]) -> None:
 
 @cache
 def _source_digest() -> str:
-    """Return a digest of the source of this package: versions that are being worked on share a number."""
+    """Return a digest of this package's source: development versions share a version number."""
     root = Path(errors.__file__).parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""What a worker does in an extraction: it opens the encoders, and embeds the blocks that it is given."""
+"""The work of an extraction worker: open the encoders and embed assigned blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Done", "EmbeddingWork", "ImageBlock", "PackedRows", "TextBlock", "op
 
 @dataclass(frozen=True, repr=False)
 class ImageBlock:
-    """Pictures that one worker embeds.
+    """A block of pictures for one worker.
 
     Attributes:
         number: Of the block, from 0.
@@ -44,7 +44,7 @@ class ImageBlock:
 
 @dataclass(frozen=True, repr=False)
 class TextBlock:
-    """Texts that one worker embeds, as one batch.
+    """A block of texts for one worker, embedded as one batch.
 
     Attributes:
         number: Of the block, from 0.
@@ -60,7 +60,7 @@ class TextBlock:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Embeddings of several items, an array for each tower: thousands of small ones would be slow to send.
+    """Embeddings of several items in one array per tower, since sending thousands of small ones would be slow.
 
     Attributes:
         values: By tower, ``(tokens of all, dim)``.
@@ -95,7 +95,7 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of a block.
+    """The result of a block.
 
     Attributes:
         work: Id and work of each picture; those that were embedded without the input of their networks.
@@ -112,7 +112,7 @@ class Done:
 
 @dataclass(frozen=True)
 class _Known:
-    """What the store knew about the items of one block. Whose embeddings could be taken over it does not know."""
+    """What the store knew about the items of one block, except whose embeddings could be taken over."""
 
     items: dict[str, KnownItem]
 
@@ -124,7 +124,7 @@ class _Known:
 
 
 class EmbeddingWork:
-    """Embeds blocks with the encoders of this node.
+    """Embed blocks with the encoders of this node.
 
     Args:
         encoders: Their names.

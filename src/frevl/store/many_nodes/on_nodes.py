@@ -1,4 +1,4 @@
-"""Extraction on the nodes of a cluster: this process lists, compares and commits, workers read, decode and embed."""
+"""Extraction on a cluster: this process lists, compares and commits; workers read, decode and embed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def on_nodes(
     workers: int | None,
     notes: list[str],
 ) -> Iterator[OnNodes]:
-    """Connect to a cluster, and start workers that can embed as this process can.
+    """Connect to a cluster and start workers that embed identically to this process.
 
     Args:
         address: See `frevl.store.many_nodes.connection.connected`.
@@ -76,8 +76,8 @@ def on_nodes(
 class OnNodes:
     """Embeds on the workers of a cluster; an `frevl.store.embedder.Embedder`.
 
-    Blocks are cut from the list of what is to be embedded, so they are the same however many workers there are. Every
-    block goes back to this process, which commits it.
+    Blocks are cut from the list of items to embed, so they do not depend on the number of workers. Every result returns
+    to this process, which commits it.
 
     Args:
         workers: Started.
@@ -154,7 +154,7 @@ def _block(
 def _taken_over(
     items: Sequence[PendingItem], rows: Sequence[Row], stored: StoredItems, is_gone: Callable[[str], bool]
 ) -> tuple[list[PendingItem], list[Row]]:
-    """Let items take over embeddings of the same content; a worker cannot know of it, and has embedded them again."""
+    """Let items take over embeddings of the same content, which a worker cannot know about and has embedded again."""
     kept: list[PendingItem] = []
     left: list[Row] = []
     for one, row in zip(items, rows, strict=True):
@@ -170,7 +170,7 @@ def _taken_over(
 
 
 def _check_towers(greeting: Greeting, here: dict[str, Tower]) -> None:
-    """Refuse a node whose encoders are not those of this process.
+    """Refuse a node whose encoders differ from this process's.
 
     Raises:
         FrevlError: They are not.
@@ -186,7 +186,7 @@ def _check_towers(greeting: Greeting, here: dict[str, Tower]) -> None:
 
 
 def _differences(greeting: Greeting, here: dict[str, Tower]) -> list[str]:
-    """Say where a node may compute other last digits."""
+    """Return notes on where a node may compute different last digits."""
     notes = []
     mine: dict[str, Any] = versions_here()
     other = [

@@ -1,7 +1,7 @@
-"""Blocks of work shared out among workers of a Ray cluster: who is free takes the next, whatever dies is replaced.
+"""Distribute blocks of work over workers of a Ray cluster: idle workers take the next block, dead ones are replaced.
 
-Plain actors of Ray, because a block must stay what it is: Ray Data would cut and join blocks as its memory allows, and
-an encoder's embedding of a text depends, in its last bit, on the others of its batch.
+These are plain Ray actors, because blocks must stay intact: Ray Data would split and join blocks to suit memory, but
+    the last bit of a text's embedding depends on the rest of its batch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOOK_AGAIN = 1.0  # seconds
 
 @dataclass(frozen=True)
 class Greeting:
-    """What a worker says first.
+    """A worker's first message.
 
     Attributes:
         node: Name of its machine.
@@ -50,14 +50,14 @@ class Greeting:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error of ours; its class goes by name, because not all of them can be pickled."""
+    """One of our errors, with its class by name, because not all can be pickled."""
 
     kind: str
     message: str
 
 
 class _Worker:
-    """What runs on a node.
+    """The actor that runs on a node.
 
     Args:
         make: Returns the work: a function of a block, with an attribute ``about``.
@@ -70,7 +70,7 @@ class _Worker:
         self._work: Any = None
 
     def greet(self) -> Greeting | _Failure:
-        """Load what the work needs."""
+        """Load what the work requires."""
         try:
             self._work = self._make()
         except FrevlError as error:
@@ -87,7 +87,7 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _Numbered(Generic[B]):
-    """A block and its place in the order."""
+    """A block and its position in the order."""
 
     number: int
     block: B
@@ -95,7 +95,7 @@ class _Numbered(Generic[B]):
 
 @dataclass(eq=False)
 class _Held(Generic[B]):
-    """A block that is not done, and who has it."""
+    """An unfinished block and the workers that have it."""
 
     of: _Numbered[B]
     deaths: int = 0
@@ -105,7 +105,7 @@ class _Held(Generic[B]):
 
 @dataclass(eq=False)
 class _Hired:
-    """A worker as this process sees it."""
+    """A worker as seen by this process."""
 
     actor: Any
     node: str = ""
@@ -117,11 +117,10 @@ class _Hired:
 
 
 class Workers(Generic[B, R]):
-    """Workers of a cluster, one for each of its free processors; a context manager.
+    """Workers of a cluster, one per free processor; a context manager.
 
-    A worker that dies, or whose node goes, loses the blocks that it holds: others do them. Towards the end, blocks of
-    slow workers are begun a second time by those that are idle, and the first answer counts. So a block must give the
-    same result wherever it is done.
+    The blocks of a worker that dies, or whose node disappears, are done by others. Towards the end, idle workers
+    duplicate the blocks of slow ones, and the first answer counts. So a block must give the same result on any worker.
 
     Args:
         ray: The module, connected.
@@ -197,7 +196,7 @@ class Workers(Generic[B, R]):
                 until = min(until, time.monotonic() + 2 * (time.monotonic() - began) + _LOOK_AGAIN)
 
     def in_order(self, blocks: Iterable[B]) -> Iterator[R]:
-        """Do blocks; yield their results in the order of the blocks.
+        """Process blocks and yield their results in block order.
 
         A block that takes long holds the others up: few are done ahead of it, then idle workers begin it, too.
 
@@ -215,7 +214,7 @@ class Workers(Generic[B, R]):
                 following += 1
 
     def results(self, blocks: Iterable[B]) -> Iterator[tuple[B, R]]:
-        """Do blocks; yield each with its result, in the order in which they are done.
+        """Process blocks and yield each with its result, in order of completion.
 
         Raises:
             FrevlError: What the work raises, no worker is left, or a block that ends every worker.
@@ -227,7 +226,7 @@ class Workers(Generic[B, R]):
     def _results(
         self, blocks: Iterator[_Numbered[B]], may_begin: Callable[[], bool]
     ) -> Iterator[tuple[_Numbered[B], R]]:
-        """Do blocks; yield each with its result, in the order in which they are done.
+        """Process blocks and yield each with its result, in order of completion.
 
         Args:
             blocks: They.
@@ -255,7 +254,7 @@ class Workers(Generic[B, R]):
             yield from self._wait(flying, again)
 
     def _free(self) -> Iterator[_Hired]:
-        """Yield workers that can take a block, the least loaded first."""
+        """Yield workers that can take a block, least loaded first."""
         while True:
             free = [worker for worker in self._ready if worker.load < _AHEAD]
             if not free:
@@ -269,7 +268,7 @@ class Workers(Generic[B, R]):
         flying[worker.actor.do.remote(block.of.block)] = block, worker
 
     def _slowest(self, flying: dict[Any, tuple[_Held[B], _Hired]], worker: _Hired) -> _Held[B] | None:
-        """Return the block that waits longest at another worker, longer than blocks do, if this one is idle."""
+        """Return the most overdue block of another worker, if this one is idle."""
         if worker.load or not self._seconds:
             return None
         usual = sorted(self._seconds)[len(self._seconds) // 2]
@@ -369,7 +368,7 @@ def _error_of(failure: _Failure) -> FrevlError:
 
 
 def _short(error: Exception) -> str:
-    """Return the first sentence of what an exception of Ray says in the end."""
+    """Return the first sentence of the final cause in a Ray exception."""
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     sentence = (lines[-1] if lines else "").partition(". ")[0]

@@ -1,1 +1,1 @@
-"""Pictures on their way into a store, from folders, tables and tars: which there are, and what has changed."""
+"""Pictures to extract from folders, tables and tars: listing them and detecting changes."""

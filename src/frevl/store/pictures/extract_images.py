@@ -1,4 +1,4 @@
-"""Images of a folder, or pictures inside tables -> encoders -> store: decoding runs in parallel with the networks."""
+"""Extract the images of a folder, or pictures inside tables; decoding runs in parallel with the networks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def extract_images(
     embedder: Embedder,
     progress: bool,
 ) -> set[str]:
-    """Embed the images of a folder that the store lacks; return the ids of all files of its share."""
+    """Embed a folder's images that the store lacks; return the ids of all files in its share."""
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
@@ -68,7 +68,7 @@ def extract_pictures(
     embedder: Embedder,
     progress: bool,
 ) -> set[str]:
-    """Embed the pictures inside tables that the store lacks; return the ids of all of them that are its share."""
+    """Embed pictures inside tables that the store lacks; return the ids of all pictures in its share."""
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
@@ -158,18 +158,18 @@ def _images(number: int) -> str:
 
 
 def tell_guessed(guessed: Sequence[str], report: ExtractionReport) -> None:
-    """Say for how many grey pictures it was a guess what is white."""
+    """Return a note on how many grey pictures needed a guess of the white level."""
     if guessed:
         report.notes.append(
-            f"{len(guessed):,} grey pictures use only a part of their bits and do not say which: the largest value "
-            f"decided what is white, the first is '{min(guessed):.200}'."
+            f"{len(guessed):,} grey pictures use only some of their bits without saying which: the largest value "
+            f"was taken as white; the first is '{min(guessed):.200}'."
         )
 
 
 def _gone(
     folder: Path, gone: list[str], writer: StoreWriter, report: ExtractionReport, *, prune: bool, stored: int
 ) -> None:
-    """Count images of the store without a file in the folder; remove them if asked to."""
+    """Count stored images without a file in the folder, and remove them if requested."""
     report.images_gone = len(gone)
     if not gone:
         return

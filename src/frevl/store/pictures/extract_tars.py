@@ -1,4 +1,4 @@
-"""Pictures inside tars -> encoders -> store, and the captions beside them -> pairs."""
+"""Extract pictures inside tars, and write the captions next to them as pairs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["TarPictures", "extract_tars", "in_a_tar"]
 
 
 def in_a_tar(id_: str, tars: Collection[str]) -> bool:
-    """Return whether an id is that of a member of one of these tars."""
+    """Return whether an id belongs to a member of one of these tars."""
     parts = id_.split("/")
     return any("/".join(parts[:count]) in tars for count in range(1, len(parts)))
 
@@ -38,8 +38,8 @@ def extract_tars(
 ) -> set[str]:
     """Embed the pictures inside tars that the store lacks.
 
-    Every tar is read from its beginning, as a stream: what the store holds is known by its content and not embedded
-    again. With a shard, whole tars are shared out.
+    Every tar is read as a stream: known content is recognised and not embedded again. With a shard, whole tars are
+        assigned.
 
     Returns:
         The ids of all pictures of its share, and the names of the tars that were read.
@@ -64,8 +64,8 @@ def extract_tars(
     report.notes += choice.sentences()
     if inside.repeated:
         report.notes.append(
-            f"Pictures that stand in their tar twice with the same content count once: {len(inside.repeated):,}, the "
-            f"first is '{inside.repeated[0]:.200}'."
+            f"Pictures that occur twice in their tar with the same content count once: {len(inside.repeated):,}, "
+            f"the first is '{inside.repeated[0]:.200}'."
         )
     tell_guessed(inside.remarks[GUESSED], report)
     return seen
@@ -87,7 +87,7 @@ class TarPictures(PicturesToPrepare):
     def pictures(
         self, tars: Sequence[Tar], choice: Choice, share: Share, captions: Captions
     ) -> Iterator[tuple[Member, str]]:
-        """Read the pictures of one tar after the other with the hash of each; captions beside them are handed on."""
+        """Read the pictures of each tar in turn with their hashes; captions next to them are passed on."""
         for tar in share.own(tars, lambda one: one.name):
             self.read.add(tar.name)
             known: dict[str, str] = {}
@@ -101,7 +101,7 @@ class TarPictures(PicturesToPrepare):
             captions.end_tar()
 
     def _once(self, member: Member, known: dict[str, str], captions: Captions) -> Iterator[tuple[Member, str]]:
-        """Yield a picture with the hash of its content, unless the tar had one of this name before."""
+        """Yield a picture with its content hash, unless the tar already had one of this name."""
         content_hash = hashlib.sha256(member.content).hexdigest()[:32]
         before = known.get(member.id)
         if member.problem:
@@ -128,17 +128,17 @@ class TarPictures(PicturesToPrepare):
         return len(picture[0].content)
 
     def is_settled(self, picture: tuple[Member, str]) -> bool:
-        """Return whether the store has it as it is."""
+        """Return whether the store has it unchanged."""
         member, content_hash = picture
         known = None if member.problem else self._stored.get(member.id)
         return known is not None and not known.lacking and (not known.bytes or known.content_hash == content_hash)
 
     def elsewhere(self) -> MakePictures[tuple[Member, str]]:
-        """Return what makes their like on another machine."""
+        """Return a factory that recreates them on another machine."""
         return TarPictures
 
     def prepare(self, picture: tuple[Member, str]) -> tuple[str, PendingItem | Reject | None]:
-        """Decode one picture, if the store does not hold it as it is.
+        """Decode one picture, unless the store has it unchanged.
 
         Returns:
             Its id, and what has to be done; None for nothing.

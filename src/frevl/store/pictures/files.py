@@ -1,4 +1,4 @@
-"""The picture files of a folder: which there are, and what to do with each: nothing, embed it, reuse embeddings."""
+"""List a folder's picture files and decide what to do with each: nothing, embed it, or reuse embeddings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class FolderFile:
 
 @dataclass(frozen=True)
 class Choice:
-    """Which files of a folder belong to the images.
+    """Selects which files of a folder count as images.
 
     Patterns are shell patterns (``*``, ``?``, ``[...]``) of an id, of the id of a folder above, or, without ``/``, of a
     name alone.
@@ -77,22 +77,22 @@ class Choice:
     left_aside: Counter[str] = field(default_factory=Counter)
 
     def sentences(self) -> list[str]:
-        """Say what was left aside."""
+        """Return notes on what was skipped."""
         made = {name: n for name, n in sorted(self.left_aside.items()) if name in _MADE_BY_PROGRAMS}
         files, folders = (_count(self.left_aside[kind], kind) for kind in ("files", "folders"))
         said = []
         if made:
             folders_made = _count(sum(made.values()), "folders")
             said.append(
-                f"Not looked into: {folders_made} of thumbnails or deleted files ({', '.join(made)}); --include "
-                f"'{next(iter(made))}' takes them in."
+                f"Skipped: {folders_made} of thumbnails or deleted files ({', '.join(made)}); --include "
+                f"'{next(iter(made))}' includes them."
             )
         if self.left_aside["files"] or self.left_aside["folders"]:
             said.append(f"--include and --exclude left out {files} and {folders}.")
         return said
 
     def takes(self, id_: str, kind: str) -> bool:
-        """Decide on one entry of a folder, and count what is left aside."""
+        """Decide on a folder entry, and count what is skipped."""
         name = id_.rpartition("/")[2]
         if kind != "file" and name in _MADE_BY_PROGRAMS and not any(name in pattern for pattern in self.include):
             self.left_aside[name] += 1
@@ -188,7 +188,7 @@ def read_regular_file(path: str, status: os.stat_result) -> bytes:
 
 
 def _identity(folder: str) -> tuple[int, int]:
-    """Return an identity that a folder keeps under every name and shares with no other folder."""
+    """Return an identity that a folder has under every name and shares with no other."""
     status = os.stat(folder)  # noqa: PTH116
     return status.st_dev, status.st_ino
 
@@ -196,7 +196,7 @@ def _identity(folder: str) -> tuple[int, int]:
 def _enter(
     path: str, entered: set[tuple[int, int]], outside: tuple[int, int] | None
 ) -> tuple[list[tuple[str, str]], str]:
-    """Return names and kinds of a folder's entries, and why it cannot be entered."""
+    """Return the names and kinds of a folder's entries, and why it cannot be entered."""
     try:
         identity = _identity(path)
         if identity == outside:
@@ -234,7 +234,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 class PicturesToPrepare:
-    """What all kinds of pictures have in common; see `frevl.store.embedder.Pictures`.
+    """Common base of all kinds of pictures; see `frevl.store.embedder.Pictures`.
 
     Args:
         towers: Image towers that shall have seen every image.
@@ -252,11 +252,11 @@ class PicturesToPrepare:
         self.remarks = remarks()
 
     def is_gone(self, id_: str) -> bool:  # noqa: ARG002
-        """Return False: what came inside a tar or a table has no file."""
+        """Return False: pictures inside tars or tables have no file."""
         return False
 
     def _inputs(self, id_: str, content: bytes, names: Sequence[str]) -> dict[str, np.ndarray | str]:
-        """Decode a picture for some towers; each gets the pixels that its identity names, whatever the others need.
+        """Decode a picture for some towers, each with the pixels that its identity specifies.
 
         Raises:
             ImageError: It cannot be read.
@@ -298,11 +298,11 @@ class ImageFiles(PicturesToPrepare):
         return 0
 
     def is_settled(self, _: FolderFile) -> bool:
-        """Return False: a file has to be looked at."""
+        """Return False: a file must be inspected."""
         return False
 
     def elsewhere(self) -> MakePictures[FolderFile]:
-        """Return what makes their like on another machine, where the folder has the same path."""
+        """Return a factory that recreates them on another machine, where the folder has the same path."""
         return partial(ImageFiles, self._folder, check_content=self._check_content)
 
     def prepare(self, file: FolderFile) -> tuple[str, PendingItem | Reject | None]:
@@ -324,7 +324,7 @@ class ImageFiles(PicturesToPrepare):
         return file.id, Reject("image", file.id, reason + kept)
 
     def is_gone(self, id_: str) -> bool:
-        """Tell whether the folder has no file with this id; one that cannot be inspected may exist."""
+        """Return whether the folder has no file with this id; one that cannot be inspected may exist."""
         try:
             os.stat(f"{os.fspath(self._folder)}/{id_}")  # noqa: PTH116 - as in `list_folder`
         except (FileNotFoundError, NotADirectoryError):
@@ -358,5 +358,5 @@ class ImageFiles(PicturesToPrepare):
 
 
 def reason_of(error: ImageError) -> str:
-    """Return why a picture cannot be read, without the words for bytes whose file is named anyway."""
+    """Return why a picture cannot be read, without the placeholder name, since the file is named anyway."""
     return str(error).rpartition("the given bytes: ")[2].rstrip(".")

@@ -1,4 +1,4 @@
-"""Pictures inside a table (Hugging Face, img2dataset) -> what has to be done with each of them."""
+"""Pictures inside tables (Hugging Face, img2dataset), and what to do with each."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TablePictures(PicturesToPrepare):
         self._seen: dict[str, str] = {}
 
     def pictures(self, tables: Sequence[ArrowSource], columns: Mapping[str, str]) -> Iterator[Cell]:
-        """Read the pictures one after the other; no other column is read, but the one that names them.
+        """Read the pictures in turn, and no column other than theirs and the one that names them.
 
         Args:
             tables: Tables of pairs; those without pictures inside are passed over.
@@ -59,7 +59,7 @@ class TablePictures(PicturesToPrepare):
                 yield Cell(table.place, id_, content)
 
     def once(self, cells: Iterable[Cell]) -> Iterator[Cell]:
-        """Hash pictures; the content of one that another table had before is left out.
+        """Hash pictures, dropping the content of those already seen in another table.
 
         Raises:
             PairsError: An image of this name has other content, in the store or in another table.
@@ -73,9 +73,9 @@ class TablePictures(PicturesToPrepare):
             if other or (known and not imported and known.content_hash != content_hash):
                 where = "another table" if other else "the store"
                 raise PairsError(
-                    f"{cell.place}: the picture '{cell.id:.80}' has other content than the image of this name in "
-                    f"{where}; name a column of unique names, as in --columns image=NAME, use a store of its own, or "
-                    "take the former image out with frevl store remove"
+                    f"{cell.place}: the picture '{cell.id:.80}' has different content from the image of this name "
+                    f"in {where}; give a column of unique names, as in --columns image=NAME, use a separate store, "
+                    "or remove the former image with frevl store remove"
                 )
             self._seen[cell.id] = content_hash
             # Two tables of one collection, such as train and test, may share pictures.
@@ -90,16 +90,16 @@ class TablePictures(PicturesToPrepare):
         return len(cell.content)
 
     def is_settled(self, cell: Cell) -> bool:
-        """Return whether a table had it before, or the store has it."""
+        """Return whether an earlier table or the store has it."""
         known = self._stored.get(cell.id)
         return not cell.content_hash or (known is not None and not known.lacking)
 
     def elsewhere(self) -> MakePictures[Cell]:
-        """Return what makes their like on another machine."""
+        """Return a factory that recreates them on another machine."""
         return TablePictures
 
     def prepare(self, cell: Cell) -> tuple[str, PendingItem | Reject | None]:
-        """Decode one picture, if the store does not hold it as it is.
+        """Decode one picture, unless the store has it unchanged.
 
         Returns:
             Its id, and what has to be done; None for nothing.

@@ -1,4 +1,4 @@
-"""Tars: finding them, reading their members in whatever state they are, and the captions beside the pictures."""
+"""Tars: finding them, reading their members even if damaged, and the captions next to pictures."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Tar:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of a tar, or what is wrong with it.
+    """A member of a tar, or what is wrong with it.
 
     Attributes:
         id: ``TAR/path inside``, or the name of the tar alone for what is wrong with all of it.
@@ -65,12 +65,12 @@ class Member:
 
 
 def is_picture(name: str) -> bool:
-    """Return whether a name ends like that of a picture."""
+    """Return whether a name has a picture suffix."""
     return PurePosixPath(name).suffix.lower() in _PICTURES
 
 
 def find_tars(images: Path, *, leave_out: Path, choice: Choice) -> list[Tar] | None:
-    """Find the tars that hold the images: a tar, a folder of tars, or a text file that lists tars, one a line.
+    """Find the tars with the images: a tar, a folder of tars, or a text file with one tar per line.
 
     A folder that has pictures is a folder of pictures, whatever else it has.
 
@@ -104,7 +104,7 @@ def _listed(listing: Path) -> list[Tar]:
     try:
         lines = listing.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{listing}: expected a list of tars, one a line, that can be read ({error})") from error
+        raise InputError(f"{listing}: the list of tars (one per line) cannot be read ({error})") from error
     tars = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -118,7 +118,7 @@ def _listed(listing: Path) -> list[Tar]:
             )
         tars.append(Tar(_printable(path.name), str(path)))
     if not tars:
-        raise InputError(f"{listing}: expected a list of tars, one a line, found none")
+        raise InputError(f"{listing}: expected a list of tars, one per line, found an empty file")
     name, count = Counter(tar.name for tar in tars).most_common(1)[0]
     if count > 1:
         raise InputError(
@@ -141,7 +141,7 @@ class _Header(tarfile.TarInfo):
 
 
 def read_members(tar: Tar, wanted: Callable[[str], bool]) -> Iterator[Member]:
-    """Read the members of a tar in its order; in the end, say what is wrong with the tar itself, if anything is.
+    """Yield the members of a tar in order, and at the end any problem with the tar itself.
 
     Args:
         tar: The tar; compressed ones are read, too.
@@ -179,7 +179,7 @@ def _member(id_: str, stream: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
 
 
 def _end(stream: tarfile.TarFile) -> str:
-    """Say what is wrong with the end of a tar."""
+    """Return what is wrong with the end of a tar."""
     ended_by = getattr(stream, "ended_by", None)
     if ended_by == "EOFHeaderError":
         behind = 0
@@ -216,12 +216,12 @@ _NAMES = {"text": "captions", "target": "labels", "record": "records"}
 
 
 def holds_caption(name: str) -> bool:
-    """Tell whether a member of this name may hold a caption, a label, or a record with one."""
+    """Return whether a member with this name may hold a caption, a label, or a record with one."""
     return _ending(name) in (*_TEXTS, *_LABELS, *_FIELDS)
 
 
 class Captions:
-    """The pairs of some tars, written to a file one after the other; a context manager.
+    """Write the pairs of tars to a file in turn; a context manager.
 
     Members belong together that agree up to the first dot of their name: ``000.jpg`` with ``000.txt`` (its caption),
     ``000.cls`` (its target), ``000.json`` (a record: its ``caption``, where there is no text, and further fields that
@@ -260,13 +260,13 @@ class Captions:
         self._lines.close()
 
     def picture(self, id_: str) -> None:
-        """Note a picture of the tar that is being read."""
+        """Record a picture of the current tar."""
         if not self.wanted:
             return
         self._pictures.setdefault(_key(id_), []).append(id_)
 
     def add(self, member: Member) -> None:
-        """Note a caption, a label, or a record of the tar that is being read."""
+        """Record a caption, a label, or a record of the current tar."""
         problem = member.problem
         if not problem and self._seen.setdefault(member.id, member.content) != member.content:
             problem = "the tar has two different members of this name; the first is used"
@@ -279,7 +279,7 @@ class Captions:
             self.rejects.append(Reject("pair", member.id, problem))
 
     def _take(self, member: Member) -> None:
-        """Add what a member holds to the fields of its pair.
+        """Add a member's content to the fields of its pair.
 
         Raises:
             ValueError: It cannot be used; the message says why.
@@ -304,7 +304,7 @@ class Captions:
         fields.update(found)
 
     def end_tar(self) -> None:
-        """Write the pairs of the tar that was read."""
+        """Write the pairs of the current tar."""
         for key, pictures in self._pictures.items():
             fields = self._fields.get(key, {})
             if "text" not in fields and "target" not in fields:
@@ -336,7 +336,7 @@ class Captions:
             raise InputError(f"{self._out}: the pairs cannot be written ({error.strerror or error})") from error
         notes = [f"Wrote {self.written:,} pairs to {self._out}."]
         if self.without:
-            notes.append(f"Pictures without a caption beside them: {self.without:,}.")
+            notes.append(f"Pictures without a caption: {self.without:,}.")
         return notes
 
     def _copy(self, target: Path) -> None:
@@ -350,7 +350,7 @@ def _key(id_: str) -> str:
 
 
 def _ending(id_: str) -> str:
-    """Return what follows the first dot of a name, the dot included, in small letters."""
+    """Return everything from the first dot of a name, in lower case."""
     name = id_.rpartition("/")[2]
     return name[name.find(".") :].lower() if name.find(".") > 0 else ""
 

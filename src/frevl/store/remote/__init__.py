@@ -1,1 +1,1 @@
-"""Stores in an object store (S3 and the like): read where they are, written by copying a whole store there."""
+"""Stores in an object store (S3 and the like): reading, writing, and copying whole stores."""

@@ -1,4 +1,4 @@
-"""Addresses of stores: which are folders of this machine, which lie in an object store, and how those are reached."""
+"""Addresses of stores: local folders and object stores, and how to reach the latter."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ _REASONS = (
 
 
 class RemotePath(PurePosixPath):
-    """An address in an object store, printed as it is written. To the file system of this machine nothing is there."""
+    """An address in an object store, printed as written. To the local file system it does not exist."""
 
     def __str__(self) -> str:
         return re.sub(r"^(\w+):/+", r"\1://", super().__str__())
 
     def resolve(self, strict: bool = False) -> RemotePath:  # noqa: ARG002
-        """Return the address itself."""
+        """Return the address unchanged."""
         return self
 
     def absolute(self) -> RemotePath:
-        """Return the address itself."""
+        """Return the address unchanged."""
         return self
 
     def exists(self) -> bool:
-        """Say that nothing is there."""
+        """Return False."""
         return False
 
     def is_dir(self) -> bool:
-        """Say that nothing is there."""
+        """Return False."""
         return False
 
     def is_file(self) -> bool:
-        """Say that nothing is there."""
+        """Return False."""
         return False
 
     def iterdir(self) -> Iterator[RemotePath]:
@@ -93,27 +93,27 @@ def place_of(store: str | PurePath) -> Path:
     scheme, rest = found[1].lower(), written[found.end() :]
     if scheme not in SCHEMES:
         raise UsageError(  # all behind the scheme may hold credentials, and of other schemes we do not know where
-            f"{found[1]}://...: expected a folder of this machine or an address s3://, gs:// or az://, found "
-            "another address; mount it as a folder, or copy it here"
+            f"{found[1]}://...: expected a local folder or an address s3://, gs:// or az://, found another "
+            "address; mount it as a folder, or copy it here"
         )
     # A key may hold slashes, so that the bucket seems to end within it. No bucket has one of these letters.
     if re.search("[@:%]", rest.partition("/")[0]) or re.search(":.*@", rest, re.DOTALL) or "?" in rest:
         raise UsageError(
-            f"{scheme}://...: the address of a store holds no credentials and no options; give credentials as the "
-            "tools of the object store take them, such as AWS_ACCESS_KEY_ID or a profile"
+            f"{scheme}://...: the address of a store must not contain credentials or options; provide credentials "
+            "as for the object store's own tools, such as AWS_ACCESS_KEY_ID or a profile"
         )
     if not rest.strip("/"):
-        raise UsageError(f"{scheme}://: the address of a store names a bucket, as in {scheme}://bucket/store")
+        raise UsageError(f"{scheme}://: the address of a store needs a bucket, as in {scheme}://bucket/store")
     return cast(Path, RemotePath(f"{scheme}:/{rest.rstrip('/')}"))
 
 
 def is_remote(store: object) -> bool:
-    """Return whether a store lies in an object store."""
+    """Return whether a store is in an object store."""
     return isinstance(store, RemotePath)
 
 
 def storage_options() -> dict[str, str]:
-    """Return what Lance does not read from the environment by itself: a server of one's own.
+    """Return options that Lance does not read from the environment itself: a custom server.
 
     ``AWS_ENDPOINT_URL_S3`` and ``AWS_ENDPOINT_URL`` name it, as for the tools of AWS. Credentials are never passed:
     Lance finds them where those tools do.
@@ -128,7 +128,7 @@ def storage_options() -> dict[str, str]:
 
 
 def remote_failure(store: Path, what: str, error: BaseException) -> StoreError:
-    """Return the error to raise for what an object store, or Lance on the way to it, says."""
+    """Return the error to raise for a failure of an object store, or of Lance accessing it."""
     text = " ".join(str(error).split())
     reason = next((said for pattern, said in _REASONS if re.search(pattern, text)), "it cannot be used")
     return StoreError(
@@ -137,7 +137,7 @@ def remote_failure(store: Path, what: str, error: BaseException) -> StoreError:
 
 
 def cache_of(store: Path) -> Path:
-    """Return the folder of this machine where something computed from a remote store may be kept."""
+    """Return the local folder for caching data computed from a remote store."""
     chosen = os.environ.get("FREVL_CACHE")
     home = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frevl"
     return home / "stores" / hashlib.sha256(str(store).encode()).hexdigest()[:16]

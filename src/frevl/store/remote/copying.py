@@ -1,4 +1,4 @@
-"""A whole store, from a folder to an object store or back: what names other files comes last, and all is read again."""
+"""Copy a whole store from a folder to an object store or back: referring files come last, and the copy is verified."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BESIDE = (_LABELS, "shard.json")  # files of a store that are no tables
 
 @dataclass
 class CopyReport:
-    """What a copy did.
+    """The result of a copy.
 
     Attributes:
         source: Where the store was.
@@ -56,15 +56,15 @@ class CopyReport:
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl store copy --json` writes."""
+        """Return the record that `frevl store copy --json` writes."""
         return dict(vars(self))
 
     def sentence(self) -> str:
         """Summarise it in one line."""
         done = (
-            f"Copied {self.source} to {self.target} in {self.seconds:.1f} s: {self.files:,} files, {self.files_kept:,} "
-            f"were there already; {self.images:,} images and {self.texts:,} texts, read again and equal to their "
-            "checksums."
+            f"Copied {self.source} to {self.target} in {self.seconds:.1f} s: {self.files:,} files, "
+            f"{self.files_kept:,} already there; {self.images:,} images and {self.texts:,} texts, read again and "
+            "equal to their checksums."
         )
         return " ".join([done, *self.notes])
 
@@ -102,7 +102,7 @@ def _hash(manifest: bytes) -> str:
 
 @dataclass(frozen=True)
 class _Table:
-    """The files of one table in its newest version.
+    """The files of a table's newest version.
 
     Attributes:
         name: Of the table.
@@ -122,8 +122,8 @@ class _Table:
 def copy_store(source: str | Path, target: str | Path, *, progress: bool = False) -> CopyReport:
     """Copy a store from a folder to an object store, or from there to a folder.
 
-    A new copy appears when everything is there, the identities last. A copy that was killed goes on when it is called
-    again. Where the target holds an earlier state of the store, only what is new is copied.
+    A new copy becomes visible when complete, with the identities last. A killed copy continues when called again. If
+    the target holds an earlier state of the store, only new files are copied.
 
     Args:
         source: Folder or address of a store.
@@ -190,7 +190,7 @@ def _is_manifest(entry: str, table: str) -> bool:
 
 
 def _check_target(target: Path, tables: Sequence[_Table], ends: _Ends, common: _Common) -> None:
-    """Refuse a target with other files, with another store, or with a state that did not come from here."""
+    """Refuse a target with other files, another store, or a state that did not come from here."""
     names, wanted = ends.target_names, f"{target}: expected nothing, or an earlier state of the same store, found"
     beside = ("commits/", "vectors/", "rows/", "unclaimed/", "labels/", "explore/", "runs/", "shard.json", ".")
     foreign = sorted(name for name in names if not name.startswith((*(f"{t}.lance/" for t in ALL_TABLES), *beside)))
@@ -242,7 +242,7 @@ class _Ends(Protocol):
     target_names: set[str]
 
     def copy(self, name: str) -> None:
-        """Copy one file; it appears whole or not at all."""
+        """Copy one file atomically."""
 
     def read_source(self, name: str) -> bytes:
         """Return the content of a small file of the source."""
@@ -325,7 +325,7 @@ def _copy_files(
 
 
 def _check_copy(source: Store, target: Path, tables: Sequence[_Table]) -> None:
-    """Read the copy, and compare it with what was copied.
+    """Read the copy back and compare it with the source.
 
     Raises:
         StoreError: It differs.

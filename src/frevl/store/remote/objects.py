@@ -1,4 +1,4 @@
-"""Single files of a store in an object store, through Lance's own access to it."""
+"""Access single files of a store in an object store, through Lance."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Objects:
             raise remote_failure(self._store, "listing its files", error) from None
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a small file, None if it is not there."""
+        """Return the content of a small file; None if it does not exist."""
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "file"
             try:
@@ -58,14 +58,14 @@ class Objects:
             raise remote_failure(self._store, f"reading {name}", error) from None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file; it appears whole or not at all."""
+        """Write a small file atomically."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / "file"
             source.write_bytes(content)
             self.put(source, name)
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a file of this machine there; it appears whole or not at all."""
+        """Upload a local file atomically."""
         try:
             self._session.upload_file(source, name)
         except _FAILURES as error:

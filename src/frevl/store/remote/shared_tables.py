@@ -1,8 +1,8 @@
-"""Writing to the tables of a store in an object store, beside other writers: every call is a commit of Lance.
+"""Write to the tables of a store in an object store, concurrently with other writers: every call is one Lance commit.
 
-Nobody can lock a bucket. So a commit names the version that it was made from, and Lance refuses it, or makes it again,
-where another writer has changed the same rows since. What identifies a row is the primary key of its table, which its
-schema names, so that of two writers that add the same id the second one finds it there.
+A bucket cannot be locked. So a commit states the version it was based on, and Lance refuses or repeats it if another
+writer has since changed the same rows. Rows are identified by their table's primary key, named in the schema, so of two
+writers that add the same id, the second one finds it present.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _KEEP_VERSIONS = timedelta(days=1)  # for readers and writers that began with an
 
 
 class SharedTables:
-    """The tables of a store in an object store; a context manager, and what `TableWriter` is for a folder.
+    """The tables of a store in an object store; a context manager that corresponds to `TableWriter` for a folder.
 
     Args:
         path: Address of the store.
@@ -89,7 +89,7 @@ class SharedTables:
                 self._record(name)
 
     def retried(self, change: Callable[[], A]) -> A:
-        """Make a change, and make it again from the newest state where another writer was faster."""
+        """Make a change, retrying from the newest state if another writer was faster."""
         for left in reversed(range(_TIMES)):
             try:
                 return change()
@@ -98,12 +98,12 @@ class SharedTables:
                     break
                 time.sleep(random.uniform(0.0, 0.3))  # noqa: S311 - two writers must not stay in step
         raise StoreError(
-            f"{self.path}: other processes write to the same rows all the time; everything committed before is kept: "
-            "run the same command again to continue"
+            f"{self.path}: other processes keep writing to the same rows; everything committed before is kept: run "
+            "the same command again to continue"
         )
 
     def append(self, name: str, rows: pa.Table) -> None:
-        """Add rows; of one whose key another writer has added meanwhile, embeddings that it lacks are added."""
+        """Add rows; if another writer added the same key meanwhile, only missing embeddings are added."""
         rows = rows.cast(_keyed(rows.schema, _KEYS[name]))
         if self._create(name, rows):
             self._committed(name)
@@ -126,7 +126,7 @@ class SharedTables:
             self.retried(lambda: self._add_to_there(name, rows))
 
     def replace(self, name: str, rows: pa.Table) -> None:
-        """Replace all rows of the table of towers, as it was when this writer began or saw it last.
+        """Replace all rows of the table of towers, as this writer last saw it.
 
         Raises:
             CommitConflictError: Another writer has changed it since; `has_moved` then says so.
@@ -148,7 +148,7 @@ class SharedTables:
         self._committed(name)
 
     def update_rejects(self, changed: pa.Table, gone: pa.Table, whole: pa.Table, *, again: bool) -> None:  # noqa: ARG002
-        """Add or replace some rejects and delete others by ``kind`` and ``id``; those of other writers stay."""
+        """Add, replace or delete rejects by ``kind`` and ``id``; those of other writers stay."""
         self.retried(lambda: self._update_rejects(changed, gone))
         self._committed("rejects")
 
@@ -170,7 +170,7 @@ class SharedTables:
         return None
 
     def newest(self, name: str) -> lance.LanceDataset:
-        """Return the table that `find` has looked at."""
+        """Return the table that `find` has read."""
         return self._found.get(name) or self._existing(name)
 
     def has_moved(self) -> bool:
@@ -181,7 +181,7 @@ class SharedTables:
         return came or self._towers_at != seen
 
     def merge(self, name: str, rows: pa.Table) -> None:
-        """Replace the rows with the same ``id`` as `find` has seen them.
+        """Replace the rows with the same ``id``, as seen by `find`.
 
         Raises:
             CommitConflictError: Another writer has changed one of them since; see `retried`.
@@ -196,7 +196,7 @@ class SharedTables:
         self._committed(name)
 
     def delete(self, name: str, ids: pa.Array) -> int:
-        """Delete the rows of some ids; return how many there were."""
+        """Delete the rows of some ids; return how many existed."""
 
         def delete() -> int:
             with self._writing(name):
@@ -258,7 +258,7 @@ class SharedTables:
         return table
 
     def _create(self, name: str, rows: pa.Table) -> bool:
-        """Make a table; False if there is one, from another writer maybe."""
+        """Create a table; False if it exists, perhaps from another writer."""
         if self._open(name) is not None:
             return False
         with self._writing(name):
@@ -281,7 +281,7 @@ class SharedTables:
             self._existing(name).update_field_metadata({one: dict[str, str | None](_PRIMARY) for one in key})
 
     def _add_to_there(self, name: str, rows: pa.Table) -> None:
-        """Add embeddings to rows that another writer has made of the same items meanwhile."""
+        """Add embeddings to rows that another writer has since added for the same items."""
         table = self._existing(name)
         with self._writing(name, "reading"):
             found = [
@@ -316,7 +316,7 @@ class SharedTables:
             self._tidy(name)
 
     def _tidy(self, name: str) -> None:
-        """Merge small files, unless somebody else is at it."""
+        """Merge small files, unless another writer is doing so."""
         table = self._open(name)
         if table is None or len(table.get_fragments()) < _SMALL_FRAGMENTS:
             return
@@ -328,7 +328,7 @@ class SharedTables:
             self.notes.append(f"The store is complete, but could not be tidied up: {error}.")
 
     def _record(self, name: str) -> None:
-        """Write the last commit down a second time, as in a folder; one that is older than the table does no harm."""
+        """Record the last commit outside the table, as in a folder; an outdated record does no harm."""
         table, objects = self._existing(name), Objects(self.path)
         with self._writing(name):
             manifest = objects.read(f"{name}.lance/_versions/{manifest_name(table.version)}")
@@ -368,14 +368,14 @@ def _keyed(schema: pa.Schema, key: list[str]) -> pa.Schema:
 
 
 def _checksum(row: pa.Table, tower: str, there: dict[str, Any]) -> int:
-    """Return the checksum of one embedding under the content that the store knows of its item."""
+    """Return the checksum of an embedding with the content hash that the store has for its item."""
     values = row[tower][0].values
     flat = values.flatten() if pa.types.is_nested(values.type) else values
     return checksum(there["id"], there["content_hash"], flat.to_numpy(zero_copy_only=False))
 
 
 def _fitting(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return rows with the columns of a table: what only they have is null in them, and the other way round."""
+    """Return rows adapted to a table's columns, with nulls for missing ones on either side."""
     columns = [
         rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
         for field in schema

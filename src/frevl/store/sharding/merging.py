@@ -1,4 +1,4 @@
-"""Parts -> one store. What is merged stays; a merge that was killed goes on where it was."""
+"""Merge parts into one store; a killed merge continues where it stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NEW, _KEPT, _FILL, _REPLACE = range(4)
 
 @dataclass
 class MergeReport:
-    """What one merge did.
+    """The result of a merge.
 
     Attributes:
         store: Path of the store.
@@ -64,14 +64,14 @@ class MergeReport:
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl store merge --json` writes."""
+        """Return the record that `frevl store merge --json` writes."""
         return {**vars(self), "rejects": [vars(reject) for reject in self.rejects]}
 
     def sentence(self) -> str:
         """Summarise it in one line."""
         done = (
-            f"Merged {self.images:,} images and {self.texts:,} texts of {self.parts:,} parts in {self.seconds:.1f} s; "
-            f"{self.images_kept:,} images and {self.texts_kept:,} texts were in the store already."
+            f"Merged {self.images:,} images and {self.texts:,} texts of {self.parts:,} parts in {self.seconds:.1f} "
+            f"s; {self.images_kept:,} images and {self.texts_kept:,} texts were already in the store."
         )
         changed = [f"{self.filled:,} items got further embeddings."] if self.filled else []
         changed += [f"{self.replaced:,} images had changed and were replaced."] if self.replaced else []
@@ -81,10 +81,10 @@ class MergeReport:
 def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = False) -> MergeReport:
     """Merge all parts of an extraction into one store.
 
-    Ids, embeddings, rejects, identities and canaries are those that one process would have stored, whatever the number
-    of parts. What is added to a table is added in ascending order of the ids' bytes. Items that the store has already
-    are kept; those whose content differs there are replaced, as by an extraction. Every commit is whole, so that a
-    merge that was killed goes on when it is called again. The parts stay as they are.
+    Ids, embeddings, rejects, identities and canaries are those that a single process would have stored, for any number
+    of parts. Rows are added in ascending byte order of ids. Items already in the store are kept; those with different
+    content are replaced, as by an extraction. Every commit is atomic, so a killed merge continues when called again.
+    The parts are not changed.
 
     Args:
         parts: Folders of the parts, in any order.
@@ -118,7 +118,7 @@ def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = Fal
 
 @dataclass(frozen=True)
 class _Items:
-    """The items of all parts in ascending order of their ids.
+    """The items of all parts in ascending id order.
 
     Attributes:
         ids: The ids.
@@ -170,7 +170,7 @@ def _merge_items(
 
 
 def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[str]) -> _Items:
-    """List the items of all parts. The same text may be a caption in the tars of several.
+    """List the items of all parts; the same text may be a caption in several parts' tars.
 
     Raises:
         StoreError: Two parts have an id with different content.
@@ -212,7 +212,7 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
 
 
 def _compare(store: Snapshot, modality: Modality, items: _Items) -> tuple[np.ndarray, np.ndarray]:
-    """Return what has to be done with every item, and its row in the store, -1 for none."""
+    """Return the action for every item, and its row in the store; -1 for none."""
     actions = np.full(len(items.ids), _NEW, np.int8)
     rows = np.full(len(items.ids), -1, np.int64)
     if not store.count(TABLES[modality]):
@@ -274,7 +274,7 @@ def _read(
 def _combined(
     rows: pa.Table, former: pa.Table, items: _Items, chosen: np.ndarray, *, filling: bool
 ) -> Iterator[pa.Table]:
-    """Yield whole rows for items that the store has: its own with further embeddings, or with other content."""
+    """Yield whole rows for items in the store: with added embeddings, or with new content."""
     towers = list(items.has)
     if not filling:
         metadata = [f for f in former.schema if f.name not in rows.column_names and not pa.types.is_nested(f.type)]
@@ -316,7 +316,7 @@ def _merge_unread(writer: StoreWriter, parts: Sequence[OpenPart]) -> None:
 
 
 def _merge_rejects(writer: StoreWriter, parts: Sequence[OpenPart]) -> list[Reject]:
-    """Record what the parts left out, and clear what they could use now; return the former, each once."""
+    """Record the parts' rejects, and clear those that are now usable; return the former, each once."""
     found: dict[tuple[str, str], Reject] = {}
     for part in parts:
         for batch in part.at.scan("rejects", ["kind", "id", "reason"]):

@@ -1,4 +1,4 @@
-"""The parts of one extraction, looked at together before anything of them is merged."""
+"""The parts of one extraction, checked together before any merging."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SHOWN = 8  # numbers of missing shards that are named
 
 @dataclass(frozen=True)
 class OpenPart:
-    """A part that nobody writes to while it is open.
+    """A part that is locked against writing while open.
 
     Attributes:
         path: Its folder.
@@ -43,7 +43,7 @@ class OpenPart:
 
 @contextlib.contextmanager
 def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenPart], list[str]]]:
-    """Open all parts of an extraction, in the order of their shards, and check that they belong together.
+    """Open all parts of an extraction in shard order, and check that they belong together.
 
     Args:
         paths: Their folders, in any order.
@@ -67,7 +67,7 @@ def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenP
     if not places:
         raise UsageError("Nothing to merge: name the folders of all parts")
     if into.is_dir() and read_part(into) is not None:
-        raise UsageError(f"{into}: parts are merged into a store of their own, found a part; give another --into")
+        raise UsageError(f"{into}: parts must be merged into a separate store, found a part; give another --into")
     with contextlib.ExitStack() as locks:
         parts = []
         for path in places.values():
@@ -104,8 +104,8 @@ def _record(path: Path) -> Part:
         )
     if not record.complete:
         raise StoreError(
-            f"{path}: the shard {record.number}/{record.of} is incomplete: its extraction did not come to its end; run "
-            f"the same command with --shard {record.number}/{record.of} again"
+            f"{path}: the shard {record.number}/{record.of} is incomplete: its extraction did not finish; run the "
+            f"same command with --shard {record.number}/{record.of} again"
         )
     return record
 
@@ -172,7 +172,7 @@ def _check_rows(part: OpenPart) -> None:
 
 
 def _differences(parts: Sequence[OpenPart]) -> list[str]:
-    """Say where parts of the same identity may differ in the last digits."""
+    """Return notes on where parts with the same identity may differ in the last digits."""
     notes = []
     names = {name for part in parts for name in part.record.libraries}
     versions = {name: sorted({part.record.libraries.get(name, "none") for part in parts}) for name in sorted(names)}

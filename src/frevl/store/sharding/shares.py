@@ -1,4 +1,4 @@
-"""Which items belong to which shard, and the record that makes a store a part of an extraction."""
+"""Assign items to shards, and mark a store as part of a sharded extraction."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Shard:
 
 
 class Share:
-    """The share of one list that belongs to a shard; the whole list goes by, so that all shards can compare it.
+    """A shard's share of a list; it sees the whole list, so that all shards can compare it.
 
     Args:
         shard: The shard; None takes everything.
@@ -92,21 +92,21 @@ class Share:
 
     @property
     def partial(self) -> bool:
-        """Return whether there is a shard, so that nothing may be left of the list."""
+        """Return whether there is a shard, in which case the share may be empty."""
         return self._shard is not None
 
     def apart(self) -> Share:
-        """Return one of the same shard that has seen nothing."""
+        """Return a fresh share of the same shard."""
         return Share(self._shard)
 
     def digest(self) -> str:
-        """Tell one list from another, whatever their order: how many names, and the sum of their hashes."""
+        """Identify a list regardless of order, by the number of names and the sum of their hashes."""
         return f"{self._count}:{self._sum:032x}"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What makes a store a part: ``STORE/shard.json``.
+    """The record that makes a store a part: ``STORE/shard.json``.
 
     Attributes:
         number: Of the shard.
@@ -130,7 +130,7 @@ class Part:
 
 
 def begin_part(store: Path, shard: Shard, *, empty: bool) -> Part:
-    """Record that a store becomes, or goes on as, a part. Needs the store's lock.
+    """Record that a store becomes, or continues as, a part. Requires the store's lock.
 
     Args:
         store: Folder of the store.
@@ -148,8 +148,8 @@ def begin_part(store: Path, shard: Shard, *, empty: bool) -> Part:
         )
     if former is not None and (former.number, former.of) != (shard.number, shard.of):
         raise StoreError(
-            f"{store}: expected the store of the shard {shard}, found that of {former.number}/{former.of}; every shard "
-            "has a folder of its own"
+            f"{store}: expected the store of the shard {shard}, found that of {former.number}/{former.of}; every "
+            "shard needs its own folder"
         )
     part = Part(shard.number, shard.of, libraries=_versions())
     _write(store, part)
@@ -157,12 +157,12 @@ def begin_part(store: Path, shard: Shard, *, empty: bool) -> Part:
 
 
 def finish_part(store: Path, part: Part, *, lists: dict[str, str], pairs: Iterable[str], rows: dict[str, int]) -> None:
-    """Record that the extraction of a part came to its end."""
+    """Record that the extraction of a part has finished."""
     _write(store, replace(part, complete=True, lists=lists, pairs=sorted(pairs), rows=rows))
 
 
 def read_part(store: Path) -> Part | None:
-    """Return the record of a part; None where the store is none.
+    """Return the record of a part; None if the store is not one.
 
     Raises:
         StoreError: The record is damaged, or a newer frevl wrote it.
@@ -188,7 +188,7 @@ def read_part(store: Path) -> Part | None:
 
 
 def refuse_part(store: Path) -> None:
-    """Refuse to extract everything into the part of a shard.
+    """Refuse to extract everything into a shard's part.
 
     Raises:
         StoreError: The store is one.

@@ -1,4 +1,4 @@
-"""Maintenance of a store: finding what is damaged or lost, recovering what can be recovered, removing items.
+"""Maintenance of a store: finding damage and losses, recovering what is possible, removing items.
 
 `extract` and `import` fill a store; nothing here embeds anything.
 """

@@ -1,4 +1,4 @@
-"""How a store grew: rows of a table at every commit that Lance still knows."""
+"""Growth of a store: rows of a table at every commit that Lance still knows."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["growth"]
 
 
 def growth(store: Path, modality: Modality, *, most: int = 60) -> list[tuple[datetime, int]]:
-    """Return when a table had how many rows, the oldest first.
+    """Return the number of rows of a table over time, oldest first.
 
-    Compacting forgets the commits before it, so that this may begin later than the store.
+    Compacting forgets earlier commits, so this may begin later than the store.
 
     Args:
         store: Folder of the store.

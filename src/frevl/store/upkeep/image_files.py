@@ -1,4 +1,4 @@
-"""Comparing the images of a store with the files that they were made from."""
+"""Compare the images of a store with their files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SAME_PICTURE = 0.99  # cosine
 
 
 def image_problems(store: Store, folder: str | Path) -> list[str]:
-    """Read the files of all images in a store and report those whose content has changed.
+    """Read the files of all stored images and report those with changed content.
 
     Earlier versions of frevl read grey pictures of 10 and 12 bits as nearly black. So some pictures of more than 8 bits
     are embedded again, where an encoder of the store can be loaded here, and compared.
@@ -87,7 +87,7 @@ def image_problems(store: Store, folder: str | Path) -> list[str]:
 
 
 def _embedded_otherwise(store: Store, folder: str | Path, ids: list[str]) -> list[str]:
-    """Return those of some images, of a sample if they are many, that an encoder of the store embeds otherwise now."""
+    """Return images (from a sample if there are many) that an encoder of the store now embeds differently."""
     some = ids[:: max(1, -(-len(ids) // _LOOKED_AT))]
     found: dict[str, None] = {}
     for name in store.encoders if some else ():

@@ -1,4 +1,4 @@
-"""Removing items from a store, and freeing the disk space of removed and replaced ones."""
+"""Remove items from a store, and free the disk space of removed and replaced ones."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ class RemovalReport:
     unknown: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl store remove --json` writes."""
+        """Return the record that `frevl store remove --json` writes."""
         return dict(vars(self))
 
     def sentence(self) -> str:
         """Summarise it in one line."""
-        said = [f"Removed {self.removed:,} {self.of}; {self.left:,} are left."]
+        said = [f"Removed {self.removed:,} {self.of}; {self.left:,} remain."]
         if self.unknown:
             said.append(f"{len(self.unknown):,} ids are not in the store, the first is '{self.unknown[0]:.200}'.")
         if self.removed:
             source = "files" if self.of == "images" else "lines of pairs files"
             said.append(
-                f"An extraction embeds them again unless their {source} are removed, too. frevl store compact "
+                f"An extraction will embed them again unless their {source} are removed too. frevl store compact "
                 f"{self.store} frees their space."
             )
         return " ".join(said)
@@ -64,7 +64,7 @@ class RemovalReport:
 
 @dataclass(frozen=True)
 class CompactionReport:
-    """What a compaction freed.
+    """The result of a compaction.
 
     Attributes:
         store: Path of the store.
@@ -77,7 +77,7 @@ class CompactionReport:
     bytes_after: int
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl store compact --json` writes."""
+        """Return the record that `frevl store compact --json` writes."""
         return dict(vars(self))
 
     def sentence(self) -> str:
@@ -90,7 +90,7 @@ def remove(
 ) -> RemovalReport:
     """Remove images or texts with all their embeddings, in one atomic commit.
 
-    Searches and a running service leave them out from their next look at the store on.
+    Searches and a running service exclude them from their next check of the store on.
 
     Args:
         store: Folder of the store.
@@ -128,7 +128,7 @@ def remove(
 
 
 def _those_of(writer: StoreWriter, modality: Modality, wanted: Sequence[str]) -> tuple[set[str], int]:
-    """Return those of some ids that a store has, and how many it has in all; its own ids go by, and are not kept."""
+    """Return which of some ids a store has, and its total, without keeping the store's ids in memory."""
     given = pa.array(wanted, pa.string())
     tables = Snapshot(writer.path, (TABLES[modality],))
     there: set[str] = set()
@@ -142,8 +142,8 @@ def _those_of(writer: StoreWriter, modality: Modality, wanted: Sequence[str]) ->
 def compact(store: str | Path) -> CompactionReport:
     """Free the disk space of removed and replaced items, and of former versions, at once.
 
-    Without it their space is freed bit by bit, when later extractions merge files. Readers that opened a former
-    version go on with the newest.
+    Otherwise their space is freed gradually as later extractions merge files. Readers of a former version continue with
+    the newest.
 
     Args:
         store: Folder of the store.

@@ -1,4 +1,4 @@
-"""Recovering what can be recovered of a store that was damaged or only partly copied."""
+"""Recover what is possible from a damaged or partly copied store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = ["RepairReport", "repair"]
 
 @dataclass
 class RepairReport:
-    """What one repair did.
+    """The result of a repair.
 
     Attributes:
         store: Path of the store.
@@ -60,7 +60,7 @@ class RepairReport:
     notes: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl store repair --json` writes."""
+        """Return the record that `frevl store repair --json` writes."""
         return dict(vars(self))
 
     def sentence(self) -> str:
@@ -77,11 +77,11 @@ class RepairReport:
                 f"{len(self.unread):,} files cannot be read in full and were set aside, the first is {self.unread[0]}; "
                 "delete them when you have no copy to compare them with."
             )
-        return " ".join([f"{self.store}:", *(said or ["nothing had to be recovered."]), *self.notes])
+        return " ".join([f"{self.store}:", *(said or ["nothing needed recovering."]), *self.notes])
 
 
 def repair(store: str | Path) -> RepairReport:
-    """Recover a store that lost files or manifests as far as possible; nothing readable is deleted.
+    """Recover a store that lost files or manifests, as far as possible; nothing readable is deleted.
 
     Manifests come back from the second place where the store keeps them. Parts of a table whose file is missing or
     cut leave the table. Data files that no version names are set aside in ``STORE/unclaimed``; rows in them that
@@ -175,7 +175,7 @@ def _bring_back_towers(path: Path, commit: Commit | None, report: RepairReport) 
 
 
 def _leave_out_lost_parts(path: Path, name: str) -> None:
-    """Commit a version without the parts whose files are missing, truncated or unreadable; set their remains aside."""
+    """Commit a version without parts whose files are missing, truncated or unreadable; set their remains aside."""
     table = open_table(path, name)
     lost = [] if table is None else _lost_parts(path, name, table)
     if table is None or not lost:
@@ -226,7 +226,7 @@ def _readable(path: Path, name: str, version: int) -> bool:
 
 
 def _check_towers(path: Path) -> None:
-    """Refuse to continue if nothing says which encoders made the embeddings."""
+    """Refuse to continue if it is unknown which encoders made the embeddings."""
     if open_table(path, "towers") is None and not unclaimed_folder(path, "towers").is_dir():
         held = [name for name in TABLES.values() if data_files(path, name) or unclaimed_folder(path, name).is_dir()]
         if held:

@@ -1,4 +1,4 @@
-"""Rows in data files that no version of a table names: those that the store lacks are added to it."""
+"""Salvage rows from data files that belong to no table version, adding those that the store lacks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Salvaged", "salvage", "unclaimed_folder"]
 
 @dataclass
 class Salvaged:
-    """What was found.
+    """The salvaged rows.
 
     Attributes:
         rows: By table, rows that were added to it, or that took the place of one with fewer embeddings.
@@ -37,7 +37,7 @@ class Salvaged:
 
 
 class _Found(NamedTuple):
-    """One sound row in a file, and what decides between rows of one id."""
+    """An intact row in a file, and what decides between rows with the same id."""
 
     file: int
     row: int
@@ -53,7 +53,7 @@ class _Found(NamedTuple):
 
 
 def unclaimed_folder(store: Path, name: str) -> Path:
-    """Return the folder in which a repair sets aside data files that no version of a table names."""
+    """Return the folder for data files that belong to no table version, set aside by a repair."""
     return store / "unclaimed" / name
 
 
@@ -140,7 +140,7 @@ def _unread(store: Path, writer: StoreWriter, said: Salvaged) -> None:
 
 
 def _remove_damaged(writer: StoreWriter, modality: Modality, said: Salvaged) -> None:
-    """Remove rows that differ from their checksums, so that the next extraction embeds them again."""
+    """Remove rows that differ from their checksums, for the next extraction to embed again."""
     name = TABLES[modality]
     table = open_table(writer.path, name)
     wrong: list[str] = []
@@ -202,7 +202,7 @@ def _items(store: Path, writer: StoreWriter, modality: Modality, said: Salvaged)
 def _look(
     batch: pa.RecordBatch, towers: Sequence[Tower], file: int, first: int, written: int, found: dict[str, _Found]
 ) -> bool:
-    """Keep the best sound row of every id; return whether all rows are sound and all their towers known."""
+    """Keep the best intact row of every id; return whether all rows are intact and all their towers known."""
     sound = sound_rows(batch, towers)
     known = {tower.name for tower in towers}
     described = (batch[name].to_pylist() for name in ("id", "content_hash", "modified_ns", "filled"))

@@ -1,4 +1,4 @@
-"""Reading a whole store to find damage."""
+"""Verify a store by reading all of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["bytes_on_disk", "describe", "repeated_ids", "verify"]
 
 
 def describe(store: Store) -> dict[str, Any]:
-    """Return what a store holds, as `frevl store info` prints it."""
+    """Describe the contents of a store, as `frevl store info` prints them."""
     rejects, part = store.rejects(), read_part(store.path)
     return {
         "path": str(store.path),
@@ -58,10 +58,10 @@ def describe(store: Store) -> dict[str, Any]:
 
 
 def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
-    """Read every embedding and say what is wrong.
+    """Read every embedding and report all problems.
 
-    Tables that have lost commits, and files that are missing, cut or belong to no version, are named. Every embedding
-    is compared with the checksum that was stored beside it.
+    Reports tables that lost commits, and files that are missing, truncated or belong to no version. Every embedding is
+    compared with its stored checksum.
 
     Args:
         path: Folder of the store.
@@ -105,7 +105,7 @@ def verify(path: str | Path, *, images: str | Path | None = None) -> list[str]:
 
 
 def repeated_ids(path: Path, name: str) -> list[str]:
-    """Return the ids that stand in several rows of a table, in their order; their hashes tell which could."""
+    """Return ids that occur in several rows of a table, in order; candidates are found by hash."""
     at = Snapshot(path, (name,))
     hashes = np.concatenate([np.zeros(0, np.uint64), *(id_hashes(batch["id"]) for batch in at.scan(name, ["id"]))])
     order = np.argsort(hashes, kind="stable")
@@ -117,7 +117,7 @@ def repeated_ids(path: Path, name: str) -> list[str]:
 
 
 def _commit_problems(path: Path, name: str) -> list[str]:
-    """Compare a table with the record of its last commit, and name data that no version of it knows."""
+    """Compare a table with the record of its last commit, and report data that belong to no version."""
     with reading(path, name):
         commit = read_commit(path, name)
         lost = lost_commits(path, name, commit)
@@ -142,14 +142,14 @@ def _commit_problems(path: Path, name: str) -> list[str]:
     if unclaimed:
         first = table_folder(path, name) / "data" / min(unclaimed)
         problems.append(
-            f"The table '{name}' has {len(unclaimed):,} data files that no version of it names, the first is {first}; "
-            f"nothing deletes them, and frevl store repair {path} recovers the rows that they hold."
+            f"The table '{name}' has {len(unclaimed):,} data files that belong to none of its versions, the first "
+            f"is {first}; they are not deleted, and frevl store repair {path} recovers their rows."
         )
     return problems
 
 
 def _file_problems(path: Path, name: str) -> list[str]:
-    """Name the files of a table that are missing, have changed in size, or cannot be read."""
+    """List the files of a table that are missing, changed in size, or unreadable."""
     try:
         table = open_committed(path, name)
     except StoreError as error:
@@ -167,7 +167,7 @@ def _file_problems(path: Path, name: str) -> list[str]:
 def _read_problems(
     path: Path, name: str, fragment: lance.LanceFragment, read: Callable[[lance.LanceFragment], object]
 ) -> list[str]:
-    """Try to read a part of a table, and name its file if that fails."""
+    """Try to read a part of a table, and report its file if that fails."""
     try:
         with reading(path, name):
             read(fragment)
@@ -184,7 +184,7 @@ def _is_embedding(kind: pa.DataType) -> bool:
 
 
 def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[str]:
-    """Compare every embedding of a tower with its checksum, file by file."""
+    """Compare every embedding by a tower with its checksum, file by file."""
     name = TABLES[modality]
     table = open_committed(store.path, name)
     problems: list[str] = []
@@ -200,7 +200,7 @@ def _embedding_problems(store: Store, modality: Modality, tower: Tower) -> list[
 
 
 def bytes_on_disk(path: Path) -> int:
-    """Return the bytes that a store takes on disk; in an object store, those of its data files."""
+    """Return a store's size on disk in bytes; in an object store, that of its data files."""
     if is_remote(path):
         tables = Snapshot(path, ALL_TABLES)
         return sum(tables.data_bytes(name) for name in ALL_TABLES)
