@@ -193,7 +193,7 @@ def test_the_grid_and_the_store_take_one_name_and_generators(world):
         (lambda w: w.scorer.store.read_images(["0.png"], encoders="tyo"), "of the encoder 'tyo'. Did you mean 'toy'?"),
         (lambda w: frevl.train(w.folder / "S", 5, run=w.folder / "x", task="classification"), "found int"),
         (lambda w: frevl.train(w.folder / "S", w.rows, run=w.folder / "x", task="classification", encoder="tyo"),
-         "no embeddings of the encoder 'tyo'. Did you mean 'toy'?"),
+         "no embeddings by the encoder 'tyo'. Did you mean 'toy'?"),
     ],
 )  # fmt: skip
 def test_slips_are_one_sentence(world, call, message):

@@ -214,7 +214,7 @@ def test_any_file_is_read_or_refused(tmp_path_factory, tail, broken):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.jsonl", None, "{file}: there is no such pairs file; check the path"),
+        ("missing.jsonl", None, "{file}: no such pairs file; check the path"),
         ("pairs.doc", GOOD, f"{{file}}: expected a pairs file ending in {', '.join(ENDINGS)}; found '.doc'"),
         ("pairs", GOOD, f"{{file}}: expected a pairs file ending in {', '.join(ENDINGS)}; found 'pairs'"),
         (

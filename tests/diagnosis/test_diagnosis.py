@@ -439,7 +439,7 @@ def test_what_cannot_be_written_is_refused_first(made, tmp_path, frevl):
         ({"time_limit": 0}, "--time-limit must be a number of seconds above 0, found 0"),
         ({"models": ["kernle"]}, r"compares no model 'kernle'. Did you mean 'kernel'\?"),
         ({"models": ["kernel", "text", "image", "majority"]}, "found none for: baseline"),
-        ({"encoder": ["toy9"]}, "has no embeddings of the encoder 'toy9'"),
+        ({"encoder": ["toy9"]}, "has no embeddings by the encoder 'toy9'"),
     ],
 )
 def test_wrong_use_is_refused_before_anything_is_trained(made, arguments, words):

@@ -104,14 +104,14 @@ def test_encoders_are_chosen_for_each_modality(store):
         f"{store.path}: dino embedded no texts here; choose the encoder of the texts with --text-encoder: clip, "
         "minilm, mpnet"
     )
-    with pytest.raises(UsageError, match="no embeddings of the encoder 'dina'. Did you mean 'dino'"):
+    with pytest.raises(UsageError, match="no embeddings by the encoder 'dina'. Did you mean 'dino'"):
         prepared(store, pairs, image_encoder=["dina"])
 
 
 def test_what_was_asked_for_and_is_missing_is_an_error(store):
     with pytest.raises(UsageError, match="minilm embedded no images here; .* --image-encoder: clip, dino"):
         prepared(store, pairs_of(range(N)), image_encoder=["minilm"])
-    with pytest.raises(Exception, match="3 of 48 images have no embedding of the tower 'grain'; .*--image-encoder"):
+    with pytest.raises(Exception, match="3 of 48 images have no embedding by the tower 'grain'; .*--image-encoder"):
         prepared(store, pairs_of(range(N)), image_encoder=["dino"])
 
 

@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_names_the_batch(made, tmp_path):
     [
         ({"task": "clasification"}, "There is no task 'clasification'. Did you mean 'classification'"),
         ({"model": "tinny"}, "There is no model 'tinny'. Did you mean 'tiny'"),
-        ({"encoder": ["toi"]}, "no embeddings of the encoder 'toi'. Did you mean 'toy'"),
+        ({"encoder": ["toi"]}, "no embeddings by the encoder 'toi'. Did you mean 'toy'"),
     ],
 )
 def test_unknown_names_suggest_the_nearest(made, tmp_path, changes, message):

@@ -454,7 +454,7 @@ BAD = {
     "kinds": (["a dog", "--where", "bytes = 'many'"], 2, 'cannot be understood ("many" is not of the type Int64)'),
     "function": (["a dog", "--where", "f(bytes) = 1"], 2, "cannot be understood (there is no function 'f')"),
     "quotes": (["a dog", "--where", '"bytes" > 1'], 2, "write bytes without quotes, and texts in single quotes"),
-    "two conditions": (["a dog", "--where", "1 = 1; DROP TABLE x"], 2, "must be one condition, found ';'"),
+    "two conditions": (["a dog", "--where", "1 = 1; DROP TABLE x"], 2, "must be a single condition, found ';'"),
     "division": (
         ["a dog", "--where", "1 / (bytes - bytes) = 1"],
         2,

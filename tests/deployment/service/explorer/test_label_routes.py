@@ -81,7 +81,7 @@ def test_the_same_request_twice_writes_once(http):
 def test_an_id_of_something_else_is_refused_and_a_cut_batch_is_completed(http, serving):
     asked = {"by": "ada", "id": "mine", "labels": [{"image": f"{number}.png", "label": "cat"} for number in range(4)]}
     assert http.post("/explore/label", json=asked).json()["written"] == 4
-    refused(http.post("/explore/label", json={**asked, "by": "bob"}), 422, "invalid", "The id 'mine' was used already")
+    refused(http.post("/explore/label", json={**asked, "by": "bob"}), 422, "invalid", "The id 'mine' was already used")
     path = serving.folder / "labels" / "labels.jsonl"
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
     assert http.post("/explore/label", json=asked).json()["written"] == 3
@@ -113,7 +113,7 @@ def test_classes_are_named_renamed_and_made_one(http):
     assert http.post("/explore/classes", json={"by": "ada", "names": ["cat", "dog"]}).json()["written"] == 2
     label(http, "0.png", "cat")
     rename = {"by": "ada", "name": "cat", "to": "dog"}
-    refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "There is a class 'dog' already")
+    refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "The class 'dog' already exists")
     assert http.post("/explore/classes/rename", json={**rename, "merge": True}).json()["written"] == 1
     assert classes(http) == {"dog": 1}
     refused(http.post("/explore/classes/rename", json=rename), 422, "invalid", "it is called 'dog' now")
@@ -200,7 +200,7 @@ def test_an_import_says_what_it_leaves_out(http):
 def test_what_cannot_be_is_refused_in_words(http, serving):
     refused(label(http, "away.png", "cat"), 404, "unknown_image", "no image 'away.png'")
     refused(label(http, "0.png", "  "), 422, "invalid", "the name of a class")
-    refused(label(http, "0.png", "null"), 422, "invalid", "'null' stands for none in pairs files")
+    refused(label(http, "0.png", "null"), 422, "invalid", "'null' marks a missing value in pairs files")
     refused(label(http, "0.png", "a\nb"), 422, "invalid", "control characters")
     refused(label(http, "0.png", "cat", by=" "), 422, "invalid", "the name of a labeller")
     refused(label(http, "0.png", "cat", id="a.b"), 422, "invalid", "Field 'id'")
