@@ -190,7 +190,7 @@ def test_no_readable_image(tmp_path, frevl):
         (["--images", "none", "--store", "s"], 1, "none: expected a folder of images, found none"),
         (["--images", "file", "--store", "s"], 1, "file: expected a folder of images, found a file"),
         (["--images", "empty", "--store", "s"], 1, "empty: expected images, found no file in that folder"),
-        (["--pairs", "none.jsonl", "--store", "s"], 1, "none.jsonl: there is no such pairs file; check the path"),
+        (["--pairs", "none.jsonl", "--store", "s"], 1, "none.jsonl: no such pairs file; check the path"),
         (
             ["--images", "good", "--store", "file"],
             1,

@@ -117,7 +117,7 @@ def test_wrong_use_exits_with_2_and_says_what_is_right(arguments, message, tmp_p
             ["extract", "--store", "s", "--images", "nowhere", "--encoder", "toy"],
             "nowhere: expected a folder of images",
         ),
-        (["extract", "--store", "s", "--pairs", "p.jsonl", "--encoder", "toy"], "p.jsonl: there is no such pairs file"),
+        (["extract", "--store", "s", "--pairs", "p.jsonl", "--encoder", "toy"], "p.jsonl: no such pairs file"),
     ],
 )
 def test_a_known_failure_exits_with_1_and_one_sentence(arguments, message, tmp_path, monkeypatch):

@@ -48,7 +48,7 @@ FOLDS = 3
 UNLIKELY = 0.5
 """A line is flagged below this probability of being right, i.e. if it is more likely wrong."""
 
-_DRAWN = 2  # wrong lines for every given one
+_DRAWN = 2  # wrong lines drawn per given line
 _BANK = 2000  # training items used to measure hubness
 _ALIGNMENT_WEIGHT = 10.0  # scale of the logits used to measure hubness, as in mining hard negatives
 _ALIGNED = 4000  # training images for the alignment
@@ -305,16 +305,16 @@ def _draw_wrong(
 
     Args:
         pairs: All lines.
-        meaning: ``(texts, d)`` unit vectors, or None where it cannot be told which texts are near.
+        meaning: ``(texts, d)`` unit vectors, or None if closeness of texts is unknown.
         groups: ``(n,)`` group of every line.
-        right: ``(n,)`` bool, lines that are given as right.
+        right: ``(n,)`` bool, lines given as right.
         held: Rows of the lines to draw from.
         near: Cosine from which a text counts as another wording of one.
-        seed: Of the choice.
+        seed: Random seed.
 
     Returns:
-        Places among ``held`` of the image and of the text of each. The text stands at another group, is none of the
-        image's own, and is not near to one of them.
+        Positions within ``held`` of the image and the text of each. The text belongs to another group, is not one of
+        the image's own, and is not close to any of them.
     """
     random = torch.Generator().manual_seed(seed)
     source = right[held].nonzero()[:, 0]

@@ -57,7 +57,7 @@ class Selection:
             f"{c[name]:,} {said}"
             for name, said in (
                 ("labelled", "already labelled"),
-                ("in_training", "of pictures or texts in training"),
+                ("in_training", "with pictures or texts in training"),
                 ("copies", "copies of others"),
             )
             if c[name]

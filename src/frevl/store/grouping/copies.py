@@ -74,7 +74,7 @@ class NearCopies:
 def find_near_copies(
     vectors: NDArray[np.floating], *, seed: int = 0, neighbours: Neighbours | None = None
 ) -> NearCopies:
-    """Find images that are nearly the same.
+    """Find near-duplicate images.
 
     Args:
         vectors: ``(n, d)`` of unit length, one for each different content.
@@ -111,7 +111,7 @@ def find_near_copies(
 def _links(
     rows: NDArray[np.int64], near: NDArray[np.int64], distances: NDArray[np.float32], gap: float, within: float
 ) -> set[tuple[int, int]]:
-    """Return the links from these rows to the neighbours before their last gap."""
+    """Return links from these rows to the neighbours before their last gap."""
     links = set()
     gaps = (distances[:, 1:] >= gap * distances[:, :-1]) & (distances[:, :-1] <= within)
     for at in np.flatnonzero(gaps.any(axis=1)).tolist():
@@ -190,7 +190,7 @@ _ROWS_AT_ONCE = 65_536
 def unit_vectors(
     store: Store, ids: Sequence[str], towers: Sequence[Tower], *, half: bool = False
 ) -> NDArray[np.floating]:
-    """Read the narrowest of some image towers: tokens are averaged, then brought to unit length.
+    """Read the narrowest of some image towers: tokens are averaged, then normalised to unit length.
 
     Args:
         store: Has the embeddings.

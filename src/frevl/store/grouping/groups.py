@@ -40,7 +40,7 @@ class Forest:
     parents: dict[Hashable, Hashable] = field(default_factory=dict)
 
     def root(self, item: Hashable) -> Hashable:
-        """Return what stands for the tree of an item."""
+        """Return the representative of an item's tree."""
         self.parents.setdefault(item, item)
         while self.parents[item] != item:
             self.parents[item] = self.parents[self.parents[item]]  # halve the path
@@ -48,16 +48,16 @@ class Forest:
         return item
 
     def join(self, one: Hashable, other: Hashable) -> None:
-        """Make one tree of two."""
+        """Merge two trees."""
         self.parents[self.root(other)] = self.root(one)
 
     def copy(self) -> Forest:
-        """Return a copy that grows by itself."""
+        """Return an independent copy."""
         return Forest(dict(self.parents))
 
 
 def joined_nodes(roots: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Make one tree of the trees of two nodes, for many such links at once.
+    """Merge the trees of two nodes, for many such links at once.
 
     Args:
         roots: ``(n,)``, for every node the smallest one of its tree.
@@ -206,10 +206,10 @@ class _Rules:
         """Group by texts that always have the same label, or that have their own set of images."""
         of_pairs = np.concatenate(rows)
         found = texts_with_one_label(self.content, of_pairs, targets.parts)
-        clause = f"{len(found):,} texts stand with several images and always with one label"
+        clause = f"{len(found):,} texts occur with several images but always the same label"
         if not len(found) and any(told(part).any() for part in targets.parts):  # captions: several images may share one
             found = texts_with_images_of_their_own(self.content, of_pairs)
-            clause = f"each of {len(found):,} texts stands with several images of its own"
+            clause = f"each of {len(found):,} texts has several images of its own"
         if len(found):
             there = np.zeros(len(texts), bool)
             there[found] = True

@@ -66,7 +66,7 @@ def test_equal_pictures_are_one_point():
 def test_the_map_is_computed_once_and_kept(mapped, monkeypatch):
     record, points = points_of(mapped)
     assert (record["count"], record["total"], points.shape) == (120, 120, (120, 2))
-    monkeypatch.setattr(projection, "principal_plane", lambda *_: pytest.fail("recomputed"))
+    monkeypatch.setattr(projection, "principal_plane", lambda *_: pytest.fail("computed again"))
     mapped.explorer._views.clear()
     assert points_of(mapped)[0] == record
 
