@@ -1,11 +1,13 @@
 """``--model auto``: the rule by hand, and the choice where the truth is known."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from frevl.evaluation.intervals import against_majority
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
@@ -14,7 +16,8 @@ from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.training.options import FusionOptions
 from frevl.training.selection.candidates import Candidate
-from frevl.training.selection.held_out import CandidateScores, whole_schedule
+from frevl.training.selection.choose import Selection
+from frevl.training.selection.held_out import NO_TIME, TOO_LONG, CandidateScores, whole_schedule
 from frevl.training.selection.measures import one_standard_error
 from frevl.training.training import train
 
@@ -71,6 +74,20 @@ def test_few_development_pairs_do_not_end_a_training():
     changed = whole_schedule(options, 999)
     assert changed.keep_last
     assert changed.patience > 10**9
+
+
+def test_a_majority_for_want_of_time_is_not_called_chance():
+    late = [{"name": "kernel", "reason": TOO_LONG}, {"name": "linear", "reason": NO_TIME}]
+    rows = [{"name": "majority", "metric": 60.0}, *late, {"name": "small", "reason": "never won"}]
+    chance = against_majority(np.ones(9), np.ones(9), np.arange(9), "a")
+    assert chance.is_chance
+    taken = Selection(None, "majority", "the best", rows, "", None, None, "", "accuracy", chance=chance)
+    assert taken.warnings() == [
+        "Nothing was learned: the time limit left kernel, linear untried, so the most frequent answer was taken, "
+        "which says nothing about the embeddings; give more --time-limit."
+    ]
+    assert replace(taken, rows=rows[:1]).warnings() == [chance.sentence]
+    assert replace(taken, chosen="linear").warnings() == [chance.sentence]
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ from frevl.training.selection.candidates import TRIED, Candidate, candidates, st
 from frevl.training.selection.encoder_sets import EncoderChoice, all_encoders, choose_encoders, narrow
 from frevl.training.selection.folds import cv_splits
 from frevl.training.selection.held_out import (
+    NO_TIME,
+    TOO_LONG,
     CandidateScores,
     answers_of,
     fit_candidate,
@@ -86,6 +88,12 @@ class Selection:
     def warnings(self) -> list[str]:
         """What makes the figures doubtful, in sentences that stand before them."""
         found = []
+        late = [row["name"] for row in self.rows if row.get("reason") in (NO_TIME, TOO_LONG)]
+        if self.chosen == "majority" and late:
+            return [
+                f"Nothing was learned: the time limit left {', '.join(late)} untried, so the most frequent answer was "
+                "taken, which says nothing about the embeddings; give more --time-limit."
+            ]
         if self.gap is not None and self.gap.beyond_chance:
             found.append(self.gap.sentence(self.judged_on, self.checked_on))
         if self.chance is not None and self.chance.is_chance:
@@ -183,7 +191,7 @@ def choose(
             left = limit * _SELECTION_SHARE - (clock.seconds() - started)
             outcome = unfit[name]
             if not outcome and left < limit * 0.03:
-                outcome = "no time left"
+                outcome = NO_TIME
             if not outcome:
                 # Twice the fair share: most candidates take less than theirs.
                 own = replace(session, time_limit=2 * left / (len(splits) * (len(names) - tried)))

@@ -28,6 +28,8 @@ from frevl.training.selection.folds import Fold
 from frevl.training.selection.measures import earned
 
 __all__ = [
+    "NO_TIME",
+    "TOO_LONG",
     "CandidateScores",
     "answers_of",
     "fit_candidate",
@@ -37,6 +39,9 @@ __all__ = [
     "score_held_out",
     "whole_schedule",
 ]
+
+NO_TIME, TOO_LONG = "no time left", "would take more than the time that is left"
+"""Why the time limit left out a candidate: before its first fit, or after it."""
 
 _CHEAP_SECONDS = 5.0  # a fit this short is repeated with other seeds
 _SEEDS = 3
@@ -138,7 +143,7 @@ def score_held_out(
             of_held_out, of_check, seconds = _held_out(candidate, everything, fold, outputs, options, own, start, here)
             longest = max(longest, seconds)
             if number == 0 and seeds == 0 and longest * (len(splits) - 1) > left:
-                return "would take more than the time that is left"
+                return TOO_LONG
             repeated = longest <= _CHEAP_SECONDS and candidate.name not in _DETERMINISTIC
             tell((seeds * len(splits) + number + 1) / (len(splits) * (planned if repeated else seeds + 1)))
             parts.append(of_held_out)
