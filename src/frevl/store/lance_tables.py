@@ -44,7 +44,6 @@ _ADDRESS = "_rowaddr"  # Lance's own column: part of the table, and place in it
 _MOST_IN_MEMORY = 500_000  # ids of a table that are kept as objects of Python: 150 bytes each
 _IDS_AT_ONCE = 65_536
 _LEAST_FILE = 40  # bytes of the footer of a data file
-
 _OF_CONDITION = "Error applying filter expression"  # says that a condition failed on a row, and not a file
 
 # How Lance says what is wrong with a condition, and how we do.
@@ -396,7 +395,6 @@ def _condition_reason(error: BaseException) -> str:
     """Return what is wrong with a condition, without Lance's surrounding text."""
     text = " ".join(str(error).split())
     for pattern, said in _CONDITION_REASONS:
-        found = re.search(pattern, text)
-        if found:
+        if found := re.search(pattern, text):
             return said.format(*found.groups())
     return brief(error).removeprefix("Invalid user input: ")
