@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from frevl.store.grouping import copies
 from frevl.store.grouping.copies import FALSE_ALARMS, find_near_copies
 
 
@@ -65,3 +66,22 @@ def test_the_same_links_whatever_the_order():
     place = np.argsort(order)
     there = {tuple(sorted(place[link].tolist())) for link in find_near_copies(everything).links}
     assert there == {tuple(link) for link in find_near_copies(everything[order]).links.tolist()}
+
+
+def test_distances_of_many_close_pairs_are_computed_some_at_a_time(monkeypatch):
+    random = np.random.default_rng(5)
+    vectors = np.repeat(random.standard_normal((200, 40)), 4, axis=0) + 1e-3 * random.standard_normal((800, 40))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    expected = find_near_copies(vectors, seed=0).links
+    at_once = []
+    distances = copies._distances
+
+    def counting(vectors, pairs):
+        at_once.append(pairs.size // 2 * vectors.shape[1])
+        return distances(vectors, pairs)
+
+    monkeypatch.setattr(copies, "_distances", counting)
+    monkeypatch.setattr(copies, "_COSINES", 4_000)
+    assert np.array_equal(find_near_copies(vectors, seed=0).links, expected)
+    assert sum(at_once) > 4_000
+    assert max(at_once) <= 4_000

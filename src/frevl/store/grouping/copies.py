@@ -174,7 +174,8 @@ def _close_pairs(vectors: NDArray[np.float32], within: float, random: np.random.
                 later = other + begin > at + start
                 found.append(np.stack([at[later] + start, other[later] + begin], axis=1))
     pairs = np.concatenate(found)
-    parts = [pairs[start : start + _TILE * _TILE] for start in range(0, len(pairs), _TILE * _TILE)]
+    at_once = max(1, _COSINES // max(1, vectors.shape[1]))
+    parts = (pairs[start : start + at_once] for start in range(0, len(pairs), at_once))
     kept = [part[_distances(vectors, part) <= within] for part in parts]
     return np.concatenate([np.zeros((0, 2), np.int64), *kept])
 
