@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from frevl.terminal import ProgressLine
 
 __all__ = ["ExtractionReport", "extract"]
 
-_TEXTS_AT_ONCE = 4096  # sorted by length, so that padding wastes little
+_TEXTS_AT_ONCE = 4096  # sorted by length, so that padding wastes little; and given to a tokenizer
 _NEVER_CUT = 16  # characters; where four tokens stand for one (bytes of rare signs), 64 tokens hold them
 
 
@@ -229,57 +229,67 @@ def _extract_texts(
     progress: bool,
 ) -> None:
     """Embed the texts that the store lacks."""
-    names = [tower.name for tower in towers]
-    stored = StoredItems(buffer.writer.store, "text", names)
-    work = []
-    for text in texts:
-        known = stored.get(text)
-        needing = names if known is None else known.lacking
-        if not needing:
-            report.texts_kept += 1
-            continue
+    stored = StoredItems(buffer.writer.store, "text", [tower.name for tower in towers])
+    lacking = stored.lacking(texts)
+    report.texts_kept += len(texts) - int(lacking.sum())
+
+    def pending(row: int) -> PendingItem:
+        text, known = texts[row], stored.get(texts[row])
         content = text.encode("utf-8")
         item = Item(text, hashlib.sha256(content).hexdigest()[:32], len(content))
-        work.append(PendingItem(item, "append" if known is None else "fill", dict.fromkeys(needing, text)))
-    with ProgressLine("texts", len(work), enabled=progress) as line:
-        for done in embedder.texts(_batches(texts, work, buffer.size), buffer):
+        needing = [tower.name for tower in towers] if known is None else known.lacking
+        return PendingItem(item, "append" if known is None else "fill", dict.fromkeys(needing, text))
+
+    with ProgressLine("texts", int(lacking.sum()), enabled=progress) as line:
+        for done in embedder.texts(_batches(texts, lacking, pending, buffer.size), buffer):
             line.advance(done, note=f"{line.rate:.0f}/s")
         buffer.commit()
     report.texts = buffer.embedded
     report.rejects += buffer.rejected
     _tell_unread(texts, towers, buffer.writer, report)
     # A text of so few characters is never cut; the others are counted by the tower that cuts most.
-    long = [one.item.id for one in work if len(one.item.id) > _NEVER_CUT]
-    cut = max((tower.truncated(long) for tower in towers), default=0)
+    long = [texts[row] for row in np.flatnonzero(lacking).tolist() if len(texts[row]) > _NEVER_CUT]
+    cut = max((sum(map(tower.truncated, _parts(long))) for tower in towers), default=0)
     if cut:
         report.notes.append(f"{cut:,} texts are longer than the encoder can read and were truncated.")
 
 
-def _batches(texts: Sequence[str], work: Sequence[PendingItem], size: int) -> Iterator[list[PendingItem]]:
+def _batches(
+    texts: Sequence[str], lacking: np.ndarray, pending: Callable[[int], PendingItem], size: int
+) -> Iterator[list[PendingItem]]:
     """Arrange the texts to embed in batches.
 
     An embedding may depend, in its last bit, on the others of its batch. So batches are cut from the list of all texts,
     whatever the store has already: an extraction that was interrupted goes on with the batches that it would have made.
+
+    Args:
+        texts: All.
+        lacking: ``(n,)`` bool, which have to be embedded.
+        pending: Makes what a batch consists of, from the row of a text.
+        size: Of a batch.
     """
-    waiting = {one.item.id: one for one in work}
-    rest: list[PendingItem] = []
-    for batch in _of_similar_length(texts, size):
-        lacking = [waiting[text] for text in batch if text in waiting]
-        if len(lacking) == len(batch):
-            yield lacking
+    rest: list[int] = []
+    for batch in _of_similar_length(texts, range(len(texts)), size):
+        own = [row for row in batch if lacking[row]]
+        if len(own) == len(batch):
+            yield [pending(row) for row in own]
         else:
-            rest += lacking
-    places = {one.item.id: one for one in rest}
-    for batch in _of_similar_length(list(places), size):
-        yield [places[text] for text in batch]
+            rest += own
+    for batch in _of_similar_length(texts, rest, size):
+        yield [pending(row) for row in batch]
 
 
-def _of_similar_length(texts: Sequence[str], size: int) -> Iterator[list[str]]:
-    """Cut texts into batches; neighbours of one length need little padding."""
-    for start in range(0, len(texts), _TEXTS_AT_ONCE):
-        chunk = sorted(texts[start : start + _TEXTS_AT_ONCE], key=len)
+def _of_similar_length(texts: Sequence[str], rows: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Cut the rows of texts into batches; neighbours of one length need little padding."""
+    for start in range(0, len(rows), _TEXTS_AT_ONCE):
+        chunk = sorted(rows[start : start + _TEXTS_AT_ONCE], key=lambda row: len(texts[row]))
         for first in range(0, len(chunk), size):
             yield chunk[first : first + size]
+
+
+def _parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut texts for a tokenizer, whose pieces take kilobytes a text."""
+    return (texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE))
 
 
 def _tell_unread(
@@ -288,7 +298,7 @@ def _tell_unread(
     """Count texts that no tower can read, and record them for each tower."""
     most_read = np.ones(len(texts), np.float32)
     for tower in towers:
-        shares = tower.unread(texts)
+        shares = np.concatenate([np.zeros(0, np.float32), *map(tower.unread, _parts(texts))])
         most_read = np.minimum(most_read, shares)
         rows = np.flatnonzero(shares > MOSTLY).tolist()
         writer.note_unread(tower.name, {texts[row]: float(shares[row]) for row in rows})

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from frevl.encoders.interface import Embeddings, ImageTower, TextTower, stack
 from frevl.errors import Reject, rejects_sentence
-from frevl.store.ids.rows_of_ids import RowsOfIds
+from frevl.store.ids.rows_of_ids import RowsOfIds, find_rows
 from frevl.store.reader import Store
 from frevl.store.towers import Modality
 from frevl.store.writer import Item, StoreWriter, TakeOver
@@ -99,6 +99,17 @@ class StoredItems:
         """Return what is known about an item; None if the store had no such item."""
         row = self._rows.get(id_)
         return None if row is None else self._known(row)
+
+    def lacking(self, ids: Sequence[str]) -> np.ndarray:
+        """Return ``(n,)`` bool: whether an item lacks an embedding of one of the towers."""
+        if not self._towers:
+            return np.zeros(len(ids), bool)
+        complete = np.logical_and.reduce([self._states[f"has:{name}"] for name in self._towers])
+        rows = find_rows(self._rows, ids)
+        there = rows >= 0
+        lacking = ~there
+        lacking[there] = ~complete[rows[there]]
+        return lacking
 
     def take_over(self, content_hash: str, is_gone: Callable[[str], bool]) -> tuple[KnownItem, bool] | None:
         """Find an item with this content whose embeddings another item can take over.
