@@ -33,10 +33,14 @@ def test_values_with_the_same_mixture_are_told_apart(monkeypatch):
 def test_which_are_among_others():
     own, others = hashes(200, 500), hashes(150, 500, seed=1)
     assert among(own, others).tolist() == [one in set(others.tolist()) for one in own.tolist()]
-    alike = np.array(["0" * 31 + "1", "0" * 31 + "2"], "S32")  # begin alike
-    assert among(alike, alike[:1]).tolist() == [True, False]
     assert among(own[:0], others).tolist() == []
     assert among(own, others[:0]).tolist() == [False] * 200
+
+
+def test_what_mixes_alike_is_compared_whole(monkeypatch):
+    monkeypatch.setattr(contents, "_MIXING", np.uint64(0))
+    alike = np.array(["1" + "0" * 31, "2" + "0" * 31], "S32")
+    assert among(alike, alike[:1]).tolist() == [True, False]
 
 
 def test_columns_in_codes_are_joined_in_the_order_in_which_values_first_appear():

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from frevl.data.packed.columns import joined
-from frevl.store.grouping import repeated_texts
+from frevl.store.grouping import groups as repeated_texts
 
 
 def texts_with_one_label(images, texts, targets):

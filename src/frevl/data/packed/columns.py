@@ -48,9 +48,12 @@ class Coded(Sequence[V], Generic[V]):
 
     @classmethod
     def of(cls, codes: np.ndarray, values: Sequence[str]) -> Coded[str]:
-        """Take codes and a list of the distinct texts."""
+        """Take codes and the distinct texts."""
         import pyarrow as pa
 
+        if isinstance(values, Coded) and values.plain:  # without an object of Python for each
+            texts = values.values.take(pa.array(values.codes)).cast(pa.large_string())
+            return Coded(codes.astype(np.int32), texts)
         return Coded(codes.astype(np.int32), pa.array(values, pa.large_string()))
 
     def __len__(self) -> int:

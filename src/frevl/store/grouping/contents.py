@@ -38,10 +38,7 @@ def content_numbers(store: Store, units: Sequence[str], parts: Sequence[Pairs]) 
 def numbers_of(values: np.ndarray) -> NDArray[np.int64]:
     """Return ``(n,)`` numbers of ``(n,)`` bytes: equal ones have the same, in the order in which they first appear."""
     words = _words(values)
-    mixed = words[:, 0].copy()
-    for column in range(1, words.shape[1]):
-        mixed *= _MIXING
-        mixed ^= words[:, column]
+    mixed = _mixed(words)
     order = np.argsort(mixed, kind="stable")
     mixed = mixed[order]
     again = np.flatnonzero(mixed[1:] == mixed[:-1]) + 1
@@ -58,16 +55,25 @@ def numbers_of(values: np.ndarray) -> NDArray[np.int64]:
 
 
 def among(values: np.ndarray, others: np.ndarray) -> NDArray[np.bool_]:
-    """Return ``(n,)`` which of ``(n,)`` bytes are among others; only those that begin alike are compared whole."""
+    """Return ``(n,)`` which of ``(n,)`` bytes are among others; only those of equal mixtures are compared whole."""
     if not len(values) or not len(others):
         return np.zeros(len(values), bool)
-    own, theirs = _words(values)[:, 0], _words(others)[:, 0]
+    own, theirs = _mixed(_words(values)), _mixed(_words(others))
     ordered = np.sort(theirs)
     found: NDArray[np.bool_] = ordered[np.minimum(np.searchsorted(ordered, own), len(ordered) - 1)] == own
     if found.any():
         alike = others[np.isin(theirs, own[found])]
         found[found] = np.isin(values[found], alike)
     return found
+
+
+def _mixed(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return ``(n,)`` a number of the ``(n, w)`` words of every row; those of other rows are hardly ever the same."""
+    mixed = words[:, 0].copy()
+    for column in range(1, words.shape[1]):
+        mixed *= _MIXING
+        mixed ^= words[:, column]
+    return mixed
 
 
 def _words(values: np.ndarray) -> NDArray[np.uint64]:

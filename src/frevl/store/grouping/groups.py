@@ -136,7 +136,7 @@ def group_pairs(
     groups, start = rules.groups(), 0
     grouped = []
     for part in parts:
-        own = chosen(groups, range(start, start + len(part)))
+        own = chosen(groups, np.arange(start, start + len(part)))
         start += len(part)
         if isinstance(part.images, Coded) and isinstance(own, Coded):
             grouped.append(replace(part, extras=WithCluster(part.extras, own)))
@@ -238,7 +238,7 @@ class _Rules:
     def groups(self) -> Coded[str]:
         """Return the name of every pair's group: the first cluster name in it."""
         _, first, group = np.unique(self._roots[self.content], return_index=True, return_inverse=True)
-        return Coded.of(group, [self._names[number] for number in self._clusters[first].tolist()])
+        return Coded.of(group, chosen(self._names, self._clusters[first]))
 
     def notes(self, purpose: str) -> list[str]:
         """Return notes on what was grouped and why, and what was not."""

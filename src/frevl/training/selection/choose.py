@@ -276,7 +276,7 @@ def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> st
             "on them"
         )
     if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
-        return f"takes at most {MOST_PAIRS:,} pairs"
+        return f"not compared above {MOST_PAIRS:,} pairs, where it is approximate; --model kernel trains it"
     if candidate.model == "small" and len(data.train) + len(data.dev) < _FEWEST_FOR_SMALL:
         return f"never won with fewer than {_FEWEST_FOR_SMALL:,} pairs"
     return ""
