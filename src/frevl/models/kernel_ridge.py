@@ -117,12 +117,24 @@ class KernelFusion(PairNetwork):
         """Return the ``(n, outputs)`` scores of `normal_image` and `normal_text` of pairs, all pairs at once."""
         return self.kernels(v, t) @ self.alphas + self.mean
 
-    def kernels(self, v: Tensor, t: Tensor) -> Tensor:
-        """Return ``(n, pairs)``: the sum of kernels of `normal_image` and `normal_text` of pairs with its own pairs."""
+    def kernels(self, v: Tensor, t: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return ``(n, pairs)``: the sum of kernels of `normal_image` and `normal_text` of pairs with its own pairs.
+
+        Args:
+            v: ``(n, image_dim)``.
+            t: ``(n, text_dim)``.
+            rows: ``(m,)`` of its own pairs, if only some are asked for: ``(n, m)`` then.
+        """
         shares, both = self._shares()
-        text = kernel_matrix(t, self.texts, self.text_width)[:, self.text_rows] if both[0] else None
-        image = kernel_matrix(v, self.images, self.image_width)[:, self.image_rows] if both[1] else None
+        text = self._kernel_of(t, self.texts, self.text_rows, rows, self.text_width) if both[0] else None
+        image = self._kernel_of(v, self.images, self.image_rows, rows, self.image_width) if both[1] else None
         return mixed(text, image, shares)
+
+    @staticmethod
+    def _kernel_of(items: Tensor, own: Tensor, own_rows: Tensor, rows: Tensor | None, width: Tensor) -> Tensor:
+        if rows is None:
+            return kernel_matrix(items, own, width)[:, own_rows]
+        return kernel_matrix(items, own[own_rows[rows]], width)
 
     def mean_logits(self, kept: PriorSide, items: Tensor, bank: Tensor) -> Tensor:
         """Take the mean of the bank's kernel first, in which the scores are affine."""
@@ -147,7 +159,7 @@ class KernelFusion(PairNetwork):
         """
         v, t = self.normal_image(mean_pool(image, image_mask)), self.normal_text(mean_pool(text, text_mask))
         landmarks, factor = self._landmarks()
-        seen = self._kernels(v, t, landmarks).double()
+        seen = self.kernels(v, t, landmarks).double()
         return {"pair": torch.linalg.solve_triangular(factor, seen.T, upper=False).T.float()}
 
     def _landmarks(self) -> tuple[Tensor, Tensor]:
@@ -156,17 +168,10 @@ class KernelFusion(PairNetwork):
         if self._carriers is None or self._carriers[0] != state:
             many = len(self.image_rows)
             rows = torch.arange(min(many, _LANDMARKS), device=self.image_rows.device) * many // min(many, _LANDMARKS)
-            kernel = self._kernels(self.images[self.image_rows[rows]], self.texts[self.text_rows[rows]], rows).double()
+            kernel = self.kernels(self.images[self.image_rows[rows]], self.texts[self.text_rows[rows]], rows).double()
             kernel.diagonal().add_(_JITTER)
             self._carriers = state, rows, torch.linalg.cholesky(kernel)
         return self._carriers[1:]
-
-    def _kernels(self, v: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        """Return the ``(n, m)`` sum of kernels of normal items with ``m`` training pairs."""
-        shares, both = self._shares()
-        text = kernel_matrix(t, self.texts[self.text_rows[rows]], self.text_width) if both[0] else None
-        image = kernel_matrix(v, self.images[self.image_rows[rows]], self.image_width) if both[1] else None
-        return mixed(text, image, shares)
 
     def _shares(self) -> tuple[Shares, tuple[bool, bool]]:
         """Return the shares, and whether they need the kernel of the text, and that of the image."""

@@ -1,6 +1,7 @@
 """`frevl select`: what is worth labelling next; what is known already is left out, counted, and covers the rest."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import frevl
 from frevl.errors import PairsError, UsageError
 from frevl.runs.labelling.selecting import select_pairs
+from frevl.runs.targets import hash_prefixes
 from frevl.store.importing.vectors import import_embeddings
 
 
@@ -225,3 +227,19 @@ def test_a_text_with_other_blanks_or_letters_composed_otherwise_is_labelled_too(
     )  # fmt: skip
     assert found.counts["labelled"] == 3
     assert len(found.lines) == 3
+
+
+def test_pictures_that_only_the_space_of_the_names_has_seen_may_be_labelled(world, named, tmp_path):
+    """They have no class yet; an example that the space has seen too has one and is left out."""
+    scorer, _, rows = world
+    example = lines_of(named.examples)[0]["image"]
+    pool = write(tmp_path / "pool.jsonl", [*rows, {"image": example}])
+    of_space = hash_prefixes(named.store.content_hashes([row["image"] for row in rows] + [example]).values())
+    run = scorer.run
+    of_space_alone = np.setdiff1d(of_space, run.train_image_hashes)
+    seen = replace(
+        run, train_image_hashes=np.union1d(run.train_image_hashes, of_space), space_image_hashes=of_space_alone
+    )
+    found = select_pairs(frevl.Scorer(seen, named.store), pool, k=200)
+    assert {line["image"] for line in found.lines} == {row["image"] for row in rows}
+    assert (found.counts["in_training"], found.counts["covered"]) == (1, 60)

@@ -1,17 +1,20 @@
 """``frevl debias --without``: what is subtracted, from which bank, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from frevl.data.benchmarks.load import load_benchmark
+from frevl.data.benchmarks.reasoning import SUGARCREPE_PARTS
 from frevl.deployment.export.exporting import export
 from frevl.errors import FrevlError, PairsError, UsageError
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
-from frevl.runs.targets import encode_answers
+from frevl.runs.targets import encode_answers, hash_prefixes
 from frevl.training.debiasing.debias import debias
 from frevl.training.debiasing.prior import compare, flattened
 from frevl.training.training import train
@@ -147,6 +150,37 @@ def test_choice_sets_say_what_the_texts_give_away(made, runs, tmp_path):
     result = evaluate(Scorer.open(runs / "less-dual", store=made.store), file)
     assert {"choice_accuracy", "prior_accuracy"} <= result.metrics.keys()
     assert "prior_accuracy" not in evaluate(Scorer.open(runs / "dual", store=made.store), file).metrics
+
+
+def test_published_choice_sets_are_judged_with_a_bank_of_training_items(made, runs, tmp_path):
+    """Files in the form of Winoground and SugarCrepe, of pictures that no training saw; themselves they are no bank."""
+    own = list(dict.fromkeys(made.captions.images))[-20:]
+    text_of = dict(zip(made.captions.images, made.captions.texts, strict=True))
+    for image in own:
+        shutil.copy(made.images / image, tmp_path)
+    pairs = [(one, next(two for two in own if text_of[two] != text_of[one])) for one in own]
+    (tmp_path / "examples.jsonl").write_text(
+        "".join(
+            json.dumps({"id": n, "image_0": a, "image_1": b, "caption_0": text_of[a], "caption_1": text_of[b]}) + "\n"
+            for n, (a, b) in enumerate(pairs)
+        )
+    )
+    for part in SUGARCREPE_PARTS:
+        rows = {str(n): {"filename": a, "caption": text_of[a], "negative_caption": text_of[b]}
+                for n, (a, b) in enumerate(pairs)}  # fmt: skip
+        (tmp_path / f"{part}.json").write_text(json.dumps(rows))
+    choices = {"text_score", "image_score", "group_score"}
+    for name, scores in (("winoground", choices), ("sugarcrepe", {"choice_accuracy"})):
+        rows = load_benchmark(name, tmp_path, "test").rows
+        assert len(rows) == {"winoground": 4, "sugarcrepe": 14}[name] * len(pairs)
+        found = tmp_path / f"{name}.jsonl"
+        found.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = evaluate(Scorer.open(runs / "less-dual", store=made.store), found)
+        assert scores | {"prior_accuracy"} <= result.metrics.keys()
+        with pytest.raises(PairsError, match="what corrects a run must not be what it is evaluated on; found 20 of 20"):
+            debias(runs / "dual", out=tmp_path / "judged", without="image", pairs=found)
+    judged = hash_prefixes(made.store.content_hashes(own).values())
+    assert not np.isin(judged, Run.load(runs / "less-dual").train_image_hashes).any()
 
 
 def test_flattened_weights_and_the_choice_by_hand():
