@@ -5,10 +5,12 @@ import io
 import json
 import struct
 import zlib
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
+from frevl.deployment.service.http import body
 from frevl.deployment.service.http.limits import KEYS_VARIABLE, Keys, Limits
 from frevl.errors import UsageError
 from frevl.store.reader import Store
@@ -102,6 +104,14 @@ BODIES = {
         "invalid",
         "The key 'text' appears twice",
     ),
+    "a key twice beside a text with colons": (
+        "/v1/score",
+        '{"pairs": [{"image": "0.png", "text": "a: b: c", "text": "a"}]}',
+        422,
+        "invalid",
+        "The key 'text' appears twice",
+    ),
+    "null": ("/v1/score", '{"pairs": [{"image": "0.png", "text": null}]}', 422, "invalid", "[0].text': null is not"),
     "an upload twice": (
         "/v1/embed",
         '{"uploads": {"a": "AAAA", "\\u0061": "AAAA"}}',
@@ -205,6 +215,19 @@ def test_forms_that_are_none_are_refused(served):
     refused(response, 422, "invalid", "a unique name")
     form = {"request": '{"texts": ["a"], "texts": ["b"]}'}
     refused(served.http.post("/v1/embed", data=form, files={"u": b"x"}), 422, "invalid", "'texts' appears twice")
+
+
+def test_a_request_is_parsed_once_more_only_where_a_key_could_stand_twice(served, monkeypatch):
+    parsed = []
+    whole = body._KEYS_ONCE
+    monkeypatch.setattr(body, "_KEYS_ONCE", SimpleNamespace(decode=lambda text: parsed.append(whole.decode(text))))
+    assert served.http.post("/v1/score", json=RIGHT).status_code == 200
+    uploads = {"pairs": [{**RIGHT["pairs"][0]}, {**RIGHT["pairs"][0]}], "uploads": {}}
+    assert served.http.post("/v1/score", json=uploads).status_code == 200
+    assert parsed == []
+    colons = {"pairs": [{"image": "0.png", "text": "which colour: red?"}]}
+    assert served.http.post("/v1/score", json=colons).status_code == 200
+    assert len(parsed) == 1
 
 
 def test_unknown_routes_and_methods(served):

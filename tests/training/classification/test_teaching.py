@@ -32,6 +32,15 @@ def test_it_says_what_frevl_classify_says():
     assert np.mean(found.argmax(axis=1) == truth) > 0.8
 
 
+def test_a_mapped_file_of_half_precision_gives_the_very_numbers(tmp_path):
+    vectors, labels = planted(60, 3)
+    taught, (pool, _) = teach(vectors, labels, range(60), 3), planted(100, 3, seed=1)
+    np.save(tmp_path / "pool.npy", pool.astype(np.float16))
+    mapped = np.load(tmp_path / "pool.npy", mmap_mode="r")  # it cannot be written to
+    expected = taught.probabilities(pool.astype(np.float16).astype(np.float32))
+    np.testing.assert_array_equal(taught.probabilities(mapped), expected)
+
+
 def test_held_out_rows_are_those_that_the_probabilities_are_of():
     vectors, labels = planted(60, 2, noise=0.2)
     taught = teach(vectors, labels, range(60), 2)

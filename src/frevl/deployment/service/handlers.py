@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -151,15 +151,23 @@ async def _pairs(
             f"The model {model.name!r} cannot give doubt: names without examples, runs that always give one answer and "
             "runs of earlier versions have none.",
         )
-    service.check_size([pair.text for pair in pairs if pair.text is not None], len(pairs))
+    # As little as possible for each pair: a request may have a thousand of them.
+    texts, images = [pair.text for pair in pairs], [pair.image for pair in pairs]
+    given = [text for text in texts if text is not None]
+    service.check_size(given, len(pairs))
     sides = model.scorer.run.sides
-    _check_sides(model, pairs)
-    texts = [pair.text or "" if "text" in sides else "" for pair in pairs]
-    if "text" in sides:
-        service.check_texts(model, texts)
+    _check_sides(model, pairs, has_texts=len(given) == len(pairs), has_images=None not in images)
+    if "text" not in sides:
+        read = [""] * len(pairs)
+    else:
+        read = given  # every pair has one
+        service.check_texts(model, read)
     if "image" not in sides:
-        return [("", text) for text in texts]
-    await service.check_images([pair.image for pair in pairs if pair.image is not None])
+        return [("", text) for text in read]
+    if None not in images:
+        await service.check_images(cast("list[str]", images))
+        return cast("list[ImagePair]", list(zip(images, read, strict=True)))
+    await service.check_images([image for image in images if image is not None])
     for pair in pairs:
         if pair.upload is not None and pair.upload not in uploads:
             raise RefusedError(
@@ -171,8 +179,8 @@ async def _pairs(
     sent: dict[str, np.ndarray] = await service.embed_uploads(
         model, {name: content for name, content in uploads.items() if name in used}
     )
-    images = [pair.image or "" if pair.upload is None else sent[pair.upload] for pair in pairs]
-    return list(zip(images, texts, strict=True))
+    found = [pair.image or "" if pair.upload is None else sent[pair.upload] for pair in pairs]
+    return list(zip(found, read, strict=True))
 
 
 async def _trust(
@@ -198,11 +206,13 @@ def _texts(pairs: Sequence[Pair]) -> list[str]:
     return [pair.text for pair in pairs if pair.text is not None]
 
 
-def _check_sides(model: ServedModel, pairs: Sequence[Pair]) -> None:
-    """Refuse pairs that lack a side the model reads."""
+def _check_sides(model: ServedModel, pairs: Sequence[Pair], *, has_texts: bool, has_images: bool) -> None:
+    """Refuse pairs without what the model reads; ``has_images`` is of ids, beside which a pair may name an upload."""
     sides = model.scorer.run.sides
-    image_lacks = "image" in sides and any(pair.image is None and pair.upload is None for pair in pairs)
-    if not image_lacks and ("text" not in sides or all(pair.text is not None for pair in pairs)):
+    image_lacks = (
+        "image" in sides and not has_images and any(pair.image is None and pair.upload is None for pair in pairs)
+    )
+    if not image_lacks and ("text" not in sides or has_texts):
         return
     reads = " and ".join(f"{side}s" for side in sides)
     needs = f"a pair names {EITHER_IMAGE}" if image_lacks else "a pair needs a 'text'"

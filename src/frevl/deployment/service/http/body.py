@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 from collections.abc import Coroutine
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -140,9 +141,29 @@ def _checked(kind: type[B], content: bytes | str) -> B:
         place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)[:200]
         more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
         message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "string_type" and error.errors()[0]["input"] is None:
+            message = "null is not allowed here; omit the field, or give a text"
         raise RefusedError(422, "invalid", f"Field '{place.lstrip('.') or 'body'}': {message}{more}.") from None
-    _KEYS_ONCE.decode(content if isinstance(content, str) else content.decode())
+    # Every key has its colon: with no more colons than keys that were taken, none stands twice. Else, as where a text
+    # has a colon, the request is parsed once more.
+    colons = content.count(":") if isinstance(content, str) else content.count(b":")
+    if colons > _keys_of(body):
+        _KEYS_ONCE.decode(content if isinstance(content, str) else content.decode())
     return body
+
+
+_FIELDS_SET = attrgetter("model_fields_set")
+
+
+def _keys_of(body: BaseModel) -> int:
+    """Return how many keys of a request were taken, or fewer where objects are nested deeper."""
+    found = len(body.model_fields_set)
+    for value in vars(body).values():
+        if isinstance(value, dict):
+            found += len(value)
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            found += sum(map(len, map(_FIELDS_SET, value)))
+    return found
 
 
 async def _read_multipart(request: Request, kind: type[B], limits: Limits) -> tuple[B, dict[str, Upload]]:
