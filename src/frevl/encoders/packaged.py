@@ -215,7 +215,7 @@ def deep_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
 
 
 def colour_image_tower(*, weights: Path | None = None) -> EfficientNetTower:
-    """Load the first layers of EfficientNet-Lite0 and count colours: for colour, material, style; pooled only (ours).
+    """Load the first layers of EfficientNet-Lite0 and count colours: for what colour things have; pooled only (ours).
 
     The last layer was trained to name things, whatever their colour, and loses it. An embedding is 1,696 wide: mean,
     maximum and standard deviation of the stem and of what enters the stages of stride 4, 8, 16 and 32 (672 numbers);
