@@ -17,13 +17,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # for what is writ
 
 
 # The server of moto. Its first argument is how often it fails: of so many requests one is answered with 503, and the
-# second, of so many one is cut in the middle.
+# second, of so many one is cut in the middle. Which one is cut is drawn: else a command that makes as many requests
+# each time would always lose the same.
 SERVER = """
+import random
 import sys
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
 busy, cut, count = int(sys.argv[1]), int(sys.argv[2]), 0
+draw = random.Random(3).randrange
 s3 = DomainDispatcherApplication(create_backend_app)
 
 def answer(environ, start):
@@ -33,7 +36,7 @@ def answer(environ, start):
         start("503 Slow Down", [("Content-Length", "0")])
         return [b""]
     body = s3(environ, start)
-    if cut and count % cut == 0 and environ["REQUEST_METHOD"] == "GET":
+    if cut and draw(cut) == 0 and environ["REQUEST_METHOD"] == "GET":
         whole = b"".join(body)
         return [whole[: len(whole) // 2]]
     return body

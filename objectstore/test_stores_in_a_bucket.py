@@ -23,6 +23,7 @@ from frevl.store.remote.copying import copy_store
 from frevl.store.remote.objects import Objects
 from frevl.store.sharding.merging import merge
 from frevl.store.upkeep.removal import compact
+from frevl.store.upkeep.repair import repair
 from frevl.store.upkeep.verification import describe, verify
 
 
@@ -253,8 +254,10 @@ def test_nothing_there_and_no_bucket_are_sentences(bucket):
     said = run("store", "info", "s3://no-such-bucket/store")
     assert said.returncode == 1
     assert "Traceback" not in said.stderr
-    with pytest.raises(UsageError, match="not merged into, compacted or repaired"):
+    with pytest.raises(StoreError, match="expected a store there, found none"):
         compact(f"{bucket}/s")
+    with pytest.raises(UsageError, match="not repaired"):
+        repair(f"{bucket}/s")
 
 
 def test_lost_commits_are_noticed(store, bucket):

@@ -5,9 +5,9 @@ A killed process or power failure loses only what was in flight.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from frevl.encoders.interface import Embeddings
 from frevl.errors import Reject, StoreError
 from frevl.store.commits.failures import reading
+from frevl.store.commits.rows import Item, TakeOver, rows_with
 from frevl.store.commits.soundness import checksums_of
 from frevl.store.commits.table_writer import (
     ITEM_FIELDS,
@@ -37,37 +38,7 @@ from frevl.store.towers import Modality, Tower, check_same, checksum, to_rows
 
 __all__ = ["Item", "StoreWriter", "TakeOver"]
 
-
-@dataclass(frozen=True)
-class Item:
-    """Stored information about an item besides its embeddings.
-
-    Attributes:
-        id: Image path below its folder, or the text itself.
-        content_hash: 32 hexadecimal digits of the SHA-256 of the file or the text.
-        bytes: Size of the content.
-        modified_ns: Modification time of the file in nanoseconds, 0 for a text.
-    """
-
-    id: str
-    content_hash: str
-    bytes: int
-    modified_ns: int = 0
-
-
-@dataclass(frozen=True)
-class TakeOver:
-    """An item that takes over the embeddings of another.
-
-    Attributes:
-        source: Id of the other item; the writer's `StoreWriter.store` holds it, with the same content.
-        item: The item, which may be in the store with other content.
-        moved: Whether the source leaves the store; the item then takes over its metadata, too.
-    """
-
-    source: str
-    item: Item
-    moved: bool
+Combine = Callable[[pa.Table, pa.Table], Iterable[pa.Table]]
 
 
 class StoreWriter:
@@ -304,6 +275,33 @@ class StoreWriter:
             rows: Rows with checksums that are right.
             known: Whether their ids are in the table; they then take the place of its rows.
         """
+        write = self._tables.merge if known else self._tables.append
+        write(TABLES[modality], self._as_here(modality, rows))
+
+    def renew(self, modality: Modality, rows: pa.Table, combine: Combine) -> None:
+        """Combine rows, as for `bring_back`, with those of the same ids that the table has now.
+
+        Args:
+            modality: ``image`` or ``text``.
+            rows: Rows with checksums that are right. Those whose ids the table lacks are added.
+            combine: From the others, and the rows of the table with their ids, in the same order, to whole rows that
+                take the place of these. In an object store it is called again where another writer was faster.
+        """
+        self._tables.retried(lambda: self._renew(modality, rows, combine))
+
+    def _renew(self, modality: Modality, rows: pa.Table, combine: Combine) -> None:
+        self._towers()
+        ids = rows["id"].combine_chunks()
+        former = self._those_there(modality, ids)
+        there = pc.is_in(ids, value_set=former["id"].combine_chunks())
+        made = [self._as_here(modality, some) for some in combine(rows.filter(there), former)]
+        if any(map(len, made)):
+            self._tables.merge(TABLES[modality], pa.concat_tables(made))
+        if len(former) < len(rows):
+            self._tables.append(TABLES[modality], self._as_here(modality, rows.filter(pc.invert(there))))
+
+    def _as_here(self, modality: Modality, rows: pa.Table) -> pa.Table:
+        """Return rows with the columns of the table."""
         schema = self._rows(modality, [], {}).schema
         columns = [
             rows[field.name].cast(field.type) if field.name in rows.schema.names else pa.nulls(len(rows), field.type)
@@ -312,8 +310,7 @@ class StoreWriter:
         towers = {field.name for field in schema}
         filled = [[entry for entry in entries if entry["tower"] in towers] for entries in rows["filled"].to_pylist()]
         columns[schema.get_field_index("filled")] = pa.array(filled, schema.field("filled").type)
-        write = self._tables.merge if known else self._tables.append
-        write(TABLES[modality], pa.Table.from_arrays(columns, schema=schema))
+        return pa.Table.from_arrays(columns, schema=schema)
 
     def reject(self, rejects: Sequence[Reject]) -> None:
         """Record rejects; one with the same kind and id replaces the earlier one."""
@@ -381,19 +378,16 @@ class StoreWriter:
 
     def _find(self, modality: Modality, ids: pa.Array) -> pa.Table:
         """Return the rows of some items, in the order of the ids."""
+        found, name = self._those_there(modality, ids), TABLES[modality]
+        if len(found) < len(ids):
+            raise StoreError(f"{self.path}: {len(ids) - len(found):,} items have vanished from the table '{name}'")
+        return found
+
+    def _those_there(self, modality: Modality, ids: pa.Array) -> pa.Table:
+        """Return the rows of those items that the table has, in the order of the ids."""
         name = TABLES[modality]
-        at_once = self._tables.find(name, ids)
-        if at_once is not None:
+        if (at_once := self._tables.find(name, ids)) is not None:
             return at_once
         dataset = self._tables.newest(name)
         with reading(self.path, name):
-            rows, first = [], 0
-            # Found by reading all ids: with Lance's filters an id, which may be any text, would have to be SQL.
-            for batch in dataset.scanner(columns=["id"]).to_batches():
-                rows.append(first + np.flatnonzero(pc.is_in(batch["id"], value_set=ids).to_numpy(zero_copy_only=False)))
-                first += len(batch)
-            found = dataset.take(np.concatenate(rows))
-        order = pc.index_in(ids, value_set=found["id"].combine_chunks())
-        if order.null_count:
-            raise StoreError(f"{self.path}: {order.null_count:,} items have vanished from the table '{name}'")
-        return found.take(order)
+            return rows_with(dataset, ids)

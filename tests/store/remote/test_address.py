@@ -9,7 +9,6 @@ from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.reader import Store
 from frevl.store.remote.address import RemotePath, cache_of, is_remote, place_of, remote_failure, storage_options
 from frevl.store.remote.copying import copy_store
-from frevl.store.sharding.merging import merge
 
 
 @pytest.mark.parametrize(
@@ -83,14 +82,11 @@ def test_nothing_of_an_address_is_on_this_machine(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["compact", "repair"])
-def test_what_deletes_files_there_is_refused_and_says_how_to(command, frevl, tmp_path, monkeypatch):
+def test_what_cannot_be_done_there_is_refused_and_says_how_to(frevl, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = frevl("store", command, "s3://bucket/store")
+    said = frevl("store", "repair", "s3://bucket/store")
     assert said.code == 2
-    assert "not merged into, compacted or repaired there; do that in a folder of this machine" in said.err
-    with pytest.raises(UsageError, match="not merged into"):
-        merge([tmp_path], into="s3://bucket/store")
+    assert "not repaired there; do that in a folder of this machine" in said.err
     with pytest.raises(StoreError, match="labels"):
         LabelsFile(place_of("s3://bucket/store")).label("ann", [("a.png", "cat")])
     assert list(tmp_path.iterdir()) == []

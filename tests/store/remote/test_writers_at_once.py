@@ -1,5 +1,7 @@
 """Two writers of a store in an object store change the same rows: step by step, with a folder in place of a bucket."""
 
+from functools import partial
+
 import lance
 import numpy as np
 import pyarrow as pa
@@ -8,10 +10,12 @@ import pytest
 from frevl.encoders.interface import Embeddings
 from frevl.errors import Reject
 from frevl.store import writer as writer_module
+from frevl.store.commits.soundness import checksums_of
 from frevl.store.importing.identity import declared_towers
 from frevl.store.reader import Store
 from frevl.store.remote import shared_tables
 from frevl.store.remote.shared_tables import SharedTables
+from frevl.store.sharding.merging import combined
 from frevl.store.upkeep.verification import verify
 from frevl.store.writer import Item, StoreWriter, TakeOver
 
@@ -129,6 +133,42 @@ def test_who_is_slower_at_the_same_row_tries_again(two, monkeypatch, change):
     own(slow)
     assert not left
     assert values(path) == expected
+
+
+def rows_of(names, value):
+    """Rows of a part: the images with the content that the store knows, or another one, embedded by 'two'."""
+    entries = {"a": "1", "b": "2", "c": "3", "d": "4", "B": "9"}
+    fields = [pa.array([name.lower() for name in names]), pa.array([entries[name] * 32 for name in names])]
+    fields += [pa.array([5] * len(names)), pa.array([1] * len(names))]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.full(8 * len(names), value, np.float16)), 8)
+    rows = pa.table([*fields, vectors], ["id", "content_hash", "bytes", "modified_ns", "two-image"])
+    sums = [one for batch in rows.to_batches() for one in checksums_of(batch, towers("two"))]
+    return rows.append_column("filled", pa.array([[{"tower": "two-image", "crc32": s["two-image"]}] for s in sums]))
+
+
+MEANWHILE = {
+    "nothing": (lambda _: None, [2, 9], [2, 9]),
+    "removed": (lambda fast: fast.remove("image", ["b"]), [None, 9], [None, 9]),
+    "filled": (lambda fast: fast.fill("image", [item("b", "2")], vector(5, "two")), [2, 5], [None, 9]),
+    "replaced": (lambda fast: fast.replace("image", [item("b", "9")], vector(7)), [None, 9], [7, 9]),
+}
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("content", ["b", "B"])
+def test_a_merge_combines_with_what_is_there_by_then(two, monkeypatch, meanwhile, content):
+    slow, fast, path = two
+    change, *expected = MEANWHILE[meanwhile]
+    left = between(monkeypatch, slow, lambda: change(fast))
+    own = [tower for tower in slow.store.towers.values() if tower.modality == "image"]
+    slow.renew("image", rows_of([content, "c", "d"], 9), partial(combined, own))
+    assert not left
+    found = [values(path, name) for name in ("one", "two")]
+    if meanwhile == "nothing" and content == "B":
+        expected[1] = [None, 9]
+    assert [one["b"] for one in found] == expected[content == "B"]
+    assert [[one[name] for one in found] for name in "acd"] == [[1, None], [3, 9], [None, 9]]
+    assert not [problem for problem in verify(path) if "lack an embedding" not in problem]
 
 
 def test_two_fills_of_the_same_row_keep_both_embeddings(two, monkeypatch):

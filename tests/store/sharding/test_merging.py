@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from frevl.encoders.toy import ToyImageTower
 from frevl.errors import FingerprintError, StoreError, UsageError
 from frevl.store.extraction import extract
+from frevl.store.importing.vectors import import_embeddings
 from frevl.store.lance_tables import ALL_TABLES, Snapshot, append_rows
 from frevl.store.reader import Store
 from frevl.store.sharding.merging import merge
@@ -125,6 +127,16 @@ def test_what_the_store_has_beside_the_parts_stays(tmp_path, data, parts, draw):
     merge(parts(2), into=tmp_path / "merged")
     assert {"90.png", "91.png", "0.png"} <= set(Store.open(tmp_path / "merged").image_ids)
     assert Store.open(tmp_path / "merged").read_images(["90.png"], encoders=["toy2"]).shape[0] == 1
+
+
+def test_embeddings_that_are_added_to_an_imported_image_agree_with_their_checksums(tmp_path, parts):
+    np.save(tmp_path / "v.npy", np.eye(3, 7, dtype=np.float32))
+    (tmp_path / "ids.txt").write_text("0.png\n1.png\n2.png")
+    import_embeddings(
+        store=tmp_path / "merged", encoder="mine", source=tmp_path / "v.npy", ids=tmp_path / "ids.txt", of="images"
+    )
+    assert merge(parts(2), into=tmp_path / "merged").filled == 3
+    assert [problem for problem in verify(tmp_path / "merged") if "lack an embedding" not in problem] == []
 
 
 def refused(error, match, made, into):

@@ -86,7 +86,11 @@ def merge(
         list[Path],
         typer.Argument(readable=False, help="Folders of all parts, as written by frevl extract --shard i/n."),
     ],
-    into: Annotated[Path, typer.Option(readable=False, help="Folder of the store; created if missing."), OUTPUT],
+    into: Annotated[
+        Path,
+        typer.Option(readable=False, help="Folder, or s3://bucket/store, of the store; created if missing."),
+        OUTPUT,
+    ],
     quiet: QuietOption = False,
     json: JsonOption = None,
 ) -> None:

@@ -62,7 +62,7 @@ class Commit:
 
 
 def check_local(store: str | Path) -> None:
-    """Refuse to delete or repair files of a store in an object store, because others may need them.
+    """Refuse what moves files of a store that lies in an object store: others may need them.
 
     Raises:
         UsageError: It is an address, such as ``s3://bucket/store``.
@@ -70,8 +70,8 @@ def check_local(store: str | Path) -> None:
     place = place_of(store)
     if is_remote(place):
         raise UsageError(
-            f"{place}: a store in an object store can be read and extended, but not merged into, compacted or "
-            "repaired there; do that in a local folder and copy it: frevl store copy"
+            f"{place}: a store in an object store is read and written, but not repaired there; do that in a folder of "
+            f"this machine, and copy it: frevl store copy"
         )
 
 

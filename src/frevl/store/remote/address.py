@@ -25,6 +25,7 @@ _REASONS = (
     (r"[Cc]redential|\bIMDS\b|metadata (service|endpoint)|InvalidToken|ExpiredToken",
      "there are no credentials for it that can be used"),
     (r"\b50[0-9]\b|SlowDown", "it answers with failures, also when asked again"),
+    (r"response body|decoding response|end of file|[Ii]ncomplete", "its answer was cut off"),
     (r"error sending request|connect|dns error|timed out|builder error", "it cannot be reached"),
     (r"\b404\b|[Nn]ot found|NoSuchKey", "a file of the store is missing"),
     (r"\b(400|301|307)\b|Redirect|AuthorizationHeaderMalformed", "it refuses the request: check the region"),

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lance.commit import CommitConflictError
 
-from frevl.errors import StoreError, UsageError
+from frevl.errors import StoreError
 from frevl.store.commits.failures import is_lance_failure
 from frevl.store.commits.record import Commit, manifest_name, record_of
-from frevl.store.commits.table_writer import as_stream
+from frevl.store.commits.table_writer import as_stream, rows_a_file
 from frevl.store.remote.address import remote_failure, storage_options
 from frevl.store.remote.objects import Objects
 from frevl.store.towers import checksum
@@ -215,8 +215,27 @@ class SharedTables:
             self.delete(name, left)
 
     def compact(self, name: str) -> None:
-        """Refuse: files that another writer or reader needs would be deleted."""
-        raise UsageError(f"{self.path}: only a store in a folder can be compacted ('{name}'); copy it here first")
+        """Write a table again without deleted rows, in full-size files, and delete versions that are a day old.
+
+        Other writers go on meanwhile: who is slower at the same rows does it again. Readers keep their versions.
+        """
+        if self._open(name) is None:
+            return
+        self.retried(lambda: self._compact(name))
+        self._committed(name)
+        with self._writing(name):
+            self._existing(name).cleanup_old_versions(older_than=_KEEP_VERSIONS)
+
+    def _compact(self, name: str) -> None:
+        with self._writing(name):
+            table = self._existing(name)
+            target = rows_a_file(table)
+            table.optimize.compact_files(
+                target_rows_per_fragment=target,
+                materialize_deletions_threshold=0.0,
+                batch_size=max(1, target // 16),
+                num_threads=1,
+            )
 
     @contextmanager
     def keep_version(self, name: str, version: int | None) -> Iterator[None]:  # noqa: ARG002

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frevl.errors import Reject, StoreError, UsageError, rejects_sentence
-from frevl.store.commits.record import check_local
-from frevl.store.commits.soundness import sound_rows
+from frevl.store.commits.soundness import checksums_of, sound_rows
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.pictures.extract_tars import in_a_tar
 from frevl.store.reader import TABLES
+from frevl.store.remote.address import place_of
 from frevl.store.sharding.parts import OpenPart, opened
 from frevl.store.towers import Modality, Tower
 from frevl.store.writer import StoreWriter
 from frevl.terminal import ProgressLine
 
-__all__ = ["MergeReport", "merge"]
+__all__ = ["MergeReport", "combined", "merge"]
 
 _COMMIT_BYTES = 64 << 20  # a file of a table is no larger, so that nothing has to be merged again
 _COMMIT_ROWS = 65_536
@@ -88,7 +89,7 @@ def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = Fal
 
     Args:
         parts: Folders of the parts, in any order.
-        into: Folder of the store; made if it is missing.
+        into: Folder or address of the store; made if it is missing.
         progress: Show progress.
 
     Returns:
@@ -102,8 +103,7 @@ def merge(parts: Sequence[str | Path], *, into: str | Path, progress: bool = Fal
     started = time.monotonic()
     if isinstance(parts, str | Path):
         raise UsageError("parts: expected a list of folders, found one path")
-    check_local(into)
-    with opened(parts, Path(into)) as (several, notes):
+    with opened(parts, place_of(into)) as (several, notes):
         report = MergeReport(str(into), len(several), notes=notes)
         with StoreWriter(into) as writer:
             writer.register(list(several[0].towers.values()))
@@ -143,7 +143,7 @@ def _merge_items(
     if not len(items.ids):
         return
     store = Snapshot(writer.path, ALL_TABLES)
-    actions, there = _compare(store, modality, items)
+    actions = _compare(store, modality, items)
     size = _rows_a_commit(towers, parts, modality)
     with writer.keep_version(modality), ProgressLine(f"{modality}s", len(actions), enabled=progress) as line:
         line.advance(int(np.count_nonzero(actions == _KEPT)))
@@ -155,10 +155,7 @@ def _merge_items(
                 if action == _NEW:
                     writer.bring_back(modality, rows, known=False)
                 else:
-                    former = store.take_rows(TABLES[modality], np.sort(there[some]))
-                    former = former.take(np.argsort(np.argsort(there[some])))
-                    for combined in _combined(rows, former, items, some, filling=action == _FILL):
-                        writer.bring_back(modality, combined, known=True)
+                    writer.renew(modality, rows, partial(combined, towers))
                 line.advance(len(some))
     counts = np.bincount(actions, minlength=4)
     if modality == "image":
@@ -211,12 +208,11 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
     )
 
 
-def _compare(store: Snapshot, modality: Modality, items: _Items) -> tuple[np.ndarray, np.ndarray]:
-    """Return the action for every item, and its row in the store; -1 for none."""
+def _compare(store: Snapshot, modality: Modality, items: _Items) -> np.ndarray:
+    """Return what has to be done with every item."""
     actions = np.full(len(items.ids), _NEW, np.int8)
-    rows = np.full(len(items.ids), -1, np.int64)
     if not store.count(TABLES[modality]):
-        return actions, rows
+        return actions
     there = [batch["id"].cast(pa.large_string()) for batch in store.scan(TABLES[modality], ["id"])]
     # At once: every call makes a table of all ids of the items.
     found = pc.index_in(pa.chunked_array(there, pa.large_string()), value_set=items.ids)
@@ -230,8 +226,7 @@ def _compare(store: Snapshot, modality: Modality, items: _Items) -> tuple[np.nda
     # Of an imported image the content was never seen.
     same = (states["content_hash"][known] == items.content[position]) | (states["bytes"][known] == 0)
     actions[position] = np.where(same, np.where(lacking, _FILL, _KEPT), _REPLACE)
-    rows[position] = known
-    return actions, rows
+    return actions
 
 
 def _rows_a_commit(towers: Sequence[Tower], parts: Sequence[OpenPart], modality: Modality) -> int:
@@ -271,31 +266,32 @@ def _read(
     return pa.concat_tables(read, promote_options="default").take(pa.array(order))
 
 
-def _combined(
-    rows: pa.Table, former: pa.Table, items: _Items, chosen: np.ndarray, *, filling: bool
-) -> Iterator[pa.Table]:
-    """Yield whole rows for items in the store: with added embeddings, or with new content."""
-    towers = list(items.has)
-    if not filling:
-        metadata = [f for f in former.schema if f.name not in rows.column_names and not pa.types.is_nested(f.type)]
-        for one in metadata:
-            rows = rows.append_column(one, former[one.name])
-        yield rows
+def combined(towers: Sequence[Tower], rows: pa.Table, former: pa.Table) -> Iterator[pa.Table]:
+    """Yield whole rows for items that the store has: its own with further embeddings, or with other content."""
+    if not len(rows):
         return
-    had = {name: _has(former, name) for name in towers}
-    needs = np.stack([items.has[name][chosen] & ~had[name] for name in towers], axis=1)
-    for need in np.unique(needs, axis=0):
+    seen = pc.and_(pc.not_equal(former["bytes"], 0), pc.not_equal(former["content_hash"], rows["content_hash"]))
+    changed = rows.filter(seen)
+    for one in former.schema:  # metadata stay
+        if one.name not in rows.column_names and not pa.types.is_nested(one.type):
+            changed = changed.append_column(one, former[one.name].filter(seen))
+    yield changed
+    rows, former = rows.filter(pc.invert(seen)), former.filter(pc.invert(seen))
+    needs = np.stack([_has(rows, tower.name) & ~_has(former, tower.name) for tower in towers], axis=1)
+    for need in np.unique(needs[needs.any(axis=1)], axis=0):
         group = pa.array(np.flatnonzero((needs == need).all(axis=1)))
         new, old = rows.take(group), former.take(group)
-        names = {name for name, needed in zip(towers, need.tolist(), strict=True) if needed}
+        wanted = [tower for tower, needed in zip(towers, need.tolist(), strict=True) if needed]
+        for tower in wanted:
+            if tower.name in old.column_names:
+                old = old.drop_columns([tower.name])
+            old = old.append_column(tower.name, new[tower.name])
+        # Under the content that the store knows of the item: of an imported image it is that of its embedding.
+        sums = [found for batch in old.to_batches(max_chunksize=1024) for found in checksums_of(batch, wanted)]
         filled = [
-            [*before, *(entry for entry in found if entry["tower"] in names)]
-            for before, found in zip(old["filled"].to_pylist(), new["filled"].to_pylist(), strict=True)
+            [*before, *({"tower": name, "crc32": crc32} for name, crc32 in found.items())]
+            for before, found in zip(old["filled"].to_pylist(), sums, strict=True)
         ]
-        for name in names:
-            if name in old.column_names:
-                old = old.drop_columns([name])
-            old = old.append_column(name, new[name])
         index = old.schema.get_field_index("filled")
         yield old.set_column(index, old.schema.field(index), pa.array(filled, old.schema.field(index).type))
 

@@ -66,7 +66,7 @@ def opened(paths: Sequence[str | Path], into: Path) -> Iterator[tuple[list[OpenP
         places[path.resolve()] = path
     if not places:
         raise UsageError("Nothing to merge: name the folders of all parts")
-    if into.is_dir() and read_part(into) is not None:
+    if (is_remote(into) or into.is_dir()) and read_part(into) is not None:
         raise UsageError(f"{into}: parts must be merged into a separate store, found a part; give another --into")
     with contextlib.ExitStack() as locks:
         parts = []

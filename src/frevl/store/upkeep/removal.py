@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frevl.errors import UsageError, nearest
-from frevl.store.commits.record import check_local
 from frevl.store.importing.formats import read_ids
 from frevl.store.lance_tables import Snapshot
 from frevl.store.reader import TABLES, Store
+from frevl.store.remote.address import is_remote
 from frevl.store.towers import Modality
 from frevl.store.upkeep.verification import bytes_on_disk
 from frevl.store.writer import StoreWriter
@@ -23,6 +23,9 @@ from frevl.store.writer import StoreWriter
 __all__ = ["CompactionReport", "RemovalReport", "compact", "remove"]
 
 _BATCHES_AT_ONCE = 64
+_KEPT_FOR_A_DAY = (
+    "Versions of the last day stay there, for processes that read them; a later compaction or extraction deletes them."
+)
 _OF: dict[str, Modality] = {"images": "image", "texts": "text"}
 
 
@@ -69,12 +72,14 @@ class CompactionReport:
     Attributes:
         store: Path of the store.
         bytes_before: Room on the disk before.
-        bytes_after: And after.
+        bytes_after: And after. In an object store both are those of the newest version.
+        notes: Sentences that a user should read.
     """
 
     store: str
     bytes_before: int
     bytes_after: int
+    notes: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """Return the record that `frevl store compact --json` writes."""
@@ -82,7 +87,8 @@ class CompactionReport:
 
     def sentence(self) -> str:
         """Summarise it in one line."""
-        return f"{self.store}: {self.bytes_before / 1e6:,.1f} MB before, {self.bytes_after / 1e6:,.1f} MB after."
+        done = f"{self.store}: {self.bytes_before / 1e6:,.1f} MB before, {self.bytes_after / 1e6:,.1f} MB after."
+        return " ".join([done, *self.notes])
 
 
 def remove(
@@ -154,9 +160,9 @@ def compact(store: str | Path) -> CompactionReport:
     Raises:
         StoreError: There is no store, or it cannot be written.
     """
-    check_local(store)
-    Store.open(store)
-    before = bytes_on_disk(Path(store))
-    with StoreWriter(store) as writer:
+    place = Store.open(store).path
+    before = bytes_on_disk(place)
+    with StoreWriter(place) as writer:
         writer.compact()
-    return CompactionReport(str(store), before, bytes_on_disk(Path(store)))
+    notes = [_KEPT_FOR_A_DAY] if is_remote(place) else []
+    return CompactionReport(str(store), before, bytes_on_disk(place), notes + writer.notes)

@@ -1,0 +1,60 @@
+"""Items as a writer takes them, and the rows of a table that have some ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+if TYPE_CHECKING:
+    import lance
+
+__all__ = ["Item", "TakeOver", "rows_with"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the store keeps about an item besides its embeddings.
+
+    Attributes:
+        id: Image path below its folder, or the text itself.
+        content_hash: 32 hexadecimal digits of the SHA-256 of the file or the text.
+        bytes: Size of the content.
+        modified_ns: Modification time of the file in nanoseconds, 0 for a text.
+    """
+
+    id: str
+    content_hash: str
+    bytes: int
+    modified_ns: int = 0
+
+
+@dataclass(frozen=True)
+class TakeOver:
+    """An item that takes over the embeddings of another one.
+
+    Attributes:
+        source: Id of the other item; the writer's `StoreWriter.store` holds it, with the same content.
+        item: The item, which may be in the store with other content.
+        moved: Whether the source leaves the store; the item then takes over its metadata, too.
+    """
+
+    source: str
+    item: Item
+    moved: bool
+
+
+def rows_with(table: lance.LanceDataset, ids: pa.Array) -> pa.Table:
+    """Return the rows of a table that have some ids, in the order of these; those that it lacks are left out.
+
+    All ids are read: with Lance's filters an id, which may be any text, would have to be SQL.
+    """
+    rows, first = [np.zeros(0, np.int64)], 0
+    for batch in table.scanner(columns=["id"]).to_batches():
+        rows.append(first + np.flatnonzero(pc.is_in(batch["id"], value_set=ids).to_numpy(zero_copy_only=False)))
+        first += len(batch)
+    found: pa.Table = table.take(np.concatenate(rows))
+    return found.take(pc.drop_null(pc.index_in(ids, value_set=found["id"].combine_chunks())))
