@@ -60,6 +60,10 @@ class Nodes:
         self.nodes.remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
+    def kill_head(self):
+        """End all processes of the head at once."""
+        self._cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+
     def shutdown(self):
         self._cluster.shutdown()
 

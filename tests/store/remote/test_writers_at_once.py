@@ -243,6 +243,30 @@ def test_two_writers_of_different_encoders_begin_a_store_and_both_embeddings_are
     assert not [problem for problem in verify(new) if "lack an embedding" not in problem]
 
 
+def test_a_table_that_another_writer_makes_while_this_one_writes_its_rows_keeps_them(new, monkeypatch):
+    with StoreWriter(new) as fast, StoreWriter(new) as slow:
+        fast.register(towers("one"))
+        slow.register(towers("one"))
+        left = [lambda: fast.append("image", [item("a", "1")], vector(1))]
+
+        def slowly(write):
+            def written(rows, *arguments, **options):
+                def batches():
+                    yield from rows.to_batches()
+                    if left:
+                        left.pop()()
+
+                return write(pa.RecordBatchReader.from_batches(rows.schema, batches()), *arguments, **options)
+
+            return written
+
+        monkeypatch.setattr(lance, "write_dataset", slowly(lance.write_dataset))
+        monkeypatch.setattr(lance.fragment, "write_fragments", slowly(lance.fragment.write_fragments))
+        slow.append("image", [item("b", "2")], vector(2))
+        assert not left
+    assert values(new) == {"a": 1, "b": 2}
+
+
 def test_metadata_stays_where_another_writer_has_made_the_table(new):
     with StoreWriter(new) as fast, StoreWriter(new) as slow:
         fast.register(towers("one"))

@@ -19,6 +19,7 @@ from frevl import errors
 from frevl.devices import grant_processors
 from frevl.errors import FrevlError
 from frevl.store.many_nodes.connection import refuse_other_code, versions_here
+from frevl.store.many_nodes.head import Head
 
 __all__ = ["Greeting", "Workers"]
 
@@ -143,6 +144,7 @@ class Workers(Generic[B, R]):
         accelerators: int = 0,
     ) -> None:
         self._ray, self._make, self._processors = ray, make, processors
+        self._head = Head(ray)
         total = ray.cluster_resources()
         most = int(total.get("GPU", 0)) // accelerators if accelerators else int(total.get("CPU", 0)) // processors
         self.count = min(count or most, most)
@@ -191,7 +193,7 @@ class Workers(Generic[B, R]):
         until = began + _PATIENCE
         while self._coming and time.monotonic() < until:
             nobody = not self._ready
-            self._welcome(self._ray.wait(list(self._coming), timeout=max(until - time.monotonic(), 0))[0])
+            self._welcome(self._head.wait(list(self._coming), max(until - time.monotonic(), 0))[0])
             if nobody and self._ready:  # the others get twice as long; who comes later is welcome, too
                 until = min(until, time.monotonic() + 2 * (time.monotonic() - began) + _LOOK_AGAIN)
 
@@ -217,7 +219,7 @@ class Workers(Generic[B, R]):
         """Process blocks and yield each with its result, in order of completion.
 
         Raises:
-            FrevlError: What the work raises, no worker is left, or a block that ends every worker.
+            FrevlError: What the work raises, no worker is left, a block that ends every worker, or no head.
         """
         numbered = (_Numbered(number, block) for number, block in enumerate(blocks))
         for one, result in self._results(numbered, lambda: True):
@@ -233,7 +235,7 @@ class Workers(Generic[B, R]):
             may_begin: Whether one may be begun that nobody has had yet.
 
         Raises:
-            FrevlError: What the work raises, no worker is left, or a block that ends every worker.
+            FrevlError: What the work raises, no worker is left, a block that ends every worker, or no head.
         """
         again: deque[_Held[B]] = deque()
         flying: dict[Any, tuple[_Held[B], _Hired]] = {}
@@ -286,7 +288,7 @@ class Workers(Generic[B, R]):
         if not flying and not self._coming:
             raise FrevlError(f"--ray: no worker is left ({self._reason:.300}); everything done so far is kept")
         idle = flying and any(not worker.load for worker in self._ready)
-        found, _ = self._ray.wait([*flying, *self._coming], timeout=_LOOK_AGAIN if idle else _PATIENCE)
+        found, _ = self._head.wait([*flying, *self._coming], _LOOK_AGAIN if idle else _PATIENCE)
         if not found and not flying:
             raise FrevlError(
                 f"--ray: no worker came within {_PATIENCE:.0f} s ({self._reason or 'no processor is free'}); what was "

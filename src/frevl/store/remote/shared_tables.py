@@ -29,14 +29,13 @@ from frevl.store.commits.record import Commit, manifest_name, record_of
 from frevl.store.commits.table_writer import as_stream, rows_a_file
 from frevl.store.remote.address import remote_failure, storage_options
 from frevl.store.remote.objects import Objects
-from frevl.store.towers import checksum
+from frevl.store.remote.shared_rows import PRIMARY, PRIMARY_NAME, checksum_there, fitting, keyed
 
 __all__ = ["SharedTables"]
 
 A = TypeVar("A")
 
 _KEYS = {"images": ["id"], "texts": ["id"], "rejects": ["kind", "id"], "unread": ["tower", "text"]}
-_PRIMARY = {"lance-schema:unenforced-primary-key": "true"}
 _TIMES = 30  # a writer that loses against others tries again so often
 # Lance says with a plain OSError that another writer was faster where it does not try again by itself.
 _FASTER = ("Too many concurrent writers", "Retryable commit conflict")
@@ -67,7 +66,9 @@ class SharedTables:
         self._columns_came = False
         if self._open("towers") is None:
             there = Objects(path).names()
-            others = sorted(name for name in there if not name.startswith((*_folders(names), "commits/")))
+            others = sorted(
+                name for name in there if not name.startswith((*(f"{name}.lance/" for name in names), "commits/"))
+            )
             if others:
                 raise StoreError(
                     f"{path}: expected a store, or nothing, found '{others[0]:.200}'; choose another address"
@@ -104,7 +105,7 @@ class SharedTables:
 
     def append(self, name: str, rows: pa.Table) -> None:
         """Add rows; if another writer added the same key meanwhile, only missing embeddings are added."""
-        rows = rows.cast(_keyed(rows.schema, _KEYS[name]))
+        rows = rows.cast(keyed(rows.schema, _KEYS[name]))
         if self._create(name, rows):
             self._committed(name)
             return
@@ -116,8 +117,8 @@ class SharedTables:
                 self.add_columns(name, list(rows.schema))
                 table = self._existing(name)
             with self._writing(name):
-                fitting = _fitting(rows, table.schema)
-                done = table.merge_insert(_KEYS[name]).when_not_matched_insert_all().execute(fitting)
+                new = fitting(rows, table.schema)
+                done = table.merge_insert(_KEYS[name]).when_not_matched_insert_all().execute(new)
             return int(done["num_inserted_rows"])
 
         inserted = self.retried(add)
@@ -154,13 +155,13 @@ class SharedTables:
 
     def _update_rejects(self, changed: pa.Table, gone: pa.Table) -> None:
         key = _KEYS["rejects"]
-        changed = changed.cast(_keyed(changed.schema, key))
+        changed = changed.cast(keyed(changed.schema, key))
         if len(changed) and not self._create("rejects", changed):
             with self._writing("rejects"):
                 merge = self._existing("rejects").merge_insert(key)
                 merge.when_matched_update_all().when_not_matched_insert_all().execute(changed)
         if len(gone) and self._open("rejects") is not None:
-            gone = gone.cast(_keyed(gone.schema, key))
+            gone = gone.cast(keyed(gone.schema, key))
             with self._writing("rejects"):
                 self._existing("rejects").merge_insert(key).when_matched_delete().execute(gone)
 
@@ -191,7 +192,7 @@ class SharedTables:
             if not set(table.schema.names) <= set(rows.column_names):
                 self._columns_came = True
                 raise CommitConflictError("another writer has added a column")
-            rows = _fitting(rows, table.schema)
+            rows = fitting(rows, table.schema)
             table.merge_insert("id").when_matched_update_all().conflict_retries(0).execute(rows)
         self._committed(name)
 
@@ -281,23 +282,30 @@ class SharedTables:
         if self._open(name) is not None:
             return False
         with self._writing(name):
+            # Not with Lance's own mode "create": where another writer makes the table while the rows are written, that
+            # puts them in the place of its rows. A commit that was made from version 0 is refused then.
+            options = storage_options()
+            new = lance.fragment.write_fragments(rows, self._uri(name), mode="overwrite", storage_options=options)
+            operation = lance.LanceOperation.Overwrite(rows.schema, new)
             try:
-                lance.write_dataset(rows, self._uri(name), mode="create", storage_options=storage_options())
-            except (OSError, ValueError) as error:
-                if "already exists" not in str(error).lower() and not isinstance(error, CommitConflictError):
+                lance.LanceDataset.commit(
+                    self._uri(name), operation, read_version=0, max_retries=0, storage_options=options
+                )
+            except (OSError, ValueError, CommitConflictError):
+                if self._open(name) is None:
                     raise
                 return False
         return True
 
     def _make_key(self, name: str, key: list[str]) -> None:
         table = self._open(name)
-        if table is None or all((table.schema.field(one).metadata or {}).get(_NAMED) for one in key):
+        if table is None or all((table.schema.field(one).metadata or {}).get(PRIMARY_NAME) for one in key):
             return
         with self._writing(name):
             for one in key:
                 never_null: Any = {"path": one, "nullable": False}
                 self._existing(name).alter_columns(never_null)
-            self._existing(name).update_field_metadata({one: dict[str, str | None](_PRIMARY) for one in key})
+            self._existing(name).update_field_metadata({one: dict[str, str | None](PRIMARY) for one in key})
 
     def _add_to_there(self, name: str, rows: pa.Table) -> None:
         """Add embeddings to rows that another writer has since added for the same items."""
@@ -317,7 +325,7 @@ class SharedTables:
                 same = given["content_hash"][0].as_py() == there["content_hash"]
                 if not new or not (same or 0 in (there["bytes"], given["bytes"][0].as_py())):
                     continue  # of other content: what was there first stays, as in the next extraction it is looked at
-                entries = [{**entry, "crc32": _checksum(given, entry["tower"], there)} for entry in new]
+                entries = [{**entry, "crc32": checksum_there(given, entry["tower"], there)} for entry in new]
                 one = pa.Table.from_batches([batch.slice(number, 1)])
                 for entry in entries:
                     at = one.schema.get_field_index(entry["tower"])
@@ -369,34 +377,3 @@ class SharedTables:
             if any(words in str(error) for words in _FASTER):
                 raise CommitConflictError(f"another writer has changed the table '{name}'") from error
             raise remote_failure(self.path, f"{what} the table '{name}'", error) from None
-
-
-_NAMED = b"lance-schema:unenforced-primary-key"
-
-
-def _folders(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{name}.lance/" for name in names)
-
-
-def _keyed(schema: pa.Schema, key: list[str]) -> pa.Schema:
-    """Return a schema whose key is marked: never null, and named as Lance wants it."""
-    fields: list[Any] = [
-        field.with_nullable(False).with_metadata(_PRIMARY) if field.name in key else field for field in schema
-    ]
-    return pa.schema(fields)
-
-
-def _checksum(row: pa.Table, tower: str, there: dict[str, Any]) -> int:
-    """Return the checksum of an embedding with the content hash that the store has for its item."""
-    values = row[tower][0].values
-    flat = values.flatten() if pa.types.is_nested(values.type) else values
-    return checksum(there["id"], there["content_hash"], flat.to_numpy(zero_copy_only=False))
-
-
-def _fitting(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return rows adapted to a table's columns, with nulls for missing ones on either side."""
-    columns = [
-        rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(len(rows), field.type)
-        for field in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)

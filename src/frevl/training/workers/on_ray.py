@@ -13,6 +13,7 @@ from typing import Any
 from frevl.devices import grant_processors
 from frevl.errors import FrevlError, TrainingError, UsageError
 from frevl.store.many_nodes.connection import connected, refuse_other_code, versions_here
+from frevl.store.many_nodes.head import Head
 from frevl.store.remote.address import place_of
 from frevl.training.workers.team import Place
 from frevl.training.workers.together import WorkerEndedError, error_of, joined
@@ -124,20 +125,23 @@ def _once(
     from ray.util.placement_group import placement_group, remove_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+    head = Head(ray)
     group = placement_group([{"CPU": 1, **({"GPU": 1} if accelerators else {})}] * workers, strategy="PACK")
     actors: list[Any] = []
     try:
-        try:
-            ray.get(group.ready(), timeout=_PATIENCE)
-        except ray.exceptions.GetTimeoutError as error:
+        placed_all = group.ready()
+        if not head.wait([placed_all], _PATIENCE)[0]:
             raise TrainingError(
                 f"--ray: the cluster had no room for {workers} workers at once within {_PATIENCE:.0f} s; wait for "
                 "other jobs, or take fewer"
-            ) from error
+            )
+        ray.get(placed_all)
         remote = ray.remote(num_cpus=1, num_gpus=accelerators, max_restarts=0, max_concurrency=1)(_Worker)
         placed = remote.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group))
         actors += [placed.remote() for _ in range(workers)]
-        greetings = ray.get([actor.greet.remote() for actor in actors], timeout=_PATIENCE)
+        greeted = [actor.greet.remote() for actor in actors]
+        head.wait(greeted, _PATIENCE, len(greeted))
+        greetings = ray.get(greeted, timeout=1.0)
         for node, _, versions in greetings:
             refuse_other_code(node, versions)
         # With an accelerator each, Ray shows a worker its own alone: it is the first one there.
@@ -149,10 +153,10 @@ def _once(
         ]
         left, answers = list(started), {}
         while left:
-            done, left = ray.wait(left)
+            done, left = head.wait(left)
             answers[done[0]] = ray.get(done[0])
             if answers[done[0]][0] and left:  # what it failed with, the others learn; a worker that died says nothing
-                more, left = ray.wait(left, num_returns=len(left), timeout=30.0)
+                more, left = head.wait(left, 30.0, len(left))
                 answers |= {one: ray.get(one) for one in more}
                 break
         failed = [answers[one] for one in started if one in answers and answers[one][0]]
@@ -166,7 +170,8 @@ def _once(
         with suppress(ray.exceptions.RayError):
             for actor in actors:
                 ray.kill(actor)
-            remove_placement_group(group)
+            if not head.is_gone:  # it would be asked, for a minute
+                remove_placement_group(group)
 
 
 def _place(rank: int, nodes: list[str], accelerators: int) -> Place:
