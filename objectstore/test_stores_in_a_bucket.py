@@ -15,7 +15,7 @@ from PIL import Image
 
 import frevl
 from conftest import new_bucket
-from frevl.errors import StoreError, UsageError
+from frevl.errors import StoreError
 from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.reader import Store
@@ -256,7 +256,7 @@ def test_nothing_there_and_no_bucket_are_sentences(bucket):
     assert "Traceback" not in said.stderr
     with pytest.raises(StoreError, match="expected a store there, found none"):
         compact(f"{bucket}/s")
-    with pytest.raises(UsageError, match="not repaired"):
+    with pytest.raises(StoreError, match="expected a store there, found none"):
         repair(f"{bucket}/s")
 
 

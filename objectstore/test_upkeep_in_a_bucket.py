@@ -111,7 +111,7 @@ main()
 
 def until_it_comes_through(change):
     """Make a change until it succeeds; every failure is a sentence."""
-    for _ in range(12):
+    for _ in range(30):
         try:
             return change()
         except StoreError:

@@ -301,7 +301,7 @@ def _open_remote(store: Path, name: str) -> lance.LanceDataset | None:
         found = "none" if table is None else f"version {table.version}"
         raise StoreError(
             f"{store}: the table '{name}' has lost its last commits (expected version {commit.version} with "
-            f"{commit.rows:,} rows, found {found}), as after a copy that left files out; copy the store there again"
+            f"{commit.rows:,} rows, found {found}), as after a copy in part; copy again, or run frevl store repair"
         )
     return table
 

@@ -5,7 +5,6 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from frevl.errors import StoreError, UsageError
-from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.reader import Store
 from frevl.store.remote.address import RemotePath, cache_of, is_remote, place_of, remote_failure, storage_options
 from frevl.store.remote.copying import copy_store
@@ -79,16 +78,6 @@ def test_nothing_of_an_address_is_on_this_machine(tmp_path, monkeypatch):
     assert isinstance(place, PurePosixPath)
     assert cache_of(place).parent == tmp_path / "cache" / "stores"
     assert cache_of(place) != cache_of(place_of("s3://bucket/other"))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_cannot_be_done_there_is_refused_and_says_how_to(frevl, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    said = frevl("store", "repair", "s3://bucket/store")
-    assert said.code == 2
-    assert "not repaired there; do that in a folder of this machine" in said.err
-    with pytest.raises(StoreError, match="labels"):
-        LabelsFile(place_of("s3://bucket/store")).label("ann", [("a.png", "cat")])
     assert list(tmp_path.iterdir()) == []
 
 

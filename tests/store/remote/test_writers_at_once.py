@@ -13,7 +13,7 @@ from frevl.store import writer as writer_module
 from frevl.store.commits.soundness import checksums_of
 from frevl.store.importing.identity import declared_towers
 from frevl.store.reader import Store
-from frevl.store.remote import shared_tables
+from frevl.store.remote import shared_rows, shared_tables
 from frevl.store.remote.shared_tables import SharedTables
 from frevl.store.sharding.merging import combined
 from frevl.store.upkeep.verification import verify
@@ -56,6 +56,7 @@ def new(tmp_path, monkeypatch):
     """The folder of a store that is not there yet."""
     monkeypatch.setattr(shared_tables, "Objects", Folder)
     monkeypatch.setattr(shared_tables, "storage_options", dict)
+    monkeypatch.setattr(shared_rows, "storage_options", dict)
     monkeypatch.setattr(writer_module, "TableWriter", SharedTables)
     monkeypatch.setattr(writer_module, "make_store_folder", lambda _: None)
     path = tmp_path / "store"

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frevl.errors import StoreError, UsageError
+from frevl.errors import StoreError
 from frevl.files import flush_file, flush_folder, write_json
-from frevl.store.remote.address import is_remote, place_of
+from frevl.store.remote.address import is_remote
 from frevl.store.remote.objects import Objects
 
 __all__ = [
     "Commit",
-    "check_local",
     "check_not_lost",
     "commits_folder",
     "data_files",
@@ -59,20 +58,6 @@ class Commit:
     rows: int
     manifest: bytes
     content: bytes = b""
-
-
-def check_local(store: str | Path) -> None:
-    """Refuse what moves files of a store that lies in an object store: others may need them.
-
-    Raises:
-        UsageError: It is an address, such as ``s3://bucket/store``.
-    """
-    place = place_of(store)
-    if is_remote(place):
-        raise UsageError(
-            f"{place}: a store in an object store is read and written, but not repaired there; do that in a folder of "
-            f"this machine, and copy it: frevl store copy"
-        )
 
 
 def table_folder(store: Path, name: str) -> Path:

@@ -25,11 +25,11 @@ from frevl.files import flush_folder
 from frevl.store.labels.book import LabelBook
 from frevl.store.labels.entries import FORMAT, Entry, class_name, labeller_name, now, parse, request_id
 
-__all__ = ["LabelsFile"]
+__all__ = ["HEADER", "LabelsFile"]
 
 A = TypeVar("A")
 
-_HEADER = json.dumps({"frevl_labels": FORMAT}).encode() + b"\n"
+HEADER = json.dumps({"frevl_labels": FORMAT}).encode() + b"\n"
 _MOST_NOTES = 20
 _LOCK_SECONDS = 10.0
 
@@ -197,7 +197,7 @@ class LabelsFile:
         try:
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:
-                self._write_all(descriptor, (_HEADER if is_new else b"") + lines)
+                self._write_all(descriptor, (HEADER if is_new else b"") + lines)
             finally:
                 os.close(descriptor)
             if is_new:
@@ -302,7 +302,10 @@ class LabelsFile:
                 f"{self.path}: {self.path.stem} cannot be read ({error.strerror or error}); correct the permissions, "
                 "or put the file back"
             ) from error
-        whole = added[: added.rfind(b"\n") + 1]
+        self._take(added[: added.rfind(b"\n") + 1])
+
+    def _take(self, whole: bytes) -> None:
+        """Add whole lines to the state."""
         self._offset += len(whole)
         if whole:
             self._last = whole[whole.rfind(b"\n", 0, -1) + 1 :]

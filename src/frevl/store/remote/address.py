@@ -12,9 +12,12 @@ from typing import Any, NoReturn, cast
 
 from frevl.errors import StoreError, UsageError
 
-__all__ = ["RemotePath", "cache_of", "is_remote", "place_of", "remote_failure", "storage_options"]
+__all__ = ["CUT_OFF", "RemotePath", "cache_of", "is_remote", "place_of", "remote_failure", "storage_options"]
 
 SCHEMES = ("s3", "gs", "az")
+
+CUT_OFF = "its answer was cut off"
+"""What is said of an answer that ended too early; the same request may succeed."""
 
 # How the object store, or the way to it, says what is wrong, and how we do. Nothing of it is quoted: such answers may
 # hold keys.
@@ -25,7 +28,7 @@ _REASONS = (
     (r"[Cc]redential|\bIMDS\b|metadata (service|endpoint)|InvalidToken|ExpiredToken",
      "there are no credentials for it that can be used"),
     (r"\b50[0-9]\b|SlowDown", "it answers with failures, also when asked again"),
-    (r"response body|decoding response|end of file|[Ii]ncomplete", "its answer was cut off"),
+    (r"response body|decoding response|end of file|[Ii]ncomplete", CUT_OFF),
     (r"error sending request|connect|dns error|timed out|builder error", "it cannot be reached"),
     (r"\b404\b|[Nn]ot found|NoSuchKey", "a file of the store is missing"),
     (r"\b(400|301|307)\b|Redirect|AuthorizationHeaderMalformed", "it refuses the request: check the region"),

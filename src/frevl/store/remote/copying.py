@@ -23,6 +23,7 @@ from frevl.store.lance_tables import ALL_TABLES, open_committed
 from frevl.store.reader import TABLES, Store
 from frevl.store.remote.address import is_remote, place_of
 from frevl.store.remote.objects import Objects
+from frevl.store.remote.shared_lines import SharedLines
 from frevl.terminal import ProgressLine
 
 __all__ = ["CopyReport", "copy_store"]
@@ -253,7 +254,7 @@ class _Ends(Protocol):
 
 class _Up:
     def __init__(self, folder: Path, address: Path) -> None:
-        self._folder, self._objects = folder, Objects(address)
+        self._folder, self._objects, self._labels = folder, Objects(address), SharedLines(address, _LABELS)
         self.source_names, self.target_names = _names(folder), self._objects.names()
 
     def copy(self, name: str) -> None:
@@ -263,16 +264,18 @@ class _Up:
         return (self._folder / name).read_bytes()
 
     def read_target(self, name: str) -> bytes:
-        return self._objects.read(name) or b""
+        return self._labels.all() if name == _LABELS else self._objects.read(name) or b""
 
 
 class _Down:
     def __init__(self, address: Path, folder: Path) -> None:
-        self._folder, self._objects = folder, Objects(address)
+        self._folder, self._objects, self._labels = folder, Objects(address), SharedLines(address, _LABELS)
         self.source_names, self.target_names = self._objects.names(), _names(folder)
+        if any(name.startswith("labels/labels.lance/_versions/") for name in self.source_names):
+            self.source_names.add(_LABELS)
 
     def read_source(self, name: str) -> bytes:
-        return self._objects.read(name) or b""
+        return self._labels.all() if name == _LABELS else self._objects.read(name) or b""
 
     def read_target(self, name: str) -> bytes:
         return (self._folder / name).read_bytes()
@@ -282,7 +285,10 @@ class _Down:
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._objects.fetch(name, temporary)
+            if name == _LABELS:
+                temporary.write_bytes(self._labels.all())
+            else:
+                self._objects.fetch(name, temporary)
             flush_file(temporary)
             temporary.replace(target)
             for folder in (target.parent, target.parent.parent, self._folder):

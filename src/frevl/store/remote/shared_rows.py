@@ -5,15 +5,42 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import lance
+import lance.fragment
 import pyarrow as pa
+from lance.commit import CommitConflictError
 
+from frevl.store.remote.address import storage_options
 from frevl.store.towers import checksum
 
-__all__ = ["PRIMARY", "PRIMARY_NAME", "checksum_there", "fitting", "keyed"]
+__all__ = ["PRIMARY", "PRIMARY_NAME", "checksum_there", "create_table", "fitting", "keyed"]
 
 PRIMARY_NAME = b"lance-schema:unenforced-primary-key"
 PRIMARY = {PRIMARY_NAME.decode(): "true"}
 """Metadata of a column of a primary key."""
+
+
+def create_table(place: str, rows: pa.Table) -> None:
+    """Make a table.
+
+    Not with Lance's own mode "create": where another writer makes the table while the rows are written, that puts them
+    in the place of its rows. A commit that was made from version 0 is refused then.
+
+    Raises:
+        FileExistsError: There is one, from another writer maybe.
+        OSError, ValueError: It cannot be written.
+    """
+    options = storage_options()
+    new = lance.fragment.write_fragments(rows, place, mode="overwrite", storage_options=options)
+    operation = lance.LanceOperation.Overwrite(rows.schema, new)
+    try:
+        lance.LanceDataset.commit(place, operation, read_version=0, max_retries=0, storage_options=options)
+    except (OSError, ValueError, CommitConflictError) as error:
+        try:
+            lance.dataset(place, storage_options=options)
+        except ValueError:
+            raise error from None
+        raise FileExistsError(place) from error
 
 
 def keyed(schema: pa.Schema, key: Sequence[str]) -> pa.Schema:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -27,9 +27,9 @@ from frevl.errors import StoreError
 from frevl.store.commits.failures import is_lance_failure
 from frevl.store.commits.record import Commit, manifest_name, record_of
 from frevl.store.commits.table_writer import as_stream, rows_a_file
-from frevl.store.remote.address import remote_failure, storage_options
+from frevl.store.remote.address import CUT_OFF, remote_failure, storage_options
 from frevl.store.remote.objects import Objects
-from frevl.store.remote.shared_rows import PRIMARY, PRIMARY_NAME, checksum_there, fitting, keyed
+from frevl.store.remote.shared_rows import PRIMARY, PRIMARY_NAME, checksum_there, create_table, fitting, keyed
 
 __all__ = ["SharedTables"]
 
@@ -39,6 +39,7 @@ _KEYS = {"images": ["id"], "texts": ["id"], "rejects": ["kind", "id"], "unread":
 _TIMES = 30  # a writer that loses against others tries again so often
 # Lance says with a plain OSError that another writer was faster where it does not try again by itself.
 _FASTER = ("Too many concurrent writers", "Retryable commit conflict")
+_CUTS = 5  # what can be done twice is done again so often where an answer was cut off
 _SMALL_FRAGMENTS = 64
 _KEEP_VERSIONS = timedelta(days=1)  # for readers and writers that began with an older version
 
@@ -220,6 +221,15 @@ class SharedTables:
 
         Other writers go on meanwhile: who is slower at the same rows does it again. Readers keep their versions.
         """
+        for left in reversed(range(_CUTS)):
+            try:
+                self._compact_once(name)
+                return
+            except StoreError as error:
+                if not left or CUT_OFF not in str(error):
+                    raise
+
+    def _compact_once(self, name: str) -> None:
         if self._open(name) is None:
             return
         self.retried(lambda: self._compact(name))
@@ -237,6 +247,22 @@ class SharedTables:
                 batch_size=max(1, target // 16),
                 num_threads=1,
             )
+
+    def remove_parts(self, name: str, parts: Collection[int]) -> None:
+        """Commit a version of a table without some of its parts, whose files are lost."""
+
+        def remove() -> None:
+            table = self._existing(name)
+            gone = [part.fragment_id for part in table.get_fragments() if part.fragment_id in parts]
+            operation = lance.LanceOperation.Delete([], gone, "files are lost")
+            if gone:
+                with self._writing(name):
+                    lance.LanceDataset.commit(
+                        table, operation, read_version=table.version, storage_options=storage_options()
+                    )
+
+        self.retried(remove)
+        self._committed(name)
 
     @contextmanager
     def keep_version(self, name: str, version: int | None) -> Iterator[None]:  # noqa: ARG002
@@ -282,18 +308,9 @@ class SharedTables:
         if self._open(name) is not None:
             return False
         with self._writing(name):
-            # Not with Lance's own mode "create": where another writer makes the table while the rows are written, that
-            # puts them in the place of its rows. A commit that was made from version 0 is refused then.
-            options = storage_options()
-            new = lance.fragment.write_fragments(rows, self._uri(name), mode="overwrite", storage_options=options)
-            operation = lance.LanceOperation.Overwrite(rows.schema, new)
             try:
-                lance.LanceDataset.commit(
-                    self._uri(name), operation, read_version=0, max_retries=0, storage_options=options
-                )
-            except (OSError, ValueError, CommitConflictError):
-                if self._open(name) is None:
-                    raise
+                create_table(self._uri(name), rows)
+            except FileExistsError:
                 return False
         return True
 

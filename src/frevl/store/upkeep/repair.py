@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from filelock import Timeout
@@ -15,7 +14,6 @@ from frevl.errors import StoreError
 from frevl.store.commits.failures import reading, writing
 from frevl.store.commits.record import (
     Commit,
-    check_local,
     commits_folder,
     data_files,
     manifest_name,
@@ -29,55 +27,15 @@ from frevl.store.commits.soundness import file_problems
 from frevl.store.commits.table_writer import lock_store
 from frevl.store.lance_tables import ALL_TABLES, open_table, remove_parts, replace_rows
 from frevl.store.reader import TABLES
+from frevl.store.remote.address import is_remote, place_of
+from frevl.store.upkeep.repair_report import RepairReport
 from frevl.store.upkeep.salvage import salvage, unclaimed_folder
+from frevl.store.upkeep.shared_repair import repair_remote
 
 if TYPE_CHECKING:
     import lance
 
 __all__ = ["RepairReport", "repair"]
-
-
-@dataclass
-class RepairReport:
-    """The result of a repair.
-
-    Attributes:
-        store: Path of the store.
-        versions: By table, the version that was restored from its record.
-        rows: By table, how many rows were recovered from data files that no version named.
-        removed: By table, how many rows were removed because they are damaged; their embeddings are lost.
-        missing: By table, how many rows fewer it has than after its last commit.
-        unread: Files that nothing could be read of, or not all; they lie in ``STORE/unclaimed`` and may be deleted.
-        notes: Sentences that a user should read.
-    """
-
-    store: str
-    versions: dict[str, int] = field(default_factory=dict)
-    rows: dict[str, int] = field(default_factory=dict)
-    removed: dict[str, int] = field(default_factory=dict)
-    missing: dict[str, int] = field(default_factory=dict)
-    unread: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def record(self) -> dict[str, Any]:
-        """Return the record that `frevl store repair --json` writes."""
-        return dict(vars(self))
-
-    def sentence(self) -> str:
-        """Summarise it in one line."""
-        said = [f"Restored version {version} of '{name}'." for name, version in self.versions.items()]
-        said += [f"Recovered {count:,} rows of '{name}' from their data files." for name, count in self.rows.items()]
-        said += [f"Removed {count:,} damaged rows of '{name}'." for name, count in self.removed.items()]
-        said += [
-            f"'{name}' lacks {count:,} rows of its last commit: extract or import them again."
-            for name, count in self.missing.items()
-        ]
-        if self.unread:
-            said.append(
-                f"{len(self.unread):,} files cannot be read in full and were set aside, the first is {self.unread[0]}; "
-                "delete them when you have no copy to compare them with."
-            )
-        return " ".join([f"{self.store}:", *(said or ["nothing needed recovering."]), *self.notes])
 
 
 def repair(store: str | Path) -> RepairReport:
@@ -89,8 +47,11 @@ def repair(store: str | Path) -> RepairReport:
     row with more embeddings counts, or, if the content differs, the one of the newer file. Rows that were removed
     since may come back with a table that has lost its manifests and their copy.
 
+    In an object store only manifests, towers, lost parts and damaged rows are seen to: data files that no version names
+    may be those of a writer at work. No other process should write meanwhile where manifests were lost.
+
     Args:
-        store: Folder of the store.
+        store: Folder or address of the store.
 
     Returns:
         What was done.
@@ -98,11 +59,13 @@ def repair(store: str | Path) -> RepairReport:
     Raises:
         StoreError: There is no store, another process is writing, or nothing can be recovered.
     """
-    check_local(store)
-    path = Path(store)
+    path = place_of(store)
+    report = RepairReport(str(path))
+    if is_remote(path):
+        repair_remote(path, report)
+        return report
     if not any((path / known).is_dir() for known in ("towers.lance", "commits")):
         raise StoreError(f"{path}: expected a store (a folder with 'towers.lance'), found none")
-    report = RepairReport(str(path))
     recorded = {name: read_commit(path, name) for name in ALL_TABLES}
     with _locked(path):
         for name in ALL_TABLES:

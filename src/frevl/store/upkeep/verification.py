@@ -172,8 +172,8 @@ def _read_problems(
         with reading(path, name):
             read(fragment)
     except StoreError as error:
-        files = ", ".join(str(path / f"{name}.lance" / "data" / file.path) for file in fragment.data_files())
-        cause = " ".join(str(error.__cause__).split()).partition(", /")[0]
+        files = ", ".join(f"{path}/{name}.lance/data/{file.path}" for file in fragment.data_files())
+        cause = " ".join(str(error.__cause__ or error).split()).partition(", /")[0]
         return [f"The table '{name}' has a file that cannot be read, {files}: {cause:.200}."]
     return []
 

@@ -20,7 +20,7 @@ from frevl.deployment.service.explorer.thumbnails import Thumbnails
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.models import Service
 from frevl.errors import FrevlError, ImageError, StoreError, UsageError
-from frevl.store.labels.labels_file import LabelsFile
+from frevl.store.labels.shared_labels import labels_of
 from frevl.store.reader import Store
 
 __all__ = ["Explorer"]
@@ -71,7 +71,7 @@ class Explorer:
         self.curations = curations or Curations(service.store.path, writable=writable)
         self.writable = writable
         self.device = device
-        self.labels = LabelsFile(service.store.path, writes=writable)
+        self.labels = labels_of(service.store.path, writes=writable)
         self.thumbnails = Thumbnails(service.store.path, images, max_pixels=service.limits.pixels, keep=writable)
         self.neighbours = NeighbourMaps(keep=writable)
         self.trainings = Trainings(service.store.path, device=device)
