@@ -119,15 +119,18 @@ def is_remote(store: object) -> bool:
 def storage_options() -> dict[str, str]:
     """Return options that Lance does not read from the environment itself: a custom server.
 
-    ``AWS_ENDPOINT_URL_S3`` and ``AWS_ENDPOINT_URL`` name it, as for the tools of AWS. Credentials are never passed:
-    Lance finds them where those tools do.
+    ``AWS_ENDPOINT_URL_S3`` and ``AWS_ENDPOINT_URL`` name it, or ``AZURE_STORAGE_ENDPOINT``, as for the tools of AWS and
+    Azure. Credentials are never passed: Lance finds them where those tools do.
     """
     options = {"client_max_retries": "5", "client_retry_timeout": "60"}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    if endpoint:
-        options["aws_endpoint"] = endpoint
-        if endpoint.startswith("http://"):
-            options["allow_http"] = "true"
+    given = os.environ.get
+    servers = {
+        "aws_endpoint": given("AWS_ENDPOINT_URL_S3") or given("AWS_ENDPOINT_URL"),
+        "azure_endpoint": given("AZURE_STORAGE_ENDPOINT"),
+    }
+    options.update({name: endpoint for name, endpoint in servers.items() if endpoint})
+    if any(endpoint and endpoint.startswith("http://") for endpoint in servers.values()):
+        options["allow_http"] = "true"
     return options
 
 
