@@ -9,6 +9,7 @@ from test_upkeep_in_a_bucket import until_it_comes_through
 
 from conftest import new_bucket
 from frevl.errors import StoreError, UsageError
+from frevl.store.labels import shared_labels
 from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.labels.shared_labels import labels_of
 from frevl.store.remote.address import place_of
@@ -46,6 +47,15 @@ def test_labels_of_two_processes_are_all_kept_in_one_order(bucket):
         book = one.book()
     assert (book.of("0.png"), book.of("3.png")) == ({"ann": "Katze", "bob": "Katze"}, {"ann": "Katze"})
     assert one.notes == two.notes == []
+
+
+def test_a_clock_that_is_wrong_changes_no_order(bucket, monkeypatch):
+    there = place_of(f"{bucket}/store")
+    ahead, behind = labels_of(there), labels_of(there)
+    for labels, at, name in ((ahead, "2099-01-01T00:00:00.000Z", "cat"), (behind, "1999-01-01T00:00:00.000Z", "dog")):
+        monkeypatch.setattr(shared_labels, "now", lambda at=at: at)
+        labels.label("ann", [("0.png", name)])
+    assert labels_of(there).book().of("0.png") == {"ann": "dog"}
 
 
 def test_labels_are_copied_there_added_to_and_copied_back(store, bucket, tmp_path):  # noqa: F811

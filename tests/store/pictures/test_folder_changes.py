@@ -69,6 +69,15 @@ def test_what_moved_is_not_embedded_again(images, store, embedded):
     assert extract(store, images=images, encoder=["toy"]).images_kept == 8
 
 
+@pytest.mark.parametrize("clock", [1, 4_000_000_000])
+def test_a_change_is_seen_whatever_the_clock_of_who_made_it(images, store, clock):
+    before = vectors(store)
+    (images / "3.png").write_bytes((images / "4.png").read_bytes())
+    os.utime(images / "3.png", (clock, clock))
+    assert extract(store, images=images, encoder=["toy"]).images_copied == 1
+    assert vectors(store) == {**before, "3.png": before["4.png"]}
+
+
 def test_a_cycle_of_renames(images, store, embedded):
     before = vectors(store)
     for number in range(8):

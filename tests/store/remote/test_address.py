@@ -93,6 +93,8 @@ def test_a_copy_has_one_end_here(tmp_path):
     [
         ("Generic S3 error: ... 403 Forbidden: <AWSAccessKeyId>AKIASECRET</AWSAccessKeyId>", "access was denied"),
         ("404 Not Found: <Code>NoSuchBucket</Code>", "there is no such bucket"),
+        ("403 Forbidden: <Code>RequestTimeTooSkewed</Code>", "the clock of this machine is wrong"),
+        ("Error getting list response body: HTTP error: request or response body error", "its answer was cut off"),
         ("HTTP error: error sending request", "it cannot be reached"),
         ("503 Slow Down after 5 retries", "answers with failures"),
         ("Failed to get AWS credentials: dispatch failure", "no credentials"),

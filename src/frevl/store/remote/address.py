@@ -23,6 +23,8 @@ CUT_OFF = "its answer was cut off"
 # hold keys.
 _REASONS = (
     (r"NoSuchBucket|NoSuchContainer|bucket .* does not exist", "there is no such bucket"),
+    (r"RequestTimeTooSkewed|AuthorizationHeaderExpired|difference between the request time",
+     "the clock of this machine is wrong: set it"),
     (r"\b40[13]\b|AccessDenied|Forbidden|SignatureDoesNotMatch|InvalidAccessKey|Unauthorized",
      "access was denied: check the credentials and what they are allowed"),
     (r"[Cc]redential|\bIMDS\b|metadata (service|endpoint)|InvalidToken|ExpiredToken",
