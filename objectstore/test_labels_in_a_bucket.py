@@ -39,7 +39,7 @@ def test_labels_of_two_processes_are_all_kept_in_one_order(bucket):
     assert [entry.request for entry in one.book().entries if entry.by == "ann"][::2] == [f"ann{k}" for k in range(12)]
     two.label("ann", [("0.png", "cat"), ("100.png", "ann")], "ann0")  # sent again without an answer
     assert len(two.book().entries) == 48
-    with pytest.raises(UsageError, match="used already"):
+    with pytest.raises(UsageError, match="already used"):
         two.label("ann", [("0.png", "dog")], "ann0")
     two.rename("bob", "cat", "Katze")
     assert len(two.undo("bob", "bob3")) == 2

@@ -177,7 +177,7 @@ class Snapshot:
             raise UsageError("The condition is empty; write one such as id LIKE 'kitchen/%', or leave it out")
         outside = re.sub(r"'[^']*'", "", where)
         if ";" in outside:  # Lance reads up to it and drops the rest without a word
-            raise UsageError(f"The condition {where!r} must be a single one, found ';'; join several with AND or OR")
+            raise UsageError(f"The condition {where!r} must be a single condition, found ';'; join with AND or OR")
         table = self._tables[name]
         if table is None:
             return []

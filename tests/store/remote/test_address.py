@@ -46,10 +46,10 @@ def test_a_folder_stays_one(tmp_path):
         ("s3://", "needs a bucket"),
         ("gs:///", "needs a bucket"),
         ("ftp://KEY:SECRET@host/store", "expected a local folder or an address s3://"),
-        ("https://acct.blob.core.windows.net/c/store?sv=1&sig=SECRET", "^https://...: expected a folder"),
-        (Path("https://u:SEC/SECRET@h/s"), "^https://...: expected a folder"),
-        ("abfss://box@SECRET.dfs.core.windows.net/s", "^abfss://...: expected a folder"),
-        ("http:/SECRET", "^http://...: expected a folder"),
+        ("https://acct.blob.core.windows.net/c/store?sv=1&sig=SECRET", "^https://...: expected a local folder"),
+        (Path("https://u:SEC/SECRET@h/s"), "^https://...: expected a local folder"),
+        ("abfss://box@SECRET.dfs.core.windows.net/s", "^abfss://...: expected a local folder"),
+        ("http:/SECRET", "^http://...: expected a local folder"),
     ],
 )
 def test_what_is_no_address_is_refused_without_its_secrets(written, match):
