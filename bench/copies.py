@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from frevl.provenance import hardware
-from frevl.runs.search.all_neighbours import AllNeighbours
+from frevl.runs.search.graphs import AllNeighbours
 from frevl.store.grouping.copies import NEIGHBOURS, find_near_copies
 
 DIMENSION, NOISE, MOVED, COPIES = 24, 0.3, 0.1, 100

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frevl.data.vqa_answers import answer_vocabulary, normalise_answer, soft_targets, vqa_accuracy
+from frevl.data.benchmarks.vqa_answers import answer_vocabulary, normalise_answer, soft_targets, vqa_accuracy
 from frevl.errors import UsageError
 
 # The official table, spelling by spelling: what is looked up, what is put in its place.

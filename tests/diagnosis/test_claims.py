@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from frevl.diagnosis.data_quality.image_leaks import near_image_claim, same_image_claim, same_pair_claim
-from frevl.diagnosis.data_quality.label_conflicts import conflict_claim
-from frevl.diagnosis.data_quality.label_errors import label_claim
+from frevl.diagnosis.data_quality.label_errors import conflict_claim, label_claim
 from frevl.diagnosis.data_quality.text_leaks import near_pair_claim, near_text_claim, same_text_claim
 from frevl.diagnosis.embeddings.embedding_findings import gap_advice, hub_claim, projection_advice, rank_advice
 from frevl.diagnosis.embeddings.encoder_comparison import encoder_advice, encoder_claim, together_advice

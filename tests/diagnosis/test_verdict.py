@@ -7,8 +7,7 @@ import pytest
 
 from frevl.diagnosis.gaps import Gap, compare
 from frevl.diagnosis.model_choice import ModelChoice, ModelResult
-from frevl.diagnosis.verdict import KINDS, reach_verdict
-from frevl.diagnosis.verdict_findings import fusion_advice
+from frevl.diagnosis.verdict import KINDS, fusion_advice, reach_verdict
 
 ROLES = {
     "majority": "majority", "text": "text", "text kernel": "text", "image": "image", "image kernel": "image",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from frevl.evaluation.labellers.agreement import cohens_kappa, observed_agreement
+from frevl.evaluation.metrics import cohens_kappa, observed_agreement
 
 
 @pytest.mark.parametrize("classes", [1, 2, 7])

@@ -6,7 +6,7 @@ import pytest
 import frevl
 from frevl.data.pairs import Pairs
 from frevl.errors import UsageError
-from frevl.evaluation.answers.consistency import agreement, forms_of
+from frevl.evaluation.consistency import agreement, forms_of
 from planted import plant
 
 

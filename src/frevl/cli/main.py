@@ -14,8 +14,8 @@ from frevl.cli.commands import (
     deployment,
     diagnosis,
     models,
+    runs,
     scoring,
-    sharing,
     stores,
     training,
 )
@@ -27,7 +27,7 @@ from frevl.version import __version__
 __all__ = ["app", "main"]
 
 # Importing a file of commands registers them; `frevl.cli.options.ORDER` sets their order in the help.
-_COMMANDS = (classification, curation, data, deployment, diagnosis, models, scoring, sharing, stores, training)
+_COMMANDS = (classification, curation, data, deployment, diagnosis, models, runs, scoring, stores, training)
 
 
 def _print_version(wanted: bool) -> None:

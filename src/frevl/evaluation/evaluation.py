@@ -9,16 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from frevl.data.benchmarks.vqa_answers import vqa_accuracy
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
-from frevl.data.vqa_answers import vqa_accuracy
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
-from frevl.evaluation.answers.consistency import evaluate_consistency, forms_of
+from frevl.evaluation.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
 from frevl.evaluation.intervals import Chance, against_majority, paired_difference, paired_test
-from frevl.evaluation.measures import Measure
+from frevl.evaluation.measures import Measure, evaluate_sets
 from frevl.evaluation.metrics import brier, correct, expected_calibration_error, macro_f1
-from frevl.evaluation.prediction_sets import evaluate_sets
 from frevl.evaluation.retrieval_metrics import choice_set_scores, evaluate_retrieval
 from frevl.evaluation.slices import slice_rows, slice_table
 from frevl.evaluation.wups import wups, wups_available
@@ -49,9 +48,9 @@ class Result:
         left_out: Pairs that were not evaluated, with the reason.
         difference: Comparison with another run, if given: difference of the main metric in points, interval, p-value,
             path.
-        sets: Results of prediction sets, if requested; see `frevl.evaluation.prediction_sets`.
+        sets: Results of prediction sets, if requested; see `frevl.evaluation.measures`.
         fairness: Results for each key in ``groups``; see `frevl.evaluation.fairness.groups`.
-        consistency: Result for ``forms``; see `frevl.evaluation.answers.consistency`.
+        consistency: Result for ``forms``; see `frevl.evaluation.consistency`.
         chance: For classification, the main metric compared with the majority answer of the training pairs;
             ``majority`` in the JSON.
         hits: Per pair (or query), the values that the main metric averages; not part of the JSON, like all that follow.

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
+from frevl.models.classification.posterior import pair_doubt
 from frevl.models.inputs import ZScore
-from frevl.models.uncertainty.posterior import pair_doubt
 
 __all__ = [
     "Build",
@@ -221,7 +221,7 @@ class PairNetwork(nn.Module, ABC):
             text_mask: As `forward`.
 
         Returns:
-            ``(n, width)`` float32 of unit length (or below: see `frevl.models.uncertainty.posterior.left_over`) by
+            ``(n, width)`` float32 of unit length (or below: see `frevl.models.classification.posterior.left_over`) by
             ``image``, by ``image`` and ``text``, or by ``pair``. A network made of others puts their number before:
             ``0.pair``. None if there is no such layer.
         """

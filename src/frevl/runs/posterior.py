@@ -14,9 +14,9 @@ from torch import Tensor
 
 from frevl.errors import RunError, UsageError
 from frevl.files import replace_file
+from frevl.models.classification.posterior import known_directions, left_over, scatter_of
 from frevl.models.hub import POSTERIOR_FILE, weights_digest
 from frevl.models.interface import PairNetwork
-from frevl.models.uncertainty.posterior import known_directions, left_over, scatter_of
 from frevl.runs.batches import EmbeddedPairs
 
 __all__ = ["Posterior", "carried_over", "fit_posterior", "load_posterior", "save_posterior"]
@@ -34,7 +34,7 @@ class Posterior:
     """What the last layer of a network has seen in training, by side.
 
     Attributes:
-        directions: ``(r, width)`` float32 of `frevl.models.uncertainty.posterior.known_directions`, by what
+        directions: ``(r, width)`` float32 of `frevl.models.classification.posterior.known_directions`, by what
             `PairNetwork.last_layer_inputs` names.
     """
 
@@ -44,7 +44,7 @@ class Posterior:
         """Return the ``(n,)`` float32 doubt of pairs.
 
         0 is fully known, 1 unlike anything in training; for one side, after ``n`` identical inputs the doubt is ``1 /
-        (1 + n)``. See `frevl.models.uncertainty.posterior.pair_doubt` for two sides, and
+        (1 + n)``. See `frevl.models.classification.posterior.pair_doubt` for two sides, and
         `frevl.models.ensemble.Average.doubt` for averages.
 
         Args:

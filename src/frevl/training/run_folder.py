@@ -355,7 +355,7 @@ def write_config(
     Raises:
         RunError: It cannot be written.
     """
-    from frevl.data.classes.class_files import ClassList
+    from frevl.data.class_files import ClassList
     from frevl.data.columns import columns_of
     from frevl.data.pairs import Pairs
 

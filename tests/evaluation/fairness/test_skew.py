@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frevl.evaluation.fairness.skew import SkewDraws, share_gaps, skews
+from frevl.evaluation.fairness.queries import SkewDraws, share_gaps, skews
 
 
 def test_skew_by_hand():
@@ -24,7 +24,7 @@ def test_shares_of_the_pool_as_it_is():
 
 @pytest.mark.parametrize("places", [31, 62, 4_194_304])
 def test_a_draw_is_the_list_of_the_drawn_pictures(monkeypatch, places):
-    monkeypatch.setattr("frevl.evaluation.fairness.skew._PLACES", places)  # one query, two, or all at a time
+    monkeypatch.setattr("frevl.evaluation.fairness.queries._PLACES", places)  # one query, two, or all at a time
     random = np.random.default_rng(3)
     pictures, queries, k = 31, 5, 7
     scores, groups = random.random((queries, pictures)), random.integers(0, 3, pictures)

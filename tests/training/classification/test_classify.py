@@ -9,7 +9,7 @@ import pytest
 
 import frevl
 from frevl.cli.tables import classify_sentence
-from frevl.data.classes.class_files import read_classes
+from frevl.data.class_files import read_classes
 from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, PairsError, RunError, UsageError
 from frevl.runs.labelling.selecting import select_pairs

@@ -14,8 +14,8 @@ from frevl.models.retrieval.two_tower import Cosine, TwoTower
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.training.classification.classify import classify
-from frevl.training.debiasing.biases import read_biases
 from frevl.training.debiasing.debias import debias
+from frevl.training.debiasing.neutral import read_biases
 from frevl.training.training import train
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from frevl.errors import UsageError
-from frevl.training.debiasing.projection import bias_of, neutral_map, spanned
+from frevl.training.debiasing.neutral import bias_of, neutral_map, spanned
 
 
 def unit(*rows):

@@ -9,8 +9,7 @@ from torch.nn.functional import normalize, one_hot
 from frevl.errors import TrainingError, UsageError
 from frevl.models.kernel_ridge import MOST_PAIRS, KernelFusion, kernel_matrix, mixed
 from frevl.training.kernel.fit import fit_kernel
-from frevl.training.kernel.problem import known_pairs
-from frevl.training.kernel.sums import penalties_of
+from frevl.training.kernel.problem import known_pairs, penalties_of
 from frevl.training.options import KernelOptions
 
 

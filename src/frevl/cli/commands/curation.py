@@ -1,4 +1,4 @@
-"""`frevl curate`: find out which lines of a pairs file are worth keeping."""
+"""`frevl curate` and `frevl select`: which lines of a pairs file to keep, and which pairs to label next."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from frevl.cli.options import (
     ImageEncoderOption,
     JsonOption,
     QuietOption,
+    RunOption,
     StoreOption,
     TextEncoderOption,
     app,
@@ -160,3 +161,49 @@ def curate(
 def _refuse_beside_test(names: list[str]) -> None:
     if names:
         raise UsageError(f"{names[0]} has no effect with --test, which keeps the core of a test set; leave it out")
+
+
+@app.command()
+def select(
+    store: StoreOption,
+    run: RunOption,
+    pairs: Annotated[Path, typer.Option(readable=False, help="Pool of unlabelled pairs to choose from.")],
+    out: Annotated[
+        Path, typer.Option(readable=False, help="File to write: the chosen pairs, most useful first."), OUTPUT
+    ],
+    columns: ColumnsOption = None,
+    k: Annotated[int | None, typer.Option("-k", help="How many pairs to choose.", show_default="100")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="mixed (margin times distance), margin (the least sure), cover (the farthest from what is known) or "
+            "doubt (the largest posterior variance).",
+            show_default="mixed",
+        ),
+    ] = None,
+    per_image: Annotated[int | None, typer.Option(help="Maximum number of pairs per image.", show_default="1")] = None,
+    labelled: Annotated[
+        list[Path] | None,
+        typer.Option(readable=False, help="Pairs labelled since the run was trained; may be repeated."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(readable=False, help="Write a page of the chosen pairs to this HTML file."), OUTPUT
+    ] = None,
+    images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the images.")] = None,
+    device: DeviceOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Choose the pairs whose labels would help the run most."""
+    from frevl.runs.labelling.selecting import select_pairs, write_select_sheet
+    from frevl.runs.scorer import Scorer
+
+    if images is not None and html is None:
+        raise UsageError("--images is the folder of the images on the page; add --html, or leave out --images")
+    scorer = Scorer.open(run, store=store, **typed(device=device))
+    found = select_pairs(
+        scorer, by_columns(columns, pairs), out, **typed(k=k, by=by, per_image=per_image, labelled=labelled)
+    )
+    if html is not None:
+        write_select_sheet(html, found, images=images)
+    say(f"{found.sentence()} Wrote {out}{'' if html is None else f' and {html}'}.")
+    write(json, {**found.record(), "out": str(out)})

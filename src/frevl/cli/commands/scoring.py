@@ -1,4 +1,4 @@
-"""Commands that evaluate a run, score and search with it, and choose what to label next."""
+"""Commands that evaluate a run, and score and search with it."""
 
 from __future__ import annotations
 
@@ -225,52 +225,6 @@ def score(
     scored, left_out = score_file(scorer, given, out, notes, sets=sets, calibrate=calibrate, doubt=doubt, ray=ray)
     say(" ".join([f"Scored {scored:,} pairs into {out}.", *notes, rejects_sentence(left_out)]).rstrip())
     write(json, {"scored": scored, "rejects": [vars(reject) for reject in left_out], "out": str(out), "notes": notes})
-
-
-@app.command()
-def select(
-    store: StoreOption,
-    run: RunOption,
-    pairs: Annotated[Path, typer.Option(readable=False, help="Pool of unlabelled pairs to choose from.")],
-    out: Annotated[
-        Path, typer.Option(readable=False, help="File to write: the chosen pairs, most useful first."), OUTPUT
-    ],
-    columns: ColumnsOption = None,
-    k: Annotated[int | None, typer.Option("-k", help="How many pairs to choose.", show_default="100")] = None,
-    by: Annotated[
-        str | None,
-        typer.Option(
-            help="mixed (margin times distance), margin (the least sure), cover (the farthest from what is known) or "
-            "doubt (the largest posterior variance).",
-            show_default="mixed",
-        ),
-    ] = None,
-    per_image: Annotated[int | None, typer.Option(help="Maximum number of pairs per image.", show_default="1")] = None,
-    labelled: Annotated[
-        list[Path] | None,
-        typer.Option(readable=False, help="Pairs labelled since the run was trained; may be repeated."),
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option(readable=False, help="Write a page of the chosen pairs to this HTML file."), OUTPUT
-    ] = None,
-    images: Annotated[Path | None, typer.Option(readable=False, help="With --html: folder of the images.")] = None,
-    device: DeviceOption = None,
-    json: JsonOption = None,
-) -> None:
-    """Choose the pairs whose labels would help the run most."""
-    from frevl.runs.labelling.selecting import select_pairs, write_select_sheet
-    from frevl.runs.scorer import Scorer
-
-    if images is not None and html is None:
-        raise UsageError("--images is the folder of the images on the page; add --html, or leave out --images")
-    scorer = Scorer.open(run, store=store, **typed(device=device))
-    found = select_pairs(
-        scorer, by_columns(columns, pairs), out, **typed(k=k, by=by, per_image=per_image, labelled=labelled)
-    )
-    if html is not None:
-        write_select_sheet(html, found, images=images)
-    say(f"{found.sentence()} Wrote {out}{'' if html is None else f' and {html}'}.")
-    write(json, {**found.record(), "out": str(out)})
 
 
 @app.command()

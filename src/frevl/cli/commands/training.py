@@ -1,4 +1,4 @@
-"""Commands that train, and `frevl debias`, which makes a trained run fairer."""
+"""Commands that train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from frevl.cli.options import (
     JsonOption,
     QuietOption,
     RayOption,
-    RunOption,
     SetOption,
     StoreOption,
     TextEncoderOption,
@@ -203,64 +202,3 @@ def ablate(
 
 def _without(given: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in names}
-
-
-@app.command()
-def debias(
-    run: RunOption,
-    out: Annotated[Path, typer.Option("--out", readable=False, help="Folder of the new run."), OUTPUT],
-    without: Annotated[
-        str | None,
-        typer.Option(help="image or text: subtract the run's answer without it.", show_default="none"),
-    ] = None,
-    strength: Annotated[
-        float | None,
-        typer.Option(help="How much of it to subtract, from 0 to 1.", show_default="chosen on development data"),
-    ] = None,
-    neutral: Annotated[
-        Path | None,
-        typer.Option(
-            readable=False, help='File of biases to remove instead: lines {"biased": text} or {"same": [text, text]}.'
-        ),
-    ] = None,
-    weight: Annotated[
-        float | None, typer.Option(help="With --neutral: strength of the equalisation.", show_default="100")
-    ] = None,
-    whole_prompts: Annotated[
-        bool | None,
-        typer.Option(
-            "--whole-prompts", help="Also project out what the biased prompts have in common.", show_default="off"
-        ),
-    ] = None,
-    store: Annotated[
-        Path | None, typer.Option(readable=False, help="Folder of the store.", show_default="the training store")
-    ] = None,
-    pairs: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="Training pairs of the run.", show_default="the original path"),
-    ] = None,
-    dev: Annotated[
-        Path | None,
-        typer.Option(readable=False, help="Development pairs with other images.", show_default="the training's own"),
-    ] = None,
-    columns: ColumnsOption = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Random seed for the choice of training items.", show_default="0")
-    ] = None,
-    json: JsonOption = None,
-) -> None:
-    """Debias a run: remove the prior of one side, or neutralise its texts.
-
-    --without subtracts the run's answer without images (or texts), measured on its own training pairs. --neutral
-    projects the text vectors so that they no longer differ in what should not matter.
-    """
-    from frevl.cli.tables import run_record
-    from frevl.training.debiasing.debias import debias as run_debias
-
-    asked = typed(
-        without=without, strength=strength, neutral=neutral, weight=weight, whole_prompts=whole_prompts, store=store,
-        pairs=pairs, dev=dev, columns=columns, seed=seed,
-    )  # fmt: skip
-    made = run_debias(run, out=out, **asked)
-    say("\n".join([*made.results["notes"], f"Saved in {made.path}"]))
-    write(json, run_record(made))

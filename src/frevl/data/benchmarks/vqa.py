@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from frevl.data.benchmarks.files import Folder, LeftOut, Row, json_lines, lines, need, read_json
-from frevl.data.vqa_answers import answer_vocabulary, soft_targets
+from frevl.data.benchmarks.vqa_answers import answer_vocabulary, soft_targets
 from frevl.errors import InputError
 
 __all__ = ["daquar", "easy_vqa", "frequent_answers", "gqa", "keep_vocabulary", "plain_questions", "vqa_v2"]
@@ -118,7 +118,7 @@ def keep_vocabulary(rows: Sequence[Row], vocabulary: Collection[str]) -> tuple[l
 
     Args:
         rows: Rows with a soft target.
-        vocabulary: Of `frevl.data.vqa_answers.answer_vocabulary`, from the training split.
+        vocabulary: Of `frevl.data.benchmarks.vqa_answers.answer_vocabulary`, from the training split.
 
     Returns:
         Rows with at least one answer left, and what was left out, one entry per question.

@@ -16,6 +16,7 @@ import numpy as np
 
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.cross_validation import cross_validate
+from frevl.diagnosis.data_quality.near_duplicates import normal_text
 from frevl.diagnosis.findings import Finding
 from frevl.diagnosis.model_comparison import ComparedModel, ModelComparison, seen_by
 from frevl.diagnosis.model_specs import ModelSpec
@@ -24,8 +25,16 @@ from frevl.diagnosis.splits import MATCH_LABELS, Splits, answers_of
 from frevl.errors import MissingExtraError
 from frevl.runs.scorer import Scorer
 from frevl.runs.targets import match_truth
+from frevl.store.usable_pairs import content_of_units
 
-__all__ = ["check_cleanlab", "label_claim", "label_error_finding", "likely_errors"]
+__all__ = [
+    "check_cleanlab",
+    "conflict_claim",
+    "conflict_finding",
+    "label_claim",
+    "label_error_finding",
+    "likely_errors",
+]
 
 _LEAST_ACCURACY = 0.5  # a model that is mostly wrong cannot detect errors
 _LEAST_SKILL = 0.4  # share of the way from the most frequent answer to perfect
@@ -307,3 +316,51 @@ def _label(pairs: Pairs, row: int, task: str) -> str | None:
     """Return a pair's single answer; None if there are several."""
     answers = answers_of(pairs.targets[row], task)
     return next(iter(answers)) if len(answers) == 1 else None
+
+
+def conflict_finding(splits: Splits) -> Finding:
+    """Find pairs with the same image content and text whose targets have nothing in common."""
+    parts = [splits.train, splits.dev, splits.test]
+    hashes = {unit: content for part in parts for unit, content in content_of_units(splits.store, part).items()}
+    groups: dict[tuple[str, str], list[tuple[Pairs, int]]] = {}
+    total = 0
+    for part in parts:
+        for row, (unit, text) in enumerate(zip(part.units, part.texts, strict=True)):
+            groups.setdefault((hashes[unit], normal_text(text)), []).append((part, row))
+            total += 1
+    table, touched = [], 0
+    for members in groups.values():
+        if len(members) < 2:
+            continue
+        answers = [answers_of(part.targets[row], splits.task) for part, row in members]
+        if set.intersection(*answers):
+            continue
+        touched += len(members)
+        first, row = members[0]
+        said = "; ".join(sorted({", ".join(sorted(one)) for one in answers}))
+        table.append({"image": first.images[row], "text": first.texts[row], "pairs": len(members), "targets": said})
+    what = " and ".join(splits.train.sides)
+    claim, advice = conflict_claim(touched, total, what)
+    return Finding(
+        name="conflicting-labels",
+        section="data",
+        claim=claim,
+        value=100 * touched / total,
+        ci95=None,
+        how=f"Same {_SAME[what]}, no answer in common; all splits together. Percent of pairs.",
+        advice=advice,
+        table=table[:_SHOWN],
+    )
+
+
+_SAME = {"image and text": "image content and same text", "image": "image content", "text": "text"}
+
+
+def conflict_claim(touched: int, pairs: int, what: str = "image and text") -> tuple[str, str]:
+    """Return claim and advice on pairs that contradict another pair with the same image and text (or single side)."""
+    if not touched:
+        return f"No two pairs with the same {what} contradict each other.", "Nothing to do."
+    return (
+        f"{touched:,} of {pairs:,} pairs contradict another pair with the same {what}.",
+        "Decide which is right: no answer can be right for both.",
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from frevl.errors import UsageError, nearest
-from frevl.models.uncertainty.posterior import known_directions, scatter_of
+from frevl.models.classification.posterior import known_directions, scatter_of
 
 __all__ = ["STRATEGIES", "Chosen", "choose"]
 
@@ -44,7 +44,7 @@ def choose(by: str, items: Tensor, covered: Tensor, unsure: Tensor, units: Tenso
 
     ``margin`` takes the least certain. ``cover`` takes the item farthest from everything covered or chosen (k-centre,
     Gonzalez 1985; for labels Sener and Savarese 2018). ``doubt`` takes the one with the largest posterior variance and
-    updates the posterior with it, which needs no label (`frevl.models.uncertainty.posterior`). ``mixed`` takes the
+    updates the posterior with it, which needs no label (`frevl.models.classification.posterior`). ``mixed`` takes the
     largest product of margin and distance (ours).
 
     Args:

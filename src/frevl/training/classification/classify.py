@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frevl.data.classes.class_files import ClassList, read_classes
-from frevl.data.classes.templates import TEMPLATE, TEMPLATE_OF_CAPTIONS, check_templates
+from frevl.data.class_files import TEMPLATE, TEMPLATE_OF_CAPTIONS, ClassList, check_templates, read_classes
 from frevl.data.columns import columns_of
 from frevl.data.names import as_list
 from frevl.data.pairs import Pairs, in_memory
@@ -77,7 +76,7 @@ def classify(
 
     Args:
         store: The store, or its path.
-        classes: A file (``.txt``, ``.jsonl``, ``.json``; see `frevl.data.classes.class_files`), names, or a mapping
+        classes: A file (``.txt``, ``.jsonl``, ``.json``; see `frevl.data.class_files`), names, or a mapping
             from class to texts. None takes the classes of the examples.
         run: Folder to write; must not hold a finished run.
         examples: Pairs ``{"image", "target"}``, or a file of them.
@@ -85,7 +84,7 @@ def classify(
         columns: Columns of the files of examples, as in `frevl.data.pairs.read_pairs`.
         space: A matching run with a first stage (``dual``): the space of the names where the encoder has none.
         template: Sentences with one ``{}`` for the name; none given takes "a photo of a {}.", or "a {}" in a space
-            that was trained on captions (`frevl.data.classes.templates`).
+            that was trained on captions (`frevl.data.class_files`).
         method: One of ``auto``, ``names``, ``means``, ``cache``, ``gaussian``, ``kernel``, ``probe``.
         unlabelled: Learn from pictures of the store without labels as well, at most 20,000, where it helps.
         unknown: Share, between 0 and 1, of held-out images that keep their label; a less likely one is "unknown".

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frevl.data.classes.class_files import ClassEntry, ClassList
+from frevl.data.class_files import ClassEntry, ClassList
 from frevl.data.pairs import Pairs, one_side_note
 from frevl.errors import PairsError, Reject, UsageError, nearest, rejects_sentence
 from frevl.models.inputs import mean_pool

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frevl.data.classes.class_files import ClassList
-from frevl.data.classes.templates import sentences_of
+from frevl.data.class_files import ClassList, sentences_of
 from frevl.encoders.registry import load_encoder
 from frevl.errors import UsageError
 from frevl.models.inputs import mean_pool

@@ -22,8 +22,7 @@ from frevl.runs.pair_grid import list_logits
 from frevl.runs.posterior import carried_over
 from frevl.runs.run import Run
 from frevl.store.reader import Store
-from frevl.training.debiasing.biases import read_biases
-from frevl.training.debiasing.neutral import make_neutral
+from frevl.training.debiasing.neutral import make_neutral, read_biases
 from frevl.training.debiasing.own_data import OwnData, Sources, own_data, own_store, sources_of
 from frevl.training.debiasing.prior import without_side
 from frevl.training.examples import dev_metric
@@ -60,7 +59,7 @@ def debias(
         strength: How much is subtracted, in [0, 1]; None chooses on development data, 0 among the choices.
         neutral: A file of biases instead of ``without``: lines ``{"biased": text}``, whose directions are projected out
             of the vectors of texts, and ``{"same": [text, text]}``, which are made equal
-            (`frevl.training.debiasing.projection`).
+            (`frevl.training.debiasing.neutral`).
         weight: How strongly texts of a line of ``same`` are made equal.
         whole_prompts: Project out biased prompts with what they have in common, as the paper does.
         store: Of the embeddings; None takes the one that the run was trained on.

@@ -1,25 +1,26 @@
-"""Texts that are to be equal, made equal in a run: the maps of its vectors of texts, and the bias before and after."""
+"""Texts that differ only in a bias: finding such pairs, and projecting out what they differ in."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frevl.errors import StoreError, UsageError
+from frevl.errors import InputError, StoreError, UsageError
 from frevl.models.interface import PairNetwork
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 from frevl.training.classification.names import space_of_encoder
-from frevl.training.debiasing.biases import Biases
-from frevl.training.debiasing.projection import bias_of, neutral_map
 
-__all__ = ["Neutral", "make_neutral"]
+__all__ = ["Biases", "Neutral", "bias_of", "make_neutral", "neutral_map", "read_biases", "spanned"]
 
 _MOST_LEFT_OUT = 50  # pairs that are each left out once to measure what the others do for them
 
@@ -31,7 +32,7 @@ class Neutral:
     Attributes:
         network: The new one.
         record: ``before``, ``after`` and ``held_out``: how far apart the pairs are that should be equal, as a share of
-            how far apart different texts are (`frevl.training.debiasing.projection.bias_of`); counts.
+            how far apart different texts are (`frevl.training.debiasing.neutral.bias_of`); counts.
         notes: Sentences for the user.
     """
 
@@ -48,7 +49,7 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
         store: Of its embeddings; texts that it lacks are embedded.
         biases: What should not matter.
         weight: How strongly pairs are made equal.
-        differences: As in `frevl.training.debiasing.projection.spanned`.
+        differences: As in `frevl.training.debiasing.neutral.spanned`.
 
     Raises:
         UsageError: The run has no vectors of texts that a map can turn, or the biases are dependent.
@@ -128,3 +129,165 @@ def _sentence(record: dict[str, Any]) -> str:
         f"Bias: texts that should be equal ({count}) are {100 * record['before']:.1f} % as far apart as different "
         f"texts before, {100 * record['after']:.1f} % after{held}."
     )
+
+
+_INDEPENDENT = 1e-4  # relative singular value below which prompts say nothing of their own
+_MOST_SHARE = 0.5  # of the directions of a space that may be projected out
+
+
+def spanned(biased: Tensor, *, differences: bool) -> Tensor:
+    """Return an orthonormal basis ``(r, d)`` of what biased prompts span.
+
+    Args:
+        biased: ``(b, d)`` unit vectors.
+        differences: Of their differences from their mean, where there are several; otherwise of the prompts.
+
+    Raises:
+        UsageError: They are linearly dependent, or span more than half of the space.
+    """
+    if not len(biased):
+        return biased.new_zeros(0, biased.shape[1]).double()
+    vectors = biased.double()
+    values = torch.linalg.svdvals(vectors)
+    if len(vectors) > vectors.shape[1] or float(values[-1]) <= _INDEPENDENT * float(values[0]):
+        raise UsageError(
+            f"expected biased prompts that are linearly independent, found that {len(vectors):,} prompts span "
+            f"{int((values > _INDEPENDENT * values[0]).sum()):,} directions; leave out prompts that say the same"
+        )
+    if len(vectors) > 1 and differences:
+        vectors = vectors - vectors.mean(dim=0)
+    rank = len(vectors) - (1 if len(vectors) > 1 and differences else 0)
+    if rank > _MOST_SHARE * vectors.shape[1]:
+        raise UsageError(
+            f"expected biased prompts that leave at least half of the {vectors.shape[1]:,} directions of the space, "
+            f"found that they span {rank:,}; with so many gone texts no longer differ, so give fewer prompts"
+        )
+    basis: Tensor = torch.linalg.svd(vectors, full_matrices=False).Vh[:rank]
+    return basis
+
+
+def neutral_map(biased: Tensor, first: Tensor, second: Tensor, *, weight: float, differences: bool = True) -> Tensor:
+    """Return the map ``(d, d)``; vectors of texts are multiplied from the left, ``P z``.
+
+    Args:
+        biased: ``(b, d)`` unit vectors of biased prompts; none projects nothing out.
+        first: ``(s, d)`` unit vectors of texts.
+        second: ``(s, d)`` of what each should be equal to.
+        weight: How strongly pairs are made equal; 0 not at all.
+        differences: As in `spanned`.
+
+    Raises:
+        UsageError: As in `spanned`.
+    """
+    dim = biased.shape[1]
+    basis = spanned(biased, differences=differences)
+    whole = torch.eye(dim, dtype=torch.double)
+    kept = whole - basis.T @ basis
+    if not len(first):
+        return kept.float()
+    apart = (first - second).double()
+    moment = weight / len(apart) * apart.T @ apart
+    found: Tensor = torch.linalg.solve(whole + moment, kept, left=False).float()
+    return found
+
+
+def bias_of(first: Tensor, second: Tensor, others: Tensor) -> float:
+    """Return how far apart texts are that should be equal, as a share of how far apart different texts are.
+
+    Args:
+        first: ``(s, d)`` vectors of texts.
+        second: ``(s, d)`` of what each should be equal to.
+        others: ``(n, d)`` of different texts.
+
+    Returns:
+        The ratio of the root mean squared distances of unit vectors: 0 where they are equal, about 1 where they are as
+        different as any two texts. NaN without two different texts.
+    """
+    first, second, others = (F.normalize(part.double(), dim=1) for part in (first, second, others))
+    within = (first - second).square().sum(dim=1).mean()
+    centred = others - others.mean(dim=0)
+    between = 2 * centred.square().sum() / max(1, len(others) - 1)
+    return float((within / between).sqrt())
+
+
+_LARGEST = 16 << 20
+_FORMS = '{"biased": "a photo of a man"} or {"same": ["a photo of a male doctor", "a photo of a female doctor"]}'
+
+
+@dataclass(frozen=True)
+class Biases:
+    """What should not matter.
+
+    Attributes:
+        biased: Prompts that name it.
+        same: Texts that differ in it alone, two or more each.
+    """
+
+    biased: list[str]
+    same: list[tuple[str, ...]]
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every two texts of a line of ``same``."""
+        return [pair for texts in self.same for pair in combinations(texts, 2)]
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts, each once."""
+        return list(dict.fromkeys([*self.biased, *(text for texts in self.same for text in texts)]))
+
+
+def read_biases(file: str | Path) -> Biases:
+    """Read one JSON object a line, ``{"biased": text}`` or ``{"same": [text, text, ...]}``.
+
+    Raises:
+        InputError: The file cannot be read, or a line says something else; names the line.
+    """
+    path = Path(file)
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise InputError(f"{path}: expected at most 16 MiB of biases, found {path.stat().st_size:,} bytes")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise InputError(
+            f"{path}: the biases cannot be read ({reason}); give a file with lines such as {_FORMS}"
+        ) from error
+    biased: dict[str, None] = {}
+    same: list[tuple[str, ...]] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"{place}: expected a JSON object such as {_FORMS}, found '{line.strip()[:60]}'"
+            ) from error
+        if not isinstance(row, dict) or len(row) != 1 or next(iter(row)) not in ("biased", "same"):
+            raise InputError(f"{place}: expected {_FORMS}, found '{line.strip()[:60]}'")
+        if "biased" in row:
+            text = _text(row["biased"], place)
+            if text in biased:
+                raise InputError(f"{place}: the biased prompt '{text:.60}' stands there twice; leave one out")
+            biased[text] = None
+            continue
+        texts = row["same"]
+        if not isinstance(texts, list) or len(texts) < 2:
+            raise InputError(
+                f"{place}, field 'same': expected a list of two texts or more, found {json.dumps(texts)[:60]}"
+            )
+        words = tuple(_text(text, place) for text in texts)
+        if len(set(words)) < len(words):
+            raise InputError(f"{place}, field 'same': expected different texts, found '{words[0]:.60}' twice")
+        same.append(words)
+    if not biased and not same:
+        raise InputError(f"{path}: expected lines such as {_FORMS}, found none")
+    return Biases(list(biased), same)
+
+
+def _text(value: object, place: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{place}: expected a text, found {json.dumps(value)[:60]}")
+    return value.strip()

@@ -26,9 +26,8 @@ from frevl.training.kernel.fit import (
     simplest,
 )
 from frevl.training.kernel.landmarks import Landmarks, Regression, whole_clusters
-from frevl.training.kernel.problem import drawn
+from frevl.training.kernel.problem import PENALTY_WITHOUT_CHOICE, WITHOUT_CHOICE, Sum, drawn, penalties_of, sums_of
 from frevl.training.kernel.rooms import Rooms
-from frevl.training.kernel.sums import PENALTY_WITHOUT_CHOICE, WITHOUT_CHOICE, Sum, penalties_of, sums_of
 from frevl.training.options import KernelOptions
 
 __all__ = ["fit_kernel_approximately"]

@@ -21,8 +21,18 @@ from frevl.models.inputs import mean_pool
 from frevl.models.kernel_ridge import MOST_PAIRS, KernelFusion
 from frevl.runs.targets import Answers, class_weights_of
 from frevl.training.examples import Examples
-from frevl.training.kernel.problem import Problem, Solved, known_pairs, standardise, varies
-from frevl.training.kernel.sums import PENALTY_WITHOUT_CHOICE, WITHOUT_CHOICE, Sum, penalties_of, sums_of
+from frevl.training.kernel.problem import (
+    PENALTY_WITHOUT_CHOICE,
+    WITHOUT_CHOICE,
+    Problem,
+    Solved,
+    Sum,
+    known_pairs,
+    penalties_of,
+    standardise,
+    sums_of,
+    varies,
+)
 from frevl.training.options import KernelOptions
 from frevl.training.selection.measures import standard_error
 

@@ -15,8 +15,7 @@ from frevl.models.kernel_ridge import KernelFusion, median_distance
 from frevl.runs.targets import Answers, class_weights_of
 from frevl.training.examples import Examples
 from frevl.training.kernel.fit import pair_weights_of
-from frevl.training.kernel.problem import Problem, known_pairs
-from frevl.training.kernel.sums import WITHOUT_CHOICE, Sum
+from frevl.training.kernel.problem import WITHOUT_CHOICE, Problem, Sum, known_pairs
 from frevl.training.options import KernelOptions
 
 __all__ = ["Rooms"]

@@ -22,7 +22,7 @@ from frevl.deployment.service.explorer.label_schemas import (
 from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.errors import FrevlError, UsageError
-from frevl.evaluation.labellers.agreement import cohens_kappa, observed_agreement
+from frevl.evaluation.metrics import cohens_kappa, observed_agreement
 from frevl.store.labels.book import LabelBook
 from frevl.store.labels.entries import class_name
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from frevl.data.classes.templates import TEMPLATE
+from frevl.data.class_files import TEMPLATE
 from frevl.encoders.images import read_image
 from frevl.encoders.interface import Encoder, pool
 from frevl.encoders.registry import load_encoder

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.diagnosis.curation.copies.picture_match import agreement, edges_of
-from frevl.runs.search.all_neighbours import AllNeighbours
+from frevl.runs.search.graphs import AllNeighbours
 from frevl.store.grouping.copies import MOST_COMPARED, NEIGHBOURS, NearCopies, find_near_copies, neighbours_of
 from frevl.terminal import ProgressLine
 

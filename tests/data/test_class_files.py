@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from frevl.data.classes.class_files import read_classes
-from frevl.data.classes.templates import check_templates, sentences_of
+from frevl.data.class_files import check_templates, read_classes, sentences_of
 from frevl.errors import InputError, UsageError
 
 

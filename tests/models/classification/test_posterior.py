@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from frevl.models.baselines import Linear, Majority, Mlp
+from frevl.models.classification.posterior import known_directions, left_over, pair_doubt, scatter_of
 from frevl.models.ensemble import Average
 from frevl.models.fusion import Fusion
 from frevl.models.kernel_ridge import KernelFusion
 from frevl.models.retrieval.reranker import Reranked, Standardised, TermWeights
 from frevl.models.retrieval.two_tower import Cosine
-from frevl.models.uncertainty.posterior import known_directions, left_over, pair_doubt, scatter_of
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.posterior import fit_posterior
 

@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from frevl.data.json_rows import json_rows
-from frevl.errors import InputError, Reject, nearest
+from frevl.errors import InputError, Reject, UsageError, nearest
 
-__all__ = ["ClassEntry", "ClassList", "read_classes"]
+__all__ = [
+    "TEMPLATE",
+    "TEMPLATE_OF_CAPTIONS",
+    "ClassEntry",
+    "ClassList",
+    "check_templates",
+    "read_classes",
+    "sentences_of",
+]
 
 _KEYS = ("class", "names", "descriptions", "examples", "kind")
 _MOST_BYTES = 256 << 20
@@ -223,3 +231,30 @@ def _checked(entries: Sequence[ClassEntry], rejected: Sequence[Reject], source: 
         first = f" (the first line left out is {rejected[0].id}: {rejected[0].reason})" if rejected else ""
         raise InputError(f"{source or 'classes'}: expected at least two classes, found {len(entries)}{first}")
     return ClassList(tuple(entries), tuple(rejected), source)
+
+
+TEMPLATE = "a photo of a {}."
+"""The CLIP authors' prompt: their encoders were not trained on bare words."""
+
+TEMPLATE_OF_CAPTIONS = "a {}"
+"""For a space trained on captions: the best of four tried on Flickr8k (research/experiments/log.md)."""
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Refuse a template without a placeholder for the name.
+
+    Raises:
+        UsageError: Names the template.
+    """
+    for template in templates:
+        if template.count("{}") != 1:
+            raise UsageError(
+                "--template: expected a sentence with one '{}' where the name of the class belongs, found "
+                f"'{template}'; for example --template \"{TEMPLATE}\""
+            )
+
+
+def sentences_of(entry: ClassEntry, templates: Sequence[str]) -> list[str]:
+    """Return the distinct prompts of a class: every name in every template, then the descriptions."""
+    named = [template.replace("{}", name) for template in templates for name in entry.names]
+    return list(dict.fromkeys([*named, *entry.descriptions]))

@@ -1,1 +1,0 @@
-"""Class files, and the prompts built from class names."""

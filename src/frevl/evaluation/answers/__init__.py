@@ -1,1 +1,0 @@
-"""Properties of a run's answers beyond being right or wrong."""

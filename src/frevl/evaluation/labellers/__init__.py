@@ -1,1 +1,0 @@
-"""How far people agree on the labels of the same pictures."""
