@@ -79,7 +79,7 @@ def test_what_was_written_trains_a_better_run(world, named, tmp_path):
     assert left.counts["in_training"] == 20
     assert left.counts["chosen"] == 100
     assert "no more are left" in left.sentence()
-    assert "Left out: 20 of pictures or texts in training." in left.sentence()
+    assert "Left out: 20 with pictures or texts in training." in left.sentence()
 
 
 def test_copies_are_chosen_once(tmp_path):
