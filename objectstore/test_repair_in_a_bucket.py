@@ -36,7 +36,7 @@ def files(objects, table, folder="data"):
 
 def test_a_sound_store_stays_as_it_is(there):
     before = Objects(there).names()
-    assert repair(there).sentence().endswith("nothing had to be recovered.")
+    assert repair(there).sentence().endswith("nothing needed recovering.")
     assert Objects(there).names() == before
 
 
@@ -100,5 +100,5 @@ def test_a_server_that_cuts_its_answers_takes_nothing(store, flaky, monkeypatch,
     cut = f"{new_bucket(flaky(0, 5), monkeypatch, tmp_path)}/store"
     until_it_comes_through(lambda: copy_store(store, cut))
     report = until_it_comes_through(lambda: repair(cut))
-    assert report.sentence().endswith("nothing had to be recovered.")
+    assert report.sentence().endswith("nothing needed recovering.")
     assert until_it_comes_through(lambda: content(place_of(cut))) == content(store)

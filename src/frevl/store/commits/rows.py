@@ -17,7 +17,7 @@ __all__ = ["Item", "TakeOver", "rows_with"]
 
 @dataclass(frozen=True)
 class Item:
-    """What the store keeps about an item besides its embeddings.
+    """Stored information about an item besides its embeddings.
 
     Attributes:
         id: Image path below its folder, or the text itself.
@@ -34,7 +34,7 @@ class Item:
 
 @dataclass(frozen=True)
 class TakeOver:
-    """An item that takes over the embeddings of another one.
+    """An item that takes over the embeddings of another.
 
     Attributes:
         source: Id of the other item; the writer's `StoreWriter.store` holds it, with the same content.

@@ -209,7 +209,7 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
 
 
 def _compare(store: Snapshot, modality: Modality, items: _Items) -> np.ndarray:
-    """Return what has to be done with every item."""
+    """Return the action for every item."""
     actions = np.full(len(items.ids), _NEW, np.int8)
     if not store.count(TABLES[modality]):
         return actions
@@ -267,7 +267,7 @@ def _read(
 
 
 def combined(towers: Sequence[Tower], rows: pa.Table, former: pa.Table) -> Iterator[pa.Table]:
-    """Yield whole rows for items that the store has: its own with further embeddings, or with other content."""
+    """Yield whole rows for items in the store: with added embeddings, or with new content."""
     if not len(rows):
         return
     seen = pc.and_(pc.not_equal(former["bytes"], 0), pc.not_equal(former["content_hash"], rows["content_hash"]))

@@ -10,7 +10,7 @@ __all__ = ["RepairReport"]
 
 @dataclass
 class RepairReport:
-    """What one repair did.
+    """The result of a repair.
 
     Attributes:
         store: Path of the store.
@@ -31,7 +31,7 @@ class RepairReport:
     notes: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """Return what `frevl store repair --json` writes."""
+        """Return the record that `frevl store repair --json` writes."""
         return dict(vars(self))
 
     def sentence(self) -> str:
@@ -48,4 +48,4 @@ class RepairReport:
                 f"{len(self.unread):,} files cannot be read in full and were set aside, the first is {self.unread[0]}; "
                 "delete them when you have no copy to compare them with."
             )
-        return " ".join([f"{self.store}:", *(said or ["nothing had to be recovered."]), *self.notes])
+        return " ".join([f"{self.store}:", *(said or ["nothing needed recovering."]), *self.notes])
