@@ -61,12 +61,14 @@ class Posterior:
             return torch.cat(found)
 
 
-def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs) -> Posterior | None:
+def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs, *, stand_for: float = 1.0) -> Posterior | None:
     """Fit the posterior of a network's last layer, in closed form and one pass.
 
     Args:
         network: Trained, on the CPU.
         pairs: That it was trained on; each image counts once for the image side, each text once for that of texts.
+
+        stand_for: How many pairs each of these stands for, where they are a sample.
 
     Returns:
         The posterior; None if the network has no such layer, or one of very wide inputs.
@@ -83,6 +85,8 @@ def fit_posterior(network: PairNetwork, pairs: EmbeddedPairs) -> Posterior | Non
         for kind in dict.fromkeys(_kind(side) for side in widths):
             own = {side: width for side, width in widths.items() if _kind(side) == kind}
             found |= _scatters(network, _of_side(pairs, kind), own)
+        if stand_for != 1:
+            found = {side: one * stand_for for side, one in found.items()}
         return Posterior({side: known_directions(found[side]) for side in widths})
 
 

@@ -255,3 +255,12 @@ def test_a_reranked_run_has_the_doubt_of_its_reranker_and_without_one_of_its_fir
     torch.testing.assert_close(network.last_layer_inputs(*pair), expected)
     alone = Reranked(first, *banks, None, weights=TermWeights(), depth=0).eval()
     torch.testing.assert_close(alone.last_layer_inputs(*pair), first.last_layer_inputs(*pair))
+
+
+def test_pairs_that_stand_for_several_count_so_often():
+    torch.manual_seed(0)
+    network = Mlp(image_dim=4, text_dim=3, outputs=1, use_image=True, use_text=True, hidden=8, dropout=0.0).eval()
+    seen, new = ((torch.randn(n, 4), torch.randn(n, 3)) for n in (30, 5))
+    twice = tuple(torch.cat([one, one]) for one in seen)
+    found = fit_posterior(network, embedded(*seen), stand_for=2).doubt(network, embedded(*new))
+    torch.testing.assert_close(found, fit_posterior(network, embedded(*twice)).doubt(network, embedded(*new)))

@@ -30,6 +30,7 @@ from frevl.training.selection.choose import choose
 __all__ = ["FittedRun", "fit_prepared", "kept_scores"]
 
 
+_FOR_POSTERIOR = 1_000_000  # right pairs, evenly drawn, that get wrong texts for the posterior of the last layer
 _NOTHING_HELD_OUT = (
     "The development figure says nothing: nearly every class has a single example, so no pair could be set aside and "
     "it is of training pairs. For a figure, and for calibrated probabilities, give other pairs with --dev."
@@ -149,7 +150,12 @@ def _posterior(network: PairNetwork, train: Examples, options: ModelOptions, ses
         return None
     if any(side.endswith("pair") for side in inputs) and isinstance(train.truth, Tensor):
         negatives = getattr(options, "negatives", LinearOptions().negatives)
+        whole = len(train)
+        if whole > _FOR_POSTERIOR:  # wrong texts of ten million pairs would take gigabytes
+            train = train.select(torch.arange(_FOR_POSTERIOR) * whole // _FOR_POSTERIOR)
+        stand_for = whole / len(train)
         train = with_wrong_texts(train, negatives, session.seed)
+        return fit_posterior(network, train.pairs, stand_for=stand_for)
     return fit_posterior(network, train.pairs)
 
 
