@@ -26,6 +26,7 @@ __all__ = [
     "predictions",
     "prefixes_of",
     "ranked",
+    "row_prefixes",
 ]
 
 
@@ -201,15 +202,20 @@ def hash_prefixes(hashes: Iterable[str]) -> np.ndarray:
     return np.array(sorted({int(hash_[:16], 16) for hash_ in hashes}), np.uint64)
 
 
-def prefixes_of(hashes: np.ndarray) -> np.ndarray:
-    """Return the same for ``(n,)`` content hashes given as 32-character bytes, without Python objects."""
+def row_prefixes(hashes: np.ndarray) -> np.ndarray:
+    """Return the first 64 bits of each of ``(n,)`` content hashes that are bytes of 32 letters, ``(n,)`` uint64."""
     prefixes = np.zeros(len(hashes), np.uint64)
     letters = np.ascontiguousarray(hashes).view(np.uint8).reshape(-1, hashes.dtype.itemsize)
     for place in range(16):  # one digit of all of them at a time
         one = letters[:, place]
         digits = np.where(one > ord("9"), one - (ord("a") - 10), one - ord("0"))
         prefixes = (prefixes << np.uint64(4)) | digits.astype(np.uint64)
-    return np.unique(prefixes)
+    return prefixes
+
+
+def prefixes_of(hashes: np.ndarray) -> np.ndarray:
+    """Return the same for ``(n,)`` content hashes given as 32-character bytes, without Python objects."""
+    return np.unique(row_prefixes(hashes))
 
 
 @dataclass(frozen=True)

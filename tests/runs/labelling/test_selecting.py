@@ -54,6 +54,15 @@ def test_lines_ranks_and_what_the_run_says(world, tmp_path):
     assert again.lines == found.lines
 
 
+def test_what_the_store_covers_is_found_without_a_hash_of_every_image_as_an_object(world, monkeypatch):
+    scorer, pool, rows = world
+    asked = []
+    hashes = frevl.Store.content_hashes
+    monkeypatch.setattr(frevl.Store, "content_hashes", lambda self, ids: asked.append(len(ids)) or hashes(self, ids))
+    assert select_pairs(scorer, pool, k=3, by="margin").counts["covered"] == 60
+    assert max(asked) <= len(rows)  # those of the pool, and not the 180 of the store
+
+
 @pytest.mark.parametrize("by", ["mixed", "cover", "doubt", "margin"])
 def test_it_goes_on_with_what_is_labelled_since(world, named, tmp_path, by):
     """Two calls with labels between them choose what one call chooses where no answer changes the order."""

@@ -22,6 +22,7 @@ from frevl.models.inputs import mean_pool
 from frevl.runs.labelling.strategies import STRATEGIES, Chosen, choose
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.contact_sheet import page_of, thumbnail, write_page
+from frevl.runs.targets import row_prefixes
 from frevl.store.towers import Modality
 from frevl.store.usable_pairs import content_of_units, usable_pairs
 
@@ -207,14 +208,15 @@ class _Pool:
         """Return an even sample of the store's training items, and all labelled items."""
         store = self.scorer.store
         if "image" in self.pairs.sides:
-            ids = store.ids("image")
-            hashes = store.content_hashes(ids)
+            contents = row_prefixes(store.states("image")["content_hash"])
+            rows = np.flatnonzero(np.isin(contents, np.array(list(self.seen), np.uint64)))
+            seen = store.ids("image", rows[:: -(-len(rows) // _MOST_SEEN) or 1])
         else:
             ids = store.ids("text")
             hashes = content_of_units(store, Pairs([""] * len(ids), ids, [None] * len(ids), [], [""] * len(ids)))
-        seen = [id_ for id_ in ids if self._was_seen(hashes[id_])]
-        step = -(-len(seen) // _MOST_SEEN) or 1
-        return list(dict.fromkeys([*seen[::step], *self.known.values()]))
+            every = [id_ for id_ in ids if self._was_seen(hashes[id_])]
+            seen = every[:: -(-len(every) // _MOST_SEEN) or 1]
+        return list(dict.fromkeys([*seen, *self.known.values()]))
 
 
 def _margins(scorer: Scorer, pairs: Pairs) -> tuple[Tensor, list[dict[str, Any]]]:
