@@ -41,8 +41,8 @@ def test_one_text_for_all_images_cannot_be_matched(made, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("seed", -1, "--seed must be from 0"),
-        ("seed", 10**20, "--seed must be from 0"),
+        ("seed", -1, "--seed must be between 0"),
+        ("seed", 10**20, "--seed must be between 0"),
         ("device", "foo", "--device: 'foo' cannot be used here"),
         ("learning_rate", -1.0, "The option 'learning_rate' must be a number above 0, found -1.0"),
         ("learning_rate", float("nan"), "The option 'learning_rate' must be a number above 0, found nan"),

@@ -132,5 +132,5 @@ def test_classification_leaves_them_out_too(made, tmp_path):
 def test_only_wrong_pairs_beside_unlabelled_ones_say_what_is_missing(made, labelled, tmp_path):
     pairs = read_pairs(labelled)
     rows = [row for row, target in enumerate(pairs.targets) if target != "True"]
-    with pytest.raises(PairsError, match="found only wrong ones; where some pairs have a target, the right ones need"):
+    with pytest.raises(PairsError, match="found only wrong ones; if some pairs have a target, the right ones need"):
         train(made.store, pairs.select(rows), run=tmp_path / "run", task="matching", model="linear")

@@ -109,7 +109,7 @@ def test_a_task_begins_where_captions_ended(made, captions, tmp_path):
 def test_who_cannot_begin_with_a_run_is_told_why(made, made_twice, captions, tmp_path, frevl):
     arguments = {"task": "classification", "run": tmp_path / "run", "initialise_from": captions.path, "options": QUICK}
     with pytest.raises(
-        UsageError, match=r"--initialise-from belongs to a fusion \(tiny, small, base\) or auto, found --model mlp"
+        UsageError, match=r"--initialise-from requires a fusion \(tiny, small, base\) or auto, found --model mlp"
     ):
         train(made.store, made.train, model="mlp", **{**arguments, "options": None})
     with pytest.raises(UsageError, match="--initialise-from: expected a fusion whose layers is 1, found 0"):
@@ -180,7 +180,7 @@ def test_auto_does_not_judge_a_run_on_images_it_has_learnt_from(made, half, tmp_
 
 @pytest.mark.parametrize("model", ["tiny", "auto"])
 def test_a_matching_begins_with_nothing(made, captions, tmp_path, model):
-    with pytest.raises(UsageError, match="--initialise-from belongs to --task classification, found --task matching"):
+    with pytest.raises(UsageError, match="--initialise-from requires --task classification, found --task matching"):
         train(
             made.store, made.captions, run=tmp_path / "run", task="matching", model=model, initialise_from=captions.path
         )

@@ -1,4 +1,4 @@
-"""Classification of images alone, and of texts alone, from a store that has nothing else."""
+"""Classification of images only, and of texts only, from a store that has nothing else."""
 
 import json
 
@@ -74,21 +74,21 @@ def test_what_needs_both_sides_is_refused(one_side, tmp_path):
     fitting = f"majority, {side}, linear, kernel, mlp, auto"
     for model in ("tiny", "small", "base"):
         refusal = (
-            f"'{model}' needs images and texts, and the pairs are {side}s alone; choose one of {fitting}, or name the "
+            f"'{model}' needs images and texts, and the pairs are {side}s only; choose one of {fitting}, or name the "
             f"column of the {other}s with --columns {other}=NAME"
         )
         with pytest.raises(UsageError, match=refusal):
             trained(one_side, tmp_path / "run", model)
-    with pytest.raises(UsageError, match=f"'{other}' needs {other}s, and the pairs are {side}s alone"):
+    with pytest.raises(UsageError, match=f"'{other}' needs {other}s, and the pairs are {side}s only"):
         trained(one_side, tmp_path / "run", other)
     with pytest.raises(PairsError, match=f"train.jsonl:1, field '{other}': matching expects an image and a text in"):
         train(one_side.store, one_side.train_file, run=tmp_path / "run", task="matching", model="dual")
     with pytest.raises(UsageError, match=f"--{other}-encoder: no pair has .*; leave it out"):
         trained(one_side, tmp_path / "encoder", "linear", **{f"{other}_encoder": ["other"]})
     study = {"test": one_side.dev_file, "task": "classification", "out": tmp_path / "out"}
-    with pytest.raises(UsageError, match=f"a fusion of images and texts, and the pairs are {side}s alone"):
+    with pytest.raises(UsageError, match=f"a fusion of images and texts, and the pairs are {side}s only"):
         ablate(one_side.store, one_side.train_file, **study)
-    with pytest.raises(UsageError, match="--initialise-from starts from a fusion of images and texts"):
+    with pytest.raises(UsageError, match="--initialise-from needs a fusion of images and texts"):
         trained(one_side, tmp_path / "run", "auto", initialise_from=tmp_path / "other")
     assert not (tmp_path / "run").exists()
 
@@ -109,7 +109,7 @@ def test_a_run_of_images_alone_does_not_read_texts_and_one_of_both_needs_them(ma
     assert result.metrics["accuracy"] == evaluate(scorers[0], made.test.only(("image",))).metrics["accuracy"]
     refusal = (
         "field 'text': expected a text, because .*both was trained on images and texts; found none in any pair. Name "
-        "its key with --columns text=NAME, or train a run on images alone"
+        "its key with --columns text=NAME, or train a run on images only"
     )
     with pytest.raises(PairsError, match=refusal):
         evaluate(scorers[1], made.test.only(("image",)))
@@ -134,7 +134,7 @@ def test_auto_compares_the_encoders_of_images_alone(made_twice, tmp_path):
 
 
 def test_a_key_that_looks_like_the_missing_side_is_named_first(tmp_path):
-    """SNLI-VE calls its texts 'hypothesis': such a file must not pass for images alone without a word."""
+    """SNLI-VE calls its texts 'hypothesis': such a file must not pass for images only without a word."""
     world = make_one_side(tmp_path / "images", "image")
     rows = [json.loads(line) for line in world.train_file.read_text().splitlines()]
     renamed = [{**row, "hypothesis": "a plant by the river", "question_type": "what"} for row in rows]

@@ -1,4 +1,4 @@
-"""Embedded pairs together with their right answers, and all that a training needs. Loads no store."""
+"""Embedded pairs with their right answers, and everything else that training needs. Loads no store."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Examples:
         return len(self.pairs)
 
     def on(self, device: torch.device | str) -> Examples:
-        """Return the same examples with embeddings and answers on a device; matching keeps its truth with the rows."""
+        """Return the same examples with embeddings and answers on a device; in matching, truth stays with the rows."""
         truth = self.truth if isinstance(self.truth, Tensor) else self.truth.on(device)
         return Examples(self.pairs.on(device), truth, self.clusters)
 
@@ -67,7 +67,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a training needs.
+    """The prepared data of a training.
 
     Attributes:
         train: Training examples.
@@ -99,13 +99,13 @@ class Prepared:
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """What the pairs have: an image, a text, or both."""
+        """The sides of the pairs: image, text, or both."""
         towers: dict[Side, list[Tower]] = {"image": self.image_towers, "text": self.text_towers}
         return tuple(side for side, own in towers.items() if own)
 
 
 def on_device(examples: Examples, device: torch.device | str) -> Examples:
-    """Return the examples with everything on an accelerator where its memory allows (`EmbeddedPairs.fits`)."""
+    """Return the examples entirely on an accelerator if its memory allows (`EmbeddedPairs.fits`)."""
     return examples.on(device) if examples.pairs.fits(device) else examples
 
 
@@ -181,7 +181,7 @@ def sample_negatives(
 
 
 def with_wrong_texts(examples: Examples, count: int, seed: int, *, pool: EmbeddedPairs | None = None) -> Examples:
-    """Put wrong texts beside every right pair of a matching task, unless the file brought its own.
+    """Add wrong texts to every right pair in matching, unless the file has its own.
 
     Raises:
         PairsError: There is no wrong text to draw.
@@ -206,7 +206,7 @@ def with_wrong_texts(examples: Examples, count: int, seed: int, *, pool: Embedde
 
 
 def set_aside(pairs: Pairs, share: float, *, task: str, min_answer_count: int, seed: int) -> tuple[Pairs, Pairs, bool]:
-    """Set pairs aside for development, groups whole.
+    """Set pairs aside for development, keeping groups whole.
 
     Args:
         pairs: To be split.
@@ -240,7 +240,7 @@ def examples_of(
     dev_is_seen: bool,
     notes: list[str],
 ) -> tuple[Examples, Examples, list[str]]:
-    """Turn pairs into examples: classes from the training part, wrong texts for the development part of matching.
+    """Convert pairs to examples: classes from the training part, and wrong texts for the development part in matching.
 
     Args:
         parts: Training and development pairs.
@@ -269,7 +269,7 @@ def examples_of(
         )
         if not bool((right > 0.5).any()):
             raise PairsError(
-                f"{train_pairs.places[0]}: expected right image-text pairs, found only wrong ones; where some pairs "
+                f"{train_pairs.places[0]}: expected right image-text pairs, found only wrong ones; if some pairs "
                 "have a target, the right ones need the target true"
             )
     else:
@@ -293,13 +293,15 @@ def examples_of(
         known = (dev_answers.classes >= 0) & (dev_answers.classes < learned)
         unseen = int((~known.any(dim=1)).sum())
         if unseen:
-            notes.append(f"{unseen:,} development pairs have only classes that training never saw: counted as wrong.")
+            notes.append(
+                f"{unseen:,} development pairs have only classes that were not in training; they count as wrong."
+            )
         notes += [] if dev_is_seen else _single_class(dev_pairs)
     return train, dev_examples, labels
 
 
 def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> tuple[Pairs, Pairs, bool]:
-    """Split labelled pairs as `split_by_image` does, but take no class away from the training part.
+    """Split labelled pairs as `split_by_image` does, but keep every class in the training part.
 
     Returns:
         Training part, development part, and whether the development part is in the training part too: where less than
@@ -323,7 +325,7 @@ def _set_aside(pairs: Pairs, share: float, seed: int, min_answer_count: int) -> 
 
 
 def _check_enough_to_split(pairs: Pairs) -> None:
-    """Refuse two images of right pairs only: one would be set aside, and the other would have no wrong text."""
+    """Refuse just two images with right pairs: with one set aside, the other would have no wrong text."""
     images = len(joined([pairs.images])[1])
     if images == 2 and bool((match_truth(pairs) > 0.5).all()):
         raise PairsError(
@@ -334,13 +336,14 @@ def _check_enough_to_split(pairs: Pairs) -> None:
 
 
 def _single_class(dev: Pairs) -> list[str]:
-    """Say that development pairs of one class cannot tell a model that looks from one that always answers the same."""
+    """Return a note that development pairs of a single class cannot distinguish a model from a constant answer."""
     classes = {json.dumps(target, sort_keys=True) for target in dev.targets}
     if len(classes) > 1:
         return []
     return [
-        f"All {len(dev):,} development pairs have the same target ({classes.pop():.60}): the best epoch, calibration "
-        "and the development metric say nothing then; give development pairs of several classes with --dev."
+        f"All {len(dev):,} development pairs have the same target ({classes.pop():.60}): the best epoch, the "
+        "calibration and the development metric are then meaningless; give development pairs of several classes "
+        "with --dev."
     ]
 
 
@@ -355,7 +358,7 @@ def _check_targets(pairs: Pairs) -> None:
 
 
 def _right(embedded: Sequence[EmbeddedPairs], right: Tensor, dev: Pairs) -> EmbeddedPairs:
-    """Return the right pairs of both parts: a development part of one image finds its wrong texts in training."""
+    """Return the right pairs of both parts, as a development part with one image takes wrong texts from training."""
     both = torch.cat([right, match_truth(dev)]) > 0.5
     image_rows = torch.cat([part.image_rows for part in embedded])
     return embedded[0].with_rows(image_rows[both], torch.cat([part.text_rows for part in embedded])[both])
@@ -367,12 +370,12 @@ def _number_clusters(parts: Sequence[Pairs]) -> list[Tensor]:
 
 
 def _with_known_answers(examples: Examples, notes: list[str]) -> Examples:
-    """Leave out training pairs none of whose answers is a class."""
+    """Drop training pairs without an answer among the classes."""
     answers = examples.truth
     if not isinstance(answers, Answers):
         return examples
     known = answers.classes.max(dim=1).values >= 0
     if bool(known.all()):
         return examples
-    notes.append(f"{int((~known).sum()):,} training pairs have only rare answers and are left out of the training.")
+    notes.append(f"{int((~known).sum()):,} training pairs have only rare answers and were left out.")
     return examples.select(known.nonzero()[:, 0])

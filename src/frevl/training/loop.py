@@ -28,7 +28,7 @@ is made of, by name, for the log and for messages."""
 
 @dataclass(frozen=True)
 class FitReport:
-    """How a training went.
+    """The report of a training.
 
     Attributes:
         epochs: Epochs trained.
@@ -155,7 +155,7 @@ def gradient_descent(
 
 @dataclass
 class _State:
-    """What an interrupted training needs to continue, beside weights and optimiser."""
+    """State that an interrupted training needs to continue, besides weights and optimiser."""
 
     epoch: int = 0
     metric: float = 0.0
@@ -166,7 +166,7 @@ class _State:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     def end_epoch(self, network: nn.Module, metric: float, seconds: float, *, keep_last: bool) -> None:
-        """Count an epoch, and keep its weights if it is the best so far and not the last one is wanted."""
+        """Count an epoch, and keep its weights if it is the best so far (unless the last one is wanted)."""
         self.epoch += 1
         self.metric, self.seconds = metric, seconds
         if metric > self.best_metric:
@@ -175,14 +175,14 @@ class _State:
                 self.best_weights = {name: value.cpu().clone() for name, value in _weights(network).items()}
 
     def settle(self, network: nn.Module) -> None:
-        """Give the network the weights that are kept."""
+        """Load the kept weights into the network."""
         if self.best_weights:
             _restore(network, self.best_weights)
         else:
             self.best_epoch, self.best_metric = self.epoch, self.metric
 
     def save(self, checkpoint: Checkpoint, network: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Save everything; what has stopped needs its weights only."""
+        """Save everything; a finished training needs only its weights."""
         tensors = {f"network.{name}": value for name, value in _weights(network).items()}
         if not self.stopped:
             tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
@@ -210,7 +210,7 @@ class _State:
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    """Return all weights as they are; the ``state_dict`` of some networks halves their precision."""
+    """Return all weights unchanged; some networks' ``state_dict`` halves their precision."""
     return {name: value.detach() for name, value in (*network.named_parameters(), *network.named_buffers())}
 
 
@@ -227,7 +227,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _keep_lines(log_file: Path | None, count: int) -> None:
-    """Cut the log to complete epochs: a kill may come between its line and the state."""
+    """Truncate the log to complete epochs, as a kill may come between log line and state."""
     if log_file is not None:
         lines = log_file.read_text(encoding="utf-8").splitlines(keepends=True) if log_file.exists() else []
         log_file.write_text("".join(lines[:count]), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""What training minimises: ``1.0 task + 0.1 contrastive + 0.01 feature norm`` (weights: FrEVL's public code).
+"""Training losses: ``1.0 task + 0.1 contrastive + 0.01 feature norm`` (weights: FrEVL's public code).
 
-The weighting stands in ``training``; here are the terms, each a pure function of tensors that returns a scalar, mixup,
-and what looks at the losses of an epoch. ``n`` is the number of pairs in the batch, ``C`` the number of classes. All
-are finite, with finite gradients, at logits of +-10,000.
+The weights are set in ``training``; this file has the terms, each a pure function of tensors that returns a scalar,
+mixup, and the monitoring of an epoch's losses. ``n`` is the number of pairs in the batch, ``C`` the number of classes.
+All are finite, with finite gradients, at logits of +-10,000.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def task_loss(
 
 
 def binary_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Binary cross-entropy for matching, the mean over pairs.
+    """Return the binary cross-entropy for matching, averaged over pairs.
 
     Args:
         logits: ``(n,)`` or ``(n, 1)``.
@@ -76,7 +76,7 @@ def binary_loss(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
 def class_loss(
     logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:
-    """Softmax cross-entropy for exactly one right class, the mean over pairs.
+    """Return the softmax cross-entropy for exactly one right class, averaged over pairs.
 
     Args:
         logits: ``(n, C)``.
@@ -322,13 +322,13 @@ _STEPS_UNSEEN = 50
 
 
 def looks_every(device: str) -> int:
-    """After how many steps losses are looked at: every one on a processor; elsewhere looking waits for the device."""
+    """Return the number of steps between loss checks: 1 on a CPU; elsewhere a check waits for the device."""
     return 1 if torch.device(device).type == "cpu" else _STEPS_UNSEEN
 
 
 @dataclass
 class SeenLosses:
-    """The losses of an epoch. A loss that is not finite ends the training when it is looked at, and names its batch.
+    """The losses of an epoch. A non-finite loss ends the training when checked, with the number of its batch.
 
     Attributes:
         where: The epoch, for the message.
@@ -350,7 +350,7 @@ class SeenLosses:
     _unseen: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def add(self, batch: int, loss: Tensor, terms: dict[str, Tensor]) -> None:
-        """Take the loss of a batch with its terms; look at it when it is time.
+        """Add the loss of a batch with its terms; check when due.
 
         Raises as `look`.
         """
@@ -360,7 +360,7 @@ class SeenLosses:
             self.look()
 
     def look(self) -> None:
-        """Look at what was not looked at yet.
+        """Check all unchecked losses.
 
         Raises:
             TrainingError: A loss is not finite.

@@ -1,4 +1,4 @@
-"""Training on embeddings that do not fit in memory: items in a mapped file, and an order that reads it by blocks."""
+"""Training on embeddings that do not fit in memory: items in a mapped file, read in block order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def fit_in_memory(counts: Iterable[tuple[int, Sequence[Tower]]]) -> bool:
 
 @dataclass(frozen=True)
 class Mapped:
-    """Pooled items in a file without a name, which is gone with the process, however that ends.
+    """Pooled items in an unnamed file, which disappears with the process.
 
     Attributes:
         values: ``(n, 1, dim)`` in the stored type; pages are read when they are touched.
@@ -48,14 +48,14 @@ class Mapped:
     _map: mmap.mmap = field(repr=False)
 
     def touch(self, rows: Tensor) -> None:
-        """Read the pages on which some rows lie, ``(r,)`` int64; other threads go on."""
+        """Prefetch the pages of ``(r,)`` int64 rows, without blocking other threads."""
         width, page = self.values.shape[2], mmap.PAGESIZE // self.values.element_size()
         step = max(1, page // width)  # items of a page
         starts = torch.unique(rows // step) * step * width
         self.values.view(-1)[starts[:, None] + torch.arange(0, width, page)].sum()
 
     def release(self) -> None:
-        """Take all pages out of this process; the system may keep them as long as it has room."""
+        """Release all pages of this process; the system may keep them cached."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
@@ -94,7 +94,7 @@ def map_items(store: Store, modality: Modality, ids: Sequence[str], towers: Sequ
 def read_items(
     store: Store, modality: Modality, ids: Sequence[str], towers: Sequence[Tower]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read embeddings as `Store.read` does; many pooled ones some at a time, without a second copy of all."""
+    """Read embeddings as `Store.read` does; many pooled ones in portions, without a second copy of all."""
     if len(ids) <= _AT_ONCE or not all(tower.pooled for tower in towers):
         return store.read(modality, ids, towers)
     dtype, width = np.result_type(*(tower.identity["dtype"] for tower in towers)), sum(tower.dim for tower in towers)
@@ -128,7 +128,7 @@ def deal_all(count: int, steps: int, random: torch.Generator) -> Iterator[Tensor
 
 
 def deal_in_blocks(pairs: EmbeddedPairs) -> Deal:
-    """Return how rows of pairs in a file are dealt, so that few pages of it are needed at a time.
+    """Return how rows of pairs in a file are dealt, such that few of its pages are needed at a time.
 
     A thread reads the pages of the next blocks while the rows of these are learned from; what was used is let go.
 
@@ -156,7 +156,7 @@ def deal_in_blocks(pairs: EmbeddedPairs) -> Deal:
 
 
 def shuffled_in_blocks(count: int, random: torch.Generator) -> Tensor:
-    """Return ``(count,)`` int64, every row once: blocks at random, and within 64 of them the rows at random."""
+    """Return ``(count,)`` int64, a permutation of the rows: random blocks, and random rows within each 64 blocks."""
     whole, rest = divmod(count, _BLOCK)
     # A last block that is not whole comes last, so that all groups but one are equally large.
     blocks = torch.cat([torch.randperm(whole, generator=random), torch.arange(whole, whole + bool(rest))])

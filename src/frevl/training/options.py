@@ -59,12 +59,12 @@ def option(
 
 
 def _class_weight() -> Any:
-    return option(None, "Classification: balanced counts every class the same, however rare.", one_of=("balanced",))
+    return option(None, "Classification: balanced gives every class equal weight, however rare.", one_of=("balanced",))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What holds for a whole training, whatever the model.
+    """Settings of a whole training, independent of the model.
 
     Attributes:
         seed: Of initial weights, order, dropout and splits.
@@ -107,7 +107,7 @@ Options = TypeVar("Options", bound=ModelOptions)
 
 @dataclass(frozen=True, kw_only=True)
 class MajorityOptions(ModelOptions):
-    """Options of ``majority``: none, it counts."""
+    """Options of ``majority``: none, as it only counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,18 +117,16 @@ class CosineOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelOptions(ModelOptions):
-    """Options of ``kernel``: what is tried. Kernels and penalty are chosen by exact leave-one-image-out scores."""
+    """Options of ``kernel``: what to try. Kernels and penalty are chosen by exact leave-one-image-out scores."""
 
     text_alone: bool = option(True, "Try the kernel of the text alone.")
     image_alone: bool = option(True, "Try the kernel of the image alone.")
     product: bool = option(True, "Try the product of both kernels, with a quarter of the text alone.")
     sums: bool = option(True, "Try sums of the kernels of the text, of the image, and of both.")
-    largest_penalty: float = option(3.0, "Strongest penalty of the ridge that is tried.", above=0)
-    smallest_penalty: float = option(
-        0.1, "Weakest penalty that is tried; there are two in every power of ten.", above=0
-    )
+    largest_penalty: float = option(3.0, "Strongest ridge penalty to try.", above=0)
+    smallest_penalty: float = option(0.1, "Weakest penalty to try; there are two per power of ten.", above=0)
     class_weight: str | None = _class_weight()
-    landmarks: int = option(4_000, "Above 20,000 pairs: training pairs that carry the solution.", at_least=1)
+    landmarks: int = option(4_000, "Above 20,000 pairs: number of landmarks.", at_least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,32 +139,32 @@ class LinearOptions(ModelOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class DescentOptions(ModelOptions):
-    """Options of every gradient descent (AdamW)."""
+    """Options of gradient descent (AdamW)."""
 
-    epochs: int = option(20, "Passes over the pairs, at most.", at_least=1)
+    epochs: int = option(20, "Maximum number of epochs.", at_least=1)
     batch_size: int | None = option(FULL_BATCH, "Pairs per step.", at_least=1)
     learning_rate: float = option(5e-4, "Learning rate after warm-up.", above=0)
     final_learning_rate: float = option(1e-6, "Learning rate at the end of the cosine schedule.", at_least=0)
     weight_decay: float = option(0.01, "Weight decay.", at_least=0)
-    warm_up: float = option(0.05, "Share of the training in which the learning rate rises.", at_least=0, at_most=1)
-    gradient_clip: float = option(1.0, "Largest norm of the gradient.", above=0)
+    warm_up: float = option(0.05, "Share of the training used for warm-up.", at_least=0, at_most=1)
+    gradient_clip: float = option(1.0, "Maximum gradient norm.", above=0)
     label_smoothing: float = option(0.1, "Label smoothing; not used with soft targets.", at_least=0, below=1)
 
     @property
     def rows_per_step(self) -> int:
-        """The batch size, 256 where none is given."""
+        """Return the batch size, 256 by default."""
         return FULL_BATCH if self.batch_size is None else self.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairwiseOptions(DescentOptions):
-    """Options of a network that learns pair by pair and is measured on development pairs after every epoch."""
+    """Options of a network trained pair by pair and measured on development pairs after every epoch."""
 
     batch_size: int | None = option(
         None, "Pairs per step. None: 256, in matching fewer, so that an epoch has 32 steps (at least 32).", at_least=1
     )
-    patience: int = option(5, "Stop after this many epochs without a better development metric.", at_least=1)
-    keep_last: bool = option(False, "Keep the weights of the last epoch instead of those of the best one.")
+    patience: int = option(5, "Stop after this many epochs without improvement on development data.", at_least=1)
+    keep_last: bool = option(False, "Keep the weights of the last epoch instead of the best one.")
     class_weight: str | None = _class_weight()
     negatives: int = option(3, "Matching: wrong texts for every right pair.", at_least=1)
 
@@ -193,7 +191,7 @@ class FusionOptions(PairwiseOptions):
     temperature: float = option(0.07, "Temperature of the contrastive term.", above=0)
     regularisation_weight: float = option(0.01, "Weight of the feature-norm term.", at_least=0)
     mixup_share: float = option(
-        0.3, "Share of the batches that are mixed (pooled embeddings only).", at_least=0, at_most=1
+        0.3, "Share of batches to which mixup applies (pooled embeddings only).", at_least=0, at_most=1
     )
     mixup_alpha: float = option(0.2, "Parameter of the Beta distribution of mixup.", above=0, at_most=1)
     cross_attention: bool = option(True, "Ablation: whether the blocks attend across modalities.")
@@ -209,9 +207,9 @@ class TwoTowerOptions(DescentOptions):
     batch_size: int = option(1024, "Pairs per step; the others of the batch are negatives: large is good.", at_least=1)
     learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
     weight_decay: float = option(0.2, "Weight decay.", at_least=0)
-    warm_up: float = option(0.1, "Share of the training in which the learning rate rises.", at_least=0, at_most=1)
+    warm_up: float = option(0.1, "Share of the training used for warm-up.", at_least=0, at_most=1)
     label_smoothing: float = option(0.1, "Share of the target that is spread over the batch.", at_least=0, below=1)
-    members: int = option(3, "Networks that are trained from different seeds and averaged.", at_least=1)
+    members: int = option(3, "Number of networks trained from different seeds and averaged.", at_least=1)
     width: int | None = option(None, "Width of a member's vectors. None: 512; below 5,000 pairs 256.", at_least=1)
     hidden: int | None = option(None, "Width inside a projection. None: twice the width of the vectors.", at_least=1)
     stored_width: int = option(512, "Width of stored vectors, to which wider joined ones are projected.", at_least=1)
@@ -223,13 +221,13 @@ class TwoTowerOptions(DescentOptions):
 class RerankerOptions(DescentOptions):
     """Options of a fusion preset that reranks the candidates of a first stage (``--first-stage``)."""
 
-    epochs: int = option(2, "Passes over the lists of hard negatives.", at_least=1)
+    epochs: int = option(2, "Epochs over the lists of hard negatives.", at_least=1)
     batch_size: int = option(128, "Lists per step.", at_least=1)
     learning_rate: float = option(1e-3, "Learning rate after warm-up.", above=0)
     weight_decay: float = option(0.2, "Weight decay.", at_least=0)
-    warm_up: float = option(0.1, "Share of the training in which the learning rate rises.", at_least=0, at_most=1)
+    warm_up: float = option(0.1, "Share of the training used for warm-up.", at_least=0, at_most=1)
     label_smoothing: float = option(0.0, "Share of the target that is spread over the list.", at_least=0, below=1)
-    negatives: int = option(6, "Wrong images and wrong texts that every right pair competes with.", at_least=1)
+    negatives: int = option(6, "Wrong images, and wrong texts, per right pair.", at_least=1)
     layers: int | None = option(
         None, "Number of blocks. None: the preset's, 2 in tiny and 4 in small and base.", at_least=0
     )
@@ -245,13 +243,13 @@ class AutoOptions(ModelOptions):
     """Options of ``auto``; its candidates have settings of their own."""
 
     epochs: int | None = option(
-        None, "Passes of the candidates that have no number of their own. None: as many as the model has.", at_least=1
+        None, "Epochs for candidates without their own setting. None: the model's default.", at_least=1
     )
-    choose_by: str = option("accuracy", "Classification: what compares candidates.", one_of=_MEASURES)
+    choose_by: str = option("accuracy", "Classification: metric for comparing candidates.", one_of=_MEASURES)
     class_weight: str | None = _class_weight()
 
     def for_candidate(self, kind: type[Options], changes: Mapping[str, Any] | None = None) -> Options:
-        """Return the options of a candidate: its own changes, then what is given here, then its model's defaults."""
+        """Return the options of a candidate: its own changes, then the values given here, then its model's defaults."""
         given = {name: value for name, value in self.changes().items() if name in kind.__dataclass_fields__}
         return kind(**{**given, **(changes or {})})
 
@@ -287,7 +285,7 @@ def options_for(model: str, first_stage: str | None = None) -> type[ModelOptions
 def make_options(
     model: str, given: ModelOptions | Mapping[str, Any] | None = None, *, first_stage: str | None = None
 ) -> ModelOptions:
-    """Return the options of a model, the defaults where nothing is given.
+    """Return the options of a model, with defaults for anything not given.
 
     Args:
         model: A name of ``--model``.
@@ -316,7 +314,7 @@ def _called(model: str, first_stage: str | None) -> str:
 
 
 def _unknown(name: str, known: list[str], model: str, first_stage: str | None) -> str:
-    """Say who knows the option, or which one may be meant."""
+    """State which models have the option, or which one may be meant."""
     own = _called(model, first_stage)
     others = [other for other, kind in OPTIONS.items() if name in kind.__dataclass_fields__]
     if name in RerankerOptions.__dataclass_fields__:
@@ -329,7 +327,7 @@ def _unknown(name: str, known: list[str], model: str, first_stage: str | None) -
 
 
 def _types(kind: type[ModelOptions]) -> dict[str, tuple[type, bool]]:
-    """Return for every option its type, and whether it may be None."""
+    """Return every option's type, and whether it may be None."""
     found = {}
     for name, hint in get_type_hints(kind).items():
         parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -343,7 +341,7 @@ def type_of(kind: type[ModelOptions], name: str) -> type:
 
 
 def values_of(kind: type[ModelOptions], name: str) -> str:
-    """Return in short what an option may be, for example ``0 to <1``."""
+    """Return an option's range in short form, such as ``0 to <1``."""
     of_type, optional = _types(kind)[name]
     bounds = kind.__dataclass_fields__[name].metadata
     if of_type is str:
@@ -358,7 +356,7 @@ def values_of(kind: type[ModelOptions], name: str) -> str:
 
 
 def expected(kind: type[ModelOptions], name: str) -> str:
-    """Say in words what an option may be, for example ``a number from 0 to below 1``."""
+    """Return an option's range in words, such as ``a number from 0 to below 1``."""
     of_type, optional = _types(kind)[name]
     bounds = kind.__dataclass_fields__[name].metadata
     if of_type is str:

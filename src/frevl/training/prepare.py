@@ -1,4 +1,4 @@
-"""Pairs files and a store -> training and development examples, checked before anything is trained."""
+"""Prepare training and development examples from pairs files and a store, checked before training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["embed_pairs", "prepare", "read_file", "shared_groups", "shared_units
 
 
 def read_file(pairs: str | Path | Pairs, columns: str | Sequence[str] | Mapping[str, str] | None) -> Pairs:
-    """Read a pairs file; pairs that are in memory stay as they are."""
+    """Read a pairs file; in-memory pairs are returned unchanged."""
     return pairs if isinstance(pairs, Pairs) else read_pairs(pairs, columns=columns)
 
 
@@ -43,7 +43,7 @@ def prepare(
     group_by: str | None = None,
     find_groups: bool = True,
 ) -> Prepared:
-    """Read, check, split and embed; the arguments are those of `frevl.train`.
+    """Read, check, split and embed; arguments as in `frevl.train`.
 
     Raises:
         PairsError: The pairs cannot be used.
@@ -99,7 +99,7 @@ def prepare(
 
 
 def shared_units(train: Pairs, dev: Pairs, hashes: dict[str, str]) -> list[str]:
-    """Say how many development images are in the training part too, under the same or another id; or how many texts."""
+    """Return a note on development images (or texts) that are also in the training part, under any id."""
     both = [joined([part.units])[1] for part in (train, dev)]
     own, others = ((units, np.array([hashes[unit] for unit in units], np.bytes_)) for units in both)
     return _shared_contents(own, others, dev.sides[0])
@@ -113,13 +113,13 @@ def _shared_contents(
     if not len(shared):
         return []
     return [
-        f"Leak: {len(shared):,} of {len(units):,} development {kind}s have the same content as a training "
-        f"{kind} (the first is '{units[int(shared[0])]:.80}'): the development metric is too good."
+        f"Leak: {len(shared):,} of {len(units):,} development {kind}s have the same content as a training {kind} "
+        f"(the first is '{units[int(shared[0])]:.80}'): the development metric is too optimistic."
     ]
 
 
 def shared_groups(train: Pairs, dev: Pairs) -> list[str]:
-    """Say how many development pairs belong to a group that training pairs belong to as well."""
+    """Return a note on development pairs that share a group with training pairs."""
     (own, others), names = joined([train.clusters, dev.clusters])
     seen = np.zeros(len(names), bool)
     seen[own] = True
@@ -127,15 +127,15 @@ def shared_groups(train: Pairs, dev: Pairs) -> list[str]:
     if not shared:
         return []
     return [
-        f"Leak: {len(shared):,} of {len(dev):,} development pairs belong to a group that training pairs belong to as "
-        f"well (the first is {dev.places[shared[0]]}): the development metric is too good."
+        f"Leak: {len(shared):,} of {len(dev):,} development pairs belong to a group that training pairs belong to "
+        f"as well (the first is {dev.places[shared[0]]}): the development metric is too optimistic."
     ]
 
 
 def embed_pairs(
     store: Store, parts: Sequence[Pairs], image_towers: Sequence[Tower], text_towers: Sequence[Tower]
 ) -> list[EmbeddedPairs]:
-    """Read every different item once, whatever the parts that use it."""
+    """Read every distinct item once, for all parts."""
     image_rows, images = joined([part.images for part in parts])
     text_rows, texts = joined([part.texts for part in parts])
     sides = parts[0].sides

@@ -1,7 +1,7 @@
-"""The folder of a training: claimed, continued after an interruption, or refused; its states; the file that repeats it.
+"""The folder of a training: claiming it, continuing after an interruption, its states, and its config file.
 
-While a training runs, its folder holds a hidden folder with the lock and one file for every part that is finished or
-under way (a network, a candidate, one fold of a candidate). It is removed when the run is complete.
+During training, its folder contains a hidden folder with the lock and one file for every finished or current part (a
+network, a candidate, one fold of a candidate), which is removed when the run is complete.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SEEDS_FILES = ("config.toml", "settings.json", "seeds.json", "seed*")
 
 
 class Clock:
-    """Seconds that a training has taken, in earlier, interrupted processes too; for all workers those of worker 0."""
+    """Training seconds, including earlier interrupted processes; worker 0's for all workers."""
 
     def __init__(self, team: Team = ALONE) -> None:
         self._started = time.monotonic()
@@ -65,17 +65,17 @@ class Clock:
         self._team = team
 
     def seconds(self) -> float:
-        """Return the seconds until now; those of earlier processes count as soon as their states are loaded."""
+        """Return the seconds so far; those of earlier processes count once their states are loaded."""
         return self._team.agreed(time.monotonic() - self._started + self._earlier)
 
     def add_earlier(self, seconds: float) -> None:
-        """Count the seconds of a part that an earlier process has finished or started."""
+        """Add the seconds of a part finished or started by an earlier process."""
         self._earlier += seconds
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where one part of a training keeps its state.
+    """The place where one part of a training saves its state.
 
     Attributes:
         folder: Of the files of all parts; None keeps nothing.
@@ -120,12 +120,12 @@ class Checkpoint:
             replace_file(path, lambda temporary: save_file(kept, temporary, metadata=metadata))
         except (OSError, SafetensorError) as error:
             raise TrainingError(
-                f"{path}: the state of the training cannot be written ({error}); make room, and run the same command "
-                "again to continue where it stopped"
+                f"{path}: the state of the training cannot be written ({error}); free some space, and run the same "
+                "command again to continue"
             ) from error
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Read what `save` has written, and count its seconds; None if there is nothing.
+        """Read what `save` wrote and count its seconds; None if there is nothing.
 
         Raises:
             TrainingError: The file is damaged.
@@ -146,30 +146,30 @@ class Checkpoint:
         return tensors, record
 
     def damaged(self, error: Exception) -> TrainingError:
-        """Return the error of a file that cannot be continued from."""
+        """Return the error for a file from which training cannot continue."""
         return TrainingError(
             f"{self.file}: the state of an interrupted training is damaged ({str(error).splitlines()[0][:120]}); "
             "delete this file to train this part again"
         )
 
     def discard_parts(self) -> None:
-        """Remove the files of its parts, once its own file holds their results."""
+        """Remove the files of its parts once its own file holds their results."""
         for path in self.folder.glob("*.safetensors") if self.folder is not None and self.team.leads else ():
             if path.name.startswith(f"{self.name}.") and path != self.file:
                 path.unlink()
 
 
 NOWHERE = Checkpoint(None, "", Clock())
-"""Keeps nothing: for a training that nobody will continue."""
+"""Saves nothing, for a training that will not be continued."""
 
 
 @contextmanager
 def claim_run(
     folder: Path, settings: Mapping[str, Any], *, flag: str = "--run", team: Team = ALONE
 ) -> Iterator[Checkpoint]:
-    """Hold the folder of one run while it is trained; where an interrupted training stands, continue it.
+    """Hold the folder of a run during training, continuing an interrupted one.
 
-    When the block ends without an error the run is complete, and the states are removed.
+    When the block ends without an error, the run is complete and the states are removed.
 
     Args:
         folder: Made if it is missing.
@@ -202,7 +202,7 @@ def claim_run(
 
 @contextmanager
 def claim_seeds(folder: Path, settings: Mapping[str, Any], *, team: Team = ALONE) -> Iterator[None]:
-    """Hold the folder of the runs of several seeds while they are trained.
+    """Hold the folder of several seeds' runs during training.
 
     Args:
         folder: As in `claim_run`; finished and interrupted seeds of the same settings are welcome.
@@ -237,7 +237,7 @@ def _refuse_for_run(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path, flag: str = "--run") -> Iterator[Path]:
-    """Make the folder of the states and hold its lock, which ends with the process, however that ends."""
+    """Create the folder of states and hold its lock, which is released when the process ends."""
     states = folder / UNFINISHED
     lock = FileLock(states / "lock")
     try:
@@ -245,7 +245,7 @@ def _locked(folder: Path, flag: str = "--run") -> Iterator[Path]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise RunError(
-            f"{folder}: another process is training in this folder; wait for it to end, or choose another {flag}"
+            f"{folder}: another process is training in this folder; wait for it to finish, or choose another {flag}"
         ) from error
     except OSError as error:
         raise RunError(f"{folder}: the run cannot be written ({error.strerror or error})") from error
@@ -260,7 +260,7 @@ def _locked(folder: Path, flag: str = "--run") -> Iterator[Path]:
 def _keep_settings(
     folder: Path, settings: Mapping[str, Any], stands: str | None, may_differ: Sequence[str], flag: str = "--run"
 ) -> None:
-    """Write the settings down; refuse others than those of what ``stands`` in the folder."""
+    """Record the settings; refuse settings that differ from those of what ``stands`` in the folder."""
     file, now = folder / "settings.json", json.loads(json.dumps(settings))
     try:
         if stands is not None:
@@ -288,7 +288,7 @@ def _flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def data_identity(store: Store, pairs: Pairs, dev: Pairs | None, former: str | Path | None = None) -> dict[str, Any]:
-    """Return what tells the data of one training from those of another: a run is not continued with others.
+    """Return the identity of a training's data: a run is not continued with other data.
 
     Returns:
         The version of frevl, the fingerprint of the store, hashes of the pairs and of the pictures they name, and of
@@ -307,7 +307,7 @@ _AT_ONCE = 65_536  # pictures that are objects of Python at a time
 
 
 def content_of(store: Store, pairs: Pairs) -> str:
-    """Return a hash of pairs and of the pictures they name, so that neither changes unseen under a training."""
+    """Return a hash of pairs and their pictures, so that neither changes unnoticed during training."""
     digest = hashlib.sha256()
     for row in range(len(pairs)):
         digest.update(json.dumps(pairs.row(row), sort_keys=True, default=str).encode())
@@ -325,7 +325,7 @@ def content_of(store: Store, pairs: Pairs) -> str:
 
 
 def run_settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, Any]:
-    """Return the arguments of `train` and the options that a run remembers, in what JSON can hold."""
+    """Return the arguments of `train` and the options to record in a run, as JSON types."""
     from frevl.data.columns import columns_of
 
     left_out = ("store", "run", "progress", "options", "workers", "ray")  # more workers do not change the result
@@ -342,7 +342,7 @@ def run_settings(arguments: dict[str, Any], options: ModelOptions) -> dict[str, 
 def write_config(
     folder: Path, arguments: Mapping[str, Any], options: ModelOptions, *, command: str = "train", output: str = "run"
 ) -> None:
-    """Write ``config.toml``: the command that repeats what the folder holds, defaults included, for ``--config``.
+    """Write ``config.toml`` for ``--config``: the command that reproduces the folder, including defaults.
 
     Args:
         folder: Of the run, the seeds or the ablation.
@@ -392,7 +392,7 @@ def _absolute(path: str | Path) -> str:
 
 
 def _name(pairs: str | Path | Pairs | None) -> str | None:
-    """Return what to remember of pairs: their file, or how many there were."""
+    """Return what to record about pairs: their file, or their number."""
     from frevl.data.pairs import Pairs
 
     if isinstance(pairs, Pairs):

@@ -1,8 +1,8 @@
-"""One model trained with several seeds: how much of a result is luck.
+"""Train one model with several seeds, to see how much of a result is chance.
 
-A folder of seeds holds an ordinary run a seed (``seed0``, ``seed1``, ...) and ``seeds.json``, which is written last.
-The deviation is the sample standard deviation over seeds; the intervals are those of the mean over seeds, by cluster
-bootstrap over images, so the first tells of the training and the second of the test set (ours).
+A folder of seeds contains one ordinary run per seed (``seed0``, ``seed1``, ...) and ``seeds.json``, which is written
+last. The deviation is the sample standard deviation over seeds; the intervals are those of the mean over seeds, by
+cluster bootstrap over images, so the former reflects the training and the latter the test set (ours).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["SeedRuns", "train_seeds"]
 
 @dataclass(frozen=True)
 class SeedRuns:
-    """Runs that differ in their seed only.
+    """Runs that differ only in their seed.
 
     Attributes:
         path: Folder that holds them.
@@ -67,7 +67,7 @@ class SeedRuns:
     provenance: dict[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return what ``seeds.json`` and ``frevl train --seeds N --json`` hold."""
+        """Return the record for ``seeds.json`` and ``frevl train --seeds N --json``."""
         return {
             "run": str(self.path),
             "model": self.model,
@@ -100,9 +100,8 @@ def train_seeds(
 ) -> SeedRuns:
     """Train the same model with several seeds.
 
-    The same call again uses the finished seeds, continues the interrupted one, and adds what is
-    missing; more seeds may be asked for later. Finished seeds are used only if pairs, pictures, embeddings and every
-    setting are those of this call.
+    Repeating the call reuses finished seeds, continues an interrupted one, and adds missing ones; more seeds may be
+    added later. Finished seeds are reused only if pairs, pictures, embeddings and all settings match this call.
 
     Args:
         store: As in `frevl.train`.
@@ -147,7 +146,7 @@ def _train_seeds(
     *,
     progress: bool,
 ) -> SeedRuns:
-    """Train all seeds as one of the workers, or alone; worker 0 writes."""
+    """Train all seeds as one of the workers, or alone; worker 0 writes the files."""
     opened = store if isinstance(store, Store) else Store.open(store)
     arguments = {**_defaults(), **settings, "pairs": pairs, "seed": seed}
     options = make_options(arguments["model"], arguments["options"], first_stage=arguments["first_stage"])
@@ -158,7 +157,7 @@ def _train_seeds(
         for number in numbers:
             path = folder / f"seed{number}"
             if team.decided((path / "run.json").exists):
-                print_progress(f"{path}: finished before, used again", enabled=progress)
+                print_progress(f"{path}: already finished, reused", enabled=progress)
                 one = Run.load(path)
             else:
                 one = train(opened, pairs, run=path, seed=number, progress=progress, **settings)
@@ -198,7 +197,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _settings(store: Store, arguments: Mapping[str, Any], options: ModelOptions) -> dict[str, Any]:
-    """Return everything that determines the result of a seed, defaults of `frevl.train` and options included."""
+    """Return everything that determines a seed's result, including defaults of `frevl.train` and options."""
     left_out = ("store", "pairs", "run", "dev", "seed", "device", "workers", "ray", "progress", "options")
     columns, dev = arguments["columns"], arguments["dev"]
     read = read_file(arguments["pairs"], columns), None if dev is None else read_file(dev, columns)

@@ -1,4 +1,4 @@
-"""Pairs and a store -> a trained run."""
+"""`frevl.train`: train a run from pairs and a store."""
 
 from __future__ import annotations
 
@@ -68,8 +68,7 @@ def train(
 ) -> Run:
     """Train a fusion or a baseline on frozen embeddings and save it as a run.
 
-    A call that was interrupted is taken up after its last complete epoch by the same call and ends with the
-    identical result.
+    Repeating an interrupted call continues after its last complete epoch and gives the identical result.
 
     Args:
         store: The store, or its path.
@@ -123,7 +122,7 @@ def train(
     arguments = dict(locals())
     _check_names(task, model)
     if first_stage is not None and task != "matching":
-        raise UsageError(f"--first-stage belongs to --task matching, found --task {task}")
+        raise UsageError(f"--first-stage requires --task matching, found --task {task}")
     if initialise_from is not None:
         _check_start(task, model)
     chosen_options = make_options(model, options, first_stage=first_stage)
@@ -187,7 +186,7 @@ def _train(arguments: Mapping[str, Any], options: ModelOptions, session: Session
 
 
 def _check_sides(task: str, model: str, pairs: Pairs, dev: Pairs | None, initialise_from: str | Path | None) -> None:
-    """Refuse images alone, or texts alone, for what needs both."""
+    """Refuse pairs with only one side for models that need both."""
     if dev is not None and dev.sides != pairs.sides:
         raise PairsError(
             f"{dev.places[0]}: expected development pairs with {_both(pairs.sides)}, as the training pairs have, found "
@@ -197,11 +196,11 @@ def _check_sides(task: str, model: str, pairs: Pairs, dev: Pairs | None, initial
         return
     (side,) = pairs.sides
     missing = "text" if side == "image" else "image"
-    place, alone = f"{pairs.places[0]}, field '{missing}'", f"the pairs are {side}s alone"
+    place, alone = f"{pairs.places[0]}, field '{missing}'", f"the pairs are {side}s only"
     if task == "matching":
         raise PairsError(
             f"{place}: matching expects an image and a text in every pair, and {alone}; name the column that holds "
-            f"the {missing}s with --columns {missing}=NAME, or train classes with --task classification"
+            f"the {missing}s with --columns {missing}=NAME, or use --task classification"
         )
     if side not in NEEDS.get(model, (side,)) or missing in NEEDS.get(model, ()):
         fitting = [name for name in (*MODELS, "auto") if NEEDS.get(name, (side,)) == (side,)]
@@ -210,7 +209,7 @@ def _check_sides(task: str, model: str, pairs: Pairs, dev: Pairs | None, initial
             f"name the column of the {missing}s with --columns {missing}=NAME"
         )
     if initialise_from is not None:
-        raise UsageError(f"--initialise-from starts from a fusion of images and texts, and {alone}; leave it out")
+        raise UsageError(f"--initialise-from needs a fusion of images and texts, and {alone}; leave it out")
 
 
 def _both(sides: Sequence[str]) -> str:
@@ -218,15 +217,15 @@ def _both(sides: Sequence[str]) -> str:
 
 
 def _check_start(task: str, model: str) -> None:
-    """Refuse ``--initialise-from`` where nothing would begin with it."""
+    """Refuse ``--initialise-from`` if no model would use it."""
     if task != "classification":
-        raise UsageError(f"--initialise-from belongs to --task classification, found --task {task}")
+        raise UsageError(f"--initialise-from requires --task classification, found --task {task}")
     if model not in (*PRESETS, "auto"):
-        raise UsageError(f"--initialise-from belongs to a fusion ({', '.join(PRESETS)}) or auto, found --model {model}")
+        raise UsageError(f"--initialise-from requires a fusion ({', '.join(PRESETS)}) or auto, found --model {model}")
 
 
 def _former(path: Path, data: Prepared) -> tuple[Run, Pretrained]:
-    """Load the run to start from; say how many images of the new pairs it has seen."""
+    """Load the run to start from, with a note on how many of the images it has seen."""
     former = Run.load(path)
     if former.network_name != Fusion.key:
         raise UsageError(
@@ -247,7 +246,7 @@ def _former(path: Path, data: Prepared) -> tuple[Run, Pretrained]:
     if seen:
         data.notes.append(
             f"The run of --initialise-from has seen {seen:,} of {len(data.image_hashes):,} images of these pairs: "
-            "where they are development images, the metric may be too good."
+            "for those among the development images, the metric may be too optimistic."
         )
     return former, Pretrained(cast("Fusion", former.network), rows_of_same_classes(data.labels, former.labels), seen)
 
@@ -261,16 +260,16 @@ def _check_names(task: str, model: str) -> None:
 
 
 def _check_session(seed: int, device: str) -> None:
-    """Refuse what no training can work with, before anything is read."""
+    """Refuse invalid settings before anything is read."""
     if not 0 <= seed < 2**31:
-        raise UsageError(f"--seed must be from 0 to 2,147,483,647, found {seed}")
+        raise UsageError(f"--seed must be between 0 and 2,147,483,647, found {seed}")
     check_device(device)
 
 
 def _check_workers(model: str, workers: int) -> None:
-    """Refuse workers where there is nothing to share out."""
+    """Refuse workers if there is nothing to share."""
     if workers > 1 and model in SOLVED:
         raise UsageError(
-            f"--workers: {workers} workers share the steps of gradient descent, and the model '{model}' is solved or "
-            f"counted without any; leave --workers out (or choose {', '.join(m for m in MODELS if m not in SOLVED)})"
+            f"--workers: workers share the steps of gradient descent, which the model '{model}' does not use "
+            f"(found {workers}); leave out --workers (or choose {', '.join(m for m in MODELS if m not in SOLVED)})"
         )

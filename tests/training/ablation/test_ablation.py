@@ -213,7 +213,7 @@ def test_a_change_without_effect_is_named(made, tmp_path, monkeypatch):
     read = made.train
     soft = Pairs(read.images, read.texts, [{target: 0.9} for target in read.targets], read.extras, read.places)
     done = ablate(made.store, soft, test=made.test_file, out=tmp_path, **{**SMALL, "seeds": 1})
-    assert "Exactly as the full fusion, with every seed and in every metric: no label smoothing." in done.notes
+    assert "Identical to the full fusion, with every seed and in every metric: no label smoothing." in done.notes
     assert done.rows[1].result.seeds["deviation"]["accuracy"] is None
 
 
@@ -241,9 +241,9 @@ def test_a_verdict_by_hand():
     assert said == (
         "Measurably worse than the full fusion: a. Measurably better: c. No measurable difference: b, d, e. "
         "Each interval is at 95 %: among 5 comparisons about 0.2 would exclude zero by chance alone. "
-        "Measurable means: zero outside the interval, and more than two standard errors over seeds."
+        "Measurable means that the interval excludes zero and the difference exceeds two standard errors over seeds."
     )
-    assert "One seed: how much of a difference is the luck" in verdict(SimpleNamespace(rows=rows, seeds=[0]))
+    assert "Only one seed: how much of a difference is due" in verdict(SimpleNamespace(rows=rows, seeds=[0]))
 
 
 def test_what_cannot_work_is_refused_before_anything_is_trained(made, tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ def test_one_example_a_class_is_not_chance_and_no_class_is_lost(named, tmp_path)
     assert sorted(alone.labels) == sorted(CLASSES)
     assert accuracy(alone, named) > 50
     assert accuracy(beside, named) >= accuracy(names, named)
-    assert "Not compared" in alone.results["warnings"][0]
+    assert "Methods were not compared" in alone.results["warnings"][0]
     assert alone.results["development"] == {"n": 0, "accuracy": None}
 
 
@@ -117,7 +117,7 @@ def test_groups_of_examples_stay_on_one_side(named, tmp_path):
     rows = [json.loads(line) for line in named.one_each.read_text().splitlines()]
     copies.write_text("".join(json.dumps({**row, "shoot": row["target"]}) + "\n" for row in rows for _ in range(6)))
     run = frevl.classify(named.store, run=tmp_path / "run", examples=copies, group_by="shoot")
-    assert "Not compared" in run.results["warnings"][0], "one group a class: nothing can be held out"
+    assert "Methods were not compared" in run.results["warnings"][0], "one group a class: nothing can be held out"
 
 
 def test_unknown_pictures(named, tmp_path):
@@ -141,7 +141,7 @@ def test_unknown_pictures(named, tmp_path):
 
 def test_what_is_refused(named, one_side, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(UsageError, match="names of the classes"):
+    with pytest.raises(UsageError, match="class names"):
         frevl.classify(named.store, run=run)
     with pytest.raises(UsageError, match="no method 'gausian'"):
         frevl.classify(named.store, named.classes, run=run, method="gausian")
@@ -168,17 +168,17 @@ def test_what_is_refused(named, one_side, tmp_path):
     with pytest.raises(InputError, match="ash"):
         frevl.classify(named.store, ["ash", "birch", "ash"], run=run)
     if one_side.side == "image":
-        with pytest.raises(UsageError, match="share no space with texts"):
+        with pytest.raises(UsageError, match="have no common space with texts"):
             frevl.classify(one_side.store, ["fern", "moss"], run=run)
 
 
 def test_names_without_a_space_are_left_out_beside_examples(one_side, tmp_path):
     if one_side.side == "text":
-        with pytest.raises(PairsError, match="found texts alone"):
+        with pytest.raises(PairsError, match="found only texts"):
             frevl.classify(one_side.store, run=tmp_path / "run", examples=one_side.train_file)
         return
     run = frevl.classify(one_side.store, ["fern", "moss", "reed"], run=tmp_path / "run", examples=one_side.train_file)
-    assert any("names of the classes were not used" in note for note in run.results["notes"])
+    assert any("Class names were not used" in note for note in run.results["notes"])
     assert run.results["development"]["accuracy"] > 90
 
 
@@ -298,7 +298,7 @@ def test_a_picture_of_two_classes_is_left_out_and_named(named, tmp_path):
     assert run.results["train_pairs"] == len(rows) - 1
     left_out = next(note for note in run.results["notes"] if note.startswith("Left out"))
     assert left_out == (
-        "Left out: 2 examples of pictures that stand there with several classes (pairs in memory:1: '0.png' is 'ash' "
+        "Left out: 2 examples of pictures that occur with several classes (pairs in memory:1: '0.png' is 'ash' "
         "and 'elm')."
     )
     both = [{"image": "0.png", "target": name} for name in ("ash", "elm")]
@@ -323,7 +323,7 @@ def test_classes_of_the_same_names_are_named(named, tmp_path):
     classes = tmp_path / "classes.jsonl"
     classes.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = frevl.classify(named.store, classes, run=tmp_path / "run")
-    assert "1 class is described exactly as another one" in " ".join(run.results["notes"])
+    assert "1 class is described exactly like another one" in " ".join(run.results["notes"])
 
 
 def test_classes_from_python_in_every_form(named, tmp_path):
@@ -363,7 +363,10 @@ def test_what_was_asked_for_and_not_done_comes_first(named, tmp_path):
     few = tmp_path / "few.jsonl"
     few.write_text("".join(f"{line}\n" for line in named.test.read_text().splitlines()[:10]))
     run = frevl.classify(named.store, run=tmp_path / "run", examples=named.examples, dev=few)
-    assert "The 10 development pictures were not compared on: at least 20 are needed" in run.results["warnings"][0]
+    assert (
+        "The 10 development pictures were not used for the comparison: at least 20 are needed"
+        in run.results["warnings"][0]
+    )
     assert "held-out examples" in run.results["selection"]["judged_on"]
     short = frevl.classify(named.store, run=tmp_path / "short", examples=named.examples, time_limit=1e-6)
     assert "The time limit left" in short.results["warnings"][0]

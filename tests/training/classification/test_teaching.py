@@ -75,7 +75,7 @@ def test_two_labels_are_enough_for_an_order_and_nothing_is_measured(dim):
     vectors, labels = planted(2, 2, dim=dim)
     taught = teach(vectors, labels, range(2), 2)
     assert len(taught.held_out) == 0
-    assert "Not compared" in taught.notes[0]
+    assert "Methods were not compared" in taught.notes[0]
     assert (taught.probabilities(vectors).argmax(axis=1) == labels).all()
     quick = teach(vectors, labels, range(2), 2, before=taught)
     np.testing.assert_allclose(quick.probabilities(vectors), taught.probabilities(vectors), atol=1e-6)

@@ -90,7 +90,7 @@ def test_red_and_blue_are_made_equal_and_the_rest_knows_nothing_of_it(made, runs
     said = frevl("debias", "--run", runs / "dual", "--neutral", same, "--out", tmp_path / "new")
     assert said.code == 0, said.err
     assert "Bias: texts that should be equal (2 pairs) are" in said.out
-    assert "calibrated again on" in said.out
+    assert "recalibrated on" in said.out
     before, after = Run.load(runs / "dual"), Run.load(tmp_path / "new")
     assert (after.network_name, after.network_settings) == ("dual", before.network_settings)
     found = after.results["debias"]
@@ -113,7 +113,7 @@ def test_classes_by_names(made, runs, tmp_path):
         (Run.load(runs / "names").network.name_vectors[0] - Run.load(runs / "names").network.name_vectors[1]).norm()
     )
     assert "prediction_sets" not in run.results
-    assert any("calibrated as before" in note for note in run.results["notes"])
+    assert any("calibration is unchanged" in note for note in run.results["notes"])
     assert Scorer.open(tmp_path / "new", store=made.store).label([made.store.image_ids[0]])[0].label in ("red", "blue")
 
 
@@ -121,11 +121,11 @@ def test_classes_by_names(made, runs, tmp_path):
 def test_what_has_no_vectors_of_texts_is_refused(made, runs, tmp_path):
     same = lines(tmp_path / "b.jsonl", {"same": ["a red square", "a blue square"]})
     for name in ("alone", "asked"):
-        with pytest.raises(UsageError, match="--neutral turns vectors of texts: of --model dual and cosine"):
+        with pytest.raises(UsageError, match="--neutral needs text vectors, as in --model dual and cosine"):
             debias(runs / name, out=tmp_path / name, neutral=same)
-    with pytest.raises(UsageError, match="found both; make one run after the other"):
+    with pytest.raises(UsageError, match="found both; apply them one after the other"):
         debias(runs / "dual", out=tmp_path / "x", neutral=same, without="image")
-    with pytest.raises(UsageError, match="--weight is how strongly texts are made equal, 0 or more; found nan"):
+    with pytest.raises(UsageError, match="--weight must be at least 0, found nan"):
         debias(runs / "dual", out=tmp_path / "x", neutral=same, weight=float("nan"))
     many = lines(
         tmp_path / "many.jsonl",
@@ -143,11 +143,11 @@ def test_what_has_no_vectors_of_texts_is_refused(made, runs, tmp_path):
         ("not json", r"b.jsonl:1: expected a JSON object such as .* found 'not json'"),
         ('\n{"biased": 3}', "b.jsonl:2: expected a text, found 3"),
         ('{"biased": " "}', "expected a text"),
-        ('{"same": ["one"]}', "field 'same': expected a list of two texts or more"),
+        ('{"same": ["one"]}', "field 'same': expected a list of at least two texts"),
         ('{"same": ["one", "one"]}', "field 'same': expected different texts, found 'one' twice"),
         ('{"biased": "a", "same": ["a", "b"]}', "b.jsonl:1: expected"),
         ('{"biassed": "a"}', "b.jsonl:1: expected"),
-        ('{"biased": "a"}\n{"biased": "a"}', "b.jsonl:2: the biased prompt 'a' stands there twice"),
+        ('{"biased": "a"}\n{"biased": "a"}', "b.jsonl:2: the biased prompt 'a' appears twice"),
         ("[" * 100_000, "b.jsonl:1: expected a JSON object"),
     ],
 )

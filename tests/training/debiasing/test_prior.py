@@ -123,7 +123,7 @@ def test_matching_takes_the_hubness_of_the_text_back_for_single_pairs_too(made, 
     before, after = (Scorer.open(runs / name, store=made.store) for name in ("dual", "less-dual"))
     network = after.run.network
     assert network.weights.text_hubness == -0.5
-    with pytest.raises(UsageError, match="is subtracted already, with strength 0.5"):
+    with pytest.raises(UsageError, match="was already subtracted, with strength 0.5"):
         debias(runs / "less-dual", out=runs / "again", without="image", strength=0)
     images, texts = list(dict.fromkeys(made.captions.images))[:9], list(dict.fromkeys(made.captions.texts))[:4]
     prior = after.prior([(images[0], text) for text in texts])[:, 0]
@@ -211,7 +211,11 @@ def test_the_command_line(made, runs, tmp_path, frevl):
         ),
         (("--run", runs / "mlp", "--without", "image", "--out", runs / "linear"), 1, "holds a finished run"),
         (("--run", runs / "mlp", "--without", "image", "--out", runs / "mlp"), 2, "writing would destroy it"),
-        (("--run", runs / "less", "--without", "image", "--out", tmp_path / "x"), 2, "its prior is subtracted already"),
+        (
+            ("--run", runs / "less", "--without", "image", "--out", tmp_path / "x"),
+            2,
+            "its prior was already subtracted",
+        ),
         (("--run", tmp_path / "none", "--without", "image", "--out", tmp_path / "x"), 1, "expected a run"),
         (
             ("--run", runs / "kernel", "--without", "image", "--out", tmp_path / "x"),
@@ -233,9 +237,9 @@ def test_a_run_from_elsewhere_has_to_be_told_where_its_data_are(made, runs, tmp_
 
     shutil.copytree(runs / "mlp", tmp_path / "mlp")
     (tmp_path / "mlp" / "config.toml").unlink()
-    with pytest.raises(UsageError, match="does not say where its store is; name it with --store"):
+    with pytest.raises(UsageError, match="does not record its store; give it with --store"):
         debias(tmp_path / "mlp", out=tmp_path / "x", without="image")
-    with pytest.raises(UsageError, match="does not say where its training pairs are; name them with --pairs"):
+    with pytest.raises(UsageError, match="does not record its training pairs; give them with --pairs"):
         debias(tmp_path / "mlp", out=tmp_path / "x", without="image", store=made.store)
     debias(tmp_path / "mlp", out=tmp_path / "x", without="image", store=made.store, pairs=made.train_file)
     with pytest.raises(FrevlError, match="found 90 images of its training pairs"):

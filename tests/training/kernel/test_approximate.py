@@ -69,7 +69,7 @@ def test_fewer_landmarks_answer_nearly_as_well_and_the_run_says_so():
     assert network.settings["pairs"] == 150
     assert len(network.images) <= 150
     said = f"Held out, {100 * fit.metric:.1f} % of its answers are right, with half as many "
-    assert "150 of 800 training pairs carry it. " + said in fit.notes[0]
+    assert "150 of 800 training pairs serve as landmarks. " + said in fit.notes[0]
     assert fit.notes[0].startswith("kernel: approximate")
     assert fit.approximation["landmarks"] == 150
     assert fit.approximation["held_out"]["accuracy"] == 100 * fit.metric

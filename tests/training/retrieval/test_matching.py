@@ -197,7 +197,7 @@ def test_auto_keeps_the_whole_table(made, tmp_path, frevl):
     ("changes", "message"),
     [
         ({"model": "tiny", "first_stage": "duel"}, "There is no first stage 'duel'. Did you mean 'dual'"),
-        ({"model": "mlp", "first_stage": "dual"}, "--first-stage goes with a fusion .*found --model mlp"),
+        ({"model": "mlp", "first_stage": "dual"}, "--first-stage needs a fusion .*found --model mlp"),
         ({"model": "cosine"}, "needs an encoder whose images and texts lie in one space"),
         ({"model": "tiny", "first_stage": "cosine"}, "needs an encoder whose images and texts lie in one space"),
     ],
@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused(made, tmp_path, changes, message):
 
 @pytest.mark.parametrize("model", ["dual", "cosine"])
 def test_a_first_stage_does_matching_only(made, tmp_path, model):
-    with pytest.raises(UsageError, match=f"The model '{model}' does matching only"):
+    with pytest.raises(UsageError, match=f"The model '{model}' is for matching only"):
         train(made.store, made.train, run=tmp_path / "run", task="classification", model=model)
     with pytest.raises(UsageError, match="--first-stage"):
         train(made.store, made.train, run=tmp_path / "run", task="classification", first_stage="dual")
@@ -252,7 +252,7 @@ def test_wide_image_towers_are_left_out_with_a_note(made_twice, tmp_path, monkey
     assert list(run.towers["image"]) == ["toy2-image"]
     assert run.network.settings["image_dim"] == Store.open(made_twice.store.path).towers["toy2-image"].dim
     assert any(
-        "Too wide for retrieval and left out: the image tower toy-image (64 numbers)" in n for n in run.results["notes"]
+        "Left out as too wide for retrieval: the image tower toy-image (64 numbers)" in n for n in run.results["notes"]
     )
     scorer = Scorer.open(run.path, store=made_twice.store)
     assert np.isfinite(scorer.score([(made_twice.store.image_ids[0], "a new text")])).all()

@@ -118,7 +118,7 @@ def test_auto_says_what_it_chose_by(made_twice, tmp_path, by):
         if "metric" in row
     )
     assert run.settings["choose_by"] == by
-    with pytest.raises(UsageError, match="choose_by and class_weight belong to --task classification"):
+    with pytest.raises(UsageError, match="choose_by and class_weight apply to --task classification"):
         train(
             made_twice.store, made_twice.captions, run=tmp_path / "m", task="matching", model="auto",
             options={"choose_by": by},

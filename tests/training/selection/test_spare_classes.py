@@ -110,7 +110,7 @@ def test_one_example_a_class_is_as_good_as_the_nearest_mean(few, tmp_path, model
     folder, right = few
     run = train(folder / "store", folder / "1.jsonl", run=tmp_path / "run", task="classification", model=model)
     assert len(run.labels) == CLASSES
-    assert run.results["notes"][0].startswith("The development figure says nothing: nearly every class has a single")
+    assert run.results["notes"][0].startswith("The development figure is meaningless: nearly every class has just one")
     assert run.results["warnings"] == run.results["notes"][:1]
     assert run.calibration == {"scale": 1.0, "offset": 0.0}
     result = evaluate(Scorer.open(tmp_path / "run", store=folder / "store"), folder / "others.jsonl")

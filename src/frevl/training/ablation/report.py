@@ -1,4 +1,4 @@
-"""An ablation -> table, Markdown and plot."""
+"""Report an ablation as a table, Markdown and a plot."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def ablation_markdown(ablation: Ablation) -> str:
 
 
 def verdict(ablation: Ablation) -> str:
-    """Say which variants are measurably worse or better than the full fusion, and which are not.
+    """State which variants are measurably worse or better than the full fusion, and which are not.
 
     The interval over images holds for these very trainings. A difference is called measurable only if it is also
     larger than two standard errors over seeds: other images and other seeds would then show it again.
@@ -72,9 +72,12 @@ def verdict(ablation: Ablation) -> str:
         "chance alone."
     )
     if len(ablation.seeds) == 1:
-        sentences.append("One seed: how much of a difference is the luck of one training is not known.")
+        sentences.append("Only one seed: how much of a difference is due to chance in training is unknown.")
     else:
-        sentences.append("Measurable means: zero outside the interval, and more than two standard errors over seeds.")
+        sentences.append(
+            "Measurable means that the interval excludes zero and the difference exceeds two standard "
+            "errors over seeds."
+        )
     return " ".join(sentences)
 
 

@@ -214,7 +214,7 @@ def row_of(variant: Variant, runs: SeedRuns, result: SeedsResult, full: Ablation
 
 
 def notes_of(rows: Sequence[AblationRow]) -> list[str]:
-    """Return the notes of all results, each sentence once; which rows are at chance, and which changed nothing."""
+    """Return the notes of all results without repeats, and which rows are at chance or changed nothing."""
     notes = list(dict.fromkeys(note for row in rows for note in row.result.notes if not note.startswith(_OF_ONE_ROW)))
     chance = [row.variant.name for row in rows if row.result.chance is not None and row.result.chance.is_chance]
     if chance:
@@ -226,5 +226,5 @@ def notes_of(rows: Sequence[AblationRow]) -> list[str]:
         if row.runs.path != full.runs.path and row.result.seeds["values"] == full.result.seeds["values"]
     ]
     if same:
-        notes.append(f"Exactly as the full fusion, with every seed and in every metric: {', '.join(same)}.")
+        notes.append(f"Identical to the full fusion, with every seed and in every metric: {', '.join(same)}.")
     return notes

@@ -1,4 +1,4 @@
-"""What each part of the fusion is worth: the full network compared with itself, one part removed or changed."""
+"""Ablation study: compare the full fusion with variants in which one part is removed or changed."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def ablate(
     store holds several; on further stores. The intervals are bootstraps over test images of hits averaged over seeds;
     differences are paired by image.
 
-    The same call again uses the finished trainings in ``out/runs`` and continues the interrupted one; more seeds may be
-    asked for later. Every training there is an ordinary run.
+    Repeating the call reuses finished trainings in ``out/runs`` and continues an interrupted one; more seeds may be
+    added later. Every training there is an ordinary run.
 
     Args:
         store: The store, or several: the full fusion is trained on each, everything else on the first.
@@ -98,8 +98,8 @@ def ablate(
     common, notes = _common_pairs(read_file(test, columns), stores)
     if len(common.sides) == 1:
         raise UsageError(
-            f"An ablation takes parts out of a fusion of images and texts, and the pairs are {common.sides[0]}s alone; "
-            "compare models of one side with frevl diagnose"
+            f"An ablation removes parts of a fusion of images and texts, but the pairs are {common.sides[0]}s "
+            "only; compare models of one side with frevl diagnose"
         )
     folder = Path(out)
     grouping: dict[str, Any] = {"group_by": group_by, "find_groups": find_groups}
@@ -154,9 +154,9 @@ def _write(table: Ablation, folder: Path) -> None:
 
 
 def _check(model: str, seeds: int) -> None:
-    """Refuse now what would fail after hours of training."""
+    """Fail now rather than after hours of training."""
     if model not in PRESETS:
-        raise UsageError(f"An ablation takes a fusion apart, and '{model}' is none. {nearest(model, PRESETS)}")
+        raise UsageError(f"An ablation needs a fusion, which '{model}' is not. {nearest(model, PRESETS)}")
     if seeds < 1:
         raise UsageError(f"--seeds: expected at least 1 seed, found {seeds}")
     try:
@@ -180,7 +180,7 @@ def _fusion_options(model: str, given: FusionOptions | Mapping[str, Any] | None)
 
 
 def _common_pairs(common: Pairs, stores: list[Store]) -> tuple[Pairs, list[str]]:
-    """Keep the test pairs that every store has, so that all variants are evaluated on the same pairs."""
+    """Keep the test pairs available in every store, so that all variants are evaluated on the same pairs."""
     left_out: list[Reject] = [*common.rejected]
     for store in stores:
         common, rejected = usable_pairs(common, store)

@@ -1,1 +1,1 @@
-"""`frevl classify`: names and examples of classes -> a run that labels images."""
+"""`frevl classify`: train a run that labels images from class names and examples."""

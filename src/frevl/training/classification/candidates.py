@@ -1,4 +1,4 @@
-"""The methods of `frevl classify` with the settings that each may take. A new method is a row here."""
+"""The methods of `frevl classify` with their possible settings. A new method is a row here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """As it stands in the table."""
+        """Return the name shown in the table."""
         return " ".join([self.method, *(f"{name} {value:g}" for name, value in self.settings.items())])
 
     def fit(
@@ -98,14 +98,14 @@ _FIXED_SCALES = {"means": (4.0, 15.0), "cache": (4.0, 15.0), "names": (1.0, 1.0)
 
 
 def candidates_of(method: str, *, has_names: bool) -> tuple[Candidate, ...]:
-    """Return what is compared: all methods for ``auto``, otherwise the settings of one."""
+    """Return the candidates: all methods for ``auto``, otherwise the settings of one."""
     return tuple(
         one for one in _CANDIDATES if (method in ("auto", one.method)) and (has_names or one.method != "names")
     )
 
 
 def fixed_candidate(method: str, *, has_names: bool) -> tuple[Candidate, float]:
-    """Return what is taken where no example can be held out, and the scale of its head.
+    """Return the default if no example can be held out, and the scale of its head.
 
     Args:
         method: One of `METHODS`; ``auto`` takes the probe beside names, and the kernel without.

@@ -1,10 +1,10 @@
-"""Which method puts these images into these classes best: compared on examples that each was not fitted on.
+"""Choose the best classification method by comparison on held-out examples.
 
 Held-out examples are predicted in stratified folds, groups whole. Leave-one-out, which is exact for the closed forms,
-was tried first and favours the names: of a class with three examples it sees two where all other classes keep three.
+was tried first and favours the names: a class with three examples is left with two while all others keep three.
 Candidates are compared by likelihood, which ranks them on a few hundred examples where accuracy is mostly noise
-(research/experiments/log.md). Names alone win wherever they are within one standard error of the likeliest, and nothing
-is taken that answers measurably fewer than they do: examples cannot make it worse beyond the noise of the choice.
+(research/experiments/log.md). Names alone win if they are within one standard error of the likeliest, and nothing
+measurably less accurate than they are is chosen: examples cannot make it worse beyond the noise of the choice.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = ["Choice", "assign_folds", "choose_head", "fitted_head"]
 MOST_FOLDS = 5
 FEWEST_HELD_OUT = 20
 """Examples, or development pictures; with fewer nothing can be compared."""
-_TOO_LATE = "would take more than the time that is left"
+_TOO_LATE = "would take more than the remaining time"
 _ONE_EXAMPLE = (
-    "one example a class, or hardly more: none can be held out, so nothing was compared and the probabilities were "
+    "with about one example per class none can be held out, so nothing was compared and the probabilities were "
     "not checked; the method and its settings are those that did best with one example a class on other data"
 )
 _LEARNED = (
@@ -48,7 +48,7 @@ _LEARNED = (
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen.
+    """The chosen method and its evaluation.
 
     Attributes:
         head: Fitted on all examples, scaled to calibrated logits.
@@ -75,7 +75,7 @@ class Choice:
     truth: Labelled | None = None
 
     def results(self, *, examples: int, seconds: float, names: bool) -> dict[str, Any]:
-        """Return what a run remembers.
+        """Return the record stored in a run.
 
         Args:
             examples: How many there were.
@@ -103,7 +103,7 @@ class Choice:
         }
 
     def kept_scores(self) -> dict[str, Any] | None:
-        """Return what a run keeps of held-out pictures for prediction sets; None where there are none."""
+        """Return the scores of held-out pictures to keep for prediction sets; None if there are none."""
         logits, labels = self.held_out
         if self.truth is None or not len(labels):
             return None
@@ -134,12 +134,12 @@ def choose_head(
         )
     if dev is not None and len(dev) < FEWEST_HELD_OUT:
         said.append(
-            f"The {len(dev):,} development pictures were not compared on: at least {FEWEST_HELD_OUT} are needed, so "
-            "methods were compared as if there were none."
+            f"The {len(dev):,} development pictures were not used for the comparison: at least {FEWEST_HELD_OUT} "
+            "are needed."
         )
     late = sum(row.get("left_out") == _TOO_LATE for row in choice.rows)
     if late:
-        said.append(f"The time limit left {late:,} settings untried, some of which may be better; give more time.")
+        said.append(f"The time limit left {late:,} settings untried, some of which may be better; allow more time.")
     return replace(choice, notes=[*said, *choice.notes])
 
 
@@ -200,7 +200,7 @@ def _chosen(
 
 
 def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
-    """Number the fold in which each example is held out, so that every class keeps examples in every fit.
+    """Return the fold in which each example is held out, such that every class keeps examples in every fit.
 
     Args:
         examples: Their clusters stay whole; a cluster counts for its most frequent class.
@@ -233,16 +233,16 @@ def assign_folds(examples: Labelled, classes: int, seed: int) -> Tensor:
 
 
 def _fixed(examples: Labelled, classes: int, method: str, names: float, reason: str, why: str) -> Choice:
-    """Take a method with the settings that did best on other data, where nothing can be compared."""
+    """Use a method with the settings that did best on other data, when nothing can be compared."""
     candidate, scale = fixed_candidate(method, has_names=names != 0.0)
     head = fitted_head([(candidate, (1.0, scale))], examples, classes, names)
-    note = f"Not compared, and hardly calibrated: {why}."
+    note = f"Methods were not compared, and probabilities are hardly calibrated: {why}."
     nothing = torch.zeros(0, classes), torch.zeros(0, dtype=torch.long)
     return Choice(head, candidate.method, reason, [], "", nothing, [note])
 
 
 def _uncompared(trials: Trials, method: str, left_out: dict[str, str]) -> Choice:
-    """Fit on all examples what cannot be fitted on fewer.
+    """Fit on all examples a method that cannot be fitted on fewer.
 
     Raises:
         UsageError: It cannot be fitted on all of them either.
@@ -250,12 +250,14 @@ def _uncompared(trials: Trials, method: str, left_out: dict[str, str]) -> Choice
     name, reason = next(iter(left_out.items()))
     candidate, _ = fixed_candidate(method, has_names=trials.names != 0.0)
     if refusal := trials.unfit(candidate, whole=True):
-        raise UsageError(f"--method {method}: {name} {refusal}; take another method, or auto, which tries all that fit")
+        raise UsageError(
+            f"--method {method}: {name} {refusal}; choose another method, or auto, which tries all suitable ones"
+        )
     return _fixed(trials.examples, trials.classes, method, trials.names, f"it {reason}", f"{name} {reason}")
 
 
 def _of_names(head: Head, held: Labelled | None, nothing: tuple[Tensor, Tensor]) -> Choice:
-    """Take the names alone, and calibrate them on development pictures if there are any."""
+    """Use the names alone, calibrated on development pictures if there are any."""
     reason = "there are no examples"
     if held is None:
         note = "Not calibrated: there are no examples, so the probabilities are those of the encoder's own scale."
@@ -270,7 +272,7 @@ def _of_names(head: Head, held: Labelled | None, nothing: tuple[Tensor, Tensor])
 
 
 def _averages(compared: list[Compared], truth: Labelled) -> list[Compared]:
-    """Average the logits of the best two methods, and of the best three, each with its best setting."""
+    """Average the logits of the best two and the best three methods, each with its best setting."""
     best: dict[str, Compared] = {}
     for one in sorted(compared, key=lambda one: float(one.losses.mean())):
         best.setdefault(one.members[0][0].method, one)
@@ -291,7 +293,7 @@ def _averages(compared: list[Compared], truth: Labelled) -> list[Compared]:
 
 
 def _choose(compared: list[Compared], clusters: Tensor) -> tuple[Compared, str, list[dict[str, Any]]]:
-    """Take the simplest candidate whose likelihood is within one standard error of the best."""
+    """Choose the simplest candidate whose likelihood is within one standard error of the best."""
     names = next((one for one in compared if one.name == "names"), None)
     rows, allowed = [], []
     for one in compared:

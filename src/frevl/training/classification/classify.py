@@ -1,4 +1,4 @@
-"""Names of classes, examples of them, or both, and a store of images -> a run that labels images."""
+"""`frevl.classify`: train a run that labels images, from class names, examples, or both."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def classify(
     time_limit: float | None = None,
     progress: bool = False,
 ) -> Run:
-    """Build a classifier of images from the names of its classes, from examples, or from both.
+    """Build an image classifier from class names, examples, or both.
 
     Args:
         store: The store, or its path.
@@ -143,7 +143,7 @@ def classify(
             has_examples = bool(len(own.labels))
             names = _names(listed, found, templates, doubts, has_examples=has_examples, trained=of_run is not None)
         if names is None and method == "names":
-            raise UsageError("--method names needs the names of the classes; give them with --classes")
+            raise UsageError("--method names needs class names; give them with --classes")
         _check_all_classes(listed, names, own)
         _check_method(method, listed, own)
         of_names = None if names is None else _space_of(names, own)
@@ -181,7 +181,7 @@ def classify(
 
 
 def _others(store: Store, towers: Sequence[Tower], hashes: dict[str, str], seed: int) -> Tensor:
-    """Embed pictures of the store that are neither examples nor development pictures; their content is remembered."""
+    """Embed pictures of the store that are neither examples nor development pictures, and record their content."""
     known = set(hashes.values())
     order = np.random.default_rng(seed).permutation(store.count("image"))[: _MOST_UNLABELLED + len(known)]
     content = store.content_hashes(store.ids("image", order))
@@ -201,7 +201,7 @@ def _check(method: str, unknown: float | None) -> None:
 
 
 def _is_finished(folder: Path, settings: dict[str, Any]) -> bool:
-    """Return whether the folder holds the run that this call would make: an interrupted labelling goes on with it."""
+    """Return whether the folder holds the run this call would make, so an interrupted labelling can continue."""
     try:
         kept = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -238,7 +238,7 @@ def _settings(arguments: dict[str, Any], classes: ClassList) -> dict[str, Any]:
 def _identity(
     store: Store, read: Pairs | None, judged: Pairs | None, classes: ClassList, space: str | Path | None, *, looks: bool
 ) -> dict[str, Any]:
-    """Return what tells the data of one classifier from those of another: nothing of it may change unseen.
+    """Return the identity of a classifier's data, none of which may change unnoticed.
 
     Args:
         store: Where the pictures are.
@@ -269,8 +269,8 @@ def _towers_of(store: Store, of_run: Scorer, encoder: Sequence[str] | None) -> l
         tower.name for tower in towers
     }:
         raise UsageError(
-            f"--space {of_run.run.path} reads the image embeddings {', '.join(tower.name for tower in towers)}; leave "
-            "--encoder out, or give the run of a space of these encoders"
+            f"--space {of_run.run.path} reads the image embeddings {', '.join(tower.name for tower in towers)}; "
+            "leave out --encoder, or give a run trained on these encoders"
         )
     return towers
 
@@ -284,16 +284,16 @@ def _names(
     has_examples: bool,
     trained: bool,
 ) -> NameVectors | None:
-    """Embed the names; without a space of images and texts only examples are left, if there are any."""
+    """Embed the names; without a common space of images and texts, only examples can be used."""
     if space is None:
         remedy = (
-            "the image embeddings of this store share no space with texts, so names mean nothing to them; train one "
-            "with frevl train --task matching --model dual on captions and give it with --space, or extract with an "
-            "encoder such as CLIP"
+            "the image embeddings of this store have no common space with texts, so class names cannot be used; "
+            "train one with frevl train --task matching --model dual on captions and give it with --space, or "
+            "extract with an encoder such as CLIP"
         )
         if not has_examples:
-            raise UsageError(f"--classes gives names and no examples, and {remedy}")
-        doubts.append(f"The names of the classes were not used, examples alone were: {remedy}.")
+            raise UsageError(f"--classes gives names but no examples, and {remedy}")
+        doubts.append(f"Class names were not used, only examples: {remedy}.")
         return None
     return name_vectors(classes, space, templates or [TEMPLATE_OF_CAPTIONS if trained else TEMPLATE])
 
@@ -309,21 +309,21 @@ def _check_all_classes(classes: ClassList, names: NameVectors | None, own: Embed
                 + "; give one with --examples, or leave the class out"
             )
     if names is not None and int(names.named.sum()) < 2 and not bool(names.named.all()):
-        raise UsageError("expected names of at least two classes, or of none; found one")
+        raise UsageError("expected names for at least two classes, or for none; found one")
 
 
 def _check_method(method: str, classes: ClassList, own: EmbeddedExamples) -> None:
-    """Refuse a method that would lose the classes that have a name alone."""
+    """Refuse a method that would lose classes with only a name."""
     missing = len(classes.entries) - len(set(own.labels.tolist()))
     if missing and len(own.labels) and any(one.every_class for one in candidates_of(method, has_names=True)[:1]):
         raise UsageError(
-            f"--method {method} needs examples of every class, found none of {missing:,} of {len(classes.entries):,}; "
-            "take probe, kernel or auto, which keep the classes that have a name alone"
+            f"--method {method} needs examples of every class, found none of {missing:,} of "
+            f"{len(classes.entries):,}; choose probe, kernel or auto, which keep classes with only a name"
         )
 
 
 def _space_of(names: NameVectors, own: EmbeddedExamples) -> FittedSpace:
-    """Return the vectors of all names, with stand-ins for classes that have none."""
+    """Return the vectors of all names, with stand-ins for classes without one."""
     network = names.space.network
     with torch.no_grad():
         of_images = network.image_vectors(own.images) if len(own.images) else torch.zeros(0)

@@ -1,4 +1,4 @@
-"""Examples of classes, from a pairs file and from the file of the classes -> embedded images with labels."""
+"""Read examples of classes, from a pairs file and the classes file, as embedded images with labels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_examples(
     columns: str | Sequence[str] | Mapping[str, str] | None,
     notes: list[str],
 ) -> Pairs | None:
-    """Read examples, images alone; what cannot be used is counted in ``notes``.
+    """Read examples (images only); unusable ones are counted in ``notes``.
 
     Raises:
         PairsError: No example has a class.
@@ -40,7 +40,7 @@ def read_examples(
         return None
     pairs = read_file(source, columns)
     if "image" not in pairs.sides:
-        raise PairsError(f"{pairs.places[0]}, field 'image': expected an image, found texts alone")
+        raise PairsError(f"{pairs.places[0]}, field 'image': expected an image, found only texts")
     # That texts are left out goes without saying here.
     said = tuple(note for note in pairs.notes if note not in one_side_note(pairs))
     found = read_usable(store, replace(pairs.only(("image",)), notes=said), notes)
@@ -61,13 +61,13 @@ def read_examples(
 
 
 def classes_of(examples: Pairs | None) -> ClassList:
-    """Return the classes of examples, in alphabetical order, where no file names them.
+    """Return the classes of examples, in alphabetical order, if no file lists them.
 
     Raises:
         UsageError: There are no examples either, or all are of one class.
     """
     if examples is None:
-        raise UsageError("classify needs the names of the classes (--classes), examples of them (--examples), or both")
+        raise UsageError("classify needs class names (--classes), examples (--examples), or both")
     labels = sorted({str(target) for target in examples.targets})
     if len(labels) < 2:
         raise PairsError(f"{examples.places[0]}: expected examples of at least two classes, found only '{labels[0]}'")
@@ -88,7 +88,7 @@ def collect(
     doubts: list[str],
     learned: np.ndarray | None = None,
 ) -> tuple[EmbeddedExamples, EmbeddedExamples | None, dict[str, str]]:
-    """Leave out what belongs to no class, or to several, find groups, and embed.
+    """Drop examples of no class or of several, find groups, and embed.
 
     What was left out goes into ``notes``; what makes every figure doubtful, such as development images among the
     examples, into ``doubts``. ``learned``: the sorted `frevl.runs.targets.hash_prefixes` of the pictures that the space
@@ -137,7 +137,7 @@ def collect(
 
 
 def _known(ids: Sequence[str], hashes: Mapping[str, str], learned: np.ndarray | None) -> Tensor | None:
-    """Tell which images are among those with the hashes of ``learned``; None where none is."""
+    """Return which images are among those with the hashes of ``learned``; None if there are none."""
     if learned is None or not len(learned):
         return None
     own = np.array([int(hashes[id_][:16], 16) for id_ in ids], np.uint64)
@@ -150,7 +150,7 @@ def _one(target: Any) -> str:
 
 
 def _of_class_file(store: Store, classes: ClassList, notes: list[str]) -> Pairs | None:
-    """Return the examples that the file of the classes names."""
+    """Return the examples listed in the classes file."""
     rows = [(entry, image) for entry in classes.entries for image in entry.examples]
     if not rows:
         return None
@@ -166,7 +166,7 @@ def _of_class_file(store: Store, classes: ClassList, notes: list[str]) -> Pairs 
 
 
 def _of_one_class(store: Store, parts: Sequence[Pairs], notes: list[str]) -> list[Pairs]:
-    """Leave out pictures that stand there with different classes, under one name or as copies of each other."""
+    """Drop pictures that occur with different classes, under one name or as copies."""
     classes: dict[str, set[str]] = {}
     hashes: dict[str, str] = {}
     for part in parts:
@@ -185,7 +185,7 @@ def _of_one_class(store: Store, parts: Sequence[Pairs], notes: list[str]) -> lis
     if left_out and not any(map(len, kept)):
         raise PairsError(f"{first}; every example is of several classes, expected one class each")
     if left_out:
-        notes.append(f"Left out: {left_out:,} examples of pictures that stand there with several classes ({first}).")
+        notes.append(f"Left out: {left_out:,} examples of pictures that occur with several classes ({first}).")
     return [part for part in kept if len(part)]
 
 

@@ -1,4 +1,4 @@
-"""Embedded examples and vectors of names -> the network that classifies. Loads no store."""
+"""Fit the classifier network to embedded examples and name vectors. Loads no store."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class EmbeddedExamples:
 
 @dataclass(frozen=True)
 class FittedSpace:
-    """Names of all classes in a space that images share.
+    """Names of all classes in a space shared with images.
 
     Attributes:
         vectors: ``(classes, d)`` of unit length.
@@ -68,7 +68,7 @@ def fit_network(
     session: Session,
     unlabelled: Tensor | None = None,
 ) -> tuple[ClassNetwork, Choice]:
-    """Choose a head, and put it into a network with what it needs.
+    """Choose a head and build a network around it.
 
     Args:
         own: Examples; may be empty where there is a space.

@@ -1,4 +1,4 @@
-"""Names and descriptions of classes -> one vector a class, in a space that images share with texts."""
+"""Embed class names and descriptions as one vector per class, in a common space of images and texts."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def space_of_run(store: Store, run: Scorer) -> TextSpace:
 
 
 def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace | None:
-    """Return the common space of an encoder such as CLIP; None where the image towers share none with texts."""
+    """Return the common space of an encoder such as CLIP; None if its towers have none."""
     spaces = {tower.identity.get(COMMON_SPACE) for tower in image_towers} - {None}
     towers = [tower for tower in store.select_towers("text") if tower.identity.get(COMMON_SPACE) in spaces]
     if not has_common_space(image_towers, towers):
@@ -113,13 +113,13 @@ def space_of_encoder(store: Store, image_towers: Sequence[Tower]) -> TextSpace |
         scale = _USUAL_SCALE
         notes.append(
             f"The logit scale of {', '.join(tower.name for tower in image_towers)} was not declared at import; "
-            f"{_USUAL_SCALE:g}, that of CLIP, is taken, and examples correct it."
+            f"{_USUAL_SCALE:g}, CLIP's value, is used, and examples correct it."
         )
     return TextSpace(network, of_texts, scale, known, not any(tower.imported for tower in towers), notes)
 
 
 def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str]) -> NameVectors:
-    """Embed the names and descriptions of classes and average them: the mean of unit vectors, at unit length.
+    """Embed class names and descriptions and average them: the normalised mean of unit vectors.
 
     A name that is itself a text of the store is used as it is where its sentences are not there and cannot be embedded
     (imported vectors). Averaging over templates is Radford et al. 2021, section 3.1.4.
@@ -158,7 +158,7 @@ def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str])
         raise UsageError(f"{classes.source or 'classes'}: no class has a name or a description")
     notes = [*space.notes, *alike]
     if bare:
-        notes.append(f"{bare:,} names were used as they stand in the store, without a template.")
+        notes.append(f"{bare:,} names were used as stored, without a template.")
     return NameVectors(F.normalize(sums, dim=1), named, space, notes)
 
 
@@ -173,13 +173,13 @@ def _described_alike(classes: ClassList, of_class: Sequence[Sequence[str]]) -> l
         return []
     verb = "class is" if len(pairs) == 1 else "classes are"
     return [
-        f"{len(pairs):,} {verb} described exactly as another one, so names cannot tell them apart (the first: "
+        f"{len(pairs):,} {verb} described exactly like another one, so names cannot distinguish them (the first: "
         f"'{pairs[0][0]:.60}' and '{pairs[0][1]:.60}')."
     ]
 
 
 def vectors_of_nameless(names: NameVectors, image_vectors: Tensor, labels: Tensor) -> Tensor:
-    """Give classes without names a vector made of their examples, so that all classes have one (ours).
+    """Give classes without names a vector built from their examples (ours).
 
     Images and texts lie apart in a common space (the modality gap), so the mean of the examples cannot stand among
     names. Its direction from the mean of all examples is taken, at the length that names have around theirs.
@@ -205,14 +205,14 @@ def vectors_of_nameless(names: NameVectors, image_vectors: Tensor, labels: Tenso
 
 
 def _complete(store: Store, towers: Sequence[Tower]) -> np.ndarray:
-    """Return which texts of the store have an embedding of each of the towers."""
+    """Return which texts of the store have an embedding by every tower."""
     states = store.states("text")
     complete: np.ndarray = np.all([states[f"has:{tower.name}"] for tower in towers], axis=0)
     return complete
 
 
 def _embedded(store: Store, sentences: Sequence[str], towers: Sequence[Tower]) -> Tensor:
-    """Embed sentences with the encoders of the towers, after a check that they are those that made the store."""
+    """Embed sentences with the towers' encoders, after checking that these made the store."""
     parts = []
     for tower in towers:
         encoder = load_encoder(tower.encoders[0], tokens=tower.identity["tokens"])

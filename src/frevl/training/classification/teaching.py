@@ -1,4 +1,4 @@
-"""The classifier of `frevl classify`, fitted again and again while somebody labels: quickly, then with held-out labels.
+"""The classifier of `frevl classify`, refitted while people label: first quickly, then with held-out labels.
 
 Only methods whose head is linear are taken, because every picture of the store is scored after every few labels. The
 quick fit keeps the method, penalty and scale that held-out labels chose last, and fits those on all labels.
@@ -151,7 +151,7 @@ class _Tried:
 
 
 def _methods(method: str, *, complete: bool, names: bool, empty: bool) -> list[tuple[bool, str]]:
-    """Return what is compared, as (with names, method), simplest first.
+    """Return the candidates as (with names, method), simplest first.
 
     A probe beside the names leaves a class without labels its name alone; without them, and for the means of
     classes, every class must have a label.
@@ -165,7 +165,7 @@ def _methods(method: str, *, complete: bool, names: bool, empty: bool) -> list[t
 
 
 def _likeliest(tried: Sequence[_Tried], clusters: Tensor) -> _Tried:
-    """Choose by the likelihood of held-out labels; where there are none, what is fitted around the names."""
+    """Choose by the likelihood of held-out labels; without any, the fit around the names."""
     held = [one for one in tried if len(one.choice.held_out[1])]
     if len(held) < len(tried):
         return tried[min(1, len(tried) - 1)]

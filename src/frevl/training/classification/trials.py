@@ -1,4 +1,4 @@
-"""Fits of candidates on folds, and their calibrated predictions of what was held out."""
+"""Fit candidates on folds, and calibrate their held-out predictions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Compared:
 
 
 class Trials:
-    """Fits candidates on folds, or on all examples where development pictures are given, and predicts the rest."""
+    """Fit candidates on folds (or on all examples if there are development pictures), and predict the rest."""
 
     def __init__(self, examples: Labelled, folds: Tensor, held: Labelled | None, classes: int, names: float) -> None:
         self.examples, self.held, self.classes, self.names = examples, held, classes, names
@@ -85,7 +85,7 @@ class Trials:
         )  # fmt: skip
 
     def unfit(self, candidate: Candidate, *, whole: bool = False) -> str:
-        """Say why a candidate cannot be fitted without the held-out examples, or on the ``whole``; empty if it can."""
+        """Return why a candidate cannot be fitted without held-out examples, or on the ``whole``; empty if it can."""
         if candidate.every_class and len(set(self.examples.labels.tolist())) < self.classes:
             return "needs examples of every class"
         if candidate.most is not None and len(self.examples) > candidate.most:
@@ -96,7 +96,7 @@ class Trials:
         return f"needs {candidate.fewest} examples a class{'' if whole else ' beside those that are held out'}"
 
     def compare(self, settings: Sequence[Candidate]) -> list[Compared]:
-        """Predict held-out pictures with every setting of one method, or with the one that the first fold prefers."""
+        """Predict held-out pictures with every setting of a method, or with the one preferred by the first fold."""
         begun = time.monotonic()
         first = [self._predict(one, 0) for one in settings]
         each = (time.monotonic() - begun) / max(1, len(settings))
@@ -122,7 +122,7 @@ class Trials:
         return _in_parts(head, candidate, out.features, kept.features)
 
     def _parts(self, number: int) -> tuple[Labelled, Labelled]:
-        """Return what is fitted on and what is predicted; settings that follow each other share the copies."""
+        """Return the parts to fit on and to predict; consecutive settings share the copies."""
         if self.held is not None:
             return self.examples, self.held
         if self._copied is None or self._copied[0] != number:
@@ -143,7 +143,7 @@ def _in_parts(head: Head, candidate: Candidate, features: Features, kept: Featur
 
 
 def calibrated_parts(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: Labelled, seconds: float) -> Compared:
-    """Find the scales of both parts by maximum likelihood on held-out pictures: two numbers at most.
+    """Fit the scales of both parts by maximum likelihood on held-out pictures: at most two numbers.
 
     The scale of a head also says how far the examples are to be trusted beside the names.
     """

@@ -1,4 +1,4 @@
-"""Below which score a picture belongs to none of the classes: ``--unknown``."""
+"""``--unknown``: the score below which a picture belongs to none of the classes."""
 
 from __future__ import annotations
 
@@ -48,9 +48,7 @@ def unknown_threshold(
         chosen = np.random.default_rng(seed).permutation(store.count("image"))[:_SAMPLE]
         values, mask = store.read("image", store.ids("image", np.sort(chosen)), towers)
         logits = _logits(network, mean_pool(torch.from_numpy(values).float(), torch.from_numpy(mask)))
-        source = (
-            f"{len(logits):,} pictures of the store keep their label, whatever they show: there were none to hold out"
-        )
+        source = f"{len(logits):,} pictures of the store keep their label, whatever they show, as none were held out"
     below = float(logits.max(dim=1).values.quantile(1 - share))
     note = f"Unknown: a picture whose largest logit is below {below:.3g}; {100 * share:g} % of {source}."
     return {"below": below, "share": share}, [note]

@@ -1,1 +1,1 @@
-"""A finished run -> one without the prior of one side, or with texts that do not differ in what should not matter."""
+"""Debias a finished run: remove the prior of one side, or neutralise text differences that should not matter."""

@@ -1,4 +1,4 @@
-"""A finished run -> another whole run, without the prior of one side or with neutral texts."""
+"""`frevl.debias`: turn a finished run into another, without the prior of one side or with neutral texts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def debias(
     columns: str | Sequence[str] | Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> Run:
-    """Make a run without the prior of one side, or one whose texts do not differ in what should not matter.
+    """Make a run without the prior of one side, or one whose texts no longer differ in what should not matter.
 
     Args:
         run: The finished run; it stays as it is.
@@ -80,17 +80,17 @@ def debias(
     if (without is None) == (neutral is None):
         raise UsageError(
             "debias expects either --without image (or text) or --neutral FILE, found "
-            + ("both; make one run after the other" if without else "nothing to do")
+            + ("both; apply them one after the other" if without else "nothing to do")
         )
     if neutral is not None and strength is not None:
-        raise UsageError("--strength belongs to --without; how strongly texts are made equal is --weight")
+        raise UsageError("--strength applies to --without; for --neutral, use --weight")
     if not math.isfinite(weight) or weight < 0:
-        raise UsageError(f"--weight is how strongly texts are made equal, 0 or more; found {weight:g}")
+        raise UsageError(f"--weight must be at least 0, found {weight:g}")
     biases = None if neutral is None else read_biases(neutral)
     if without is not None and without not in get_args(PriorSide):
         raise UsageError(f"--without takes image or text, found '{without}'")
     if strength is not None and not 0 <= strength <= 1:
-        raise UsageError(f"--strength is how much of the prior is subtracted, from 0 to 1; found {strength:g}")
+        raise UsageError(f"--strength must be between 0 and 1, found {strength:g}")
     former = Run.load(run)
     sources = sources_of(former, store=store, pairs=pairs, dev=dev, columns=columns)
     opened = own_store(former, sources)
@@ -128,7 +128,7 @@ def _saved(
     *,
     arguments: dict[str, Any],
 ) -> Run:
-    """Calibrate again, and write a whole run that says what it was made of."""
+    """Recalibrate, and write a complete run that records its origin."""
     origin = {"from": str(former.path.resolve()), "weights": _digest(former.path), **done}
     settings = {**former.settings, "debias": {**arguments, "from": origin["from"]}}
     identity = {"frevl": __version__, "store": store.fingerprint, "weights": origin["weights"]}
@@ -177,15 +177,15 @@ def _widths(run: Run, store: Store) -> dict[str, int]:
 def _calibrated(
     former: Run, network: PairNetwork, data: OwnData, notes: list[str], seconds: float
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Fit calibration and prediction sets again; what belonged to the former network is left out."""
+    """Refit calibration and prediction sets; anything specific to the former network is dropped."""
     logits, truth = list_logits(network, data.dev.pairs, 1024), data.dev.truth
     decisive = network.probability_logits(logits)
     calibration = fit_calibration(decisive, truth) if not data.dev_is_seen else {"scale": 1.0, "offset": 0.0}
     scores = calibration["scale"] * decisive + calibration["offset"] if isinstance(truth, torch.Tensor) else decisive
     kept = former.results
-    said = [*notes, f"Made of {former.path} by frevl debias; calibrated again on {len(logits):,} development pairs."]
+    said = [*notes, f"Made from {former.path} by frevl debias; recalibrated on {len(logits):,} development pairs."]
     if "unknown" in kept and kept["unknown"] is not None:
-        said.append("The threshold of unknown pictures belonged to the former run and is gone.")
+        said.append("The former run's threshold for unknown pictures was dropped.")
     warnings = list(kept.get("warnings", []))
     results = {
         "development": {"n": len(logits), "accuracy": 100 * dev_metric(scores, truth)},
@@ -203,12 +203,11 @@ def _calibrated(
 
 
 def _as_before(former: Run, notes: list[str], seconds: float) -> tuple[dict[str, float], dict[str, Any]]:
-    """Keep the calibration of a classifier by names, whose examples are not at hand, and say so."""
+    """Keep the calibration of a classifier by names, whose examples are not available, with a note."""
     said = [
         *notes,
-        f"Made of {former.path} by frevl debias. Its probabilities are calibrated as before, which was measured with "
-        "the former names; prediction sets and the threshold of unknown pictures are gone: measure sets with "
-        "--calibrate.",
+        f"Made from {former.path} by frevl debias. The calibration is unchanged, measured with the former names; "
+        "prediction sets and the threshold for unknown pictures were dropped: calibrate sets with --calibrate.",
     ]
     gone = ("prediction_sets", "unknown")
     results = {name: value for name, value in former.results.items() if name not in gone}

@@ -42,7 +42,7 @@ class Neutral:
 
 
 def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, differences: bool) -> Neutral:
-    """Turn the vectors of texts of a run.
+    """Neutralise the text vectors of a run.
 
     Args:
         run: The finished run.
@@ -58,7 +58,7 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
     turnable = run.network.turnable_texts
     if turnable is None:
         raise UsageError(
-            f"{run.path}: --neutral turns vectors of texts: of --model dual and cosine, and of frevl classify with "
+            f"{run.path}: --neutral needs text vectors, as in --model dual and cosine and frevl classify with "
             f"names; the network '{run.network.key}' has none"
             + ("; a run that reranks reads the text again: train --model dual" if run.task == "matching" else "")
         )
@@ -98,13 +98,13 @@ def make_neutral(run: Run, store: Store, biases: Biases, *, weight: float, diffe
         notes.append(_sentence(record))
     else:
         notes.append(
-            f'{len(biased):,} biased prompts were projected out; give lines of "same" to see what it does to texts.'
+            f'{len(biased):,} biased prompts were projected out; add "same" lines to measure the effect on texts.'
         )
     return Neutral(turnable.with_text_maps(found), record, notes)
 
 
 def _vectors_of(run: Run, store: Store) -> Callable[[Sequence[str]], Tensor]:
-    """Return what turns sentences into the vectors that the run compares with pictures."""
+    """Return the function from sentences to the vectors that the run compares with pictures."""
     if run.task == "matching":
         scorer = Scorer(run, store)
         return lambda texts: torch.from_numpy(scorer.text_vectors(list(texts)))
@@ -115,7 +115,7 @@ def _vectors_of(run: Run, store: Store) -> Callable[[Sequence[str]], Tensor]:
     found = space_of_encoder(store, [store.towers[name] for name in run.towers["image"]])
     if found is None:
         raise UsageError(
-            f"{run.path}: the space of its names is not at hand; give the store with the text towers of its encoder"
+            f"{run.path}: the space of its names is not available; give the store with the text towers of its encoder"
         )
     return found.of_texts
 

@@ -1,7 +1,7 @@
-"""The store, the training pairs and the development part of a finished run, as its training had them.
+"""Reconstruct the store, training pairs and development part of a finished run.
 
-What a run is corrected with must be what it learned from, never what it is evaluated on: pairs whose content the
-training has not seen are refused.
+A run must be corrected with its training data, never with its evaluation data: pairs with content not seen in training
+are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["OwnData", "Sources", "own_data", "own_store", "sources_of"]
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the data of a run are: files as its ``config.toml`` names them, or as they were given.
+    """The locations of a run's data, from its ``config.toml`` or as given.
 
     Attributes:
         store: Folder.
@@ -68,7 +68,7 @@ class OwnData:
 
 
 def sources_of(run: Run, *, store: Any = None, pairs: Any = None, dev: Any = None, columns: Any = None) -> Sources:
-    """Return where the data of a run are; what is given wins over what the run remembers."""
+    """Return the locations of a run's data; given values override the run's record."""
     kept: dict[str, Any] = {}
     with suppress(OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
         # A run from elsewhere has none, and everything has to be given.
@@ -95,14 +95,14 @@ def own_store(run: Run, sources: Sources) -> Store:
         FingerprintError: It is another one.
     """
     if sources.store is None:
-        raise UsageError(f"{run.path}: the run does not say where its store is; name it with --store")
+        raise UsageError(f"{run.path}: the run does not record its store; give it with --store")
     store = sources.store if isinstance(sources.store, Store) else Store.open(sources.store)
     run.check_store(store)
     return store
 
 
 def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
-    """Read and split the pairs as the training did.
+    """Read and split the pairs as in training.
 
     Raises:
         UsageError: The run does not say where its pairs are.
@@ -110,8 +110,8 @@ def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
     """
     if sources.pairs is None:
         raise UsageError(
-            f"{run.path}: the run does not say where its training pairs are; name them with --pairs (and those of "
-            "--dev, if it was trained with some)"
+            f"{run.path}: the run does not record its training pairs; give them with --pairs (and --dev, if it was "
+            "trained with some)"
         )
     asked = run.settings
     pairs = read_file(sources.pairs, sources.columns)
@@ -138,15 +138,15 @@ def own_data(run: Run, store: Store, sources: Sources) -> OwnData:
             )
     elif data.dev_is_spare and KernelFusion.key in kinds:
         raise PairsError(
-            f"{run.path}: a kernel model learns from the development part that it sets aside as well, so nothing is "
-            "left to choose the strength on; give pairs of other images with --dev"
+            f"{run.path}: a kernel model also trains on its development part, so nothing is left to choose the "
+            "strength on; give pairs of other images with --dev"
         )
     data = _as_read_by(run, _in_classes(run, data, _place(sources.pairs), same=not sources.given_dev))
     return OwnData(data.train, _alone(data.dev), data.image_hashes, data.dev_is_seen, data.notes)
 
 
 def _refuse_unseen(run: Run, store: Store, pairs: Pairs, place: str) -> None:
-    """Refuse pairs whose content the run was not trained on: they may be those that it is evaluated on."""
+    """Refuse pairs that the run was not trained on, as they may be its evaluation pairs."""
     content = content_of_units(store, pairs)
     if not content:
         raise PairsError(f"{place}: expected the training pairs of {run.path}, found none that can be used")
@@ -163,7 +163,7 @@ def _refuse_unseen(run: Run, store: Store, pairs: Pairs, place: str) -> None:
 
 
 def _refuse_parts(run: Run, data: Prepared, place: str) -> None:
-    """Refuse a part of what a run has seen: another division of it would set aside what the run was fitted on.
+    """Refuse a subset of what a run has seen, as a new split of it would set aside training data.
 
     A run that began at another one, or was made of one, has seen more than its own pairs; there it cannot be told.
     """
@@ -182,7 +182,7 @@ def _refuse_parts(run: Run, data: Prepared, place: str) -> None:
 
 
 def _as_read_by(run: Run, data: Prepared) -> Prepared:
-    """Keep the columns of the towers that the network reads; `auto` may have left encoders out.
+    """Keep the columns of the towers that the network reads; `auto` may have dropped encoders.
 
     Raises:
         RunError: A tower of the run is not among those of the pairs.
@@ -214,7 +214,7 @@ def _columns(run: Run, own: list[str], towers: list[Tower]) -> torch.Tensor:
 
 
 def _in_classes(run: Run, data: Prepared, place: str, *, same: bool) -> Prepared:
-    """Return the examples in the classes of the run, which another split may have put into another order.
+    """Return the examples with the run's class order, which another split may have changed.
 
     Args:
         run: Knows its classes.
@@ -254,7 +254,7 @@ def _in_classes(run: Run, data: Prepared, place: str, *, same: bool) -> Prepared
 
 
 def _alone(examples: Examples) -> Examples:
-    """Leave out the items of other parts: networks that work item by item would work on them too."""
+    """Drop the items of other parts, which item-wise networks would also process."""
     pairs = examples.pairs
     images, image_rows = torch.unique(pairs.image_rows, return_inverse=True)
     texts, text_rows = torch.unique(pairs.text_rows, return_inverse=True)

@@ -1,4 +1,4 @@
-"""How much of the prior of one side to subtract: chosen on development data, 0 always tried."""
+"""Choose on development data how much of one side's prior to subtract; 0 is always tried."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LEAST_SHARE = 0.02  # of an answer's probability from one side alone: a pair we
 
 @dataclass(frozen=True)
 class Lessened:
-    """A network less a prior.
+    """A network minus a prior.
 
     Attributes:
         network: With the chosen strength.
@@ -54,7 +54,7 @@ class Lessened:
 
 
 def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | None, seed: int) -> Lessened:
-    """Subtract what a run answers without one side.
+    """Subtract a run's answer without one side.
 
     Args:
         run: The finished run.
@@ -81,7 +81,7 @@ def without_side(run: Run, data: OwnData, side: PriorSide, *, strength: float | 
 def _of_classes(run: Run, data: OwnData, side: PriorSide, strength: float | None, seed: int) -> Lessened:
     network = run.network
     if network.prior is not None:
-        raise UsageError(f"{run.path}: its prior is subtracted already; start from the run that it was made of")
+        raise UsageError(f"{run.path}: its prior was already subtracted; start from the original run")
     kept: PriorSide = "text" if side == "image" else "image"
     bank, mask = _bank(network, data.train.pairs, side, seed)
     whole = WithoutPrior(network, bank, mask, kept=kept, strength=1.0).eval()
@@ -98,14 +98,14 @@ def _of_classes(run: Run, data: OwnData, side: PriorSide, strength: float | None
     chosen = _best(tried) if strength is None else strength
     notes = [_sentence(side, chosen, tried)]
     if data.dev_is_seen:
-        notes.append("The strength was chosen on pairs that the run had learned from: give others with --dev.")
+        notes.append("The strength was chosen on training pairs of the run: give others with --dev.")
     return Lessened(
         WithoutPrior(network, bank, mask, kept=kept, strength=chosen).eval(), chosen, tried, notes,
     )  # fmt: skip
 
 
 def _bank(network: PairNetwork, pairs: EmbeddedPairs, side: PriorSide, seed: int) -> tuple[Tensor, Tensor]:
-    """Return embeddings and mask of training items, as a saved run holds them.
+    """Return embeddings and mask of training items, as stored in a run.
 
     Where logits are affine one item is enough: the mean of all.
     """
@@ -124,7 +124,7 @@ def _bank(network: PairNetwork, pairs: EmbeddedPairs, side: PriorSide, seed: int
 
 
 def flattened(priors: Tensor, truth: Answers) -> Tensor:
-    """Return ``(n,)`` weights under which the prior knows nothing of the right answers.
+    """Return ``(n,)`` weights under which the prior is uninformative.
 
     A pair weighs one over the probability that the prior gives its right answer: as if pairs had been drawn again so
     that what one side alone suggests is right no more often than anything else.
@@ -146,7 +146,7 @@ def compare(
     clusters: NDArray[np.int64],
     strengths: tuple[float, ...],
 ) -> list[dict[str, Any]]:
-    """Return, for every strength, accuracy as it is and flattened, in percent, with the change against 0 in points.
+    """Return plain and flattened accuracy for every strength, in percent, with the change from 0 in points.
 
     Args:
         plain: ``(n, classes)`` logits.
@@ -174,7 +174,7 @@ def compare(
 
 
 def _best(tried: list[dict[str, Any]]) -> float:
-    """Return the strength with the best flattened accuracy among those that lose nothing measurable as pairs are.
+    """Return the strength with the best flattened accuracy among those without a measurable loss in plain accuracy.
 
     Its loss must lie within the interval, and below one point. Of equals the weakest.
     """
@@ -194,8 +194,8 @@ _LEAST_GAIN = 0.1  # points of flattened accuracy: less is not worth a second ne
 def _sentence(side: str, chosen: float, tried: list[dict[str, Any]]) -> str:
     if chosen == 0:
         return (
-            f"Nothing was subtracted: no strength gains accuracy where the answers without the {side} are made useless "
-            "and keeps it on development pairs as they are."
+            f"Nothing was subtracted: no strength gains accuracy when the answers without the {side} are made "
+            "uninformative and keeps it on the original development pairs."
         )
     now, before = next(one for one in tried if one["strength"] == chosen), tried[0]
     return (
@@ -215,8 +215,8 @@ def _of_matching(run: Run, data: OwnData, side: PriorSide, strength: float | Non
     before = -float(getattr(whole.weights, name))
     if before:
         raise UsageError(
-            f"{run.path}: what one side answers alone is subtracted already, with strength {before:g}; start from a "
-            "run without that"
+            f"{run.path}: one side's own answer was already subtracted, with strength {before:g}; start from a run "
+            "without that"
         )
     strengths = STRENGTHS if strength is None else (0.0, strength)
     recalls = _recalls(whole, development_part(right_pairs(data.dev), seed), name, strengths)
@@ -236,7 +236,7 @@ def _of_matching(run: Run, data: OwnData, side: PriorSide, strength: float | Non
 
 
 def _with_bank(run: Run, network: PairNetwork, data: OwnData, seed: int) -> Reranked:
-    """Put a bank of training items beside a first stage; its weights are 0."""
+    """Add a bank of training items to a first stage, with weights of 0."""
     found: object = network.first_stage
     if found is not network:
         raise UsageError(

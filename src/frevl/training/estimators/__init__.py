@@ -1,1 +1,1 @@
-"""Arrays in, model out: what `frevl.estimators` offers. Loads no store and reads no pictures."""
+"""The classifiers of `frevl.estimators`, for arrays. Loads no store and reads no pictures."""

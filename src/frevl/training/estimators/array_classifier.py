@@ -1,4 +1,4 @@
-"""What the estimators have in common: checks of arrays, predictions, and a folder that is an ordinary run."""
+"""Common base of the estimators: array checks, predictions, and saving as an ordinary run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ A = TypeVar("A", bound="ArrayClassifier")
 
 
 class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc]  # scikit-learn has no types
-    """A classifier whose rows are embeddings.
+    """A classifier of embedding rows.
 
     A subclass has `_fit`, which returns the network, its calibration and the results, and `_inputs`.
 
@@ -114,7 +114,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         return self._probabilities(self._logits(_as_float32(vectors)))
 
     def predict_set(self, X: ArrayLike, level: float = 0.9) -> NDArray[np.bool_]:
-        """Return which classes cannot be ruled out: the right one is among them as often as ``level`` says.
+        """Return the classes that cannot be ruled out, with coverage ``level``.
 
         Split conformal prediction on the rows that were held out in `fit`, one a group; see
         `frevl.runs.calibration`. Where too few were held out for the level every class is in every set.
@@ -134,7 +134,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
             return np.ones((len(probabilities), 1), bool)
         kept = self.results_.get("prediction_sets")
         if kept is None:
-            raise ValueError("nothing was held out in fit, so no set can be promised to hold the right class")
+            raise ValueError("nothing was held out in fit, so prediction sets have no guarantee")
         try:
             check_level(level)
         except FrevlError as error:
@@ -142,7 +142,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         return ConformalScores.from_record(kept).sets(probabilities, level)
 
     def save(self, folder: str | Path) -> Run:
-        """Write an ordinary run, without pickle: `load`, `frevl.Scorer`, evaluate, serve and export take it.
+        """Save as an ordinary run, without pickle, for `load`, `frevl.Scorer`, evaluate, serve and export.
 
         Args:
             folder: New or empty.
@@ -194,7 +194,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
 
     @classmethod
     def load(cls: type[A], folder: str | Path) -> A:
-        """Load what `save` has written.
+        """Load what `save` wrote.
 
         Raises:
             RunError: There is no such run, or another class wrote it.
@@ -225,11 +225,11 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         clusters: NDArray[np.int64],
         weights: NDArray[np.float32] | None,
     ) -> tuple[PairNetwork, dict[str, float], dict[str, Any]]:
-        """Return the network, its calibration, and what a run remembers of its training."""
+        """Return the network, its calibration, and the record of its training."""
 
     @abstractmethod
     def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return ``(n, image_dim)`` and ``(n, text_dim)`` columns; one of them may have no width."""
+        """Return ``(n, image_dim)`` and ``(n, text_dim)`` columns; one of them may have width 0."""
 
     def _classes(self, y: NDArray[Any]) -> NDArray[Any]:
         found: NDArray[Any] = np.unique(y)
@@ -240,11 +240,11 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         return found
 
     def _output_classes(self) -> list[int]:
-        """Return which class each output of the network is."""
+        """Return the class of each network output."""
         return list(range(len(self.classes_)))
 
     def _remember_outputs(self, order: list[int]) -> None:
-        """Take over what `_output_classes` has returned before it was saved."""
+        """Restore the saved result of `_output_classes`."""
 
     # ---- what they share
 
@@ -267,7 +267,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         return Session(seed=self._seed(), time_limit=self.time_limit, device="cpu", progress=False)
 
     def _weights(self, given: ArrayLike | None, count: int) -> tuple[NDArray[np.bool_], NDArray[np.float32] | None]:
-        """Return which rows count, and the weights of these; None where all count alike."""
+        """Return which rows count and their weights; None if all count equally."""
         if given is None:
             return np.ones(count, bool), None
         weights = np.asarray(given, np.float64)
@@ -304,7 +304,7 @@ def _numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
 
 
 def equal_rows(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Number rows so that equal ones have one number, in the order in which they appear.
+    """Number rows such that equal ones share a number, in order of appearance.
 
     A row and its copy must not stand on both sides of a split.
     """

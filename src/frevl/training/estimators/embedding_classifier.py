@@ -1,4 +1,4 @@
-"""Images as vectors, classes by examples, names, or both: `frevl.classify` for arrays."""
+"""`frevl.classify` for arrays: classify image vectors by examples, names, or both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["EmbeddingClassifier"]
 
 
 class EmbeddingClassifier(ArrayClassifier):
-    """Classify embeddings of images (or of anything) by examples, by vectors of the classes' names, or by both.
+    """Classify embeddings (of images or anything else) by examples, by vectors of class names, or both.
 
     The methods, the choice among them and the calibration are those of `frevl.classify`, and so are the results on the
     same embeddings.
@@ -67,7 +67,7 @@ class EmbeddingClassifier(ArrayClassifier):
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> EmbeddingClassifier:
-        """Fit; without ``X`` and ``y`` by the names alone, where ``class_texts`` and ``classes`` are given.
+        """Fit; without ``X`` and ``y``, from ``class_texts`` and ``classes`` alone.
 
         Args:
             X: ``(n, features)`` embeddings; they need not have unit length.

@@ -1,4 +1,4 @@
-"""Pairs of an image and a text as rows of numbers: `frevl.train` for arrays, in both tasks."""
+"""`frevl.train` for arrays: image-text pairs as rows of numbers, in both tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["FusionClassifier", "FusionMatcher"]
 
 
 class FusionClassifier(ArrayClassifier):
-    """Classify pairs of an image and a text (answer questions, entail ...) from their embeddings.
+    """Classify image-text pairs (answering questions, entailment ...) from their embeddings.
 
     Models, selection, early stopping and calibration are those of `frevl.train` on the same embeddings.
 
@@ -80,7 +80,7 @@ class FusionClassifier(ArrayClassifier):
         clusters: NDArray[np.int64],
         weights: NDArray[np.float32] | None,
     ) -> Prepared:
-        """Name the items of the rows, and go the way of pairs with a store."""
+        """Name the rows' items, and proceed as for pairs with a store."""
         sides = self._sides(X)
         items, item_rows = zip(*map(_different, sides), strict=True)
         has = [bool(side.shape[1]) for side in sides]
@@ -155,7 +155,7 @@ class FusionClassifier(ArrayClassifier):
 
 
 class FusionMatcher(FusionClassifier):
-    """Say whether an image and a text belong together, from their embeddings.
+    """Decide whether an image and a text belong together, from their embeddings.
 
     ``y`` has two labels, of which the larger (1, True) says that they do. Without ``y`` all pairs are right ones, and
     wrong texts are drawn, as `frevl.train` does with captions; ``classes_`` then are 0 and 1.
@@ -218,7 +218,7 @@ class FusionMatcher(FusionClassifier):
 
 
 def _different(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Return the different rows, and which of them each row is: an image of five captions is stored once."""
+    """Return the distinct rows and each row's index among them: an image with five captions is stored once."""
     if not values.shape[1]:
         return np.zeros((1, 0), np.float32), np.zeros(len(values), np.int64)
     numbers = equal_rows(values)
@@ -227,7 +227,7 @@ def _different(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArra
 
 
 def _repeated(weights: NDArray[np.float32], seed: int) -> Tensor:
-    """Return rows as often as their weights say: exactly for whole numbers, on average (rounded at random) otherwise.
+    """Repeat rows according to their weights: exactly for whole numbers, otherwise on average (rounded at random).
 
     So every model can be weighted, and a row of weight 2 is the same as two rows.
     """

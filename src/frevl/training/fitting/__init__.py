@@ -1,1 +1,1 @@
-"""Fits one network to examples: the named model, by gradient descent or in closed form."""
+"""Fit one network to examples: the named model, by gradient descent or in closed form."""

@@ -1,4 +1,4 @@
-"""One model, training and development examples -> a fitted network: the closed table of what can be trained."""
+"""Fit one model to training and development examples; the closed table of trainable models."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ _FITTED = (
 
 
 def trainable() -> tuple[str, ...]:
-    """Return the names of models: `MODELS`, and every further network of the registry, trained pair by pair."""
+    """Return the names of models: `MODELS`, plus any other registered network, trained pair by pair."""
     return (*MODELS, *(key for key in NETWORKS if key not in _FITTED))
 
 
@@ -95,7 +95,7 @@ class Fitted(Generic[N_co]):
     approximation: dict[str, Any] | None = None
 
     def development(self, dev: Examples) -> tuple[Tensor, Answers | Tensor]:
-        """Return logits and truth of pairs that the network was not fitted on: held out, or of development."""
+        """Return logits and truth of pairs that the network was not fitted on: held out or development."""
         if self.held_out is not None:
             return self.held_out
         return list_logits(self.network, dev.pairs, 1024), dev.truth
@@ -145,7 +145,7 @@ def fit_model(
     if isinstance(options, KernelOptions):
         return _fit_kernel(train, dev, outputs, options, clock, dev_is_spare=dev_is_spare)
     if model in ("cosine", "dual"):
-        raise UsageError(f"The model '{model}' does matching only; for classification take a fusion, mlp or linear")
+        raise UsageError(f"The model '{model}' is for matching only; for classification choose a fusion, mlp or linear")
     if isinstance(options, LinearOptions):
         linear = Linear(**sizes)
         notes = fit_linear_on(linear, train, dev, options, session, checkpoint)
@@ -198,7 +198,7 @@ def fit_model(
 def _fit_kernel(
     train: Examples, dev: Examples, outputs: int, options: KernelOptions, clock: Clock, *, dev_is_spare: bool
 ) -> Fitted[PairNetwork]:
-    """Fit the kernel fusion, on the development part too if that was set aside by us."""
+    """Fit the kernel fusion, including on the development part if we set it aside."""
     started = clock.seconds()
     examples = join(train, dev) if dev_is_spare else train
     fit = fit_kernel_on if len(examples) <= MOST_PAIRS else fit_kernel_approximately
@@ -231,7 +231,7 @@ def _descend(
     log_file: Path | None,
     class_weights: Tensor | None,
 ) -> FitReport:
-    """Train a network that is measured on development pairs after each epoch, by what it learns."""
+    """Train a network by gradient descent, measured on development pairs after each epoch."""
     own = session.team.share(len(dev))
 
     def metric() -> float:
@@ -257,7 +257,7 @@ def _descend(
 
 
 def as_it_is(start: Pretrained, outputs: int) -> Fitted[PairNetwork]:
-    """Return the fusion of another run for the classes of this one, without training it."""
+    """Return another run's fusion for this run's classes, without training."""
     settings: dict[str, Any] = {**start.network.settings, "outputs": outputs}
     network = Fusion(**settings)
     initialise_from(network, start)
@@ -265,7 +265,7 @@ def as_it_is(start: Pretrained, outputs: int) -> Fitted[PairNetwork]:
 
 
 def _fit_majority(train: Examples, outputs: int) -> Majority:
-    """Count. For matching the share of right pairs is one half by construction (one wrong text each)."""
+    """Fit the majority answer. In matching, half of the pairs are right by construction (one wrong text each)."""
     network = Majority(outputs=outputs)
     if isinstance(train.truth, Answers):
         shares = torch.zeros(outputs)

@@ -1,7 +1,7 @@
-"""Initialise a fusion from a trained one: captions or synthetic data first, the task afterwards.
+"""Fine-tuning: initialise a fusion from one trained on captions or synthetic data.
 
 A few thousand labelled pairs are too few to learn which words belong to which pictures; captions of other photos, or
-statements whose truth is known, can teach it, and the task then starts from there (numbers in
+statements whose truth is known, can teach this, and training on the task then starts from there (numbers in
 research/experiments/log.md). Ours.
 """
 
@@ -33,7 +33,7 @@ _LAST = ("head.outer.weight", "head.outer.bias")  # the map to the logits: other
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained fusion that another one is initialised from.
+    """A trained fusion from which another is initialised.
 
     Attributes:
         network: The trained fusion; takes plain embeddings.
@@ -48,25 +48,25 @@ class Pretrained:
 
     @property
     def preset(self) -> str:
-        """The preset that it has the width of."""
+        """Return the preset with its width."""
         return next(name for name, sizes in PRESETS.items() if sizes["width"] == self.network.settings["width"])
 
     @property
     def shape(self) -> dict[str, int | float | bool]:
-        """The options of a fit that give a fusion of its shape."""
+        """Return the options that give a fusion of its shape."""
         names = ("layers", "cross_attention", "product", "difference")
         return {name: self.network.settings[name] for name in names}
 
 
 def rows_of_same_classes(classes: Sequence[str], former: Sequence[str]) -> Tensor | None:
-    """Return where every class stands among the former ones; None if they are not the same classes."""
+    """Return every class's position among the former ones; None if the classes differ."""
     if sorted(classes) != sorted(former):
         return None
     return torch.tensor([list(former).index(name) for name in classes])
 
 
 def initialise_from(network: Fusion, start: Pretrained) -> None:
-    """Copy all weights of a trained fusion; those of its last map only where the classes are the same.
+    """Copy all weights of a trained fusion; those of the output layer only if the classes are the same.
 
     Args:
         network: Changed in place; takes plain embeddings afterwards, as the trained one does.
@@ -111,7 +111,7 @@ class Statistics:
 
 
 def statistics_of(pairs: EmbeddedPairs) -> Statistics:
-    """Measure the items that some pairs use, each item once, over all tokens that exist."""
+    """Compute statistics over the items of some pairs, each item once, over all existing tokens."""
     found = []
     for items, mask, rows in (
         (pairs.images, pairs.image_mask, pairs.image_rows),
@@ -131,7 +131,7 @@ def statistics_of(pairs: EmbeddedPairs) -> Statistics:
 
 
 def absorb_statistics(network: Fusion, statistics: Statistics) -> None:
-    """Move the statistics into the projections, so that the network takes plain embeddings from now on."""
+    """Absorb the statistics into the projections, so that the network takes plain embeddings."""
     for projection, (mean, scale) in (
         (network.image_projection, statistics.image),
         (network.text_projection, statistics.text),
@@ -140,7 +140,7 @@ def absorb_statistics(network: Fusion, statistics: Statistics) -> None:
 
 
 def release_statistics(network: Fusion, statistics: Statistics) -> None:
-    """The inverse of `absorb_statistics`: a network that takes plain embeddings takes standardised ones from now on.
+    """Undo `absorb_statistics`, so that the network takes standardised embeddings.
 
     A dimension that never varies in the statistics keeps its part as a constant.
     """

@@ -1,4 +1,4 @@
-"""Fit the linear probe: in memory or in blocks, with a penalty chosen on development data, within a time limit."""
+"""Fit the linear probe, in memory or in blocks, with a penalty chosen on development data, within a time limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FEWEST_ROWS = 64
 
 
 def most_in_memory(network: Linear) -> int:
-    """Return of how many pairs the features, answers and logits are held at once."""
+    """Return the number of pairs whose features, answers and logits fit in memory."""
     return _MOST_THERE // _numbers(network)
 
 
@@ -64,7 +64,7 @@ def mean_loss(network: Linear, examples: Examples, class_weights: Tensor | None,
 
 @dataclass(frozen=True)
 class FeatureBlocks:
-    """The features of examples, made on every pass.
+    """Features of examples, recomputed on every pass.
 
     Attributes:
         network: Has the mean and the deviation of the features.
@@ -78,7 +78,7 @@ class FeatureBlocks:
 
     @classmethod
     def measured(cls, network: Linear, examples: Examples, class_weights: Tensor | None) -> FeatureBlocks:
-        """Give the network the mean and the deviation of the features, which take one pass."""
+        """Set the network's feature means and deviations, measured in one pass."""
         blocks = cls(network, examples, class_weights)
         found = statistics_in_blocks(blocks._features(), network.linear.in_features)
         for own, measured in zip(network.statistics, found, strict=True):
@@ -93,7 +93,7 @@ class FeatureBlocks:
             yield Block(features, linear_loss(self.network, self.examples, self.class_weights, rows))
 
     def sample(self, count: int) -> Tensor:
-        """Return the features of pairs at even distances."""
+        """Return the features of evenly spaced pairs."""
         rows = torch.linspace(0, len(self) - 1, count).round().long()
         pairs = self.examples.pairs.select(rows)
         return torch.cat([self.network.features(*part) for part in pairs.batches(self._size)])
@@ -110,7 +110,7 @@ class FeatureBlocks:
 
 
 def _numbers(network: Linear) -> int:
-    """Return how many numbers a pair takes: features, the weight of every answer, its logit and the gradient there."""
+    """Return how many numbers a pair takes: features, answer weights, logits and their gradients."""
     return network.linear.in_features + 3 * network.linear.out_features
 
 
@@ -161,7 +161,7 @@ def fit_linear_on(
 
 
 def _in_time(network: Linear, train: Examples, dev: Examples, seed: int, limit: float) -> tuple[Examples, Examples]:
-    """Drop random pairs until a fit can pass over the others often enough in the time.
+    """Drop random pairs until enough passes over the others fit in the time limit.
 
     The work on a few pairs is timed. Where the time suffices nothing is left out, and the result is the same as without
     a limit.

@@ -1,4 +1,4 @@
-"""The losses of networks that learn pair by pair: the task alone, and FrEVL's three terms."""
+"""Losses for networks trained pair by pair: the task loss alone, and FrEVL's three terms."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def pair_loss(
     class_weights: Tensor | None = None,
     team: Team = ALONE,
 ) -> LossOf:
-    """Build the loss of a network that is trained on the task alone.
+    """Build the loss of a network trained on the task alone.
 
     Args:
         network: From a batch of pairs to ``(n, outputs)`` logits.
@@ -152,7 +152,7 @@ def _fusion_terms(
 def _with_truth(
     train: Examples, rows: Tensor, negatives: int, random: torch.Generator, outputs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return image rows, text rows and truth of a batch; matching gets wrong texts beside the right ones."""
+    """Return image rows, text rows and truth of a batch; in matching, wrong texts are added."""
     pairs = train.pairs
     image_rows, text_rows = pairs.image_rows[rows], pairs.text_rows[rows]
     if isinstance(train.truth, Answers):

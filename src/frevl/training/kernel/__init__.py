@@ -1,1 +1,1 @@
-"""The kernel fusion: which kernels are summed, and how strong the penalty is."""
+"""Fitting the kernel fusion: choosing the sum of kernels and the penalty."""

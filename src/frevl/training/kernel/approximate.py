@@ -1,8 +1,7 @@
-"""Fit a kernel fusion to more pairs than an exact solution has room for.
+"""Fit a kernel fusion approximately, to more pairs than an exact solution allows.
 
-The sum of kernels, and a penalty to begin with, are chosen as ever: by exact leave-one-cluster-out scores of a part.
-That sum is then fitted to all pairs, carried by landmarks, and weaker penalties are tried by the scores that random
-clusters get without themselves.
+The sum of kernels and an initial penalty are chosen as usual, by exact leave-one-cluster-out scores on a part. That sum
+is then fitted to all pairs with landmarks, and weaker penalties are tried using held-out scores of random clusters.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _HELD_OUT = 20_000  # pairs, of whole clusters, that are scored without their cl
 def fit_kernel_approximately(
     train: Examples, outputs: int, options: KernelOptions | None = None
 ) -> tuple[KernelFusion, KernelFit]:
-    """Fit a kernel fusion that some of the training pairs carry; memory does not grow with their number.
+    """Fit a kernel fusion carried by landmarks; memory does not grow with the number of training pairs.
 
     Args:
         train: Examples of a classification.
@@ -80,16 +79,16 @@ def fit_kernel_approximately(
         kind, solved.ridge, solved.metric, solved.metric, held_out, known[held], rows=held, approximation=approximation
     )
     said = (
-        f"kernel: approximate, because more than {MOST_PAIRS:,} pairs have no room for an exact solution: "
-        f"{len(landmarks.factor):,} of {len(train):,} training pairs carry it. Held out, {100 * solved.metric:.1f} % "
-        f"of its answers are right, with half as many {100 * half.metric:.1f} %."
+        f"kernel: approximate, because an exact solution does not fit more than {MOST_PAIRS:,} pairs: "
+        f"{len(landmarks.factor):,} of {len(train):,} training pairs serve as landmarks. Held out, "
+        f"{100 * solved.metric:.1f} % of its answers are right, with half as many {100 * half.metric:.1f} %."
     )
     return network.eval(), replace(fit, notes=(said, *notes_on(fit, len(tried))))
 
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
-    """A regression solved with one penalty, and how it does on clusters that were left out."""
+    """A regression solved with one penalty, and its held-out results."""
 
     ridge: float
     alphas: Tensor
@@ -113,7 +112,7 @@ class _Scored:
 
 
 def _downhill(regression: Regression, penalties: list[float], held: Tensor, known: Tensor) -> _Scored:
-    """Solve with ever weaker penalties while the squared error of what is left out falls."""
+    """Solve with ever weaker penalties while the held-out squared error falls."""
     best = _Scored.of(regression, penalties[0], held, known)
     for ridge in penalties[1:]:
         one = _Scored.of(regression, ridge, held, known)
@@ -124,7 +123,7 @@ def _downhill(regression: Regression, penalties: list[float], held: Tensor, know
 
 
 def _choose(rooms: Rooms, known: Tensor, options: KernelOptions) -> tuple[Sum, list[float], list[Sum]]:
-    """Choose the sum on a part; return it, the penalties to try on all pairs, and which sums were tried."""
+    """Choose the sum on a part; return it, the penalties to try on all pairs, and the sums tried."""
     sides = [bool(rooms.state[f"{side}_scale"].isfinite().any()) for side in ("image", "text")]
     tried = sums_of(options, image=sides[0], text=sides[1])
     penalties = penalties_of(options)
@@ -136,7 +135,7 @@ def _choose(rooms: Rooms, known: Tensor, options: KernelOptions) -> tuple[Sum, l
 
 
 def _landmark_rows(train: Examples, kind: Sum, count: int) -> Tensor:
-    """Draw pairs that differ in what the kernels look at."""
+    """Draw landmark pairs that are distinct for the kernels."""
     of_text, of_image = needs(kind.shares)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     seen = [
@@ -152,7 +151,7 @@ def _landmark_rows(train: Examples, kind: Sum, count: int) -> Tensor:
 
 
 def _known(answers: Answers, clusters: Tensor, outputs: int) -> Tensor:
-    """Return what `known_pairs` does, without the weight of every class for every pair."""
+    """Return the same as `known_pairs`, without class weights for every pair."""
     rows, places = ((answers.weights > 1e-6) & (answers.classes >= 0)).nonzero(as_tuple=True)
     classes = answers.classes[rows, places]
     totals = torch.bincount(classes, minlength=outputs)

@@ -1,4 +1,4 @@
-"""Fit a kernel fusion: solve it for several sums of kernels and penalties, and take the simplest of the best.
+"""Fit a kernel fusion: solve it for several sums of kernels and penalties, and choose the simplest of the best.
 
 Everything is compared on exact leave-one-cluster-out scores (mostly: of one image), so nothing has to be held out. The
 penalty of a sum has the smallest squared error; among the sums, the simplest within one standard error of the best
@@ -64,7 +64,7 @@ COMPARED = 4_000  # pairs on which the sums are compared; the one that is chosen
 
 @dataclass(frozen=True)
 class KernelFit:
-    """What was chosen, and how it does on clusters (images) that the solution has not seen.
+    """The chosen solution, and its results on held-out clusters (images).
 
     Attributes:
         chosen: The sum of kernels.
@@ -90,7 +90,7 @@ class KernelFit:
 
     @property
     def decided(self) -> bool:
-        """Whether there were pairs to choose by."""
+        """Return whether there were pairs to choose by."""
         return enough(self.known)
 
 
@@ -217,13 +217,13 @@ def fit_kernel(
 
 
 def enough(known: Tensor) -> bool:
-    """Tell whether so many pairs are known that one can choose by them."""
+    """Return whether enough pairs are known to choose by."""
     count = int(known.sum())
     return count >= FEWEST_KNOWN or 2 * count > len(known)
 
 
 def compare(problem: Problem, sums: Sequence[Sum], penalties: Sequence[float]) -> list[Solved]:
-    """Solve every sum with the penalty of its smallest squared error; not those that a part shows to be hopeless."""
+    """Solve every sum with its best penalty by squared error, except those shown to be hopeless on a part."""
     part = problem.sample(_SCREENED)
     at, screened = len(penalties) // 2, []
     for kind in sums:
@@ -256,12 +256,12 @@ def downhill(problem: Problem, kind: Sum, penalties: Sequence[float], at: int, *
 
 
 def simplest(solved: Sequence[Solved], problem: Problem) -> Solved:
-    """Return the first that is within one standard error of the best."""
+    """Return the first one within one standard error of the best."""
     return next(one for one in solved if _within(one, solved, problem, 1.0))
 
 
 def _within(one: Solved, solved: Sequence[Solved], problem: Problem, errors: float) -> bool:
-    """Return whether a sum is at most so many standard errors behind the best (paired, by cluster)."""
+    """Return whether a sum is within a number of standard errors of the best (paired, by cluster)."""
     best = max(solved, key=lambda other: other.metric(problem))
     if one is best or not bool(problem.known.any()):
         return True
@@ -271,10 +271,10 @@ def _within(one: Solved, solved: Sequence[Solved], problem: Problem, errors: flo
 
 
 def notes_on(fit: KernelFit, sums: int) -> tuple[str, ...]:
-    """Say what nobody would expect of a kernel of both sides."""
+    """Return notes on unexpected properties of a two-sided kernel."""
     if not fit.decided:
         return (
-            f"kernel: nearly every class has a single example, so penalty ({fit.ridge:g}) and kernels "
+            f"kernel: nearly every class has just one example, so penalty ({fit.ridge:g}) and kernels "
             f"({fit.chosen.name}) are fixed, not chosen, and probabilities are not calibrated.",
         )
     if sums > 1 and fit.chosen.shares[0] == 1:

@@ -1,4 +1,4 @@
-"""The kernel regression of many pairs, carried by a few of them (landmarks), in blocks.
+"""Kernel regression on many pairs, carried by a few landmarks, computed in blocks.
 
 With the kernels ``K`` of all pairs with ``m`` landmarks and ``Z`` of the landmarks with each other, what minimises the
 weighted squares of ``K b - Y`` plus ``ridge b' Z b`` is the best regression that the landmarks can carry (the subset of
@@ -31,7 +31,7 @@ _JITTER = 1e-6  # added to the kernel of a landmark with itself, which is 1: lan
 
 @dataclass(frozen=True, eq=False)
 class Landmarks:
-    """Pairs that carry a solution, and all pairs seen from them; in double precision.
+    """Landmark pairs, and all pairs as seen from them; in double precision.
 
     Attributes:
         network: Its training pairs are the landmarks.
@@ -51,7 +51,7 @@ class Landmarks:
 
     @classmethod
     def of(cls, room: KernelFusion, examples: Examples, truth: Answers, pair_weights: Tensor | None) -> Landmarks:
-        """Take the pairs of a network as landmarks."""
+        """Use the pairs of a network as landmarks."""
         network = copy.deepcopy(room).double()
         kernel = network.kernels(network.images[network.image_rows], network.texts[network.text_rows])
         kernel.diagonal().add_(_JITTER)
@@ -84,7 +84,7 @@ class Landmarks:
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """Squares and products of features and targets, from which every penalty is solved.
+    """Sums of squares and products of features and targets, from which any penalty can be solved.
 
     Attributes:
         landmarks: Whose features.
@@ -111,7 +111,7 @@ class Regression:
         return cls(landmarks, squares, torch.linalg.solve_triangular(factor, products, upper=False))
 
     def first(self, count: int) -> Regression:
-        """Return the same with the first landmarks alone."""
+        """Return the same with only the first landmarks."""
         return Regression(self.landmarks, self.squares[:count, :count], self.products[:count])
 
     def without(self, other: Regression) -> Regression:
@@ -128,7 +128,7 @@ class Regression:
         return torch.linalg.solve_triangular(factor.T, weights, upper=True), factor @ root
 
     def held_out(self, ridge: float, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve, and score pairs as if the cluster of each had been left out.
+        """Solve, and score pairs as if each one's cluster had been left out.
 
         With ``H = X (X'WX + ridge)^-1 X' W`` of the features X of a cluster, the errors without it are
         ``(I - H)^-1`` times those with it. A cluster of more pairs than landmarks is left out by solving again.
@@ -169,7 +169,7 @@ class Regression:
 
 
 def _in_blocks(clusters: Tensor) -> Iterator[Tensor]:
-    """Yield the places of whole clusters, together some thousand pairs, or one larger cluster."""
+    """Yield the positions of whole clusters, about a thousand pairs at a time, or one larger cluster."""
     order = clusters.argsort(stable=True)
     sizes = torch.unique_consecutive(clusters[order], return_counts=True)[1].tolist()
     start = end = 0
@@ -182,7 +182,7 @@ def _in_blocks(clusters: Tensor) -> Iterator[Tensor]:
 
 
 def whole_clusters(clusters: Tensor, most: int) -> Tensor:
-    """Return the rows of random whole clusters with at most so many pairs together; of one cluster at least."""
+    """Return the rows of random whole clusters up to a number of pairs, but at least one cluster."""
     _, numbers, sizes = torch.unique(clusters, return_inverse=True, return_counts=True)
     order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(0))
     fitting = order[sizes[order] <= most]

@@ -1,4 +1,4 @@
-"""A kernel regression whose pairs stay the same while kernels and penalty are tried."""
+"""A kernel regression with fixed pairs, for trying kernels and penalties."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ class Solved:
     error: float
 
     def metric(self, problem: Problem) -> float:
-        """Share of right answers of the known pairs, in [0, 1]."""
+        """Return the accuracy on the known pairs, in [0, 1]."""
         return self.hits[problem.known].mean().item() if bool(problem.known.any()) else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Pairs with their centred targets, of which any sum of kernels can be solved."""
+    """Pairs with centred targets, for which any sum of kernels can be solved."""
 
     room: KernelFusion
     image_rows: Tensor
@@ -122,7 +122,7 @@ class Problem:
     pair_weights: Tensor | None = None  # ``(n,)``, 1 on average
 
     def sample(self, most: int) -> Problem:
-        """Return a part of whole clusters with about ``most`` pairs, or everything where that is no more."""
+        """Return a part of whole clusters with about ``most`` pairs, or everything if there are fewer."""
         if len(self.targets) <= most:
             return self
         rows = drawn(self.clusters, most)
@@ -145,7 +145,7 @@ class Problem:
         return mixed(text, image, kind.shares)
 
     def solve(self, kind: Sum, ridge: float, kernel: Tensor | None = None) -> Solved:
-        """Solve one sum with one penalty, and score every pair without its cluster."""
+        """Solve one sum with one penalty, and score every pair with its cluster left out."""
         kernel = self.kernel(kind) if kernel is None else kernel
         penalty = ridge if self.pair_weights is None else ridge / self.pair_weights
         alphas, held_out = held_out_scores(kernel, self.targets, self.clusters, penalty)
@@ -168,7 +168,7 @@ def drawn(clusters: Tensor, most: int) -> Tensor:
 
 
 def standardise(room: KernelFusion, images: Tensor, texts: Tensor) -> None:
-    """Take statistics, items and widths of the kernels from the training items."""
+    """Set statistics, items and kernel widths from the training items."""
     roots = images.sign() * images.abs().sqrt() if room.image_root else images
     for statistics, items in zip(room.input_statistics(), (roots, texts), strict=True):
         statistics.fit(items)

@@ -1,4 +1,4 @@
-"""Networks of some of many training pairs, with the statistics of all, which are measured block by block."""
+"""Build networks on subsets of many training pairs, with the statistics of all, measured in blocks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FOR_WIDTHS = 2_000  # items whose distances give the width of a kernel
 
 @dataclass(frozen=True, eq=False)
 class Rooms:
-    """What networks of any of the training pairs have in common.
+    """What networks on any subset of the training pairs share.
 
     Attributes:
         train: All training pairs.
@@ -88,7 +88,7 @@ class Rooms:
         return rooms
 
     def room(self, rows: Tensor, kind: Sum) -> KernelFusion:
-        """Return a network with some of the pairs, and no solution."""
+        """Return an unsolved network on some of the pairs."""
         pairs = self.train.pairs
         image_numbers, image_rows = torch.unique(pairs.image_rows[rows], return_inverse=True)
         text_numbers, text_rows = torch.unique(pairs.text_rows[rows], return_inverse=True)

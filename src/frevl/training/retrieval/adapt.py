@@ -1,8 +1,9 @@
-"""Adapt an encoder's own common space to one's pairs, or leave it: candidates that begin at the cosine, closed form.
+"""Adapt an encoder's common space to the user's pairs in closed form, or leave it unchanged.
 
-Hubness is taken back and canonical directions are added (`frevl.models.retrieval.adapted_cosine`), a little. What is
+Hubness is corrected and canonical directions are added (`frevl.models.retrieval.adapted_cosine`), a little. What is
 worth it is decided by cross-validation over the training images, because a development part of some fifty images is too
-small to show two points. The simplest within one standard error of the best is taken, and the cosine is the simplest.
+small to show two points. The simplest variant within one standard error of the best is chosen; plain cosine is the
+simplest.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ _VARIANTS = (  # name, weight of the canonical cosine, of hubness; simplest firs
 
 @dataclass(frozen=True)
 class Adapted:
-    """What the training pairs say about the encoder's space.
+    """The result of adapting the encoder's space.
 
     Attributes:
         name: Of the variant that was taken.
@@ -78,7 +79,7 @@ class _Variant:
 
 
 def adapt_cosine(cosine: Cosine, train: Examples, seed: int) -> Adapted | None:
-    """Compare the variants by cross-validation over images, and fit the one that is taken.
+    """Compare the variants by cross-validation over images, and fit the chosen one.
 
     Args:
         cosine: Of the encoder.

@@ -1,4 +1,4 @@
-"""``--model auto`` for matching: a first stage, what reranking adds to it, and baselines, on development data.
+"""``--model auto`` for matching: compare first stages, reranking and baselines on development data.
 
 Candidates are compared by the mean of six recalls (among the first 1, 5 and 10, both directions). Among those whose
 paired difference from the best lies within one standard error, by image, or below 0.2 points, the simplest is taken.
@@ -65,7 +65,7 @@ class _Tried(Generic[N_co]):
 def choose_matching(
     data: Prepared, options: AutoOptions, session: Session, checkpoint: Checkpoint = NOWHERE
 ) -> tuple[Fitted[PairNetwork], dict[str, Any]]:
-    """Fit and compare everything that matching can be done with, and take the simplest of the best.
+    """Fit and compare all models for matching, and choose the simplest of the best.
 
     Args:
         data: Training and development examples.
@@ -144,7 +144,7 @@ def _adapted(
     dev: EmbeddedPairs,
     seconds: float,
 ) -> dict[str, Any]:
-    """Let the adapted cosine stand for the cosine, unless development data say that it is measurably worse.
+    """Replace the cosine by the adapted cosine, unless that is measurably worse on development data.
 
     Cross-validation over the training images has compared the two on more images than development data hold.
 
@@ -163,7 +163,7 @@ def _adapted(
 
 
 def _reranked(first: _Tried[FirstStage], reranked: Fitted[Reranked], search: WeightSearch) -> list[_Tried[Reranked]]:
-    """Return what reranking adds step by step, simplest first."""
+    """Return the reranking variants, simplest first."""
     network = reranked.network
     steps = (
         (f"{first.name} with alignment", search.first, first.fit_seconds),
@@ -185,7 +185,7 @@ def _against_baselines(
     checkpoint: Checkpoint,
     steps: Steps,
 ) -> tuple[_Tried[PairNetwork], str, list[dict[str, Any]]]:
-    """Fit linear and mlp; one of them is taken if it is better by more than one standard error."""
+    """Fit linear and mlp; one of them is chosen if it is better by more than one standard error."""
     dev, quiet = development_part(right_pairs(data.dev), session.seed), replace(session, progress=False)
     images = torch.unique(dev.image_rows)[:_SAMPLE]
     sample = dev.select(torch.isin(dev.image_rows, images))

@@ -1,4 +1,4 @@
-"""What is trained for matching: a first stage, a fusion by itself, or both in one run."""
+"""Fit models for matching: a first stage, a fusion alone, or both in one run."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def fit_matching(
             raise UsageError(f"There is no first stage '{first_stage}'. {nearest(first_stage, FIRST_STAGES)}")
         if model not in PRESETS or not isinstance(options, RerankerOptions):
             raise UsageError(
-                f"--first-stage goes with a fusion ({', '.join(PRESETS)}) that reads its candidates again, found "
-                f"--model {model}"
+                f"--first-stage needs a fusion ({', '.join(PRESETS)}) that reranks its candidates, found --model "
+                f"{model}"
             )
         first = fit_first_stage(first_stage, data, TwoTowerOptions(), session, share=FIRST_SHARE, checkpoint=checkpoint)
         fitted, search = fit_reranked(model, first, data, options, session, checkpoint)
@@ -107,7 +107,7 @@ def fit_matching(
 
 
 def with_enough_steps(options: ModelOptions, pairs: int) -> ModelOptions:
-    """Choose the batch size of a fusion or mlp that stands alone, if none is given: 32 steps a pass (ours).
+    """Choose the batch size of a standalone fusion or mlp, if none is given: 32 steps per epoch (ours).
 
     It lies between 32 and 256 right pairs, so from 8,192 pairs on it is 256. On 1,000 captions batches of 256 are four
     steps, and training ended at chance (research/experiments/log.md, "Matching on few captions").
@@ -126,7 +126,7 @@ def fit_first_stage(
     share: float = 1.0,
     checkpoint: Checkpoint = NOWHERE,
 ) -> Fitted[FirstStage]:
-    """Train the dual encoder on the right pairs, or build the cosine, which needs no training.
+    """Train the two-tower network on the right pairs, or build the cosine, which needs no training.
 
     Args:
         kind: ``dual`` or ``cosine``.
@@ -156,7 +156,7 @@ def fit_reranked(
     session: Session,
     checkpoint: Checkpoint = NOWHERE,
 ) -> tuple[Fitted[Reranked], WeightSearch]:
-    """Train a fusion on the mistakes of cross-fitted first stages, and judge what it adds to the first stage given.
+    """Train a fusion on the mistakes of cross-fitted first stages, and measure what it adds to the given first stage.
 
     The network returned has the weight 1 for the fusion and 0 for hubness: `Reranked.weighed` gives it those chosen.
 
@@ -218,12 +218,12 @@ def fit_reranked(
 
 
 def narrow_towers(towers: Sequence[Tower]) -> list[Tower]:
-    """Return the image towers that retrieval uses: those of at most 4,096 numbers, if there are any."""
+    """Return the image towers used for retrieval: those with a width of at most 4,096, if any."""
     return [tower for tower in towers if tower.dim <= _WIDEST] or list(towers)
 
 
 def without_wide(data: Prepared) -> Prepared:
-    """Leave out image towers of more than 4,096 numbers, if there are others.
+    """Drop image towers wider than 4,096, if there are others.
 
     Statistics of many layers and regions, as `packaged-deep` keeps them, drown what tells images apart: R@1 on
     Flickr8k fell by 2 to 4 points with them, and training took five times as long.
@@ -243,15 +243,15 @@ def without_wide(data: Prepared) -> Prepared:
         train=replace(data.train, pairs=replace(data.train.pairs, images=images)),
         dev=replace(data.dev, pairs=replace(data.dev.pairs, images=images)),
         image_towers=kept,
-        notes=[*data.notes, f"Too wide for retrieval and left out: the image tower {left_out}."],
+        notes=[*data.notes, f"Left out as too wide for retrieval: the image tower {left_out}."],
     )
 
 
 def right_pairs(examples: Examples) -> EmbeddedPairs:
-    """Return the pairs of a matching task whose text describes the image."""
+    """Return the right pairs of a matching task."""
     truth = examples.truth
     if not isinstance(truth, Tensor):
-        raise UsageError("A first stage does matching only; for classification take a fusion, mlp or linear")
+        raise UsageError("A first stage is for matching only; for classification choose a fusion, mlp or linear")
     return examples.pairs.select(truth > 0.5)
 
 

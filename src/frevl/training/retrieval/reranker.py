@@ -1,4 +1,4 @@
-"""Trains a reranker on hard negatives, found by a first stage that was not trained on their images.
+"""Train a reranker on hard negatives, mined by a first stage that was not trained on their images.
 
 A first stage has memorised the captions of its training images: its mistakes there are not those it makes on new
 images, and its scores are too confident. So the images are dealt into folds; for each fold a two-tower network is
@@ -36,7 +36,7 @@ _TWIN_QUANTILE = 0.75
 
 @dataclass(frozen=True)
 class HardNegatives:
-    """For every right pair the wrong images of its text and the wrong texts of its image, hardest first.
+    """Wrong images for the text, and wrong texts for the image, of every right pair, hardest first.
 
     Rows count in the embedded items of the pairs. ``base`` are the scores that the fusion has to add to: the first
     stage's logit with the alignment, and the hubness taken back.
@@ -64,7 +64,7 @@ class HardNegatives:
 
 
 def assign_folds(image_rows: Tensor, folds: int, seed: int) -> Tensor:
-    """Deal the images of ``(n,)`` pairs into folds: ``(n,)`` fold numbers."""
+    """Deal the images of ``(n,)`` pairs into folds; return ``(n,)`` fold numbers."""
     different, inverse = torch.unique(image_rows, return_inverse=True)
     order = torch.randperm(len(different), generator=torch.Generator().manual_seed(seed))
     return (order % folds)[inverse]
@@ -82,7 +82,7 @@ def mine_hard_negatives(
     first: FirstStage | None = None,
     checkpoint: Checkpoint = NOWHERE,
 ) -> HardNegatives:
-    """Rank every fold of the images by a first stage that was trained on the others, and keep the best wrong items.
+    """Rank every fold of images with a first stage trained on the others, and keep the best wrong items.
 
     False negatives: a text that is as near to a text of the image as three quarters of its own texts are to each other
     describes the image too, whoever wrote it; neither it nor its image is taken as wrong.
@@ -129,7 +129,7 @@ def mine_hard_negatives(
 
 
 def _at_most(image_rows: Tensor, rows: Tensor, most: int) -> Tensor:
-    """Keep the pairs of the first so many images: in a fold every text is compared with every image."""
+    """Keep the pairs of a limited number of images, as every text in a fold is compared with every image."""
     kept = torch.unique(image_rows[rows])[:most]
     return rows[torch.isin(image_rows[rows], kept)]
 
@@ -156,7 +156,7 @@ def bank_of(
 
 
 def near_duplicate_bound(texts: Tensor, image_rows: Tensor, text_rows: Tensor) -> float:
-    """Return the cosine above which a text counts as another wording of a right one; infinite if that cannot be told.
+    """Return the cosine above which a text counts as a rewording of a right one; infinite if unknown.
 
     It is the upper quartile of the cosines between texts of the same image, after the mean text was taken away.
     """
@@ -236,7 +236,7 @@ def fit_reranker(
     title: str,
     checkpoint: Checkpoint = NOWHERE,
 ) -> FitReport:
-    """Train a fusion on hard negatives; on embeddings in memory, pooled or tokens.
+    """Train a fusion on hard negatives, from in-memory embeddings, pooled or tokens.
 
     Each right pair competes with `negatives` wrong images for its text and as many wrong texts for its image, by the
     sum of the score that the first stage gave and the fusion's logit. The fusion starts at zero, so training starts at

@@ -1,7 +1,7 @@
-"""Chooses on development data what each term of a reranked score is worth, and its weight.
+"""Late fusion: choose the weight of each term of a reranked score on development data.
 
-Weight 0 is always among what is tried, and a setting that loses R@1 in either direction is not: reranking
-is never worse on development data than the first stage alone.
+Weight 0 is always tried, and settings that lose R@1 in either direction are excluded: on development data, reranking is
+never worse than the first stage alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MOST_SCORES = 67_108_864  # images times texts that are compared in memory: 256
 
 @dataclass(frozen=True)
 class RankedCandidates:
-    """The best items of the first stage for every query of one direction, best first.
+    """The first stage's best items for every query in one direction, best first.
 
     Attributes:
         columns: ``(queries, depth)`` int64.
@@ -166,7 +166,7 @@ def choose_weights(
     fusion: bool = True,
     least: tuple[float, float] | None = None,
 ) -> FusionWeights | None:
-    """Take the weights and the depth with the best mean recall.
+    """Choose the weights and the depth with the best mean recall.
 
     The hubness of the query is the same for all its candidates, so each direction decides on one weight of hubness; the
     weight of the fusion and the depth are common to both.
@@ -212,7 +212,7 @@ _PAIRS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class WeightSearch:
-    """A first stage alone, with hubness taken back, and with the fusion too, on development data.
+    """Development results of a first stage alone, with hubness correction, and with the fusion.
 
     Attributes:
         first: The first stage as it searches: with its alignment, if it has one.
@@ -254,7 +254,7 @@ def search_alone(network: FirstStage, dev: EmbeddedPairs) -> WeightSearch:
 
 
 def search_weights(network: Reranked, dev: EmbeddedPairs) -> WeightSearch:
-    """Rank development data by the first stage and choose the weights of the other terms.
+    """Rank development data with the first stage, and choose the weights of the other terms.
 
     Args:
         network: First stage, banks and fusion; its own weights play no part.

@@ -1,6 +1,6 @@
-"""The training of the first stage: symmetric InfoNCE over large batches taken by index.
+"""Train the first stage: symmetric InfoNCE over large batches.
 
-The model ``cosine`` needs no training, only the columns of the embeddings that lie in a common space.
+The model ``cosine`` needs no training, only the embedding columns in a common space.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def fit_two_tower_ensemble(
     title: str = "training dual",
     checkpoint: Checkpoint = NOWHERE,
 ) -> tuple[TwoTower, FitReport]:
-    """Train two-tower networks from different seeds and put them together as one.
+    """Train two-tower networks from different seeds and combine them into one.
 
     Args:
         pairs: Right pairs.
@@ -92,7 +92,7 @@ def fit_two_tower_ensemble(
 
 
 def narrow_vectors(network: TwoTower, images: Tensor, texts: Tensor, pairs: EmbeddedPairs, width: int) -> TwoTower:
-    """Project the joined vectors of several members to fewer numbers; narrower ones stay as they are.
+    """Project the concatenated vectors of several members to a smaller width; narrower ones are unchanged.
 
     The directions are those in which the vectors of training images and texts, both with the same weight, are largest:
     the first eigenvectors of their second moments. Measured: research/experiments/log.md, "Stored vectors of dual".
@@ -130,7 +130,7 @@ def _contrast(
     device: str,
     team: Team = ALONE,
 ) -> LossOf:
-    """Build the loss of a member: symmetric InfoNCE within the batch, however many workers share it."""
+    """Build the loss of a member: symmetric InfoNCE within the batch, for any number of workers."""
 
     def loss_of(rows: Tensor, _: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         image, text = pairs.image_rows[rows], pairs.text_rows[rows]
@@ -174,7 +174,7 @@ def has_common_space(image_towers: Sequence[Tower], text_towers: Sequence[Tower]
 
 
 def cosine_of(image_towers: Sequence[Tower], text_towers: Sequence[Tower]) -> Cosine:
-    """Build the network that needs no training.
+    """Build the cosine network, which needs no training.
 
     Args:
         image_towers: Image towers in the order in which their embeddings are concatenated.

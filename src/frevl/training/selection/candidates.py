@@ -1,4 +1,4 @@
-"""What ``--model auto`` may choose from. A new candidate is a row here."""
+"""The candidates of ``--model auto``. A new candidate is a row here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["CANDIDATES", "TRIED", "Candidate", "candidates", "steps_of"]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something that may be chosen.
+    """A candidate model with its options.
 
     Attributes:
         name: As it stands in the table.
@@ -111,7 +111,7 @@ _WEIGHTS = {"majority": 0.1, "kernel": 1.0, "zero-shot": 0.5, "linear": 2.0, "sm
 
 
 def steps_of(names: Sequence[str], checkpoint: Checkpoint, limit: float, *, idle: Sequence[str] = ()) -> Steps:
-    """Return the steps of a choice; worker 0 keeps beside the states of the training what is done of them.
+    """Return the steps of a selection; worker 0 saves their progress next to the training states.
 
     Args:
         names: Of candidates and of what comes before and after them, in the order in which they are gone through.

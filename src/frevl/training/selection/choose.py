@@ -1,8 +1,8 @@
-"""``--model auto``: try baselines and fusions on data that they have not seen, and take the simplest of the best.
+"""``--model auto``: compare baselines and fusions on held-out data, and choose the simplest of the best.
 
 Every candidate is evaluated on held-out images, by cross-validation where there are few pairs. Among the candidates
 whose paired difference from the best lies within one standard error (by image), the simplest is chosen; averages of
-the best candidates are candidates too. Test data never enters. The procedure is ours.
+the best candidates are candidates too. Test data is never used. The procedure is ours.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
 
 @dataclass
 class Selection:
-    """The outcome.
+    """The result of a selection.
 
     Attributes:
         fitted: The chosen network, fitted on the training part.
@@ -86,7 +86,7 @@ class Selection:
     chance: Chance | None = None
 
     def warnings(self) -> list[str]:
-        """What makes the figures doubtful, in sentences that stand before them."""
+        """Reasons to doubt the figures, shown before them."""
         found = []
         late = [row["name"] for row in self.rows if row.get("reason") in (NO_TIME, TOO_LONG)]
         if self.chosen == "majority" and late:
@@ -101,7 +101,7 @@ class Selection:
         return found
 
     def record(self) -> dict[str, Any]:
-        """Return what the run keeps."""
+        """Return the record stored in the run."""
         return {
             "chosen": self.chosen,
             "reason": self.reason,
@@ -132,7 +132,7 @@ def choose(
     checkpoint: Checkpoint = NOWHERE,
     log_file: Path | None = None,
 ) -> Selection:
-    """Choose encoders and model on held-out images and fit the model on the training part.
+    """Choose encoders and model on held-out images, and fit the model on the training part.
 
     Args:
         data: Training and development examples of a classification.
@@ -242,7 +242,7 @@ def _without_comparison(
     checkpoint: Checkpoint,
     log_file: Path | None,
 ) -> Selection:
-    """Take what held best with one example a class (research/experiments/log.md): no class has one to compare by."""
+    """Use the default for one example per class (research/experiments/log.md), if nothing can be held out."""
     offered = candidates(start, data.sides)
     taken = "kernel" if len(data.train) <= MOST_PAIRS else "linear"
     reason = (
@@ -260,7 +260,7 @@ def _without_comparison(
 def _against_majority(
     winner: CandidateScores, scored: list[CandidateScores], held: Examples, labels: list[str], measure: str
 ) -> Chance | None:
-    """Compare the choice with the majority answer on the pairs that all candidates were compared on."""
+    """Compare the choice with the majority answer on the pairs used to compare all candidates."""
     majority = next((one for one in scored if one.name == "majority"), None)
     if majority is None or not labels:
         return None
@@ -278,12 +278,12 @@ def _unfit(candidate: Candidate, data: Prepared, start: Pretrained | None) -> st
     if candidate.model == "kernel" and len(data.train) + len(data.dev) > MOST_PAIRS:
         return f"not compared above {MOST_PAIRS:,} pairs, where it is approximate; --model kernel trains it"
     if candidate.model == "small" and len(data.train) + len(data.dev) < _FEWEST_FOR_SMALL:
-        return f"never won with fewer than {_FEWEST_FOR_SMALL:,} pairs"
+        return f"never wins with fewer than {_FEWEST_FOR_SMALL:,} pairs"
     return ""
 
 
 def _averages(scored: list[CandidateScores], held: Examples, check: Examples, measure: str) -> list[CandidateScores]:
-    """Average the seeds of the best candidate that has several, the best two, and the best three candidates."""
+    """Average the seeds of the best candidate with several, the best two, and the best three candidates."""
     ranked = sorted(scored, key=lambda one: -float(one.hits.mean()))
     groups = [[one] for one in ranked if one.seeds > 1][:1] + [
         ranked[:count] for count in (2, 3) if count <= len(ranked)
@@ -354,6 +354,6 @@ def _final(
 
 
 def _average_logits(average: Candidate, scored: list[CandidateScores], *, soft: bool) -> Tensor:
-    """Return what an average predicted for the pairs it was compared on, as logits."""
+    """Return an average's predictions for the pairs it was compared on, as logits."""
     mean = next(one.probabilities for one in scored if one.candidate is average).clamp(1e-7, 1 - 1e-7)
     return torch.logit(mean) if soft else mean.log()

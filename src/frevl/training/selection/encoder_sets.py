@@ -1,6 +1,6 @@
-"""Which encoders of a store a classification should use: each alone, some, or all of them concatenated.
+"""Choose which encoders of a store to use for classification: single, several, or all concatenated.
 
-More embeddings are not better on a small set: what a weak tower adds may hide what a strong one says. The sets of
+More embeddings are not always better on a small set: a weak tower may drown out a strong one. The sets of
 encoders are compared by the kernel fusion's exact leave-one-image-out scores, which take
 no development data (ours). Then images and texts of the best set are tried apart, because the encoder with the best
 texts need not have the best images. Models are compared on what won.
@@ -33,7 +33,7 @@ _MOST_ENCODERS = 4  # with more of them, only each alone and all together are co
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """The outcome.
+    """The chosen encoders.
 
     Attributes:
         encoders: The chosen encoders, of images or texts.
@@ -52,7 +52,7 @@ class EncoderChoice:
 
 
 def all_encoders(data: Prepared, encoders: Sequence[str]) -> EncoderChoice:
-    """Return the choice of everything: every encoder with the towers that the examples have of it."""
+    """Return the choice of all encoders, with the towers available for the examples."""
     images, texts = (
         [name for name in encoders if _of(towers, [name])] for towers in (data.image_towers, data.text_towers)
     )
@@ -60,7 +60,7 @@ def all_encoders(data: Prepared, encoders: Sequence[str]) -> EncoderChoice:
 
 
 def encoder_sets(data: Prepared, encoders: Sequence[str]) -> list[list[str]]:
-    """Return the sets worth comparing: all encoders first, then each alone, then the rest.
+    """Return the sets to compare: all encoders, then each alone, then the rest.
 
     Every subset of up to four encoders; of more, each alone and all together. A set without an image or a text tower
     stands for itself beside all towers of the other modality. Sets that come to the same towers stand once.
@@ -78,7 +78,7 @@ def encoder_sets(data: Prepared, encoders: Sequence[str]) -> list[list[str]]:
 
 
 def narrow(data: Prepared, images: Sequence[str], texts: Sequence[str] | None = None) -> Prepared:
-    """Return the same examples with the embeddings of some of their encoders only.
+    """Return the same examples with only some encoders' embeddings.
 
     Args:
         data: Examples.

@@ -1,4 +1,4 @@
-"""What was asked for, fitted and calibrated on prepared examples: one model, or the choice of ``auto``, in both tasks.
+"""Fit and calibrate the requested model, or the choice of ``auto``, on prepared examples, in both tasks.
 
 `frevl.train` and the estimators of `frevl.estimators` both end here, so the same data gives the same network.
 Loads no store.
@@ -32,14 +32,15 @@ __all__ = ["FittedRun", "fit_prepared", "kept_scores"]
 
 _FOR_POSTERIOR = 1_000_000  # right pairs, evenly drawn, that get wrong texts for the posterior of the last layer
 _NOTHING_HELD_OUT = (
-    "The development figure says nothing: nearly every class has a single example, so no pair could be set aside and "
-    "it is of training pairs. For a figure, and for calibrated probabilities, give other pairs with --dev."
+    "The development figure is meaningless: nearly every class has just one example, so none could be set aside "
+    "and it is measured on training pairs. For a valid figure and calibrated probabilities, give other pairs with "
+    "--dev."
 )
 
 
 @dataclass(frozen=True)
 class FittedRun:
-    """A network with all that a run remembers of its training.
+    """A network with everything a run records about its training.
 
     Attributes:
         network: On the CPU, in evaluation mode.
@@ -143,7 +144,7 @@ def fit_prepared(
 
 
 def _posterior(network: PairNetwork, train: Examples, options: ModelOptions, session: Session) -> Posterior | None:
-    """Fit the posterior of the last layer on what it has seen: of matching, wrong pairs too where it reads pairs."""
+    """Fit the last layer's posterior on its training inputs, including wrong pairs if it reads pairs in matching."""
     rows = train.pairs.image_rows[:1], train.pairs.text_rows[:1]
     inputs = network.last_layer_inputs(*train.pairs.inputs(*rows))
     if inputs is None:
@@ -160,21 +161,21 @@ def _posterior(network: PairNetwork, train: Examples, options: ModelOptions, ses
 
 
 def _weighting(options: ModelOptions) -> list[str]:
-    """Say what probabilities mean where rare classes count more."""
+    """Return a note on the meaning of probabilities under class weights."""
     if getattr(options, "class_weight", None) is None:
         return []
-    return ["class_weight=balanced: probabilities are those of classes that are equally frequent, not of these pairs."]
+    return ["class_weight=balanced: probabilities assume equally frequent classes, not the frequencies in these pairs."]
 
 
 def _check_for_matching(options: AutoOptions) -> None:
     if {"choose_by", "class_weight"} & options.changes().keys():
-        raise UsageError("choose_by and class_weight belong to --task classification; matching is chosen by recall")
+        raise UsageError("choose_by and class_weight apply to --task classification; matching is chosen by recall")
 
 
 def kept_scores(
     logits: Tensor, truth: Answers | Tensor, clusters: Tensor, calibration: dict[str, float]
 ) -> dict[str, Any] | None:
-    """Return what a run keeps of held-out pairs for prediction sets; None with soft targets, which have none.
+    """Return the scores of held-out pairs to keep for prediction sets; None with soft targets.
 
     Args:
         logits: ``(n, outputs)`` of pairs that were not learned from.

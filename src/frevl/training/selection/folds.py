@@ -1,4 +1,4 @@
-"""On which pairs candidates are fitted, stopped and compared: given development pairs, or cross-validation."""
+"""Decide on which pairs candidates are fitted, stopped and compared: given development pairs, or cross-validation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INNER_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows of one fit, counted through the training part and then the development part.
+    """Rows of one fit, numbered through the training part, then the development part.
 
     Attributes:
         train: Fitted on.
@@ -46,7 +46,7 @@ class Fold:
 
 
 def cv_splits(data: Prepared, seed: int) -> tuple[list[Fold], str, str]:
-    """Return the folds, in words what candidates are compared on, and in words what that is checked on.
+    """Return the folds, and descriptions of the comparison and the check data.
 
     Development pairs that the user gave are what the user calls new. Candidates are compared on them, and checked on
     held-out groups of the training part; where they are few, the other way round. They are never fitted on.
@@ -90,7 +90,7 @@ def _answers(data: Prepared) -> Answers:
 
 
 def _count(folds: list[Fold], rows: Tensor) -> str:
-    """Say how many of the pairs are held out once: all, or all but the only examples of their class."""
+    """Describe how many pairs are held out once: all, or all but the only examples of their class."""
     held = sum(len(fold.held_out) for fold in folds)
     return f"{held:,}" if held == len(rows) else f"{held:,} of {len(rows):,}"
 
@@ -98,7 +98,7 @@ def _count(folds: list[Fold], rows: Tensor) -> str:
 def _spare(
     rows: tuple[Tensor, Tensor], clusters: Tensor, answers: Answers, random: np.random.Generator
 ) -> tuple[list[Fold], str]:
-    """Cross-validate over all pairs: the development part was set aside at random and is like the rest."""
+    """Cross-validate over all pairs, as a randomly set aside development part is like the rest."""
     (train, dev), nothing = rows, rows[0][:0]
     together = torch.cat(rows)
     if len(torch.unique(clusters)) < _FEWEST_CLUSTERS:
@@ -116,7 +116,7 @@ def _spare(
 
 
 def _cut(rows: Tensor, clusters: Tensor, answers: Answers, random: np.random.Generator) -> list[tuple[Tensor, Tensor]]:
-    """Return ``(others, held out)`` rows of every fold; a cluster is in one fold, or in none if a class needs it."""
+    """Return ``(others, held out)`` rows for every fold; a cluster is in one fold, or in none if a class needs it."""
     names = torch.unique(clusters[rows]).numpy()
     own, of_rows = clusters[rows], answers.select(rows)
     order = random.permutation(names)

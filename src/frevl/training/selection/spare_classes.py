@@ -1,4 +1,4 @@
-"""Which clusters can be held out without taking every example of a class away from the training."""
+"""Find clusters that can be held out without removing every example of a class from training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ questions mostly has an answer that no other has; it is held out all the same, o
 def spare_clusters(
     clusters: Tensor, answers: Answers, order: Sequence[int] | np.ndarray, most: int | None = None
 ) -> list[int]:
-    """Go through clusters in order, and take those that no class needs.
+    """Return clusters, in order, that no class needs.
 
     Args:
         clusters: ``(n,)`` int64, of every pair.

@@ -1,1 +1,1 @@
-"""Several processes that train one network together: who they are, what they tell each other, how they are started."""
+"""Distributed training: processes that train one network together, how they start, and how they communicate."""

@@ -1,4 +1,4 @@
-"""How a process becomes one of several workers: started here by another, or by torchrun, Slurm or the like."""
+"""Make a process one of several workers, started by another process here, or by torchrun, Slurm and the like."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _teams = count()  # that this process has been in: each has a part of the store 
 
 
 def place_of(environment: Mapping[str, str]) -> Place | None:
-    """Read the place of a process from the variables that torchrun sets; None if it is to be alone.
+    """Read a process's place from torchrun's environment variables; None if it is alone.
 
     Raises:
         UsageError: Some are missing or wrong.
@@ -62,7 +62,7 @@ def _number(environment: Mapping[str, str], name: str, otherwise: str = "") -> i
 def working_together(
     work: Callable[..., Any], arguments: Mapping[str, Any], *, workers: int | None, device: str
 ) -> Iterator[Team]:
-    """Make this process one of several workers while the block runs, and start the others where nobody has.
+    """Make this process one of several workers during the block, starting the others if necessary.
 
     Args:
         work: The function that is running: other workers call it too.
@@ -94,7 +94,7 @@ def working_together(
 
 
 def workers_asked(workers: int | None) -> int:
-    """Return how many workers there are to be; where nobody has said, as many as torchrun has started.
+    """Return the number of workers; by default, as many as torchrun started.
 
     Raises:
         UsageError: Fewer than one, or another number than torchrun has started.
@@ -105,28 +105,28 @@ def workers_asked(workers: int | None) -> int:
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: expected at least 1, found {workers}")
     if place is not None and workers not in (None, place.size):
-        raise UsageError(f"--workers: found {workers}, but WORLD_SIZE is {place.size}; leave --workers out")
+        raise UsageError(f"--workers: found {workers}, but WORLD_SIZE is {place.size}; leave out --workers")
     return place.size if place is not None else workers or 1
 
 
 @cache
 def _store_of_environment() -> Store:
-    """Meet the other workers where the environment says."""
+    """Connect to the other workers as specified by the environment."""
     from torch.distributed import rendezvous  # type: ignore[attr-defined]
 
     try:
         store: Store = next(iter(rendezvous("env://", timeout=_ARRIVAL)))[0]
     except (RuntimeError, ValueError) as error:
         raise TrainingError(
-            f"The other workers were not met at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-            f"({str(error).splitlines()[0]:.160}); MASTER_ADDR is the machine of RANK 0, and its port has to be free"
+            f"Could not connect to the other workers at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"({str(error).splitlines()[0]:.160}); MASTER_ADDR must be the machine of RANK 0, with a free port"
         ) from error
     return store
 
 
 @contextmanager
 def one_voice() -> Iterator[bool]:
-    """Let one of several workers speak for all: yields whether it is this one, which is so where there is one only.
+    """Let one worker speak for all; yields whether it is this one (always true for a single worker).
 
     What went wrong is said once, too: by worker 0, which learns it from the others, or by all if it is gone.
     """

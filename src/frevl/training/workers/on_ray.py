@@ -1,4 +1,4 @@
-"""Workers on the nodes of a Ray cluster: plain actors, each of which joins the others and calls the function."""
+"""Workers on the nodes of a Ray cluster: plain actors that join each other and call the function."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def on_ray(
 ) -> Any:
     """Call a function in workers of a cluster, and return what worker 0 returns.
 
-    All workers start together or none does, on as few nodes as hold them, with a core each and, for ``cuda``, an
-    accelerator each. Where one dies or loses its node, all are started again, and the training goes on from its last
-    complete epoch.
+    All workers start together or none does, on as few nodes as possible, with one core each and, for ``cuda``, one
+    accelerator each. If one dies or loses its node, all are restarted, and training continues from the last complete
+    epoch.
 
     Args:
         work: Of a module; it finds itself one of several workers.
@@ -82,7 +82,7 @@ def on_ray(
         FrevlError: What a worker has failed with; a node runs another frevl; workers die again and again.
     """
     if workers is None:
-        raise UsageError("--ray needs --workers N: how many processes of the cluster share every step")
+        raise UsageError("--ray needs --workers N, the number of processes that share every step")
     accelerators = 1 if device.startswith("cuda") else 0
     arguments = {**_without_relative_paths(arguments), "progress": False}
     with connected(address) as ray:
@@ -91,7 +91,7 @@ def on_ray(
             if there.get(kind, 0) < needed:
                 raise UsageError(
                     f"--workers: found {workers}, but the cluster has {there.get(kind, 0):.0f} "
-                    f"{'processors' if kind == 'CPU' else 'accelerators'}; take fewer, or add nodes"
+                    f"{'processors' if kind == 'CPU' else 'accelerators'}; use fewer, or add nodes"
                 )
         for deaths in range(1, _MOST_DEATHS + 1):
             try:
@@ -99,7 +99,7 @@ def on_ray(
             except (ray.exceptions.RayActorError, WorkerEndedError) as error:
                 reason = " ".join(str(error).split())[:200]
                 if deaths < _MOST_DEATHS:
-                    _log.warning("frevl: a worker has ended (%s); all go on from the last complete epoch", reason)
+                    _log.warning("frevl: a worker has ended (%s); all continue from the last complete epoch", reason)
     raise TrainingError(
         f"--ray: workers have ended {_MOST_DEATHS} times, the last time with: {reason}; every complete epoch is kept: "
         "run the same command again to continue"
@@ -107,7 +107,7 @@ def on_ray(
 
 
 def _without_relative_paths(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Name every place from the root: workers run in the folder in which their node was started."""
+    """Make all paths absolute, as workers run in the folder in which their node was started."""
     return {
         name: place_of(value).absolute() if name in _PLACES and isinstance(value, str | PurePath) else value
         for name, value in arguments.items()

@@ -31,9 +31,9 @@ _END_SECONDS = 20.0
 
 @contextmanager
 def with_helpers(work: Callable[..., Any], arguments: Mapping[str, Any], workers: int, device: str) -> Iterator[Team]:
-    """Be worker 0 while the block runs; the others call the same function in processes of their own.
+    """Be worker 0 during the block; the others call the same function in separate processes.
 
-    They end with this process, however that ends. The cores that one process would use are shared out.
+    They end with this process. The cores that one process would use are divided among them.
     """
     import torch
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -72,7 +72,7 @@ def _started(request: tuple[Any, ...], threads: int) -> subprocess.Popen[bytes]:
         told = pickle.dumps(request)
     except (pickle.PicklingError, TypeError, AttributeError) as error:
         raise UsageError(
-            f"--workers: the other workers cannot be given these arguments ({error}); give store and pairs as paths"
+            f"--workers: these arguments cannot be passed to the other workers ({error}); give store and pairs as paths"
         ) from error
     environment = {
         **os.environ,
@@ -92,7 +92,7 @@ def _started(request: tuple[Any, ...], threads: int) -> subprocess.Popen[bytes]:
 
 
 def _wait_for(helpers: Sequence[subprocess.Popen[bytes]], store: Store) -> None:
-    """Wait until all have come: they load PyTorch first."""
+    """Wait until all have started, which includes loading PyTorch."""
     for rank, _ in enumerate(helpers, 1):
         while not store.check([f"here {rank}"]):
             if ended := _ended(helpers):
@@ -101,7 +101,7 @@ def _wait_for(helpers: Sequence[subprocess.Popen[bytes]], store: Store) -> None:
 
 
 def _ended(helpers: Sequence[subprocess.Popen[bytes]]) -> str:
-    """Say which helper has ended by something else than an error that it told."""
+    """Return which helper ended without reporting an error."""
     for rank, helper in enumerate(helpers, 1):
         code = helper.poll()
         if code is not None and code < 0:
@@ -114,7 +114,7 @@ def _ended(helpers: Sequence[subprocess.Popen[bytes]]) -> str:
 
 @contextmanager
 def _on_this_machine() -> Iterator[None]:
-    """Let the workers talk over the loopback device alone: nothing listens where other machines could ask."""
+    """Restrict workers to the loopback device, so that nothing is reachable from other machines."""
     name = "GLOO_SOCKET_IFNAME"
     own = next((device for _, device in socket.if_nameindex() if device.startswith("lo")), None)
     if own is None or name in os.environ:
@@ -128,7 +128,7 @@ def _on_this_machine() -> Iterator[None]:
 
 
 def help_out() -> None:
-    """Be a worker that another process has started: what to do comes from standard input."""
+    """Be a worker started by another process, with instructions from standard input."""
     request = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the process that started this one
     threading.Thread(target=_end_with_the_other, daemon=True).start()
     place, port, device, threads, work, arguments = request

@@ -1,4 +1,4 @@
-"""Dropout on some rows of a batch, as one process would have dropped them of the whole batch."""
+"""Dropout on some rows of a batch, identical to a single process's dropout on the whole batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["DropoutOfTheBatch"]
 
 
 class DropoutOfTheBatch(TorchFunctionMode):
-    """Draws the dropout of all rows of a batch and applies that of some of them.
+    """Draw the dropout of all rows in a batch and apply it to some of them.
 
     Every worker has the same generator, so what all of them draw together is what one process draws. Drawing costs a
     hundredth of the matrix product before it. It reaches every network that drops with ``nn.Dropout``,
@@ -38,7 +38,7 @@ class DropoutOfTheBatch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Replace the two functions that draw."""
+        """Replace the two drawing functions."""
         named = kwargs or {}
         if func not in (F.dropout, random_bits) or args[0].shape[:1] != self._places.shape:
             return func(*args, **named)

@@ -1,4 +1,4 @@
-"""What a training asks of the workers that share it; the answers of a process that is alone. Loads no torch.
+"""The interface between training and its workers, with the single-process implementation. Loads no torch.
 
 Every worker runs the same program on the same data. Each step, a worker computes the loss of its rows of the batch and
 the team adds the gradients up, so that all workers take the step that one process would have taken on the whole batch.
@@ -81,11 +81,11 @@ class Share(Protocol):
 
 
 class Team(Protocol):
-    """All workers of a training, as one of them sees them."""
+    """All workers of a training, as seen by one of them."""
 
     @property
     def size(self) -> int:
-        """How many workers there are."""
+        """Return the number of workers."""
 
     @property
     def leads(self) -> bool:
@@ -109,19 +109,19 @@ class Team(Protocol):
         """
 
     def agreed(self, value: T) -> T:
-        """Return what worker 0 has found."""
+        """Return worker 0's value."""
 
     def decided(self, find: Callable[[], T]) -> T:
-        """Let worker 0 find something, and tell the others."""
+        """Let worker 0 compute a value and share it."""
 
     def aligned(self, network: nn.Module) -> None:
-        """Give all workers the weights that worker 0 has."""
+        """Give all workers worker 0's weights."""
 
     def device(self, asked: str) -> str:
         """Return the device of this worker: of ``cuda``, each takes one of those of its machine."""
 
     def same(self, what: Mapping[str, Any]) -> None:
-        """Refuse to go on where workers differ in what has to be the same.
+        """Stop if workers differ in what must be the same.
 
         Raises:
             RunError: They do; it names the worker and what differs.
@@ -129,7 +129,7 @@ class Team(Protocol):
 
 
 class _Whole:
-    """The share of a process that is alone: the whole batch."""
+    """The share of a single process: the whole batch."""
 
     def of(self, rows: Tensor) -> Tensor:
         return rows
@@ -163,7 +163,7 @@ _WHOLE = _Whole()
 
 
 class Alone:
-    """A process that trains by itself: nothing is shared out, nobody is asked."""
+    """A process that trains alone, without sharing or communication."""
 
     size, leads = 1, True
 
@@ -177,7 +177,7 @@ class Alone:
         loss: Tensor,
         terms: dict[str, Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return both as they are."""
+        """Return both unchanged."""
         return loss, terms
 
     def agreed(self, value: T) -> T:
@@ -185,14 +185,14 @@ class Alone:
         return value
 
     def decided(self, find: Callable[[], T]) -> T:
-        """Find it."""
+        """Compute it."""
         return find()
 
     def aligned(self, network: nn.Module) -> None:
         """Do nothing."""
 
     def device(self, asked: str) -> str:
-        """Return it as it is."""
+        """Return it unchanged."""
         return asked
 
     def same(self, what: Mapping[str, Any]) -> None:

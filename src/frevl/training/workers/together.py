@@ -33,7 +33,7 @@ _REASON_SECONDS = 5.0  # how long the reason of a failure is waited for
 
 
 class WorkerEndedError(TrainingError):
-    """Another worker is gone, and nobody knows why."""
+    """Another worker is gone for an unknown reason."""
 
 
 class _Gathered(torch.autograd.Function):
@@ -130,7 +130,7 @@ class Together:
     def summed(
         self, parameters: Sequence[Tensor], loss: Tensor, terms: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add gradients and losses up, all in one message."""
+        """Sum gradients and losses in a single message."""
         values = torch.stack([loss.detach().float(), *(term.detach().float() for term in terms.values())])
         sizes = [parameter.numel() for parameter in parameters]
         total = sum(sizes)
@@ -164,11 +164,11 @@ class Together:
         return [part[:count].to(own.device) for part, count in zip(parts, counts, strict=True)]
 
     def agreed(self, value: T) -> T:
-        """Return what worker 0 has found."""
+        """Return worker 0's value."""
         return self.decided(lambda: value)
 
     def decided(self, find: Callable[[], T]) -> T:
-        """Let worker 0 find something, and send it to the others."""
+        """Let worker 0 compute a value and send it to the others."""
         box: list[Any] = [find() if self.leads else None]
         with self._talking():
             dist.broadcast_object_list(box, src=0)
@@ -176,7 +176,7 @@ class Together:
         return found
 
     def aligned(self, network: nn.Module) -> None:
-        """Send the weights of worker 0."""
+        """Send worker 0's weights."""
         with self._talking(), torch.no_grad():
             for values in (*network.parameters(), *network.buffers()):
                 sent = values.detach().to(self._carrier).contiguous()
@@ -189,7 +189,7 @@ class Together:
         return f"cuda:{self._place.local_rank % there}" if there else asked
 
     def same(self, what: Mapping[str, Any]) -> None:
-        """Compare with what the others have."""
+        """Compare with the other workers."""
         every: list[Any] = [None] * self.size
         with self._talking():
             dist.all_gather_object(every, dict(what))
@@ -202,7 +202,7 @@ class Together:
                     )
 
     def leave(self, error: BaseException | None) -> None:
-        """End the work of this worker, and tell the others why if something went wrong here.
+        """Finish this worker, telling the others the reason if something went wrong.
 
         Raises:
             FrevlError: Another worker has failed although this one has not.
@@ -218,7 +218,7 @@ class Together:
 
     @contextmanager
     def _talking(self) -> Iterator[None]:
-        """Turn the failure of a message into the error of the worker that has failed."""
+        """Turn a communication failure into the error of the worker that failed."""
         try:
             yield
         except torch.OutOfMemoryError:
@@ -246,7 +246,7 @@ _GO_ON = "every complete epoch is kept: run the same command again to continue"
 
 
 def _told(error: BaseException, rank: int) -> str:
-    """Return what the other workers learn of an error."""
+    """Return what the other workers are told about an error."""
     if isinstance(error, FrevlError):
         return json.dumps([type(error).__name__, str(error)])
     return json.dumps(["TrainingError", f"Worker {rank} failed: {type(error).__name__}: {error}"])
@@ -265,13 +265,13 @@ _TEAM: ContextVar[Team] = ContextVar("frevl_team", default=ALONE)
 
 
 def current_team() -> Team:
-    """Return the workers that this process is one of; itself alone, if it is none."""
+    """Return this process's team of workers, or itself alone."""
     return _TEAM.get()
 
 
 @contextmanager
 def joined(store: Store, place: Place, device: str, ended: Callable[[], str] = lambda: "") -> Iterator[Team]:
-    """Be a worker while the block runs, and end with all of them."""
+    """Be a worker during the block, and finish together with the others."""
     import torch
 
     from frevl.training.workers.together import Together

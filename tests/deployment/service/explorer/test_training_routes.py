@@ -99,7 +99,7 @@ def test_a_fusion_is_trained_on_pairs_that_are_sent_along_and_a_failure_is_said_
     assert until(here, "own", "done", "failed")["state"] == "done"
     train(here, name="wrong", model="tiny")
     failed = until(here, "wrong", "failed")
-    assert failed["problem"].startswith("The model 'tiny' needs images and texts, and the pairs are images alone")
+    assert failed["problem"].startswith("The model 'tiny' needs images and texts, and the pairs are images only")
     assert here.http.get("/explore/training", params={"name": "wrong"}).json()["said"]
 
 
