@@ -1,4 +1,4 @@
-"""A finding: one fact with its number, its evidence and what to do about it; and the data of plots."""
+"""Findings: facts with their number, evidence and advice; and the data for plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Paired differences between two models in points, and how they are written: what every claim of a diagnosis rests on.
+"""Paired differences between two models in points, the basis of every claim in a diagnosis, and their wording.
 
 A model "beats" another only if the 95 % interval of the paired difference (bootstrap over images) lies above 0 and the
 sign-flip test over images agrees. The rule is ours.

@@ -1,4 +1,4 @@
-"""Which of the compared models is best: of its kind, of all, and which one to recommend; and what image and text add.
+"""Decide which model is best in its role and overall, which to recommend, and what image and text contribute.
 
 The best of each kind is chosen by cross-validation over the images of the training pairs, or on the development pairs
 where there was none. No model is called one of the best, or recommended, that another one measurably beats on the test

@@ -1,4 +1,4 @@
-"""Every model on the same pairs: trained by `frevl.train`, scored by `Scorer`, compared on the same test pairs."""
+"""Compare all models on the same pairs: trained by `frevl.train`, scored by `Scorer`, tested on the same pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pairs of a diagnosis: training, development and test pairs of one store, checked once for all models."""
+"""The training, development and test pairs of a diagnosis, checked once for all models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict: what to use, in plain words, whatever the answer is.
+"""The verdict: a plain statement of what to use.
 
 The first sentence answers in this order: is anything better than always giving the most frequent answer; does the
 image, does the text, add anything; which model is best of all, those that see one side only included, and by how much;

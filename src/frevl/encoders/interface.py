@@ -1,4 +1,4 @@
-"""What an encoder is: an image tower, a text tower, or both, the embeddings they return, and how tokens are pooled."""
+"""The encoder interface: an image tower, a text tower, or both, their embeddings, and token pooling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen encoders: the closed table of all of them, and loading one by its name.
+"""The closed table of frozen encoders, and loading one by name.
 
 An encoder is one image tower, one text tower, or one of each. A tower is the unit of identity: it is one
 column of a store and has one fingerprint, so that two encoders that share a text tower embed texts once.

@@ -1,4 +1,4 @@
-"""How a frozen network of a model hub runs: ONNX Runtime on a processor, PyTorch on accelerators or where asked.
+"""Run a frozen hub network: ONNX Runtime on a CPU, PyTorch on accelerators or on request.
 
 On a processor the network is exported once (`frevl.encoders.onnx_session`); if that fails, PyTorch runs it and the
 reason is logged. On accelerators PyTorch runs it in float16, one copy per device, each with its share of a batch

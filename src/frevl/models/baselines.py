@@ -1,4 +1,4 @@
-"""The baselines that a fusion has to beat: majority, one modality alone, a linear probe, a concatenation MLP.
+"""The baselines for a fusion: majority, a single modality, a linear probe, an MLP on the concatenation.
 
 Pure torch. Tokens are pooled by their mean.
 """
@@ -24,7 +24,7 @@ _FEWEST_LOOKS = 10  # at all pairs, whatever the time
 
 
 class Majority(PairNetwork):
-    """Always answers with the training frequencies, whatever image and text say."""
+    """Always answers with the training frequencies, regardless of image and text."""
 
     key = "majority"
 
@@ -98,7 +98,7 @@ class Linear(PairNetwork):
 
 
 class Mlp(PairNetwork):
-    """A two-layer network on the concatenation; with one modality switched off, the baseline that cannot see it."""
+    """A two-layer network on the concatenation; with one modality switched off, a single-modality baseline."""
 
     key = "mlp"
 

@@ -1,4 +1,4 @@
-"""An average of several fitted networks as one network, so that an ensemble is an ordinary run. Pure torch."""
+"""The average of several fitted networks as one network, which makes an ensemble an ordinary run. Pure torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks in files and on a model hub, through the mixin of ``huggingface_hub``.
+"""Save and load networks in files and on a model hub, with the mixin of ``huggingface_hub``.
 
 A published folder is what the mixin makes of it: ``config.json`` (the network's settings) and ``model.safetensors``. A
 run's folder (``run.json``, ``weights.safetensors``) can be published as a whole, and a network is read from either.

@@ -1,4 +1,4 @@
-"""What networks do to their inputs: mean pooling, standardising, and lower precision where it is safe."""
+"""Input operations of networks: mean pooling, standardisation, and lower precision if safe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a network is to the rest of the package: pairs in, logits out, and whatever else it can do.
+"""The interface of networks: pairs in, logits out, and optional capabilities.
 
 A new network is one class here in ``models`` with a `PairNetwork.key`, its ``settings`` and ``forward``, and one line
 in `frevl.models.registry`. All other members have defaults that are right for a network without special abilities.

@@ -1,4 +1,4 @@
-"""The closed table of networks that a run may hold. A new network is a line here."""
+"""The closed table of networks that a run may contain. A new network is a line here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classes: how uneven they are, which of them training never saw, and parts that hold a single one."""
+"""Findings on classes: imbalance, classes missing from training, and parts with a single class."""
 
 from __future__ import annotations
 

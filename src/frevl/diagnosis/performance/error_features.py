@@ -1,4 +1,4 @@
-"""Automatic features of pairs, and which of them go with right and wrong answers. Pure numpy.
+"""Automatic features of pairs, and which of them correlate with right and wrong answers. Pure numpy.
 
 A feature explains errors where its partial correlation with the hits, all other features held fixed, differs from zero
 on half of the images (Benjamini and Hochberg 1995 at 5 %) and has the same sign on the other half.

@@ -1,4 +1,4 @@
-"""What errors have in common: features of every pair that go with the hits of the best model that sees both."""
+"""Findings on what errors have in common: features that correlate with the hits of the best two-sided model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning curves: what ten times the data would buy, and for which model.
+"""Learning curves: what ten times the data would gain, and for which model.
 
 Errors at five sizes follow ``e(n) = c + a * n**-b`` with ``a, c >= 0`` (Hestness et al. 2017, "Deep Learning Scaling
 is Predictable, Empirically"). The interval covers the test sample and the scatter of the points about the law; that the

@@ -1,4 +1,4 @@
-"""Does the image matter: the best model with wrong images and a mean image, and what can be answered without any."""
+"""Modality use: the best model with wrong images or a mean image, and what can be answered without any image."""
 
 from __future__ import annotations
 

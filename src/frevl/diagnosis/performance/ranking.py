@@ -1,4 +1,4 @@
-"""How the models of a matching diagnosis rank: recall among the test images and texts, beside the match decisions."""
+"""Retrieval by the models of a matching diagnosis: recall among the test images and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every compared model costs, so that a gain can be read beside its price."""
+"""The cost of every compared model, to weigh against its gain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calibration and abstention: can a probability be believed, and what is left if doubtful answers are withheld."""
+"""Calibration and selective prediction: are probabilities reliable, and what is left without doubtful answers?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Skills: how the best model that sees both does on kinds of questions, each against the text alone.
+"""Skills: how the best two-sided model does on kinds of questions, compared with the text alone.
 
 Kinds are the user's own keys, and a rule set on the words of the text (docs/diagnosis.md lists it). A pair may show
 several skills.

@@ -1,4 +1,4 @@
-"""A curation as one HTML file, on the page of a diagnosis: what each filter found, and the lines that go."""
+"""Write a curation as one HTML file in the layout of a diagnosis: each filter's findings, and the dropped lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file, on the page of a diagnosis: metrics, groups compared, whom searches show, slices."""
+"""Write an evaluation as one HTML file in the layout of a diagnosis: metrics, groups, search results, slices."""
 
 from __future__ import annotations
 

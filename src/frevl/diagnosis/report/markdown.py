@@ -1,4 +1,4 @@
-"""A diagnosis as Markdown: verdict, findings by section, tables. Every number in it is in the JSON."""
+"""Write a diagnosis as Markdown: verdict, findings by section, tables. All its numbers are in the JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A diagnosis as one HTML file: no network, no script; light and dark, phone and print.
+"""Write a diagnosis as one HTML file without network or scripts, for light and dark, phone and print.
 
 Every number of the page is a number of the diagnosis JSON, rounded, or part of one of its sentences; only the ticks
 of a plot's axes are not. A plot has its table beside it.

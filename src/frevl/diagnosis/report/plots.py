@@ -1,4 +1,4 @@
-"""The plots of the diagnosis page: data of `findings.chart` -> inline SVG that follows the page's colours.
+"""Draw the diagnosis page's plots: data from `findings.chart` as inline SVG in the page's colours.
 
 Matplotlib draws with stand-in colours, which are then replaced by the page's CSS variables, so that one drawing serves
 light, dark and print. Letters become outlines: the ticks of an axis are a scale, not text of the page. Every drawn

@@ -1,4 +1,4 @@
-"""What a page may show of the machine that it was made on: names of files, never the folders that they are in."""
+"""Make pages shareable: they may show file names, but never the folders of the machine."""
 
 from __future__ import annotations
 

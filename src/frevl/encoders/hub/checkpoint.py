@@ -1,7 +1,7 @@
 """A pretrained model on disk: found in a folder, in the hub's cache or on the hub, with its revision and weights' hash.
 
-The cache comes first: what was fetched once is used again without a look at the network, so that the same name
-means the same weights tomorrow. Another revision is asked for by name.
+The cache comes first: a fetched model is reused without network access, so that a name keeps meaning the same weights.
+    Another revision must be requested by name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A frozen network in PyTorch on one device: runs are begun without waiting; what does not fit in its memory is halved.
+"""A frozen network in PyTorch on one device: runs start asynchronously, and batches that do not fit are halved.
 
 On an accelerator the network is in float16; inputs are gathered in page-locked memory, from which the device copies by
 itself, and the next run is prepared while this one computes.
@@ -66,8 +66,8 @@ class TorchCopy:
         except torch.OutOfMemoryError as error:
             if len(items) == 1:
                 raise EncoderError(
-                    f"{self.device}: the memory does not hold the network at work on one input "
-                    f"({str(error).split('.')[0]}); end other programs on this device, or take a smaller encoder"
+                    f"{self.device}: the memory is too small to run the network on one input "
+                    f"({str(error).split('.')[0]}); stop other programs on this device, or use a smaller encoder"
                 ) from error
             self.most = len(items) // 2
         _log.warning(

@@ -1,1 +1,1 @@
-"""Networks that put images into classes, by names, by examples, or by both; and how each is solved. Pure torch."""
+"""Networks that classify images by class names, examples, or both, and their solvers. Pure torch."""

@@ -1,4 +1,4 @@
-"""The network of `frevl classify`: images alone -> logits of classes, from names, from examples, or from both."""
+"""The network of `frevl classify`, from images to class logits, by names, examples, or both."""
 
 from __future__ import annotations
 

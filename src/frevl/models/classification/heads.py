@@ -1,4 +1,4 @@
-"""What the methods of `frevl classify` have in common: features of images, and the head that turns them into logits.
+"""Common parts of the methods of `frevl classify`: image features, and the head that turns them into logits.
 
 Every method ends as a `Head`, a sum of up to four parts, so that an average of two methods is a head again and one
 network (`frevl.models.classification.class_network`) holds any of them.

@@ -1,4 +1,4 @@
-"""The mean loss of logits that are linear in features, with its gradients: of features in memory, or made in blocks.
+"""The mean loss of linear logits with its gradients, for features in memory or computed in blocks.
 
 Weights are given in a basis in which the problem is nearly round: the principal directions of the features.
 

@@ -1,4 +1,4 @@
-"""The Gaussian posterior of a last layer, in closed form: how much an input is like those that were learned from.
+"""The closed-form Gaussian posterior of a last layer, which measures how similar an input is to the training data.
 
 With unit noise and a prior of unit variance the weights of a linear layer on inputs ``v_1 ... v_n`` have the posterior
 covariance ``(sum v_i v_i^T + I)^-1``, for each output the same, whatever the targets were (Bishop 2006, equation 3.54;

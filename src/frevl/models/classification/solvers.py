@@ -1,4 +1,4 @@
-"""Examples of classes -> a `Head`, one function a method. Pure torch; all but the probe are closed forms.
+"""Solve a `Head` from examples of classes, one function per method. Pure torch; all but the probe are closed forms.
 
 Features are standardised and of unit length (`frevl.models.classification.heads`), which is ours; so is the way that
 names enter each method, unless said otherwise.

@@ -1,4 +1,4 @@
-"""A network less what it would answer without one side of the pair. Pure torch.
+"""A network minus its answer without one side of the pair. Pure torch.
 
 ``logits(image, text) - strength * mean over a bank of images of logits(image', text)``: the mean of the logits is, up
 to a number that is the same for all classes, the mean of the log-probabilities, so this divides by the (geometric)

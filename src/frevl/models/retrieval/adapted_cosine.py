@@ -1,4 +1,4 @@
-"""The cosine of an encoder with a common space, and beside it what one's own pairs say about that space.
+"""The cosine of an encoder with a common space, adapted to the user's own pairs.
 
 The addition is regularised canonical correlation (Hotelling 1936; ridge as of Vinod 1976): directions in which images
 and texts of the training pairs vary together, found in closed form. It weighs little, so the score begins at

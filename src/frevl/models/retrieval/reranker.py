@@ -1,4 +1,4 @@
-"""A first stage and a fusion that scores its best candidates again, as one network. Pure torch.
+"""A first stage, and a fusion that reranks its best candidates, as one network. Pure torch.
 
 The score of a pair depends on nothing but the pair and what was learned, so it is the same in a ranking, in a grid and
 alone::

@@ -1,4 +1,4 @@
-"""A candidate of ``auto``, fitted on every fold: its predictions for pairs that it has not seen.
+"""Fit a candidate of ``auto`` on every fold, for its predictions on held-out pairs.
 
 What is finished (a fold of a seed, then the candidate) is kept: an interrupted selection continues with the next.
 """

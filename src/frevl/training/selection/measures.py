@@ -1,4 +1,4 @@
-"""How ``auto`` compares candidates: one number per pair, whose mean is the measure, and its standard error.
+"""Measures by which ``auto`` compares candidates: one number per pair, averaged, with its standard error.
 
 So one rule serves all measures: means, paired differences and their standard errors by cluster are those of the
 numbers. For a measure that is no mean over pairs (macro F1, balanced accuracy) the numbers are its pseudo-values,
