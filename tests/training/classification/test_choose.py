@@ -96,7 +96,7 @@ def test_a_time_limit_leaves_out_what_would_take_too_long():
     short = Session(seed=0, time_limit=1e-6, device="cpu", progress=False)
     choice = choose_head(drawn(8), None, 5, method="auto", names=0.0, session=short)
     assert choice.method == "means"
-    assert any(row.get("left_out") == "would take more than the time that is left" for row in choice.rows)
+    assert any(row.get("left_out") == "would take more than the remaining time" for row in choice.rows)
 
 
 def test_a_method_that_keeps_every_example_has_a_most(monkeypatch):
@@ -109,7 +109,7 @@ def test_a_method_that_keeps_every_example_has_a_most(monkeypatch):
     left_out = {row["name"]: row["left_out"] for row in choice.rows if "left_out" in row}
     assert left_out["cache"] == left_out["kernel ridge 1"] == "keeps every example, 30 at most"
     assert not choice.head.memories
-    with pytest.raises(UsageError, match="--method kernel: kernel ridge 1 keeps every example, 30 at most; take"):
+    with pytest.raises(UsageError, match="--method kernel: kernel ridge 1 keeps every example, 30 at most; choose"):
         choose_head(drawn(8), None, 5, method="kernel", names=0.0, session=SESSION)
 
 
