@@ -369,4 +369,4 @@ def test_a_second_writer_is_refused(tmp_path, draw, frevl):
     with StoreWriter(tmp_path / "s"):
         done = run("extract", "--images", images, "--encoder", "toy", "--store", tmp_path / "s")
     said = one_sentence(done, 1)
-    assert said == f"{tmp_path / 's'}: another process is writing to this store; wait for it to end"
+    assert said == f"{tmp_path / 's'}: another process is writing to this store; wait for it to finish"

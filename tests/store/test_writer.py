@@ -143,7 +143,7 @@ def test_a_second_writer_is_refused_until_the_first_has_ended(tmp_path, monkeypa
     with StoreWriter(tmp_path / "s"):
         with pytest.raises(StoreError) as raised, StoreWriter(tmp_path / "s"):
             pass
-        assert str(raised.value) == f"{tmp_path / 's'}: another process is writing to this store; wait for it to end"
+        assert str(raised.value) == f"{tmp_path / 's'}: another process is writing to this store; wait for it to finish"
     with pytest.raises(KeyError), StoreWriter(tmp_path / "s"):
         raise KeyError
     cut_short = StoreWriter(tmp_path / "s")

@@ -288,7 +288,7 @@ def test_an_import_of_which_nothing_can_be_used_has_failed(tmp_path, monkeypatch
     said = frevl("import", "clip", "--store", "s", "--encoder", "e", "--quiet")
     assert said.code == 1
     assert said.err.startswith(
-        "frevl: clip: expected vectors of images, found none that can be used. Left out: 3 images (/data/pictures/dir/"
+        "frevl: clip: expected image vectors, found no usable ones. Left out: 3 images (/data/pictures/dir/"
         "0.jpg: clip/img_emb/img_emb_0.npy, row 1: its vector is not finite; "
     )
     assert len(said.err.strip().splitlines()) == 1
@@ -314,7 +314,7 @@ BAD = {
         "two.txt: expected one id for each of the 3 vectors of v.npy, found 2 ids",
     ),
     "nothing there": (["none"], 1, "none: no such file of vectors or ids"),
-    "missing": (["none.npy", "--of", "images", "--ids", "two.txt"], 1, "none.npy: expected a file of vectors or ids"),
+    "missing": (["none.npy", "--of", "images", "--ids", "two.txt"], 1, "none.npy: no such file of vectors or ids"),
     "kind": (["v.txt", "--of", "images", "--ids", "two.txt"], 1, "v.txt: expected vectors in a .npy, .npz"),
     "shape": (["flat.npy", "--of", "images", "--ids", "two.txt"], 1, "found shape (3,) of float64"),
     "pickle": (["pickle.npy", "--of", "images", "--ids", "two.txt"], 1, "pickle.npy: the file cannot be read"),
@@ -435,7 +435,9 @@ def test_metadata_that_does_not_go_together(tmp_path):
         {"year": 2001, "metadata_bytes": None},
         {"year": 1999, "metadata_bytes": 7},
     ]
-    with pytest.raises(InputError, match="The metadata column 'year' has the type int64 in the store and does not fit"):
+    with pytest.raises(
+        InputError, match="The metadata column 'year' has the type int64 in the store and does not match it"
+    ):
         import_embeddings(parquet("c", year=["last"]), **options)
     with StoreWriter(tmp_path / "s") as writer:
         with pytest.raises(StoreError, match="'e-image' is the name of a tower; rename this metadata column"):

@@ -116,7 +116,7 @@ def test_one_tar_and_a_list_of_tars(tmp_path, tars, mode):
     assert extract(tmp_path / "two", images=listing, encoder="toy").images == 5
     for wrong, match in [
         ("tars/9.tar\n", "line 1: expected the path of a tar, found none"),
-        ("\n", "found none"),
+        ("\n", "found an empty file"),
         (f"tars/00001.tar\n{tars}/00001.tar", "2 of its tars are named '00001.tar'"),
     ]:
         listing.write_text(wrong)
@@ -193,7 +193,7 @@ def test_keys_that_stand_twice(tmp_path):
         "image": "the tar has two different pictures of this name; the first is used",
         "pair": "the tar has two different members of this name; the first is used",
     }
-    assert "twice with the same content count once: 1, the first is 'x.tar/000000001.png'" in report.sentence()
+    assert "with the same content count once: 1, the first is 'x.tar/000000001.png'" in report.sentence()
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert [(line["image"], line["text"]) for line in lines] == [
         ("x.tar/000000001.png", "a picture of 1"), ("x.tar/000000001.jpg", "a picture of 1")

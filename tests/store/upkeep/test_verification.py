@@ -48,7 +48,7 @@ def test_a_damaged_file_is_named(sound, tmp_path, name, how):
         store = Store.open(path)
         return store.read_images(store.image_ids), store.read_texts(store.texts)
 
-    with pytest.raises(StoreError, match=f"the table '{name}' cannot be read .*see frevl store verify"):
+    with pytest.raises(StoreError, match=f"the table '{name}' cannot be read .*run frevl store verify"):
         read()
 
 

@@ -89,7 +89,7 @@ def _lock(path: Path, locks: contextlib.ExitStack) -> None:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise StoreError(f"{path}: another process is writing to this part; wait for it to end") from error
+        raise StoreError(f"{path}: another process is writing to this part; wait for it to finish") from error
     except OSError:  # a folder that may only be read: nobody can write to it from here
         return
     locks.callback(lock.release)

@@ -94,7 +94,7 @@ def _locked(path: Path) -> Iterator[None]:
         with lock_store(path).acquire(timeout=0):
             yield
     except Timeout as error:
-        raise StoreError(f"{path}: another process is writing to this store; wait for it to end") from error
+        raise StoreError(f"{path}: another process is writing to this store; wait for it to finish") from error
 
 
 def _bring_back_manifest(path: Path, name: str, commit: Commit | None, report: RepairReport) -> None:
