@@ -183,7 +183,7 @@ def api(monkeypatch, tmp_path):
 
 def test_pushing(run, api, made, frevl):
     said = frevl("publish", "--run", run, "--to", "somebody/squares", "--private")
-    assert (said.code, said.out) == (0, "Sent: https://hub/commit/1\n")
+    assert (said.code, said.out) == (0, "Uploaded: https://hub/commit/1\n")
     assert api.sent == {"repo": "somebody/squares", "private": True, "exist_ok": True}
     assert Scorer.open(api.target, store=made.store.path).run.labels == ["no", "yes"]
 
