@@ -52,7 +52,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Name of the folder of its runs; one that changes nothing (the same depth) is the full fusion itself."""
+        """Return the folder name of its runs; a variant that changes nothing (the same depth) is the full fusion itself."""
         changed = self.changes or self.arguments or self.store
         return "-".join(re.findall(r"[a-z0-9]+", (self.name if changed else FULL.name).lower()))
 
@@ -75,7 +75,7 @@ BASELINES = ("linear", "mlp")
 
 
 def variants_of(stores: Sequence[Store], whole: Sequence[str], depth: int) -> list[Variant]:
-    """Return all variants of a study, the full fusion first.
+    """Return all variants of a study, full fusion first.
 
     Args:
         stores: The full fusion is trained on each, everything else on the first.

@@ -133,7 +133,7 @@ FEWEST_A_CLASS = 8
 def with_unlabelled(
     choice: Choice, examples: Labelled, dev: Labelled | None, unlabelled: Features, classes: int, *, names: float
 ) -> Choice:
-    """Average the chosen head with Gaussians of classes that pictures without labels were fitted to as well.
+    """Average the chosen head with class Gaussians that were also fitted to unlabelled pictures.
 
     It is taken where it makes held-out examples (or development pictures) likelier and no fewer of them right beyond
     one standard error. Where nothing could be held out (one example a class) it is taken without names, as it gained 6
@@ -206,10 +206,10 @@ def _head(kept: Labelled, head: Head, unlabelled: Features, classes: int) -> Hea
 
 def _note(count: int) -> str:
     return (
-        f"{count:,} pictures of the store were learned from without their labels; a figure on pictures that are among "
-        "them holds for these pictures, not for new ones."
+        f"{count:,} pictures of the store were used without labels; figures on pictures among them do not hold for "
+        "new ones."
     )
 
 
 def _declined(choice: Choice, why: str) -> Choice:
-    return replace(choice, notes=[*choice.notes, f"Pictures without labels were not used: {why}."])
+    return replace(choice, notes=[*choice.notes, f"Unlabelled pictures were not used: {why}."])

@@ -136,7 +136,7 @@ _MOST_SHARE = 0.5  # of the directions of a space that may be projected out
 
 
 def spanned(biased: Tensor, *, differences: bool) -> Tensor:
-    """Return an orthonormal basis ``(r, d)`` of what biased prompts span.
+    """Return an orthonormal basis ``(r, d)`` of the span of biased prompts.
 
     Args:
         biased: ``(b, d)`` unit vectors.
@@ -167,7 +167,7 @@ def spanned(biased: Tensor, *, differences: bool) -> Tensor:
 
 
 def neutral_map(biased: Tensor, first: Tensor, second: Tensor, *, weight: float, differences: bool = True) -> Tensor:
-    """Return the map ``(d, d)``; vectors of texts are multiplied from the left, ``P z``.
+    """Return the map ``(d, d)``, applied to text vectors from the left, ``P z``.
 
     Args:
         biased: ``(b, d)`` unit vectors of biased prompts; none projects nothing out.
@@ -192,7 +192,7 @@ def neutral_map(biased: Tensor, first: Tensor, second: Tensor, *, weight: float,
 
 
 def bias_of(first: Tensor, second: Tensor, others: Tensor) -> float:
-    """Return how far apart texts are that should be equal, as a share of how far apart different texts are.
+    """Return the distance between texts that should be equal, relative to that between different texts.
 
     Args:
         first: ``(s, d)`` vectors of texts.
@@ -238,7 +238,7 @@ class Biases:
 
 
 def read_biases(file: str | Path) -> Biases:
-    """Read one JSON object a line, ``{"biased": text}`` or ``{"same": [text, text, ...]}``.
+    """Read one JSON object per line, ``{"biased": text}`` or ``{"same": [text, text, ...]}``.
 
     Raises:
         InputError: The file cannot be read, or a line says something else; names the line.
@@ -270,13 +270,13 @@ def read_biases(file: str | Path) -> Biases:
         if "biased" in row:
             text = _text(row["biased"], place)
             if text in biased:
-                raise InputError(f"{place}: the biased prompt '{text:.60}' stands there twice; leave one out")
+                raise InputError(f"{place}: the biased prompt '{text:.60}' appears twice; remove one")
             biased[text] = None
             continue
         texts = row["same"]
         if not isinstance(texts, list) or len(texts) < 2:
             raise InputError(
-                f"{place}, field 'same': expected a list of two texts or more, found {json.dumps(texts)[:60]}"
+                f"{place}, field 'same': expected a list of at least two texts, found {json.dumps(texts)[:60]}"
             )
         words = tuple(_text(text, place) for text in texts)
         if len(set(words)) < len(words):

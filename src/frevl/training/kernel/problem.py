@@ -29,7 +29,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum of kernels that is tried.
+    """A sum of kernels to try.
 
     Attributes:
         name: In words.
@@ -78,7 +78,7 @@ def sums_of(options: KernelOptions, *, image: bool, text: bool) -> list[Sum]:
 
 
 def penalties_of(options: KernelOptions) -> list[float]:
-    """Return the penalties to try, the strongest first, two a power of ten.
+    """Return the penalties to try, strongest first, two per power of ten.
 
     Raises:
         UsageError: The smallest is above the largest.

@@ -133,7 +133,7 @@ def _once(
         if not head.wait([placed_all], _PATIENCE)[0]:
             raise TrainingError(
                 f"--ray: the cluster had no room for {workers} workers at once within {_PATIENCE:.0f} s; wait for "
-                "other jobs, or take fewer"
+                "other jobs, or use fewer"
             )
         ray.get(placed_all)
         remote = ray.remote(num_cpus=1, num_gpus=accelerators, max_restarts=0, max_concurrency=1)(_Worker)
