@@ -52,7 +52,7 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Return the folder name of its runs; a variant that changes nothing (the same depth) is the full fusion itself."""
+        """Return its run folder's name; a variant that changes nothing (the same depth) is the full fusion itself."""
         changed = self.changes or self.arguments or self.store
         return "-".join(re.findall(r"[a-z0-9]+", (self.name if changed else FULL.name).lower()))
 
