@@ -190,7 +190,7 @@ def test_the_grid_and_the_store_take_one_name_and_generators(world):
         (lambda w: w.scorer.score("p.jsonl"), "expected pairs such as [(image id, text)], found 'p.jsonl'"),
         (lambda w: w.scorer.score(7), "pairs: expected a pairs file, a table"),
         (lambda w: w.scorer.store.read_images(7), "image ids: expected a list, such as ['a', 'b'], found int 7"),
-        (lambda w: w.scorer.store.read_images(["0.png"], encoders="tyo"), "of the encoder 'tyo'. Did you mean 'toy'?"),
+        (lambda w: w.scorer.store.read_images(["0.png"], encoders="tyo"), "by the encoder 'tyo'. Did you mean 'toy'?"),
         (lambda w: frevl.train(w.folder / "S", 5, run=w.folder / "x", task="classification"), "found int"),
         (lambda w: frevl.train(w.folder / "S", w.rows, run=w.folder / "x", task="classification", encoder="tyo"),
          "no embeddings by the encoder 'tyo'. Did you mean 'toy'?"),

@@ -37,6 +37,7 @@ class GivenScorer:
             positions=lambda _: images,
             rejects=list,
             content_hashes=lambda _: {},
+            content_column=lambda ids: np.array([f"content {images[id_]}".encode() for id_ in ids], "S32"),
             fingerprint="made",
             select_towers=lambda _: [],
         )

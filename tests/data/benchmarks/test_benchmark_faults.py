@@ -107,7 +107,7 @@ def test_the_vocabulary_of_vqa_counts_majority_answers_of_training_questions(tmp
     assert {answer for row in lower.rows for answer in row["target"]} == {"net", "zebra"}
     assert len(load_benchmark("vqa-v2", tmp_path).rows) == 19
     with pytest.raises(
-        UsageError, match=r"0 answers are the majority answer of at least 10 questions .* Lower the minimum"
+        UsageError, match=r"0 answers are the majority answer of at least 10 questions.* Lower the minimum"
     ):
         load_benchmark("vqa-v2", tmp_path, min_answer_count=10)
 
