@@ -52,7 +52,9 @@ def test_judgements_are_overruled_by_click_and_undone(url, visit, result):
     expect(rows(page).first).to_contain_text("describes the picture with 2.0 %", timeout=TIMEOUT)
     expect(rows(page).first.locator("img")).to_have_js_property("naturalWidth", 40)
     expect(
-        page.get_by_text("20.0 % of all captions are wrong by this estimate (95 % interval 10.0 % to 30.0 %)")
+        page.get_by_text(
+            "20.0 % describe their picture no better than random captions do (95 % interval 10.0 % to 30.0 %)"
+        )
     ).to_be_visible()
     rows(page).first.get_by_role("button", name="It stays").click()
     kept(page, 5)
