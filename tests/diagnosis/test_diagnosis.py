@@ -197,8 +197,8 @@ def test_a_leak_stands_beside_the_verdict_and_one_image_is_too_few(world):
     train = world.pairs(NAMES[:40], TRUTHS["both"], seed=1)
     diagnosis = diagnose(world.store, train, train.select([0]), task="classification", models=FASTEST, probes=False)
     assert diagnosis.verdict["kind"] == "few"
-    assert "1 of 1 test image is in the training or development pairs too" in diagnosis.verdict["detail"][0]
-    assert "1 of 1 test pair is in the training" in diagnosis.verdict["detail"][1]
+    assert "1 of 1 test image is also in the training or development pairs" in diagnosis.verdict["detail"][0]
+    assert "1 of 1 test pair is also in the training" in diagnosis.verdict["detail"][1]
     assert diagnosis.verdict["sentence"].startswith(
         "Not reliable for new images, as most test images are among the training or development pairs: Too few"
     )
@@ -425,7 +425,7 @@ def test_what_cannot_be_written_is_refused_first(made, tmp_path, frevl):
     assert (said.code, said.err) == (2, "frevl: --images requires --html; add --html FILE, or leave out --images\n")
     said = frevl("diagnose", *arguments, "--images", tmp_path / "none", "--html", tmp_path / "a.html")
     assert said.code == 2
-    assert "--images: no folder of images at" in said.err
+    assert "--images: expected a folder of images, found none at" in said.err
     said = frevl("diagnose", *arguments[:-1], "ranking")
     assert said.code == 2
     assert "There is no task 'ranking'" in said.err

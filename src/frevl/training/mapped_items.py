@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor
 from frevl.errors import TrainingError
 from frevl.files import made_again
 from frevl.runs.batches import EmbeddedPairs
-from frevl.store.reader import Store
-from frevl.store.towers import Modality, Tower
+
+if TYPE_CHECKING:
+    from frevl.store.reader import Store
+    from frevl.store.towers import Modality, Tower
 
 __all__ = ["Deal", "Mapped", "deal_all", "deal_in_blocks", "fit_in_memory", "map_items", "read_items"]
 

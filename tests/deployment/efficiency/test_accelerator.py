@@ -145,7 +145,7 @@ def test_time_and_energy_a_pair_are_records_of_the_bench(card):
     way = comparison.DeviceWay("half cached", lambda: card.run(0.5, 300.0), 10, 7.0)
     speed, joules = comparison.device_records(meter, [way], seconds=1.0)
     assert (speed.name, speed.value, speed.unit) == ("half cached", pytest.approx(20.0), "pairs/s")
-    assert (joules.value, joules.unit) == (pytest.approx(10.0), "joules a pair")
+    assert (joules.value, joules.unit) == (pytest.approx(10.0), "joules per pair")
     assert joules.name == "half cached, minus the idle GPU's 100 W"
     assert {speed.part, joules.part} == {"accelerator"}
     assert json.dumps([one.json({}) for one in (speed, joules)])

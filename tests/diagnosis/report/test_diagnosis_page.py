@@ -166,7 +166,7 @@ def test_a_law_has_the_colour_of_its_series():
 
 @pytest.mark.slow
 def test_what_cannot_be_written_is_told(tmp_path):
-    with pytest.raises(UsageError, match=r"--images: no folder of images at .*missing"):
+    with pytest.raises(UsageError, match=r"--images: expected a folder of images, found none at .*missing"):
         write_page(written(), tmp_path / "page.html", images=tmp_path / "missing")
     with pytest.raises(UsageError, match="--images"):
         check_page_libraries(tmp_path / "missing")
