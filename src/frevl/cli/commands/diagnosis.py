@@ -82,7 +82,7 @@ def diagnose(
     if images is not None and html is None:
         raise UsageError("--images requires --html; add --html FILE, or leave out --images")
     if images is not None and not images.is_dir():
-        raise UsageError(f"--images: no folder of images at {images}")
+        raise UsageError(f"--images: expected a folder of images, found none at {images}")
     if html is not None:
         from frevl.diagnosis.report.page import check_page_libraries
 
