@@ -203,7 +203,7 @@ def test_what_is_refused(made, runs, tmp_path, frevl):
     assert "--queries needs --groups KEY" in said.err
     said = frevl(*common, "--queries", tmp_path / "none.txt", "--groups", "side", "--sets", 0.9)
     assert said.code == 2
-    assert "--sets belongs to pairs" in said.err
+    assert "--sets applies to pairs" in said.err
 
 
 def test_a_key_that_names_items_is_refused(made, runs):

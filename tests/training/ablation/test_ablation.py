@@ -248,7 +248,7 @@ def test_a_verdict_by_hand():
 
 def test_what_cannot_work_is_refused_before_anything_is_trained(made, tmp_path, monkeypatch):
     arguments = {"test": made.test_file, "task": "classification", "out": tmp_path / "out"}
-    with pytest.raises(UsageError, match="'tini' is none. Did you mean 'tiny'"):
+    with pytest.raises(UsageError, match="which 'tini' is not. Did you mean 'tiny'"):
         ablate(made.store, made.train_file, model="tini", **arguments)
     with pytest.raises(UsageError, match="needs a store"):
         ablate([], made.train_file, **arguments)

@@ -207,7 +207,7 @@ def test_the_command_line(made, runs, tmp_path, frevl):
         (
             ("--run", runs / "mlp", "--without", "image", "--strength", 2, "--out", tmp_path / "x"),
             2,
-            "from 0 to 1; found 2",
+            "--strength must be between 0 and 1, found 2",
         ),
         (("--run", runs / "mlp", "--without", "image", "--out", runs / "linear"), 1, "holds a finished run"),
         (("--run", runs / "mlp", "--without", "image", "--out", runs / "mlp"), 2, "writing would destroy it"),
