@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 import typer.main
 from typer.testing import CliRunner
 
@@ -191,3 +193,23 @@ def test_choose_by_is_an_option_of_auto(made, frevl, tmp_path):
     assert "choose_by" in refused.err
     twice = frevl(*call, "--run", tmp_path / "other", "--model", "auto", "--choose-by", "nll", "--set", "choose_by=nll")
     assert "give one of them" in twice.err
+
+
+@pytest.mark.parametrize(
+    ("allocate", "words"),
+    [
+        (lambda: np.empty(1 << 56), "Unable to allocate 512. PiB for an array"),
+        (lambda: torch.empty(1 << 56), "can't allocate memory: you tried to allocate 288230376151711744 bytes"),
+        (lambda: bytearray(1 << 60), "no size is known"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_one_sentence(frevl, made, monkeypatch, allocate, words):
+    monkeypatch.setattr("frevl.store.reader.Store.open", lambda *_: allocate())
+    said = frevl("store", "info", made.store.path)
+    assert said.code == 1
+    assert said.err.startswith(f"frevl: out of memory ({words}")
+    assert said.err.endswith(
+        "); committed work is kept; give this process more memory, close others, or use fewer pairs "
+        "or smaller embeddings\n"
+    )
+    assert said.err.count("\n") == 1

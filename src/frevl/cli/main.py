@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -53,6 +53,22 @@ def main() -> None:
     except FrevlError as error:
         typer.echo(f"frevl: {error}", err=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except MemoryError as error:  # of Python, NumPy and Arrow
+        _end_without_memory(error)
+    except RuntimeError as error:  # PyTorch has no class of its own for the memory of the processor
+        if "can't allocate memory" not in str(error):
+            raise
+        _end_without_memory(error)
     except KeyboardInterrupt:
         typer.echo("frevl: interrupted; committed work is kept; run the same command again to continue", err=True)
         sys.exit(130)
+
+
+def _end_without_memory(error: Exception) -> NoReturn:
+    said = str(error).rpartition("DefaultCPUAllocator: ")[2].partition(". Error code")[0] or "no size is known"
+    typer.echo(
+        f"frevl: out of memory ({said}); committed work is kept; give this process more memory, close others, or use "
+        "fewer pairs or smaller embeddings",
+        err=True,
+    )
+    sys.exit(1)
