@@ -15,7 +15,6 @@ from PIL import Image
 from frevl.data.pairs import read_pairs
 from frevl.encoders import packaged
 from frevl.encoders.registry import load_encoder
-from frevl.errors import UsageError
 from frevl.store.towers import Tower
 from frevl.store.usable_pairs import colour_advice
 
@@ -83,16 +82,6 @@ def test_a_colour_lies_in_its_box_of_the_whole_and_of_the_middle() -> None:
     assert np.flatnonzero(whole).tolist() == [2, 7 * 64 + 8]
     assert whole[whole > 0].tolist() == pytest.approx([0.5, 0.75**0.5])
     assert (np.flatnonzero(middle).tolist(), middle.max()) == ([7 * 64 + 8], 1.0)
-
-
-@pytest.mark.parametrize("kind", ["7x7", "4x4", "2x2"])
-def test_tokens_are_refused(kind: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        load_encoder("packaged-colour", tokens=kind)
-    assert str(caught.value) == (
-        f"The encoder 'packaged-colour' is pooled only and cannot keep the tokens '{kind}'; "
-        "for tokens take 'packaged', 'packaged-lite1' or 'packaged-lite2'."
-    )
 
 
 def test_the_texts_are_those_of_packaged_and_the_images_a_tower_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

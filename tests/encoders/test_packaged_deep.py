@@ -179,11 +179,12 @@ def test_an_item_never_depends_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize("kind", ["7x7", "4x4", "2x2"])
-def test_tokens_are_refused(kind: str) -> None:
+@pytest.mark.parametrize("name", ["packaged-deep", "packaged-colour"])
+def test_tokens_are_refused(name: str, kind: str) -> None:
     with pytest.raises(UsageError) as caught:
-        load_encoder("packaged-deep", tokens=kind)
+        load_encoder(name, tokens=kind)
     assert str(caught.value) == (
-        f"The encoder 'packaged-deep' is pooled only and cannot keep the tokens '{kind}'; "
+        f"The encoder '{name}' is pooled only and cannot keep the tokens '{kind}'; "
         "for tokens take 'packaged', 'packaged-lite1' or 'packaged-lite2'."
     )
 
