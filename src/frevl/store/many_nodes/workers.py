@@ -96,12 +96,18 @@ class _Numbered(Generic[B]):
 
 @dataclass(eq=False)
 class _Held(Generic[B]):
-    """An unfinished block and the workers that have it."""
+    """An unfinished block and the workers that have it.
+
+    Attributes:
+        alone: A worker was lost with it in its hands, so it is done with no other block beside it: what loses a worker
+            then is known. A worker's last answer can be lost with it, so of several blocks any may be the reason.
+    """
 
     of: _Numbered[B]
     deaths: int = 0
     held_by: list[_Hired] = field(default_factory=list)
     since: float = 0.0
+    alone: bool = False
 
 
 @dataclass(eq=False)
@@ -115,6 +121,10 @@ class _Hired:
     @property
     def load(self) -> int:
         return len(self.hands)
+
+    @property
+    def full(self) -> bool:
+        return self.load >= _AHEAD or any(block.alone for block in self.hands)
 
 
 class Workers(Generic[B, R]):
@@ -242,6 +252,8 @@ class Workers(Generic[B, R]):
         more = True
         while True:
             for worker in self._free():
+                if again and worker.load:
+                    break  # what has to be done alone waits for one that is idle
                 block = again.popleft() if again else None
                 if block is None and more and may_begin():
                     following = next(blocks, None)
@@ -258,7 +270,7 @@ class Workers(Generic[B, R]):
     def _free(self) -> Iterator[_Hired]:
         """Yield workers that can take a block, least loaded first."""
         while True:
-            free = [worker for worker in self._ready if worker.load < _AHEAD]
+            free = [worker for worker in self._ready if not worker.full]
             if not free:
                 return
             yield min(free, key=lambda worker: worker.load)
@@ -304,6 +316,7 @@ class Workers(Generic[B, R]):
                 result = self._ray.get(one)
             except self._ray.exceptions.RayError as error:
                 self._dismiss(worker, error)
+                block.alone = True
                 if not block.held_by:
                     again.append(block)
                 continue
@@ -324,8 +337,8 @@ class Workers(Generic[B, R]):
             return  # with several blocks in its hands it fails once for each
         self._reason = _short(error)
         self._ready.remove(worker)
-        block = worker.hands[0]  # the others only waited
-        block.deaths += 1
+        block = worker.hands[0]
+        block.deaths += len(worker.hands) == 1  # of several, which are done alone now, any may be the reason
         if block.deaths >= _MOST_DEATHS:
             raise FrevlError(
                 f"--ray: {block.deaths} workers were lost with the same block, {block.of.block!s:.200} ({self._reason})"
