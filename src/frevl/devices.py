@@ -35,7 +35,7 @@ _log = logging.getLogger("frevl")
 
 _HOW_THREADS_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # Spins before a waiting thread sleeps. With none, a small training alone on a machine takes 1.6 times as long; with ten
-# times as many, it crawls where many jobs compete for the cores (docs/scale.md).
+# times as many, it crawls where many jobs compete for the cores (docs/scale-measurements.md).
 _SPINS = "1000"
 _GRANTED = "FREVL_GRANTED_PROCESSORS"
 _HOW_MANY_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_THREAD_LIMIT")
