@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from frevl.estimators import FusionClassifier
 from frevl.evaluation.intervals import against_majority
 from frevl.models.baselines import Linear, Majority, Mlp
 from frevl.models.ensemble import Average
@@ -76,18 +77,49 @@ def test_few_development_pairs_do_not_end_a_training():
     assert changed.patience > 10**9
 
 
-def test_a_majority_for_want_of_time_is_not_called_chance():
-    late = [{"name": "kernel", "reason": TOO_LONG}, {"name": "linear", "reason": NO_TIME}]
-    rows = [{"name": "majority", "metric": 60.0}, *late, {"name": "small", "reason": "never won"}]
+def test_what_time_did_not_allow_is_said_beside_a_majority():
+    late = [{"name": "linear", "reason": TOO_LONG}, {"name": "mlp", "reason": NO_TIME}]
+    tried = [{"name": "majority", "metric": 60.0}, {"name": "kernel", "metric": 59.0}]
+    rows = [*tried, *late, {"name": "small", "reason": "never won"}]
     chance = against_majority(np.ones(9), np.ones(9), np.arange(9), "a")
     assert chance.is_chance
     taken = Selection(None, "majority", "the best", rows, "", None, None, "", "accuracy", chance=chance)
     assert taken.warnings() == [
-        "Nothing was learned: the time limit left kernel, linear untried, so the most frequent answer was taken, "
-        "which says nothing about the embeddings; give more --time-limit."
+        "The most frequent answer was taken before the time limit allowed to try linear, mlp, which may be better; "
+        "give more --time-limit.",
+        chance.sentence,
     ]
-    assert replace(taken, rows=rows[:1]).warnings() == [chance.sentence]
-    assert replace(taken, chosen="linear").warnings() == [chance.sentence]
+    assert replace(taken, rows=tried).warnings() == [chance.sentence]
+    assert replace(taken, chosen="kernel").warnings() == [chance.sentence]
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen", "image_dim"), [(60, "kernel", 4), (60, "kernel", None), (2_100, "linear", 4)]
+)
+def test_a_time_limit_too_short_for_any_comparison_still_gives_a_model(rows, chosen, image_dim):
+    random = np.random.default_rng(0)
+    x = random.standard_normal((rows, 8)).astype(np.float32)
+    y = np.where(x[:, 0] + 0.2 * x[:, 1] > 0.5, "yes", "no")
+    fitted = FusionClassifier(image_dim=image_dim, time_limit=1e-9).fit(x, y)
+    selection = fitted.results_["selection"]
+    assert selection["chosen"] == chosen
+    assert fitted.score(x, y) > (y == "no").mean() + 0.1
+    assert fitted.results_["warnings"][0] == (
+        "Nothing was compared: the time limit was too short to try a model on held-out pairs, so "
+        f"{chosen} was fitted once; others may be better. Give more --time-limit."
+    )
+    # It was judged beside the majority on pairs that it has not learned from, all the same.
+    assert selection["majority"]["answer"] in ("yes", "no", "0", "1")
+    assert not selection["majority"]["chance"]
+    assert {row["name"] for row in selection["candidates"]} >= {"kernel", "linear"}
+
+
+def test_a_model_that_time_did_not_allow_to_compare_may_be_chance():
+    random = np.random.default_rng(1)
+    x, y = random.standard_normal((60, 8)).astype(np.float32), np.arange(60) % 2
+    fitted = FusionClassifier(time_limit=1e-9).fit(x, y)
+    assert fitted.results_["warnings"][0].startswith("Nothing was compared")
+    assert fitted.results_["warnings"][1].startswith("Chance: ")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ the best candidates are candidates too. Test data is never used. The procedure i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,6 +43,7 @@ from frevl.training.selection.held_out import (
     score_held_out,
 )
 from frevl.training.selection.measures import UNITS, Gap, check_measure, gap_between, in_nats, one_standard_error, shown
+from frevl.training.selection.uncompared import QUICK, Uncompared
 
 __all__ = ["Selection", "choose"]
 
@@ -53,6 +55,11 @@ _ENCODERS, _CHOICE = (
     "fitting the choice",
 )  # the first and the last step, as the progress names them
 _SELECTION_SHARE = 0.75  # of the time limit; the rest is for the final fit
+_AT_LEAST = 2.0  # seconds for the one fit where the time limit allowed no comparison
+_OUT_OF_TIME = "the time limit allowed no comparison, and this is fitted in seconds"
+_NOTHING_HELD_OUT = (
+    "nearly every class has a single example, so none can be held out to compare by; it held best on such pairs"
+)
 
 
 @dataclass
@@ -88,12 +95,17 @@ class Selection:
     def warnings(self) -> list[str]:
         """Reasons to doubt the figures, shown before them."""
         found = []
-        late = [row["name"] for row in self.rows if row.get("reason") in (NO_TIME, TOO_LONG)]
-        if self.chosen == "majority" and late:
-            return [
-                f"Nothing was learned: the time limit left {', '.join(late)} untried, so the most frequent answer was "
-                "taken, which says nothing about the embeddings; give more --time-limit."
-            ]
+        late = ", ".join(row["name"] for row in self.rows if row.get("reason") in (NO_TIME, TOO_LONG))
+        if self.reason == _OUT_OF_TIME:
+            found.append(
+                "Nothing was compared: the time limit was too short to try a model on held-out pairs, so "
+                f"{self.chosen} was fitted once; others may be better. Give more --time-limit."
+            )
+        elif self.chosen == "majority" and late:
+            found.append(
+                f"The most frequent answer was taken before the time limit allowed to try {late}, which may be better; "
+                "give more --time-limit."
+            )
         if self.gap is not None and self.gap.beyond_chance:
             found.append(self.gap.sentence(self.judged_on, self.checked_on))
         if self.chance is not None and self.chance.is_chance:
@@ -170,9 +182,15 @@ def choose(
         found = all_encoders(data, encoders)
     found = session.team.agreed(found)
     data = narrow(data, found.images, found.texts)
+    fit_uncompared = partial(
+        Uncompared.fit, data, outputs, options, start=start, place=checkpoint.part("choice"), log_file=log_file
+    )
     if data.dev_is_seen:
         steps.begin(_CHOICE)
-        return _without_comparison(data, found, outputs, options, session, start, checkpoint, log_file)
+        taken = fit_uncompared(session, most=MOST_PAIRS)
+        print_progress(f"chosen: {taken.name}: {_NOTHING_HELD_OUT}", enabled=session.progress)
+        rows = [{"name": one.name, "reason": "nothing could be held out to compare by"} for one in offered]
+        return Selection(taken.fitted, taken.name, _NOTHING_HELD_OUT, rows, "nothing", data, found, "", measure)
     splits, judged_on, checked_on = cv_splits(data, session.seed)
     everything = join(data.train, data.dev)
     held = everything.select(torch.cat([fold.held_out for fold in splits]))
@@ -190,7 +208,9 @@ def choose(
             began = clock.seconds()
             left = limit * _SELECTION_SHARE - (clock.seconds() - started)
             outcome = unfit[name]
-            if not outcome and left < limit * 0.03:
+            if name == "majority":
+                left = math.inf  # it is counted, not fitted, and every other one is compared with it
+            elif not outcome and left < limit * 0.03:
                 outcome = NO_TIME
             if not outcome:
                 # Twice the fair share: most candidates take less than theirs.
@@ -207,6 +227,15 @@ def choose(
         scored.append(outcome)
         figure = f"{shown(measure, float(outcome.hits.mean()))}  {outcome.fit_seconds:6.1f} s a fit"
         print_progress(f"  {name:<20} {figure}", enabled=session.progress)
+    if len(scored) == 1 and any(row["reason"] in (NO_TIME, TOO_LONG) for row in left_out):
+        steps.begin(_CHOICE)
+        rest = session.team.agreed(max(limit - (clock.seconds() - started), _AT_LEAST))
+        taken = fit_uncompared(replace(session, time_limit=rest), most=QUICK)
+        print_progress(f"chosen: {taken.name}: {_OUT_OF_TIME}", enabled=session.progress)
+        chance = taken.against_majority(scored[0].probabilities.mean(dim=0), data, measure)
+        return Selection(
+            taken.fitted, taken.name, _OUT_OF_TIME, left_out, "nothing", data, found, "", measure, chance=chance
+        )
     scored.sort(key=lambda one: offered.index(one.candidate))
     single = scored
     scored = single + _averages(single, held, check, measure)
@@ -230,31 +259,6 @@ def choose(
     return Selection(
         fitted, winner.name, reason, rows + left_out, judged_on, data, found, checked_on, measure, gap, chance
     )
-
-
-def _without_comparison(
-    data: Prepared,
-    encoders: EncoderChoice,
-    outputs: int,
-    options: AutoOptions,
-    session: Session,
-    start: Pretrained | None,
-    checkpoint: Checkpoint,
-    log_file: Path | None,
-) -> Selection:
-    """Use the default for one example per class (research/experiments/log.md), if nothing can be held out."""
-    offered = candidates(start, data.sides)
-    taken = "kernel" if len(data.train) <= MOST_PAIRS else "linear"
-    reason = (
-        "nearly every class has a single example, so none can be held out to compare by; it held best on such pairs"
-    )
-    print_progress(f"chosen: {taken}: {reason}", enabled=session.progress)
-    fitted = fit_candidate(
-        next(one for one in offered if one.name == taken), data.train, data.dev, outputs, options, session,
-        dev_is_spare=False, start=start, checkpoint=checkpoint.part("choice"), log_file=log_file,
-    )  # fmt: skip
-    rows = [{"name": one.name, "reason": "nothing could be held out to compare by"} for one in offered]
-    return Selection(fitted, taken, reason, rows, "nothing", data, encoders, "", options.choose_by)
 
 
 def _against_majority(
