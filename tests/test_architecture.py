@@ -32,6 +32,7 @@ ENTRANCES = {
 }  # the public names, and ``python -m frevl``: they stand above everything
 IMPURE = {"pathlib", "json", "logging", "lance", "pyarrow", "typer", "rich"}
 MOST_LINES, MOST_FILES = 400, 10
+MOST_FLOORS, MOST_ARROWS = 9, 97
 
 
 @cache
@@ -77,6 +78,26 @@ def test_imports_point_down():
             if imported == "frevl":
                 raise AssertionError(f"{module} imports the public names; import from the module that has them")
             assert other == own or floor[other] < floor[own], f"{module} imports {imported}: up, or across its row"
+
+
+def test_the_house_has_nine_floors():
+    """A room, or a file beside the rooms, stands one floor above the highest that it imports."""
+    below = {}
+    for module in modules():
+        own = _house_of(module)
+        below.setdefault(own, set()).update(_house_of(one) for one in imports_of(module)[1])
+        below[own].discard(own)
+
+    @cache
+    def floor(room):
+        return 1 + max(map(floor, below[room]), default=0)
+
+    assert max(map(floor, below)) <= MOST_FLOORS
+    assert sum(map(len, below.values())) <= MOST_ARROWS
+
+
+def _house_of(module):
+    return "face" if module == "frevl" else module.split(".")[1]
 
 
 def test_no_imports_run_in_a_circle():

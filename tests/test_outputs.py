@@ -12,8 +12,9 @@ import typer
 
 from frevl.cli.main import app
 from frevl.cli.options import written_by
+from frevl.data.outputs import refuse_inputs
 from frevl.errors import UsageError
-from frevl.files import refuse_inputs, replace_file, write_json
+from frevl.files import replace_file, write_json
 from frevl.runs.score_files import score_file
 from frevl.runs.scorer import Scorer
 from frevl.training.training import train

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from frevl.devices import cores_by_quota, memory_limit, processors, share_processors
+from frevl.machine import cores_by_quota, memory_limit, processors, share_processors
 
 
 def process(folder, own, mounts):
@@ -78,8 +78,8 @@ def test_another_system_has_no_quota(tmp_path):
 
 @pytest.mark.parametrize(("quota", "cores"), [(0.2, 1), (1.5, 2), (3.0, 3), (99.0, 4), (math.inf, 4)])
 def test_processors_are_those_of_affinity_and_quota(monkeypatch, quota, cores):
-    monkeypatch.setattr("frevl.devices._cores_by_affinity", lambda: 4)
-    monkeypatch.setattr("frevl.devices.cores_by_quota", lambda: quota)
+    monkeypatch.setattr("frevl.machine._cores_by_affinity", lambda: 4)
+    monkeypatch.setattr("frevl.machine.cores_by_quota", lambda: quota)
     assert processors() == cores
 
 
@@ -95,16 +95,16 @@ def test_processors_are_those_of_affinity_and_quota(monkeypatch, quota, cores):
     ],
 )
 def test_what_the_user_has_set_stays(monkeypatch, given, quota, expected):
-    monkeypatch.setattr("frevl.devices.os.environ", environment := dict(given))
-    monkeypatch.setattr("frevl.devices._cores_by_affinity", lambda: 4)
-    monkeypatch.setattr("frevl.devices.cores_by_quota", lambda: quota)
+    monkeypatch.setattr("frevl.machine.os.environ", environment := dict(given))
+    monkeypatch.setattr("frevl.machine._cores_by_affinity", lambda: 4)
+    monkeypatch.setattr("frevl.machine.cores_by_quota", lambda: quota)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     share_processors()
     assert environment == {**given, **expected}
 
 
 def test_a_loaded_torch_is_left_alone(monkeypatch):
-    monkeypatch.setattr("frevl.devices.os.environ", environment := {})
+    monkeypatch.setattr("frevl.machine.os.environ", environment := {})
     monkeypatch.setitem(sys.modules, "torch", sys)
     share_processors()
     assert environment == {}
@@ -147,7 +147,7 @@ def test_memory_of_version_1_stands_in_a_hierarchy_of_its_own(tmp_path):
 def test_memory_without_a_group_is_that_of_the_machine_or_of_ulimit(tmp_path):
     whole = memory_limit(tmp_path / "none")
     assert whole <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    code = "from pathlib import Path; from frevl.devices import memory_limit; print(memory_limit(Path('none')))"
+    code = "from pathlib import Path; from frevl.machine import memory_limit; print(memory_limit(Path('none')))"
     asked = f'ulimit -d 1000000; {sys.executable} -c "{code}"'
     done = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True)
     assert int(done.stdout) == 1_000_000 * 1024

@@ -17,9 +17,9 @@ from frevl.deployment.efficiency.comparison import device_ways, joint_on_device
 from frevl.deployment.efficiency.profiles import counted_flops
 from frevl.deployment.efficiency.records import CardMeter
 from frevl.deployment.efficiency.stand_ins import ClipTowers, clip_config, open_clip_towers
-from frevl.devices import processors
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import open_in_torch
+from frevl.machine import processors
 from on_chip.fusions import HALF, big_product, product_flops
 from on_chip.measure import Chip, Record, kernel_profile, quotient, rate, timed
 

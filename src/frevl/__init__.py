@@ -59,7 +59,7 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'frevl' has no attribute '{name}'")
-    importlib.import_module("frevl.devices").share_processors()  # before anything loads torch
+    importlib.import_module("frevl.machine").share_processors()  # before anything loads torch
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

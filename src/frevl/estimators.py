@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from frevl.devices import share_processors
+from frevl.machine import share_processors
 
 share_processors()  # these load torch
 

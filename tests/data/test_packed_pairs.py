@@ -104,7 +104,7 @@ def test_other_names_of_columns(tmp_path, given):
     ],
 )  # fmt: skip
 def test_other_forms_of_files(tmp_path, content, monkeypatch):
-    monkeypatch.setattr("frevl.data.json_rows._LONGEST_LINE", 200)
+    monkeypatch.setattr("frevl.data.formats.json_rows._LONGEST_LINE", 200)
     for name in ("pairs.jsonl", "pairs.txt", "pairs.json"):
         path = tmp_path / name
         path.write_bytes(content)

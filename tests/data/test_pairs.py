@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frevl.data.pair_rows import ENDINGS
+from frevl.data.formats.pair_rows import ENDINGS
 from frevl.data.pairs import Pairs, read_pairs, split_by_image
 from frevl.errors import PairsError
 

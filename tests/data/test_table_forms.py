@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from frevl.data.arrow_rows import open_arrow, pictures_of
+from frevl.data.formats.arrow_rows import open_arrow, pictures_of
 from frevl.data.pairs import read_pairs
 from frevl.errors import PairsError, UsageError
 
@@ -124,14 +124,14 @@ def test_a_list_on_one_line_with_a_bad_entry_is_refused_whole(tmp_path):
 
 
 def test_a_long_list_is_read_piece_by_piece(tmp_path, monkeypatch):
-    import frevl.data.json_rows
+    import frevl.data.formats.json_rows
 
     many = [{"image": f"{i}.jpg", "text": "ü" * (i % 90) + "x", "n": {"deep": [i]}} for i in range(3000)]
     for indent in (None, 1):
         file = written(tmp_path / "p.json", json.dumps(many, indent=indent, ensure_ascii=bool(indent)))
         with monkeypatch.context() as patch:
-            patch.setattr(frevl.data.json_rows, "_LONGEST_LINE", 1000)
-            patch.setattr(frevl.data.json_rows, "_HEAD", 500)
+            patch.setattr(frevl.data.formats.json_rows, "_LONGEST_LINE", 1000)
+            patch.setattr(frevl.data.formats.json_rows, "_HEAD", 500)
             pairs = read_pairs(file)
         assert rows_of(pairs) == many
         lines = [1 if indent is None else 2 + 9 * i for i in range(3000)]

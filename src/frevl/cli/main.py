@@ -20,8 +20,8 @@ from frevl.cli.commands import (
     training,
 )
 from frevl.cli.options import app
-from frevl.devices import share_processors
 from frevl.errors import FrevlError, UsageError
+from frevl.machine import share_processors
 from frevl.version import __version__
 
 __all__ = ["app", "main"]

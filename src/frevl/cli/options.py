@@ -173,7 +173,7 @@ class _Command(TyperCommand):
         flags = {param.name: next((o for o in param.opts if o.startswith("-")), param.name) for param in self.params}
         outputs = {flags[name]: ctx.params.get(name) for name in written_by(self)}
         inputs = {flags.get(name, name): value for name, value in ctx.params.items() if flags.get(name) not in outputs}
-        from frevl.files import refuse_inputs
+        from frevl.data.outputs import refuse_inputs
 
         refuse_inputs(outputs, inputs)
         return super().invoke(ctx)

@@ -15,7 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from frevl.data.json_rows import json_rows
+from frevl.data.formats.json_rows import json_rows
 from frevl.errors import InputError, Reject, UsageError, nearest
 
 __all__ = [

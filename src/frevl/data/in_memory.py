@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from frevl.data.columns import Columns, choose_columns
-from frevl.data.json_rows import HALF_PAIR, has_half_pair
-from frevl.data.pair_rows import in_fields
+from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
+from frevl.data.formats.pair_rows import in_fields
 from frevl.errors import UsageError
 from frevl.files import plain
 
@@ -27,7 +27,7 @@ _EXPECTED = (
 
 
 def rows_in_memory(source: Any, given: Mapping[str, str], notes: list[str]) -> Iterator[Row]:
-    """Yield ``(number, row, problem)`` as `frevl.data.pair_rows.rows_of` does, rows counted from 1.
+    """Yield ``(number, row, problem)`` as `frevl.data.formats.pair_rows.rows_of` does, rows counted from 1.
 
     Args:
         source: A table, a mapping of columns, rows as mappings or as ``(image, text)`` or ``(image, text, target)``, or
@@ -41,7 +41,7 @@ def rows_in_memory(source: Any, given: Mapping[str, str], notes: list[str]) -> I
     """
     table = table_of(source)
     if table is not None:
-        from frevl.data.arrow_rows import arrow_rows, table_source
+        from frevl.data.formats.arrow_rows import arrow_rows, table_source
 
         yield from in_fields(arrow_rows(table_source(PLACE, table), given, notes), notes)
     else:

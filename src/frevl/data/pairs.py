@@ -20,11 +20,8 @@ from typing import Any, Literal
 import numpy as np
 
 from frevl.data.columns import FIELDS, REQUIRED, columns_of
-from frevl.data.in_memory import PLACE, rows_in_memory
-from frevl.data.json_rows import HALF_PAIR, has_half_pair
-from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, in_order, told
-from frevl.data.packed.read import read_packed
-from frevl.data.pair_rows import (
+from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
+from frevl.data.formats.pair_rows import (
     ENDINGS,
     LEFT_ALONE,
     WITH_ARTICLE,
@@ -36,6 +33,9 @@ from frevl.data.pair_rows import (
     rows_of,
     with_the_same_sides,
 )
+from frevl.data.in_memory import PLACE, rows_in_memory
+from frevl.data.packed.columns import Coded, WithCluster, chosen, coded_values, in_order, told
+from frevl.data.packed.read import read_packed
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 
 __all__ = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.pair_rows import WITH_ARTICLE
+from frevl.data.formats.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, Side, Target, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.targets import match_truth

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 import numpy as np
 
-from frevl.devices import processors
 from frevl.errors import UsageError
+from frevl.machine import processors
 
 if TYPE_CHECKING:
     from PIL import Image

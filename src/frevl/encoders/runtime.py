@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from frevl.devices import check_device, processors
 from frevl.encoders.hub.torch_copy import TorchCopy
 from frevl.encoders.onnx_session import Source, open_int8, open_network, run
+from frevl.machine import processors
 
 __all__ = ["BatchSizes", "Network", "accelerators", "on_device", "open_in_torch", "open_runtime"]
 
@@ -147,12 +147,8 @@ def on_device(device: str | None) -> Iterator[None]:
 
     Args:
         device: ``cpu``, ``cuda`` (a copy on every NVIDIA device), or one of them, such as ``cuda:1``.
-
-    Raises:
-        UsageError: PyTorch cannot use it here.
+            The caller has checked it.
     """
-    if device is not None:
-        check_device(device)
     token = _chosen.set(device)
     try:
         yield

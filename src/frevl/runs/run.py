@@ -21,7 +21,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
-from frevl.data.pair_rows import WITH_ARTICLE
+from frevl.data.formats.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, Side
 from frevl.errors import FingerprintError, PairsError, RunError, UsageError
 from frevl.files import read_record, replace_file, write_json

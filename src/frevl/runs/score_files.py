@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.errors import FrevlError, InputError, Reject, UsageError
-from frevl.files import plain, refuse_inputs, replace_file
+from frevl.files import plain, replace_file
 from frevl.models.hub import weights_digest
 from frevl.runs.calibration import ConformalScores, check_level
 from frevl.runs.pair_grid import dot_rows

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from frevl.data.arrow_rows import ArrowSource, open_arrow, pictures_of, table_source
 from frevl.data.columns import columns_of
+from frevl.data.formats.arrow_rows import ArrowSource, open_arrow, pictures_of, table_source
 from frevl.data.in_memory import PLACE, table_of
 from frevl.data.names import as_list
 from frevl.data.packed.columns import joined
 from frevl.data.pairs import Pairs, read_pairs
-from frevl.devices import processors
+from frevl.devices import check_device
 from frevl.encoders.interface import TextTower
 from frevl.encoders.registry import load_encoder, with_layers
 from frevl.encoders.runtime import on_device
 from frevl.encoders.unread import MOSTLY, unread_sentence
 from frevl.errors import InputError, UsageError
+from frevl.machine import processors
 from frevl.store.canaries import tower_records
 from frevl.store.embedder import Embedder, Here
 from frevl.store.items import CommitBuffer, ExtractionReport, PendingItem, StoredItems
@@ -79,8 +80,8 @@ def extract(
         images: Folder of images; an image's id is its path below it, with ``/``. Or a tar (webdataset), a folder of
             tars, or a text file that lists tars: the id is then ``TAR/path inside``.
         pairs: Pairs files, or pairs in memory, whose texts are embedded; one, or a list of several. Without ``images``,
-            pictures inside Parquet, Arrow and Feather files and inside tables in memory (`frevl.data.arrow_rows`) are
-            embedded too.
+            pictures inside Parquet, Arrow and Feather files and inside tables in memory are embedded too
+            (`frevl.data.formats.arrow_rows`).
         columns: Columns of the pairs files, as in `frevl.data.pairs.read_pairs`.
         encoder: Names for `load_encoder`; towers that two encoders share are embedded once.
         tokens: ``pooled``, or an image grid ``7x7``, ``4x4``, ``2x2`` with word tokens for texts.
@@ -140,6 +141,8 @@ def extract(
         )
     _check_tars(tars is not None, prune=prune, write_pairs=write_pairs)
     names = dict.fromkeys(with_layers(name, layers) for name in encoder)
+    if device is not None:
+        check_device(device)
     with on_device(device):
         loaded = [load_encoder(name, tokens=tokens) for name in names]
     some = Choice(choice.include, choice.exclude)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from frevl.data.formats.pair_rows import WITH_ARTICLE
 from frevl.data.names import as_list, same_names, spelling_note, text_content, why_unknown
 from frevl.data.packed.columns import Coded, by_value, chosen, joined
-from frevl.data.pair_rows import WITH_ARTICLE
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.interface import Encoder
 from frevl.encoders.unread import MOSTLY, unread_sentence

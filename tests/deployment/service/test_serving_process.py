@@ -181,5 +181,5 @@ def test_the_command_line_loads_no_service():
     assert not loaded & {"fastapi", "uvicorn", "starlette", "prometheus_client", "pydantic", "numpy"}
     # Nor any room: each command imports what it needs when it runs.
     own = {name for name in loaded if name.startswith("frevl.") and not name.startswith("frevl.cli")}
-    assert own == {"frevl.devices", "frevl.errors", "frevl.version"}  # threads are set before any library is loaded
+    assert own == {"frevl.errors", "frevl.machine", "frevl.version"}  # threads are set before any library is loaded
     assert os.environ["OMP_NUM_THREADS"] == "1"

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frevl.data import parquet_batches
+from frevl.data.formats import parquet_batches
 from frevl.data.pairs import read_pairs
 from frevl.errors import InputError, PairsError, UsageError
 from frevl.store.importing.formats import read_ids, read_table

@@ -189,7 +189,7 @@ def pairs(
 ) -> None:
     """Convert a published data set into a pairs file."""
     from frevl.data.benchmarks.load import left_out_sentence, load_benchmark, write_rows
-    from frevl.files import refuse_inputs
+    from frevl.data.outputs import refuse_inputs
 
     benchmark = load_benchmark(
         name,

@@ -22,7 +22,7 @@ def models(context: typer.Context, json: JsonOption = None, config: ConfigOption
     if context.invoked_subcommand is not None:
         return
     from frevl.cli.model_list import models_records, models_table
-    from frevl.files import refuse_inputs
+    from frevl.data.outputs import refuse_inputs
 
     refuse_inputs({"--json": json}, {"--config": config})
     say(models_table())

@@ -1,4 +1,4 @@
-"""Parse lines of JSON in blocks with Arrow, which is given only what it reads exactly as `frevl.data.json_rows` does.
+"""Parse lines of JSON in blocks with Arrow, which is given only what it reads exactly as `json_rows` does.
 
 A block that is not plain is halved until the offending lines are isolated; these few are read row by row.
 """
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frevl.data.columns import FIELDS
-from frevl.data.json_rows import json_value, too_long
-from frevl.data.pair_rows import NO_VALUE, problem_in
+from frevl.data.formats.json_rows import json_value, too_long
+from frevl.data.formats.pair_rows import NO_VALUE, problem_in
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,7 +30,7 @@ class Layout:
     """The keys of a file's lines.
 
     Attributes:
-        columns: From a field to its key, as of `frevl.data.pair_rows`.
+        columns: From a field to its key, as of `frevl.data.formats.pair_rows`.
         extras: Keys that are kept beside the fields, with the Arrow type of their values.
         dropped: Keys that are not read, with their types.
     """
@@ -68,7 +68,7 @@ class Layout:
 
 
 def renamed(row: Any, columns: Mapping[str, str]) -> Any:
-    """Return a row with the names of the fields, as `frevl.data.pair_rows.in_fields` does."""
+    """Return a row with the names of the fields, as `frevl.data.formats.pair_rows.in_fields` does."""
     if not isinstance(row, dict) or all(name == key for name, key in columns.items()):
         return row
     fields = {name: row[key] for name, key in columns.items() if key in row}

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frevl.data.columns import FIELDS, choose_columns, renaming_note
-from frevl.data.json_rows import is_lines, json_value, too_long
+from frevl.data.formats.json_rows import is_lines, json_value, too_long
+from frevl.data.formats.pair_rows import TABLES, as_target, is_missing, nothing_found, with_the_same_sides
 from frevl.data.packed.blocks import Block, Layout, read_block
 from frevl.data.packed.columns import joined_codes
 from frevl.data.packed.kept import Kept, kept_columns
 from frevl.data.packed.tables import arrow_block, csv_block, open_csv
-from frevl.data.pair_rows import TABLES, as_target, is_missing, nothing_found, with_the_same_sides
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -90,7 +90,7 @@ def _read_csv(path: Path, given: Mapping[str, str]) -> Kept | None:
 def _read_arrow(path: Path, given: Mapping[str, str]) -> Kept | None:
     import pyarrow as pa
 
-    from frevl.data.arrow_rows import open_arrow, plain_batches
+    from frevl.data.formats.arrow_rows import open_arrow, plain_batches
 
     found = plain_batches(open_arrow(path), given)
     if found is None:
@@ -109,7 +109,7 @@ def _read_arrow(path: Path, given: Mapping[str, str]) -> Kept | None:
 
 
 def _begin(path: Path, head: bytes, given: Mapping[str, str]) -> _Start | None:
-    """Choose columns by the first object, as `frevl.data.pair_rows` does; None if it is not a line-based file."""
+    """Choose columns by the first object, as `pair_rows` does; None if it is not a line-based file."""
     if not is_lines(head) or b"\0" in head[:4]:
         return None
     for number, line in enumerate(head.split(b"\n")[:-1], start=1):
@@ -227,7 +227,7 @@ def _of_the_same_sides(
     targets: pa.DictionaryArray,
     rejected: list[tuple[int, str]],
 ) -> np.ndarray:
-    """Return which pairs to keep, as `frevl.data.pair_rows.with_the_same_sides` decides."""
+    """Return which pairs to keep, as `frevl.data.formats.pair_rows.with_the_same_sides` decides."""
     kept = np.ones(len(lines), bool)
     whole = ~(lacks["image"] | lacks["text"])
     if whole.any():

@@ -29,7 +29,6 @@ from frevl.deployment.efficiency.stand_ins import (
     write_drawn,
 )
 from frevl.deployment.efficiency.timing import Timing, rate_record, ratio, take_turns
-from frevl.devices import is_accelerator
 from frevl.encoders.hub.torch_copy import fold_quick_gelu
 from frevl.models.fusion import Fusion
 
@@ -308,7 +307,7 @@ def device_ways(
         preset: The fusion's size.
         pairs: Pairs per call, for each way.
     """
-    half = torch.float16 if is_accelerator(device) else torch.float32
+    half = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     network = Fusion.from_preset(preset, image_dim=towers.dim, text_dim=towers.dim, outputs=1)
     pixels, ids = towers.draw(pairs["end to end"])
     one = pixels[:1].to(device), ids[:1].to(device)
@@ -333,7 +332,7 @@ def device_ways(
 
 def joint_on_device(device: str, name: str, *, pairs: int = 64) -> DeviceWay:
     """Return a joint encoder of `frevl.deployment.efficiency.stand_ins.JOINT`, in float16 on an accelerator."""
-    half = torch.float16 if is_accelerator(device) else torch.float32
+    half = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     joint = open_joint(name, device=device)
     flops = counted_flops(joint.network, **joint.inputs(1))
     joint.network.to(device, half)

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, read_pairs
 from frevl.deployment.export.onnx_graph import drawn_inputs, exportable, has_own_probabilities, remembers, traced
 from frevl.deployment.export.quantisation import quantise_rows
 from frevl.errors import RunError, UsageError, library
 from frevl.evaluation.evaluation import evaluate
-from frevl.files import refuse_inputs, replace_file
+from frevl.files import replace_file
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.runs.sharing.onnx_backend import FILE_NAME, FORMAT, ExportedNetwork, weights_hash

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from frevl.data.outputs import refuse_inputs
 from frevl.errors import InputError, UsageError
-from frevl.files import flush_folder, refuse_inputs, replace_file
+from frevl.files import flush_folder, replace_file
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.searching import check_searchable
 from frevl.runs.search.vectors import Shortlist

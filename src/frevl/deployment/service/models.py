@@ -15,8 +15,8 @@ from frevl.deployment.service.http.limits import Limits, RefusedError
 from frevl.deployment.service.queue import ModelQueue, Work
 from frevl.deployment.service.served_model import Found, ImagePair, ServedModel
 from frevl.deployment.service.store_refresh import StoreRefresh
-from frevl.devices import processors
 from frevl.errors import FrevlError, ImageError, StoreError, UsageError, nearest
+from frevl.machine import processors
 from frevl.runs.scorer import Scorer
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.reader import Store

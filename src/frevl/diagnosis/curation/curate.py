@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 
 from frevl.data.names import as_list
+from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, in_memory, read_pairs, with_targets
-from frevl.devices import check_device, memory_limit
+from frevl.devices import check_device
 from frevl.diagnosis.curation.copies.duplicates import groups_without_a_line
 from frevl.diagnosis.curation.filters import FILTERS, chosen_filters
 from frevl.diagnosis.curation.keeping import check_shares, reasons_to_drop
 from frevl.diagnosis.curation.lines import NOT_LOOKED_AT, Found, Lines, write_lines
 from frevl.diagnosis.curation.removal.report import Removed, what_is_removed
 from frevl.errors import PairsError, Reject, RunError, UsageError, nearest, rejects_sentence
-from frevl.files import refuse_inputs
+from frevl.machine import memory_limit
 from frevl.provenance import provenance
 from frevl.store.grouping.groups import group_pairs
 from frevl.store.reader import Store

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from frevl.data.outputs import refuse_inputs
 from frevl.errors import InputError, UsageError
-from frevl.files import refuse_inputs, write_json
+from frevl.files import write_json
 from frevl.models.hub import weights_digest
 from frevl.runs.score_files import scoring_through
 from frevl.runs.scorer import Scorer

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frevl.data.names import text_content
+from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, one_side_note, read_pairs
 from frevl.errors import InputError, PairsError, Reject, UsageError, rejects_sentence
-from frevl.files import refuse_inputs, write_lines
+from frevl.files import write_lines
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.inputs import mean_pool
 from frevl.runs.labelling.strategies import STRATEGIES, Chosen, choose

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from frevl.data.pair_rows import WITH_ARTICLE
+from frevl.data.formats.pair_rows import WITH_ARTICLE
 
 __all__ = ["model_card"]
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from frevl.data.parquet_batches import check_growth, check_names, parquet_batches
+from frevl.data.formats.parquet_batches import check_growth, check_names, parquet_batches
 from frevl.errors import FrevlError, InputError, UsageError, nearest
 from frevl.store.lance_tables import read_lance
 

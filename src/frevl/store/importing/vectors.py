@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from frevl.data.outputs import refuse_inputs
 from frevl.encoders.interface import Embeddings
 from frevl.errors import InputError, Reject, UsageError, rejects_sentence
-from frevl.files import refuse_inputs, replace_file
+from frevl.files import replace_file
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.importing.formats import VectorBlock
 from frevl.store.importing.identity import declared_towers, verified_towers

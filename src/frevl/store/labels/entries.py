@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from frevl.data.pair_rows import is_missing
+from frevl.data.formats.pair_rows import is_missing
 from frevl.errors import UsageError
 
 __all__ = ["FORMAT", "LONGEST_NAME", "Action", "Entry", "class_name", "labeller_name", "now", "parse", "request_id"]

@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 
 from frevl import errors
-from frevl.devices import processors
 from frevl.errors import FrevlError, UsageError, library
+from frevl.machine import processors
 from frevl.version import __version__
 
 __all__ = ["HERE", "connected", "refuse_other_code", "versions_here"]

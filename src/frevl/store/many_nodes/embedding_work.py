@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from frevl.devices import check_device
 from frevl.encoders.registry import load_encoder
 from frevl.encoders.runtime import on_device
 from frevl.errors import Reject
@@ -137,6 +138,8 @@ class EmbeddingWork:
     """
 
     def __init__(self, encoders: Sequence[str], tokens: str, dtype: str, device: str | None) -> None:
+        if device is not None:
+            check_device(device)
         with on_device(device):
             loaded = [load_encoder(name, tokens=tokens) for name in encoders]
         self.about: list[Tower] = [tower for one in loaded for tower in tower_records(one, dtype=dtype)]

@@ -16,8 +16,8 @@ from types import ModuleType, TracebackType
 from typing import Any, Generic, TypeVar
 
 from frevl import errors
-from frevl.devices import grant_processors
 from frevl.errors import FrevlError
+from frevl.machine import grant_processors
 from frevl.store.many_nodes.connection import refuse_other_code, versions_here
 from frevl.store.many_nodes.head import Head
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from frevl.data.arrow_rows import ArrowSource
+from frevl.data.formats.arrow_rows import ArrowSource
 from frevl.encoders.interface import ImageTower
 from frevl.errors import InputError, Reject, UsageError, rejects_sentence
 from frevl.store.embedder import GUESSED, IN_SILENCE, Embedder, Pictures

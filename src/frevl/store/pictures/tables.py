@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from frevl.data.arrow_rows import ArrowSource, pictures_of
+from frevl.data.formats.arrow_rows import ArrowSource, pictures_of
 from frevl.encoders.interface import ImageTower
 from frevl.errors import ImageError, PairsError, Reject
 from frevl.store.embedder import MakePictures

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any
 
-from frevl.data.json_rows import HALF_PAIR, has_half_pair
+from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
 from frevl.errors import InputError, Reject
 from frevl.files import replace_file
 from frevl.store.pictures.files import MAX_BYTES, Choice, list_folder

@@ -10,8 +10,8 @@ from pathlib import PurePath
 from types import ModuleType
 from typing import Any
 
-from frevl.devices import grant_processors
 from frevl.errors import FrevlError, TrainingError, UsageError
+from frevl.machine import grant_processors
 from frevl.store.many_nodes.connection import connected, refuse_other_code, versions_here
 from frevl.store.many_nodes.head import Head
 from frevl.store.remote.address import place_of

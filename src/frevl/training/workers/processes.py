@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from frevl.devices import processors
 from frevl.errors import FrevlError, TrainingError, UsageError
+from frevl.machine import processors
 from frevl.training.workers.team import Place, Team
 from frevl.training.workers.together import joined
 

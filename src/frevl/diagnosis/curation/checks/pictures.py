@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from frevl.devices import processors
 from frevl.diagnosis.curation.checks.picture_files import check_folder, read_picture, size_of
 from frevl.diagnosis.curation.checks.sharpness import FEWEST, FINE_SIDE, blurred, sharpness
 from frevl.diagnosis.curation.lines import Found, Lines
+from frevl.machine import processors
 from frevl.terminal import ProgressLine
 
 __all__ = ["LEAST_SIDE", "MOST_ASPECT", "Look", "image_filter", "look_at"]

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from frevl.data.names import text_content
 from frevl.data.pairs import Pairs
-from frevl.devices import processors
 from frevl.diagnosis.curation.checks.picture_files import check_folder, read_grey
 from frevl.diagnosis.curation.copies.groups import CopyGroups, group_copies
 from frevl.diagnosis.curation.copies.near import TELLS, confirmed_links, embedding_links
 from frevl.diagnosis.curation.lines import Found, Lines
+from frevl.machine import processors
 from frevl.store.grouping.copies import MOST_COMPARED, unit_vectors
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.usable_pairs import content_of_units

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.data.names import as_list
+from frevl.data.outputs import refuse_inputs
 from frevl.data.pairs import Pairs, in_memory, read_pairs
 from frevl.diagnosis.curation.core_set.choosing import choose_units, distance_change, kendall_tau, random_units
 from frevl.diagnosis.curation.lines import write_lines
@@ -19,7 +20,6 @@ from frevl.errors import PairsError, UsageError
 from frevl.evaluation.evaluation import Result, evaluate
 from frevl.evaluation.intervals import bootstrap_interval, paired_difference
 from frevl.evaluation.seeds import open_seeds
-from frevl.files import refuse_inputs
 from frevl.provenance import provenance
 from frevl.store.reader import Store
 from frevl.store.usable_pairs import content_of_units, usable_pairs

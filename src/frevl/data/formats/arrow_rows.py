@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frevl.data.columns import FIELDS, Columns, choose_columns, means_image
-from frevl.data.json_rows import HALF_PAIR, has_half_pair
-from frevl.data.parquet_batches import check_growth, check_names, parquet_batches
+from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
+from frevl.data.formats.parquet_batches import check_growth, check_names, parquet_batches
 from frevl.errors import PairsError
 
 __all__ = ["ArrowSource", "arrow_rows", "open_arrow", "pictures_of", "plain_batches", "table_source"]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from frevl.data.columns import FIELDS, REQUIRED, Columns, choose_columns, renaming_note
-from frevl.data.json_rows import json_rows
-from frevl.data.table_rows import table_rows
+from frevl.data.formats.json_rows import json_rows
+from frevl.data.formats.table_rows import table_rows
 from frevl.errors import PairsError, Reject
 
 __all__ = [
@@ -67,7 +67,7 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
         )
     try:
         if suffix in _ARROW:
-            from frevl.data.arrow_rows import arrow_rows, open_arrow
+            from frevl.data.formats.arrow_rows import arrow_rows, open_arrow
 
             yield from in_fields(arrow_rows(open_arrow(path), given, notes), notes)
             return

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from frevl.data.columns import Columns, choose_columns
-from frevl.data.json_rows import has_half_pair, json_value
+from frevl.data.formats.json_rows import has_half_pair, json_value
 from frevl.errors import PairsError
 
 __all__ = ["records", "table_header", "table_rows"]

@@ -1,0 +1,1 @@
+"""Rows of pairs files, one reader per format: JSON, CSV and TSV, Arrow and Parquet."""
