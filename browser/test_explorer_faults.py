@@ -87,3 +87,27 @@ def test_the_names_of_the_parts_take_two_lines_of_a_phone_at_most(url, visit, ta
     assert seen.page.locator("header").evaluate("(head) => head.clientHeight") <= 110
     assert seen.overflow() == 0
     assert serious(seen.page) == []
+
+
+def test_a_search_that_is_left_does_not_come_over_the_list(url, visit):
+    page = visit(url).page
+    expect(pictures(page).first).to_be_visible(timeout=TIMEOUT)
+    held = []
+    page.route("**/explore/find", lambda route: held.append(route))
+    page.evaluate("location.hash = '#/pictures?like=0.png'")
+    expect(page.get_by_text("Searching;")).to_be_visible(timeout=TIMEOUT)
+    page.get_by_role("button", name="Show all").click()
+    expect(page.get_by_role("listbox", name="Pictures of the store")).to_be_visible(timeout=TIMEOUT)
+    held[0].continue_()
+    page.wait_for_timeout(500)
+    expect(page.get_by_role("listbox", name="Pictures of the store")).to_be_visible()
+
+
+def test_the_link_of_another_order_does_not_name_the_picture_that_was_open_before(url, visit):
+    page = visit(url).page
+    expect(pictures(page).first).to_be_visible(timeout=TIMEOUT)
+    choose(page, 1)
+    assert "picture=" in page.url
+    page.get_by_label("Show", exact=True).select_option("unlabelled")
+    expect(page.get_by_role("complementary", name="The chosen picture")).to_have_count(0)
+    assert page.url.endswith("#/pictures?shown=unlabelled")

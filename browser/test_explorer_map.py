@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from exploring import TIMEOUT, exploring, serious
+from exploring import TIMEOUT, colour_of, exploring, serious
 from PIL import Image
 from playwright.sync_api import expect
 
 from frevl.store.importing.vectors import import_embeddings
+from frevl.store.labels.labels_file import LabelsFile
 from frevl.store.reader import Store
 from made import make
 
@@ -45,6 +46,33 @@ def test_neighbours_and_clusters_have_a_link_and_words_while_they_are_computed(t
         page.go_back()
         expect(page.get_by_text("two principal")).to_be_visible(timeout=TIMEOUT)
         assert seen.complaints == []
+
+
+def test_a_link_to_what_the_classifier_says_waits_until_it_knows(tmp_path, visit):
+    world = make(tmp_path / "world", ["toy"], count=30)
+    ids = world.store.ids("image")
+    LabelsFile(world.store.path).label("ada", [(id_, colour_of(world, id_)) for id_ in ids[:16]])
+    with exploring(world, "--images", world.images) as (url, _):
+        seen = visit(f"{url}/explore/#/map?by=probability")
+        page = seen.page
+        expect(page.get_by_text("unlikely")).to_be_visible(timeout=TIMEOUT)  # of the first class
+        expect(page.get_by_role("alert")).to_have_count(0)
+        page.locator(".tools select").first.select_option("label")
+        expect(page.get_by_role("list", name="Colours")).to_contain_text("no label", timeout=TIMEOUT)
+        assert [line for line in seen.complaints if "409" not in line] == []
+
+
+def test_where_nothing_was_taught_the_map_is_there_with_words(tmp_path, visit):
+    world = make(tmp_path / "world", ["toy"], count=12)
+    with exploring(world, "--images", world.images) as (url, _):
+        page = visit(f"{url}/explore/#/map?by=doubt").page
+        expect(page.get_by_role("alert")).to_contain_text("requires a classifier", timeout=TIMEOUT)
+        surface = page.get_by_role("application")
+        expect(surface).to_be_visible()
+        page.wait_for_timeout(500)
+        with Image.open(io.BytesIO(surface.screenshot())) as shot:
+            lowest, highest = shot.convert("L").crop((20, 20, shot.width - 20, shot.height - 20)).getextrema()
+        assert highest - lowest >= 30
 
 
 def test_without_the_library_words_say_how_to_get_it(tmp_path, visit):

@@ -31,6 +31,7 @@ export class Whole {
 export class Paged {
   total = $state(null);
   problem = $state("");
+  fitting = $state(false); // the order is not known yet
   pages = $state.raw(new Map());
   #asked = new Map();
 
@@ -85,6 +86,7 @@ export class Paged {
     } catch (error) {
       if (error.name !== "AbortError") {
         this.problem = error.message;
+        this.fitting = error.code === "being_fitted";
         this.total ??= 0;
       }
     } finally {

@@ -30,7 +30,7 @@ export class Points {
     gl.linkProgram(program);
     gl.useProgram(program);
     this.uniforms = { view: gl.getUniformLocation(program, "view"), size: gl.getUniformLocation(program, "size") };
-    this.buffers = {};
+    this.buffers = { order: gl.createBuffer() };
     for (const [name, width, kind] of [["place", 2, gl.FLOAT], ["colour", 4, gl.UNSIGNED_BYTE]]) {
       const buffer = gl.createBuffer();
       const at = gl.getAttribLocation(program, name);
@@ -54,10 +54,21 @@ export class Points {
     this.#fill("place", places);
   }
 
-  /** @param {Uint8Array} colours red, green, blue and alpha of each */
-  setColours(colours) {
+  /**
+   * @param {Uint8Array} colours red, green, blue and alpha of each
+   * @param {boolean[]} below which of them lie below the others
+   */
+  setColours(colours, below = []) {
     this.colours = colours;
     this.#fill("colour", colours);
+    // What has no label must not cover what has one: it is drawn first.
+    const order = new Uint32Array(this.count);
+    let at = 0;
+    for (const first of [true, false]) for (let index = 0; index < this.count; index += 1) if (Boolean(below[index]) === first) order[at++] = index;
+    this.order = order;
+    if (!this.gl) return;
+    this.gl.bindBuffer(this.gl.ELEMENT_ARRAY_BUFFER, this.buffers.order);
+    this.gl.bufferData(this.gl.ELEMENT_ARRAY_BUFFER, order, this.gl.STATIC_DRAW);
   }
 
   /** Draw with x' = x * sx + tx and y' = y * sy + ty, in -1 to 1 of the canvas. */
@@ -73,7 +84,7 @@ export class Points {
       gl.blendFuncSeparate(gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
       gl.uniform4f(this.uniforms.view, sx, sy, tx, ty);
       gl.uniform1f(this.uniforms.size, size);
-      gl.drawArrays(gl.POINTS, 0, this.count);
+      gl.drawElements(gl.POINTS, this.count, gl.UNSIGNED_INT, 0);
       return;
     }
     const { width, height } = canvas;
@@ -81,7 +92,7 @@ export class Points {
     const pixels = new Uint32Array(image.data.buffer);
     const colours = new Uint32Array(this.colours.buffer);
     const reach = Math.max(0, Math.floor(size / 2));
-    for (let index = 0; index < this.count; index += 1) {
+    for (const index of this.order) {
       const x = Math.round(((this.places[2 * index] * sx + tx + 1) / 2) * width);
       const y = Math.round(((1 - (this.places[2 * index + 1] * sy + ty)) / 2) * height);
       if (x < reach || y < reach || x >= width - reach || y >= height - reach) continue;

@@ -126,7 +126,9 @@ def test_points_lead_to_their_pictures(mapped):
 
 def test_points_are_coloured_by_label_and_by_what_the_classifier_says(mapped):
     ids = mapped.service.store.ids("image")
-    refused(mapped.http.get("/explore/map/colours?by=doubt"), 409, "not_taught", "requires a classifier")
+    while mapped.http.get("/explore/teach").json()["busy"]:
+        pass
+    refused(mapped.http.get("/explore/map/colours?by=doubt"), 409, "not_taught", "requires a classifier. Label at")
     for number in range(8):
         label(mapped, ids[number], "ab"[number % 2])
     label(mapped, ids[0], "b", by="bob")

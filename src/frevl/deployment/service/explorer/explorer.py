@@ -14,7 +14,7 @@ from frevl.deployment.service.explorer.curating.curations import Curations
 from frevl.deployment.service.explorer.mapping.neighbours import NeighbourMaps
 from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
-from frevl.deployment.service.explorer.teaching.lesson import Fit
+from frevl.deployment.service.explorer.teaching.lesson import Fit, Lesson
 from frevl.deployment.service.explorer.teaching.teacher import Teacher
 from frevl.deployment.service.explorer.thumbnails import Thumbnails
 from frevl.deployment.service.http.limits import RefusedError
@@ -100,6 +100,26 @@ class Explorer:
 
     def _newest_rows(self) -> Rows:
         return self._rows_of(self.service.store)
+
+    async def lesson(self, rows: Rows, what: str) -> Lesson:
+        """Return what the classifier says of these rows; it begins to learn if it has not.
+
+        Args:
+            rows: The newest rows.
+            what: What requires it, as the subject of a sentence.
+
+        Raises:
+            RefusedError: 409, ``being_fitted`` while it learns, ``not_taught`` if it cannot.
+        """
+        if self.teacher is None:
+            raise RefusedError(409, "not_taught", f"{what} requires a classifier. Teaching is disabled here.")
+        await self.ask(self.teacher.wake)
+        lesson = self.teacher.lesson
+        if lesson is not None and lesson.material.key == rows.key:
+            return lesson
+        if self.teacher.state()["busy"]:
+            raise RefusedError(409, "being_fitted", "The classifier is being fitted; try again in a moment.")
+        raise RefusedError(409, "not_taught", f"{what} requires a classifier. {self.teacher.problem}")
 
     def close(self) -> None:
         """Stop teaching, training and curating. Blocks, so do not call it on the event loop."""

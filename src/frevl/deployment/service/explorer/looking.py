@@ -98,6 +98,8 @@ def _notes(explorer: Explorer, rows: Rows) -> list[str]:
     if not len(rows):
         notes.append("There are no pictures in this store yet.")
     encoder = explorer.encoder
+    if any(model.searches for model in explorer.service.models.values()):
+        return notes  # a run reads the words of a search
     if encoder.text is None and encoder.shares_space:
         notes.append(
             f"Text search with the encoder {encoder.name} is not possible, because the store had no texts of this "
@@ -150,8 +152,8 @@ async def images(
     if of is not None:  # a link from before the class was renamed
         given = of
         of = await explorer.ask(lambda: explorer.labels.reading(lambda book: book.name_of(given))) or of
-    lesson = _lesson(explorer, order, of)
     rows = await explorer.rows()
+    lesson = await _lesson(explorer, rows, order, of)
     chips = await explorer.ask(lambda: read_filters(filters))
 
     def work() -> dict[str, Any]:
@@ -191,15 +193,11 @@ def _chosen(
     return chosen
 
 
-def _lesson(explorer: Explorer, order: Order, of: str | None) -> Lesson | None:
-    """Return the classifier's predictions, if it has any for the current rows of the store."""
-    teacher = explorer.teacher
-    lesson = None if teacher is None else teacher.lesson
+async def _lesson(explorer: Explorer, rows: Rows, order: Order, of: str | None) -> Lesson | None:
+    """Return the classifier's predictions; without an order by them, only if it has any."""
     if order == "store":
-        return lesson
-    if teacher is None or lesson is None:
-        said = "Teaching is disabled here." if teacher is None else teacher.problem or "It is being fitted; try again."
-        raise RefusedError(409, "not_taught", f"This order requires a classifier. {said}")
+        return None if explorer.teacher is None else explorer.teacher.lesson
+    lesson = await explorer.lesson(rows, "This order")
     if order == "class" and of not in lesson.material.names:
         raise RefusedError(409, "not_taught", f"The classifier knows no class {(of or '')[:80]!r} yet.")
     return lesson
@@ -224,10 +222,6 @@ def _ordered(
     filters: tuple[object, ...],
 ) -> np.ndarray:
     """Return the rows in an order given by the classifier; `chosen` are those that pass the filters."""
-    if lesson.material.key != rows.key:
-        raise RefusedError(
-            409, "not_taught", "The store has changed and the classifier is being fitted again; try again."
-        )
 
     def make() -> np.ndarray:
         if order == "next":

@@ -66,21 +66,19 @@ def _projection(explorer: Explorer, rows: Rows, method: MapMethod) -> Projection
 async def colours(explorer: Explorer, by: ColourBy, of: str | None, method: MapMethod = "components") -> dict[str, Any]:
     """Return the values that colour the points."""
     rows = await explorer.rows()
+    lesson = None if by in ("label", "cluster") else await explorer.lesson(rows, "This colour")
 
     def work() -> dict[str, Any]:
         drawn = _projection(explorer, rows, method).rows
         if by == "label":
             return {"key": rows.key, **_by_label(explorer, rows, drawn)}
-        if by == "cluster":
+        if lesson is None:  # clusters, which nobody has to teach
             numbers = explorer.once(
                 (rows.key, "clusters", method), lambda: cluster_numbers(rows.vectors, drawn, _CLUSTERS)
             )
             counts: list[int] = np.bincount(numbers).tolist()
             names = [f"cluster {number + 1}: {count:,} pictures" for number, count in enumerate(counts)]
             return {"key": rows.key, "names": names, "values": numbers.tolist()}
-        lesson = None if explorer.teacher is None else explorer.teacher.lesson
-        if lesson is None or lesson.material.key != rows.key:
-            raise RefusedError(409, "not_taught", "This requires a classifier; label pictures of two classes first.")
         names = lesson.material.names
         if by == "guess":
             return {"key": rows.key, "names": names, "values": lesson.best[drawn].tolist()}
