@@ -10,13 +10,13 @@ from sklearn.linear_model import LogisticRegression
 
 from frevl.models.classification.class_network import ClassNetwork
 from frevl.models.classification.heads import Features, Head, statistics_of, unit_features
+from frevl.models.classification.probe import solve_probe
 from frevl.models.classification.solvers import (
     CACHE_SHARPNESS,
     solve_cache,
     solve_gaussian,
     solve_kernel,
     solve_means,
-    solve_probe,
 )
 from frevl.models.registry import build
 
@@ -84,7 +84,8 @@ def test_kernel_is_kernel_ridge_regression():
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("count", [8, 60, 400])  # fewer than features; more; so many that a part tells the curvature
+# Fewer than features; turned, as there are few a class; as they are; so many that a part tells the curvature.
+@pytest.mark.parametrize("count", [8, 40, 60, 400])
 def test_probe_is_logistic_regression(count, weighted):
     features, labels, _ = drawn(count)
     weights = 0.5 + torch.arange(count) % 3 if weighted else None
@@ -94,6 +95,21 @@ def test_probe_is_logistic_regression(count, weighted):
     judge.fit(ones, labels.numpy(), sample_weight=None if weights is None else weights.numpy())
     expected = torch.from_numpy(judge.decision_function(ones)).float()
     torch.testing.assert_close(head.logits(features, None), expected, rtol=1e-2, atol=1e-2)
+
+
+def test_what_penalties_share_of_the_same_features_changes_no_result():
+    features, labels, _ = drawn(40)
+
+    def solved(features, strength):
+        return [
+            solve_probe(features, labels, CLASSES, penalty=strength).logits(features, None),
+            solve_kernel(features, labels, CLASSES, ridge=strength).logits(features, features),
+        ]
+
+    shared = [solved(features, strength) for strength in (1.0, 0.1, 1.0)]
+    for strength, found in zip((1.0, 0.1, 1.0), shared, strict=True):
+        alone = solved(Features(*(None if part is None else part.clone() for part in features)), strength)
+        torch.testing.assert_close(found, alone, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("penalty", [0.1, 1.0, 10.0])

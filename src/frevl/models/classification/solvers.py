@@ -1,4 +1,4 @@
-"""Solve a `Head` from examples of classes, one function per method. Pure torch; all but the probe are closed forms.
+"""Solve a `Head` from examples of classes in closed form, one function per method. Pure torch.
 
 Features are standardised and of unit length (`frevl.models.classification.heads`), which is ours; so is the way that
 names enter each method, unless said otherwise.
@@ -6,6 +6,7 @@ names enter each method, unless said otherwise.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from frevl.models.classification.heads import Features, Head, Memory, one_hot
-from frevl.models.classification.linear_problem import minimise
 from frevl.models.kernel_ridge import kernel_matrix, median_distance
 
 __all__ = [
@@ -24,20 +24,13 @@ __all__ = [
     "solve_gaussian",
     "solve_kernel",
     "solve_means",
-    "solve_probe",
     "solve_unlabelled",
 ]
 
 CACHE_SHARPNESS = 5.5
 """Beta of Tip-Adapter's cache, as published."""
 
-_STEPS = 12  # with more nothing changes but the third digit of the likelihood (research/experiments/log.md)
-_ENOUGH = 3e-4
-_ENOUGH_OF_MANY = 1e-3  # 3e-3 above the least loss, in three quarters of the time; scikit-learn stops at 1e-2
-_MANY = 2**22  # numbers in all features; fits of fewer take less than 0.1 s
-_BESIDE_NAMES = 0.05  # curvature; a smaller one is nearer the least loss in as many steps, and no better on others
 _NO_SPREAD = 1e-10  # of features of unit length
-_TELLING = 16  # examples a feature that tell the curvature; with 4, and many examples, the steps do not suffice
 
 
 def class_means(standard: Tensor, labels: Tensor, classes: int, weights: Tensor | None = None) -> Tensor:
@@ -57,7 +50,7 @@ def solve_means(
         labels: ``(n,)`` int64.
         classes: How many there are.
         names: Scale of the names beside it.
-        weights: As in `solve_probe`.
+        weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     means = F.normalize(class_means(features.standard, labels, classes, weights), dim=1)
     return Head(names, means, torch.zeros(classes))
@@ -83,7 +76,7 @@ def solve_gaussian(
         classes: How many there are.
         shrinkage: In (0, 1]; with 1 the nearest class mean by distance.
         names: Scale of the names beside it.
-        weights: As in `solve_probe`.
+        weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     x = features.standard
     means = class_means(x, labels, classes, weights)
@@ -110,11 +103,11 @@ def solve_kernel(
         classes: How many there are.
         ridge: Penalty above 0.
         names: Scale of the names; the regression then is on what their probabilities leave over.
-        weights: As in `solve_probe`.
+        weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     x = features.standard
     width = _width(x)
-    kernel = kernel_matrix(x, x, width)
+    kernel = _kernel(x, width)
     kernel.diagonal().add_(ridge if weights is None else ridge / weights)
     expected = _names_probabilities(features, names) if names else torch.full((len(x), classes), 1 / classes)
     factor = torch.linalg.cholesky(kernel)
@@ -136,7 +129,7 @@ def solve_cache(
         labels: ``(n,)`` int64.
         classes: How many there are.
         names: Scale of the names beside it.
-        weights: As in `solve_probe`.
+        weights: As in `frevl.models.classification.probe.solve_probe`.
     """
     truth = _weighted(labels, classes, weights)
     coefficients = truth / _filled(truth.sum(dim=0))
@@ -146,101 +139,29 @@ def solve_cache(
     return replace(head, memories=(memory,))
 
 
-def solve_probe(
-    features: Features,
-    labels: Tensor,
-    classes: int,
-    *,
-    penalty: float,
-    names: float = 0.0,
-    weights: Tensor | None = None,
-    steps: int = _STEPS,
-    enough: float | None = None,
-) -> Head:
-    """Logistic regression that starts at the names and is pulled back to them.
-
-    The sum of the cross-entropies plus ``penalty / 2`` times the squares of the weights beside ``names * cosines``:
-    with a strong penalty the names alone are left. Like CLAP (Silva-Rodriguez et al. 2024) and LP++ (Huang et al. 2024)
-    with names as the anchor; without names it is ordinary logistic regression.
-
-    Args:
-        features: Of ``n`` examples.
-        labels: ``(n,)`` int64.
-        classes: How many there are.
-        penalty: Above 0.
-        names: Scale of the names.
-        weights: ``(n,)`` above 0, how many examples each counts for; None: one.
-        steps: Most steps of L-BFGS.
-        enough: It ends where a step would make the loss less by no more than this share; None: 3e-4, and 1e-3 where
-            the features hold 2^22 numbers or more.
-    """
-    x = features.standard
-    if enough is None:
-        enough = _ENOUGH if x.numel() < _MANY else _ENOUGH_OF_MANY
-    offset = (names * features.cosines).T if names and features.cosines is not None else torch.zeros(())
-    each = torch.ones(len(labels)) if weights is None else weights
-    basis = None
-    if len(x) < x.shape[1]:  # the weights lie in the span of the examples (representer theorem)
-        basis, triangle = torch.linalg.qr(x.T)
-        x = triangle.T.contiguous()
-    curvature = _BESIDE_NAMES if offset.dim() else (1 - 1 / classes) / classes  # p (1 - p), each as likely at first
-    back = _to_even_curvature(x, each, penalty, curvature)
-    rows = torch.arange(len(x))
-
-    def evaluate(point: Tensor) -> tuple[float, Tensor]:
-        weight = point.view(classes, -1) @ back  # the bias last, which is pulled to zero like all others
-        begun = bool(point.any())  # at first there is nothing to multiply
-        logits = torch.addmm(weight[:, -1:], weight[:, :-1], x.T) if begun else torch.zeros(classes, len(x))
-        likely = torch.log_softmax(offset + logits, dim=0)  # a class a row: a tenth of the time
-        value = float(penalty / 2 * weight.square().sum() - likely.gather(0, labels[None])[0] @ each)
-        residual = likely.exp_()
-        residual[labels, rows] -= 1
-        residual = residual if weights is None else residual * each
-        slope = torch.cat([residual @ x, residual.sum(dim=1, keepdim=True)], dim=1).add_(weight, alpha=penalty)
-        return value, (slope @ back.T).flatten()
-
-    start = torch.zeros(classes * len(back))
-    found = minimise(evaluate, start, steps=steps, tolerance=1e-4, enough=enough).view(classes, -1) @ back
-    weight = found[:, :-1].clone() if basis is None else found[:, :-1] @ basis.T
-    return Head(names, weight, found[:, -1].clone())
-
-
-def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, of_logits: float) -> Tensor:
-    """Return the ``(d + 1, d + 1)`` matrix from coordinates in which the curvature is about the identity to weights.
-
-    In such coordinates a third of the steps are needed. A part of the examples tells the curvature well enough.
-
-    Args:
-        x: ``(n, d)``; the bias is as a column of ones after it.
-        each: ``(n,)`` weights of the examples.
-        penalty: Of the weights and the bias.
-        of_logits: Curvature of the loss of an example by its logits.
-    """
-    parts = min(len(x), _TELLING * x.shape[1])
-    rows = torch.arange(parts) * len(x) // parts  # evenly, because examples may come class by class
-    some, share = (x, each) if parts == len(x) else (x[rows], each[rows])
-    scaled = some if bool((share == 1).all()) else some * share.sqrt()[:, None]
-    array = scaled.detach().contiguous().numpy()
-    curvature = torch.empty(x.shape[1] + 1, x.shape[1] + 1)
-    curvature[:-1, :-1] = torch.from_numpy(array.T @ array)  # NumPy sees that it is symmetric: half of the work
-    curvature[-1, :-1] = curvature[:-1, -1] = share @ some
-    curvature[-1, -1] = share.sum()
-    curvature *= of_logits * float(each.sum() / share.sum())
-    curvature.diagonal().add_(penalty)
-    factor = torch.linalg.cholesky(curvature)
-    inverse: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False)
-    return inverse
-
-
-_WIDTHS = WeakIdKeyDictionary()  # of features: several penalties are tried on the same
+# Of features, which nobody changes in place: several penalties are tried on the same.
+_WIDTHS: MutableMapping[Tensor, float] = WeakIdKeyDictionary()
+_KERNELS: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+_MOST_SHARED = 4_096  # examples; a kernel matrix of more takes too much memory to keep beside its factor
 
 
 def _width(features: Tensor) -> float:
-    """Return the median squared distance of features, which nobody changes in place."""
+    """Return the median squared distance of features."""
     if features not in _WIDTHS:
         _WIDTHS[features] = float(median_distance(features))
-    width: float = _WIDTHS[features]
-    return width
+    return _WIDTHS[features]
+
+
+def _kernel(features: Tensor, width: float) -> Tensor:
+    """Return the ``(n, n)`` kernel matrix of features, which the caller may change."""
+    if len(features) > _MOST_SHARED:
+        return kernel_matrix(features, features, width)
+    kept = _KERNELS.get(features)
+    if kept is None:
+        kept = kernel_matrix(features, features, width)
+        _KERNELS.clear()  # one at a time: those of further folds take its place
+        _KERNELS[features] = kept
+    return kept.clone()
 
 
 def _weighted(labels: Tensor, classes: int, weights: Tensor | None) -> Tensor:

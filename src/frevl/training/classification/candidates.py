@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from frevl.models.classification.heads import Features, Head
-from frevl.models.classification.solvers import solve_cache, solve_gaussian, solve_kernel, solve_means, solve_probe
+from frevl.models.classification.probe import solve_probe
+from frevl.models.classification.solvers import solve_cache, solve_gaussian, solve_kernel, solve_means
 
 __all__ = ["METHODS", "MOST_KEPT", "Candidate", "candidates_of", "fixed_candidate"]
 

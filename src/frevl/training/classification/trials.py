@@ -155,7 +155,7 @@ def calibrated_parts(candidate: Candidate, parts: tuple[Tensor, Tensor], truth: 
 
     def evaluate(logs: Tensor) -> tuple[float, Tensor]:
         scaled = [float(log.exp()) * part for log, part in zip(logs, both, strict=True)]
-        likely = torch.log_softmax(torch.stack(scaled).sum(dim=0), dim=1)
+        likely = torch.log_softmax(sum(scaled[1:], scaled[0]), dim=1)
         value = float((-likely[rows, truth.labels] * each).mean() + _STEADY * logs.square().sum())
         residual = likely.exp_()
         residual[rows, truth.labels] -= 1

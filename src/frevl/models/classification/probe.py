@@ -1,0 +1,208 @@
+"""The probe of `frevl classify`: logistic regression that starts at the names. Pure torch.
+
+Features are standardised and of unit length (`frevl.models.classification.heads`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from frevl.models.classification.heads import Features, Head
+from frevl.models.classification.linear_problem import minimise
+
+__all__ = ["solve_probe"]
+
+_STEPS = 12  # with more nothing changes but the third digit of the likelihood (research/experiments/log.md)
+_ENOUGH = 3e-4
+_ENOUGH_OF_MANY = 1e-3  # 3e-3 above the least loss, in three quarters of the time; scikit-learn stops at 1e-2
+_MANY = 2**22  # numbers in all features; fits of fewer take less than 0.1 s
+_BESIDE_NAMES = 0.05  # curvature; a smaller one is nearer the least loss in as many steps, and no better on others
+_TELLING = 16  # examples a feature that tell the curvature; with 4, and many examples, the steps do not suffice
+
+
+def solve_probe(
+    features: Features,
+    labels: Tensor,
+    classes: int,
+    *,
+    penalty: float,
+    names: float = 0.0,
+    weights: Tensor | None = None,
+    steps: int = _STEPS,
+    enough: float | None = None,
+) -> Head:
+    """Logistic regression that starts at the names and is pulled back to them.
+
+    The sum of the cross-entropies plus ``penalty / 2`` times the squares of the weights beside ``names * cosines``:
+    with a strong penalty the names alone are left. Like CLAP (Silva-Rodriguez et al. 2024) and LP++ (Huang et al. 2024)
+    with names as the anchor; without names it is ordinary logistic regression.
+
+    Args:
+        features: Of ``n`` examples.
+        labels: ``(n,)`` int64.
+        classes: How many there are.
+        penalty: Above 0.
+        names: Scale of the names.
+        weights: ``(n,)`` above 0, how many examples each counts for; None: one.
+        steps: Most steps of L-BFGS.
+        enough: It ends where a step would make the loss less by no more than this share; None: 3e-4, and 1e-3 where
+            the features hold 2^22 numbers or more.
+    """
+    x = features.standard
+    if enough is None:
+        enough = _ENOUGH if x.numel() < _MANY else _ENOUGH_OF_MANY
+    offset = (names * features.cosines).T if names and features.cosines is not None else torch.zeros(())
+    each = torch.ones(len(labels)) if weights is None else weights
+    curvature = _BESIDE_NAMES if offset.dim() else (1 - 1 / classes) / classes  # p (1 - p), each as likely at first
+    basis = None
+    if len(x) < x.shape[1]:  # the weights lie in the span of the examples (representer theorem)
+        basis, triangle = torch.linalg.qr(x.T)
+        x = triangle.T.contiguous()
+    inputs: _Turned | _AsTheyAre
+    if len(x) < classes * _STEPS:  # then the features are turned in less time than the weights at every step
+        whole = _principal(x) if weights is None and basis is None else _principal_directions(x, each)
+        inputs = _Turned(*whole, curvature, penalty)
+    else:
+        inputs = _AsTheyAre(x, _to_even_curvature(x, each, penalty, curvature))
+    rows = torch.arange(len(x))
+
+    def evaluate(point: Tensor) -> tuple[float, Tensor]:
+        weight = inputs.weight(point.view(classes, -1))  # the bias last, which is pulled to zero like all others
+        begun = bool(point.any())  # at first there is nothing to multiply
+        logits = inputs.logits(weight) if begun else torch.zeros(classes, len(x))
+        likely = torch.log_softmax(offset + logits, dim=0)  # a class a row: a tenth of the time
+        value = float(penalty / 2 * weight.square().sum() - likely.gather(0, labels[None])[0] @ each)
+        residual = likely.exp_()
+        residual[labels, rows] -= 1
+        residual = residual if weights is None else residual * each
+        return value, inputs.slope(inputs.summed(residual).add_(weight, alpha=penalty)).flatten()
+
+    start = torch.zeros(classes * (x.shape[1] + 1))
+    found = minimise(evaluate, start, steps=steps, tolerance=1e-4, enough=enough).view(classes, -1)
+    found = inputs.restored(found)
+    weight = found[:, :-1].clone() if basis is None else found[:, :-1] @ basis.T
+    return Head(names, weight, found[:, -1].clone())
+
+
+class _AsTheyAre:
+    """Features as they are, the weights in even coordinates: for many examples, which are not copied.
+
+    Args:
+        x: ``(n, d)``.
+        back: ``(d + 1, d + 1)`` from even coordinates to weights, the bias last.
+    """
+
+    def __init__(self, x: Tensor, back: Tensor) -> None:
+        self.x, self.back = x, back
+
+    def weight(self, point: Tensor) -> Tensor:
+        """Return ``(classes, d + 1)`` weights of a point."""
+        return point @ self.back
+
+    def logits(self, weight: Tensor) -> Tensor:
+        """Return ``(classes, n)``."""
+        return torch.addmm(weight[:, -1:], weight[:, :-1], self.x.T)
+
+    def summed(self, residual: Tensor) -> Tensor:
+        """Return the ``(classes, d + 1)`` gradient by the weights from ``(classes, n)`` residuals."""
+        return torch.cat([residual @ self.x, residual.sum(dim=1, keepdim=True)], dim=1)
+
+    def slope(self, gradient: Tensor) -> Tensor:
+        """Return the gradient by the point."""
+        return gradient @ self.back.T
+
+    def restored(self, point: Tensor) -> Tensor:
+        """Return the weights of the features themselves."""
+        return self.weight(point)
+
+
+class _Turned:
+    """Features along their principal directions, where even coordinates are a stretch of each: for many classes.
+
+    Then two of four products of matrices a step are saved, and several penalties share the turn.
+
+    Args:
+        turned: ``(n, d + 1)`` features with a one behind them, along the directions.
+        spread: ``(d + 1,)`` sum of their squares along each.
+        directions: ``(d + 1, d + 1)`` orthonormal, one a column.
+        of_logits: As in `_to_even_curvature`.
+        penalty: Of the weights and the bias.
+    """
+
+    def __init__(self, turned: Tensor, spread: Tensor, directions: Tensor, of_logits: float, penalty: float) -> None:
+        self.turned, self.directions = turned, directions
+        self.stretch = (of_logits * spread + penalty).rsqrt()
+
+    def weight(self, point: Tensor) -> Tensor:
+        """Return ``(classes, d + 1)`` weights along the directions, which have the length of those of the features."""
+        return point * self.stretch
+
+    def logits(self, weight: Tensor) -> Tensor:
+        """Return ``(classes, n)``."""
+        return weight @ self.turned.T
+
+    def summed(self, residual: Tensor) -> Tensor:
+        """Return the ``(classes, d + 1)`` gradient by the weights from ``(classes, n)`` residuals."""
+        return residual @ self.turned
+
+    def slope(self, gradient: Tensor) -> Tensor:
+        """Return the gradient by the point."""
+        return gradient * self.stretch
+
+    def restored(self, point: Tensor) -> Tensor:
+        """Return the weights of the features themselves."""
+        return self.weight(point) @ self.directions.T
+
+
+def _principal_directions(x: Tensor, each: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `_Turned` takes of ``(n, d)`` features, weighted by ``each``."""
+    whole = F.pad(x, (0, 1), value=1.0)
+    scaled = whole if each is None else whole * each.sqrt()[:, None]
+    spread, directions = torch.linalg.eigh(scaled.T @ scaled)
+    return whole @ directions, spread.clamp(min=0), directions
+
+
+def _to_even_curvature(x: Tensor, each: Tensor, penalty: float, of_logits: float) -> Tensor:
+    """Return the ``(d + 1, d + 1)`` matrix from coordinates in which the curvature is about the identity to weights.
+
+    In such coordinates a third of the steps are needed. A part of the examples tells the curvature well enough.
+
+    Args:
+        x: ``(n, d)``; the bias is as a column of ones after it.
+        each: ``(n,)`` weights of the examples.
+        penalty: Of the weights and the bias.
+        of_logits: Curvature of the loss of an example by its logits.
+    """
+    parts = min(len(x), _TELLING * x.shape[1])
+    rows = torch.arange(parts) * len(x) // parts  # evenly, because examples may come class by class
+    some, share = (x, each) if parts == len(x) else (x[rows], each[rows])
+    scaled = some if bool((share == 1).all()) else some * share.sqrt()[:, None]
+    array = scaled.detach().contiguous().numpy()
+    curvature = torch.empty(x.shape[1] + 1, x.shape[1] + 1)
+    curvature[:-1, :-1] = torch.from_numpy(array.T @ array)  # NumPy sees that it is symmetric: half of the work
+    curvature[-1, :-1] = curvature[:-1, -1] = share @ some
+    curvature[-1, -1] = share.sum()
+    curvature *= of_logits * float(each.sum() / share.sum())
+    curvature.diagonal().add_(penalty)
+    factor = torch.linalg.cholesky(curvature)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False)
+    return inverse
+
+
+# Of features, which nobody changes in place: penalties share the turn.
+_TURNS: MutableMapping[Tensor, tuple[Tensor, Tensor, Tensor]] = WeakIdKeyDictionary()
+
+
+def _principal(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `_principal_directions` of features that all count alike."""
+    found = _TURNS.get(features)
+    if found is None:
+        found = _principal_directions(features, None)
+        _TURNS.clear()  # one at a time: those of further folds take its place
+        _TURNS[features] = found
+    return found
