@@ -27,8 +27,8 @@ from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import hardware
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
+from frevl.runs.search.distances import nearest_rows
 from frevl.runs.search.index import build_index
-from frevl.runs.search.nearest import nearest_rows
 from frevl.runs.search.vectors import PART_ROWS
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store

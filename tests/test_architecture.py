@@ -1,6 +1,7 @@
 """The shape of the package: ten rooms, who may import whom, what is public, what is loaded when."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -131,6 +132,22 @@ def test_files_and_folders_stay_small():
     for folder in {path.parent for path in modules().values()}:
         files = [path for path in folder.glob("*.py") if path.stem != "__init__"]
         assert len(files) <= MOST_FILES, f"{folder.name} has {len(files)} files"
+
+
+def test_every_file_named_for_a_change_exists():
+    """The table "Where a change goes" in docs/architecture.md; a bare name lies beside the file named before it."""
+    root = SOURCE.parents[1]
+    table = (root / "docs/architecture.md").read_text(encoding="utf-8").partition("## Where a change goes")[2]
+    rows = [line.split("|")[2] for line in table.partition("\n## ")[0].splitlines() if line.startswith("| ")][1:]
+    assert len(rows) >= 30
+    for row in rows:
+        folder = SOURCE
+        for name in re.findall(r"`([\w./]+)`", row):
+            if "/" not in name and not name.endswith(".py"):
+                continue
+            found = [place / name for place in (folder, SOURCE, root) if (place / name).exists()]
+            assert found, f"{name}, named for{row}, does not exist"
+            folder = found[0] if found[0].is_dir() else found[0].parent
 
 
 def test_every_package_says_what_it_is_for():

@@ -14,7 +14,7 @@ from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.reader import Store
 from frevl.store.writer import StoreWriter
-from frevl.training.ablation.rows import variants_of
+from frevl.training.ablation.variants import variants_of
 from frevl.training.prepare import prepare
 from frevl.training.seeds import train_seeds
 from frevl.training.selection.encoder_sets import all_encoders, encoder_sets, narrow

@@ -127,7 +127,7 @@ class TextTower(Protocol):
     def unread(self, texts: Sequence[str]) -> np.ndarray:
         """Return ``(n,)`` float32 in [0, 1]: the share of each text's letters that the tokenizer cannot read.
 
-        See `frevl.encoders.unread`.
+        See `frevl.encoders.unreadable_texts`.
         """
 
 

@@ -25,7 +25,7 @@ from frevl.encoders import packaged_networks as originals
 from frevl.encoders.images import DECODE_TARGET
 from frevl.encoders.interface import MOST_CHARACTERS, Embeddings, keep_tokens, readable
 from frevl.encoders.onnx_session import Source, open_network, run
-from frevl.encoders.unread import Pieces, UnreadTexts, pieces_of_encoding
+from frevl.encoders.unreadable_texts import Pieces, UnreadTexts, pieces_of_encoding
 from frevl.errors import EncoderError, library
 from frevl.machine import processors
 

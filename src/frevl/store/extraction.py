@@ -22,7 +22,7 @@ from frevl.devices import check_device
 from frevl.encoders.interface import TextTower
 from frevl.encoders.registry import load_encoder, with_layers
 from frevl.encoders.runtime import on_device
-from frevl.encoders.unread import MOSTLY, unread_sentence
+from frevl.encoders.unreadable_texts import MOSTLY, unread_sentence
 from frevl.errors import InputError, UsageError
 from frevl.machine import processors
 from frevl.store.canaries import tower_records

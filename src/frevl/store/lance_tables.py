@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from frevl.errors import StoreError, UsageError
 from frevl.store.commits.failures import brief, is_lance_failure, reading, writing
 from frevl.store.commits.record import check_not_lost, manifests, read_commit, table_folder, writer_at_work
-from frevl.store.ids.kept import segments_of
+from frevl.store.ids.cache import segments_of
 from frevl.store.ids.rows_of_ids import RowsOfIds, Segment, ascending
 from frevl.store.remote.address import cache_of, is_remote, storage_options
 

@@ -15,7 +15,7 @@ from frevl.data.names import as_list, same_names, spelling_note, text_content, w
 from frevl.data.packed.columns import Coded, by_value, chosen, joined
 from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.encoders.interface import Encoder
-from frevl.encoders.unread import MOSTLY, unread_sentence
+from frevl.encoders.unreadable_texts import MOSTLY, unread_sentence
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 from frevl.store.ids.rows_of_ids import KnownIds, find_rows, rows_of_values
 from frevl.store.reader import Store

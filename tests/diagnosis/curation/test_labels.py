@@ -9,7 +9,7 @@ import pytest
 import frevl
 from frevl.data.pairs import Pairs
 from frevl.diagnosis.curation import folds
-from frevl.diagnosis.curation.words import by_words
+from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.splits import deal_folds
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.reader import Store

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from frevl.errors import StoreError
+from frevl.runs.search.distances import nearest_of_many, nearest_rows
 from frevl.runs.search.graphs import Graphs, grown_graphs, rows_of_a_graph
 from frevl.runs.search.index import NeighbourIndex, build_index
-from frevl.runs.search.nearest import nearest_of_many, nearest_rows
 
 
 class Vectors:
@@ -184,7 +184,7 @@ def test_one_pass_for_many_queries_finds_what_a_pass_for_each_finds(monkeypatch)
     made, queries = Vectors(None, 1_000), asked(30)
     allowed = np.random.default_rng(7).random(1_000) < 0.3
     for rows in (64, 8_192):
-        monkeypatch.setattr("frevl.runs.search.nearest._PIECE_OF_MANY", rows)
+        monkeypatch.setattr("frevl.runs.search.distances._PIECE_OF_MANY", rows)
         for k in (1, 10, 2_000):
             for only in (None, allowed):
                 found = nearest_of_many(made.blocks, queries, k, allowed=only)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frevl.runs.search import on_device
-from frevl.runs.search.nearest import nearest_rows
+from frevl.runs.search.distances import nearest_rows
 from frevl.runs.search.on_device import VectorsOnDevice
 
 

@@ -9,7 +9,7 @@ import pytest
 import frevl
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.errors import StoreError
-from frevl.store.ids import kept, rows_of_ids
+from frevl.store.ids import cache, rows_of_ids
 from frevl.store.ids.hashing import as_arrow, id_hash, id_hashes
 from frevl.store.ids.rows_of_ids import KnownIds, RowsOfIds, find_rows
 from frevl.store.items import StoredItems
@@ -93,8 +93,8 @@ def test_it_answers_as_a_dictionary_does(monkeypatch, same_hash):
 def store(tmp_path, monkeypatch):
     """A store that counts as large, in segments of four rows."""
     monkeypatch.setattr("frevl.store.lance_tables._MOST_IN_MEMORY", 0)
-    monkeypatch.setattr(kept, "_ROWS", 4)
-    monkeypatch.setattr(kept, "_LEAST_KEPT", 1)
+    monkeypatch.setattr(cache, "_ROWS", 4)
+    monkeypatch.setattr(cache, "_LEAST_KEPT", 1)
     pairs = [{"image": f"{n}.png", "text": f"text {n}"} for n in range(11)]
     frevl.extract(tmp_path / "store", pairs=pairs, encoder="toy")
     frevl.extract(tmp_path / "store", pairs=[{"image": "x", "text": f"more {n}"} for n in range(5)], encoder="toy")
@@ -159,8 +159,8 @@ def test_positions_are_those_of_the_newest_version_once_theirs_is_deleted(store)
 
 def test_the_first_file_of_rows_makes_its_folders(tmp_path):
     file = tmp_path / "cache" / "of a remote store" / "rows" / "images.key.rows"
-    assert kept._written(file, np.arange(3, dtype=np.uint64), np.arange(3, dtype=np.uint32))
-    assert kept._opened(file, 3, 0).rows.tolist() == [0, 1, 2]
+    assert cache._written(file, np.arange(3, dtype=np.uint64), np.arange(3, dtype=np.uint32))
+    assert cache._opened(file, 3, 0).rows.tolist() == [0, 1, 2]
 
 
 def test_the_rows_of_the_explorer_are_looked_up_after_a_compaction(tmp_path, draw, monkeypatch):

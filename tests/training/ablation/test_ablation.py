@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import frevl.training.ablation.rows
+import frevl.training.ablation.variants
 import frevl.training.seeds
 from frevl.data.pairs import Pairs
 from frevl.errors import MissingExtraError, PairsError, UsageError
@@ -19,8 +19,8 @@ from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
 from frevl.store.extraction import extract
 from frevl.training.ablation.report import ablation_table, draw_ablation, verdict
-from frevl.training.ablation.rows import VARIANTS, Variant, options_of
 from frevl.training.ablation.study import ablate
+from frevl.training.ablation.variants import VARIANTS, Variant, options_of
 from frevl.training.options import FusionOptions
 from frevl.training.training import train
 
@@ -162,8 +162,8 @@ def test_the_same_table_gives_the_same_plot(ablation, tmp_path):
 
 
 def test_an_interrupted_ablation_goes_on_and_ends_the_same(made, ablation, tmp_path, monkeypatch):
-    monkeypatch.setattr(frevl.training.ablation.rows, "VARIANTS", VARIANTS[:1])
-    monkeypatch.setattr(frevl.training.ablation.rows, "DEPTHS", ())
+    monkeypatch.setattr(frevl.training.ablation.variants, "VARIANTS", VARIANTS[:1])
+    monkeypatch.setattr(frevl.training.ablation.variants, "DEPTHS", ())
     trained = []
 
     def counted(*arguments, **settings):
@@ -192,7 +192,7 @@ def test_an_interrupted_ablation_goes_on_and_ends_the_same(made, ablation, tmp_p
 
 def test_encoders_and_stores_are_compared_on_the_same_pairs(made_twice, tmp_path, monkeypatch):
     for name in ("VARIANTS", "DEPTHS", "BASELINES"):
-        monkeypatch.setattr(frevl.training.ablation.rows, name, ())
+        monkeypatch.setattr(frevl.training.ablation.variants, name, ())
     world = made_twice
     extract(tmp_path / "second", images=world.images, pairs=[world.train_file, world.test_file], encoder=["toy2"])
     done = ablate(
@@ -207,9 +207,9 @@ def test_encoders_and_stores_are_compared_on_the_same_pairs(made_twice, tmp_path
 
 
 def test_a_change_without_effect_is_named(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(frevl.training.ablation.rows, "VARIANTS", VARIANTS[-1:])
-    monkeypatch.setattr(frevl.training.ablation.rows, "DEPTHS", ())
-    monkeypatch.setattr(frevl.training.ablation.rows, "BASELINES", ())
+    monkeypatch.setattr(frevl.training.ablation.variants, "VARIANTS", VARIANTS[-1:])
+    monkeypatch.setattr(frevl.training.ablation.variants, "DEPTHS", ())
+    monkeypatch.setattr(frevl.training.ablation.variants, "BASELINES", ())
     read = made.train
     soft = Pairs(read.images, read.texts, [{target: 0.9} for target in read.targets], read.extras, read.places)
     done = ablate(made.store, soft, test=made.test_file, out=tmp_path, **{**SMALL, "seeds": 1})
@@ -219,7 +219,7 @@ def test_a_change_without_effect_is_named(made, tmp_path, monkeypatch):
 
 def test_matching_compares_recall(made, tmp_path, monkeypatch):
     for name in ("VARIANTS", "DEPTHS"):
-        monkeypatch.setattr(frevl.training.ablation.rows, name, ())
+        monkeypatch.setattr(frevl.training.ablation.variants, name, ())
     arguments = {**SMALL, "task": "matching", "seeds": 1, "options": {"epochs": 1}}
     done = ablate(made.store, made.captions.select(range(120)), test=made.captions.select(range(120, 240)),
                   out=tmp_path, **arguments)  # fmt: skip
@@ -266,7 +266,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(made, tmp_path, 
 def few_variants(monkeypatch):
     """The full fusion and the baselines only."""
     for name in ("VARIANTS", "DEPTHS"):
-        monkeypatch.setattr(frevl.training.ablation.rows, name, ())
+        monkeypatch.setattr(frevl.training.ablation.variants, name, ())
 
 
 def test_groups_reach_the_trainings_and_the_intervals(made, tmp_path, frevl, few_variants, monkeypatch):
@@ -313,7 +313,7 @@ def test_its_folder_holds_the_file_that_repeats_it(made, tmp_path, frevl, few_va
 
 
 def test_the_command_line_takes_a_fusion_apart(made, tmp_path, frevl, monkeypatch):
-    import frevl.training.ablation.rows as module
+    import frevl.training.ablation.variants as module
 
     monkeypatch.setattr(module, "VARIANTS", module.VARIANTS[:1])
     monkeypatch.setattr(module, "DEPTHS", ())

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from frevl.data.columns import FIELDS, REQUIRED, Columns, choose_columns, renaming_note
+from frevl.data.formats.csv_rows import table_rows
 from frevl.data.formats.json_rows import json_rows
-from frevl.data.formats.table_rows import table_rows
 from frevl.errors import PairsError, Reject
 
 __all__ = [

@@ -15,8 +15,8 @@ from frevl.data.columns import FIELDS, choose_columns, renaming_note
 from frevl.data.formats.json_rows import is_lines, json_value, too_long
 from frevl.data.formats.pair_rows import TABLES, as_target, is_missing, nothing_found, with_the_same_sides
 from frevl.data.packed.blocks import Block, Layout, read_block
+from frevl.data.packed.cache import Kept, kept_columns
 from frevl.data.packed.columns import joined_codes
-from frevl.data.packed.kept import Kept, kept_columns
 from frevl.data.packed.tables import arrow_block, csv_block, open_csv
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Read large tables into Arrow columns: CSV in blocks of lines, Parquet, Arrow and Feather in batches.
 
-Rejects and reasons are those of `frevl.data.formats.table_rows` and `frevl.data.formats.arrow_rows`.
+Rejects and reasons are those of `frevl.data.formats.csv_rows` and `frevl.data.formats.arrow_rows`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frevl.data.columns import FIELDS, Columns
+from frevl.data.formats.csv_rows import records, table_header
 from frevl.data.formats.json_rows import has_half_pair, json_value
 from frevl.data.formats.pair_rows import problem_in
-from frevl.data.formats.table_rows import records, table_header
 from frevl.data.packed.blocks import Block, doubtful, json_objects, renamed
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _by_arrow(raw: bytes, first: int, table: Csv, block: Block) -> None:
 
 
 def _by_hand(raw: bytes, first: int, few: int, table: Csv, block: Block, *, at_end: bool) -> tuple[int, int]:
-    """Add the pairs of some records as read by `frevl.data.formats.table_rows`; return the bytes and lines consumed."""
+    """Add the pairs of some records as read by `frevl.data.formats.csv_rows`; return the bytes and lines consumed."""
     used = count = given = 0
 
     def lines() -> Iterator[str]:

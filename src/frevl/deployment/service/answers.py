@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from frevl.deployment.service.http.body import JSON, MULTIPART, Upload, read_body, unless_gone
 from frevl.deployment.service.http.limits import Keys, Limits
-from frevl.deployment.service.http.sites import check_site
+from frevl.deployment.service.http.origins import check_site
 from frevl.deployment.service.schemas import ErrorResponse
 
 __all__ = ["ERRORS", "Posts", "Sent", "body_of", "document_bodies", "errors", "json_answer", "respond"]

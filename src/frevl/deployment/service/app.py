@@ -27,7 +27,7 @@ from frevl.deployment.service.http.body import read_body
 from frevl.deployment.service.http.limits import Keys, RefusedError
 from frevl.deployment.service.http.metrics import Metrics
 from frevl.deployment.service.http.middleware import Middleware, error_response
-from frevl.deployment.service.http.sites import check_host
+from frevl.deployment.service.http.origins import check_host
 from frevl.deployment.service.models import Service
 from frevl.deployment.service.schemas import (
     AnswerRequest,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from frevl.diagnosis.curation.folds import FOLDS, Answers, cut_short, out_of_fold
 from frevl.diagnosis.curation.lines import Found, Lines
-from frevl.diagnosis.curation.words import by_words
+from frevl.diagnosis.curation.word_classifier import by_words
 from frevl.diagnosis.data_quality.label_errors import check_cleanlab, likely_errors
 from frevl.diagnosis.model_specs import SMALL, ModelSpec
 from frevl.diagnosis.performance.class_balance import FEWEST_OF_CLASS

@@ -25,7 +25,7 @@ from frevl.encoders.hub.text_tower import pieces_of
 from frevl.encoders.interface import Embeddings, ImageTower, TextTower, keep_tokens, readable
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import Network, open_runtime
-from frevl.encoders.unread import Pieces, UnreadTexts
+from frevl.encoders.unreadable_texts import Pieces, UnreadTexts
 from frevl.errors import EncoderError, UsageError, library, nearest
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from frevl.encoders.hub.networks import JOINT, load_config, quiet_transformers, 
 from frevl.encoders.interface import MOST_CHARACTERS, Embeddings, keep_layers, readable
 from frevl.encoders.onnx_session import Source
 from frevl.encoders.runtime import Network, open_runtime
-from frevl.encoders.unread import Pieces, UnreadTexts, pieces_of_encoding
+from frevl.encoders.unreadable_texts import Pieces, UnreadTexts, pieces_of_encoding
 from frevl.errors import EncoderError
 
 __all__ = ["HuggingFaceTextTower", "pieces_of", "text_tower"]

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frevl.files import replace_file, write_json
+from frevl.runs.search.distances import GRAPH
 from frevl.runs.search.vectors import PART_ROWS, Shortlist
 from frevl.terminal import ProgressLine
 
@@ -227,7 +228,7 @@ def _begun(shortlist: Shortlist) -> Graphs | None:
 
 def new_graph(dim: int) -> Any:
     """Return an empty graph for the 8-bit copies of vectors of this width."""
-    return _graphs()(ndim=dim, metric="ip", dtype="i8", connectivity=_CONNECTIVITY, expansion_add=_EXPANSION_ADD)
+    return _graphs()(ndim=dim, metric=GRAPH, dtype="i8", connectivity=_CONNECTIVITY, expansion_add=_EXPANSION_ADD)
 
 
 def add_to_graph(graph: Any, rows: np.ndarray, copies: np.ndarray, threads: int) -> None:

@@ -17,8 +17,8 @@ from filelock import FileLock
 
 from frevl.errors import StoreError, UsageError
 from frevl.files import write_json
+from frevl.runs.search.distances import nearest_of_many, nearest_rows
 from frevl.runs.search.graphs import Graphs, grown_graphs, parts_of, sweep
-from frevl.runs.search.nearest import nearest_of_many, nearest_rows
 from frevl.runs.search.vectors import Shortlist
 
 __all__ = ["IndexReport", "NeighbourIndex", "build_index"]
@@ -102,7 +102,7 @@ class NeighbourIndex:
             threads: For the exact part.
 
         Returns:
-            As `frevl.runs.search.nearest.nearest_rows`.
+            As `frevl.runs.search.distances.nearest_rows`.
         """
         alive = self.shortlist.alive()
         rows, similarities = self._candidates(query, k, self.expansion, alive, threads)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from frevl.devices import is_accelerator
-from frevl.runs.search.nearest import nearest_rows
+from frevl.runs.search.distances import nearest_rows
 
 if TYPE_CHECKING:
     from frevl.runs.search.vectors import Shortlist
@@ -93,7 +93,7 @@ def nearest_of(
         threads: Of a search on the processor.
 
     Returns:
-        As `frevl.runs.search.nearest.nearest_rows`.
+        As `frevl.runs.search.distances.nearest_rows`.
     """
     there = _placed(shortlist) if is_accelerator(shortlist.scorer.device) and len(shortlist) else None
     if there is None:

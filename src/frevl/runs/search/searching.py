@@ -13,7 +13,7 @@ import torch
 
 from frevl.data.names import same_names, why_unknown
 from frevl.encoders.images import ImageSource
-from frevl.encoders.unread import MOSTLY
+from frevl.encoders.unreadable_texts import MOSTLY
 from frevl.errors import ImageError, UsageError
 from frevl.runs.scorer import Scorer
 from frevl.runs.search.copies import merge_copies

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from frevl.terminal import table
 
 if TYPE_CHECKING:
-    from frevl.training.ablation.rows import Ablation, AblationRow
+    from frevl.training.ablation.variants import Ablation, AblationRow
 
 __all__ = ["ablation_markdown", "ablation_table", "draw_ablation", "verdict"]
 

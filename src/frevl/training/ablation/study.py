@@ -17,7 +17,7 @@ from frevl.store.reader import Store
 from frevl.store.usable_pairs import choose_towers, usable_pairs
 from frevl.terminal import print_progress
 from frevl.training.ablation.report import ablation_markdown, draw_ablation
-from frevl.training.ablation.rows import Ablation, AblationRow, depth_of, notes_of, options_of, row_of, variants_of
+from frevl.training.ablation.variants import Ablation, AblationRow, depth_of, notes_of, options_of, row_of, variants_of
 from frevl.training.options import FusionOptions, make_options
 from frevl.training.prepare import read_file
 from frevl.training.run_folder import write_config
@@ -51,7 +51,7 @@ def ablate(
 ) -> Ablation:
     """Train the full fusion, its variants and two baselines with several seeds, and compare them on test pairs.
 
-    The variants (`frevl.training.ablation.rows`): without cross-attention, product, difference, or both; without
+    The variants (`frevl.training.ablation.variants`): without cross-attention, product, difference, or both; without
     each further loss term, mixup, and label smoothing; with other numbers of layers; on each encoder alone, if the
     store holds several; on further stores. The intervals are bootstraps over test images of hits averaged over seeds;
     differences are paired by image.

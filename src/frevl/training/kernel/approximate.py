@@ -26,7 +26,7 @@ from frevl.training.kernel.fit import (
 )
 from frevl.training.kernel.landmarks import Landmarks, Regression, whole_clusters
 from frevl.training.kernel.problem import PENALTY_WITHOUT_CHOICE, WITHOUT_CHOICE, Sum, drawn, penalties_of, sums_of
-from frevl.training.kernel.rooms import Rooms
+from frevl.training.kernel.subsets import Rooms
 from frevl.training.options import KernelOptions
 
 __all__ = ["fit_kernel_approximately"]

@@ -12,8 +12,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from frevl.errors import FrevlError, TrainingError, UsageError
+from frevl.training.workers.distributed import current_team, joined
 from frevl.training.workers.team import ALONE, Place, Team
-from frevl.training.workers.together import current_team, joined
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -134,7 +134,7 @@ def one_voice() -> Iterator[bool]:
     if place is None or place.rank == 0:
         yield True
         return
-    from frevl.training.workers.together import WorkerEndedError
+    from frevl.training.workers.distributed import WorkerEndedError
 
     try:
         yield False

@@ -15,8 +15,8 @@ from frevl.machine import grant_processors
 from frevl.store.many_nodes.connection import connected, refuse_other_code, versions_here
 from frevl.store.many_nodes.head import Head
 from frevl.store.remote.address import place_of
+from frevl.training.workers.distributed import WorkerEndedError, error_of, joined
 from frevl.training.workers.team import Place
-from frevl.training.workers.together import WorkerEndedError, error_of, joined
 
 __all__ = ["on_ray"]
 

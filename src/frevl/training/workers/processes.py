@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from frevl.errors import FrevlError, TrainingError, UsageError
 from frevl.machine import processors
+from frevl.training.workers.distributed import joined
 from frevl.training.workers.team import Place, Team
-from frevl.training.workers.together import joined
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]

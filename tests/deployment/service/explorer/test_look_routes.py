@@ -102,7 +102,7 @@ def test_a_thumbnail_is_made_once_and_kept(looked, monkeypatch):
     assert first.headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(first.content)).size == (40, 40)
     monkeypatch.setattr(
-        "frevl.deployment.service.explorer.thumbnails.thumbnail", lambda *_, **__: pytest.fail("made again")
+        "frevl.deployment.service.explorer.thumbnail_cache.thumbnail", lambda *_, **__: pytest.fail("made again")
     )
     assert looked.http.get("/explore/thumbnail?image=3.png&side=160").content == first.content
 

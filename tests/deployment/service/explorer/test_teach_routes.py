@@ -7,7 +7,7 @@ import pytest
 from explored import copied, explored
 from PIL import Image
 
-from frevl.deployment.service.explorer import looking
+from frevl.deployment.service.explorer import browse_handlers
 from frevl.deployment.service.explorer.teaching.lesson import wilson_interval
 from frevl.store.extraction import extract
 from frevl.store.upkeep.removal import remove
@@ -171,7 +171,7 @@ def test_probabilities_of_many_classes_are_computed_when_asked_for(taught, monke
 
 
 def test_an_order_is_that_of_the_newest_fit_though_objects_get_the_number_of_one_that_is_gone(taught, monkeypatch):
-    monkeypatch.setattr(looking, "id", lambda _: 1, raising=False)
+    monkeypatch.setattr(browse_handlers, "id", lambda _: 1, raising=False)
     numbers = set()
     for count in (30, 60):
         teach_colours(taught, count)

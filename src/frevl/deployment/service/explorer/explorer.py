@@ -16,7 +16,7 @@ from frevl.deployment.service.explorer.query_encoder import QueryEncoder
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.explorer.teaching.lesson import Fit, Lesson
 from frevl.deployment.service.explorer.teaching.teacher import Teacher
-from frevl.deployment.service.explorer.thumbnails import Thumbnails
+from frevl.deployment.service.explorer.thumbnail_cache import Thumbnails
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.models import Service
 from frevl.errors import FrevlError, ImageError, StoreError, UsageError

@@ -9,8 +9,14 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from frevl.deployment.service.answers import Posts, Sent, errors, json_answer
-from frevl.deployment.service.explorer import labelling, looking
+from frevl.deployment.service.explorer import browse_handlers, label_handlers
 from frevl.deployment.service.explorer.background.training_routes import TRAINING_BODIES, add_training_routes
+from frevl.deployment.service.explorer.browse_schemas import (
+    FindRequest,
+    FindResponse,
+    ImagesResponse,
+    OverviewResponse,
+)
 from frevl.deployment.service.explorer.curating.curate_routes import CURATION_BODIES, add_curation_routes
 from frevl.deployment.service.explorer.explorer import Explorer
 from frevl.deployment.service.explorer.label_schemas import (
@@ -23,12 +29,6 @@ from frevl.deployment.service.explorer.label_schemas import (
     UndoneResponse,
     UndoRequest,
     WrittenResponse,
-)
-from frevl.deployment.service.explorer.look_schemas import (
-    FindRequest,
-    FindResponse,
-    ImagesResponse,
-    OverviewResponse,
 )
 from frevl.deployment.service.explorer.mapping.map_routes import add_map_routes
 from frevl.deployment.service.explorer.mapping.map_schemas import PointsRequest
@@ -72,20 +72,20 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
     @app.get("/explore/overview", response_model=OverviewResponse, tags=[_TAG], responses=errors(*_READ))
     async def overview() -> Response:
         """Describe the store's contents and what can be done with it here."""
-        return json_answer(await looking.overview(explorer))
+        return json_answer(await browse_handlers.overview(explorer))
 
     @app.get("/explore/images", response_model=ImagesResponse, tags=[_TAG], responses=errors(*_READ, 409))
     async def images(
         start: Annotated[int, Query(ge=0, le=2**40)] = 0,
-        count: Annotated[int, Query(ge=1, le=looking.MOST_SHOWN)] = 100,
-        shown: Annotated[looking.Shown, Query()] = "all",
+        count: Annotated[int, Query(ge=1, le=browse_handlers.MOST_SHOWN)] = 100,
+        shown: Annotated[browse_handlers.Shown, Query()] = "all",
         label: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Only pictures of this class.")] = None,
         where: Annotated[str | None, Query(max_length=1000, description="SQL over id, bytes and metadata.")] = None,
         filters: Annotated[
             str | None, Query(max_length=8000, description="JSON list of filters on columns, as in `/explore/find`.")
         ] = None,
         order: Annotated[
-            looking.Order, Query(description="Any order other than the store's requires a classifier.")
+            browse_handlers.Order, Query(description="Any order other than the store's requires a classifier.")
         ] = "store",
         of: Annotated[str | None, Query(max_length=LONGEST_NAME, description="Class, with order=class.")] = None,
     ) -> Response:
@@ -94,7 +94,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
         ``next``: those whose labels would teach most; ``doubt``: least certain first; ``wrong``: labels that the
             classifier contradicts; ``class``: likeliest members of a class first.
         """
-        found = looking.images(
+        found = browse_handlers.images(
             explorer,
             start=start,
             count=count,
@@ -135,7 +135,7 @@ def _add_look_routes(app: FastAPI, explorer: Explorer) -> None:
     @posts("/explore/find", FindRequest, FindResponse, writes=False)
     async def find(asked: FindRequest, uploads: Sent) -> dict[str, Any]:
         """Find similar pictures for a text, a picture of the store, or an uploaded one."""
-        return await looking.find(explorer, asked, uploads)
+        return await browse_handlers.find(explorer, asked, uploads)
 
 
 def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
@@ -144,7 +144,7 @@ def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
     @app.get("/explore/labels", response_model=LabelsResponse, tags=[_TAG], responses=errors(*_READ))
     async def labels() -> Response:
         """Summarise all labels: classes, labellers, and their agreement."""
-        return json_answer(await labelling.summary(explorer))
+        return json_answer(await label_handlers.summary(explorer))
 
     @app.get(
         "/explore/labels/export",
@@ -165,29 +165,29 @@ def _add_label_routes(app: FastAPI, explorer: Explorer) -> None:
         """Return the labels as a pairs file, without the pictures on which labellers are split."""
         kind = {"jsonl": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}[form]
         headers = {"Content-Disposition": f'attachment; filename="labels.{form}"'}
-        return Response(await labelling.exported(explorer, form, by), media_type=kind, headers=headers)
+        return Response(await label_handlers.exported(explorer, form, by), media_type=kind, headers=headers)
 
     @posts("/explore/label", LabelsRequest, WrittenResponse)
     async def label(asked: LabelsRequest, _: Sent) -> dict[str, Any]:
         """Write labels; they are on disk when this is answered."""
-        return await labelling.label(explorer, asked)
+        return await label_handlers.label(explorer, asked)
 
     @posts("/explore/labels/undo", UndoRequest, UndoneResponse)
     async def undo(asked: UndoRequest, _: Sent) -> dict[str, Any]:
         """Undo a labeller's last entries, or those under an id; nothing is deleted from the file."""
-        return await labelling.undo(explorer, asked)
+        return await label_handlers.undo(explorer, asked)
 
     @posts("/explore/labels/import", ImportRequest, ImportResponse)
     async def take(asked: ImportRequest, uploads: Sent) -> dict[str, Any]:
         """Import a pairs file (its images and targets) as labels."""
-        return await labelling.take_file(explorer, asked, uploads)
+        return await label_handlers.take_file(explorer, asked, uploads)
 
     @posts("/explore/classes", DefineRequest, WrittenResponse)
     async def define(asked: DefineRequest, _: Sent) -> dict[str, Any]:
         """Add classes."""
-        return await labelling.define(explorer, asked)
+        return await label_handlers.define(explorer, asked)
 
     @posts("/explore/classes/rename", RenameRequest, WrittenResponse)
     async def rename(asked: RenameRequest, _: Sent) -> dict[str, Any]:
         """Rename a class; its labels stay, and the former name still refers to it."""
-        return await labelling.rename(explorer, asked)
+        return await label_handlers.rename(explorer, asked)

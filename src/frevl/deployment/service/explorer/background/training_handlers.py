@@ -7,7 +7,7 @@ from typing import Any
 
 from frevl.deployment.service.explorer.background.training_schemas import TrainingRequest, TrainRequest
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.labelling import exported, read_sent
+from frevl.deployment.service.explorer.label_handlers import exported, read_sent
 from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.errors import UsageError

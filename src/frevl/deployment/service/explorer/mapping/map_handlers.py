@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from frevl.deployment.service.explorer.browse_handlers import guess_of
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.looking import guess_of
 from frevl.deployment.service.explorer.mapping.clusters import cluster_numbers
 from frevl.deployment.service.explorer.mapping.map_schemas import MapMethod, PointsRequest
 from frevl.deployment.service.explorer.mapping.projection import Projection, projection_of

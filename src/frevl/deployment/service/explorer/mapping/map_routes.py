@@ -18,7 +18,7 @@ from frevl.deployment.service.explorer.mapping.map_schemas import (
     PointsResponse,
 )
 from frevl.deployment.service.http.body import read_body
-from frevl.deployment.service.http.sites import check_site
+from frevl.deployment.service.http.origins import check_site
 from frevl.store.labels.entries import LONGEST_NAME
 
 __all__ = ["add_map_routes"]

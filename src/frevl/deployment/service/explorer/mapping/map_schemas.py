@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from frevl.deployment.service.explorer.look_schemas import ShownImage
+from frevl.deployment.service.explorer.browse_schemas import ShownImage
 from frevl.deployment.service.schemas import Body
 
 __all__ = ["MOST_CHOSEN", "ColoursResponse", "MapMethod", "MapResponse", "PointsRequest", "PointsResponse"]

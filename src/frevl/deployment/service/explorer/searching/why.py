@@ -12,7 +12,7 @@ from frevl.deployment.service.explorer.searching.search_schemas import WhyReques
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.deployment.service.models import Service
 from frevl.deployment.service.served_model import ServedModel
-from frevl.runs.search.nearest import nearest_rows
+from frevl.runs.search.distances import nearest_rows
 
 __all__ = ["why"]
 

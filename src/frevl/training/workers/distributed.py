@@ -274,7 +274,7 @@ def joined(store: Store, place: Place, device: str, ended: Callable[[], str] = l
     """Be a worker during the block, and finish together with the others."""
     import torch
 
-    from frevl.training.workers.together import Together
+    from frevl.training.workers.distributed import Together
 
     own_device = device.startswith("cuda") and place.local_size <= torch.cuda.device_count()
     backend = "cpu:gloo,cuda:nccl" if own_device else "gloo"

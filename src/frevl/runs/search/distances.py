@@ -1,13 +1,18 @@
-"""Exact nearest neighbours: one pass over half-precision vectors. Pure numpy and a kernel."""
+"""The distance of search, and exact nearest neighbours by it: one pass over half-precision vectors, with a kernel."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import numpy as np
 
-__all__ = ["nearest_of_many", "nearest_rows"]
+__all__ = ["GRAPH", "nearest_of_many", "nearest_rows"]
+
+# The dot product of unit vectors, as the kernel of the exact pass and as the graphs of an index name it.
+KERNEL: Final = "dot"
+GRAPH: Final = "ip"
 
 _MORE = 32  # rows beyond k that are rescored in float32, because the pass rounds the query to float16
 _PIECE_ROWS = 65_536  # rows or bytes per thread at a time
@@ -54,7 +59,7 @@ def nearest_rows(
                 return rows, np.zeros(0, np.float32)
             if 4 * len(rows) < len(block):  # copying a few rows is cheaper than comparing all of them
                 block = block[rows]
-        similarities = np.asarray(numkong.cdist(np.asarray(block), rounded, metric="dot", out_dtype="float32"))[:, 0]
+        similarities = np.asarray(numkong.cdist(np.asarray(block), rounded, metric=KERNEL, out_dtype="float32"))[:, 0]
         if rows is not None and len(block) != len(rows):
             similarities = similarities[rows]
         near = np.flatnonzero(similarities >= floor)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from frevl.deployment.service.explorer.browse_schemas import FindRequest
 from frevl.deployment.service.explorer.explorer import Explorer
-from frevl.deployment.service.explorer.look_schemas import FindRequest
 from frevl.deployment.service.explorer.rows import Rows
 from frevl.deployment.service.explorer.searching.filters import Filter, columns_of, read_filters
 from frevl.deployment.service.explorer.searching.filters import condition as condition_of
@@ -18,7 +18,7 @@ from frevl.deployment.service.explorer.teaching.lesson import Lesson
 from frevl.deployment.service.http.body import Upload, decoded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.runs.search.copies import merge_copies
-from frevl.runs.search.nearest import nearest_rows
+from frevl.runs.search.distances import nearest_rows
 from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.labels.book import LabelBook
 from frevl.store.reader import Store

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import frevl.runs.search.nearest
-from frevl.runs.search.nearest import nearest_rows
+import frevl.runs.search.distances
+from frevl.runs.search.distances import nearest_rows
 
 
 def test_by_hand():
@@ -27,8 +27,8 @@ def slow(rows, query, k, allowed):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("share", [None, 0.9, 0.05, 0.0])
 def test_against_one_by_one(monkeypatch, threads, share):
-    monkeypatch.setattr(frevl.runs.search.nearest, "_PIECE_ROWS", 89)
-    monkeypatch.setattr(frevl.runs.search.nearest, "_MORE", 5)
+    monkeypatch.setattr(frevl.runs.search.distances, "_PIECE_ROWS", 89)
+    monkeypatch.setattr(frevl.runs.search.distances, "_MORE", 5)
     rng = np.random.default_rng(5)
     rows = rng.standard_normal((499, 13))
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from frevl.encoders.registry import KNOWN, load_encoder
-from frevl.encoders.unread import MOSTLY, Pieces, UnreadTexts, pieces_of_encoding, unread_sentence
+from frevl.encoders.unreadable_texts import MOSTLY, Pieces, UnreadTexts, pieces_of_encoding, unread_sentence
 
 UNREAD = {
     "Thai": "แมวดำนอนอยู่บนเก้าอี้สีแดง",
