@@ -11,6 +11,7 @@ import pytest
 from explored import copied, explored
 
 from frevl.deployment.service.explorer.background.processes import birth_of, is_alive
+from frevl.deployment.service.explorer.curating import background
 from frevl.deployment.service.explorer.curating.curations import Curations
 from served import refused
 
@@ -87,6 +88,26 @@ def test_what_outlives_a_service_that_was_killed_is_found_and_stopped(world, mad
         stop(second)
         assert birth_of(id_) == ""
         assert begin(second, "pairs").json()["job"]["name"] == "captions"
+
+
+def test_what_was_started_by_a_service_that_was_killed_in_that_moment_is_found(world, made, monkeypatch):
+    begun = []
+    run = background.subprocess.Popen
+
+    def killed(*given, **more):
+        begun.append(run(*given, **more))
+        raise RuntimeError("killed before the process could be written down")
+
+    monkeypatch.setattr(background.subprocess, "Popen", killed)
+    with opened(world, pairs=made.captions_file) as first, pytest.raises(RuntimeError, match="killed before"):
+        first.explorer.curations.job.start(None)
+    monkeypatch.undo()
+    with opened(world, pairs=made.captions_file) as second:
+        while (job := second.http.get("/explore/curations").json()["job"]) is None:
+            assert begun[0].poll() is None
+        assert (job["name"], job["state"]) == ("captions", "running")
+        stop(second)
+    assert begun[0].wait(10) == -signal.SIGTERM
 
 
 def test_a_service_that_ends_leaves_what_another_has_begun(world, made):

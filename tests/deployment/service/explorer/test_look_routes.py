@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -315,3 +316,19 @@ def test_every_body_is_described_in_the_document_also_beside_a_report(looked, tm
     named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
     assert {"FindRequest", "LabelsRequest", "ScoreRequest"} <= named
     assert named <= set(document["components"]["schemas"])
+
+
+def test_every_route_is_in_the_documents_and_every_documented_route_is_there(looked):
+    own = {"/", "/docs", "/explore", "/explore/", "/openapi.json"}  # pages, the document itself, and a prefix
+    given = looked.http.get("/openapi.json").json()["paths"]
+    routes = {(method.upper(), path) for path, methods in given.items() for method in methods}
+    told = set()
+    for page in ("serving.md", "explore.md"):
+        for line in (Path(__file__).parents[4] / "docs" / page).read_text(encoding="utf-8").splitlines():
+            method = None
+            for word in re.findall(r"`([^`]+)`", line.split(" | ")[0]) if line.startswith("| `") else []:
+                verb, _, path = word.rpartition(" ")
+                method = verb or method
+                if path.startswith("/") and method is not None:
+                    told.add((method, path.split("?")[0]))
+    assert {one for one in told if one[1] not in own} == routes

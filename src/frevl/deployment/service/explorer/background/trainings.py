@@ -16,6 +16,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from frevl.deployment.service.explorer.background.job import Job, jobs_of
+from frevl.deployment.service.explorer.background.processes import recorded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.errors import StoreError
 from frevl.files import replace_file
@@ -189,7 +190,7 @@ class Trainings:
         command = [sys.executable, "-m", "frevl", *job.arguments]
         with job.log.open("ab") as log:
             process = subprocess.Popen(  # noqa: S603 - the arguments are ours, or checked against patterns
-                command,
+                recorded(command, job.file),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frevl.deployment.service.explorer.background.processes import birth_of, is_alive, last_lines
+from frevl.deployment.service.explorer.background.processes import birth_of, is_alive, last_lines, recorded
 from frevl.deployment.service.http.limits import RefusedError
 from frevl.files import read_record, write_json, write_lines
 from frevl.runs.run import UNFINISHED
@@ -159,9 +159,10 @@ class Job:
         given += ["--dropped", place / "dropped.jsonl", "--json", place / "result.json"]
         given += [] if self._images is None else ["--images", self._images]
         begun = time.time()
+        _Call(place, 0, "", begun).keep()  # completed by the process itself
         with (place / "log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - the command is ours, and the files are those of the start
-                [*self._command, "curate", *map(str, given), *task],
+                recorded([*self._command, "curate", *map(str, given), *task], place / _PROCESS),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
