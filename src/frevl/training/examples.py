@@ -16,7 +16,7 @@ from frevl.data.pairs import Pairs, Side, split_by_image
 from frevl.errors import PairsError
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers, encode_answers, label_vocabulary, match_truth
-from frevl.training.selection.spare_classes import spare_clusters
+from frevl.training.selection.spare_classes import MOST_SET_ASIDE, spare_clusters
 
 if TYPE_CHECKING:
     from frevl.store.towers import Tower
@@ -210,7 +210,8 @@ def set_aside(pairs: Pairs, share: float, *, task: str, min_answer_count: int, s
 
     Args:
         pairs: To be split.
-        share: Of the groups, in (0, 1).
+        share: Of the groups, in (0, 1); of so many pairs that it would be more than `MOST_SET_ASIDE` of them, the share
+            of the groups that has about as many.
         task: ``matching`` or ``classification``, which then needs targets.
         min_answer_count: Answers named by fewer pairs are not classes.
         seed: Of the choice.
@@ -222,6 +223,7 @@ def set_aside(pairs: Pairs, share: float, *, task: str, min_answer_count: int, s
     Raises:
         PairsError: There are too few pairs, or targets are missing.
     """
+    share = min(share, MOST_SET_ASIDE / max(len(pairs), 1))
     if task == "matching":
         _check_enough_to_split(pairs)
         return *split_by_image(pairs, share, seed=seed), False

@@ -19,6 +19,7 @@ from frevl.store.towers import MODALITIES, Tower
 from frevl.store.usable_pairs import choose_towers, colour_advice, contents_of, names_of, note_unread, read_usable
 from frevl.training.examples import Prepared, examples_of, set_aside
 from frevl.training.mapped_items import fit_in_memory, map_items, read_items
+from frevl.training.selection.spare_classes import set_aside_note
 
 __all__ = ["embed_pairs", "prepare", "read_file", "shared_groups", "shared_units"]
 
@@ -66,6 +67,7 @@ def prepare(
         train_pairs, dev_pairs, seen = set_aside(
             grouped[0], dev_share, task=task, min_answer_count=min_answer_count, seed=seed
         )
+        notes += [] if seen else set_aside_note(grouped[0], dev_pairs, dev_share)
     else:
         train_pairs, dev_pairs = grouped
     own, others = (contents_of(store, part) for part in (train_pairs, dev_pairs))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from frevl.data.pairs import read_pairs
 from frevl.evaluation.evaluation import evaluate
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
@@ -94,6 +95,30 @@ def test_no_split_takes_a_class_away(few, name, dev):
             assert len(fold.held_out)
             compared = torch.cat([fold.held_out, fold.check, fold.train])
             assert fold.inner_is_spare == (not torch.isin(fold.inner, compared).any())
+
+
+@pytest.mark.parametrize("task", ["matching", "classification"])
+def test_no_more_than_so_many_pairs_are_set_aside(made, monkeypatch, task):
+    """Whole images, the others are learnt from, and a note says so; below the limit nothing changes."""
+    file = made.captions_file if task == "matching" else made.train_file
+    pairs = read_pairs(file)
+
+    def prepared(share):
+        return prepare(made.store, pairs, None, task=task, encoder=None, seed=0, dev_share=share, min_answer_count=1)
+
+    usual = prepared(0.25)
+    most = len(pairs) // 8
+    for module in ("examples", "selection.spare_classes"):
+        monkeypatch.setattr(f"frevl.training.{module}.MOST_SET_ASIDE", most)
+    capped, same = prepared(0.25), prepared(most / len(pairs))
+    right = int(capped.dev.truth.sum()) if task == "matching" else len(capped.dev)
+    assert len(capped.train) + right == len(pairs)
+    assert 0.5 * most <= right <= 1.5 * most
+    assert not torch.isin(capped.dev.clusters, capped.train.clusters).any()
+    assert torch.equal(capped.dev.pairs.image_rows, same.dev.pairs.image_rows)
+    [note] = set(capped.notes) - set(usual.notes)
+    assert note.startswith(f"For development {right:,} of {len(pairs):,} pairs were set aside, not the share of 0.25")
+    assert set(same.notes) <= set(usual.notes)
 
 
 def test_with_one_example_nothing_is_set_aside(few):

@@ -84,7 +84,10 @@ def train(
     dev_share: Annotated[
         float | None,
         typer.Option(
-            min=0.001, max=0.9, help="Share of the training images set aside for development.", show_default="0.1"
+            min=0.001,
+            max=0.9,
+            help="Share of the training images set aside for development; about 50,000 pairs at the most.",
+            show_default="0.1",
         ),
     ] = None,
     encoder: EncoderOption = None,

@@ -21,6 +21,7 @@ from frevl.training.examples import Prepared, examples_of, set_aside
 from frevl.training.fitting.fit_model import trainable
 from frevl.training.options import ModelOptions, make_options
 from frevl.training.selection.fit_prepared import fit_prepared
+from frevl.training.selection.spare_classes import set_aside_note
 
 __all__ = ["FusionClassifier", "FusionMatcher"]
 
@@ -35,7 +36,8 @@ class FusionClassifier(ArrayClassifier):
             None: all columns are of images.
         model: ``auto``, or one of the models of `frevl.train`: ``linear``, ``kernel``, ``mlp``, ``tiny`` ...
         options: Of the model: a mapping, or an object of its class in `frevl.training.options`.
-        dev_share: Share of the groups that is set aside for early stopping and calibration, in (0, 1).
+        dev_share: Share of the groups that is set aside for early stopping and calibration, in (0, 1); about 50,000
+            rows at the most.
         time_limit: Time limit in seconds.
         random_state: Seed of weights, order and splits.
     """
@@ -94,6 +96,7 @@ class FusionClassifier(ArrayClassifier):
         )
         notes: list[str] = []
         learned, spare, seen = set_aside(pairs, self.dev_share, task=self._task, min_answer_count=1, seed=self._seed())
+        notes += [] if seen else set_aside_note(pairs, spare, self.dev_share)
         at = {place: row for row, place in enumerate(pairs.places)}
         rows = [np.array([at[place] for place in part.places]) for part in (learned, spare)]
         whole = EmbeddedPairs(
