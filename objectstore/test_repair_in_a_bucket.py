@@ -14,6 +14,7 @@ from frevl.store.remote.address import place_of
 from frevl.store.remote.copying import copy_store
 from frevl.store.remote.objects import Objects
 from frevl.store.remote.shared_tables import SharedTables
+from frevl.store.upkeep.removal import remove
 from frevl.store.upkeep.repair import repair
 from frevl.store.upkeep.verification import verify
 
@@ -69,6 +70,24 @@ def test_a_lost_file_costs_its_rows_and_an_extraction_makes_them_again(there, da
     report = frevl.extract(there, **data)
     assert (report.images, report.images_kept) == (lost, 40 - lost)
     assert content(there) == before
+
+
+@pytest.mark.parametrize("how", ["gone", "cut", "garbled"])
+def test_a_lost_list_of_deleted_rows_costs_its_part_and_brings_no_row_back(there, data, how):  # noqa: F811
+    objects = Objects(there)
+    remove(there, ids=["1.png"])
+    [name] = files(objects, "images", "_deletions")
+    whole, left = objects.read(name), content(there)
+    delete(objects, name)
+    if how != "gone":
+        objects.write(name, whole[: len(whole) // 2] if how == "cut" else bytes(len(whole)))
+    repair(there)
+    ids = set(Store.open(there).image_ids)
+    assert "1.png" not in ids
+    assert 39 - 9 <= len(ids) < 39
+    assert verify(there) == []
+    frevl.extract(there, **data, exclude=["1.png"])
+    assert content(there)["images"] == left["images"]
 
 
 def test_damaged_numbers_leave_the_table(there, data):  # noqa: F811

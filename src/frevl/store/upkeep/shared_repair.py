@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +11,8 @@ import pyarrow as pa
 from frevl.errors import StoreError
 from frevl.store.commits.failures import reading
 from frevl.store.commits.record import Commit, manifest_name, manifest_names, read_commit
-from frevl.store.commits.soundness import wrong_ids
-from frevl.store.lance_tables import ALL_TABLES, open_table, read_data_file
+from frevl.store.commits.soundness import file_problems, wrong_ids
+from frevl.store.lance_tables import ALL_TABLES, open_table
 from frevl.store.reader import TABLES
 from frevl.store.remote.objects import Objects
 from frevl.store.remote.shared_tables import SharedTables
@@ -31,8 +29,9 @@ def repair_remote(store: Path, report: RepairReport) -> None:
     """Recover a store in an object store as far as possible.
 
     Manifests and towers come back from their records. Parts of a table whose file is gone or damaged, and rows that
-    differ from their checksums, leave the table. Whether a file is damaged is decided on a copy of it that came here
-    in full: a network that fails ends the repair, and changes nothing.
+    differ from their checksums, leave the table; so does a part whose list of deleted rows is lost or damaged, or else
+    these rows would be back. Whether a file is damaged is decided on a copy of it that came here in full: a network
+    that fails ends the repair, and changes nothing.
 
     Args:
         store: Address of the store.
@@ -123,34 +122,37 @@ def _lost_parts(store: Path, name: str, table: lance.LanceDataset, objects: Obje
                 for _ in part.to_batches(batch_size=1024):
                     pass
         except StoreError:
-            if not _is_damaged(name, part, objects):
+            if not _is_damaged(name, part, table.version, objects):
                 raise
             lost.append(part.fragment_id)
     return lost
 
 
-def _is_damaged(name: str, part: lance.LanceFragment, objects: Objects) -> bool:
-    """Tell whether a file of a part, fetched in full, differs in size or cannot be read here.
+def _is_damaged(name: str, part: lance.LanceFragment, version: int, objects: Objects) -> bool:
+    """Tell whether a part cannot be read here either, where its files were fetched in full.
+
+    Its files are those with its rows and, if it has one, the list of its deleted rows.
 
     Raises:
-        StoreError: It cannot be fetched.
+        StoreError: One of them cannot be fetched.
     """
-    for file in part.data_files():
-        with _fetched(objects, f"{name}.lance/data/{file.path}") as here:
-            if file.file_size_bytes not in (None, here.stat().st_size):
-                return True
-            try:
-                with reading(here.parent, name):
-                    for _ in read_data_file(here, 1024):
-                        pass
-            except StoreError:
-                return True
-    return False
-
-
-@contextmanager
-def _fetched(objects: Objects, name: str) -> Iterator[Path]:
+    deleted = part.deletion_file()
+    manifest = manifest_names(file.rpartition("/")[2] for file in objects.names(f"{name}.lance/_versions"))[version]
+    files = [f"data/{file.path}" for file in part.data_files()] + ([] if deleted is None else [deleted])
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder) / "file.lance"
-        objects.fetch(name, here)
-        yield here
+        here = Path(folder) / f"{name}.lance"
+        for file in (f"_versions/{manifest}", *files):
+            (here / file).parent.mkdir(parents=True, exist_ok=True)
+            objects.fetch(f"{name}.lance/{file}", here / file)
+        if file_problems(here.parent, name, part):
+            return True
+        try:
+            table = open_table(here.parent, name, version=version)
+            with reading(here.parent, name):
+                for own in [] if table is None else table.get_fragments():
+                    if own.fragment_id == part.fragment_id:
+                        for _ in own.to_batches(batch_size=1024):
+                            pass
+        except StoreError:
+            return True
+    return False
