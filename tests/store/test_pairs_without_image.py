@@ -10,7 +10,10 @@ from frevl.data.packed.columns import Coded
 from frevl.store import lance_tables
 from frevl.store.extraction import extract
 from frevl.store.ids.rows_of_ids import RowsOfIds
+from frevl.store.pictures import seen_images
+from frevl.store.pictures.seen_images import SeenImages
 from frevl.store.reader import Store
+from frevl.store.sharding import shares
 
 
 def draw(folder, names):
@@ -69,3 +72,42 @@ def test_columns_of_codes_stay_codes(tmp_path, monkeypatch):
     )
     assert len(report.rejects) == 9
     assert all(count <= 2 for count in made)
+
+
+def test_an_extraction_keeps_no_name_of_what_comes_into_the_store(tmp_path, monkeypatch):
+    """Only what it refuses; also that counts as there, for pairs as for a later extraction."""
+    draw(tmp_path / "images", [f"{number}.png" for number in range(9)])
+    (tmp_path / "images/broken.png").write_bytes(b"no picture")
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(f'{{"image": "{name}.png", "text": "one"}}\n' for name in ("1", "broken", "none"))
+    )
+    given = {"images": tmp_path / "images", "pairs": tmp_path / "pairs.jsonl", "store": tmp_path / "store"}
+    kept = []
+    rows = SeenImages.rows
+    monkeypatch.setattr(SeenImages, "rows", lambda self: kept.append(self) or rows(self))
+    monkeypatch.setattr(seen_images, "_AT_ONCE", 4)
+    for seen_before in (0, 9):
+        report = extract(**given, encoder="toy")
+        assert {one.id.rpartition("/")[2] for one in report.rejects} == {"broken.png", "pairs.jsonl:3"}
+        assert (kept[-1].outside, kept[-1].rows().sum()) == ({"broken.png"}, seen_before)
+    draw(tmp_path / "images", ["broken.png"])
+    (tmp_path / "images/7.png").unlink()
+    report = extract(**given, encoder="toy", prune=True)
+    assert (report.images, report.images_kept, report.images_pruned) == (0, 8, 1)  # the content is that of 0.png
+    assert (kept[-1].former, kept[-1].outside) == ({"broken.png"}, set())
+    assert [one.kind for one in Store.open(tmp_path / "store").rejects()] == ["pair"]
+
+
+def test_shards_know_what_is_the_share_of_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(shares, "_NAMES_AT_ONCE", 4)
+    draw(tmp_path / "images", [f"{number}.png" for number in range(9)])
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(f'{{"image": "{name}.png", "text": "one"}}\n' for name in (*range(9), "none"))
+    )
+    for shard in ("1/3", "2/3", "3/3"):
+        report = extract(
+            images=tmp_path / "images", pairs=tmp_path / "pairs.jsonl", store=tmp_path / shard[0], encoder="toy",
+            shard=shard,
+        )  # fmt: skip
+        assert 0 < report.images < 9
+        assert [one.id.rpartition(":")[2] for one in report.rejects] == ["10"]

@@ -177,27 +177,27 @@ def extract(
             part = begin_part(writer.path, share, empty=not writer.store.towers)
         writer.register(towers())
         writer.reject(report.rejects)
-        seen, others = set[str](), set[str]()
+        outside, others = set[str](), set[str]()
         image_towers = list({one.image.name: one.image for one in loaded if one.image}.values())
         buffer = CommitBuffer(writer, "image", image_towers, rows=commit_rows, seconds=commit_seconds)
         if tars is not None:
-            seen = extract_tars(
+            outside = extract_tars(
                 tars, image_towers, buffer, report, choice=choice, share=of_images, captions=captions,
                 embedder=embedder, progress=progress,
             )  # fmt: skip
             report.notes += captions.finish()
-            others = of_images.names - seen  # tars, and their members, of other shards
+            others = set(of_images.names) - outside  # tars, and their members, of other shards
         elif images is not None:
-            seen = extract_images(
+            outside = extract_images(
                 Path(images), image_towers, buffer, report, choice=choice, share=of_images, prune=prune,
                 check_content=check_content, embedder=embedder, progress=progress,
             )  # fmt: skip
         elif tables and image_towers:
-            seen = extract_pictures(
+            outside = extract_pictures(
                 tables, named, image_towers, buffer, report, share=of_images, embedder=embedder, progress=progress
             )
         report.rejects += reject_pairs_without_image(
-            writer, referring, [seen, of_images.names], images, elsewhere=lambda id_: in_a_tar(id_, others)
+            writer, referring, [outside, of_images.names], images, elsewhere=lambda id_: in_a_tar(id_, others)
         )
         _clear_lines(writer, pairs, report)
         if texts or captions.texts:

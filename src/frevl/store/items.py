@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Literal, Protocol
@@ -91,6 +91,15 @@ class StoredItems:
         return len(self._ids) == 0
 
     @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._ids)
+
+    def rows_of(self, ids: Sequence[str]) -> np.ndarray:
+        """Return ``(n,)`` int64 the row of each of some ids; -1 for what the store does not have."""
+        return find_rows(self._rows, ids)
+
+    @property
     def with_file(self) -> int:
         """How many items came from a file of their own; imported ones and those inside a table did not."""
         return int(np.count_nonzero(self._has_file()))
@@ -105,7 +114,7 @@ class StoredItems:
         if not self._towers:
             return np.zeros(len(ids), bool)
         complete = np.logical_and.reduce([self._states[f"has:{name}"] for name in self._towers])
-        rows = find_rows(self._rows, ids)
+        rows = self.rows_of(ids)
         there = rows >= 0
         lacking = ~there
         lacking[there] = ~complete[rows[there]]
@@ -134,10 +143,15 @@ class StoredItems:
             self._moved.add(moved.id)
             return moved, True
 
-    def gone(self, seen: Collection[str], is_gone: Callable[[str], bool]) -> list[str]:
-        """Return the ids of items neither seen nor moved whose file is gone; imported items have no file."""
-        with_file = (self._id(row) for row in np.flatnonzero(self._has_file()).tolist())
-        return [id_ for id_ in with_file if id_ not in seen and id_ not in self._moved and is_gone(id_)]
+    def gone(self, seen: np.ndarray, is_gone: Callable[[str], bool]) -> list[str]:
+        """Return the ids of items neither seen nor moved whose file is gone; imported items have no file.
+
+        Args:
+            seen: ``(n,)`` bool, by row.
+            is_gone: Whether the file of an id is no longer there.
+        """
+        unseen = (self._id(row) for row in np.flatnonzero(self._has_file() & ~seen).tolist())
+        return [id_ for id_ in unseen if id_ not in self._moved and is_gone(id_)]
 
     def _id(self, row: int) -> str:
         id_ = self._ids[row]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from frevl.data.names import same_names, why_unknown
 from frevl.data.packed.columns import by_value, chosen, joined
 from frevl.data.pairs import Pairs
 from frevl.errors import Reject
 from frevl.store.ids.rows_of_ids import find_rows
+from frevl.store.reader import Store
 from frevl.store.writer import StoreWriter
 
 __all__ = ["reject_pairs_without_image"]
+
+_AT_ONCE = 65_536  # ids that are objects of Python at a time
 
 
 def reject_pairs_without_image(
@@ -31,18 +36,20 @@ def reject_pairs_without_image(
     Args:
         writer: Records them.
         pairs: All pairs of the extraction.
-        seen: Ids of the images that were there, as sets.
+        seen: Ids of images that were there, at least of those that the store lacks.
         folder: Of the images.
         elsewhere: Whether an image that is not here may be the share of another process.
     """
     pairs = [one for one in pairs if "image" in one.sides]
-    known = writer.store.positions("image")
-    if not pairs or not (known or any(seen)):
+    if not pairs:
         return []
-    there = _Either([*seen, known])
+    # What is new is in the store by now; what left it for another name was there when the extraction began.
+    there = _Either([*seen, *(store.positions("image") for store in (writer.store, Store(writer.path)))])
+    if not there:
+        return []
     different = joined([one.images for one in pairs])[1]
-    not_stored = chosen(different, np.flatnonzero(find_rows(known, different) < 0))
-    absent = [id_ for id_ in not_stored if not any(id_ in some for some in seen) and not elsewhere(id_)]
+    not_there = chosen(different, np.flatnonzero(~there.has(different)))
+    absent = [id_ for id_ in not_there if not elsewhere(id_)]
     lost = set(absent) - same_names(absent, there).keys()
     nowhere = [
         (one.images[row], one.places[row])
@@ -65,15 +72,30 @@ class _Either(Collection[str]):
     def __init__(self, parts: Sequence[Collection[str]]) -> None:
         self._parts = parts
 
+    def has(self, ids: Sequence[str], parts: int | None = None) -> NDArray[np.bool_]:
+        """Return ``(n,)``: which ids are in one of the collections, or in one of the first few."""
+        found = np.zeros(len(ids), bool)
+        for part in self._parts[:parts]:
+            left = np.flatnonzero(~found)
+            some = chosen(ids, left)
+            # Where all ids are on disk, one is found in a millisecond, a million in a second.
+            found[left] = find_rows(part, some) >= 0 if isinstance(part, Mapping) else [id_ in part for id_ in some]
+        return found
+
     def __contains__(self, id_: object) -> bool:
         return any(id_ in part for part in self._parts)
 
     def __iter__(self) -> Iterator[str]:
         for number, part in enumerate(self._parts):
-            yield from (id_ for id_ in part if not any(id_ in other for other in self._parts[:number]))
+            ids = iter(part)
+            while some := list(islice(ids, _AT_ONCE)):
+                yield from (id_ for id_, seen in zip(some, self.has(some, number).tolist(), strict=True) if not seen)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def __bool__(self) -> bool:
+        return any(self._parts)
 
 
 def _lies_below(name: str, place: str, folder: str | Path | None) -> bool:

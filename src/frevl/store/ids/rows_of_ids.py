@@ -59,6 +59,18 @@ class RowsOfIds(Mapping[str, int]):
         self._count, self._make, self._read, self._scan = count, segments, read, scan
         self._segments: Sequence[Segment] | None = None
 
+    @classmethod
+    def of(cls, ids: pa.Array | pa.ChunkedArray) -> RowsOfIds:
+        """Return a look-up of ids in memory: 12 bytes for each besides the ids themselves."""
+        held = as_arrow(ids)
+
+        def segments() -> list[Segment]:
+            hashes = id_hashes(held)
+            order = np.argsort(hashes, kind="stable")
+            return [Segment(hashes[order], order.astype(np.uint32), 0)]
+
+        return cls(len(held), segments, lambda rows: held.take(pa.array(rows)), lambda: iter([held]))
+
     def find(self, ids: Sequence[str] | pa.Array) -> NDArray[np.int64]:
         """Return ``(n,)`` the row of each id; -1 if there is none."""
         found = np.full(len(ids), -1, np.int64)

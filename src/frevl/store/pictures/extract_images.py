@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +12,7 @@ from frevl.errors import InputError, Reject, UsageError, rejects_sentence
 from frevl.store.embedder import GUESSED, IN_SILENCE, Embedder, Pictures
 from frevl.store.items import CommitBuffer, ExtractionReport, StoredItems
 from frevl.store.pictures.files import Choice, ImageFiles, list_folder
+from frevl.store.pictures.seen_images import SeenImages
 from frevl.store.pictures.tables import TablePictures
 from frevl.store.sharding.shares import Share
 from frevl.store.writer import StoreWriter
@@ -35,7 +36,7 @@ def extract_images(
     embedder: Embedder,
     progress: bool,
 ) -> set[str]:
-    """Embed a folder's images that the store lacks; return the ids of all files in its share."""
+    """Embed a folder's images that the store lacks; return the ids in its share that the store may still lack."""
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
@@ -45,16 +46,16 @@ def extract_images(
     total = None if listed is None else sum(1 for _ in share.apart().own(listed, prepared.id_of))
     files = share.own(list_folder(folder, leave_out=writer.path, choice=choice), prepared.id_of)
     seen = embed_images(
-        str(folder), "file", prepared, files, stored, embedder, buffer, report, total=total,
+        str(folder), "file", prepared, files, stored, embedder, buffer, report, former=former, total=total,
         may_be_empty=share.partial, progress=progress,
     )  # fmt: skip
-    writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
+    writer.clear_rejects("image", seen.former - {reject.id for reject in buffer.rejected})
     report.notes += choice.sentences()
     _tell_changes(folder, prepared, report)
-    _gone(folder, stored.gone(seen, prepared.is_gone), writer, report, prune=prune, stored=stored.with_file)
+    _gone(folder, stored.gone(seen.rows(), prepared.is_gone), writer, report, prune=prune, stored=stored.with_file)
     if prune:
-        writer.clear_rejects("image", {id_ for id_ in former - seen if prepared.is_gone(id_)})
-    return seen
+        writer.clear_rejects("image", {id_ for id_ in former - seen.former if prepared.is_gone(id_)})
+    return seen.outside
 
 
 def extract_pictures(
@@ -68,7 +69,7 @@ def extract_pictures(
     embedder: Embedder,
     progress: bool,
 ) -> set[str]:
-    """Embed pictures inside tables that the store lacks; return the ids of all pictures in its share."""
+    """Embed pictures inside tables that the store lacks; return the ids in its share that the store may still lack."""
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
     stored = StoredItems(writer.store, "image", [tower.name for tower in towers])
@@ -76,12 +77,12 @@ def extract_pictures(
     cells = inside.once(share.own(inside.pictures(tables, columns), inside.id_of))
     names = ", ".join(table.place for table in tables)
     seen = embed_images(
-        names, "picture", inside, cells, stored, embedder, buffer, report, may_be_empty=share.partial,
-        progress=progress,
+        names, "picture", inside, cells, stored, embedder, buffer, report, former=former,
+        may_be_empty=share.partial, progress=progress,
     )  # fmt: skip
-    writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
+    writer.clear_rejects("image", seen.former - {reject.id for reject in buffer.rejected})
     tell_guessed(inside.remarks[GUESSED], report)
-    return seen
+    return seen.outside
 
 
 def embed_images(
@@ -94,10 +95,11 @@ def embed_images(
     buffer: CommitBuffer,
     report: ExtractionReport,
     *,
+    former: Collection[str],
     total: int | None = None,
     may_be_empty: bool = False,
     progress: bool,
-) -> set[str]:
+) -> SeenImages:
     """Embed the images that the store lacks.
 
     Args:
@@ -109,26 +111,28 @@ def embed_images(
         embedder: Embeds them.
         buffer: Commits.
         report: Filled in.
+        former: Ids of images that earlier extractions rejected.
         total: How many there are, or None.
         may_be_empty: Do not refuse to find none.
         progress: Show progress.
 
     Returns:
-        The ids of all.
+        Which there were.
 
     Raises:
         InputError: There was no image.
     """
-    seen: set[str] = set()
+    seen = SeenImages(stored, former, embedded=bool(buffer.dtypes))
     with buffer.writer.keep_version("image"), ProgressLine("images", total, enabled=progress) as line:
         for id_, work in embedder.images(pictures, sources, stored, buffer):
-            seen.add(id_)
+            seen.add(id_, work)
             if isinstance(work, Reject):
                 buffer.reject(work)
             elif work is None:
                 report.images_kept += 1
             line.advance(note=f"{line.rate:.0f}/s")
         buffer.commit()
+    seen.outside.update(reject.id for reject in buffer.rejected)  # also what a tower refused
     report.images, report.images_moved, report.images_copied = buffer.embedded, buffer.moved, buffer.copied
     report.rejects += buffer.rejected
     if not may_be_empty and not any((report.images, report.images_kept, report.images_moved, report.images_copied)):

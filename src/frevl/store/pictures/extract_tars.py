@@ -42,7 +42,7 @@ def extract_tars(
         assigned.
 
     Returns:
-        The ids of all pictures of its share, and the names of the tars that were read.
+        The ids of pictures of its share that the store may still lack, and the names of the tars that were read.
     """
     writer = buffer.writer
     former = {reject.id for reject in writer.store.rejects() if reject.kind == "image"}
@@ -51,10 +51,10 @@ def extract_tars(
     members = inside.pictures(tars, choice, share, captions)
     seen = embed_images(
         ", ".join(tar.name for tar in tars[:3]), "picture", inside, members, stored, embedder, buffer, report,
-        may_be_empty=share.partial, progress=progress,
+        former=former, may_be_empty=share.partial, progress=progress,
     )  # fmt: skip
-    seen |= inside.read
-    writer.clear_rejects("image", former.intersection(seen) - {reject.id for reject in buffer.rejected})
+    again = seen.former | former.intersection(inside.read)
+    writer.clear_rejects("image", again - {reject.id for reject in buffer.rejected})
     if captions.wanted:
         left_out = {reject.id for reject in captions.rejects}
         lines = {reject.id for reject in writer.store.rejects() if reject.kind == "pair"}
@@ -68,7 +68,7 @@ def extract_tars(
             f"the first is '{inside.repeated[0]:.200}'."
         )
     tell_guessed(inside.remarks[GUESSED], report)
-    return seen
+    return seen.outside | inside.read
 
 
 class TarPictures(PicturesToPrepare):

@@ -11,8 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from frevl.errors import StoreError, UsageError
 from frevl.files import read_record, write_json
+from frevl.store.ids.hashing import as_arrow
+from frevl.store.ids.rows_of_ids import RowsOfIds
 from frevl.store.remote.address import is_remote
 from frevl.store.remote.objects import Objects
 from frevl.version import __version__
@@ -21,6 +25,7 @@ __all__ = ["Part", "Shard", "Share", "begin_part", "finish_part", "read_part", "
 
 FORMAT = 1
 _LIBRARIES = ("pillow", "numpy", "onnxruntime", "torch", "transformers", "tokenizers", "open_clip_torch")
+_NAMES_AT_ONCE = 65_536
 A = TypeVar("A")
 
 
@@ -66,14 +71,13 @@ class Share:
         shard: The shard; None takes everything.
         remember: Keep the names of the whole list.
 
-    Attributes:
-        names: Names of the whole list, also of what belongs to other shards, if they are kept and there is a shard.
     """
 
     def __init__(self, shard: Shard | None, *, remember: bool = False) -> None:
         self._shard, self._remember = shard, remember
         self._count = self._sum = 0
-        self.names: set[str] = set()
+        self._names: list[pa.Array] = []
+        self._waiting: list[str] = []
 
     def own(self, items: Iterable[A], name: Callable[[A], str]) -> Iterator[A]:
         """Yield the items that belong to the shard."""
@@ -86,9 +90,21 @@ class Share:
             self._count += 1
             self._sum = (self._sum + number) % 2**128
             if self._remember:
-                self.names.add(known_as)
+                self._waiting.append(known_as)
+                if len(self._waiting) == _NAMES_AT_ONCE:
+                    self._pack()
             if number % self._shard.of == self._shard.number - 1:
                 yield item
+
+    @property
+    def names(self) -> RowsOfIds:
+        """Names of the whole list, also of what belongs to other shards, if they are kept and there is a shard."""
+        self._pack()
+        return RowsOfIds.of(pa.chunked_array(self._names, pa.large_string()).drop_null())
+
+    def _pack(self) -> None:
+        self._names.append(as_arrow(self._waiting))
+        self._waiting = []
 
     @property
     def partial(self) -> bool:
