@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from frevl.errors import StoreError, UsageError
+from frevl.store import reader
 from frevl.store.extraction import extract
 from frevl.store.reader import Store
 from frevl.store.upkeep.verification import describe
@@ -95,6 +96,19 @@ def test_towers_whose_tokens_do_not_fit_are_not_mixed(tmp_path):
     store = made_of(tmp_path / "s", towers, rows)
     with pytest.raises(StoreError, match="different numbers of tokens .*choose one encoder with --encoder"):
         store.read_images(["i", "j"])
+
+
+@pytest.mark.parametrize("collide", [False, True])
+def test_copies_are_told_by_their_content_and_never_by_a_hash_alone(tmp_path, monkeypatch, collide):
+    contents = {"c": "1", "a": "2", "b": "1", "d": "3", "e": "2", "f": "1"}
+    with StoreWriter(tmp_path / "s") as writer:
+        writer.register([tower()])
+        items = [item(id_, content) for id_, content in contents.items()]
+        writer.append("image", items, {"eye": pooled(*[[1, 0, 0]] * len(items))})
+    if collide:
+        monkeypatch.setattr(reader, "id_hashes", lambda ids: np.zeros(len(ids), np.uint64))
+    assert Store.open(tmp_path / "s").copies("image") == {"c": "c", "b": "c", "f": "c", "a": "a", "e": "a"}
+    assert Store.open(tmp_path / "s").copies("text") == {}
 
 
 @pytest.mark.parametrize("tokens", ["pooled", "words"])

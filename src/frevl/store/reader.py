@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from frevl.data.names import as_list
 from frevl.encoders.interface import pool
 from frevl.errors import Reject, StoreError, UsageError, nearest
 from frevl.store.commits.record import check_not_lost, read_commit
+from frevl.store.ids.hashing import id_hashes, repeated
 from frevl.store.ids.rows_of_ids import ascending, find_rows
 from frevl.store.lance_tables import ALL_TABLES, ITEM_COLUMNS, Snapshot
 from frevl.store.remote.address import is_remote, place_of
@@ -296,16 +297,13 @@ class Store:
         """Return the items whose content has several ids, mapping each such id to the first."""
 
         def read(at: Snapshot) -> dict[str, str]:
-            batches = list(at.scan(TABLES[modality], ["id", "content_hash"]))
-            if not batches:
-                return {}
-            rows = pa.Table.from_batches(batches)
-            counts = pc.value_counts(rows["content_hash"])
-            several = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-            rows = rows.filter(pc.is_in(rows["content_hash"], value_set=several))
-            first: dict[str, str] = {}
-            names = zip(rows["id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True)
-            return {id_: first.setdefault(content, id_) for id_, content in names}
+            name = TABLES[modality]
+            hashes = [id_hashes(some["content_hash"]) for some in at.scan(name, ["content_hash"])]
+            rows = repeated(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+            contents, first = at.contents(name, rows).tolist(), dict[bytes, str]()
+            named = zip(at.ids(name, rows), contents, strict=True)
+            often = Counter(contents)  # a hash alone does not decide
+            return {id_: first.setdefault(content, id_) for id_, content in named if often[content] > 1}
 
         return self._read(read)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from frevl.data.packed.columns import Coded
 
-__all__ = ["as_arrow", "id_hash", "id_hashes"]
+__all__ = ["as_arrow", "id_hash", "id_hashes", "repeated"]
 
 _WORD = 8  # bytes that are mixed in at a time
 _GOLDEN, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -76,6 +76,13 @@ def id_hash(id_: str) -> int:
         word = int.from_bytes(content[start : start + _WORD], "little")
         number = _mixed_one((number ^ word) * golden + start + _WORD)
     return number
+
+
+def repeated(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the positions, ascending, of ``(n,)`` hashes that occur more than once."""
+    order = np.argsort(hashes, kind="stable")
+    again = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    return np.union1d(order[again], order[again + 1])
 
 
 def _mixed_one(number: int) -> int:
