@@ -28,3 +28,11 @@ def test_what_names_an_item_or_holds_pairs_together_makes_no_table():
 def test_empty_cells_and_what_is_no_number_are_no_group_and_one_number_is_one():
     values = ["f", "", "  ", None, float("nan"), " f ", 1, 1.0, "1", True]
     assert group_rows([{"side": value} for value in values], "side") == {"1": [6, 7, 8], "True": [9], "f": [0, 5]}
+
+
+def test_no_pair_is_lost_where_numbers_share_their_first_six_digits():
+    for numbers in ([1_700_000_000 + n for n in range(40)], [1 + n * 1e-9 for n in range(40)]):
+        groups = group_rows([{"taken": number} for number in numbers], "taken")
+        assert list(groups.values()) == [list(range(start, start + 10)) for start in range(0, 40, 10)]
+    assert next(iter(group_rows([{"n": n} for n in range(40)], "n"))) == "0 to 9"
+    assert next(iter(group_rows([{"n": 1_700_000_000 + n} for n in range(40)], "n"))) == "1700000000 to 1700000009"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from frevl.evaluation.intervals import bootstrap_interval
 
-__all__ = ["group_rows", "has_value", "slice_rows", "slice_table", "value_name"]
+__all__ = ["group_rows", "has_value", "range_names", "slice_rows", "slice_table", "value_name"]
 
 _MOST_VALUES = 50  # a key with more values than this names items, not groups ...
 _MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs: VQA v2 has 65 question types
@@ -18,6 +18,7 @@ _MOST_LARGE_GROUPS, _LARGE = 200, 20  # ... unless each is shared by many pairs:
 _NOT_GROUPS = frozenset(("cluster", "group", "identifier", "pair_id", "question_id"))
 _MOST_NUMBERS = 10  # a key with more distinct numbers than this is cut into ranges
 _RANGES = 4
+_DIGITS = range(6, 18)  # 17 tell any two numbers apart
 
 
 def slice_rows(extras: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[int]]]:
@@ -99,11 +100,22 @@ def _ranges(values: dict[int, Any]) -> dict[str, list[int]]:
     numbers = np.array(list(values.values()), float)
     edges = np.unique(np.quantile(numbers, np.arange(1, _RANGES) / _RANGES, method="lower"))
     bins = np.searchsorted(edges, numbers, side="left")  # a number equal to an edge falls below it
-    groups: dict[str, list[int]] = {}
-    for number in np.unique(bins):
-        inside = bins == number
-        low, high = numbers[inside].min(), numbers[inside].max()
-        groups[f"{low:g} to {high:g}" if low < high else f"{low:g}"] = [
-            row for row, kept in zip(values, inside, strict=True) if kept
-        ]
-    return groups
+    inside = [bins == number for number in np.unique(bins)]
+    names = range_names([(numbers[one].min(), numbers[one].max()) for one in inside])
+    return {
+        name: [row for row, kept in zip(values, one, strict=True) if kept]
+        for name, one in zip(names, inside, strict=True)
+    }
+
+
+def range_names(ranges: Sequence[tuple[float, float]]) -> list[str]:
+    """Return a name such as ``3 to 7`` for each range of numbers, with as many digits as tell all ends apart.
+
+    Six digits are usual, but times in seconds, or numbers close together, would then share a name, and so be one group.
+
+    Args:
+        ranges: Smallest and largest number of each; no two ranges are equal.
+    """
+    ends = {float(end) for one in ranges for end in one}
+    digits = next((n for n in _DIGITS if len({f"{end:.{n}g}" for end in ends}) == len(ends)), _DIGITS[-1])
+    return [f"{low:.{digits}g} to {high:.{digits}g}" if low < high else f"{low:.{digits}g}" for low, high in ranges]

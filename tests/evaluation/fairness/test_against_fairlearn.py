@@ -6,6 +6,7 @@ from sklearn.metrics import accuracy_score
 
 from frevl.evaluation.fairness import rates
 from frevl.evaluation.fairness.rates import Cells, rates_by_group
+from frevl.evaluation.slices import group_rows
 
 
 @pytest.mark.slow
@@ -14,6 +15,30 @@ def test_100_tables_as_fairlearn():
 
     for seed in range(100):
         compare(seed, judge)
+
+
+@pytest.mark.slow
+def test_groups_of_numbers_are_the_quarters_of_pandas_to_fairlearn():
+    import pandas as pd
+    from fairlearn import metrics as judge
+
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        n = int(random.integers(60, 400))
+        numbers = [random.normal(size=n), 1.7e9 + random.permutation(n), 1 + 1e-9 * random.permutation(n)][seed % 3]
+        truth, said = random.integers(0, 2, n), random.integers(0, 2, n)
+        rows = group_rows([{"number": float(one)} for one in numbers], "number")
+        assert sorted(row for own in rows.values() for row in own) == list(range(n))
+        names = {row: name for name, own in rows.items() for row in own}
+        groups = [names[row] for row in range(n)]
+        frame = judge.MetricFrame(
+            metrics=accuracy_score,
+            y_true=truth,
+            y_pred=said,
+            sensitive_features=pd.qcut(pd.Series(numbers), 4, labels=False),
+        )
+        ours = rates_by_group((truth == said).astype(float), groups)
+        assert [ours[name] for name in rows] == pytest.approx(frame.by_group.tolist(), abs=1e-12)
 
 
 def compare(seed, fairlearn):

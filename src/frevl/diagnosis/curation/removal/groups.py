@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from frevl.evaluation.slices import range_names
+
 __all__ = ["FEWEST_LINES", "WORTH_SAYING", "GroupShare", "columns_of_keys", "shares_kept"]
 
 FEWEST_LINES = 20
@@ -83,10 +85,10 @@ def quarters(values: Sequence[float | None]) -> list[str | None]:
     if not len(known):
         return [None] * len(values)
     bounds = np.unique(np.quantile(known, [0.25, 0.5, 0.75], method="lower"))
-    names = []
-    for part in range(len(bounds) + 1):
-        inside = known[np.searchsorted(bounds, known, side="left") == part]
-        names.append(f"{inside.min():g} to {inside.max():g}" if len(inside) else "")
+    parts = np.searchsorted(bounds, known, side="left")
+    found = np.unique(parts).tolist()
+    ends = [(known[parts == part].min(), known[parts == part].max()) for part in found]
+    names = dict(zip(found, range_names(ends), strict=True))
     return [
         None if value is None or not np.isfinite(value) else names[int(np.searchsorted(bounds, value, side="left"))]
         for value in values
