@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["cores_by_quota", "grant_processors", "memory_limit", "processors", "share_processors"]
+__all__ = ["cores_by_quota", "give_memory_back", "grant_processors", "memory_limit", "processors", "share_processors"]
 
 _HOW_THREADS_WAIT = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # Spins before a waiting thread sleeps. With none, a small training alone on a machine takes 1.6 times as long; with ten
@@ -32,6 +32,17 @@ def share_processors() -> None:
         os.environ["GOMP_SPINCOUNT"] = _SPINS
     if not any(name in os.environ for name in _HOW_MANY_THREADS) and cores_by_quota() < _cores_by_affinity():
         os.environ["OMP_NUM_THREADS"] = str(processors())
+
+
+def give_memory_back() -> None:
+    """Let Arrow use the system's allocator, for a process that does nothing but a command of frevl.
+
+    Arrow's own default (mimalloc) reserves a GiB at once and keeps what was freed. Both count where `ulimit` bounds a
+    process (docs/scale.md). Arrow reads the environment when it is loaded, so this must be called before that. What the
+    user has set is kept.
+    """
+    if "pyarrow" not in sys.modules:
+        os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 
 def processors() -> int:

@@ -21,7 +21,7 @@ from frevl.cli.commands import (
 )
 from frevl.cli.options import app
 from frevl.errors import FrevlError, UsageError
-from frevl.machine import share_processors
+from frevl.machine import give_memory_back, share_processors
 from frevl.version import __version__
 
 __all__ = ["app", "main"]
@@ -48,6 +48,7 @@ def frevl(
 def main() -> None:
     """Run the command line: exit 0 on success, 2 on a usage error, 1 on a known failure with a one-sentence message."""
     share_processors()  # before a command loads torch
+    give_memory_back()  # before it loads Arrow
     try:
         app()
     except FrevlError as error:
