@@ -49,33 +49,46 @@ def matches_of(
 def retrieval_ranks(rows: ScoreRows, of_image: list[set[int]], of_text: list[set[int]]) -> Ranks:
     """Rank in both directions; wrong items tied with the right one rank ahead of it.
 
-    The scores are read twice: for each text's best right image, then for what ranks ahead of it.
+    Every score is computed once, to be counted; those of tiles that contain a right pair are computed before, once
+    more, for the best right item of every query. Images and texts in the order of their pairs leave few such tiles.
 
     Args:
         rows: ``(images, texts)`` scores.
         of_image: Right texts for every image.
         of_text: Right images for every text.
+
+    Raises:
+        UsageError: An image or a text has no right partner.
     """
+    for right, what, partner in ((of_image, "Image", "text"), (of_text, "Text", "image")):
+        missing = next((number for number, partners in enumerate(right) if not partners), None)
+        if missing is not None:
+            raise UsageError(f"{what} {missing} has no matching {partner}: leave it out of the ranking.")
     edges = _Edges(of_image)
-    best = np.full(rows.shape[1], -np.inf, np.float32)
-
-    def noting_the_best() -> Iterator[NDArray[np.float32]]:
-        for start, block in _from(rows):
-            images, texts = edges.within(start, len(block))
-            np.maximum.at(best, texts, _finite(block[images, texts]))
-            yield block
-
-    i2t = rank_of_best_match(noting_the_best(), of_image)
-    t2i = np.zeros(rows.shape[1], np.int64)
-    for start, block in _from(rows):
-        images, texts = edges.within(start, len(block))
-        t2i += np.count_nonzero(_finite(block) >= best, axis=0)
-        # The best right image and right ones tied with it are not rivals.
-        t2i -= np.bincount(texts[_finite(block[images, texts]) == best[texts]], minlength=len(best))
-    missing = next((text for text, images in enumerate(of_text) if not images), None)
-    if missing is not None:
-        raise UsageError(f"Text {missing} has no matching image: leave it out of the ranking.")
+    scores = edges.scores(rows)
+    best_of_image, best_of_text = (np.full(count, -np.inf, np.float32) for count in rows.shape)
+    np.maximum.at(best_of_image, edges.images, scores)
+    np.maximum.at(best_of_text, edges.texts, scores)
+    i2t, t2i = (np.zeros(count, np.int64) for count in rows.shape)
+    for start, first, tile in rows.tiles():
+        images, texts = slice(start, start + tile.shape[0]), slice(first, first + tile.shape[1])
+        # NaN, the lowest score, is never "at least" here; where -inf is the best right score, see below.
+        i2t[images] += [np.count_nonzero(row) for row in tile >= best_of_image[images, None]]
+        t2i[texts] += _count_down(tile >= best_of_text[texts])
+    sides = ((i2t, best_of_image, edges.images, rows.shape[1]), (t2i, best_of_text, edges.texts, rows.shape[0]))
+    for ranks, best, items, others in sides:
+        ranks[best == -np.inf] = others  # everything scores at least as much
+        # The best right item and right ones tied with it are not rivals.
+        ranks -= np.bincount(items[scores == best[items]], minlength=len(best))
     return Ranks(i2t, t2i)
+
+
+def _count_down(found: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Count the True values of every column: in bytes, which takes a third of the time, as long as these suffice."""
+    counts = np.zeros(found.shape[1], np.int64)
+    for start in range(0, len(found), 255):
+        counts += np.add.reduce(found[start : start + 255].view(np.uint8), axis=0, dtype=np.uint8)
+    return counts
 
 
 def reranked(
@@ -158,17 +171,37 @@ def _rank_again(ranks: NDArray[np.int64], candidates: _Candidates, first: int, s
 
 
 class _Edges:
-    """The right pairs, ordered by image."""
+    """The right pairs, ordered by image.
+
+    Attributes:
+        images: ``(pairs,)`` int64 rows of images.
+        texts: ``(pairs,)`` int64 rows of texts.
+    """
 
     def __init__(self, of_image: list[set[int]]) -> None:
         self._ends = np.cumsum([0, *map(len, of_image)])
-        self._images = np.repeat(np.arange(len(of_image)), [len(texts) for texts in of_image])
-        self._texts = np.array([text for texts in of_image for text in sorted(texts)], np.int64)
+        self.images = np.repeat(np.arange(len(of_image)), [len(texts) for texts in of_image])
+        self.texts = np.array([text for texts in of_image for text in sorted(texts)], np.int64)
 
     def within(self, start: int, rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the right pairs within a block of images: image rows and texts."""
         part = slice(self._ends[start], self._ends[start + rows])
-        return self._images[part] - start, self._texts[part]
+        return self.images[part] - start, self.texts[part]
+
+    def scores(self, rows: ScoreRows) -> NDArray[np.float32]:
+        """Return the ``(pairs,)`` scores of the right pairs, from the tiles that contain any."""
+        down, right = self.images // rows.step, self.texts // rows.across
+        wide = -(-rows.shape[1] // rows.across)
+        by_tile = np.argsort(down * wide + right, kind="stable")
+        counts = np.bincount(down * wide + right, minlength=-(-rows.shape[0] // rows.step) * wide)
+        scores, done = np.empty(len(self.images), np.float32), 0
+        for (start, first, tile), count in zip(
+            rows.tiles(counts.reshape(-1, wide) > 0), counts[counts > 0], strict=True
+        ):
+            pairs = by_tile[done : done + count]
+            scores[pairs] = tile[self.images[pairs] - start, self.texts[pairs] - first]
+            done += count
+        return _finite(scores)
 
 
 def _from(rows: ScoreRows) -> Iterator[tuple[int, NDArray[np.float32]]]:

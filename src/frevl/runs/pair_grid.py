@@ -1,7 +1,7 @@
 """Score many pairs of few items, doing the work on single items only once.
 
-All pairs of ``n`` images and ``m`` texts are ``4 n m`` bytes of scores. `ScoreRows` provides them a few rows at a time,
-without ever holding them all.
+All pairs of ``n`` images and ``m`` texts are ``4 n m`` bytes of scores. `ScoreRows` provides a tile of
+them, or a few rows, at a time, without ever holding them all.
 """
 
 from __future__ import annotations
@@ -122,9 +122,10 @@ def _mask(mask: Tensor, device: str) -> Tensor | None:
     return None if mask.shape[1] == 1 else mask.to(device)
 
 
-_PAIRS = 1_048_576  # pairs in memory at once
-_PRODUCTS = 16_777_216  # dot products at once: 64 MB
-_IMAGES = 256  # rows whose dot products are computed at once
+# Pairs of a tile, scored, and multiplied: what is done with the scores finds them in the processor's caches.
+_PAIRS, _PRODUCTS = 1_048_576, 1_048_576
+_WHOLE = 16_777_216  # scores of whole rows at once: 64 MB
+_ROWS, _ALIGNED = 512, 32  # rows at once; a matrix product takes less time for a multiple of 32
 _IN_MEMORY = 67_108_864  # scores; a larger grid goes into a temporary file, so that memory stays bounded
 
 PairScores = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32]]
@@ -132,30 +133,55 @@ PairScores = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.float32
 
 @dataclass(frozen=True)
 class ScoreRows:
-    """The scores of all pairs, computed a few rows at a time, and again on every iteration.
+    """The scores of all pairs, computed a tile at a time, and again whenever they are asked for.
 
-    Blocks always begin at the same rows, so the scores are identical each time.
+    Tiles always begin at the same rows and columns, so the scores are identical each time, in tiles or in whole rows.
 
     Attributes:
         shape: Number of images and of texts.
-        step: Rows of a block.
-        of: From the first row and the row after the last to ``(rows, texts)`` float32 scores.
+        step: Rows of a tile.
+        across: Columns of a tile.
+        of: From the first row, the row after the last, the first column and the column after the last of a tile to its
+            ``(rows, columns)`` float32 scores.
     """
 
     shape: tuple[int, int]
     step: int
-    of: Callable[[int, int], NDArray[np.float32]]
+    across: int
+    of: Callable[[int, int, int, int], NDArray[np.float32]]
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        """Yield the blocks in order."""
+        """Yield blocks of whole rows in order."""
         for start in range(0, self.shape[0], self.step):
-            yield self.of(start, min(start + self.step, self.shape[0]))
+            end = min(start + self.step, self.shape[0])
+            if self.across >= self.shape[1]:
+                yield self.of(start, end, 0, self.shape[1])
+                continue
+            block = np.empty((end - start, self.shape[1]), np.float32)
+            for first in range(0, self.shape[1], self.across):
+                last = min(first + self.across, self.shape[1])
+                block[:, first:last] = self.of(start, end, first, last)
+            yield block
+
+    def tiles(self, chosen: NDArray[np.bool_] | None = None) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """Yield every tile with its first row and column: row by row, from left to right.
+
+        Args:
+            chosen: ``(rows of tiles, columns of tiles)``, False for tiles that need not be computed; None wants all.
+        """
+        for down, start in enumerate(range(0, self.shape[0], self.step)):
+            for right, first in enumerate(range(0, self.shape[1], self.across)):
+                if chosen is None or chosen[down, right]:
+                    end, last = min(start + self.step, self.shape[0]), min(first + self.across, self.shape[1])
+                    yield start, first, self.of(start, end, first, last)
 
     @classmethod
     def of_array(cls, grid: NDArray[np.float32]) -> ScoreRows:
         """Return the rows of an array of scores."""
         images, texts = grid.shape
-        return cls((images, texts), max(1, _PRODUCTS // max(texts, 1)), lambda start, end: grid[start:end])
+        return cls(
+            (images, texts), *_tile(texts, _PRODUCTS), lambda start, end, first, last: grid[start:end, first:last]
+        )
 
     def kept(self) -> ScoreRows:
         """Return the same rows, computed once and kept in memory if they take at most 256 MB."""
@@ -167,26 +193,36 @@ class ScoreRows:
         Raises:
             InputError: The file does not fit on the disk.
         """
-        grid, start = _empty_grid(*self.shape), 0
-        for block in self:
-            grid[start : start + len(block)] = block
-            start += len(block)
+        grid = _empty_grid(*self.shape)
+        for start, first, tile in self.tiles():
+            grid[start : start + tile.shape[0], first : first + tile.shape[1]] = tile
         return grid
 
 
 def scored_rows(images: int, texts: int, score: PairScores) -> ScoreRows:
     """Return the ``(images, texts)`` scores computed by a function."""
 
-    def block(start: int, end: int) -> NDArray[np.float32]:
-        return score(*np.divmod(np.arange(start * texts, end * texts), texts)).reshape(end - start, texts)
+    def tile(start: int, end: int, first: int, last: int) -> NDArray[np.float32]:
+        rows, columns = np.divmod(np.arange((end - start) * (last - first)), last - first)
+        return score(rows + start, columns + first).reshape(end - start, last - first)
 
-    return ScoreRows((images, texts), max(1, _PAIRS // max(texts, 1)), block)
+    return ScoreRows((images, texts), *_tile(texts, _PAIRS), tile)
 
 
 def dot_rows(images: NDArray[np.float32], texts: NDArray[np.float32]) -> ScoreRows:
     """Return the ``(images, texts)`` dot products of ``(images, d)`` and ``(texts, d)`` vectors."""
-    step = min(_IMAGES, max(1, _PRODUCTS // max(len(texts), 1)))
-    return ScoreRows((len(images), len(texts)), step, lambda start, end: images[start:end] @ texts.T)
+    return ScoreRows(
+        (len(images), len(texts)),
+        *_tile(len(texts), _PRODUCTS),
+        lambda start, end, first, last: images[start:end] @ texts[first:last].T,
+    )
+
+
+def _tile(texts: int, most: int) -> tuple[int, int]:
+    """Return the rows and columns of a tile: few enough rows that whole ones fit into memory too."""
+    rows = min(_ROWS, max(1, _WHOLE // max(texts, 1)))
+    rows -= rows % _ALIGNED if rows > _ALIGNED else 0
+    return rows, max(1, most // rows)
 
 
 def full_grid(images: int, texts: int, score: PairScores) -> NDArray[np.float32]:
