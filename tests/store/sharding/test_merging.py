@@ -14,7 +14,9 @@ import pytest
 
 from frevl.encoders.toy import ToyImageTower
 from frevl.errors import FingerprintError, StoreError, UsageError
+from frevl.store import lance_tables
 from frevl.store.extraction import extract
+from frevl.store.ids import rows_of_ids
 from frevl.store.importing.vectors import import_embeddings
 from frevl.store.lance_tables import ALL_TABLES, Snapshot, append_rows
 from frevl.store.reader import Store
@@ -94,6 +96,14 @@ def test_pictures_inside_a_table_are_shared_out(tmp_path, draw):
     assert content(tmp_path / "merged") == content(tmp_path / "whole")
 
 
+@pytest.fixture(params=[10**9, 0], ids=["small", "large"])
+def size(request, monkeypatch):
+    """Whether stores count as large: ids are then looked up on the disk, and no table of all is made."""
+    monkeypatch.setattr(lance_tables, "_MOST_IN_MEMORY", request.param)
+    monkeypatch.setattr(rows_of_ids, "_AT_ONCE", 5)
+
+
+@pytest.mark.usefixtures("size")
 def test_a_merge_again_changes_nothing(tmp_path, parts):
     made = parts(2)
     merge(made, into=tmp_path / "merged")
@@ -107,6 +117,7 @@ def test_a_merge_again_changes_nothing(tmp_path, parts):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("size")
 def test_new_images_further_encoders_and_changed_content_come_with_the_next_merge(tmp_path, data, parts, draw):
     merge(parts(2), into=tmp_path / "merged")
     draw(data["images"], [50])

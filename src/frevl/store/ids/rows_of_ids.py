@@ -7,9 +7,9 @@ disk if possible, and a look-up reads the ids of the rows found: the match is al
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 
 import numpy as np
 import pyarrow as pa
@@ -187,8 +187,11 @@ def find_rows(known: Mapping[str, int] | KnownIds, ids: Sequence[str] | pa.Array
     """
     if isinstance(known, RowsOfIds | KnownIds):
         return known.find(ids)
-    names = ids.to_pylist() if isinstance(ids, pa.Array) else ids
-    return np.fromiter(map(known.get, names, repeat(-1)), np.int64, len(names))
+    names: Iterable[str] = ids
+    if isinstance(ids, pa.Array):  # few objects at a time
+        parts = (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+        names = chain.from_iterable(part.to_pylist() for part in parts)
+    return np.fromiter(map(known.get, names, repeat(-1)), np.int64, len(ids))
 
 
 def rows_of_values(known: Mapping[str, int] | KnownIds, column: Sequence[str]) -> NDArray[np.int64]:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from frevl.errors import Reject, StoreError, UsageError, rejects_sentence
 from frevl.store.commits.soundness import checksums_of, sound_rows
+from frevl.store.ids.rows_of_ids import find_rows
 from frevl.store.lance_tables import ALL_TABLES, Snapshot
 from frevl.store.pictures.extract_tars import in_a_tar
 from frevl.store.reader import TABLES
@@ -210,22 +211,19 @@ def _items_of(modality: Modality, parts: Sequence[OpenPart], towers: Sequence[st
 
 def _compare(store: Snapshot, modality: Modality, items: _Items) -> np.ndarray:
     """Return the action for every item."""
-    actions = np.full(len(items.ids), _NEW, np.int8)
-    if not store.count(TABLES[modality]):
+    actions, name = np.full(len(items.ids), _NEW, np.int8), TABLES[modality]
+    if not store.count(name):
         return actions
-    there = [batch["id"].cast(pa.large_string()) for batch in store.scan(TABLES[modality], ["id"])]
-    # At once: every call makes a table of all ids of the items.
-    found = pc.index_in(pa.chunked_array(there, pa.large_string()), value_set=items.ids)
-    position = pc.fill_null(found, -1).to_numpy().astype(np.int64)  # of every row of the store, among the items
-    known = np.flatnonzero(position >= 0)
-    position = position[known]
-    states = store.states(TABLES[modality], list(items.has))
+    rows = find_rows(store.rows(name), items.ids)
+    known = np.flatnonzero(rows >= 0)
+    rows = rows[known]
+    states = store.states(name, list(items.has))
     lacking = np.zeros(len(known), bool)
-    for name, has in items.has.items():
-        lacking |= has[position] & ~states[f"has:{name}"][known]
+    for tower, has in items.has.items():
+        lacking |= has[known] & ~states[f"has:{tower}"][rows]
     # Of an imported image the content was never seen.
-    same = (states["content_hash"][known] == items.content[position]) | (states["bytes"][known] == 0)
-    actions[position] = np.where(same, np.where(lacking, _FILL, _KEPT), _REPLACE)
+    same = (states["content_hash"][rows] == items.content[known]) | (states["bytes"][rows] == 0)
+    actions[known] = np.where(same, np.where(lacking, _FILL, _KEPT), _REPLACE)
     return actions
 
 
