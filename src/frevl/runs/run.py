@@ -183,10 +183,11 @@ class Run:
         path = run_folder(path)
         if not (path / "run.json").is_file():
             unfinished = (path / UNFINISHED).is_dir()
+            other = "a file, and not a run" if path.is_file() else "no such folder"
             found = (
                 "one whose training was interrupted; run the same frevl train again to continue"
                 if unfinished
-                else ("a folder without one" if path.is_dir() else "no such folder")
+                else ("a folder without one" if path.is_dir() else other)
             )
             raise RunError(f"{path}: expected a run (a folder with 'run.json'), found {found}")
         try:

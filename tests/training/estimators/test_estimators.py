@@ -204,7 +204,9 @@ def test_further_messages(arrays):
     X, y = arrays["examples"]
     for arguments, message in (
         ({"groups": [1, 2]}, "groups: expected"),
-        ({"groups": [None] * len(y)}, "groups: expected numbers or strings"),
+        ({"groups": [None] * len(y)}, "groups: expected the group of every row, found none in"),
+        ({"groups": [float("nan"), *range(len(y) - 1)]}, "first in row 0; give such a row a group of its own"),
+        ({"groups": np.array(["a", 1] * len(y), object)[: len(y)]}, "groups: expected all numbers or all strings"),
         ({"sample_weight": [1.0]}, "sample_weight.shape"),
         ({"sample_weight": -np.ones(len(y))}, "not negative"),
     ):
@@ -225,6 +227,79 @@ def test_further_messages(arrays):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (EmbeddingClassifier(time_limit=0), "time_limit: expected seconds above 0, or None, found 0"),
+        (EmbeddingClassifier(time_limit="3"), "time_limit: expected seconds above 0, or None, found '3'"),
+        (EmbeddingClassifier(name_scale=float("nan")), "name_scale: expected .* above 0, found nan"),
+        (EmbeddingClassifier(random_state="x"), "'x' cannot be used to seed"),
+        (EmbeddingClassifier(class_texts=np.ones(8)), "class_texts: expected an array of vectors, one a class, found"),
+        (EmbeddingClassifier(class_texts=["a cat", "a dog"]), "class_texts: expected .* found could not convert"),
+        (EmbeddingClassifier(class_texts=np.full((2, 8), np.nan)), "class_texts: .*, found NaN or infinity"),
+        (EmbeddingClassifier(class_texts=np.eye(3, 8)[[0, 1]] * [[0], [1]]), "only zeros in row 0, which have no"),
+        (FusionClassifier(image_dim=3.5, model="kernel"), "image_dim: expected 0 to 8, the columns of X, found 3.5"),
+        (FusionClassifier(image_dim="4", model="kernel"), "image_dim: expected 0 to 8, the columns of X, found '4'"),
+        (FusionClassifier(image_dim=True, model="kernel"), "image_dim: expected 0 to 8, .* found True"),
+        (FusionClassifier(dev_share=1), "dev_share: expected a share between 0 and 1, found 1"),
+        (FusionClassifier(dev_share="a"), "dev_share: expected a share between 0 and 1, found 'a'"),
+        (FusionClassifier(model="kernel", options=3), "options: expected a mapping such as"),
+        (FusionClassifier(model="text"), "model='text' needs columns of texts, found none among 8"),
+        (FusionMatcher(model="cosine"), "needs image and text in one space, .* common_space=True"),
+        (FusionMatcher(image_dim=3, common_space=True), "common_space: expected as many columns of the image as of"),
+    ],
+)
+def test_what_parameters_cannot_be(estimator, message):
+    x, y = np.random.default_rng(0).standard_normal((30, 8)), np.arange(30) % 2
+    with pytest.raises(ValueError, match=message):
+        estimator.fit(x, y)
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e20])
+def test_values_whose_squares_are_lost_are_refused(factor):
+    x, y = np.random.default_rng(0).standard_normal((30, 8)), np.arange(30) % 2
+    fitted = EmbeddingClassifier(method="means").fit(x, y)
+    for call in (lambda: EmbeddingClassifier().fit(x * factor, y), lambda: fitted.predict(x * factor)):
+        with pytest.raises(ValueError, match=r"largest value lies between 1e-15 and 1e\+15, found .*; bring rows"):
+            call()
+    for level in (0, 1.5, "a"):
+        with pytest.raises(ValueError, match="level: expected the share of sets that contain the right label"):
+            fitted.predict_set(x, level=level)
+    with pytest.raises(ValueError, match="X: expected a 2D array, found None"):
+        FusionMatcher().fit(None)
+
+
+def test_a_generator_as_random_state_is_left_as_it_was():
+    x, y = np.random.default_rng(0).standard_normal((40, 8)), np.arange(40) % 2
+    random = np.random.RandomState(3)
+    before = random.get_state()[1].tolist()
+    first, second = (EmbeddingClassifier(random_state=random).fit(x, y).predict_proba(x) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert random.get_state()[1].tolist() == before
+
+
+def test_names_are_loaded_for_another_fit(arrays, tmp_path):
+    X, y = arrays["examples"]
+    names = np.random.default_rng(0).standard_normal((len(np.unique(y)), X.shape[1]))
+    fitted = EmbeddingClassifier(class_texts=names).fit(X, y)
+    fitted.save(tmp_path / "run")
+    loaded = EmbeddingClassifier.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.classes, fitted.classes_)
+    cosines = (loaded.class_texts * names).sum(axis=1) / np.linalg.norm(names, axis=1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-3)  # a run keeps them in half precision
+    np.testing.assert_allclose(loaded.fit(X, y).predict_proba(X), fitted.predict_proba(X), atol=2e-3)
+
+
+def test_the_matcher_begins_at_the_cosine_of_a_common_space():
+    random = np.random.default_rng(0)
+    image = random.standard_normal((60, 16))
+    x = np.concatenate([image, image + 0.3 * random.standard_normal((60, 16))], axis=1)
+    fitted = FusionMatcher(model="cosine", common_space=True).fit(x)
+    wrong = np.concatenate([x[:, :16], np.roll(x[:, 16:], 1, axis=0)], axis=1)
+    assert fitted.predict(x).mean() > 0.9
+    assert fitted.predict(wrong).mean() < 0.1
+
+
 def test_neither_store_nor_pictures_are_loaded():
     code = """
 import importlib.abc, sys

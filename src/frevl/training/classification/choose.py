@@ -36,8 +36,9 @@ FEWEST_HELD_OUT = 20
 """Examples, or development pictures; with fewer nothing can be compared."""
 _TOO_LATE = "would take more than the remaining time"
 _ONE_EXAMPLE = (
-    "with about one example per class none can be held out, so nothing was compared and the probabilities were "
-    "not checked; the method and its settings are those that did best with one example a class on other data"
+    "with about one example per class, or one group of examples, none can be held out, so nothing was compared and the "
+    "probabilities were not checked; the method and its settings are those that did best with one example a class on "
+    "other data"
 )
 _LEARNED = (
     "the space of the names has learned from {:,} of the {:,} examples, or from pictures grouped with them, where "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,12 +15,14 @@ from torch import Tensor
 from frevl.errors import FrevlError, MissingExtraError, RunError, UsageError
 from frevl.models.interface import PairNetwork
 from frevl.provenance import provenance
-from frevl.runs.calibration import ConformalScores, calibrated, check_level
+from frevl.runs.calibration import ConformalScores, calibrated
 from frevl.runs.run import Run
+from frevl.training.estimators.checks import check_seconds, is_between, is_whole
 from frevl.training.options import Session
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
+    from sklearn.utils import check_random_state
     from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ModuleNotFoundError as error:
@@ -30,6 +33,7 @@ except ModuleNotFoundError as error:
 __all__ = ["ArrayClassifier", "equal_rows"]
 
 _AT_ONCE = 4_096
+_LARGEST = 1e15
 _ARRAYS = "given as arrays"  # the identity of embeddings whose encoder nobody has named
 A = TypeVar("A", bound="ArrayClassifier")
 
@@ -52,7 +56,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
     network_: PairNetwork | None
     calibration_: dict[str, float]
     results_: dict[str, Any]
-    random_state: int | None
+    random_state: int | np.random.RandomState | None
     time_limit: float | None
     _task = "classification"
 
@@ -78,8 +82,9 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         checked: tuple[NDArray[Any], NDArray[Any]] = validate_data(self, X, y, dtype=[np.float32, np.float64])
         vectors, labels = checked
         check_classification_targets(labels)
+        check_seconds(self.time_limit)
         rows, weights = self._weights(sample_weight, len(labels))
-        numbers = None if groups is None else _numbers(groups, len(labels))[rows]
+        grouped = None if groups is None else _numbers(groups, len(labels))[rows]
         vectors, labels = _as_float32(vectors[rows]), labels[rows]
         self.classes_ = self._classes(labels)
         if len(self.classes_) == 1:
@@ -91,7 +96,7 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
             }
             return self
         encoded = np.searchsorted(self.classes_, labels).astype(np.int64)
-        clusters = equal_rows(vectors) if numbers is None else numbers
+        clusters = equal_rows(vectors) if grouped is None else grouped
         try:
             with torch.random.fork_rng():
                 self.network_, self.calibration_, self.results_ = self._fit(vectors, encoded, clusters, weights)
@@ -135,10 +140,10 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         kept = self.results_.get("prediction_sets")
         if kept is None:
             raise ValueError("nothing was held out in fit, so prediction sets have no guarantee")
-        try:
-            check_level(level)
-        except FrevlError as error:
-            raise ValueError(str(error)) from error
+        if not is_between(level, 0, 1):
+            raise ValueError(
+                f"level: expected the share of sets that contain the right label, between 0 and 1, found {level!r}"
+            )
         return ConformalScores.from_record(kept).sets(probabilities, level)
 
     def save(self, folder: str | Path) -> Run:
@@ -261,7 +266,13 @@ class ArrayClassifier(ClassifierMixin, BaseEstimator, ABC):  # type: ignore[misc
         return {"image": image.shape[1], "text": text.shape[1]}
 
     def _seed(self) -> int:
-        return 0 if self.random_state is None else int(self.random_state)
+        """Return the seed; a generator of random numbers gives one and is left as it was, so refits are equal."""
+        if self.random_state is None:
+            return 0
+        if is_whole(self.random_state):
+            return int(self.random_state)  # type: ignore[arg-type]
+        own = deepcopy(check_random_state(self.random_state))  # as scikit-learn refuses what is none
+        return int(own.randint(2**31 - 1))
 
     def _session(self) -> Session:
         return Session(seed=self._seed(), time_limit=self.time_limit, device="cpu", progress=False)
@@ -289,6 +300,12 @@ def _as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
         found = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(found).all():
         raise ValueError("Input X contains infinity or a value too large for dtype('float32').")
+    largest = float(np.abs(found).max(initial=0.0))
+    if largest > _LARGEST or 0 < largest < 1 / _LARGEST:  # their squares are infinite, or zero, in float32
+        raise ValueError(
+            f"Input X: expected embeddings whose largest value lies between {1 / _LARGEST:g} and {_LARGEST:g}, found "
+            f"{largest:.3g}; bring rows to unit length first (sklearn.preprocessing.normalize)"
+        )
     return found
 
 
@@ -296,10 +313,16 @@ def _numbers(groups: ArrayLike, count: int) -> NDArray[np.int64]:
     values = np.asarray(groups)
     if values.shape != (count,):
         raise ValueError(f"groups: expected {count} values, one a row of X, found the shape {values.shape}")
+    missing = np.array([one is None or one != one for one in values.tolist()], bool)  # NaN is not itself
+    if missing.any():
+        raise ValueError(
+            f"groups: expected the group of every row, found none in {missing.sum():,} of {count:,}, first in row "
+            f"{missing.argmax():,}; give such a row a group of its own"
+        )
     try:
         found: NDArray[np.int64] = np.unique(values, return_inverse=True)[1]
     except TypeError as error:  # nothing orders them
-        raise ValueError(f"groups: expected numbers or strings, found {error}") from error
+        raise ValueError(f"groups: expected all numbers or all strings, found {error}") from error
     return found
 
 

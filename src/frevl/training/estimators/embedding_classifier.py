@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from frevl.models.retrieval.two_tower import Cosine
 from frevl.training.classification.candidates import METHODS
 from frevl.training.classification.fit_network import EmbeddedExamples, FittedSpace, fit_network
 from frevl.training.estimators.array_classifier import ArrayClassifier
+from frevl.training.estimators.checks import check_seconds, is_between
 
 __all__ = ["EmbeddingClassifier"]
 
@@ -81,8 +83,11 @@ class EmbeddingClassifier(ArrayClassifier):
         """
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, found {self.method!r}")
+        if not is_between(self.name_scale, 0, np.inf):
+            raise ValueError(f"name_scale: expected the logit of a cosine of 1, above 0, found {self.name_scale!r}")
         if X is None and y is None and self.class_texts is not None:
-            texts = np.asarray(self.class_texts, np.float32)
+            check_seconds(self.time_limit)
+            texts = self._texts()
             self.n_features_in_ = texts.shape[1]
             self.classes_ = self._classes(np.array([]))
             self.network_, self.calibration_, self.results_ = self._fit(
@@ -134,7 +139,7 @@ class EmbeddingClassifier(ArrayClassifier):
             if self.method == "names":
                 raise ValueError("method='names' needs class_texts, vectors of the names")
             return None
-        texts = np.asarray(self.class_texts, np.float32)
+        texts = self._texts()
         order = np.arange(len(self.classes_)) if self.classes is None else np.argsort(np.asarray(self.classes))
         if texts.shape != (len(self.classes_), dim):
             raise ValueError(
@@ -143,6 +148,35 @@ class EmbeddingClassifier(ArrayClassifier):
             )
         vectors = F.normalize(torch.from_numpy(texts[order]), dim=1)
         return FittedSpace(vectors, Cosine(spaces=[[0, dim, 0, dim]], scale=self.name_scale).eval(), self.name_scale)
+
+    def _texts(self) -> NDArray[np.float32]:
+        """Return the vectors of the names, checked."""
+        wanted = "class_texts: expected an array of vectors, one a class"
+        try:
+            texts = np.asarray(self.class_texts, np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{wanted}, such as the text tower of the encoder gives, found {error}") from error
+        if texts.ndim != 2:
+            raise ValueError(f"{wanted}, found the shape {texts.shape}")
+        if not np.isfinite(texts).all():
+            raise ValueError(f"{wanted}, found NaN or infinity")
+        empty = np.flatnonzero(~texts.any(axis=1))
+        if len(empty):
+            raise ValueError(f"{wanted}, found only zeros in row {empty[0]:,}, which have no direction")
+        return texts
+
+    @classmethod
+    def load(cls, folder: str | Path) -> EmbeddingClassifier:
+        """Load what `save` wrote, with the vectors of the names if there were any, so that it can be fitted again.
+
+        Raises:
+            RunError: There is no such run, or another class wrote it.
+        """
+        fitted = super().load(folder)
+        names = getattr(fitted.network_, "name_vectors", None)
+        if names is not None and names.shape[1]:
+            fitted.class_texts, fitted.classes = names.numpy(), fitted.classes_
+        return fitted
 
     def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return X, np.zeros((len(X), 0), np.float32)

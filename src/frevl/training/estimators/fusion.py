@@ -15,11 +15,13 @@ from frevl.errors import UsageError, nearest
 from frevl.models.interface import PairNetwork
 from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.calibration import calibrated
-from frevl.store.towers import MODALITIES, Tower
+from frevl.store.towers import MODALITIES, Modality, Tower
 from frevl.training.estimators.array_classifier import ArrayClassifier, equal_rows
+from frevl.training.estimators.checks import is_between, is_whole
 from frevl.training.examples import Prepared, examples_of, set_aside
-from frevl.training.fitting.fit_model import trainable
+from frevl.training.fitting.fit_model import NEEDS, trainable
 from frevl.training.options import ModelOptions, make_options
+from frevl.training.retrieval.two_tower import COMMON_SPACE
 from frevl.training.selection.fit_prepared import fit_prepared
 from frevl.training.selection.spare_classes import set_aside_note
 
@@ -69,11 +71,22 @@ class FusionClassifier(ArrayClassifier):
         known = (*trainable(), "auto")
         if self.model not in known:
             raise UsageError(f"There is no model '{self.model}'. {nearest(self.model, known)}")
+        self._check_sides(X.shape[1])
+        if not is_between(self.dev_share, 0, 1):
+            raise ValueError(f"dev_share: expected a share between 0 and 1, found {self.dev_share!r}")
+        given: object = self.options
+        if not (given is None or isinstance(given, Mapping | ModelOptions)):
+            raise ValueError(f"options: expected a mapping such as {{'epochs': 5}}, found {given!r}")
         options = make_options(self.model, self.options)
         data = self._prepared(X, y, clusters, weights)
         fitted = fit_prepared(data, task=self._task, model=self.model, options=options, session=self._session())
         self._order = [int(label) for label in data.labels]
         return fitted.network, fitted.calibration, fitted.results
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        """Return what is known of the encoder of both sides."""
+        return {}
 
     def _prepared(
         self,
@@ -117,19 +130,24 @@ class FusionClassifier(ArrayClassifier):
                 for part, own in zip((train, dev), rows, strict=True)  # wrong texts were drawn beside right ones
             )
         towers: list[list[Tower]] = [
-            [
-                Tower(
-                    f"arrays-{side}", side, ("arrays",), {}, values.shape[1], np.zeros((0, values.shape[1]), np.float32)
-                )
-            ]
-            if values.shape[1]
-            else []
+            [_tower(side, values.shape[1], self._identity)] if values.shape[1] else []
             for side, values in zip(MODALITIES, sides, strict=True)
         ]
         return Prepared(
             train, dev, labels, towers[0], towers[1], ["arrays"], np.zeros(0, np.uint64), notes, dev_is_spare=True,
             dev_is_seen=seen,
         )  # fmt: skip
+
+    def _check_sides(self, columns: int) -> None:
+        """Refuse a model that needs columns which there are none of."""
+        sides = self._sides(np.zeros((1, columns), np.float32))
+        widths = {name: side.shape[1] for name, side in zip(MODALITIES, sides, strict=True)}
+        for side in NEEDS.get(self.model, ()) if self._task == "classification" else ():
+            if not widths[side]:
+                raise ValueError(
+                    f"model={self.model!r} needs columns of {side}s, found none among {columns}; say with image_dim "
+                    "where the text begins"
+                )
 
     def _targets(self, y: NDArray[np.int64]) -> list[Any]:
         return [str(label) for label in y]
@@ -152,8 +170,8 @@ class FusionClassifier(ArrayClassifier):
 
     def _sides(self, X: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         cut = self._default_image_dim(X.shape[1]) if self.image_dim is None else self.image_dim
-        if not 0 <= cut <= X.shape[1]:
-            raise ValueError(f"image_dim: expected 0 to {X.shape[1]}, the columns of X, found {cut}")
+        if not is_whole(cut) or not 0 <= cut <= X.shape[1]:
+            raise ValueError(f"image_dim: expected 0 to {X.shape[1]}, the columns of X, found {cut!r}")
         return X[:, :cut], X[:, cut:]
 
 
@@ -167,12 +185,35 @@ class FusionMatcher(FusionClassifier):
         image_dim: As in `FusionClassifier`; None: the first half of the columns.
         model: ``auto``, ``cosine``, ``dual``, ``linear``, ``mlp``, ``tiny`` ...
         options: As in `FusionClassifier`.
+        common_space: Whether image and text lie in one space, as those of CLIP do, so that their cosine means
+            something: ``cosine`` then is a model too, and ``auto`` begins there.
         dev_share: As in `FusionClassifier`.
         time_limit: As in `FusionClassifier`.
         random_state: As in `FusionClassifier`.
     """
 
     _task = "matching"
+
+    def __init__(
+        self,
+        *,
+        image_dim: int | None = None,
+        model: str = "auto",
+        options: ModelOptions | Mapping[str, Any] | None = None,
+        common_space: bool = False,
+        dev_share: float = 0.1,
+        time_limit: float | None = None,
+        random_state: int | None = 0,
+    ) -> None:
+        super().__init__(
+            image_dim=image_dim, model=model, options=options, dev_share=dev_share, time_limit=time_limit,
+            random_state=random_state,
+        )  # fmt: skip
+        self.common_space = common_space
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        return {COMMON_SPACE: "arrays"} if self.common_space else {}
 
     def fit(
         self,
@@ -182,6 +223,13 @@ class FusionMatcher(FusionClassifier):
         sample_weight: ArrayLike | None = None,
     ) -> FusionMatcher:
         """Fit; see `ArrayClassifier.fit`."""
+        if X is None:
+            raise ValueError("X: expected a 2D array, found None")
+        if self.model == "cosine" and not self.common_space:
+            raise ValueError(
+                "model='cosine' needs image and text in one space, as those of CLIP; say so with common_space=True, "
+                "or take model='dual', which learns one"
+            )
         self._captions = y is None
         super().fit(X, np.ones(np.shape(X)[0], np.int64) if y is None else y, groups, sample_weight)
         return self
@@ -205,6 +253,11 @@ class FusionMatcher(FusionClassifier):
                 f"expected columns of an image and of a text, found {image.shape[1]} and {text.shape[1]} (n_features = "
                 f"{X.shape[1]}); say with image_dim where the text begins"
             )
+        if self.common_space and image.shape[1] != text.shape[1]:
+            raise ValueError(
+                f"common_space: expected as many columns of the image as of the text, found {image.shape[1]} and "
+                f"{text.shape[1]}"
+            )
         return image, text
 
     def _probabilities(self, logits: Tensor) -> NDArray[np.float64]:
@@ -218,6 +271,10 @@ class FusionMatcher(FusionClassifier):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags
+
+
+def _tower(side: Modality, dim: int, identity: Mapping[str, str]) -> Tower:
+    return Tower(f"arrays-{side}", side, ("arrays",), dict(identity), dim, np.zeros((0, dim), np.float32))
 
 
 def _different(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
