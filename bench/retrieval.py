@@ -20,8 +20,8 @@ import torch
 from frevl.evaluation.retrieval_metrics import matches_of, reranked
 from frevl.models.fusion import PRESETS, Fusion
 from frevl.provenance import provenance
-from frevl.runs.batches import EmbeddedPairs
-from frevl.runs.pair_grid import dot_rows, full_grid, grid_scorer
+from frevl.runs.batches import EmbeddedPairs, grid_scorer
+from frevl.runs.pair_grid import dot_rows, full_grid
 
 IMAGE_DIM, TEXT_DIM = 1280, 384
 

@@ -6,7 +6,7 @@ import signal
 from frevl.errors import PairsError
 from frevl.training.run_folder import Checkpoint
 from frevl.training.training import train
-from frevl.training.workers.distributed import current_team
+from frevl.training.workers.team import current_team
 
 
 def train_and_die_once(store, pairs, run, marker, settings, progress=False):

@@ -48,7 +48,7 @@ ONE_SIDED = ['{"image": "a"}', '{"text": "b"}', '{"image": "a", "text": null}', 
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch, tmp_path):
-    monkeypatch.setattr(packed_read, "_LARGE", 0)
+    monkeypatch.setattr("frevl.data.pairs._LARGE", 0)
     monkeypatch.setattr("frevl.data.packed.blocks._FEW", 2)
     monkeypatch.setattr("frevl.data.packed.columns._MANY", 3)
     monkeypatch.setenv("FREVL_CACHE", str(tmp_path / "cache"))
@@ -141,7 +141,7 @@ def test_splits_and_missing_targets_are_those_of_lists(tmp_path, monkeypatch):
     lines = [*LABELLED, PLAIN[3], *LABELLED, '{"image": "z", "text": "y", "cluster": "c"}']
     path = write(tmp_path / "pairs.jsonl", lines)
     packed = read_pairs(path)
-    monkeypatch.setattr(packed_read, "_LARGE", 1 << 40)
+    monkeypatch.setattr("frevl.data.pairs._LARGE", 1 << 40)
     listed = read_pairs(path)
     assert isinstance(listed.images, list)
     for seed in range(5):
@@ -249,7 +249,7 @@ def test_where_nothing_can_be_written_pairs_are_read_all_the_same(tmp_path, monk
 
 
 def test_small_files_are_lists_and_leave_nothing_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr(packed_read, "_LARGE", 16 << 20)
+    monkeypatch.setattr("frevl.data.pairs._LARGE", 16 << 20)
     path = write(tmp_path / "pairs.jsonl", PLAIN)
     assert isinstance(read_pairs(path).images, list)
     assert list(tmp_path.iterdir()) == [path]

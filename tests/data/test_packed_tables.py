@@ -7,7 +7,6 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from frevl.data.packed import read as packed_read
 from frevl.data.packed import tables
 from frevl.data.packed.columns import Coded
 from frevl.data.pairs import read_pairs
@@ -35,8 +34,8 @@ STRANGE = [
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch, tmp_path):
-    monkeypatch.setattr(packed_read, "_LARGE", 0)
-    monkeypatch.setattr(packed_read, "_LARGE_TABLE", 0)
+    monkeypatch.setattr("frevl.data.pairs._LARGE", 0)
+    monkeypatch.setattr("frevl.data.pairs._LARGE_TABLE", 0)
     monkeypatch.setattr(tables, "_FEW", 1)
     monkeypatch.setenv("FREVL_CACHE", str(tmp_path / "cache"))
 

@@ -156,7 +156,7 @@ def test_records_of_shards(tmp_path):
 
 @pytest.mark.slow
 def test_kept_pairs_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("frevl.data.packed.read._LARGE", 0)
+    monkeypatch.setattr("frevl.data.pairs._LARGE", 0)
     monkeypatch.setattr("frevl.data.packed.blocks._FEW", 2)
     monkeypatch.setenv("FREVL_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "pairs.jsonl"

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from frevl.models import fusion_cpu
 from frevl.models.fusion import Fusion
 from frevl.models.fusion_cpu import SharedItems, suits
-from frevl.runs.batches import EmbeddedPairs
-from frevl.runs.pair_grid import grid_scorer
+from frevl.runs.batches import EmbeddedPairs, grid_scorer
 from networks import IMAGE_DIM, TEXT_DIM, network
 
 PAIRS = 37

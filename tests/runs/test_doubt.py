@@ -15,7 +15,7 @@ from frevl.errors import RunError, UsageError
 from frevl.models.baselines import Linear
 from frevl.models.classification.heads import statistics_of, unit_features
 from frevl.models.ensemble import Average
-from frevl.runs.batches import images_alone
+from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.posterior import Posterior, fit_posterior
 from frevl.runs.run import Run
 from frevl.runs.score_files import score_file
@@ -218,6 +218,6 @@ def test_a_network_on_a_device_reads_there_and_the_posterior_stays_here(monkeypa
         return {"pair": torch.eye(3)[: len(image)]}
 
     monkeypatch.setattr(network, "last_layer_inputs", inputs)
-    found = Posterior({"pair": torch.zeros(1, 3)}).doubt(network, images_alone(torch.zeros(2, 3)))
+    found = Posterior({"pair": torch.zeros(1, 3)}).doubt(network, EmbeddedPairs.images_alone(torch.zeros(2, 3)))
     assert asked == ["meta"]
     assert found.tolist() == [1.0, 1.0]

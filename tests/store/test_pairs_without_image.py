@@ -5,7 +5,6 @@ import json
 import pytest
 from PIL import Image
 
-from frevl.data.packed import read as packed_read
 from frevl.data.packed.columns import Coded
 from frevl.store import lance_tables
 from frevl.store.extraction import extract
@@ -63,7 +62,7 @@ def test_what_is_nowhere_is_rejected_with_the_nearest_name(tmp_path, walks):
 def test_columns_of_codes_stay_codes(tmp_path, monkeypatch):
     draw(tmp_path / "images", ["a.png", "b.png"])
     (tmp_path / "pairs.jsonl").write_text('{"image": "a.png", "text": "one"}\n{"image": "no.png", "text": "two"}\n' * 9)
-    monkeypatch.setattr(packed_read, "_LARGE", 0)
+    monkeypatch.setattr("frevl.data.pairs._LARGE", 0)
     made = []
     every = Coded.__iter__
     monkeypatch.setattr(Coded, "__iter__", lambda self: made.append(len(self)) or every(self))

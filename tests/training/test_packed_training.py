@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from frevl.data.packed import read as packed_read
+from frevl.data import pairs as pairs_module
 from frevl.data.packed.columns import Coded, WithCluster
 from frevl.data.pairs import read_pairs
 from frevl.evaluation.evaluation import evaluate
@@ -25,7 +25,7 @@ def both(tmp_path, monkeypatch):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         found = []
         for least in (1 << 40, 0):
-            monkeypatch.setattr(packed_read, "_LARGE", least)
+            monkeypatch.setattr("frevl.data.pairs._LARGE", least)
             found.append(function(path))
         assert isinstance(read_pairs(path).images, Coded)
         return found
@@ -88,7 +88,7 @@ def test_groups_are_the_same_and_are_not_written_into_every_pair(made, both):
 
 def test_a_run_says_the_same(made, both, tmp_path):
     def result(path):
-        run = train(made.store, path, run=tmp_path / str(packed_read._LARGE), task="classification", model="linear")
+        run = train(made.store, path, run=tmp_path / str(pairs_module._LARGE), task="classification", model="linear")
         return run.results["development"], evaluate(Scorer.open(run.path, store=made.store), path).metrics
 
     listed, coded = both(rows_of(made, "plain"), result)

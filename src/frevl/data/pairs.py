@@ -22,6 +22,7 @@ import numpy as np
 from frevl.data.columns import FIELDS, REQUIRED, columns_of
 from frevl.data.formats.json_rows import HALF_PAIR, has_half_pair
 from frevl.data.formats.pair_rows import (
+    ARROW,
     ENDINGS,
     LEFT_ALONE,
     WITH_ARTICLE,
@@ -56,6 +57,8 @@ Target = str | list[str] | dict[str, float]
 Side = Literal["image", "text"]
 _COLUMNS: dict[Side, str] = {"image": "images", "text": "texts"}
 
+_LARGE = 16 << 20  # bytes of a file: about 150,000 captions
+_LARGE_TABLE = 2 << 20  # of Parquet, which takes an eighth
 _SENTENCE = re.compile(r"\S\s+\S+\s+\S")
 _PICTURE = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|hei[cf]|avif)$", re.IGNORECASE)
 _WHOLE_FLOAT = re.compile(r"-?\d+\.0")
@@ -208,6 +211,8 @@ def _from_packed(path: Path, given: Mapping[str, str]) -> Pairs | None:
     if path.suffix.lower() not in ENDINGS or not path.is_file():
         return None
     try:
+        if path.stat().st_size < (_LARGE_TABLE if path.suffix.lower() in ARROW else _LARGE):
+            return None
         kept = read_packed(path, given)
     except OSError:
         return None  # said where it is read row by row

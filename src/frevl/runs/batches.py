@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from frevl.data.names import as_list
 from frevl.devices import Steps, is_accelerator
 from frevl.encoders.interface import stack
-from frevl.models.interface import PairNetwork
+from frevl.models.interface import Items, PairLogits, PairNetwork
 
 if TYPE_CHECKING:  # batches are also made where no store can be read
     from frevl.store.reader import Store
@@ -30,7 +30,8 @@ __all__ = [
     "ItemFile",
     "absent_side",
     "exact_enough",
-    "images_alone",
+    "grid_scorer",
+    "list_logits",
     "logits_of",
     "moved",
     "placed",
@@ -94,6 +95,20 @@ class EmbeddedPairs:
             torch.tensor([image_embeddings[id_] for id_ in images], dtype=torch.long),
             torch.tensor([text_embeddings[text] for text in texts], dtype=torch.long),
         )
+
+    @classmethod
+    def images_alone(cls, images: Tensor, mask: Tensor | None = None) -> EmbeddedPairs:
+        """Return images as pairs without a text.
+
+        Args:
+            images: ``(n, dim)`` pooled embeddings, or ``(n, tokens, dim)`` with a mask.
+            mask: ``(n, tokens)`` bool.
+        """
+        if mask is None:
+            images, mask = images[:, None], torch.ones(len(images), 1, dtype=torch.bool)
+        one = torch.ones(1, 1, dtype=torch.bool)
+        rows = torch.arange(len(images))
+        return cls(images, mask, torch.zeros(1, 1, 0), one, rows, torch.zeros_like(rows))
 
     def __len__(self) -> int:
         return len(self.image_rows)
@@ -159,20 +174,6 @@ class EmbeddedPairs:
                 self.release()
             rows = slice(start, start + size)
             yield self.inputs(self.image_rows[rows], self.text_rows[rows], device)
-
-
-def images_alone(images: Tensor, mask: Tensor | None = None) -> EmbeddedPairs:
-    """Return images as pairs without a text.
-
-    Args:
-        images: ``(n, dim)`` pooled embeddings, or ``(n, tokens, dim)`` with a mask.
-        mask: ``(n, tokens)`` bool.
-    """
-    if mask is None:
-        images, mask = images[:, None], torch.ones(len(images), 1, dtype=torch.bool)
-    one = torch.ones(1, 1, dtype=torch.bool)
-    rows = torch.arange(len(images))
-    return EmbeddedPairs(images, mask, torch.zeros(1, 1, 0), one, rows, torch.zeros_like(rows))
 
 
 def absent_side(items: int) -> tuple[np.ndarray, np.ndarray]:
@@ -266,3 +267,92 @@ def logits_of(network: nn.Module, pairs: EmbeddedPairs, batch_size: int, device:
             if here > _MOST_THERE:
                 found, here = [torch.cat(found).cpu()], 0
         return found[0].cpu() if len(found) == 1 else torch.cat([part.cpu() for part in found])
+
+
+def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, device: str = "cpu") -> Tensor:
+    """Return the ``(n, outputs)`` float32 logits of a list of pairs, on the CPU, by the cheaper of two methods.
+
+    A network with expensive item work (`PairNetwork.item_work`) does it once per item; others process pair by pair.
+
+    Args:
+        network: On the device.
+        pairs: The pairs and their embeddings.
+        batch_size: Pairs or items at once.
+        device: Where to work.
+    """
+    if network.item_work != "always":
+        return logits_of(network, pairs, batch_size, device)
+    network.eval()
+    with torch.inference_mode():
+        return grid_scorer(network, pairs, batch_size, device)(pairs.image_rows, pairs.text_rows).cpu()
+
+
+def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
+    """Do the work on single items.
+
+    Args:
+        network: In evaluation mode, on the device.
+        embedded: The items; its pairs play no part.
+        batch_size: Items at once.
+        device: Where to work.
+
+    Returns:
+        A function from ``(n,)`` image rows and ``(n,)`` text rows, any number of them, to ``(n, outputs)`` logits. Call
+        both in inference mode.
+    """
+    if network.item_work == "never":
+        return _in_batches(lambda rows, columns: network(*embedded.inputs(rows, columns, device)), batch_size, device)
+    images = _items(network.image_items, embedded.images, embedded.image_mask, batch_size, device)
+    texts = _items(network.text_items, embedded.texts, embedded.text_mask, batch_size, device)
+    # Only the masks are needed from here on, so the embeddings can be freed.
+    image_mask, text_mask = _mask(embedded.image_mask, device), _mask(embedded.text_mask, device)
+    shared = None if image_mask is not None or text_mask is not None else network.shared_scorer(images, texts)
+    if shared is not None:
+        return shared
+
+    def logits(rows: Tensor, columns: Tensor) -> Tensor:
+        rows, columns = moved(rows, device), moved(columns, device)
+        return network.score_items(
+            tuple(part[rows] for part in images),
+            tuple(part[columns] for part in texts),
+            None if image_mask is None else image_mask[rows],
+            None if text_mask is None else text_mask[columns],
+        )
+
+    return _in_batches(logits, batch_size, device)
+
+
+def _in_batches(logits: PairLogits, batch_size: int, device: str) -> PairLogits:
+    def of_any_number(rows: Tensor, columns: Tensor) -> Tensor:
+        steps, found = Steps(len(rows), batch_size, device), torch.empty(0, 0)
+        while steps.left:
+            try:
+                part = logits(rows[steps.rows], columns[steps.rows])
+            except torch.OutOfMemoryError as error:
+                steps.halve(error)
+                continue
+            # Into one tensor: small pieces kept between large ones would fragment the heap.
+            found = part.new_empty(len(rows), part.shape[1]) if steps.rows.start == 0 else found
+            found[steps.rows] = part
+            steps.done()
+        return found
+
+    return of_any_number
+
+
+def _items(
+    make: Callable[[Tensor, Tensor | None], Items], values: Tensor, mask: Tensor, batch_size: int, device: str
+) -> Items:
+    whole: list[Tensor] = []
+    for start in range(0, len(values), batch_size):
+        part = slice(start, start + batch_size)
+        made = make(moved(values[part], device).float(), _mask(mask[part], device))
+        # In place: joining pieces at the end would take twice the memory.
+        whole = whole or [piece.new_empty((len(values), *piece.shape[1:])) for piece in made]
+        for kept, piece in zip(whole, made, strict=True):
+            kept[part] = piece
+    return tuple(whole)
+
+
+def _mask(mask: Tensor, device: str) -> Tensor | None:
+    return None if mask.shape[1] == 1 else mask.to(device)

@@ -1,4 +1,4 @@
-"""Score many pairs of few items, doing the work on single items only once.
+"""The scores of all pairs of some images and some texts, and their dot products.
 
 All pairs of ``n`` images and ``m`` texts are ``4 n m`` bytes of scores. `ScoreRows` provides a tile of
 them, or a few rows, at a time, without ever holding them all.
@@ -12,14 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from frevl.devices import Steps
 from frevl.errors import InputError
-from frevl.models.interface import Items, PairLogits, PairNetwork
-from frevl.runs.batches import EmbeddedPairs, logits_of, moved
 
 __all__ = [
     "PairScores",
@@ -27,99 +22,8 @@ __all__ = [
     "dot_products",
     "dot_rows",
     "full_grid",
-    "grid_scorer",
-    "list_logits",
     "scored_rows",
 ]
-
-
-def list_logits(network: PairNetwork, pairs: EmbeddedPairs, batch_size: int, device: str = "cpu") -> Tensor:
-    """Return the ``(n, outputs)`` float32 logits of a list of pairs, on the CPU, by the cheaper of two methods.
-
-    A network with expensive item work (`PairNetwork.item_work`) does it once per item; others process pair by pair.
-
-    Args:
-        network: On the device.
-        pairs: The pairs and their embeddings.
-        batch_size: Pairs or items at once.
-        device: Where to work.
-    """
-    if network.item_work != "always":
-        return logits_of(network, pairs, batch_size, device)
-    network.eval()
-    with torch.inference_mode():
-        return grid_scorer(network, pairs, batch_size, device)(pairs.image_rows, pairs.text_rows).cpu()
-
-
-def grid_scorer(network: PairNetwork, embedded: EmbeddedPairs, batch_size: int, device: str) -> PairLogits:
-    """Do the work on single items.
-
-    Args:
-        network: In evaluation mode, on the device.
-        embedded: The items; its pairs play no part.
-        batch_size: Items at once.
-        device: Where to work.
-
-    Returns:
-        A function from ``(n,)`` image rows and ``(n,)`` text rows, any number of them, to ``(n, outputs)`` logits. Call
-        both in inference mode.
-    """
-    if network.item_work == "never":
-        return _in_batches(lambda rows, columns: network(*embedded.inputs(rows, columns, device)), batch_size, device)
-    images = _items(network.image_items, embedded.images, embedded.image_mask, batch_size, device)
-    texts = _items(network.text_items, embedded.texts, embedded.text_mask, batch_size, device)
-    # Only the masks are needed from here on, so the embeddings can be freed.
-    image_mask, text_mask = _mask(embedded.image_mask, device), _mask(embedded.text_mask, device)
-    shared = None if image_mask is not None or text_mask is not None else network.shared_scorer(images, texts)
-    if shared is not None:
-        return shared
-
-    def logits(rows: Tensor, columns: Tensor) -> Tensor:
-        rows, columns = moved(rows, device), moved(columns, device)
-        return network.score_items(
-            tuple(part[rows] for part in images),
-            tuple(part[columns] for part in texts),
-            None if image_mask is None else image_mask[rows],
-            None if text_mask is None else text_mask[columns],
-        )
-
-    return _in_batches(logits, batch_size, device)
-
-
-def _in_batches(logits: PairLogits, batch_size: int, device: str) -> PairLogits:
-    def of_any_number(rows: Tensor, columns: Tensor) -> Tensor:
-        steps, found = Steps(len(rows), batch_size, device), torch.empty(0, 0)
-        while steps.left:
-            try:
-                part = logits(rows[steps.rows], columns[steps.rows])
-            except torch.OutOfMemoryError as error:
-                steps.halve(error)
-                continue
-            # Into one tensor: small pieces kept between large ones would fragment the heap.
-            found = part.new_empty(len(rows), part.shape[1]) if steps.rows.start == 0 else found
-            found[steps.rows] = part
-            steps.done()
-        return found
-
-    return of_any_number
-
-
-def _items(
-    make: Callable[[Tensor, Tensor | None], Items], values: Tensor, mask: Tensor, batch_size: int, device: str
-) -> Items:
-    fields: list[Tensor] = []
-    for start in range(0, len(values), batch_size):
-        part = slice(start, start + batch_size)
-        made = make(moved(values[part], device).float(), _mask(mask[part], device))
-        # In place: joining pieces at the end would take twice the memory.
-        fields = fields or [field.new_empty((len(values), *field.shape[1:])) for field in made]
-        for field, piece in zip(fields, made, strict=True):
-            field[part] = piece
-    return tuple(fields)
-
-
-def _mask(mask: Tensor, device: str) -> Tensor | None:
-    return None if mask.shape[1] == 1 else mask.to(device)
 
 
 # Pairs of a tile, scored, and multiplied: what is done with the scores finds them in the processor's caches.

@@ -18,10 +18,10 @@ from frevl.encoders.images import MAX_PIXELS, ImageSource
 from frevl.encoders.interface import Encoder
 from frevl.errors import UsageError
 from frevl.models.interface import PairNetwork, Searchable
-from frevl.runs.batches import EmbeddedPairs, exact_enough, images_alone, placed, read_side, vectors_of
+from frevl.runs.batches import EmbeddedPairs, exact_enough, grid_scorer, list_logits, placed, read_side, vectors_of
 from frevl.runs.calibration import calibrated
 from frevl.runs.own_encoders import OwnEncoders
-from frevl.runs.pair_grid import PairScores, ScoreRows, grid_scorer, list_logits, scored_rows
+from frevl.runs.pair_grid import PairScores, ScoreRows, scored_rows
 from frevl.runs.posterior import Posterior, load_posterior
 from frevl.runs.run import Run
 from frevl.runs.sharing.onnx_backend import check_backend, open_exported
@@ -122,7 +122,7 @@ class Scorer:
         Raises:
             StoreError: An image is not in the store.
         """
-        pairs = images_alone(*map(torch.from_numpy, self._read("image", image_ids, {})))
+        pairs = EmbeddedPairs.images_alone(*map(torch.from_numpy, self._read("image", image_ids, {})))
         for rows in torch.split(torch.arange(len(pairs)), self.batch_size):
             yield self._logits(pairs.select(rows))
 

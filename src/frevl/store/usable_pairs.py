@@ -109,7 +109,10 @@ def as_known(pairs: Pairs, known: Mapping[str, int] | KnownIds, store: Store) ->
     Returns:
         The pairs; their ``notes`` are those on spellings alone.
     """
-    unknown = chosen(pairs.images, np.flatnonzero(rows_of_values(known, pairs.images) < 0))
+    rows = np.flatnonzero(rows_of_values(known, pairs.images) < 0)
+    if not len(rows):
+        return replace(pairs, notes=())
+    unknown = chosen(pairs.images, rows)
     same = same_names(unknown, known)
     rest = [image for image in dict.fromkeys(unknown) if image not in same]
     if rest:

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from frevl.errors import TrainingError, UsageError
 from frevl.models.kernel_ridge import KernelFusion
-from frevl.runs.batches import EmbeddedPairs, images_alone
+from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.targets import Answers
 from frevl.training.examples import Examples
 from frevl.training.fitting.fit_model import fit_model
@@ -172,7 +172,7 @@ def test_one_example_a_class_and_one_side_alone():
     random = torch.Generator().manual_seed(0)
     centres = torch.randn(25, 32, generator=random)
     answers = Answers(torch.arange(25)[:, None], torch.ones(25, 1), soft=False)
-    given = Examples(images_alone(centres), answers, torch.arange(25))
+    given = Examples(EmbeddedPairs.images_alone(centres), answers, torch.arange(25))
     exact, solved = fit_kernel_on(given, 25)
     network, fit = fit_kernel_approximately(given, 25, ALL)
     assert not fit.decided

@@ -16,9 +16,8 @@ from frevl.runs.scorer import Scorer
 from frevl.training.run_folder import Checkpoint
 from frevl.training.training import train
 from frevl.training.workers import processes
-from frevl.training.workers.distributed import current_team
 from frevl.training.workers.joining import working_together
-from frevl.training.workers.team import ALONE
+from frevl.training.workers.team import ALONE, current_team
 from together import ERRORS, TRAININGS, all_trainings, one_fails, until_the_clock
 
 pytestmark = pytest.mark.slow

@@ -15,6 +15,7 @@ from frevl.data.formats.json_rows import json_rows
 from frevl.errors import PairsError, Reject
 
 __all__ = [
+    "ARROW",
     "ENDINGS",
     "JSON_ENDINGS",
     "LEFT_ALONE",
@@ -33,7 +34,7 @@ __all__ = [
 
 ENDINGS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".tab", ".txt", ".parquet", ".arrow", ".feather")
 JSON_ENDINGS = (".jsonl", ".json", ".ndjson", ".txt")
-_ARROW = (".parquet", ".arrow", ".feather")
+ARROW = (".parquet", ".arrow", ".feather")
 TABLES = (".csv", ".tsv", ".tab")
 _REMEDIES = {
     ".xlsx": "save the sheet as CSV (UTF-8)", ".xls": "save the sheet as CSV (UTF-8)",
@@ -66,7 +67,7 @@ def rows_of(path: Path, given: Mapping[str, str], notes: list[str]) -> Iterator[
             f"{path}: expected a pairs file ending in {', '.join(ENDINGS)}; found '{path.suffix or path.name}'{remedy}"
         )
     try:
-        if suffix in _ARROW:
+        if suffix in ARROW:
             from frevl.data.formats.arrow_rows import arrow_rows, open_arrow
 
             yield from in_fields(arrow_rows(open_arrow(path), given, notes), notes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from frevl.data.columns import FIELDS, choose_columns, renaming_note
 from frevl.data.formats.json_rows import is_lines, json_value, too_long
-from frevl.data.formats.pair_rows import TABLES, as_target, is_missing, nothing_found, with_the_same_sides
+from frevl.data.formats.pair_rows import ARROW, TABLES, as_target, is_missing, nothing_found, with_the_same_sides
 from frevl.data.packed.blocks import Block, Layout, read_block
 from frevl.data.packed.cache import Kept, kept_columns
 from frevl.data.packed.columns import joined_codes
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["read_packed"]
 
-_LARGE = 16 << 20  # bytes of a file: about 150,000 captions
-_LARGE_TABLE = 2 << 20  # of Parquet, which takes an eighth
-_ARROW = (".parquet", ".arrow", ".feather")
 _AT_ONCE = 2 << 20  # bytes of a block
 _HEAD = 1 << 20
 _BOM = b"\xef\xbb\xbf"
@@ -51,7 +48,7 @@ def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
         given: Columns that the user named (`frevl.data.columns.columns_of`).
 
     Returns:
-        The columns; None for every other file: small ones, other forms (pictures inside tables, targets that are lists
+        The columns; None for every other file: other forms (pictures inside tables, targets that are lists
         of Arrow), and those without a single pair.
 
     Raises:
@@ -60,9 +57,7 @@ def read_packed(path: Path, given: Mapping[str, str]) -> Kept | None:
             columns are which.
     """
     suffix = path.suffix.lower()
-    if path.stat().st_size < (_LARGE_TABLE if suffix in _ARROW else _LARGE):
-        return None
-    if suffix in _ARROW:
+    if suffix in ARROW:
         return _read_arrow(path, given)
     with path.open("rb") as file:
         head = file.read(_HEAD).removeprefix(_BOM)

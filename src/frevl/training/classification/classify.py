@@ -23,7 +23,7 @@ from frevl.errors import UsageError, nearest, rejects_sentence
 from frevl.models.hub import weights_digest
 from frevl.models.inputs import mean_pool
 from frevl.provenance import provenance
-from frevl.runs.batches import images_alone
+from frevl.runs.batches import EmbeddedPairs
 from frevl.runs.posterior import fit_posterior
 from frevl.runs.run import Run
 from frevl.runs.scorer import Scorer
@@ -173,7 +173,7 @@ def classify(
             train_image_hashes=seen if learned is None else np.union1d(seen, learned),
             space_image_hashes=seen[:0] if learned is None else np.setdiff1d(learned, seen),
             network=network,
-            posterior=fit_posterior(network, images_alone(own.images)),
+            posterior=fit_posterior(network, EmbeddedPairs.images_alone(own.images)),
         )
         write_config(folder, {**arguments, "store": opened}, ModelOptions(), command="classify")
         finished.save()

@@ -17,8 +17,8 @@ from frevl.errors import RunError, UsageError
 from frevl.models.hub import weights_digest
 from frevl.models.interface import PairNetwork, PriorSide
 from frevl.provenance import provenance
+from frevl.runs.batches import list_logits
 from frevl.runs.calibration import calibration_notes, fit_calibration
-from frevl.runs.pair_grid import list_logits
 from frevl.runs.posterior import carried_over
 from frevl.runs.run import Run
 from frevl.store.reader import Store

@@ -17,8 +17,7 @@ from frevl.models.inputs import mean_pool
 from frevl.models.interface import PairNetwork, PriorSide
 from frevl.models.retrieval.first_stage import FirstStage
 from frevl.models.retrieval.reranker import Reranked, TermWeights, hubness
-from frevl.runs.batches import EmbeddedPairs
-from frevl.runs.pair_grid import list_logits
+from frevl.runs.batches import EmbeddedPairs, list_logits
 from frevl.runs.run import Run
 from frevl.runs.targets import Answers
 from frevl.training.debiasing.own_data import OwnData

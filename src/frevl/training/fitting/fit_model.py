@@ -16,8 +16,7 @@ from frevl.models.fusion import PRESETS, Fusion
 from frevl.models.interface import PairNetwork
 from frevl.models.kernel_ridge import MOST_PAIRS
 from frevl.models.registry import NETWORKS
-from frevl.runs.batches import logits_of
-from frevl.runs.pair_grid import list_logits
+from frevl.runs.batches import list_logits, logits_of
 from frevl.runs.targets import Answers, class_weights_of
 from frevl.training.examples import Examples, dev_metric, join
 from frevl.training.fitting.initialisation import (

@@ -17,8 +17,7 @@ from frevl.models.interface import PairNetwork
 from frevl.models.retrieval.first_stage import FirstStage
 from frevl.models.retrieval.reranker import Reranked
 from frevl.models.retrieval.two_tower import Cosine
-from frevl.runs.batches import EmbeddedPairs
-from frevl.runs.pair_grid import grid_scorer
+from frevl.runs.batches import EmbeddedPairs, grid_scorer
 from frevl.terminal import Steps, print_progress
 from frevl.training.examples import Examples, Prepared
 from frevl.training.fitting.fit_model import Fitted, fit_model

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,13 +17,13 @@ from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 import frevl.errors
 from frevl.errors import FrevlError, RunError, TrainingError
 from frevl.training.workers.shared_dropout import DropoutOfTheBatch
-from frevl.training.workers.team import ALONE, Place, Share, Team
+from frevl.training.workers.team import TEAM, Place, Share, Team
 from frevl.version import __version__
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
 
-__all__ = ["Together", "WorkerEndedError", "current_team", "error_of", "joined"]
+__all__ = ["Together", "WorkerEndedError", "error_of", "joined"]
 
 T = TypeVar("T")
 
@@ -261,14 +260,6 @@ def error_of(name: str, message: str) -> FrevlError:
     return error
 
 
-_TEAM: ContextVar[Team] = ContextVar("frevl_team", default=ALONE)
-
-
-def current_team() -> Team:
-    """Return this process's team of workers, or itself alone."""
-    return _TEAM.get()
-
-
 @contextmanager
 def joined(store: Store, place: Place, device: str, ended: Callable[[], str] = lambda: "") -> Iterator[Team]:
     """Be a worker during the block, and finish together with the others."""
@@ -279,7 +270,7 @@ def joined(store: Store, place: Place, device: str, ended: Callable[[], str] = l
     own_device = device.startswith("cuda") and place.local_size <= torch.cuda.device_count()
     backend = "cpu:gloo,cuda:nccl" if own_device else "gloo"
     team = Together(store, place, backend, ended)
-    token = _TEAM.set(team)
+    token = TEAM.set(team)
     try:
         team.same({"version of frevl": __version__, "version of torch": torch.__version__})
         yield team
@@ -289,4 +280,4 @@ def joined(store: Store, place: Place, device: str, ended: Callable[[], str] = l
     else:
         team.leave(None)
     finally:
-        _TEAM.reset(token)
+        TEAM.reset(token)

@@ -12,8 +12,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from frevl.errors import FrevlError, TrainingError, UsageError
-from frevl.training.workers.distributed import current_team, joined
-from frevl.training.workers.team import ALONE, Place, Team
+from frevl.training.workers.team import ALONE, Place, Team, current_team
 
 if TYPE_CHECKING:
     from torch.distributed import Store  # type: ignore[attr-defined]
@@ -82,6 +81,8 @@ def working_together(
         yield ALONE
     elif (place := place_of(os.environ)) is not None:
         from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
+        from frevl.training.workers.distributed import joined
 
         store = PrefixStore(f"team {next(_teams)}", _store_of_environment())
         with joined(store, place, device) as team:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["ALONE", "Alone", "Place", "Share", "Team"]
+__all__ = ["ALONE", "TEAM", "Alone", "Place", "Share", "Team", "current_team"]
 
 T = TypeVar("T")
 
@@ -200,3 +201,10 @@ class Alone:
 
 
 ALONE: Team = Alone()
+TEAM: ContextVar[Team] = ContextVar("frevl_team", default=ALONE)
+"""The team of this process, set by `frevl.training.workers.distributed.joined`."""
+
+
+def current_team() -> Team:
+    """Return this process's team of workers, or itself alone."""
+    return TEAM.get()
