@@ -236,6 +236,13 @@ def test_an_unknown_flag_suggests_the_nearest(frevl):
     assert "--images" in done.err
 
 
+def test_the_page_of_labels_needs_the_folder_that_was_named(frevl, tmp_path):
+    asked = ["--store", "s", "--classes", "c.txt", "--run", "r", "--html", tmp_path / "h.html", "--images", "none"]
+    done = frevl("classify", *asked)
+    assert (done.code, done.out) == (2, "")
+    assert "none: no such folder; expected the folder of the images for --html" in done.err
+
+
 @pytest.mark.parametrize("damage", ["deleted", "cut"])
 def test_a_damaged_store_is_one_sentence_for_every_command(tmp_path, draw, frevl, damage):
     draw(tmp_path / "images", range(3))

@@ -151,6 +151,9 @@ def test_what_is_refused(named, one_side, tmp_path):
         frevl.classify(named.store, ["ash", "yew"], run=run)
     with pytest.raises(UsageError, match="method names"):
         frevl.classify(named.store, run=run, examples=named.examples, method="names")
+    for method in ("means", "cache", "gaussian", "kernel", "probe"):  # names in its place would be a silent surprise
+        with pytest.raises(UsageError, match=f"--method {method} needs examples; give them with --examples"):
+            frevl.classify(named.store, named.classes, run=run, method=method)
     with pytest.raises(UsageError, match="between 0 and 1"):
         frevl.classify(named.store, named.classes, run=run, unknown=1.0)
     unknown_class = tmp_path / "unknown.jsonl"
@@ -170,6 +173,16 @@ def test_what_is_refused(named, one_side, tmp_path):
     if one_side.side == "image":
         with pytest.raises(UsageError, match="have no common space with texts"):
             frevl.classify(one_side.store, ["fern", "moss"], run=run)
+
+
+def test_descriptions_that_imported_vectors_do_not_hold_are_named(named, tmp_path):
+    described = {label: [f"{label} in the rain"] if number else [] for number, label in enumerate(CLASSES)}
+    notes = frevl.classify(named.store, described, run=tmp_path / "described").results["notes"]
+    assert any(
+        f"{len(described) - 1} descriptions were left out, because the text vectors" in note
+        and f"(the first: '{CLASSES[1]} in the rain')" in note
+        for note in notes
+    )
 
 
 def test_names_without_a_space_are_left_out_beside_examples(one_side, tmp_path):

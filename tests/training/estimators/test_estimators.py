@@ -278,6 +278,11 @@ def test_a_generator_as_random_state_is_left_as_it_was():
     assert random.get_state()[1].tolist() == before
 
 
+def test_names_alone_are_no_examples():
+    with pytest.raises(ValueError, match="method='means' needs examples, X and y; found class_texts alone"):
+        EmbeddingClassifier(method="means", class_texts=np.eye(2), classes=["a", "b"]).fit()
+
+
 def test_names_are_loaded_for_another_fit(arrays, tmp_path):
     X, y = arrays["examples"]
     names = np.random.default_rng(0).standard_normal((len(np.unique(y)), X.shape[1]))

@@ -118,6 +118,8 @@ def classify(
         raise UsageError("--ray distributes the labelling of a store; add --out or --html, or leave out --ray")
     if images is not None and html is None:
         raise UsageError("--images is the folder of the images on the page; add --html, or leave out --images")
+    if images is not None and not images.is_dir():
+        raise UsageError(f"{images}: no such folder; expected the folder of the images for --html")
     if out is not None:
         check_label_file(out)
     opened = Store.open(store)

@@ -313,7 +313,12 @@ def _check_all_classes(classes: ClassList, names: NameVectors | None, own: Embed
 
 
 def _check_method(method: str, classes: ClassList, own: EmbeddedExamples) -> None:
-    """Refuse a method that would lose classes with only a name."""
+    """Refuse a method that has nothing to learn from, or would lose classes with only a name."""
+    if not len(own.labels) and method not in ("auto", "names"):
+        raise UsageError(
+            f"--method {method} needs examples; give them with --examples, or leave out --method, which then takes the "
+            "names alone"
+        )
     missing = len(classes.entries) - len(set(own.labels.tolist()))
     if missing and len(own.labels) and any(one.every_class for one in candidates_of(method, has_names=True)[:1]):
         raise UsageError(

@@ -127,7 +127,7 @@ def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str])
     Raises:
         UsageError: A name is not in the store and cannot be embedded.
     """
-    bare = 0
+    bare, lost = 0, list[str]()
     of_class: list[list[str]] = []
     for entry in classes.entries:
         sentences = sentences_of(entry, templates)
@@ -142,6 +142,7 @@ def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str])
                     "embedded, and neither it nor the bare name is a text of the store; import vectors of the names "
                     "with frevl import --of texts, or give examples alone"
                 )
+            lost += [sentence for sentence in entry.descriptions if sentence not in there]
             sentences = there
         of_class.append(sentences)
     alike = _described_alike(classes, of_class)
@@ -159,6 +160,11 @@ def name_vectors(classes: ClassList, space: TextSpace, templates: Sequence[str])
     notes = [*space.notes, *alike]
     if bare:
         notes.append(f"{bare:,} names were used as stored, without a template.")
+    if lost:
+        notes.append(
+            f"{len(lost):,} descriptions were left out, because the text vectors of this store were imported and no "
+            f"other text can be embedded (the first: '{lost[0]:.80}')."
+        )
     return NameVectors(F.normalize(sums, dim=1), named, space, notes)
 
 

@@ -86,6 +86,8 @@ class EmbeddingClassifier(ArrayClassifier):
         if not is_between(self.name_scale, 0, np.inf):
             raise ValueError(f"name_scale: expected the logit of a cosine of 1, above 0, found {self.name_scale!r}")
         if X is None and y is None and self.class_texts is not None:
+            if self.method not in ("auto", "names"):
+                raise ValueError(f"method={self.method!r} needs examples, X and y; found class_texts alone")
             check_seconds(self.time_limit)
             texts = self._texts()
             self.n_features_in_ = texts.shape[1]
