@@ -43,6 +43,7 @@ class GivenScorer:
         )
 
     has_first_stage, rerank_depth = False, 0
+    network = SimpleNamespace(prior=None)
 
     def score(self, pairs):
         return np.array([self.table[pair] for pair in pairs], np.float32)

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from frevl.data.packed.columns import Coded
 from frevl.errors import UsageError
 from frevl.evaluation import intervals
 from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic, paired_difference, paired_test
@@ -17,6 +18,16 @@ def test_interval_of_two_clusters_by_hand() -> None:
     # Drawing two of {0, 1} gives means 0, 1/2, 1 with shares 1/4, 1/2, 1/4.
     assert bootstrap_interval([0, 1], ["a", "b"], level=0.95) == (0.5, 0.0, 1.0)
     assert bootstrap_interval([0, 1], ["a", "b"], level=0.4) == (0.5, 0.5, 0.5)
+
+
+def test_clusters_in_codes_give_the_same_interval_without_an_object_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    values, codes = random.random(200), random.integers(0, 30, 200)
+    names = [f"{30 - code}.png" for code in codes.tolist()]
+    coded = Coded.of(codes, [f"{30 - code}.png" for code in range(31)])
+    expected = bootstrap_interval(values, names), bootstrap_statistic(lambda rows: values[rows].max(), names)
+    monkeypatch.setattr(Coded, "__iter__", None)
+    assert (bootstrap_interval(values, coded), bootstrap_statistic(lambda rows: values[rows].max(), coded)) == expected
 
 
 def test_clusters_keep_their_size() -> None:

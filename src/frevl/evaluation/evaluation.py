@@ -11,12 +11,12 @@ import numpy as np
 
 from frevl.data.benchmarks.vqa_answers import vqa_accuracy
 from frevl.data.names import as_list
-from frevl.data.pairs import Pairs, Target, read_pairs, with_targets
+from frevl.data.pairs import Pairs, read_pairs, with_targets
 from frevl.errors import PairsError, Reject, UsageError, rejects_sentence
 from frevl.evaluation.consistency import evaluate_consistency, forms_of
 from frevl.evaluation.fairness.groups import evaluate_groups, groups_of
 from frevl.evaluation.intervals import Chance, against_majority, paired_difference, paired_test
-from frevl.evaluation.measures import Measure, evaluate_sets
+from frevl.evaluation.measures import Measure, accepted_answers, best_answers, evaluate_sets
 from frevl.evaluation.metrics import brier, correct, expected_calibration_error, macro_f1
 from frevl.evaluation.retrieval_metrics import choice_set_scores, evaluate_retrieval
 from frevl.evaluation.slices import slice_rows, slice_table
@@ -24,9 +24,9 @@ from frevl.evaluation.wups import wups, wups_available
 from frevl.provenance import provenance
 from frevl.runs.calibration import check_level
 from frevl.runs.scorer import Scorer
-from frevl.runs.targets import encode_answers, hash_prefixes, match_truth
+from frevl.runs.targets import encode_answers, match_truth, prefixes_of
 from frevl.store.grouping.groups import group_pairs
-from frevl.store.usable_pairs import content_of_units, note_unread, usable_pairs
+from frevl.store.usable_pairs import content_of_units, contents_of, note_unread, usable_pairs
 
 __all__ = ["Result", "evaluate"]
 
@@ -222,7 +222,7 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
         confidence[part] = np.take_along_axis(probabilities, best[part, None], axis=1)[:, 0]
         squares[part] = brier(probabilities, truth[part])
     predicted = [labels[i] for i in best]
-    accepted = [_best_answers(target) for target in pairs.targets]
+    accepted = accepted_answers(pairs)
     hits = correct(predicted, accepted)
     measured: dict[str, Measure] = {}
     weights = _vqa_weights(predicted, pairs)
@@ -233,7 +233,8 @@ def _evaluate_classes(scorer: Scorer, pairs: Pairs) -> Result:
     measured["ece"] = Measure(
         clusters, statistic=lambda rows: expected_calibration_error(confidence[rows], hits[rows]), resamples=200
     )
-    prior = scorer.prior(list(zip(pairs.images, pairs.texts, strict=True)))
+    asked = [] if scorer.network.prior is None else list(zip(pairs.images, pairs.texts, strict=True))
+    prior = scorer.prior(asked)
     if prior is not None:
         measured["prior_accuracy"] = Measure(clusters, correct([labels[i] for i in prior.argmax(axis=1)], accepted))
     lone = np.flatnonzero([isinstance(target, str) for target in pairs.targets])
@@ -339,13 +340,6 @@ def _single_answer(answers: list[str], pairs: int) -> list[str]:
     ]
 
 
-def _best_answers(target: Target | None) -> list[str]:
-    """Return the answers that count as right: all of a list, or those with the highest weight."""
-    if isinstance(target, dict):
-        return [answer for answer, weight in target.items() if weight == max(target.values())]
-    return [target] if isinstance(target, str) else list(target or [])
-
-
 def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
     """Return the official VQA accuracy if every pair has ten answers, the soft weight if it has weights."""
     answers = [extra.get("answers") for extra in pairs.extras]
@@ -354,7 +348,7 @@ def _vqa_weights(predicted: list[str], pairs: Pairs) -> np.ndarray | None:
     if any(isinstance(target, dict) for target in pairs.targets):
         return np.array(
             [
-                target.get(label, 0.0) if isinstance(target, dict) else float(label in _best_answers(target))
+                target.get(label, 0.0) if isinstance(target, dict) else float(label in best_answers(target))
                 for label, target in zip(predicted, pairs.targets, strict=True)
             ]
         )
@@ -379,7 +373,7 @@ def _earned_by(label: str, pairs: Pairs, *, weighted: bool) -> np.ndarray:
     """Return the credit of a constant answer for each pair, in the unit of the main metric."""
     predicted = [label] * len(pairs)
     weights = _vqa_weights(predicted, pairs) if weighted else None
-    return correct(predicted, [_best_answers(target) for target in pairs.targets]) if weights is None else weights
+    return correct(predicted, accepted_answers(pairs)) if weights is None else weights
 
 
 def _notes(scorer: Scorer, pairs: Pairs, rejects: list[Reject]) -> list[str]:
@@ -387,8 +381,8 @@ def _notes(scorer: Scorer, pairs: Pairs, rejects: list[Reject]) -> list[str]:
     sentence = rejects_sentence(rejects)
     if sentence:
         notes.append(sentence)
-    hashes = content_of_units(scorer.store, pairs)
-    seen = np.isin(hash_prefixes(hashes.values()), scorer.run.train_image_hashes)
+    contents = contents_of(scorer.store, pairs)[1]
+    seen = np.isin(prefixes_of(contents), scorer.run.train_image_hashes)
     if seen.any():
         notes.append(
             f"Leak: {int(seen.sum()):,} of {len(seen):,} different {pairs.sides[0]}s were in training or "

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from frevl.data.packed.columns import Coded, joined
 from frevl.errors import UsageError
 
 __all__ = [
@@ -259,6 +260,8 @@ def _cluster_numbers(clusters: Clusters, n: int) -> NDArray[np.int64]:
         return np.arange(n)
     if len(clusters) != n or n == 0:
         raise UsageError(f"Interval: expected one cluster for each of {n} items, found {len(clusters)}.")
+    if isinstance(clusters, Coded):
+        return joined([clusters])[0][0]
     # A dict and not np.unique: any hashable works, and long paths are not copied into a fixed-width array.
     numbers: dict[Hashable, int] = {}
     keys = clusters.tolist() if isinstance(clusters, np.ndarray) else clusters

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frevl.data.pairs import Pairs
+from frevl.data.pairs import Pairs, Target
 from frevl.errors import UsageError
 from frevl.evaluation.intervals import Interval, bootstrap_interval, bootstrap_statistic
 from frevl.evaluation.slices import slice_table
 from frevl.runs.prediction_sets import conformal_scores, right_classes, set_probabilities
 from frevl.runs.scorer import Scorer
 
-__all__ = ["Measure", "evaluate_sets", "mean_measure"]
+__all__ = ["Measure", "accepted_answers", "best_answers", "evaluate_sets", "mean_measure"]
 
 Statistic = Callable[[NDArray[np.int64]], float]
 
@@ -121,3 +121,19 @@ def evaluate_sets(
         found["ci95"][name] = None if bounds is None else [scale * bound / 100 for bound in bounds]
     found["slices"] = slice_table(slices, "set_coverage", covered, pairs.clusters)
     return found, [*notes, *conformal.notes(level)]
+
+
+def best_answers(target: Target | None) -> list[str]:
+    """Return the answers that count as right: all of a list, or those with the highest weight."""
+    if isinstance(target, dict):
+        return [answer for answer, weight in target.items() if weight == max(target.values())]
+    return [target] if isinstance(target, str) else list(target or [])
+
+
+def accepted_answers(pairs: Pairs) -> list[list[str]]:
+    """Return `best_answers` of every pair; pairs of one answer share the list."""
+    shared: dict[str, list[str]] = {}
+    return [
+        shared.setdefault(target, [target]) if isinstance(target, str) else best_answers(target)
+        for target in pairs.targets
+    ]
